@@ -1,0 +1,432 @@
+"""Who is in flight where: the ledger, and the view of it that one decision sees.
+
+Rule 1: every fact a policy sees is made here. Rule 2: this file never chooses.
+Facts are columns: one numpy array a fact, one slot a backend, so that a forecast over a thousand backends is a handful
+of vector operations. A reservation is made once, released once, and belongs to the generation of its slot: one that
+outlives its backend releases nothing.
+
+Three sources add up to the load of a backend. ``own``: what this router sent, exact. ``others``: what its peers
+publish. ``foreign``: what the engine itself reports beyond those two at the moment it was asked. So a stale report can
+never hide what was sent since, and traffic that no router knows of still counts.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.core.types import Backend, EngineReport, Load
+
+Floats = NDArray[np.float64]
+Slots = NDArray[np.intp]
+
+PREFILLING, PREFILL_TOKENS, DECODING, CONTEXT_TOKENS = range(4)
+RATE_TAU_S: Final = 5.0  # memory of the prefill rate: a few requests' lives, so that it follows a burst
+FOREIGN_TTL_S: Final = 30.0  # a report older than this says nothing of now
+
+
+class Reservation:
+    """One attempt's place on one backend; the ledger alone changes it."""
+
+    __slots__ = ("context_tokens", "generation", "phase", "prompt_tokens", "slot", "tpot_bound_s")
+
+    def __init__(self, slot: int, generation: int, prompt_tokens: float, context_tokens: float, bound_s: float) -> None:
+        self.slot = slot
+        self.generation = generation
+        self.prompt_tokens = prompt_tokens
+        self.context_tokens = context_tokens
+        self.tpot_bound_s = bound_s
+        self.phase = PREFILLING
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a backend had done up to one moment; the difference of two marks is what a stream lived through.
+
+    ``decoding_s`` and ``context_s`` are time integrals (sequences x s, tokens x s); ``prefilled_tokens`` a counter.
+    """
+
+    at_s: float
+    decoding_s: float
+    context_s: float
+    prefilled_tokens: float
+
+
+class Ledger:
+    """The fleet's columns. Grows by doubling; a slot is re-used after its backend left, under a new generation."""
+
+    def __init__(self, capacity: int = 16) -> None:
+        self._slot_of: dict[str, int] = {}
+        self.backends: list[Backend | None] = []
+        self.generation: list[int] = []
+        self._bounds: list[dict[float, int]] = []
+        self._peers: dict[str, dict[int, Load]] = {}
+        self._asked: dict[int, tuple[float, float, float]] = {}
+        self._pools: dict[str, Slots] = {}
+        self._known: dict[str, int] = {}
+        self._sends = 0
+        self._allocate(capacity)
+
+    # -- columns -----------------------------------------------------------------------------------------------
+
+    def _allocate(self, capacity: int) -> None:
+        old = getattr(self, "_columns", None)
+        columns = np.zeros((_ROWS, capacity))
+        if old is not None:
+            columns[:, : old.shape[1]] = old
+        self._columns = columns
+        self.own: Floats = columns[0:4]
+        self.others: Floats = columns[4:8]
+        self.foreign: Floats = columns[8:12]
+        (self.seqs_max, self.kv_tokens_max, self.chunk_tokens, self.price_per_s, self.network_s, self.weight) = columns[12:18]
+        (self.last_sent, self.up, self.draining, self.ejected, self.reported_s) = columns[18:23]
+        (self.prefill_rate, self.rate_at_s, self.decoding_s, self.context_s, self.prefilled) = columns[23:28]
+        (self.integrated_s, self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate) = columns[28:32]
+        # Scalar updates go through memoryviews: a third of the cost of indexing the array.
+        self._m = tuple(row.data for row in columns)
+
+    @property
+    def capacity(self) -> int:
+        """Slots there are room for before the columns grow."""
+        return int(self._columns.shape[1])
+
+    # -- topology ----------------------------------------------------------------------------------------------
+
+    def join(self, backend: Backend, now_s: float) -> int:
+        """Give a backend a slot; joining again under the same name replaces its facts and keeps its load."""
+        slot = self._slot_of.get(backend.name)
+        if slot is None:
+            slot = self._free_slot()
+            self._slot_of[backend.name] = slot
+            self._reset(slot, now_s)
+        self.backends[slot] = backend
+        facts = (backend.seqs_max, backend.kv_tokens_max, backend.chunk_tokens)
+        self.seqs_max[slot], self.kv_tokens_max[slot], self.chunk_tokens[slot] = facts
+        self.price_per_s[slot] = backend.price_per_hour / 3600
+        self.network_s[slot], self.weight[slot] = backend.network_s, backend.weight
+        self._pools.clear()
+        self._count_models()
+        return slot
+
+    def leave(self, name: str) -> int | None:
+        """Forget a backend and everything in flight there; its slot may be re-used."""
+        slot = self._slot_of.pop(name, None)
+        if slot is None:
+            return None
+        self.backends[slot] = None
+        self.generation[slot] += 1
+        self._columns[:, slot] = 0.0
+        self._bounds[slot].clear()
+        self._asked.pop(slot, None)
+        for loads in self._peers.values():
+            loads.pop(slot, None)
+        self._pools.clear()
+        self._count_models()
+        return slot
+
+    def _free_slot(self) -> int:
+        for slot, backend in enumerate(self.backends):
+            if backend is None:
+                return slot
+        if len(self.backends) == self.capacity:
+            self._allocate(self.capacity * 2)
+        self.backends.append(None)
+        self.generation.append(0)
+        self._bounds.append({})
+        return len(self.backends) - 1
+
+    def _reset(self, slot: int, now_s: float) -> None:
+        self._columns[:, slot] = 0.0
+        self.up[slot] = 1.0
+        self.last_sent[slot] = -1.0
+        self.reported_s[slot] = -np.inf
+        self.integrated_s[slot] = self.rate_at_s[slot] = now_s
+        self.tpot_bound_s[slot] = np.inf
+        self.prefix_hit_rate[slot] = np.nan
+
+    def _count_models(self) -> None:
+        self._known = {}
+        for backend in self.backends:
+            for model in backend.models if backend else ():
+                self._known[model] = self._known.get(model, 0) + 1
+
+    def slot(self, name: str) -> int | None:
+        """The slot of a backend, or None when there is none of this name."""
+        return self._slot_of.get(name)
+
+    def name(self, slot: int) -> str:
+        """The name of the backend in a slot that is taken."""
+        backend = self.backends[slot]
+        assert backend is not None
+        return backend.name
+
+    @property
+    def slots(self) -> Iterable[tuple[str, int]]:
+        """Every backend there is, by name, with its slot."""
+        return self._slot_of.items()
+
+    @property
+    def models(self) -> Sequence[str]:
+        """Every model somebody serves, up or not."""
+        return sorted(self._known)
+
+    def serves(self, model: str) -> bool:
+        """Whether any backend, up or not, answers to this model name."""
+        return model in self._known
+
+    def pool(self, model: str) -> Slots:
+        """Slots of the backends that may be sent this model's requests now (up, not draining, not ejected)."""
+        slots = self._pools.get(model)
+        if slots is None:
+            chosen = [s for s, b in enumerate(self.backends) if b and model in b.models and self._open(s)]
+            slots = self._pools[model] = np.array(chosen, dtype=np.intp)
+        return slots
+
+    def _open(self, slot: int) -> bool:
+        return bool(self.up[slot] and not self.draining[slot] and not self.ejected[slot])
+
+    def mark_state(self, slot: int, *, up: bool | None = None, draining: bool | None = None, ejected: bool | None = None) -> None:
+        """Change who may be sent requests; what is in flight there stays."""
+        for column, value in ((self.up, up), (self.draining, draining), (self.ejected, ejected)):
+            if value is not None:
+                column[slot] = value
+        self._pools.clear()
+
+    # -- one attempt -------------------------------------------------------------------------------------------
+
+    def reserve(self, slot: int, prompt_tokens: float, context_tokens: float, tpot_bound_s: float, now_s: float) -> Reservation:
+        """Put an attempt on the books: ``prompt_tokens`` to prefill, ``context_tokens`` it will hold while decoding."""
+        self._integrate(slot, now_s)
+        m = self._m
+        m[PREFILLING][slot] += 1.0
+        m[PREFILL_TOKENS][slot] += prompt_tokens
+        m[_RATE][slot] = m[_RATE][slot] * exp((m[_RATE_AT][slot] - now_s) / RATE_TAU_S) + prompt_tokens / RATE_TAU_S
+        m[_RATE_AT][slot] = now_s
+        m[_LAST_SENT][slot] = self._sends
+        self._sends += 1
+        if tpot_bound_s != _INF:
+            bounds = self._bounds[slot]
+            bounds[tpot_bound_s] = bounds.get(tpot_bound_s, 0) + 1
+            m[_BOUND][slot] = min(tpot_bound_s, m[_BOUND][slot])
+        return Reservation(slot, self.generation[slot], prompt_tokens, context_tokens, tpot_bound_s)
+
+    def prefilled(self, held: Reservation, now_s: float) -> None:
+        """The first token came: prefill load becomes decode load."""
+        slot = held.slot
+        if held.generation != self.generation[slot] or held.phase != PREFILLING:
+            return
+        self._integrate(slot, now_s)
+        m = self._m
+        m[PREFILLING][slot] -= 1.0
+        m[PREFILL_TOKENS][slot] -= held.prompt_tokens
+        m[DECODING][slot] += 1.0
+        m[CONTEXT_TOKENS][slot] += held.context_tokens
+        m[_PREFILLED][slot] += held.prompt_tokens
+        held.phase = DECODING
+
+    def release(self, held: Reservation, now_s: float) -> None:
+        """Take an attempt off the books, whatever phase it was in; a second release does nothing."""
+        slot, phase = held.slot, held.phase
+        held.phase = _RELEASED
+        if phase == _RELEASED or held.generation != self.generation[slot]:
+            return
+        self._integrate(slot, now_s)
+        tokens = held.prompt_tokens if phase == PREFILLING else held.context_tokens
+        count, total = self._m[phase], self._m[phase + 1]
+        count[slot] -= 1.0
+        # Sums of floats drift; with nobody there the truth is known.
+        total[slot] = total[slot] - tokens if count[slot] else 0.0
+        if held.tpot_bound_s != _INF:
+            self._unbound(slot, held.tpot_bound_s)
+
+    def _unbound(self, slot: int, bound_s: float) -> None:
+        bounds = self._bounds[slot]
+        bounds[bound_s] -= 1
+        if not bounds[bound_s]:
+            del bounds[bound_s]
+            self.tpot_bound_s[slot] = min(bounds, default=_INF)
+
+    def _integrate(self, slot: int, now_s: float) -> None:
+        m = self._m
+        passed_s = now_s - m[_INTEGRATED][slot]
+        if passed_s > 0.0:
+            m[_DECODING_S][slot] += m[DECODING][slot] * passed_s
+            m[_CONTEXT_S][slot] += m[CONTEXT_TOKENS][slot] * passed_s
+            m[_INTEGRATED][slot] = now_s
+
+    def mark(self, slot: int, now_s: float) -> Mark:
+        """What the backend has done so far, by our own books."""
+        self._integrate(slot, now_s)
+        return Mark(now_s, float(self.decoding_s[slot]), float(self.context_s[slot]), float(self.prefilled[slot]))
+
+    # -- what others say ---------------------------------------------------------------------------------------
+
+    def asking(self, slot: int, now_s: float) -> None:
+        """A scrape starts: remember what we and our peers had in flight, for its answer speaks of this moment."""
+        known = self.own[:, slot] + self.others[:, slot]
+        self._asked[slot] = (now_s, float(known[PREFILLING] + known[DECODING]), float(known[1] + known[3]))
+
+    def reported(self, slot: int, report: EngineReport) -> None:
+        """Fold in an engine's own report; what it shows beyond what the routers knew then is foreign load."""
+        if report.asked_s <= self.reported_s[slot]:
+            return
+        requests, tokens = self._known_at(slot, report.asked_s)
+        self.reported_s[slot] = report.asked_s
+        self.kv_usage[slot], self.prefix_hit_rate[slot] = report.kv_usage, report.prefix_hit_rate
+        if report.kv_tokens_max > 0:
+            self.kv_tokens_max[slot] = report.kv_tokens_max
+        running, waiting = np.nan_to_num([report.running, report.waiting])
+        extra = max(0.0, running + waiting - requests)
+        queued = min(extra, waiting)
+        held = max(0.0, np.nan_to_num(report.kv_usage) * self.kv_tokens_max[slot] - tokens) if extra else 0.0
+        each = held / (extra - queued) if extra > queued else 0.0
+        self.foreign[:, slot] = (queued, queued * each, extra - queued, held)
+
+    def _known_at(self, slot: int, asked_s: float) -> tuple[float, float]:
+        at_s, requests, tokens = self._asked.get(slot, (None, 0.0, 0.0))
+        if at_s is not None and at_s >= asked_s - 1e-9:
+            return requests, tokens
+        known = self.own[:, slot] + self.others[:, slot]
+        return float(known[PREFILLING] + known[DECODING]), float(known[1] + known[3])
+
+    def forget_stale(self, now_s: float) -> None:
+        """Drop foreign load whose report is too old to speak of now."""
+        stale = now_s - self.reported_s > FOREIGN_TTL_S
+        self.foreign[:, stale] = 0.0
+
+    def heard(self, peer: str, loads: Mapping[str, Load]) -> None:
+        """Replace what a peer has in flight; an empty mapping forgets it."""
+        before = self._peers.get(peer, {})
+        after = {self._slot_of[name]: load for name, load in loads.items() if name in self._slot_of}
+        self._peers[peer] = after
+        if not loads:
+            del self._peers[peer]
+        for slot in before.keys() | after.keys():
+            parts = [part[slot] for part in self._peers.values() if slot in part]
+            self.others[PREFILLING, slot] = sum(p.prefilling for p in parts)
+            self.others[PREFILL_TOKENS, slot] = sum(p.prefill_tokens for p in parts)
+            self.others[DECODING, slot] = sum(p.decoding for p in parts)
+            self.others[CONTEXT_TOKENS, slot] = sum(p.context_tokens for p in parts)
+
+    def own_load(self, slot: int) -> Load:
+        """What this router has in flight on one backend, to be published to its peers."""
+        return Load(*(float(x) for x in self.own[:, slot]))
+
+
+_INF: Final = float("inf")
+_RELEASED: Final = -1
+_LAST_SENT, _RATE, _RATE_AT, _DECODING_S, _CONTEXT_S, _PREFILLED, _INTEGRATED, _BOUND = 18, 23, 24, 25, 26, 27, 28, 29
+_ROWS: Final = 32
+
+
+class Fleet:
+    """What one decision sees: the backends that may take this request, as arrays aligned with ``slots``.
+
+    Arrays are made when first asked for, so a policy pays only for the facts it reads. ``held`` is the number of
+    requests of this pool that wait at the gateway.
+    """
+
+    __slots__ = ("_gathered", "_ledger", "held", "now_s", "slots")
+
+    def __init__(self, ledger: Ledger, slots: Slots, now_s: float, held: int = 0) -> None:
+        self._ledger = ledger
+        self._gathered: Floats | None = None
+        self.slots = slots
+        self.now_s = now_s
+        self.held = held
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    @property
+    def load(self) -> Floats:
+        """Rows prefilling, prefill_tokens, decoding, context_tokens: own + others + foreign, one column a backend."""
+        if self._gathered is None:
+            ledger, slots = self._ledger, self.slots
+            self._gathered = ledger.own[:, slots] + ledger.others[:, slots] + ledger.foreign[:, slots]
+        return self._gathered
+
+    @property
+    def prefilling(self) -> Floats:
+        """Requests sent that have no first token yet."""
+        return self.load[PREFILLING]
+
+    @property
+    def prefill_tokens(self) -> Floats:
+        """Prompt tokens of those."""
+        return self.load[PREFILL_TOKENS]
+
+    @property
+    def decoding(self) -> Floats:
+        """Requests past their first token."""
+        return self.load[DECODING]
+
+    @property
+    def context_tokens(self) -> Floats:
+        """Tokens those hold in the KV cache, at the middle of their expected lives."""
+        return self.load[CONTEXT_TOKENS]
+
+    @property
+    def requests(self) -> Floats:
+        """Requests in flight, of any phase."""
+        return self.load[PREFILLING] + self.load[DECODING]
+
+    @property
+    def last_sent(self) -> Floats:
+        """Sequence number of this router's last send to each; -1 before the first."""
+        return self._ledger.last_sent[self.slots]
+
+    @property
+    def seqs_max(self) -> Floats:
+        """Sequences each engine runs at once."""
+        return self._ledger.seqs_max[self.slots]
+
+    @property
+    def kv_tokens_max(self) -> Floats:
+        """Tokens each KV cache holds."""
+        return self._ledger.kv_tokens_max[self.slots]
+
+    @property
+    def chunk_tokens(self) -> Floats:
+        """Tokens each engine takes into one step."""
+        return self._ledger.chunk_tokens[self.slots]
+
+    @property
+    def price_per_s(self) -> Floats:
+        """USD per second of each backend's cards."""
+        return self._ledger.price_per_s[self.slots]
+
+    @property
+    def network_s(self) -> Floats:
+        """One way out and back between the router and each backend."""
+        return self._ledger.network_s[self.slots]
+
+    @property
+    def weight(self) -> Floats:
+        """The operator's weight of each, for weighted baselines."""
+        return self._ledger.weight[self.slots]
+
+    @property
+    def tpot_bound_s(self) -> Floats:
+        """The tightest TPOT promised to any request that this router has running there (inf: none)."""
+        return self._ledger.tpot_bound_s[self.slots]
+
+    @property
+    def report_age_s(self) -> Floats:
+        """Seconds since each engine was last asked with success (inf: never)."""
+        return self.now_s - self._ledger.reported_s[self.slots]
+
+    @property
+    def prefill_tokens_per_s(self) -> Floats:
+        """Prompt tokens this router sent each per second, lately."""
+        ledger, slots = self._ledger, self.slots
+        return ledger.prefill_rate[slots] * np.exp((ledger.rate_at_s[slots] - self.now_s) / RATE_TAU_S)
+
+    def backend(self, index: int) -> Backend:
+        """The facts of the candidate at ``index`` (a position in ``slots``, not a slot)."""
+        backend = self._ledger.backends[self.slots[index]]
+        assert backend is not None
+        return backend

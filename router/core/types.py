@@ -1,0 +1,133 @@
+"""The frozen facts of the system: what a request asks, what a backend is, what an engine says of itself.
+
+Everything here is parsed at the rim and never parsed again: seconds, tokens and bytes, no text. Nothing here decides.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf, nan
+from typing import Protocol
+
+from router.core.physics import StepCoefficients
+
+RequestId = str
+
+
+class Rng(Protocol):
+    """A source of chance, handed in by the shell (``random.Random`` fits), so that a seed replays every choice."""
+
+    def random(self) -> float:
+        """The next number, uniform in [0, 1)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What one request was promised; ``inf`` means no bound.
+
+    ``ttft_s``: arrival to first token; ``tpot_s``: mean time per output token after the first; ``e2e_s``: arrival to
+    last token; ``quantile``: the share of such requests that must keep it, so the quantile a forecast is read at.
+    """
+
+    ttft_s: float = inf
+    tpot_s: float = inf
+    e2e_s: float = inf
+    quantile: float = 0.9
+
+    def met(self, ttft_s: float, tpot_s: float, e2e_s: float) -> bool:
+        """Whether what happened kept every bound (nan, a time that never came, keeps none that is finite)."""
+        return _within(ttft_s, self.ttft_s) and _within(tpot_s, self.tpot_s) and _within(e2e_s, self.e2e_s)
+
+
+def _within(value: float, bound: float) -> bool:
+    return bound == inf or value <= bound
+
+
+NO_SLO = Slo()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as the core sees it.
+
+    ``prompt_tokens`` is exact in a trace and estimated from bytes at the gateway; ``output_tokens_max`` is the
+    client's cap (0: none given); ``slo_class`` names where the SLO came from and keys the output-length statistics;
+    ``priority`` is smaller for more urgent (vLLM's convention); ``prefix`` are hashes of the prompt's successive
+    blocks, each covering everything before it, for prefix-cache affinity.
+    """
+
+    id: RequestId
+    model: str
+    arrived_s: float
+    prompt_tokens: int
+    output_tokens_max: int = 0
+    slo: Slo = NO_SLO
+    slo_class: str = "default"
+    priority: int = 0
+    tenant: str = ""
+    session: str = ""
+    prefix: tuple[int, ...] = ()
+    prefix_block_tokens: int = 0
+
+    @property
+    def first_token_due_s(self) -> float:
+        """The latest moment of the first token that still keeps the SLO (inf: none was promised)."""
+        return self.arrived_s + min(self.slo.ttft_s, self.slo.e2e_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of a finished reply; ``prompt_tokens`` and ``cached_tokens`` are 0 when the engine did not say."""
+
+    output_tokens: int
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One routable engine replica: what is known of it before it has served anything.
+
+    ``models``: the names it answers to; ``prior``: the physics of its card, model and parallelism;
+    ``seqs_max``: sequences it runs at once (vLLM ``max_num_seqs``); ``kv_tokens_max``: tokens its KV cache holds;
+    ``chunk_tokens``: tokens of one step (vLLM ``max_num_batched_tokens``); ``price_per_hour``: of all its cards, USD;
+    ``network_s``: one way out and back between router and engine; ``weight``: for weighted baselines.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    prior: StepCoefficients
+    seqs_max: int = 256
+    kv_tokens_max: int = 200_000
+    chunk_tokens: int = 2_048
+    price_per_hour: float = 0.0
+    network_s: float = 0.0
+    weight: float = 1.0
+    variant: str = "default"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What an engine said of its own queue, asked at ``asked_s`` on our clock; nan where it does not say.
+
+    ``running`` and ``waiting`` count sequences; ``kv_usage`` is 0 to 1; ``prefix_hit_rate`` is the share of prompt
+    tokens found in its prefix cache since the last report; ``kv_tokens_max`` its KV capacity in tokens.
+    """
+
+    asked_s: float
+    running: float = nan
+    waiting: float = nan
+    kv_usage: float = nan
+    prefix_hit_rate: float = nan
+    kv_tokens_max: float = nan
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Work in flight on one backend: requests without a first token and those with one, and the tokens they hold."""
+
+    prefilling: float = 0.0
+    prefill_tokens: float = 0.0
+    decoding: float = 0.0
+    context_tokens: float = 0.0
