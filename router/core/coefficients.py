@@ -116,7 +116,7 @@ LINKS: Final[Mapping[str, Link]] = MappingProxyType({
     "nvlink": Link(5e-6, 1.6e-6, 0.8),
     "infinity-fabric": Link(10e-6, 2.5e-6, 0.6),
     "hccs": Link(15e-6, 4e-6, 0.6),
-    "pcie": Link(8e-6, 6e-6, 0.5),
+    "pcie": Link(15e-6, 6e-6, 0.5),
 })  # fmt: skip
 
 PRECISIONS: Final[Mapping[str, Precision]] = MappingProxyType({
