@@ -10,6 +10,7 @@ the default row, whose errors are wide. A card family or precision never seen li
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import hypot
 from types import MappingProxyType
 from typing import Final
 
@@ -137,8 +138,47 @@ _PRECISION_ALIASES: Final[Mapping[str, str]] = MappingProxyType({
     "awq": "int4", "gptq": "int4", "gptq-int4": "int4", "w4a16": "int4", "int4(w4a16)": "int4", "nvfp4": "fp4",
 })  # fmt: skip
 
-ROOF_POWER: Final = 3.0
-"""Exponent of the soft maximum of read and compute: at 128 to 256 tokens a step both still bind."""
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """What one combination of engine, card family, link and precision gets of the roofline, and adds.
+
+    Shares of the sheet: ``read``, ``kv``, ``gemm``, ``attention``, ``link_share``. Seconds added:
+    ``step_s``, ``layer_s``, ``seq_s``, ``first_token_s`` and, an all-reduce, ``reduce_s`` plus
+    ``reduce_card_s`` a card. Arrays over many work as well as floats.
+    """
+
+    read: float
+    kv: float
+    gemm: float
+    attention: float
+    link_share: float
+    step_s: float
+    layer_s: float
+    seq_s: float
+    first_token_s: float
+    reduce_s: float
+    reduce_card_s: float
+    sigma: float
+
+
+def efficiency(engine_name: str, family_name: str, link_name: str, stored: str) -> Efficiency:
+    """The rows of the tables for these keys, put together; shares never exceed the sheet."""
+    costs, shares, wire, form = engine(engine_name), family(family_name), link(link_name), precision(stored)
+    return Efficiency(
+        read=min(shares.read * form.read_gain * costs.read_gain, 1.0),
+        kv=min(shares.kv * costs.read_gain, 1.0),
+        gemm=min(shares.gemm * form.gemm_gain * costs.gemm_gain, 1.0),
+        attention=min(shares.attention * costs.gemm_gain, 1.0),
+        link_share=wire.share,
+        step_s=costs.step_s,
+        layer_s=costs.layer_s,
+        seq_s=costs.seq_s,
+        first_token_s=costs.first_token_s,
+        reduce_s=wire.latency_s * costs.reduce_gain,
+        reduce_card_s=wire.hop_s * costs.reduce_gain,
+        sigma=hypot(costs.sigma, shares.sigma),
+    )
 
 
 def engine(name: str) -> Engine:

@@ -17,22 +17,50 @@ section 5 and `coefficients.py`.
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router.core.cards import Card
-from router.core.coefficients import ROOF_POWER, engine, family, link, precision
+from router.core.coefficients import Efficiency, efficiency, precision
 from router.core.models import Model
+from router.core.step import (
+    LINEAR,
+    PREFILL_CHUNK_TOKENS,
+    Number,
+    StepCoefficients,
+    StepTerms,
+    attention_pairs,
+    decode_step_s,
+    prefill_s,
+    speculative_pace_s,
+    step_s,
+    step_terms,
+)
 
-Number = float | NDArray[np.float64]
-
-PREFILL_CHUNK_TOKENS: Final = 8192
-"""Prompt tokens a step takes at most: vLLM V1's default for a server (max_num_batched_tokens)."""
-
-LINEAR: Final = ("fixed_s", "seq_s", "context_s", "token_s", "token_context_s", "first_token_s")
-"""The coefficients a backend's behaviour corrects, in the order of ``StepCoefficients.sigma``."""
+__all__ = [
+    "LINEAR",
+    "PREFILL_CHUNK_TOKENS",
+    "DoesNotFit",
+    "Ideal",
+    "Number",
+    "Shape",
+    "StepCoefficients",
+    "StepTerms",
+    "attention_pairs",
+    "cards_needed",
+    "coefficients",
+    "combine",
+    "decode_step_s",
+    "ideal",
+    "kv_bytes_per_token",
+    "kv_capacity_tokens",
+    "prefill_s",
+    "speculative_pace_s",
+    "step_s",
+    "step_terms",
+    "weight_bytes",
+]
 
 
 class DoesNotFit(ValueError):  # noqa: N818 - named as the vocabulary of the core names faults
@@ -64,159 +92,77 @@ class Shape:
             raise DoesNotFit(f"PP {self.pp} must be 1 to the {self.model.layers} layers of {self.model.name}")
 
 
-@dataclass(frozen=True, slots=True)
-class StepCoefficients:
-    """A step's time as a form linear in named seconds.
-
-    ``fixed_s``: a step, whatever is in it (dense weights, all-reduce latency, launches);
-    ``seq_s``: a decoding sequence; ``context_s``: a token of context held by decoding sequences;
-    ``token_s``: a prompt token, compute and communication, once compute binds;
-    ``token_context_s``: a (prompt token x token before it) pair; ``first_token_s``: a first token,
-    outside the steps. With the fields below left at zero the form is exactly linear.
-
-    ``weights_s``: the part of ``fixed_s`` that overlaps with GEMM; ``gemm_token_s``: the part of
-    ``token_s`` (and of a decoding token) that does; ``experts_s``: reading every routed expert,
-    of which a token touches ``expert_share``; ``roof_power``: exponent of the soft maximum;
-    ``stages``: pipeline stages, among which decoding sequences are spread.
-    ``sigma``: relative standard error of each of ``LINEAR``, the prior of a Bayesian correction.
-    """
-
-    fixed_s: float
-    seq_s: float
-    context_s: float
-    token_s: float
-    token_context_s: float
-    first_token_s: float
-    weights_s: float = 0.0
-    gemm_token_s: float = 0.0
-    experts_s: float = 0.0
-    expert_share: float = 0.0
-    roof_power: float = ROOF_POWER
-    stages: int = 1
-    sigma: tuple[float, float, float, float, float, float] = (0.3, 0.5, 0.3, 0.3, 0.5, 0.5)
-
-
-class StepTerms(NamedTuple):
-    """The seconds each coefficient of ``LINEAR`` but the last adds to a step; their sum is the step."""
-
-    fixed_s: Number
-    seq_s: Number
-    context_s: Number
-    token_s: Number
-    token_context_s: Number
-
-
-def step_terms(
-    c: StepCoefficients, batch: Number, context_tokens: Number, prefill_tokens: Number = 0.0, pairs: Number = 0.0
-) -> StepTerms:
-    """The terms of one step; floats or arrays of one shape.
-
-    *pairs* is the sum over the prompts in the step of tokens x (context before + tokens / 2),
-    as ``attention_pairs`` counts it.
-    """
-    decoding = batch / c.stages
-    return StepTerms(
-        c.fixed_s,
-        c.seq_s * decoding,
-        c.context_s * context_tokens / c.stages,
-        _roof_s(c, decoding + prefill_tokens) + (c.token_s - c.gemm_token_s) * prefill_tokens,
-        c.token_context_s * pairs,
-    )
-
-
-def _roof_s(c: StepCoefficients, tokens: Number) -> Number:
-    """Seconds by which experts and compute of *tokens* exceed the dense weight read.
-
-    The soft maximum is the p-norm of read and compute. Experts touched: with ``k`` of ``E``
-    chosen independently a token leaves an expert idle with probability ``1 - k/E``.
-    """
-    read: Number = c.weights_s
-    if c.experts_s:
-        read = read + c.experts_s * (1.0 - (1.0 - c.expert_share) ** tokens)
-    compute = c.gemm_token_s * tokens
-    power = c.roof_power
-    return (read**power + compute**power) ** (1.0 / power) - c.weights_s
-
-
-def attention_pairs(prompt_tokens: Number, context_before: Number = 0.0) -> Number:
-    """(Prompt token, token it attends to) pairs of causal attention over one chunk."""
-    return prompt_tokens * (context_before + prompt_tokens / 2)
-
-
-def step_s(
-    c: StepCoefficients,
-    batch: Number,
-    context_tokens: Number,
-    prefill_tokens: Number = 0.0,
-    prefill_context: Number = 0.0,
-) -> Number:
-    """Seconds of one step: *batch* sequences decode over *context_tokens* in all, and
-    *prefill_tokens* of a prompt run, whose earlier *prefill_context* tokens are in the cache.
-
-    For chunks of several prompts use ``step_terms`` with the sum of their ``attention_pairs``.
-    """
-    pairs = attention_pairs(prefill_tokens, prefill_context)
-    fixed, seq, context, token, attention = step_terms(c, batch, context_tokens, prefill_tokens, pairs)
-    return fixed + seq + context + token + attention
-
-
-def decode_step_s(c: StepCoefficients, batch: Number, context_tokens: Number) -> Number:
-    """Seconds of one step in which *batch* sequences decode over *context_tokens* in all."""
-    return step_s(c, batch, context_tokens)
-
-
-def prefill_s(c: StepCoefficients, prompt_tokens: float, chunk_tokens: int = PREFILL_CHUNK_TOKENS) -> float:
-    """Seconds to the first token of a prompt that waits for nobody, chunk after chunk.
-
-    Includes ``first_token_s``. Chunks follow each other through the pipeline stages, so all but
-    the last cost a stage's share.
-    """
-    if prompt_tokens < 0 or chunk_tokens < 1:
-        raise ValueError(f"expected prompt_tokens >= 0 and chunk_tokens >= 1, got {prompt_tokens}, {chunk_tokens}")
-    full, rest = divmod(prompt_tokens, chunk_tokens)
-    before = np.arange(int(full), dtype=np.float64) * chunk_tokens
-    chunks = np.asarray(step_s(c, 0.0, 0.0, np.full(int(full), float(chunk_tokens), dtype=np.float64), before))
-    last = float(step_s(c, 0.0, 0.0, rest, full * chunk_tokens)) if rest else 0.0
-    total = float(chunks.sum()) + last
-    longest = last or (float(chunks[-1]) if full else 0.0)
-    return c.first_token_s + longest + (total - longest) / c.stages
-
-
-def speculative_pace_s(step_seconds: Number, acceptance: float, drafted: int, draft_cost: float = 0.0) -> Number:
-    """Seconds a token when *drafted* tokens are proposed a step and each is accepted with rate *acceptance*.
-
-    A step yields 1 + a + ... + a^k tokens (Leviathan et al., arXiv 2211.17192, eq. 1) and costs
-    *draft_cost* of a step for each proposal.
-    """
-    if not 0 <= acceptance <= 1 or drafted < 0 or draft_cost < 0:
-        raise ValueError("expected acceptance in [0, 1], drafted >= 0 and draft_cost >= 0")
-    tokens = sum(acceptance**k for k in range(drafted + 1))
-    return step_seconds * (1 + draft_cost * drafted) / tokens
-
-
 # ---- coefficients -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ideal:
+    """The roofline of a shape at all of the data sheet: what an engine would take that wasted nothing.
+
+    Arrays over many shapes work as well as floats. ``reduces`` counts all-reduces a step; ``reduce_token_s``
+    is one token's bytes in all of them; ``pair_s`` one (prompt token, earlier token) pair.
+    """
+
+    weights_s: float
+    experts_s: float
+    expert_share: float
+    gemm_token_s: float
+    context_s: float
+    pair_s: float
+    reduces: float
+    reduce_token_s: float
+    layers: float
+    tp: float
+    stages: int
 
 
 def coefficients(shape: Shape) -> StepCoefficients:
     """The step of *shape* from data sheets and efficiency tables, with the error of each term."""
-    costs = engine(shape.engine)
-    weights_s, experts_s = _read_s(shape)
-    gemm_token_s = 2 * _gemm_params(shape.model) / (shape.tp * _gemm_flops_per_s(shape))
-    latency_s, comm_token_s = _reduce_s(shape)
-    chosen = shape.model.experts_per_token / (shape.model.experts or 1)
+    use = efficiency(shape.engine, shape.card.family, shape.card.link, shape.precision)
+    return combine(ideal(shape), use, _sigma(shape, use))
+
+
+def combine(best: Ideal, use: Efficiency, sigma: tuple[float, float, float, float, float, float]) -> StepCoefficients:
+    """The roofline divided by the shares an engine gets of it, plus what it adds of its own."""
+    weights_s = best.weights_s / use.read
+    gemm_token_s = best.gemm_token_s / use.gemm
+    reduce_token_s = best.reduce_token_s / use.link_share
+    reduce_s = best.reduces * (use.reduce_s + use.reduce_card_s * best.tp)
     return StepCoefficients(
-        fixed_s=weights_s + costs.step_s + costs.layer_s * shape.model.layers + latency_s,
-        seq_s=costs.seq_s + comm_token_s,
-        context_s=_context_s(shape),
-        token_s=gemm_token_s + comm_token_s,
-        token_context_s=_attention_flops_per_pair(shape.model) / (shape.tp * _attention_flops_per_s(shape)),
-        first_token_s=costs.first_token_s,
+        fixed_s=weights_s + use.step_s + use.layer_s * best.layers + reduce_s,
+        seq_s=use.seq_s + reduce_token_s,
+        context_s=best.context_s / use.kv,
+        token_s=gemm_token_s + reduce_token_s,
+        token_context_s=best.pair_s / use.attention,
+        first_token_s=use.first_token_s,
         weights_s=weights_s,
         gemm_token_s=gemm_token_s,
-        experts_s=experts_s,
-        expert_share=chosen,
+        experts_s=best.experts_s / use.read,
+        expert_share=best.expert_share,
+        stages=best.stages,
+        sigma=sigma,
+    )
+
+
+def ideal(shape: Shape) -> Ideal:
+    """The roofline of *shape*: bytes over bandwidth, FLOPs over peak, split over TP."""
+    model, card = shape.model, shape.card
+    stored = precision(shape.precision)
+    dense, experts = _read_bytes(shape)
+    bandwidth = shape.tp * card.bandwidth_bytes_per_s
+    reduces = 2 * model.layers if shape.tp > 1 else 0
+    return Ideal(
+        weights_s=dense / bandwidth,
+        experts_s=experts / bandwidth,
+        expert_share=model.experts_per_token / (model.experts or 1),
+        gemm_token_s=2 * _gemm_params(model) / (shape.tp * _peak_flops_per_s(card, stored.peaks)),
+        context_s=_context_bytes(shape) / card.bandwidth_bytes_per_s,
+        pair_s=_attention_flops_per_pair(model) / (shape.tp * _peak_flops_per_s(card, ("bf16", "fp16"))),
+        reduces=reduces,
+        reduce_token_s=reduces * _reduce_bytes(shape) / card.link_bytes_per_s,
+        layers=model.layers,
+        tp=shape.tp,
         stages=shape.pp,
-        sigma=_sigma(shape),
     )
 
 
@@ -227,28 +173,17 @@ def _gemm_params(model: Model) -> float:
 
 def _read_bytes(shape: Shape) -> tuple[float, float]:
     """Bytes of weights a step reads: (every step, all routed experts); the output head stays 16-bit when quantised."""
-    model, stored = shape.model, precision(shape.precision)
+    model, each = shape.model, precision(shape.precision).bytes_per_param
     head = float(model.vocab * model.hidden)
     body = model.params - model.expert_params - model.embedding_params - head
-    return body * stored.bytes_per_param + head * max(stored.bytes_per_param, 2.0), (
-        model.expert_params * stored.bytes_per_param
-    )
+    return body * each + head * max(each, 2.0), model.expert_params * each
 
 
-def _read_s(shape: Shape) -> tuple[float, float]:
-    """Seconds to read (the dense weights, all routed experts) once, split over TP."""
-    share = family(shape.card.family).read * precision(shape.precision).read_gain * engine(shape.engine).read_gain
-    per_byte_s = 1 / (shape.tp * shape.card.bandwidth_bytes_per_s * min(share, 1.0))
-    dense, experts = _read_bytes(shape)
-    return dense * per_byte_s, experts * per_byte_s
-
-
-def _context_s(shape: Shape) -> float:
-    """Seconds to read one token's KV: a latent (MLA) is copied to every rank, heads are split at most once each."""
-    model, card = shape.model, shape.card
+def _context_bytes(shape: Shape) -> float:
+    """Bytes a rank reads for one token's KV: a latent (MLA) is on every rank, heads are split at most once each."""
+    model = shape.model
     shards = 1 if model.latent_kv else min(shape.tp, model.kv_heads)
-    read = kv_bytes_per_token(shape) * (1 - model.windowed_share) / shards
-    return read / (card.bandwidth_bytes_per_s * family(card.family).kv)
+    return kv_bytes_per_token(shape) * (1 - model.windowed_share) / shards
 
 
 def kv_bytes_per_token(shape: Shape) -> float:
@@ -261,40 +196,23 @@ def _peak_flops_per_s(card: Card, peaks: tuple[str, ...]) -> float:
     return next((card.flops_per_s[name] for name in peaks if name in card.flops_per_s), min(card.flops_per_s.values()))
 
 
-def _gemm_flops_per_s(shape: Shape) -> float:
-    stored = precision(shape.precision)
-    share = family(shape.card.family).gemm * stored.gemm_gain * engine(shape.engine).gemm_gain
-    return _peak_flops_per_s(shape.card, stored.peaks) * min(share, 1.0)
-
-
-def _attention_flops_per_s(shape: Shape) -> float:
-    """Attention runs at 16 bits whatever the weights are."""
-    return _peak_flops_per_s(shape.card, ("bf16", "fp16")) * family(shape.card.family).attention
-
-
 def _attention_flops_per_pair(model: Model) -> float:
     """QK^T and PV, a multiply and an add each: 4 x head size x heads x layers that see the whole context."""
     return 4.0 * model.head_dim * model.heads * model.layers * (1 - model.windowed_share)
 
 
-def _reduce_s(shape: Shape) -> tuple[float, float]:
-    """(Latency a step, seconds a token) of the two all-reduces a layer; ring traffic 2 (n-1)/n of the message."""
-    if shape.tp == 1:
-        return 0.0, 0.0
-    cost, reduces = link(shape.card.link), 2 * shape.model.layers
-    latency_s = (cost.latency_s + cost.hop_s * shape.tp) * engine(shape.engine).reduce_gain
-    token_bytes = 2.0 * shape.model.hidden * 2 * (shape.tp - 1) / shape.tp
-    return reduces * latency_s, reduces * token_bytes / (shape.card.link_bytes_per_s * cost.share)
+def _reduce_bytes(shape: Shape) -> float:
+    """Bytes a card sends for one token in one all-reduce: a ring moves 2 (n-1)/n of the 16-bit message."""
+    return 2.0 * shape.model.hidden * 2 * (shape.tp - 1) / shape.tp
 
 
 _CONFIDENCE_SIGMA: Final = {"A": 0.05, "B": 0.10, "C": 0.25, "D": 0.50}
 
 
-def _sigma(shape: Shape) -> tuple[float, float, float, float, float, float]:
-    """Relative error of each of ``LINEAR``: engine, family and sheet errors are independent and add as squares."""
+def _sigma(shape: Shape, use: Efficiency) -> tuple[float, float, float, float, float, float]:
+    """Relative error of each of ``LINEAR``: table and sheet errors are independent and add as squares."""
     sheet = max(_CONFIDENCE_SIGMA.get(grade, 0.5) for grade in (shape.card.confidence, shape.model.confidence))
-    hardware = float(np.hypot(family(shape.card.family).sigma, sheet))
-    whole = float(np.hypot(hardware, engine(shape.engine).sigma))
+    whole = float(np.hypot(use.sigma, sheet))
     return whole, max(0.5, whole), max(0.2, whole), max(0.15, whole), max(0.4, whole), max(0.5, whole)
 
 
