@@ -1,0 +1,46 @@
+"""Policies by name: ``find("routing", "slo_headroom", {"quantile": 0.95})``.
+
+A policy is a module in ``policies/<kind>/`` with a function ``policy(**parameters)`` that returns a frozen value with
+the one verb of its kind (router/core/policy.py). Its file name is its name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Final
+
+KINDS: Final = ("routing", "admission", "scaling")
+
+
+def names(kind: str) -> list[str]:
+    """The policies of one kind, sorted."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of policy {kind!r}; expected one of {', '.join(KINDS)}")
+    package = import_module(f"policies.{kind}")
+    return sorted(module.name for module in iter_modules(package.__path__) if not module.name.startswith("_"))
+
+
+def find(kind: str, name: str, parameters: Mapping[str, Any] | None = None) -> Any:
+    """The policy of this name with these parameters; ValueError names the choices when there is none such."""
+    known = names(kind)
+    if name not in known:
+        raise ValueError(f"unknown {kind} policy {name!r}{_hint(name, known)}; there are {', '.join(known)}")
+    make = import_module(f"policies.{kind}.{name}").policy
+    try:
+        return make(**(parameters or {}))
+    except TypeError as problem:
+        allowed = [field.name for field in fields(make)]
+        wrong = [key for key in parameters or {} if key not in allowed]
+        if not wrong:
+            raise ValueError(f"{kind} policy {name!r}: {problem}") from problem
+        takes = ", ".join(allowed) or "none"
+        raise ValueError(
+            f"{kind} policy {name!r} has no parameter {wrong[0]!r}{_hint(wrong[0], allowed)}; it takes {takes}"
+        ) from problem
+
+
+def _hint(word: str, known: list[str]) -> str:
+    near = get_close_matches(word, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -6,7 +6,7 @@ A refusal is an answer, not an exception: see errors.py for the HTTP meaning of 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from router.core.types import RequestId
+from router.core.types import Request, RequestId, Usage
 
 
 class Reason(StrEnum):
@@ -101,10 +101,62 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Break:
-    """Command: the stream died after its first byte; end it towards the client with an honest error, never a clean end."""
+    """Command: the stream died after its first byte; end it with an honest error event, never as if it were whole."""
 
     request_id: RequestId
     why: str
 
 
-Command = Send | Refuse | Abort | Break
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    SERVED = "served"
+    REFUSED = "refused"
+    BROKEN = "broken"  # the engine failed after the first byte
+    LEFT = "left"  # the client went away
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Command: write the request into the books. Exactly one for every request, when it is over.
+
+    Times are on the shell's clock, nan where the moment never came; ``predicted_*`` are the means that stood when the
+    attempt that served it was sent, in seconds from that send, nan when the policy asked for no forecast.
+    """
+
+    request: Request
+    outcome: Outcome
+    backend: str
+    attempts: int
+    sent_s: float
+    first_byte_s: float
+    ended_s: float
+    usage: Usage
+    reason: Reason | None
+    predicted_ttft_s: float
+    predicted_tpot_s: float
+    predicted_e2e_s: float
+
+    @property
+    def ttft_s(self) -> float:
+        """Arrival to first byte, holding and failed attempts included."""
+        return self.first_byte_s - self.request.arrived_s
+
+    @property
+    def e2e_s(self) -> float:
+        """Arrival to end."""
+        return self.ended_s - self.request.arrived_s
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean time per output token after the first; 0 for a reply of one token."""
+        after = self.usage.output_tokens - 1
+        return (self.ended_s - self.first_byte_s) / after if after > 0 else 0.0
+
+    @property
+    def slo_met(self) -> bool:
+        """Served, and inside every bound that it was promised."""
+        return self.outcome is Outcome.SERVED and self.request.slo.met(self.ttft_s, self.tpot_s, self.e2e_s)
+
+
+Command = Send | Refuse | Abort | Break | Account

@@ -10,10 +10,10 @@ publish. ``foreign``: what the engine itself reports beyond those two at the mom
 never hide what was sent since, and traffic that no router knows of still counts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from math import exp
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,30 @@ class Ledger:
         self._sends = 0
         self._allocate(capacity)
 
+    own: Floats  # rows as Load's fields: what this router sent
+    others: Floats  # the same, of its peers
+    foreign: Floats  # the same, of nobody we know
+    seqs_max: Floats
+    kv_tokens_max: Floats
+    chunk_tokens: Floats
+    price_per_s: Floats
+    network_s: Floats
+    weight: Floats
+    last_sent: Floats
+    up: Floats
+    draining: Floats
+    ejected: Floats
+    reported_s: Floats
+    prefill_rate: Floats
+    rate_at_s: Floats
+    decoding_s: Floats
+    context_s: Floats
+    prefilled_tokens: Floats
+    integrated_s: Floats
+    tpot_bound_s: Floats
+    kv_usage: Floats
+    prefix_hit_rate: Floats
+
     # -- columns -----------------------------------------------------------------------------------------------
 
     def _allocate(self, capacity: int) -> None:
@@ -78,15 +102,17 @@ class Ledger:
         if old is not None:
             columns[:, : old.shape[1]] = old
         self._columns = columns
-        self.own: Floats = columns[0:4]
-        self.others: Floats = columns[4:8]
-        self.foreign: Floats = columns[8:12]
-        (self.seqs_max, self.kv_tokens_max, self.chunk_tokens, self.price_per_s, self.network_s, self.weight) = columns[12:18]
+        self.own = columns[0:4]
+        self.others = columns[4:8]
+        self.foreign = columns[8:12]
+        (self.seqs_max, self.kv_tokens_max, self.chunk_tokens, self.price_per_s, self.network_s, self.weight) = columns[
+            12:18
+        ]
         (self.last_sent, self.up, self.draining, self.ejected, self.reported_s) = columns[18:23]
-        (self.prefill_rate, self.rate_at_s, self.decoding_s, self.context_s, self.prefilled) = columns[23:28]
+        (self.prefill_rate, self.rate_at_s, self.decoding_s, self.context_s, self.prefilled_tokens) = columns[23:28]
         (self.integrated_s, self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate) = columns[28:32]
         # Scalar updates go through memoryviews: a third of the cost of indexing the array.
-        self._m = tuple(row.data for row in columns)
+        self._m = cast("tuple[MutableSequence[float], ...]", tuple(row.data for row in columns))
 
     @property
     def capacity(self) -> int:
@@ -178,17 +204,21 @@ class Ledger:
         return model in self._known
 
     def pool(self, model: str) -> Slots:
-        """Slots of the backends that may be sent this model's requests now (up, not draining, not ejected)."""
+        """Slots, ascending, of the backends that may be sent this model's requests now: up, not draining, not ejected.
+
+        When all that are up were ejected, all of them are tried again: a guess beats a certain refusal.
+        """
         slots = self._pools.get(model)
         if slots is None:
-            chosen = [s for s, b in enumerate(self.backends) if b and model in b.models and self._open(s)]
+            serving = [s for s, b in enumerate(self.backends) if b and model in b.models]
+            there = [s for s in serving if self.up[s] and not self.draining[s]]
+            chosen = [s for s in there if not self.ejected[s]] or there
             slots = self._pools[model] = np.array(chosen, dtype=np.intp)
         return slots
 
-    def _open(self, slot: int) -> bool:
-        return bool(self.up[slot] and not self.draining[slot] and not self.ejected[slot])
-
-    def mark_state(self, slot: int, *, up: bool | None = None, draining: bool | None = None, ejected: bool | None = None) -> None:
+    def mark_state(
+        self, slot: int, *, up: bool | None = None, draining: bool | None = None, ejected: bool | None = None
+    ) -> None:
         """Change who may be sent requests; what is in flight there stays."""
         for column, value in ((self.up, up), (self.draining, draining), (self.ejected, ejected)):
             if value is not None:
@@ -197,7 +227,9 @@ class Ledger:
 
     # -- one attempt -------------------------------------------------------------------------------------------
 
-    def reserve(self, slot: int, prompt_tokens: float, context_tokens: float, tpot_bound_s: float, now_s: float) -> Reservation:
+    def reserve(
+        self, slot: int, prompt_tokens: float, context_tokens: float, tpot_bound_s: float, now_s: float
+    ) -> Reservation:
         """Put an attempt on the books: ``prompt_tokens`` to prefill, ``context_tokens`` it will hold while decoding."""
         self._integrate(slot, now_s)
         m = self._m
@@ -260,7 +292,9 @@ class Ledger:
     def mark(self, slot: int, now_s: float) -> Mark:
         """What the backend has done so far, by our own books."""
         self._integrate(slot, now_s)
-        return Mark(now_s, float(self.decoding_s[slot]), float(self.context_s[slot]), float(self.prefilled[slot]))
+        return Mark(
+            now_s, float(self.decoding_s[slot]), float(self.context_s[slot]), float(self.prefilled_tokens[slot])
+        )
 
     # -- what others say ---------------------------------------------------------------------------------------
 
@@ -341,6 +375,13 @@ class Fleet:
     def __len__(self) -> int:
         return len(self.slots)
 
+    def _gather(self, column: Floats) -> Floats:
+        return column.take(self.slots)
+
+    def _row(self, row: int) -> Floats:
+        facts: Floats = self.load[row]
+        return facts
+
     @property
     def load(self) -> Floats:
         """Rows prefilling, prefill_tokens, decoding, context_tokens: own + others + foreign, one column a backend."""
@@ -352,81 +393,81 @@ class Fleet:
     @property
     def prefilling(self) -> Floats:
         """Requests sent that have no first token yet."""
-        return self.load[PREFILLING]
+        return self._row(PREFILLING)
 
     @property
     def prefill_tokens(self) -> Floats:
         """Prompt tokens of those."""
-        return self.load[PREFILL_TOKENS]
+        return self._row(PREFILL_TOKENS)
 
     @property
     def decoding(self) -> Floats:
         """Requests past their first token."""
-        return self.load[DECODING]
+        return self._row(DECODING)
 
     @property
     def context_tokens(self) -> Floats:
         """Tokens those hold in the KV cache, at the middle of their expected lives."""
-        return self.load[CONTEXT_TOKENS]
+        return self._row(CONTEXT_TOKENS)
 
     @property
     def requests(self) -> Floats:
         """Requests in flight, of any phase."""
-        return self.load[PREFILLING] + self.load[DECODING]
+        return self._row(PREFILLING) + self._row(DECODING)
 
     @property
     def last_sent(self) -> Floats:
         """Sequence number of this router's last send to each; -1 before the first."""
-        return self._ledger.last_sent[self.slots]
+        return self._gather(self._ledger.last_sent)
 
     @property
     def seqs_max(self) -> Floats:
         """Sequences each engine runs at once."""
-        return self._ledger.seqs_max[self.slots]
+        return self._gather(self._ledger.seqs_max)
 
     @property
     def kv_tokens_max(self) -> Floats:
         """Tokens each KV cache holds."""
-        return self._ledger.kv_tokens_max[self.slots]
+        return self._gather(self._ledger.kv_tokens_max)
 
     @property
     def chunk_tokens(self) -> Floats:
         """Tokens each engine takes into one step."""
-        return self._ledger.chunk_tokens[self.slots]
+        return self._gather(self._ledger.chunk_tokens)
 
     @property
     def price_per_s(self) -> Floats:
         """USD per second of each backend's cards."""
-        return self._ledger.price_per_s[self.slots]
+        return self._gather(self._ledger.price_per_s)
 
     @property
     def network_s(self) -> Floats:
         """One way out and back between the router and each backend."""
-        return self._ledger.network_s[self.slots]
+        return self._gather(self._ledger.network_s)
 
     @property
     def weight(self) -> Floats:
         """The operator's weight of each, for weighted baselines."""
-        return self._ledger.weight[self.slots]
+        return self._gather(self._ledger.weight)
 
     @property
     def tpot_bound_s(self) -> Floats:
         """The tightest TPOT promised to any request that this router has running there (inf: none)."""
-        return self._ledger.tpot_bound_s[self.slots]
+        return self._gather(self._ledger.tpot_bound_s)
 
     @property
     def report_age_s(self) -> Floats:
         """Seconds since each engine was last asked with success (inf: never)."""
-        return self.now_s - self._ledger.reported_s[self.slots]
+        return self.now_s - self._gather(self._ledger.reported_s)
 
     @property
     def prefill_tokens_per_s(self) -> Floats:
         """Prompt tokens this router sent each per second, lately."""
-        ledger, slots = self._ledger, self.slots
-        return ledger.prefill_rate[slots] * np.exp((ledger.rate_at_s[slots] - self.now_s) / RATE_TAU_S)
+        age_s = self.now_s - self._gather(self._ledger.rate_at_s)
+        return self._gather(self._ledger.prefill_rate) * np.exp(age_s / -RATE_TAU_S)
 
     def backend(self, index: int) -> Backend:
         """The facts of the candidate at ``index`` (a position in ``slots``, not a slot)."""
-        backend = self._ledger.backends[self.slots[index]]
+        backend = self._ledger.backends[int(self.slots[index])]
         assert backend is not None
         return backend

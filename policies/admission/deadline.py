@@ -1,0 +1,29 @@
+"""Everyone may come in; who has to wait is served in the order of priority, then of deadline, up to a bound."""
+
+from dataclasses import dataclass
+
+from router.core import ADMIT, Admit, Fleet, Memory, Request, Shed
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """``held_max``: requests of one model that may wait at the gateway; ``hold_s_max``: how long one may wait."""
+
+    held_max: int = 2_048
+    hold_s_max: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that mean nothing."""
+        if self.held_max < 0 or self.hold_s_max < 0:
+            raise ValueError("deadline: held_max and hold_s_max must not be negative")
+
+    def admit(self, request: Request, fleet: Fleet, memory: Memory) -> tuple[Admit | Shed, Memory]:
+        """Let everyone in: whether there is room is routing's to say, how many may wait the dispatcher's."""
+        return ADMIT, memory
+
+    def rank(self, request: Request) -> tuple[float, ...]:
+        """The more urgent priority first, then the earlier due, then the earlier come."""
+        return (request.priority, request.first_token_due_s, request.arrived_s)
+
+
+policy = Deadline

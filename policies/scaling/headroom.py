@@ -1,0 +1,89 @@
+"""As many replicas of each variant as the demand needs to keep its SLO, and the reason in words.
+
+Per replica: the largest batch whose predicted pace and first token keep the SLO; by Little's law (Little 1961) that
+batch serves ``batch / life`` requests per second. Demand over that rate, with a margin for bursts, is the count.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, inf, isinf
+
+from router.core import Backend, Demand, ScaleTo
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """``load_max``: the share of a replica's capacity to plan for; ``replicas_min`` and ``replicas_max`` bound each
+    variant; ``attainment_goal``: below it one replica more than the model asks for is wanted.
+    """
+
+    load_max: float = 0.75
+    replicas_min: int = 1
+    replicas_max: int = 64
+    attainment_goal: float = 0.99
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that contradict each other."""
+        if not 0 < self.load_max <= 1:
+            raise ValueError(f"headroom: load_max must be above 0 and at most 1, not {self.load_max}")
+        if not 0 <= self.replicas_min <= self.replicas_max:
+            raise ValueError("headroom: expected 0 <= replicas_min <= replicas_max")
+
+    def scale(self, demand: Demand) -> Sequence[ScaleTo]:
+        """Scale the cheapest variant per request to what the others, as they run, leave over."""
+        rates = {name: self._rate(demand, backend) for name, backend in demand.variants.items()}
+        chosen = min(rates, key=lambda name: _cost(demand.variants[name], rates[name]))
+        answers = [self._scaled(demand, chosen, rates)]
+        others = [name for name in rates if name != chosen]
+        answers += [ScaleTo(name, demand.replicas.get(name, 0), f"{chosen} costs less per request") for name in others]
+        return answers
+
+    def _scaled(self, demand: Demand, name: str, rates: dict[str, float]) -> ScaleTo:
+        served = sum(rates[other] * n for other, n in demand.replicas.items() if other != name)
+        short = max(0.0, demand.requests_per_s - served * self.load_max)
+        if rates[name] <= 0.0:
+            now = demand.replicas.get(name, 0)
+            return ScaleTo(name, now, "no variant can keep this SLO, however many there are")
+        wanted = ceil(short / (rates[name] * self.load_max))
+        late = demand.attainment < self.attainment_goal
+        if late:
+            wanted = max(wanted, demand.replicas.get(name, 0) + 1)
+        bounded = min(max(wanted, self.replicas_min), self.replicas_max)
+        why = f"{demand.requests_per_s:.2f} req/s at {rates[name]:.2f} per full replica, planned to {self.load_max:.0%}"
+        return ScaleTo(name, bounded, why + (f", attainment {demand.attainment:.1%}" if late else ""))
+
+    def _rate(self, demand: Demand, backend: Backend) -> float:
+        """Requests per second of one replica at the largest batch that keeps the SLO (0: none does)."""
+        best = 0.0
+        for batch in _batches(_batch_max(demand, backend)):
+            ttft_s, tpot_s = _times(demand, backend, batch)
+            e2e_s = ttft_s + (demand.output_tokens - 1) * tpot_s
+            if demand.slo.met(ttft_s, tpot_s, e2e_s):
+                best = max(best, batch / e2e_s)
+        return best
+
+
+def _batches(largest: int) -> list[int]:
+    return sorted({max(1, round(largest * step / 32)) for step in range(1, 33)})
+
+
+def _batch_max(demand: Demand, backend: Backend) -> int:
+    held = demand.prompt_tokens + demand.output_tokens
+    return max(1, min(backend.seqs_max, int(backend.kv_tokens_max / held)))
+
+
+def _times(demand: Demand, backend: Backend, batch: int) -> tuple[float, float]:
+    """TTFT and TPOT with ``batch`` sequences in steady state: as many prefills as ends, in equal parts of each step."""
+    p = backend.prior
+    context = batch * (demand.prompt_tokens + demand.output_tokens / 2)
+    step = p.fixed_s + p.seq_s * batch + p.context_s * context
+    prefill = demand.prompt_tokens * (p.token_s + p.token_context_s * demand.prompt_tokens / 2)
+    tpot_s = step + batch * prefill / max(demand.output_tokens, 1.0)
+    return p.first_token_s + 1.5 * step + prefill * 2, tpot_s
+
+
+def _cost(backend: Backend, rate: float) -> float:
+    return inf if rate <= 0 or isinf(rate) else backend.price_per_hour / rate
+
+
+policy = Headroom

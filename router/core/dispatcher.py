@@ -1,0 +1,566 @@
+"""Events in, commands out: admit, hold, choose, retry, hedge, account.
+
+The shell tells facts with their times; the answer is what to do. This file opens nothing, waits for nothing and knows
+no policy by name. What it guarantees, whatever the order of events: a reservation is released exactly once, every
+request is answered exactly once and accounted exactly once, and events about what is already over change nothing.
+
+    HELD --Send--> SENT --first byte--> STREAMING --ended--> over
+      ^             |  \\--failed, late: another backend, or held again, or refused
+      '-------------'      STREAMING --failed--> broken        any --client left--> over
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import inf, isnan, nan
+from typing import Final
+
+import numpy as np
+
+from router.core.belief import E2E, TPOT, TTFT, Belief
+from router.core.decisions import (
+    Abort,
+    Account,
+    Break,
+    Choice,
+    Command,
+    Dispatch,
+    Hold,
+    Outcome,
+    Reason,
+    Refuse,
+    Send,
+    Shed,
+)
+from router.core.errors import PolicyRejected
+from router.core.fleet import Fleet, Ledger, Reservation
+from router.core.forecast import Forecast, Prediction
+from router.core.holding import HeldQueue
+from router.core.policy import Admission, Memory, Routing
+from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
+
+NO_USAGE: Final = Usage(0)
+NO_PREDICTION: Final = Prediction(nan, nan, nan)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that hold for every policy.
+
+    ``attempts_max``: backends tried for one request; ``first_byte_s_max``: how long one attempt may stay silent;
+    ``first_byte_slo_factor``: the same as a multiple of what is left of the TTFT SLO at the send (inf: the SLO sets no
+    deadline); ``hedge_slo_share``: a second attempt starts after this share of the TTFT SLO has passed in silence
+    (inf: never), for at most ``hedges_max_share`` of requests; ``failures_max``: consecutive faults of a backend
+    before it is set aside, first for ``eject_s``, doubling up to ``eject_s_max``.
+    """
+
+    attempts_max: int = 3
+    first_byte_s_max: float = 60.0
+    first_byte_slo_factor: float = inf
+    hedge_slo_share: float = inf
+    hedges_max_share: float = 0.05
+    failures_max: int = 3
+    eject_s: float = 1.0
+    eject_s_max: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed. ``backend_fault``: counts against the backend (a client's own 4xx does not);
+    ``retryable``: another backend might do better; ``late``: it was a deadline that passed.
+    """
+
+    why: str
+    backend_fault: bool = True
+    retryable: bool = True
+    late: bool = False
+
+
+class _Attempt:
+    """One try on one backend."""
+
+    __slots__ = ("backend", "number", "predicted", "reservation", "sent_s")
+
+    def __init__(
+        self, number: int, backend: str, reservation: Reservation, predicted: Prediction, sent_s: float
+    ) -> None:
+        self.number = number
+        self.backend = backend
+        self.reservation = reservation
+        self.predicted = predicted
+        self.sent_s = sent_s
+
+
+class _Flight:
+    """One request that is not over: held while ``open`` is empty, streaming once ``first_byte_s`` is a number."""
+
+    __slots__ = ("asked_again_s", "attempts", "first_byte_s", "hold_until_s", "open", "request", "tried", "why")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.open: list[_Attempt] = []
+        self.attempts = 0
+        self.tried: tuple[int, ...] = ()
+        self.first_byte_s = nan
+        self.hold_until_s = inf
+        self.asked_again_s = inf
+        self.why = ""
+
+    @property
+    def streaming(self) -> bool:
+        return not isnan(self.first_byte_s)
+
+
+class Dispatcher:
+    """The state machine that the gateway and the simulator both drive."""
+
+    def __init__(self, routing: Routing, admission: Admission, rng: Rng, limits: Limits | None = None) -> None:
+        self.routing = routing
+        self.admission = admission
+        self.limits = limits or Limits()
+        self.ledger = Ledger()
+        self.belief = Belief()
+        self._rng = rng
+        self._memory: Memory = None
+        self._flights: dict[RequestId, _Flight] = {}
+        self._held: dict[str, HeldQueue] = {}
+        self._timers: list[tuple[float, int, RequestId, int, str]] = []
+        self._timed = 0
+        self._faults: dict[str, int] = {}
+        self._ejected: dict[str, float] = {}
+        self._sends = 0
+        self._hedges = 0
+
+    # -- the fleet ---------------------------------------------------------------------------------------------
+
+    def backend_joined(self, backend: Backend, now_s: float) -> Sequence[Command]:
+        """A backend is there, or its facts changed; it is taken to be up until told otherwise."""
+        known = self.ledger.slot(backend.name)
+        same = known is not None and self.ledger.backends[known] == backend
+        slot = self.ledger.join(backend, now_s)
+        if not same:
+            self.belief.joined(slot, backend)
+        return self._serve_held(now_s)
+
+    def backend_left(self, name: str, now_s: float) -> Sequence[Command]:
+        """A backend is gone for good; the shell fails its open attempts one by one."""
+        self.ledger.leave(name)
+        self._faults.pop(name, None)
+        self._ejected.pop(name, None)
+        return self._serve_held(now_s)
+
+    def backend_health(self, name: str, up: bool, now_s: float) -> Sequence[Command]:
+        """A health check's answer changed."""
+        return self._mark(name, now_s, up=up)
+
+    def backend_draining(self, name: str, draining: bool, now_s: float) -> Sequence[Command]:
+        """Send nothing new there (or do so again); what runs there runs on."""
+        return self._mark(name, now_s, draining=draining)
+
+    def _mark(self, name: str, now_s: float, **state: bool) -> Sequence[Command]:
+        slot = self.ledger.slot(name)
+        if slot is None:
+            return ()
+        self.ledger.mark_state(slot, **state)
+        return self._serve_held(now_s)
+
+    def asking(self, name: str, now_s: float) -> None:
+        """The shell is about to ask this engine for its queue."""
+        slot = self.ledger.slot(name)
+        if slot is not None:
+            self.ledger.asking(slot, now_s)
+
+    def reported(self, name: str, report: EngineReport, now_s: float) -> Sequence[Command]:
+        """The engine's answer."""
+        slot = self.ledger.slot(name)
+        if slot is None:
+            return ()
+        self.ledger.reported(slot, report)
+        return self._serve_held(now_s)
+
+    def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
+        """What another router has in flight, by backend name; replaces what it said before."""
+        self.ledger.heard(peer, loads)
+        return self._serve_held(now_s)
+
+    def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
+        """Another router's lease ran out."""
+        return self.heard(peer, {}, now_s)
+
+    def loads(self) -> dict[str, Load]:
+        """What we have in flight, by backend name: what peers should hear."""
+        return {name: self.ledger.own_load(slot) for name, slot in self.ledger.slots}
+
+    def adopt(self, routing: Routing, admission: Admission) -> None:
+        """Swap the policies between two requests; nothing in flight is touched."""
+        if type(admission) is not type(self.admission):
+            self._memory = None  # another kind of policy cannot read it
+        self.routing, self.admission = routing, admission
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not over, held ones included."""
+        return len(self._flights)
+
+    @property
+    def held(self) -> int:
+        """Requests that wait at the gateway."""
+        return sum(len(queue) for queue in self._held.values())
+
+    # -- one request -------------------------------------------------------------------------------------------
+
+    def arrived(self, request: Request, now_s: float) -> Sequence[Command]:
+        """A new request; its id must not be that of one in flight."""
+        if request.id in self._flights:
+            raise ValueError(f"request {request.id!r} is already in flight")
+        flight = self._flights[request.id] = _Flight(request)
+        queue = self._held.get(request.model)
+        slots = self.ledger.pool(request.model)
+        if not len(slots):
+            return self._no_backend(flight, now_s)
+        fleet = Fleet(self.ledger, slots, now_s, len(queue) if queue else 0)
+        answer, self._memory = self.admission.admit(request, fleet, self._memory)
+        if isinstance(answer, Shed):
+            return self._refuse(flight, answer, now_s)
+        if queue and queue.first_rank <= self.admission.rank(request):
+            return self._hold(flight, Hold(inf, "others wait in front"), now_s)
+        return self._route(flight, fleet, now_s)
+
+    def first_byte(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
+        """An attempt's first token; other open attempts of the request are closed."""
+        flight, won = self._find(request_id, attempt)
+        if flight is None or won is None or flight.streaming:
+            return ()
+        flight.first_byte_s = now_s
+        self.ledger.prefilled(won.reservation, now_s)
+        self._exonerate(won.backend)
+        self.belief.saw(TTFT, won.reservation.slot, won.predicted.ttft_s, now_s - won.sent_s)
+        commands: list[Command] = [
+            self._close(flight, a, "another attempt answered first", now_s) for a in flight.open if a is not won
+        ]
+        flight.open = [won]
+        commands.extend(self._serve_held(now_s, flight.request.model))
+        return commands
+
+    def ended(self, request_id: RequestId, attempt: int, usage: Usage, now_s: float) -> Sequence[Command]:
+        """The reply is complete."""
+        flight, done = self._find(request_id, attempt)
+        if flight is None or done is None:
+            return ()
+        if not flight.streaming:
+            early = list(self.first_byte(request_id, attempt, now_s))
+            return [*early, *self.ended(request_id, attempt, usage, now_s)]
+        self._learn(flight, done, usage, now_s)
+        self.ledger.release(done.reservation, now_s)
+        return self._over(flight, Outcome.SERVED, done, usage, now_s)
+
+    def failed(self, request_id: RequestId, attempt: int, failure: Failure, now_s: float) -> Sequence[Command]:
+        """An attempt is dead: before the first byte try elsewhere, after it the stream is broken."""
+        flight, dead = self._find(request_id, attempt)
+        if flight is None or dead is None:
+            return ()
+        self.ledger.release(dead.reservation, now_s)
+        if failure.backend_fault:
+            self._blame(dead.backend, now_s)
+        if flight.streaming:
+            return [Break(request_id, failure.why), *self._over(flight, Outcome.BROKEN, dead, NO_USAGE, now_s)]
+        flight.open.remove(dead)
+        flight.why = failure.why
+        if flight.open:
+            return self._serve_held(now_s)
+        return [*self._again(flight, failure, now_s), *self._serve_held(now_s, flight.request.model)]
+
+    def client_left(self, request_id: RequestId, now_s: float) -> Sequence[Command]:
+        """The client went away; whatever is open for it is closed."""
+        flight = self._flights.get(request_id)
+        if flight is None:
+            return ()
+        commands: list[Command] = [self._close(flight, a, "the client left", now_s) for a in flight.open]
+        last = flight.open[-1] if flight.open else None
+        self._unhold(flight)
+        commands.extend(self._over(flight, Outcome.LEFT, last, NO_USAGE, now_s))
+        return commands
+
+    def _find(self, request_id: RequestId, attempt: int) -> tuple[_Flight | None, _Attempt | None]:
+        flight = self._flights.get(request_id)
+        if flight is not None:
+            for candidate in flight.open:
+                if candidate.number == attempt:
+                    return flight, candidate
+        return flight, None
+
+    # -- choosing ----------------------------------------------------------------------------------------------
+
+    def _route(self, flight: _Flight, fleet: Fleet, now_s: float) -> Sequence[Command]:
+        forecast = Forecast(flight.request, fleet, self.belief)
+        choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
+        return self._perform(flight, choice, fleet, forecast, now_s)
+
+    def _perform(
+        self, flight: _Flight, choice: Choice, fleet: Fleet, forecast: Forecast, now_s: float
+    ) -> Sequence[Command]:
+        match choice:
+            case Dispatch(slot=slot, why=why):
+                return (self._send(flight, slot, why, fleet, forecast, now_s),)
+            case Hold():
+                return self._hold(flight, choice, now_s)
+            case Shed():
+                return self._refuse(flight, choice, now_s)
+
+    def _send(self, flight: _Flight, slot: int, why: str, fleet: Fleet, forecast: Forecast, now_s: float) -> Command:
+        request, slo = flight.request, flight.request.slo
+        index = int(fleet.slots.searchsorted(slot))
+        if index == len(fleet) or fleet.slots[index] != slot:
+            raise PolicyRejected(f"{type(self.routing).__name__} chose slot {slot}, which is not among the candidates")
+        predicted = forecast.at(index) if forecast.made else NO_PREDICTION
+        held = self.ledger.reserve(slot, request.prompt_tokens, forecast.tokens, slo.tpot_s, now_s)
+        flight.attempts += 1
+        flight.tried = (*flight.tried, slot)
+        attempt = _Attempt(flight.attempts, self.ledger.name(slot), held, predicted, now_s)
+        flight.open.append(attempt)
+        self._sends += 1
+        due_s = self._first_byte_due_s(request, now_s)
+        if due_s != inf:
+            self._at(due_s, request.id, attempt.number, "late")
+        hedge_s = self.limits.hedge_slo_share * slo.ttft_s
+        if hedge_s != inf:
+            self._at(request.arrived_s + hedge_s, request.id, attempt.number, "hedge")
+        return Send(request.id, attempt.backend, attempt.number, why, predicted.ttft_s, due_s)
+
+    def _first_byte_due_s(self, request: Request, now_s: float) -> float:
+        limits = self.limits
+        left_s = request.first_token_due_s - now_s
+        if left_s <= 0.0 or limits.first_byte_slo_factor == inf:
+            return now_s + limits.first_byte_s_max
+        return now_s + min(limits.first_byte_s_max, limits.first_byte_slo_factor * left_s)
+
+    def _again(self, flight: _Flight, failure: Failure, now_s: float) -> Sequence[Command]:
+        """Before the first byte: the next best backend, if the failure and the limits allow one."""
+        fleet = self._untried(flight, now_s)
+        if not failure.retryable or flight.attempts >= self.limits.attempts_max or fleet is None:
+            reason = Reason.FIRST_BYTE_LATE if failure.late else Reason.BACKEND_FAILED
+            return self._refuse(flight, Shed(reason, failure.why), now_s)
+        return self._route(flight, fleet, now_s)
+
+    def _untried(self, flight: _Flight, now_s: float) -> Fleet | None:
+        slots = self.ledger.pool(flight.request.model)
+        left = slots[~np.isin(slots, flight.tried)] if flight.tried else slots
+        return Fleet(self.ledger, left, now_s, self._held_count(flight.request.model)) if len(left) else None
+
+    def _held_count(self, model: str) -> int:
+        queue = self._held.get(model)
+        return len(queue) if queue else 0
+
+    def _no_backend(self, flight: _Flight, now_s: float) -> Sequence[Command]:
+        model = flight.request.model
+        if not self.ledger.serves(model):
+            there = ", ".join(self.ledger.models) or "none"
+            return self._refuse(
+                flight, Shed(Reason.UNKNOWN_MODEL, f"no backend serves {model!r}; models: {there}"), now_s
+            )
+        return self._refuse(flight, Shed(Reason.NO_BACKEND, f"no backend of {model!r} is up", 2.0), now_s)
+
+    # -- holding -----------------------------------------------------------------------------------------------
+
+    def _hold(self, flight: _Flight, choice: Hold, now_s: float) -> Sequence[Command]:
+        request = flight.request
+        queue = self._held.setdefault(request.model, HeldQueue())
+        if len(queue) >= self.admission.held_max:
+            return self._refuse(flight, Shed(Reason.QUEUE_FULL, f"{len(queue)} requests already wait"), now_s)
+        if flight.hold_until_s == inf:
+            flight.hold_until_s = now_s + self.admission.hold_s_max
+        queue.push(self.admission.rank(request), request.id)
+        flight.asked_again_s = inf
+        self._ask_again(flight, choice.until_s)
+        return ()
+
+    def _ask_again(self, flight: _Flight, until_s: float) -> None:
+        """Set the held request's timer, unless one is set that is as early."""
+        when_s = min(until_s, flight.hold_until_s)
+        if when_s < flight.asked_again_s:
+            flight.asked_again_s = when_s
+            self._at(when_s, flight.request.id, 0, "hold")
+
+    def _unhold(self, flight: _Flight) -> None:
+        queue = self._held.get(flight.request.model)
+        if queue is not None:
+            queue.discard(flight.request.id)
+
+    def _serve_held(self, now_s: float, model: str | None = None) -> Sequence[Command]:
+        """Room may have appeared: ask again for those at the head of the queue, until one has to go on waiting."""
+        if not self._held:
+            return ()
+        commands: list[Command] = []
+        for name in [model] if model is not None else list(self._held):
+            queue = self._held.get(name)
+            while queue and self._serve_head(queue, now_s, commands):
+                pass
+            if queue is not None and not queue:
+                del self._held[name]
+        return commands
+
+    def _serve_head(self, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
+        """Ask for the head of the queue; whether it is no longer held."""
+        flight = self._flights[queue.first]
+        fleet = self._untried(flight, now_s)
+        if fleet is None:
+            return self._nobody_left(flight, queue, now_s, commands)
+        forecast = Forecast(flight.request, fleet, self.belief)
+        choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
+        if isinstance(choice, Hold):
+            self._ask_again(flight, choice.until_s)
+            return False
+        queue.discard(flight.request.id)
+        commands.extend(self._perform(flight, choice, fleet, forecast, now_s))
+        return True
+
+    def _nobody_left(self, flight: _Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
+        """With nobody up it goes on waiting; when everybody up has failed it already, it must not block the others."""
+        if not len(self.ledger.pool(flight.request.model)):
+            return False
+        queue.discard(flight.request.id)
+        commands.extend(self._refuse(flight, Shed(Reason.BACKEND_FAILED, flight.why), now_s))
+        return True
+
+    # -- time --------------------------------------------------------------------------------------------------
+
+    @property
+    def wake_s(self) -> float:
+        """When ``ticked`` wants to be called next (inf: never)."""
+        timers = self._timers
+        while timers and not self._live(timers[0]):
+            heappop(timers)
+        return timers[0][0] if timers else inf
+
+    def _live(self, timer: tuple[float, int, RequestId, int, str]) -> bool:
+        _, _, request_id, attempt, kind = timer
+        if kind == "eject":
+            return True
+        flight = self._flights.get(request_id)
+        if flight is None or flight.streaming:
+            return False
+        return not flight.open if kind == "hold" else any(a.number == attempt for a in flight.open)
+
+    def _at(self, when_s: float, request_id: RequestId, attempt: int, kind: str) -> None:
+        self._timed += 1
+        heappush(self._timers, (when_s, self._timed, request_id, attempt, kind))
+
+    def ticked(self, now_s: float) -> Sequence[Command]:
+        """Act on every timer that is due."""
+        commands: list[Command] = []
+        self.ledger.forget_stale(now_s)
+        while self.wake_s <= now_s:
+            _, _, request_id, attempt, kind = heappop(self._timers)
+            if kind == "eject":
+                commands.extend(self._readmit(request_id, now_s))
+            elif kind == "hold":
+                commands.extend(self._hold_over(self._flights[request_id], now_s))
+            elif kind == "late":
+                commands.extend(self._late(self._flights[request_id], attempt, now_s))
+            else:
+                commands.extend(self._hedge(self._flights[request_id], now_s))
+        return commands
+
+    def _hold_over(self, flight: _Flight, now_s: float) -> Sequence[Command]:
+        """A held request's time is up, or its policy wanted to be asked again by now."""
+        if now_s >= flight.hold_until_s:
+            self._unhold(flight)
+            waited = Shed(Reason.HOLD_EXPIRED, f"held {now_s - flight.request.arrived_s:.2f} s without room")
+            return self._refuse(flight, waited, now_s)
+        flight.asked_again_s = inf
+        self._ask_again(flight, flight.hold_until_s)
+        return self._serve_held(now_s, flight.request.model)
+
+    def _late(self, flight: _Flight, number: int, now_s: float) -> Sequence[Command]:
+        """Close the silent attempt, then go on as with any failure."""
+        _, attempt = self._find(flight.request.id, number)
+        assert attempt is not None  # _live has just looked
+        why = f"{attempt.backend} sent no first byte in {now_s - attempt.sent_s:.2f} s"
+        abort = Abort(flight.request.id, attempt.backend, number, why)
+        failure = Failure(why, backend_fault=True, retryable=True, late=True)
+        return [abort, *self.failed(flight.request.id, number, failure, now_s)]
+
+    def _hedge(self, flight: _Flight, now_s: float) -> Sequence[Command]:
+        """A second attempt beside a silent one, if the budget and the fleet have room for it."""
+        fleet = self._untried(flight, now_s)
+        spent = self._hedges + 1 > self.limits.hedges_max_share * self._sends
+        if spent or fleet is None or flight.attempts >= self.limits.attempts_max:
+            return ()
+        forecast = Forecast(flight.request, fleet, self.belief)
+        choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
+        if not isinstance(choice, Dispatch):
+            return ()
+        self._hedges += 1
+        return (self._send(flight, choice.slot, f"hedge: {choice.why}", fleet, forecast, now_s),)
+
+    # -- blame -------------------------------------------------------------------------------------------------
+
+    def _blame(self, backend: str, now_s: float) -> None:
+        slot = self.ledger.slot(backend)
+        if slot is None or backend in self._ejected:
+            return
+        faults = self._faults[backend] = self._faults.get(backend, 0) + 1
+        if faults < self.limits.failures_max:
+            return
+        aside_s = min(self.limits.eject_s * 2.0 ** (faults - self.limits.failures_max), self.limits.eject_s_max)
+        self._ejected[backend] = now_s + aside_s
+        self.ledger.mark_state(slot, ejected=True)
+        self._at(now_s + aside_s, backend, 0, "eject")
+
+    def _exonerate(self, backend: str) -> None:
+        if self._faults:
+            self._faults.pop(backend, None)
+
+    def _readmit(self, backend: str, now_s: float) -> Sequence[Command]:
+        """Its time aside is over; the next fault sets it aside again, for twice as long."""
+        self._ejected.pop(backend, None)
+        return self._mark(backend, now_s, ejected=False)
+
+    # -- ends --------------------------------------------------------------------------------------------------
+
+    def _close(self, flight: _Flight, attempt: _Attempt, why: str, now_s: float) -> Abort:
+        self.ledger.release(attempt.reservation, now_s)
+        return Abort(flight.request.id, attempt.backend, attempt.number, why)
+
+    def _refuse(self, flight: _Flight, shed: Shed, now_s: float) -> Sequence[Command]:
+        refuse = Refuse(flight.request.id, shed.reason, shed.why, shed.retry_after_s)
+        return [refuse, *self._over(flight, Outcome.REFUSED, None, NO_USAGE, now_s, shed.reason)]
+
+    def _learn(self, flight: _Flight, done: _Attempt, usage: Usage, now_s: float) -> None:
+        request, slot, predicted = flight.request, done.reservation.slot, done.predicted
+        if usage.output_tokens <= 0:
+            return
+        self.belief.lengths.saw(request.model, request.slo_class, usage.output_tokens)
+        if usage.output_tokens > 1 and done.reservation.generation == self.ledger.generation[slot]:
+            self.belief.saw(TPOT, slot, predicted.tpot_s, (now_s - flight.first_byte_s) / (usage.output_tokens - 1))
+            self.belief.saw(E2E, slot, predicted.e2e_s, now_s - done.sent_s)
+
+    def _over(
+        self,
+        flight: _Flight,
+        outcome: Outcome,
+        last: _Attempt | None,
+        usage: Usage,
+        now_s: float,
+        reason: Reason | None = None,
+    ) -> Sequence[Command]:
+        """The request is over: account for it, and see whether someone who waits has room now."""
+        del self._flights[flight.request.id]
+        predicted = last.predicted if last else NO_PREDICTION
+        account = Account(
+            flight.request,
+            outcome,
+            last.backend if last else "",
+            flight.attempts,
+            last.sent_s if last else nan,
+            flight.first_byte_s,
+            now_s,
+            usage,
+            reason,
+            predicted.ttft_s,
+            predicted.tpot_s,
+            predicted.e2e_s,
+        )
+        if not self._held or outcome is Outcome.REFUSED:
+            return (account,)
+        return [account, *self._serve_held(now_s, flight.request.model)]
