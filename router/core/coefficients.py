@@ -10,9 +10,12 @@ the default row, whose errors are wide. A card family or precision never seen li
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import hypot
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+
+from router.core.step import Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,9 @@ class Engine:
     compute explains, a layer; ``seq_s``: sampling and bookkeeping, a decoding sequence;
     ``first_token_s``: API server, tokenizer and first scheduling, outside any step;
     ``read_gain``, ``gemm_gain``: factors on the family's efficiencies; ``reduce_gain``: factor on
-    the link's all-reduce latency; ``sigma``: relative error of a step predicted with this row.
+    the link's all-reduce latency; ``expert_layer_s``: routing and grouping, a layer with experts;
+    ``expert_gain``: factor on shares for experts' weights and GEMM; ``sigma``: relative
+    error of a step predicted with this row.
     """
 
     step_s: float
@@ -33,6 +38,8 @@ class Engine:
     read_gain: float = 1.0
     gemm_gain: float = 1.0
     reduce_gain: float = 1.0
+    expert_layer_s: float = 15e-6
+    expert_gain: float = 0.8
     sigma: float = 0.15
 
 
@@ -143,18 +150,22 @@ _PRECISION_ALIASES: Final[Mapping[str, str]] = MappingProxyType({
 class Efficiency:
     """What one combination of engine, card family, link and precision gets of the roofline, and adds.
 
-    Shares of the sheet: ``read``, ``kv``, ``gemm``, ``attention``, ``link_share``. Seconds added:
-    ``step_s``, ``layer_s``, ``seq_s``, ``first_token_s`` and, an all-reduce, ``reduce_s`` plus
+    Shares of the sheet: ``read``, ``kv``, ``gemm``, ``attention``, ``link_share`` and, of routed
+    experts, ``experts_read`` and ``experts_gemm``. Seconds added: ``step_s``, ``layer_s``,
+    ``expert_layer_s``, ``seq_s``, ``first_token_s`` and, an all-reduce, ``reduce_s`` plus
     ``reduce_card_s`` a card. Arrays over many work as well as floats.
     """
 
     read: float
+    experts_read: float
     kv: float
     gemm: float
+    experts_gemm: float
     attention: float
     link_share: float
     step_s: float
     layer_s: float
+    expert_layer_s: float
     seq_s: float
     first_token_s: float
     reduce_s: float
@@ -164,20 +175,34 @@ class Efficiency:
 
 def efficiency(engine_name: str, family_name: str, link_name: str, stored: str) -> Efficiency:
     """The rows of the tables for these keys, put together; shares never exceed the sheet."""
-    costs, shares, wire, form = engine(engine_name), family(family_name), link(link_name), precision(stored)
+    return compose(engine(engine_name), family(family_name), link(link_name), precision(stored))
+
+
+def _share(product: Number) -> Any:
+    """No more than the sheet (a float, or an array element by element)."""
+    return min(product, 1.0) if isinstance(product, float) else np.minimum(product, 1.0)
+
+
+def compose(costs: Engine, shares: Family, wire: Link, form: Precision) -> Efficiency:
+    """Rows put together by multiplication; a share never exceeds the sheet. Rows of arrays give arrays."""
+    read = _share(shares.read * form.read_gain * costs.read_gain)
+    gemm = _share(shares.gemm * form.gemm_gain * costs.gemm_gain)
     return Efficiency(
-        read=min(shares.read * form.read_gain * costs.read_gain, 1.0),
-        kv=min(shares.kv * costs.read_gain, 1.0),
-        gemm=min(shares.gemm * form.gemm_gain * costs.gemm_gain, 1.0),
-        attention=min(shares.attention * costs.gemm_gain, 1.0),
+        read=read,
+        experts_read=_share(read * costs.expert_gain),
+        kv=_share(shares.kv * costs.read_gain),
+        gemm=gemm,
+        experts_gemm=_share(gemm * costs.expert_gain),
+        attention=_share(shares.attention * costs.gemm_gain),
         link_share=wire.share,
         step_s=costs.step_s,
         layer_s=costs.layer_s,
+        expert_layer_s=costs.expert_layer_s,
         seq_s=costs.seq_s,
         first_token_s=costs.first_token_s,
         reduce_s=wire.latency_s * costs.reduce_gain,
         reduce_card_s=wire.hop_s * costs.reduce_gain,
-        sigma=hypot(costs.sigma, shares.sigma),
+        sigma=float(np.hypot(costs.sigma, shares.sigma)),
     )
 
 

@@ -99,7 +99,8 @@ class Shape:
 class Ideal:
     """The roofline of a shape at all of the data sheet: what an engine would take that wasted nothing.
 
-    Arrays over many shapes work as well as floats. ``reduces`` counts all-reduces a step; ``reduce_token_s``
+    Arrays over many shapes work as well as floats. ``experts_`` terms are the routed
+    experts' part. ``reduces`` counts all-reduces a step; ``reduce_token_s``
     is one token's bytes in all of them; ``pair_s`` one (prompt token, earlier token) pair.
     """
 
@@ -107,11 +108,13 @@ class Ideal:
     experts_s: float
     expert_share: float
     gemm_token_s: float
+    experts_gemm_token_s: float
     context_s: float
     pair_s: float
     reduces: float
     reduce_token_s: float
     layers: float
+    expert_layers: float
     tp: float
     stages: int
 
@@ -125,11 +128,11 @@ def coefficients(shape: Shape) -> StepCoefficients:
 def combine(best: Ideal, use: Efficiency, sigma: tuple[float, float, float, float, float, float]) -> StepCoefficients:
     """The roofline divided by the shares an engine gets of it, plus what it adds of its own."""
     weights_s = best.weights_s / use.read
-    gemm_token_s = best.gemm_token_s / use.gemm
+    gemm_token_s = best.gemm_token_s / use.gemm + best.experts_gemm_token_s / use.experts_gemm
     reduce_token_s = best.reduce_token_s / use.link_share
     reduce_s = best.reduces * (use.reduce_s + use.reduce_card_s * best.tp)
     return StepCoefficients(
-        fixed_s=weights_s + use.step_s + use.layer_s * best.layers + reduce_s,
+        fixed_s=weights_s + use.step_s + use.layer_s * best.layers + use.expert_layer_s * best.expert_layers + reduce_s,
         seq_s=use.seq_s + reduce_token_s,
         context_s=best.context_s / use.kv,
         token_s=gemm_token_s + reduce_token_s,
@@ -137,7 +140,7 @@ def combine(best: Ideal, use: Efficiency, sigma: tuple[float, float, float, floa
         first_token_s=use.first_token_s,
         weights_s=weights_s,
         gemm_token_s=gemm_token_s,
-        experts_s=best.experts_s / use.read,
+        experts_s=best.experts_s / use.experts_read,
         expert_share=best.expert_share,
         stages=best.stages,
         sigma=sigma,
@@ -151,16 +154,20 @@ def ideal(shape: Shape) -> Ideal:
     dense, experts = _read_bytes(shape)
     bandwidth = shape.tp * card.bandwidth_bytes_per_s
     reduces = 2 * model.layers if shape.tp > 1 else 0
+    flop_s = 2 / (shape.tp * _peak_flops_per_s(card, stored.peaks))
+    share = model.experts_per_token / (model.experts or 1)
     return Ideal(
         weights_s=dense / bandwidth,
         experts_s=experts / bandwidth,
-        expert_share=model.experts_per_token / (model.experts or 1),
-        gemm_token_s=2 * _gemm_params(model) / (shape.tp * _peak_flops_per_s(card, stored.peaks)),
+        expert_share=share,
+        gemm_token_s=flop_s * (_gemm_params(model) - share * model.expert_params),
+        experts_gemm_token_s=flop_s * share * model.expert_params,
         context_s=_context_bytes(shape) / card.bandwidth_bytes_per_s,
         pair_s=_attention_flops_per_pair(model) / (shape.tp * _peak_flops_per_s(card, ("bf16", "fp16"))),
         reduces=reduces,
         reduce_token_s=reduces * _reduce_bytes(shape) / card.link_bytes_per_s,
         layers=model.layers,
+        expert_layers=model.layers if model.experts else 0,
         tp=shape.tp,
         stages=shape.pp,
     )
