@@ -1,0 +1,171 @@
+"""Config text to frozen values, every fault named by file, line and key.
+
+Believes: YAML 1.1 as PyYAML reads it, and pydantic's word on what a value may be. Must not know what any key means:
+that is ``settings.py``. A file is refused whole, with all its faults at once, so that one edit can mend it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from yaml.nodes import MappingNode, Node, SequenceNode
+
+Key = str | int
+Loc = tuple[Key, ...]
+Value = TypeVar("Value", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault: the key's path and what was expected there."""
+
+    loc: Loc
+    message: str
+
+
+class ConfigError(ValueError):
+    """The config was refused; ``str()`` is one line a fault: ``file:line: key: what was expected``."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        """``lines``: the faults, each complete."""
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
+
+
+def key_path(loc: Loc) -> str:
+    """``backends[0].url`` for ("backends", 0, "url")."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return text.removeprefix(".") or "(the whole file)"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One YAML text, with the place of every key kept."""
+
+    name: str
+    root: Node
+    data: Any
+
+    def line(self, loc: Loc) -> int:
+        """The line (from 1) of the key at ``loc``, or of the nearest thing around it that the text has."""
+        node, line = self.root, self.root.start_mark.line + 1
+        for part in loc:
+            found = _child(node, part)
+            if found is not None:
+                node, line = found
+        return line
+
+    def error(self, problems: Iterable[Problem]) -> ConfigError:
+        """The faults with their places, in the order of the text."""
+        placed = sorted(((self.line(p.loc), p) for p in problems), key=lambda pair: (pair[0], key_path(pair[1].loc)))
+        return ConfigError([f"{self.name}:{line}: {key_path(p.loc)}: {p.message}" for line, p in placed])
+
+    def parse(self, model: type[Value]) -> Value:
+        """The values of this document. Raises ConfigError naming each fault."""
+        try:
+            return model.model_validate(self.data)
+        except ValidationError as error:
+            raise self.error(_problems(error, model)) from None
+
+
+def read(path: Path) -> Document:
+    """The document in the file. Raises ConfigError when it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
+    return document(text, str(path))
+
+
+def document(text: str, name: str) -> Document:
+    """The document in ``text``. Raises ConfigError on broken YAML, a key given twice, or a top that is no mapping."""
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if not isinstance(root, MappingNode):
+            raise ConfigError([f"{name}:1: expected keys with values (listen, backends, ...)"])
+        faults = [f"{name}:{line}: key {key!r} is given twice" for line, key in _twice(root)]
+        if faults:
+            raise ConfigError(faults)
+        return Document(name, root, loader.construct_document(root))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ConfigError([f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}"]) from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError([f"{name}:1: not valid YAML: {error}"]) from None
+
+
+def _child(node: Node, part: Key) -> tuple[Node, int] | None:
+    """The node under a key or index, with the line where it is named."""
+    if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
+        item = node.value[part]
+        return item, item.start_mark.line + 1
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            if key.value == str(part):
+                return value, key.start_mark.line + 1
+    return None
+
+
+def _twice(node: Node) -> Iterator[tuple[int, str]]:
+    """Keys that a mapping names more than once; YAML would let the last one win in silence."""
+    if isinstance(node, SequenceNode):
+        for item in node.value:
+            yield from _twice(item)
+    if isinstance(node, MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                yield key.start_mark.line + 1, key.value
+            seen.add(str(key.value))
+            yield from _twice(value)
+
+
+def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]:
+    for fault in error.errors(include_url=False):
+        loc = fault["loc"]
+        match fault["type"]:
+            case "extra_forbidden":
+                yield Problem(loc, unknown("key", str(loc[-1]), _keys_at(model, loc[:-1])))
+            case "missing":
+                yield Problem(loc, "is required and missing")
+            case "value_error":
+                yield Problem(loc, fault["msg"].removeprefix("Value error, "))
+            case _:
+                message = fault["msg"][0].lower() + fault["msg"][1:]
+                yield Problem(loc, f"{message}, not {_short(fault['input'])}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - one line of a terminal
+
+
+def unknown(what: str, word: str, known: Iterable[str]) -> str:
+    """What to say of a word nobody knows: the nearest one, else all there are."""
+    names = sorted(known)
+    near = get_close_matches(word, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
+    return f"unknown {what}; {hint}"
+
+
+def _keys_at(model: type[BaseModel], loc: Loc) -> list[str]:
+    """The keys of the section at ``loc``, found by walking the annotations."""
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            model = next(_models_in(model.model_fields[part].annotation), model)
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Every section class inside an annotation such as ``tuple[Backend, ...] | None``."""
+    if isinstance(annotation, type) and not get_args(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

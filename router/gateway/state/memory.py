@@ -1,0 +1,41 @@
+"""The store of one router alone: nobody else to hear, nothing to lose. Every call answers at once."""
+
+from collections.abc import Mapping
+
+from router.core.types import EngineReport
+from router.gateway.state import RouterView, Shared
+
+
+class MemoryStore:
+    """Keeps what it is told in this process."""
+
+    def __init__(self, router_id: str) -> None:
+        self._router_id = router_id
+        self._own: RouterView | None = None
+        self._reports: dict[str, EngineReport] = {}
+        self._beliefs: dict[str, bytes] = {}
+
+    async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
+        """Nobody else is here; reports are those of this process."""
+        self._own = own
+        return Shared(reports={name: self._reports[name] for name in backends if name in self._reports})
+
+    async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
+        """Keep them until the next."""
+        self._reports.update(reports)
+
+    async def routers(self, now_s: float) -> Mapping[str, RouterView]:
+        """This router, once it has spoken."""
+        return {} if self._own is None else {self._router_id: self._own}
+
+    async def beliefs(self) -> Mapping[str, bytes]:
+        """What was kept in this process."""
+        return dict(self._beliefs)
+
+    async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
+        """Keep them."""
+        self._beliefs.update(beliefs)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+        self._own = None

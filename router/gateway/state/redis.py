@@ -1,0 +1,166 @@
+"""The store of several routers: Redis 7.0 or later, one pipelined call a sync, every wait bounded.
+
+Keys share the hash tag ``{headroom:POOL}`` and so one slot of a cluster:
+
+    {headroom:POOL}:routers         set    ids that ever spoke; who finds one without a view takes it out
+    {headroom:POOL}:router:ID       string a router's view as JSON, expiring with its lease
+    {headroom:POOL}:report:BACKEND  string an engine's report as JSON, its time on Redis's clock, expiring
+    {headroom:POOL}:beliefs         hash   backend -> what was learnt of it
+
+A time goes through Redis's clock (TIME, read in the same call), so routers and sidecars need no common one. A peer seen
+for the first time is read with the next sync, one period later: that keeps a sync one round trip without a script.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from math import isfinite, nan
+from typing import Any, Final
+
+import orjson
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from router.core.types import EngineReport, Load
+from router.gateway.state import ModelDemand, RouterView, Shared, StoreGone
+
+REPORT_LEASE_MS: Final = 30_000  # as long as the core believes a report at all
+BELIEFS_LEASE_S: Final = 7 * 24 * 3600
+
+
+class RedisStore:
+    """One router's (or sidecar's, or autoscaler's) connection to the pool's Redis."""
+
+    def __init__(self, url: str, pool: str, router_id: str, lease_s: float, timeout_s: float) -> None:
+        """Opens nothing yet. ``timeout_s`` bounds every call; ``lease_s`` is how long our view outlives us."""
+        self._redis = Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            max_connections=4,
+        )
+        self._tag = f"{{headroom:{pool}}}:"
+        self._router_id = router_id
+        self._lease_ms = int(lease_s * 1e3)
+        self._timeout_s = timeout_s
+        self._peers: tuple[str, ...] = ()  # whom to read at the next sync
+        self._gone: tuple[str, ...] = ()  # whose lease had ended at the last
+
+    async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
+        """Publish our view and read the others' in one round trip."""
+        names = [self._key("router", peer) for peer in self._peers]
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.time()
+        pipe.set(self._key("router", self._router_id), _view_json(own), px=self._lease_ms)
+        if self._gone:
+            pipe.srem(self._tag + "routers", *self._gone)
+        pipe.sadd(self._tag + "routers", self._router_id)
+        pipe.smembers(self._tag + "routers")
+        pipe.mget(names + [self._key("report", name) for name in backends] or [self._tag + "none"])
+        clock, *_, members, values = await self._run(pipe)
+        found = dict(zip(self._peers, values, strict=False))
+        self._gone = tuple(peer for peer, raw in found.items() if not raw)
+        self._peers = tuple(sorted({_text(raw) for raw in members} - {self._router_id}))
+        ahead_s = _redis_s(clock) - now_s
+        said = zip(backends, values[len(names) :], strict=False)
+        return Shared(
+            {peer: _view(raw) for peer, raw in found.items() if raw},
+            {backend: _report(raw, ahead_s) for backend, raw in said if raw},
+        )
+
+    async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
+        """Publish what engines say, their times moved to Redis's clock."""
+        ahead_s = _redis_s(await self._do(self._redis.time())) - now_s
+        pipe = self._redis.pipeline(transaction=False)
+        for backend, report in reports.items():
+            pipe.set(self._key("report", backend), _report_json(report, ahead_s), px=REPORT_LEASE_MS)
+        await self._run(pipe)
+
+    async def routers(self, now_s: float) -> Mapping[str, RouterView]:
+        """Every router with a lease."""
+        ids = sorted(_text(raw) for raw in await self._do(self._redis.smembers(self._tag + "routers")))
+        if not ids:
+            return {}
+        values = await self._do(self._redis.mget([self._key("router", each) for each in ids]))
+        return {each: _view(raw) for each, raw in zip(ids, values, strict=True) if raw}
+
+    async def beliefs(self) -> Mapping[str, bytes]:
+        """What was last learnt of each backend."""
+        kept = await self._do(self._redis.hgetall(self._tag + "beliefs"))
+        return {_text(name): value for name, value in kept.items()}
+
+    async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
+        """Keep them for a week after the last router spoke."""
+        if beliefs:
+            pipe = self._redis.pipeline(transaction=False)
+            for backend, learnt in beliefs.items():
+                pipe.hset(self._tag + "beliefs", backend, learnt)
+            pipe.expire(self._tag + "beliefs", BELIEFS_LEASE_S)
+            await self._run(pipe)
+
+    async def close(self) -> None:
+        """Take our view out, so that nobody counts our load for another lease."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.delete(self._key("router", self._router_id))
+        pipe.srem(self._tag + "routers", self._router_id)
+        try:
+            await self._run(pipe)
+        except StoreGone:
+            pass  # the lease ends it instead
+        finally:
+            await self._redis.aclose()
+
+    def _key(self, kind: str, name: str) -> str:
+        return f"{self._tag}{kind}:{name}"
+
+    async def _run(self, pipe: Pipeline) -> list[Any]:
+        return list(await self._do(pipe.execute()))
+
+    async def _do(self, call: Any) -> Any:
+        """Await one call for at most ``timeout_s``. Raises StoreGone for every way in which it can fail."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await call
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreGone(f"{type(error).__name__}: {error}") from error
+
+
+def _text(raw: bytes | str) -> str:
+    return raw.decode() if isinstance(raw, bytes) else raw
+
+
+def _redis_s(clock: tuple[int, int]) -> float:
+    return clock[0] + clock[1] / 1e6
+
+
+def _view_json(view: RouterView) -> bytes:
+    return orjson.dumps(view)
+
+
+def _view(raw: bytes) -> RouterView:
+    """A router's view; one of another release that we cannot read counts as empty, not as a fault."""
+    try:
+        told = orjson.loads(raw)
+        return RouterView(
+            {name: Load(**load) for name, load in told["loads"].items()},
+            {name: ModelDemand(**asked) for name, asked in told["demand"].items()},
+            told["version"],
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return RouterView(version="unreadable")
+
+
+_FIELDS: Final = ("running", "waiting", "kv_usage", "prefix_hit_rate", "kv_tokens_max")
+
+
+def _report_json(report: EngineReport, ahead_s: float) -> bytes:
+    said = {name: getattr(report, name) for name in _FIELDS}
+    return orjson.dumps({"asked_s": report.asked_s + ahead_s} | {k: v for k, v in said.items() if isfinite(v)})
+
+
+def _report(raw: bytes, ahead_s: float) -> EngineReport:
+    told = orjson.loads(raw)
+    return EngineReport(told["asked_s"] - ahead_s, *(told.get(name, nan) for name in _FIELDS))

@@ -1,0 +1,91 @@
+"""The loop that keeps one router and the store in step, beside the traffic.
+
+Believes: the store may be gone for hours. Must not know what a load or a report means. Gone: the router goes on with
+its own view, forgets each peer a lease after it last heard of it, says so in a gauge, and tries again ever more slowly.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+from router.core.types import EngineReport, Load
+from router.gateway.state import RouterView, Shared, Store, StoreGone
+
+RETRY_S_MAX: Final = 1.0
+
+
+class Listener(Protocol):
+    """Who wants to know (the driver): the same calls as the core's, with the time added by the caller."""
+
+    def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> object: ...
+    def peer_lost(self, peer: str, now_s: float) -> object: ...
+    def reported(self, name: str, report: EngineReport, now_s: float) -> object: ...
+
+
+class StateObserver(Protocol):
+    """Who counts."""
+
+    def synced(self, took_s: float, peers: int) -> None: ...
+    def sync_failed(self, why: str) -> None: ...
+
+
+class Sync:
+    """Publishes our view and passes on the others', every ``period_s``."""
+
+    def __init__(
+        self,
+        store: Store,
+        listener: Listener,
+        view: Callable[[], RouterView],
+        backends: Callable[[], tuple[str, ...]],
+        observer: StateObserver,
+        period_s: float,
+        lease_s: float,
+    ) -> None:
+        """``view`` says what to publish, ``backends`` whose reports to read (none where we scrape ourselves)."""
+        self._store, self._listener, self._observer = store, listener, observer
+        self._view, self._backends = view, backends
+        self._period_s, self._lease_s = period_s, lease_s
+        self._heard_s: dict[str, float] = {}
+        self._reported_s: dict[str, float] = {}
+        self.peers: Mapping[str, RouterView] = {}
+
+    async def run(self) -> None:
+        """Sync for ever; cancel to end."""
+        clock, wait_s = asyncio.get_running_loop().time, self._period_s
+        while True:
+            ok = await self.once(clock)
+            wait_s = self._period_s if ok else min(max(2 * wait_s, 0.1), RETRY_S_MAX)
+            await asyncio.sleep(wait_s)
+
+    async def once(self, clock: Callable[[], float]) -> bool:
+        """One sync; False when the store was gone."""
+        started_s = clock()
+        try:
+            shared = await self._store.sync(self._view(), self._backends(), started_s)
+        except StoreGone as gone:
+            self._observer.sync_failed(str(gone))
+            self._forget(clock())
+            return False
+        self._pass_on(shared, clock())
+        self._observer.synced(clock() - started_s, len(shared.routers))
+        return True
+
+    def _pass_on(self, shared: Shared, now_s: float) -> None:
+        for peer, view in shared.routers.items():
+            self._heard_s[peer] = now_s
+            self._listener.heard(peer, view.loads, now_s)
+        for backend, report in shared.reports.items():
+            if report.asked_s > self._reported_s.get(backend, float("-inf")) + 1e-3:  # clocks jitter; news do not
+                self._reported_s[backend] = report.asked_s
+                self._listener.reported(backend, report, now_s)
+        self.peers = shared.routers
+        self._forget(now_s)
+
+    def _forget(self, now_s: float) -> None:
+        """Drop peers whose lease is over; the store's own answer when it is there, our clock when it is not."""
+        for peer, heard_s in tuple(self._heard_s.items()):
+            if now_s - heard_s > self._lease_s:
+                del self._heard_s[peer]
+                self.peers = {name: view for name, view in self.peers.items() if name != peer}
+                self._listener.peer_lost(peer, now_s)

@@ -1,0 +1,155 @@
+"""The config: what a good one stands for, and how a bad one is refused, by file, line and key."""
+
+from pathlib import Path
+
+import pytest
+
+from policies.routing.slo_headroom import SloHeadroom
+from router.core.types import Slo
+from router.gateway.config_text import ConfigError, document
+from router.gateway.plan import Holder, Plan, digest, make, plan_file
+from router.gateway.settings import Settings
+
+BACKENDS = """
+backends:
+  - {name: a, url: "http://127.0.0.1:8001/", models: [tiny], card: l20, model: qwen2.5-7b, tp: 2}
+"""
+
+
+def plan(text: str, **environment: str) -> Plan:
+    """The plan of that text."""
+    parsed = document(text, "r.yaml")
+    return make(parsed.parse(Settings), parsed, environment)
+
+
+def refused(text: str) -> list[str]:
+    """The lines with which that text is refused."""
+    with pytest.raises(ConfigError) as caught:
+        plan(text)
+    return list(caught.value.lines)
+
+
+def test_a_backend_gets_physics_capacity_and_price_from_its_card_and_model() -> None:
+    """What is left out follows from the tables: two L20 at 0.9 USD/h each, KV for some 10^5 tokens."""
+    made = plan(BACKENDS)
+    backend = made.backends[0]
+    assert backend.models == ("tiny",)
+    assert backend.price_per_hour == pytest.approx(1.8)
+    assert 100_000 < backend.kv_tokens_max < 5_000_000
+    assert backend.variant == "l20-tp2"
+    assert made.settings.backends[0].url == "http://127.0.0.1:8001"
+    assert isinstance(made.routing, SloHeadroom)
+
+
+def test_a_model_may_have_another_name_at_the_engine() -> None:
+    """The mapping's keys are what clients ask for."""
+    made = plan(BACKENDS.replace("[tiny]", "{tiny: ensemble, small: ensemble}"))
+    assert made.backends[0].models == ("tiny", "small")
+    assert made.settings.backends[0].models["small"] == "ensemble"
+
+
+def test_slo_classes_are_read_in_milliseconds() -> None:
+    """A bound left out is none."""
+    made = plan(BACKENDS + "slo_classes: {default: {ttft_ms: 500, quantile: 0.95, priority: 3}}")
+    assert made.classes["default"].slo == Slo(ttft_s=0.5, quantile=0.95)
+    assert made.classes["default"].priority == 3
+
+
+def test_a_card_may_be_given_in_place_or_corrected() -> None:
+    """``like`` keeps what is not said anew; without it the card is believed with wide errors."""
+    text = BACKENDS.replace("l20", "{like: cpu, bandwidth_gb_per_s: 80, memory_gib: 30}")
+    text = text.replace("qwen2.5-7b", "qwen2.5-0.5b")
+    corrected = plan(text).backends[0]
+    own = plan(BACKENDS.replace("l20", "{memory_gib: 40, bandwidth_gb_per_s: 900, tflops: {bf16: 120}}")).backends[0]
+    known = plan(BACKENDS).backends[0]
+    assert (
+        corrected.prior.fixed_s < plan(BACKENDS.replace("l20", "cpu").replace("7b", "0.5b")).backends[0].prior.fixed_s
+    )
+    assert own.prior.sigma[0] > known.prior.sigma[0]
+
+
+def test_a_model_shape_may_be_given_in_place() -> None:
+    """From its config.json, when no table has it."""
+    shape = "{params_billions: 7.6, layers: 28, hidden: 3584, heads: 28, kv_heads: 4, vocab: 152064}"
+    own, known = plan(BACKENDS.replace("qwen2.5-7b", shape)).backends[0], plan(BACKENDS).backends[0]
+    assert own.prior.fixed_s == pytest.approx(known.prior.fixed_s, rel=0.1)
+
+
+def test_keys_are_kept_as_digests_and_read_from_the_environment() -> None:
+    """No secret in clear outlives the reading."""
+    hidden = digest("hidden-away")
+    keys = f"[{{key_env: TEAM_KEY, tenant: team, slo_class: default}}, {{sha256: {hidden}, tenant: other}}]"
+    made = plan(f"{BACKENDS}api_keys: {keys}\nadmin_key: {{key: correct-horse}}", TEAM_KEY="secret-one")
+    assert made.keys[digest("secret-one")] == Holder("team", "default")
+    assert made.keys[hidden] == Holder("other", "default")
+    assert made.admin_digest == digest("correct-horse")
+
+
+def test_every_fault_of_a_file_is_told_at_once_with_its_line() -> None:
+    """Each line names file, line, key and what was expected."""
+    lines = refused("""listen:
+  prot: 8080
+  port: many
+backends:
+  - name: a b
+    url: 127.0.0.1:8001
+    models: []
+    card: {like: l20, memry_gib: 3}
+    tp: 0
+""")
+    assert [line.split(": ")[0] + " " + line.split(": ")[1] for line in lines] == [
+        "r.yaml:2 listen.prot",
+        "r.yaml:3 listen.port",
+        "r.yaml:5 backends[0].model",
+        "r.yaml:5 backends[0].name",
+        "r.yaml:6 backends[0].url",
+        "r.yaml:7 backends[0].models",
+        "r.yaml:8 backends[0].card.memry_gib",
+        "r.yaml:9 backends[0].tp",
+    ]
+    assert "did you mean 'port'?" in lines[0]
+    assert "did you mean 'memory_gib'?" in lines[6]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("backends: [", "r.yaml:1: not valid YAML"),
+        ("- a", "r.yaml:1: expected keys with values"),
+        ("", "r.yaml:1: expected keys with values"),
+        ("a: 1\nb: 2\na: 3", "r.yaml:3: key 'a' is given twice"),
+        ("backends: []", "r.yaml:1: backends: needs at least one entry"),
+        (BACKENDS.replace("l20", "l21"), "r.yaml:3: backends[0].card: no card named 'l21'; did you mean l2"),
+        (
+            BACKENDS.replace("7b", "7x"),
+            "r.yaml:3: backends[0].model: no model named 'qwen2.5-7x'; did you mean qwen2.5-7b",
+        ),
+        (BACKENDS.replace("l20", "t4").replace("tp: 2", "tp: 1"), "r.yaml:3: backends[0].model: does not fit"),
+        (BACKENDS.replace("tp: 2", "tp: 3"), "r.yaml:3: backends[0].model: does not fit: TP 3 does not divide"),
+        (BACKENDS.replace("tp: 2", "precision: fp7"), "r.yaml:3: backends[0].precision: no precision named 'fp7'"),
+        (BACKENDS + BACKENDS.split("\n")[2], "r.yaml:4: backends[1].name: two backends are named 'a'"),
+        (BACKENDS + "default_slo_class: chat", "r.yaml:4: default_slo_class: unknown class; known here: default"),
+        (BACKENDS + "policy: {routing: slo_hedroom}", "r.yaml:4: policy.routing: unknown routing policy 'slo_hedroom'"),
+        (
+            BACKENDS + "policy: {routing: {name: slo_headroom, parameters: {sfety: 2}}}",
+            "r.yaml:4: policy.routing: routing policy 'slo_headroom' has no parameter 'sfety'",
+        ),
+        (BACKENDS + "admin_key: {key_env: NOT_SET}", "r.yaml:4: admin_key.key_env: environment variable NOT_SET"),
+        (BACKENDS + "admin_key: {}", "r.yaml:4: admin_key: give exactly one of key, key_env, sha256"),
+        (BACKENDS + "state: {lease_s: 0.1}", "r.yaml:4: state: lease_s must be at least 3 x sync_s"),
+        (BACKENDS + "state: {redis_url: localhost}", "r.yaml:4: state.redis_url: expected redis://host:port/db"),
+        (
+            BACKENDS + "autoscale: {variants: {big: {}}}",
+            "r.yaml:4: autoscale.variants.big: no backend has variant: big",
+        ),
+    ],
+)
+def test_a_bad_config_is_refused_with_its_place(text: str, line: str) -> None:
+    """One fault, one line that says where and what was expected."""
+    assert refused(text)[0].startswith(line)
+
+
+def test_a_file_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
+    """The path is in the message."""
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read"):
+        plan_file(tmp_path / "nowhere.yaml")

@@ -1,0 +1,20 @@
+"""Waiting for what another task or process does: a condition with a bound, never a fixed time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+WITHIN_S = 20.0
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return once *condition* holds; TimeoutError after ``WITHIN_S``."""
+    async with asyncio.timeout(WITHIN_S):
+        while not condition():  # noqa: ASYNC110 - any condition, not one event
+            await asyncio.sleep(0.001)
+
+
+async def until_async(condition: Callable[[], Awaitable[object]]) -> None:
+    """The same for a condition that itself asks somebody."""
+    async with asyncio.timeout(WITHIN_S):
+        while not await condition():  # noqa: ASYNC110 - any condition, not one event
+            await asyncio.sleep(0.005)
