@@ -22,7 +22,8 @@ from typing import Final
 import numpy as np
 
 from router.core.cards import Card
-from router.core.coefficients import Efficiency, efficiency, precision
+from router.core.coefficients import efficiency, precision
+from router.core.efficiency import Efficiency
 from router.core.models import Model
 from router.core.step import (
     LINEAR,
@@ -63,7 +64,7 @@ __all__ = [
 ]
 
 
-class DoesNotFit(ValueError):  # noqa: N818 - named as the vocabulary of the core names faults
+class DoesNotFit(ValueError):
     """The model cannot be placed so: memory too small, or TP does not divide its heads."""
 
 

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.cards import CARDS, card
-from router.core.coefficients import ENGINES
 from router.core.models import MODELS, model
 from router.core.physics import (
     LINEAR,
@@ -26,6 +25,7 @@ from router.core.physics import (
     step_terms,
     weight_bytes,
 )
+from router.core.tables import ENGINES
 
 names = st.sampled_from
 shapes = st.builds(

@@ -1,0 +1,130 @@
+"""How an engine's use of a card is written down: rows of four tables, and how rows make one whole.
+
+Believes: shares of the data sheet multiply, overheads add. Must not know: any row's numbers
+(`tables.py`) or how seconds of a step come of them (`physics.py`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from router.core.step import Number
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What one engine era costs beside the roofline.
+
+    ``step_s``: scheduler and launch, a step; ``layer_s``: kernels that neither bandwidth nor
+    compute explains, a layer; ``seq_s``: sampling and bookkeeping, a decoding sequence;
+    ``first_token_s``: API server, tokenizer and first scheduling, outside any step;
+    ``read_gain``, ``gemm_gain``: factors on the family's efficiencies; ``reduce_gain``: factor on
+    the link's all-reduce latency; ``expert_layer_s``: routing and grouping, a layer with experts;
+    ``expert_gain``: factor on shares for experts' weights and GEMM; ``sigma``: relative
+    error of a step predicted with this row.
+    """
+
+    step_s: float
+    layer_s: float
+    seq_s: float
+    first_token_s: float
+    read_gain: float = 1.0
+    gemm_gain: float = 1.0
+    reduce_gain: float = 1.0
+    expert_layer_s: float = 15e-6
+    expert_gain: float = 0.8
+    sigma: float = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Share of the sheet's bandwidth and compute that one card architecture gives.
+
+    ``read``: weights; ``kv``: KV cache; ``gemm`` and ``attention``: of dense 16-bit peak;
+    ``sigma``: relative error of those shares.
+    """
+
+    read: float
+    kv: float
+    gemm: float
+    attention: float
+    sigma: float
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One all-reduce among ``n`` cards: ``latency_s + hop_s * n + 2 (n-1)/n * bytes / (bandwidth * share)``."""
+
+    latency_s: float
+    hop_s: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How weights of one precision are stored and computed with.
+
+    ``bytes_per_param`` includes group scales; ``peaks``: the sheet's entries to compute with, best
+    first; ``read_gain``, ``gemm_gain``: factors on the family's shares (dequantisation, kernels).
+    """
+
+    bytes_per_param: float
+    peaks: tuple[str, ...]
+    read_gain: float
+    gemm_gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """What one combination of engine, card family, link and precision gets of the roofline, and adds.
+
+    Shares of the sheet: ``read``, ``kv``, ``gemm``, ``attention``, ``link_share`` and, of routed
+    experts, ``experts_read`` and ``experts_gemm``. Seconds added: ``step_s``, ``layer_s``,
+    ``expert_layer_s``, ``seq_s``, ``first_token_s`` and, an all-reduce, ``reduce_s`` plus
+    ``reduce_card_s`` a card. Arrays over many work as well as floats.
+    """
+
+    read: float
+    experts_read: float
+    kv: float
+    gemm: float
+    experts_gemm: float
+    attention: float
+    link_share: float
+    step_s: float
+    layer_s: float
+    expert_layer_s: float
+    seq_s: float
+    first_token_s: float
+    reduce_s: float
+    reduce_card_s: float
+    sigma: float
+
+
+def _share(product: Number) -> Any:
+    """No more than the sheet (a float, or an array element by element)."""
+    return min(product, 1.0) if isinstance(product, float) else np.minimum(product, 1.0)
+
+
+def compose(costs: Engine, shares: Family, wire: Link, form: Precision) -> Efficiency:
+    """Rows put together by multiplication; a share never exceeds the sheet. Rows of arrays give arrays."""
+    read = _share(shares.read * form.read_gain * costs.read_gain)
+    gemm = _share(shares.gemm * form.gemm_gain * costs.gemm_gain)
+    return Efficiency(
+        read=read,
+        experts_read=_share(read * costs.expert_gain),
+        kv=_share(shares.kv * costs.read_gain),
+        gemm=gemm,
+        experts_gemm=_share(gemm * costs.expert_gain),
+        attention=_share(shares.attention * costs.gemm_gain),
+        link_share=wire.share,
+        step_s=costs.step_s,
+        layer_s=costs.layer_s,
+        expert_layer_s=costs.expert_layer_s,
+        seq_s=costs.seq_s,
+        first_token_s=costs.first_token_s,
+        reduce_s=wire.latency_s * costs.reduce_gain,
+        reduce_card_s=wire.hop_s * costs.reduce_gain,
+        sigma=float(np.hypot(costs.sigma, shares.sigma)),
+    )
