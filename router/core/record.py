@@ -1,0 +1,190 @@
+"""Core events as plain data: what a recorder writes is what a fresh core can be told again.
+
+``Recording`` has the dispatcher's methods; it writes each event, then passes it on. ``replay`` feeds such events to a
+core and yields what it answers: the same commands as in the first run, because the core knows nothing but its events
+and its seed. No file is opened here; the gateway's recorder and the simulator's reader do that.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from math import isfinite
+from typing import Any, Final
+
+from router.core.decisions import Account, Command
+from router.core.dispatcher import Dispatcher, Failure
+from router.core.physics import StepCoefficients
+from router.core.policy import Admission, Routing
+from router.core.types import Backend, EngineReport, Load, Request, RequestId, Slo, Usage
+
+VERSION: Final = 1
+Event = dict[str, Any]
+
+
+class Recording:
+    """A dispatcher whose events are written down as they come, each with the commands it was answered with."""
+
+    def __init__(self, core: Dispatcher, write: Callable[[Event], None]) -> None:
+        self._core = core
+        self._write = write
+
+    def backend_joined(self, backend: Backend, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        return self._note("backend_joined", now_s, self._core.backend_joined(backend, now_s), backend=_plain(backend))
+
+    def backend_left(self, name: str, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        return self._note("backend_left", now_s, self._core.backend_left(name, now_s), name=name)
+
+    def backend_health(self, name: str, up: bool, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        return self._note("backend_health", now_s, self._core.backend_health(name, up, now_s), name=name, up=up)
+
+    def backend_draining(self, name: str, draining: bool, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        commands = self._core.backend_draining(name, draining, now_s)
+        return self._note("backend_draining", now_s, commands, name=name, draining=draining)
+
+    def asking(self, name: str, now_s: float) -> None:
+        """See Dispatcher."""
+        self._core.asking(name, now_s)
+        self._note("asking", now_s, (), name=name)
+
+    def reported(self, name: str, report: EngineReport, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        return self._note("reported", now_s, self._core.reported(name, report, now_s), name=name, report=_plain(report))
+
+    def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        plain = {name: asdict(load) for name, load in loads.items()}
+        return self._note("heard", now_s, self._core.heard(peer, loads, now_s), peer=peer, loads=plain)
+
+    def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        return self.heard(peer, {}, now_s)
+
+    def arrived(self, request: Request, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        return self._note("arrived", now_s, self._core.arrived(request, now_s), request=_plain(request))
+
+    def first_byte(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        commands = self._core.first_byte(request_id, attempt, now_s)
+        return self._note("first_byte", now_s, commands, id=request_id, attempt=attempt)
+
+    def ended(self, request_id: RequestId, attempt: int, usage: Usage, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        commands = self._core.ended(request_id, attempt, usage, now_s)
+        return self._note("ended", now_s, commands, id=request_id, attempt=attempt, usage=asdict(usage))
+
+    def failed(self, request_id: RequestId, attempt: int, failure: Failure, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        commands = self._core.failed(request_id, attempt, failure, now_s)
+        return self._note("failed", now_s, commands, id=request_id, attempt=attempt, failure=asdict(failure))
+
+    def client_left(self, request_id: RequestId, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        return self._note("client_left", now_s, self._core.client_left(request_id, now_s), id=request_id)
+
+    def ticked(self, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        return self._note("ticked", now_s, self._core.ticked(now_s))
+
+    def adopt(self, routing: Routing, admission: Admission) -> None:
+        """See Dispatcher. A swap of policies is not written: a record is of one policy, the shell starts a new one."""
+        self._core.adopt(routing, admission)
+
+    def loads(self) -> dict[str, Load]:
+        """See Dispatcher."""
+        return self._core.loads()
+
+    @property
+    def wake_s(self) -> float:
+        """See Dispatcher."""
+        return self._core.wake_s
+
+    @property
+    def in_flight(self) -> int:
+        """See Dispatcher."""
+        return self._core.in_flight
+
+    @property
+    def held(self) -> int:
+        """See Dispatcher."""
+        return self._core.held
+
+    def _note(self, event: str, now_s: float, commands: Sequence[Command], **arguments: Any) -> Sequence[Command]:
+        self._write({"at_s": now_s, "event": event, **arguments, "answer": [plain_command(c) for c in commands]})
+        return commands
+
+
+def replay(events: Iterable[Event], core: Dispatcher) -> Iterator[tuple[Event, list[Event]]]:
+    """Tell a core every recorded event; yields each with what the core answers now, in the record's own form."""
+    for event in events:
+        commands = _tell(core, event)
+        yield event, [plain_command(command) for command in commands]
+
+
+def _tell(core: Dispatcher, event: Event) -> Sequence[Command]:
+    kind, now_s = event["event"], event["at_s"]
+    decode = _DECODE.get(kind)
+    if decode is None:
+        raise ValueError(f"unknown event {kind!r}; expected one of {', '.join(_DECODE)}")
+    return getattr(core, kind)(*decode(event), now_s) or ()
+
+
+def _plain(fact: Request | Backend | EngineReport) -> Event:
+    """A fact as JSON can hold it: what is inf or nan is its default there and left out."""
+    return _finite(asdict(fact))
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case dict():
+            kept = {key: _finite(item) for key, item in value.items()}
+            return {key: item for key, item in kept.items() if item is not None}
+        case float() if not isfinite(value):
+            return None
+        case tuple() | list():
+            return [_finite(item) for item in value]
+        case _:
+            return value
+
+
+def plain_command(command: Command) -> Event:
+    """A command in the record's form. An account names its request by id alone: the arrival holds the rest."""
+    if isinstance(command, Account):
+        named = {f.name: getattr(command, f.name) for f in fields(command) if f.name not in ("request", "usage")}
+        plain = {"request_id": command.request.id, **named, "usage": asdict(command.usage)}
+    else:
+        plain = asdict(command)
+    finite: Event = _finite({"command": type(command).__name__, **plain})
+    return finite
+
+
+def request_of(plain: Event) -> Request:
+    """The request that ``arrived`` was told."""
+    slo = Slo(**plain.get("slo", {}))
+    return Request(**{**plain, "slo": slo, "prefix": tuple(plain.get("prefix", ()))})
+
+
+def backend_of(plain: Event) -> Backend:
+    """The backend that ``backend_joined`` was told."""
+    prior = {key: tuple(v) if isinstance(v, list) else v for key, v in plain["prior"].items()}
+    return Backend(**{**plain, "models": tuple(plain["models"]), "prior": StepCoefficients(**prior)})
+
+
+_DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
+    "backend_joined": lambda e: (backend_of(e["backend"]),),
+    "backend_left": lambda e: (e["name"],),
+    "backend_health": lambda e: (e["name"], e["up"]),
+    "backend_draining": lambda e: (e["name"], e["draining"]),
+    "asking": lambda e: (e["name"],),
+    "reported": lambda e: (e["name"], EngineReport(**e["report"])),
+    "heard": lambda e: (e["peer"], {name: Load(**load) for name, load in e["loads"].items()}),
+    "arrived": lambda e: (request_of(e["request"]),),
+    "first_byte": lambda e: (e["id"], e["attempt"]),
+    "ended": lambda e: (e["id"], e["attempt"], Usage(**e["usage"])),
+    "failed": lambda e: (e["id"], e["attempt"], Failure(**e["failure"])),
+    "client_left": lambda e: (e["id"],),
+    "ticked": lambda _: (),
+}

@@ -1,0 +1,296 @@
+"""What the dispatcher answers to each event, one behaviour a test."""
+
+import math
+
+import pytest
+
+import policies
+from router.core.decisions import Abort, Account, Break, Outcome, Reason, Send
+from router.core.dispatcher import Failure, Limits
+from router.core.errors import PolicyRejected, status_of
+from router.core.types import Load, Slo, Usage
+from tests.fakes import account, backend, core, refused, request, sent
+
+FAULT = Failure("connection reset")
+HOLDING = {"routing": "slo_headroom", "parameters": {"best_effort": "shed"}}
+
+
+def test_a_request_is_sent_accounted_and_forgotten():
+    """Down once, back once: Send, then one Account with the times as they were told."""
+    it = core(backend())
+    send = sent(it.arrived(request("r", arrived_s=1.0), 1.0))
+    assert (send.backend, send.attempt) == ("a", 1)
+    assert it.first_byte("r", 1, 1.5) == []
+    done = account(it.ended("r", 1, Usage(11), 2.5))
+    assert (done.outcome, done.ttft_s, done.e2e_s, done.tpot_s) == (Outcome.SERVED, 0.5, 1.5, 0.1)
+    assert it.in_flight == 0
+    assert it.loads() == {"a": Load()}
+
+
+def test_an_unknown_model_is_refused_with_the_names_there_are():
+    """404, and the message names what could have been asked for."""
+    answer = refused(core(backend(models=("m", "n"))).arrived(request(model="x"), 0.0))
+    assert status_of(answer.reason) == 404
+    assert "'x'" in answer.why
+    assert "m, n" in answer.why
+
+
+def test_a_known_model_with_nobody_up_is_refused_as_unavailable():
+    """503, not 404: the model exists, its backends are down."""
+    it = core(backend())
+    it.backend_health("a", False, 0.0)
+    assert status_of(refused(it.arrived(request(), 0.0)).reason) == 503
+
+
+def test_a_failure_before_the_first_byte_goes_to_another_backend():
+    """The client sees nothing of the first attempt."""
+    it = core(backend("a"), backend("b"))
+    first = sent(it.arrived(request("r"), 0.0))
+    second = sent(it.failed("r", 1, FAULT, 0.1))
+    assert {first.backend, second.backend} == {"a", "b"}
+    assert second.attempt == 2
+    assert it.loads()[first.backend] == Load()
+
+
+def test_with_nobody_left_to_try_the_failure_is_the_answer():
+    """502 with what the engine said, and nothing left on the books."""
+    it = core(backend())
+    it.arrived(request("r"), 0.0)
+    answer = refused(it.failed("r", 1, FAULT, 0.1))
+    assert (status_of(answer.reason), answer.why) == (502, "connection reset")
+    assert it.in_flight == 0
+
+
+def test_a_failure_that_is_the_clients_own_is_not_retried_nor_blamed():
+    """Another backend would say the same; three such must not set the backend aside."""
+    it = core(backend("a"), backend("b"))
+    for _ in range(5):
+        send = sent(it.arrived(request("r"), 0.0))
+        refused(it.failed("r", send.attempt, Failure("bad", backend_fault=False, retryable=False), 0.1))
+    assert len(it.ledger.pool("m")) == 2
+
+
+def test_a_failure_after_the_first_byte_breaks_the_stream():
+    """Too late for another backend: the client is told that its stream is broken."""
+    it = core(backend("a"), backend("b"))
+    it.arrived(request("r"), 0.0)
+    it.first_byte("r", 1, 0.1)
+    commands = it.failed("r", 1, FAULT, 0.2)
+    assert commands[0] == Break("r", "connection reset")
+    assert account(commands).outcome is Outcome.BROKEN
+
+
+def test_a_client_that_leaves_closes_what_is_open():
+    """Abort at once, and the books are empty."""
+    it = core(backend())
+    it.arrived(request("r"), 0.0)
+    commands = it.client_left("r", 0.1)
+    assert [type(c) for c in commands] == [Abort, Account]
+    assert it.loads() == {"a": Load()}
+
+
+def test_events_about_what_is_over_change_nothing():
+    """A late end, failure or departure is ignored."""
+    it = core(backend())
+    it.arrived(request("r"), 0.0)
+    it.client_left("r", 0.1)
+    assert [*it.first_byte("r", 1, 0.2), *it.ended("r", 1, Usage(1), 0.2), *it.failed("r", 1, FAULT, 0.2)] == []
+    assert [*it.client_left("r", 0.3), *it.ended("never", 1, Usage(1), 0.3)] == []
+
+
+def test_an_id_in_flight_cannot_arrive_again():
+    """Two requests under one id could not be told apart."""
+    it = core(backend())
+    it.arrived(request("r"), 0.0)
+    with pytest.raises(ValueError, match="already in flight"):
+        it.arrived(request("r"), 0.1)
+
+
+def test_a_silent_attempt_is_closed_at_its_deadline_and_tried_elsewhere():
+    """The first-byte deadline is the core's own timer."""
+    it = core(backend("a"), backend("b"), limits=Limits(first_byte_s_max=2.0))
+    first = sent(it.arrived(request("r"), 0.0))
+    assert it.wake_s == first.first_byte_due_s == 2.0
+    commands = it.ticked(2.0)
+    assert commands[0] == Abort("r", first.backend, 1, f"{first.backend} sent no first byte in 2.00 s")
+    assert sent(commands).attempt == 2
+    it.ticked(4.0)
+    assert it.in_flight == 0
+
+
+def test_the_last_deadline_to_pass_answers_with_a_timeout():
+    """504 when it was silence, not failure, that used up the attempts."""
+    it = core(backend(), limits=Limits(first_byte_s_max=2.0))
+    it.arrived(request("r"), 0.0)
+    assert refused(it.ticked(2.0)).reason is Reason.FIRST_BYTE_LATE
+
+
+def test_the_slo_can_set_the_first_byte_deadline():
+    """A multiple of what is left of the TTFT promise, when the operator asks for it."""
+    it = core(backend(), limits=Limits(first_byte_slo_factor=2.0))
+    assert sent(it.arrived(request(slo=Slo(ttft_s=0.5)), 0.0)).first_byte_due_s == 1.0
+
+
+def test_a_first_byte_stops_the_deadline():
+    """A stream that runs is not late."""
+    it = core(backend(), limits=Limits(first_byte_s_max=2.0))
+    it.arrived(request("r"), 0.0)
+    it.first_byte("r", 1, 1.0)
+    assert it.wake_s == math.inf
+
+
+def test_three_faults_in_a_row_set_a_backend_aside_for_twice_as_long_each_time():
+    """Set aside after three, re-admitted on time, and set aside for longer at the next fault."""
+    it = core(backend("a"), backend("b"))
+
+    def fail_on_a(now_s):
+        it.backend_draining("b", True, now_s)
+        it.arrived(request("r"), now_s)
+        it.backend_draining("b", False, now_s)
+        it.failed("r", 1, FAULT, now_s)
+        it.client_left("r", now_s)
+
+    for _ in range(3):
+        fail_on_a(0.0)
+    assert list(it.ledger.pool("m")) == [it.ledger.slot("b")]
+    it.ticked(1.0)
+    assert len(it.ledger.pool("m")) == 2
+    fail_on_a(1.0)
+    it.ticked(2.9)
+    assert len(it.ledger.pool("m")) == 1
+    it.ticked(3.0)
+    assert len(it.ledger.pool("m")) == 2
+
+
+def test_when_every_backend_was_set_aside_all_are_tried():
+    """A guess beats a certain refusal."""
+    it = core(backend("a"), limits=Limits(failures_max=1))
+    it.arrived(request("r"), 0.0)
+    it.failed("r", 1, FAULT, 0.0)
+    assert sent(it.arrived(request("s"), 0.1)).backend == "a"
+
+
+def test_a_hedge_starts_after_its_share_of_the_slo_and_the_first_answer_wins():
+    """The loser is closed and its reservation released."""
+    limits = Limits(hedge_slo_share=0.5, hedges_max_share=1.0)
+    it = core(backend("a"), backend("b"), limits=limits)
+    first = sent(it.arrived(request("r", slo=Slo(ttft_s=1.0)), 0.0))
+    assert it.wake_s == 0.5
+    second = sent(it.ticked(0.5))
+    assert (second.attempt, second.backend != first.backend) == (2, True)
+    (abort,) = it.first_byte("r", 2, 0.6)
+    assert abort == Abort("r", first.backend, 1, "another attempt answered first")
+    assert it.loads()[first.backend] == Load()
+    assert account(it.ended("r", 2, Usage(5), 1.0)).backend == second.backend
+
+
+def test_hedges_keep_to_their_budget():
+    """At a budget of 5 % the first of a few requests gets none."""
+    it = core(backend("a"), backend("b"), limits=Limits(hedge_slo_share=0.5))
+    it.arrived(request("r", slo=Slo(ttft_s=1.0)), 0.0)
+    assert it.ticked(0.5) == []
+
+
+def test_a_failed_attempt_beside_a_hedge_leaves_the_other_running():
+    """One of two dead is not a failed request."""
+    it = core(backend("a"), backend("b"), limits=Limits(hedge_slo_share=0.5, hedges_max_share=1.0))
+    it.arrived(request("r", slo=Slo(ttft_s=1.0)), 0.0)
+    it.ticked(0.5)
+    assert it.failed("r", 1, FAULT, 0.6) == ()
+    assert it.in_flight == 1
+
+
+def hold(it, request_id, *, now_s=0.0, ttft_s=10.0, priority=0):
+    """A request that waits, because the pace it wants is taken."""
+    slo = Slo(ttft_s=ttft_s, tpot_s=0.06)
+    return it.arrived(request(request_id, arrived_s=now_s, slo=slo, priority=priority), now_s)
+
+
+@pytest.fixture
+def busy():
+    """A core whose one backend has no headroom: everyone who comes is held."""
+    it = core(backend(slower=4.0), admission={"held_max": 2, "hold_s_max": 5.0}, **HOLDING)
+    it.heard("peer", {"a": Load(decoding=100.0, context_tokens=1e5)}, 0.0)
+    return it
+
+
+def test_without_headroom_a_request_is_held_and_served_when_room_appears(busy):
+    """The peer's load goes: the held request is sent by the event that told so."""
+    assert hold(busy, "r") == ()
+    assert busy.held == 1
+    assert sent(busy.heard("peer", {}, 1.0)).request_id == "r"
+    assert busy.held == 0
+
+
+def test_held_requests_are_served_in_deadline_order_and_priority_first(busy):
+    """Earliest due first, the urgent before all."""
+    busy.adopt(busy.routing, policies.find("admission", "deadline", {}))
+    hold(busy, "late", ttft_s=9.0)
+    hold(busy, "early", ttft_s=8.0)
+    hold(busy, "urgent", ttft_s=9.5, priority=-1)
+    order = [c.request_id for c in busy.heard("peer", {}, 1.0) if isinstance(c, Send)]
+    assert order == ["urgent", "early", "late"]
+
+
+def test_the_hold_queue_has_a_bound(busy):
+    """The third is refused with the reason."""
+    hold(busy, "one")
+    hold(busy, "two")
+    assert refused(hold(busy, "three")).reason is Reason.QUEUE_FULL
+
+
+def test_a_hold_ends_at_its_bound(busy):
+    """Held for 5 s at most, whatever the policy wants."""
+    hold(busy, "r", ttft_s=60.0)
+    while busy.held:
+        assert busy.wake_s <= 5.0
+        commands = busy.ticked(busy.wake_s)
+    assert refused(commands).reason is Reason.HOLD_EXPIRED
+
+
+def test_a_held_client_that_leaves_is_forgotten(busy):
+    """Nothing to abort; the queue is empty."""
+    hold(busy, "r")
+    assert account(busy.client_left("r", 0.5)).outcome is Outcome.LEFT
+    assert (busy.held, busy.wake_s) == (0, math.inf)
+
+
+def test_newcomers_do_not_overtake_those_who_wait(busy):
+    """A later deadline queues behind, even when it alone might fit."""
+    hold(busy, "first", ttft_s=2.0)
+    assert hold(busy, "second", ttft_s=3.0) == ()
+    assert busy.held == 2
+
+
+def test_a_backend_that_left_takes_its_reservations_with_it():
+    """Its slot is re-used by another, whose count starts at zero and stays there when the old stream fails."""
+    it = core(backend("a"))
+    it.arrived(request("r"), 0.0)
+    it.backend_left("a", 0.1)
+    it.backend_joined(backend("b"), 0.2)
+    it.failed("r", 1, Failure("backend removed", backend_fault=False), 0.3)
+    it.first_byte("r", 2, 0.4)
+    it.ended("r", 2, Usage(3), 0.5)
+    assert it.loads() == {"b": Load()}
+
+
+def test_a_policy_that_names_a_stranger_is_rejected():
+    """A slot outside the candidates never reaches the ledger."""
+    from router.core.decisions import Dispatch  # noqa: PLC0415
+
+    class Stray:
+        def choose(self, *_):
+            return Dispatch(99, "because")
+
+    it = core(backend())
+    it.adopt(Stray(), it.admission)
+    with pytest.raises(PolicyRejected, match="slot 99"):
+        it.arrived(request(), 0.0)
+
+
+def test_a_reply_without_a_first_byte_event_still_counts_its_first_byte():
+    """A reply of one read: the end is also the beginning."""
+    it = core(backend())
+    it.arrived(request("r"), 0.0)
+    done = account(it.ended("r", 1, Usage(1), 0.5))
+    assert (done.outcome, done.first_byte_s) == (Outcome.SERVED, 0.5)

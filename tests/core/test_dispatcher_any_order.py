@@ -1,0 +1,154 @@
+"""Whatever the order of events: nothing negative, everything back to zero, every request answered exactly once."""
+
+from collections import Counter
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from router.core.decisions import Abort, Account, Break, Outcome, Refuse, Send
+from router.core.dispatcher import Failure, Limits
+from router.core.types import EngineReport, Load, Slo, Usage
+from tests.fakes import backend, core, request
+
+NAMES = ("a", "b", "c")
+SLOS = st.sampled_from([Slo(), Slo(ttft_s=0.3), Slo(ttft_s=1.0, tpot_s=0.02), Slo(e2e_s=2.0)])
+FAILURES = st.sampled_from([Failure("reset"), Failure("400", backend_fault=False, retryable=False)])
+POLICIES = st.sampled_from(["round_robin", "least_work", "power_of_two", "slo_headroom"])
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """A shell that does what it is told and reports in any order, some of it twice and some of it late."""
+
+    sends = Bundle("sends")
+    ids = Bundle("ids")
+
+    @initialize(routing=POLICIES, hedge=st.booleans())
+    def start(self, routing, hedge):
+        """Three unequal backends, small bounds so that every path is walked."""
+        limits = Limits(
+            first_byte_s_max=2.0, hedge_slo_share=0.5 if hedge else float("inf"), hedges_max_share=1.0, failures_max=2
+        )
+        fleet = [backend(name, slower=1.0 + i, seqs_max=2) for i, name in enumerate(NAMES)]
+        self.core = core(*fleet, routing=routing, admission={"held_max": 3, "hold_s_max": 1.0}, limits=limits)
+        self.now_s, self.count = 0.0, 0
+        self.asked, self.answered, self.accounted = set(), Counter(), Counter()
+        self.open = set()
+
+    def perform(self, commands):
+        """Keep the shell's own books of what it was told."""
+        for command in commands:
+            match command:
+                case Send():
+                    assert command.request_id in self.asked
+                    assert self.core.ledger.slot(command.backend) is not None
+                    self.open.add((command.request_id, command.attempt))
+                case Abort():
+                    self.open.discard((command.request_id, command.attempt))
+                case Refuse() | Break():
+                    self.answered[command.request_id] += 1
+                case Account():
+                    self.accounted[command.request.id] += 1
+                    if command.outcome in (Outcome.SERVED, Outcome.LEFT):
+                        self.answered[command.request.id] += 1
+                    self.open = {pair for pair in self.open if pair[0] != command.request.id}
+
+    @rule(passed_s=st.floats(0.0, 1.5))
+    def time_passes(self, passed_s):
+        """The shell's one timer."""
+        self.now_s += passed_s
+        if self.core.wake_s <= self.now_s:
+            self.perform(self.core.ticked(self.now_s))
+
+    @rule(target=ids, slo=SLOS, model=st.sampled_from(["m", "m", "m", "x"]), prompt=st.integers(0, 5000))
+    def arrives(self, slo, model, prompt):
+        """A new request, of a model that may not exist."""
+        self.count += 1
+        made = request(f"r{self.count}", arrived_s=self.now_s, slo=slo, model=model, prompt_tokens=prompt)
+        self.asked.add(made.id)
+        self.perform(self.core.arrived(made, self.now_s))
+        return made.id
+
+    @rule(request_id=ids, attempt=st.integers(1, 3))
+    def first_byte(self, request_id, attempt):
+        """Of an attempt that may be closed, or never was."""
+        self.perform(self.core.first_byte(request_id, attempt, self.now_s))
+
+    @rule(request_id=ids, attempt=st.integers(1, 3), tokens=st.integers(0, 300))
+    def ends(self, request_id, attempt, tokens):
+        """The same for the end."""
+        was_open = (request_id, attempt) in self.open
+        self.open.discard((request_id, attempt))
+        commands = self.core.ended(request_id, attempt, Usage(tokens), self.now_s)
+        assert was_open or not commands
+        self.perform(commands)
+
+    @rule(request_id=ids, attempt=st.integers(1, 3), failure=FAILURES)
+    def fails(self, request_id, attempt, failure):
+        """The same for a failure."""
+        self.open.discard((request_id, attempt))
+        self.perform(self.core.failed(request_id, attempt, failure, self.now_s))
+
+    @rule(request_id=ids)
+    def client_leaves(self, request_id):
+        """Even one that left before."""
+        self.perform(self.core.client_left(request_id, self.now_s))
+
+    @rule(name=st.sampled_from(NAMES), up=st.booleans())
+    def health(self, name, up):
+        """Up and down, known or gone."""
+        self.perform(self.core.backend_health(name, up, self.now_s))
+
+    @rule(name=st.sampled_from(NAMES), draining=st.booleans())
+    def drains(self, name, draining):
+        """Drained and undrained."""
+        self.perform(self.core.backend_draining(name, draining, self.now_s))
+
+    @rule(name=st.sampled_from(NAMES), slower=st.floats(0.5, 4.0))
+    def joins(self, name, slower):
+        """Anew, or with other facts while requests are in flight."""
+        self.perform(self.core.backend_joined(backend(name, slower=slower, seqs_max=2), self.now_s))
+
+    @rule(name=st.sampled_from(NAMES))
+    def leaves(self, name):
+        """Gone; its streams fail later, if at all."""
+        self.perform(self.core.backend_left(name, self.now_s))
+
+    @rule(name=st.sampled_from(NAMES), running=st.integers(0, 9), waiting=st.integers(0, 9), asked=st.booleans())
+    def reports(self, name, running, waiting, asked):
+        """An engine's own view, which may contradict ours."""
+        if asked:
+            self.core.asking(name, self.now_s)
+        self.perform(self.core.reported(name, EngineReport(self.now_s, running, waiting, 0.5), self.now_s))
+
+    @rule(name=st.sampled_from([*NAMES, "unknown"]), count=st.integers(0, 9))
+    def peer(self, name, count):
+        """Another router, whose fleet may differ from ours."""
+        self.perform(self.core.heard("peer", {name: Load(1.0, 10.0, count, 10.0 * count)}, self.now_s))
+
+    @invariant()
+    def nothing_is_negative_and_nobody_is_answered_twice(self):
+        """At every moment."""
+        ledger = self.core.ledger
+        for part in (ledger.own, ledger.others, ledger.foreign):
+            assert (part >= -1e-6).all()
+        assert all(n == 1 for n in [*self.answered.values(), *self.accounted.values()])
+        assert self.core.in_flight == len(self.asked) - len(self.accounted)
+        open_now = sum(load.prefilling + load.decoding for load in self.core.loads().values())
+        assert open_now <= len(self.open)
+
+    def teardown(self):
+        """Everyone leaves or times out: the books are empty and every request has one answer."""
+        if not hasattr(self, "core"):
+            return
+        for request_id in sorted(self.asked):
+            self.perform(self.core.client_left(request_id, self.now_s))
+        assert self.core.in_flight == self.core.held == 0
+        assert not self.open
+        np.testing.assert_allclose(self.core.ledger.own, 0.0, atol=1e-6)
+        assert self.asked == set(self.answered) == set(self.accounted)
+
+
+AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestAnyOrder = AnyOrder.TestCase
