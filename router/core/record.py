@@ -134,7 +134,8 @@ def _tell(core: Dispatcher, event: Event) -> Sequence[Command]:
 
 def _plain(fact: Request | Backend | EngineReport) -> Event:
     """A fact as JSON can hold it: what is inf or nan is its default there and left out."""
-    return _finite(asdict(fact))
+    finite: Event = _finite(asdict(fact))
+    return finite
 
 
 def _finite(value: Any) -> Any:
@@ -169,7 +170,7 @@ def request_of(plain: Event) -> Request:
 
 def backend_of(plain: Event) -> Backend:
     """The backend that ``backend_joined`` was told."""
-    prior = {key: tuple(v) if isinstance(v, list) else v for key, v in plain["prior"].items()}
+    prior: Event = {key: tuple(v) if isinstance(v, list) else v for key, v in plain["prior"].items()}
     return Backend(**{**plain, "models": tuple(plain["models"]), "prior": StepCoefficients(**prior)})
 
 
