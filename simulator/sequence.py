@@ -1,0 +1,95 @@
+"""What one engine was started with, and one request inside it. Plain facts; `replica.py` moves them."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Final
+
+COMING: Final = 0
+WAITING: Final = 1
+PREFILL: Final = 2
+DECODE: Final = 3
+OVER: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an engine was started with (vLLM's names: max_num_seqs, max_num_batched_tokens, block_size,
+    num_gpu_blocks, max_model_len, max_num_queued_reqs, enable_prefix_caching, scheduling_policy=priority).
+    """
+
+    seqs_max: int = 256
+    chunk_tokens: int = 2048
+    block_tokens: int = 16
+    kv_blocks: int = 10_000
+    model_tokens_max: int = 131_072
+    queue_max: int = 1 << 60
+    prefix_caching: bool = True
+    priority: bool = False
+
+    def __post_init__(self) -> None:
+        """ValueError names what cannot be."""
+        for name in ("seqs_max", "chunk_tokens", "block_tokens", "kv_blocks", "model_tokens_max"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.chunk_tokens < self.seqs_max:
+            raise ValueError(f"chunk_tokens ({self.chunk_tokens}) must be at least seqs_max ({self.seqs_max})")
+
+    @property
+    def prompt_tokens_max(self) -> int:
+        """The longest prompt taken: one token of reply has to fit, in the model and in the cache."""
+        return min(self.model_tokens_max, self.kv_blocks * self.block_tokens) - 1
+
+
+class Sequence:
+    """One request inside an engine. ``output_tokens`` is the future, known to the engine's truth alone."""
+
+    __slots__ = (
+        "attempt",
+        "cached_tokens",
+        "computed",
+        "finish_step",
+        "generated",
+        "id",
+        "offset",
+        "order",
+        "output_tokens",
+        "own_blocks",
+        "preemptions",
+        "prefix",
+        "priority",
+        "prompt_tokens",
+        "state",
+        "unit_blocks",
+        "unit_tokens",
+        "units",
+    )
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - the field's word
+        prompt_tokens: int,
+        output_tokens: int,
+        attempt: int = 1,
+        priority: int = 0,
+        prefix: tuple[Hashable, ...] = (),
+        unit_tokens: int = 0,
+    ) -> None:
+        """*prefix*: hashes of the prompt's successive stretches of *unit_tokens*, each covering all before it."""
+        self.id = id
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.attempt = attempt
+        self.priority = priority
+        self.prefix = prefix
+        self.unit_tokens = unit_tokens
+        self.unit_blocks: list[int] = []
+        self.units: list[Hashable] = []  # keys to give back
+        self.own_blocks = 0  # blocks held and shared with nobody, while prefilling
+        self.state = COMING
+        self.order = 0
+        self.generated = 0
+        self.computed = 0  # tokens in KV while prefilling; while decoding it is offset + the replica's step number
+        self.offset = 0
+        self.finish_step = 0
+        self.cached_tokens = -1  # of the prompt, found at first admission
+        self.preemptions = 0
