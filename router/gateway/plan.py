@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 
 import policies
 from router.core.cards import GIB, Card, card
+from router.core.dispatcher import Limits
 from router.core.models import Model, make_model, model
 from router.core.physics import DoesNotFit, Shape, coefficients, kv_capacity_tokens
 from router.core.policy import Admission, Routing, Scaling
 from router.core.types import Backend, Slo
 from router.gateway import settings
 from router.gateway.config_text import Document, Loc, Problem, unknown
+from router.gateway.protocols.ingress import Caller, Ingress, SloClass
 from router.gateway.settings import Settings
 
 Made = TypeVar("Made")
@@ -27,24 +29,8 @@ Environment = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Class:
-    """What requests of one SLO class are promised, in the core's units."""
-
-    slo: Slo
-    priority: int
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Whose an API key is."""
-
-    tenant: str
-    slo_class: str
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """A config proved whole. ``keys`` and ``admin_digest`` hold SHA-256 digests, never secrets in clear.
+    """A config proved whole. Clients' and admin keys are held as SHA-256 digests, never in clear.
 
     ``engine_keys``: by backend, the bearer token its engine wants; ``version`` names the text it was made from.
     """
@@ -53,8 +39,8 @@ class Plan:
     version: str
     backends: tuple[Backend, ...]
     engine_keys: Mapping[str, str]
-    classes: Mapping[str, Class]
-    keys: Mapping[str, Holder]
+    ingress: Ingress
+    limits: Limits
     admin_digest: str | None
     routing: Routing
     admission: Admission
@@ -73,9 +59,9 @@ def make(parsed: Settings, text: Document, environment: Environment = os.environ
     work = _Work(environment)
     backends = tuple(work.backend(i, given) for i, given in enumerate(parsed.backends))
     work.check(parsed)
+    keys = work.callers(parsed)
     plan = {
         "engine_keys": work.engine_keys(parsed),
-        "keys": work.holders(parsed),
         "admin_digest": work.digest(("admin_key",), parsed.admin_key) if parsed.admin_key else None,
         **{kind: work.policy(kind, getattr(parsed.policy, kind)) for kind in ("routing", "admission", "scaling")},
     }
@@ -85,7 +71,8 @@ def make(parsed: Settings, text: Document, environment: Environment = os.environ
         settings=parsed,
         version=hashlib.sha256(repr(text.data).encode()).hexdigest()[:12],
         backends=tuple(each for each in backends if each is not None),
-        classes={name: Class(_slo(given), given.priority) for name, given in parsed.slo_classes.items()},
+        ingress=Ingress(_classes(parsed), parsed.default_slo_class, keys),
+        limits=Limits(**parsed.policy.limits.model_dump(exclude_none=True)),
         router_id=parsed.state.router_id or f"{socket.gethostname()}-{os.getpid()}",
         **plan,
     )
@@ -145,15 +132,15 @@ class _Work:
                 keys[given.name] = given.api_key
         return keys
 
-    def holders(self, parsed: Settings) -> dict[str, Holder]:
+    def callers(self, parsed: Settings) -> dict[str, Caller]:
         """By digest, whose each API key is."""
-        found: dict[str, Holder] = {}
+        found: dict[str, Caller] = {}
         for index, given in enumerate(parsed.api_keys):
             at: Loc = ("api_keys", index)
             name = self.digest(at, given)
             if name in found:
                 self.fault(at, f"the same key is already {found[name].tenant!r}'s")
-            found[name] = Holder(given.tenant, given.slo_class or parsed.default_slo_class)
+            found[name] = Caller(given.tenant, given.slo_class or "")
         return found
 
     def digest(self, at: Loc, given: settings.Key) -> str:
@@ -236,6 +223,10 @@ def _backend(given: settings.Backend, on: Card, runs: Model) -> Backend:
         variant=given.variant or f"{on.name}-tp{given.tp}" + (f"-pp{given.pp}" if given.pp > 1 else ""),
         labels={"card": on.name, "model": runs.name, "tp": str(given.tp), "pp": str(given.pp)} | given.labels,
     )
+
+
+def _classes(parsed: Settings) -> dict[str, SloClass]:
+    return {name: SloClass(_slo(given), given.priority) for name, given in parsed.slo_classes.items()}
 
 
 def _slo(given: settings.SloClass) -> Slo:

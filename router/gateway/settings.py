@@ -204,11 +204,20 @@ class Named(Section):
 PolicyName = Annotated[Named, _named("name")]
 
 
-class Retries(Section):
-    """How often and how long the gateway tries for one request."""
+class Limits(Section):
+    """Bounds that hold for every policy; what each means is said at ``router.core.dispatcher.Limits``.
 
-    attempts_max: PositiveInt = 3
-    first_byte_s: PositiveFloat = 120.0  # deadline of requests without a TTFT bound
+    A key left out has the core's default; hedging is off unless ``hedge_slo_share`` is given.
+    """
+
+    attempts_max: PositiveInt | None = None
+    first_byte_s_max: PositiveFloat | None = None
+    first_byte_slo_factor: PositiveFloat | None = None
+    hedge_slo_share: PositiveFloat | None = None
+    hedges_max_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    failures_max: PositiveInt | None = None
+    eject_s: PositiveFloat | None = None
+    eject_s_max: PositiveFloat | None = None
 
 
 class Policy(Section):
@@ -217,7 +226,7 @@ class Policy(Section):
     routing: PolicyName = Named(name="slo_headroom")
     admission: PolicyName = Named(name="deadline")
     scaling: PolicyName = Named(name="headroom")
-    retries: Retries = Retries()
+    limits: Limits = Limits()
 
 
 class State(Section):

@@ -7,7 +7,8 @@ import pytest
 from policies.routing.slo_headroom import SloHeadroom
 from router.core.types import Slo
 from router.gateway.config_text import ConfigError, document
-from router.gateway.plan import Holder, Plan, digest, make, plan_file
+from router.gateway.plan import Plan, digest, make, plan_file
+from router.gateway.protocols.ingress import Caller
 from router.gateway.settings import Settings
 
 BACKENDS = """
@@ -51,8 +52,8 @@ def test_a_model_may_have_another_name_at_the_engine() -> None:
 def test_slo_classes_are_read_in_milliseconds() -> None:
     """A bound left out is none."""
     made = plan(BACKENDS + "slo_classes: {default: {ttft_ms: 500, quantile: 0.95, priority: 3}}")
-    assert made.classes["default"].slo == Slo(ttft_s=0.5, quantile=0.95)
-    assert made.classes["default"].priority == 3
+    assert made.ingress.classes["default"].slo == Slo(ttft_s=0.5, quantile=0.95)
+    assert made.ingress.classes["default"].priority == 3
 
 
 def test_a_card_may_be_given_in_place_or_corrected() -> None:
@@ -80,8 +81,8 @@ def test_keys_are_kept_as_digests_and_read_from_the_environment() -> None:
     hidden = digest("hidden-away")
     keys = f"[{{key_env: TEAM_KEY, tenant: team, slo_class: default}}, {{sha256: {hidden}, tenant: other}}]"
     made = plan(f"{BACKENDS}api_keys: {keys}\nadmin_key: {{key: correct-horse}}", TEAM_KEY="secret-one")
-    assert made.keys[digest("secret-one")] == Holder("team", "default")
-    assert made.keys[hidden] == Holder("other", "default")
+    assert made.ingress.keys[digest("secret-one")] == Caller("team", "default")
+    assert made.ingress.keys[hidden] == Caller("other")
     assert made.admin_digest == digest("correct-horse")
 
 

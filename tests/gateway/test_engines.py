@@ -1,0 +1,221 @@
+"""Engines asked over real sockets, and their metrics pages read."""
+
+import asyncio
+from dataclasses import astuple
+from math import isnan, nan
+from pathlib import Path
+
+import pytest
+
+from router.core.types import EngineReport
+from router.gateway import settings
+from router.gateway.engines import Engine, Engines, Watch, engine, http_client
+from router.gateway.scrape import Snapshot, read
+from tests.pages import Pages
+from tests.waiting import until
+
+VLLM = b"""# HELP vllm:num_requests_running Number of requests
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_running{engine="1",model_name="m"} 4.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 2.0
+vllm:num_requests_waiting{engine="1",model_name="m"} 0.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="capacity"} 2.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.5
+vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.1
+vllm:prefix_cache_queries_total{engine="0",model_name="m"} 1000.0
+vllm:prefix_cache_hits_total{engine="0",model_name="m"} 250.0
+vllm:cache_config_info{block_size="16",engine="0",odd="a}b\\"c",num_gpu_blocks="100"} 1.0
+vllm:cache_config_info{block_size="16",engine="1",num_gpu_blocks="100"} 1.0
+"""
+CAPTURES = Path(__file__).parents[3] / "shared" / "engines"
+
+
+def same(found: Snapshot | None, expected: Snapshot) -> bool:
+    """Equal, where nan counts as equal to nan."""
+    assert found is not None
+    return [-1 if isinstance(v, float) and isnan(v) else v for v in astuple(found)] == [
+        -1 if isinstance(v, float) and isnan(v) else v for v in astuple(expected)
+    ]
+
+
+class Told:
+    """Notes what it is told, and counts."""
+
+    def __init__(self) -> None:
+        self.reports: list[EngineReport] = []
+        self.asked = 0
+        self.healths: list[bool] = []
+        self.failures: list[str] = []
+        self.checks = 0
+
+    def asking(self, name: str) -> None:
+        self.asked += 1
+
+    def reported(self, name: str, report: EngineReport) -> None:
+        self.reports.append(report)
+
+    def backend_health(self, name: str, up: bool) -> None:
+        self.healths.append(up)
+
+    def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
+        pass
+
+    def scrape_failed(self, backend: str, why: str) -> None:
+        self.failures.append(why)
+
+    def health(self, backend: str, up: bool) -> None:
+        self.checks += 1
+
+
+def test_ranks_of_one_engine_are_summed_and_shares_averaged() -> None:
+    """Data parallelism shows one sample a rank; longer names that begin alike are not counted in."""
+    found = read(VLLM)
+    assert found == Snapshot("vllm", 7.0, 2.0, 0.3, 3200.0, 250.0, 1000.0)
+
+
+def test_the_prefix_hit_rate_is_of_what_came_since_the_last_page() -> None:
+    """A lifetime mean would hide a cache that was just flushed; a restart gives no rate at all."""
+    first = Snapshot("vllm", hits=250, queries=1000)
+    assert isnan(first.report(0.0, None).prefix_hit_rate)
+    assert Snapshot("vllm", hits=350, queries=1200).report(0.0, first).prefix_hit_rate == 0.5
+    assert isnan(Snapshot("vllm", hits=1, queries=10).report(0.0, first).prefix_hit_rate)
+    assert isnan(first.report(0.0, first).prefix_hit_rate)
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        (
+            b'sglang:num_running_reqs{model_name="m"} 5\nsglang:num_queue_reqs{model_name="m"} 6\n'
+            b"sglang:token_usage 0.25\nsglang:max_total_num_tokens 4096\nsglang:cache_hit_rate 0.75\n",
+            Snapshot("sglang", 5, 6, 0.25, 4096, hit_rate=0.75),
+        ),
+        (
+            b"trtllm_num_requests_running 2\ntrtllm_num_requests_waiting 1\ntrtllm_kv_cache_utilization 0.5",
+            Snapshot("trtllm-serve", 2, 1, 0.5),
+        ),
+        (
+            b"llamacpp:requests_processing 1\nllamacpp:requests_deferred 2\n"
+            b"llamacpp:prompt_tokens_total 60\nllamacpp:prompt_tokens_cached_total 40\n",
+            Snapshot("llamacpp", 1, 2, hits=40, queries=100),
+        ),
+        (b"vllm:num_requests_running what\nvllm:num_requests_waiting 3 1700000000\n", Snapshot("vllm", nan, 3)),
+    ],
+)
+def test_each_engine_is_known_by_its_names(page: bytes, expected: Snapshot) -> None:
+    """SGLang, trtllm-serve, llama.cpp; a sample that is no number is passed over; a timestamp is not the value."""
+    assert same(read(page), expected)
+
+
+def test_a_triton_that_serves_others_too_is_read_for_our_models_alone() -> None:
+    """Blocks give the capacity; models we do not route to do not count, unless no sample is named after ours."""
+    page = b"\n".join(
+        b'nv_trt_llm_request_metrics{model="%b",request_type="%b",version="1"} %d' % row
+        for row in [(b"a", b"waiting", 1), (b"a", b"scheduled", 2), (b"b", b"waiting", 10), (b"b", b"scheduled", 20)]
+    ) + b"".join(
+        b'\nnv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="%b",model="a",version="1"} %d' % row
+        for row in [(b"used", 50), (b"max", 100), (b"tokens_per", 64), (b"fraction", 0)]
+    )
+    assert same(read(page, ["a"]), Snapshot("triton", 2, 1, 0.5, 6400))
+    other = read(page, ["outer-ensemble"])
+    assert other is not None
+    assert other.running == 22
+
+
+def test_a_page_of_no_known_engine_says_nothing() -> None:
+    """Neither does an empty one."""
+    assert read(b"node_load1 0.5\n") is None
+    assert read(b"") is None
+
+
+@pytest.mark.skipif(not CAPTURES.exists(), reason="no captures of real engines beside the repository")
+def test_pages_of_real_engines_are_read() -> None:
+    """vLLM 0.32 under load, and Triton 2.51 idle."""
+    vllm, triton = (read((CAPTURES / name).read_bytes()) for name in ("vllm_metrics.txt", "triton_metrics.txt"))
+    assert vllm is not None
+    assert triton is not None
+    assert (vllm.running, vllm.waiting, vllm.kv_tokens_max) == (3.0, 8.0, 8192.0)
+    assert (triton.running, triton.waiting) == (0.0, 0.0)
+
+
+def watch(pages: Pages, told: Told, down_after: int = 2) -> Watch:
+    """A watch of one engine that those pages are of; close its client."""
+    at = Engine("e", pages.url + "/health", pages.url + "/metrics", ("m",))
+    return Watch(at, http_client(2.0), told, told, down_after)
+
+
+async def test_a_healthy_engine_is_reported_with_the_time_it_was_asked() -> None:
+    """Health first turns up, then stays; the report carries the moment of the question."""
+    async with Pages({"/health": (200, b""), "/metrics": (200, VLLM)}) as pages:
+        told = Told()
+        one = watch(pages, told)
+        before_s = asyncio.get_running_loop().time()
+        await one.look()
+        await one.look()
+        assert told.healths == [True]
+        assert told.asked == 2
+        assert before_s <= told.reports[0].asked_s <= asyncio.get_running_loop().time()
+        assert told.reports[0].running == 7.0
+        await one._client.aclose()
+
+
+async def test_a_failing_scrape_does_not_take_a_backend_down() -> None:
+    """Only its health does."""
+    async with Pages({"/health": (200, b""), "/metrics": (500, b"")}) as pages:
+        told = Told()
+        one = watch(pages, told)
+        for _ in range(5):
+            await one.look()
+        assert told.healths == [True]
+        assert len(told.failures) == 5
+        await one._client.aclose()
+
+
+async def test_one_missed_check_is_forgiven_and_two_are_not() -> None:
+    """Down after ``down_after`` in a row, up again with the first good one; never asked counts as down at once."""
+    async with Pages({"/health": (200, b"")}) as pages:
+        told = Told()
+        one = watch(pages, told)
+        for status in (200, 503, 200, 503, 503, 503, 200):
+            pages.pages["/health"] = (status, b"")
+            await one.look()
+        assert told.healths == [True, False, True]
+        await pages.stop()
+        fresh = watch(pages, Told())
+        await fresh.look()
+        assert fresh.up is False
+        for each in (one, fresh):
+            await each._client.aclose()
+        await pages.start()
+
+
+async def test_the_set_of_engines_can_change_while_watched() -> None:
+    """A new engine is asked, one that left is not any more, one that stayed is not disturbed."""
+    async with Pages({"/health": (200, b"")}) as pages:
+        told = Told()
+        engines = Engines(told, told, http_client)
+        a, b, c = (Engine(name, f"{pages.url}/health?{name}", pages.url, (), scraped=False) for name in "abc")
+        await engines.watch((a, b), 0.01, 1.0, 2)
+        await until(lambda: "/health?b" in pages.asked and "/health?a" in pages.asked)
+        kept = engines.watches["b"]
+        await engines.watch((b, c), 0.01, 1.0, 2)
+        await until(lambda: "/health?c" in pages.asked)
+        assert set(engines.watches) == {"b", "c"}
+        assert engines.watches["b"] is kept
+        await engines.close()
+        assert not engines.watches
+
+
+def test_addresses_follow_the_customs_of_each_protocol() -> None:
+    """Triton answers for its health under /v2 and for its metrics two ports up."""
+
+    def addresses(**more: str) -> tuple[str, str]:
+        facts = {"name": "x", "url": "http://h:8100", "models": ["m"], "card": "l4", "model": "qwen3-4b"} | more
+        made = engine(settings.Backend.model_validate(facts), True)
+        return made.health_url, made.metrics_url
+
+    assert addresses() == ("http://h:8100/health", "http://h:8100/metrics")
+    assert addresses(protocol="triton") == ("http://h:8100/v2/health/ready", "http://h:8102/metrics")
+    own = {"health_url": "http://h:1/up", "metrics_url": "http://h:2/m"}
+    assert addresses(protocol="triton", **own) == ("http://h:1/up", "http://h:2/m")
