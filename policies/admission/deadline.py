@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from router.core import ADMIT, Admit, Fleet, Memory, Request, Shed
+from router.core import Admit, Fleet, Forecast, Memory, Request, Shed
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +17,9 @@ class Deadline:
         if self.held_max < 0 or self.hold_s_max < 0:
             raise ValueError("deadline: held_max and hold_s_max must not be negative")
 
-    def admit(self, request: Request, fleet: Fleet, memory: Memory) -> tuple[Admit | Shed, Memory]:
-        """Let everyone in: whether there is room is routing's to say, how many may wait the dispatcher's."""
-        return ADMIT, memory
-
-    def rank(self, request: Request) -> tuple[float, ...]:
-        """The more urgent priority first, then the earlier due, then the earlier come."""
-        return (request.priority, request.first_token_due_s, request.arrived_s)
+    def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit | Shed, Memory]:
+        """Let everyone in, ranked by priority, then by when the first token is due, then by arrival."""
+        return Admit((request.priority, request.first_token_due_s, request.arrived_s)), memory
 
 
 policy = Deadline

@@ -51,7 +51,12 @@ class Shed:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Let the request through to routing."""
+    """Let the request through to routing; ``rank`` is its place among those who wait: the lowest is served first.
+
+    Ranks of one policy have one length and no nan; equal ranks (the default) are served in the order they came.
+    """
+
+    rank: tuple[float, ...] = ()
 
 
 Choice = Dispatch | Hold | Shed

@@ -19,6 +19,7 @@ import numpy as np
 
 from router.core.belief import E2E, TPOT, TTFT, Belief
 from router.core.decisions import (
+    ADMIT,
     Abort,
     Account,
     Break,
@@ -33,9 +34,9 @@ from router.core.decisions import (
     Shed,
 )
 from router.core.errors import PolicyRejected
-from router.core.fleet import Fleet, Ledger, Reservation
+from router.core.fleet import Fleet, Ledger, Reservation, Slots
 from router.core.forecast import Forecast, Prediction
-from router.core.holding import HeldQueue
+from router.core.holding import HeldQueue, Rank
 from router.core.policy import Admission, Memory, Routing
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
 
@@ -94,7 +95,7 @@ class _Attempt:
 class _Flight:
     """One request that is not over: held while ``open`` is empty, streaming once ``first_byte_s`` is a number."""
 
-    __slots__ = ("asked_again_s", "attempts", "first_byte_s", "hold_until_s", "open", "request", "tried", "why")
+    __slots__ = ("asked_again_s", "attempts", "first_byte_s", "hold_until_s", "open", "rank", "request", "tried", "why")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -105,6 +106,7 @@ class _Flight:
         self.hold_until_s = inf
         self.asked_again_s = inf
         self.why = ""
+        self.rank: Rank = ADMIT.rank
 
     @property
     def streaming(self) -> bool:
@@ -218,13 +220,15 @@ class Dispatcher:
         slots = self.ledger.pool(request.model)
         if not len(slots):
             return self._no_backend(flight, now_s)
-        fleet = Fleet(self.ledger, slots, now_s, len(queue) if queue else 0)
-        answer, self._memory = self.admission.admit(request, fleet, self._memory)
+        fleet = self._fleet(slots, queue, now_s)
+        forecast = Forecast(request, fleet, self.belief)
+        answer, self._memory = self.admission.admit(request, fleet, forecast, self._memory)
         if isinstance(answer, Shed):
             return self._refuse(flight, answer, now_s)
-        if queue and queue.first_rank <= self.admission.rank(request):
+        flight.rank = answer.rank
+        if queue and queue.first_rank <= flight.rank:
             return self._hold(flight, Hold(inf, "others wait in front"), now_s)
-        return self._route(flight, fleet, now_s)
+        return self._route(flight, fleet, forecast, now_s)
 
     def first_byte(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
         """An attempt's first token; other open attempts of the request are closed."""
@@ -291,8 +295,7 @@ class Dispatcher:
 
     # -- choosing ----------------------------------------------------------------------------------------------
 
-    def _route(self, flight: _Flight, fleet: Fleet, now_s: float) -> Sequence[Command]:
-        forecast = Forecast(flight.request, fleet, self.belief)
+    def _route(self, flight: _Flight, fleet: Fleet, forecast: Forecast, now_s: float) -> Sequence[Command]:
         choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
         return self._perform(flight, choice, fleet, forecast, now_s)
 
@@ -340,16 +343,19 @@ class Dispatcher:
         if not failure.retryable or flight.attempts >= self.limits.attempts_max or fleet is None:
             reason = Reason.FIRST_BYTE_LATE if failure.late else Reason.BACKEND_FAILED
             return self._refuse(flight, Shed(reason, failure.why), now_s)
-        return self._route(flight, fleet, now_s)
+        return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 
     def _untried(self, flight: _Flight, now_s: float) -> Fleet | None:
         slots = self.ledger.pool(flight.request.model)
         left = slots[~np.isin(slots, flight.tried)] if flight.tried else slots
-        return Fleet(self.ledger, left, now_s, self._held_count(flight.request.model)) if len(left) else None
+        return self._fleet(left, self._held.get(flight.request.model), now_s) if len(left) else None
 
-    def _held_count(self, model: str) -> int:
-        queue = self._held.get(model)
-        return len(queue) if queue else 0
+    def _fleet(self, slots: Slots, queue: HeldQueue | None, now_s: float) -> Fleet:
+        return (
+            Fleet(self.ledger, slots, now_s, len(queue), queue.first_rank)
+            if queue
+            else Fleet(self.ledger, slots, now_s)
+        )
 
     def _no_backend(self, flight: _Flight, now_s: float) -> Sequence[Command]:
         model = flight.request.model
@@ -365,14 +371,23 @@ class Dispatcher:
     def _hold(self, flight: _Flight, choice: Hold, now_s: float) -> Sequence[Command]:
         request = flight.request
         queue = self._held.setdefault(request.model, HeldQueue())
+        evicted: Sequence[Command] = ()
         if len(queue) >= self.admission.held_max:
-            return self._refuse(flight, Shed(Reason.QUEUE_FULL, f"{len(queue)} requests already wait"), now_s)
+            if not queue or queue.last_rank <= flight.rank:
+                return self._refuse(flight, Shed(Reason.QUEUE_FULL, f"{len(queue)} requests already wait"), now_s)
+            evicted = self._evict(queue, now_s)
         if flight.hold_until_s == inf:
             flight.hold_until_s = now_s + self.admission.hold_s_max
-        queue.push(self.admission.rank(request), request.id)
+        queue.push(flight.rank, request.id)
         flight.asked_again_s = inf
         self._ask_again(flight, choice.until_s)
-        return ()
+        return evicted
+
+    def _evict(self, queue: HeldQueue, now_s: float) -> Sequence[Command]:
+        """Make room in a full queue for a lower rank: whoever would be served last has to go."""
+        last = self._flights[queue.last]
+        queue.discard(last.request.id)
+        return self._refuse(last, Shed(Reason.EVICTED, "the queue is full and a more urgent request came"), now_s)
 
     def _ask_again(self, flight: _Flight, until_s: float) -> None:
         """Set the held request's timer, unless one is set that is as early."""

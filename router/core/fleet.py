@@ -360,17 +360,21 @@ class Fleet:
     """What one decision sees: the backends that may take this request, as arrays aligned with ``slots``.
 
     Arrays are made when first asked for, so a policy pays only for the facts it reads. ``held`` is the number of
-    requests of this pool that wait at the gateway.
+    requests for this model that wait at the gateway, ``held_rank`` the rank of the one to be served next (empty when
+    nobody waits).
     """
 
-    __slots__ = ("_gathered", "_ledger", "held", "now_s", "slots")
+    __slots__ = ("_gathered", "_ledger", "held", "held_rank", "now_s", "slots")
 
-    def __init__(self, ledger: Ledger, slots: Slots, now_s: float, held: int = 0) -> None:
+    def __init__(
+        self, ledger: Ledger, slots: Slots, now_s: float, held: int = 0, held_rank: tuple[float, ...] = ()
+    ) -> None:
         self._ledger = ledger
         self._gathered: Floats | None = None
         self.slots = slots
         self.now_s = now_s
         self.held = held
+        self.held_rank = held_rank
 
     def __len__(self) -> int:
         return len(self.slots)

@@ -38,12 +38,11 @@ class Admission(Protocol):
         """How long one may be held, seconds."""
         ...
 
-    def admit(self, request: Request, fleet: Fleet, memory: Memory) -> tuple[Admit | Shed, Memory]:
-        """Let the request through to routing or refuse it; ``memory`` is None at first."""
-        ...
+    def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit | Shed, Memory]:
+        """Let the request through to routing, with its rank should it have to wait, or refuse it.
 
-    def rank(self, request: Request) -> tuple[float, ...]:
-        """The order among held requests: the lowest goes first."""
+        ``memory`` is what the last call handed back, None at first; it is a value, never changed in place.
+        """
         ...
 
 
