@@ -1,0 +1,91 @@
+"""What this router was asked for lately, by model: what the autoscaler and the fleet page want to know.
+
+Believes: accounts, one a request. Must not know who reads. Counts lie in a ring of short buckets, so that adding one
+is a few additions and the oldest falls out by itself.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from router.core.decisions import Account, Outcome, Reason
+from router.core.types import Slo
+from router.gateway.state import ModelDemand
+
+BUCKET_S: Final = 5.0
+BUCKETS: Final = 12  # one minute: long enough to be a mean, short enough to follow a ramp
+MODELS_MAX: Final = 1_000  # names come from clients; unknown ones are never counted, this bounds a config's
+
+
+@dataclass(slots=True)
+class _Bucket:
+    number: int = -1
+    requests: int = 0
+    prompt_tokens: int = 0
+    served: int = 0
+    output_tokens: int = 0
+    ended: int = 0
+    attained: int = 0
+    classes: dict[str, Slo] = field(default_factory=dict)
+
+
+class DemandWindow:
+    """The last minute of accounts."""
+
+    def __init__(self) -> None:
+        self._rings: dict[str, list[_Bucket]] = {}
+        self._began_s: float | None = None
+
+    def accounted(self, account: Account, now_s: float) -> None:
+        """One request is over. A client that left early says nothing of attainment."""
+        if account.reason is Reason.UNKNOWN_MODEL:
+            return
+        if self._began_s is None:
+            self._began_s = now_s
+        bucket = self._bucket(account.request.model, now_s)
+        request, usage = account.request, account.usage
+        bucket.requests += 1
+        bucket.prompt_tokens += usage.prompt_tokens or request.prompt_tokens
+        bucket.classes[request.slo_class] = request.slo
+        if account.outcome is Outcome.SERVED:
+            bucket.served += 1
+            bucket.output_tokens += usage.output_tokens
+        if account.outcome is not Outcome.LEFT:
+            bucket.ended += 1
+            bucket.attained += account.slo_met
+
+    def _bucket(self, model: str, now_s: float) -> _Bucket:
+        ring = self._rings.get(model)
+        if ring is None:
+            if len(self._rings) >= MODELS_MAX:
+                self._rings.pop(next(iter(self._rings)))
+            ring = self._rings[model] = [_Bucket() for _ in range(BUCKETS)]
+        number = int(now_s / BUCKET_S)
+        bucket = ring[number % BUCKETS]
+        if bucket.number != number:
+            bucket = ring[number % BUCKETS] = _Bucket(number)
+        return bucket
+
+    def view(self, now_s: float) -> dict[str, ModelDemand]:
+        """By model; a model without a request in the window is left out."""
+        oldest = int(now_s / BUCKET_S) - BUCKETS
+        live = {model: [b for b in ring if b.number > oldest] for model, ring in self._rings.items()}
+        return {model: self._summed(buckets, now_s) for model, buckets in live.items() if buckets}
+
+    def _summed(self, buckets: list[_Bucket], now_s: float) -> ModelDemand:
+        requests = sum(b.requests for b in buckets)
+        served = sum(b.served for b in buckets)
+        classes = {name: slo for b in buckets for name, slo in b.classes.items()}
+        return ModelDemand(
+            requests_per_s=requests / self._span_s(now_s),
+            prompt_tokens=sum(b.prompt_tokens for b in buckets) / requests,
+            output_tokens=sum(b.output_tokens for b in buckets) / max(served, 1),
+            ended=sum(b.ended for b in buckets),
+            attained=sum(b.attained for b in buckets),
+            slo_class=min(classes, key=lambda name: (classes[name].ttft_s, classes[name].tpot_s, classes[name].e2e_s)),
+        )
+
+    def _span_s(self, now_s: float) -> float:
+        """How long the window really is: full buckets before this one and what has passed of it."""
+        began_s = now_s if self._began_s is None else self._began_s
+        full_s = (BUCKETS - 1) * BUCKET_S + now_s % BUCKET_S
+        return max(min(full_s, now_s - began_s), BUCKET_S)

@@ -1,0 +1,133 @@
+"""The metrics page and the demand window: what a request leaves behind in both."""
+
+from math import nan
+
+import pytest
+
+from router.core.decisions import Account, Outcome, Reason
+from router.core.types import EngineReport, Load, Request, Slo, Usage
+from router.gateway.demand import DemandWindow
+from router.gateway.meter import Gaps
+from router.gateway.metrics import Metrics
+
+
+def account(outcome: Outcome = Outcome.SERVED, reason: Reason | None = None, ttft_ms: float = 500) -> Account:
+    """A request that arrived at 0, was sent at 0.1, began at 0.3 and ended at 1.3 with 11 tokens."""
+    request = Request("r", "tiny", 0.0, 100, slo=Slo(ttft_s=ttft_ms / 1e3), slo_class="chat")
+    served = outcome is Outcome.SERVED
+    return Account(
+        request, outcome, "b1" if served else "", 1, 0.1, 0.3 if served else nan, 1.3, Usage(11, 120, 20), reason,
+        predicted_ttft_s=0.1, predicted_tpot_s=0.1, predicted_e2e_s=nan,
+    )  # fmt: skip
+
+
+def page(metrics: Metrics) -> str:
+    """The page as text."""
+    return metrics.text().decode()
+
+
+def metrics() -> Metrics:
+    """Books whose clock stands at 10."""
+    return Metrics(lambda: 10.0)
+
+
+def test_a_served_request_is_in_every_family_it_belongs_to() -> None:
+    """Outcome, SLO, latency, tokens, and how far off the forecast was."""
+    books = metrics()
+    books.accounted(account())
+    text = page(books)
+    for line in (
+        'headroom_requests_total{model="tiny",outcome="served",reason="",slo_class="chat"} 1.0',
+        'headroom_slo_requests_total{kept="true",model="tiny",slo_class="chat"} 1.0',
+        'headroom_ttft_seconds_bucket{backend="b1",le="0.3",model="tiny",slo_class="chat"} 1.0',
+        'headroom_ttft_seconds_bucket{backend="b1",le="0.2",model="tiny",slo_class="chat"} 0.0',
+        'headroom_tpot_seconds_bucket{backend="b1",le="0.15",model="tiny",slo_class="chat"} 1.0',
+        'headroom_e2e_seconds_sum{backend="b1",model="tiny",slo_class="chat"} 1.3',
+        'headroom_tokens_total{backend="b1",kind="output",model="tiny"} 11.0',
+        'headroom_tokens_total{backend="b1",kind="cached",model="tiny"} 20.0',
+        'headroom_ttft_prediction_ratio_bucket{backend="b1",le="2.0"} 1.0',
+        'headroom_tpot_prediction_ratio_bucket{backend="b1",le="0.95"} 0.0',
+        'headroom_tpot_prediction_ratio_bucket{backend="b1",le="1.05"} 1.0',
+    ):
+        assert line in text
+    assert 'headroom_e2e_prediction_ratio_count{backend="b1"} 0.0' in text  # nothing was forecast
+
+
+def test_a_refusal_misses_its_slo_and_a_client_that_left_says_nothing_of_it() -> None:
+    """Attainment is of those who waited for an answer."""
+    books = metrics()
+    books.accounted(account(Outcome.REFUSED, Reason.SATURATED))
+    books.accounted(account(Outcome.LEFT))
+    text = page(books)
+    assert 'headroom_slo_requests_total{kept="false",model="tiny",slo_class="chat"} 1.0' in text
+    assert 'kept="true"' not in text
+    assert 'outcome="refused",reason="saturated"' in text
+
+
+def test_names_of_models_nobody_serves_make_no_new_series() -> None:
+    """A client could otherwise fill the memory with labels."""
+    books = metrics()
+    books.accounted(account(Outcome.REFUSED, Reason.UNKNOWN_MODEL))
+    assert 'model="unknown"' in page(books)
+    assert 'model="tiny"' not in page(books)
+
+
+def test_the_page_shows_the_fleet_as_it_is_when_asked() -> None:
+    """Loads, gaps, engines, state and config are read at the scrape."""
+    books, gaps = metrics(), Gaps()
+    gaps.counts[3] += 2
+    books.watch(lambda: (5, 2, {"b1": Load(1, 10, 3, 40)}), lambda: {"b1": gaps})
+    books.scraped("b1", EngineReport(7.5, running=4, kv_usage=0.5), 0.01)
+    books.health("b1", True)
+    books.scrape_failed("b2", "gone")
+    books.synced(0.003, 2)
+    books.sync_failed("gone")
+    books.reloaded(True, "abc", 1.7e9)
+    books.reloaded(False, "", 0.0)
+    text = page(books)
+    for line in (
+        "headroom_requests_in_flight 5.0",
+        "headroom_requests_held 2.0",
+        'headroom_backend_requests{backend="b1",phase="decode"} 3.0',
+        'headroom_itl_seconds_bucket{backend="b1",le="0.0075"} 2.0',
+        'headroom_engine_running{backend="b1"} 4.0',
+        'headroom_engine_report_age_seconds{backend="b1"} 2.5',
+        'headroom_backend_up{backend="b1"} 1.0',
+        'headroom_engine_scrapes_total{backend="b2",result="failed"} 1.0',
+        "headroom_state_up 0.0",
+        "headroom_state_peers 2.0",
+        'headroom_config_reloads_total{result="failed"} 1.0',
+        'headroom_config_info{version="abc"} 1.0',
+    ):
+        assert line in text
+    assert "headroom_engine_waiting{" not in text  # it did not say
+    books.forget("b1")
+    assert 'headroom_backend_up{backend="b1"}' not in page(books)
+
+
+def test_every_name_bears_our_prefix() -> None:
+    """An engine's own prefix would be summed with the engine's."""
+    books = metrics()
+    books.accounted(account())
+    assert all(line.startswith(("# ", "headroom_")) for line in page(books).splitlines())
+
+
+def test_the_demand_of_a_minute_is_a_rate_with_means() -> None:
+    """60 requests in 60 s: one a second; the tightest class is named; unknown models are not demand."""
+    window = DemandWindow()
+    for second in range(60):
+        window.accounted(account(ttft_ms=500 if second % 2 else 100), float(second))
+    window.accounted(account(Outcome.REFUSED, Reason.UNKNOWN_MODEL), 59.0)
+    demand = window.view(59.9)["tiny"]
+    assert demand.requests_per_s == pytest.approx(1.0, rel=0.05)
+    assert (demand.prompt_tokens, demand.output_tokens, demand.slo_class) == (120, 11, "chat")
+    assert demand.attained / demand.ended == pytest.approx(0.5, abs=0.01)
+
+
+def test_demand_is_forgotten_after_its_window() -> None:
+    """No request for two minutes: no demand; a quiet stretch counts in the rate."""
+    window = DemandWindow()
+    window.accounted(account(), 0.0)
+    window.accounted(account(), 30.0)
+    assert window.view(50.0)["tiny"].requests_per_s == pytest.approx(2 / 50, rel=0.1)
+    assert window.view(150.0) == {}
