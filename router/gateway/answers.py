@@ -1,0 +1,95 @@
+"""Errors in the words of each protocol: the body before the first byte, the event after it.
+
+Believes: the status that was decided elsewhere. Must not know why it came to it, or any socket.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from math import ceil
+from typing import Any, Final
+
+import orjson
+
+from router.core.decisions import Reason, Refuse
+from router.core.errors import status_of
+
+
+class Dialect(Enum):
+    """Whose form an answer takes."""
+
+    OPENAI = "openai"  # {"error": {"message", "type", "param", "code"}}
+    RESPONSES = "responses"  # OpenAI's, but events are typed
+    ANTHROPIC = "anthropic"  # {"type": "error", "error": {"type", "message"}}
+    TRITON = "triton"  # {"error": "..."}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What to answer instead of a reply. ``param`` names the field or header at fault; ``fields``: header lines."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    fields: bytes = b""
+
+
+class Rejected(Exception):
+    """The request gets *problem* for an answer; raised while it is read, before the core hears of it."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+def rejected(status: int, message: str, param: str | None = None, code: str | None = None) -> Rejected:
+    """Shorthand for the readers: ``raise rejected(400, ...)``."""
+    return Rejected(Problem(status, message, param, code))
+
+
+# https://platform.openai.com/docs/guides/error-codes and docs.claude.com/en/api/errors, by status
+_OPENAI_TYPES: Final = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_SERVER: Final = 500
+
+
+def body(dialect: Dialect, problem: Problem) -> bytes:
+    """The JSON body of an error answer."""
+    return orjson.dumps(_document(dialect, problem))
+
+
+def _document(dialect: Dialect, problem: Problem) -> dict[str, Any]:
+    ours = problem.status >= _SERVER
+    if dialect is Dialect.TRITON:
+        return {"error": problem.message}
+    if dialect is Dialect.ANTHROPIC:
+        kind = _ANTHROPIC_TYPES.get(problem.status, "api_error" if ours else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": problem.message}}
+    kind = _OPENAI_TYPES.get(problem.status, "server_error" if ours else "invalid_request_error")
+    return {"error": {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}}
+
+
+def event(dialect: Dialect, problem: Problem) -> bytes:
+    """The event that ends a broken stream."""
+    if dialect is Dialect.RESPONSES:
+        document: dict[str, Any] = {"type": "error", "code": problem.code, "message": problem.message, "param": None}
+        return b"event: error\ndata: " + orjson.dumps(document) + b"\n\n"
+    named = b"event: error\n" if dialect is Dialect.ANTHROPIC else b""
+    return named + b"data: " + body(dialect, problem) + b"\n\n"
+
+
+def refusal(command: Refuse) -> Problem:
+    """What a refusal of the core says to the client: its status, its reason, and when to come back."""
+    status = status_of(command.reason)
+    fields = b"x-headroom-dropped-reason: %b\r\n" % command.reason.value.encode()
+    if status in {429, 503}:
+        fields += b"retry-after: %d\r\n" % max(1, ceil(command.retry_after_s))
+    code = "model_not_found" if command.reason is Reason.UNKNOWN_MODEL else command.reason.value
+    param = "model" if command.reason is Reason.UNKNOWN_MODEL else None
+    return Problem(status, command.why, param, code, fields)

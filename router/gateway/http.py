@@ -1,0 +1,105 @@
+"""HTTP/1.1 heads and chunks as bytes: which fields stop at a hop, what an engine's head says, how chunks are framed.
+
+Believes: RFC 9110 and 9112, and that llhttp has already refused what is malformed. Must not know sockets or requests.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Final
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+HEAD_END: Final = b"\r\n\r\n"
+
+# RFC 9110 7.6.1, and what older proxies sent
+HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+    }
+)
+# Fields of an engine's answer that are ours to write.
+_REWRITTEN: Final = HOP_BY_HOP | {b"content-length", b"x-request-id"}
+
+
+def _status_line(status: int) -> bytes:
+    known = {member.value: member.phrase for member in HTTPStatus}
+    return f"HTTP/1.1 {status} {known.get(status, '')}\r\n".encode()
+
+
+STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600)}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """An engine's answer up to its body. ``fields``: what passes on, as header lines; ``length`` -1: not said.
+
+    ``until_close``: neither a length nor chunks, so the end of the connection is the end of the body.
+    """
+
+    status: int
+    fields: bytes
+    chunked: bool
+    length: int
+    event_stream: bool
+
+    @property
+    def until_close(self) -> bool:
+        return not self.chunked and self.length < 0 and self.status not in {204, 304}
+
+
+@lru_cache(maxsize=512)  # an engine says the same head for every stream of a second
+def parse_head(head: bytes) -> Head:
+    """Read a head that llhttp has accepted, ``HTTP/1.1 200 OK`` line to empty line included."""
+    lines = head.split(b"\r\n")
+    named = [(line.partition(b":")[0].lower(), line) for line in lines[1:] if line]
+    dropped = _REWRITTEN | _connection_options(named)
+    values = {name: line.partition(b":")[2].strip() for name, line in named}
+    return Head(
+        status=int(lines[0][9:12]),
+        fields=b"".join(line + b"\r\n" for name, line in named if name not in dropped),
+        chunked=values.get(b"transfer-encoding", b"").lower() == b"chunked",
+        length=int(values.get(b"content-length", b"-1")),
+        event_stream=values.get(b"content-type", b"").lower().startswith(b"text/event-stream"),
+    )
+
+
+def _connection_options(named: Sequence[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    values = [line.partition(b":")[2] for name, line in named if name == b"connection"]
+    return options(values)
+
+
+def options(connection: Sequence[bytes]) -> frozenset[bytes]:
+    """The fields that ``Connection`` names: they stop at this hop too."""
+    return frozenset(token.strip().lower() for value in connection for token in value.split(b","))
+
+
+def chunk(data: bytes) -> bytes:
+    """*data* as one chunk; nothing for nothing, since an empty chunk would end the body."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+def dechunked(raw: bytes) -> bytes:
+    """The data in chunk-framed *raw*, which starts at a chunk; an incomplete last chunk gives what is there."""
+    pieces: list[bytes] = []
+    at = 0
+    while (end := raw.find(b"\r\n", at)) >= 0:
+        size = int(raw[at:end].partition(b";")[0], 16)
+        if size == 0:
+            break
+        pieces.append(raw[end + 2 : end + 2 + size])
+        at = end + 2 + size + 2
+    return b"".join(pieces)
+
+
+def answer(status: int, body: bytes, fields: bytes = b"", content_type: bytes = b"application/json") -> bytes:
+    """A whole answer of our own but for the empty line and body, which ``finish`` adds."""
+    return b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b" % (STATUS_LINES[status], content_type, len(body), fields)

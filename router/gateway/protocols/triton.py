@@ -1,0 +1,63 @@
+"""Triton's own paths: which model they name and what their bodies hold.
+
+Believes: the path and the body. Must not know what OpenAI's requests look like; translate.py knows both.
+"""
+
+from typing import Any, Final
+from urllib.parse import unquote
+
+from router.gateway.answers import Dialect, rejected
+from router.gateway.protocols.openai import Call, Surface, parse, prefix_hashes
+
+PREFIX: Final = b"/v2/models/"
+
+
+def _none(_: Any) -> list[str | int]:
+    return []
+
+
+def _surface(verb: str, method: bytes = b"POST") -> Surface:
+    return Surface(f"/v2/models/{{model}}/{verb}", Dialect.TRITON, _none, method=method)
+
+
+_VERBS: Final = {
+    b"generate_stream": _surface("generate_stream"),
+    b"generate": _surface("generate"),
+    b"infer": _surface("infer"),
+    b"ready": _surface("ready", b"GET"),
+}
+STREAM: Final = _VERBS[b"generate_stream"]
+INFER: Final = _VERBS[b"infer"]
+READY: Final = _VERBS[b"ready"]
+
+
+def surface_of(path: bytes) -> Surface | None:
+    """The surface of ``/v2/models/MODEL[/versions/N]/VERB``, None for any other path."""
+    parts = path[len(PREFIX) :].split(b"/")
+    versioned = len(parts) == 4 and parts[1] == b"versions"  # noqa: PLR2004 - model, "versions", number, verb
+    if not parts[0] or not (len(parts) == 2 or versioned):  # noqa: PLR2004 - model, verb
+        return None
+    return _VERBS.get(parts[-1])
+
+
+def read(surface: Surface, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> Call:
+    """The call in *body*. Raises Rejected with 400 naming the field that is wrong."""
+    model = unquote(path[len(PREFIX) :].partition(b"/")[0].decode("latin-1"))
+    if surface is INFER or surface is READY:  # tensors, possibly binary: only their size counts
+        return Call(surface, path, model, stream=False, body=body, document=None, prompt_chars=len(body))
+    document = parse(body)
+    text = document.get("text_input", "")
+    if not isinstance(text, str):
+        raise rejected(400, "text_input: expected text", "text_input")
+    cap = document.get("max_tokens", 0)
+    return Call(
+        surface=surface,
+        path=path,
+        model=model,
+        stream=surface is STREAM,
+        body=body,
+        document=document,
+        prompt_chars=len(text),
+        output_tokens_max=cap if isinstance(cap, int) and not isinstance(cap, bool) and cap > 0 else 0,
+        prefix=prefix_hashes(text, prefix_blocks_max) if prefix_blocks_max else (),
+    )

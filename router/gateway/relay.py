@@ -1,0 +1,331 @@
+"""One attempt: a request on one engine's connection, and its reply on the way to the client, timed as it passes.
+
+Believes: the connection's word on where the answer ends, and the exchange's on whether anybody still waits.
+Until the first event has been seen nothing goes to the client, so that anything before it can be tried elsewhere;
+from then on one read is one write, and the bytes pass as they came unless the client or the engine needs them recast.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from router.core.dispatcher import Failure
+from router.gateway import faults
+from router.gateway.http import LAST_CHUNK, Head, chunk, dechunked, parse_head
+from router.gateway.meter import Meter, first_event
+from router.gateway.upstream import Connection, Upstream
+
+if TYPE_CHECKING:
+    from router.gateway.exchange import Exchange
+
+_HELD_BYTES_MAX: Final = 1 << 20  # of an error body, or of what comes before a first event
+_OK: Final = range(200, 300)
+ERROR_MARK: Final = b'data: {"error"'
+TYPED_ERROR_MARK: Final = b'data: {"type":"error"'
+
+
+class Attempt:
+    """One try of an exchange on one backend. ``number`` is the core's; ``over`` once nobody listens to it."""
+
+    __slots__ = (
+        "_body", "_clock", "_frame", "_head", "_mark", "_recast", "_take", "_write", "connect_s", "connection",
+        "decodes", "engine_said", "exchange", "meter", "number", "over", "paused", "predicted_ttft_s", "upstream",
+    )  # fmt: skip
+
+    def __init__(self, exchange: "Exchange", upstream: Upstream, number: int, predicted_ttft_s: float) -> None:
+        self.exchange = exchange
+        self.upstream = upstream
+        self.number = number
+        self.predicted_ttft_s = predicted_ttft_s
+        self.connection: Connection | None = None
+        self.connect_s = 0.0
+        self.over = False
+        self.paused = False
+        self.engine_said: faults.EngineError | None = None
+        self.meter = Meter(upstream.gaps)
+        self._clock = exchange.clock
+        self._head: Head | None = None
+        self._body = b""
+        self._frame: Callable[[bytes], bytes] | None = None
+        self._take: Callable[[bytes], None] = self._before_head
+        self._mark = exchange.error_mark
+        self._recast = exchange.recast_for(upstream.target)
+        self.decodes = exchange.http10 or self._recast is not None
+
+    @property
+    def recasts(self) -> bool:
+        """Whether the engine speaks another protocol than the client."""
+        return self._recast is not None
+
+    # -- the exchange's side -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Send the request on an idle connection or a new one."""
+        connection = self.upstream.take()
+        if connection is not None:
+            self._ask(connection)
+        else:
+            self._dial()
+
+    def _dial(self) -> None:
+        began_s = self._clock()
+
+        def ready(connection: Connection) -> None:
+            if self.over:
+                self.upstream.idle(connection)
+                return
+            self.connect_s = self._clock() - began_s
+            self._ask(connection)
+
+        self.upstream.dial(ready, lambda why: self._failed(Failure(why)))
+
+    def _ask(self, connection: Connection) -> None:
+        self.connection = connection
+        self._take = self._before_head
+        head, body = self.exchange.request_bytes(self.upstream.target, self._recast)
+        connection.ask(self, head, body, decode=self.decodes, head_only=self.exchange.head_only)
+
+    def abort(self) -> None:
+        """Close the connection at once; nothing more is heard from this attempt."""
+        self._over()
+        if self.connection is not None:
+            self.connection.abort()
+
+    def _over(self) -> None:
+        self.over = True
+        self._take = _ignore  # a bound method of ours kept here would be a cycle
+
+    def pause(self) -> None:
+        """The client does not keep up: read no more from the engine until it does."""
+        if self.connection is not None and not self.over:
+            self.paused = True
+            self.connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        if self.paused and self.connection is not None and not self.over:
+            self.paused = False
+            self.meter.last_s = self._clock()
+            self.connection.transport.resume_reading()
+
+    # -- the connection's side ---------------------------------------------------------------------------------
+
+    def connected(self, connect_s: float) -> None:
+        """A connection was opened for this attempt, in so many seconds."""
+        self.connect_s = connect_s
+
+    def received(self, data: bytes) -> None:
+        """Bytes as they came."""
+        self._take(data)
+
+    def finished(self) -> None:
+        """The answer is complete."""
+        if self._head is None or self._head.status not in _OK:
+            self._answered_with_error()
+            return
+        self._end_of_body()
+
+    def closed(self) -> None:
+        """The engine closed the connection: the end of a body that has no other, else a cut."""
+        head = self._head
+        if head is None or not head.until_close:
+            self.broken(f"{self.upstream.target.name} closed the connection in the middle", unanswered=False)
+        elif head.status not in _OK:
+            self._answered_with_error()
+        elif self.exchange.must_say_done and head.event_stream and not self.meter.saw_done:
+            self._failed(Failure(f"{self.upstream.target.name} closed the connection before [DONE]"))
+        else:
+            if self.exchange.winner is not self:
+                self._judge(complete=True)
+            if not self.over:
+                self._end_of_body()
+
+    def broken(self, why: str, *, unanswered: bool) -> None:
+        """The connection failed. One that died while idle is no news about the engine: ask again on a fresh one."""
+        if unanswered and self.connection is not None and self.connection.reused and not self.over:
+            self._dial()
+        else:
+            self._failed(Failure(why))
+
+    def stalled(self, silent_s: float) -> None:
+        """No byte for too long in the middle of a reply."""
+        if self.connection is not None:
+            self.connection.abort()
+        self._failed(Failure(f"{self.upstream.target.name} sent nothing for {silent_s:.1f} s"))
+
+    def _failed(self, failure: Failure) -> None:
+        if not self.over:
+            self._over()
+            self.exchange.failed(self, failure)
+
+    # -- before the first byte ---------------------------------------------------------------------------------
+
+    def _before_head(self, data: bytes) -> None:
+        assert self.connection is not None
+        parts = self.connection.split_head(data)
+        if parts is None:
+            return
+        self._head = parse_head(parts[0])
+        self._take = self._held_back
+        self._held_back(parts[1])
+
+    def _held_back(self, data: bytes) -> None:
+        assert self.connection is not None
+        self._body += self.connection.decoded() if self.decodes else data
+        self._judge(complete=self.connection.done)
+
+    def _judge(self, *, complete: bool) -> None:
+        """Whether what has come so far may go out: not an error's body, not a stream that opens with an error."""
+        head = self._head
+        assert head is not None
+        if len(self._body) > _HELD_BYTES_MAX and (head.status not in _OK or head.event_stream):
+            self._give_up(f"{self.upstream.target.name} sent over {_HELD_BYTES_MAX} bytes before a first event")
+        elif head.status not in _OK or (self._recast is not None and self._recast.whole and not complete):
+            return
+        elif not head.event_stream:
+            if self._body or complete:
+                self._open()
+        else:
+            verdict = first_event(self._body, chunked=head.chunked and not self.decodes, complete=complete)
+            if verdict is True:
+                self._open()
+            elif verdict is not None:
+                self._opens_with_error(bytes(verdict))
+
+    def _give_up(self, why: str) -> None:
+        if self.connection is not None:
+            self.connection.abort()
+        self._failed(Failure(why))
+
+    def _opens_with_error(self, payload: bytes) -> None:
+        self.engine_said = faults.event_error(payload)
+        if self.connection is not None:
+            self.connection.abort()
+        self._failed(faults.failure(self.upstream.target.name, self.engine_said))
+
+    def _answered_with_error(self) -> None:
+        head = self._head
+        assert head is not None
+        body = dechunked(self._body) if head.chunked and not self.decodes else self._body
+        self.engine_said = faults.engine_error(head.status, body, head.fields)
+        self._failed(faults.failure(self.upstream.target.name, self.engine_said))
+
+    def _open(self) -> None:
+        """The first byte: the status goes out, and what was held back with it."""
+        head, body = self._head, self._body
+        assert head is not None
+        self._body = b""
+        now_s = self._clock()
+        if body:
+            self.meter.begins(body, now_s)
+        else:
+            self.meter.first_s = self.meter.last_s = now_s
+        if self._recast is not None:
+            body = self._recast_bytes(body)
+            if self._recast.error is not None:
+                self._opens_with_error(self._recast.error)
+                return
+        self._frame = self.exchange.open(self, head, body, self._recast)
+        self._write = self.exchange.front.transport.write
+        if self._frame is not None:
+            self._take = self._recast_body if self._recast is not None else self._reframed
+        else:
+            self._take = self._relay if head.event_stream else self._relay_whole
+
+    # -- after it ----------------------------------------------------------------------------------------------
+
+    def _relay(self, data: bytes) -> None:
+        """The hot path: stamped, counted, and on its way as it came."""
+        if self._mark in data:
+            self._ends_with_error(data)
+            return
+        self.meter.passes(data, self._clock())
+        self._write(data)
+
+    def _relay_whole(self, data: bytes) -> None:
+        self.meter.continues(data, self._clock())
+        self._write(data)
+
+    def _reframed(self, data: bytes) -> None:
+        """For a client that cannot take the engine's framing, or an engine that has none."""
+        assert self.connection is not None
+        assert self._frame is not None
+        if self.decodes:
+            data = self.connection.decoded()
+        if self._mark in data:
+            self._ends_with_error(data)
+        elif data:
+            self.meter.passes(data, self._clock())
+            self._write(self._frame(data))
+
+    def _recast_body(self, _: bytes) -> None:
+        """For an engine of another protocol."""
+        assert self.connection is not None
+        assert self._recast is not None
+        assert self._frame is not None
+        data = self.connection.decoded()
+        if not data:
+            return
+        self.meter.passes(data, self._clock())
+        out = self._recast_bytes(data)
+        if out:
+            self._write(self._frame(out))
+        if self._recast.error is not None:
+            self._break(self._recast.error)
+
+    def _recast_bytes(self, data: bytes) -> bytes:
+        assert self._recast is not None
+        try:
+            return self._recast.feed(data)
+        except ValueError as error:
+            self._recast.error = f"{self.upstream.target.name} sent what is not JSON: {error}".encode()
+            return b""
+
+    def _ends_with_error(self, data: bytes) -> None:
+        """The engine says in the stream that it failed: pass what came before, then end it as we end such streams."""
+        plain = self._frame is not None
+        if not plain and not self.meter.at_boundary:  # inside a chunk nothing of ours can follow
+            self._break(data)
+            return
+        text = data if plain else dechunked(data)
+        before, _, after = text.partition(self._mark)
+        if before:
+            self._write((self._frame or chunk)(before))
+            self.meter.passes(before, self._clock())
+        self._break((self._mark + after).partition(b"data:")[2].partition(b"\n")[0])
+
+    def _break(self, payload: bytes) -> None:
+        self.engine_said = faults.event_error(payload.strip())
+        if self.connection is not None:
+            self.connection.abort()
+        self._failed(Failure(f"{self.upstream.target.name} failed in mid-stream: {self.engine_said.message}"))
+
+    def can_say_more(self) -> bool:
+        """Whether an event of ours may follow what the client has of this stream."""
+        head = self._head
+        if head is None or not head.event_stream:
+            return False
+        if self._frame is not None:
+            return self._recast is not None or self.meter.at_event_end
+        return head.chunked and self.meter.at_boundary
+
+    def last_words(self, event: bytes) -> bytes:
+        """*event* and the end of the body, as framed for this client."""
+        if self._frame is None or self._frame is chunk:
+            return chunk(event) + LAST_CHUNK
+        return event
+
+    def _end_of_body(self) -> None:
+        if self.over:
+            return
+        self._over()
+        frame = self._frame
+        if frame is not None:
+            rest = self._recast.finish() if self._recast is not None else b""
+            end = LAST_CHUNK if frame is chunk else b""
+            if rest or end:
+                self._write((frame(rest) if rest else b"") + end)
+        self.exchange.ended(self)
+
+
+def _ignore(_: bytes) -> None:
+    """Bytes for an attempt that is over."""
