@@ -316,7 +316,9 @@ class Dispatcher:
         if index == len(fleet) or fleet.slots[index] != slot:
             raise PolicyRejected(f"{type(self.routing).__name__} chose slot {slot}, which is not among the candidates")
         predicted = forecast.at(index) if forecast.made else NO_PREDICTION
-        held = self.ledger.reserve(slot, request.prompt_tokens, forecast.tokens, slo.tpot_s, now_s)
+        prompt_tokens = request.prompt_tokens - float(forecast.cached_tokens[index])
+        held = self.ledger.reserve(slot, prompt_tokens, forecast.tokens, slo.tpot_s, now_s)
+        self.ledger.remember_prefix(slot, request)
         flight.attempts += 1
         flight.tried = (*flight.tried, slot)
         attempt = _Attempt(flight.attempts, self.ledger.name(slot), held, predicted, now_s)

@@ -18,7 +18,8 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core.types import Backend, EngineReport, Load
+from router.core.prefix import PrefixIndex
+from router.core.types import Backend, EngineReport, Load, Request
 
 Floats = NDArray[np.float64]
 Slots = NDArray[np.intp]
@@ -61,6 +62,7 @@ class Ledger:
     def __init__(self, capacity: int = 16) -> None:
         self._slot_of: dict[str, int] = {}
         self.backends: list[Backend | None] = []
+        self.prefixes = PrefixIndex()
         self.generation: list[int] = []
         self._bounds: list[dict[float, int]] = []
         self._peers: dict[str, dict[int, Load]] = {}
@@ -146,6 +148,7 @@ class Ledger:
         self.generation[slot] += 1
         self._columns[:, slot] = 0.0
         self._bounds[slot].clear()
+        self.prefixes.forget(slot)
         self._asked.pop(slot, None)
         for loads in self._peers.values():
             loads.pop(slot, None)
@@ -223,7 +226,29 @@ class Ledger:
         for column, value in ((self.up, up), (self.draining, draining), (self.ejected, ejected)):
             if value is not None:
                 column[slot] = value
+        if up is False:
+            self.prefixes.forget(slot)  # whoever comes back may have been restarted
         self._pools.clear()
+
+    def cached_tokens(self, slots: Slots, request: Request) -> Floats:
+        """Leading prompt tokens that each slot was sent before and should still hold.
+
+        At least one token is always computed: an engine needs the last one's output to go on from.
+        """
+        cached = np.zeros(len(slots))
+        match = self.prefixes.matched(request.prefix) if request.prefix else {}
+        most = max(request.prompt_tokens - 1, 0)
+        for slot, blocks in match.items():
+            index = int(slots.searchsorted(slot))
+            if index < len(slots) and slots[index] == slot:
+                cached[index] = min(blocks * request.prefix_block_tokens, most)
+        return cached
+
+    def remember_prefix(self, slot: int, request: Request) -> None:
+        """The slot is being sent this prompt: what its KV cache can hold of it will be there for the next."""
+        if request.prefix and request.prefix_block_tokens > 0:
+            blocks_max = int(self.kv_tokens_max[slot] // request.prefix_block_tokens)
+            self.prefixes.sent(slot, request.prefix, blocks_max)
 
     # -- one attempt -------------------------------------------------------------------------------------------
 
@@ -418,6 +443,10 @@ class Fleet:
     def requests(self) -> Floats:
         """Requests in flight, of any phase."""
         return self._row(PREFILLING) + self._row(DECODING)
+
+    def cached_tokens(self, request: Request) -> Floats:
+        """Leading tokens of this prompt that each backend should have in its prefix cache, by what it was sent."""
+        return self._ledger.cached_tokens(self.slots, request)
 
     @property
     def last_sent(self) -> Floats:

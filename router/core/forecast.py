@@ -36,12 +36,13 @@ class Prediction:
 class Forecast:
     """Predictions aligned with ``fleet.slots``; seconds from now."""
 
-    __slots__ = ("_belief", "_e2e", "_fleet", "_request", "_step", "_tpot", "_ttft", "output_tokens")
+    __slots__ = ("_belief", "_cached", "_e2e", "_fleet", "_request", "_step", "_tpot", "_ttft", "output_tokens")
 
     def __init__(self, request: Request, fleet: Fleet, belief: Belief) -> None:
         self._request = request
         self._fleet = fleet
         self._belief = belief
+        self._cached: Floats | None = None
         self._ttft: Floats | None = None
         self._tpot: Floats | None = None
         self._e2e: Floats | None = None
@@ -64,7 +65,14 @@ class Forecast:
     @property
     def tokens(self) -> float:
         """Tokens this request holds when half of its reply is out."""
-        return self._request.prompt_tokens + self.output_tokens / 2
+        return max(self._request.prompt_tokens + self.output_tokens / 2, 1.0)
+
+    @property
+    def cached_tokens(self) -> Floats:
+        """Prompt tokens each candidate should find in its prefix cache."""
+        if self._cached is None:
+            self._cached = self._fleet.cached_tokens(self._request)
+        return self._cached
 
     @property
     def ttft_s(self) -> Floats:
@@ -72,7 +80,7 @@ class Forecast:
         if self._ttft is None:
             c, step = self._now()
             fleet, prompt = self._fleet, self._request.prompt_tokens
-            work = fleet.load[1] + prompt
+            work = fleet.load[1] + prompt - self.cached_tokens
             busy = fleet.load[2] > 0
             prefill = work * (c[TOKEN] + c[TOKEN_CONTEXT] * (prompt / 2)) + (work / fleet.chunk_tokens + 0.5) * step
             own = c[FIRST] + prefill + 0.5 * step * busy + self._wait_for_room()
