@@ -21,3 +21,9 @@ def power_of_two(scores: NDArray[np.float64], rng: Rng) -> int:
     first = int(rng.random() * count)
     second = (first + 1 + int(rng.random() * (count - 1))) % count
     return first if scores[first] <= scores[second] else second
+
+
+def weighted(weights: NDArray[np.float64], rng: Rng) -> int:
+    """An index drawn with the chances that ``weights`` (none negative, one at least above 0) are in proportion to."""
+    upto = weights.cumsum()
+    return min(int(upto.searchsorted(rng.random() * upto[-1], side="right")), int(weights.nonzero()[0][-1]))
