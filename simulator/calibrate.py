@@ -1,0 +1,92 @@
+"""`python -m simulator calibrate measurements.csv`: fit the efficiency tables, and say how right they are.
+
+Believes: a CSV as `simulator.calibration.measurements` describes. Prints errors in sample, or of
+each source or card left out in turn; writes the fitted tables as Python literals when asked.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.calibration.fit import COMMITTED, PRIOR, Tables, fit, predicted, seen
+from simulator.calibration.measurements import Measurement, Skipped, read
+from simulator.calibration.report import QUANTITIES, errors, rank_correlation, text
+from simulator.calibration.write import tables_source
+
+_LEAVE_OUT: Final[dict[str, Callable[[Measurement], str]]] = {
+    "source": lambda m: m.source,
+    "card": lambda m: m.shape.card.name,
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; 0, or 2 when the file has nothing to fit."""
+    given = _parser().parse_args(argv)
+    measured, skipped = read(given.csv)
+    _say(_left_out(measured, skipped))
+    if not measured:
+        _say(f"{given.csv}: no usable measurement; see simulator/calibration/measurements.py for the columns")
+        return 2
+    said = _predictions(measured, given)
+    actual = seen(measured)
+    ranks = [(name, rank_correlation(*rows)) for name, *rows in zip(QUANTITIES, actual, said, strict=True)]
+    _say(text(errors(measured, actual, said), ranks))
+    if given.write:
+        given.write.write_text(tables_source(fit(measured), _made_from(measured)), encoding="utf-8")
+        _say(f"wrote {given.write}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="simulator calibrate", description=__doc__)
+    parser.add_argument("csv", type=Path, help="measurements, plain or .gz")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--leave-one-out", choices=list(_LEAVE_OUT), help="judge each on a fit of the others")
+    how.add_argument("--as-is", action="store_true", help="judge the committed tables, fit nothing")
+    parser.add_argument("--write", type=Path, help="write the tables fitted to everything as Python")
+    return parser
+
+
+def _predictions(measured: Sequence[Measurement], given: argparse.Namespace) -> NDArray[np.float64]:
+    if given.as_is:
+        return predicted(measured, COMMITTED)
+    if given.leave_one_out:
+        return leave_one_out(measured, _LEAVE_OUT[given.leave_one_out])
+    return predicted(measured, fit(measured))
+
+
+def leave_one_out(
+    measured: Sequence[Measurement],
+    part: Callable[[Measurement], str],
+    fitted: Callable[[Sequence[Measurement]], Tables] = fit,
+) -> NDArray[np.float64]:
+    """Predictions of each part by tables fitted to all the other parts."""
+    said = np.full((len(QUANTITIES), len(measured)), np.nan)
+    names = np.array([part(m) for m in measured])
+    for name in sorted(set(names.tolist())):
+        out = np.flatnonzero(names == name)
+        others = [m for m, each in zip(measured, names, strict=True) if each != name]
+        tables = fitted(others) if others else PRIOR
+        said[:, out] = predicted([measured[int(i)] for i in out], tables)
+    return said
+
+
+def _left_out(measured: Sequence[Measurement], skipped: Sequence[Skipped]) -> str:
+    """How many rows are used, and why others are not."""
+    why = Counter(each.why for each in skipped).most_common()
+    return "\n".join([f"{len(measured)} rows used, {len(skipped)} left out", *(f"  {n:5d}  {w}" for w, n in why)])
+
+
+def _made_from(measured: Sequence[Measurement]) -> str:
+    counts = Counter(m.source for m in measured).most_common()
+    return ", ".join(f"{source} ({n})" for source, n in counts)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")

@@ -1,0 +1,185 @@
+"""Moves the efficiency tables until what is expected is what was measured.
+
+Believes: the tables of `prior.py` hold, each entry known to a relative error; errors of
+measurements are relative too, with outliers. Must not know: files, or what a column was called.
+
+Maximum a posteriori in the logarithm of every entry: a Student-t likelihood by iterated weights
+(so a source's odd rows do not bend the tables) and Levenberg-Marquardt on numeric derivatives.
+Entries no measurement reads stay at their prior.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.core import tables
+from router.core.efficiency import Engine, Family, Link, Precision, compose
+from router.core.physics import combine
+from simulator.calibration import prior
+from simulator.calibration.design import Column, Design, column, design
+from simulator.calibration.expect import Expected, expected
+from simulator.calibration.measurements import Measurement
+
+Row = Engine | Family | Link | Precision
+Tables = Mapping[str, Mapping[str, Any]]
+
+PRIOR: Final[Tables] = {
+    "engine": prior.ENGINES,
+    "family": prior.FAMILIES,
+    "link": prior.LINKS,
+    "precision": prior.PRECISIONS,
+}
+COMMITTED: Final[Tables] = {
+    "engine": tables.ENGINES,
+    "family": tables.FAMILIES,
+    "link": tables.LINKS,
+    "precision": tables.PRECISIONS,
+}
+_ROW: Final[Mapping[str, type[Any]]] = {"engine": Engine, "family": Family, "link": Link, "precision": Precision}
+_FIXED: Final = {"sigma", "bytes_per_param", "peaks"}
+_SPREAD: Final = {
+    # relative error a priori (logarithm); what is not named is a duration of an engine
+    "read": 0.04, "kv": 0.06, "gemm": 0.06, "attention": 0.2, "share": 0.15, "latency_s": 0.2, "hop_s": 0.2,
+    "read_gain": 0.06, "gemm_gain": 0.1, "expert_gain": 0.15, "reduce_gain": 0.15,
+}  # fmt: skip
+_DURATION_SPREAD: Final = 0.3
+_NOISE: Final = 0.1
+_STUDENT: Final = 3.0
+_SOURCE_WEIGHT: Final = 3.0
+
+Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The rows to fit, the entries they read, and the logarithms seen (nan: not seen)."""
+
+    of: Design
+    keys: tuple[Key, ...]
+    index: Mapping[tuple[str, str], NDArray[np.intp]]
+    prior: Column
+    spread: Column
+    seen: NDArray[np.float64]
+    weight: Column
+
+
+def problem(measured: Sequence[Measurement], start: Tables = PRIOR) -> Problem:
+    """Everything a fit of *measured* needs, computed once."""
+    of = design(measured)
+    keys, index = _entries(of)
+    values = [getattr(start[table][row], field) for table, row, field in keys]
+    return Problem(
+        of,
+        keys,
+        index,
+        np.log(np.array(values)),
+        np.array([_SPREAD.get(field, _DURATION_SPREAD) for _, _, field in keys]),
+        np.log(seen(measured)),
+        _weights(measured),
+    )
+
+
+def seen(measured: Sequence[Measurement]) -> NDArray[np.float64]:
+    """Seconds of pace, unqueued first token and whole request (nan: not measured); a queued first
+    token says more of the load than of the engine, and is no part of it."""
+    unqueued = np.array([m.unqueued for m in measured])
+    ttft_s = np.where(unqueued, column(measured, "ttft_s"), np.nan)
+    return np.stack([column(measured, "pace_s"), ttft_s, column(measured, "e2e_s")])
+
+
+def predicted(measured: Sequence[Measurement], given: Tables) -> NDArray[np.float64]:
+    """Seconds expected of the same quantities with the tables *given*."""
+    p = problem(measured, given)
+    e = predict(p, p.prior)
+    return np.stack([e.pace_s, e.ttft_s, e.e2e_s])
+
+
+def _entries(of: Design) -> tuple[tuple[Key, ...], dict[tuple[str, str], NDArray[np.intp]]]:
+    """The table entries read, and for each table field the entry every measurement reads."""
+    keys: list[Key] = []
+    index: dict[tuple[str, str], NDArray[np.intp]] = {}
+    for table, names in of.rows.items():
+        used, inverse = np.unique(names, return_inverse=True)
+        for field in _free(table):
+            index[table, field] = len(keys) + inverse
+            keys.extend((table, str(row), field) for row in used)
+    return tuple(keys), index
+
+
+def _free(table: str) -> list[str]:
+    return [f.name for f in fields(_ROW[table]) if f.name not in _FIXED]
+
+
+def _weights(measured: Sequence[Measurement]) -> Column:
+    """Rows of a source share its errors, so a source weighs as a few measurements however many it has."""
+    counts = Counter(m.source for m in measured)
+    return np.array([min(1.0, _SOURCE_WEIGHT / counts[m.source]) for m in measured])
+
+
+def predict(p: Problem, values: Column) -> Expected:
+    """What each row should show with the tables' entries at exp(*values*)."""
+    entries = np.exp(values)
+    read = {table: _gathered(p, entries, table) for table in _ROW}
+    use = compose(read["engine"], read["family"], read["link"], read["precision"])
+    return expected(combine(p.of.best, use, (0.0,) * 6), p.of)
+
+
+def _gathered(p: Problem, entries: Column, table: str) -> Any:
+    """A row of columns: for every measurement the entry it reads."""
+    given: dict[str, Any] = {field: entries[p.index[table, field]] for field in _free(table)}
+    whole = {"sigma": 0.0, "bytes_per_param": 0.0, "peaks": ()}
+    kind = _ROW[table]
+    return kind(**given, **{f.name: whole[f.name] for f in fields(kind) if f.name in _FIXED})
+
+
+def _residuals(p: Problem, values: Column) -> Column:
+    """Relative errors of what was seen, flat; nothing seen gives nothing."""
+    e = predict(p, values)
+    off = np.log(np.stack([e.pace_s, e.ttft_s, e.e2e_s])) - p.seen
+    return np.asarray(np.where(np.isfinite(p.seen), off, 0.0).ravel())
+
+
+def fit(measured: Sequence[Measurement], start: Tables = PRIOR, rounds: int = 15) -> Tables:
+    """The tables with every entry that *measured* reads moved to its most probable value."""
+    p = problem(measured, start)
+    values = _minimise(p, rounds)
+    changed: dict[str, dict[str, Any]] = {table: dict(rows) for table, rows in start.items()}
+    for (table, row, field), value in zip(p.keys, np.exp(values), strict=True):
+        changed[table][row] = replace(changed[table][row], **{field: float(value)})
+    return changed
+
+
+def _minimise(p: Problem, rounds: int) -> Column:
+    """Levenberg-Marquardt; each round re-weights residuals as Student's t asks."""
+    values, damping = p.prior.copy(), 1e-2
+    weight = np.tile(p.weight, len(p.seen)) / _NOISE**2
+    for _ in range(rounds):
+        off = _residuals(p, values)
+        w = weight * (_STUDENT + 1) / (_STUDENT + (off / _NOISE) ** 2)
+        jacobian = _jacobian(p, values, off)
+        gradient = jacobian.T @ (w * off) + (values - p.prior) / p.spread**2
+        hessian = (jacobian.T * w) @ jacobian + np.diag(1 / p.spread**2)
+        step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), -gradient)
+        trial = values + np.clip(step, -1.0, 1.0)
+        better = _loss(p, trial, weight) < _loss(p, values, weight)
+        values = trial if better else values
+        damping = damping * 0.3 if better else damping * 5
+    return values
+
+
+def _loss(p: Problem, values: Column, weight: Column) -> float:
+    """Minus the logarithm of the posterior, up to a constant."""
+    off = _residuals(p, values)
+    surprise = weight * _NOISE**2 * (_STUDENT + 1) / 2 * np.log1p((off / _NOISE) ** 2 / _STUDENT)
+    return float(surprise.sum() + ((values - p.prior) ** 2 / p.spread**2).sum() / 2)
+
+
+def _jacobian(p: Problem, values: Column, at: Column) -> NDArray[np.float64]:
+    """Forward differences in each entry's logarithm."""
+    step = 1e-4
+    moved = (_residuals(p, values + step * unit) for unit in np.eye(len(values)))
+    return np.stack([(each - at) / step for each in moved], axis=1)

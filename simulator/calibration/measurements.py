@@ -1,0 +1,220 @@
+"""Measured engines from a CSV: one row, one configuration, what was seen of it.
+
+Believes: the columns below and nothing else of a source. Must not know: how a step is predicted.
+
+A user's own file needs only these columns (others may be absent or empty):
+
+    source          who measured; errors are told and left out by it
+    engine          vllm, sglang, tensorrt-llm, ...    engine_version  "0.6.3", "2023", "" = current
+    card, model     names or aliases of `router.core.cards` and `router.core.models`
+    precision       fp16, bf16, fp8, int8, int4, ...   tp, pp          default 1
+    load_kind       static_batch (all at once, in step) or concurrency (closed loop)
+    batch_or_concurrency, isl, osl                     sequences, prompt and output tokens
+    ttft_ms_mean or ttft_ms_p50                        mean first token, milliseconds
+    itl_ms_mean or itl_ms_p50                          mean gap between tokens, milliseconds
+    itl_kind        empty or any text is direct; "UPPER BOUND ..." or "e2e/osl ..." means the
+                    figure hides the prefill and only ``e2e_ms`` (or batch / throughput) is used
+    e2e_ms          last token of the batch, milliseconds
+    note, scope     "DO NOT FIT", "LOW TRUST", "per-POOL" and data-parallel attention are left out
+"""
+
+import csv
+import gzip
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import isfinite, nan
+from pathlib import Path
+from typing import Final, TextIO
+
+from router.core.cards import Card, card
+from router.core.models import model
+from router.core.physics import Shape, weight_bytes
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One configuration and what was seen: seconds, ``nan`` for what was not.
+
+    ``pace_s`` is the direct mean gap between tokens; ``e2e_s`` the whole of a request. ``lockstep``:
+    a static batch whose prompts are prefilled together, else a closed loop of ``batch`` users.
+    """
+
+    source: str
+    shape: Shape
+    batch: float
+    prompt_tokens: float
+    output_tokens: float
+    lockstep: bool
+    pace_s: float
+    ttft_s: float
+    e2e_s: float
+
+    @property
+    def unqueued(self) -> bool:
+        """Whether the first token waited for no other request: a static batch, or a single user."""
+        return self.lockstep or self.batch == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A row that cannot be used, and why."""
+
+    line: int
+    why: str
+
+
+_NAMES: Final = {
+    "trtllm": "tensorrt-llm", "tensorrt-llm": "tensorrt-llm", "trt-llm": "tensorrt-llm",
+    "llama.cpp": "llamacpp", "chatglm.cpp": "llamacpp", "lmdeploy-turbomind": "lmdeploy",
+    "deepspeed-mii": "deepspeed", "deepspeed-inference": "deepspeed", "hf-accelerate": "transformers",
+}  # fmt: skip
+
+_ERAS: Final = {
+    # family: (first version of an era, its key), newest first; vLLM 0.4 had CUDA graphs settled,
+    # the V1 engine came with 0.8; TensorRT-LLM 1.0 made the PyTorch backend the default
+    "vllm": (((0, 8), "vllm"), ((0, 4), "vllm-2024"), ((0, 0), "vllm-2023")),
+    "tensorrt-llm": (((1, 0), "tensorrt-llm"), ((0, 0), "tensorrt-llm-2024")),
+}
+_NOW: Final = (99, 0)
+_YEARS: Final = {"2022": (0, 0), "2023": (0, 0), "2024": (0, 5), "2025": _NOW, "2026": _NOW}
+
+
+def engine_key(name: str, version: str) -> str:
+    """The efficiency table's key of an engine and its version; no version means today's."""
+    plain = re.sub(r"[(?].*", "", name.lower()).strip()
+    family = _NAMES.get(plain, plain)
+    for least, key in _ERAS.get(family, ()):
+        if _version(version) >= least:
+            return key
+    return family
+
+
+def _version(text: str) -> tuple[int, int]:
+    """(major, minor) of a version, a year as its era, anything else as today's."""
+    for year, era in _YEARS.items():
+        if text.startswith(year) or f"({year})" in text:
+            return era
+    found = re.match(r"v?(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else _NOW
+
+
+_PRECISIONS: Final = {
+    "q4_0": "int4", "q4_1": "int4", "q5_0": "q5", "q5_1": "q5", "q8_0": "w8a16", "f16": "fp16",
+}  # fmt: skip
+_SHORT: Final = 128.0  # tokens, where a source states no length: a short chat
+_HIDES_PREFILL: Final = ("UPPER BOUND", "e2e/osl")
+_UNTRUSTED: Final = ("DO NOT FIT", "LOW TRUST", "ASSUMED")
+
+
+def read(path: Path) -> tuple[list[Measurement], list[Skipped]]:
+    """Every usable row of a CSV (plain or .gz), and what was left out with the reason."""
+    with _open(path) as lines:
+        return parse(csv.DictReader(lines))
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", newline="", encoding="utf-8")
+    return path.open(newline="", encoding="utf-8")
+
+
+def parse(rows: Iterable[Row]) -> tuple[list[Measurement], list[Skipped]]:
+    """Measurements of *rows*; line numbers count the heading as 1."""
+    kept: list[Measurement] = []
+    skipped: list[Skipped] = []
+    for line, row in enumerate(rows, start=2):
+        try:
+            kept.append(_measurement(row))
+        except (ValueError, KeyError) as unusable:
+            skipped.append(Skipped(line, str(unusable)))
+    return kept, skipped
+
+
+def _measurement(row: Row) -> Measurement:
+    _refuse_untrusted(row)
+    shape = _shape(row)
+    cards = shape.tp * shape.pp
+    if weight_bytes(shape.model, shape.precision) > shape.card.memory_bytes * cards:
+        raise ValueError(f"{shape.model.name} at {shape.precision} does not fit {cards} x {shape.card.name}")
+    lockstep = row.get("load_kind") == "static_batch"
+    if not lockstep and row.get("load_kind") != "concurrency":
+        raise ValueError(f"load_kind {row.get('load_kind')!r}: expected static_batch or concurrency")
+    direct = not (row.get("itl_kind") or "").startswith(_HIDES_PREFILL)
+    batch, output = _number(row, "batch_or_concurrency"), _number(row, "osl", _SHORT)
+    pace_s = _first(row, "itl_ms_mean", "itl_ms_p50") / 1e3
+    seen = Measurement(
+        source=row.get("source") or "unnamed",
+        shape=shape,
+        batch=batch,
+        prompt_tokens=_number(row, "isl", _SHORT),
+        output_tokens=output,
+        lockstep=lockstep,
+        pace_s=pace_s if direct else nan,
+        ttft_s=_first(row, "ttft_ms_mean", "ttft_ms_p50") / 1e3,
+        e2e_s=nan if direct else _e2e_s(row, pace_s * output),
+    )
+    if not any(isfinite(each) for each in (seen.pace_s, seen.ttft_s, seen.e2e_s)):
+        raise ValueError("nothing was measured: expected ttft, itl or e2e")
+    return seen
+
+
+def _refuse_untrusted(row: Row) -> None:
+    remarks = f"{row.get('note', '')} {row.get('scope', '')}"
+    for mark in (*_UNTRUSTED, "per-POOL"):
+        if mark in remarks:
+            raise ValueError(f"marked {mark}")
+    shared = re.search(r"attention_dp=(\d+)", remarks)
+    if shared and int(shared[1]) > 1:
+        raise ValueError("data-parallel attention is not a TP shape")
+
+
+def _e2e_s(row: Row, otherwise_s: float) -> float:
+    stated = _first(row, "e2e_ms") / 1e3
+    return stated if isfinite(stated) else otherwise_s
+
+
+def _shape(row: Row) -> Shape:
+    engine = engine_key(row["engine"], row.get("engine_version") or "")
+    used = _card(row)
+    stored = _precision(row["precision"], used)
+    narrow = engine.startswith("tensorrt-llm") and stored in {"fp8", "fp4"}
+    tp = int(_first(row, "tp", missing=1))
+    if tp > used.cards_per_node:
+        raise ValueError(f"TP {tp} is more than a node's {used.cards_per_node} cards: not one all-reduce domain")
+    return Shape(
+        used,
+        model(row["model"]),
+        tp,
+        int(_first(row, "pp", missing=1)),
+        stored,
+        "fp8" if narrow else None,  # TensorRT-LLM's quantised checkpoints carry an FP8 KV cache
+        engine,
+    )
+
+
+def _card(row: Row) -> Card:
+    """The card named; one that says it was power-capped keeps its sheet and gets another name."""
+    name = row["card"]
+    capped = name.removesuffix("-powercapped")
+    found = card(capped)
+    return found if capped == name else replace(found, name=f"{found.name}-powercapped", family="powercapped")
+
+
+def _precision(text: str, used: Card) -> str:
+    """FP4 on a card that has no FP4 units is MXFP4 unpacked to 16 bits."""
+    stored = _PRECISIONS.get(text.lower(), text.lower())
+    return "mxfp4" if stored == "fp4" and "fp4" not in used.flops_per_s else stored
+
+
+def _number(row: Row, column: str, missing: float = nan) -> float:
+    value = _first(row, column, missing=missing)
+    if not isfinite(value) or value <= 0:
+        raise ValueError(f"{column} {row.get(column)!r}: expected a number above 0")
+    return value
+
+
+def _first(row: Row, *columns: str, missing: float = nan) -> float:
+    return next((float(row[each]) for each in columns if row.get(each)), missing)

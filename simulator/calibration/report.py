@@ -1,0 +1,91 @@
+"""How right the tables are: error by source, card, TP and precision, and the order of configurations.
+
+Believes: predictions beside what was measured. Must not know: how either came to be.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.calibration.design import Column
+from simulator.calibration.measurements import Measurement
+
+QUANTITIES: Final = ("pace", "unqueued ttft", "e2e")
+"""Rows of a table of errors: mean gap where it is direct; first token that waited for nobody; whole request."""
+
+_GROUPS: Final[dict[str, Callable[[Measurement], str]]] = {
+    "all": lambda _: "everything",
+    "source": lambda m: m.source,
+    "card": lambda m: m.shape.card.name,
+    "tp": lambda m: str(m.shape.tp),
+    "precision": lambda m: m.shape.precision,
+    "engine": lambda m: m.shape.engine,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Relative errors of one quantity in one group: how many, median and 90th percentile of the absolute, bias."""
+
+    group: str
+    name: str
+    quantity: str
+    count: int
+    median: float
+    p90: float
+    bias: float
+
+
+def errors(measured: Sequence[Measurement], seen: NDArray[np.float64], said: NDArray[np.float64]) -> list[Errors]:
+    """Errors of every group and quantity that has any; *seen* and *said* are seconds, a row a quantity."""
+    off = said / seen - 1
+    found: list[Errors] = []
+    for group, of in _GROUPS.items():
+        names = np.array([of(m) for m in measured])
+        for name in sorted(set(names.tolist())):
+            found.extend(_group(group, name, off[:, names == name]))
+    return found
+
+
+def _group(group: str, name: str, off: NDArray[np.float64]) -> Iterator[Errors]:
+    for quantity, row in zip(QUANTITIES, off, strict=True):
+        each = row[np.isfinite(row)]
+        if each.size:
+            size = np.abs(each)
+            yield Errors(
+                group,
+                name,
+                quantity,
+                each.size,
+                float(np.median(size)),
+                float(np.quantile(size, 0.9)),
+                float(np.median(each)),
+            )
+
+
+def rank_correlation(seen: Column, said: Column) -> float:
+    """Spearman's: the correlation of ranks, ties sharing theirs; nan for fewer than two pairs."""
+    both = np.isfinite(seen) & np.isfinite(said)
+    if np.count_nonzero(both) <= 1:
+        return float("nan")
+    return float(np.corrcoef(_ranks(seen[both]), _ranks(said[both]))[0, 1])
+
+
+def _ranks(values: Column) -> Column:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse])
+
+
+def text(found: Sequence[Errors], correlations: Sequence[tuple[str, float]]) -> str:
+    """A table for a terminal, errors in percent."""
+    lines = [f"{'group':10} {'name':30} {'quantity':14} {'n':>6} {'median':>8} {'p90':>8} {'bias':>8}"]
+    lines += [
+        f"{e.group:10} {e.name[:30]:30} {e.quantity:14} {e.count:6d} {e.median:8.1%} {e.p90:8.1%} {e.bias:+8.1%}"
+        for e in found
+    ]
+    lines += [f"rank correlation of configurations, {name}: {value:.3f}" for name, value in correlations]
+    return "\n".join(lines)

@@ -1,0 +1,227 @@
+"""Calibration reads measurements honestly, finds the truth that made them, and says how wrong it is."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from router.core.physics import coefficients, decode_step_s
+from simulator.calibrate import leave_one_out, main
+from simulator.calibration.fit import COMMITTED, PRIOR, fit, predicted, seen
+from simulator.calibration.measurements import Measurement, engine_key, parse
+from simulator.calibration.report import errors, rank_correlation
+from simulator.calibration.write import tables_source
+
+MEASURED = Path(__file__).parents[2].parent / "shared" / "data" / "engine_measurements.csv.gz"
+
+ROW = {
+    "source": "mine",
+    "engine": "vLLM",
+    "engine_version": "0.12.0",
+    "card": "H100",
+    "model": "Llama-3.1-8B-Instruct",
+    "precision": "bf16",
+    "tp": "1",
+    "load_kind": "static_batch",
+    "batch_or_concurrency": "4",
+    "isl": "1000",
+    "osl": "200",
+    "itl_ms_mean": "8",
+}
+
+
+def one(**changes: str) -> Measurement:
+    """The measurement of ROW with some columns changed."""
+    kept, skipped = parse([ROW | changes])
+    assert not skipped, skipped
+    return kept[0]
+
+
+def why_not(**changes: str) -> str:
+    """Why ROW with some columns changed cannot be used."""
+    kept, skipped = parse([ROW | changes])
+    assert not kept
+    return skipped[0].why
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "key"),
+    [
+        ("vLLM", "0.18.0", "vllm"),
+        ("vllm", "", "vllm"),
+        ("vLLM", "0.6.3", "vllm-2024"),
+        ("vLLM", "2024 (see paper)", "vllm-2024"),
+        ("vLLM(modified)", "0.2-era (2023)", "vllm-2023"),
+        ("trtllm", "1.0.0rc3", "tensorrt-llm"),
+        ("TensorRT-LLM", "0.17", "tensorrt-llm-2024"),
+        ("LMDeploy-TurboMind", "0.2.0", "lmdeploy"),
+        ("SomethingNew", "7", "somethingnew"),
+    ],
+)
+def test_an_engines_version_tells_its_era(name: str, version: str, key: str) -> None:
+    """0.18 is after 0.8: versions are numbers, not decimals."""
+    assert engine_key(name, version) == key
+
+
+def test_an_upper_bound_is_never_taken_for_the_gap() -> None:
+    """E2E over output hides the prefill: only the whole request is used."""
+    m = one(itl_kind="UPPER BOUND e2e/osl (includes prefill)", e2e_ms="2000")
+    assert np.isnan(m.pace_s)
+    assert m.e2e_s == 2.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"note": "DO NOT FIT"}, "DO NOT FIT"),
+        ({"scope": "per-POOL (prefill+decode workers)"}, "per-POOL"),
+        ({"note": "attention_dp=8"}, "data-parallel"),
+        ({"load_kind": "offline_max"}, "load_kind"),
+        ({"card": "H1000"}, "no card"),
+        ({"tp": "64", "model": "DeepSeek-V3"}, "a node's 8 cards"),
+        ({"model": "Llama-3.1-405B"}, "does not fit"),
+        ({"batch_or_concurrency": "0"}, "above 0"),
+        ({"itl_ms_mean": ""}, "nothing was measured"),
+    ],
+)
+def test_a_row_that_cannot_be_used_says_why(changes: Mapping[str, str], why: str) -> None:
+    """Nothing is dropped in silence."""
+    assert why in why_not(**changes)
+
+
+def test_fp4_on_a_card_without_it_is_unpacked() -> None:
+    """Hopper has no FP4 units: gpt-oss runs there as MXFP4."""
+    assert one(precision="fp4").shape.precision == "mxfp4"
+    assert one(precision="fp4", card="B200").shape.precision == "fp4"
+
+
+def test_a_static_batch_is_expected_as_the_core_predicts_it() -> None:
+    """One mechanism: calibration and forecast read the same step."""
+    m = one()
+    pace_s = predicted([m], COMMITTED)[0, 0]
+    assert pace_s == pytest.approx(decode_step_s(coefficients(m.shape), 4, 4 * 1100))
+
+
+def test_a_closed_loop_is_slowed_by_the_prompts_of_others() -> None:
+    """The same users, once together and once joining and leaving."""
+    static, loop = one(batch_or_concurrency="64"), one(batch_or_concurrency="64", load_kind="concurrency")
+    together, apart = predicted([static, loop], PRIOR)[0]
+    assert apart > 1.3 * together
+
+
+def test_those_who_wait_are_not_in_the_batch() -> None:
+    """By Little's law a long first token means few run."""
+    short, long = (
+        one(batch_or_concurrency="512", load_kind="concurrency", ttft_ms_mean=ttft) for ttft in ("100", "50000")
+    )
+    few, many = predicted([long, short], PRIOR)[0]
+    assert few < 0.5 * many
+
+
+def test_only_a_first_token_that_waited_for_nobody_is_judged() -> None:
+    """A queued first token says more of the load than of the engine."""
+    alone = one(ttft_ms_mean="50", load_kind="concurrency", batch_or_concurrency="1")
+    queued = one(ttft_ms_mean="50", load_kind="concurrency", batch_or_concurrency="8")
+    assert seen([alone])[1, 0] == 0.05
+    assert np.isnan(seen([queued])[1, 0])
+
+
+def world(slower: float) -> list[Measurement]:
+    """Measurements of an engine whose decode takes *slower* times what the tables say."""
+    plain = [one(batch_or_concurrency=str(b), card=c) for b in (1, 8, 64) for c in ("H100", "A100")]
+    paces = predicted(plain, PRIOR)[0] * slower
+    return [replace(m, pace_s=float(pace)) for m, pace in zip(plain, paces, strict=True)]
+
+
+def test_a_fit_moves_towards_what_was_measured() -> None:
+    """A world a fifth slower than the tables is predicted better after the fit, in every row."""
+    measured = world(1.2)
+    before, after = (np.abs(predicted(measured, t)[0] / seen(measured)[0] - 1) for t in (PRIOR, fit(measured)))
+    assert (after < 0.7 * before).all()
+
+
+def test_a_fit_leaves_what_no_measurement_reads() -> None:
+    """Kunlun was not measured: its row stays the prior."""
+    assert fit(world(1.2))["family"]["kunlun"] == PRIOR["family"]["kunlun"]
+
+
+def test_outliers_do_not_bend_the_tables() -> None:
+    """One row ten times too slow among twelve moves nobody much."""
+    honest = world(1.0) * 2
+    bent = fit([*honest, replace(honest[0], pace_s=10 * honest[0].pace_s)])
+    assert predicted(honest, bent)[0] == pytest.approx(seen(honest)[0], rel=0.03)
+
+
+def test_what_is_left_out_is_not_seen() -> None:
+    """Each part is judged by tables fitted to the others alone."""
+    measured = [replace(m, source=s) for s in ("a", "b") for m in world(1.0)]
+    given: list[set[str]] = []
+
+    def fitted(others: object) -> object:
+        given.append({m.source for m in others})  # type: ignore[attr-defined]
+        return PRIOR
+
+    leave_one_out(measured, lambda m: m.source, fitted)  # type: ignore[arg-type]
+    assert given == [{"b"}, {"a"}]
+
+
+def test_errors_are_told_by_group() -> None:
+    """Median, p90 and bias of what was said against what was seen."""
+    measured = world(1.0)
+    rows = np.ones((3, len(measured)))
+    found = errors(measured, rows, rows * 1.1)
+    everything = next(e for e in found if e.group == "all" and e.quantity == "pace")
+    assert (everything.count, everything.median, everything.bias) == (6, pytest.approx(0.1), pytest.approx(0.1))
+    assert {e.name for e in found if e.group == "card"} == {"h100-sxm", "a100-80g-sxm"}
+
+
+def test_rank_correlation_knows_order_and_ties() -> None:
+    """1 in order, -1 reversed, nan without pairs."""
+    up = np.array([1.0, 2.0, 2.0, 5.0, np.nan])
+    assert rank_correlation(up, 3 * up) == pytest.approx(1)
+    assert rank_correlation(up, -up) == pytest.approx(-1)
+    assert np.isnan(rank_correlation(up[:1], up[:1]))
+
+
+def test_written_tables_are_python_that_says_the_same() -> None:
+    """What is committed is what was fitted, to three digits."""
+    space: dict[str, Mapping[str, object]] = {}
+    exec(tables_source(PRIOR, "nothing"), space)
+    assert set(space["ENGINES"]) == set(PRIOR["engine"])
+    assert space["PRECISIONS"]["mxfp4"] == PRIOR["precision"]["mxfp4"]
+
+
+def test_the_command_reads_fits_reports_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user's own CSV with the few columns it needs."""
+    path = tmp_path / "mine.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(ROW))
+        writer.writeheader()
+        writer.writerows([ROW, ROW | {"tp": "3"}])
+    assert main([str(path), "--write", str(tmp_path / "tables.py")]) == 0
+    said = capsys.readouterr().out
+    assert "1 rows used, 1 left out" in said
+    assert "TP 3 does not divide" in said
+    assert "h100-sxm" in said
+    assert "mine (1)" in (tmp_path / "tables.py").read_text()
+
+
+def test_a_file_with_nothing_to_fit_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2, and where the columns are described."""
+    (tmp_path / "empty.csv").write_text("source,engine\nme,vllm\n")
+    assert main([str(tmp_path / "empty.csv")]) == 2
+    assert "measurements.py" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not MEASURED.exists(), reason="the measurements lie beside the repository, not in it")
+def test_the_committed_tables_predict_the_measurements(capsys: pytest.CaptureFixture[str]) -> None:
+    """In sample: a change of physics that loses the fit shows here."""
+    assert main([str(MEASURED), "--as-is"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    pace = next(line for line in lines if line.startswith("all") and " pace " in line)
+    order = next(line for line in lines if line.startswith("rank correlation") and "pace" in line)
+    assert float(pace.split()[4].rstrip("%")) < 12
+    assert float(order.split()[-1]) > 0.93
