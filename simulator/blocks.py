@@ -71,7 +71,7 @@ class Blocks:
                 self._free[key] = unit.count
 
     def found(self, unit_keys: Sequence[Hashable], unit_blocks: Sequence[int], most: int) -> tuple[int, int]:
-        """Blocks cached of a prompt's units from the front, *most* at most, and how many free ones sharing would use."""
+        """Blocks cached of a prompt's units from the front, *most* at most; how many free ones sharing would use."""
         units, cached, idle = self._units, 0, 0
         for key, whole in zip(unit_keys, unit_blocks, strict=False):
             unit = units.get(key)

@@ -41,19 +41,16 @@ class Kernel:
         heap = self._heap
         while heap and heap[0][0] <= until_s:
             when_s, _, act, argument = heappop(heap)
-            if when_s > self.now_s:
-                self.now_s = when_s
+            self.now_s = max(self.now_s, when_s)
             act(argument)
-        if until_s > self.now_s:
-            self.now_s = until_s
+        self.now_s = max(self.now_s, until_s)
 
     def run(self) -> None:
         """Run until nothing is left to do; the clock stays at the last callback."""
         heap = self._heap
         while heap:
             when_s, _, act, argument = heappop(heap)
-            if when_s > self.now_s:
-                self.now_s = when_s
+            self.now_s = max(self.now_s, when_s)
             act(argument)
 
     @property

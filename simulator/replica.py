@@ -19,6 +19,7 @@ Must not know: routers, policies, SLOs.
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
+from itertools import pairwise
 from math import sqrt
 
 from simulator.blocks import Blocks
@@ -139,6 +140,11 @@ class Replica:
         now_s = self._clock.now_s
         here = sum(1 for at_s, sequence in self._arrivals if at_s <= now_s and sequence.state == COMING)
         return len(self._waiting) - self._ghosts + here
+
+    @property
+    def waiting_at_most(self) -> int:
+        """The same with those still on their way, and with those whose clients have left: no less than ``waiting``."""
+        return len(self._waiting) + len(self._arrivals)
 
     @property
     def decoding(self) -> int:
@@ -428,9 +434,7 @@ class Replica:
         if sequence.prefix and self.limits.prefix_caching:
             found, idle = blocks.found(sequence.prefix, self._unit_blocks(sequence), (target - 1) // size)
         cached = found * size
-        chunk = target - cached
-        if chunk > budget:
-            chunk = budget
+        chunk = min(target - cached, budget)
         computed = cached + chunk
         need = -(-computed // size) - found
         if need + idle > blocks.total - blocks.used:
@@ -480,7 +484,7 @@ class Replica:
         if not sequence.unit_blocks:
             size, unit, prompt = self._size, sequence.unit_tokens, sequence.prompt_tokens
             edges = [min(i * unit, prompt) // size for i in range(len(sequence.prefix) + 1)]
-            sequence.unit_blocks = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+            sequence.unit_blocks = [b - a for a, b in pairwise(edges)]
         return sequence.unit_blocks
 
     def _remember(self, sequence: Sequence) -> None:
@@ -524,10 +528,10 @@ class Replica:
     def _preempt(self, sequence: Sequence) -> None:
         """Back to waiting with nothing computed; a block it had opened for this very step goes back too."""
         self._squeezed = True
-        if sequence.state == DECODE and (sequence.offset + self._steps) % self._size == 0:
-            if self._served is None or sequence in self._served:
-                self.blocks.give(1, [])
-                self._taken -= 1
+        opens = sequence.state == DECODE and (sequence.offset + self._steps) % self._size == 0
+        if opens and (self._served is None or sequence in self._served):
+            self.blocks.give(1, [])
+            self._taken -= 1
         self._vacate(sequence)
         sequence.computed = 0
         sequence.preemptions += 1

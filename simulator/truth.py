@@ -95,7 +95,7 @@ class Truth:
 
 def true_of(prior: StepCoefficients, hidden: Hidden, seed: int, name: str) -> Truth:
     """The truth of replica *name* under *seed*: the prior's form with numbers of its own."""
-    draw = Random(f"{seed}/{name}")  # noqa: S311 - chance for a simulation
+    draw = Random(f"{seed}/{name}")
     slow = draw.random() < hidden.slow_share
     scale = hidden.bias * (hidden.slow_factor if slow else 1.0)
     read, compute, overhead, context, pairs = (scale * exp(hidden.spread * draw.gauss(0.0, 1.0)) for _ in range(5))
@@ -130,7 +130,7 @@ class Drift:
 
     def __init__(self, truth: Truth) -> None:
         """Start of time; with no drift the factor is 1 for ever."""
-        self._draw = Random(truth.seed)  # noqa: S311 - chance for a simulation
+        self._draw = Random(truth.seed)
         self._sigma, self._every_s = truth.hidden.drift, truth.hidden.drift_every_s
         self._value = self._draw.gauss(0.0, 1.0)
         self.factor = exp(self._sigma * self._value)

@@ -1,0 +1,118 @@
+"""What became of every request, in columns: one row a request, numbers only, so a million fit in little.
+
+Must not know: how it came to be so.
+"""
+
+from array import array
+from collections import Counter
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.core.decisions import Account, Outcome
+
+Floats = NDArray[np.float64]
+
+COLUMNS: Final = (
+    "arrived_s",
+    "sent_s",
+    "first_s",
+    "ended_s",
+    "prompt_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "attempts",
+    "outcome",
+    "backend",
+    "met",
+    "predicted_ttft_s",
+    "predicted_tpot_s",
+    "predicted_e2e_s",
+)
+OUTCOMES: Final = tuple(Outcome)
+_CODE: Final = {outcome: float(number) for number, outcome in enumerate(OUTCOMES)}
+
+
+class Books:
+    """Rows in the order in which requests ended; ``column`` gives one fact of all of them."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self._rows = array("d")
+        self._table: Floats | None = None
+        self.ids: list[str] = []
+        self.slo_classes: list[str] = []
+        self.reasons: Counter[str] = Counter()
+        self.backends: list[str] = []
+        self._numbers: dict[str, float] = {"": -1.0}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def write(self, account: Account) -> None:
+        """Add one request."""
+        request, usage = account.request, account.usage
+        backend = self._numbers.get(account.backend)
+        if backend is None:
+            backend = self._numbers[account.backend] = float(len(self.backends))
+            self.backends.append(account.backend)
+        arrived_s, first_s, ended_s = request.arrived_s, account.first_byte_s, account.ended_s
+        served = account.outcome is Outcome.SERVED
+        after = usage.output_tokens - 1
+        met = served and request.slo.met(
+            first_s - arrived_s, (ended_s - first_s) / after if after > 0 else 0.0, ended_s - arrived_s
+        )
+        self._rows.extend(
+            (
+                arrived_s,
+                account.sent_s,
+                first_s,
+                ended_s,
+                request.prompt_tokens,
+                usage.output_tokens,
+                usage.cached_tokens,
+                account.attempts,
+                _CODE[account.outcome],
+                backend,
+                met,
+                account.predicted_ttft_s,
+                account.predicted_tpot_s,
+                account.predicted_e2e_s,
+            )
+        )
+        self.ids.append(request.id)
+        self.slo_classes.append(request.slo_class)
+        if account.reason is not None:
+            self.reasons[account.reason.value] += 1
+
+    def column(self, name: str) -> Floats:
+        """One fact of every request, in the order of ``ids``."""
+        if self._table is None or len(self._table) != len(self.ids):
+            self._table = np.array(self._rows, dtype=np.float64).reshape(-1, len(COLUMNS))
+        column: Floats = self._table[:, COLUMNS.index(name)]
+        return column
+
+    def served(self) -> NDArray[np.bool_]:
+        """Which were served to the end."""
+        served: NDArray[np.bool_] = self.column("outcome") == _CODE[Outcome.SERVED]
+        return served
+
+    def met(self) -> NDArray[np.bool_]:
+        """Which kept every bound of their SLO."""
+        met: NDArray[np.bool_] = self.column("met") > 0
+        return met
+
+    def ttft_s(self) -> Floats:
+        """Arrival to first token (nan: none came)."""
+        return self.column("first_s") - self.column("arrived_s")
+
+    def tpot_s(self) -> Floats:
+        """Mean time per token after the first; nan for replies of one token or none."""
+        after = self.column("output_tokens") - 1
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(after > 0, (self.column("ended_s") - self.column("first_s")) / after, np.nan)
+
+    def e2e_s(self) -> Floats:
+        """Arrival to last token."""
+        return np.where(self.served(), self.column("ended_s") - self.column("arrived_s"), np.nan)

@@ -1,0 +1,113 @@
+"""A run's books, in figures: what `--json` writes and the tables show. Seconds, tokens, USD."""
+
+from typing import Any, Final
+
+import numpy as np
+
+from router.core.decisions import Outcome
+from simulator.books import Books, Floats
+from simulator.run import Played
+
+QUANTILES: Final = (("p50", 50.0), ("p90", 90.0), ("p99", 99.0))
+
+
+def summarise(played: Played) -> dict[str, Any]:
+    """Every figure of one run. nan never appears: what cannot be said is None."""
+    books = played.books
+    span_s = span(played)
+    outcome = books.column("outcome")
+    counts = {kind.value: int((outcome == number).sum()) for number, kind in enumerate(Outcome)}
+    tokens = float(books.column("output_tokens").sum())
+    cost = sum(site.backend.price_per_hour for site in played.sites) / 3600 * span_s
+    return {
+        "requests": len(books),
+        **counts,
+        "shed": counts["refused"],
+        "shed_by_reason": dict(sorted(books.reasons.items())),
+        "held": played.held,
+        "attainment": _number(books.met().mean()) if len(books) else None,
+        "goodput_per_s": _number(books.met().sum() / span_s) if span_s else None,
+        "span_s": span_s,
+        "ttft_s": spread(books.ttft_s()),
+        "tpot_s": spread(books.tpot_s()),
+        "e2e_s": spread(books.e2e_s()),
+        "output_tokens": int(tokens),
+        "output_tokens_per_s": _number(tokens / span_s) if span_s else None,
+        "usd": _number(cost),
+        "usd_per_million_output_tokens": _number(cost / tokens * 1e6) if tokens else None,
+        "forecast": forecast_errors(books),
+        "by_class": by_class(books),
+        "backends": backends(played, span_s),
+    }
+
+
+def span(played: Played) -> float:
+    """First arrival to last end, seconds."""
+    books = played.books
+    if not len(books):
+        return 0.0
+    return float(np.nanmax(books.column("ended_s")) - books.column("arrived_s").min())
+
+
+def spread(values: Floats) -> dict[str, float | None]:
+    """Mean and quantiles of what is there."""
+    there = values[np.isfinite(values)]
+    if not len(there):
+        return dict.fromkeys(("mean", *(name for name, _ in QUANTILES)))
+    at = np.percentile(there, [q for _, q in QUANTILES])
+    return {"mean": float(there.mean()), **{name: float(x) for (name, _), x in zip(QUANTILES, at, strict=True)}}
+
+
+def forecast_errors(books: Books) -> dict[str, dict[str, float | None]]:
+    """How far the predictions that stood at the send were from what came: median of |error|/actual, and of the bias."""
+    sent_s = books.column("sent_s")
+    pairs = {
+        "ttft": (books.column("predicted_ttft_s"), books.column("first_s") - sent_s),
+        "tpot": (books.column("predicted_tpot_s"), books.tpot_s()),
+        "e2e": (books.column("predicted_e2e_s"), np.where(books.served(), books.column("ended_s") - sent_s, np.nan)),
+    }
+    return {name: _error(predicted, actual) for name, (predicted, actual) in pairs.items()}
+
+
+def _error(predicted: Floats, actual: Floats) -> dict[str, float | None]:
+    there = np.isfinite(predicted) & np.isfinite(actual) & (actual > 0)
+    if not there.any():
+        return {"error": None, "bias": None}
+    off = predicted[there] / actual[there] - 1.0
+    return {"error": float(np.median(np.abs(off))), "bias": float(np.median(off))}
+
+
+def by_class(books: Books) -> dict[str, dict[str, Any]]:
+    """Requests and attainment of each SLO class."""
+    names = np.array(books.slo_classes)
+    met = books.met()
+    return {
+        str(name): {"requests": int((names == name).sum()), "attainment": float(met[names == name].mean())}
+        for name in np.unique(names)
+    }
+
+
+def backends(played: Played, span_s: float) -> dict[str, dict[str, Any]]:
+    """Each backend's share of the requests, its busy share, preemptions, cache hits, and whether the truth is slow."""
+    books = played.books
+    where = books.column("backend")
+    sent = max(1, int((where >= 0).sum()))
+    figures: dict[str, dict[str, Any]] = {}
+    for site in played.sites:
+        replica = played.replicas[site.name]
+        number = books.backends.index(site.name) if site.name in books.backends else -2
+        figures[site.name] = {
+            "card": f"{site.member.tp * site.member.pp}x {site.member.card}",
+            "share": int((where == number).sum()) / sent,
+            "busy": replica.busy_s / span_s if span_s else 0.0,
+            "steps": replica.steps,
+            "preemptions": replica.preemptions,
+            "prefix_hit_rate": replica.cached_tokens / replica.prompt_tokens if replica.prompt_tokens else 0.0,
+            "usd_per_hour": site.backend.price_per_hour,
+            "slow_node": site.truth.slow,
+        }
+    return figures
+
+
+def _number(value: float) -> float:
+    return float(value)

@@ -1,0 +1,143 @@
+"""What comes to the router and when: entries of traces or generators, shaped, as the core's requests.
+
+``output_tokens`` goes with a request only as far as the replica that serves it: nobody else knows it at arrival.
+Must not know: policies, replicas.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from itertools import accumulate
+from math import inf
+from random import Random
+from typing import Final, NamedTuple
+
+from router.core.types import NO_SLO, Request, Slo
+from simulator.traces import Entry
+
+
+class Arrival(NamedTuple):
+    """A request and the length its reply will have."""
+
+    request: Request
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SloClass:
+    """An SLO and the share of requests (of those that bring none) that are of this class."""
+
+    name: str
+    slo: Slo
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shaping:
+    """What is done to a trace before it is played: ``rate`` x as fast, from ``from_s`` to ``to_s`` of it, at most
+    ``limit`` requests; requests without a model ask for ``model``, those without an SLO draw a class by share.
+    """
+
+    model: str
+    classes: tuple[SloClass, ...] = ()
+    rate: float = 1.0
+    from_s: float = 0.0
+    to_s: float = inf
+    limit: int | None = None
+
+
+def shape(entries: Sequence[Entry], how: Shaping, seed: int) -> list[Arrival]:
+    """The arrivals, from 0 s on, in order. ``entries`` must be in order of arrival."""
+    if not entries:
+        return []
+    start_s = entries[0].arrived_s + how.from_s
+    end_s = entries[0].arrived_s + how.to_s
+    draw = Random(f"{seed}/classes")
+    classes = how.classes or (SloClass("default", NO_SLO),)
+    bounds = list(accumulate(c.share for c in classes))
+    by_name = {c.name: c.slo for c in classes}
+    arrivals: list[Arrival] = []
+    for entry in entries:
+        if not start_s <= entry.arrived_s < end_s:
+            continue
+        if how.limit is not None and len(arrivals) >= how.limit:
+            break
+        drawn = classes[0] if len(classes) == 1 else _drawn(classes, bounds, draw)
+        slo = entry.slo or by_name.get(entry.slo_class) or drawn.slo
+        name = entry.slo_class or ("own" if entry.slo else drawn.name)
+        arrivals.append(_arrival(entry, len(arrivals), (entry.arrived_s - start_s) / how.rate, how.model, name, slo))
+    return arrivals
+
+
+def _drawn(classes: tuple[SloClass, ...], bounds: list[float], draw: Random) -> SloClass:
+    at = draw.random() * bounds[-1]
+    return next((c for c, bound in zip(classes, bounds, strict=True) if at < bound), classes[-1])
+
+
+def _arrival(entry: Entry, number: int, arrived_s: float, model: str, slo_class: str, slo: Slo) -> Arrival:
+    request = Request(
+        entry.id or f"r{number}",
+        entry.model or model,
+        arrived_s,
+        entry.prompt_tokens,
+        entry.output_tokens_max,
+        slo,
+        slo_class,
+        entry.priority,
+        entry.tenant,
+        entry.session,
+        entry.prefix,
+        entry.prefix_block_tokens,
+    )
+    return Arrival(request, entry.output_tokens)
+
+
+def distinct(arrivals: Iterable[Arrival]) -> list[Arrival]:
+    """The same arrivals with ids made distinct: a core takes an id for one request at a time."""
+    seen: set[str] = set()
+    result = []
+    for arrival in arrivals:
+        request = arrival.request
+        if request.id in seen:
+            request = replace(request, id=f"{request.id}#{len(seen)}")
+        seen.add(request.id)
+        result.append(Arrival(request, arrival.output_tokens))
+    return result
+
+
+# ---- SLOs in words ------------------------------------------------------------
+
+_BOUNDS: Final = {"ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s"}
+
+
+def parse_seconds(text: str) -> float:
+    """``2s``, ``100ms``, ``1.5`` (seconds) or ``3m`` to seconds; ValueError otherwise."""
+    for unit, scale in (("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)):
+        if text.endswith(unit):
+            try:
+                return float(text.removesuffix(unit)) * scale
+            except ValueError:
+                break
+    raise ValueError(f"expected a time such as 2s or 100ms, got {text!r}")
+
+
+def parse_slo(text: str) -> SloClass:
+    """``ttft=2s,tpot=100ms,e2e=60s,quantile=0.95``, before it a class and its share: ``chat@0.7:ttft=1s``."""
+    head, colon, body = text.rpartition(":")
+    name, _, share = head.partition("@")
+    bounds: dict[str, float] = {}
+    for part in body.split(","):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"--slo {text!r}: expected key=value, got {part!r}")
+        if key == "quantile":
+            bounds[key] = float(value)
+        elif key in _BOUNDS:
+            bounds[_BOUNDS[key]] = parse_seconds(value)
+        else:
+            near = get_close_matches(key, [*_BOUNDS, "quantile"], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"--slo {text!r}: unknown bound {key!r}, expected ttft, tpot, e2e or quantile{hint}")
+    if not all(value > 0 for value in bounds.values()) or bounds.get("quantile", 0.5) >= 1:
+        raise ValueError(f"--slo {text!r}: bounds must be above 0 and the quantile below 1")
+    return SloClass(name if colon else "default", Slo(**bounds), float(share) if share else 1.0)
