@@ -1,131 +1,291 @@
-"""What we hold true of each backend: its physics, corrected by what it was seen to do, and how far off we tend to be.
+"""What we hold true of each backend: its physics as its streams corrected it, how far off we tend to be, and whether
+to trust it.
 
-Believes: data-sheet physics (``Backend.prior``) times two learnt ratios a backend, one for the way to the first token
-and one for the pace after it. Must not know: what is true in the simulator; it learns there as it does in production,
-from the streams it sent.
+Believes: data-sheet physics (``Backend.prior``) times learnt factors (``regression.py``), a small bias left over in each
+load band, conformal tails (``tails.py``), reply lengths (``lengths.py``). Must not know: what is true in the simulator; it
+learns there as it does in production, from the streams it sent.
 
-A ratio is learnt in log space, so that half and double weigh the same, by a running mean whose gain never falls below
-``GAIN_MIN``: old evidence fades and a backend that changes is learnt anew. Tails are empirical, not assumed: the last
-``WINDOW`` ratios of actual to predicted give the factor that turns a mean into a quantile (split conformal prediction,
-Vovk et al. 2005, on a sliding window).
+A stream teaches twice. Its first token: the steps, prompt tokens and waits that stood ahead when it was sent. Its pace:
+the mean batch, context and prompt load that the backend carried while it decoded. A forecast is ``LEARNING`` until
+enough streams were seen, ``TRUSTED`` from then on, ``OFF`` while its errors or its coverage are bad.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import exp, log
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from router.core.fleet import Floats
+from router.core.fleet import Floats, Mark, Slots
+from router.core.lengths import Lengths, Prompts
+from router.core.regression import CONTEXT, FIRST, FIXED, PAIR, SEQ, TERMS, TOKEN, Regression
+from router.core.roof import Roofs
+from router.core.tails import BANDS, QUANTILES, Tails
 from router.core.types import Backend
 
+__all__ = ["CONTEXT", "E2E", "FIRST", "FIXED", "PAIR", "SEQ", "TOKEN", "TPOT", "TTFT", "Belief", "Expectation", "Score"]
+
 TTFT, TPOT, E2E = range(3)
-QUANTILES: Final = (0.5, 0.9, 0.95, 0.99)
-WINDOW: Final = 128
-REFRESH: Final = 8  # observations between two readings of the window: the quantiles of 128 move little in 8
-GAIN_MIN: Final = 0.08  # half of the weight on the last 8 streams: re-learns a step change within 30
-PRIOR_WEIGHT: Final = 2.0  # the data sheet counts as two observations
-OUTLIER: Final = log(8.0)  # an innovation beyond 8 times says something about that request, not the backend
-PRIOR_TAIL: Final = (1.0, 1.35, 1.5, 2.0)  # before anything was seen: a lognormal of sigma 0.25, widened
-FIXED, SEQ, CONTEXT, TOKEN, TOKEN_CONTEXT, FIRST = range(6)
+LEARNING, TRUSTED, OFF = range(3)
+STATES: Final = ("learning", "trusted", "off")
+VERSION: Final = 1  # of an exported belief
+TRUSTED_AFTER: Final = 20  # first tokens seen: the tails speak for themselves from then on
+ERROR_OFF: Final = (0.7, 0.5)  # median size of the log error, TTFT and TPOT, from which on a forecast misleads
+ERROR_START: Final = 0.2
+ERROR_UP: Final = 1.08  # a step of the running median: a tenfold change takes 30 outcomes
+COVERAGE_OFF: Final = 0.7  # the promised 0.9 kept so rarely is no promise
+RECOVERED: Final = 0.8  # an error must fall below this share of its limit before it counts as recovered
+SCORE_GAIN: Final = 1.0 / 32
+BIAS_GAIN: Final = 0.04
+STEPS_MIN: Final = 4  # a shorter reply says more of rounding than of pace
+STEP_DOUBT: Final = 0.25  # variance of the log pace of a single step: a prompt may or may not be in it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expectation:
+    """What one send was expected to take, as it stood then; ``terms_s`` at factor 1, the rest in seconds and logs.
+
+    ``beside_s``: network; ``doubt``: variance of the log of TTFT by the queue's chance; ``width``: expected spread of
+    the log of E2E; ``promised``: spreads by metric (TTFT, TPOT, E2E) and kept quantile.
+    """
+
+    terms_s: Floats
+    beside_s: float
+    doubt: float
+    band: int
+    width: float
+    promised: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How one metric's predictions did: outcomes seen, median size of the relative error of late, and the share of
+    outcomes since joining that stayed within each promised quantile (nan: none seen).
+    """
+
+    seen: int
+    error: float
+    coverage: Mapping[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How far one backend's forecast can be trusted. ``changes``: how often it was found to have changed."""
+
+    state: str
+    ttft: Accuracy
+    tpot: Accuracy
+    e2e: Accuracy
+    changes: int
 
 
 class Belief:
-    """Columns over the ledger's slots: coefficients of the step, learnt ratios, tail factors."""
+    """Columns over the ledger's slots."""
 
     def __init__(self, capacity: int = 16) -> None:
         self.lengths = Lengths()
+        self.prompts = Prompts()
+        self.roofs = Roofs(capacity)
+        self.regression = Regression(capacity, kinds=2)
+        self.tails = Tails(capacity, metrics=3)
+        self._priors: dict[int, Backend] = {}
         self._allocate(capacity)
 
     def _allocate(self, capacity: int) -> None:
-        old = getattr(self, "coefficients", None)
+        old = getattr(self, "prior", None)
         keep = 0 if old is None else old.shape[1]
         for name, shape, fill in (
-            ("coefficients", (6, capacity), 0.0),
-            ("ratio", (2, capacity), 1.0),
+            ("prior", (TERMS, capacity), 0.0),
+            ("bias", (2, BANDS, capacity), 0.0),
+            ("hit", (capacity,), 0.0),
+            ("stage_share", (capacity,), 1.0),
+            ("_kept", (3, len(QUANTILES), capacity), 0.0),
             ("_seen", (3, capacity), 0.0),
-            ("_window", (3, WINDOW, capacity), 0.0),
-            ("_tail", (3, len(QUANTILES), capacity), 1.0),
+            ("_error", (3, capacity), ERROR_START),
+            ("_covered", (capacity,), 0.9),
         ):
             column = np.full(shape, fill)
             if keep:
                 column[..., :keep] = getattr(self, name)
             setattr(self, name, column)
+        state = np.zeros(capacity, dtype=np.int8)
+        if keep:
+            state[:keep] = self.state
+        self.state = state
 
-    coefficients: Floats  # rows FIXED..FIRST: seconds, see physics.StepCoefficients
-    ratio: Floats  # rows TTFT, TPOT: actual over what the prior says
+    prior: Floats  # rows FIXED..FIRST: a step's seconds by the data sheet, of one stage's share of the batch
+    bias: Floats  # TTFT and TPOT, by band: log of what is left between model and outcome
+    stage_share: Floats  # of a batch that one pipeline stage has at a time
+    hit: Floats  # share of prompt tokens found in the prefix cache
+    state: NDArray[np.int8]  # LEARNING, TRUSTED, OFF
+    _kept: Floats
     _seen: Floats
-    _window: Floats
-    _tail: Floats
+    _error: Floats
+    _covered: Floats
+
+    @property
+    def factor(self) -> Floats:
+        """Learnt factors on ``prior``, a row a term."""
+        return self.regression.factor
+
+    def lean(self, metric: int, where: Slots) -> Floats:
+        """The factor left over between model and outcome, at the places that ``tails.where`` names."""
+        bias = self.bias[metric].reshape(-1).take(where)
+        factor: Floats = np.exp(bias, out=bias)
+        return factor
+
+    # -- who is there --------------------------------------------------------------------------------------------
 
     def joined(self, slot: int, backend: Backend) -> None:
         """Start from the data sheet for what is now in ``slot``."""
-        while slot >= self.coefficients.shape[1]:
-            self._allocate(2 * self.coefficients.shape[1])
+        while slot >= self.prior.shape[1]:
+            self._grow(2 * self.prior.shape[1])
         p = backend.prior
-        self.coefficients[:, slot] = (p.fixed_s, p.seq_s, p.context_s, p.token_s, p.token_context_s, p.first_token_s)
-        self.ratio[:, slot] = 1.0
-        self._seen[:, slot] = 0.0
-        self._tail[:, :, slot] = np.array(PRIOR_TAIL)
+        self._priors[slot] = backend
+        self.prior[:, slot] = (
+            p.fixed_s,
+            p.seq_s / p.stages,
+            p.context_s / p.stages,
+            p.token_s - p.gemm_token_s,  # what the roof does not hold
+            p.token_context_s,
+            p.first_token_s,
+        )
+        self.stage_share[slot] = 1.0 / p.stages
+        self.roofs.joined(slot, p, float(backend.chunk_tokens + backend.seqs_max))
+        self.regression.joined(slot, p.sigma)
+        self.tails.joined(slot, backend.models[0] if backend.models else "")
+        self.bias[..., slot] = self._kept[..., slot] = self._seen[..., slot] = 0.0
+        self._error[:, slot] = ERROR_START
+        self.hit[slot], self._covered[slot], self.state[slot] = 0.0, 0.9, LEARNING
 
-    def saw(self, metric: int, slot: int, predicted_s: float, actual_s: float) -> None:
-        """Fold in one outcome: what was predicted when the request was sent, and what happened."""
-        if not (predicted_s > 0.0 and actual_s > 0.0):  # nan: nothing was predicted
+    def _grow(self, capacity: int) -> None:
+        self._allocate(capacity)
+        for part in (self.roofs, self.regression, self.tails):
+            part.grow(capacity)
+
+    # -- what happened -------------------------------------------------------------------------------------------
+
+    def first_token(self, slot: int, expected: Expectation, predicted_s: float, actual_s: float) -> None:
+        """A first token came ``actual_s`` after its send."""
+        if not (predicted_s > 0.0 and actual_s > 0.0):
             return
-        error = log(actual_s / predicted_s)
-        seen = int(self._seen[metric, slot])
-        self._window[metric, seen % WINDOW, slot] = error
-        self._seen[metric, slot] = seen + 1
-        if metric != E2E:
-            gain = max(GAIN_MIN, 1.0 / (seen + 1.0 + PRIOR_WEIGHT))
-            self.ratio[metric, slot] *= exp(gain * min(OUTLIER, max(-OUTLIER, error)))
-        if seen % REFRESH == REFRESH - 1:
-            self._refresh(metric, slot, min(seen + 1, WINDOW))
+        terms, beside = expected.terms_s, expected.beside_s
+        left = self.regression.saw(slot, TTFT, terms, beside, actual_s, expected.doubt)
+        self._lean(TTFT, slot, expected.band, left)
+        self._judge(TTFT, slot, expected, log(actual_s / predicted_s))
 
-    def _refresh(self, metric: int, slot: int, count: int) -> None:
-        """Quantile k of n sits at rank ceil((n + 1) q): the finite-sample correction that conformal coverage needs."""
-        errors = np.sort(self._window[metric, :count, slot])
-        for row, q in enumerate(QUANTILES):
-            rank = int(np.ceil((count + 1) * q))
-            spread = errors[rank - 1] if rank <= count else errors[-1] + 0.1
-            self._tail[metric, row, slot] = exp(spread)
+    def pace(
+        self, slot: int, model: str, expected: Expectation, predicted_s: float, steps: int, since: Mark, until: Mark
+    ) -> None:
+        """A stream decoded ``steps`` tokens after its first, between two marks; ``predicted_s`` a token."""
+        actual_s = until.at_s - since.at_s
+        if not (predicted_s > 0.0 and actual_s > 0.0):
+            return
+        if steps >= STEPS_MIN:
+            terms = self._lived(slot, model, steps, since, until)
+            left = self.regression.saw(slot, TPOT, terms, 0.0, actual_s, STEP_DOUBT / steps)
+            self._lean(TPOT, slot, expected.band, left)
+        self._judge(TPOT, slot, expected, log(actual_s / (steps * predicted_s)))
 
-    def tail(self, metric: int, quantile: float) -> Floats:
-        """Factor from predicted mean to the quantile, one a slot; between the kept quantiles it is interpolated."""
-        rows: Floats = self._tail[metric]
-        if quantile in QUANTILES:
-            kept: Floats = rows[QUANTILES.index(quantile)]
-            return kept
-        above = min(sum(q < quantile for q in QUANTILES), len(QUANTILES) - 1)
-        below = max(above - 1, 0)
-        low, high = QUANTILES[below], QUANTILES[above]
-        share = 0.0 if high == low else min(max((quantile - low) / (high - low), 0.0), 1.0)
-        between: Floats = rows[below] + share * (rows[above] - rows[below])
-        return between
+    def _lived(self, slot: int, model: str, steps: int, since: Mark, until: Mark) -> Floats:
+        """The terms, at factor 1, of the steps between two marks: of the mean batch, and of the prompts that came."""
+        lasted_s = until.at_s - since.at_s
+        batch = (until.decoding_s - since.decoding_s) / lasted_s
+        context = (until.context_s - since.context_s) / lasted_s
+        prompts = until.prefilled_tokens - since.prefilled_tokens
+        backend, prior, roofs = self._priors[slot], self.prior[:, slot], self.roofs
+        rows = batch / backend.prior.stages
+        roof_s = roofs.one(slot, rows)
+        terms = prior * (steps, steps * batch, steps * context, prompts, 0.0, 0.0)
+        terms[FIXED] += steps * roof_s
+        if prompts:
+            each = self.prompts.mean_tokens(model, prompts)
+            piece = min(each, backend.chunk_tokens)
+            terms[TOKEN] += prompts / piece * (roofs.one(slot, rows + piece) - roof_s)
+            terms[PAIR] = prior[PAIR] * prompts * each / 2
+        return terms
+
+    def end(self, slot: int, expected: Expectation, predicted_s: float, actual_s: float) -> None:
+        """A reply was complete ``actual_s`` after its send."""
+        if predicted_s > 0.0 and actual_s > 0.0:
+            self._judge(E2E, slot, expected, log(actual_s / predicted_s) / expected.width)
+
+    def cached(self, slot: int, share: float) -> None:
+        """The share of a prompt that was found in the prefix cache."""
+        self.hit[slot] += BIAS_GAIN * (share - self.hit[slot])
+
+    def _lean(self, metric: int, slot: int, band: int, left: float) -> None:
+        """Learn what the factors leave over in this load band: the queue is modelled only so well."""
+        bias = self.bias[metric, band]
+        bias[slot] += BIAS_GAIN * (min(1.0, max(-1.0, left)) - bias[slot])
+
+    def _judge(self, metric: int, slot: int, expected: Expectation, score: float) -> None:
+        """Book an outcome against what was promised for it."""
+        promised = expected.promised[metric]
+        self.tails.saw(metric, expected.band, slot, score, promised)
+        self._kept[metric, :, slot] += score <= promised
+        self._seen[metric, slot] += 1.0
+        size = abs(score) * expected.width if metric == E2E else abs(score)
+        error = self._error[metric]
+        error[slot] *= ERROR_UP if size > error[slot] else 1.0 / ERROR_UP  # settles where half are above
+        if metric == TTFT:
+            self._covered[slot] += SCORE_GAIN * (float(score <= promised[_P90]) - self._covered[slot])
+            self._settle(slot)
+
+    def _settle(self, slot: int) -> None:
+        """Whether the forecast may be trusted now; it takes more to come back than to stay."""
+        if self._seen[TTFT, slot] < TRUSTED_AFTER:
+            return
+        strict = RECOVERED if self.state[slot] == OFF else 1.0
+        wrong = any(self._error[metric, slot] > strict * ERROR_OFF[metric] for metric in (TTFT, TPOT))
+        off = wrong or self._covered[slot] < COVERAGE_OFF / strict
+        self.state[slot] = OFF if off else TRUSTED
+
+    # -- what it is worth ----------------------------------------------------------------------------------------
 
     def seen(self, slot: int) -> int:
         """First tokens observed on this backend."""
         return int(self._seen[TTFT, slot])
 
+    def score(self, slot: int) -> Score:
+        """How its predictions did."""
+        ttft, tpot, e2e = (self._accuracy(metric, slot) for metric in (TTFT, TPOT, E2E))
+        return Score(STATES[self.state[slot]], ttft, tpot, e2e, self.regression.changes[slot])
 
-class Lengths:
-    """How many tokens replies have: nobody knows at arrival, so means by model and SLO class are kept.
+    def _accuracy(self, metric: int, slot: int) -> Accuracy:
+        seen = int(self._seen[metric, slot])
+        shares = self._kept[metric, :, slot] / seen if seen else np.full(len(QUANTILES), np.nan)
+        error = exp(float(self._error[metric, slot])) - 1.0 if seen else float("nan")
+        return Accuracy(seen, error, dict(zip(QUANTILES, shares.tolist(), strict=True)))
 
-    The start is the mean of production chat: 211 output tokens (Azure LLM inference trace 2023, conversation).
-    """
+    # -- warm start ----------------------------------------------------------------------------------------------
 
-    START: Final = 211.0
-    GAIN_MIN: Final = 0.02
+    def export(self, slot: int) -> dict[str, Any]:
+        """What was learnt of one backend, as JSON can hold it."""
+        return {
+            "version": VERSION,
+            "prior": self.prior[:, slot].tolist(),
+            "regression": self.regression.plain(slot),
+            "tails": self.tails.plain(slot),
+            "bias": self.bias[..., slot].tolist(),
+            "hit": float(self.hit[slot]),
+            "state": int(self.state[slot]),
+            "seen": self._seen[:, slot].tolist(),
+        }
 
-    def __init__(self) -> None:
-        self._mean: dict[tuple[str, str], tuple[float, int]] = {}
+    def adopt(self, slot: int, learnt: Mapping[str, Any]) -> None:
+        """Start from what another router learnt of the same backend; ValueError when it is of other physics."""
+        if learnt.get("version") != VERSION:
+            raise ValueError(f"a belief of version {learnt.get('version')!r}; expected {VERSION}")
+        if not np.allclose(learnt["prior"], self.prior[:, slot], rtol=1e-6, atol=0.0):
+            raise ValueError("a belief about other physics: its prior is not that of this backend")
+        self.regression.adopt(slot, learnt["regression"])
+        self.tails.adopt(slot, learnt["tails"])
+        self.bias[..., slot] = learnt["bias"]
+        self.hit[slot] = learnt["hit"]
+        self.state[slot] = learnt["state"]
 
-    def saw(self, model: str, slo_class: str, output_tokens: int) -> None:
-        """Fold in one finished reply."""
-        mean, seen = self._mean.get((model, slo_class), (self.START, 0))
-        gain = max(self.GAIN_MIN, 1.0 / (seen + 2.0))
-        self._mean[model, slo_class] = (mean + gain * (output_tokens - mean), seen + 1)
 
-    def expected(self, model: str, slo_class: str, cap: int = 0) -> float:
-        """Expected output tokens of a new request; never above its own cap (0: none)."""
-        mean = self._mean.get((model, slo_class), (self.START, 0))[0]
-        return min(mean, cap) if cap else mean
+_P90: Final = QUANTILES.index(0.9)

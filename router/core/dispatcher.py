@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from router.core.belief import E2E, TPOT, TTFT, Belief
+from router.core.belief import Belief
 from router.core.decisions import (
     ADMIT,
     Abort,
@@ -34,7 +34,7 @@ from router.core.decisions import (
     Shed,
 )
 from router.core.errors import PolicyRejected
-from router.core.fleet import Fleet, Ledger, Reservation, Slots
+from router.core.fleet import Fleet, Ledger, Mark, Reservation, Slots
 from router.core.forecast import Forecast, Prediction
 from router.core.holding import HeldQueue, Rank
 from router.core.policy import Admission, Memory, Routing
@@ -80,7 +80,7 @@ class Failure:
 class _Attempt:
     """One try on one backend."""
 
-    __slots__ = ("backend", "number", "predicted", "reservation", "sent_s")
+    __slots__ = ("backend", "number", "predicted", "prefilled", "reservation", "sent_s")
 
     def __init__(
         self, number: int, backend: str, reservation: Reservation, predicted: Prediction, sent_s: float
@@ -89,6 +89,7 @@ class _Attempt:
         self.backend = backend
         self.reservation = reservation
         self.predicted = predicted
+        self.prefilled: Mark | None = None  # what the backend had done by the first token
         self.sent_s = sent_s
 
 
@@ -238,7 +239,7 @@ class Dispatcher:
         flight.first_byte_s = now_s
         self.ledger.prefilled(won.reservation, now_s)
         self._exonerate(won.backend)
-        self.belief.saw(TTFT, won.reservation.slot, won.predicted.ttft_s, now_s - won.sent_s)
+        self._learn_first_token(won, now_s)
         commands: list[Command] = [
             self._close(flight, a, "another attempt answered first", now_s) for a in flight.open if a is not won
         ]
@@ -316,8 +317,7 @@ class Dispatcher:
         if index == len(fleet) or fleet.slots[index] != slot:
             raise PolicyRejected(f"{type(self.routing).__name__} chose slot {slot}, which is not among the candidates")
         predicted = forecast.at(index) if forecast.made else NO_PREDICTION
-        prompt_tokens = request.prompt_tokens - float(forecast.cached_tokens[index])
-        held = self.ledger.reserve(slot, prompt_tokens, forecast.tokens, slo.tpot_s, now_s)
+        held = self.ledger.reserve(slot, float(forecast.prefill_tokens[index]), forecast.tokens, slo.tpot_s, now_s)
         self.ledger.remember_prefix(slot, request)
         flight.attempts += 1
         flight.tried = (*flight.tried, slot)
@@ -543,14 +543,29 @@ class Dispatcher:
         refuse = Refuse(flight.request.id, shed.reason, shed.why, shed.retry_after_s)
         return [refuse, *self._over(flight, Outcome.REFUSED, None, NO_USAGE, now_s, shed.reason)]
 
+    def _learn_first_token(self, won: _Attempt, now_s: float) -> None:
+        held, predicted = won.reservation, won.predicted
+        if predicted.expectation is None or held.generation != self.ledger.generation[held.slot]:
+            return
+        self.belief.first_token(held.slot, predicted.expectation, predicted.ttft_s, now_s - won.sent_s)
+        won.prefilled = self.ledger.mark(held.slot, now_s)
+
     def _learn(self, flight: _Flight, done: _Attempt, usage: Usage, now_s: float) -> None:
-        request, slot, predicted = flight.request, done.reservation.slot, done.predicted
+        request, held, predicted, belief = flight.request, done.reservation, done.predicted, self.belief
         if usage.output_tokens <= 0:
             return
-        self.belief.lengths.saw(request.model, request.slo_class, usage.output_tokens)
-        if usage.output_tokens > 1 and done.reservation.generation == self.ledger.generation[slot]:
-            self.belief.saw(TPOT, slot, predicted.tpot_s, (now_s - flight.first_byte_s) / (usage.output_tokens - 1))
-            self.belief.saw(E2E, slot, predicted.e2e_s, now_s - done.sent_s)
+        belief.lengths.saw(request.model, request.slo_class, usage.output_tokens, request.output_tokens_max)
+        belief.prompts.saw(request.model, request.prompt_tokens, usage.prompt_tokens)
+        if predicted.expectation is None or done.prefilled is None:
+            return
+        if held.generation != self.ledger.generation[held.slot]:
+            return
+        slot, expected, until = held.slot, predicted.expectation, self.ledger.mark(held.slot, now_s)
+        if usage.prompt_tokens > 0:
+            belief.cached(slot, usage.cached_tokens / usage.prompt_tokens)
+        if usage.output_tokens > 1:
+            belief.pace(slot, request.model, expected, predicted.tpot_s, usage.output_tokens - 1, done.prefilled, until)
+        belief.end(slot, expected, predicted.e2e_s, now_s - done.sent_s)
 
     def _over(
         self,

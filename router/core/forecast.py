@@ -1,10 +1,12 @@
 """Fleet x request -> TTFT, TPOT and E2E on every candidate, mean and tail, in a handful of vector operations.
 
-The model of one engine (DESIGN section 5, linear in the believed coefficients): a step with ``b`` decoding sequences
-that hold ``S`` tokens takes ``fixed + seq b + context S``; prompt tokens ride along in chunks, ``token`` seconds each.
+The model of one engine (DESIGN section 5; continuous batching with chunked prefill, as vLLM V1 schedules it). A step
+in which ``b`` sequences decode over ``S`` tokens takes ``fixed + seq b + context S``, prompt tokens ride along as far as
+``chunk_tokens`` go, and the roof says what the tokens of a step add to reading the weights. Each term is physics times
+its learnt factor.
 
-- TTFT = network + first + prefill of the queue ahead and of the own prompt, each chunk riding on a decode step,
-  + half a step already running + the wait for a free sequence or KV block when the engine is full.
+- TTFT = network + first + the steps that the prompts ahead and the own one take: half of the step under way, which has
+  taken in what it could of the queue, then as many as the rest fills; and, on a full engine, the steps until room.
 - TPOT = the step with this request and those queued before it in the batch, stretched by the share of time that the
   engine spends on prompts, as lately seen.
 - E2E = TTFT + (expected output - 1) x TPOT.
@@ -13,127 +15,317 @@ Nothing is computed before it is asked for, so a policy that needs no forecast p
 """
 
 from dataclasses import dataclass
+from math import exp, hypot
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from router.core.belief import CONTEXT, E2E, FIRST, FIXED, SEQ, TOKEN, TOKEN_CONTEXT, TPOT, TTFT, Belief
+from router.core.belief import (
+    CONTEXT,
+    E2E,
+    FIRST,
+    FIXED,
+    PAIR,
+    SEQ,
+    TOKEN,
+    TPOT,
+    TTFT,
+    Belief,
+    Expectation,
+)
 from router.core.fleet import Fleet, Floats
+from router.core.tails import interpolated
 from router.core.types import Request
 
-PREFILL_SHARE_MAX: Final = 0.9  # beyond it the engine only prefills; the stretch would be without bound
+PREFILL_SHARE_MAX: Final = 0.8  # beyond it the engine hardly decodes; the stretch would be without bound
+WIDTH_MIN: Final = 0.1  # of E2E, when the length is known: its pace and first token vary all the same
+WAIT_DOUBT: Final = 0.5**2  # variance of the log of a wait for room: when others end is chance
+STEP_DOUBT: Final = 1.0 / 12.0  # variance of how much of a step under way is left, in steps
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The means for one backend, as they stood when the request was sent; seconds from the send."""
+    """The means for one backend, as they stood when the request was sent, in seconds from the send; and what learning
+    needs to know of them (None: nobody asked for a forecast).
+    """
 
     ttft_s: float
     tpot_s: float
     e2e_s: float
+    expectation: Expectation | None = None
+
+    def tails_s(self, quantile: float) -> tuple[float, float, float]:
+        """The quantiles of TTFT, TPOT and E2E that were promised with these means; nan without a forecast."""
+        expected = self.expectation
+        if expected is None:
+            return self.ttft_s, self.tpot_s, self.e2e_s
+        ttft, tpot, e2e = (interpolated(spreads, quantile) for spreads in expected.promised)
+        return self.ttft_s * exp(ttft), self.tpot_s * exp(tpot), self.e2e_s * exp(expected.width * e2e)
+
+
+class _Engines:
+    """The candidates' terms as this request meets them; arrays of one entry a candidate."""
+
+    __slots__ = (
+        "batch",
+        "c",
+        "cached",
+        "context",
+        "each",
+        "factor",
+        "first",
+        "growing",
+        "last",
+        "left",
+        "own",
+        "queued",
+        "roof",
+        "room",
+        "step",
+        "steps",
+        "under_way",
+    )
+
+    def __init__(
+        self, fleet: Fleet, belief: Belief, own_tokens: Floats, cached_tokens: Floats, mean_prompt_tokens: float
+    ) -> None:
+        slots, load = fleet.slots, fleet.load
+        self.factor = belief.factor.take(slots, axis=1)
+        self.c = belief.prior.take(slots, axis=1)
+        self.c *= self.factor
+        prefilling, self.queued, self.batch, self.context = load
+        self.own, self.cached = own_tokens, cached_tokens
+        self._fill(fleet.chunk_tokens)
+        self.each = self.queued / np.maximum(prefilling, 1.0)
+        self.growing = self.batch + prefilling + 1.0
+        share = belief.stage_share.take(slots)
+        rows = np.empty((6, len(slots)))
+        np.multiply(self.batch, share, out=rows[0])
+        np.add(rows[0], [self.first, self.last, self.room, np.minimum(mean_prompt_tokens, self.room)], out=rows[1:5])
+        np.multiply(self.growing, share, out=rows[5])
+        self.roof = belief.roofs.at(slots, rows)
+        self.roof[1:5] -= self.roof[0]
+        fixed, seq, context = self.c[FIXED], self.c[SEQ], self.c[CONTEXT]
+        self.step = fixed + self.factor[FIXED] * self.roof[0] + seq * self.batch + context * self.context
+
+    def _fill(self, chunk_tokens: Floats) -> None:
+        """How the prompts ahead and the own one fall into steps: the one under way has taken in ``first`` tokens of the
+        queue and is half done on average; ``steps`` more take what is ``left``, the last of them ``last``.
+        """
+        self.room = np.maximum(chunk_tokens - self.batch, 1.0)
+        self.first = np.minimum(self.queued, self.room)
+        self.left = self.queued - self.first + self.own
+        self.steps = np.maximum(np.ceil(self.left / self.room), 1.0)
+        self.last = self.left - (self.steps - 1.0) * self.room
+        self.under_way = 0.5 * (self.batch + self.queued > 0.0)
+
+    def prompt_s(self) -> tuple[Floats, Floats]:
+        """What prompt tokens add to those steps: through roof and network, and by attention."""
+        _, first, last, full, _, _ = self.roof
+        tokens = self.left + 0.5 * self.first
+        pairs = self.own * (self.cached + self.own / 2) + (tokens - self.own) * (self.each / 2)
+        beyond = 0.5 * first + (self.steps - 1.0) * full + last
+        return self.factor[TOKEN] * beyond + self.c[TOKEN] * tokens, self.c[PAIR] * pairs
+
+    def life_s(self, tokens: float) -> Floats:
+        """A step with this request and those queued before it in the batch."""
+        fixed = self.c[FIXED] + self.factor[FIXED] * self.roof[5]
+        held: Floats = self.context + self.queued + tokens
+        step: Floats = fixed + self.c[SEQ] * self.growing + self.c[CONTEXT] * held
+        return step
+
+    def prefill_share(self, tokens_per_s: Floats, mean_prompt_tokens: float) -> Floats:
+        """The share of its time that an engine spends on prompts that come at this rate."""
+        piece = np.minimum(mean_prompt_tokens, self.room)
+        each = self.factor[TOKEN] * self.roof[4] / piece + self.c[TOKEN] + self.c[PAIR] * (mean_prompt_tokens / 2)
+        share: Floats = np.minimum(tokens_per_s * each, PREFILL_SHARE_MAX)
+        return share
+
+    def terms_s(self, index: int, steps: float, prompt_s: float, pair_s: float) -> Floats:
+        """The terms of TTFT at factor 1 on one candidate."""
+        c, factor = self.c[:, index], self.factor[:, index]
+        fixed_s = c[FIXED] + factor[FIXED] * self.roof[0, index]
+        seq_s, context_s = c[SEQ] * self.batch[index], c[CONTEXT] * self.context[index]
+        parts = np.array((steps * fixed_s, steps * seq_s, steps * context_s, prompt_s, pair_s, c[FIRST]))
+        parts /= factor
+        return parts
 
 
 class Forecast:
     """Predictions aligned with ``fleet.slots``; seconds from now."""
 
-    __slots__ = ("_belief", "_cached", "_e2e", "_fleet", "_request", "_step", "_tpot", "_ttft", "output_tokens")
+    __slots__ = (
+        "_belief",
+        "_cached",
+        "_e2e",
+        "_engines",
+        "_fleet",
+        "_mean_prompt",
+        "_outlook",
+        "_queue",
+        "_request",
+        "_tails",
+        "_tpot",
+        "_ttft",
+        "_where",
+        "prompt_tokens",
+    )
 
     def __init__(self, request: Request, fleet: Fleet, belief: Belief) -> None:
         self._request = request
         self._fleet = fleet
         self._belief = belief
+        self._outlook = belief.lengths.outlook(request.model, request.slo_class, request.output_tokens_max)
+        self.prompt_tokens = request.prompt_tokens * belief.prompts.scale(request.model)
+        self._mean_prompt = max(1.0, belief.prompts.mean_tokens(request.model, self.prompt_tokens))
         self._cached: Floats | None = None
+        self._engines: _Engines | None = None
         self._ttft: Floats | None = None
         self._tpot: Floats | None = None
         self._e2e: Floats | None = None
-        self._step: tuple[Floats, Floats] | None = None
-        self.output_tokens = belief.lengths.expected(request.model, request.slo_class, request.output_tokens_max)
+        self._tails: dict[tuple[int, float], Floats] = {}
 
     @property
     def made(self) -> bool:
         """Whether anybody asked for a prediction."""
-        return self._step is not None
+        return self._engines is not None
 
-    def _now(self) -> tuple[Floats, Floats]:
-        """The coefficients of the candidates, and the decode step as it stands there now."""
-        if self._step is None:
-            c = self._belief.coefficients[:, self._fleet.slots]
-            load = self._fleet.load
-            self._step = c, c[FIXED] + c[SEQ] * load[2] + c[CONTEXT] * load[3]
-        return self._step
+    @property
+    def output_tokens(self) -> float:
+        """Expected output tokens of this request."""
+        return self._outlook.tokens
 
     @property
     def tokens(self) -> float:
         """Tokens this request holds when half of its reply is out."""
-        return max(self._request.prompt_tokens + self.output_tokens / 2, 1.0)
+        return max(self.prompt_tokens + self._outlook.tokens / 2, 1.0)
+
+    @property
+    def state(self) -> NDArray[np.int8]:
+        """How far each candidate's forecast can be trusted: belief.LEARNING, TRUSTED or OFF."""
+        return self._belief.state.take(self._fleet.slots)
 
     @property
     def cached_tokens(self) -> Floats:
-        """Prompt tokens each candidate should find in its prefix cache."""
+        """Prompt tokens each candidate should find in its prefix cache: by what it was sent before when the request
+        says its prefix, else by the share that prompts were lately found there.
+        """
         if self._cached is None:
-            self._cached = self._fleet.cached_tokens(self._request)
+            if self._request.prefix:
+                self._cached = np.minimum(self._fleet.cached_tokens(self._request), self.prompt_tokens)
+            else:
+                self._cached = self.prompt_tokens * self._belief.hit.take(self._fleet.slots)
         return self._cached
+
+    @property
+    def prefill_tokens(self) -> Floats:
+        """Prompt tokens that each candidate would have to compute."""
+        return self.prompt_tokens - self.cached_tokens
+
+    def _met(self) -> _Engines:
+        if self._engines is None:
+            fleet, mean = self._fleet, self._mean_prompt
+            self._engines = _Engines(fleet, self._belief, self.prefill_tokens, self.cached_tokens, mean)
+        return self._engines
+
+    # -- means ---------------------------------------------------------------------------------------------------
 
     @property
     def ttft_s(self) -> Floats:
         """Mean time from a send now to the first token."""
         if self._ttft is None:
-            c, step = self._now()
-            fleet, prompt = self._fleet, self._request.prompt_tokens
-            work = fleet.load[1] + prompt - self.cached_tokens
-            busy = fleet.load[2] > 0
-            prefill = work * (c[TOKEN] + c[TOKEN_CONTEXT] * (prompt / 2)) + (work / fleet.chunk_tokens + 0.5) * step
-            own = c[FIRST] + prefill + 0.5 * step * busy + self._wait_for_room()
-            self._ttft = fleet.network_s + own * self._belief.ratio[TTFT, fleet.slots]
+            engines, fleet = self._met(), self._fleet
+            waiting = self._steps_to_room()
+            steps = engines.steps + engines.under_way + waiting
+            prompt_s, pair_s = engines.prompt_s()
+            modelled_s = fleet.network_s + steps * engines.step + prompt_s + pair_s + engines.c[FIRST]
+            bands = ((engines.queued > 0.0) | (waiting > 0.0)).astype(np.intp)
+            bands += waiting > 0.0
+            self._where = self._belief.tails.where(bands, fleet.slots)
+            self._queue = steps, waiting, prompt_s, pair_s, bands
+            self._ttft = modelled_s * self._belief.lean(TTFT, self._where)
         return self._ttft
 
-    def _wait_for_room(self) -> Floats | float:
-        """Wait until enough sequences have ended, when slots or KV are taken.
+    def _steps_to_room(self) -> Floats:
+        """Steps until enough sequences have ended, when slots or KV are taken.
 
-        With ``n`` sequences of mean life L one ends every L / n (they are spread evenly over their lives), so the
-        k-th from now is k L / n away.
+        With ``n`` sequences of mean life L tokens one ends every L / n steps (they are spread evenly over their lives),
+        so the k-th from now is k L / n steps away.
         """
         fleet = self._fleet
         requests = fleet.requests
         over = requests + 1.0 - fleet.seqs_max
         kv_over = fleet.load[1] + fleet.load[3] + self.tokens - fleet.kv_tokens_max
         if over.max() <= 0.0 and kv_over.max() <= 0.0:
-            return 0.0
+            return np.zeros(len(requests))
         ahead = np.maximum(np.maximum(over, kv_over / self.tokens), 0.0)
-        life_s = self.output_tokens * self.tpot_s
-        wait: Floats = ahead * life_s / np.maximum(np.minimum(requests, fleet.seqs_max), 1.0)
-        return wait
+        running = np.maximum(np.minimum(requests, fleet.seqs_max), 1.0)
+        steps: Floats = ahead * self._outlook.tokens / running
+        return steps
 
     @property
     def tpot_s(self) -> Floats:
         """Mean time per output token after the first, over this request's life."""
         if self._tpot is None:
-            c, step = self._now()
-            load = self._fleet.load
-            joined = c[SEQ] * (load[0] + 1.0) + c[CONTEXT] * (load[1] + self.tokens)
-            share = np.minimum(self._fleet.prefill_tokens_per_s * c[TOKEN], PREFILL_SHARE_MAX)
-            self._tpot = (step + joined) / (1.0 - share) * self._belief.ratio[TPOT, self._fleet.slots]
+            engines, fleet = self._met(), self._fleet
+            self.ttft_s  # noqa: B018 - finds the bands
+            share = engines.prefill_share(fleet.prefill_tokens_per_s, self._mean_prompt)
+            modelled_s = engines.life_s(self.tokens) / (1.0 - share)
+            self._tpot = modelled_s * self._belief.lean(TPOT, self._where)
         return self._tpot
 
     @property
     def e2e_s(self) -> Floats:
         """Mean time from a send now to the last token."""
         if self._e2e is None:
-            self._e2e = self.ttft_s + max(self.output_tokens - 1.0, 0.0) * self.tpot_s
+            self._e2e = self.ttft_s + max(self._outlook.tokens - 1.0, 0.0) * self.tpot_s
         return self._e2e
+
+    # -- tails ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _width(self) -> float:
+        return hypot(self._outlook.spread, WIDTH_MIN)
+
+    def _tail_s(self, metric: int, quantile: float, mean_s: Floats, width: float) -> Floats:
+        known = self._tails.get((metric, quantile))
+        if known is None:
+            spread = self._belief.tails.spread(metric, quantile, self._where)
+            if width != 1.0:
+                spread *= width
+            known = self._tails[metric, quantile] = mean_s * np.exp(spread, out=spread)
+        return known
 
     def ttft_tail_s(self, quantile: float) -> Floats:
         """The quantile of TTFT."""
-        return self.ttft_s * self._belief.tail(TTFT, quantile)[self._fleet.slots]
+        return self._tail_s(TTFT, quantile, self.ttft_s, 1.0)
 
     def tpot_tail_s(self, quantile: float) -> Floats:
         """The quantile of TPOT."""
-        return self.tpot_s * self._belief.tail(TPOT, quantile)[self._fleet.slots]
+        return self._tail_s(TPOT, quantile, self.tpot_s, 1.0)
 
     def e2e_tail_s(self, quantile: float) -> Floats:
-        """The quantile of E2E."""
-        return self.e2e_s * self._belief.tail(E2E, quantile)[self._fleet.slots]
+        """The quantile of E2E; most of its spread is the reply's length, as far as that is not capped."""
+        return self._tail_s(E2E, quantile, self.e2e_s, self._width)
+
+    # -- the one that was chosen ---------------------------------------------------------------------------------
 
     def at(self, index: int) -> Prediction:
-        """The means for the candidate at ``index``."""
-        return Prediction(float(self.ttft_s[index]), float(self.tpot_s[index]), float(self.e2e_s[index]))
+        """The means for the candidate at ``index``, with what learning will want to know of them."""
+        ttft_s, tpot_s, e2e_s = float(self.ttft_s[index]), float(self.tpot_s[index]), float(self.e2e_s[index])
+        return Prediction(ttft_s, tpot_s, e2e_s, self._expectation(index, ttft_s))
+
+    def _expectation(self, index: int, ttft_s: float) -> Expectation:
+        engines = self._met()
+        steps, waiting, prompt_s, pair_s, bands = (float(part[index]) for part in self._queue)
+        slot, band, step_s = int(self._fleet.slots[index]), int(bands), float(engines.step[index])
+        step_share, wait_share = step_s / ttft_s, waiting * step_s / ttft_s
+        return Expectation(
+            engines.terms_s(index, steps, prompt_s, pair_s),
+            float(self._fleet.network_s[index]),
+            WAIT_DOUBT * wait_share**2 + STEP_DOUBT * step_share**2,
+            band,
+            self._width,
+            self._belief.tails.promised(band, slot),
+        )

@@ -87,7 +87,7 @@ def test_a_cached_prompt_is_predicted_sooner_where_it_is_cached():
     """The credit is in the forecast: the twin without it takes longer."""
     it = core(backend("a"), backend("b"), routing="slo_headroom")
     first = sent(it.arrived(request("r", **PROMPT), 0.0))
-    it.first_byte("r", first.attempt, 0.1)
+    it.first_byte("r", first.attempt, 0.05)
     it.client_left("r", 0.2)
     again = sent(it.arrived(request("s", arrived_s=9.0, **PROMPT), 9.0))
     assert again.backend == first.backend

@@ -1,0 +1,177 @@
+"""How long replies are and how many tokens a prompt has, learnt from what engines counted.
+
+Believes: replies of one model and SLO class share a distribution that drifts slowly. A reply that ended at its own cap
+would have gone on: it counts as *at least* so long, not as so long. So the distribution is kept as hazards over
+logarithmic bins, the product-limit estimate of survival analysis (Kaplan & Meier 1958), with old replies fading.
+Must not know: any backend, any queue, any request before it ended.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import exp, log, log2, sqrt
+from typing import Final
+
+START_TOKENS: Final = 211.0  # mean reply of production chat: Azure LLM inference trace 2023, conversation
+START_SIGMA: Final = 1.0  # and its spread on the log scale, rounded
+START_WEIGHT: Final = 8.0  # the start counts as so many replies
+FADE: Final = 1.0 / 500.0  # a reply's weight halves after 350 more of its kind
+BINS_PER_OCTAVE: Final = 4
+BINS: Final = 18 * BINS_PER_OCTAVE  # up to 2**18 tokens
+REFRESH: Final = 16  # replies between two readings of a distribution: a mean over 500 moves little in 16
+_EDGES: Final = tuple(2.0 ** (i / BINS_PER_OCTAVE) for i in range(BINS + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """A reply not yet begun: its mean length in tokens, and the standard deviation of its log."""
+
+    tokens: float
+    spread: float
+
+
+def _bin(tokens: float) -> int:
+    return min(BINS - 1, int(log2(max(1.0, tokens)) * BINS_PER_OCTAVE))
+
+
+class _Replies:
+    """One distribution: weights of replies that ended, and of those that were cut, in each bin."""
+
+    __slots__ = ("_cut", "_ended", "_outlooks", "_since", "_survival", "_weight")
+
+    def __init__(self) -> None:
+        self._ended = [START_WEIGHT * share for share in _START_SHARES]
+        self._cut = [0.0] * BINS
+        self._weight = 1.0
+        self._since = 0
+        self._outlooks: dict[int, Outlook] = {}
+        self._survival: list[float] = []
+
+    def saw(self, tokens: int, cap: int) -> None:
+        """One reply: what is new weighs ever more, which is the same as what is old ever less."""
+        bins = self._cut if cap and tokens >= cap else self._ended
+        bins[_bin(tokens)] += self._weight
+        self._weight *= 1.0 + FADE
+        self._since += 1
+        if self._since >= REFRESH:
+            self._since = 0
+            self._outlooks.clear()
+            self._survival.clear()
+            self._rescale()
+
+    def _rescale(self) -> None:
+        if self._weight > 1e6:
+            self._ended = [x / self._weight for x in self._ended]
+            self._cut = [x / self._weight for x in self._cut]
+            self._weight = 1.0
+
+    def survival(self) -> list[float]:
+        """Entry i: the probability of more tokens than the lower edge of bin i; a cut reply was at risk until its cut."""
+        if not self._survival:
+            at_risk = sum(self._ended) + sum(self._cut)
+            alive = 1.0
+            for ended, cut in zip(self._ended, self._cut, strict=True):
+                self._survival.append(alive)
+                alive *= 1.0 - ended / at_risk if at_risk > 1e-12 else 1.0
+                at_risk -= ended + cut
+        return self._survival
+
+    def outlook(self, cap: int) -> Outlook:
+        """Mean and log spread of the smaller of the length and the cap (0: none)."""
+        known = self._outlooks.get(cap)
+        if known is None:
+            if len(self._outlooks) > 256:
+                self._outlooks.clear()
+            known = self._outlooks[cap] = self._moments(float(cap) if cap else _EDGES[-1])
+        return known
+
+    def _moments(self, cap: float) -> Outlook:
+        alive = [*self.survival(), 0.0]
+        mean = first = second = 0.0
+        for i, (low, high) in enumerate(pairwise(_EDGES)):
+            share = alive[i] - alive[i + 1] if high <= cap else alive[i]
+            middle = min(sqrt(low * high), cap) if high <= cap else cap
+            mean += share * middle
+            first += share * log(middle)
+            second += share * log(middle) ** 2
+            if high > cap:
+                break
+        return Outlook(max(1.0, mean), sqrt(max(0.0, second - first * first)))
+
+    def plain(self) -> dict[str, list[float]]:
+        """The distribution as plain numbers."""
+        return {name: [x / self._weight for x in bins] for name, bins in (("ended", self._ended), ("cut", self._cut))}
+
+    @classmethod
+    def of(cls, plain: dict[str, list[float]]) -> "_Replies":
+        """The distribution that ``plain`` wrote."""
+        made = cls()
+        made._ended, made._cut = list(plain["ended"]), list(plain["cut"])  # noqa: SLF001 - its own
+        return made
+
+
+def _start_shares() -> tuple[float, ...]:
+    """A lognormal of mean START_TOKENS over the bins."""
+    centre = log(START_TOKENS) - START_SIGMA**2 / 2
+    density = [exp(-(((log(low * high) / 2 - centre) / START_SIGMA) ** 2) / 2) for low, high in pairwise(_EDGES)]
+    return tuple(x / sum(density) for x in density)
+
+
+_START_SHARES: Final = _start_shares()
+
+
+class Lengths:
+    """Reply lengths by model and SLO class; nobody knows a length at arrival."""
+
+    def __init__(self) -> None:
+        self._replies: dict[tuple[str, str], _Replies] = {}
+        self._unseen = _Replies()
+
+    def saw(self, model: str, slo_class: str, output_tokens: int, cap: int = 0) -> None:
+        """Fold in one finished reply and the cap it ran under (0: none)."""
+        key = model, slo_class
+        replies = self._replies.get(key)
+        if replies is None:
+            replies = self._replies[key] = _Replies()
+        replies.saw(output_tokens, cap)
+
+    def outlook(self, model: str, slo_class: str, cap: int = 0) -> Outlook:
+        """What to expect of a new reply under its own cap (0: none)."""
+        return self._replies.get((model, slo_class), self._unseen).outlook(cap)
+
+    def expected(self, model: str, slo_class: str, cap: int = 0) -> float:
+        """Mean output tokens of a new request; never above its own cap (0: none)."""
+        return self.outlook(model, slo_class, cap).tokens
+
+    def quantile(self, model: str, slo_class: str, quantile: float, cap: int = 0) -> float:
+        """Output tokens that a reply exceeds with probability 1 - ``quantile``, or its cap if that is less."""
+        alive = self._replies.get((model, slo_class), self._unseen).survival()
+        within = next((edge for edge, share in zip(_EDGES, alive, strict=False) if share <= 1.0 - quantile), _EDGES[-1])
+        return float(min(within, cap) if cap else within)
+
+
+class Prompts:
+    """Tokens a prompt really has over what was estimated at arrival, and the mean prompt, by model."""
+
+    GAIN_MIN: Final = 0.02
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[float, float, int]] = {}  # log of the ratio, mean tokens, seen
+
+    def saw(self, model: str, estimated_tokens: float, counted_tokens: int) -> None:
+        """Fold in one engine's count (0: it did not say)."""
+        if counted_tokens <= 0 or estimated_tokens <= 0:
+            return
+        scale, mean, seen = self._known.get(model, (0.0, float(counted_tokens), 0))
+        gain = max(self.GAIN_MIN, 1.0 / (seen + 2.0))
+        scale += gain * (log(counted_tokens / estimated_tokens) - scale)
+        self._known[model] = scale, mean + gain * (counted_tokens - mean), seen + 1
+
+    def scale(self, model: str) -> float:
+        """What to multiply an estimate with; 1 where estimates are exact. The estimate's own rule must stay the same."""
+        known = self._known.get(model)
+        return exp(known[0]) if known and abs(known[0]) > 0.01 else 1.0
+
+    def mean_tokens(self, model: str, otherwise: float) -> float:
+        """The mean prompt of this model, ``otherwise`` before any was counted."""
+        known = self._known.get(model)
+        return known[1] if known else otherwise

@@ -1,0 +1,187 @@
+"""From a mean to any quantile, such that promised quantiles cover what they promise.
+
+Believes: nothing of the shape of errors. A score says how far off a prediction was, log(actual / predicted) over its
+own expected spread; the quantile of recent scores, read at the finite-sample rank ceil((n + 1) q), is what split
+conformal prediction adds (Vovk et al. 2005; normalised scores: Lei et al. 2018). Recent ones stand for new ones only
+while nothing changes, so the level that is read is itself moved by every promise kept or broken (adaptive conformal
+inference, Gibbs & Candes 2021). Must not know: what is predicted, or why it was off.
+
+Scores are kept by metric, backend and load band; where a backend has too few, its pool speaks for it, and before that
+the prior. Columns hold the ready spreads, so that a decision over a thousand backends only gathers.
+"""
+
+from array import array
+from bisect import bisect_left, insort
+from math import ceil
+from statistics import NormalDist
+from typing import Any, Final
+
+import numpy as np
+
+from router.core.fleet import Floats, Slots
+
+QUANTILES: Final = (0.5, 0.75, 0.9, 0.95, 0.99)
+BANDS: Final = 3  # engines with no prompt ahead; with some; full
+WINDOW: Final = 160  # scores that stand for the next one: the 0.99 rank needs 99
+FEW: Final = 20  # below so many scores of its own a backend's band borrows from its pool
+ACI_GAIN: Final = 0.01  # step of the level for a broken promise; Gibbs & Candes use 0.005
+LEVEL_MAX: Final = 0.9995
+BEYOND: Final = 0.35  # above the largest score there is only a guess: this share of what lies above the median
+PRIOR_SIGMA: Final = 0.25  # scores before any was seen: normal, about as wide as a data sheet is wrong
+_Z: Final = tuple(NormalDist().inv_cdf(q) for q in QUANTILES)
+_PRIOR: Final = np.array([PRIOR_SIGMA * z for z in _Z])
+
+
+class Scores:
+    """The last ``WINDOW`` scores, in order of time and of size, and the level that each quantile is read at."""
+
+    __slots__ = ("_ring", "_sorted", "levels", "seen")
+
+    def __init__(self) -> None:
+        self._ring = array("d")
+        self._sorted = array("d")
+        self.levels = list(QUANTILES)
+        self.seen = 0
+
+    def add(self, score: float) -> None:
+        """The newest score; the oldest makes room."""
+        ring, ranked = self._ring, self._sorted
+        if len(ring) < WINDOW:
+            ring.append(score)
+        else:
+            place = self.seen % WINDOW
+            del ranked[bisect_left(ranked, ring[place])]
+            ring[place] = score
+        insort(ranked, score)
+        self.seen += 1
+
+    def at(self, level: float) -> float:
+        """The score at the finite-sample rank of a level; above the largest seen, a guess that grows with spread."""
+        ranked, count = self._sorted, len(self._sorted)
+        rank = ceil((count + 1) * level)
+        if rank <= count:
+            return ranked[rank - 1]
+        largest = ranked[-1]
+        return largest + BEYOND * (largest - ranked[count // 2])
+
+    def spreads(self) -> list[float]:
+        """The score for each kept quantile, never falling from one to the next."""
+        spreads = [self.at(level) for level in self.levels]
+        for i in range(1, len(spreads)):
+            spreads[i] = max(spreads[i], spreads[i - 1])
+        return spreads
+
+    def adapt(self, score: float, promised: Floats) -> None:
+        """Move each level by whether its promise was kept."""
+        for i, q in enumerate(QUANTILES):
+            kept = score <= promised[i]
+            level = self.levels[i] + ACI_GAIN * (q - kept)
+            self.levels[i] = min(LEVEL_MAX, max(1.5 * q - 0.5, 0.3, level))
+
+
+class Tails:
+    """Spreads by metric, quantile, band and slot."""
+
+    def __init__(self, capacity: int, metrics: int) -> None:
+        self._metrics = metrics
+        self._capacity = capacity
+        self._spread = np.empty((metrics, len(QUANTILES), BANDS, capacity))
+        self._spread[:] = _PRIOR[None, :, None, None]
+        self._scores: dict[tuple[int, int, int], Scores] = {}  # metric, band, slot
+        self._pooled: dict[tuple[int, int, str], Scores] = {}
+        self._pools: dict[str, set[int]] = {}
+        self._pool_of: dict[int, str] = {}
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more slots."""
+        spread = np.empty((self._metrics, len(QUANTILES), BANDS, capacity))
+        spread[:] = _PRIOR[None, :, None, None]
+        spread[..., : self._capacity] = self._spread
+        self._spread, self._capacity = spread, capacity
+
+    def joined(self, slot: int, pool: str) -> None:
+        """Forget what was in the slot; what is there now starts with what its pool knows."""
+        for key in [key for key in self._scores if key[2] == slot]:
+            del self._scores[key]
+        self._pools.get(self._pool_of.get(slot, ""), set()).discard(slot)
+        self._pools.setdefault(pool, set()).add(slot)
+        self._pool_of[slot] = pool
+        self._spread[:, :, :, slot] = _PRIOR[None, :, None]
+        for (metric, band, name), scores in self._pooled.items():
+            if name == pool and scores.seen >= FEW:
+                self._spread[metric, :, band, slot] = scores.spreads()
+
+    def where(self, bands: Slots, slots: Slots) -> Slots:
+        """Places in the columns of these slots in these bands; what ``spread`` wants."""
+        places: Slots = bands * self._capacity + slots
+        return places
+
+    def spread(self, metric: int, quantile: float, where: Slots) -> Floats:
+        """The score at a quantile; between and beyond the kept ones straight in the normal quantile's scale."""
+        row, share = _between(quantile)
+        kept = self._spread[metric].reshape(len(QUANTILES), -1)
+        low: Floats = kept[row].take(where)
+        if share:
+            low += share * (kept[row + 1].take(where) - low)
+        return low
+
+    def promised(self, band: int, slot: int) -> Floats:
+        """All spreads (metrics x quantiles) as they stand for one backend: what its predictions promise now."""
+        return self._spread[:, :, band, slot].copy()
+
+    def saw(self, metric: int, band: int, slot: int, score: float, promised: Floats) -> None:
+        """Fold in one score, and whether what was promised with it was kept."""
+        own = self._scores.get((metric, band, slot))
+        if own is None:
+            own = self._scores[metric, band, slot] = Scores()
+        pool = self._pool_of[slot]
+        pooled = self._pooled.get((metric, band, pool))
+        if pooled is None:
+            pooled = self._pooled[metric, band, pool] = Scores()
+        own.add(score)
+        own.adapt(score, promised)
+        if own.seen >= FEW:
+            self._spread[metric, :, band, slot] = own.spreads()
+        if own.seen < FEW or own.seen % FEW == 0:
+            self._borrow(metric, band, pool, pooled, score)
+
+    def _borrow(self, metric: int, band: int, pool: str, pooled: Scores, score: float) -> None:
+        """Those with few scores of their own get the pool's; it hears all of the new and one in FEW of the old."""
+        pooled.add(score)
+        if pooled.seen < FEW:
+            return
+        spreads = pooled.spreads()
+        for slot in self._pools[pool]:
+            own = self._scores.get((metric, band, slot))
+            if own is None or own.seen < FEW:
+                self._spread[metric, :, band, slot] = spreads
+
+    def plain(self, slot: int) -> list[Any]:
+        """The spreads of one backend as plain numbers."""
+        plain: list[Any] = self._spread[:, :, :, slot].tolist()
+        return plain
+
+    def adopt(self, slot: int, plain: list[Any]) -> None:
+        """Start from spreads learnt elsewhere, until this backend has enough scores here."""
+        self._spread[:, :, :, slot] = plain
+
+
+def _between(quantile: float) -> tuple[int, float]:
+    """The kept quantile at or below this one, and how far it lies toward the next."""
+    if quantile in QUANTILES:
+        return QUANTILES.index(quantile), 0.0
+    if not 0.0 < quantile < 1.0:
+        raise ValueError(f"a quantile lies between 0 and 1, not at {quantile}")
+    row = max(0, min(sum(q < quantile for q in QUANTILES) - 1, len(QUANTILES) - 2))
+    z = _NORMAL.inv_cdf(quantile)
+    return row, (z - _Z[row]) / (_Z[row + 1] - _Z[row])
+
+
+def interpolated(spreads: Floats, quantile: float) -> float:
+    """The spread at any quantile, from one at each kept quantile."""
+    row, share = _between(quantile)
+    low = float(spreads[row])
+    return low + share * (float(spreads[row + 1]) - low) if share else low
+
+
+_NORMAL: Final = NormalDist()
