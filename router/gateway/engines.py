@@ -80,14 +80,20 @@ class Watch:
     """One engine under watch."""
 
     def __init__(
-        self, engine: Engine, client: httpx.AsyncClient, told: Told, observer: EngineObserver, down_after: int
+        self,
+        engine: Engine,
+        client: httpx.AsyncClient,
+        told: Told,
+        observer: EngineObserver,
+        down_after: int,
+        clock: Callable[[], float],
     ) -> None:
         """``down_after``: failed checks in a row before an engine counts as down; one good one brings it back."""
         self.engine = engine
         self.up: bool | None = None  # None: never asked
         self.last: Snapshot | None = None
         self._client, self._told, self._observer = client, told, observer
-        self._down_after = down_after
+        self._down_after, self._clock = down_after, clock
         self._failures = 0
         self._headers = {"authorization": f"Bearer {engine.key}"} if engine.key else {}
 
@@ -118,8 +124,7 @@ class Watch:
             self._told.backend_health(self.engine.name, up)
 
     async def _scrape(self) -> None:
-        clock = asyncio.get_running_loop().time
-        asked_s = clock()
+        asked_s = self._clock()
         self._told.asking(self.engine.name)
         try:
             answer = await self._client.get(self.engine.metrics_url, headers=self._headers)
@@ -134,15 +139,22 @@ class Watch:
         report = found.report(asked_s, self.last)
         self.last = found
         self._told.reported(self.engine.name, report)
-        self._observer.scraped(self.engine.name, report, clock() - asked_s)
+        self._observer.scraped(self.engine.name, report, self._clock() - asked_s)
 
 
 class Engines:
     """All engines under watch; ``watch`` may be called again with another set while it runs."""
 
-    def __init__(self, told: Told, observer: EngineObserver, make_client: Callable[[float], httpx.AsyncClient]) -> None:
+    def __init__(
+        self,
+        told: Told,
+        observer: EngineObserver,
+        make_client: Callable[[float], httpx.AsyncClient],
+        clock: Callable[[], float],
+    ) -> None:
         """``make_client``: an HTTP client whose every wait is bounded by the seconds given."""
         self._told, self._observer, self._make_client = told, observer, make_client
+        self._clock = clock
         self._client: httpx.AsyncClient | None = None
         self._timeout_s = 0.0
         self._tasks: dict[str, tuple[tuple[Engine, float, int], asyncio.Task[None]]] = {}
@@ -172,7 +184,7 @@ class Engines:
     def _begin(self, how: tuple[Engine, float, int]) -> None:
         engine, period_s, down_after = how
         assert self._client is not None
-        watch = Watch(engine, self._client, self._told, self._observer, down_after)
+        watch = Watch(engine, self._client, self._told, self._observer, down_after, self._clock)
         self._watches[engine.name] = watch
         self._tasks[engine.name] = how, asyncio.create_task(watch.run(period_s), name=f"watch {engine.name}")
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import isnan
-from typing import Final
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -77,6 +77,22 @@ class _Engine:
         self.scrapes = self.failures = 0
 
 
+class Answered(Protocol):
+    """What is read of the driver's outcome of a request."""
+
+    @property
+    def account(self) -> Account:
+        """The core's account of it."""
+
+    @property
+    def path(self) -> str:
+        """The path's pattern."""
+
+    @property
+    def status(self) -> int:
+        """What was answered, 0 when the client left before."""
+
+
 class Metrics(Collector):
     """The books of one router. Implements what the driver, engines, sync and reload want counted."""
 
@@ -85,6 +101,7 @@ class Metrics(Collector):
         self._clock = clock
         self._rows: dict[tuple[str, str, str], _Row] = defaultdict(_Row)
         self._outcomes: dict[tuple[str, str, str, str], int] = defaultdict(int)
+        self._responses: dict[tuple[str, int], int] = defaultdict(int)
         self._kept: dict[tuple[str, str, bool], int] = defaultdict(int)
         self._errors: dict[str, _Errors] = defaultdict(_Errors)
         self._attempts: dict[str, int] = defaultdict(int)
@@ -113,6 +130,15 @@ class Metrics(Collector):
         return generate_latest(self._registry)
 
     # -- what is counted ---------------------------------------------------------------------------------------
+
+    def ended(self, outcome: Answered) -> None:
+        """One request is over, and this is what its client was answered."""
+        self._responses[outcome.path, outcome.status] += 1
+        self.accounted(outcome.account)
+
+    def rejected(self, path: str, status: int) -> None:
+        """A request was answered with an error before the core heard of it."""
+        self._responses[path, status] += 1
 
     def accounted(self, account: Account) -> None:
         """One request is over."""
@@ -212,7 +238,14 @@ class Metrics(Collector):
         )
         for backend, count in self._attempts.items():
             attempts.add_metric([backend], count)
-        yield from (total, kept, attempts, self._tokens())
+        responses = CounterMetricFamily(
+            "headroom_responses",
+            "HTTP answers on routed paths (status 0: the client left before)",
+            labels=["path", "status"],
+        )
+        for (path, status), count in self._responses.items():
+            responses.add_metric([path, str(status)], count)
+        yield from (total, kept, attempts, responses, self._tokens())
 
     def _tokens(self) -> Metric:
         tokens = CounterMetricFamily(

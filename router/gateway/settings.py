@@ -42,15 +42,15 @@ class Section(BaseModel):
 
 
 class Listen(Section):
-    """Where clients come in and what they may send. Port 0 takes any free one."""
+    """Where clients come in, what they may send and how slowly. Port 0 takes any free one."""
 
     host: Name = "127.0.0.1"
     port: Port = 8080
     body_bytes_max: PositiveInt = 8 * 2**20  # a 1M-token prompt is about 4 MB of text
-    header_bytes_max: PositiveInt = 64 * 2**10
+    head_bytes_max: PositiveInt = 64 * 2**10
     connections_max: PositiveInt = 20_000
     keep_alive_s: PositiveFloat = 75.0
-    request_read_s: PositiveFloat = 30.0
+    request_s: PositiveFloat = 30.0  # from a request's first byte to its last
     drain_s: PositiveFloat = 30.0
 
 
@@ -58,9 +58,10 @@ class Upstream(Section):
     """How the gateway speaks to engines: time limits and the pool of idle connections of each."""
 
     connect_s: PositiveFloat = 2.0
-    stall_s: PositiveFloat = 60.0  # silence inside a stream that means a frozen engine
     idle_s: PositiveFloat = 4.0  # vLLM closes idle connections after 5 s
-    idle_connections_max: PositiveInt = 256
+    idle_max: Count = 256
+    stall_s: PositiveFloat = 60.0  # silence inside a reply that means a frozen engine
+    reader_s: PositiveFloat = 60.0  # how long a client may not read
 
 
 def _named(key: str) -> BeforeValidator:
@@ -130,7 +131,9 @@ class Backend(Section):
 
     ``models`` maps the name clients ask for to the name the engine knows. ``card`` and ``model`` are names of the
     built-in tables or facts given in place; ``engine`` is whose overheads are believed (vllm, tensorrt-llm, sglang,
-    llamacpp, ...). ``kv_tokens_max`` and ``price_per_hour`` follow from them when left out.
+    llamacpp, ...). ``chat_template`` and ``chat_opening`` make a prompt of chat messages for an engine that knows
+    prompts alone (Triton): once a message with {role} and {content}, and at the end. ``kv_tokens_max`` and
+    ``price_per_hour`` follow from the tables when left out.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -152,6 +155,8 @@ class Backend(Section):
     variant: Name | None = None
     labels: dict[str, str] = {}
     metrics_url: HttpUrl | None = None
+    chat_template: str | None = None
+    chat_opening: str | None = None
     health_url: HttpUrl | None = None
     api_key: Name | None = None
     api_key_env: Name | None = None

@@ -1,6 +1,7 @@
 """The stores against real servers: leases, peers, reports across clocks, and life without Redis."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from math import isnan
 
@@ -41,13 +42,13 @@ class Heard:
         self.good = 0
         self.bad: list[str] = []
 
-    def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> None:
+    def heard(self, peer: str, loads: Mapping[str, Load]) -> None:
         self.loads[peer] = loads
 
-    def peer_lost(self, peer: str, now_s: float) -> None:
+    def peer_lost(self, peer: str) -> None:
         self.lost.append(peer)
 
-    def reported(self, name: str, report: EngineReport, now_s: float) -> None:
+    def reported(self, name: str, report: EngineReport) -> None:
         self.reports.append((name, report))
 
     def synced(self, took_s: float, peers: int) -> None:
@@ -162,7 +163,7 @@ async def test_sync_survives_a_restart_of_redis(server: RedisServer) -> None:
     """Gone: failures are counted and the peer is dropped. Back: both meet again without help."""
     heard = Heard()
     a, b = syncing(store(server, "a"), Heard()), syncing(store(server, "b"), heard, lease_s=0.05)
-    tasks = [asyncio.create_task(each.run()) for each in (a, b)]
+    tasks = [asyncio.create_task(each.run(time.monotonic)) for each in (a, b)]
     await until(lambda: heard.loads.get("a") == VIEW.loads)
     server.stop()
     await until(lambda: bool(heard.bad) and heard.lost == ["a"])

@@ -15,18 +15,26 @@ RETRY_S_MAX: Final = 1.0
 
 
 class Listener(Protocol):
-    """Who wants to know (the driver): the same calls as the core's, with the time added by the caller."""
+    """Who wants to know."""
 
-    def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> object: ...
-    def peer_lost(self, peer: str, now_s: float) -> object: ...
-    def reported(self, name: str, report: EngineReport, now_s: float) -> object: ...
+    def heard(self, peer: str, loads: Mapping[str, Load]) -> None:
+        """What another router has in flight."""
+
+    def peer_lost(self, peer: str) -> None:
+        """Another router's lease ran out."""
+
+    def reported(self, name: str, report: EngineReport) -> None:
+        """What a sidecar read of an engine."""
 
 
 class StateObserver(Protocol):
     """Who counts."""
 
-    def synced(self, took_s: float, peers: int) -> None: ...
-    def sync_failed(self, why: str) -> None: ...
+    def synced(self, took_s: float, peers: int) -> None:
+        """The store answered."""
+
+    def sync_failed(self, why: str) -> None:
+        """The store was gone."""
 
 
 class Sync:
@@ -50,9 +58,9 @@ class Sync:
         self._reported_s: dict[str, float] = {}
         self.peers: Mapping[str, RouterView] = {}
 
-    async def run(self) -> None:
+    async def run(self, clock: Callable[[], float]) -> None:
         """Sync for ever; cancel to end."""
-        clock, wait_s = asyncio.get_running_loop().time, self._period_s
+        wait_s = self._period_s
         while True:
             ok = await self.once(clock)
             wait_s = self._period_s if ok else min(max(2 * wait_s, 0.1), RETRY_S_MAX)
@@ -74,11 +82,11 @@ class Sync:
     def _pass_on(self, shared: Shared, now_s: float) -> None:
         for peer, view in shared.routers.items():
             self._heard_s[peer] = now_s
-            self._listener.heard(peer, view.loads, now_s)
+            self._listener.heard(peer, view.loads)
         for backend, report in shared.reports.items():
             if report.asked_s > self._reported_s.get(backend, float("-inf")) + 1e-3:  # clocks jitter; news do not
                 self._reported_s[backend] = report.asked_s
-                self._listener.reported(backend, report, now_s)
+                self._listener.reported(backend, report)
         self.peers = shared.routers
         self._forget(now_s)
 
@@ -88,4 +96,4 @@ class Sync:
             if now_s - heard_s > self._lease_s:
                 del self._heard_s[peer]
                 self.peers = {name: view for name, view in self.peers.items() if name != peer}
-                self._listener.peer_lost(peer, now_s)
+                self._listener.peer_lost(peer)

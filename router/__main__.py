@@ -1,0 +1,164 @@
+"""The command line: the only file that sees everything.
+
+python -m router serve --config deploy/router.yaml     the gateway
+python -m router check deploy/router.yaml              is this config good? exit status says so
+python -m router demo                                  the gateway in front of three emulated engines
+python -m router top                                   a running gateway's fleet, live in the terminal
+python -m router sidecar --config FILE                 reads engines' metrics and publishes them to Redis
+python -m router autoscale --config FILE               says how many replicas the demand needs, and why
+python -m router replay-record FILE                    does a fresh core still decide as recorded?
+"""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from router import demo as demonstration
+from router.autoscaler.loop import Autoscaler
+from router.gateway.app import Gateway
+from router.gateway.config_text import ConfigError
+from router.gateway.plan import Plan, plan_file
+from router.gateway.recorder import RecordError, differences
+from router.gateway.sidecar import sidecar as run_sidecar
+from router.top import show
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="A latency-SLO router for LLM engines.")
+_errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The YAML config file.")]
+AdminKey = Annotated[str, typer.Option(envvar="HEADROOM_ADMIN_KEY", help="The gateway's admin key.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
+
+
+@app.command()
+def serve(config: Config, verbose: Verbose = False) -> None:
+    """Serve: route requests to the engines of the config until SIGTERM or Ctrl-C; SIGHUP reloads it."""
+    _log_to_stderr(verbose)
+    plan = _plan(config)
+    try:
+        _run(Gateway(plan, config).run())
+    except OSError as error:
+        _fail(f"cannot serve: {error}")
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="The YAML config file.")]) -> None:
+    """Say whether a config is good, naming file, line and key of every fault; the exit status is 0 or 1."""
+    plan = _plan(file)
+    models = sorted({model for backend in plan.backends for model in backend.models})
+    typer.echo(f"{file}: OK, version {plan.version}: {len(plan.backends)} backends, models {', '.join(models)}")
+
+
+@app.command()
+def demo(
+    port: Annotated[int, typer.Option(help="Where to listen; another one is taken if it is in use.")] = 8080,
+    speed: Annotated[float, typer.Option(help="How much faster than real the engines run.")] = 1.0,
+) -> None:
+    """The gateway in front of three emulated engines of different cards, sizes and protocols."""
+    _run(demonstration.run(port, speed))
+
+
+@app.command()
+def top(
+    url: Annotated[str, typer.Option(help="A running gateway.")] = "http://127.0.0.1:8080",
+    key: AdminKey = "",
+) -> None:
+    """A running gateway's fleet, live in the terminal; Ctrl-C ends it."""
+    try:
+        _run(show(url, key))
+    except ConnectionError as error:
+        _fail(str(error))
+
+
+@app.command()
+def sidecar(config: Config, verbose: Verbose = False) -> None:
+    """Read the metrics of the config's engines and publish them to its Redis, for routers with `source: state`."""
+    _log_to_stderr(verbose)
+    plan = _plan(config)
+    if plan.settings.state.redis_url is None:
+        _fail(f"{config}: state.redis_url: a sidecar publishes to Redis, and none is configured")
+    _run(run_sidecar(plan))
+
+
+@app.command()
+def autoscale(
+    config: Config,
+    once: Annotated[bool, typer.Option("--once", help="Say it once and end.")] = False,
+    key: AdminKey = "",
+    verbose: Verbose = False,
+) -> None:
+    """Say how many replicas of each variant the demand needs, and why: in the log and as a Prometheus gauge."""
+    _log_to_stderr(verbose)
+    plan = _plan(config)
+    _run(Autoscaler(plan, key).run(once=once))
+
+
+@app.command("replay-record")
+def replay_record(file: Annotated[Path, typer.Argument(help="What `record.file` in the config named.")]) -> None:
+    """Tell a fresh core what a gateway recorded; print every command that differs, and exit with 1 if one does."""
+    try:
+        found = list(differences(file))
+    except (RecordError, OSError) as error:
+        _fail(str(error))
+    for line, event, answer in found:
+        typer.echo(f"{file}:{line}: {event['event']}\n  recorded: {event['answer']}\n  now:      {answer}")
+    typer.echo(f"{len(found)} differences")
+    raise typer.Exit(1 if found else 0)
+
+
+def _plan(file: Path) -> Plan:
+    try:
+        return plan_file(file)
+    except ConfigError as error:
+        for line in error.lines:
+            _errors.print(line, style="red", markup=False)
+        raise typer.Exit(1) from None
+
+
+def _fail(why: str) -> Any:
+    _errors.print(why, style="red", markup=False)
+    raise typer.Exit(1)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end on uvloop where there is one; Ctrl-C is an end like any other."""
+    factory = None
+    if sys.platform != "win32":
+        import uvloop  # noqa: PLC0415 - there is none on Windows
+
+        factory = uvloop.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(work)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    """Plain lines for machines, coloured ones for a terminal."""
+    terminal = sys.stderr.isatty()
+    handler: logging.Handler = (
+        RichHandler(console=_errors, show_path=False) if terminal else logging.StreamHandler(sys.stderr)
+    )
+    form = "%(message)s" if terminal else "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, handlers=[handler], datefmt="%Y-%m-%dT%H:%M:%S%z")
+    logging.getLogger("httpx").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.INFO if verbose else logging.WARNING)
+    if verbose:
+        logging.getLogger("headroom").setLevel(logging.DEBUG)
+
+
+def main() -> None:
+    """The ``headroom`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The advisory loop: demand in, replicas wanted out, with the reason in words. It turns nothing itself.
+
+Believes: what routers say of themselves, in Redis or, where one router keeps its state alone, at that router's admin
+path. Must not know how replicas are started. A router that is silent says nothing; then the last advice stands.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from time import monotonic
+from typing import Final
+
+import httpx
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+from router.core.decisions import ScaleTo
+from router.core.policy import Demand
+from router.core.types import Backend
+from router.gateway.engines import http_client
+from router.gateway.plan import Plan
+from router.gateway.state import ModelDemand, RouterView, Store, StoreGone
+from router.gateway.state.redis import RedisStore
+
+_log = logging.getLogger("headroom")
+_ASK_S: Final = 2.0
+
+Views = Mapping[str, RouterView]
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What one model needs of one variant; ``replicas`` is already within the config's bounds."""
+
+    model: str
+    variant: str
+    replicas: int
+    running: int
+    why: str
+
+
+def together(views: Sequence[Mapping[str, ModelDemand]]) -> dict[str, ModelDemand]:
+    """The demand of all routers, by model: rates add up, means weigh by rate, the first class with traffic stands."""
+    by_model: dict[str, list[ModelDemand]] = defaultdict(list)
+    for view in views:
+        for model, asked in view.items():
+            by_model[model].append(asked)
+    return {model: _summed(asked) for model, asked in by_model.items()}
+
+
+def _summed(asked: Sequence[ModelDemand]) -> ModelDemand:
+    rate = sum(each.requests_per_s for each in asked)
+    weights = [each.requests_per_s / rate if rate else 1 / len(asked) for each in asked]
+    pairs = list(zip(weights, asked, strict=True))
+    return ModelDemand(
+        requests_per_s=rate,
+        prompt_tokens=sum(weight * each.prompt_tokens for weight, each in pairs),
+        output_tokens=sum(weight * each.output_tokens for weight, each in pairs),
+        ended=sum(each.ended for each in asked),
+        attained=sum(each.attained for each in asked),
+        slo_class=max(pairs, key=lambda pair: pair[0])[1].slo_class,
+    )
+
+
+def advise(plan: Plan, demand: Mapping[str, ModelDemand]) -> list[Advice]:
+    """What the plan's scaling policy wants for this demand, model by model, within the variants' bounds."""
+    return [one for model, asked in sorted(demand.items()) for one in _advise_model(plan, model, asked)]
+
+
+def _advise_model(plan: Plan, model: str, asked: ModelDemand) -> list[Advice]:
+    patterns = {backend.variant: backend for backend in plan.backends if model in backend.models}
+    running = {name: sum(b.variant == name and model in b.models for b in plan.backends) for name in patterns}
+    if not patterns or asked.output_tokens <= 0:
+        return []
+    answers = plan.scaling.scale(_demand(plan, model, asked, running, patterns))
+    return [_bounded(plan, model, answer, running.get(answer.variant, 0)) for answer in answers]
+
+
+def _demand(
+    plan: Plan, model: str, asked: ModelDemand, running: Mapping[str, int], patterns: Mapping[str, Backend]
+) -> Demand:
+    classes = plan.ingress.classes
+    return Demand(
+        model=model,
+        requests_per_s=asked.requests_per_s,
+        prompt_tokens=asked.prompt_tokens,
+        output_tokens=asked.output_tokens,
+        slo=classes.get(asked.slo_class, classes[plan.ingress.default_class]).slo,
+        replicas=running,
+        variants=patterns,
+        attainment=asked.attained / asked.ended if asked.ended else nan,
+    )
+
+
+def _bounded(plan: Plan, model: str, answer: ScaleTo, running: int) -> Advice:
+    bounds = plan.settings.autoscale.variants.get(answer.variant)
+    replicas, why = answer.replicas, answer.why
+    if bounds is not None and not bounds.min_replicas <= replicas <= bounds.max_replicas:
+        replicas = min(max(replicas, bounds.min_replicas), bounds.max_replicas)
+        why += f"; {answer.replicas} is outside {bounds.min_replicas} to {bounds.max_replicas}"
+    return Advice(model, answer.variant, replicas, running, why)
+
+
+class Autoscaler:
+    """Asks, thinks, says."""
+
+    def __init__(self, plan: Plan, admin_key: str = "") -> None:
+        """``admin_key``: of the router, where one is asked over HTTP and wants a key."""
+        self._plan, self._admin_key = plan, admin_key
+        self.registry = CollectorRegistry()
+        labels = ["model", "variant"]
+        self._wanted = Gauge("headroom_replicas_wanted", "Replicas the SLO needs", labels, registry=self.registry)
+        self._running = Gauge("headroom_replicas_running", "Replicas configured", labels, registry=self.registry)
+        self._failures = Counter("headroom_autoscale_failures", "Rounds without an answer", registry=self.registry)
+        self._said: dict[tuple[str, str], int] = {}
+
+    async def round(self, source: Callable[[], Awaitable[Views]]) -> list[Advice]:
+        """Ask once and say what follows; a source that does not answer leaves the gauges as they are."""
+        try:
+            views = await source()
+        except (StoreGone, httpx.HTTPError) as error:
+            self._failures.inc()
+            _log.warning("no word from the routers: %s", error)
+            return []
+        advice = advise(self._plan, together([view.demand for view in views.values()]))
+        for one in advice:
+            self._say(one)
+        return advice
+
+    def _say(self, one: Advice) -> None:
+        """The gauge always, the log when it changes."""
+        self._wanted.labels(one.model, one.variant).set(one.replicas)
+        self._running.labels(one.model, one.variant).set(one.running)
+        if self._said.get((one.model, one.variant)) != one.replicas:
+            self._said[one.model, one.variant] = one.replicas
+            _log.info("%s: %d x %s (now %d): %s", one.model, one.replicas, one.variant, one.running, one.why)
+
+    async def run(self, *, once: bool = False) -> None:
+        """Go round until cancelled; with ``once`` a single time, and without opening the metrics port."""
+        settings = self._plan.settings.autoscale
+        async with _Sources(self._plan, self._admin_key) as sources:
+            source = sources.views
+            if once:
+                if not await self.round(source):
+                    _log.info("no demand, so no advice")
+                return
+            server, _ = start_http_server(settings.port, self._plan.settings.listen.host, self.registry)
+            try:
+                while True:
+                    await self.round(source)
+                    await asyncio.sleep(settings.period_s)
+            finally:
+                server.shutdown()
+                server.server_close()
+
+
+class _Sources:
+    """Redis where the config has one; else the admin path of the router that the config describes."""
+
+    def __init__(self, plan: Plan, admin_key: str) -> None:
+        self._plan, self._admin_key = plan, admin_key
+        self._store: Store | None = None
+        self._client: httpx.AsyncClient | None = None
+
+    async def __aenter__(self) -> "_Sources":
+        state = self._plan.settings.state
+        if state.redis_url is not None:
+            self._store = RedisStore(state.redis_url, state.pool, "autoscaler", state.lease_s, state.timeout_s)
+        else:
+            self._client = http_client(_ASK_S)
+        return self
+
+    async def views(self) -> Views:
+        """What every router says of itself now. Raises StoreGone or httpx.HTTPError."""
+        if self._store is not None:
+            return await self._store.routers(monotonic())
+        assert self._client is not None
+        listen = self._plan.settings.listen
+        answer = await self._client.get(f"http://{listen.host}:{listen.port}/admin/routers", headers=self._auth())
+        answer.raise_for_status()
+        told = answer.json()
+        return {
+            router: RouterView(demand={model: ModelDemand(**asked) for model, asked in view["demand"].items()})
+            for router, view in told.items()
+        }
+
+    def _auth(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self._admin_key}"} if self._admin_key else {}
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._store is not None:
+            await self._store.close()
+        if self._client is not None:
+            await self._client.aclose()

@@ -1,0 +1,306 @@
+"""One router, put together: plan -> core -> driver -> server, with what runs beside the traffic.
+
+Believes: a plan that was made is whole. Must not know protocols or policies. The running config is one reference, and
+what it says of backends, policies, keys and SLOs changes between two requests, streams in flight untouched.
+"""
+
+import asyncio
+import logging
+import secrets
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+from router.core.decisions import Command
+from router.core.dispatcher import Dispatcher
+from router.core.record import Recording
+from router.core.types import Backend, EngineReport, Load
+from router.gateway import recorder, settings
+from router.gateway.control import control_app
+from router.gateway.demand import DemandWindow
+from router.gateway.driver import Driver, Observer, Outcome, StreamLimits
+from router.gateway.engines import Engines, engine, http_client
+from router.gateway.journal import Journal
+from router.gateway.metrics import Metrics
+from router.gateway.plan import Plan
+from router.gateway.reload import Reloader
+from router.gateway.server import FrontLimits, server
+from router.gateway.state import ModelDemand, RouterView, Store
+from router.gateway.state.memory import MemoryStore
+from router.gateway.state.redis import RedisStore
+from router.gateway.state.sync import Sync
+from router.gateway.upstream import PoolLimits, Target
+
+if TYPE_CHECKING:
+    from uvicorn import Server
+    from uvicorn._types import ASGI3Application
+
+_log = logging.getLogger("headroom")
+
+
+class Books(Observer):
+    """Tells everyone who counts how a request ended."""
+
+    def __init__(self, metrics: Metrics, demand: DemandWindow, journal: Journal, clock: Callable[[], float]) -> None:
+        self._metrics, self._demand, self._journal, self._clock = metrics, demand, journal, clock
+
+    def ended(self, outcome: Outcome) -> None:
+        """A request that the core knew is over."""
+        self._metrics.ended(outcome)
+        self._demand.accounted(outcome.account, self._clock())
+        self._journal.ended(outcome)
+
+    def rejected(self, path: str, status: int) -> None:
+        """A request was answered before the core heard of it."""
+        self._metrics.rejected(path, status)
+
+
+class NotingDriver(Driver):
+    """A driver whose decisions go into the journal on their way."""
+
+    journal: Journal
+
+    def perform(self, commands: Sequence[Command]) -> None:
+        """Note, then do."""
+        for command in commands:
+            self.journal.decided(command)
+        super().perform(commands)
+
+
+class Gateway:
+    """A router in one process. ``run`` serves until a signal ends it."""
+
+    def __init__(self, plan: Plan, path: Path, clock: Callable[[], float] = monotonic) -> None:
+        """Opens no socket yet; raises OSError when the record's file cannot be written."""
+        self.clock = clock
+        self.path = path
+        self.metrics, self.demand, self.journal = Metrics(clock), DemandWindow(), Journal()
+        self.core, self.recorder, told = _core(plan)
+        upstream = plan.settings.upstream
+        self.driver = NotingDriver(
+            cast("Dispatcher", told),
+            (),
+            Books(self.metrics, self.demand, self.journal, clock),
+            clock,
+            ingress=plan.ingress,
+            pool=PoolLimits(upstream.connect_s, upstream.idle_s, upstream.idle_max),
+            limits=StreamLimits(upstream.stall_s, upstream.reader_s),
+        )
+        self.driver.journal = self.journal
+        self.store = _store(plan)
+        self.engines = Engines(self, self.metrics, http_client, clock)
+        state = plan.settings.state
+        self.sync = Sync(
+            self.store, self, self._view, self._reported_by_sidecars, self.metrics, state.sync_s, state.lease_s
+        )
+        self.reloader = Reloader(path, plan, self.adopt, self.metrics)
+        self.router_id = plan.router_id
+        self._known: dict[str, Backend] = {}  # as the core was told
+        self._seen_up: frozenset[str] = frozenset()
+        self._leaving: set[str] = set()
+        self._demand_seen: tuple[float, Mapping[str, ModelDemand]] = (float("-inf"), {})
+        self._tasks: list[asyncio.Task[None]] = []
+        self.metrics.watch(lambda: (self.core.in_flight, self.core.held, self.core.loads()), self._gaps)
+        self.driver.on_sweep.append(self._sweep)
+
+    @property
+    def plan(self) -> Plan:
+        """The config that serves."""
+        return self.reloader.running
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent here now has someone to go to."""
+        return not self.driver.draining and any(watch.up for watch in self.engines.watches.values())
+
+    # -- told by engines, the store and the driver -------------------------------------------------------------
+
+    def asking(self, name: str) -> None:
+        """A scrape starts."""
+        self.driver.core.asking(name, self.clock())
+
+    def reported(self, name: str, report: EngineReport) -> None:
+        """An engine's own word on its queue."""
+        self.driver.perform(self.driver.core.reported(name, report, self.clock()))
+
+    def backend_health(self, name: str, up: bool) -> None:
+        """A health check's answer changed."""
+        if up or name in self._seen_up:
+            (_log.info if up else _log.warning)("backend %s is %s", name, "up" if up else "down")
+        else:
+            _log.info("backend %s is not up yet", name)
+        self._seen_up = self._seen_up | {name} if up else self._seen_up - {name}
+        self.driver.perform(self.driver.core.backend_health(name, up, self.clock()))
+
+    def heard(self, peer: str, loads: Mapping[str, Load]) -> None:
+        """Another router's work in flight."""
+        self.driver.perform(self.driver.core.heard(peer, loads, self.clock()))
+
+    def peer_lost(self, peer: str) -> None:
+        """Another router's lease ran out."""
+        self.driver.perform(self.driver.core.peer_lost(peer, self.clock()))
+
+    def _view(self) -> RouterView:
+        """What the others may know of us. Demand moves slowly and is summed once a second."""
+        now_s = self.clock()
+        if now_s - self._demand_seen[0] > 1.0:
+            self._demand_seen = (now_s, self.demand.view(now_s))
+        return RouterView(self.core.loads(), self._demand_seen[1], self.plan.version)
+
+    def _reported_by_sidecars(self) -> tuple[str, ...]:
+        if self.plan.settings.scrape.source == "engines":
+            return ()
+        return tuple(backend.name for backend in self.plan.backends)
+
+    def _gaps(self) -> Mapping[str, Any]:
+        return {name: upstream.gaps for name, upstream in self.driver.upstreams.items()}
+
+    # -- the running config ------------------------------------------------------------------------------------
+
+    async def adopt(self, plan: Plan) -> None:
+        """Make *plan* the running one. What it says of requests changes in one step; engine watches follow."""
+        if self.recorder is not None and plan is not self.plan:
+            self.recorder.adopted(_decisions(plan))
+        self.driver.ingress = plan.ingress
+        self.core.limits = plan.limits
+        self.core.adopt(plan.routing, plan.admission)
+        self._join(plan)
+        self._dismiss(set(self.driver.upstreams) - {backend.name for backend in plan.backends})
+        scrape = plan.settings.scrape
+        await self.engines.watch(
+            tuple(
+                engine(given, scrape.source == "engines", plan.engine_keys.get(given.name, ""))
+                for given in plan.settings.backends
+            ),
+            scrape.period_s,
+            scrape.timeout_s,
+            scrape.down_after,
+        )
+
+    def _join(self, plan: Plan) -> None:
+        """Tell driver and core of every backend; a new one counts as down until its first health check."""
+        core, now_s = self.driver.core, self.clock()
+        for given, backend in zip(plan.settings.backends, plan.backends, strict=True):
+            self.driver.join(_target(given, plan.engine_keys.get(given.name)))
+            known = self._known.get(backend.name)
+            if known != backend:
+                self.driver.perform(core.backend_joined(backend, now_s))
+            if known is None:
+                self.driver.perform(core.backend_health(backend.name, False, now_s))
+            self._known[backend.name] = backend
+        for name in self._leaving & {backend.name for backend in plan.backends}:
+            self._leaving.discard(name)
+            self.driver.perform(core.backend_draining(name, False, now_s))
+
+    def _dismiss(self, names: Iterable[str]) -> None:
+        """Send nothing more to these; each goes when its last stream has ended."""
+        for name in names:
+            self._leaving.add(name)
+            self.driver.perform(self.driver.core.backend_draining(name, True, self.clock()))
+        self._sweep(self.clock())
+
+    def _sweep(self, now_s: float) -> None:
+        """Let go of dismissed backends that have nothing in flight any more."""
+        if not self._leaving:
+            return
+        loads = self.core.loads()
+        for name in tuple(self._leaving):
+            load = loads.get(name, Load())
+            if load.prefilling + load.decoding == 0:
+                self._leaving.discard(name)
+                self._known.pop(name, None)
+                self.driver.perform(self.driver.core.backend_left(name, now_s))
+                self.driver.leave(name)
+                self.metrics.forget(name)
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin all that runs beside the traffic."""
+        await self.adopt(self.plan)
+        self._tasks = [
+            asyncio.create_task(self.sync.run(self.clock), name="sync"),
+            asyncio.create_task(self.reloader.watch(), name="config watch"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(_say_why_it_ended)
+
+    async def close(self) -> None:
+        """End all of it; the server has drained by now."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.engines.close()
+        await self.store.close()
+        if self.recorder is not None:
+            self.recorder.close()
+
+    def server(self) -> "Server":
+        """The server of this router; its ``serve`` returns once streams have ended after a signal."""
+        listen = self.plan.settings.listen
+        app, limits = cast("ASGI3Application", control_app(self)), front_limits(listen)
+        return server(app, self.driver, host=listen.host, port=listen.port, limits=limits)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then let streams end. SIGHUP reloads."""
+        loop = asyncio.get_running_loop()
+        for ending in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again once it has shut down
+            signal.signal(ending, lambda *_: None)
+        reloads: set[asyncio.Task[Any]] = set()
+
+        def hang_up() -> None:
+            task = asyncio.create_task(self.reloader.reload("SIGHUP"))
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        await self.start()
+        try:
+            await self.server().serve()
+        finally:
+            await self.close()
+
+
+def front_limits(listen: settings.Listen) -> FrontLimits:
+    """What the data plane wants to know of the listen section."""
+    return FrontLimits(**listen.model_dump(exclude={"host", "port"}))
+
+
+def _core(plan: Plan) -> tuple[Dispatcher, recorder.Recorder | None, Dispatcher | Recording]:
+    """A core, its recorder if one is configured, and whom to tell events."""
+    seed = secrets.randbits(64)
+    core = Dispatcher(plan.routing, plan.admission, Random(seed), plan.limits)
+    record = plan.settings.record
+    if record is None:
+        return core, None, core
+    sink = recorder.Recorder(record.file, record.bytes_max, {"seed": seed, **_decisions(plan)})
+    return core, sink, Recording(core, sink.write)
+
+
+def _decisions(plan: Plan) -> dict[str, Any]:
+    named = {kind: getattr(plan.settings.policy, kind).model_dump() for kind in ("routing", "admission")}
+    return recorder.decisions(named, plan.limits)
+
+
+def _store(plan: Plan) -> Store:
+    state = plan.settings.state
+    if state.redis_url is None:
+        return MemoryStore(plan.router_id)
+    return RedisStore(state.redis_url, state.pool, plan.router_id, state.lease_s, state.timeout_s)
+
+
+def _target(given: settings.Backend, key: str | None) -> Target:
+    """Where the data plane finds a configured backend."""
+    templates = {name: getattr(given, name) for name in ("chat_template", "chat_opening")}
+    said = {name: text for name, text in templates.items() if text is not None}
+    return Target.of_url(given.name, given.url, protocol=given.protocol, api_key=key, models=given.models, **said)
+
+
+def _say_why_it_ended(task: asyncio.Task[None]) -> None:
+    with suppress(asyncio.CancelledError):
+        if error := task.exception():
+            _log.error("%s ended: %r", task.get_name(), error)

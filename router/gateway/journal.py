@@ -1,0 +1,114 @@
+"""The last requests with what was decided about them and how it went: what /explain and the fleet page show.
+
+Believes: the driver's commands and outcomes as they pass. Must not know the core. Bounded: the oldest goes.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Final
+
+from router.core.decisions import Command, Refuse, Send
+from router.gateway.driver import Outcome
+
+KEPT: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One request that is over: every decision about it, in order, and its outcome."""
+
+    decisions: tuple[Send | Refuse, ...]
+    outcome: Outcome
+
+
+class Journal:
+    """The last ``KEPT`` requests, by their id and by the client's."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
+        self._open: dict[str, list[Send | Refuse]] = {}
+        self._ring: deque[Entry] = deque()
+        self._by_id: dict[str, Entry] = {}
+
+    def decided(self, command: Command) -> None:
+        """The core said where a request goes, or that it goes nowhere."""
+        if isinstance(command, Send | Refuse):
+            self._open.setdefault(command.request_id, []).append(command)
+
+    def ended(self, outcome: Outcome) -> None:
+        """The request is over."""
+        request_id = outcome.account.request.id
+        entry = Entry(tuple(self._open.pop(request_id, ())), outcome)
+        self._ring.append(entry)
+        self._by_id[request_id] = self._by_id[outcome.wire_id] = entry
+        if len(self._ring) > self._kept:
+            self._forget(self._ring.popleft())
+
+    def _forget(self, old: Entry) -> None:
+        for name in (old.outcome.account.request.id, old.outcome.wire_id):
+            if self._by_id.get(name) is old:  # a later request may bear the same client's id
+                del self._by_id[name]
+
+    def find(self, request_id: str) -> Entry | None:
+        """The last request of this id, ours or the client's."""
+        return self._by_id.get(request_id)
+
+    def recent(self) -> Iterator[Entry]:
+        """Newest first."""
+        return reversed(self._ring)
+
+
+def explained(entry: Entry) -> dict[str, Any]:
+    """One request in words and numbers, milliseconds at this rim."""
+    account, outcome = entry.outcome.account, entry.outcome
+    request, slo = account.request, account.request.slo
+    return {
+        "request_id": outcome.wire_id,
+        "id": request.id,
+        "model": request.model,
+        "path": outcome.path,
+        "stream": outcome.stream,
+        "tenant": request.tenant,
+        "slo": {
+            "class": request.slo_class,
+            "ttft_ms": _ms(slo.ttft_s),
+            "tpot_ms": _ms(slo.tpot_s),
+            "e2e_ms": _ms(slo.e2e_s),
+            "quantile": slo.quantile,
+            "met": account.slo_met,
+        },
+        "prompt_tokens": account.usage.prompt_tokens or request.prompt_tokens,
+        "output_tokens": account.usage.output_tokens,
+        "decisions": [_decision(decision) for decision in entry.decisions],
+        "outcome": account.outcome.value,
+        "reason": account.reason.value if account.reason else None,
+        "status": outcome.status,
+        "backend": account.backend or None,
+        "attempts": account.attempts,
+        "predicted": {
+            "ttft_ms": _ms(account.predicted_ttft_s),
+            "tpot_ms": _ms(account.predicted_tpot_s),
+            "e2e_ms": _ms(account.predicted_e2e_s),
+        },
+        "actual": {
+            "held_ms": _ms(account.sent_s - request.arrived_s),
+            "ttft_ms": _ms(account.ttft_s),
+            "tpot_ms": _ms(account.tpot_s),
+            "e2e_ms": _ms(account.e2e_s),
+            "gap_max_ms": _ms(outcome.gap_max_s),
+        },
+    }
+
+
+def _decision(decision: Send | Refuse) -> dict[str, Any]:
+    if isinstance(decision, Send):
+        sent = {"send_to": decision.backend, "attempt": decision.attempt, "why": decision.why}
+        return {**sent, "predicted_ttft_ms": _ms(decision.predicted_ttft_s)}
+    return {"refuse": decision.reason.value, "why": decision.why}
+
+
+def _ms(seconds: float) -> float | None:
+    """Milliseconds with three digits; None for what never came or was never bound."""
+    return round(seconds * 1e3, 3) if isfinite(seconds) else None

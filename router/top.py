@@ -1,0 +1,87 @@
+"""A gateway's fleet in the terminal, redrawn every second, from its admin path.
+
+Believes: what /admin/fleet says. Must not know how the gateway came by it.
+"""
+
+import asyncio
+from typing import Any, Final
+
+import httpx
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+REDRAW_S: Final = 1.0
+
+
+async def show(url: str, key: str) -> None:
+    """Draw until cancelled. Raises ConnectionError when the gateway cannot be asked at first."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=2.0, trust_env=False) as client:
+        with Live(drawn(await _fleet(client)), auto_refresh=False, screen=True) as live:
+            while True:
+                await asyncio.sleep(REDRAW_S)
+                try:
+                    live.update(drawn(await _fleet(client)), refresh=True)
+                except ConnectionError as gone:
+                    live.update(Text(str(gone), style="red"), refresh=True)
+
+
+async def _fleet(client: httpx.AsyncClient) -> dict[str, Any]:
+    try:
+        answer = await client.get("/admin/fleet")
+    except httpx.HTTPError as error:
+        raise ConnectionError(f"{client.base_url} does not answer: {error}") from error
+    if not answer.is_success:
+        raise ConnectionError(f"{client.base_url} answered {answer.status_code}: {answer.text}")
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def drawn(fleet: dict[str, Any]) -> Group:
+    """The fleet as a heading and a table."""
+    last = fleet["last"]
+    kept = f"{last['slo_kept'] / last['requests']:.1%}" if last["requests"] else "-"
+    heading = Text.assemble(
+        ("Headroom ", "bold"),
+        f"{fleet['router']}  config {fleet['version']}  policy {fleet['policy']['routing']['name']}\n",
+        f"in flight {fleet['in_flight']}  held {fleet['held']}  last minute: {last['requests']} requests, ",
+        f"SLO kept {kept}, refused {last['refused']}",
+    )
+    return Group(heading, _table(fleet["backends"]))
+
+
+_COLUMNS: Final = (
+    "backend", "card", "up", "prefill", "decode", "engine run/wait", "KV", "TTFT ms (forecast)", "TPOT ms (forecast)",
+    "tok/s", "req/min", "SLO kept",
+)  # fmt: skip
+
+
+def _table(backends: list[dict[str, Any]]) -> Table:
+    table = Table(*_COLUMNS, expand=True)
+    for backend in backends:
+        table.add_row(*_cells(backend))
+    return table
+
+
+def _cells(backend: dict[str, Any]) -> list[str | Text]:
+    engine, last, load = backend["engine"] or {}, backend["last"], backend["load"]
+    return [
+        backend["name"],
+        f"{backend['card']} x{backend['tp'] * backend['pp']}",
+        Text("up", "green") if backend["up"] else Text("down", "red"),
+        str(load["prefilling"]),
+        str(load["decoding"]),
+        f"{_or_dash(engine.get('running'), '.0f')}/{_or_dash(engine.get('waiting'), '.0f')}",
+        _or_dash(engine.get("kv_usage"), ".0%"),
+        f"{_or_dash(last['ttft_ms'], '.0f')} ({_or_dash(last['ttft_predicted_ms'], '.0f')})",
+        f"{_or_dash(last['tpot_ms'], '.1f')} ({_or_dash(last['tpot_predicted_ms'], '.1f')})",
+        f"{last['output_tokens_per_s']:.0f}",
+        str(last["requests"]),
+        f"{last['slo_kept'] / last['requests']:.0%}" if last["requests"] else "-",
+    ]
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
