@@ -68,6 +68,65 @@ def replay(
     run_replay(ready)
 
 
+@app.command()
+def serve(
+    card: Annotated[str, typer.Option(help="The accelerator, by name.")],
+    port: Annotated[int, typer.Option(help="0 takes a free one.")],
+    model: Annotated[str, typer.Option(help="The model, by name.")] = "llama-3-8b",
+    tp: Annotated[int, typer.Option(min=1, help="Cards that share each layer.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Pipeline stages.")] = 1,
+    precision: Annotated[str, typer.Option(help="Of the weights.")] = "bf16",
+    protocol: Annotated[str, typer.Option(help="vllm or triton.")] = "vllm",
+    host: str = "127.0.0.1",
+    model_name: Annotated[str, typer.Option(help="What it answers to; default: the model's name.")] = "",
+    name: Annotated[str, typer.Option(help="Whose truth it has: that of the replica of this name in a replay.")] = "",
+    seed: Annotated[int, typer.Option(help="Of that truth.")] = 0,
+    spread: Annotated[float, typer.Option(help="How far the truth strays from the data sheet.")] = 0.15,
+    speedup: Annotated[float, typer.Option(help="Virtual seconds in a real one.")] = 1.0,
+    mean_output_tokens: Annotated[float, typer.Option(help="Of replies that end by themselves.")] = 200.0,
+    max_num_seqs: int = 256,
+    max_num_batched_tokens: int = 2048,
+    max_model_len: int = 131_072,
+    max_num_queued_reqs: int = 1 << 30,
+    block_size: int = 16,
+    num_gpu_blocks: Annotated[int, typer.Option(help="0: what the card holds.")] = 0,
+    priority: Annotated[bool, typer.Option("--priority", help="Schedule by priority.")] = False,
+    prompt_tokens_details: Annotated[
+        bool, typer.Option("--enable-prompt-tokens-details", help="Say in usage how much of a prompt was cached.")
+    ] = False,
+) -> None:
+    """An emulated engine: one replica in real time, speaking vLLM's or Triton's protocol and metrics."""
+    from simulator.serving import Started, run_engine  # noqa: PLC0415 - --help need not pay for it
+
+    with _plain_errors():
+        run_engine(
+            Started(
+                card=card,
+                port=port,
+                model=model,
+                tp=tp,
+                pp=pp,
+                precision=precision,
+                protocol=protocol,
+                host=host,
+                model_name=model_name,
+                name=name,
+                seed=seed,
+                spread=spread,
+                speedup=speedup,
+                mean_output_tokens=mean_output_tokens,
+                seqs_max=max_num_seqs,
+                chunk_tokens=max_num_batched_tokens,
+                model_tokens_max=max_model_len,
+                queue_max=max_num_queued_reqs,
+                block_tokens=block_size,
+                kv_blocks=num_gpu_blocks,
+                priority=priority,
+                cached_tokens_told=prompt_tokens_details,
+            )
+        )
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def calibrate(context: typer.Context) -> None:
     """Fit a card's or a real engine's coefficients from measurements; its own --help says how."""

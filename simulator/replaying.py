@@ -122,7 +122,8 @@ def read_arrivals(typed: Replay, pool: Pool, notes: Console) -> list[Arrival]:
         reading = read_trace(Path(name), skip_bad=typed.skip_bad)
         entries += reading.entries
         if reading.skipped:
-            notes.print(f"{name}: skipped {reading.skipped} bad lines, the first: {reading.first_skipped}", style="dim")
+            told = f"{name}: skipped {reading.skipped} bad lines, the first: {reading.first_skipped}"
+            notes.print(told, style="dim", soft_wrap=True, markup=False)
         if not reading.entries:
             raise ValueError(f"{name}: no requests in this {reading.form} trace")
     entries.sort(key=lambda entry: entry.arrived_s)

@@ -45,7 +45,7 @@ class Replica:
         coalesce: bool = True,
         tokens: Callable[[list[Sequence]], None] | None = None,
     ) -> None:
-        """Idle and empty. *tokens* hears, with ``coalesce=False``, who decoded a token in each step."""
+        """Idle and empty. *tokens* hears at each step, with ``coalesce=False``, who decoded a token and goes on."""
         self.name, self.limits, self.coalesce = name, limits, coalesce
         self._truth, self._clock = truth, clock
         self._first_token, self._finished, self._tokens = first_token, finished, tokens
@@ -251,14 +251,14 @@ class Replica:
             self.generated_tokens += batch * k
         self._steps = steps = self._steps + k
         self._run = 0
-        if self._tokens is not None and batch:
-            self._tokens([s for s in self._running if s.state == DECODE])
         ends = self._ends
         while ends and ends[0][0] <= steps:
             end, _, sequence = heappop(ends)
             if sequence.state == DECODE and sequence.finish_step == end:
                 self._leave_decode(sequence)
                 self._finish(sequence)
+        if self._tokens is not None and self._batch:
+            self._tokens([s for s in self._running if s.state == DECODE])
         if self._chunks:
             self._prefilled()
 

@@ -4,7 +4,6 @@ Every step visits every request, every block is an object, time is a running sum
 `simulator.replica` but the truth's numbers.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from simulator.sequence import Limits
@@ -78,36 +77,42 @@ class PlainEngine:
         return True
 
     def _step(self, now_s: float) -> float:
-        budget, chosen, squeezed = self.limits.chunk_tokens, {}, False
+        """vLLM's schedule: running, then waiting; then the time it takes."""
+        self.chosen: dict[str, tuple[Job, int]] = {}
+        self.budget, self.squeezed = self.limits.chunk_tokens, False
         for job in list(self.running):
-            if job not in self.running or budget <= 0:
-                continue
-            tokens = min(job.prompt + job.made - job.done, budget)
-            while not self._grow(job, tokens):
-                squeezed = True
-                victim = max(self.running, key=self._rank) if self.limits.priority else self.running[-1]
-                self.running.remove(victim)
-                self._free(victim)
-                victim.done, victim.caught_up = 0, False
-                budget += chosen.pop(victim.name, (None, 0))[1]
-                self.waiting = sorted([victim, *self.waiting], key=self._rank)
-                if victim is job:
-                    break
-            if job in self.running:
-                chosen[job.name] = (job, tokens)
-                budget -= tokens
-        while self.waiting and budget > 0 and len(self.running) < self.limits.seqs_max and not squeezed:
-            job = self.waiting[0]
-            tokens = min(job.prompt + job.made - job.done, budget)
-            if not self._grow(job, tokens):
-                break
-            self.running.append(self.waiting.pop(0))
-            chosen[job.name] = (job, tokens)
-            budget -= tokens
-        took_s = self._seconds(now_s, list(chosen.values()))
-        for job, tokens in chosen.values():
+            if job in self.running and self.budget > 0:
+                self._serve(job)
+        self._admit()
+        took_s = self._seconds(now_s, list(self.chosen.values()))
+        for job, tokens in self.chosen.values():
             self._advance(job, tokens, now_s + took_s)
         return took_s
+
+    def _serve(self, job: Job) -> None:
+        tokens = min(job.prompt + job.made - job.done, self.budget)
+        while not self._grow(job, tokens):
+            self.squeezed = True
+            victim = max(self.running, key=self._rank) if self.limits.priority else self.running[-1]
+            self.running.remove(victim)
+            self._free(victim)
+            victim.done, victim.caught_up = 0, False
+            self.budget += self.chosen.pop(victim.name, (victim, 0))[1]
+            self.waiting = sorted([victim, *self.waiting], key=self._rank)
+            if victim is job:
+                return
+        self.chosen[job.name] = (job, tokens)
+        self.budget -= tokens
+
+    def _admit(self) -> None:
+        while self.waiting and self.budget > 0 and len(self.running) < self.limits.seqs_max and not self.squeezed:
+            job = self.waiting[0]
+            tokens = min(job.prompt + job.made - job.done, self.budget)
+            if not self._grow(job, tokens):
+                return
+            self.running.append(self.waiting.pop(0))
+            self.chosen[job.name] = (job, tokens)
+            self.budget -= tokens
 
     def _seconds(self, now_s: float, work: list[tuple[Job, int]]) -> float:
         if not work:
@@ -135,19 +140,3 @@ class PlainEngine:
             job.end_s = end_s
             self._free(job)
             self.running.remove(job)
-
-
-class LruByBlock:
-    """A prefix cache block by block, as vLLM's pool: a queue of free blocks, content kept until reused."""
-
-    def __init__(self, total: int) -> None:
-        """All free and empty."""
-        self.queue: OrderedDict[int, None] = OrderedDict((n, None) for n in range(total))
-        self.content: dict[int, object] = {}
-        self.where: dict[object, int] = {}
-
-    def take(self) -> int:
-        """The block freed longest ago; it forgets what it held."""
-        block, _ = self.queue.popitem(last=False)
-        self.where.pop(self.content.pop(block, None), None)
-        return block

@@ -1,0 +1,1 @@
+"""How real engines speak: HTTP, and on it vLLM's and Triton's protocols and metrics."""

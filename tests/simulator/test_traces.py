@@ -1,0 +1,123 @@
+"""Reading traces: every form, told from its content; every bad line, named by its number."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from router.core.types import Slo
+from simulator.traces import BadLine, Entry, read_trace
+
+AZURE = (
+    "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
+)
+MOONCAKE = '{"timestamp": 3052, "input_length": 1300, "output_length": 6, "hash_ids": [46, 47, 48]}\n'
+BURSTGPT = (
+    "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    "5,ChatGPT,472,18,490,Conversation log\n6,GPT-4,10,0,10,API log\n"
+)
+BAILIAN = (
+    '{"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.5, "input_length": 20, "output_length": 9, "type": "text", '
+    '"turn": 1, "hash_ids": [1, 2]}\n'
+    '{"chat_id": 2, "parent_chat_id": 1, "timestamp": 9.0, "input_length": 40, "output_length": 8, "type": "text", '
+    '"turn": 2, "hash_ids": [1, 2, 3]}\n'
+)
+OWN = '{"arrived_s": 1.5, "prompt_tokens": 800, "output_tokens": 120, "ttft_slo_s": 0.5, "model": "m"}\n'
+RECORD = "".join(
+    json.dumps(event) + "\n"
+    for event in (
+        {"event": "backend_joined", "at_s": 0.0, "backend": {}},
+        {"event": "arrived", "at_s": 2.0, "request": {"id": "a", "model": "m", "prompt_tokens": 7}},
+        {"event": "arrived", "at_s": 3.0, "request": {"id": "b", "model": "m", "prompt_tokens": 7}},
+        {"event": "ended", "at_s": 9.0, "id": "a", "usage": {"output_tokens": 33}},
+    )
+)
+
+
+def written(folder: Path, text: str, name: str = "trace") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_azure_lines_count_from_their_dates(tmp_path: Path) -> None:
+    """Two requests 4.3 s apart, by the date and time of each."""
+    first, second = read_trace(written(tmp_path, AZURE)).entries
+    assert (first.prompt_tokens, first.output_tokens) == (374, 44)
+    assert second.arrived_s - first.arrived_s == pytest.approx(4.314579, abs=1e-5)
+
+
+def test_mooncake_lines_are_milliseconds_and_bring_their_prefix(tmp_path: Path) -> None:
+    """timestamp is ms, a hash covers 512 tokens."""
+    expected = Entry(3.052, 1300, 6, prefix=(46, 47, 48), prefix_block_tokens=512)
+    assert read_trace(written(tmp_path, MOONCAKE)).entries == [expected]
+
+
+def test_burstgpt_leaves_failed_requests_out(tmp_path: Path) -> None:
+    """A row without response tokens is a request that failed there."""
+    reading = read_trace(written(tmp_path, BURSTGPT))
+    assert reading.entries == [Entry(5.0, 472, 18, tenant="ChatGPT")]
+    assert "left out" in reading.notes[0]
+
+
+def test_bailian_turns_share_the_session_of_their_first(tmp_path: Path) -> None:
+    """parent_chat_id leads back to the chat that began it."""
+    first, second = read_trace(written(tmp_path, BAILIAN)).entries
+    assert (first.session, second.session, second.prefix_block_tokens) == ("1", "1", 16)
+
+
+def test_own_lines_bring_their_slo(tmp_path: Path) -> None:
+    """What a line promises is an Slo, the rest of it unbounded."""
+    assert read_trace(written(tmp_path, OWN)).entries == [Entry(1.5, 800, 120, model="m", slo=Slo(ttft_s=0.5))]
+
+
+def test_a_gateway_record_is_a_trace_of_what_ended(tmp_path: Path) -> None:
+    """Arrival and end are joined; a request that never ended has no length to replay."""
+    assert read_trace(written(tmp_path, RECORD)).entries == [Entry(2.0, 7, 33, id="a", model="m")]
+
+
+@pytest.mark.parametrize("text", [AZURE, MOONCAKE, BURSTGPT, BAILIAN, OWN, RECORD])
+def test_a_gzipped_trace_reads_as_the_plain_one(tmp_path: Path, text: str) -> None:
+    """Told from the first two bytes, not from the name."""
+    packed = tmp_path / "packed"
+    packed.write_bytes(gzip.compress(text.encode()))
+    assert read_trace(packed).entries == read_trace(written(tmp_path, text)).entries
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (AZURE + "2023-11-16 18:15:51,x,3\n", ":4: contexttokens must be a whole number, got 'x'"),
+        (AZURE + "yesterday,1,3\n", ":4: TIMESTAMP must be a date and time"),
+        (AZURE + "2023-11-16 18:15:51,1\n", ":4: expected 3 columns"),
+        (OWN + "{not json}\n", ":2: expected a JSON object"),
+        (OWN + '{"arrived_s": 1, "prompt_tokens": 0, "output_tokens": 1}\n', ":2: prompt_tokens must be at least 1"),
+        (OWN + '{"arrived_s": -1, "prompt_tokens": 1, "output_tokens": 1}\n', ":2: arrived_s must be 0 or more"),
+        (OWN.replace("ttft_slo_s", "ttft_slo"), ":1: unknown key 'ttft_slo', did you mean 'ttft_slo_s'?"),
+        (MOONCAKE + '{"timestamp": 1, "input_length": true, "output_length": 3}\n', ":2: input_length must be"),
+        ('{"a": 1}\n', ":1: expected a key among"),
+        ("a,b\n1,2\n", ":1: expected a JSON object or a header"),
+        ("\n\n", "found an empty file"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    """File, line number, and what was expected there."""
+    path = written(tmp_path, text)
+    with pytest.raises(BadLine) as caught:
+        read_trace(path)
+    assert str(path) in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_skip_bad_counts_and_goes_on(tmp_path: Path) -> None:
+    """Two bad lines among three: one request, and the first bad line kept to be shown."""
+    reading = read_trace(written(tmp_path, OWN + "{\n" + "[]\n"), skip_bad=True)
+    assert (len(reading.entries), reading.skipped) == (1, 2)
+    assert ":2: expected" in reading.first_skipped
+
+
+def test_entries_come_in_order_of_arrival(tmp_path: Path) -> None:
+    """Whatever the order of the lines."""
+    lines = [f'{{"arrived_s": {t}, "prompt_tokens": 1, "output_tokens": 1}}\n' for t in (3, 1, 2)]
+    assert [entry.arrived_s for entry in read_trace(written(tmp_path, "".join(lines))).entries] == [1, 2, 3]
