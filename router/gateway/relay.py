@@ -214,6 +214,9 @@ class Attempt:
         head, body = self._head, self._body
         assert head is not None
         self._body = b""
+        died = None
+        if self._mark in body and head.event_stream and self._recast is None:
+            body, died = self._cut(body)
         now_s = self._clock()
         if body:
             self.meter.begins(body, now_s)
@@ -230,6 +233,8 @@ class Attempt:
             self._take = self._recast_body if self._recast is not None else self._reframed
         else:
             self._take = self._relay if head.event_stream else self._relay_whole
+        if died is not None:
+            self._break(died)
 
     # -- after it ----------------------------------------------------------------------------------------------
 
@@ -282,16 +287,21 @@ class Attempt:
 
     def _ends_with_error(self, data: bytes) -> None:
         """The engine says in the stream that it failed: pass what came before, then end it as we end such streams."""
-        plain = self._frame is not None
-        if not plain and not self.meter.at_boundary:  # inside a chunk nothing of ours can follow
+        if self._frame is None and not self.meter.at_boundary:  # inside a chunk nothing of ours can follow
             self._break(data)
             return
-        text = data if plain else dechunked(data)
-        before, _, after = text.partition(self._mark)
+        before, payload = self._cut(data)
         if before:
-            self._write((self._frame or chunk)(before))
             self.meter.passes(before, self._clock())
-        self._break((self._mark + after).partition(b"data:")[2].partition(b"\n")[0])
+            self._write(before if self._frame is None else self._frame(before))
+        self._break(payload)
+
+    def _cut(self, data: bytes) -> tuple[bytes, bytes]:
+        """What stands before the engine's error, framed as *data* is (which starts at a chunk), and its payload."""
+        raw = self._head is not None and self._head.chunked and not self.decodes
+        before, _, after = (dechunked(data) if raw else data).partition(self._mark)
+        payload = (self._mark + after).partition(b"data:")[2].partition(b"\n")[0]
+        return chunk(before) if raw else before, payload
 
     def _break(self, payload: bytes) -> None:
         self.engine_said = faults.event_error(payload.strip())

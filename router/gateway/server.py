@@ -87,7 +87,7 @@ class Front(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._fail(Problem(400, "this server speaks HTTP/1.1 alone and upgrades to nothing"))
+            pass  # not taken up: the request is answered as any other
         except httptools.HttpParserError as error:
             self._fail(Problem(400, f"malformed HTTP: {error}"))
         if self._in_head and self._head_bytes > self.limits.head_bytes_max:
@@ -180,10 +180,10 @@ class Front(HttpToolsProtocol):
             allowed = surface.method + (b", HEAD" if surface.method == b"GET" else b"")
             return Problem(405, f"{surface.path} takes {allowed.decode()}", fields=b"allow: %b\r\n" % allowed)
         try:
-            exchange.caller = self.driver.ingress.caller(dict(self.headers))
+            exchange.caller = self.driver.ingress.caller(dict(exchange.headers))
         except Rejected as rejection:
             return rejection.problem
-        length = next((value for name, value in self.headers if name == b"content-length"), b"0")
+        length = next((value for name, value in exchange.headers if name == b"content-length"), b"0")
         if int(length) > self.limits.body_bytes_max:
             return Problem(413, f"the body is over {self.limits.body_bytes_max} bytes")
         return None
@@ -247,6 +247,10 @@ class Front(HttpToolsProtocol):
             return Problem(505, f"HTTP/{version} is not spoken here")
         if names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
             return Problem(400, "expected exactly one Host header")
+        if (
+            self.parser.should_upgrade() and self.parser.get_method() == b"POST"
+        ):  # llhttp would take its body for another's
+            return Problem(400, "this server speaks HTTP/1.1 alone and upgrades to nothing")
         if b"transfer-encoding" in names:
             encodings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
             if encodings != [b"chunked"] or version == "1.0":

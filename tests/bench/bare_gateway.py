@@ -1,4 +1,4 @@
-"""A gateway of the data plane and the core alone, for measuring: `python -m tests.bench.bare_gateway PORT ENGINE_PORT...`.
+"""The data plane and the core alone, to be measured: `python -m tests.bench.bare_gateway PORT ENGINE_PORT...`.
 
 Policy and SLO come from the environment: ROUTING (a name in policies/routing, default slo_headroom).
 """

@@ -1,0 +1,390 @@
+"""A stream through the gateway on real sockets: as it came, counted, retried before its first byte, honest after it."""
+
+import asyncio
+import json
+from math import inf
+
+import pytest
+
+from router.core.decisions import Outcome as Ending
+from router.core.dispatcher import Limits
+from router.gateway.driver import StreamLimits
+from tests import fakes_wire as wire
+from tests.fakes_wire import (
+    Act,
+    ScriptedEngine,
+    chat,
+    chunked,
+    event,
+    gateway,
+    pair,
+    reply,
+    stream,
+    token,
+)
+from tests.waiting import until
+
+BUSY = json.dumps({"error": {"message": "busy", "type": "Service Unavailable", "param": None, "code": 503}})
+
+
+async def test_a_stream_passes_as_it_came() -> None:
+    """Every byte of the body reaches the client, and the head names who served it."""
+    async with pair([stream("a", "b", "c")]) as (gate, engine):
+        got = await gate.chat(more="x-request-id: mine\r\n")
+        assert (got.status, got.complete) == (200, True)
+        assert got.events() == [*(json.dumps(token(text)) for text in "abc"), "[DONE]"]
+        assert got.headers["x-headroom-backend"] == "a"
+        assert got.headers["x-request-id"] == "mine"
+        assert b"x-request-id: mine\r\n" in engine.requests[0]
+
+
+async def test_tokens_are_counted_from_the_events() -> None:
+    """Without usage in the stream, each event but ``[DONE]`` is a token."""
+    async with pair([stream("a", "b", "c")]) as (gate, _):
+        await gate.chat()
+        (outcome,) = gate.seen.outcomes
+        assert outcome.account.usage.output_tokens == 3
+        assert outcome.account.outcome is Ending.SERVED
+        assert (outcome.status, outcome.events, outcome.path) == (200, 4, "/v1/chat/completions")
+
+
+async def test_the_engines_usage_is_believed_over_the_events() -> None:
+    """One event may hold several tokens: the usage frame says how many."""
+    usage = {"prompt_tokens": 7, "completion_tokens": 12, "total_tokens": 19}
+    async with pair([stream("a", "b", usage=usage)]) as (gate, _):
+        await gate.chat()
+        stated = gate.seen.outcomes[0].account.usage
+        assert (stated.output_tokens, stated.prompt_tokens) == (12, 7)
+
+
+async def test_a_reply_that_is_no_stream_passes_with_its_length() -> None:
+    """A JSON reply keeps its Content-Length and its usage is read."""
+    body = json.dumps({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}).encode()
+    async with pair([reply(body)]) as (gate, _):
+        got = await gate.chat(stream=False)
+        assert (got.status, got.body) == (200, body)
+        assert got.headers["content-length"] == str(len(body))
+        assert gate.seen.outcomes[0].account.usage.output_tokens == 5
+
+
+async def test_connections_to_the_engine_are_used_again() -> None:
+    """Requests one after another take one connection."""
+    async with pair([stream("a")]) as (gate, engine):
+        for _ in range(5):
+            assert (await gate.chat()).complete
+        assert engine.connections == 1
+
+
+async def test_a_first_token_goes_out_before_the_second_comes() -> None:
+    """Nothing waits for more: what the engine has said the client has."""
+    more = asyncio.Event()
+    head = wire.STREAM_HEAD + chunked(event(token("a")))
+    async with pair([head, more, chunked(event("[DONE]")) + wire.LAST]) as (gate, _):
+        client = await gate.client()
+        client.send(chat())
+        await client.head()
+        async with asyncio.timeout(5):
+            assert json.dumps(token("a")).encode() in await client.reader.read(1000)
+        more.set()
+        assert b"[DONE]" in await client.reader.readuntil(b"0\r\n\r\n")
+
+
+async def test_a_connection_that_died_idle_is_retried_unseen() -> None:
+    """The engine closed it before the request came: nobody hears of it, the core least of all."""
+    async with pair([stream("a"), Act.CLOSE], [stream("b")]) as (gate, engine):
+        for upstream in gate.driver.upstreams.values():
+            upstream.lost = lambda connection, upstream=upstream: upstream.open.discard(connection)  # type: ignore[method-assign, misc]
+        assert (await gate.chat()).complete
+        assert (await gate.chat()).complete
+        assert engine.connections == 2
+        assert [outcome.account.attempts for outcome in gate.seen.outcomes] == [1, 1]
+
+
+async def test_a_connection_that_dies_under_the_request_is_retried_unseen() -> None:
+    """The close crossed our request on the wire: asked again on a fresh connection, once."""
+    async with pair([stream("a")], [Act.RESET], [stream("b")]) as (gate, engine):
+        await gate.chat()
+        got = await gate.chat()
+        assert got.events()[0] == json.dumps(token("b"))
+        assert len(engine.requests) == 3
+        assert gate.seen.outcomes[1].account.attempts == 1
+
+
+async def test_a_fresh_connection_that_dies_is_the_engines_failure() -> None:
+    """Nobody else to try: 502, and the core knows whose fault it was."""
+    async with pair([Act.RESET]) as (gate, _):
+        got = await gate.chat()
+        assert got.status == 502
+        assert got.json()["error"]["code"] == "backend-failed"
+        assert gate.seen.endings == [Ending.REFUSED]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        [Act.RESET],
+        [reply(b'{"error":{"message":"cannot schedule new futures"}}', 500)],
+        [reply(BUSY.encode(), 503)],
+        [wire.STREAM_HEAD + chunked(event(BUSY), event("[DONE]")) + wire.LAST],
+        [wire.STREAM_HEAD + chunked(event(BUSY)[:9]), chunked(event(BUSY)[9:]) + wire.LAST],
+        [b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n", Act.CLOSE],
+        [b"nonsense\r\n\r\n"],
+        [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello"],
+        [b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"],
+    ],
+    ids=["reset", "500", "503", "event", "event in two chunks", "head alone", "nonsense", "two lengths", "101"],
+)
+async def test_a_failure_before_the_first_byte_is_tried_elsewhere(first: wire.Script) -> None:
+    """The client sees the second backend's stream and nothing of the first."""
+    async with (
+        ScriptedEngine(first) as bad,
+        ScriptedEngine([stream("good")]) as good,
+        gateway(bad.target("a"), good.target("b")) as gate,
+    ):
+        got = await gate.chat()
+        assert (got.status, got.headers["x-headroom-backend"]) == (200, "b")
+        assert got.events()[0] == json.dumps(token("good"))
+        assert gate.seen.outcomes[0].account.attempts == 2
+
+
+async def test_an_error_in_a_stream_that_began_as_200_gets_its_true_status() -> None:
+    """With nobody else to try, the status is the one the event names."""
+    async with pair([wire.STREAM_HEAD + chunked(event(BUSY), event("[DONE]")) + wire.LAST]) as (gate, _):
+        got = await gate.chat()
+        assert got.status == 503
+        assert got.json()["error"]["message"] == "busy"
+
+
+async def test_the_engines_own_4xx_reaches_the_client_and_is_nobodys_fault() -> None:
+    """A prompt that is too long is not tried elsewhere, and does not count against the backend."""
+    body = b'{"error":{"message":"too long","type":"BadRequestError","param":"input_tokens","code":400}}'
+    async with pair([reply(body, 400)]) as (gate, engine):
+        for _ in range(5):
+            got = await gate.chat()
+            assert (got.status, got.body) == (400, body)
+        assert len(engine.requests) == 5
+
+
+async def test_a_stream_cut_in_the_middle_ends_with_an_error_event_and_no_done() -> None:
+    """The client is told in the protocol's own form, and the connection closes."""
+    async with pair([wire.STREAM_HEAD + chunked(event(token("a"))), Act.CLOSE]) as (gate, _):
+        client = await gate.client()
+        client.send(chat())
+        got = await client.reply()
+        assert got.complete
+        assert json.loads(got.events()[-1])["error"]["code"] == "backend-failed"
+        assert "[DONE]" not in got.events()
+        assert await client.ended() == b""
+        assert gate.seen.endings == [Ending.BROKEN]
+
+
+async def test_a_stream_cut_inside_a_chunk_is_cut_for_the_client_too() -> None:
+    """Nothing of ours can follow half a chunk: the body has no end."""
+    async with pair([wire.STREAM_HEAD + chunked(event(token("a"))) + b"ff\r\ndata: {", Act.CLOSE]) as (gate, _):
+        got = await gate.chat()
+        assert not got.complete
+        assert gate.seen.endings == [Ending.BROKEN]
+
+
+async def test_an_engines_error_in_mid_stream_ends_it_without_done() -> None:
+    """vLLM says error and then ``[DONE]``: the client gets what came before and the error alone."""
+    died = event({"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
+    tail = chunked(event(token("b")), died, event("[DONE]")) + wire.LAST
+    more = asyncio.Event()
+    async with pair([wire.STREAM_HEAD + chunked(event(token("a"))), more, tail]) as (gate, _):
+        client = await gate.client()
+        client.send(chat())
+        await until(lambda: gate.core.in_flight == 1 and gate.driver.upstreams["a"].open)
+        more.set()
+        got = await client.reply()
+        assert got.complete
+        *tokens, last = got.events()
+        assert tokens == [json.dumps(token("a")), json.dumps(token("b"))]
+        assert json.loads(last)["error"]["message"] == "EngineCore died"
+        assert gate.seen.endings == [Ending.BROKEN]
+
+
+async def test_a_frozen_engine_is_seen_by_its_silence() -> None:
+    """The sweep ends a stream that has been silent for too long."""
+    script = [wire.STREAM_HEAD + chunked(event(token("a"))), Act.UNTIL_LEFT]
+    async with pair(script, limits=StreamLimits(stall_s=5.0)) as (gate, engine):
+        client = await gate.client()
+        client.send(chat())
+        await client.head()
+        gate.driver.sweep(gate.driver.clock() + 4.0)
+        assert gate.core.in_flight == 1
+        gate.driver.sweep(gate.driver.clock() + 6.0)
+        body, complete = await client._chunks()
+        assert complete
+        assert b"sent nothing for" in body
+        await until(lambda: engine.left == 1)
+
+
+async def test_no_first_byte_in_time_is_tried_elsewhere() -> None:
+    """The core's deadline closes the silent attempt; the next backend serves."""
+    async with (
+        ScriptedEngine([Act.UNTIL_LEFT]) as silent,
+        ScriptedEngine([stream("b")]) as good,
+        gateway(silent.target("a"), good.target("b"), core_limits=Limits(first_byte_s_max=0.05)) as gate,
+    ):
+        got = await gate.chat()
+        assert got.headers["x-headroom-backend"] == "b"
+        await until(lambda: silent.left == 1)
+
+
+async def test_a_deadline_with_nobody_left_is_504() -> None:
+    """Gateway Timeout, in OpenAI's form."""
+    async with pair([Act.UNTIL_LEFT], core_limits=Limits(first_byte_s_max=0.05)) as (gate, _):
+        got = await gate.chat()
+        assert (got.status, got.json()["error"]["code"]) == (504, "first-byte-late")
+
+
+async def test_a_hedge_that_answers_first_wins_and_the_other_is_closed() -> None:
+    """Two attempts at once: one reply reaches the client, the loser's connection is aborted."""
+    limits = Limits(hedge_slo_share=0.01, hedges_max_share=inf)
+    async with (
+        ScriptedEngine([Act.UNTIL_LEFT]) as slow,
+        ScriptedEngine([stream("b")]) as quick,
+        gateway(slow.target("a"), quick.target("b"), core_limits=limits) as gate,
+    ):
+        got = await gate.chat(more="x-slo-ttft-ms: 2000\r\n")
+        assert got.events() == [json.dumps(token("b")), "[DONE]"]
+        await until(lambda: slow.left == 1)
+        assert len(gate.seen.outcomes) == 1
+
+
+async def test_a_client_that_leaves_frees_the_engine_and_is_counted_once() -> None:
+    """The engine's connection is aborted and the ledger released."""
+    script = [wire.STREAM_HEAD + chunked(event(token("a"))), Act.UNTIL_LEFT]
+    async with pair(script) as (gate, engine):
+        client = await gate.client()
+        client.send(chat())
+        await client.head()
+        client.reset()
+        await until(lambda: engine.left == 1)
+        assert gate.seen.endings == [Ending.LEFT]
+        assert gate.core.in_flight == 0
+
+
+async def test_a_client_that_leaves_before_the_first_byte_frees_the_engine() -> None:
+    """No status has gone out, and yet the engine must not work on."""
+    async with pair([Act.UNTIL_LEFT]) as (gate, engine):
+        client = await gate.client()
+        client.send(chat())
+        await until(lambda: engine.requests)
+        client.close()
+        await until(lambda: engine.left == 1)
+        assert gate.seen.endings == [Ending.LEFT]
+        assert gate.seen.outcomes[0].status == 0
+
+
+async def test_interim_answers_of_the_engine_are_skipped() -> None:
+    """100 and 103 are between the gateway and the engine."""
+    interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"
+    async with pair([interim + reply(b"{}")]) as (gate, _):
+        got = await gate.chat(stream=False)
+        assert (got.status, got.body) == (200, b"{}")
+        assert "link" not in got.headers
+
+
+async def test_a_body_that_ends_with_the_connection_is_framed_for_the_client() -> None:
+    """HTTP/1.0 engines: the client gets chunks and a clean end."""
+    head = b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n"
+    async with pair([head + b'{"a":', b"1}", Act.CLOSE]) as (gate, _):
+        got = await gate.chat(stream=False)
+        assert (got.body, got.complete) == (b'{"a":1}', True)
+
+
+async def test_a_stream_that_ends_with_the_connection_must_have_said_done() -> None:
+    """Without ``[DONE]`` the end of the connection is a cut."""
+    head = b"HTTP/1.0 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    async with pair([head + event(token("a")), Act.CLOSE], [head + event(token("a")) + event("[DONE]"), Act.CLOSE]) as (
+        gate,
+        _,
+    ):
+        cut, whole = await gate.chat(), await gate.chat()
+        assert "error" in json.loads(cut.events()[-1])
+        assert whole.events()[-1] == "[DONE]"
+        assert gate.seen.endings == [Ending.BROKEN, Ending.SERVED]
+
+
+async def test_bytes_after_the_end_of_an_answer_reach_nobody() -> None:
+    """A second answer to one question must not become the answer to the next."""
+    async with pair([reply(b"{}") + reply(b'{"evil":1}')], [reply(b'{"good":1}')]) as (gate, engine):
+        first = await gate.chat(stream=False)
+        assert b"evil" not in first.body
+        assert (await gate.chat(stream=False)).body == b'{"good":1}'
+        assert engine.connections == 2
+
+
+async def test_hop_by_hop_fields_stay_on_their_hop() -> None:
+    """In both directions, and those that Connection names with them."""
+    answer = reply(b"{}", more="connection: x-own, keep-alive\r\nkeep-alive: timeout=5\r\nx-own: 1\r\nx-kept: 1\r\n")
+    more = "connection: x-mine\r\nx-mine: 1\r\nte: trailers\r\nauthorization: Bearer k\r\nx-other: 1\r\n"
+    async with pair([answer]) as (gate, engine):
+        got = await gate.chat(stream=False, more=more)
+        assert {"x-own", "keep-alive"}.isdisjoint(got.headers)
+        assert "x-kept" in got.headers
+        sent = engine.requests[0].lower()
+        assert b"x-other: 1" in sent
+        assert not any(name in sent for name in (b"x-mine", b"\r\nte:", b"authorization", b"connection"))
+
+
+async def test_the_engines_key_replaces_the_clients() -> None:
+    """A target's own key is what its engine sees."""
+    async with ScriptedEngine([reply(b"{}")]) as engine, gateway(engine.target(api_key="inner")) as gate:
+        await gate.chat(stream=False, more="authorization: Bearer outer\r\n")
+        assert b"authorization: Bearer inner\r\n" in engine.requests[0]
+        assert b"outer" not in engine.requests[0]
+
+
+async def test_the_model_goes_by_the_engines_name_for_it() -> None:
+    """The client's name routes, the engine's name is sent."""
+    async with ScriptedEngine([reply(b"{}")]) as engine, gateway(engine.target(models={"m": "org/m-8b"})) as gate:
+        await gate.chat(stream=False)
+        assert b'"model":"org/m-8b"' in engine.requests[0]
+
+
+async def test_a_backend_that_is_removed_fails_its_streams_over() -> None:
+    """What had no first byte is served elsewhere."""
+    async with (
+        ScriptedEngine([Act.UNTIL_LEFT]) as old,
+        ScriptedEngine([stream("b")]) as new,
+        gateway(old.target("a"), new.target("b")) as gate,
+    ):
+        client = await gate.client()
+        client.send(chat())
+        await until(lambda: old.requests)
+        gate.driver.perform(gate.core.backend_left("a", gate.driver.clock()))
+        gate.driver.leave("a")
+        assert (await client.reply()).headers["x-headroom-backend"] == "b"
+
+
+async def test_draining_lets_streams_end_and_takes_no_more() -> None:
+    """A new request gets 503 while the old one ends as if nothing were."""
+    more = asyncio.Event()
+    script = [wire.STREAM_HEAD + chunked(event(token("a"))), more, chunked(event("[DONE]")) + wire.LAST]
+    async with pair(script) as (gate, _):
+        client = await gate.client()
+        client.send(chat())
+        await client.head()
+        draining = asyncio.ensure_future(gate.driver.drain(30.0))
+        await until(lambda: gate.driver.draining)
+        assert (await gate.chat()).status == 503
+        more.set()
+        await draining
+        assert b"[DONE]" in (await client._chunks())[0]
+
+
+async def test_draining_has_a_bound() -> None:
+    """Streams that do not end in time end with an error event."""
+    script = [wire.STREAM_HEAD + chunked(event(token("a"))), Act.UNTIL_LEFT]
+    async with pair(script) as (gate, _):
+        client = await gate.client()
+        client.send(chat())
+        await client.head()
+        await gate.driver.drain(0.01)
+        body, complete = await client._chunks()
+        assert complete
+        assert b"shutting down" in body
+        assert gate.core.in_flight == 0
