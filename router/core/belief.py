@@ -22,7 +22,7 @@ from router.core.fleet import Floats, Mark, Slots
 from router.core.lengths import Lengths, Prompts
 from router.core.regression import CONTEXT, FIRST, FIXED, PAIR, SEQ, TERMS, TOKEN, Regression
 from router.core.roof import Roofs
-from router.core.tails import BANDS, QUANTILES, Tails
+from router.core.tails import BANDS, FULL, QUANTILES, Tails
 from router.core.types import Backend
 
 __all__ = ["CONTEXT", "E2E", "FIRST", "FIXED", "PAIR", "SEQ", "TOKEN", "TPOT", "TTFT", "Belief", "Expectation", "Score"]
@@ -89,7 +89,7 @@ class Belief:
         self.prompts = Prompts()
         self.roofs = Roofs(capacity)
         self.regression = Regression(capacity, kinds=2)
-        self.tails = Tails(capacity, metrics=3)
+        self.tails = Tails(capacity)
         self._priors: dict[int, Backend] = {}
         self._allocate(capacity)
 
@@ -172,7 +172,10 @@ class Belief:
         if not (predicted_s > 0.0 and actual_s > 0.0):
             return
         terms, beside = expected.terms_s, expected.beside_s
-        left = self.regression.saw(slot, TTFT, terms, beside, actual_s, expected.doubt)
+        if expected.band == FULL:  # the wait for room is a matter of other replies' ends, not of this engine's steps
+            left = log(actual_s / (float(terms @ self.factor[:, slot]) + beside))
+        else:
+            left = self.regression.saw(slot, TTFT, terms, beside, actual_s, expected.doubt)
         self._lean(TTFT, slot, expected.band, left)
         self._judge(TTFT, slot, expected, log(actual_s / predicted_s))
 

@@ -78,6 +78,7 @@ class _Engines:
         "growing",
         "last",
         "left",
+        "mean_prompt",
         "own",
         "queued",
         "roof",
@@ -98,8 +99,9 @@ class _Engines:
         self.own, self.cached = own_tokens, cached_tokens
         self._fill(fleet.chunk_tokens)
         self.each = self.queued / np.maximum(prefilling, 1.0)
-        self.growing = self.batch + prefilling + 1.0
+        self.growing = np.minimum(self.batch + prefilling + 1.0, fleet.seqs_max)
         share = belief.stage_share.take(slots)
+        self.mean_prompt = mean_prompt_tokens
         rows = np.empty((6, len(slots)))
         np.multiply(self.batch, share, out=rows[0])
         np.add(rows[0], [self.first, self.last, self.room, np.minimum(mean_prompt_tokens, self.room)], out=rows[1:5])
@@ -128,19 +130,22 @@ class _Engines:
         beyond = 0.5 * first + (self.steps - 1.0) * full + last
         return self.factor[TOKEN] * beyond + self.c[TOKEN] * tokens, self.c[PAIR] * pairs
 
-    def life_s(self, tokens: float) -> Floats:
+    def life_s(self, tokens: float, kv_tokens_max: Floats) -> Floats:
         """A step with this request and those queued before it in the batch."""
         fixed = self.c[FIXED] + self.factor[FIXED] * self.roof[5]
-        held: Floats = self.context + self.queued + tokens
+        held = np.minimum(self.context + self.queued + tokens, kv_tokens_max)
         step: Floats = fixed + self.c[SEQ] * self.growing + self.c[CONTEXT] * held
         return step
 
-    def prefill_share(self, tokens_per_s: Floats, mean_prompt_tokens: float) -> Floats:
-        """The share of its time that an engine spends on prompts that come at this rate."""
-        piece = np.minimum(mean_prompt_tokens, self.room)
-        each = self.factor[TOKEN] * self.roof[4] / piece + self.c[TOKEN] + self.c[PAIR] * (mean_prompt_tokens / 2)
-        share: Floats = np.minimum(tokens_per_s * each, PREFILL_SHARE_MAX)
-        return share
+    def prefill_share(self, tokens_per_s: Floats, full: Floats, step_s: Floats, output_tokens: float) -> Floats:
+        """The share of its time that an engine spends on prompts: on those that are sent to it; on a full engine, which
+        takes in one whenever one ends, on those that take the places of its batch (Little 1961).
+        """
+        piece = np.minimum(self.mean_prompt, self.room)
+        each_s = self.factor[TOKEN] * self.roof[4] / piece + self.c[TOKEN] + self.c[PAIR] * (self.mean_prompt / 2)
+        taken_in = self.growing * self.mean_prompt * each_s / (output_tokens * step_s)
+        share = np.where(full > 0.0, taken_in / (1.0 + taken_in), tokens_per_s * each_s)
+        return np.minimum(share, PREFILL_SHARE_MAX)
 
     def terms_s(self, index: int, steps: float, prompt_s: float, pair_s: float) -> Floats:
         """The terms of TTFT at factor 1 on one candidate."""
@@ -270,8 +275,10 @@ class Forecast:
         if self._tpot is None:
             engines, fleet = self._met(), self._fleet
             self.ttft_s  # noqa: B018 - finds the bands
-            share = engines.prefill_share(fleet.prefill_tokens_per_s, self._mean_prompt)
-            modelled_s = engines.life_s(self.tokens) / (1.0 - share)
+            step_s = engines.life_s(self.tokens, fleet.kv_tokens_max)
+            full = self._queue[1]
+            share = engines.prefill_share(fleet.prefill_tokens_per_s, full, step_s, self._outlook.tokens)
+            modelled_s = step_s / (1.0 - share)
             self._tpot = modelled_s * self._belief.lean(TPOT, self._where)
         return self._tpot
 

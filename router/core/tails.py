@@ -22,14 +22,15 @@ from router.core.fleet import Floats, Slots
 
 QUANTILES: Final = (0.5, 0.75, 0.9, 0.95, 0.99)
 BANDS: Final = 3  # engines with no prompt ahead; with some; full
+FULL: Final = 2
 WINDOW: Final = 160  # scores that stand for the next one: the 0.99 rank needs 99
 FEW: Final = 20  # below so many scores of its own a backend's band borrows from its pool
 ACI_GAIN: Final = 0.01  # step of the level for a broken promise; Gibbs & Candes use 0.005
 LEVEL_MAX: Final = 0.9995
 BEYOND: Final = 0.35  # above the largest score there is only a guess: this share of what lies above the median
-PRIOR_SIGMA: Final = 0.25  # scores before any was seen: normal, about as wide as a data sheet is wrong
+PRIOR_SIGMA: Final = (0.25, 0.25, 1.0)  # before any score: normal; as a data sheet is wrong, E2E in its own widths
 _Z: Final = tuple(NormalDist().inv_cdf(q) for q in QUANTILES)
-_PRIOR: Final = np.array([PRIOR_SIGMA * z for z in _Z])
+_PRIOR: Final = np.multiply.outer(PRIOR_SIGMA, _Z)
 
 
 class Scores:
@@ -82,11 +83,10 @@ class Scores:
 class Tails:
     """Spreads by metric, quantile, band and slot."""
 
-    def __init__(self, capacity: int, metrics: int) -> None:
-        self._metrics = metrics
+    def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._spread = np.empty((metrics, len(QUANTILES), BANDS, capacity))
-        self._spread[:] = _PRIOR[None, :, None, None]
+        self._spread = np.empty((*_PRIOR.shape, BANDS, capacity))
+        self._spread[:] = _PRIOR[:, :, None, None]
         self._scores: dict[tuple[int, int, int], Scores] = {}  # metric, band, slot
         self._pooled: dict[tuple[int, int, str], Scores] = {}
         self._pools: dict[str, set[int]] = {}
@@ -94,8 +94,8 @@ class Tails:
 
     def grow(self, capacity: int) -> None:
         """Make room for more slots."""
-        spread = np.empty((self._metrics, len(QUANTILES), BANDS, capacity))
-        spread[:] = _PRIOR[None, :, None, None]
+        spread = np.empty((*_PRIOR.shape, BANDS, capacity))
+        spread[:] = _PRIOR[:, :, None, None]
         spread[..., : self._capacity] = self._spread
         self._spread, self._capacity = spread, capacity
 
@@ -106,7 +106,7 @@ class Tails:
         self._pools.get(self._pool_of.get(slot, ""), set()).discard(slot)
         self._pools.setdefault(pool, set()).add(slot)
         self._pool_of[slot] = pool
-        self._spread[:, :, :, slot] = _PRIOR[None, :, None]
+        self._spread[:, :, :, slot] = _PRIOR[:, :, None]
         for (metric, band, name), scores in self._pooled.items():
             if name == pool and scores.seen >= FEW:
                 self._spread[metric, :, band, slot] = scores.spreads()
