@@ -1,0 +1,191 @@
+"""What every policy must keep to before it may serve, checked by asking it: ``check_routing``, ``check_admission``.
+
+Pure: the same arguments and chance give the same answer, in whatever order it is asked, and nothing it was shown is
+changed. Total: no situation makes it raise, however absurd. Closed: it names only candidates, waits only for a future,
+and says why. Willing: an idle pool serves a request that asks for nothing.
+
+Nothing here measures time: a caller that bounds it hands in a policy wrapped to do so. The tests use the same checks
+with worlds that hypothesis makes up, so a policy file is held to what the built-in ones are held to.
+"""
+
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from math import inf, isfinite, isnan
+from typing import Any, Final, NoReturn
+
+from policies._worlds import World, idle_worlds, scene, worlds
+from router.core import Admission, Admit, Choice, Dispatch, Fleet, Forecast, Hold, Reason, Rng, Routing, Shed
+from router.core.errors import PolicyRejected
+from router.core.policy import Memory
+
+WORLDS: Final = 60  # some two hundred decisions with those repeated: a fraction of a second
+TAPE: Final = 32  # numbers of chance a decision gets before they repeat
+
+
+class Tape:
+    """Chance that can be played again."""
+
+    def __init__(self, numbers: Sequence[float]) -> None:
+        self._numbers = numbers
+        self._at = 0
+
+    def random(self) -> float:
+        """The next number of the tape, from its start again at its end."""
+        self._at += 1
+        return self._numbers[(self._at - 1) % len(self._numbers)]
+
+
+def check_routing(policy: Routing, rng: Rng) -> None:
+    """Raise PolicyRejected, saying what broke and where, unless the policy keeps the contract of Routing."""
+    some = [(world, _tape(rng)) for world in worlds(rng, WORLDS)]
+    first = [check_choice(policy, world, tape) for world, tape in some]
+    # Asked again in reverse: an answer that depends on what was asked before comes out different.
+    for (world, tape), before in zip(reversed(some), reversed(first), strict=True):
+        again = ask(policy, world, tape)
+        if again != before:
+            _reject("choose", world, f"answered {before} and, asked again, {again}: it remembers or draws chance")
+    for world in idle_worlds(rng, WORLDS // 4):
+        check_willing(policy, world, _tape(rng))
+
+
+def check_choice(policy: Routing, world: World, tape: Sequence[float]) -> Choice:
+    """One decision, held to the contract; the answer."""
+    fleet, forecast = scene(world)
+    choice: Choice = _guarded("choose", world, lambda: policy.choose(world.request, fleet, forecast, Tape(tape)))
+    _check_facts("choose", world, fleet, forecast)
+    match choice:
+        case Dispatch(slot=slot):
+            if type(slot) is not int or slot not in fleet.slots.tolist():
+                _reject("choose", world, f"chose slot {slot!r}; the candidates are {fleet.slots.tolist()} (plain ints)")
+        case Hold(until_s=until_s):
+            if not until_s > world.now_s:
+                _reject("choose", world, f"holds until {until_s} s, but it is {world.now_s} s already")
+        case Shed():
+            _check_shed("choose", world, choice)
+        case _:
+            _reject("choose", world, f"answered {choice!r}; expected Dispatch, Hold or Shed")
+    _check_why("choose", world, choice.why)
+    return choice
+
+
+def check_willing(policy: Routing, world: World, tape: Sequence[float]) -> None:
+    """An idle pool and a request that nobody could fail: anything but Dispatch is a refusal to work."""
+    choice = check_choice(policy, world, tape)
+    if not isinstance(choice, Dispatch):
+        _reject("choose", world, f"answered {choice} although every backend is idle and the SLO is lax")
+
+
+def ask(policy: Routing, world: World, tape: Sequence[float]) -> Choice:
+    """The policy's bare answer."""
+    choice: Choice = _guarded("choose", world, lambda: policy.choose(world.request, *scene(world), Tape(tape)))
+    return choice
+
+
+def check_admission(policy: Admission, rng: Rng) -> None:
+    """Raise PolicyRejected, saying what broke and where, unless the policy keeps the contract of Admission."""
+    _check_bounds(policy)
+    check_admitted(policy, worlds(rng, WORLDS))
+    for world in idle_worlds(rng, WORLDS // 4):
+        answer, _ = _admit(policy, world, None)
+        if not isinstance(answer, Admit):
+            _reject("admit", world, f"answered {answer} although every backend is idle and the SLO is lax")
+
+
+def check_admitted(policy: Admission, some: Iterable[World]) -> None:
+    """A run of arrivals, each with the memory that the one before handed back, held to the contract."""
+    memory, length = None, None
+    for world in some:
+        answer, after = check_admission_of(policy, world, memory)
+        if isinstance(answer, Admit):
+            if length not in (None, len(answer.rank)):
+                _reject("admit", world, f"gave a rank of {len(answer.rank)} numbers after one of {length}")
+            length = len(answer.rank)
+        memory = after
+
+
+def check_admission_of(policy: Admission, world: World, memory: Memory) -> tuple[Admit | Shed, Memory]:
+    """One admission, held to the contract; its answer."""
+    before = pickle.dumps(memory)
+    answered, after = _admit(policy, world, memory)
+    if pickle.dumps(memory) != before:
+        _reject("admit", world, "changed its memory in place; hand back a new value")
+    match answered:
+        case Admit(rank=rank):
+            _check_rank(world, rank)
+        case Shed():
+            _check_shed("admit", world, answered)
+            _check_why("admit", world, answered.why)
+        case _:
+            _reject("admit", world, f"answered {answered!r}; expected Admit or Shed")
+    if _admit(policy, world, memory)[0] != answered:
+        _reject("admit", world, "gave two answers to the same arguments: it remembers outside its memory")
+    return answered, after
+
+
+def _check_rank(world: World, rank: Any) -> None:
+    if not isinstance(rank, tuple) or any(isnan(part) for part in rank):
+        _reject("admit", world, f"gave rank {rank!r}; expected a tuple of numbers, none of them nan")
+
+
+def _admit(policy: Admission, world: World, memory: Memory) -> tuple[Any, Memory]:
+    fleet, forecast = scene(world)
+    answer = _guarded("admit", world, lambda: policy.admit(world.request, fleet, forecast, memory))
+    _check_facts("admit", world, fleet, forecast)
+    if not isinstance(answer, tuple) or len(answer) != len(("answer", "memory")):
+        _reject("admit", world, f"answered {answer!r}; expected an answer and the memory")
+    return answer
+
+
+def _check_bounds(policy: Any) -> None:
+    held_max, hold_s_max = policy.held_max, policy.hold_s_max
+    if not isinstance(held_max, int) or held_max < 0:
+        raise PolicyRejected(f"held_max is {held_max!r}; expected a count, 0 or more")
+    if not 0 <= hold_s_max < inf:
+        raise PolicyRejected(f"hold_s_max is {hold_s_max!r}; expected finite seconds, 0 or more")
+
+
+def _check_shed(verb: str, world: World, shed: Shed) -> None:
+    if shed.reason not in set(Reason):
+        _reject(verb, world, f"sheds for {shed.reason!r}; expected one of {', '.join(Reason)}")
+    if not (isfinite(shed.retry_after_s) and shed.retry_after_s >= 0):
+        _reject(verb, world, f"sheds with retry_after_s {shed.retry_after_s}; expected finite seconds, 0 or more")
+
+
+def _check_why(verb: str, world: World, why: Any) -> None:
+    if not isinstance(why, str) or not why:
+        _reject(verb, world, f"gave {why!r} as its reason; every answer says why")
+
+
+def _check_facts(verb: str, world: World, fleet: Fleet, forecast: Forecast) -> None:
+    """What the policy was shown must be what a fresh look at the same world shows."""
+    fresh, forecast_fresh = scene(world)
+    same = fleet.slots.tolist() == fresh.slots.tolist() and fleet.load.tolist() == fresh.load.tolist()
+    if not same or fleet.last_sent.tolist() != fresh.last_sent.tolist():
+        _reject(verb, world, "changed the fleet that it was shown")
+    count = range(len(fresh))
+    if repr([forecast.at(i) for i in count]) != repr([forecast_fresh.at(i) for i in count]):
+        _reject(verb, world, "changed the forecast that it was shown")
+
+
+def _guarded(verb: str, world: World, act: Callable[[], Any]) -> Any:
+    try:
+        return act()
+    except PolicyRejected:
+        raise
+    except Exception as problem:  # a policy may raise anything: the contract is that it does not
+        raise PolicyRejected(f"{verb} raised {type(problem).__name__}: {problem} ({_place(world)})") from problem
+
+
+def _tape(rng: Rng) -> tuple[float, ...]:
+    return tuple(rng.random() for _ in range(TAPE))
+
+
+def _reject(verb: str, world: World, what: str) -> NoReturn:
+    raise PolicyRejected(f"{verb} {what} ({_place(world)})")
+
+
+def _place(world: World) -> str:
+    """The situation in a line; the request's defaults are left out."""
+    plain = replace(world.request, prefix=world.request.prefix[:3])
+    return f"in a pool of {len(world.backends)}, {len(world.down)} down, at {world.now_s} s, asked {plain}"
