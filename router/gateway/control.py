@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException as AnyHttpError
 
 from router.gateway import answers, fleet_view
 from router.gateway.answers import Dialect, Problem, Rejected
@@ -46,8 +47,7 @@ def control_app(gateway: "Gateway") -> FastAPI:
     _add_views(app, gateway, Depends(admin))
     _add_calls(app, gateway, Depends(admin))
     app.add_exception_handler(Rejected, _say_rejected)
-    app.add_exception_handler(HTTPException, _say_http)
-    app.add_exception_handler(404, _say_http)
+    app.add_exception_handler(AnyHttpError, _say_http)
     return app
 
 

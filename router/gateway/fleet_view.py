@@ -112,7 +112,9 @@ def _line(entry: Entry) -> Mapping[str, Any]:
     why = full["decisions"][-1]["why"] if full["decisions"] else ""
     return {key: full[key] for key in short} | {
         "slo_met": full["slo"]["met"],
-        "ttft_ms": full["actual"]["ttft_ms"],
+        "slo_class": full["slo"]["class"],
+        "held_ms": full["actual"]["held_ms"],
+        "ttft_ms": full["actual"]["ttft_from_send_ms"],
         "ttft_predicted_ms": full["predicted"]["ttft_ms"],
         "tpot_ms": full["actual"]["tpot_ms"],
         "tpot_predicted_ms": full["predicted"]["tpot_ms"],

@@ -95,6 +95,7 @@ def explained(entry: Entry) -> dict[str, Any]:
         "actual": {
             "held_ms": _ms(account.sent_s - request.arrived_s),
             "ttft_ms": _ms(account.ttft_s),
+            "ttft_from_send_ms": _ms(account.first_byte_s - account.sent_s),
             "tpot_ms": _ms(account.tpot_s),
             "e2e_ms": _ms(account.e2e_s),
             "gap_max_ms": _ms(outcome.gap_max_s),

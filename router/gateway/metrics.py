@@ -155,7 +155,7 @@ class Metrics(Collector):
     def _served(self, account: Account, row: _Row) -> None:
         usage = account.usage
         row.ttft.add(account.ttft_s)
-        row.prompt_tokens += usage.prompt_tokens
+        row.prompt_tokens += usage.prompt_tokens or account.request.prompt_tokens
         row.output_tokens += usage.output_tokens
         row.cached_tokens += usage.cached_tokens
         if account.outcome is Outcome.SERVED:
@@ -249,7 +249,9 @@ class Metrics(Collector):
 
     def _tokens(self) -> Metric:
         tokens = CounterMetricFamily(
-            "headroom_tokens", "Tokens of ended requests, as engines counted them", labels=["model", "backend", "kind"]
+            "headroom_tokens",
+            "Tokens of requests; prompts estimated where engines do not say",
+            labels=["model", "backend", "kind"],
         )
         sums: dict[tuple[str, str, str], int] = defaultdict(int)
         for (model, _, backend), row in self._rows.items():

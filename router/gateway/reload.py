@@ -19,6 +19,7 @@ from router.gateway.plan import Plan, plan_file
 
 _log = logging.getLogger("headroom")
 
+LOOK_MS: Final = 1_000
 FIXED_SECTIONS: Final = ("listen", "upstream", "state", "record")
 
 
@@ -73,10 +74,13 @@ class Reloader:
     async def watch(self) -> None:
         """Reload whenever the file's text changes, for ever; cancel to end.
 
-        The folder is watched, not the file: editors and ConfigMaps put another file in its place.
+        The folder is watched, not the file: editors and ConfigMaps put another file in its place. A file system that
+        tells of no changes is looked at every second all the same.
         """
         seen = _text(self.path)
-        async for _ in awatch(*{self.path.resolve().parent, self.path.parent}, debounce=200, step=50, recursive=False):
+        folders = {self.path.resolve().parent, self.path.parent}
+        looks = awatch(*folders, debounce=200, step=50, recursive=False, rust_timeout=LOOK_MS, yield_on_timeout=True)
+        async for _ in looks:
             now = _text(self.path)
             if now is not None and now != seen:
                 seen = now

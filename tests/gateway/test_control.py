@@ -1,0 +1,132 @@
+"""The control plane over HTTP: health, models, metrics, admin, explain, the page."""
+
+from pathlib import Path
+
+from tests.fakes_router import HEALTHY, backend, config, router
+from tests.fakes_wire import ScriptedEngine, stream
+from tests.pages import Pages
+from tests.waiting import until
+
+
+async def test_a_router_is_ready_when_an_engine_is_up_and_not_before(tmp_path: Path) -> None:
+    """Alive from the start; ready by the first good health check; unready when the last engine goes."""
+    async with (
+        ScriptedEngine([stream("a")]) as engine,
+        Pages({"/health": (503, b"")}) as pages,
+        router(tmp_path / "r.yaml", config(backend("a", engine, pages)), ready=False) as it,
+    ):
+        assert (await it.get("/healthz")).json() == {"status": "ok"}
+        assert (await it.get("/readyz")).status_code == 503
+        refused = await it.chat()
+        assert refused.status_code == 503
+        assert refused.headers["x-headroom-dropped-reason"] == "no-backend"
+        pages.pages["/health"] = (200, b"")
+        await until(lambda: it.gateway.ready)
+        assert (await it.get("/readyz")).json() == {"ready": True, "draining": False, "backends_up": ["a"]}
+        assert (await it.chat()).status_code == 200
+        it.gateway.driver.draining = True
+        assert (await it.get("/readyz")).status_code == 503
+
+
+async def test_models_are_listed_as_openai_does(tmp_path: Path) -> None:
+    """Each name once, whoever serves it; one that nobody serves is a 404 that names those there are."""
+    async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
+        text = config(backend("a", engine, pages), backend("b", engine, pages, models=["m", "n"]))
+        async with router(tmp_path / "r.yaml", text) as it:
+            listed = (await it.get("/v1/models")).json()
+            assert listed["object"] == "list"
+            assert [model["id"] for model in listed["data"]] == ["m", "n"]
+            assert (await it.get("/v1/models/n")).json()["object"] == "model"
+            missing = await it.get("/v1/models/gpt")
+            assert missing.status_code == 404
+            assert missing.json()["error"] == {
+                "message": "no backend serves 'gpt'; models: m, n",
+                "type": "not_found_error",
+                "param": "model",
+                "code": "model_not_found",
+            }
+
+
+async def test_with_api_keys_models_need_one_and_metrics_do_not(tmp_path: Path) -> None:
+    """The list of models is a client's business; the numbers are the operator's network's."""
+    async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
+        more = "api_keys: [{key: client-secret, tenant: t}]\n"
+        async with router(tmp_path / "r.yaml", config(backend("a", engine, pages), more=more)) as it:
+            assert (await it.get("/v1/models")).status_code == 401
+            key = {"authorization": "Bearer client-secret"}
+            assert (await it.get("/v1/models", headers=key)).status_code == 200
+            assert (await it.get("/metrics")).status_code == 200
+
+
+async def test_admin_paths_want_the_admin_key_where_there_is_one(tmp_path: Path) -> None:
+    """Without one configured they answer this machine; a client's key is not enough."""
+    async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
+        text = config(backend("a", engine, pages))
+        async with router(tmp_path / "open.yaml", text) as it:
+            assert (await it.get("/admin/fleet")).status_code == 200
+        more = "admin_key: {key: admin-secret}\napi_keys: [{key: client-secret, tenant: t}]\n"
+        async with router(tmp_path / "shut.yaml", text + more) as it:
+            for path in ("/admin/fleet", "/admin/config", "/admin/policy", "/admin/routers", "/explain/x"):
+                assert (await it.get(path)).status_code == 401
+                assert (await it.get(path, headers={"authorization": "Bearer client-secret"})).status_code == 401
+                good = await it.get(path, headers={"authorization": "Bearer admin-secret"})
+                assert good.status_code == (404 if path == "/explain/x" else 200)
+            assert (await it.client.post("/admin/reload")).status_code == 401
+
+
+async def test_a_request_can_be_explained_and_is_in_the_books(tmp_path: Path) -> None:
+    """By the client's id: where it went and why, forecast beside fact; the fleet and the metrics know of it too."""
+    usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+    async with (
+        ScriptedEngine([stream("a", "b", usage=usage)]) as engine,
+        Pages(dict(HEALTHY)) as pages,
+        router(tmp_path / "r.yaml", config(backend("a", engine, pages))) as it,
+    ):
+        answer = await it.chat(headers={"x-request-id": "mine", "x-slo-ttft-ms": "5000"})
+        assert answer.headers["x-request-id"] == "mine"
+        told = (await it.get("/explain/mine")).json()
+        assert told["backend"] == "a"
+        assert told["decisions"][0]["send_to"] == "a"
+        assert told["decisions"][0]["why"]
+        assert told["slo"]["ttft_ms"] == 5000
+        assert told["slo"]["met"] is True
+        assert told["predicted"]["ttft_ms"] > 0
+        assert told["actual"]["ttft_ms"] > 0
+        assert (told["prompt_tokens"], told["output_tokens"], told["status"]) == (7, 2, 200)
+        fleet = (await it.get("/admin/fleet")).json()
+        assert fleet["last"] == {"requests": 1, "slo_kept": 1, "refused": 0}
+        assert fleet["backends"][0]["last"]["requests"] == 1
+        assert fleet["recent"][0]["request_id"] == "mine"
+        routers = (await it.get("/admin/routers")).json()
+        assert len(routers) == 1
+        metrics = (await it.get("/metrics")).text
+        assert 'headroom_requests_total{model="m",outcome="served",reason="",slo_class="default"} 1.0' in metrics
+        assert 'headroom_responses_total{path="/v1/chat/completions",status="200"} 1.0' in metrics
+        assert 'headroom_backend_up{backend="a"} 1.0' in metrics
+
+
+async def test_the_page_is_one_file_that_asks_nobody_else(tmp_path: Path) -> None:
+    """No script, style or font from another host."""
+    async with (
+        ScriptedEngine([stream("a")]) as engine,
+        Pages(dict(HEALTHY)) as pages,
+        router(tmp_path / "r.yaml", config(backend("a", engine, pages))) as it,
+    ):
+        page = await it.get("/")
+        assert page.headers["content-type"].startswith("text/html")
+        assert "http://" not in page.text
+        assert "https://" not in page.text
+        assert "/admin/fleet" in page.text
+
+
+async def test_paths_that_are_not_there_say_so_in_openais_form(tmp_path: Path) -> None:
+    """Clients parse errors; FastAPI's own form would break them."""
+    async with (
+        ScriptedEngine([stream("a")]) as engine,
+        Pages(dict(HEALTHY)) as pages,
+        router(tmp_path / "r.yaml", config(backend("a", engine, pages))) as it,
+    ):
+        answer = await it.get("/v2/nowhere")
+        assert answer.status_code == 404
+        assert answer.json()["error"]["message"]
+        assert (await it.client.post("/healthz")).json()["error"]["type"] == "invalid_request_error"
