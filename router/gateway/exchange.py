@@ -206,7 +206,7 @@ class Exchange:
 
     def ended(self, attempt: Attempt) -> None:
         """The reply is complete and so is what went to the client."""
-        self.driver.ended(self, attempt, attempt.meter.usage())
+        self.driver.ended(self, attempt, attempt.usage())
         self._complete()
 
     def failed(self, attempt: Attempt, failure: Failure) -> None:

@@ -21,6 +21,7 @@ _CHUNK_SEAM: Final = re.compile(rb"\r\n[0-9a-fA-F]+\r\n")
 _COUNT: Final = re.compile(
     rb'"(prompt_tokens|completion_tokens|cached_tokens|input_tokens|output_tokens|cache_read_input_tokens)"\s*:\s*(\d+)'
 )
+_SEQUENCE: Final = re.compile(rb'"sequence_length"\s*:\s*(\d+)')  # Triton's, of a whole reply
 _ROLE_ALONE: Final = re.compile(rb'"role"\s*:\s*"assistant"[^}]*"content"\s*:\s*(?:""|null)')
 NO_USAGE: Final = Usage(0)
 
@@ -52,13 +53,14 @@ class Meter:
         self.last_s = 0.0
         self.gap_max_s = 0.0
         self._tail: deque[bytes] = deque(maxlen=_TAIL_READS)
-        self._ends_line = True  # a body starts as if after a line feed
+        self._ends_line = True
         self._prelude = 0
 
     def begins(self, data: bytes, now_s: float) -> None:
         """The first bytes of the reply, all that were held back for inspection."""
         self.first_s = self.last_s = now_s
-        self.events = (b"\n" + data).count(_DATA)
+        data = b"\n" + data  # a body starts as if after a line feed
+        self.events = data.count(_DATA)
         self._prelude = 1 if _ROLE_ALONE.search(data, 0, _TAIL_BYTES) else 0
         self._keep(data)
 
@@ -110,10 +112,15 @@ class Meter:
         """Token counts: the engine's own where it states them, else the events that carried text."""
         tail = b"".join(self._tail)
         at = tail.rfind(b'"usage"')
-        stated = _COUNT.findall(_CHUNK_SEAM.sub(b"", tail[at:])) if at >= 0 else ()
+        text = _CHUNK_SEAM.sub(b"", tail[at:] if at >= 0 else tail)
+        at = text.rfind(b'"usage"')
+        stated = _COUNT.findall(text, at) if at >= 0 else ()
+        if not stated and not self.events:
+            counted = _SEQUENCE.search(tail)
+            return Usage(int(counted[1])) if counted else NO_USAGE
         if not stated:
             extra = self._prelude + (1 if _DONE.search(b"\n" + tail) else 0)
-            return Usage(max(self.events - extra, 0)) if self.events else NO_USAGE
+            return Usage(max(self.events - extra, 0))
         counts = {name: int(number) for name, number in stated}
         output = counts.get(b"completion_tokens", counts.get(b"output_tokens", 0))
         prompt = counts.get(b"prompt_tokens", counts.get(b"input_tokens", 0))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from router.core.dispatcher import Failure
+from router.core.types import Usage
 from router.gateway import faults
 from router.gateway.http import LAST_CHUNK, Head, chunk, dechunked, parse_head
 from router.gateway.meter import Meter, first_event
@@ -224,8 +225,9 @@ class Attempt:
             self.meter.first_s = self.meter.last_s = now_s
         if self._recast is not None:
             body = self._recast_bytes(body)
-            if self._recast.error is not None:
-                self._opens_with_error(self._recast.error)
+            died = self._recast.error
+            if died is not None and not body:
+                self._opens_with_error(died)
                 return
         self._frame = self.exchange.open(self, head, body, self._recast)
         self._write = self.exchange.front.transport.write
@@ -302,6 +304,10 @@ class Attempt:
         before, _, after = (dechunked(data) if raw else data).partition(self._mark)
         payload = (self._mark + after).partition(b"data:")[2].partition(b"\n")[0]
         return chunk(before) if raw else before, payload
+
+    def usage(self) -> Usage:
+        """Token counts of the reply."""
+        return Usage(self._recast.tokens) if self._recast is not None else self.meter.usage()
 
     def _break(self, payload: bytes) -> None:
         self.engine_said = faults.event_error(payload.strip())

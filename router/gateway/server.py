@@ -6,6 +6,7 @@ Requests of one connection are answered one after another; a request that is rou
 
 import asyncio
 import gc
+import logging
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,6 +26,8 @@ from router.gateway.exchange import Exchange
 from router.gateway.http import STATUS_LINES
 from router.gateway.protocols import triton
 from router.gateway.protocols.openai import SURFACES, Surface
+
+_log = logging.getLogger("headroom")
 
 _LINGER_S: Final = 5.0
 _LINGER_BYTES_MAX: Final = 64 * 2**20
@@ -88,6 +91,8 @@ class Front(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             pass  # not taken up: the request is answered as any other
+        except httptools.HttpParserCallbackError as error:
+            self._crashed(error)
         except httptools.HttpParserError as error:
             self._fail(Problem(400, f"malformed HTTP: {error}"))
         if self._in_head and self._head_bytes > self.limits.head_bytes_max:
@@ -275,6 +280,20 @@ class Front(HttpToolsProtocol):
             exchange, self.active = self.active, None
             exchange.response_complete = True
             self._say_fault()
+
+    def _crashed(self, error: Exception) -> None:
+        """A fault of ours while a request was read: it must not leave the client waiting or the ledger holding it."""
+        _log.error("a request failed inside the gateway", exc_info=error.__context__ or error)
+        exchange = self.active
+        if exchange is None or exchange.response_complete:
+            self._fail(Problem(500, "the gateway failed"))
+            return
+        self.driver.left(exchange)
+        exchange.keep_alive = False
+        if exchange.status:
+            self.transport.abort()
+        else:
+            exchange.reject(Problem(500, "the gateway failed"))
 
     def _say_fault(self) -> None:
         assert self._fault is not None

@@ -71,12 +71,12 @@ class Recast:
     """One translated request and the state of its reply.
 
     ``path`` and ``body`` go to the engine, ``fields`` are the reply's header lines, ``whole``: the reply is one JSON
-    document. ``error``: the payload of an error frame, once one came.
+    document. ``error``: the payload of an error frame, once one came; ``tokens``: how many have come.
     """
 
     __slots__ = (
-        "_chat", "_created", "_id", "_line", "_max_tokens", "_model", "_prompt_chars", "_said_role", "_stop", "_tokens",
-        "_usage_wanted", "body", "error", "fields", "path", "whole",
+        "_chat", "_created", "_id", "_line", "_max_tokens", "_model", "_prompt_chars", "_said_role", "_stop",
+        "_usage_wanted", "body", "error", "fields", "path", "tokens", "whole",
     )  # fmt: skip
 
     def __init__(self, call: Call, document: Mapping[str, Any], target: Target, request_id: str) -> None:
@@ -87,10 +87,11 @@ class Recast:
         self._stop = _stop_words(document.get("stop"))
         self._max_tokens = call.output_tokens_max or (_CHAT_MAX_TOKENS if self._chat else _MAX_TOKENS)
         self._prompt_chars = call.prompt_chars
-        self._tokens = 0
+        self.tokens = 0
         self._line = b""
         self._said_role = False
-        self._usage_wanted = bool((document.get("stream_options") or {}).get("include_usage"))
+        options = document.get("stream_options")
+        self._usage_wanted = isinstance(options, dict) and bool(options.get("include_usage"))
         self.whole = not call.stream
         self.error: bytes | None = None
         verb = "generate" if self.whole else "generate_stream"
@@ -128,7 +129,7 @@ class Recast:
         if "error" in frame:
             self.error = payload
             return b""
-        self._tokens += 1
+        self.tokens += 1
         text = frame.get("text_output", "")
         role = b""
         if self._chat and not self._said_role:
@@ -152,12 +153,12 @@ class Recast:
 
     def _finish_reason(self) -> str:
         """The engine does not say why it stopped: at the cap it was the cap."""
-        return "length" if self._tokens >= self._max_tokens else "stop"
+        return "length" if self.tokens >= self._max_tokens else "stop"
 
     def _usage(self) -> dict[str, int]:
         """Prompt tokens are an estimate from the text: this protocol does not count them."""
         prompt = max(1, self._prompt_chars // 4)
-        return {"prompt_tokens": prompt, "completion_tokens": self._tokens, "total_tokens": prompt + self._tokens}
+        return {"prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens}
 
     def _document(self, data: bytes) -> bytes:
         answer = orjson.loads(data)
@@ -165,7 +166,7 @@ class Recast:
             self.error = data
             return b""
         text = answer.get("text_output", "")
-        self._tokens = _length(answer.get("sequence_length"), text)
+        self.tokens = _length(answer.get("sequence_length"), text)
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": self._finish_reason()}
         choice |= {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
         kind = "chat.completion" if self._chat else "text_completion"

@@ -1,0 +1,234 @@
+"""Triton's engines: native paths routed, OpenAI's requests translated there and back."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from router.core.decisions import Outcome as Ending
+from tests import fakes_wire as wire
+from tests.fakes_wire import Act, ScriptedEngine, chat, chunked, event, gateway, post, reply, stream
+from tests.waiting import until
+
+
+def frame(text: str) -> bytes:
+    """One event of generate_stream."""
+    return event({"model_name": "m", "model_version": "1", "sequence_length": 1, "text_output": text})
+
+
+def generated(*texts: str) -> bytes:
+    """A whole generate_stream reply: no ``[DONE]``, the last chunk ends it."""
+    return wire.STREAM_HEAD + chunked(*map(frame, texts)) + wire.LAST
+
+
+def sent(engine: ScriptedEngine) -> tuple[str, Any]:
+    """Request line and document of what the engine was asked last."""
+    head, _, body = engine.requests[-1].partition(b"\r\n\r\n")
+    return head.split(b"\r\n")[0].decode(), json.loads(body)
+
+
+def completion(**body: Any) -> bytes:
+    """A legacy completion request."""
+    return post("/v1/completions", json.dumps({"model": "m", "prompt": "say", **body}).encode())
+
+
+async def test_a_chat_stream_of_triton_reads_as_openais() -> None:
+    """Role first, a chunk a token, the reason it ended, usage when asked for, and ``[DONE]``."""
+    async with (
+        ScriptedEngine([generated("was", " in", " at")]) as engine,
+        gateway(engine.target(protocol="triton", models={"m": "ensemble"})) as gate,
+    ):
+        got = await gate.chat(
+            max_tokens=3,
+            temperature=0.5,
+            stop=["X"],
+            stream_options={"include_usage": True},
+            more="x-request-id: r1\r\n",
+        )
+        *events, done = got.events()
+        frames = [json.loads(each) for each in events]
+        assert (got.status, done) == (200, "[DONE]")
+        assert got.headers["content-type"].startswith("text/event-stream")
+        assert frames[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        assert [f["choices"][0]["delta"]["content"] for f in frames[1:4]] == ["was", " in", " at"]
+        assert frames[4]["choices"][0]["finish_reason"] == "length"
+        assert frames[5]["choices"] == []
+        assert frames[5]["usage"]["completion_tokens"] == 3
+        assert {f["id"] for f in frames} == {"chatcmpl-r1"}
+        assert {f["object"] for f in frames} == {"chat.completion.chunk"}
+        line, asked = sent(engine)
+        assert line == "POST /v2/models/ensemble/generate_stream HTTP/1.1"
+        assert asked["text_input"] == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+        assert (asked["max_tokens"], asked["temperature"], asked["stop_words"]) == (3, 0.5, ["X"])
+        assert gate.seen.outcomes[0].account.usage.output_tokens == 3
+
+
+async def test_a_stream_below_its_cap_has_stopped() -> None:
+    """The engine does not say why it ended."""
+    async with ScriptedEngine([generated("a")]) as engine, gateway(engine.target(protocol="triton")) as gate:
+        got = await gate.ask(completion(stream=True, max_tokens=9))
+        frames = [json.loads(each) for each in got.events()[:-1]]
+        assert [f["choices"][0]["text"] for f in frames] == ["a", ""]
+        assert frames[-1]["choices"][0]["finish_reason"] == "stop"
+        assert sent(engine)[1]["text_input"] == "say"
+
+
+async def test_a_whole_reply_of_triton_reads_as_openais() -> None:
+    """One JSON document with usage, whatever chunks it came in."""
+    body = json.dumps({"sequence_length": 2, "text_output": "was in"}).encode()
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    script = [head + chunked(body[:9]), chunked(body[9:]) + wire.LAST]
+    async with ScriptedEngine(script) as engine, gateway(engine.target(protocol="triton")) as gate:
+        got = await gate.chat(stream=False, max_tokens=5)
+        answer = got.json()
+        assert answer["object"] == "chat.completion"
+        assert answer["choices"][0]["message"] == {"role": "assistant", "content": "was in"}
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        assert answer["usage"]["completion_tokens"] == 2
+        assert sent(engine)[0] == "POST /v2/models/m/generate HTTP/1.1"
+        assert gate.seen.outcomes[0].account.usage.output_tokens == 2
+
+
+async def test_frames_split_anywhere_translate_the_same() -> None:
+    """A token's frame may come in any number of reads and chunks."""
+    whole = b"".join(frame(text) for text in ("a", " b", " c"))
+    script: wire.Script = [wire.STREAM_HEAD, *[chunked(whole[i : i + 7]) for i in range(0, len(whole), 7)], wire.LAST]
+    async with ScriptedEngine(script) as engine, gateway(engine.target(protocol="triton")) as gate:
+        got = await gate.chat()
+        texts = [json.loads(each)["choices"][0]["delta"].get("content") for each in got.events()[:-1]]
+        assert texts == ["", "a", " b", " c", None]
+        assert gate.seen.outcomes[0].account.usage.output_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("n", 2), ("tools", [{}]), ("response_format", {"type": "json_object"}), ("logprobs", True)],
+)
+async def test_what_triton_cannot_give_is_400_naming_it(field: str, value: Any) -> None:
+    """And is asked of another engine where there is one."""
+    async with (
+        ScriptedEngine([generated("a")]) as engine,
+        ScriptedEngine([stream("b")]) as other,
+        gateway(engine.target(protocol="triton")) as alone,
+        gateway(engine.target("a", protocol="triton"), other.target("b")) as both,
+    ):
+        got = await alone.chat(**{field: value})
+        assert (got.status, engine.requests) == (400, [])
+        assert field in got.json()["error"]["message"]
+        assert (await both.chat(**{field: value})).headers["x-headroom-backend"] == "b"
+
+
+async def test_an_error_before_the_first_token_is_an_answer_in_openais_words() -> None:
+    """Triton sends 400 with an event for a body."""
+    answer = reply(b'data: {"error":"injected"}\n\n', 400, content_type="text/event-stream")
+    async with ScriptedEngine([answer]) as engine, gateway(engine.target(protocol="triton")) as gate:
+        got = await gate.chat()
+        assert (got.status, got.json()["error"]["message"]) == (400, "injected")
+
+
+async def test_a_400_from_a_dead_stub_is_the_backends_fault() -> None:
+    """It is tried elsewhere."""
+    dead = reply(b'data: {"error":"Stub process \'ensemble_0_0\' is not healthy."}\n\n', 400)
+    async with (
+        ScriptedEngine([dead]) as engine,
+        ScriptedEngine([generated("b")]) as good,
+        gateway(engine.target("a", protocol="triton"), good.target("b", protocol="triton")) as gate,
+    ):
+        assert (await gate.chat()).headers["x-headroom-backend"] == "b"
+
+
+async def test_an_error_in_the_middle_of_a_translated_stream_ends_it_without_done() -> None:
+    """In OpenAI's form."""
+    script = [wire.STREAM_HEAD + chunked(frame("a"), event({"error": "injected"})) + wire.LAST]
+    more = asyncio.Event()
+    slow = [wire.STREAM_HEAD + chunked(frame("a")), more, chunked(event({"error": "injected"})) + wire.LAST]
+    more.set()
+    for each in (script, slow):
+        async with ScriptedEngine(each) as engine, gateway(engine.target(protocol="triton")) as gate:
+            got = await gate.chat()
+            assert json.loads(got.events()[-1])["error"]["message"] == "injected"
+            assert gate.seen.endings == [Ending.BROKEN]
+
+
+async def test_a_translated_stream_cut_in_the_middle_ends_with_an_error() -> None:
+    """The stub died and the connection with it."""
+    async with (
+        ScriptedEngine([wire.STREAM_HEAD + chunked(frame("a")), Act.CLOSE]) as engine,
+        gateway(engine.target(protocol="triton")) as gate,
+    ):
+        got = await gate.chat()
+        assert "error" in json.loads(got.events()[-1])
+        assert got.complete
+
+
+async def test_an_error_in_a_whole_reply_of_200_is_no_success() -> None:
+    """Triton answers 200 with an error for a model that sends several responses."""
+    async with (
+        ScriptedEngine([reply(b'{"error":"generate expects model to produce exactly 1 response"}')]) as engine,
+        gateway(engine.target(protocol="triton")) as gate,
+    ):
+        assert (await gate.chat(stream=False)).status == 500
+        assert gate.seen.endings == [Ending.REFUSED]
+
+
+async def test_native_paths_are_routed_by_the_model_in_them() -> None:
+    """As they came, with the engine's name for the model."""
+    async with (
+        ScriptedEngine([generated("a", "b")]) as engine,
+        gateway(engine.target(protocol="triton", models={"m": "ensemble"})) as gate,
+    ):
+        body = b'{"text_input":"hi","max_tokens":2,"stream":true}'
+        got = await gate.ask(post("/v2/models/m/versions/1/generate_stream", body))
+        assert got.body == frame("a") + frame("b")
+        assert sent(engine)[0] == "POST /v2/models/ensemble/versions/1/generate_stream HTTP/1.1"
+        assert gate.seen.outcomes[0].account.usage.output_tokens == 2
+
+
+async def test_a_native_error_keeps_tritons_form() -> None:
+    """The engine's own words and status, and ours in the same form."""
+    answer = reply(b'data: {"error":"injected"}\n\n', 400, content_type="text/event-stream")
+    async with ScriptedEngine([answer]) as engine, gateway(engine.target(protocol="triton")) as gate:
+        got = await gate.ask(post("/v2/models/m/generate_stream", b'{"text_input":"x"}'))
+        assert (got.status, got.body) == (400, b'data: {"error":"injected"}\n\n')
+        bad = await gate.ask(post("/v2/models/m/generate", b'{"text_input":7}'))
+        assert (bad.status, bad.json()) == (400, {"error": "text_input: expected text"})
+
+
+async def test_a_native_request_goes_to_an_engine_that_speaks_it() -> None:
+    """Of two that serve the model, the one with Triton's protocol."""
+    async with (
+        ScriptedEngine([stream("x")]) as vllm,
+        ScriptedEngine([reply(b'{"text_output":"y"}')]) as triton,
+        gateway(vllm.target("a"), triton.target("b", protocol="triton")) as gate,
+    ):
+        for _ in range(2):
+            got = await gate.ask(post("/v2/models/m/generate", b'{"text_input":"x"}'))
+            assert got.json() == {"text_output": "y"}
+        assert vllm.requests == []
+
+
+async def test_tensors_pass_as_they_are() -> None:
+    """``infer`` with a binary body."""
+    async with (
+        ScriptedEngine([reply(b"\x00\x01")]) as engine,
+        gateway(engine.target(protocol="triton")) as gate,
+    ):
+        got = await gate.ask(post("/v2/models/m/infer", b"{}\x00\xff", "inference-header-content-length: 2\r\n"))
+        assert got.body == b"\x00\x01"
+        assert engine.requests[0].endswith(b"\r\n\r\n{}\x00\xff")
+        assert b"inference-header-content-length: 2" in engine.requests[0]
+
+
+async def test_a_translated_client_that_leaves_frees_the_engine() -> None:
+    """The connection is aborted, which is how Triton hears of it."""
+    async with (
+        ScriptedEngine([wire.STREAM_HEAD + chunked(frame("a")), Act.UNTIL_LEFT]) as engine,
+        gateway(engine.target(protocol="triton")) as gate,
+    ):
+        client = await gate.client()
+        client.send(chat())
+        await client.head()
+        client.close()
+        await until(lambda: engine.left == 1)
+        assert gate.seen.endings == [Ending.LEFT]
