@@ -52,12 +52,14 @@ class Reloader:
         self.running = running
         self.last = Reloaded(True, running.version, "start", time())
         self._swap, self._observer = swap, observer
+        self._seen = _text(path)  # as it was last tried
         self._one_at_a_time = asyncio.Lock()
         observer.reloaded(True, running.version, self.last.at_s)
 
     async def reload(self, origin: str) -> Reloaded:
         """Take the file as it is now, all of it or nothing."""
         async with self._one_at_a_time:
+            self._seen = _text(self.path)
             try:
                 plan = await asyncio.to_thread(plan_file, self.path)  # off the loop: streams go on meanwhile
                 _prove_swappable(self.running, plan)
@@ -77,13 +79,10 @@ class Reloader:
         The folder is watched, not the file: editors and ConfigMaps put another file in its place. A file system that
         tells of no changes is looked at every second all the same.
         """
-        seen = _text(self.path)
         folders = {self.path.resolve().parent, self.path.parent}
         looks = awatch(*folders, debounce=200, step=50, recursive=False, rust_timeout=LOOK_MS, yield_on_timeout=True)
         async for _ in looks:
-            now = _text(self.path)
-            if now is not None and now != seen:
-                seen = now
+            if (now := _text(self.path)) is not None and now != self._seen:
                 await self.reload("file changed")
 
 
