@@ -20,24 +20,13 @@ from numpy.typing import NDArray
 
 from router.core.fleet import Floats, Mark, Slots
 from router.core.lengths import Lengths, Prompts
-from router.core.regression import CONTEXT, FIRST, FIXED, PAIR, SEQ, TERMS, TOKEN, Regression
+from router.core.regression import FIXED, PAIR, TERMS, TOKEN, Regression
 from router.core.roof import Roofs
-from router.core.tails import BANDS, FULL, QUANTILES, Tails
+from router.core.score import E2E, LEARNING, STATES, TPOT, TTFT, Books, Score
+from router.core.tails import BANDS, FULL, Tails
 from router.core.types import Backend
 
-__all__ = ["CONTEXT", "E2E", "FIRST", "FIXED", "PAIR", "SEQ", "TOKEN", "TPOT", "TTFT", "Belief", "Expectation", "Score"]
-
-TTFT, TPOT, E2E = range(3)
-LEARNING, TRUSTED, OFF = range(3)
-STATES: Final = ("learning", "trusted", "off")
 VERSION: Final = 1  # of an exported belief
-TRUSTED_AFTER: Final = 20  # first tokens seen: the tails speak for themselves from then on
-ERROR_OFF: Final = (0.7, 0.5)  # median size of the log error, TTFT and TPOT, from which on a forecast misleads
-ERROR_START: Final = 0.2
-ERROR_UP: Final = 1.08  # a step of the running median: a tenfold change takes 30 outcomes
-COVERAGE_OFF: Final = 0.7  # the promised 0.9 kept so rarely is no promise
-RECOVERED: Final = 0.8  # an error must fall below this share of its limit before it counts as recovered
-SCORE_GAIN: Final = 1.0 / 32
 BIAS_GAIN: Final = 0.04
 STEPS_MIN: Final = 4  # a shorter reply says more of rounding than of pace
 STEP_DOUBT: Final = 0.25  # variance of the log pace of a single step: a prompt may or may not be in it
@@ -56,29 +45,7 @@ class Expectation:
     doubt: float
     band: int
     width: float
-    promised: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """How one metric's predictions did: outcomes seen, median size of the relative error of late, and the share of
-    outcomes since joining that stayed within each promised quantile (nan: none seen).
-    """
-
-    seen: int
-    error: float
-    coverage: Mapping[float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How far one backend's forecast can be trusted. ``changes``: how often it was found to have changed."""
-
-    state: str
-    ttft: Accuracy
-    tpot: Accuracy
-    e2e: Accuracy
-    changes: int
+    promised: list[list[float]]
 
 
 class Belief:
@@ -90,7 +57,8 @@ class Belief:
         self.roofs = Roofs(capacity)
         self.regression = Regression(capacity, kinds=2)
         self.tails = Tails(capacity)
-        self._priors: dict[int, Backend] = {}
+        self._backends: dict[int, Backend] = {}
+        self._books: dict[int, Books] = {}
         self._allocate(capacity)
 
     def _allocate(self, capacity: int) -> None:
@@ -98,13 +66,9 @@ class Belief:
         keep = 0 if old is None else old.shape[1]
         for name, shape, fill in (
             ("prior", (TERMS, capacity), 0.0),
-            ("bias", (2, BANDS, capacity), 0.0),
+            ("believed", (2 * TERMS + 2, capacity), 1.0),
+            ("_lean", (2, BANDS, capacity), 1.0),
             ("hit", (capacity,), 0.0),
-            ("stage_share", (capacity,), 1.0),
-            ("_kept", (3, len(QUANTILES), capacity), 0.0),
-            ("_seen", (3, capacity), 0.0),
-            ("_error", (3, capacity), ERROR_START),
-            ("_covered", (capacity,), 0.9),
         ):
             column = np.full(shape, fill)
             if keep:
@@ -116,24 +80,14 @@ class Belief:
         self.state = state
 
     prior: Floats  # rows FIXED..FIRST: a step's seconds by the data sheet, of one stage's share of the batch
-    bias: Floats  # TTFT and TPOT, by band: log of what is left between model and outcome
-    stage_share: Floats  # of a batch that one pipeline stage has at a time
+    believed: Floats  # rows: prior x factor; factor; share of a batch that one stage has at a time; scale of the roof
+    _lean: Floats  # TTFT and TPOT, by band: what is left between model and outcome, as a factor
     hit: Floats  # share of prompt tokens found in the prefix cache
     state: NDArray[np.int8]  # LEARNING, TRUSTED, OFF
-    _kept: Floats
-    _seen: Floats
-    _error: Floats
-    _covered: Floats
-
-    @property
-    def factor(self) -> Floats:
-        """Learnt factors on ``prior``, a row a term."""
-        return self.regression.factor
 
     def lean(self, metric: int, where: Slots) -> Floats:
         """The factor left over between model and outcome, at the places that ``tails.where`` names."""
-        bias = self.bias[metric].reshape(-1).take(where)
-        factor: Floats = np.exp(bias, out=bias)
+        factor: Floats = self._lean[metric].reshape(-1).take(where)
         return factor
 
     # -- who is there --------------------------------------------------------------------------------------------
@@ -143,7 +97,7 @@ class Belief:
         while slot >= self.prior.shape[1]:
             self._grow(2 * self.prior.shape[1])
         p = backend.prior
-        self._priors[slot] = backend
+        self._backends[slot] = backend
         self.prior[:, slot] = (
             p.fixed_s,
             p.seq_s / p.stages,
@@ -152,13 +106,20 @@ class Belief:
             p.token_context_s,
             p.first_token_s,
         )
-        self.stage_share[slot] = 1.0 / p.stages
-        self.roofs.joined(slot, p, float(backend.chunk_tokens + backend.seqs_max))
+        scale = self.roofs.joined(slot, p, float(backend.chunk_tokens + backend.seqs_max))
+        self.believed[2 * TERMS :, slot] = 1.0 / p.stages, scale
         self.regression.joined(slot, p.sigma)
         self.tails.joined(slot, backend.models[0] if backend.models else "")
-        self.bias[..., slot] = self._kept[..., slot] = self._seen[..., slot] = 0.0
-        self._error[:, slot] = ERROR_START
-        self.hit[slot], self._covered[slot], self.state[slot] = 0.0, 0.9, LEARNING
+        self._lean[..., slot] = 1.0
+        self.hit[slot], self.state[slot] = 0.0, LEARNING
+        self._books[slot] = Books()
+        self._publish(slot)
+
+    def _publish(self, slot: int) -> None:
+        """Make what was learnt of the terms ready for the next forecast."""
+        factor = self.regression.factor[slot]
+        np.multiply(self.prior[:, slot], factor, out=self.believed[:TERMS, slot])
+        self.believed[TERMS : 2 * TERMS, slot] = factor
 
     def _grow(self, capacity: int) -> None:
         self._allocate(capacity)
@@ -173,10 +134,11 @@ class Belief:
             return
         terms, beside = expected.terms_s, expected.beside_s
         if expected.band == FULL:  # the wait for room is a matter of other replies' ends, not of this engine's steps
-            left = log(actual_s / (float(terms @ self.factor[:, slot]) + beside))
+            left = log(actual_s / (float(terms @ self.regression.factor[slot]) + beside))
         else:
             left = self.regression.saw(slot, TTFT, terms, beside, actual_s, expected.doubt)
-        self._lean(TTFT, slot, expected.band, left)
+            self._publish(slot)
+        self._settle_lean(TTFT, slot, expected.band, left)
         self._judge(TTFT, slot, expected, log(actual_s / predicted_s))
 
     def pace(
@@ -189,7 +151,8 @@ class Belief:
         if steps >= STEPS_MIN:
             terms = self._lived(slot, model, steps, since, until)
             left = self.regression.saw(slot, TPOT, terms, 0.0, actual_s, STEP_DOUBT / steps)
-            self._lean(TPOT, slot, expected.band, left)
+            self._publish(slot)
+            self._settle_lean(TPOT, slot, expected.band, left)
         self._judge(TPOT, slot, expected, log(actual_s / (steps * predicted_s)))
 
     def _lived(self, slot: int, model: str, steps: int, since: Mark, until: Mark) -> Floats:
@@ -198,7 +161,7 @@ class Belief:
         batch = (until.decoding_s - since.decoding_s) / lasted_s
         context = (until.context_s - since.context_s) / lasted_s
         prompts = until.prefilled_tokens - since.prefilled_tokens
-        backend, prior, roofs = self._priors[slot], self.prior[:, slot], self.roofs
+        backend, prior, roofs = self._backends[slot], self.prior[:, slot], self.roofs
         rows = batch / backend.prior.stages
         roof_s = roofs.one(slot, rows)
         terms = prior * (steps, steps * batch, steps * context, prompts, 0.0, 0.0)
@@ -219,49 +182,30 @@ class Belief:
         """The share of a prompt that was found in the prefix cache."""
         self.hit[slot] += BIAS_GAIN * (share - self.hit[slot])
 
-    def _lean(self, metric: int, slot: int, band: int, left: float) -> None:
+    def _settle_lean(self, metric: int, slot: int, band: int, left: float) -> None:
         """Learn what the factors leave over in this load band: the queue is modelled only so well."""
-        bias = self.bias[metric, band]
-        bias[slot] += BIAS_GAIN * (min(1.0, max(-1.0, left)) - bias[slot])
+        lean = self._lean[metric, band]
+        lean[slot] *= exp(BIAS_GAIN * (min(1.0, max(-1.0, left)) - log(lean[slot])))
 
     def _judge(self, metric: int, slot: int, expected: Expectation, score: float) -> None:
         """Book an outcome against what was promised for it."""
         promised = expected.promised[metric]
         self.tails.saw(metric, expected.band, slot, score, promised)
-        self._kept[metric, :, slot] += score <= promised
-        self._seen[metric, slot] += 1.0
-        size = abs(score) * expected.width if metric == E2E else abs(score)
-        error = self._error[metric]
-        error[slot] *= ERROR_UP if size > error[slot] else 1.0 / ERROR_UP  # settles where half are above
+        books = self._books[slot]
+        books.note(metric, score, promised, expected.width if metric == E2E else 1.0)
         if metric == TTFT:
-            self._covered[slot] += SCORE_GAIN * (float(score <= promised[_P90]) - self._covered[slot])
-            self._settle(slot)
-
-    def _settle(self, slot: int) -> None:
-        """Whether the forecast may be trusted now; it takes more to come back than to stay."""
-        if self._seen[TTFT, slot] < TRUSTED_AFTER:
-            return
-        strict = RECOVERED if self.state[slot] == OFF else 1.0
-        wrong = any(self._error[metric, slot] > strict * ERROR_OFF[metric] for metric in (TTFT, TPOT))
-        off = wrong or self._covered[slot] < COVERAGE_OFF / strict
-        self.state[slot] = OFF if off else TRUSTED
+            self.state[slot] = books.state(int(self.state[slot]))
 
     # -- what it is worth ----------------------------------------------------------------------------------------
 
     def seen(self, slot: int) -> int:
         """First tokens observed on this backend."""
-        return int(self._seen[TTFT, slot])
+        return self._books[slot].seen[TTFT]
 
     def score(self, slot: int) -> Score:
         """How its predictions did."""
-        ttft, tpot, e2e = (self._accuracy(metric, slot) for metric in (TTFT, TPOT, E2E))
+        ttft, tpot, e2e = (self._books[slot].accuracy(metric) for metric in (TTFT, TPOT, E2E))
         return Score(STATES[self.state[slot]], ttft, tpot, e2e, self.regression.changes[slot])
-
-    def _accuracy(self, metric: int, slot: int) -> Accuracy:
-        seen = int(self._seen[metric, slot])
-        shares = self._kept[metric, :, slot] / seen if seen else np.full(len(QUANTILES), np.nan)
-        error = exp(float(self._error[metric, slot])) - 1.0 if seen else float("nan")
-        return Accuracy(seen, error, dict(zip(QUANTILES, shares.tolist(), strict=True)))
 
     # -- warm start ----------------------------------------------------------------------------------------------
 
@@ -272,10 +216,9 @@ class Belief:
             "prior": self.prior[:, slot].tolist(),
             "regression": self.regression.plain(slot),
             "tails": self.tails.plain(slot),
-            "bias": self.bias[..., slot].tolist(),
+            "lean": self._lean[..., slot].tolist(),
             "hit": float(self.hit[slot]),
             "state": int(self.state[slot]),
-            "seen": self._seen[:, slot].tolist(),
         }
 
     def adopt(self, slot: int, learnt: Mapping[str, Any]) -> None:
@@ -286,9 +229,7 @@ class Belief:
             raise ValueError("a belief about other physics: its prior is not that of this backend")
         self.regression.adopt(slot, learnt["regression"])
         self.tails.adopt(slot, learnt["tails"])
-        self.bias[..., slot] = learnt["bias"]
+        self._lean[..., slot] = learnt["lean"]
         self.hit[slot] = learnt["hit"]
         self.state[slot] = learnt["state"]
-
-
-_P90: Final = QUANTILES.index(0.9)
+        self._publish(slot)

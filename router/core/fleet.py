@@ -13,7 +13,7 @@ never hide what was sent since, and traffic that no router knows of still counts
 from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from math import exp
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from router.core.types import Backend, EngineReport, Load, Request
 
 Floats = NDArray[np.float64]
 Slots = NDArray[np.intp]
+_Number = TypeVar("_Number", bound=np.generic)
 
 PREFILLING, PREFILL_TOKENS, DECODING, CONTEXT_TOKENS = range(4)
 RATE_TAU_S: Final = 5.0  # memory of the prefill rate: a few requests' lives, so that it follows a burst
@@ -389,7 +390,7 @@ class Fleet:
     nobody waits).
     """
 
-    __slots__ = ("_gathered", "_ledger", "held", "held_rank", "now_s", "slots")
+    __slots__ = ("_gathered", "_ledger", "_span", "held", "held_rank", "now_s", "slots")
 
     def __init__(
         self, ledger: Ledger, slots: Slots, now_s: float, held: int = 0, held_rank: tuple[float, ...] = ()
@@ -397,6 +398,9 @@ class Fleet:
         self._ledger = ledger
         self._gathered: Floats | None = None
         self.slots = slots
+        count = len(slots)
+        neighbours = count and slots[-1] - slots[0] == count - 1  # slots ascend
+        self._span = slice(int(slots[0]), int(slots[-1]) + 1) if neighbours else None
         self.now_s = now_s
         self.held = held
         self.held_rank = held_rank
@@ -404,8 +408,14 @@ class Fleet:
     def __len__(self) -> int:
         return len(self.slots)
 
+    def of(self, columns: NDArray[_Number]) -> NDArray[_Number]:
+        """The candidates' part of columns whose last axis is slots, to be read and not kept: where slots are
+        neighbours, as those of one model mostly are, it is a view.
+        """
+        return columns[..., self._span] if self._span else columns.take(self.slots, axis=-1)
+
     def _gather(self, column: Floats) -> Floats:
-        return column.take(self.slots)
+        return self.of(column)
 
     def _row(self, row: int) -> Floats:
         facts: Floats = self.load[row]
@@ -415,8 +425,8 @@ class Fleet:
     def load(self) -> Floats:
         """Rows prefilling, prefill_tokens, decoding, context_tokens: own + others + foreign, one column a backend."""
         if self._gathered is None:
-            ledger, slots = self._ledger, self.slots
-            self._gathered = ledger.own[:, slots] + ledger.others[:, slots] + ledger.foreign[:, slots]
+            ledger = self._ledger
+            self._gathered = self.of(ledger.own) + self.of(ledger.others) + self.of(ledger.foreign)
         return self._gathered
 
     @property

@@ -21,21 +21,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core.belief import (
-    CONTEXT,
-    E2E,
-    FIRST,
-    FIXED,
-    PAIR,
-    SEQ,
-    TOKEN,
-    TPOT,
-    TTFT,
-    Belief,
-    Expectation,
-)
+from router.core.belief import Belief, Expectation
 from router.core.fleet import Fleet, Floats
-from router.core.tails import interpolated
+from router.core.regression import CONTEXT, FIRST, FIXED, PAIR, SEQ, TERMS, TOKEN
+from router.core.score import E2E, TPOT, TTFT
+from router.core.tails import FULL, interpolated
 from router.core.types import Request
 
 PREFILL_SHARE_MAX: Final = 0.8  # beyond it the engine hardly decodes; the stretch would be without bound
@@ -75,6 +65,7 @@ class _Engines:
         "each",
         "factor",
         "first",
+        "fixed",
         "growing",
         "last",
         "left",
@@ -91,25 +82,27 @@ class _Engines:
     def __init__(
         self, fleet: Fleet, belief: Belief, own_tokens: Floats, cached_tokens: Floats, mean_prompt_tokens: float
     ) -> None:
-        slots, load = fleet.slots, fleet.load
-        self.factor = belief.factor.take(slots, axis=1)
-        self.c = belief.prior.take(slots, axis=1)
-        self.c *= self.factor
-        prefilling, self.queued, self.batch, self.context = load
-        self.own, self.cached = own_tokens, cached_tokens
-        self._fill(fleet.chunk_tokens)
+        believed = fleet.of(belief.believed)
+        self.c, self.factor, share, scale = believed[:TERMS], believed[TERMS : 2 * TERMS], believed[-2], believed[-1]
+        prefilling, self.queued, self.batch, self.context = fleet.load
+        self.own, self.cached, self.mean_prompt = own_tokens, cached_tokens, mean_prompt_tokens
         self.each = self.queued / np.maximum(prefilling, 1.0)
         self.growing = np.minimum(self.batch + prefilling + 1.0, fleet.seqs_max)
-        share = belief.stage_share.take(slots)
-        self.mean_prompt = mean_prompt_tokens
-        rows = np.empty((6, len(slots)))
+        self._fill(fleet.chunk_tokens)
+        self._roofs(belief, fleet, share, scale)
+        self.fixed = self.c[FIXED] + self.factor[FIXED] * self.roof[0]
+        self.step = self.fixed + self.c[SEQ] * self.batch + self.c[CONTEXT] * self.context
+
+    def _roofs(self, belief: Belief, fleet: Fleet, share: Floats, scale: Floats) -> None:
+        """The roof over the batch now and over the batch to come, and what prompt tokens beside it add."""
+        rows = np.empty((6, len(fleet)))
         np.multiply(self.batch, share, out=rows[0])
-        np.add(rows[0], [self.first, self.last, self.room, np.minimum(mean_prompt_tokens, self.room)], out=rows[1:5])
+        rows[1], rows[2], rows[3] = self.first, self.last, self.room
+        np.minimum(self.mean_prompt, self.room, out=rows[4])
+        rows[1:5] += rows[0]
         np.multiply(self.growing, share, out=rows[5])
-        self.roof = belief.roofs.at(slots, rows)
+        self.roof = belief.roofs.at(fleet.slots, rows, scale)
         self.roof[1:5] -= self.roof[0]
-        fixed, seq, context = self.c[FIXED], self.c[SEQ], self.c[CONTEXT]
-        self.step = fixed + self.factor[FIXED] * self.roof[0] + seq * self.batch + context * self.context
 
     def _fill(self, chunk_tokens: Floats) -> None:
         """How the prompts ahead and the own one fall into steps: the one under way has taken in ``first`` tokens of the
@@ -145,14 +138,14 @@ class _Engines:
         each_s = self.factor[TOKEN] * self.roof[4] / piece + self.c[TOKEN] + self.c[PAIR] * (self.mean_prompt / 2)
         taken_in = self.growing * self.mean_prompt * each_s / (output_tokens * step_s)
         share = np.where(full > 0.0, taken_in / (1.0 + taken_in), tokens_per_s * each_s)
-        return np.minimum(share, PREFILL_SHARE_MAX)
+        bounded: Floats = np.minimum(share, PREFILL_SHARE_MAX)
+        return bounded
 
     def terms_s(self, index: int, steps: float, prompt_s: float, pair_s: float) -> Floats:
         """The terms of TTFT at factor 1 on one candidate."""
         c, factor = self.c[:, index], self.factor[:, index]
-        fixed_s = c[FIXED] + factor[FIXED] * self.roof[0, index]
         seq_s, context_s = c[SEQ] * self.batch[index], c[CONTEXT] * self.context[index]
-        parts = np.array((steps * fixed_s, steps * seq_s, steps * context_s, prompt_s, pair_s, c[FIRST]))
+        parts = np.array((steps * self.fixed[index], steps * seq_s, steps * context_s, prompt_s, pair_s, c[FIRST]))
         parts /= factor
         return parts
 
@@ -209,7 +202,7 @@ class Forecast:
     @property
     def state(self) -> NDArray[np.int8]:
         """How far each candidate's forecast can be trusted: belief.LEARNING, TRUSTED or OFF."""
-        return self._belief.state.take(self._fleet.slots)
+        return self._fleet.of(self._belief.state)
 
     @property
     def cached_tokens(self) -> Floats:
@@ -220,7 +213,7 @@ class Forecast:
             if self._request.prefix:
                 self._cached = np.minimum(self._fleet.cached_tokens(self._request), self.prompt_tokens)
             else:
-                self._cached = self.prompt_tokens * self._belief.hit.take(self._fleet.slots)
+                self._cached = self.prompt_tokens * self._fleet.of(self._belief.hit)
         return self._cached
 
     @property
@@ -245,8 +238,7 @@ class Forecast:
             steps = engines.steps + engines.under_way + waiting
             prompt_s, pair_s = engines.prompt_s()
             modelled_s = fleet.network_s + steps * engines.step + prompt_s + pair_s + engines.c[FIRST]
-            bands = ((engines.queued > 0.0) | (waiting > 0.0)).astype(np.intp)
-            bands += waiting > 0.0
+            bands = np.maximum(engines.queued > 0.0, FULL * (waiting > 0.0))
             self._where = self._belief.tails.where(bands, fleet.slots)
             self._queue = steps, waiting, prompt_s, pair_s, bands
             self._ttft = modelled_s * self._belief.lean(TTFT, self._where)
@@ -328,9 +320,10 @@ class Forecast:
         steps, waiting, prompt_s, pair_s, bands = (float(part[index]) for part in self._queue)
         slot, band, step_s = int(self._fleet.slots[index]), int(bands), float(engines.step[index])
         step_share, wait_share = step_s / ttft_s, waiting * step_s / ttft_s
+        network_s = float(self._fleet.network_s[index])
         return Expectation(
             engines.terms_s(index, steps, prompt_s, pair_s),
-            float(self._fleet.network_s[index]),
+            network_s,
             WAIT_DOUBT * wait_share**2 + STEP_DOUBT * step_share**2,
             band,
             self._width,

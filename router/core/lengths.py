@@ -105,7 +105,7 @@ class _Replies:
     def of(cls, plain: dict[str, list[float]]) -> "_Replies":
         """The distribution that ``plain`` wrote."""
         made = cls()
-        made._ended, made._cut = list(plain["ended"]), list(plain["cut"])  # noqa: SLF001 - its own
+        made._ended, made._cut = list(plain["ended"]), list(plain["cut"])
         return made
 
 

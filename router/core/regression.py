@@ -33,7 +33,7 @@ BOUND_EVERY: Final = 32  # outcomes between two checks that doubt has not outgro
 
 
 class Regression:
-    """Columns over the ledger's slots; ``factor`` has a row a term."""
+    """One row a slot; ``factor`` has a column a term."""
 
     factor: Floats
 
@@ -43,7 +43,7 @@ class Regression:
         self._allocate(capacity)
 
     def _allocate(self, capacity: int) -> None:
-        self.factor = np.ones((TERMS, capacity))
+        self.factor = np.ones((capacity, TERMS))
         self._log = np.zeros((capacity, TERMS))
         self._covariance = np.zeros((capacity, TERMS, TERMS))
         self._wander = np.zeros((capacity, TERMS, TERMS))
@@ -59,8 +59,7 @@ class Regression:
         old = dict(vars(self))
         count = len(self.changes)
         self._allocate(capacity)
-        self.factor[:, :count] = old["factor"]
-        for name in ("_log", "_covariance", "_wander", "_sigma"):
+        for name in ("factor", "_log", "_covariance", "_wander", "_sigma"):
             getattr(self, name)[:count] = old[name]
         for name in ("_above", "_below", "_seen", "changes"):
             getattr(self, name)[:count] = old[name]
@@ -72,7 +71,7 @@ class Regression:
         variance = np.square(sigma)
         self._sigma[slot] = sigma
         self._log[slot] = 0.0
-        self.factor[:, slot] = 1.0
+        self.factor[slot] = 1.0
         self._covariance[slot] = np.diag(variance)
         self._wander[slot] = np.diag(WANDER**2 * variance) + WANDER_ALL**2
         for noise in self._noise:
@@ -86,7 +85,8 @@ class Regression:
         ``doubt``: variance of the log of this prediction that has nothing to do with factors (a queue's chance).
         Returns the log of actual over predicted after learning. Both must be above 0.
         """
-        parts = terms_s * self.factor[:, slot]
+        factor = self.factor[slot]
+        parts = terms_s * factor
         predicted_s = float(parts.sum()) + beside_s
         shares = parts / predicted_s
         covariance = self._covariance[slot]
@@ -97,14 +97,12 @@ class Regression:
         deviation = sqrt(variance)
         error = log(actual_s / predicted_s)
         z = min(CLIP, max(-CLIP, error / deviation))
-        spread /= variance
-        self._log[slot] += (z * deviation) * spread
-        covariance -= np.multiply.outer(spread * variance, spread)
-        np.exp(self._log[slot], out=parts)
-        self.factor[:, slot] = parts
+        self._log[slot] += (z * deviation / variance) * spread
+        covariance -= np.multiply.outer(spread, spread / variance)
+        np.exp(self._log[slot], out=factor)
         self._learn_noise(slot, kind, (z * deviation) ** 2 - believed - doubt)
         self._watch(slot, z)
-        return log(actual_s / (float(terms_s @ parts) + beside_s))
+        return log(actual_s / (float(terms_s @ factor) + beside_s))
 
     def _learn_noise(self, slot: int, kind: int, excess: float) -> None:
         noise = self._noise[kind]
@@ -147,7 +145,7 @@ class Regression:
         """Take over what ``plain`` wrote elsewhere."""
         self._log[slot] = plain["log_factor"]
         self._covariance[slot] = plain["covariance"]
-        self.factor[:, slot] = np.exp(self._log[slot])
+        self.factor[slot] = np.exp(self._log[slot])
         self._seen[slot] = plain["seen"]
         for noise, value in zip(self._noise, plain["noise"], strict=True):
             noise[slot] = value

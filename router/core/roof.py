@@ -21,23 +21,29 @@ class Roofs:
 
     def __init__(self, capacity: int) -> None:
         self._rows = np.zeros((capacity, POINTS))
-        self._scale = np.ones(capacity)
+        self._scale = [1.0] * capacity
 
     def grow(self, capacity: int) -> None:
         """Make room for more slots."""
-        rows, scale = np.zeros((capacity, POINTS)), np.ones(capacity)
-        rows[: len(self._rows)], scale[: len(self._scale)] = self._rows, self._scale
-        self._rows, self._scale = rows, scale
+        rows = np.zeros((capacity, POINTS))
+        rows[: len(self._rows)] = self._rows
+        self._rows = rows
+        self._scale += [1.0] * (capacity - len(self._scale))
 
-    def joined(self, slot: int, prior: StepCoefficients, tokens_max: float) -> None:
-        """Draw the curve of what is now in ``slot``."""
+    def joined(self, slot: int, prior: StepCoefficients, tokens_max: float) -> float:
+        """Draw the curve of what is now in ``slot``; returns its scale, places per root of a token."""
         tokens = tokens_max * np.linspace(0.0, 1.0, POINTS) ** 2
         self._rows[slot] = roof_s(prior, tokens)
         self._scale[slot] = (POINTS - 1) / sqrt(tokens_max)
+        return self._scale[slot]
 
-    def at(self, slots: Slots, tokens: Floats) -> Floats:
-        """Seconds for ``tokens`` (rows of one column a slot) in a step; beyond the table its last slope goes on."""
-        place = np.sqrt(tokens) * self._scale[slots]
+    def at(self, slots: Slots, tokens: Floats, scale: Floats) -> Floats:
+        """Seconds for ``tokens`` (rows of one column a slot) in a step; ``scale``: of these slots, as ``joined`` gave.
+
+        Beyond the table its last slope goes on.
+        """
+        place = np.sqrt(tokens)
+        place *= scale
         below = np.minimum(place, POINTS - 1.001).astype(np.intp)
         place -= below
         below += slots * POINTS
@@ -51,7 +57,7 @@ class Roofs:
 
     def one(self, slot: int, tokens: float) -> float:
         """The same for one slot and number of tokens."""
-        place = sqrt(tokens) * float(self._scale[slot])
+        place = sqrt(tokens) * self._scale[slot]
         below = min(int(place), POINTS - 2)
         row = self._rows[slot]
         low = float(row[below])

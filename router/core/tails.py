@@ -12,6 +12,7 @@ the prior. Columns hold the ready spreads, so that a decision over a thousand ba
 
 from array import array
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from math import ceil
 from statistics import NormalDist
 from typing import Any, Final
@@ -25,10 +26,13 @@ BANDS: Final = 3  # engines with no prompt ahead; with some; full
 FULL: Final = 2
 WINDOW: Final = 160  # scores that stand for the next one: the 0.99 rank needs 99
 FEW: Final = 20  # below so many scores of its own a backend's band borrows from its pool
+SETTLED: Final = 64  # from then on the columns follow every REFRESH scores
+REFRESH: Final = 4
 ACI_GAIN: Final = 0.01  # step of the level for a broken promise; Gibbs & Candes use 0.005
 LEVEL_MAX: Final = 0.9995
 BEYOND: Final = 0.35  # above the largest score there is only a guess: this share of what lies above the median
 PRIOR_SIGMA: Final = (0.25, 0.25, 1.0)  # before any score: normal; as a data sheet is wrong, E2E in its own widths
+_ACI: Final = tuple((ACI_GAIN * (1.0 - q), ACI_GAIN * q, max(0.3, 1.5 * q - 0.5)) for q in QUANTILES)
 _Z: Final = tuple(NormalDist().inv_cdf(q) for q in QUANTILES)
 _PRIOR: Final = np.multiply.outer(PRIOR_SIGMA, _Z)
 
@@ -72,12 +76,14 @@ class Scores:
             spreads[i] = max(spreads[i], spreads[i - 1])
         return spreads
 
-    def adapt(self, score: float, promised: Floats) -> None:
+    def adapt(self, score: float, promised: Sequence[float]) -> None:
         """Move each level by whether its promise was kept."""
-        for i, q in enumerate(QUANTILES):
-            kept = score <= promised[i]
-            level = self.levels[i] + ACI_GAIN * (q - kept)
-            self.levels[i] = min(LEVEL_MAX, max(1.5 * q - 0.5, 0.3, level))
+        levels = self.levels
+        for i, (down, up, least) in enumerate(_ACI):
+            if score <= promised[i]:
+                levels[i] = max(least, levels[i] - down)
+            else:
+                levels[i] = min(LEVEL_MAX, levels[i] + up)
 
 
 class Tails:
@@ -89,7 +95,8 @@ class Tails:
         self._spread[:] = _PRIOR[:, :, None, None]
         self._scores: dict[tuple[int, int, int], Scores] = {}  # metric, band, slot
         self._pooled: dict[tuple[int, int, str], Scores] = {}
-        self._pools: dict[str, set[int]] = {}
+        self._pools: dict[str, Slots] = {}
+        self._borrows = np.ones((len(_PRIOR), BANDS, capacity), dtype=np.bool_)
         self._pool_of: dict[int, str] = {}
 
     def grow(self, capacity: int) -> None:
@@ -97,15 +104,17 @@ class Tails:
         spread = np.empty((*_PRIOR.shape, BANDS, capacity))
         spread[:] = _PRIOR[:, :, None, None]
         spread[..., : self._capacity] = self._spread
-        self._spread, self._capacity = spread, capacity
+        borrows = np.ones((len(_PRIOR), BANDS, capacity), dtype=np.bool_)
+        borrows[..., : self._capacity] = self._borrows
+        self._spread, self._borrows, self._capacity = spread, borrows, capacity
 
     def joined(self, slot: int, pool: str) -> None:
         """Forget what was in the slot; what is there now starts with what its pool knows."""
         for key in [key for key in self._scores if key[2] == slot]:
             del self._scores[key]
-        self._pools.get(self._pool_of.get(slot, ""), set()).discard(slot)
-        self._pools.setdefault(pool, set()).add(slot)
+        self._pools.clear()
         self._pool_of[slot] = pool
+        self._borrows[:, :, slot] = True
         self._spread[:, :, :, slot] = _PRIOR[:, :, None]
         for (metric, band, name), scores in self._pooled.items():
             if name == pool and scores.seen >= FEW:
@@ -125,11 +134,12 @@ class Tails:
             low += share * (kept[row + 1].take(where) - low)
         return low
 
-    def promised(self, band: int, slot: int) -> Floats:
+    def promised(self, band: int, slot: int) -> list[list[float]]:
         """All spreads (metrics x quantiles) as they stand for one backend: what its predictions promise now."""
-        return self._spread[:, :, band, slot].copy()
+        promised: list[list[float]] = self._spread[:, :, band, slot].tolist()
+        return promised
 
-    def saw(self, metric: int, band: int, slot: int, score: float, promised: Floats) -> None:
+    def saw(self, metric: int, band: int, slot: int, score: float, promised: Sequence[float]) -> None:
         """Fold in one score, and whether what was promised with it was kept."""
         own = self._scores.get((metric, band, slot))
         if own is None:
@@ -140,21 +150,26 @@ class Tails:
             pooled = self._pooled[metric, band, pool] = Scores()
         own.add(score)
         own.adapt(score, promised)
-        if own.seen >= FEW:
+        if own.seen >= FEW and (own.seen < SETTLED or own.seen % REFRESH == 0):
             self._spread[metric, :, band, slot] = own.spreads()
+            self._borrows[metric, band, slot] = False
         if own.seen < FEW or own.seen % FEW == 0:
-            self._borrow(metric, band, pool, pooled, score)
+            pooled.add(score)
+            if pooled.seen >= FEW and pooled.seen % REFRESH == 0:
+                self._lend(metric, band, pool, pooled.spreads())
 
-    def _borrow(self, metric: int, band: int, pool: str, pooled: Scores, score: float) -> None:
-        """Those with few scores of their own get the pool's; it hears all of the new and one in FEW of the old."""
-        pooled.add(score)
-        if pooled.seen < FEW:
-            return
-        spreads = pooled.spreads()
-        for slot in self._pools[pool]:
-            own = self._scores.get((metric, band, slot))
-            if own is None or own.seen < FEW:
-                self._spread[metric, :, band, slot] = spreads
+    def _lend(self, metric: int, band: int, pool: str, spreads: list[float]) -> None:
+        """Those with few scores of their own get the pool's, which hears all of the new and one in FEW of the old."""
+        slots = self._slots(pool)
+        slots = slots[self._borrows[metric, band].take(slots)]
+        self._spread[metric, :, band, slots] = spreads
+
+    def _slots(self, pool: str) -> Slots:
+        slots = self._pools.get(pool)
+        if slots is None:
+            there = [slot for slot, name in self._pool_of.items() if name == pool]
+            slots = self._pools[pool] = np.array(there, dtype=np.intp)
+        return slots
 
     def plain(self, slot: int) -> list[Any]:
         """The spreads of one backend as plain numbers."""
@@ -164,6 +179,7 @@ class Tails:
     def adopt(self, slot: int, plain: list[Any]) -> None:
         """Start from spreads learnt elsewhere, until this backend has enough scores here."""
         self._spread[:, :, :, slot] = plain
+        self._borrows[:, :, slot] = False
 
 
 def _between(quantile: float) -> tuple[int, float]:
@@ -177,11 +193,11 @@ def _between(quantile: float) -> tuple[int, float]:
     return row, (z - _Z[row]) / (_Z[row + 1] - _Z[row])
 
 
-def interpolated(spreads: Floats, quantile: float) -> float:
+def interpolated(spreads: Sequence[float], quantile: float) -> float:
     """The spread at any quantile, from one at each kept quantile."""
     row, share = _between(quantile)
-    low = float(spreads[row])
-    return low + share * (float(spreads[row + 1]) - low) if share else low
+    low = spreads[row]
+    return low + share * (spreads[row + 1] - low) if share else low
 
 
 _NORMAL: Final = NormalDist()
