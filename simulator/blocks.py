@@ -37,6 +37,11 @@ class Blocks:
         self._units: dict[Hashable, Unit] = {}
         self._free: OrderedDict[Hashable, int] = OrderedDict()  # least recently freed first; units by hash
 
+    @property
+    def caching(self) -> bool:
+        """Whether any prefix lies in the blocks."""
+        return bool(self._units)
+
     def take(self, count: int) -> None:
         """*count* free blocks come into use; whatever prefix they held is forgotten."""
         self.used += count

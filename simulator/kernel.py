@@ -13,7 +13,10 @@ from typing import Any, Protocol
 class Clock(Protocol):
     """What a replica needs of time: the simulator's heap here, an event loop in ``engine.py``."""
 
-    now_s: float
+    @property
+    def now_s(self) -> float:
+        """The time."""
+        ...
 
     def at(self, when_s: float, act: Callable[[Any], None], argument: Any) -> None:
         """Call ``act(argument)`` at ``when_s``."""

@@ -246,7 +246,7 @@ def _typed(value: object, kind: Any, place: str) -> Any:
 
 def _number(value: object, place: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{place}: expected a number, got {value!r}")
+        raise ValueError(f"{place}: expected a number, got {value!r}")  # noqa: TRY004 - a bad file
     return float(value)
 
 

@@ -50,14 +50,15 @@ class Sequence:
         "finish_step",
         "generated",
         "id",
+        "known_tokens",
         "offset",
         "order",
         "output_tokens",
-        "own_blocks",
         "preemptions",
         "prefix",
         "priority",
         "prompt_tokens",
+        "shared_blocks",
         "state",
         "unit_blocks",
         "unit_tokens",
@@ -73,23 +74,25 @@ class Sequence:
         priority: int = 0,
         prefix: tuple[Hashable, ...] = (),
         unit_tokens: int = 0,
+        known_tokens: int = 0,
     ) -> None:
-        """*prefix*: hashes of the prompt's successive stretches of *unit_tokens*, each covering all before it."""
+        """*prefix*: hashes of the text's successive stretches of *unit_tokens*, each covering all before it; of the
+        first *known_tokens* of the text, prompt and reply (0: of the prompt).
+        """
         self.id = id
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
         self.attempt = attempt
         self.priority = priority
+        self.state = COMING
+        self.order = self.generated = self.preemptions = 0
+        self.computed = 0  # tokens in KV while prefilling; while decoding it is offset + the engine's step number
+        self.offset = self.finish_step = 0
+        self.cached_tokens = -1  # of the prompt, found at first admission
         self.prefix = prefix
-        self.unit_tokens = unit_tokens
+        self.shared_blocks = 0  # of the blocks it uses, those that lie in units
+        if prefix:
+            self.unit_tokens = unit_tokens
+            self.known_tokens = known_tokens or prompt_tokens
         self.unit_blocks: list[int] = []
         self.units: list[Hashable] = []  # keys to give back
-        self.own_blocks = 0  # blocks held and shared with nobody, while prefilling
-        self.state = COMING
-        self.order = 0
-        self.generated = 0
-        self.computed = 0  # tokens in KV while prefilling; while decoding it is offset + the replica's step number
-        self.offset = 0
-        self.finish_step = 0
-        self.cached_tokens = -1  # of the prompt, found at first admission
-        self.preemptions = 0

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from router.core.physics import StepCoefficients
+from router.core.physics import StepCoefficients, step_terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,8 @@ class Truth:
     def roof_s(self, tokens_max: int) -> list[float]:
         """Entry n: what n tokens in a step add to the dense weight read (experts and compute, softly joined)."""
         c = self.coefficients
-        n = np.arange(tokens_max + 1, dtype=np.float64)
-        read = c.weights_s + c.experts_s * (1.0 - (1.0 - c.expert_share) ** n)
-        compute = c.gemm_token_s * n
-        joined = (read**c.roof_power + compute**c.roof_power) ** (1.0 / c.roof_power)
-        return [float(x) for x in joined - c.weights_s]
+        decoding = c.stages * np.arange(tokens_max + 1, dtype=np.float64)
+        return [float(x) for x in np.asarray(step_terms(c, decoding, 0.0).token_s)]
 
     def prompt_token_s(self) -> float:
         """Seconds a prompt token adds beside the roof: communication."""
@@ -124,7 +121,7 @@ class Drift:
     same moments see the same factors however finely they are asked for.
     """
 
-    __slots__ = ("_draw", "_every_s", "_sigma", "_value", "factor", "until_s")
+    __slots__ = ("_draw", "_every_s", "_next_s", "_sigma", "_value", "factor", "until_s")
 
     _KEEP: Final = 0.9
 
@@ -134,12 +131,13 @@ class Drift:
         self._sigma, self._every_s = truth.hidden.drift, truth.hidden.drift_every_s
         self._value = self._draw.gauss(0.0, 1.0)
         self.factor = exp(self._sigma * self._value)
-        self.until_s = self._every_s if self._sigma else float("inf")
+        self._next_s = self.until_s = self._every_s if self._sigma else float("inf")
 
     def move(self, now_s: float) -> None:
         """Bring ``factor`` and ``until_s`` to *now_s*."""
         fresh = (1 - self._KEEP**2) ** 0.5
-        while self.until_s <= now_s:
+        while self._next_s <= now_s:
             self._value = self._KEEP * self._value + fresh * self._draw.gauss(0.0, 1.0)
-            self.until_s += self._every_s
+            self._next_s += self._every_s
+        self.until_s = self._next_s
         self.factor = exp(self._sigma * self._value)

@@ -4,6 +4,7 @@ Written from captures of the real server: no [DONE] (the chunked body just ends)
 a 400 with an event-stream body, bad JSON is a 500, an unknown model a 404. Sampling inputs change nothing.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
@@ -188,6 +189,6 @@ def metrics(engine: Engine) -> str:
     return "".join(lines)
 
 
-def _family(name: str, label: str, values: dict[str, float], of: dict[str, str]) -> list[str]:
+def _family(name: str, label: str, values: Mapping[str, float], of: dict[str, str]) -> list[str]:
     first = next(iter(values))
     return [metric(name, "gauge" if key == first else "", value, {**of, label: key}) for key, value in values.items()]

@@ -170,7 +170,7 @@ async def test_a_client_that_leaves_frees_its_sequence(protocol: str) -> None:
             await anext(answer.aiter_raw())
             assert client.engine.replica.running == 1
         await until(lambda: client.engine.replica.running == 0)
-        assert client.engine.replica.blocks.used == 0
+        assert client.engine.replica.kv_usage() == 0
 
 
 async def test_a_prompt_seen_before_is_found_in_the_cache() -> None:

@@ -97,7 +97,7 @@ def test_every_block_comes_back(seed: int, coalesce: bool) -> None:
     """When all is over no block is held, nobody waits and nobody runs, whoever left or was preempted."""
     truth, limits, jobs = world(Random(seed))
     _, _, replica = walked(truth, limits, jobs, coalesce)
-    assert (replica.blocks.used, replica.running, replica.waiting, replica.decoding) == (0, 0, 0, 0)
+    assert (replica.kv_usage(), replica.running, replica.waiting, replica.decoding) == (0, 0, 0, 0)
 
 
 def prefixed(draw: Random, coalesce: bool, seed: int) -> tuple[Times, Times, Replica]:
@@ -134,7 +134,7 @@ def test_a_prefix_cache_changes_nothing_about_coalescing(seed: int) -> None:
     assert quick.cached_tokens == plain.cached_tokens
     assert first == pytest.approx(first_plain, rel=1e-9)
     assert end == pytest.approx(end_plain, rel=1e-9)
-    assert quick.blocks.used == 0
+    assert quick.kv_usage() == 0
 
 
 def served(
@@ -229,7 +229,7 @@ def test_a_dead_engine_forgets_everything() -> None:
     kernel.run_until(0.5)
     assert [sequence.id for sequence in replica.abandon()] == ["0", "1", "2", "3"]
     kernel.run()
-    assert (ended, replica.blocks.used, replica.running, replica.waiting) == ([], 0, 0, 0)
+    assert (ended, replica.kv_usage(), replica.running, replica.waiting) == ([], 0, 0, 0)
     replica.add(Sequence("new", 50, 5), kernel.now_s)
     kernel.run()
     assert [sequence.id for sequence in ended] == ["new"]
