@@ -4,10 +4,10 @@ A policy is a module in ``policies/<kind>/`` with a function ``policy(**paramete
 the one verb of its kind (router/core/policy.py). Its file name is its name.
 """
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from inspect import signature
 from pkgutil import iter_modules
 from typing import Any, Final
 
@@ -27,18 +27,20 @@ def find(kind: str, name: str, parameters: Mapping[str, Any] | None = None) -> A
     known = names(kind)
     if name not in known:
         raise ValueError(f"unknown {kind} policy {name!r}{_hint(name, known)}; there are {', '.join(known)}")
-    make = import_module(f"policies.{kind}.{name}").policy
+    return build(f"{kind} policy {name!r}", import_module(f"policies.{kind}.{name}").policy, parameters or {})
+
+
+def build(what: str, make: Callable[..., Any], parameters: Mapping[str, Any]) -> Any:
+    """What *make* gives for these parameters; ValueError names *what* and those that it takes."""
     try:
-        return make(**(parameters or {}))
+        return make(**parameters)
     except TypeError as problem:
-        allowed = [field.name for field in fields(make)]
-        wrong = [key for key in parameters or {} if key not in allowed]
+        allowed = list(signature(make).parameters)
+        wrong = [key for key in parameters if key not in allowed]
         if not wrong:
-            raise ValueError(f"{kind} policy {name!r}: {problem}") from problem
+            raise ValueError(f"{what}: {problem}") from problem
         takes = ", ".join(allowed) or "none"
-        raise ValueError(
-            f"{kind} policy {name!r} has no parameter {wrong[0]!r}{_hint(wrong[0], allowed)}; it takes {takes}"
-        ) from problem
+        raise ValueError(f"{what} has no parameter {wrong[0]!r}{_hint(wrong[0], allowed)}; it takes {takes}") from problem
 
 
 def _hint(word: str, known: list[str]) -> str:

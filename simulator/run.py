@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from router.core.decisions import Abort, Account, Command, Send
-from router.core.dispatcher import Dispatcher, Failure
+from router.core.dispatcher import Dispatcher, Failure, Limits
 from router.core.policy import Admission, Routing
 from router.core.types import EngineReport, Request, Usage
 from simulator.books import Books
@@ -170,11 +170,12 @@ def play(
     admission: Admission,
     seed: int,
     progress: Progress | None = None,
+    limits: Limits | None = None,
 ) -> Played:
     """Run every arrival through one router in front of *pool*; the same arguments give the same books."""
     kernel, books = Kernel(), Books()
     engines: dict[str, Engine] = {}
-    shell = Shell(Dispatcher(routing, admission, Random(f"{seed}/router")), kernel, engines, books)
+    shell = Shell(Dispatcher(routing, admission, Random(f"{seed}/router"), limits), kernel, engines, books)
     sites = pool.sites(seed)
     for site in sites:
         replica = Replica(site.name, site.truth, site.limits, kernel, shell.first_token, shell.finished)

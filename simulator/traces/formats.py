@@ -259,11 +259,13 @@ def _record_parser(_first: str) -> Parse:
     return lambda line: read(_json(line))
 
 
+_RECORD: Final = Form("gateway record", False, _record_parser, "requests that never ended in the record are left out")
 _JSONL: Final[Mapping[str, Form]] = {
     "arrived_s": Form("own JSONL", False, _by_record(_own)),
     "chat_id": Form("Bailian", False, _bailian_parser),
     "input_length": Form("Mooncake", False, _by_record(_mooncake)),
-    "event": Form("gateway record", False, _record_parser, "requests that never ended in the record are left out"),
+    "record": _RECORD,  # the header that a record begins with
+    "event": _RECORD,
 }
 _CSV: Final[Mapping[frozenset[str], Form]] = {
     frozenset({"timestamp", "contexttokens", "generatedtokens"}): Form("Azure", True, _by_columns(_azure)),
