@@ -99,6 +99,7 @@ class Gateway:
         )
         self.reloader = Reloader(path, plan, self.adopt, self.metrics)
         self.router_id = plan.router_id
+        self.reports: dict[str, EngineReport] = {}  # the last of each backend
         self._known: dict[str, Backend] = {}  # as the core was told
         self._seen_up: frozenset[str] = frozenset()
         self._leaving: set[str] = set()
@@ -124,7 +125,9 @@ class Gateway:
         self.driver.core.asking(name, self.clock())
 
     def reported(self, name: str, report: EngineReport) -> None:
-        """An engine's own word on its queue."""
+        """An engine's own word on its queue, read by us or by a sidecar."""
+        self.reports[name] = report
+        self.metrics.reported(name, report)
         self.driver.perform(self.driver.core.reported(name, report, self.clock()))
 
     def backend_health(self, name: str, up: bool) -> None:
@@ -215,6 +218,7 @@ class Gateway:
                 self._known.pop(name, None)
                 self.driver.perform(self.driver.core.backend_left(name, now_s))
                 self.driver.leave(name)
+                self.reports.pop(name, None)
                 self.metrics.forget(name)
 
     # -- life --------------------------------------------------------------------------------------------------

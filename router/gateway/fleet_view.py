@@ -11,7 +11,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from router.core.decisions import Account, Outcome
-from router.core.types import Load
+from router.core.types import EngineReport, Load
 from router.gateway.journal import Entry, explained
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ def _backend(gateway: "Gateway", facts: dict[str, Any], accounts: Sequence[Accou
     watch = gateway.engines.watches.get(name)
     load = gateway.core.loads().get(name, Load())
     others = [view.loads[name] for view in gateway.sync.peers.values() if name in view.loads]
-    last = watch.last if watch else None
+    report = gateway.reports.get(name)
     return facts | {
         "up": bool(watch and watch.up),
         "load": {key: round(value) for key, value in asdict(load).items()},
         "others": round(sum(other.prefilling + other.decoding for other in others)),
-        "engine": None if last is None else {key: _number(value) for key, value in asdict(last).items()},
+        "engine": None if report is None else _engine(report, gateway.clock()),
         "last": _kept(accounts) | _times(accounts),
     }
 
@@ -123,5 +123,9 @@ def _line(entry: Entry) -> Mapping[str, Any]:
     }
 
 
-def _number(value: Any) -> Any:
-    return None if isinstance(value, float) and not isfinite(value) else value
+def _engine(report: EngineReport, now_s: float) -> dict[str, float | None]:
+    """What the engine last said of itself, and how long ago it was asked."""
+    said = {name: value for name, value in asdict(report).items() if name != "asked_s"}
+    return {"age_s": round(now_s - report.asked_s, 3)} | {
+        name: value if isfinite(value) else None for name, value in said.items()
+    }

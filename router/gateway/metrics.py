@@ -176,9 +176,11 @@ class Metrics(Collector):
 
     def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
         """An engine's metrics were read."""
-        engine = self._engines[backend]
-        engine.report = report
-        engine.scrapes += 1
+        self._engines[backend].scrapes += 1
+
+    def reported(self, backend: str, report: EngineReport) -> None:
+        """What they said, whoever read them."""
+        self._engines[backend].report = report
 
     def scrape_failed(self, backend: str, why: str) -> None:
         """They were not to be had."""
