@@ -1,13 +1,12 @@
-"""What we hold true of each backend: its physics as its streams corrected it, how far off we tend to be, and whether
-to trust it.
+"""What we hold true of each backend: its physics as its streams corrected it, how far off we tend to be, whether to
+trust it.
 
-Believes: data-sheet physics (``Backend.prior``) times learnt factors (``regression.py``), a small bias left over in each
-load band, conformal tails (``tails.py``), reply lengths (``lengths.py``). Must not know: what is true in the simulator; it
-learns there as it does in production, from the streams it sent.
+Believes: data-sheet physics (``Backend.prior``) times learnt factors (``regression.py``), a small factor left over in
+each load band, conformal tails (``tails.py``), reply lengths (``lengths.py``). Must not know: what is true in the
+simulator; it learns there as it does in production, from the streams it sent.
 
-A stream teaches twice. Its first token: the steps, prompt tokens and waits that stood ahead when it was sent. Its pace:
-the mean batch, context and prompt load that the backend carried while it decoded. A forecast is ``LEARNING`` until
-enough streams were seen, ``TRUSTED`` from then on, ``OFF`` while its errors or its coverage are bad.
+A stream teaches twice. Its first token: the steps and prompt tokens that stood ahead when it was sent. Its pace: the
+mean batch, context and prompt load that the backend carried while it decoded.
 """
 
 from collections.abc import Mapping
@@ -213,6 +212,7 @@ class Belief:
         """What was learnt of one backend, as JSON can hold it."""
         return {
             "version": VERSION,
+            "lengths": {model: self.lengths.export(model) for model in self._backends[slot].models},
             "prior": self.prior[:, slot].tolist(),
             "regression": self.regression.plain(slot),
             "tails": self.tails.plain(slot),
@@ -227,6 +227,8 @@ class Belief:
             raise ValueError(f"a belief of version {learnt.get('version')!r}; expected {VERSION}")
         if not np.allclose(learnt["prior"], self.prior[:, slot], rtol=1e-6, atol=0.0):
             raise ValueError("a belief about other physics: its prior is not that of this backend")
+        for model, classes in learnt["lengths"].items():
+            self.lengths.adopt(model, classes)
         self.regression.adopt(slot, learnt["regression"])
         self.tails.adopt(slot, learnt["tails"])
         self._lean[..., slot] = learnt["lean"]

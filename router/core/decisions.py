@@ -5,6 +5,7 @@ A refusal is an answer, not an exception: see errors.py for the HTTP meaning of 
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import nan
 
 from router.core.types import Request, RequestId, Usage
 
@@ -126,7 +127,8 @@ class Account:
     """Command: write the request into the books. Exactly one for every request, when it is over.
 
     Times are on the shell's clock, nan where the moment never came; ``predicted_*`` are the means that stood when the
-    attempt that served it was sent, in seconds from that send, nan when the policy asked for no forecast.
+    attempt that served it was sent, in seconds from that send, nan when the policy asked for no forecast;
+    ``promised_*`` are the same at the quantile of the request's SLO.
     """
 
     request: Request
@@ -141,6 +143,9 @@ class Account:
     predicted_ttft_s: float
     predicted_tpot_s: float
     predicted_e2e_s: float
+    promised_ttft_s: float = nan
+    promised_tpot_s: float = nan
+    promised_e2e_s: float = nan
 
     @property
     def ttft_s(self) -> float:

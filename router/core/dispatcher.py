@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf, isnan, nan
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -34,10 +34,12 @@ from router.core.decisions import (
     Shed,
 )
 from router.core.errors import PolicyRejected
+from router.core.explain import Explanation, Explanations
 from router.core.fleet import Fleet, Ledger, Mark, Reservation, Slots
 from router.core.forecast import Forecast, Prediction
 from router.core.holding import HeldQueue, Rank
 from router.core.policy import Admission, Memory, Routing
+from router.core.score import TRUSTED_AFTER
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
 
 NO_USAGE: Final = Usage(0)
@@ -123,6 +125,7 @@ class Dispatcher:
         self.limits = limits or Limits()
         self.ledger = Ledger()
         self.belief = Belief()
+        self._explanations = Explanations()
         self._rng = rng
         self._memory: Memory = None
         self._flights: dict[RequestId, _Flight] = {}
@@ -143,11 +146,13 @@ class Dispatcher:
         slot = self.ledger.join(backend, now_s)
         if not same:
             self.belief.joined(slot, backend)
+            self._explanations.fleet_changed()
         return self._serve_held(now_s)
 
     def backend_left(self, name: str, now_s: float) -> Sequence[Command]:
         """A backend is gone for good; the shell fails its open attempts one by one."""
         self.ledger.leave(name)
+        self._explanations.fleet_changed()
         self._faults.pop(name, None)
         self._ejected.pop(name, None)
         return self._serve_held(now_s)
@@ -193,6 +198,21 @@ class Dispatcher:
     def loads(self) -> dict[str, Load]:
         """What we have in flight, by backend name: what peers should hear."""
         return {name: self.ledger.own_load(slot) for name, slot in self.ledger.slots}
+
+    def beliefs(self) -> dict[str, Mapping[str, Any]]:
+        """What was learnt, by backend name, as JSON can hold it: what other routers may start from."""
+        return {name: self.belief.export(slot) for name, slot in self.ledger.slots}
+
+    def taught(self, name: str, learnt: Mapping[str, Any], now_s: float) -> Sequence[Command]:
+        """What another router learnt of a backend: taken over while little was seen of it here.
+
+        ValueError when it is of another version or other physics.
+        """
+        slot = self.ledger.slot(name)
+        if slot is None or self.belief.seen(slot) >= TRUSTED_AFTER:
+            return ()
+        self.belief.adopt(slot, learnt)
+        return self._serve_held(now_s)
 
     def adopt(self, routing: Routing, admission: Admission) -> None:
         """Swap the policies between two requests; nothing in flight is touched."""
@@ -309,6 +329,7 @@ class Dispatcher:
             case Hold():
                 return self._hold(flight, choice, now_s)
             case Shed():
+                self._note(flight.request, "", choice.why, forecast, now_s)
                 return self._refuse(flight, choice, now_s)
 
     def _send(self, flight: _Flight, slot: int, why: str, fleet: Fleet, forecast: Forecast, now_s: float) -> Command:
@@ -317,6 +338,7 @@ class Dispatcher:
         if index == len(fleet) or fleet.slots[index] != slot:
             raise PolicyRejected(f"{type(self.routing).__name__} chose slot {slot}, which is not among the candidates")
         predicted = forecast.at(index) if forecast.made else NO_PREDICTION
+        self._note(request, self.ledger.name(slot), why, forecast, now_s)
         held = self.ledger.reserve(slot, float(forecast.prefill_tokens[index]), forecast.tokens, slo.tpot_s, now_s)
         self.ledger.remember_prefix(slot, request)
         flight.attempts += 1
@@ -331,6 +353,13 @@ class Dispatcher:
         if hedge_s != inf:
             self._at(request.arrived_s + hedge_s, request.id, attempt.number, "hedge")
         return Send(request.id, attempt.backend, attempt.number, why, predicted.ttft_s, due_s)
+
+    def _note(self, request: Request, chosen: str, why: str, forecast: Forecast, now_s: float) -> None:
+        self._explanations.note(request.id, chosen, why, request.slo.quantile, forecast, self.ledger.backends, now_s)
+
+    def explain(self, request_id: RequestId) -> Explanation | None:
+        """What was predicted for each backend, why this one, and what happened; None for what is forgotten."""
+        return self._explanations.of(request_id)
 
     def _first_byte_due_s(self, request: Request, now_s: float) -> float:
         limits = self.limits
@@ -592,7 +621,9 @@ class Dispatcher:
             predicted.ttft_s,
             predicted.tpot_s,
             predicted.e2e_s,
+            *predicted.tails_s(flight.request.slo.quantile),
         )
+        self._explanations.ended(account)
         if not self._held or outcome is Outcome.REFUSED:
             return (account,)
         return [account, *self._serve_held(now_s, flight.request.model)]

@@ -1,9 +1,9 @@
 """Fleet x request -> TTFT, TPOT and E2E on every candidate, mean and tail, in a handful of vector operations.
 
 The model of one engine (DESIGN section 5; continuous batching with chunked prefill, as vLLM V1 schedules it). A step
-in which ``b`` sequences decode over ``S`` tokens takes ``fixed + seq b + context S``, prompt tokens ride along as far as
-``chunk_tokens`` go, and the roof says what the tokens of a step add to reading the weights. Each term is physics times
-its learnt factor.
+in which ``b`` sequences decode over ``S`` tokens takes ``fixed + seq b + context S``, prompt tokens ride along as far
+as ``chunk_tokens`` go, and the roof says what the tokens of a step add to reading the weights. Each term is physics
+times its learnt factor.
 
 - TTFT = network + first + the steps that the prompts ahead and the own one take: half of the step under way, which has
   taken in what it could of the queue, then as many as the rest fills; and, on a full engine, the steps until room.
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.core.belief import Belief, Expectation
-from router.core.fleet import Fleet, Floats
+from router.core.fleet import Fleet, Floats, Slots
 from router.core.regression import CONTEXT, FIRST, FIXED, PAIR, SEQ, TERMS, TOKEN
 from router.core.score import E2E, TPOT, TTFT
 from router.core.tails import FULL, interpolated
@@ -307,6 +307,20 @@ class Forecast:
     def e2e_tail_s(self, quantile: float) -> Floats:
         """The quantile of E2E; most of its spread is the reply's length, as far as that is not capped."""
         return self._tail_s(E2E, quantile, self.e2e_s, self._width)
+
+    # -- for the books --------------------------------------------------------------------------------------------
+
+    @property
+    def slots(self) -> Slots:
+        """The candidates."""
+        return self._fleet.slots
+
+    def answers(self, quantile: float) -> dict[str, Floats]:
+        """What was asked of this forecast so far, the tails at one quantile; nothing is computed for it."""
+        asked = {"ttft": self._ttft, "tpot": self._tpot, "e2e": self._e2e}
+        for name, metric in (("ttft_tail", TTFT), ("tpot_tail", TPOT), ("e2e_tail", E2E)):
+            asked[name] = self._tails.get((metric, quantile))
+        return {name: answer for name, answer in asked.items() if answer is not None}
 
     # -- the one that was chosen ---------------------------------------------------------------------------------
 

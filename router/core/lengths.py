@@ -6,6 +6,7 @@ logarithmic bins, the product-limit estimate of survival analysis (Kaplan & Meie
 Must not know: any backend, any queue, any request before it ended.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, log, log2, sqrt
@@ -18,6 +19,10 @@ FADE: Final = 1.0 / 500.0  # a reply's weight halves after 350 more of its kind
 BINS_PER_OCTAVE: Final = 4
 BINS: Final = 18 * BINS_PER_OCTAVE  # up to 2**18 tokens
 REFRESH: Final = 16  # replies between two readings of a distribution: a mean over 500 moves little in 16
+WEIGHT_MAX: Final = 1e6  # of one reply, before all are scaled back
+NOBODY: Final = 1e-9  # less weight than this is rounding
+CAPS_KEPT: Final = 256  # caps whose outlook is kept between two readings
+EXACT: Final = 0.01  # a log ratio below this is a tokenizer's whim
 _EDGES: Final = tuple(2.0 ** (i / BINS_PER_OCTAVE) for i in range(BINS + 1))
 
 
@@ -59,19 +64,19 @@ class _Replies:
             self._rescale()
 
     def _rescale(self) -> None:
-        if self._weight > 1e6:
+        if self._weight > WEIGHT_MAX:
             self._ended = [x / self._weight for x in self._ended]
             self._cut = [x / self._weight for x in self._cut]
             self._weight = 1.0
 
     def survival(self) -> list[float]:
-        """Entry i: the probability of more tokens than the lower edge of bin i; a cut reply was at risk until its cut."""
+        """Entry i: the probability to reach bin i; a cut reply was at risk until its cut."""
         if not self._survival:
             at_risk = sum(self._ended) + sum(self._cut)
             alive = 1.0
             for ended, cut in zip(self._ended, self._cut, strict=True):
                 self._survival.append(alive)
-                alive *= 1.0 - ended / at_risk if at_risk > 1e-12 else 1.0
+                alive *= 1.0 - ended / at_risk if at_risk > NOBODY else 1.0
                 at_risk -= ended + cut
         return self._survival
 
@@ -79,7 +84,7 @@ class _Replies:
         """Mean and log spread of the smaller of the length and the cap (0: none)."""
         known = self._outlooks.get(cap)
         if known is None:
-            if len(self._outlooks) > 256:
+            if len(self._outlooks) > CAPS_KEPT:
                 self._outlooks.clear()
             known = self._outlooks[cap] = self._moments(float(cap) if cap else _EDGES[-1])
         return known
@@ -138,6 +143,15 @@ class Lengths:
         """What to expect of a new reply under its own cap (0: none)."""
         return self._replies.get((model, slo_class), self._unseen).outlook(cap)
 
+    def export(self, model: str) -> dict[str, dict[str, list[float]]]:
+        """What was learnt of one model's replies, by SLO class, as plain numbers."""
+        return {kind: replies.plain() for (name, kind), replies in self._replies.items() if name == model}
+
+    def adopt(self, model: str, learnt: Mapping[str, dict[str, list[float]]]) -> None:
+        """Take over classes of which nothing was seen here."""
+        for kind, plain in learnt.items():
+            self._replies.setdefault((model, kind), _Replies.of(plain))
+
     def expected(self, model: str, slo_class: str, cap: int = 0) -> float:
         """Mean output tokens of a new request; never above its own cap (0: none)."""
         return self.outlook(model, slo_class, cap).tokens
@@ -167,9 +181,9 @@ class Prompts:
         self._known[model] = scale, mean + gain * (counted_tokens - mean), seen + 1
 
     def scale(self, model: str) -> float:
-        """What to multiply an estimate with; 1 where estimates are exact. The estimate's own rule must stay the same."""
+        """What to multiply an estimate with; 1 where estimates are exact. How estimates are made must not change."""
         known = self._known.get(model)
-        return exp(known[0]) if known and abs(known[0]) > 0.01 else 1.0
+        return exp(known[0]) if known and abs(known[0]) > EXACT else 1.0
 
     def mean_tokens(self, model: str, otherwise: float) -> float:
         """The mean prompt of this model, ``otherwise`` before any was counted."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from router.core.decisions import Account, Command
 from router.core.dispatcher import Dispatcher, Failure
+from router.core.explain import Explanation
 from router.core.physics import StepCoefficients
 from router.core.policy import Admission, Routing
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Slo, Usage
@@ -62,6 +63,10 @@ class Recording:
         """See Dispatcher."""
         return self.heard(peer, {}, now_s)
 
+    def taught(self, name: str, learnt: Mapping[str, Any], now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        return self._note("taught", now_s, self._core.taught(name, learnt, now_s), name=name, learnt=learnt)
+
     def arrived(self, request: Request, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
         return self._note("arrived", now_s, self._core.arrived(request, now_s), request=_plain(request))
@@ -96,6 +101,14 @@ class Recording:
     def loads(self) -> dict[str, Load]:
         """See Dispatcher."""
         return self._core.loads()
+
+    def beliefs(self) -> dict[str, Mapping[str, Any]]:
+        """See Dispatcher."""
+        return self._core.beliefs()
+
+    def explain(self, request_id: RequestId) -> Explanation | None:
+        """See Dispatcher."""
+        return self._core.explain(request_id)
 
     @property
     def wake_s(self) -> float:
@@ -182,6 +195,7 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "asking": lambda e: (e["name"],),
     "reported": lambda e: (e["name"], EngineReport(**e["report"])),
     "heard": lambda e: (e["peer"], {name: Load(**load) for name, load in e["loads"].items()}),
+    "taught": lambda e: (e["name"], e["learnt"]),
     "arrived": lambda e: (request_of(e["request"]),),
     "first_byte": lambda e: (e["id"], e["attempt"]),
     "ended": lambda e: (e["id"], e["attempt"], Usage(**e["usage"])),

@@ -2,8 +2,8 @@
 
 Believes: a time is a sum of terms whose sizes at factor 1 physics gives; factors are lognormal around 1 with the data
 sheet's own errors, and wander. Learning is Bayesian linear regression on the log factors, kept recursive (a Kalman
-filter; West & Harrison 1997, ch. 4): to first order the log of the sum moves by each term's *share* of it, so the shares
-are the features. In logs factors stay above 0, half and double weigh the same, and a backend that is three times
+filter; West & Harrison 1997, ch. 4): to first order the log of the sum moves by each term's *share* of it, so the
+shares are the features. In logs factors stay above 0, half and double weigh the same, and a backend that is three times
 slower in all it does is exactly linear. Must not know: queues, requests, or how a forecast is put together.
 
 Robust in two ways. One strange outcome: its standardised innovation is clipped (Huber 1964). A backend that has
