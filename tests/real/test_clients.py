@@ -9,9 +9,12 @@ from pathlib import Path
 
 import openai
 import pytest
+import yaml
 
+from deploy.local import catalog
 from tests.real.conftest import Serve
-from tests.real.world import MODEL, Engines, backend, long_chat, text_of
+from tests.real.world import CONFIG, MODEL, Engines, backend, long_chat, metric, text_of
+from tests.waiting import until_async
 
 Have = Callable[..., Engines]
 EVERY_ENGINE = pytest.mark.parametrize("name", ["llamacpp", "triton", "vllm-s"])
@@ -74,6 +77,24 @@ async def test_the_openai_client_lists_models(have: Have, serve: Serve) -> None:
         assert [model.id async for model in client.models.list()] == [MODEL]
 
 
+async def test_the_config_that_users_are_shown_names_every_engine(have: Have, serve: Serve) -> None:
+    """deploy/local/router.yaml: all its backends come up, Redis is used, each engine is asked by its own address."""
+    names = [engine.name for engine in catalog.ALL if engine.name != "redis"]
+    have(*names, "redis")
+    shown = yaml.safe_load(CONFIG.read_text())
+    assert {given["name"]: given["url"] for given in shown["backends"]} == {
+        name: catalog.ENGINES[name].url for name in names
+    }
+    rest = {key: value for key, value in shown.items() if key not in {"listen", "backends"}}
+    async with serve(*shown["backends"], **rest) as gateway:
+
+        async def all_up() -> bool:
+            return await gateway.metric("headroom_backend_up") == len(names)
+
+        await until_async(all_up)
+        assert await gateway.metric("headroom_state_up") == 1
+
+
 async def test_a_burst_over_all_engines_is_answered_whole(have: Have, serve: Serve) -> None:
     """Unequal engines of three kinds, more requests at once than they have slots: every stream ends as it should."""
     names = ("vllm-s", "vllm-l", "triton", "llamacpp")
@@ -89,11 +110,14 @@ async def test_a_burst_over_all_engines_is_answered_whole(have: Have, serve: Ser
 async def test_an_engine_that_refuses_inside_a_200_is_tried_elsewhere(have: Have, serve: Serve) -> None:
     """vllm-l queues 32 at most and says so in its stream's first event: clients see none of it."""
     have("vllm-s", "vllm-l")
+    page, refusals = catalog.ENGINES["vllm-l"].metrics_url, "vllm:admission_rejections_total"
     sends_too_much = backend("vllm-l", seqs_max=256, kv_tokens_max=1_000_000)
     blind = {"routing": "round_robin"}
+    before = await metric(page, refusals, default=0.0)
     async with serve(backend("vllm-s"), sends_too_much, policy=blind) as gateway, gateway.client() as client:
         texts = await asyncio.gather(*[text_of(client, f"{number}: go", max_tokens=32) for number in range(120)])
     assert len(texts) == 120
+    assert await metric(page, refusals, default=0.0) > before
 
 
 async def test_curl_reads_a_stream(have: Have, serve: Serve) -> None:

@@ -168,17 +168,24 @@ async def test_redis_may_go_and_come_back_while_serving(have: Have, serve: Serve
         await until_async(lambda: state_up(1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+HARMS: dict[str, Callable[[Engines], None]] = {
+    "terminated": lambda engines: engines.send_signal("vllm-s", signal.SIGTERM),  # streams freeze, or end in an error
+    "killed": lambda engines: engines.send_signal("vllm-s", signal.SIGKILL),  # streams are cut
+    "engine-killed": lambda engines: engines.send_children("vllm-s", signal.SIGKILL),  # an error, and then [DONE]
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
 async def test_a_vllm_that_ends_in_the_middle_of_a_stream_is_told_and_replaced(
-    have: Have, serve: Serve, number: signal.Signals
+    have: Have, serve: Serve, harm: str
 ) -> None:
-    """Killed it cuts its streams, terminated it freezes them: an error event both times, and the other serves."""
+    """However it ends, its stream ends with an error and never with [DONE], and the other engine serves."""
     engines = have("vllm-s", "llamacpp")
     ending = backend("vllm-s", models={MODEL: MODEL, AWAY: MODEL})
     try:
         async with serve(ending, backend("llamacpp"), upstream=HASTY, policy=BLIND) as gateway:
-            error = await ends_badly(gateway, "Go on.", AWAY, lambda: engines.send_signal("vllm-s", number))
-            assert "vllm-s" in error["message"]
+            error = await ends_badly(gateway, "Go on.", AWAY, lambda: HARMS[harm](engines))
+            assert error["message"]
             async with gateway.client() as client:
                 await asyncio.gather(*[text_of(client, f"{number}") for number in range(10)])
             assert await gateway.metric("headroom_requests_in_flight") == 0

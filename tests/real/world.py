@@ -24,24 +24,15 @@ from tests.waiting import until_async
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "tiny"
 
-# What tiny_model.py makes, and a core of a server CPU as a "card": a tenth of a socket's bandwidth, no accelerator.
-TINY = {
-    "tiny-s": {"params_billions": 0.007, "layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64},
-    "tiny-l": {"params_billions": 0.152, "layers": 12, "hidden": 1024, "heads": 16, "kv_heads": 4, "head_dim": 64},
-}
-CORE = {"memory_gib": 4, "bandwidth_gb_per_s": 20, "tflops": {"bf16": 0.3}}
+CONFIG = ROOT / "deploy/local/router.yaml"
 BACKENDS: dict[str, dict[str, Any]] = {
-    "vllm-s": {"model": TINY["tiny-s"], "seqs_max": 16, "kv_tokens_max": 16_384},
-    "vllm-l": {"model": TINY["tiny-l"], "seqs_max": 4, "kv_tokens_max": 8_192},
-    "llamacpp": {"model": TINY["tiny-s"], "seqs_max": 4, "kv_tokens_max": 8_192, "engine": "llamacpp"},
-    "triton": {"model": TINY["tiny-s"], "seqs_max": 8, "protocol": "triton", "models": {MODEL: "ensemble"}},
-}
+    given["name"]: given for given in yaml.safe_load(CONFIG.read_text())["backends"]
+}  # each bears its engine's name
 
 
 def backend(name: str, **changed: Any) -> dict[str, Any]:
-    """The config of one engine's backend, which bears the engine's name."""
-    url = catalog.ENGINES[name].url
-    return {"name": name, "url": url, "models": [MODEL], "card": CORE, **BACKENDS[name], **changed}
+    """The backend of that engine, as the config that users are shown has it."""
+    return {**BACKENDS[name], **changed}
 
 
 @dataclass
@@ -153,8 +144,8 @@ async def _ready(gateway: Gateway) -> bool:
     return False
 
 
-async def metric(url: str, name: str, **labels: str) -> float:
-    """The sum of the samples of *name* with these labels on a page of Prometheus text."""
+async def metric(url: str, name: str, default: float | None = None, **labels: str) -> float:
+    """The sum of the samples of *name* with these labels on a page of Prometheus text; *default* when there is none."""
     async with httpx.AsyncClient(timeout=10.0) as client:
         page = (await client.get(url)).text
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
@@ -163,6 +154,8 @@ async def metric(url: str, name: str, **labels: str) -> float:
         for line in page.splitlines()
         if line.startswith((f"{name} ", f"{name}{{")) and all(label in line for label in wanted)
     ]
+    if not found and default is not None:
+        return default
     assert found, f"no {name} with {labels} at {url}"
     return sum(found)
 
