@@ -4,7 +4,7 @@ Believes: the driver's word on what to do next. Must not know backends beyond th
 found on a connection. To uvicorn's protocol it looks like one of its cycles, but needs no task.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil, isfinite
 from typing import TYPE_CHECKING, Final
 
@@ -60,12 +60,19 @@ class Exchange:
     __slots__ = (
         "_bodies", "_body", "_body_bytes", "_forwarded", "_recast", "attempts", "body_complete", "call", "caller",
         "clock", "driver",
-        "engine_said", "error_mark", "front", "head_only", "headers", "http10", "keep_alive", "must_say_done", "path",
+        "engine_said", "error_mark", "fields", "front", "head_only", "headers", "http10", "keep_alive", "must_say_done",
+        "path",
         "problem", "request", "response_complete", "status", "surface", "winner", "wire_id",
     )  # fmt: skip
 
     def __init__(
-        self, front: "Front", driver: "Driver", surface: Surface, path: bytes, headers: Sequence[tuple[bytes, bytes]]
+        self,
+        front: "Front",
+        driver: "Driver",
+        surface: Surface,
+        path: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+        fields: Mapping[bytes, bytes],
     ) -> None:
         self.front = front
         self.driver = driver
@@ -73,6 +80,7 @@ class Exchange:
         self.surface = surface
         self.path = path
         self.headers = headers
+        self.fields = fields
         self.caller: Caller | None = None
         self.http10 = self.head_only = self.body_complete = self.response_complete = self.must_say_done = False
         self.keep_alive = True
@@ -119,7 +127,7 @@ class Exchange:
 
     def _read(self) -> Request:
         driver, ingress = self.driver, self.driver.ingress
-        fields = dict(self.headers)
+        fields = self.fields
         caller = self.caller or ingress.caller(fields)
         slo_class, slo, priority = ingress.promised(fields, caller)
         read = triton.read if self.surface.dialect is Dialect.TRITON else openai.read

@@ -6,7 +6,6 @@ looks like an event is never counted as one. Must not know sockets; keeps a few 
 
 import re
 from bisect import bisect_left
-from collections import deque
 from typing import Final
 
 from router.core.types import Usage
@@ -14,7 +13,7 @@ from router.gateway.http import dechunked
 
 _DATA: Final = b"\ndata:"
 _LF: Final = 10
-_TAIL_READS: Final = 6
+_SHORT_BYTES: Final = 64
 _TAIL_BYTES: Final = 4096
 _DONE: Final = re.compile(rb"\ndata: ?\[DONE\]")
 _CHUNK_SEAM: Final = re.compile(rb"\r\n[0-9a-fA-F]+\r\n")
@@ -38,22 +37,33 @@ class Gaps:
 
     def __init__(self) -> None:
         self.counts = [0] * (len(self.EDGES_S) + 1)
-        self.sum_s = 0.0
+        self.sum_s = 0.0  # of the replies that have ended
+
+
+_EDGES_S: Final = Gaps.EDGES_S
 
 
 class Meter:
-    """What one reply has shown so far. ``events``: data lines; ``first_s`` and ``last_s``: on the caller's clock."""
+    """What one reply has shown so far. ``events``: data lines; ``first_s`` and ``last_s``: on the caller's clock.
 
-    __slots__ = ("_ends_line", "_prelude", "_tail", "events", "first_s", "gap_max_s", "gaps", "last_s")
+    ``mark`` is what a stream says when its engine has failed; ``passes`` looks for it.
+    """
 
-    def __init__(self, gaps: Gaps) -> None:
+    __slots__ = (
+        "_before", "_edge", "_last", "_mark", "_prelude", "_ragged", "events", "first_s", "gap_max_s", "gaps", "last_s",
+    )  # fmt: skip
+
+    def __init__(self, gaps: Gaps, mark: bytes = b'data: {"error"') -> None:
         self.gaps = gaps
         self.events = 0
         self.first_s = 0.0
         self.last_s = 0.0
         self.gap_max_s = 0.0
-        self._tail: deque[bytes] = deque(maxlen=_TAIL_READS)
-        self._ends_line = True
+        self._mark = mark
+        self._last = b""  # the newest bytes, and those before them: enough for usage, [DONE] and the last chunk
+        self._before = b""
+        self._ragged = False  # the last read ended inside a line; _edge is then its end
+        self._edge = b"\n"
         self._prelude = 0
 
     def begins(self, data: bytes, now_s: float) -> None:
@@ -61,71 +71,104 @@ class Meter:
         self.first_s = self.last_s = now_s
         data = b"\n" + data  # a body starts as if after a line feed
         self.events = data.count(_DATA)
-        self._prelude = 1 if _ROLE_ALONE.search(data, 0, _TAIL_BYTES) else 0
+        self._prelude = 1 if data.find(b'"role"') >= 0 and _ROLE_ALONE.search(data, 0, _TAIL_BYTES) else 0
         self._keep(data)
+        self._seam(data)
 
-    def passes(self, data: bytes, now_s: float) -> None:
-        """More of an event stream. Called for every read, so it makes nothing that outlives it but the tail."""
+    def passes(self, data: bytes, now_s: float) -> bool:
+        """More of an event stream; False, and nothing counted, when the engine says in it that it failed.
+
+        Called for every read, so it is flat, and makes nothing that outlives it. (``find``, since ``in`` first takes
+        its bytes for a number and formats the error.)
+        """
+        if data.find(self._mark) >= 0:
+            return False
         count = data.count(_DATA)
-        if not self._ends_line:  # the mark may lie across the seam, even of several short reads
-            count += (b"".join(self._tail)[-5:] + data[:5]).count(_DATA)
+        if self._ragged or data[-1] != _LF:
+            if self._ragged and self._mark in self._last[1 - len(self._mark) :] + data[: len(self._mark) - 1]:
+                return False
+            count += self._seam(data)
         elif data.startswith(b"data:"):
             count += 1
         if count:
             gap_s = now_s - self.last_s
             self.last_s = now_s
             self.events += count
-            gaps = self.gaps
-            gaps.counts[bisect_left(gaps.EDGES_S, gap_s)] += 1
-            gaps.sum_s += gap_s
-            if count > 1:
-                gaps.counts[0] += count - 1
+            counts = self.gaps.counts
+            counts[bisect_left(_EDGES_S, gap_s)] += 1
+            counts[0] += count - 1
             if gap_s > self.gap_max_s:  # noqa: PLR1730 - a call to max() costs more than all of this
                 self.gap_max_s = gap_s
-        self._keep(data)
+        if _SHORT_BYTES < len(data) < _TAIL_BYTES:
+            self._before = self._last
+            self._last = data
+        else:
+            self._keep(data)
+        return True
 
     def continues(self, data: bytes, now_s: float) -> None:
         """More of a reply that is no event stream."""
         self.last_s = now_s
         self._keep(data)
 
+    def _seam(self, data: bytes) -> int:
+        """Events whose mark lies across the seam to the reads before, where those or this one end inside a line."""
+        edge = self._edge + data[: len(_DATA) - 1]
+        self._edge = (self._edge + data)[1 - len(_DATA) :]
+        self._ragged = data[-1] != _LF
+        if not self._ragged:
+            self._edge = b"\n"
+        return edge.count(_DATA)
+
     def _keep(self, data: bytes) -> None:
-        self._ends_line = data[-1] == _LF
-        self._tail.append(data if len(data) <= _TAIL_BYTES else data[-_TAIL_BYTES:])
+        """Short reads, the end of a stream above all, are kept with what they follow."""
+        if len(data) > _SHORT_BYTES:
+            self._before = self._last
+            self._last = data[-_TAIL_BYTES:]
+        else:
+            self._last = (self._last + data)[-_TAIL_BYTES:]
+
+    @property
+    def _tail(self) -> bytes:
+        return self._before + self._last
 
     @property
     def at_boundary(self) -> bool:
         """Whether the last read ended with an event and its chunk, so that an event of ours may follow."""
-        return self._tail[-1].endswith((b"\n\n\r\n", b"\r\n\r\n\r\n"))
+        return self._last.endswith((b"\n\n\r\n", b"\r\n\r\n\r\n"))
 
     @property
     def at_event_end(self) -> bool:
         """The same for a body without chunk framing."""
-        return self._tail[-1].endswith((b"\n\n", b"\r\n\r\n"))
+        return self._last.endswith((b"\n\n", b"\r\n\r\n"))
 
     @property
     def saw_done(self) -> bool:
         """Whether the stream has said ``[DONE]``."""
-        return _DONE.search(b"\n" + b"".join(self._tail)) is not None
+        return _DONE.search(b"\n" + self._tail) is not None
 
     def usage(self) -> Usage:
         """Token counts: the engine's own where it states them, else the events that carried text."""
-        tail = b"".join(self._tail)
-        at = tail.rfind(b'"usage"')
-        text = _CHUNK_SEAM.sub(b"", tail[at:] if at >= 0 else tail)
-        at = text.rfind(b'"usage"')
-        stated = _COUNT.findall(text, at) if at >= 0 else ()
+        tail = self._tail
+        stated = _stated(tail) if tail.find(b"_tokens") >= 0 else ()
         if not stated and not self.events:
-            counted = _SEQUENCE.search(tail)
+            counted = _SEQUENCE.search(tail) if tail.find(b'"sequence_length"') >= 0 else None
             return Usage(int(counted[1])) if counted else NO_USAGE
         if not stated:
-            extra = self._prelude + (1 if _DONE.search(b"\n" + tail) else 0)
+            extra = self._prelude + (1 if self.saw_done else 0)
             return Usage(max(self.events - extra, 0))
         counts = {name: int(number) for name, number in stated}
         output = counts.get(b"completion_tokens", counts.get(b"output_tokens", 0))
         prompt = counts.get(b"prompt_tokens", counts.get(b"input_tokens", 0))
         cached = counts.get(b"cached_tokens", counts.get(b"cache_read_input_tokens", 0))
         return Usage(output, prompt, cached)
+
+
+def _stated(tail: bytes) -> list[tuple[bytes, bytes]]:
+    """The counts in the last usage object, chunk seams taken out."""
+    text = _CHUNK_SEAM.sub(b"", tail)
+    at = text.rfind(b'"usage"')
+    return _COUNT.findall(text, at) if at >= 0 else []
 
 
 _ERROR_PAYLOAD: Final = re.compile(rb'\{\s*"(?:error"|type"\s*:\s*"error")')

@@ -25,11 +25,15 @@ TYPED_ERROR_MARK: Final = b'data: {"type":"error"'
 
 
 class Attempt:
-    """One try of an exchange on one backend. ``number`` is the core's; ``over`` once nobody listens to it."""
+    """One try of an exchange on one backend. ``number`` is the core's; ``over`` once nobody listens to it.
+
+    ``take``: what to do with the connection's next bytes.
+    """
 
     __slots__ = (
-        "_body", "_clock", "_frame", "_head", "_mark", "_recast", "_take", "_write", "connect_s", "connection",
-        "decodes", "engine_said", "exchange", "meter", "number", "over", "paused", "predicted_ttft_s", "upstream",
+        "_body", "_clock", "_frame", "_head", "_mark", "_passes", "_recast", "_write", "connect_s", "connection",
+        "decodes", "engine_said", "exchange", "meter", "number", "over", "paused", "predicted_ttft_s", "take",
+        "upstream",
     )  # fmt: skip
 
     def __init__(self, exchange: "Exchange", upstream: Upstream, number: int, predicted_ttft_s: float) -> None:
@@ -42,13 +46,14 @@ class Attempt:
         self.over = False
         self.paused = False
         self.engine_said: faults.EngineError | None = None
-        self.meter = Meter(upstream.gaps)
+        self._mark = exchange.error_mark
+        self.meter = Meter(upstream.gaps, self._mark)
+        self._passes = self.meter.passes
         self._clock = exchange.clock
         self._head: Head | None = None
         self._body = b""
         self._frame: Callable[[bytes], bytes] | None = None
-        self._take: Callable[[bytes], None] = self._before_head
-        self._mark = exchange.error_mark
+        self.take: Callable[[bytes], None] = self._before_head
         self._recast = exchange.recast_for(upstream.target)
         self.decodes = exchange.http10 or self._recast is not None
 
@@ -81,7 +86,7 @@ class Attempt:
 
     def _ask(self, connection: Connection) -> None:
         self.connection = connection
-        self._take = self._before_head
+        self.take = self._before_head
         head, body = self.exchange.request_bytes(self.upstream.target, self._recast)
         connection.ask(self, head, body, decode=self.decodes, head_only=self.exchange.head_only)
 
@@ -93,7 +98,7 @@ class Attempt:
 
     def _over(self) -> None:
         self.over = True
-        self._take = _ignore  # a bound method of ours kept here would be a cycle
+        self.take = _ignore  # a bound method of ours kept here would be a cycle
 
     def pause(self) -> None:
         """The client does not keep up: read no more from the engine until it does."""
@@ -113,10 +118,6 @@ class Attempt:
     def connected(self, connect_s: float) -> None:
         """A connection was opened for this attempt, in so many seconds."""
         self.connect_s = connect_s
-
-    def received(self, data: bytes) -> None:
-        """Bytes as they came."""
-        self._take(data)
 
     def finished(self) -> None:
         """The answer is complete."""
@@ -166,7 +167,7 @@ class Attempt:
         if parts is None:
             return
         self._head = parse_head(parts[0])
-        self._take = self._held_back
+        self.take = self._held_back
         self._held_back(parts[1])
 
     def _held_back(self, data: bytes) -> None:
@@ -232,9 +233,9 @@ class Attempt:
         self._frame = self.exchange.open(self, head, body, self._recast)
         self._write = self.exchange.front.transport.write
         if self._frame is not None:
-            self._take = self._recast_body if self._recast is not None else self._reframed
+            self.take = self._recast_body if self._recast is not None else self._reframed
         else:
-            self._take = self._relay if head.event_stream else self._relay_whole
+            self.take = self._relay if head.event_stream else self._relay_whole
         if died is not None:
             self._break(died)
 
@@ -242,11 +243,11 @@ class Attempt:
 
     def _relay(self, data: bytes) -> None:
         """The hot path: stamped, counted, and on its way as it came."""
-        if self._mark in data:
+        clock, passes, write = self._clock, self._passes, self._write  # a method call on a slot is slower than this
+        if passes(data, clock()):
+            write(data)
+        else:
             self._ends_with_error(data)
-            return
-        self.meter.passes(data, self._clock())
-        self._write(data)
 
     def _relay_whole(self, data: bytes) -> None:
         self.meter.continues(data, self._clock())
@@ -258,11 +259,12 @@ class Attempt:
         assert self._frame is not None
         if self.decodes:
             data = self.connection.decoded()
-        if self._mark in data:
-            self._ends_with_error(data)
-        elif data:
-            self.meter.passes(data, self._clock())
+        if not data:
+            return
+        if self.meter.passes(data, self._clock()):
             self._write(self._frame(data))
+        else:
+            self._ends_with_error(data)
 
     def _recast_body(self, _: bytes) -> None:
         """For an engine of another protocol."""
@@ -290,7 +292,7 @@ class Attempt:
     def _ends_with_error(self, data: bytes) -> None:
         """The engine says in the stream that it failed: pass what came before, then end it as we end such streams."""
         if self._frame is None and not self.meter.at_boundary:  # inside a chunk nothing of ours can follow
-            self._break(data)
+            self._break(b"the stream ended with an error inside a chunk")
             return
         before, payload = self._cut(data)
         if before:
@@ -334,6 +336,7 @@ class Attempt:
         if self.over:
             return
         self._over()
+        self.upstream.gaps.sum_s += self.meter.last_s - self.meter.first_s
         frame = self._frame
         if frame is not None:
             rest = self._recast.finish() if self._recast is not None else b""

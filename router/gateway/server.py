@@ -32,6 +32,9 @@ _log = logging.getLogger("headroom")
 _LINGER_S: Final = 5.0
 _LINGER_BYTES_MAX: Final = 64 * 2**20
 _TOO_LARGE: Final = 413
+_ONE_HOST: Final = Problem(400, "expected exactly one Host header")
+_ONE_CODING: Final = Problem(400, "the only Transfer-Encoding taken is chunked, once, over HTTP/1.1")
+_NO_UPGRADE: Final = Problem(400, "this server speaks HTTP/1.1 alone and upgrades to nothing")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -67,6 +70,7 @@ class Front(HttpToolsProtocol):
         self._in_head = True
         self._since_s = self.driver.clock()  # when the client's part of the present message began
         self._waiting = True  # for the client
+        self._idle_since_s = self._since_s
         self._fault: Problem | None = None  # what ends this connection once its turn has come
         self._linger_bytes = 0
         self._lingering = False
@@ -82,7 +86,6 @@ class Front(HttpToolsProtocol):
         if self._fault is not None:
             self._discard(len(data))
             return
-        self._unset_keepalive_if_required()
         if not self._waiting:
             self._waiting, self._since_s = True, self.driver.clock()
         if self._in_head:
@@ -122,23 +125,32 @@ class Front(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self.url = b""
-        self.expect_100_continue = False
         self.headers = []
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
     def on_headers_complete(self) -> None:
-        self._in_head, self._head_bytes = False, 0
+        self._in_head = False
+        head_bytes, self._head_bytes = self._head_bytes, 0
         if self._fault is not None:
             return
+        fields = dict(self.headers)
+        expects = fields.get(b"expect")
+        self.expect_100_continue = expects is not None and expects.lower() == b"100-continue"
         path = self.url.partition(b"?")[0]
         surface = SURFACES.get(path) or (triton.surface_of(path) if path.startswith(triton.PREFIX) else None)
         version = self.parser.get_http_version()
-        problem = self._unsafe(version)
+        if version not in {"1.0", "1.1"}:
+            self._fail(Problem(505, f"HTTP/{version} is not spoken here"))
+            return
+        problem = self._unsafe(version, fields, head_bytes)
         if problem is not None:
             self._fail(problem)
         elif surface is None:
             self._leave_to_app()
         else:
-            self._begin_exchange(surface, version)
+            self._begin_exchange(surface, version, fields)
 
     def on_body(self, body: bytes) -> None:
         if self._fault is not None:
@@ -162,8 +174,8 @@ class Front(HttpToolsProtocol):
 
     # -- a request that is routed ------------------------------------------------------------------------------
 
-    def _begin_exchange(self, surface: Surface, version: str) -> None:
-        exchange = Exchange(self, self.driver, surface, self.url, self.headers)
+    def _begin_exchange(self, surface: Surface, version: str, fields: dict[bytes, bytes]) -> None:
+        exchange = Exchange(self, self.driver, surface, self.url, self.headers, fields)
         self.headers = []  # trailers are no part of the head
         exchange.http10 = version == "1.0"
         exchange.keep_alive = not exchange.http10 and self.parser.should_keep_alive()
@@ -185,11 +197,10 @@ class Front(HttpToolsProtocol):
             allowed = surface.method + (b", HEAD" if surface.method == b"GET" else b"")
             return Problem(405, f"{surface.path} takes {allowed.decode()}", fields=b"allow: %b\r\n" % allowed)
         try:
-            exchange.caller = self.driver.ingress.caller(dict(exchange.headers))
+            exchange.caller = self.driver.ingress.caller(exchange.fields)
         except Rejected as rejection:
             return rejection.problem
-        length = next((value for name, value in exchange.headers if name == b"content-length"), b"0")
-        if int(length) > self.limits.body_bytes_max:
+        if int(exchange.fields.get(b"content-length", b"0")) > self.limits.body_bytes_max:
             return Problem(413, f"the body is over {self.limits.body_bytes_max} bytes")
         return None
 
@@ -231,9 +242,17 @@ class Front(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._fault is not None and self.active is None and not self._lingering and not self.pipeline:
-            self._say_fault()
+        """Whose turn is next; uvicorn's own would set a timer for each answer, where the sweep does for all."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._idle_since_s = self.driver.clock()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self.flow.resume_reading()
+            if self._fault is not None and not self._lingering:
+                self._say_fault()
 
     # -- the rest ----------------------------------------------------------------------------------------------
 
@@ -245,24 +264,25 @@ class Front(HttpToolsProtocol):
         self.headers.extend(headers)
         super().on_headers_complete()
 
-    def _unsafe(self, version: str) -> Problem | None:
+    def _unsafe(self, version: str, fields: dict[bytes, bytes], read_bytes: int) -> Problem | None:
         """Heads that llhttp lets pass and two servers might read differently (RFC 9112 3.2, 6.1, 11.2)."""
-        names = [name for name, _ in self.headers]
-        if version not in {"1.0", "1.1"}:
-            return Problem(505, f"HTTP/{version} is not spoken here")
-        if names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
-            return Problem(400, "expected exactly one Host header")
-        if (
-            self.parser.should_upgrade() and self.parser.get_method() == b"POST"
-        ):  # llhttp would take its body for another's
-            return Problem(400, "this server speaks HTTP/1.1 alone and upgrades to nothing")
-        if b"transfer-encoding" in names:
-            encodings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
-            if encodings != [b"chunked"] or version == "1.0":
-                return Problem(400, "the only Transfer-Encoding taken is chunked, once, over HTTP/1.1")
-        if sum(map(len, names)) + sum(len(value) for _, value in self.headers) > self.limits.head_bytes_max:
-            return Problem(431, f"the head is over {self.limits.head_bytes_max} bytes")
+        limit = self.limits.head_bytes_max
+        hosts = 1 if len(fields) == len(self.headers) and b"host" in fields else self._count(b"host")
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            return _ONE_HOST
+        if b"upgrade" in fields and self.parser.should_upgrade() and self.parser.get_method() == b"POST":
+            return _NO_UPGRADE  # llhttp would take its body for another protocol's
+        encoding = fields.get(b"transfer-encoding")
+        if encoding is not None and (
+            encoding.strip().lower() != b"chunked" or version == "1.0" or self._count(b"transfer-encoding") > 1
+        ):
+            return _ONE_CODING
+        if read_bytes > limit and sum(len(name) + len(value) for name, value in self.headers) > limit:
+            return Problem(431, f"the head is over {limit} bytes")
         return None
+
+    def _count(self, name: bytes) -> int:
+        return sum(each == name for each, _ in self.headers)
 
     # -- ends --------------------------------------------------------------------------------------------------
 
@@ -272,14 +292,18 @@ class Front(HttpToolsProtocol):
             return
         self._fault = problem
         self._reading = None
-        cycle: RequestResponseCycle | None = self.cycle
-        busy = self.active is not None or (cycle is not None and not cycle.response_complete)
-        if not busy:
+        if self._idle:
             self._say_fault()
         elif self.active is not None and not self.active.body_complete:  # its own body is what is broken
             exchange, self.active = self.active, None
             exchange.response_complete = True
             self._say_fault()
+
+    @property
+    def _idle(self) -> bool:
+        """Whether every request so far has been answered."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return self.active is None and (cycle is None or cycle.response_complete)
 
     def _crashed(self, error: Exception) -> None:
         """A fault of ours while a request was read: it must not leave the client waiting or the ledger holding it."""
@@ -328,6 +352,8 @@ class Front(HttpToolsProtocol):
     def swept(self, now_s: float) -> None:
         """Close a connection whose client takes too long over its part."""
         if not self._waiting:
+            if self._idle and now_s - self._idle_since_s > self.limits.keep_alive_s:
+                self.transport.close()
             return
         waited_s = now_s - self._since_s
         if self._lingering:

@@ -69,13 +69,15 @@ class PoolLimits:
 
 
 class Attempt(Protocol):
-    """What a connection hands its bytes to (relay.py)."""
+    """What a connection hands its bytes to (relay.py).
+
+    ``take`` gets bytes as they came; ``done`` of the connection says whether the answer is complete with them.
+    """
+
+    take: Callable[[bytes], None]
 
     def connected(self, connect_s: float) -> None:
         """A connection was opened for this attempt, in so many seconds."""
-
-    def received(self, data: bytes) -> None:
-        """Bytes as they came; ``done`` of the connection says whether the answer is complete with them."""
 
     def finished(self) -> None:
         """The answer is complete and the connection has been given back."""
@@ -94,7 +96,7 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_begun", "_decoder", "_interim", "_keep", "_parser", "_plain", "attempt", "done", "head", "head_only",
+        "_begun", "_decoder", "_feed", "_interim", "_keep", "_parser", "_plain", "attempt", "done", "head", "head_only",
         "idle_since_s", "reused", "touched", "transport", "upstream",
     )  # fmt: skip
 
@@ -105,6 +107,7 @@ class Connection(asyncio.Protocol):
         self._plain: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._decoder: Decoder | None = None
         self._parser: httptools.HttpResponseParser | None = self._plain
+        self._feed: Callable[[bytes], None] = self._plain.feed_data
         self.head: bytes | None = b""
         self.head_only = False
         self.done = self._begun = self._keep = self.reused = self.touched = self._interim = False
@@ -117,17 +120,18 @@ class Connection(asyncio.Protocol):
         self.upstream.open.add(self)
 
     def data_received(self, data: bytes) -> None:
-        attempt = self.attempt
-        if attempt is None or self._parser is None:  # bytes that nobody asked for
+        attempt, feed = self.attempt, self._feed
+        if attempt is None:  # bytes that nobody asked for
             self.transport.abort()
             return
-        self.touched = True
         try:
-            self._parser.feed_data(data)
+            feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.touched = True
             self._fail(f"{self.upstream.target.name} broke HTTP: {error}")
             return
-        attempt.received(data)
+        take = attempt.take
+        take(data)
         if self.done and self.attempt is attempt:
             self._release(attempt)
 
@@ -135,6 +139,7 @@ class Connection(asyncio.Protocol):
         self.upstream.lost(self)
         attempt, self.attempt = self.attempt, None
         self._parser = self._plain = self._decoder = None
+        self._feed = _nothing
         if attempt is None:
             return
         if error is None and self.head is None:
@@ -175,7 +180,9 @@ class Connection(asyncio.Protocol):
         self.head_only = head_only
         if decode and self._decoder is None:
             self._decoder = Decoder(self)
-        self._parser = self._decoder.parser if decode and self._decoder else self._plain
+        parser = self._decoder.parser if decode and self._decoder else self._plain
+        assert parser is not None
+        self._parser, self._feed = parser, parser.feed_data
         if len(body) <= _HEAD_BYTES_MAX:
             self.transport.write(request + body)
         else:
@@ -188,6 +195,7 @@ class Connection(asyncio.Protocol):
     def split_head(self, data: bytes) -> tuple[bytes, bytes] | None:
         """More of the answer while its head is incomplete: head and what follows it, or None until then."""
         assert self.head is not None
+        self.touched = True
         held = self.head + data
         while (end := held.find(HEAD_END)) >= 0:
             end += len(HEAD_END)
@@ -247,6 +255,10 @@ class Decoder:
         data = b"".join(self._pieces)
         self._pieces.clear()
         return data
+
+
+def _nothing(_: bytes) -> None:
+    """What a closed connection feeds."""
 
 
 class Upstream:
