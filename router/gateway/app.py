@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from router.core.decisions import Command
 from router.core.dispatcher import Dispatcher
 from router.core.record import Recording
+from router.core.score import Score
 from router.core.types import Backend, EngineReport, Load
 from router.gateway import recorder, settings
 from router.gateway.control import control_app
@@ -30,6 +31,7 @@ from router.gateway.plan import Plan
 from router.gateway.reload import Reloader
 from router.gateway.server import FrontLimits, server
 from router.gateway.state import ModelDemand, RouterView, Store
+from router.gateway.state.beliefs import Beliefs
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.sync import Sync
@@ -97,6 +99,7 @@ class Gateway:
         self.sync = Sync(
             self.store, self, self._view, self._reported_by_sidecars, self.metrics, state.sync_s, state.lease_s
         )
+        self.beliefs = Beliefs(self.store, self.core.beliefs, self._teach)
         self.reloader = Reloader(path, plan, self.adopt, self.metrics)
         self.router_id = plan.router_id
         self.reports: dict[str, EngineReport] = {}  # the last of each backend
@@ -105,7 +108,7 @@ class Gateway:
         self._leaving: set[str] = set()
         self._demand_seen: tuple[float, Mapping[str, ModelDemand]] = (float("-inf"), {})
         self._tasks: list[asyncio.Task[None]] = []
-        self.metrics.watch(lambda: (self.core.in_flight, self.core.held, self.core.loads()), self._gaps)
+        self.metrics.watch(lambda: (self.core.in_flight, self.core.held, self.core.loads()), self._gaps, self.scores)
         self.driver.on_sweep.append(self._sweep)
 
     @property
@@ -147,6 +150,9 @@ class Gateway:
         """Another router's lease ran out."""
         self.driver.perform(self.driver.core.peer_lost(peer, self.clock()))
 
+    def _teach(self, name: str, learnt: Mapping[str, Any]) -> None:
+        self.driver.perform(self.driver.core.taught(name, learnt, self.clock()))
+
     def _view(self) -> RouterView:
         """What the others may know of us. Demand moves slowly and is summed once a second."""
         now_s = self.clock()
@@ -162,6 +168,10 @@ class Gateway:
     def _gaps(self) -> Mapping[str, Any]:
         return {name: upstream.gaps for name, upstream in self.driver.upstreams.items()}
 
+    def scores(self) -> Mapping[str, Score]:
+        """How far each backend's forecast can be trusted."""
+        return {name: self.core.belief.score(slot) for name, slot in self.core.ledger.slots}
+
     # -- the running config ------------------------------------------------------------------------------------
 
     async def adopt(self, plan: Plan) -> None:
@@ -171,8 +181,10 @@ class Gateway:
         self.driver.ingress = plan.ingress
         self.core.limits = plan.limits
         self.core.adopt(plan.routing, plan.admission)
-        self._join(plan)
+        new = self._join(plan)
         self._dismiss(set(self.driver.upstreams) - {backend.name for backend in plan.backends})
+        if new:
+            await self.beliefs.warm(new)
         scrape = plan.settings.scrape
         await self.engines.watch(
             tuple(
@@ -184,8 +196,9 @@ class Gateway:
             scrape.down_after,
         )
 
-    def _join(self, plan: Plan) -> None:
+    def _join(self, plan: Plan) -> frozenset[str]:
         """Tell driver and core of every backend; a new one counts as down until its first health check."""
+        before = frozenset(self._known)
         core, now_s = self.driver.core, self.clock()
         for given, backend in zip(plan.settings.backends, plan.backends, strict=True):
             self.driver.join(_target(given, plan.engine_keys.get(given.name)))
@@ -198,6 +211,7 @@ class Gateway:
         for name in self._leaving & {backend.name for backend in plan.backends}:
             self._leaving.discard(name)
             self.driver.perform(core.backend_draining(name, False, now_s))
+        return frozenset(self._known) - before
 
     def _dismiss(self, names: Iterable[str]) -> None:
         """Send nothing more to these; each goes when its last stream has ended."""
@@ -229,6 +243,7 @@ class Gateway:
         self._tasks = [
             asyncio.create_task(self.sync.run(self.clock), name="sync"),
             asyncio.create_task(self.reloader.watch(), name="config watch"),
+            asyncio.create_task(self.beliefs.run(), name="beliefs"),
         ]
         for task in self._tasks:
             task.add_done_callback(_say_why_it_ended)
@@ -239,6 +254,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.engines.close()
+        await self.beliefs.keep()
         await self.store.close()
         if self.recorder is not None:
             self.recorder.close()

@@ -120,7 +120,7 @@ def _add_views(app: FastAPI, gateway: "Gateway", admin: Any) -> None:
         entry = gateway.journal.find(request_id)
         if entry is None:
             raise HTTPException(404, f"no request {request_id!r} among the last ones")
-        return explained(entry)
+        return explained(entry, gateway.core.explain(entry.outcome.account.request.id))
 
 
 def _add_calls(app: FastAPI, gateway: "Gateway", admin: Any) -> None:

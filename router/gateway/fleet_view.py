@@ -11,6 +11,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from router.core.decisions import Account, Outcome
+from router.core.score import Score
 from router.core.types import EngineReport, Load
 from router.gateway.journal import Entry, explained
 
@@ -25,6 +26,7 @@ def fleet(gateway: "Gateway") -> dict[str, Any]:
     """Everything the fleet page shows."""
     now_s, plan = gateway.clock(), gateway.plan
     lately = [entry for entry in gateway.journal.recent() if now_s - entry.outcome.account.ended_s < RECENT_S]
+    scores = gateway.scores()
     by_backend: dict[str, list[Account]] = defaultdict(list)
     for entry in lately:
         by_backend[entry.outcome.account.backend].append(entry.outcome.account)
@@ -38,7 +40,7 @@ def fleet(gateway: "Gateway") -> dict[str, Any]:
         "held": gateway.core.held,
         "peers": {peer: view.version for peer, view in gateway.sync.peers.items()},
         "last": _kept(entry.outcome.account for entry in lately),
-        "backends": [_backend(gateway, given, by_backend[given["name"]]) for given in _backends(gateway)],
+        "backends": [_backend(gateway, given, by_backend[given["name"]], scores) for given in _backends(gateway)],
         "recent": [_line(entry) for entry in islice(gateway.journal.recent(), SHOWN)],
     }
 
@@ -61,7 +63,9 @@ def _backends(gateway: "Gateway") -> list[dict[str, Any]]:
     ]
 
 
-def _backend(gateway: "Gateway", facts: dict[str, Any], accounts: Sequence[Account]) -> dict[str, Any]:
+def _backend(
+    gateway: "Gateway", facts: dict[str, Any], accounts: Sequence[Account], scores: Mapping[str, Score]
+) -> dict[str, Any]:
     name = facts["name"]
     watch = gateway.engines.watches.get(name)
     load = gateway.core.loads().get(name, Load())
@@ -70,6 +74,7 @@ def _backend(gateway: "Gateway", facts: dict[str, Any], accounts: Sequence[Accou
     return facts | {
         "up": bool(watch and watch.up),
         "load": {key: round(value) for key, value in asdict(load).items()},
+        "forecast": scores[name].state if name in scores else None,
         "others": round(sum(other.prefilling + other.decoding for other in others)),
         "engine": None if report is None else _engine(report, gateway.clock()),
         "last": _kept(accounts) | _times(accounts),

@@ -5,11 +5,12 @@ Believes: the driver's commands and outcomes as they pass. Must not know the cor
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Final
 
 from router.core.decisions import Command, Refuse, Send
+from router.core.explain import Candidate, Explanation
 from router.gateway.driver import Outcome
 
 KEPT: Final = 1_000
@@ -60,8 +61,8 @@ class Journal:
         return reversed(self._ring)
 
 
-def explained(entry: Entry) -> dict[str, Any]:
-    """One request in words and numbers, milliseconds at this rim."""
+def explained(entry: Entry, choice: Explanation | None = None) -> dict[str, Any]:
+    """One request in words and numbers, milliseconds at this rim. ``choice``: what the core remembers of it."""
     account, outcome = entry.outcome.account, entry.outcome
     request, slo = account.request, account.request.slo
     return {
@@ -82,6 +83,7 @@ def explained(entry: Entry) -> dict[str, Any]:
         "prompt_tokens": account.usage.prompt_tokens or request.prompt_tokens,
         "output_tokens": account.usage.output_tokens,
         "decisions": [_decision(decision) for decision in entry.decisions],
+        "candidates": [_candidate(each) for each in choice.candidates] if choice else None,
         "outcome": account.outcome.value,
         "reason": account.reason.value if account.reason else None,
         "status": outcome.status,
@@ -100,6 +102,14 @@ def explained(entry: Entry) -> dict[str, Any]:
             "e2e_ms": _ms(account.e2e_s),
             "gap_max_ms": _ms(outcome.gap_max_s),
         },
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    """What was predicted of one backend when the choice was made; None where the policy did not ask."""
+    told = {name: value for name, value in asdict(candidate).items() if name != "backend"}
+    return {"backend": candidate.backend} | {
+        f"{name.removesuffix('_s')}_ms": _ms(value) for name, value in told.items()
     }
 
 

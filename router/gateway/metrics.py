@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from router.core.decisions import Account, Outcome, Reason
+from router.core.score import STATES, Accuracy, Score
 from router.core.types import EngineReport, Load
 from router.gateway.meter import Gaps
 
@@ -113,6 +114,7 @@ class Metrics(Collector):
         self._reloaded_s = 0.0
         self._version = ""
         self._gaps: Callable[[], Mapping[str, Gaps]] = dict
+        self._scores: Callable[[], Mapping[str, Score]] = dict
         self._load: Callable[[], tuple[int, int, Mapping[str, Load]]] = lambda: (0, 0, {})
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -121,9 +123,10 @@ class Metrics(Collector):
         self,
         load: Callable[[], tuple[int, int, Mapping[str, Load]]],
         gaps: Callable[[], Mapping[str, Gaps]],
+        scores: Callable[[], Mapping[str, Score]],
     ) -> None:
-        """Where to read, at a scrape, requests in flight, held and by backend, and the gaps between tokens."""
-        self._load, self._gaps = load, gaps
+        """Where to read, at a scrape, requests in flight, held and by backend, gaps between tokens, and trust."""
+        self._load, self._gaps, self._scores = load, gaps, scores
 
     def text(self) -> bytes:
         """The page, in Prometheus's text format."""
@@ -217,6 +220,7 @@ class Metrics(Collector):
         yield from self._requests()
         yield from self._latencies()
         yield from self._forecasts()
+        yield from self._trust()
         yield from self._fleet()
         yield from self._engine_pages()
         yield from self._house()
@@ -289,6 +293,29 @@ class Metrics(Collector):
             for backend, errors in self._errors.items():
                 _add_histogram(family, [backend], getattr(errors, kind))
             yield family
+
+    def _trust(self) -> Iterator[Metric]:
+        """How far each backend's forecast may be relied on, in the core's own judgement."""
+        state = GaugeMetricFamily("headroom_forecast_state", "1 for the state it is in", labels=["backend", "state"])
+        error = GaugeMetricFamily(
+            "headroom_forecast_error_ratio", "Median relative error of late", labels=["backend", "metric"]
+        )
+        coverage = GaugeMetricFamily(
+            "headroom_forecast_coverage_ratio",
+            "Share of outcomes within the promised quantile",
+            labels=["backend", "metric", "quantile"],
+        )
+        for backend, score in self._scores().items():
+            for name in STATES:
+                state.add_metric([backend, name], float(name == score.state))
+            for metric in ("ttft", "tpot", "e2e"):
+                accuracy: Accuracy = getattr(score, metric)
+                if accuracy.seen:
+                    error.add_metric([backend, metric], accuracy.error)
+                for quantile, share in accuracy.coverage.items():
+                    if not isnan(share):
+                        coverage.add_metric([backend, metric, f"{quantile:g}"], share)
+        yield from (state, error, coverage)
 
     def _fleet(self) -> Iterator[Metric]:
         in_flight, held, loads = self._load()

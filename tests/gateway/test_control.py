@@ -90,6 +90,8 @@ async def test_a_request_can_be_explained_and_is_in_the_books(tmp_path: Path) ->
         assert told["decisions"][0]["why"]
         assert told["slo"]["ttft_ms"] == 5000
         assert told["slo"]["met"] is True
+        assert [candidate["backend"] for candidate in told["candidates"]] == ["a"]
+        assert told["candidates"][0]["ttft_tail_ms"] >= told["candidates"][0]["ttft_ms"] > 0
         assert told["predicted"]["ttft_ms"] > 0
         assert told["actual"]["ttft_ms"] > 0
         assert (told["prompt_tokens"], told["output_tokens"], told["status"]) == (7, 2, 200)
@@ -103,6 +105,8 @@ async def test_a_request_can_be_explained_and_is_in_the_books(tmp_path: Path) ->
         assert 'headroom_requests_total{model="m",outcome="served",reason="",slo_class="default"} 1.0' in metrics
         assert 'headroom_responses_total{path="/v1/chat/completions",status="200"} 1.0' in metrics
         assert 'headroom_backend_up{backend="a"} 1.0' in metrics
+        assert 'headroom_forecast_state{backend="a",state="learning"} 1.0' in metrics
+        assert 'headroom_forecast_coverage_ratio{backend="a",metric="ttft",quantile="0.9"}' in metrics
 
 
 async def test_the_page_is_one_file_that_asks_nobody_else(tmp_path: Path) -> None:

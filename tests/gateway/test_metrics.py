@@ -76,7 +76,7 @@ def test_the_page_shows_the_fleet_as_it_is_when_asked() -> None:
     """Loads, gaps, engines, state and config are read at the scrape."""
     books, gaps = metrics(), Gaps()
     gaps.counts[3] += 2
-    books.watch(lambda: (5, 2, {"b1": Load(1, 10, 3, 40)}), lambda: {"b1": gaps})
+    books.watch(lambda: (5, 2, {"b1": Load(1, 10, 3, 40)}), lambda: {"b1": gaps}, dict)
     books.reported("b1", EngineReport(7.5, running=4, kv_usage=0.5))
     books.health("b1", True)
     books.scrape_failed("b2", "gone")

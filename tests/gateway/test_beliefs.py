@@ -1,0 +1,74 @@
+"""A new router starts with what the others learnt, and with nothing worse when that is of no use."""
+
+import pytest
+
+from router.core.dispatcher import Dispatcher
+from router.core.types import Usage
+from router.gateway.state import StoreGone
+from router.gateway.state.beliefs import Beliefs
+from router.gateway.state.memory import MemoryStore
+from tests import fakes
+
+
+def beliefs(core: Dispatcher, store: MemoryStore) -> Beliefs:
+    """Between this core and this store."""
+
+    def teach(name: str, learnt: object) -> None:
+        core.taught(name, learnt, 0.0)  # type: ignore[arg-type]
+
+    return Beliefs(store, core.beliefs, teach)
+
+
+def taught_by_streams(streams: int = 60) -> Dispatcher:
+    """A core whose backend a took four times as long as it believed at first."""
+    core, now_s = fakes.core(fakes.backend("a")), 0.0
+    for _ in range(streams):
+        asked = fakes.request(arrived_s=now_s)
+        core.arrived(asked, now_s)
+        core.first_byte(asked.id, 1, now_s + 0.12)
+        core.ended(asked.id, 1, Usage(50, 100), now_s + 0.12 + 49 * 0.04)
+        now_s += 5.0
+    return core
+
+
+def predicted_ttft_s(core: Dispatcher) -> float:
+    """What an idle backend a is believed to take."""
+    return fakes.sent(core.arrived(fakes.request(arrived_s=1e6), 1e6)).predicted_ttft_s
+
+
+async def test_what_one_router_learnt_the_next_one_believes() -> None:
+    """The same request is predicted alike by both, and not as the data sheet says."""
+    store, old, new = MemoryStore("old"), taught_by_streams(), fakes.core(fakes.backend("a"), routing="slo_headroom")
+    old.adopt(new.routing, new.admission)
+    cold_s = predicted_ttft_s(fakes.core(fakes.backend("a"), routing="slo_headroom"))
+    assert await beliefs(old, store).keep()
+    assert await beliefs(new, store).warm(frozenset({"a", "b"})) == 1
+    assert predicted_ttft_s(new) == pytest.approx(predicted_ttft_s(old), rel=0.01)
+    assert predicted_ttft_s(new) != pytest.approx(cold_s, rel=0.1)
+
+
+async def test_a_belief_of_other_physics_or_none_at_all_is_passed_over() -> None:
+    """Another card under the same name, and bytes that are no belief."""
+    store, other = MemoryStore("old"), fakes.core(fakes.backend("a", slower=3.0))
+    await beliefs(taught_by_streams(), store).keep()
+    assert await beliefs(other, store).warm(frozenset({"a"})) == 0
+    for odd in (b"{}", b"[]", b"not json", b'{"version": 1}'):
+        await store.keep_beliefs({"a": odd})
+        assert await beliefs(other, store).warm(frozenset({"a"})) == 0
+
+
+class Gone(MemoryStore):
+    """A store that does not answer."""
+
+    async def beliefs(self) -> dict[str, bytes]:
+        raise StoreGone("gone")
+
+    async def keep_beliefs(self, beliefs: object) -> None:
+        raise StoreGone("gone")
+
+
+async def test_without_the_store_a_router_starts_cold() -> None:
+    """And says so, and serves."""
+    between = beliefs(fakes.core(fakes.backend("a")), Gone("x"))
+    assert await between.warm(frozenset({"a"})) == 0
+    assert not await between.keep()
