@@ -66,16 +66,17 @@ class _Engines:
         "factor",
         "first",
         "fixed",
+        "full",
         "growing",
         "last",
         "left",
         "mean_prompt",
         "own",
+        "piece",
         "queued",
         "roof",
         "room",
         "step",
-        "steps",
         "under_way",
     )
 
@@ -98,7 +99,7 @@ class _Engines:
         rows = np.empty((6, len(fleet)))
         np.multiply(self.batch, share, out=rows[0])
         rows[1], rows[2], rows[3] = self.first, self.last, self.room
-        np.minimum(self.mean_prompt, self.room, out=rows[4])
+        self.piece = rows[4] = np.minimum(self.mean_prompt, self.room)
         rows[1:5] += rows[0]
         np.multiply(self.growing, share, out=rows[5])
         self.roof = belief.roofs.at(fleet.slots, rows, scale)
@@ -106,22 +107,29 @@ class _Engines:
 
     def _fill(self, chunk_tokens: Floats) -> None:
         """How the prompts ahead and the own one fall into steps: the one under way has taken in ``first`` tokens of the
-        queue and is half done on average; ``steps`` more take what is ``left``, the last of them ``last``.
+        queue and is half done on average; ``full`` ones and a last with ``last`` take what is ``left``.
         """
-        self.room = np.maximum(chunk_tokens - self.batch, 1.0)
-        self.first = np.minimum(self.queued, self.room)
-        self.left = self.queued - self.first + self.own
-        self.steps = np.maximum(np.ceil(self.left / self.room), 1.0)
-        self.last = self.left - (self.steps - 1.0) * self.room
+        room = self.room = np.maximum(chunk_tokens - self.batch, 1.0)
+        self.first = np.minimum(self.queued, room)
+        left = self.left = self.queued - self.first
+        left += self.own
+        full = np.ceil(left / room)
+        full -= 1.0
+        np.maximum(full, 0.0, out=full)
+        self.full = full
+        self.last = left - full * room
         self.under_way = 0.5 * (self.batch + self.queued > 0.0)
 
     def prompt_s(self) -> tuple[Floats, Floats]:
         """What prompt tokens add to those steps: through roof and network, and by attention."""
         _, first, last, full, _, _ = self.roof
         tokens = self.left + 0.5 * self.first
-        pairs = self.own * (self.cached + self.own / 2) + (tokens - self.own) * (self.each / 2)
-        beyond = 0.5 * first + (self.steps - 1.0) * full + last
-        return self.factor[TOKEN] * beyond + self.c[TOKEN] * tokens, self.c[PAIR] * pairs
+        pairs = self.own * (self.cached + 0.5 * self.own) + (tokens - self.own) * (0.5 * self.each)
+        pairs *= self.c[PAIR]
+        beyond = 0.5 * first + self.full * full + last
+        beyond *= self.factor[TOKEN]
+        beyond += self.c[TOKEN] * tokens
+        return beyond, pairs
 
     def life_s(self, tokens: float, kv_tokens_max: Floats) -> Floats:
         """A step with this request and those queued before it in the batch."""
@@ -130,14 +138,17 @@ class _Engines:
         step: Floats = fixed + self.c[SEQ] * self.growing + self.c[CONTEXT] * held
         return step
 
-    def prefill_share(self, tokens_per_s: Floats, full: Floats, step_s: Floats, output_tokens: float) -> Floats:
+    def prefill_share(
+        self, tokens_per_s: Floats, waiting: Floats | None, step_s: Floats, output_tokens: float
+    ) -> Floats:
         """The share of its time that an engine spends on prompts: on those that are sent to it; on a full engine, which
         takes in one whenever one ends, on those that take the places of its batch (Little 1961).
         """
-        piece = np.minimum(self.mean_prompt, self.room)
-        each_s = self.factor[TOKEN] * self.roof[4] / piece + self.c[TOKEN] + self.c[PAIR] * (self.mean_prompt / 2)
-        taken_in = self.growing * self.mean_prompt * each_s / (output_tokens * step_s)
-        share = np.where(full > 0.0, taken_in / (1.0 + taken_in), tokens_per_s * each_s)
+        each_s = self.factor[TOKEN] * self.roof[4] / self.piece + self.c[TOKEN] + self.c[PAIR] * (self.mean_prompt / 2)
+        share = tokens_per_s * each_s
+        if waiting is not None:
+            taken_in = self.growing * self.mean_prompt * each_s / (output_tokens * step_s)
+            share = np.where(waiting > 0.0, taken_in / (1.0 + taken_in), share)
         bounded: Floats = np.minimum(share, PREFILL_SHARE_MAX)
         return bounded
 
@@ -233,29 +244,36 @@ class Forecast:
     def ttft_s(self) -> Floats:
         """Mean time from a send now to the first token."""
         if self._ttft is None:
-            engines, fleet = self._met(), self._fleet
+            engines, fleet, slots = self._met(), self._fleet, self._fleet.slots
             waiting = self._steps_to_room()
-            steps = engines.steps + engines.under_way + waiting
+            steps = engines.full + engines.under_way
+            steps += 1.0
+            bands = (engines.queued > 0.0).astype(np.intp)
+            if waiting is not None:
+                steps += waiting
+                bands[waiting > 0.0] = FULL
             prompt_s, pair_s = engines.prompt_s()
-            modelled_s = fleet.network_s + steps * engines.step + prompt_s + pair_s + engines.c[FIRST]
-            bands = np.maximum(engines.queued > 0.0, FULL * (waiting > 0.0))
-            self._where = self._belief.tails.where(bands, fleet.slots)
+            self._where = self._belief.tails.where(bands, slots)
             self._queue = steps, waiting, prompt_s, pair_s, bands
-            self._ttft = modelled_s * self._belief.lean(TTFT, self._where)
+            modelled_s = steps * engines.step
+            for more_s in (fleet.network_s, prompt_s, pair_s, engines.c[FIRST]):
+                modelled_s += more_s
+            modelled_s *= self._belief.lean(TTFT, self._where)
+            self._ttft = modelled_s
         return self._ttft
 
-    def _steps_to_room(self) -> Floats:
-        """Steps until enough sequences have ended, when slots or KV are taken.
+    def _steps_to_room(self) -> Floats | None:
+        """Steps until enough sequences have ended, where slots or KV are taken; None when there is room everywhere.
 
         With ``n`` sequences of mean life L tokens one ends every L / n steps (they are spread evenly over their lives),
         so the k-th from now is k L / n steps away.
         """
-        fleet = self._fleet
-        requests = fleet.requests
+        fleet, load = self._fleet, self._fleet.load
+        requests, held = load[:2] + load[2:]  # prefilling and decoding, and the tokens of both
         over = requests + 1.0 - fleet.seqs_max
-        kv_over = fleet.load[1] + fleet.load[3] + self.tokens - fleet.kv_tokens_max
-        if over.max() <= 0.0 and kv_over.max() <= 0.0:
-            return np.zeros(len(requests))
+        kv_over = held + self.tokens - fleet.kv_tokens_max
+        if not np.maximum(over, kv_over).max() > 0.0:
+            return None
         ahead = np.maximum(np.maximum(over, kv_over / self.tokens), 0.0)
         running = np.maximum(np.minimum(requests, fleet.seqs_max), 1.0)
         steps: Floats = ahead * self._outlook.tokens / running
@@ -268,10 +286,10 @@ class Forecast:
             engines, fleet = self._met(), self._fleet
             self.ttft_s  # noqa: B018 - finds the bands
             step_s = engines.life_s(self.tokens, fleet.kv_tokens_max)
-            full = self._queue[1]
-            share = engines.prefill_share(fleet.prefill_tokens_per_s, full, step_s, self._outlook.tokens)
-            modelled_s = step_s / (1.0 - share)
-            self._tpot = modelled_s * self._belief.lean(TPOT, self._where)
+            share = engines.prefill_share(fleet.prefill_tokens_per_s, self._queue[1], step_s, self._outlook.tokens)
+            step_s /= 1.0 - share
+            step_s *= self._belief.lean(TPOT, self._where)
+            self._tpot = step_s
         return self._tpot
 
     @property
@@ -331,12 +349,13 @@ class Forecast:
 
     def _expectation(self, index: int, ttft_s: float) -> Expectation:
         engines = self._met()
-        steps, waiting, prompt_s, pair_s, bands = (float(part[index]) for part in self._queue)
-        slot, band, step_s = int(self._fleet.slots[index]), int(bands), float(engines.step[index])
-        step_share, wait_share = step_s / ttft_s, waiting * step_s / ttft_s
+        steps, waiting, prompt_s, pair_s, bands = self._queue
+        slot, band, step_s = int(self._fleet.slots[index]), int(bands[index]), float(engines.step[index])
+        step_share = step_s / ttft_s
+        wait_share = 0.0 if waiting is None else float(waiting[index]) * step_share
         network_s = float(self._fleet.network_s[index])
         return Expectation(
-            engines.terms_s(index, steps, prompt_s, pair_s),
+            engines.terms_s(index, steps[index], prompt_s[index], pair_s[index]),
             network_s,
             WAIT_DOUBT * wait_share**2 + STEP_DOUBT * step_share**2,
             band,

@@ -86,13 +86,13 @@ class Regression:
         Returns the log of actual over predicted after learning. Both must be above 0.
         """
         factor = self.factor[slot]
-        parts = terms_s * factor
-        predicted_s = float(parts.sum()) + beside_s
-        shares = parts / predicted_s
+        predicted_s = float(terms_s.dot(factor)) + beside_s
+        shares = terms_s * factor
+        shares /= predicted_s
         covariance = self._covariance[slot]
         covariance += self._wander[slot]
-        spread = covariance @ shares
-        believed = float(shares @ spread)
+        spread = covariance.dot(shares)
+        believed = float(shares.dot(spread))
         variance = believed + self._noise[kind][slot] + doubt
         deviation = sqrt(variance)
         error = log(actual_s / predicted_s)
@@ -102,7 +102,7 @@ class Regression:
         np.exp(self._log[slot], out=factor)
         self._learn_noise(slot, kind, (z * deviation) ** 2 - believed - doubt)
         self._watch(slot, z)
-        return log(actual_s / (float(terms_s @ factor) + beside_s))
+        return log(actual_s / (float(terms_s.dot(factor)) + beside_s))
 
     def _learn_noise(self, slot: int, kind: int, excess: float) -> None:
         noise = self._noise[kind]
