@@ -1,0 +1,74 @@
+"""What lies in deploy/ fits the code: configs are good, commands exist, dashboards ask for metrics there are."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+CONFIGS = [DEPLOY / "router.yaml", DEPLOY / "compose/router.yaml", DEPLOY / "kubernetes/config.yaml"]
+SUFFIXES = re.compile(r"_(total|bucket|count|sum)$")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_every_config_is_good(config, monkeypatch):
+    """As an operator would check it, with the admin key in the environment."""
+    monkeypatch.setenv("HEADROOM_ADMIN_KEY", "x")
+    done = subprocess.run(
+        [sys.executable, "-m", "router", "check", config], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def services():
+    """The services of the compose file that run our own image, with their commands."""
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return {
+        name: s["command"] for name, s in compose["services"].items() if s.get("image") == "headroom" and "command" in s
+    }
+
+
+def test_compose_backends_are_compose_services():
+    """Every engine that the routers are told of is started, on the port they are told."""
+    config = yaml.safe_load((DEPLOY / "compose/router.yaml").read_text())
+    ports = {name: command[command.index("--port") + 1] for name, command in services().items() if "--port" in command}
+    assert {f"http://{name}:{port}" for name, port in ports.items()} == {b["url"] for b in config["backends"]}
+
+
+@pytest.mark.parametrize("service", [name for name in services() if name.startswith("engine")])
+def test_compose_commands_have_options_that_exist(service):
+    """`--help` after the rest: an unknown option or value would still be an error."""
+    done = subprocess.run(
+        [sys.executable, *services()[service][1:], "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def names_in_code():
+    """Every metric name that a Python file of the router states."""
+    text = "\n".join(path.read_text() for path in (ROOT / "router").rglob("*.py"))
+    return set(re.findall(r'"(headroom_[a-z_]+)"', text)) | {
+        f"headroom_{kind}_prediction_ratio" for kind in ("ttft", "tpot", "e2e")
+    }
+
+
+@pytest.mark.parametrize("path", ["prometheus/alerts.yml", "grafana/dashboards/headroom.json"])
+def test_dashboards_and_alerts_ask_for_metrics_there_are(path):
+    """A renamed metric would leave an empty panel or a dead alert."""
+    text = (DEPLOY / path).read_text()
+    asked = {SUFFIXES.sub("", name) for name in re.findall(r"headroom_[a-z_]+", text)}
+    known = {SUFFIXES.sub("", name) for name in names_in_code()}
+    assert len(asked) > 5
+    assert asked - known == set()
+
+
+def test_manifests_are_yaml_and_the_dashboard_json():
+    """Each file parses."""
+    for path in [*DEPLOY.rglob("*.yaml"), *DEPLOY.rglob("*.yml")]:
+        list(yaml.safe_load_all(path.read_text()))
+    assert json.loads((DEPLOY / "grafana/dashboards/headroom.json").read_text())["panels"]
