@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from router.core.decisions import Command
 from router.core.dispatcher import Dispatcher
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from uvicorn import Server
     from uvicorn._types import ASGI3Application
 
+IDLE: Final = Load()
+ALONE_S: Final = 1.0  # between two looks at a state that nobody else reads
 _log = logging.getLogger("headroom")
 
 
@@ -97,7 +99,13 @@ class Gateway:
         self.engines = Engines(self, self.metrics, http_client, clock)
         state = plan.settings.state
         self.sync = Sync(
-            self.store, self, self._view, self._reported_by_sidecars, self.metrics, state.sync_s, state.lease_s
+            self.store,
+            self,
+            self._view,
+            self._reported_by_sidecars,
+            self.metrics,
+            state.sync_s if state.redis_url else ALONE_S,
+            state.lease_s,
         )
         self.beliefs = Beliefs(self.store, self.core.beliefs, self._teach)
         self.reloader = Reloader(path, plan, self.adopt, self.metrics)
@@ -158,7 +166,8 @@ class Gateway:
         now_s = self.clock()
         if now_s - self._demand_seen[0] > 1.0:
             self._demand_seen = (now_s, self.demand.view(now_s))
-        return RouterView(self.core.loads(), self._demand_seen[1], self.plan.version)
+        busy = {name: load for name, load in self.core.loads().items() if load != IDLE}
+        return RouterView(busy, self._demand_seen[1], self.plan.version)
 
     def _reported_by_sidecars(self) -> tuple[str, ...]:
         if self.plan.settings.scrape.source == "engines":
@@ -226,7 +235,7 @@ class Gateway:
             return
         loads = self.core.loads()
         for name in tuple(self._leaving):
-            load = loads.get(name, Load())
+            load = loads.get(name, IDLE)
             if load.prefilling + load.decoding == 0:
                 self._leaving.discard(name)
                 self._known.pop(name, None)

@@ -14,6 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode, Node, SequenceNode
 
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is: a reload holds up streams less
+
 Key = str | int
 Loc = tuple[Key, ...]
 Value = TypeVar("Value", bound=BaseModel)
@@ -84,7 +86,7 @@ def read(path: Path) -> Document:
 def document(text: str, name: str) -> Document:
     """The document in ``text``. Raises ConfigError on broken YAML, a key given twice, or a top that is no mapping."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         root = loader.get_single_node()
         if not isinstance(root, MappingNode):
             raise ConfigError([f"{name}:1: expected keys with values (listen, backends, ...)"])

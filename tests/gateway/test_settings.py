@@ -115,7 +115,7 @@ backends:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("backends: [", "r.yaml:1: not valid YAML"),
+        ("listen:\n  port: [1\nbackends: 2", "r.yaml:3: not valid YAML"),
         ("- a", "r.yaml:1: expected keys with values"),
         ("", "r.yaml:1: expected keys with values"),
         ("a: 1\nb: 2\na: 3", "r.yaml:3: key 'a' is given twice"),

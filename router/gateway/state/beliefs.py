@@ -40,10 +40,7 @@ class Beliefs:
 
     def _taught(self, name: str, raw: bytes) -> bool:
         try:
-            learnt = orjson.loads(raw)
-            if not isinstance(learnt, dict):
-                raise TypeError(f"expected an object, not {type(learnt).__name__}")
-            self._teach(name, learnt)
+            self._teach(name, dict(orjson.loads(raw)))
         except (ValueError, KeyError, TypeError, IndexError) as odd:
             _log.info("what is kept of %s is of no use here: %s", name, odd)
             return False
