@@ -127,6 +127,15 @@ def serve(
         )
 
 
+@app.command()
+def prove() -> None:
+    """May a policy serve? A question in JSON on stdin, a verdict on stdout; `python -m router check` asks it."""
+    from simulator.proving import run as run_proof  # noqa: PLC0415 - the same
+
+    if not run_proof(sys.stdin, sys.stdout):
+        raise typer.Exit(1)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def calibrate(context: typer.Context) -> None:
     """Fit a card's or a real engine's coefficients from measurements; its own --help says how."""

@@ -213,13 +213,16 @@ def _burstgpt(row: Mapping[str, str]) -> Entry | None:
     return Entry(at_s, prompt, output, tenant=row.get("model", ""), session=row.get("session id", ""))
 
 
-class _Record:
+class RecordParser:
     """Arrivals wait for their end, which says how long the reply was; what never ended has no length to replay."""
 
     def __init__(self) -> None:
+        """Nothing read yet; ``open`` are the requests whose end has not come."""
         self.open: dict[str, Entry] = {}
 
-    def read(self, event: Mapping[str, Any]) -> Entry | None:
+    def read_line(self, line: str) -> Entry | None:
+        """One event; the request that it ends, if it ends one. ValueError says what was expected."""
+        event = _json(line)
         kind = event.get("event")
         if kind == "arrived":
             request = event.get("request")
@@ -255,8 +258,7 @@ def _recorded(request: Mapping[str, Any]) -> Entry:
 
 
 def _record_parser(_first: str) -> Parse:
-    read = _Record().read
-    return lambda line: read(_json(line))
+    return RecordParser().read_line
 
 
 _RECORD: Final = Form("gateway record", False, _record_parser, "requests that never ended in the record are left out")

@@ -1,0 +1,102 @@
+"""A user's own policy file: from source by path to a policy.
+
+Believes: the text. Must not know who asks: the gateway, ``check`` and the simulator load with this. A file is executed
+from its source each time (a ``.pyc`` may be older than an edit within the same second) and under a name of its own in
+``sys.modules``, where dataclasses look their module up; the oldest such names go, their classes live on while used.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from traceback import extract_tb
+from types import ModuleType
+from typing import Any, Final
+
+import policies
+
+VERBS: Final = {"routing": "choose", "admission": "admit"}
+_KEPT: Final = 64  # modules in sys.modules at a time
+
+_generations = count(1)
+_names: deque[str] = deque()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A policy file as it was read."""
+
+    path: str
+    text: str
+
+    @property
+    def version(self) -> str:
+        """Names the text."""
+        return sha256(self.text.encode()).hexdigest()[:12]
+
+
+def read(path: Path) -> Source:
+    """The file's text. ValueError when it cannot be read or is no Python."""
+    try:
+        source = Source(str(path), path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ValueError(f"{path}: cannot be read: {problem}") from None
+    _compiled(source)
+    return source
+
+
+def load(kind: str, source: Source, parameters: Mapping[str, Any]) -> Any:
+    """Execute the source and make its policy. ValueError names the file, and the line where there is one."""
+    if kind not in VERBS:
+        raise ValueError(f"a {kind} policy cannot be a file; only {' and '.join(VERBS)} policies can")
+    module = _executed(source)
+    make = getattr(module, "policy", None)
+    if not callable(make):
+        raise ValueError(f"{source.path}: expected a name 'policy': a class or a function that returns the policy")
+    try:
+        made = policies.build(f"{kind} policy {source.path}", make, parameters)
+    except ValueError:
+        raise
+    except Exception as problem:  # the file is anybody's code
+        raise ValueError(f"{_place(source, problem)}: policy() raised {_told(problem)}") from problem
+    if not callable(getattr(made, VERBS[kind], None)):
+        raise ValueError(f"{source.path}: a {kind} policy needs a method {VERBS[kind]!r}; {type(made).__name__} has none")
+    return made
+
+
+def _compiled(source: Source) -> Any:
+    try:
+        return compile(source.text, source.path, "exec", dont_inherit=True)
+    except SyntaxError as problem:
+        raise ValueError(f"{source.path}:{problem.lineno or 1}: not valid Python: {problem.msg}") from None
+    except ValueError as problem:  # a null byte
+        raise ValueError(f"{source.path}:1: not valid Python: {problem}") from None
+
+
+def _executed(source: Source) -> ModuleType:
+    code = _compiled(source)
+    module = ModuleType(f"_policy_{Path(source.path).stem}_{next(_generations)}")
+    module.__file__ = source.path
+    sys.modules[module.__name__] = module
+    try:
+        exec(code, vars(module))  # noqa: S102 - this is what loading a user's file means
+    except Exception as problem:  # the file is anybody's code
+        del sys.modules[module.__name__]
+        raise ValueError(f"{_place(source, problem)}: raised {_told(problem)} when loaded") from problem
+    _names.append(module.__name__)
+    if len(_names) > _KEPT:
+        sys.modules.pop(_names.popleft(), None)
+    return module
+
+
+def _place(source: Source, problem: BaseException) -> str:
+    """``file:line`` of the innermost line of the user's own file."""
+    lines = [frame.lineno for frame in extract_tb(problem.__traceback__) if frame.filename == source.path]
+    return f"{source.path}:{lines[-1]}" if lines else source.path
+
+
+def _told(problem: BaseException) -> str:
+    return f"{type(problem).__name__}: {problem}"

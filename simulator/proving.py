@@ -1,0 +1,274 @@
+"""The command ``prove``: may this policy serve? A question on stdin, a verdict on stdout, both JSON.
+
+Believes: the question: who decides now, who is to decide, on which backends. The candidate is held to the contract,
+then both are played over the same arrivals; it is refused when it breaks the contract, raises, overruns its time, or
+keeps its SLO for fewer requests than the other by more than the bound. Runs in a process of its own, so that nothing
+a policy does here (sleep, spin, die) reaches a request. Must not know the gateway: the question holds all it needs.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, field
+from math import inf
+from pathlib import Path
+from random import Random
+from statistics import fmean, quantiles
+from time import perf_counter
+from typing import Any, Final, TextIO
+
+import policies
+from policies._contract import check_admission, check_routing
+from router import loading
+from router.core import Admission, Admit, Choice, Fleet, Forecast, Request, Rng, Routing, Shed, Slo
+from router.core.dispatcher import Limits as CoreLimits
+from router.core.errors import PolicyRejected
+from router.core.policy import Memory
+from router.core.record import backend_of
+from router.core.types import Backend
+from simulator.generated import LOAD, generated
+from simulator.pool import Member, Pool, Site
+from simulator.run import play
+from simulator.sequence import Limits
+from simulator.traces.recent import recent
+from simulator.truth import true_of
+from simulator.workload import Arrival, Shaping, SloClass, distinct, shape
+
+BLOCK_TOKENS: Final = 16
+GROSS: Final = 40.0  # times the budget: no scheduler's whim; two such decisions are enough
+SHARE: Final = 0.95  # of the decisions that must be inside the budget
+NICE: Final = 10  # traffic first
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked. ``candidate``, ``current`` (None: nobody served yet) and ``shadow`` hold ``routing`` and
+    ``admission``, each by ``name`` or by ``path`` and ``text``, with ``parameters``; ``trace``: a file of any known
+    form, the gateway's record among them, of which the last ``last_s`` and ``requests_max`` count; with fewer than
+    ``requests_min``, or where ``generate`` says so, a workload is generated for the pool.
+    """
+
+    candidate: Mapping[str, Any]
+    backends: tuple[Backend, ...]
+    current: Mapping[str, Any] | None = None
+    others: Sequence[Mapping[str, Any]] = ()  # routings that must keep the contract and their time, no more
+    classes: Sequence[Mapping[str, Any]] = ()
+    trace: str = ""
+    generate: bool = False
+    last_s: float = 600.0
+    requests_min: int = 100
+    requests_max: int = 3_000
+    attainment_drop_max: float = 0.02
+    budget_s: float = 0.005
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Verdict:
+    """``why``: of a refusal; ``replays``: each workload with requests, attainment of both and the drop."""
+
+    passed: bool = True
+    why: str = ""
+    replays: list[dict[str, Any]] = field(default_factory=list)
+    decision_s: dict[str, float] = field(default_factory=dict)
+
+
+def question_of(plain: Mapping[str, Any]) -> Question:
+    """The question in the JSON; TypeError or KeyError when it is none."""
+    return Question(**{**plain, "backends": tuple(backend_of(each) for each in plain["backends"])})
+
+
+class Timed:
+    """A policy whose every decision is timed on the wall clock: sleeping is as bad as working."""
+
+    def __init__(self, policy: Any, budget_s: float) -> None:
+        """PolicyRejected from a decision: the second one that took ``GROSS`` times the budget."""
+        self._policy, self._budget_s = policy, budget_s
+        self._gross = 0
+        self.took_s: list[float] = []
+
+    @property
+    def held_max(self) -> int:
+        """See Admission."""
+        held: int = self._policy.held_max
+        return held
+
+    @property
+    def hold_s_max(self) -> float:
+        """See Admission."""
+        hold_s: float = self._policy.hold_s_max
+        return hold_s
+
+    def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
+        """See Routing."""
+        began_s = perf_counter()
+        choice: Choice = self._policy.choose(request, fleet, forecast, rng)
+        self._note(perf_counter() - began_s)
+        return choice
+
+    def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit | Shed, Memory]:
+        """See Admission."""
+        began_s = perf_counter()
+        answer: tuple[Admit | Shed, Memory] = self._policy.admit(request, fleet, forecast, memory)
+        self._note(perf_counter() - began_s)
+        return answer
+
+    def _note(self, took_s: float) -> None:
+        self.took_s.append(took_s)
+        if took_s > GROSS * self._budget_s:
+            self._gross += 1
+            if self._gross > 1:
+                raise PolicyRejected(f"a decision took {took_s:.3f} s; its budget is {self._budget_s * 1e3:g} ms")
+
+    def check(self) -> None:
+        """PolicyRejected when too many decisions overran."""
+        if not self.took_s:
+            return
+        late_s = sorted(self.took_s)[int(SHARE * (len(self.took_s) - 1))]
+        if late_s > self._budget_s:
+            raise PolicyRejected(
+                f"{SHARE:.0%} of its decisions take up to {late_s * 1e3:.1f} ms; its budget is {self._budget_s * 1e3:g} ms"
+            )
+
+    def summary(self) -> dict[str, float]:
+        """Seconds a decision took."""
+        if len(self.took_s) < 2:  # noqa: PLR2004 - quantiles need two
+            return {}
+        return {"mean": fmean(self.took_s), "p99": quantiles(self.took_s, n=100)[-1], "max": max(self.took_s)}
+
+
+def made(kind: str, plain: Mapping[str, Any]) -> Any:
+    """The policy of that name, or of that source."""
+    if "text" in plain:
+        return loading.load(kind, loading.Source(plain["path"], plain["text"]), plain["parameters"])
+    return policies.find(kind, plain["name"], plain["parameters"])
+
+
+def judge(question: Question) -> Verdict:
+    """Contract, then the replays; the first fault is the verdict's."""
+    verdict = Verdict()
+    try:
+        for plain in (question.candidate["routing"], *question.others):
+            _vet_routing(plain, question)
+        _vet_admission(question.candidate["admission"], question)
+        for told, arrivals in workloads(question):
+            _compare(question, told, arrivals, verdict)
+    except (PolicyRejected, ValueError) as problem:
+        verdict.passed, verdict.why = False, str(problem)
+    return verdict
+
+
+def _vet_routing(plain: Mapping[str, Any], question: Question) -> None:
+    timed = Timed(made("routing", plain), question.budget_s)
+    _named(plain, lambda: (check_routing(timed, Random(question.seed)), timed.check()))
+
+
+def _vet_admission(plain: Mapping[str, Any], question: Question) -> None:
+    timed = Timed(made("admission", plain), question.budget_s)
+    _named(plain, lambda: (check_admission(timed, Random(question.seed)), timed.check()))
+
+
+def _named(plain: Mapping[str, Any], check: Any) -> None:
+    try:
+        check()
+    except PolicyRejected as problem:
+        raise PolicyRejected(f"{plain.get('path') or plain['name']}: {problem}") from None
+
+
+def workloads(question: Question) -> list[tuple[str, list[Arrival]]]:
+    """What is played, each with its name."""
+    found = []
+    if question.trace:
+        entries = recent(Path(question.trace), question.last_s, question.requests_max)
+        how = Shaping(question.backends[0].models[0], tuple(map(_slo_class, question.classes)))
+        arrivals = distinct(shape(entries, how, question.seed))
+        promised = any(min(a.request.slo.ttft_s, a.request.slo.tpot_s, a.request.slo.e2e_s) < inf for a in arrivals)
+        if promised and len(arrivals) >= question.requests_min:
+            found.append((question.trace, arrivals))
+    if question.generate or not found:
+        told = f"a workload made for this pool at {LOAD:.0%} of its capacity"
+        found.append((told, generated(question.backends, question.requests_max, question.seed)))
+    return found
+
+
+def _slo_class(plain: Mapping[str, Any]) -> SloClass:
+    return SloClass(plain["name"], Slo(**plain["slo"]))
+
+
+def _compare(question: Question, told: str, arrivals: list[Arrival], verdict: Verdict) -> None:
+    """Play both; PolicyRejected says by how much the candidate is worse."""
+    candidate = _attainment(question, question.candidate, arrivals, verdict)
+    replay = {"workload": told, "requests": len(arrivals), "candidate": candidate, "current": None, "drop": 0.0}
+    verdict.replays.append(replay)
+    current = _of_current(question, arrivals)
+    replay |= {"current": current, "drop": current - candidate}
+    if current - candidate > question.attainment_drop_max:
+        against = "the policy that serves" if question.current else "least_work"
+        raise PolicyRejected(
+            f"attainment drops by {current - candidate:.1%} of {len(arrivals)} requests: {candidate:.1%}, where {against} "
+            f"keeps {current:.1%} ({told}); at most {question.attainment_drop_max:.1%} is allowed"
+        )
+
+
+def _of_current(question: Question, arrivals: list[Arrival]) -> float:
+    """What the other keeps; a policy that fails at it keeps nothing, and may well be replaced."""
+    current = question.current or {**question.candidate, "routing": {"name": "least_work", "parameters": {}}}
+    try:
+        return _attainment(question, current, arrivals, None)
+    except (PolicyRejected, ValueError):
+        return 0.0
+
+
+def _attainment(
+    question: Question, decisions: Mapping[str, Any], arrivals: list[Arrival], verdict: Verdict | None
+) -> float:
+    routing = Timed(made("routing", decisions["routing"]), question.budget_s)
+    admission = Timed(made("admission", decisions["admission"]), question.budget_s)
+    limits = CoreLimits(**decisions.get("limits", {}))
+    try:
+        played = play(arrivals, BackendPool(question.backends), routing, admission, question.seed, limits=limits)
+        routing.check()
+    except PolicyRejected:
+        raise
+    except Exception as problem:  # a policy may raise anything
+        raise PolicyRejected(f"raised {type(problem).__name__}: {problem} in the replay") from problem
+    if verdict is not None:
+        verdict.decision_s = routing.summary()
+    return float(played.books.met().mean())
+
+
+class BackendPool(Pool):
+    """A pool of which only what a router believes is known: its truth is that, times hidden factors."""
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        """One replica for each backend."""
+        super().__init__(tuple(Member(b.name, "", network_s=b.network_s) for b in backends), name="as configured")
+        object.__setattr__(self, "backends", tuple(backends))
+
+    backends: tuple[Backend, ...]
+
+    def sites(self, seed: int) -> list[Site]:
+        """Every replica under *seed*."""
+        return [
+            Site(b.name, member, _started(b), b, true_of(b.prior, self.truth, seed, b.name))
+            for member, b in zip(self.members, self.backends, strict=True)
+        ]
+
+
+def _started(backend: Backend) -> Limits:
+    blocks = max(1, backend.kv_tokens_max // BLOCK_TOKENS)
+    return Limits(backend.seqs_max, max(backend.chunk_tokens, backend.seqs_max), BLOCK_TOKENS, blocks)
+
+
+def run(asked: TextIO, answered: TextIO) -> bool:
+    """Read one question, write its verdict; whether it passed. What a policy prints goes to stderr."""
+    if hasattr(os, "nice"):
+        os.nice(NICE)
+    began_s = perf_counter()
+    with redirect_stdout(sys.stderr):
+        verdict = judge(question_of(json.load(asked)))
+    json.dump(asdict(verdict) | {"took_s": perf_counter() - began_s}, answered)
+    answered.write("\n")
+    return verdict.passed
