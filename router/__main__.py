@@ -151,6 +151,7 @@ def _log_to_stderr(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO, format=form, handlers=[handler], datefmt="%Y-%m-%dT%H:%M:%S%z")
     logging.getLogger("httpx").setLevel(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # a log in the watched folder would feed itself
     if verbose:
         logging.getLogger("headroom").setLevel(logging.DEBUG)
 
