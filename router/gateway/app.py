@@ -288,6 +288,9 @@ class Gateway:
 
         loop.add_signal_handler(signal.SIGHUP, hang_up)
         await self.start()
+        listen, policy = self.plan.settings.listen, self.plan.settings.policy.routing.name
+        where = f"http://{listen.host}:{listen.port}"
+        _log.info("router %s: %s before %d backends, by %s", self.router_id, where, len(self.plan.backends), policy)
         try:
             await self.server().serve()
         finally:
