@@ -1,0 +1,61 @@
+"""Why a request went where it went, asked afterwards."""
+
+from math import isnan
+
+from router.core.decisions import Outcome
+from router.core.explain import KEPT
+from router.core.types import Slo, Usage
+from tests.fakes import backend, core, request, sent
+
+
+def test_a_choice_is_explained_with_every_candidate_and_what_became_of_it():
+    """Predicted, chosen, why; and the account once it is over."""
+    it = core(backend("fast"), backend("slow", slower=3.0), routing="slo_headroom")
+    send = sent(it.arrived(request("r", slo=Slo(ttft_s=2.0, tpot_s=0.1)), 1.0))
+    told = it.explain("r")
+    assert (told.chosen, told.why, told.account, told.decided_s) == (send.backend, send.why, None, 1.0)
+    ttft = {candidate.backend: candidate.ttft_s for candidate in told.candidates}
+    assert ttft["slow"] > ttft["fast"] == send.predicted_ttft_s
+    assert all(candidate.ttft_tail_s > candidate.ttft_s for candidate in told.candidates)
+    it.first_byte("r", 1, 1.1)
+    it.ended("r", 1, Usage(10), 1.3)
+    assert it.explain("r").account.outcome is Outcome.SERVED
+
+
+def test_a_refusal_is_explained_too():
+    """Nobody chosen, the policy's words, and the candidates it looked at."""
+    slo = Slo(ttft_s=1e-6)
+    it = core(backend(), routing="slo_headroom", parameters={"best_effort": "shed"})
+    it.arrived(request("r", slo=slo), 0.0)
+    told = it.explain("r")
+    assert told.chosen == ""
+    assert told.account.outcome is Outcome.REFUSED
+    assert [candidate.backend for candidate in told.candidates] == ["a"]
+
+
+def test_what_the_policy_did_not_ask_is_not_made_up():
+    """A baseline that never forecasts: candidates by name, nothing predicted."""
+    it = core(backend())
+    it.arrived(request("r"), 0.0)
+    (candidate,) = it.explain("r").candidates
+    assert candidate.backend == "a"
+    assert isnan(candidate.ttft_s)
+
+
+def test_a_backend_that_left_keeps_its_name_in_what_is_told_of_it():
+    """Its slot may be another's by now."""
+    it = core(backend("a"))
+    it.arrived(request("r"), 0.0)
+    it.backend_left("a", 0.1)
+    it.backend_joined(backend("z"), 0.2)
+    assert it.explain("r").candidates[0].backend == "a"
+
+
+def test_the_oldest_choices_are_forgotten():
+    """Memory is bounded; a request never heard of is not explained either."""
+    it = core(backend())
+    for n in range(KEPT + 1):
+        it.arrived(request(f"r{n}"), 0.0)
+    assert it.explain("r0") is None
+    assert it.explain(f"r{KEPT}") is not None
+    assert it.explain("never") is None

@@ -1,0 +1,190 @@
+"""What is predicted for each candidate, and that more load never makes it less."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.core.belief import Belief
+from router.core.fleet import Fleet, Ledger
+from router.core.forecast import Forecast
+from router.core.physics import StepCoefficients, prefill_s, step_s
+from router.core.roof import Roofs, roof_s
+from router.core.types import Backend, Load, Slo
+from tests.fakes import backend, core, request, sent
+
+MOE = StepCoefficients(
+    0.012,
+    2e-5,
+    2e-8,
+    2e-5,
+    1e-9,
+    0.004,
+    weights_s=0.002,
+    gemm_token_s=1.5e-5,
+    experts_s=0.015,
+    expert_share=0.06,
+)
+LOADS = st.builds(
+    lambda prefilling, decoding, context: Load(prefilling, 700 * prefilling, decoding, context),
+    st.integers(0, 20),
+    st.integers(0, 200),
+    st.integers(0, 100_000),
+)
+
+
+def forecast(*loads, made=None, asked=None, now_s=0.0, **facts):
+    """The forecast over backends that carry these loads."""
+    ledger, belief = Ledger(), Belief()
+    for n, _ in enumerate(loads):
+        joined = made(f"b{n}") if made else backend(f"b{n}", **facts)
+        belief.joined(ledger.join(joined, 0.0), joined)
+    ledger.heard("peer", {f"b{n}": load for n, load in enumerate(loads)})
+    fleet = Fleet(ledger, ledger.pool("m"), now_s)
+    return Forecast(asked or request(prompt_tokens=1000, output_tokens_max=100), fleet, belief)
+
+
+def moe(name):
+    """A backend whose steps bend: experts to touch, compute to bind."""
+    return Backend(name, ("m",), MOE, chunk_tokens=2048, network_s=0.001)
+
+
+@pytest.mark.parametrize("prompt", [1, 300, 2048, 5000])
+def test_an_idle_engine_takes_what_physics_says(prompt):
+    """TTFT is the prefill in chunks and the network; nothing is ahead."""
+    it = forecast(Load(), made=moe, asked=request(prompt_tokens=prompt))
+    assert it.ttft_s[0] == pytest.approx(0.001 + prefill_s(MOE, prompt, 2048), rel=0.03)
+
+
+def test_pace_is_the_step_of_the_batch_that_is_joined():
+    """Experts and compute included, at the middle of the reply."""
+    it = forecast(Load(0, 0, 99, 50_000), made=moe, asked=request(prompt_tokens=1000, output_tokens_max=64))
+    tokens = 50_000 + 1000 + it.output_tokens / 2
+    assert it.tpot_s[0] == pytest.approx(step_s(MOE, 100, tokens), rel=0.02)
+
+
+def test_e2e_is_the_first_token_and_the_pace_of_the_rest():
+    """The expected length, bounded by the cap."""
+    it = forecast(Load(2, 500, 10, 5000))
+    assert it.e2e_s[0] == pytest.approx(it.ttft_s[0] + (it.output_tokens - 1) * it.tpot_s[0])
+    assert it.output_tokens <= 100
+
+
+@given(LOADS, LOADS)
+def test_more_load_is_never_faster(one, more):
+    """Contract: with everything on top, no mean and no tail falls, but by the tails of another band."""
+    both = Load(*(a + b for a, b in zip(_row(one), _row(more), strict=True)))
+    it = forecast(one, both, made=moe)
+    for times in (it.ttft_s, it.tpot_s, it.e2e_s, it.ttft_tail_s(0.9), it.tpot_tail_s(0.99), it.e2e_tail_s(0.5)):
+        assert times[1] >= times[0] * (1 - 1e-9)
+        assert np.isfinite(times).all()
+        assert (times > 0).all()
+
+
+def _row(load):
+    return load.prefilling, load.prefill_tokens, load.decoding, load.context_tokens
+
+
+@given(LOADS, st.integers(1, 20_000), st.integers(0, 5000))
+def test_a_longer_prompt_is_never_sooner(load, prompt, more):
+    """Contract: on the same engines."""
+    short = forecast(load, made=moe, asked=request(prompt_tokens=prompt))
+    long = forecast(load, made=moe, asked=request(prompt_tokens=prompt + more))
+    assert long.ttft_s[0] >= short.ttft_s[0] * (1 - 1e-9)
+    assert long.tpot_s[0] >= short.tpot_s[0] * (1 - 1e-9)
+
+
+def test_a_full_engine_is_waited_for():
+    """Slots taken: the k-th end is k/n of a life away. With room there is no wait."""
+    free, full, queue = forecast(Load(0, 0, 15, 3000), Load(0, 0, 16, 3200), Load(4, 800, 16, 3200), seqs_max=16).ttft_s
+    life_s = 100 * 0.0119
+    assert full - free == pytest.approx(life_s / 16, rel=0.2)
+    assert queue - full > 3.5 * life_s / 20
+
+
+def test_a_full_cache_is_waited_for():
+    """KV blocks bind before slots do."""
+    room, full = forecast(Load(0, 0, 4, 5000), Load(0, 0, 4, 9900), kv_tokens_max=10_000).ttft_s
+    assert full > room + 0.05
+
+
+def test_a_full_engine_does_not_run_more_than_it_may():
+    """Those who wait do not slow those who run: pace is that of the largest batch."""
+    full, queue = forecast(Load(0, 0, 16, 3200), Load(64, 3200, 16, 3200), seqs_max=16).tpot_s
+    assert queue == pytest.approx(full, rel=0.05)
+
+
+def test_prompts_that_keep_coming_slow_the_pace():
+    """A share of every second goes to prefill: twice as many prompts, more than twice the share's stretch."""
+    it = core(backend(), routing="slo_headroom")
+    paces = []
+    for n in range(40):
+        sent(it.arrived(request(f"r{n}", prompt_tokens=1000, arrived_s=n * 0.2), n * 0.2))
+        paces.append(it._flights[f"r{n}"].open[0].predicted.tpot_s)
+        it.client_left(f"r{n}", n * 0.2 + 0.1)
+    assert paces[-1] > 1.2 * paces[0]
+
+
+def test_tails_lie_above_means_and_rise_with_the_quantile():
+    """Before anything was seen: the prior's."""
+    it = forecast(Load(1, 100, 5, 500))
+    assert it.ttft_s[0] < it.ttft_tail_s(0.9)[0] < it.ttft_tail_s(0.95)[0] < it.ttft_tail_s(0.99)[0]
+    assert it.e2e_s[0] < it.e2e_tail_s(0.9)[0]
+
+
+def test_a_capped_reply_has_a_narrower_tail_than_an_open_one():
+    """E2E's spread is mostly the length's: with 4 tokens at most there is little left of it."""
+    capped = forecast(Load(), asked=request(output_tokens_max=4))
+    open_ended = forecast(Load(), asked=request())
+    assert capped.e2e_tail_s(0.9)[0] / capped.e2e_s[0] < open_ended.e2e_tail_s(0.9)[0] / open_ended.e2e_s[0]
+
+
+def test_nothing_is_computed_until_asked():
+    """A policy without forecasts pays nothing, and its sends predict nothing."""
+    it = forecast(Load())
+    assert not it.made
+    assert it.answers(0.9) == {}
+    assert it.ttft_s is it.ttft_s
+    assert it.made
+    assert list(it.answers(0.9)) == ["ttft"]
+
+
+def test_candidates_apart_in_the_columns_are_read_as_neighbours_are():
+    """Slots 0 and 2 of three: gathered, not sliced."""
+    ledger, belief = Ledger(), Belief()
+    for n in range(3):
+        joined = backend(f"b{n}", slower=1.0 + n)
+        belief.joined(ledger.join(joined, 0.0), joined)
+    whole = Forecast(request(), Fleet(ledger, np.array([0, 1, 2]), 0.0), belief)
+    apart = Forecast(request(), Fleet(ledger, np.array([0, 2]), 0.0), belief)
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
+        assert getattr(apart, name).tolist() == getattr(whole, name)[[0, 2]].tolist()
+
+
+def test_a_prediction_promises_the_quantiles_it_would_have_answered():
+    """The account's tails are the policy's tails."""
+    it = forecast(Load(2, 900, 7, 3000))
+    asked = it.ttft_tail_s(0.93)[0], it.tpot_tail_s(0.93)[0], it.e2e_tail_s(0.93)[0]
+    assert it.at(0).tails_s(0.93) == pytest.approx(asked)
+
+
+def test_the_account_carries_means_and_promises():
+    """At the quantile of the request's SLO; nan without a forecast."""
+    it = core(backend(), routing="slo_headroom")
+    it.arrived(request("r", slo=Slo(ttft_s=1.0, quantile=0.95)), 0.0)
+    (done,) = it.client_left("r", 0.1)[1:]
+    assert done.predicted_ttft_s < done.promised_ttft_s < 1.0
+    it = core(backend())
+    it.arrived(request("r"), 0.0)
+    assert np.isnan(it.client_left("r", 0.1)[-1].promised_e2e_s)
+
+
+@pytest.mark.parametrize("tokens", [0.0, 0.3, 1.0, 7.5, 100.0, 1000.0, 2300.0])
+def test_the_roof_is_read_from_its_table(tokens):
+    """Within a part in a hundred of a step, by vector and by scalar."""
+    roofs = Roofs(2)
+    scale = roofs.joined(1, MOE, 2304.0)
+    exact = float(roof_s(MOE, np.array([tokens]))[0])
+    read = roofs.at(np.array([1]), np.array([[tokens]]), np.array([scale]))[0, 0]
+    assert read == pytest.approx(exact, abs=0.01 * MOE.fixed_s)
+    assert roofs.one(1, tokens) == pytest.approx(read)

@@ -1,0 +1,84 @@
+"""Reply lengths under caps, and prompts counted against estimates."""
+
+import random
+from math import log
+
+import pytest
+
+from router.core.lengths import Lengths, Prompts
+
+
+def taught(chance, count, median, sigma, cap=0):
+    """Lengths that saw lognormal replies, cut at a cap."""
+    it = Lengths()
+    for _ in range(count):
+        whole = max(1, round(chance.lognormvariate(log(median), sigma)))
+        it.saw("m", "default", min(whole, cap) if cap else whole, cap)
+    return it
+
+
+def test_the_mean_and_the_quantiles_of_what_was_seen_are_expected():
+    """Lognormal of median 100: mean 138, p90 279."""
+    it = taught(random.Random(1), 3000, 100.0, 0.8)
+    assert it.expected("m", "default") == pytest.approx(138, rel=0.1)
+    assert it.quantile("m", "default", 0.9) == pytest.approx(279, rel=0.25)
+
+
+def test_a_cap_bounds_what_is_expected():
+    """E[min(length, cap)], not min(E[length], cap)."""
+    it = taught(random.Random(2), 3000, 100.0, 0.8)
+    assert it.expected("m", "default", 10) == pytest.approx(10, rel=0.02)
+    assert 70 < it.expected("m", "default", 100) < 92
+    assert it.quantile("m", "default", 0.99, 50) == 50.0
+
+
+def test_a_reply_cut_at_its_cap_says_only_that_it_is_at_least_so_long():
+    """Learnt under caps of 50, asked without: the tail beyond is not taken to be nothing."""
+    it = taught(random.Random(3), 2000, 100.0, 0.8, cap=50)
+    assert it.expected("m", "default", 50) == pytest.approx(46, rel=0.1)
+    assert it.expected("m", "default") > 100
+
+
+def test_replies_that_always_use_up_their_cap_are_expected_to():
+    """A benchmark with ignore_eos: the length is known, and so is that it is known."""
+    it = Lengths()
+    for n in range(100):
+        it.saw("m", "default", (64, 256)[n % 2], (64, 256)[n % 2])
+    assert it.expected("m", "default", 256) == pytest.approx(256, rel=0.1)
+    assert it.outlook("m", "default", 256).spread < 0.5 < it.outlook("m", "default", 0).spread
+
+
+def test_classes_and_models_are_apart_and_the_unseen_start_from_production_chat():
+    """211 tokens, before anything was seen."""
+    it = taught(random.Random(4), 500, 20.0, 0.1)
+    assert it.expected("m", "other") == pytest.approx(211, rel=0.1)
+    assert it.expected("n", "default") == pytest.approx(211, rel=0.1)
+
+
+def test_old_replies_fade():
+    """A model that got talkative is known to be so after a thousand replies."""
+    it = taught(random.Random(5), 2000, 50.0, 0.3)
+    for _ in range(1500):
+        it.saw("m", "default", 400)
+    assert it.expected("m", "default") > 330
+
+
+def test_what_was_learnt_of_replies_can_be_taken_over():
+    """By a router that saw none of them."""
+    taught_one = taught(random.Random(6), 1000, 40.0, 0.5)
+    fresh = Lengths()
+    fresh.adopt("m", taught_one.export("m"))
+    assert fresh.expected("m", "default") == pytest.approx(taught_one.expected("m", "default"), rel=0.02)
+
+
+def test_estimates_of_prompts_are_scaled_by_what_engines_count():
+    """Estimated at 4 bytes a token where it is 3: a third more. Where estimates are exact nothing is changed."""
+    it = Prompts()
+    for n in range(200):
+        it.saw("m", 300 + n, round((300 + n) * 4 / 3))
+        it.saw("exact", 300 + n, 300 + n)
+        it.saw("silent", 300 + n, 0)
+    assert it.scale("m") == pytest.approx(4 / 3, rel=0.02)
+    assert it.scale("exact") == it.scale("silent") == it.scale("never") == 1.0
+    assert it.mean_tokens("m", 5.0) == pytest.approx(560, rel=0.1)
+    assert it.mean_tokens("never", 5.0) == 5.0
