@@ -314,7 +314,8 @@ def _core(plan: Plan) -> tuple[Dispatcher, recorder.Recorder | None, Dispatcher 
 
 
 def _decisions(plan: Plan) -> dict[str, Any]:
-    named = {kind: getattr(plan.settings.policy, kind).model_dump() for kind in ("routing", "admission")}
+    chosen = {kind: getattr(plan.settings.policy, kind) for kind in ("routing", "admission")}
+    named = {kind: {"name": policy.name, "parameters": policy.parameters} for kind, policy in chosen.items()}
     return recorder.decisions(named, plan.limits)
 
 
