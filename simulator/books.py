@@ -50,14 +50,14 @@ class Books:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def write(self, account: Account) -> None:
-        """Add one request."""
+    def write(self, account: Account, came_s: float) -> None:
+        """Add one request; what it was promised counts from *came_s*, when its client first came with it."""
         request, usage = account.request, account.usage
         backend = self._numbers.get(account.backend)
         if backend is None:
             backend = self._numbers[account.backend] = float(len(self.backends))
             self.backends.append(account.backend)
-        arrived_s, first_s, ended_s = request.arrived_s, account.first_byte_s, account.ended_s
+        arrived_s, first_s, ended_s = came_s, account.first_byte_s, account.ended_s
         served = account.outcome is Outcome.SERVED
         after = usage.output_tokens - 1
         met = served and request.slo.met(

@@ -17,6 +17,7 @@ from router.core.types import Backend, Slo
 from simulator.sequence import Limits
 from simulator.truth import Hidden, Truth, true_of
 from simulator.workload import SloClass, parse_slo
+from simulator.world import Autoscaling, Clients, Fault, World
 
 
 class BadPool(ValueError):
@@ -105,7 +106,7 @@ class Pool:
     truth: Hidden = field(default_factory=Hidden)
     belief: str = "learnt"
     wrong_factor: float = 2.0
-    scrape_s: float = 1.0
+    world: World = field(default_factory=World)
     name: str = "built-in"
 
     @property
@@ -115,9 +116,10 @@ class Pool:
 
     def sites(self, seed: int) -> list[Site]:
         """Every replica under *seed*."""
-        return [self._site(member, name, seed) for member in self.members for name in member.names]
+        return [self.site(member, name, seed) for member in self.members for name in member.names]
 
-    def _site(self, member: Member, name: str, seed: int) -> Site:
+    def site(self, member: Member, name: str, seed: int) -> Site:
+        """The replica of *member* that is called *name*: its truth is drawn by that."""
         limits, prior = member.limits(), coefficients(member.shape)
         truth = true_of(prior, self.truth, seed, name)
         backend = Backend(
@@ -186,7 +188,7 @@ def load_pool(path: Path) -> Pool:
 
 
 def _pool(loaded: Mapping[str, Any], name: str) -> Pool:
-    _known(loaded, ("backends", "slo", "truth", "belief", "wrong_factor", "scrape_s", "defaults"), "")
+    _known(loaded, _KEYS, "")
     listed = loaded.get("backends")
     if not isinstance(listed, list) or not listed:
         raise ValueError("backends: expected a list with at least one entry")
@@ -205,9 +207,32 @@ def _pool(loaded: Mapping[str, Any], name: str) -> Pool:
         Hidden(**_values(Hidden, _mapping(loaded.get("truth", {}), "truth"), "truth")),
         belief,
         _number(loaded.get("wrong_factor", 2.0), "wrong_factor"),
-        _number(loaded.get("scrape_s", 1.0), "scrape_s"),
+        _world(loaded, names),
         name,
     )
+
+
+_WORLD: Final = ("routers", "sync_s", "scrape_s", "health_s", "faults", "clients", "scaling")
+_KEYS: Final = ("backends", "slo", "truth", "belief", "wrong_factor", "defaults", *_WORLD)
+
+
+def _world(loaded: Mapping[str, Any], names: list[str]) -> World:
+    plain = {key: loaded[key] for key in _WORLD[:4] if key in loaded}
+    values = {key: _typed(value, int if key == "routers" else float, key) for key, value in plain.items()}
+    faults = tuple(_fault(entry, n, names) for n, entry in enumerate(_list(loaded.get("faults", []), "faults")))
+    clients = Clients(**_values(Clients, _mapping(loaded.get("clients", {}), "clients"), "clients"))
+    scaling = loaded.get("scaling")
+    if scaling is not None:
+        scaling = Autoscaling(**_values(Autoscaling, _mapping(scaling, "scaling"), "scaling"))
+    return World(**values, faults=faults, clients=clients, scaling=scaling)
+
+
+def _fault(entry: object, number: int, names: list[str]) -> Fault:
+    place = f"faults[{number}]"
+    values = _values(Fault, _mapping(entry, place), place)
+    if values.get("backend") not in names or "at_s" not in values:
+        raise ValueError(f"{place}: expected at_s and a backend among {', '.join(names)}")
+    return Fault(**values)
 
 
 def _member(entry: Mapping[str, Any], number: int) -> Member:

@@ -163,11 +163,8 @@ class Replica(Batch):
             self._settle(now_s)
         if self._dropped:
             self._let_go()
-        arrivals = self._arrivals
-        while arrivals and arrivals[0][0] <= now_s:
-            sequence = arrivals.popleft()[1]
-            if sequence.state == COMING:
-                self._queue(sequence)
+        if self._arrivals and self._arrivals[0][0] <= now_s:
+            self._take_in(now_s)
         self._deciding = False
         if now_s >= self._drift.until_s:
             self._drift.move(now_s)
@@ -176,8 +173,15 @@ class Replica(Batch):
             self._plan(now_s)
         elif self._batch:
             self._decode(now_s)
-        elif arrivals:
-            self._wake(arrivals[0][0])
+        elif self._arrivals:
+            self._wake(self._arrivals[0][0])
+
+    def _take_in(self, now_s: float) -> None:
+        arrivals = self._arrivals
+        while arrivals and arrivals[0][0] <= now_s:
+            sequence = arrivals.popleft()[1]
+            if sequence.state == COMING:
+                self._queue(sequence)
 
     def _settle(self, now_s: float) -> None:
         """The steps under way have ended: tokens are there, some sequences are done, some have their first."""

@@ -1,29 +1,31 @@
-"""The router's own core on the kernel: arrivals, networks, engines, scrapes and timers, as a gateway has them.
+"""One run: arrivals, routers, engines and what befalls them, on one virtual clock.
 
-Believes: the dispatcher decides; this shell only performs its commands and tells it what happened, as the gateway
-does with sockets. Must not know: why anything was decided. Output lengths pass from the arrival to the replica and
-nowhere else.
+The routers are the gateway's own core; everything here only carries events to it and performs what it answers.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import inf
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
+from typing import cast
 
-from router.core.decisions import Abort, Account, Command, Send
-from router.core.dispatcher import Dispatcher, Failure, Limits
+import policies
+from router.core.decisions import Account, Outcome
+from router.core.dispatcher import Dispatcher, Limits
 from router.core.policy import Admission, Routing
-from router.core.types import EngineReport, Request, Usage
+from router.core.types import EngineReport
 from simulator.books import Books
+from simulator.fleet import Engine, Fleet
 from simulator.kernel import Kernel
-from simulator.pool import Pool, Site
-from simulator.replica import Replica
-from simulator.sequence import Sequence as EngineSequence
-from simulator.workload import Arrival
+from simulator.pool import Pool
+from simulator.scaling import Autoscaler
+from simulator.shell import Flight, Shell
+from simulator.timeline import Timeline
+from simulator.workload import Arrival, Workload
 
 Progress = Callable[[int], None]
+MakeRouting = Callable[[Mapping[str, Engine], Callable[[str], Arrival]], Routing]
 _PROGRESS_EVERY = 500
+_READING_S = 0.015  # a token, at a typical pace: where in its reply a client hangs up; a reply that is over stays so
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,196 +33,224 @@ class Played:
     """One run, over: its books, its engines as they ended, and how long it lasted on the virtual clock."""
 
     books: Books
-    replicas: dict[str, Replica]
-    sites: list[Site]
+    engines: dict[str, Engine]
     horizon_s: float
     held: int
-
-
-class Engine:
-    """A replica as a router sees it: behind an API server and a network, with constant delays but for jitter."""
-
-    __slots__ = ("_api_jitter", "_api_s", "_api_token_s", "_draw", "delay_s", "name", "replica")
-
-    def __init__(self, site: Site, replica: Replica) -> None:
-        """The overheads are the truth's."""
-        hidden = site.truth.hidden
-        self.name, self.replica = site.name, replica
-        self.delay_s = site.member.network_s
-        self._api_s, self._api_token_s, self._api_jitter = hidden.api_s, hidden.api_token_s, hidden.api_jitter
-        self._draw = Random(f"{site.truth.seed}/api").random
-
-    def accept(self, sequence: EngineSequence, now_s: float) -> bool:
-        """Send it: it is in the engine's queue after the network and the API server. False: refused at the door."""
-        replica = self.replica
-        if not replica.fits(sequence.prompt_tokens) or replica.waiting_at_most >= replica.limits.queue_max:
-            return False
-        api_s = self._api_s * (1.0 + self._api_jitter * (2.0 * self._draw() - 1.0))
-        replica.add(sequence, now_s + self.delay_s + api_s + self._api_token_s * sequence.prompt_tokens)
-        return True
-
-
-class Shell:
-    """One router: a dispatcher, and the hands that perform its commands."""
-
-    def __init__(self, core: Dispatcher, kernel: Kernel, engines: dict[str, Engine], books: Books) -> None:
-        """*engines* by backend name; the core hears of them through ``backend_joined``, as in life."""
-        self.core, self.kernel, self.engines, self.books = core, kernel, engines, books
-        self.lengths: dict[str, int] = {}
-        self.requests: dict[str, Request] = {}
-        self._open: dict[tuple[str, int], EngineSequence] = {}
-        self._wake_s = inf
-        self.held = 0
-
-    # ---- what happens ----------------------------------------------------------
-
-    def arrive(self, arrival: Arrival) -> None:
-        """A request comes to this router, now."""
-        request = arrival.request
-        self.lengths[request.id] = arrival.output_tokens
-        self.requests[request.id] = request
-        before = self.core.held
-        self.perform(self.core.arrived(request, self.kernel.now_s))
-        self.held += self.core.held > before
-
-    def first_token(self, sequence: EngineSequence) -> None:
-        """An engine's first token of an attempt has come."""
-        commands = self.core.first_byte(sequence.id, sequence.attempt, self.kernel.now_s)
-        if commands:
-            self.perform(commands)
-
-    def finished(self, sequence: EngineSequence) -> None:
-        """An attempt's reply is complete."""
-        self._open.pop((sequence.id, sequence.attempt), None)
-        usage = Usage(sequence.generated, sequence.prompt_tokens, max(0, sequence.cached_tokens))
-        self.perform(self.core.ended(sequence.id, sequence.attempt, usage, self.kernel.now_s))
-
-    def fail(self, sequence: EngineSequence, why: str, *, fault: bool, retryable: bool) -> None:
-        """An attempt is dead."""
-        self._open.pop((sequence.id, sequence.attempt), None)
-        failure = Failure(why, backend_fault=fault, retryable=retryable)
-        self.perform(self.core.failed(sequence.id, sequence.attempt, failure, self.kernel.now_s))
-
-    def _tick(self, due_s: float) -> None:
-        if due_s != self._wake_s:
-            return
-        self._wake_s = inf
-        self.perform(self.core.ticked(self.kernel.now_s))
-
-    # ---- what is commanded -------------------------------------------------------
-
-    def perform(self, commands: Sequence[Command]) -> None:
-        """Do what the core says, then see when it wants to be woken."""
-        for command in commands:
-            kind = type(command)
-            if kind is Send:
-                self._send(command)  # type: ignore[arg-type]
-            elif kind is Account:
-                self._account(command)  # type: ignore[arg-type]
-            elif kind is Abort:
-                self._abort(command)  # type: ignore[arg-type]
-        wake_s = self.core.wake_s
-        if wake_s < self._wake_s:
-            self._wake_s = wake_s
-            self.kernel.at(wake_s, self._tick, wake_s)
-
-    def _send(self, send: Send) -> None:
-        request = self.requests[send.request_id]
-        engine = self.engines[send.backend]
-        length = self.lengths[request.id]
-        if request.output_tokens_max and length > request.output_tokens_max:
-            length = request.output_tokens_max
-        room = engine.replica.limits.prompt_tokens_max + 1 - request.prompt_tokens
-        sequence = EngineSequence(
-            request.id,
-            request.prompt_tokens,
-            length if length < room else max(1, room),
-            send.attempt,
-            request.priority,
-            request.prefix,
-            request.prefix_block_tokens,
-        )
-        self._open[request.id, send.attempt] = sequence
-        now_s = self.kernel.now_s
-        if not engine.accept(sequence, now_s):
-            self.kernel.at(now_s + engine.delay_s, self._refused, (sequence, engine))
-
-    def _refused(self, refusal: tuple[EngineSequence, Engine]) -> None:
-        sequence, engine = refusal
-        if engine.replica.fits(sequence.prompt_tokens):
-            self.fail(sequence, f"{engine.name} refused: its queue is full", fault=False, retryable=True)
-        else:
-            self.fail(sequence, f"{engine.name} refused: prompt too long", fault=False, retryable=False)
-
-    def _abort(self, abort: Abort) -> None:
-        sequence = self._open.pop((abort.request_id, abort.attempt), None)
-        engine = self.engines.get(abort.backend)
-        if sequence is not None and engine is not None:
-            self.kernel.at(self.kernel.now_s + engine.delay_s, engine.replica.drop, sequence)
-
-    def _account(self, account: Account) -> None:
-        self.books.write(account)
-        del self.lengths[account.request.id], self.requests[account.request.id]
+    retried: int
+    usd: float
+    log: list[tuple[float, str]]
+    timeline: Timeline | None
 
 
 def play(
-    arrivals: Sequence[Arrival],
+    arrivals: Iterable[Arrival],
     pool: Pool,
     routing: Routing,
     admission: Admission,
     seed: int,
     progress: Progress | None = None,
     limits: Limits | None = None,
+    *,
+    sample_s: float = 0.0,
+    clairvoyant: MakeRouting | None = None,
 ) -> Played:
-    """Run every arrival through one router in front of *pool*; the same arguments give the same books."""
-    kernel, books = Kernel(), Books()
-    engines: dict[str, Engine] = {}
-    shell = Shell(Dispatcher(routing, admission, Random(f"{seed}/router"), limits), kernel, engines, books)
-    sites = pool.sites(seed)
-    for site in sites:
-        replica = Replica(site.name, site.truth, site.limits, kernel, shell.first_token, shell.finished)
-        engines[site.name] = Engine(site, replica)
-        shell.perform(shell.core.backend_joined(site.backend, 0.0))
-    scraper = Scraper(shell, pool.scrape_s)
-    run_until, arrive = kernel.run_until, shell.arrive
-    for number, arrival in enumerate(arrivals):
-        run_until(arrival.request.arrived_s)
-        arrive(arrival)
-        if progress is not None and not number % _PROGRESS_EVERY:
-            progress(len(books))
-    while shell.core.in_flight:
-        run_until(kernel.next_s)
-    scraper.stop()
-    if progress is not None:
-        progress(len(books))
-    return Played(books, {name: engine.replica for name, engine in engines.items()}, sites, kernel.now_s, shell.held)
+    """Run every arrival through the routers in front of *pool*; the same arguments give the same books.
+
+    *sample_s*: keep a timeline of the engines at that period. *clairvoyant* makes the routing instead, with the
+    engines' truth before its eyes: a bound, not a policy.
+    """
+    run = Run(pool, seed)
+    if clairvoyant is not None:
+        routing = clairvoyant(run.fleet.engines, run.arrival)
+    run.open_routers(routing, admission, limits)
+    if sample_s:
+        run.timeline = Timeline(run.kernel, run.fleet, sample_s)
+    run.play(arrivals, progress)
+    return Played(
+        run.books,
+        run.fleet.engines,
+        run.kernel.now_s,
+        sum(router.held for router in run.routers),
+        run.retried,
+        run.fleet.cost(run.last_s),
+        run.fleet.log,
+        run.timeline,
+    )
+
+
+class Run:
+    """The parts of one run, put together."""
+
+    def __init__(self, pool: Pool, seed: int) -> None:
+        """A fleet as the pool says, nobody in front of it yet."""
+        world = pool.world
+        self.pool, self.world, self.seed = pool, world, seed
+        self.kernel, self.books = Kernel(), Books()
+        self.fleet = Fleet(pool, self.kernel, seed, world.health_s)
+        self.routers: list[Shell] = []
+        self.scaler: Autoscaler | None = None
+        self.timeline: Timeline | None = None
+        self.retried = 0
+        self.last_s = 0.0
+        self._draw = Random(f"{seed}/clients")
+        self._pick = Random(f"{seed}/routers").randrange
+        self._workload: Workload | None = None
+        self._coming = 0  # clients that will come again
+        self._patient = world.clients.patient
+        self._going = True
+
+    def arrival(self, request_id: str) -> Arrival:
+        """The arrival of a request that is not over."""
+        return next(router.arrival(request_id) for router in self.routers if router.has(request_id))
+
+    def open_routers(self, routing: Routing, admission: Admission, limits: Limits | None) -> None:
+        """Put the routers there, start the fleet, and set in motion what repeats."""
+        world, kernel = self.world, self.kernel
+        for number in range(world.routers):
+            core = Dispatcher(routing, admission, Random(f"{self.seed}/router/{number}"), limits)
+            self.routers.append(Shell(f"router-{number}", core, kernel, self.fleet.engines, self._accounted))
+        self.fleet.routers = list(self.routers)
+        for site in self.pool.sites(self.seed):
+            self.fleet.start(site)
+        self.fleet.plan(world.faults)
+        if world.routers > 1:
+            kernel.at(world.sync_s, self._sync)
+        if world.scrape_s:
+            for router in self.routers:
+                Scraper(router, self.fleet, world.scrape_s, self)
+        if world.scaling is not None:
+            policy = policies.find("scaling", world.scaling.policy)
+            self.scaler = Autoscaler(kernel, self.fleet, world.scaling, policy)
+
+    @property
+    def going(self) -> bool:
+        """Whether anything is still to come or under way."""
+        return self._going
+
+    # ---- arrivals ---------------------------------------------------------------------
+
+    def play(self, arrivals: Iterable[Arrival], progress: Progress | None) -> None:
+        """Bring every arrival in its time, then wait for the last to be over."""
+        kernel, run_until, come = self.kernel, self.kernel.run_until, self._come
+        if hasattr(arrivals, "after"):
+            self._workload = cast("Workload", arrivals)
+        for number, arrival in enumerate(arrivals):
+            run_until(arrival.request.arrived_s)
+            come(arrival)
+            if progress is not None and not number % _PROGRESS_EVERY:
+                progress(len(self.books))
+        while self._under_way():
+            run_until(kernel.next_s)
+            if progress is not None:
+                progress(len(self.books))
+        self._going = False
+        if self.scaler is not None:
+            self.scaler.stop()
+
+    def _under_way(self) -> bool:
+        pending = self._workload.pending if self._workload is not None else 0
+        return self._coming + pending > 0 or any(router.core.in_flight for router in self.routers)
+
+    def _come(self, arrival: Arrival) -> None:
+        """A request at a router: the only one, or any of them."""
+        routers = self.routers
+        router = routers[0] if len(routers) == 1 else routers[self._pick(len(routers))]
+        if self.scaler is not None:
+            self.scaler.arrived(arrival)
+        router.arrive(arrival)
+        if not self._patient:
+            self._watch(router, arrival)
+
+    def _watch(self, router: Shell, arrival: Arrival) -> None:
+        """A client that may lose patience, or interest."""
+        clients, request = self.world.clients, arrival.request
+        if clients.timeout_s < float("inf"):
+            self.kernel.at(self.kernel.now_s + clients.timeout_s, self._time_out, (router, request.id))
+        if clients.leave_share and self._draw.random() < clients.leave_share:
+            after_s = self._draw.random() * (0.5 + _READING_S * arrival.output_tokens)
+            self.kernel.at(self.kernel.now_s + after_s, router.leave, request.id)
+
+    def _time_out(self, watched: tuple[Shell, str]) -> None:
+        router, request_id = watched
+        if router.waits(request_id):
+            router.leave(request_id)
+
+    def _again(self, arrival: Arrival) -> None:
+        self._coming -= 1
+        self._come(arrival)
+
+    # ---- ends ---------------------------------------------------------------------------
+
+    def _accounted(self, account: Account, flight: Flight) -> None:
+        """A request is over at its router; its client may come again."""
+        arrival = flight.arrival
+        if account.outcome is Outcome.REFUSED and arrival.tries < self.world.clients.retries:
+            self._retry(arrival, flight.retry_after_s)
+            return
+        ended_s = account.ended_s
+        self.last_s = max(self.last_s, ended_s)
+        self.books.write(account, arrival.came_s)
+        if self.scaler is not None:
+            self.scaler.ended(account.request.model, account.usage.output_tokens, account.slo_met)
+        if self._workload is not None:
+            for later in self._workload.after(arrival, ended_s):
+                self.kernel.at(later.request.arrived_s, self._later, later)
+
+    def _later(self, arrival: Arrival) -> None:
+        assert self._workload is not None
+        self._workload.pending -= 1
+        self._come(arrival)
+
+    def _retry(self, arrival: Arrival, after_s: float) -> None:
+        """The same request under another id; what it was promised counts from its first coming."""
+        self.retried += 1
+        self._coming += 1
+        again_s = self.kernel.now_s + after_s * (1.0 + 0.1 * self._draw.random())
+        request = replace(arrival.request, id=f"{arrival.request.id}~{arrival.tries + 1}", arrived_s=again_s)
+        again = arrival._replace(request=request, tries=arrival.tries + 1, since_s=arrival.came_s)
+        self.kernel.at(again_s, self._again, again)
+
+    # ---- routers among themselves ----------------------------------------------------------
+
+    def _sync(self, _: object) -> None:
+        """Every router hears what the others have in flight."""
+        loads = {router.name: router.core.loads() for router in self.routers}
+        for router in self.routers:
+            for name, load in loads.items():
+                if name != router.name:
+                    router.tell(router.core.heard(name, load, self.kernel.now_s))
+        if self._going:
+            self.kernel.at(self.kernel.now_s + self.world.sync_s, self._sync)
 
 
 class Scraper:
-    """Asks every engine for its queue each *period_s*, spread over the period; the answer takes the network's time."""
+    """One router asks every engine for its queue each *period_s*, spread over it; answers take the network's time."""
 
-    def __init__(self, shell: Shell, period_s: float) -> None:
-        """Start at once; 0 for *period_s*: never ask."""
-        self._shell, self._period_s = shell, period_s
+    def __init__(self, router: Shell, fleet: Fleet, period_s: float, run: Run) -> None:
+        """Start at once."""
+        self._router, self._fleet, self._period_s, self._run = router, fleet, period_s, run
         self._seen: dict[str, tuple[int, int]] = {}
-        for number, engine in enumerate(shell.engines.values() if period_s > 0 else ()):
-            shell.kernel.at(period_s * (number + 1) / len(shell.engines), self._ask, engine)
+        self._turn = 0
+        router.kernel.at(period_s / max(1, len(fleet.engines)), self._ask)
 
-    def stop(self) -> None:
-        """Ask no more."""
-        self._period_s = 0.0
-
-    def _ask(self, engine: Engine) -> None:
-        kernel, now_s = self._shell.kernel, self._shell.kernel.now_s
-        if not self._period_s:
+    def _ask(self, _: object) -> None:
+        """The next engine's turn."""
+        kernel = self._router.kernel
+        if not self._run.going:
             return
-        self._shell.core.asking(engine.name, now_s)
-        kernel.at(now_s + engine.delay_s, self._answered, (engine, now_s))
-        kernel.at(now_s + self._period_s, self._ask, engine)
+        engines = [engine for engine in self._fleet.engines.values() if engine.alive]
+        if engines:
+            engine = engines[self._turn % len(engines)]
+            self._turn += 1
+            self._router.core.asking(engine.name, kernel.now_s)
+            kernel.at(kernel.now_s + engine.delay_s, self._answered, (engine, kernel.now_s))
+        kernel.at(kernel.now_s + self._period_s / max(1, len(engines)), self._ask)
 
-    def _answered(self, asked: tuple[Any, float]) -> None:
+    def _answered(self, asked: tuple[Engine, float]) -> None:
         engine, asked_s = asked
-        replica: Replica = engine.replica
+        if not engine.alive:
+            return
+        replica = engine.replica
         prompts, cached = self._seen.get(engine.name, (0, 0))
         self._seen[engine.name] = (replica.prompt_tokens, replica.cached_tokens)
         new = replica.prompt_tokens - prompts
@@ -232,5 +262,5 @@ class Scraper:
             (replica.cached_tokens - cached) / new if new else float("nan"),
             float(replica.limits.kv_blocks * replica.limits.block_tokens),
         )
-        shell = self._shell
-        shell.perform(shell.core.reported(engine.name, report, shell.kernel.now_s))
+        router = self._router
+        router.tell(router.core.reported(engine.name, report, router.kernel.now_s))

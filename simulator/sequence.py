@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 COMING: Final = 0
 WAITING: Final = 1
@@ -54,6 +54,7 @@ class Sequence:
         "offset",
         "order",
         "output_tokens",
+        "owner",
         "preemptions",
         "prefix",
         "priority",
@@ -80,6 +81,7 @@ class Sequence:
         first *known_tokens* of the text, prompt and reply (0: of the prompt).
         """
         self.id = id
+        self.owner: Any = None  # whoever sent it
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
         self.attempt = attempt

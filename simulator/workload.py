@@ -4,23 +4,56 @@
 Must not know: policies, replicas.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import accumulate
 from math import inf
 from random import Random
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from router.core.types import NO_SLO, Request, Slo
 from simulator.traces import Entry
 
 
 class Arrival(NamedTuple):
-    """A request and the length its reply will have."""
+    """A request and the length its reply will have.
+
+    ``known_prefix``: hashes of prompt and reply together, where a later turn will begin with both; ``tries``: how often
+    its client has come with it before, the first time at ``since_s``.
+    """
 
     request: Request
     output_tokens: int
+    known_prefix: tuple[Hashable, ...] = ()
+    tries: int = 0
+    since_s: float = 0.0
+
+    @property
+    def came_s(self) -> float:
+        """When its client first came with it: what it was promised counts from there."""
+        return self.since_s if self.tries else self.request.arrived_s
+
+
+class Workload(Protocol):
+    """Arrivals of which some follow from others: ``after`` says what comes once one is over.
+
+    What it returns is counted in ``pending`` until it has come.
+    """
+
+    pending: int
+
+    def __iter__(self) -> Iterator[Arrival]:
+        """The arrivals that depend on none, in order."""
+        ...
+
+    def __len__(self) -> int:
+        """How many there will be in all."""
+        ...
+
+    def after(self, arrival: Arrival, ended_s: float) -> Sequence[Arrival]:
+        """What comes next because *arrival* is over since *ended_s*, each at its ``arrived_s``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

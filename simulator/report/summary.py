@@ -18,13 +18,14 @@ def summarise(played: Played) -> dict[str, Any]:
     outcome = books.column("outcome")
     counts = {kind.value: int((outcome == number).sum()) for number, kind in enumerate(Outcome)}
     tokens = float(books.column("output_tokens").sum())
-    cost = sum(site.backend.price_per_hour for site in played.sites) / 3600 * span_s
+    cost = played.usd
     return {
         "requests": len(books),
         **counts,
         "shed": counts["refused"],
         "shed_by_reason": dict(sorted(books.reasons.items())),
         "held": played.held,
+        "retried": played.retried,
         "attainment": _number(books.met().mean()) if len(books) else None,
         "goodput_per_s": _number(books.met().sum() / span_s) if span_s else None,
         "span_s": span_s,
@@ -93,8 +94,8 @@ def backends(played: Played, span_s: float) -> dict[str, dict[str, Any]]:
     where = books.column("backend")
     sent = max(1, int((where >= 0).sum()))
     figures: dict[str, dict[str, Any]] = {}
-    for site in played.sites:
-        replica = played.replicas[site.name]
+    for engine in played.engines.values():
+        site, replica = engine.site, engine.replica
         number = books.backends.index(site.name) if site.name in books.backends else -2
         figures[site.name] = {
             "card": f"{site.member.tp * site.member.pp}x {site.member.card}",

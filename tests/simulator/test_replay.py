@@ -64,7 +64,7 @@ def test_output_lengths_come_back_as_served() -> None:
 def test_time_of_a_lone_request_is_network_api_and_steps() -> None:
     """TTFT is no less than the round trip and one step, E2E no less than TTFT and the decode steps."""
     run = played("round_robin", count=1)
-    site = next(s for s in run.sites if s.name == run.books.backends[0])
+    site = run.engines[run.books.backends[0]].site
     ttft_s, e2e_s = float(run.books.ttft_s()[0]), float(run.books.e2e_s()[0])
     assert ttft_s > site.member.network_s + site.truth.coefficients.fixed_s * 0.8
     assert e2e_s >= ttft_s

@@ -1,0 +1,96 @@
+"""What surrounds engines and routers in a run: faults, clients' patience, how stale each router's view is, scaling.
+
+Plain facts; `fleet.py` and `run.py` make them happen.
+"""
+
+from dataclasses import dataclass, field
+from math import inf
+from typing import Final
+
+KINDS: Final = ("crash", "slow", "drain")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something happens to a backend at ``at_s``, and ends ``for_s`` later.
+
+    ``crash``: everything in it is lost, connections are refused until it is back, its cache is empty then;
+    ``slow``: its steps take ``factor`` times as long; ``drain``: the routers are told to send nothing new.
+    """
+
+    at_s: float
+    backend: str
+    kind: str = "crash"
+    for_s: float = inf
+    factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        """ValueError names what cannot be."""
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.at_s < 0 or self.for_s <= 0 or self.factor <= 0:
+            raise ValueError("at_s must be 0 or more, for_s and factor above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """How clients behave: they leave after ``timeout_s`` without a first token, come again up to ``retries`` times
+    when refused (after the Retry-After they were given, as a new request that has already waited), and a
+    ``leave_share`` of them means to hang up somewhere in the reply, if it is still coming then.
+    """
+
+    timeout_s: float = inf
+    retries: int = 0
+    leave_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        """ValueError names what cannot be."""
+        if self.timeout_s <= 0 or self.retries < 0 or not 0 <= self.leave_share <= 1:
+            raise ValueError("timeout_s must be above 0, retries 0 or more, leave_share 0 to 1")
+
+    @property
+    def patient(self) -> bool:
+        """Whether they all wait for ever and never come twice."""
+        return self.timeout_s == inf and not self.retries and not self.leave_share
+
+
+@dataclass(frozen=True, slots=True)
+class Autoscaling:
+    """A scaling policy at work: asked every ``every_s`` about the last ``window_s``; a new replica serves after
+    ``cold_start_s``; it is paid for from its order on; fewer are wanted for ``calm_s`` before one is drained.
+    """
+
+    policy: str = "headroom"
+    every_s: float = 15.0
+    window_s: float = 60.0
+    cold_start_s: float = 60.0
+    calm_s: float = 180.0
+    replicas_min: int = 1
+    replicas_max: int = 16
+
+    def __post_init__(self) -> None:
+        """ValueError names what cannot be."""
+        if min(self.every_s, self.window_s) <= 0 or self.cold_start_s < 0 or self.calm_s < 0:
+            raise ValueError("every_s and window_s must be above 0, cold_start_s and calm_s 0 or more")
+        if not 0 < self.replicas_min <= self.replicas_max:
+            raise ValueError("expected 0 < replicas_min <= replicas_max")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """``routers`` share the arrivals at random; each hears the others' load every ``sync_s``, asks each engine every
+    ``scrape_s`` (0: never) and learns of a crash or a recovery ``health_s`` late.
+    """
+
+    routers: int = 1
+    sync_s: float = 0.05
+    scrape_s: float = 1.0
+    health_s: float = 1.0
+    faults: tuple[Fault, ...] = ()
+    clients: Clients = field(default_factory=Clients)
+    scaling: Autoscaling | None = None
+
+    def __post_init__(self) -> None:
+        """ValueError names what cannot be."""
+        if self.routers < 1 or self.sync_s <= 0 or self.scrape_s < 0 or self.health_s < 0:
+            raise ValueError("routers must be 1 or more, sync_s above 0, scrape_s and health_s 0 or more")
