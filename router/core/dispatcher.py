@@ -183,11 +183,13 @@ class Dispatcher:
         slot = self.ledger.slot(name)
         if slot is None:
             return ()
+        self.ledger.meter(now_s)
         self.ledger.reported(slot, report)
         return self._serve_held(now_s)
 
     def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
         """What another router has in flight, by backend name; replaces what it said before."""
+        self.ledger.meter(now_s)
         self.ledger.heard(peer, loads)
         return self._serve_held(now_s)
 
@@ -197,7 +199,7 @@ class Dispatcher:
 
     def loads(self) -> dict[str, Load]:
         """What we have in flight, by backend name: what peers should hear."""
-        return {name: self.ledger.own_load(slot) for name, slot in self.ledger.slots}
+        return self.ledger.own_loads()
 
     def beliefs(self) -> dict[str, Mapping[str, Any]]:
         """What was learnt, by backend name, as JSON can hold it: what other routers may start from."""

@@ -49,6 +49,8 @@ class Mark:
     """What a backend had done up to one moment; the difference of two marks is what a stream lived through.
 
     ``decoding_s`` and ``context_s`` are time integrals (sequences x s, tokens x s); ``prefilled_tokens`` a counter.
+    All count whoever's load was there, for a step does not ask who sent it: our own exactly, that of others as we were
+    told it, their prompts at the rate at which our own traffic brings them.
     """
 
     at_s: float
@@ -71,6 +73,7 @@ class Ledger:
         self._pools: dict[str, Slots] = {}
         self._known: dict[str, int] = {}
         self._sends = 0
+        self.prompt_tokens_per_s_each = 0.0  # that each request in flight brings, by our own traffic
         self._allocate(capacity)
 
     own: Floats  # rows as Load's fields: what this router sent
@@ -311,9 +314,26 @@ class Ledger:
         m = self._m
         passed_s = now_s - m[_INTEGRATED][slot]
         if passed_s > 0.0:
-            m[_DECODING_S][slot] += m[DECODING][slot] * passed_s
-            m[_CONTEXT_S][slot] += m[CONTEXT_TOKENS][slot] * passed_s
+            beside = m[_OTHERS + DECODING][slot] + m[_FOREIGN + DECODING][slot]
+            beside_tokens = m[_OTHERS + CONTEXT_TOKENS][slot] + m[_FOREIGN + CONTEXT_TOKENS][slot]
+            m[_DECODING_S][slot] += (m[DECODING][slot] + beside) * passed_s
+            m[_CONTEXT_S][slot] += (m[CONTEXT_TOKENS][slot] + beside_tokens) * passed_s
+            m[_PREFILLED][slot] += beside * passed_s * self.prompt_tokens_per_s_each
             m[_INTEGRATED][slot] = now_s
+
+    def meter(self, now_s: float) -> None:
+        """What others have somewhere is about to change: bring the integrals up to now, and see anew what a request in
+        flight brings in prompts.
+        """
+        passed_s = np.maximum(now_s - self.integrated_s, 0.0)
+        beside = self.others[DECODING] + self.foreign[DECODING]
+        self.decoding_s += (self.own[DECODING] + beside) * passed_s
+        self.context_s += (self.own + self.others + self.foreign)[CONTEXT_TOKENS] * passed_s
+        self.prefilled_tokens += beside * passed_s * self.prompt_tokens_per_s_each
+        self.integrated_s += passed_s
+        decoding = float(self.own[DECODING].sum())
+        rate = float(self.prefill_rate @ np.exp(np.minimum(self.rate_at_s - now_s, 0.0) / RATE_TAU_S))
+        self.prompt_tokens_per_s_each = rate / decoding if decoding >= 1.0 else 0.0
 
     def mark(self, slot: int, now_s: float) -> Mark:
         """What the backend has done so far, by our own books."""
@@ -373,10 +393,17 @@ class Ledger:
 
     def own_load(self, slot: int) -> Load:
         """What this router has in flight on one backend, to be published to its peers."""
-        return Load(*(float(x) for x in self.own[:, slot]))
+        return Load(*self.own[:, slot].tolist())
+
+    def own_loads(self) -> dict[str, Load]:
+        """The same for every backend there is, by name."""
+        rows = self.own.T.tolist()
+        return {name: Load(*rows[slot]) if any(rows[slot]) else _IDLE for name, slot in self._slot_of.items()}
 
 
 _INF: Final = float("inf")
+_IDLE: Final = Load()
+_OTHERS, _FOREIGN = 4, 8
 _RELEASED: Final = -1
 _LAST_SENT, _RATE, _RATE_AT, _DECODING_S, _CONTEXT_S, _PREFILLED, _INTEGRATED, _BOUND = 18, 23, 24, 25, 26, 27, 28, 29
 _ROWS: Final = 32
@@ -505,9 +532,13 @@ class Fleet:
 
     @property
     def prefill_tokens_per_s(self) -> Floats:
-        """Prompt tokens this router sent each per second, lately."""
-        age_s = self.now_s - self._gather(self._ledger.rate_at_s)
-        return self._gather(self._ledger.prefill_rate) * np.exp(age_s / -RATE_TAU_S)
+        """Prompt tokens sent to each per second, lately: this router's own, and for what others have in flight there
+        the rate at which this router's own traffic brings prompts.
+        """
+        ledger, slots = self._ledger, self.slots
+        rate = ledger.prefill_rate[slots] * np.exp((self.now_s - ledger.rate_at_s[slots]) / -RATE_TAU_S)
+        beside = ledger.others[DECODING, slots] + ledger.foreign[DECODING, slots]
+        return rate + beside * ledger.prompt_tokens_per_s_each
 
     def backend(self, index: int) -> Backend:
         """The facts of the candidate at ``index`` (a position in ``slots``, not a slot)."""
