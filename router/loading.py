@@ -55,7 +55,8 @@ def load(kind: str, source: Source, parameters: Mapping[str, Any]) -> Any:
     module = _executed(source)
     make = getattr(module, "policy", None)
     if not callable(make):
-        raise ValueError(f"{source.path}: expected a name 'policy': a class or a function that returns the policy")
+        wanted = "a class or a function that returns the policy"
+        raise ValueError(f"{source.path}: expected a name 'policy': {wanted}")  # noqa: TRY004 - a bad file
     try:
         made = policies.build(f"{kind} policy {source.path}", make, parameters)
     except ValueError:
@@ -63,7 +64,8 @@ def load(kind: str, source: Source, parameters: Mapping[str, Any]) -> Any:
     except Exception as problem:  # the file is anybody's code
         raise ValueError(f"{_place(source, problem)}: policy() raised {_told(problem)}") from problem
     if not callable(getattr(made, VERBS[kind], None)):
-        raise ValueError(f"{source.path}: a {kind} policy needs a method {VERBS[kind]!r}; {type(made).__name__} has none")
+        what = f"{type(made).__name__} has no method {VERBS[kind]!r}"
+        raise ValueError(f"{source.path}: {what}, which a {kind} policy needs")  # noqa: TRY004 - a bad file
     return made
 
 
@@ -82,7 +84,7 @@ def _executed(source: Source) -> ModuleType:
     module.__file__ = source.path
     sys.modules[module.__name__] = module
     try:
-        exec(code, vars(module))  # noqa: S102 - this is what loading a user's file means
+        exec(code, vars(module))
     except Exception as problem:  # the file is anybody's code
         del sys.modules[module.__name__]
         raise ValueError(f"{_place(source, problem)}: raised {_told(problem)} when loaded") from problem

@@ -9,10 +9,11 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import policies
+from router import loading
 from router.core.cards import GIB, Card, card
 from router.core.dispatcher import Limits
 from router.core.models import Model, make_model, model
@@ -20,9 +21,11 @@ from router.core.physics import DoesNotFit, Shape, coefficients, kv_capacity_tok
 from router.core.policy import Admission, Routing, Scaling
 from router.core.types import Backend, Slo
 from router.gateway import settings
-from router.gateway.config_text import Document, Loc, Problem, unknown
+from router.gateway.chosen import UNPROVED, Chosen, Read, chosen
+from router.gateway.config_text import ConfigError, Document, Loc, Problem, unknown
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass
 from router.gateway.settings import Settings
+from router.loading import Source
 
 Made = TypeVar("Made")
 Environment = Mapping[str, str]
@@ -45,16 +48,37 @@ class Plan:
     routing: Routing
     admission: Admission
     scaling: Scaling
+    shadow: Routing | None
+    canary: Routing | None
+    chosen: Mapping[str, Chosen]
     router_id: str
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The policy files it was made of, by path."""
+        return {each.source.path: each.source for each in self.chosen.values() if each.source is not None}
+
+    def loaded(self) -> "Plan":
+        """The same with the code of its policy files executed, here. Raises ConfigError when that fails."""
+        try:
+            files = {role: each.make() for role, each in self.chosen.items() if getattr(self, role) is UNPROVED}
+        except ValueError as error:
+            raise ConfigError([str(error)]) from None
+        return replace(self, **files) if files else self
 
 
 def plan_file(path: Path, environment: Environment = os.environ) -> Plan:
-    """The plan of a config file. Raises ConfigError naming every fault found."""
+    """The plan of a config file. Raises ConfigError naming every fault found.
+
+    The code of policy files is read and not yet executed: ``Plan.loaded`` does that, once it is proved.
+    """
     parsed, text = settings.load(path)
     return make(parsed, text, environment)
 
 
-def make(parsed: Settings, text: Document, environment: Environment = os.environ) -> Plan:
+def make(
+    parsed: Settings, text: Document, environment: Environment = os.environ, source_of: Read = loading.read
+) -> Plan:
     """The plan of parsed settings; ``text`` places the faults. Raises ConfigError naming every fault found."""
     work = _Work(environment)
     backends = tuple(work.backend(i, given) for i, given in enumerate(parsed.backends))
@@ -63,19 +87,25 @@ def make(parsed: Settings, text: Document, environment: Environment = os.environ
     plan = {
         "engine_keys": work.engine_keys(parsed),
         "admin_digest": work.digest(("admin_key",), parsed.admin_key) if parsed.admin_key else None,
-        **{kind: work.policy(kind, getattr(parsed.policy, kind)) for kind in ("routing", "admission", "scaling")},
+        **work.policies(parsed.policy, Path(text.name).parent, source_of),
     }
     if work.problems:
         raise text.error(work.problems)
     return Plan(
         settings=parsed,
-        version=hashlib.sha256(repr(text.data).encode()).hexdigest()[:12],
+        version=_version(text.data, plan["chosen"]),
         backends=tuple(each for each in backends if each is not None),
         ingress=Ingress(_classes(parsed), parsed.default_slo_class, keys),
         limits=Limits(**parsed.policy.limits.model_dump(exclude_none=True)),
         router_id=parsed.state.router_id or f"{socket.gethostname()}-{os.getpid()}",
         **plan,
     )
+
+
+def _version(data: Any, chosen: Mapping[str, Chosen]) -> str:
+    """Names the config and the policy files it is made of."""
+    files = {role: each.source.version for role, each in chosen.items() if each.source is not None}
+    return hashlib.sha256(repr((data, files) if files else data).encode()).hexdigest()[:12]
 
 
 def digest(secret: str) -> str:
@@ -118,9 +148,15 @@ class _Work:
             self.fault((*at, "precision"), str(error))
         return None
 
-    def policy(self, kind: str, given: settings.Named) -> Any:
-        """The policy of that kind and name, with its parameters."""
-        return self.try_to(("policy", kind), lambda: policies.find(kind, given.name, given.parameters))
+    def policies(self, given: settings.Policy, folder: Path, source_of: Read) -> dict[str, Any]:
+        """Who decides and who may come to, by role, and under ``chosen`` what the config said of each."""
+        made: dict[str, Any] = {"shadow": None, "canary": None, "chosen": {}}
+        for role, kind, loc, each in _roles(given):
+            found = self.try_to(loc, partial(chosen, kind, each, folder, source_of))
+            if found is not None:
+                made["chosen"][role] = found
+                made[role] = UNPROVED if found.source else self.try_to(loc, found.make)
+        return made
 
     def engine_keys(self, parsed: Settings) -> dict[str, str]:
         """By backend, the bearer token its engine wants."""
@@ -160,6 +196,15 @@ class _Work:
         self.problems += _twice(parsed)
         self.problems += _unknown_classes(parsed)
         self.problems += _variants(parsed)
+
+
+def _roles(given: settings.Policy) -> Iterator[tuple[str, str, Loc, settings.Own | settings.Named]]:
+    """Each role with its kind of policy, its place in the text and its section."""
+    for kind in ("routing", "admission", "scaling"):
+        yield kind, kind, ("policy", kind), getattr(given, kind)
+    for role in ("shadow", "canary"):
+        if (section := getattr(given, role)) is not None:
+            yield role, "routing", ("policy", role, "routing"), section.routing
 
 
 def _card(given: settings.CardFacts) -> Card:

@@ -209,6 +209,51 @@ class Named(Section):
 PolicyName = Annotated[Named, _named("name")]
 
 
+class Own(Section):
+    """A policy by name or by the path of a Python file (from the config's folder), with its parameters."""
+
+    name: Name | None = None
+    file: Path | None = None
+    parameters: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.name is None) == (self.file is None):
+            raise ValueError("give exactly one of name, file")
+        return self
+
+
+OwnPolicy = Annotated[Own, _named("name")]
+
+
+class Shadow(Section):
+    """A routing policy that decides for ``share`` of the decisions without effect."""
+
+    routing: OwnPolicy
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class Canary(Section):
+    """A routing policy on trial; what each key means is said at ``router.gateway.canary.Split`` and ``Trial``."""
+
+    routing: OwnPolicy
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    by: Literal["request", "session", "tenant"] = "request"
+    tenants: frozenset[Name] = frozenset()
+    attainment_drop_max: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    sample_min: PositiveInt = 200
+    sample_max: PositiveInt = 100_000
+
+
+class Guard(Section):
+    """When a live policy's decision counts as a fault, and after how many it is rolled back."""
+
+    budget_ms: PositiveFloat = 5.0
+    faults_max: PositiveInt = 3
+    window_s: PositiveFloat = 60.0
+
+
 class Limits(Section):
     """Bounds that hold for every policy; what each means is said at ``router.core.dispatcher.Limits``.
 
@@ -226,12 +271,15 @@ class Limits(Section):
 
 
 class Policy(Section):
-    """Who decides: routing, admission, scaling, and the limits around them."""
+    """Who decides: routing, admission, scaling, the limits around them, and who may come to decide."""
 
-    routing: PolicyName = Named(name="slo_headroom")
-    admission: PolicyName = Named(name="deadline")
+    routing: OwnPolicy = Own(name="slo_headroom")
+    admission: OwnPolicy = Own(name="deadline")
     scaling: PolicyName = Named(name="headroom")
     limits: Limits = Limits()
+    guard: Guard = Guard()
+    shadow: Shadow | None = None
+    canary: Canary | None = None
 
 
 class State(Section):
@@ -265,6 +313,31 @@ class Record(Section):
 
     file: Path
     bytes_max: Annotated[int, Field(ge=4096)] = 256 * 2**20
+
+
+class Proof(Section):
+    """What changed decisions must show before they serve: by replay, no attainment lost beyond the bound.
+
+    ``trace``: a file of requests to replay instead of the gateway's own record; with neither, or fewer than
+    ``requests_min`` requests in the last ``last_s``, a workload is made for the pool.
+    """
+
+    enabled: bool = True
+    trace: Path | None = None
+    attainment_drop_max: Annotated[float, Field(ge=0, le=1)] = 0.02
+    last_s: PositiveFloat = 600.0
+    requests_min: Count = 100
+    requests_max: PositiveInt = 3_000
+    seconds_max: PositiveFloat = 30.0
+
+
+class Reload(Section):
+    """How a config comes to serve, and what is kept of those that did."""
+
+    proof: Proof = Proof()
+    history_max: Annotated[int, Field(ge=2, le=1000)] = 20
+    history_dir: Path | None = None
+    audit_file: Path | None = None
 
 
 class Variant(Section):
@@ -303,6 +376,7 @@ class Settings(Section):
     state: State = State()
     scrape: Scrape = Scrape()
     record: Record | None = None
+    reload: Reload = Reload()
     autoscale: Autoscale = Autoscale()
 
 
