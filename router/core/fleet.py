@@ -540,6 +540,12 @@ class Fleet:
         beside = ledger.others[DECODING, slots] + ledger.foreign[DECODING, slots]
         return rate + beside * ledger.prompt_tokens_per_s_each
 
+    @property
+    def unanswered_s(self) -> Floats:
+        """Seconds since this router's last send to each, where one of its sends waits for a first token; else nan."""
+        ledger = self._ledger
+        return np.where(self.of(ledger.own[PREFILLING]) > 0.0, self.now_s - self.of(ledger.rate_at_s), np.nan)
+
     def backend(self, index: int) -> Backend:
         """The facts of the candidate at ``index`` (a position in ``slots``, not a slot)."""
         backend = self._ledger.backends[int(self.slots[index])]

@@ -1,0 +1,41 @@
+"""What a stream lived through counts everybody's load, for a step does not ask who sent it."""
+
+import pytest
+
+from router.core.fleet import Ledger
+from router.core.types import Load
+from tests.fakes import backend, core, request, sent
+
+
+def test_what_peers_had_decoding_counts_in_what_a_stream_lived_through():
+    """Two sequences of our own for 10 s, five of a peer for the last 4 of them."""
+    it = Ledger()
+    slot = it.join(backend("a"), 0.0)
+    for _ in range(2):
+        it.prefilled(it.reserve(slot, 100.0, 200.0, float("inf"), 0.0), 0.0)
+    before = it.mark(slot, 0.0)
+    it.meter(6.0)
+    it.heard("peer", {"a": Load(decoding=5.0, context_tokens=1000.0)})
+    after = it.mark(slot, 10.0)
+    assert after.decoding_s - before.decoding_s == pytest.approx(2 * 10 + 5 * 4)
+    assert after.context_s - before.context_s == pytest.approx(400 * 10 + 1000 * 4)
+
+
+def test_prompts_of_peers_count_at_the_rate_at_which_our_own_traffic_brings_them():
+    """Our one stream brought 1000 prompt tokens; a peer's stream is taken to bring as many."""
+    it = core(backend("a"))
+    send = sent(it.arrived(request("r", prompt_tokens=1000), 0.0))
+    it.first_byte("r", send.attempt, 0.0)
+    it.backend_joined(backend("b"), 0.0)
+    it.heard("peer", {"b": Load(decoding=1.0)}, 0.0)
+    rate = it.ledger.prompt_tokens_per_s_each
+    assert rate == pytest.approx(1000 / 5.0)
+    assert it.ledger.mark(it.ledger.slot("b"), 2.0).prefilled_tokens == pytest.approx(2.0 * rate)
+
+
+def test_a_router_that_has_sent_nothing_knows_no_rate_of_prompts():
+    """Nothing to go by: what peers bring in prompts is left to what engines report."""
+    it = core(backend("a"))
+    it.heard("peer", {"a": Load(decoding=5.0)}, 1.0)
+    it.heard("peer", {}, 2.0)
+    assert it.ledger.mark(0, 3.0).prefilled_tokens == 0.0
