@@ -536,7 +536,7 @@ class Fleet:
         the rate at which this router's own traffic brings prompts.
         """
         ledger, slots = self._ledger, self.slots
-        rate = ledger.prefill_rate[slots] * np.exp((self.now_s - ledger.rate_at_s[slots]) / -RATE_TAU_S)
+        rate: Floats = ledger.prefill_rate[slots] * np.exp((self.now_s - ledger.rate_at_s[slots]) / -RATE_TAU_S)
         beside = ledger.others[DECODING, slots] + ledger.foreign[DECODING, slots]
         return rate + beside * ledger.prompt_tokens_per_s_each
 
