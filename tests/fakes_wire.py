@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 from router.core.decisions import Outcome as Ending
 from router.core.dispatcher import Dispatcher, Limits
 from router.gateway.driver import Driver, Outcome
-from router.gateway.server import FrontLimits, front
+from router.gateway.front import FrontLimits, front
 from router.gateway.upstream import Target
 from tests import fakes
 

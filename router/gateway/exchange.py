@@ -26,7 +26,7 @@ from router.gateway.upstream import Target
 
 if TYPE_CHECKING:
     from router.gateway.driver import Driver
-    from router.gateway.server import Front
+    from router.gateway.front import Front
 
 # What of a client's head is not for the engine: what stops at a hop, what we write ourselves, our own secrets, and
 # Accept-Encoding, since a compressed stream could not be counted.

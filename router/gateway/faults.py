@@ -43,6 +43,8 @@ def engine_error(status: int, body: bytes, fields: bytes = b"") -> EngineError:
 def event_error(payload: bytes) -> EngineError:
     """The error in an event of a stream that began as a success; the status is the one it names, else 500."""
     code, message = _said(payload)
+    if not payload.startswith(b"{") or not payload.endswith(b"}"):
+        message = "the engine failed in mid-stream"
     return EngineError(code if code in range(400, 600) else 500, message)
 
 

@@ -16,7 +16,7 @@ _LF: Final = 10
 _SHORT_BYTES: Final = 64
 _TAIL_BYTES: Final = 4096
 _DONE: Final = re.compile(rb"\ndata: ?\[DONE\]")
-_CHUNK_SEAM: Final = re.compile(rb"\r\n[0-9a-fA-F]+\r\n")
+CHUNK_SEAM: Final = re.compile(rb"\r\n[0-9a-fA-F]+\r\n")
 _COUNT: Final = re.compile(
     rb'"(prompt_tokens|completion_tokens|cached_tokens|input_tokens|output_tokens|cache_read_input_tokens)"\s*:\s*(\d+)'
 )
@@ -166,7 +166,7 @@ class Meter:
 
 def _stated(tail: bytes) -> list[tuple[bytes, bytes]]:
     """The counts in the last usage object, chunk seams taken out."""
-    text = _CHUNK_SEAM.sub(b"", tail)
+    text = CHUNK_SEAM.sub(b"", tail)
     at = text.rfind(b'"usage"')
     return _COUNT.findall(text, at) if at >= 0 else []
 

@@ -5,6 +5,7 @@ Until the first event has been seen nothing goes to the client, so that anything
 from then on one read is one write, and the bytes pass as they came unless the client or the engine needs them recast.
 """
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +13,7 @@ from router.core.dispatcher import Failure
 from router.core.types import Usage
 from router.gateway import faults
 from router.gateway.http import LAST_CHUNK, Head, chunk, dechunked, parse_head
-from router.gateway.meter import Meter, first_event
+from router.gateway.meter import CHUNK_SEAM, Meter, first_event
 from router.gateway.upstream import Connection, Upstream
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HELD_BYTES_MAX: Final = 1 << 20  # of an error body, or of what comes before a first event
 _OK: Final = range(200, 300)
+_CHUNK_OPENS: Final = re.compile(rb"\r\n[0-9a-fA-F]+\r\n$")
 ERROR_MARK: Final = b'data: {"error"'
 TYPED_ERROR_MARK: Final = b'data: {"type":"error"'
 
@@ -166,7 +168,11 @@ class Attempt:
         parts = self.connection.split_head(data)
         if parts is None:
             return
-        self._head = parse_head(parts[0])
+        try:
+            self._head = parse_head(parts[0])
+        except ValueError:  # llhttp and we do not find the same head in these bytes
+            self._give_up(f"{self.upstream.target.name} sent a head that cannot be read")
+            return
         self.take = self._held_back
         self._held_back(parts[1])
 
@@ -237,7 +243,7 @@ class Attempt:
         else:
             self.take = self._relay if head.event_stream else self._relay_whole
         if died is not None:
-            self._break(died)
+            self._dies(died + b"\n" if self._recast is not None else died)
 
     # -- after it ----------------------------------------------------------------------------------------------
 
@@ -291,21 +297,36 @@ class Attempt:
 
     def _ends_with_error(self, data: bytes) -> None:
         """The engine says in the stream that it failed: pass what came before, then end it as we end such streams."""
-        if self._frame is None and not self.meter.at_boundary:  # inside a chunk nothing of ours can follow
-            self._break(b"the stream ended with an error inside a chunk")
-            return
         before, payload = self._cut(data)
         if before:
             self.meter.passes(before, self._clock())
             self._write(before if self._frame is None else self._frame(before))
-        self._break(payload)
+        self._dies(payload)
 
     def _cut(self, data: bytes) -> tuple[bytes, bytes]:
-        """What stands before the engine's error, framed as *data* is (which starts at a chunk), and its payload."""
-        raw = self._head is not None and self._head.chunked and not self.decodes
-        before, _, after = (dechunked(data) if raw else data).partition(self._mark)
-        payload = (self._mark + after).partition(b"data:")[2].partition(b"\n")[0]
-        return chunk(before) if raw else before, payload
+        """What stands before the engine's error, up to the end of a chunk where there are chunks, and its payload."""
+        before, _, after = data.partition(self._mark)
+        payload = (self._mark + after).partition(b"data:")[2]
+        if self._head is None or not self._head.chunked or self.decodes:
+            return before, payload
+        own_chunk = _CHUNK_OPENS.search(before)
+        if own_chunk is not None:
+            return before[: own_chunk.start() + 2], payload
+        if self.take != self._relay or self.meter.at_boundary:  # the read starts at a chunk
+            return chunk(dechunked(data).partition(self._mark)[0]), payload
+        return b"", payload  # inside a chunk: nothing of ours can follow
+
+    def _dies(self, payload: bytes) -> None:
+        """The engine's error, as much of it as has come."""
+        self._body = payload
+        self.take = self._dying
+        self._dying(b"")
+
+    def _dying(self, data: bytes) -> None:
+        assert self.connection is not None
+        self._body += self.connection.decoded() if self.decodes else data
+        if b"\n" in self._body or self.connection.done or len(self._body) > _HELD_BYTES_MAX:
+            self._break(CHUNK_SEAM.sub(b"", self._body).partition(b"\n")[0])
 
     def usage(self) -> Usage:
         """Token counts of the reply."""

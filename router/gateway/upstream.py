@@ -196,7 +196,7 @@ class Connection(asyncio.Protocol):
         """More of the answer while its head is incomplete: head and what follows it, or None until then."""
         assert self.head is not None
         self.touched = True
-        held = self.head + data
+        held = (self.head + data).lstrip(b"\r\n")  # llhttp lets empty lines pass before an answer
         while (end := held.find(HEAD_END)) >= 0:
             end += len(HEAD_END)
             if held[9:10] != b"1":

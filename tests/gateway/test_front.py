@@ -7,8 +7,8 @@ import pytest
 
 from router.core.decisions import Outcome as Ending
 from router.core.types import Slo
+from router.gateway.front import FrontLimits
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass
-from router.gateway.server import FrontLimits
 from tests import fakes_wire as wire
 from tests.fakes_wire import Act, chat, chunked, event, pair, post, reply, stream, token
 from tests.waiting import until
@@ -87,6 +87,28 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
         assert got[3].status == 400
         assert got[4].events()[0] == json.dumps(token("c"))
         assert got[5].body == b"/healthz"
+
+
+async def test_a_request_that_comes_in_parts_behind_another_is_served() -> None:
+    """Its first half waits its turn, its second half still comes in."""
+    async with pair([stream("a")]) as (gate, _):
+        client = await gate.client()
+        second = chat()
+        client.send(chat() + second[:-10])
+        assert (await client.reply()).complete
+        client.send(second[-10:])
+        assert (await client.reply()).complete
+
+
+async def test_a_client_that_leaves_with_a_request_in_line_frees_the_engine() -> None:
+    """The pipeline does not hide that it left."""
+    async with pair([Act.UNTIL_LEFT]) as (gate, engine):
+        client = await gate.client()
+        client.send(chat() * 3)
+        await until(lambda: engine.requests)
+        client.close()
+        await until(lambda: engine.left == 1)
+        assert gate.seen.endings == [Ending.LEFT]
 
 
 async def test_garbage_behind_a_request_waits_for_its_answer() -> None:
