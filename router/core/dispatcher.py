@@ -43,6 +43,7 @@ from router.core.score import TRUSTED_AFTER
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
 
 NO_USAGE: Final = Usage(0)
+LOOK_AHEAD: Final = 16  # held requests looked at whenever room may have appeared: one decision a class among them
 NO_PREDICTION: Final = Prediction(nan, nan, nan)
 
 
@@ -249,7 +250,7 @@ class Dispatcher:
         if isinstance(answer, Shed):
             return self._refuse(flight, answer, now_s)
         flight.rank = answer.rank
-        if queue and queue.first_rank <= flight.rank:
+        if queue and self._waits_behind(queue, flight):
             return self._hold(flight, Hold(inf, "others wait in front"), now_s)
         return self._route(flight, fleet, forecast, now_s)
 
@@ -441,15 +442,36 @@ class Dispatcher:
         commands: list[Command] = []
         for name in [model] if model is not None else list(self._held):
             queue = self._held.get(name)
-            while queue and self._serve_head(queue, now_s, commands):
-                pass
+            if queue:
+                self._serve_queue(queue, now_s, commands)
             if queue is not None and not queue:
                 del self._held[name]
         return commands
 
-    def _serve_head(self, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
-        """Ask for the head of the queue; whether it is no longer held."""
-        flight = self._flights[queue.first]
+    def _waits_behind(self, queue: HeldQueue, flight: _Flight) -> bool:
+        """Whether a newcomer has to queue unasked: one of its class is in front of it, or more than are looked at."""
+        for place in range(min(len(queue), LOOK_AHEAD)):
+            rank, request_id = queue.at(place)
+            if rank > flight.rank:
+                return False
+            if self._flights[request_id].request.slo_class == flight.request.slo_class:
+                return True
+        return len(queue) >= LOOK_AHEAD
+
+    def _serve_queue(self, queue: HeldQueue, now_s: float, commands: list[Command]) -> None:
+        """Ask for the first few in order. Once one has to go on waiting so do those of its class behind it, but not
+        those of other classes: a backend that is too slow for the one may do for the other.
+        """
+        waiting: set[str] = set()
+        place = 0
+        while place < min(len(queue), LOOK_AHEAD):
+            flight = self._flights[queue.at(place)[1]]
+            if flight.request.slo_class in waiting or not self._serve_one(flight, queue, now_s, commands):
+                waiting.add(flight.request.slo_class)
+                place += 1
+
+    def _serve_one(self, flight: _Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
+        """Ask for one of those held; whether it is no longer held."""
         fleet = self._untried(flight, now_s)
         if fleet is None:
             return self._nobody_left(flight, queue, now_s, commands)

@@ -538,7 +538,8 @@ class Fleet:
         ledger, slots = self._ledger, self.slots
         rate: Floats = ledger.prefill_rate[slots] * np.exp((self.now_s - ledger.rate_at_s[slots]) / -RATE_TAU_S)
         beside = ledger.others[DECODING, slots] + ledger.foreign[DECODING, slots]
-        return rate + beside * ledger.prompt_tokens_per_s_each
+        rate += beside * ledger.prompt_tokens_per_s_each
+        return rate
 
     @property
     def unanswered_s(self) -> Floats:

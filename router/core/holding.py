@@ -29,6 +29,11 @@ class HeldQueue:
         """In the order of service, as it stands now: changes do not disturb it."""
         return iter([key[2] for key in self._sorted])
 
+    def at(self, place: int) -> tuple[Rank, RequestId]:
+        """Who is at this place in the order of service, the first at 0."""
+        rank, _, request_id = self._sorted[place]
+        return rank, request_id
+
     def push(self, rank: Rank, request_id: RequestId) -> None:
         """Add a request; pushing one again moves it to its new rank, behind its equals."""
         self.discard(request_id)
