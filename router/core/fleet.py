@@ -545,7 +545,9 @@ class Fleet:
     def unanswered_s(self) -> Floats:
         """Seconds since this router's last send to each, where one of its sends waits for a first token; else nan."""
         ledger = self._ledger
-        return np.where(self.of(ledger.own[PREFILLING]) > 0.0, self.now_s - self.of(ledger.rate_at_s), np.nan)
+        since_s: Floats = self.now_s - self.of(ledger.rate_at_s)
+        since_s[self.of(ledger.own[PREFILLING]) <= 0.0] = np.nan
+        return since_s
 
     def backend(self, index: int) -> Backend:
         """The facts of the candidate at ``index`` (a position in ``slots``, not a slot)."""

@@ -29,6 +29,7 @@ from router.core.tails import FULL, interpolated
 from router.core.types import Request
 
 PREFILL_SHARE_MAX: Final = 0.8  # beyond it the engine hardly decodes; the stretch would be without bound
+LEFT_MIN: Final = 0.1  # of a step under way that should be over, as a share of it
 WIDTH_MIN: Final = 0.1  # of E2E, when the length is known: its pace and first token vary all the same
 WAIT_DOUBT: Final = 0.5**2  # variance of the log of a wait for room: when others end is chance
 STEP_DOUBT: Final = 1.0 / 12.0  # variance of how much of a step under way is left, in steps
@@ -93,6 +94,7 @@ class _Engines:
         self._roofs(belief, fleet, share, scale)
         self.fixed = self.c[FIXED] + self.factor[FIXED] * self.roof[0]
         self.step = self.fixed + self.c[SEQ] * self.batch + self.c[CONTEXT] * self.context
+        self._progress(fleet.unanswered_s)
 
     def _roofs(self, belief: Belief, fleet: Fleet, share: Floats, scale: Floats) -> None:
         """The roof over the batch now and over the batch to come, and what prompt tokens beside it add."""
@@ -118,15 +120,31 @@ class _Engines:
         np.maximum(full, 0.0, out=full)
         self.full = full
         self.last = left - full * room
+
+    def _progress(self, unanswered_s: Floats) -> None:
+        """How much of the step under way is left, as a share of it.
+
+        Half on average. But when the newest prompt ahead was sent ``unanswered_s`` ago (nan: not by this router), and
+        one step holds all that wait: on an engine that had nothing to do its step began at once; on one that decoded it
+        began with the next step, and so will ours if that has not come yet.
+        """
         self.under_way = 0.5 * (self.batch + self.queued > 0.0)
+        if not self.queued.any():
+            return
+        prompt_s = self.factor[TOKEN] * self.roof[1] + self.first * (self.c[TOKEN] + self.c[PAIR] * (0.5 * self.each))
+        joined = np.maximum(unanswered_s - self.step, 0.0) + 0.5 * self.step
+        gone_s = np.where(self.batch > 0.0, joined, unanswered_s)
+        share = np.clip(1.0 - gone_s / (self.step + prompt_s), LEFT_MIN, 1.0)
+        known = (self.queued > 0.0) & (self.queued <= self.room) & (unanswered_s >= 0.0)
+        self.under_way = np.where(known, share, self.under_way)
 
     def prompt_s(self) -> tuple[Floats, Floats]:
         """What prompt tokens add to those steps: through roof and network, and by attention."""
         _, first, last, full, _, _ = self.roof
-        tokens = self.left + 0.5 * self.first
+        tokens = self.left + self.under_way * self.first
         pairs = self.own * (self.cached + 0.5 * self.own) + (tokens - self.own) * (0.5 * self.each)
         pairs *= self.c[PAIR]
-        beyond = 0.5 * first + self.full * full + last
+        beyond = self.under_way * first + self.full * full + last
         beyond *= self.factor[TOKEN]
         beyond += self.c[TOKEN] * tokens
         return beyond, pairs

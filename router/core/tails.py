@@ -32,7 +32,10 @@ ACI_GAIN: Final = 0.01  # step of the level for a broken promise; Gibbs & Candes
 LEVEL_MAX: Final = 0.9995
 BEYOND: Final = 0.35  # above the largest score there is only a guess: this share of what lies above the median
 PRIOR_SIGMA: Final = (0.25, 0.25, 1.0)  # before any score: normal; as a data sheet is wrong, E2E in its own widths
-_ACI: Final = tuple((ACI_GAIN * (1.0 - q), ACI_GAIN * q, max(0.3, 1.5 * q - 0.5)) for q in QUANTILES)
+ONLY_WIDER: Final = 0.95  # the level of a promise this high is only ever raised: one broken says too little
+_ACI: Final = tuple(
+    (ACI_GAIN * (1.0 - q), ACI_GAIN * q, q if q >= ONLY_WIDER else max(0.3, 1.5 * q - 0.5)) for q in QUANTILES
+)
 _Z: Final = tuple(NormalDist().inv_cdf(q) for q in QUANTILES)
 _PRIOR: Final = np.multiply.outer(PRIOR_SIGMA, _Z)
 

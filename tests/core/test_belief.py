@@ -119,6 +119,32 @@ def test_streams_teach_the_pace():
     assert it._flights["r"].open[0].predicted.tpot_s == pytest.approx(2 * 0.0101, rel=0.05)
 
 
+def test_prompts_that_came_meanwhile_are_not_blamed_on_the_pace():
+    """A stream slowed by 2,000 prompt tokens of 0.1 ms each leaves the step where it was."""
+    it = core(backend(), routing="slo_headroom")
+    for n in range(40):
+        at_s = 10.0 * n
+        it.arrived(request(f"{n}", arrived_s=at_s), at_s)
+        it.first_byte(f"{n}", 1, at_s + 0.025)
+        for k in range(2):
+            it.arrived(request(f"{n}-{k}", arrived_s=at_s + 0.1, prompt_tokens=1000), at_s + 0.1)
+            it.first_byte(f"{n}-{k}", 1, at_s + 0.22 + 0.1 * k)
+            it.client_left(f"{n}-{k}", at_s + 0.22 + 0.1 * k)
+        it.ended(f"{n}", 1, Usage(101, 100), at_s + 0.025 + 100 * 0.0101 + 0.2)
+    assert it.belief.regression.factor[0, 0] == pytest.approx(1.0, abs=0.12)
+
+
+def test_a_reply_of_a_few_tokens_is_judged_and_teaches_nothing():
+    """Its pace is rounding: two steps, whatever was under way."""
+    it = core(backend(), routing="slo_headroom")
+    it.arrived(request("r"), 0.0)
+    it.first_byte("r", 1, 0.025)
+    learnt = it.belief.regression.factor.copy()
+    it.ended("r", 1, Usage(3), 0.1)
+    assert it.belief.score(0).tpot.seen == 1
+    assert (it.belief.regression.factor == learnt).all()
+
+
 def test_a_policy_that_asks_no_forecast_teaches_lengths_alone():
     """Nothing was predicted, so nothing can be compared."""
     it = core(backend())

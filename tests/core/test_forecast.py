@@ -94,6 +94,29 @@ def test_a_longer_prompt_is_never_sooner(load, prompt, more):
     assert long.tpot_s[0] >= short.tpot_s[0] * (1 - 1e-9)
 
 
+def test_the_longer_a_prompt_is_under_way_the_sooner_its_step_is_over():
+    """One prompt of 2,000 tokens was sent to an idle engine; the next comes soon after, or late, or very late."""
+    ttft = []
+    for later_s in (0.0, 0.05, 0.15, 9.0):
+        it = core(backend(), routing="slo_headroom")
+        it.arrived(request("ahead", prompt_tokens=2000), 0.0)
+        ttft.append(sent(it.arrived(request("r", arrived_s=later_s), later_s)).predicted_ttft_s)
+    assert ttft[0] - ttft[1] == pytest.approx(0.05, rel=0.1)
+    assert ttft[0] - ttft[2] == pytest.approx(0.15, rel=0.1)
+    assert ttft[3] < ttft[2]
+    assert ttft[3] > 0.025
+
+
+def test_a_prompt_sent_a_moment_ago_shares_its_step_with_the_next():
+    """On an engine that decodes, neither has begun: they go together, and only its tokens are in the way."""
+    it = forecast(Load(0, 0, 10, 1000), asked=request(prompt_tokens=100), now_s=1.0)
+    alone = it.ttft_s[0]
+    ledger = it._fleet._ledger
+    ledger.reserve(0, 500.0, 600.0, np.inf, 0.999)
+    together = Forecast(request(prompt_tokens=100), Fleet(ledger, ledger.pool("m"), 1.0), it._belief).ttft_s[0]
+    assert together - alone == pytest.approx(0.05, rel=0.05)
+
+
 def test_a_full_engine_is_waited_for():
     """Slots taken: the k-th end is k/n of a life away. With room there is no wait."""
     free, full, queue = forecast(Load(0, 0, 15, 3000), Load(0, 0, 16, 3200), Load(4, 800, 16, 3200), seqs_max=16).ttft_s

@@ -82,3 +82,12 @@ def test_estimates_of_prompts_are_scaled_by_what_engines_count():
     assert it.scale("exact") == it.scale("silent") == it.scale("never") == 1.0
     assert it.mean_tokens("m", 5.0) == pytest.approx(560, rel=0.1)
     assert it.mean_tokens("never", 5.0) == 5.0
+
+
+def test_weights_that_grow_are_scaled_back_and_many_caps_are_not_kept_for_ever():
+    """Ten thousand replies, each under a cap of its own."""
+    it = taught(random.Random(7), 10_000, 50.0, 0.3)
+    assert [round(it.expected("m", "default", cap)) for cap in range(1, 600)][9] == 10
+    assert it._replies["m", "default"]._weight < 1e7
+    assert len(it._replies["m", "default"]._outlooks) <= 258
+    assert it.expected("m", "default") == pytest.approx(52, rel=0.1)
