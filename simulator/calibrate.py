@@ -14,6 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.calibration.bands import COVERED, coverage, log_errors, widened
+from simulator.calibration.design import Column
 from simulator.calibration.fit import COMMITTED, PRIOR, Tables, fit, predicted, seen
 from simulator.calibration.measurements import Measurement, Skipped, read
 from simulator.calibration.report import QUANTITIES, errors, rank_correlation, text
@@ -36,11 +38,32 @@ def main(argv: Sequence[str]) -> int:
     said = _predictions(measured, given)
     actual = seen(measured)
     ranks = [(name, rank_correlation(*rows)) for name, *rows in zip(QUANTITIES, actual, said, strict=True)]
+    _say(_RULE)
     _say(text(errors(measured, actual, said), ranks))
+    if given.leave_one_out:
+        _say(_covered(measured, log_errors(actual, said), _LEAVE_OUT[given.leave_one_out]))
     if given.write:
-        given.write.write_text(tables_source(fit(measured), _made_from(measured)), encoding="utf-8")
+        given.write.write_text(tables_source(_fitted_with_bands(measured), _made_from(measured)), encoding="utf-8")
         _say(f"wrote {given.write}")
     return 0
+
+
+_RULE: Final = (
+    "pace: rows whose ITL is direct (measured itself; not 'derived ...', not an upper bound). In a closed loop the\n"
+    "batch is not known, so it is expected from the users and the measured first token (Little's law)."
+)
+
+
+def _fitted_with_bands(measured: Sequence[Measurement]) -> Tables:
+    """Tables fitted to everything, as uncertain as they were about the sources left out in turn."""
+    off = log_errors(seen(measured), leave_one_out(measured, _LEAVE_OUT["source"]))
+    return widened(fit(measured), measured, off)
+
+
+def _covered(measured: Sequence[Measurement], off: Column, part: Callable[[Measurement], str]) -> str:
+    found = coverage(PRIOR, measured, off, part)
+    lines = [f"  {name[:30]:30} {rows:6d} {share:8.1%}" for name, (rows, share) in found.items()]
+    return "\n".join([f"errors inside the promised {COVERED:.0%} band (each widened by the others' errors)", *lines])
 
 
 def _parser() -> argparse.ArgumentParser:

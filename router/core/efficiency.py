@@ -18,6 +18,10 @@ class Engine:
 
     ``step_s``: scheduler and launch, a step; ``layer_s``: kernels that neither bandwidth nor
     compute explains, a layer; ``seq_s``: sampling and bookkeeping, a decoding sequence;
+    ``launch_layer_s``: host time to launch a layer's kernels, overlapped with the card's work (eager
+    engines; next to nothing where CUDA graphs are replayed);
+    ``stream_s``: the API server's time to send one token, beside the engine's steps: what bounds the
+    tokens a second of a small model on many cards (calibration takes it out of what a card is blamed for);
     ``first_token_s``: API server, tokenizer and first scheduling, outside any step;
     ``read_gain``, ``gemm_gain``: factors on the family's efficiencies; ``reduce_gain``: factor on
     the link's all-reduce latency; ``expert_layer_s``: routing and grouping, a layer with experts;
@@ -32,8 +36,10 @@ class Engine:
     read_gain: float = 1.0
     gemm_gain: float = 1.0
     reduce_gain: float = 1.0
-    expert_layer_s: float = 15e-6
-    expert_gain: float = 0.8
+    expert_layer_s: float = 25e-6
+    expert_gain: float = 0.9
+    launch_layer_s: float = 5e-6
+    stream_s: float = 20e-6
     sigma: float = 0.15
 
 
@@ -41,7 +47,8 @@ class Engine:
 class Family:
     """Share of the sheet's bandwidth and compute that one card architecture gives.
 
-    ``read``: weights; ``kv``: KV cache; ``gemm`` and ``attention``: of dense 16-bit peak;
+    ``read``: weights; ``kv``: KV cache; ``gemm`` and ``attention``: of dense 16-bit peak; ``host``: factor on
+    what the engine's Python costs, by the processors such cards are housed with;
     ``sigma``: relative error of those shares.
     """
 
@@ -50,15 +57,21 @@ class Family:
     gemm: float
     attention: float
     sigma: float
+    host: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One all-reduce among ``n`` cards: ``latency_s + hop_s * n + 2 (n-1)/n * bytes / (bandwidth * share)``."""
+    """One all-reduce among ``n`` cards: ``latency_s + hop_s * n + 2 (n-1)/n * bytes / (bandwidth * share)``.
+
+    ``small_share``: the share that messages of decoding sequences get (up to some MB, where a ring or a
+    one-shot kernel is still far from the link's bandwidth); ``share``: a prompt's.
+    """
 
     latency_s: float
     hop_s: float
     share: float
+    small_share: float = 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +79,27 @@ class Precision:
     """How weights of one precision are stored and computed with.
 
     ``bytes_per_param`` includes group scales; ``peaks``: the sheet's entries to compute with, best
-    first; ``read_gain``, ``gemm_gain``: factors on the family's shares (dequantisation, kernels).
+    first; ``read_gain``, ``gemm_gain``: factors on the family's shares (dequantisation, kernels);
+    ``expert_gain``: the same for routed experts, on top of the engine's; ``layer_s``: kernels a layer
+    needs for this precision (activations quantised before each GEMM).
     """
 
     bytes_per_param: float
     peaks: tuple[str, ...]
     read_gain: float
     gemm_gain: float
+    expert_gain: float = 1.0
+    layer_s: float = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
     """What one combination of engine, card family, link and precision gets of the roofline, and adds.
 
-    Shares of the sheet: ``read``, ``kv``, ``gemm``, ``attention``, ``link_share`` and, of routed
-    experts, ``experts_read`` and ``experts_gemm``. Seconds added: ``step_s``, ``layer_s``,
-    ``expert_layer_s``, ``seq_s``, ``first_token_s`` and, an all-reduce, ``reduce_s`` plus
+    Shares of the sheet: ``read``, ``kv``, ``gemm``, ``attention``, ``link_share``,
+    ``small_link_share`` and, of routed experts, ``experts_read`` and ``experts_gemm``. Seconds added:
+    ``step_s``, ``layer_s``, ``launch_layer_s`` (overlapped), ``expert_layer_s``, ``seq_s``,
+    ``stream_s`` (overlapped), ``first_token_s`` and, an all-reduce, ``reduce_s`` plus
     ``reduce_card_s`` a card. Arrays over many work as well as floats.
     """
 
@@ -92,10 +110,13 @@ class Efficiency:
     experts_gemm: float
     attention: float
     link_share: float
+    small_link_share: float
     step_s: float
     layer_s: float
+    launch_layer_s: float
     expert_layer_s: float
     seq_s: float
+    stream_s: float
     first_token_s: float
     reduce_s: float
     reduce_card_s: float
@@ -113,16 +134,19 @@ def compose(costs: Engine, shares: Family, wire: Link, form: Precision) -> Effic
     gemm = _share(shares.gemm * form.gemm_gain * costs.gemm_gain)
     return Efficiency(
         read=read,
-        experts_read=_share(read * costs.expert_gain),
+        experts_read=_share(read * costs.expert_gain * form.expert_gain),
         kv=_share(shares.kv * costs.read_gain),
         gemm=gemm,
-        experts_gemm=_share(gemm * costs.expert_gain),
+        experts_gemm=_share(gemm * costs.expert_gain * form.expert_gain),
         attention=_share(shares.attention * costs.gemm_gain),
         link_share=wire.share,
-        step_s=costs.step_s,
-        layer_s=costs.layer_s,
+        small_link_share=wire.small_share,
+        step_s=costs.step_s * shares.host,
+        layer_s=costs.layer_s + form.layer_s,
+        launch_layer_s=costs.launch_layer_s * shares.host,
         expert_layer_s=costs.expert_layer_s,
-        seq_s=costs.seq_s,
+        seq_s=costs.seq_s * shares.host,
+        stream_s=costs.stream_s * shares.host,
         first_token_s=costs.first_token_s,
         reduce_s=wire.latency_s * costs.reduce_gain,
         reduce_card_s=wire.hop_s * costs.reduce_gain,

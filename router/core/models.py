@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 
-class UnknownModel(ValueError):  # noqa: N818 - named as the vocabulary of the core names faults
+class UnknownModel(ValueError):
     """No model of that name; the message lists the nearest names."""
 
 
@@ -28,6 +28,8 @@ class Model:
     step looks up a row and reads nothing else of it unless it is tied to the output head).
     ``latent_kv`` marks MLA: one compressed latent a token, copied to every tensor-parallel rank.
     ``windowed_share`` is the share of layers whose attention sees only a short window (or none).
+    ``block_fp8``: its FP8 checkpoint has a scale for every 128 x 128 block (DeepSeek-V3, arXiv 2412.19437
+    section 3.3), whose activations are quantised as it runs; else one scale a tensor or channel.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Model:
     windowed_share: float = 0.0
     source: str = "operator"
     confidence: str = "D"
+    block_fp8: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a shape that cannot be: ValueError names the field and what was expected."""
@@ -86,6 +89,7 @@ def make_model(
     windowed_share: float = 0.0,
     source: str = "operator",
     confidence: str = "D",
+    block_fp8: bool = False,
 ) -> Model:
     """A model from the numbers a config.json holds; what is left out follows from the rest.
 
@@ -116,6 +120,7 @@ def make_model(
         windowed_share,
         source,
         confidence,
+        block_fp8,
     )
 
 
@@ -164,8 +169,12 @@ def _row(
         windowed_share=windowed,
         source=source,
         confidence=confidence,
+        block_fp8=name.startswith(_BLOCK_FP8),
     )
 
+
+_BLOCK_FP8: Final = ("qwen3", "deepseek-v3", "kimi-k2", "glm-5", "minimax-m2")
+"""Models published in FP8 with 128 x 128 blocks (``weight_block_size`` of ``quantization_config``)."""
 
 _CFG: Final = "published config.json"
 _MEM: Final = "published config, retyped from memory"

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from router.core.cards import Card
-from router.core.coefficients import efficiency, precision
+from router.core.coefficients import efficiency, precision, row_names
 from router.core.efficiency import Efficiency
 from router.core.models import Model
 from router.core.step import (
@@ -72,7 +72,8 @@ class DoesNotFit(ValueError):
 class Shape:
     """What an engine is: ``tp`` x ``pp`` cards of one kind holding one model at one precision.
 
-    ``kv_precision`` None means 16-bit KV. Raises ``DoesNotFit`` when TP does not divide the
+    ``kv_precision`` None means 16-bit KV. ``ep`` is the part of ``tp`` over which experts are dealt whole
+    (expert parallelism); the rest cuts each of them. Raises ``DoesNotFit`` when TP does not divide the
     heads or PP exceeds the layers, ValueError for an unknown precision.
     """
 
@@ -83,6 +84,7 @@ class Shape:
     precision: str = "bf16"
     kv_precision: str | None = None
     engine: str = "vllm"
+    ep: int = 1
 
     def __post_init__(self) -> None:
         """Check what every formula below relies on."""
@@ -91,6 +93,12 @@ class Shape:
             raise DoesNotFit(f"TP {self.tp} does not divide the {self.model.heads} heads of {self.model.name}")
         if not 1 <= self.pp <= self.model.layers:
             raise DoesNotFit(f"PP {self.pp} must be 1 to the {self.model.layers} layers of {self.model.name}")
+
+    @property
+    def stored(self) -> str:
+        """The precision as the tables name it: FP8 is ``fp8-block`` for a model published with block scales."""
+        name = row_names("", "", "", self.precision)["precision"]
+        return "fp8-block" if name == "fp8" and self.model.block_fp8 else name
 
 
 # ---- coefficients -----------------------------------------------------------
@@ -122,7 +130,7 @@ class Ideal:
 
 def coefficients(shape: Shape) -> StepCoefficients:
     """The step of *shape* from data sheets and efficiency tables, with the error of each term."""
-    use = efficiency(shape.engine, shape.card.family, shape.card.link, shape.precision)
+    use = efficiency(shape.engine, shape.card.family, shape.card.link, shape.stored)
     return combine(ideal(shape), use, _sigma(shape, use))
 
 
@@ -134,7 +142,7 @@ def combine(best: Ideal, use: Efficiency, sigma: tuple[float, float, float, floa
     reduce_s = best.reduces * (use.reduce_s + use.reduce_card_s * best.tp)
     return StepCoefficients(
         fixed_s=weights_s + use.step_s + use.layer_s * best.layers + use.expert_layer_s * best.expert_layers + reduce_s,
-        seq_s=use.seq_s + reduce_token_s,
+        seq_s=use.seq_s + best.reduce_token_s / use.small_link_share,
         context_s=best.context_s / use.kv,
         token_s=gemm_token_s + reduce_token_s,
         token_context_s=best.pair_s / use.attention,
@@ -143,6 +151,7 @@ def combine(best: Ideal, use: Efficiency, sigma: tuple[float, float, float, floa
         gemm_token_s=gemm_token_s,
         experts_s=best.experts_s / use.experts_read,
         expert_share=best.expert_share,
+        launch_s=use.launch_layer_s * best.layers,
         stages=best.stages,
         sigma=sigma,
     )
@@ -151,18 +160,19 @@ def combine(best: Ideal, use: Efficiency, sigma: tuple[float, float, float, floa
 def ideal(shape: Shape) -> Ideal:
     """The roofline of *shape*: bytes over bandwidth, FLOPs over peak, split over TP."""
     model, card = shape.model, shape.card
-    stored = precision(shape.precision)
+    stored = precision(shape.stored)
     dense, experts = _read_bytes(shape)
     bandwidth = shape.tp * card.bandwidth_bytes_per_s
     reduces = 2 * model.layers if shape.tp > 1 else 0
     flop_s = 2 / (shape.tp * _peak_flops_per_s(card, stored.peaks))
     share = model.experts_per_token / (model.experts or 1)
+    cut = _expert_cut(shape)
     return Ideal(
         weights_s=dense / bandwidth,
-        experts_s=experts / bandwidth,
+        experts_s=experts / bandwidth * cut,
         expert_share=share,
         gemm_token_s=flop_s * (_gemm_params(model) - share * model.expert_params),
-        experts_gemm_token_s=flop_s * share * model.expert_params,
+        experts_gemm_token_s=flop_s * share * model.expert_params * cut,
         context_s=_context_bytes(shape) / card.bandwidth_bytes_per_s,
         pair_s=_attention_flops_per_pair(model) / (shape.tp * _peak_flops_per_s(card, ("bf16", "fp16"))),
         reduces=reduces,
@@ -174,6 +184,21 @@ def ideal(shape: Shape) -> Ideal:
     )
 
 
+_TILE: Final = 64.0
+
+
+def _expert_cut(shape: Shape) -> float:
+    """How much longer a grouped GEMM takes for narrow slices of experts: 1 + tile / width of a slice.
+
+    TP cuts each expert to ``ffn / TP`` columns (DeepSeek-V3 at TP8: 256), and each slice fills and
+    drains a tile of the kernel; experts dealt whole stay wide.
+    """
+    model = shape.model
+    if not model.experts or not model.ffn:
+        return 1.0
+    return 1.0 + _TILE * max(1.0, shape.tp / shape.ep) / model.ffn
+
+
 def _gemm_params(model: Model) -> float:
     """Parameters one token multiplies with: the active ones less the input table, which is looked up."""
     return model.active_params - model.embedding_params
@@ -181,7 +206,7 @@ def _gemm_params(model: Model) -> float:
 
 def _read_bytes(shape: Shape) -> tuple[float, float]:
     """Bytes of weights a step reads: (every step, all routed experts); the output head stays 16-bit when quantised."""
-    model, each = shape.model, precision(shape.precision).bytes_per_param
+    model, each = shape.model, precision(shape.stored).bytes_per_param
     head = float(model.vocab * model.hidden)
     body = model.params - model.expert_params - model.embedding_params - head
     return body * each + head * max(each, 2.0), model.expert_params * each

@@ -33,7 +33,8 @@ class StepCoefficients:
 
     ``weights_s``: the part of ``fixed_s`` that overlaps with GEMM; ``gemm_token_s``: the part of
     ``token_s`` (and of a decoding token) that does; ``experts_s``: reading every routed expert,
-    of which a token touches ``expert_share``; ``roof_power``: exponent of the soft maximum;
+    of which a token touches ``expert_share``; ``launch_s``: host time of launching a step's kernels,
+    which overlaps with reading and computing; ``roof_power``: exponent of the soft maximum;
     ``stages``: pipeline stages, among which decoding sequences are spread.
     (Arrays over many shapes work as well as floats: calibration does so.)
     ``sigma``: relative standard error of each of ``LINEAR``, the prior of a Bayesian correction.
@@ -49,6 +50,7 @@ class StepCoefficients:
     gemm_token_s: float = 0.0
     experts_s: float = 0.0
     expert_share: float = 0.0
+    launch_s: float = 0.0
     roof_power: float = 3.0
     stages: int = 1
     sigma: tuple[float, float, float, float, float, float] = (0.3, 0.5, 0.3, 0.3, 0.5, 0.5)
@@ -83,15 +85,34 @@ def step_terms(
 
 
 def _roof_s(c: StepCoefficients, tokens: Number) -> Number:
-    """Seconds by which experts and compute of *tokens* exceed the dense weight read.
+    """Seconds by which experts, compute of *tokens* and the host's launches exceed the dense weight read.
 
-    The soft maximum is the p-norm of read and compute. Experts touched: with ``k`` of ``E``
-    chosen independently a token leaves an expert idle with probability ``1 - k/E``.
+    The soft maximum is the p-norm of the three: an engine without CUDA graphs launches kernels while
+    the card works on those before, so the slower of the two sets the pace.
     """
-    read = c.weights_s + c.experts_s * (1.0 - (1.0 - c.expert_share) ** tokens)
+    read = c.weights_s + c.experts_s * experts_touched(c.expert_share, tokens)
     compute = c.gemm_token_s * tokens
     power = c.roof_power
-    return (read**power + compute**power) ** (1.0 / power) - c.weights_s
+    joined: Number = (read**power + compute**power + c.launch_s**power) ** (1.0 / power) - c.weights_s
+    return joined
+
+
+EXPERT_EVENNESS: Final = 1.0
+"""Shape of the gamma distribution of experts' popularity; infinite would be routing that is independent and even."""
+
+
+def experts_touched(share: Number, tokens: Number) -> Number:
+    """Share of all experts that *tokens* tokens touch, of which each touches *share*.
+
+    Evenly routed, a token leaves an expert idle with probability ``1 - share`` and ``n`` tokens with its
+    ``n``-th power. Experts are not equally popular (arXiv 2401.04088 section 5, 2401.06066 figure 4): with
+    popularity gamma-distributed the tokens after the first find fewer new ones, a negative binomial's zero class.
+    """
+    hazard = -np.log1p(-np.minimum(share, 0.999))
+    after = np.maximum(tokens - 1.0, 0.0)
+    idle = (1.0 - share) ** np.minimum(tokens, 1.0) * (1.0 + hazard * after / EXPERT_EVENNESS) ** -EXPERT_EVENNESS
+    touched: Number = 1.0 - idle
+    return touched
 
 
 def attention_pairs(prompt_tokens: Number, context_before: Number = 0.0) -> Number:

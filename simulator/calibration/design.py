@@ -34,7 +34,7 @@ class Design:
 def design(measured: Sequence[Measurement]) -> Design:
     """The columns of *measured*, in its order."""
     each = [ideal(m.shape) for m in measured]
-    names = [row_names(m.shape.engine, m.shape.card.family, m.shape.card.link, m.shape.precision) for m in measured]
+    names = [row_names(m.shape.engine, m.shape.card.family, m.shape.card.link, m.shape.stored) for m in measured]
     return Design(
         best=Ideal(**{f.name: _stacked(each, f.name) for f in fields(Ideal)}),
         rows={table: np.array([name[table] for name in names]) for table in names[0]},

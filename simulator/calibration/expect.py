@@ -29,13 +29,13 @@ class Expected:
     e2e_s: Column
 
 
-def expected(c: StepCoefficients, of: Design) -> Expected:
-    """What each measurement of *of* should show; the fields of *c* are columns."""
+def expected(c: StepCoefficients, stream_s: Any, of: Design) -> Expected:
+    """What each measurement of *of* should show; the fields of *c* and *stream_s* are columns."""
     running = of.batch
     for _ in range(_LITTLE_ROUNDS):
-        pace_s = _pace_s(c, of, running)
+        pace_s = _pace_s(c, stream_s, of, running)
         running = np.where(of.lockstep, of.batch, _running(of, pace_s, running))
-    pace_s = _pace_s(c, of, running)
+    pace_s = _pace_s(c, stream_s, of, running)
     ttft_s = np.where(of.lockstep, _batch_ttft_s(c, of), _loop_ttft_s(c, of, pace_s))
     return Expected(pace_s, ttft_s, ttft_s + (of.output_tokens - 1) * pace_s)
 
@@ -54,9 +54,11 @@ def _running(of: Design, pace_s: Column, before: Column) -> Column:
     return np.maximum(1.0, (before + wanted) / 2)
 
 
-def _pace_s(c: StepCoefficients, of: Design, running: Column) -> Column:
-    """Mean gap of a request: a decode step, and in a closed loop the prompts that join meanwhile."""
-    return _decode_s(c, of, running) + np.where(of.lockstep, 0.0, _stall_s(c, of, running))
+def _pace_s(c: StepCoefficients, stream_s: Any, of: Design, running: Column) -> Column:
+    """Mean gap of a request: a decode step, and in a closed loop the prompts that join meanwhile; or,
+    where that is longer, the API server's time to send a token to each of those that run."""
+    engine_s = _decode_s(c, of, running) + np.where(of.lockstep, 0.0, _stall_s(c, of, running))
+    return np.asarray((engine_s**c.roof_power + (stream_s * running) ** c.roof_power) ** (1 / c.roof_power))
 
 
 def _step(c: StepCoefficients, batch: Any, context: Any, prompt: Any, pairs: Any) -> Column:

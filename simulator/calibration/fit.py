@@ -44,12 +44,15 @@ _FIXED: Final = {"sigma", "bytes_per_param", "peaks"}
 _SPREAD: Final = {
     # relative error a priori (logarithm); what is not named is a duration of an engine
     "read": 0.04, "kv": 0.06, "gemm": 0.06, "attention": 0.2, "share": 0.15, "latency_s": 0.2, "hop_s": 0.2,
-    "read_gain": 0.06, "gemm_gain": 0.1, "expert_gain": 0.15, "reduce_gain": 0.15,
+    "read_gain": 0.06, "gemm_gain": 0.1, "expert_gain": 0.15, "reduce_gain": 0.25, "small_share": 0.2, "host": 0.1,
+    "stream_s": 0.7,
 }  # fmt: skip
 _DURATION_SPREAD: Final = 0.3
 _NOISE: Final = 0.1
 _STUDENT: Final = 3.0
 _SOURCE_WEIGHT: Final = 3.0
+_TRUST: Final = (1.0, 1.0, 0.3, 0.3)
+"""Weight of what was measured itself, and of sums over a whole request or figures computed from others."""
 
 Key = tuple[str, str, str]
 
@@ -84,18 +87,23 @@ def problem(measured: Sequence[Measurement], start: Tables = PRIOR) -> Problem:
 
 
 def seen(measured: Sequence[Measurement]) -> NDArray[np.float64]:
-    """Seconds of pace, unqueued first token and whole request (nan: not measured); a queued first
-    token says more of the load than of the engine, and is no part of it."""
+    """Seconds of pace, unqueued first token, whole request and derived pace (nan: not measured); a queued
+    first token says more of the load than of the engine, and is no part of it."""
     unqueued = np.array([m.unqueued for m in measured])
     ttft_s = np.where(unqueued, column(measured, "ttft_s"), np.nan)
-    return np.stack([column(measured, "pace_s"), ttft_s, column(measured, "e2e_s")])
+    return np.stack([column(measured, "pace_s"), ttft_s, column(measured, "e2e_s"), column(measured, "derived_pace_s")])
 
 
 def predicted(measured: Sequence[Measurement], given: Tables) -> NDArray[np.float64]:
     """Seconds expected of the same quantities with the tables *given*."""
     p = problem(measured, given)
     e = predict(p, p.prior)
-    return np.stack([e.pace_s, e.ttft_s, e.e2e_s])
+    return _shown(e)
+
+
+def _shown(e: Expected) -> NDArray[np.float64]:
+    """The quantities as rows, in the order of ``seen``; a derived pace is expected as a direct one is."""
+    return np.stack([e.pace_s, e.ttft_s, e.e2e_s, e.pace_s])
 
 
 def _entries(of: Design) -> tuple[tuple[Key, ...], dict[tuple[str, str], NDArray[np.intp]]]:
@@ -125,7 +133,7 @@ def predict(p: Problem, values: Column) -> Expected:
     entries = np.exp(values)
     read = {table: _gathered(p, entries, table) for table in _ROW}
     use = compose(read["engine"], read["family"], read["link"], read["precision"])
-    return expected(combine(p.of.best, use, (0.0,) * 6), p.of)
+    return expected(combine(p.of.best, use, (0.0,) * 6), use.stream_s, p.of)
 
 
 def _gathered(p: Problem, entries: Column, table: str) -> Any:
@@ -139,7 +147,7 @@ def _gathered(p: Problem, entries: Column, table: str) -> Any:
 def _residuals(p: Problem, values: Column) -> Column:
     """Relative errors of what was seen, flat; nothing seen gives nothing."""
     e = predict(p, values)
-    off = np.log(np.stack([e.pace_s, e.ttft_s, e.e2e_s])) - p.seen
+    off = np.log(_shown(e)) - p.seen
     return np.asarray(np.where(np.isfinite(p.seen), off, 0.0).ravel())
 
 
@@ -156,7 +164,7 @@ def fit(measured: Sequence[Measurement], start: Tables = PRIOR, rounds: int = 15
 def _minimise(p: Problem, rounds: int) -> Column:
     """Levenberg-Marquardt; each round re-weights residuals as Student's t asks."""
     values, damping = p.prior.copy(), 1e-2
-    weight = np.tile(p.weight, len(p.seen)) / _NOISE**2
+    weight = np.outer(_TRUST, p.weight).ravel() / _NOISE**2
     for _ in range(rounds):
         off = _residuals(p, values)
         w = weight * (_STUDENT + 1) / (_STUDENT + (off / _NOISE) ** 2)
@@ -179,7 +187,16 @@ def _loss(p: Problem, values: Column, weight: Column) -> float:
 
 
 def _jacobian(p: Problem, values: Column, at: Column) -> NDArray[np.float64]:
-    """Forward differences in each entry's logarithm."""
+    """Forward differences in each entry's logarithm.
+
+    A row reads one entry of each table field, so all entries of a field are moved together, and
+    what a row shows is the derivative of the one it reads: as many predictions as fields.
+    """
     step = 1e-4
-    moved = (_residuals(p, values + step * unit) for unit in np.eye(len(values)))
-    return np.stack([(each - at) / step for each in moved], axis=1)
+    rows = np.arange(at.size)
+    found = np.zeros((at.size, len(values)))
+    for read in p.index.values():
+        moved = values.copy()
+        moved[np.unique(read)] += step
+        found[rows, np.tile(read, len(p.seen))] = (_residuals(p, moved) - at) / step
+    return found

@@ -7,13 +7,14 @@ A user's own file needs only these columns (others may be absent or empty):
     source          who measured; errors are told and left out by it
     engine          vllm, sglang, tensorrt-llm, ...    engine_version  "0.6.3", "2023", "" = current
     card, model     names or aliases of `router.core.cards` and `router.core.models`
-    precision       fp16, bf16, fp8, int8, int4, ...   tp, pp          default 1
+    precision       fp16, bf16, fp8, int8, int4, ...   tp, pp, ep      default 1
     load_kind       static_batch (all at once, in step) or concurrency (closed loop)
     batch_or_concurrency, isl, osl                     sequences, prompt and output tokens
     ttft_ms_mean or ttft_ms_p50                        mean first token, milliseconds
     itl_ms_mean or itl_ms_p50                          mean gap between tokens, milliseconds
-    itl_kind        empty or any text is direct; "UPPER BOUND ..." or "e2e/osl ..." means the
-                    figure hides the prefill and only ``e2e_ms`` (or batch / throughput) is used
+    itl_kind        empty or any text is direct; "derived ..." is judged apart; "UPPER BOUND ..." or
+                    "e2e/osl ..." means the figure hides the prefill and only ``e2e_ms`` (or the
+                    figure times ``osl``) is used
     e2e_ms          last token of the batch, milliseconds
     note, scope     "DO NOT FIT", "LOW TRUST", "per-POOL" and data-parallel attention are left out
 """
@@ -38,7 +39,8 @@ Row = Mapping[str, str]
 class Measurement:
     """One configuration and what was seen: seconds, ``nan`` for what was not.
 
-    ``pace_s`` is the direct mean gap between tokens; ``e2e_s`` the whole of a request. ``lockstep``:
+    ``pace_s`` is the mean gap between tokens where it was measured itself (ITL is direct),
+    ``derived_pace_s`` where it was computed from other figures; ``e2e_s`` the whole of a request. ``lockstep``:
     a static batch whose prompts are prefilled together, else a closed loop of ``batch`` users.
     """
 
@@ -51,6 +53,7 @@ class Measurement:
     pace_s: float
     ttft_s: float
     e2e_s: float
+    derived_pace_s: float = nan
 
     @property
     def unqueued(self) -> bool:
@@ -105,6 +108,7 @@ _PRECISIONS: Final = {
     "q4_0": "int4", "q4_1": "int4", "q5_0": "q5", "q5_1": "q5", "q8_0": "w8a16", "f16": "fp16",
 }  # fmt: skip
 _SHORT: Final = 128.0  # tokens, where a source states no length: a short chat
+_LAYER_SPLIT: Final = {"llamacpp", "transformers"}  # several cards hold the layers in turn, one works at a time
 _HIDES_PREFILL: Final = ("UPPER BOUND", "e2e/osl")
 _UNTRUSTED: Final = ("DO NOT FIT", "LOW TRUST", "ASSUMED")
 
@@ -136,15 +140,17 @@ def parse(rows: Iterable[Row]) -> tuple[list[Measurement], list[Skipped]]:
 def _measurement(row: Row) -> Measurement:
     _refuse_untrusted(row)
     shape = _shape(row)
-    cards = shape.tp * shape.pp
+    cards = int(_first(row, "tp", missing=1)) * int(_first(row, "pp", missing=1))
     if weight_bytes(shape.model, shape.precision) > shape.card.memory_bytes * cards:
         raise ValueError(f"{shape.model.name} at {shape.precision} does not fit {cards} x {shape.card.name}")
     lockstep = row.get("load_kind") == "static_batch"
     if not lockstep and row.get("load_kind") != "concurrency":
         raise ValueError(f"load_kind {row.get('load_kind')!r}: expected static_batch or concurrency")
-    direct = not (row.get("itl_kind") or "").startswith(_HIDES_PREFILL)
+    kind = row.get("itl_kind") or ""
+    hides, derived = kind.startswith(_HIDES_PREFILL), kind.startswith("derived")
     batch, output = _number(row, "batch_or_concurrency"), _number(row, "osl", _SHORT)
-    pace_s = _first(row, "itl_ms_mean", "itl_ms_p50") / 1e3
+    middle_first = "mean derived" in kind  # its percentiles were measured, its mean is from throughput
+    pace_s = _first(row, *("itl_ms_mean", "itl_ms_p50")[:: -1 if middle_first else 1]) / 1e3
     seen = Measurement(
         source=row.get("source") or "unnamed",
         shape=shape,
@@ -152,11 +158,12 @@ def _measurement(row: Row) -> Measurement:
         prompt_tokens=_number(row, "isl", _SHORT),
         output_tokens=output,
         lockstep=lockstep,
-        pace_s=pace_s if direct else nan,
+        pace_s=nan if hides or derived else pace_s,
         ttft_s=_first(row, "ttft_ms_mean", "ttft_ms_p50") / 1e3,
-        e2e_s=nan if direct else _e2e_s(row, pace_s * output),
+        e2e_s=_e2e_s(row, pace_s * output) if hides else nan,
+        derived_pace_s=pace_s if derived else nan,
     )
-    if not any(isfinite(each) for each in (seen.pace_s, seen.ttft_s, seen.e2e_s)):
+    if not any(isfinite(each) for each in (seen.pace_s, seen.derived_pace_s, seen.ttft_s, seen.e2e_s)):
         raise ValueError("nothing was measured: expected ttft, itl or e2e")
     return seen
 
@@ -180,18 +187,20 @@ def _shape(row: Row) -> Shape:
     engine = engine_key(row["engine"], row.get("engine_version") or "")
     used = _card(row)
     stored = _precision(row["precision"], used)
-    narrow = engine.startswith("tensorrt-llm") and stored in {"fp8", "fp4"}
+    of = model(row["model"])
+    narrow = engine.startswith("tensorrt-llm") and stored in {"fp8", "fp4"} and not of.block_fp8
     tp = int(_first(row, "tp", missing=1))
     if tp > used.cards_per_node:
         raise ValueError(f"TP {tp} is more than a node's {used.cards_per_node} cards: not one all-reduce domain")
     return Shape(
         used,
-        model(row["model"]),
+        of,
         tp,
-        int(_first(row, "pp", missing=1)),
+        1 if engine in _LAYER_SPLIT else int(_first(row, "pp", missing=1)),
         stored,
-        "fp8" if narrow else None,  # TensorRT-LLM's quantised checkpoints carry an FP8 KV cache
+        "fp8" if narrow else None,  # TensorRT-LLM's quantised checkpoints carry an FP8 KV cache, Hugging Face's do not
         engine,
+        min(tp, max(1, int(_first(row, "ep", missing=1)))),
     )
 
 
@@ -200,7 +209,9 @@ def _card(row: Row) -> Card:
     name = row["card"]
     capped = name.removesuffix("-powercapped")
     found = card(capped)
-    return found if capped == name else replace(found, name=f"{found.name}-powercapped", family="powercapped")
+    return (
+        found if capped == name else replace(found, name=f"{found.name}-powercapped", family=f"{found.family}-capped")
+    )
 
 
 def _precision(text: str, used: Card) -> str:

@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from simulator.calibration.design import Column
 from simulator.calibration.measurements import Measurement
 
-QUANTITIES: Final = ("pace", "unqueued ttft", "e2e")
-"""Rows of a table of errors: mean gap where it is direct; first token that waited for nobody; whole request."""
+QUANTITIES: Final = ("pace", "unqueued ttft", "e2e", "derived pace")
+"""Rows of a table of errors: mean gap where ITL is direct; first token that waited for nobody; whole request;
+mean gap that a source computed from other figures."""
 
 _GROUPS: Final[dict[str, Callable[[Measurement], str]]] = {
     "all": lambda _: "everything",
+    "load": lambda m: "static batch" if m.lockstep else "closed loop",
     "source": lambda m: m.source,
     "card": lambda m: m.shape.card.name,
     "tp": lambda m: str(m.shape.tp),
-    "precision": lambda m: m.shape.precision,
+    "precision": lambda m: m.shape.stored,
     "engine": lambda m: m.shape.engine,
 }
 
@@ -80,6 +82,18 @@ def _ranks(values: Column) -> Column:
     return np.asarray((last - (counts - 1) / 2)[inverse])
 
 
+def headline(found: Sequence[Errors]) -> list[str]:
+    """What a reader wants first, of each quantity: error by row, and by source so that a large one has one vote."""
+    lines = []
+    for whole in (e for e in found if e.group == "all"):
+        parts = [e.median for e in found if e.group == "source" and e.quantity == whole.quantity]
+        lines.append(
+            f"{whole.quantity}: {whole.count} rows of {len(parts)} sources, median {whole.median:.1%}, "
+            f"p90 {whole.p90:.1%}; median of the sources' medians {np.median(parts):.1%}"
+        )
+    return lines
+
+
 def text(found: Sequence[Errors], correlations: Sequence[tuple[str, float]]) -> str:
     """A table for a terminal, errors in percent."""
     lines = [f"{'group':10} {'name':30} {'quantity':14} {'n':>6} {'median':>8} {'p90':>8} {'bias':>8}"]
@@ -87,5 +101,6 @@ def text(found: Sequence[Errors], correlations: Sequence[tuple[str, float]]) -> 
         f"{e.group:10} {e.name[:30]:30} {e.quantity:14} {e.count:6d} {e.median:8.1%} {e.p90:8.1%} {e.bias:+8.1%}"
         for e in found
     ]
+    lines += headline(found)
     lines += [f"rank correlation of configurations, {name}: {value:.3f}" for name, value in correlations]
     return "\n".join(lines)

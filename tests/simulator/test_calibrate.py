@@ -171,7 +171,7 @@ def test_what_is_left_out_is_not_seen() -> None:
 def test_errors_are_told_by_group() -> None:
     """Median, p90 and bias of what was said against what was seen."""
     measured = world(1.0)
-    rows = np.ones((3, len(measured)))
+    rows = np.ones((4, len(measured)))
     found = errors(measured, rows, rows * 1.1)
     everything = next(e for e in found if e.group == "all" and e.quantity == "pace")
     assert (everything.count, everything.median, everything.bias) == (6, pytest.approx(0.1), pytest.approx(0.1))
