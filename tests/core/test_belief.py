@@ -11,9 +11,10 @@ import pytest
 from router.core.belief import Belief
 from router.core.fleet import Fleet, Ledger
 from router.core.forecast import Forecast
+from router.core.record import Recording, replay
 from router.core.score import LEARNING, OFF, TRUSTED
 from router.core.types import Load, Usage
-from tests.fakes import backend, core, request
+from tests.fakes import backend, core, request, sent
 
 TRUTH = np.array([1.5, 0.7, 1.3, 0.6, 1.0, 1.4])
 
@@ -188,6 +189,19 @@ def test_a_router_that_knows_enough_is_not_taught():
     cold = core(backend(), routing="slo_headroom").beliefs()["a"]
     it.taught("a", cold, 0.0)
     assert it.beliefs()["a"]["regression"] == learnt["regression"]
+
+
+def test_what_a_router_was_taught_is_part_of_its_record():
+    """A replay predicts what the warm router predicted, not what a cold one would."""
+    lines, cold = [], core(backend(), routing="slo_headroom")
+    pace(cold, 3.0, 40)
+    warm = Recording(core(routing="slo_headroom"), lambda event: lines.append(json.dumps(event, allow_nan=False)))
+    warm.backend_joined(backend(), 0.0)
+    warm.taught("a", cold.beliefs()["a"], 0.0)
+    assert sent(warm.arrived(request("r"), 1.0)).predicted_ttft_s > 0.04
+    assert warm.explain("r").chosen == "a"
+    for event, commands in replay(map(json.loads, lines), core(routing="slo_headroom")):
+        assert commands == event["answer"]
 
 
 def test_a_backend_whose_facts_change_starts_anew():
