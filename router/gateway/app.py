@@ -17,10 +17,14 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from router.core.decisions import Command
 from router.core.dispatcher import Dispatcher
+from router.core.policy import Routing
 from router.core.record import Recording
 from router.core.score import Score
 from router.core.types import Backend, EngineReport, Load
 from router.gateway import recorder, settings
+from router.gateway.audit import Audit
+from router.gateway.chosen import UNPROVED
+from router.gateway.config_text import ConfigError
 from router.gateway.control import control_app
 from router.gateway.demand import DemandWindow
 from router.gateway.driver import Driver, Observer, Outcome, StreamLimits
@@ -35,6 +39,7 @@ from router.gateway.state.beliefs import Beliefs
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.sync import Sync
+from router.gateway.steering import Steering
 from router.gateway.upstream import PoolLimits, Target
 
 if TYPE_CHECKING:
@@ -49,14 +54,23 @@ _log = logging.getLogger("headroom")
 class Books(Observer):
     """Tells everyone who counts how a request ended."""
 
-    def __init__(self, metrics: Metrics, demand: DemandWindow, journal: Journal, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        demand: DemandWindow,
+        journal: Journal,
+        steering: Steering,
+        clock: Callable[[], float],
+    ) -> None:
         self._metrics, self._demand, self._journal, self._clock = metrics, demand, journal, clock
+        self._steering = steering
 
     def ended(self, outcome: Outcome) -> None:
         """A request that the core knew is over."""
         self._metrics.ended(outcome)
         self._demand.accounted(outcome.account, self._clock())
         self._journal.ended(outcome)
+        self._steering.accounted(outcome.account)
 
     def rejected(self, path: str, status: int) -> None:
         """A request was answered before the core heard of it."""
@@ -83,12 +97,16 @@ class Gateway:
         self.clock = clock
         self.path = path
         self.metrics, self.demand, self.journal = Metrics(clock), DemandWindow(), Journal()
+        if UNPROVED in (plan.routing, plan.admission):
+            raise ConfigError(["policy: a policy file serves only once it is proved"])
         self.core, self.recorder, told = _core(plan)
+        self.audit = Audit()
+        self.steering = Steering(self.core, self.audit, self._judge)
         upstream = plan.settings.upstream
         self.driver = NotingDriver(
             cast("Dispatcher", told),
             (),
-            Books(self.metrics, self.demand, self.journal, clock),
+            Books(self.metrics, self.demand, self.journal, self.steering, clock),
             clock,
             ingress=plan.ingress,
             pool=PoolLimits(upstream.connect_s, upstream.idle_s, upstream.idle_max),
@@ -108,7 +126,7 @@ class Gateway:
             state.lease_s,
         )
         self.beliefs = Beliefs(self.store, self.core.beliefs, self._teach)
-        self.reloader = Reloader(path, plan, self.adopt, self.metrics)
+        self.reloader = Reloader(path, plan, self.adopt, self.metrics, self.audit)
         self.router_id = plan.router_id
         self.reports: dict[str, EngineReport] = {}  # the last of each backend
         self._known: dict[str, Backend] = {}  # as the core was told
@@ -116,7 +134,9 @@ class Gateway:
         self._leaving: set[str] = set()
         self._demand_seen: tuple[float, Mapping[str, ModelDemand]] = (float("-inf"), {})
         self._tasks: list[asyncio.Task[None]] = []
+        self._judging: set[asyncio.Task[None]] = set()
         self.metrics.watch(lambda: (self.core.in_flight, self.core.held, self.core.loads()), self._gaps, self.scores)
+        self.metrics.policies.watch(self.steering.samples)
         self.driver.on_sweep.append(self._sweep)
 
     @property
@@ -183,13 +203,22 @@ class Gateway:
 
     # -- the running config ------------------------------------------------------------------------------------
 
-    async def adopt(self, plan: Plan) -> None:
-        """Make *plan* the running one. What it says of requests changes in one step; engine watches follow."""
+    def _judge(self, plan: Plan, verdict: str, role: str, why: str) -> None:
+        """A live policy was dropped, or a canary's trial is over."""
+        self.metrics.policies.judged(verdict)
+        task = asyncio.create_task(self.reloader.judged(plan, verdict, role, why))
+        self._judging.add(task)
+        task.add_done_callback(self._judging.discard)
+
+    async def adopt(self, plan: Plan, last_good: Routing | None = None) -> None:
+        """Make *plan* the running one. What it says of requests changes in one step; engine watches follow.
+
+        *last_good* decides where the plan's own routing fails.
+        """
         if self.recorder is not None and plan is not self.plan:
             self.recorder.adopted(_decisions(plan))
         self.driver.ingress = plan.ingress
-        self.core.limits = plan.limits
-        self.core.adopt(plan.routing, plan.admission)
+        self.steering.adopt(plan, last_good)
         new = self._join(plan)
         self._dismiss(set(self.driver.upstreams) - {backend.name for backend in plan.backends})
         if new:
@@ -314,9 +343,10 @@ def _core(plan: Plan) -> tuple[Dispatcher, recorder.Recorder | None, Dispatcher 
 
 
 def _decisions(plan: Plan) -> dict[str, Any]:
-    chosen = {kind: getattr(plan.settings.policy, kind) for kind in ("routing", "admission")}
-    named = {kind: {"name": policy.name, "parameters": policy.parameters} for kind, policy in chosen.items()}
-    return recorder.decisions(named, plan.limits)
+    trial = plan.settings.policy.canary
+    split = trial.model_dump(mode="json", include={"share", "by", "tenants"}) if trial is not None else None
+    named = {role: plan.chosen[role].plain() for role in ("routing", "admission", "canary") if role in plan.chosen}
+    return recorder.decisions(named | ({"split": split} if split else {}), plan.limits)
 
 
 def _store(plan: Plan) -> Store:

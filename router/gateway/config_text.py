@@ -51,6 +51,7 @@ class Document:
     name: str
     root: Node
     data: Any
+    text: str = ""
 
     def line(self, loc: Loc) -> int:
         """The line (from 1) of the key at ``loc``, or of the nearest thing around it that the text has."""
@@ -93,7 +94,7 @@ def document(text: str, name: str) -> Document:
         faults = [f"{name}:{line}: key {key!r} is given twice" for line, key in _twice(root)]
         if faults:
             raise ConfigError(faults)
-        return Document(name, root, loader.construct_document(root))
+        return Document(name, root, loader.construct_document(root), text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ConfigError([f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}"]) from None

@@ -111,8 +111,8 @@ def _add_views(app: FastAPI, gateway: "Gateway", admin: Any) -> None:
 
     @app.get("/admin/policy", dependencies=[admin])
     async def policy() -> dict[str, Any]:
-        """Who decides, with its parameters."""
-        return fleet_view.policy(gateway)
+        """Who decides, with its parameters; how policies fare; which served before, and why they changed."""
+        return fleet_view.policy(gateway) | fleet_view.changes(gateway)
 
     @app.get("/explain/{request_id}", dependencies=[admin])
     async def explain(request_id: str) -> dict[str, Any]:
@@ -128,6 +128,12 @@ def _add_calls(app: FastAPI, gateway: "Gateway", admin: Any) -> None:
     async def reload() -> JSONResponse:
         """Take the config file as it is now, whole or not at all; 422 says why not."""
         outcome = await gateway.reloader.reload("admin call")
+        return JSONResponse(asdict(outcome), 200 if outcome.ok else 422)
+
+    @app.post("/admin/rollback", dependencies=[admin])
+    async def rollback(to: str | None = None) -> JSONResponse:
+        """Go back to the version named, or to the last good one; 422 says why not."""
+        outcome = await gateway.reloader.rollback(to, "admin call")
         return JSONResponse(asdict(outcome), 200 if outcome.ok else 422)
 
     @app.get("/admin/routers", dependencies=[admin])

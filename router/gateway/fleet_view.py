@@ -47,8 +47,23 @@ def fleet(gateway: "Gateway") -> dict[str, Any]:
 
 def policy(gateway: "Gateway") -> dict[str, Any]:
     """Who decides, with its parameters."""
-    chosen = gateway.plan.settings.policy
-    return {kind: getattr(chosen, kind).model_dump() for kind in ("routing", "admission", "scaling")}
+    given = gateway.plan.settings.policy
+    shown = {role: getattr(given, role).model_dump(mode="json") for role in ("routing", "admission", "scaling")}
+    for role, each in gateway.plan.chosen.items():
+        if role in shown:
+            shown[role]["name"] = each.name  # a policy file's is the file's
+    return shown
+
+
+def changes(gateway: "Gateway") -> dict[str, Any]:
+    """What policies do, which configs served, and every step from one to the other."""
+    reloader = gateway.reloader
+    return {
+        "version": gateway.plan.version,
+        "live": gateway.steering.plain(),
+        "history": [version.plain() for version in reloader.versions],
+        "audit": list(gateway.audit.last),
+    }
 
 
 def _backends(gateway: "Gateway") -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import isnan
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -19,6 +19,7 @@ from router.core.decisions import Account, Outcome, Reason
 from router.core.score import STATES, Accuracy, Score
 from router.core.types import EngineReport, Load
 from router.gateway.meter import Gaps
+from router.gateway.policy_metrics import PolicyMetrics
 
 TTFT_S: Final = (
     .005, .01, .02, .03, .05, .075, .1, .15, .2, .3, .5, .75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60,
@@ -116,6 +117,7 @@ class Metrics(Collector):
         self._gaps: Callable[[], Mapping[str, Gaps]] = dict
         self._scores: Callable[[], Mapping[str, Score]] = dict
         self._load: Callable[[], tuple[int, int, Mapping[str, Load]]] = lambda: (0, 0, {})
+        self.policies = PolicyMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -213,6 +215,10 @@ class Metrics(Collector):
         if ok:
             self._version, self._reloaded_s = version, at_s
 
+    def proved(self, result: str, took_s: float, replays: Iterable[Mapping[str, Any]]) -> None:
+        """Decisions were put to the proof."""
+        self.policies.proved(result, took_s, replays)
+
     # -- what is shown -----------------------------------------------------------------------------------------
 
     def collect(self) -> Iterable[Metric]:
@@ -224,6 +230,7 @@ class Metrics(Collector):
         yield from self._fleet()
         yield from self._engine_pages()
         yield from self._house()
+        yield from self.policies.collect()
 
     def _requests(self) -> Iterator[Metric]:
         labels = ["model", "slo_class"]

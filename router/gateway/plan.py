@@ -8,7 +8,7 @@ import hashlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +52,7 @@ class Plan:
     canary: Routing | None
     chosen: Mapping[str, Chosen]
     router_id: str
+    text: str = field(repr=False)
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -97,6 +98,7 @@ def make(
         backends=tuple(each for each in backends if each is not None),
         ingress=Ingress(_classes(parsed), parsed.default_slo_class, keys),
         limits=Limits(**parsed.policy.limits.model_dump(exclude_none=True)),
+        text=text.text,
         router_id=parsed.state.router_id or f"{socket.gethostname()}-{os.getpid()}",
         **plan,
     )

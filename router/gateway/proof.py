@@ -121,6 +121,8 @@ def _asked(new: Plan, question: Mapping[str, Any]) -> Proof:
             _COMMAND, input=json.dumps(question), capture_output=True, text=True, timeout=limit_s, env=environment,
             check=False,
         )  # fmt: skip
+    except OSError as problem:
+        return Proof("refused", f"the proof could not be started: {problem}")
     except subprocess.TimeoutExpired:
         return Proof("refused", f"the proof did not end within {limit_s:g} s", took_s=limit_s)
     try:

@@ -17,9 +17,10 @@ from typing import Any, Final
 
 import orjson
 
-import policies
 from router.core.dispatcher import Dispatcher, Limits
 from router.core.record import VERSION, Event, replay
+from router.gateway.canary import Canary, Split
+from router.gateway.chosen import of_plain
 
 FLUSH_S: Final = 0.25
 BUFFERED_MAX: Final = 100_000  # events; some seconds of the fastest traffic, should the disk stand still
@@ -96,7 +97,9 @@ class Recorder:
 
 
 def decisions(named: Mapping[str, Mapping[str, Any]], limits: Limits) -> Event:
-    """Who decides within which bounds; ``named``: by kind (routing, admission), a policy's name and parameters."""
+    """Who decides within which bounds; ``named``: by role (routing, admission, canary), the policy as ``Chosen`` holds
+    it, and under ``split`` whose requests are the canary's.
+    """
     return {**named, "limits": {name: value for name, value in asdict(limits).items() if isfinite(value)}}
 
 
@@ -125,7 +128,10 @@ def differences(path: Path) -> Iterator[tuple[int, Event, list[Event]]]:
 
 
 def _policies(event: Event) -> tuple[Any, Any]:
-    routing, admission = (policies.find(kind, **event[kind]) for kind in ("routing", "admission"))
+    routing, admission = (of_plain(kind, event[kind]).make() for kind in ("routing", "admission"))
+    if "canary" in event:
+        split = Split(**event["split"] | {"tenants": frozenset(event["split"]["tenants"])})
+        routing = Canary(routing, of_plain("routing", event["canary"]).make(), split)
     return routing, admission
 
 

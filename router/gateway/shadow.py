@@ -48,6 +48,7 @@ class Shadow:
         candidate: Routing,
         share: float,
         belief: Belief,
+        seen: Comparison,
         bounds: Bounds,
         books: Books,
         clock: Callable[[], float],
@@ -58,7 +59,7 @@ class Shadow:
         self._faults = Faults(bounds, books, clock, heard)
         self._draw = Random(0)  # the core's own chance must stay as it would be without us
         self._due = 0.0
-        self.seen = Comparison()
+        self.seen = seen
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """What the serving policy chose, whatever the other thinks."""

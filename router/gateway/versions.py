@@ -32,8 +32,8 @@ class Version:
     text: str
     sources: Mapping[str, str] = field(default_factory=dict)
     proof: Mapping[str, Any] = field(default_factory=dict)
-    plan: Plan | None = None
     bad: str = ""
+    plan: Plan | None = None
 
     def made(self, path: Path) -> Plan:
         """Its plan, ready to serve, from the texts that were proved then. Raises ConfigError."""

@@ -1,0 +1,93 @@
+"""What the metrics page says of policies and of how they change: the rest of every metric name, once.
+
+Believes: samples by short name, as ``Steering`` gives them. Must not know what they mean.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+Sample = tuple[str, Mapping[str, str], float]
+Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
+
+# short name -> kind, name on the page, help, labels
+_FAMILIES: Final[Mapping[str, tuple[Family, str, str, tuple[str, ...]]]] = {
+    "decisions": (CounterMetricFamily, "headroom_policy_decisions", "Routing decisions, by whose", ("role",)),
+    "decision_seconds": (CounterMetricFamily, "headroom_policy_decision_seconds", "Time they took", ("role",)),
+    "faults": (
+        CounterMetricFamily,
+        "headroom_policy_faults",
+        "Decisions that raised, overran or were invalid; the last good policy decided instead",
+        ("role", "kind"),
+    ),
+    "shadow_decisions": (
+        CounterMetricFamily,
+        "headroom_policy_shadow_decisions",
+        "Decisions of a shadow, by whether the serving policy decided alike",
+        ("agreed",),
+    ),
+    "shadow_gain_seconds": (
+        GaugeMetricFamily,
+        "headroom_policy_shadow_gain_seconds",
+        "Mean of what the shadow's choices were predicted to save a request",
+        ("bound",),
+    ),
+    "canary_requests": (
+        GaugeMetricFamily,
+        "headroom_policy_canary_requests",
+        "Requests of the trial that runs, by policy and by whether their SLO was kept",
+        ("arm", "kept"),
+    ),
+    "changes": (CounterMetricFamily, "headroom_policy_changes", "Verdicts on live policies", ("verdict",)),
+    "proofs": (CounterMetricFamily, "headroom_reload_proofs", "Decisions put to the proof", ("result",)),
+    "proof_seconds": (GaugeMetricFamily, "headroom_reload_proof_seconds", "How long the last proof took", ()),
+    "proof_attainment": (
+        GaugeMetricFamily,
+        "headroom_reload_proof_attainment",
+        "Lowest attainment in the last proof's replays",
+        ("policy",),
+    ),
+}
+
+
+class PolicyMetrics:
+    """Counts proofs and verdicts; asks for the rest when somebody scrapes."""
+
+    def __init__(self) -> None:
+        self._watched: Callable[[], Iterable[Sample]] = tuple
+        self._counts: dict[tuple[str, str], int] = defaultdict(int)
+        self._gauges: list[Sample] = []
+
+    def watch(self, samples: Callable[[], Iterable[Sample]]) -> None:
+        """Where to read what policies do."""
+        self._watched = samples
+
+    def judged(self, verdict: str) -> None:
+        """A live policy was dropped, promoted, returned or rolled back."""
+        self._counts["changes", verdict] += 1
+
+    def proved(self, result: str, took_s: float, replays: Iterable[Mapping[str, Any]]) -> None:
+        """Decisions were put to the proof."""
+        self._counts["proofs", result] += 1
+        self._gauges = [("proof_seconds", {}, took_s)]
+        for policy in ("candidate", "current"):
+            seen = [replay[policy] for replay in replays if replay[policy] is not None]
+            if seen:
+                self._gauges.append(("proof_attainment", {"policy": policy}, min(seen)))
+
+    def collect(self) -> Iterator[Metric]:
+        """All families that have a sample."""
+        made: dict[str, Any] = {}
+        for name, labels, value in (*self._watched(), *self._counted(), *self._gauges):
+            kind, full, text, keys = _FAMILIES[name]
+            family = made.get(name)
+            if family is None:
+                family = made[name] = kind(full, text, labels=list(keys))
+            family.add_metric([labels[key] for key in keys], value)
+        yield from made.values()
+
+    def _counted(self) -> Iterator[Sample]:
+        for (name, value), count in self._counts.items():
+            yield name, {"result" if name == "proofs" else "verdict": value}, count
