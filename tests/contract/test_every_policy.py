@@ -30,7 +30,10 @@ def every(kind):
     return pytest.mark.parametrize("policy", made)
 
 
-ADMISSION_VARIED = [("deadline", {"held_max": 0, "hold_s_max": 0.0})]
+ADMISSION_VARIED = [
+    ("deadline", {"held_max": 0, "hold_s_max": 0.0}),
+    ("fair", {"weights": {"a": 0.001, "b": 1e6}, "hold_s_max": 0.001}),
+]
 
 
 @every("routing")
