@@ -116,9 +116,9 @@ class Belief:
 
     def _publish(self, slot: int) -> None:
         """Make what was learnt of the terms ready for the next forecast."""
-        factor = self.regression.factor[slot]
-        np.multiply(self.prior[:, slot], factor, out=self.believed[:TERMS, slot])
-        self.believed[TERMS : 2 * TERMS, slot] = factor
+        factor, column = self.regression.factor[slot], self.believed[:, slot]
+        column[:TERMS] = self.prior[:, slot] * factor
+        column[TERMS : 2 * TERMS] = factor
 
     def _grow(self, capacity: int) -> None:
         self._allocate(capacity)

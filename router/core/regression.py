@@ -29,6 +29,7 @@ CHANGE_EACH: Final = 0.5  # and to each of them, as a share of its data sheet's 
 NOISE_START: Final = 0.15**2
 NOISE_MIN, NOISE_MAX = 0.02**2, 1.0
 NOISE_GAIN: Final = 0.04
+WANDER_EVERY: Final = 4  # outcomes that wander at once: cheaper, and as far
 BOUND_EVERY: Final = 32  # outcomes between two checks that doubt has not outgrown the data sheet's
 
 
@@ -73,7 +74,7 @@ class Regression:
         self._log[slot] = 0.0
         self.factor[slot] = 1.0
         self._covariance[slot] = np.diag(variance)
-        self._wander[slot] = np.diag(WANDER**2 * variance) + WANDER_ALL**2
+        self._wander[slot] = WANDER_EVERY * (np.diag(WANDER**2 * variance) + WANDER_ALL**2)
         for noise in self._noise:
             noise[slot] = NOISE_START
         self._above[slot] = self._below[slot] = 0.0
@@ -83,14 +84,13 @@ class Regression:
         """Fold in one outcome that should have taken the terms, at their factors, and ``beside_s``.
 
         ``doubt``: variance of the log of this prediction that has nothing to do with factors (a queue's chance).
-        Returns the log of actual over predicted after learning. Both must be above 0.
+        Returns the log of actual over predicted that is left, to first order, after learning. Both must be above 0.
         """
         factor = self.factor[slot]
         predicted_s = float(terms_s.dot(factor)) + beside_s
         shares = terms_s * factor
         shares /= predicted_s
         covariance = self._covariance[slot]
-        covariance += self._wander[slot]
         spread = covariance.dot(shares)
         believed = float(shares.dot(spread))
         variance = believed + self._noise[kind][slot] + doubt
@@ -102,7 +102,7 @@ class Regression:
         np.exp(self._log[slot], out=factor)
         self._learn_noise(slot, kind, (z * deviation) ** 2 - believed - doubt)
         self._watch(slot, z)
-        return log(actual_s / (float(terms_s.dot(factor)) + beside_s))
+        return error - z * deviation * believed / variance
 
     def _learn_noise(self, slot: int, kind: int, excess: float) -> None:
         noise = self._noise[kind]
@@ -117,8 +117,10 @@ class Regression:
             self._above[slot] = self._below[slot] = 0.0
             self.changes[slot] += 1
             self._covariance[slot] += np.diag(np.square(CHANGE_EACH * self._sigma[slot])) + CHANGE_ALL**2
-        elif self._seen[slot] % BOUND_EVERY == 0:
-            self._bound(slot)
+        elif self._seen[slot] % WANDER_EVERY == 0:
+            self._covariance[slot] += self._wander[slot]
+            if self._seen[slot] % BOUND_EVERY == 0:
+                self._bound(slot)
 
     def _bound(self, slot: int) -> None:
         """A term that outcomes say nothing of must not grow ever more uncertain (covariance wind-up)."""
