@@ -114,6 +114,10 @@ class Belief:
         self._books[slot] = Books()
         self._publish(slot)
 
+    def restarted(self, slot: int) -> None:
+        """The backend was away and is back: it may be another version, or have others on its machine."""
+        self.regression.doubt(slot)
+
     def _publish(self, slot: int) -> None:
         """Make what was learnt of the terms ready for the next forecast."""
         factor, column = self.regression.factor[slot], self.believed[:, slot]

@@ -39,7 +39,7 @@ from router.core.fleet import Fleet, Ledger, Mark, Reservation, Slots
 from router.core.forecast import Forecast, Prediction
 from router.core.holding import HeldQueue, Rank
 from router.core.policy import Admission, Memory, Routing
-from router.core.score import TRUSTED_AFTER
+from router.core.score import TRUSTED_AFTER, Score
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
 
 NO_USAGE: Final = Usage(0)
@@ -160,6 +160,9 @@ class Dispatcher:
 
     def backend_health(self, name: str, up: bool, now_s: float) -> Sequence[Command]:
         """A health check's answer changed."""
+        slot = self.ledger.slot(name)
+        if up and slot is not None and not self.ledger.up[slot]:
+            self.belief.restarted(slot)
         return self._mark(name, now_s, up=up)
 
     def backend_draining(self, name: str, draining: bool, now_s: float) -> Sequence[Command]:
@@ -201,6 +204,11 @@ class Dispatcher:
     def loads(self) -> dict[str, Load]:
         """What we have in flight, by backend name: what peers should hear."""
         return self.ledger.own_loads()
+
+    def score(self, name: str) -> Score | None:
+        """How the forecasts of a backend did; None for one that is not there."""
+        slot = self.ledger.slot(name)
+        return None if slot is None else self.belief.score(slot)
 
     def beliefs(self) -> dict[str, Mapping[str, Any]]:
         """What was learnt, by backend name, as JSON can hold it: what other routers may start from."""

@@ -15,6 +15,7 @@ from router.core.dispatcher import Dispatcher, Failure
 from router.core.explain import Explanation
 from router.core.physics import StepCoefficients
 from router.core.policy import Admission, Routing
+from router.core.score import Score
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Slo, Usage
 
 VERSION: Final = 1
@@ -101,6 +102,10 @@ class Recording:
     def loads(self) -> dict[str, Load]:
         """See Dispatcher."""
         return self._core.loads()
+
+    def score(self, name: str) -> Score | None:
+        """See Dispatcher."""
+        return self._core.score(name)
 
     def beliefs(self) -> dict[str, Mapping[str, Any]]:
         """See Dispatcher."""

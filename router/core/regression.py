@@ -114,13 +114,17 @@ class Regression:
         below = self._below[slot] = max(0.0, self._below[slot] - z - SLACK)
         self._seen[slot] += 1
         if above > ALARM or below > ALARM:
-            self._above[slot] = self._below[slot] = 0.0
             self.changes[slot] += 1
-            self._covariance[slot] += np.diag(np.square(CHANGE_EACH * self._sigma[slot])) + CHANGE_ALL**2
+            self.doubt(slot)
         elif self._seen[slot] % WANDER_EVERY == 0:
             self._covariance[slot] += self._wander[slot]
             if self._seen[slot] % BOUND_EVERY == 0:
                 self._bound(slot)
+
+    def doubt(self, slot: int) -> None:
+        """What was learnt may hold no longer: keep it, and let the next few outcomes settle it."""
+        self._above[slot] = self._below[slot] = 0.0
+        self._covariance[slot] += np.diag(np.square(CHANGE_EACH * self._sigma[slot])) + CHANGE_ALL**2
 
     def _bound(self, slot: int) -> None:
         """A term that outcomes say nothing of must not grow ever more uncertain (covariance wind-up)."""

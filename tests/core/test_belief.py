@@ -191,6 +191,31 @@ def test_a_router_that_knows_enough_is_not_taught():
     assert it.beliefs()["a"]["regression"] == learnt["regression"]
 
 
+def test_a_backend_that_was_away_is_learnt_anew_faster():
+    """It came back at half speed: the first outcomes count for more than they would have."""
+    paces = []
+    for away in (True, False):
+        it = core(backend(), routing="slo_headroom")
+        now_s = pace(it, 1.0, 100)
+        if away:
+            it.backend_health("a", False, now_s)
+            it.backend_health("a", True, now_s)
+        it.arrived(request("r", arrived_s=now_s), now_s)
+        it.first_byte("r", 1, now_s + 0.05)
+        it.ended("r", 1, Usage(101), now_s + 0.05 + 200 * 0.0101)
+        paces.append(float(it.belief.believed[0, 0]))
+    assert paces[0] > 1.3 * paces[1]
+
+
+def test_scores_are_asked_by_name():
+    """And nobody's is None."""
+    it = core(backend(), routing="slo_headroom")
+    pace(it, 1.0, 30)
+    assert it.score("a").state == "trusted"
+    assert it.score("a").e2e.seen == 30
+    assert it.score("nobody") is None
+
+
 def test_what_a_router_was_taught_is_part_of_its_record():
     """A replay predicts what the warm router predicted, not what a cold one would."""
     lines, cold = [], core(backend(), routing="slo_headroom")
