@@ -172,6 +172,8 @@ def _stated(tail: bytes) -> list[tuple[bytes, bytes]]:
 
 
 _ERROR_PAYLOAD: Final = re.compile(rb'\{\s*"(?:error"|type"\s*:\s*"error")')
+# what nearly every stream opens with, its chunk's size before it or not: no need to look closer
+_TOKEN_FIRST: Final = re.compile(rb'(?:[0-9a-fA-F]+\r\n)?data: \{"(?!error|type)[a-z_]{2,}"')
 _ERROR_PAYLOAD_BYTES: Final = 24  # enough to tell ``{"type": "error"`` from a token, spaces included
 
 
@@ -180,6 +182,9 @@ def first_event(body: bytes, *, chunked: bool, complete: bool) -> bytes | bool |
 
     Engines put a refusal into a stream that began as 200, so its first event is read before the status goes out.
     """
+    opens = _TOKEN_FIRST.match(body)
+    if opens is not None:
+        return True
     text = b"\n" + (dechunked(body) if chunked else body)
     at = text.find(_DATA)
     if at < 0:
