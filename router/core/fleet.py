@@ -73,6 +73,9 @@ class Ledger:
         self._pools: dict[str, Slots] = {}
         self._known: dict[str, int] = {}
         self._sends = 0
+        self._own_when_heard: dict[str, Floats] = {}
+        self._own_told: Floats | None = None
+        self._peer_ratio = 0.0
         self.prompt_tokens_per_s_each = 0.0  # that each request in flight brings, by our own traffic
         self._allocate(capacity)
 
@@ -391,6 +394,28 @@ class Ledger:
             self.others[DECODING, slot] = sum(p.decoding for p in parts)
             self.others[CONTEXT_TOKENS, slot] = sum(p.context_tokens for p in parts)
 
+        self._compare_with_peers(peer, bool(loads))
+
+    def _compare_with_peers(self, peer: str, there: bool) -> None:
+        """Remember what we had in flight when a peer last spoke, and how its traffic and ours compare."""
+        self._own_when_heard.pop(peer, None)
+        if there:
+            self._own_when_heard[peer] = self.own.copy()
+        told = [own for own in self._own_when_heard.values() if own.shape == self.own.shape]
+        self._own_told = np.mean(told, axis=0) if told else None
+        ours, theirs = (float(load[PREFILLING].sum() + load[DECODING].sum()) for load in (self.own, self.others))
+        self._peer_ratio = min(theirs / ours, len(told)) if ours else 0.0
+
+    def untold(self, slots: Slots) -> Floats | None:
+        """What peers should have sent since they spoke: they see what we see, so as much more as we, in proportion.
+
+        Without it a burst that meets several routers at once goes to one backend, for none sees the others' part.
+        """
+        if self._own_told is None or self._own_told.shape != self.own.shape:
+            return None
+        grown = self.own.take(slots, axis=1) - self._own_told.take(slots, axis=1)
+        return np.maximum(grown, 0.0) * self._peer_ratio
+
     def own_load(self, slot: int) -> Load:
         """What this router has in flight on one backend, to be published to its peers."""
         return Load(*self.own[:, slot].tolist())
@@ -450,10 +475,15 @@ class Fleet:
 
     @property
     def load(self) -> Floats:
-        """Rows prefilling, prefill_tokens, decoding, context_tokens: own + others + foreign, one column a backend."""
+        """Rows prefilling, prefill_tokens, decoding, context_tokens, one column a backend: own + others + foreign, and
+        what the others should have sent since they spoke.
+        """
         if self._gathered is None:
             ledger = self._ledger
             self._gathered = self.of(ledger.own) + self.of(ledger.others) + self.of(ledger.foreign)
+            untold = ledger.untold(self.slots)
+            if untold is not None:
+                self._gathered += untold
         return self._gathered
 
     @property

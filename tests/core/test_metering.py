@@ -2,7 +2,7 @@
 
 import pytest
 
-from router.core.fleet import Ledger
+from router.core.fleet import Fleet, Ledger
 from router.core.types import Load
 from tests.fakes import backend, core, request, sent
 
@@ -39,3 +39,37 @@ def test_a_router_that_has_sent_nothing_knows_no_rate_of_prompts():
     it.heard("peer", {"a": Load(decoding=5.0)}, 1.0)
     it.heard("peer", {}, 2.0)
     assert it.ledger.mark(0, 3.0).prefilled_tokens == 0.0
+
+
+def two_routers():
+    """A ledger of two backends with one request of our own, whose peer says it has one too."""
+    it = Ledger()
+    for name in "ab":
+        it.join(backend(name), 0.0)
+    it.reserve(0, 100.0, 200.0, float("inf"), 0.0)
+    it.heard("peer", {"b": Load(prefilling=1.0, prefill_tokens=100.0)})
+    return it
+
+
+def requests_seen(it):
+    """Requests in flight by backend, as a decision sees them."""
+    return Fleet(it, it.pool("m"), 0.0).requests.tolist()
+
+
+def test_what_we_sent_since_a_peer_spoke_is_taken_to_be_matched_by_it():
+    """A burst meets both routers: two of ours since then count as four, the earlier one as itself."""
+    it = two_routers()
+    assert requests_seen(it) == [1.0, 1.0]
+    for _ in range(2):
+        it.reserve(0, 100.0, 200.0, float("inf"), 0.0)
+    assert requests_seen(it) == [5.0, 1.0]
+    it.heard("peer", {"a": Load(prefilling=2.0), "b": Load(prefilling=1.0)})
+    assert requests_seen(it) == [5.0, 1.0]
+
+
+def test_a_peer_that_is_gone_is_taken_to_send_nothing():
+    """Alone again: what we have is all there is."""
+    it = two_routers()
+    it.heard("peer", {})
+    it.reserve(0, 100.0, 200.0, float("inf"), 0.0)
+    assert requests_seen(it) == [2.0, 0.0]
