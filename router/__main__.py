@@ -2,6 +2,8 @@
 
 python -m router serve --config deploy/router.yaml     the gateway
 python -m router check deploy/router.yaml              is this config good? exit status says so
+python -m router check NEW --trace RECORD              and would its policies keep what they promise?
+python -m router rollback                              back to the config that served before
 python -m router demo                                  the gateway in front of three emulated engines
 python -m router top                                   a running gateway's fleet, live in the terminal
 python -m router sidecar --config FILE                 reads engines' metrics and publishes them to Redis
@@ -16,6 +18,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -25,7 +28,9 @@ from router.autoscaler.loop import Autoscaler
 from router.gateway.app import Gateway
 from router.gateway.config_text import ConfigError
 from router.gateway.plan import Plan, plan_file
+from router.gateway.proof import Proof
 from router.gateway.recorder import RecordError, differences
+from router.gateway.reload import offered
 from router.gateway.sidecar import sidecar as run_sidecar
 from router.top import show
 
@@ -41,7 +46,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
 def serve(config: Config, verbose: Verbose = False) -> None:
     """Serve: route requests to the engines of the config until SIGTERM or Ctrl-C; SIGHUP reloads it."""
     _log_to_stderr(verbose)
-    plan = _plan(config)
+    plan, _ = _offered(config, None, None)
     try:
         _run(Gateway(plan, config).run())
     except OSError as error:
@@ -49,11 +54,46 @@ def serve(config: Config, verbose: Verbose = False) -> None:
 
 
 @app.command()
-def check(file: Annotated[Path, typer.Argument(help="The YAML config file.")]) -> None:
-    """Say whether a config is good, naming file, line and key of every fault; the exit status is 0 or 1."""
-    plan = _plan(file)
+def check(
+    file: Annotated[Path, typer.Argument(help="The YAML config file.")],
+    trace: Annotated[
+        Path | None, typer.Option(help="Prove its policies on these requests: a gateway's record or any trace.")
+    ] = None,
+    current: Annotated[
+        Path | None, typer.Option(help="The config that serves now; its attainment must be kept. Default: least_work.")
+    ] = None,
+) -> None:
+    """Say whether a config is good, naming file, line and key of every fault; the exit status is 0 or 1.
+
+    With --trace or --current its policies are replayed as a reload would replay them, and attainment must not drop.
+    """
+    serving = _offered(current, None, None)[0] if current else None
+    plan, proof = _offered(file, serving, trace)
     models = sorted({model for backend in plan.backends for model in backend.models})
     typer.echo(f"{file}: OK, version {plan.version}: {len(plan.backends)} backends, models {', '.join(models)}")
+    for replay in proof.replays:
+        kept = f"SLO kept {replay['candidate']:.1%}, by {current or 'least_work'} {replay['current']:.1%}"
+        typer.echo(f"{replay['requests']} requests of {replay['workload']}: {kept}")
+
+
+@app.command()
+def rollback(
+    to: Annotated[str | None, typer.Option(help="A version from /admin/policy; default: the last good one.")] = None,
+    url: Annotated[str, typer.Option(help="A running gateway.")] = "http://127.0.0.1:8080",
+    key: AdminKey = "",
+) -> None:
+    """Let a running gateway go back to a config that served before; the file stays as it is."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        answer = httpx.post(
+            f"{url}/admin/rollback", params={"to": to} if to else {}, headers=headers, timeout=30.0, trust_env=False
+        )
+    except httpx.HTTPError as error:
+        _fail(f"{url} does not answer: {error}")
+    told = answer.json()
+    if not answer.is_success:
+        _fail(told.get("error") if isinstance(told.get("error"), str) else answer.text)
+    typer.echo(f"{url}: version {told['version']} serves")
 
 
 @app.command()
@@ -116,6 +156,16 @@ def replay_record(file: Annotated[Path, typer.Argument(help="What `record.file` 
 def _plan(file: Path) -> Plan:
     try:
         return plan_file(file)
+    except ConfigError as error:
+        for line in error.lines:
+            _errors.print(line, style="red", markup=False)
+        raise typer.Exit(1) from None
+
+
+def _offered(file: Path, running: Plan | None, trace: Path | None) -> tuple[Plan, Proof]:
+    """The plan of the file, its policies proved where that is asked for or their code is new."""
+    try:
+        return offered(file, running, trace)
     except ConfigError as error:
         for line in error.lines:
             _errors.print(line, style="red", markup=False)

@@ -28,7 +28,7 @@ from router.core.errors import PolicyRejected
 from router.core.policy import Memory
 from router.core.record import backend_of
 from router.core.types import Backend
-from simulator.generated import LOAD, generated
+from simulator.generated import LOAD, generated, promise
 from simulator.pool import Member, Pool, Site
 from simulator.run import play
 from simulator.sequence import Limits
@@ -174,11 +174,8 @@ def workloads(question: Question) -> list[tuple[str, list[Arrival]]]:
     """What is played, each with its name."""
     found = []
     if question.trace:
-        entries = recent(Path(question.trace), question.last_s, question.requests_max)
-        how = Shaping(question.backends[0].models[0], tuple(map(_slo_class, question.classes)))
-        arrivals = distinct(shape(entries, how, question.seed))
-        promised = any(min(a.request.slo.ttft_s, a.request.slo.tpot_s, a.request.slo.e2e_s) < inf for a in arrivals)
-        if promised and len(arrivals) >= question.requests_min:
+        arrivals = _recent(question)
+        if len(arrivals) >= question.requests_min:
             found.append((question.trace, arrivals))
     if question.generate or not found:
         told = f"a workload made for this pool at {LOAD:.0%} of its capacity"
@@ -186,8 +183,22 @@ def workloads(question: Question) -> list[tuple[str, list[Arrival]]]:
     return found
 
 
-def _slo_class(plain: Mapping[str, Any]) -> SloClass:
-    return SloClass(plain["name"], Slo(**plain["slo"]))
+def _recent(question: Question) -> list[Arrival]:
+    """The trace's last requests. Who was promised nothing is promised here what the pool could keep: without a bound
+    any policy would do.
+    """
+    promised = promise(question.backends).slo
+    classes = tuple(SloClass(each["name"], _bounded(Slo(**each["slo"]), promised)) for each in question.classes)
+    entries = recent(Path(question.trace), question.last_s, question.requests_max)
+    for entry in entries:
+        if entry.slo is not None:
+            entry.slo = _bounded(entry.slo, promised)
+    how = Shaping(question.backends[0].models[0], classes or (SloClass("default", promised),))
+    return distinct(shape(entries, how, question.seed))
+
+
+def _bounded(slo: Slo, otherwise: Slo) -> Slo:
+    return otherwise if min(slo.ttft_s, slo.tpot_s, slo.e2e_s) == inf else slo
 
 
 def _compare(question: Question, told: str, arrivals: list[Arrival], verdict: Verdict) -> None:
@@ -200,8 +211,8 @@ def _compare(question: Question, told: str, arrivals: list[Arrival], verdict: Ve
     if current - candidate > question.attainment_drop_max:
         against = "the policy that serves" if question.current else "least_work"
         raise PolicyRejected(
-            f"attainment drops by {current - candidate:.1%}: {candidate:.1%} of {len(arrivals)} requests, {against} keeps"
-            f" {current:.1%} ({told}); at most {question.attainment_drop_max:.1%} is allowed"
+            f"attainment drops by {current - candidate:.1%}: {candidate:.1%} of {len(arrivals)} requests, {against}"
+            f" keeps {current:.1%} ({told}); at most {question.attainment_drop_max:.1%} is allowed"
         )
 
 

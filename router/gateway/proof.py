@@ -52,7 +52,7 @@ def prove(new: Plan, running: Plan | None, trace: Path | None = None) -> Proof:
     *trace* is replayed instead of what the config names. Blocks, up to ``reload.proof.seconds_max`` for each.
     """
     proofs = [UNNEEDED]
-    if is_new(new, running):
+    if is_new(new, running, asked=trace is not None):
         proofs.append(_asked(new, _question(new, _decisions(new, "routing"), running, trace)))
     if "canary" in new.chosen and _changed(new, running, "canary") and proofs[-1].ok:
         serving = _decisions(new, "routing")
@@ -60,10 +60,12 @@ def prove(new: Plan, running: Plan | None, trace: Path | None = None) -> Proof:
     return _joined([proof for proof in proofs if proof is not UNNEEDED])
 
 
-def is_new(new: Plan, running: Plan | None) -> bool:
-    """Whether *new* decides otherwise than *running*. At the start only code that nobody has seen needs a proof."""
+def is_new(new: Plan, running: Plan | None, *, asked: bool = False) -> bool:
+    """Whether *new* decides otherwise than *running*. At the start only code that nobody has seen needs a proof, unless
+    one is asked for.
+    """
     if running is None:
-        return any(each.source is not None for each in new.chosen.values())
+        return asked or any(each.source is not None for each in new.chosen.values())
     changed = any(_changed(new, running, role) for role in ("routing", "admission", "shadow"))
     return changed or new.limits != running.limits
 

@@ -96,7 +96,9 @@ class Steering:
 
     def _later(self, verdict: Verdict, role: Role, why: str) -> None:
         """After the decision under way: a swap belongs between two requests."""
-        asyncio.get_running_loop().call_soon(self._act, self._plan, verdict, role, why)
+        plan = self._plan
+        assert plan is not None  # a policy of its decided just now
+        asyncio.get_running_loop().call_soon(lambda: self._act(plan, verdict, role, why))
 
     # -- what is shown -----------------------------------------------------------------------------------------
 
