@@ -230,7 +230,7 @@ class Forecast:
 
     @property
     def state(self) -> NDArray[np.int8]:
-        """How far each candidate's forecast can be trusted: belief.LEARNING, TRUSTED or OFF."""
+        """How far each candidate's forecast can be trusted: score.LEARNING, TRUSTED or OFF."""
         return self._fleet.of(self._belief.state)
 
     @property

@@ -2,6 +2,7 @@
 
 import random
 import time
+import timeit
 
 import numpy as np
 import pytest
@@ -9,11 +10,19 @@ import pytest
 import policies
 from router.core.decisions import Send
 from router.core.dispatcher import Dispatcher
+from router.core.fleet import Mark
 from router.core.types import NO_SLO, Slo, Usage
 from tests.fakes import backend, request
 
 pytestmark = pytest.mark.benchmark
 TIGHT = Slo(ttft_s=2.0, tpot_s=0.1, e2e_s=60.0, quantile=0.9)
+
+
+def slowness():
+    """How much slower this machine is now than one where numpy adds a hundred numbers in 0.3 us, as budgets assume."""
+    numbers = np.arange(100.0)
+    runs = timeit.repeat(lambda: numbers + numbers, number=500, repeat=20)
+    return max(1.0, float(np.median(runs)) / 500 * 1e6 / 0.3)
 
 
 def pool(count, slo=TIGHT):
@@ -53,13 +62,27 @@ def test_a_decision_with_its_forecast_keeps_its_budget(backends, budget_us):
     """All quantiles on every candidate, the choice, the reservation."""
     it = pool(backends)
     took = serve(it, 1500, "timed", TIGHT)["arrive"]
-    print(f"\ndecision over {backends}: p50 {np.median(took):.0f} us, p99 {np.quantile(took, 0.99):.0f} us")
-    assert np.median(took) < budget_us
+    slow = slowness()
+    p50, p99 = np.quantile(took, (0.5, 0.99))
+    print(f"\ndecision over {backends}: p50 {p50:.0f} us, p99 {p99:.0f} us, on a machine {slow:.1f} times slow")
+    assert p50 < budget_us * slow
 
 
 def test_what_a_stream_teaches_costs_little():
-    """First token and end, learning and books together."""
+    """First token, pace and end: regressions, tails, books."""
     it = pool(100)
-    costs = serve(it, 3000, "timed", TIGHT)
-    print(f"\nfirst token p50 {np.median(costs['first']):.1f} us, end p50 {np.median(costs['end']):.1f} us")
-    assert np.median(costs["first"]) + np.median(costs["end"]) < 60.0
+    belief = it.belief
+    it.arrived(request("one", slo=TIGHT), 1e4)
+    expected = it._flights["one"].open[0].predicted.expectation
+    since = Mark(0.0, 0.0, 0.0, 0.0)
+    until = Mark(1.0, 8.0, 8000.0, 300.0)
+    took = []
+    for n in range(4000):
+        began = time.perf_counter()
+        belief.first_token(0, expected, 0.1, 0.11 + 0.001 * (n % 9))
+        belief.pace(0, "m", expected, 0.02, 50, since, until)
+        belief.end(0, expected, 1.0, 1.1)
+        took.append(time.perf_counter() - began)
+    slow, p50 = slowness(), float(np.median(took)) * 1e6
+    print(f"\nlearning from one stream: p50 {p50:.1f} us, on a machine {slow:.1f} times slow")
+    assert p50 < 40.0 * slow
