@@ -15,15 +15,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Traces = Annotated[list[str], typer.Argument(help="Trace files (JSONL or CSV, plain or gzipped).", metavar="TRACE...")]
+Traces = Annotated[
+    list[str],
+    typer.Argument(help="Trace files (JSONL or CSV, plain or gzipped), or gen:KIND:key=value,...", metavar="TRACE..."),
+]
 Policies = Annotated[
     list[str] | None,
     typer.Option(
         "--policy",
         metavar="NAME[:KEY=VALUE,...]",
-        help="A routing policy; as often as wanted. Default: slo_headroom and the baselines.",
+        help="A routing policy, or 'clairvoyant', the bound; as often as wanted. Default: slo_headroom and baselines.",
     ),
 ]
+Admission = Annotated[str, typer.Option(metavar="NAME[:KEY=VALUE,...]", help="The admission policy.")]
 Slos = Annotated[
     list[str] | None,
     typer.Option(
@@ -35,6 +39,12 @@ Slos = Annotated[
 PoolFile = Annotated[Path | None, typer.Option("--pool", help="pool.yaml; default: a built-in mixed pool.")]
 Rate = Annotated[str, typer.Option("--rate", metavar="xN", help="Play the trace N times as fast.")]
 Window = Annotated[str, typer.Option("--window", metavar="FROM-TO", help="Only this stretch of it, such as 5m-10m.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many requests.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn; the same seed, the same figures.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad lines and go on.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write every figure there; - for stdout.")]
+Seeds = Annotated[int, typer.Option(min=1, help="So many seeds, with 95 % confidence intervals.")]
+Jobs = Annotated[int, typer.Option(min=0, help="Processes; 0: as many as there are cores.")]
 
 
 @app.callback()
@@ -47,25 +57,139 @@ def replay(
     traces: Traces,
     policy: Policies = None,
     pool: PoolFile = None,
-    admission: Annotated[str, typer.Option(metavar="NAME[:KEY=VALUE,...]", help="The admission policy.")] = "deadline",
+    admission: Admission = "deadline",
     slo: Slos = None,
     rate: Rate = "x1",
     window: Window = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many requests.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn; the same seed, the same figures.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad lines and go on.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there; - for stdout.")] = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    seeds: Seeds = 1,
+    jobs: Jobs = 0,
+    skip_bad: SkipBad = False,
+    json_file: Json = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report to read there: one file, no network.")] = None,
+    requests: Annotated[Path | None, typer.Option(help="Write one row a request there (CSV; .gz packs it).")] = None,
+    chrome_trace: Annotated[Path | None, typer.Option(help="Write a trace for Perfetto there.")] = None,
 ) -> None:
-    """Play a trace under each policy and compare: attainment, goodput, latencies, shares, money."""
-    from simulator.replaying import BASELINES, Replay, prepare, run_replay  # noqa: PLC0415 - --help need not pay for it
+    """Play a trace under each policy: attainment, goodput, latencies, shares, money."""
+    from simulator.commands.replay import BASELINES, Outputs, Workload, run_replay  # noqa: PLC0415 - --help is quick
 
+    typed = Workload(
+        traces=traces,
+        pool=pool,
+        admission=admission,
+        slos=slo or (),
+        rate=rate,
+        window=window,
+        limit=limit,
+        seed=seed,
+        skip_bad=skip_bad,
+    )
     with _plain_errors():
-        ready = prepare(
-            Replay(
-                traces, policy or BASELINES, admission, pool, slo or [], rate, window, limit, seed, skip_bad, json_file
-            )
-        )
-    run_replay(ready)
+        cases = typed.cases(policy or BASELINES)
+    outputs = Outputs(json_file=json_file, html=html, requests=requests, chrome_trace=chrome_trace)
+    run_replay(cases, seeds, jobs, outputs)
+
+
+@app.command()
+def compare(
+    traces: Traces,
+    policy: Policies = None,
+    pool: Annotated[list[Path] | None, typer.Option("--pool", help="A pool.yaml; as often as wanted.")] = None,
+    rate: Annotated[list[str] | None, typer.Option("--rate", metavar="xN", help="As often as wanted.")] = None,
+    admission: Admission = "deadline",
+    slo: Slos = None,
+    window: Window = "",
+    limit: Limit = None,
+    seed: Seed = 0,
+    seeds: Seeds = 3,
+    jobs: Jobs = 0,
+    executor: Annotated[str, typer.Option(help="processes, or dask://HOST:PORT for a cluster.")] = "processes",
+    skip_bad: SkipBad = False,
+    json_file: Json = None,
+) -> None:
+    """Policies x pools x rates x seeds, on all cores: one row each, with confidence intervals."""
+    from simulator.commands.compare import cases_of, run_compare  # noqa: PLC0415 - the same
+    from simulator.commands.replay import BASELINES, Workload  # noqa: PLC0415 - the same
+
+    typed = Workload(
+        traces=traces, admission=admission, slos=slo or (), window=window, limit=limit, seed=seed, skip_bad=skip_bad
+    )
+    with _plain_errors():
+        grid = cases_of(typed, policy or BASELINES, pool or [None], rate or ["x1"], seeds)
+        run_compare(grid, executor, jobs, json_file)
+
+
+@app.command()
+def capacity(
+    traces: Traces,
+    policy: Policies = None,
+    pool: PoolFile = None,
+    goal: Annotated[float, typer.Option(min=0.0, max=1.0, help="The attainment that has to hold.")] = 0.99,
+    precision: Annotated[float, typer.Option(min=0.001, help="Of the rate found, relative.")] = 0.02,
+    admission: Admission = "deadline",
+    slo: Slos = None,
+    window: Window = "",
+    limit: Limit = None,
+    seed: Seed = 0,
+    jobs: Jobs = 0,
+    skip_bad: SkipBad = False,
+    json_file: Json = None,
+) -> None:
+    """The highest rate at which each policy still attains the goal, by search."""
+    from simulator.commands.capacity import run_capacity  # noqa: PLC0415 - the same
+    from simulator.commands.replay import BASELINES, Workload  # noqa: PLC0415 - the same
+
+    typed = Workload(
+        traces=traces,
+        pool=pool,
+        admission=admission,
+        slos=slo or (),
+        window=window,
+        limit=limit,
+        seed=seed,
+        skip_bad=skip_bad,
+    )
+    with _plain_errors():
+        cases = typed.cases(policy or BASELINES)
+    run_capacity(cases, goal, precision, jobs, json_file)
+
+
+@app.command()
+def diff(
+    traces: Traces,
+    policy: Policies = None,
+    pool: PoolFile = None,
+    worst: Annotated[int, typer.Option(min=1, help="How many of the largest changes to show, each way.")] = 8,
+    admission: Admission = "deadline",
+    slo: Slos = None,
+    rate: Rate = "x1",
+    window: Window = "",
+    limit: Limit = None,
+    seed: Seed = 0,
+    skip_bad: SkipBad = False,
+    json_file: Json = None,
+) -> None:
+    """What two policies did differently, request by request."""
+    from simulator.commands.diff import run_diff  # noqa: PLC0415 - the same
+    from simulator.commands.replay import Workload  # noqa: PLC0415 - the same
+
+    typed = Workload(
+        traces=traces,
+        pool=pool,
+        admission=admission,
+        slos=slo or (),
+        rate=rate,
+        window=window,
+        limit=limit,
+        seed=seed,
+        skip_bad=skip_bad,
+    )
+    with _plain_errors():
+        cases = typed.cases(policy or ("least_work", "slo_headroom"))
+        if len(cases) != 2:  # noqa: PLR2004 - one and the other
+            raise ValueError(f"diff compares two policies; give --policy twice, not {len(cases)} times")
+    run_diff((cases[0], cases[1]), worst, json_file)
 
 
 @app.command()

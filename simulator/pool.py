@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from router.core.cards import card
 from router.core.models import model
-from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens
+from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
 from router.core.types import Backend, Slo
 from simulator.sequence import Limits
 from simulator.truth import Hidden, Truth, true_of
@@ -49,11 +49,17 @@ class Member:
     network_s: float = 0.001
     price_per_hour: float = -1.0  # below 0: the card's list price times the cards
     weight: float = 1.0
+    coefficients: Mapping[str, float] = field(default_factory=dict)  # measured: `calibrate --record` prints them
 
     @property
     def shape(self) -> Shape:
         """What physics makes of it."""
         return Shape(card(self.card), model(self.model), self.tp, self.pp, self.precision, engine=self.engine)
+
+    @property
+    def prior(self) -> StepCoefficients:
+        """Its step: what was measured, and of the rest what the data sheets say."""
+        return measured(coefficients(self.shape), self.coefficients)
 
     @property
     def names(self) -> list[str]:
@@ -120,7 +126,7 @@ class Pool:
 
     def site(self, member: Member, name: str, seed: int) -> Site:
         """The replica of *member* that is called *name*: its truth is drawn by that."""
-        limits, prior = member.limits(), coefficients(member.shape)
+        limits, prior = member.limits(), member.prior
         truth = true_of(prior, self.truth, seed, name)
         backend = Backend(
             name,
@@ -244,7 +250,7 @@ def _member(entry: Mapping[str, Any], number: int) -> Member:
     values.setdefault("name", f"{values['card']}x{values.get('tp', 1)}-{number}")
     try:
         member = Member(**values)
-        member.limits()
+        member.limits(), member.prior
     except ValueError as problem:
         raise ValueError(f"{place}: {problem}") from None
     if member.count < 1:
@@ -262,6 +268,8 @@ def _values(kind: type, entry: Mapping[str, Any], place: str) -> dict[str, Any]:
 def _typed(value: object, kind: Any, place: str) -> Any:
     if kind is float:
         return _number(value, place)
+    if kind == Mapping[str, float]:
+        return {str(key): _number(item, f"{place}.{key}") for key, item in _mapping(value, place).items()}
     if kind == tuple[str, ...]:
         return (value,) if isinstance(value, str) else tuple(str(item) for item in _list(value, place))
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -131,6 +131,45 @@ class Replica(Batch):
         used = self.blocks.used + self._opened(k) - self._taken if self._exact else self._held(k)
         return used / self.blocks.total
 
+    # For bounds, which may see everything:
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens in KV of those decoding, as of the last event."""
+        return self._context
+
+    def unstarted(self) -> list[Sequence]:
+        """Everybody here without all of their prompt computed, those on their way included."""
+        held = [s for s in self._running if s.state != DECODE]
+        return [*held, *(entry[2] for entry in self._waiting), *(sequence for _, sequence in self._arrivals)]
+
+    def remaining(self) -> list[tuple[int, Sequence]]:
+        """Who decodes, with how many steps each has left as of the last event."""
+        return [(s.finish_step - self.steps, s) for s in self._running if s.state == DECODE]
+
+    def step_left_s(self) -> float:
+        """Until the step under way is over."""
+        if not self._run:
+            return 0.0
+        k, now_s = self._steps_by(self._clock.now_s), self._clock.now_s
+        return max(0.0, self._started_s + k * (self._stride_s + self._growth_s / 2 * (k - 1)) - now_s)
+
+    def decode_step_s(self, batch: int, context: int) -> float:
+        """A step in which *batch* sequences decode over *context* tokens."""
+        batch = min(batch, self.limits.seqs_max)
+        return self._factor * (self._base_s[batch] + self._context_s * (context + batch))
+
+    def prefill_s(self, tokens: int, prompts: int) -> float:
+        """Steps that compute *tokens* of *prompts* prompts beside the batch there is."""
+        chunk = self.limits.chunk_tokens - self._batch
+        whole, rest = divmod(tokens, chunk)
+        pairs = tokens * tokens / (2 * prompts * max(1, whole + (rest > 0)))
+        return whole * self._step_s(chunk, pairs) + (self._step_s(rest, pairs) if rest else 0.0)
+
+    def least_share_s(self) -> float:
+        """The least of a step that one sequence can cost, at any batch."""
+        return min(self._base_s[b] / b for b in range(1, len(self._base_s)))
+
     def abandon(self) -> list[Sequence]:
         """The engine dies: everything in it is lost, its cache too. Who was there, oldest first."""
         lost = [*self._running, *(entry[2] for entry in sorted(self._waiting)), *(s for _, s in self._arrivals)]
@@ -161,10 +200,8 @@ class Replica(Batch):
         self._deciding = True
         if self._run:
             self._settle(now_s)
-        if self._dropped:
-            self._let_go()
-        if self._arrivals and self._arrivals[0][0] <= now_s:
-            self._take_in(now_s)
+        if self._dropped or (self._arrivals and self._arrivals[0][0] <= now_s):
+            self._hear(now_s)
         self._deciding = False
         if now_s >= self._drift.until_s:
             self._drift.move(now_s)
@@ -176,7 +213,10 @@ class Replica(Batch):
         elif self._arrivals:
             self._wake(self._arrivals[0][0])
 
-    def _take_in(self, now_s: float) -> None:
+    def _hear(self, now_s: float) -> None:
+        """Who left lets go, who has come by now waits."""
+        if self._dropped:
+            self._let_go()
         arrivals = self._arrivals
         while arrivals and arrivals[0][0] <= now_s:
             sequence = arrivals.popleft()[1]

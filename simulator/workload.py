@@ -7,7 +7,7 @@ Must not know: policies, replicas.
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import accumulate
+from itertools import accumulate, islice
 from math import inf
 from random import Random
 from typing import Final, NamedTuple, Protocol
@@ -79,50 +79,52 @@ class Shaping:
     limit: int | None = None
 
 
+class Shaper:
+    """Entries to arrivals, one by one: who asks for what, promised what."""
+
+    def __init__(self, how: Shaping, seed: int) -> None:
+        """Classes are drawn under *seed*."""
+        self._model = how.model
+        self._classes = how.classes or (SloClass("default", NO_SLO),)
+        self._bounds = list(accumulate(c.share for c in self._classes))
+        self._by_name = {c.name: c.slo for c in self._classes}
+        self._draw = Random(f"{seed}/classes").random
+        self._count = 0
+
+    def arrival(self, entry: Entry, arrived_s: float, known_prefix: tuple[Hashable, ...] = ()) -> Arrival:
+        """The next arrival."""
+        drawn = self._classes[0] if len(self._classes) == 1 else self._drawn()
+        slo = entry.slo or self._by_name.get(entry.slo_class) or drawn.slo
+        request = Request(
+            entry.id or f"r{self._count}",
+            entry.model or self._model,
+            arrived_s,
+            entry.prompt_tokens,
+            entry.output_tokens_max,
+            slo,
+            entry.slo_class or ("own" if entry.slo else drawn.name),
+            entry.priority,
+            entry.tenant,
+            entry.session,
+            entry.prefix,
+            entry.prefix_block_tokens,
+        )
+        self._count += 1
+        return Arrival(request, entry.output_tokens, known_prefix)
+
+    def _drawn(self) -> SloClass:
+        at = self._draw() * self._bounds[-1]
+        return next((c for c, bound in zip(self._classes, self._bounds, strict=True) if at < bound), self._classes[-1])
+
+
 def shape(entries: Sequence[Entry], how: Shaping, seed: int) -> list[Arrival]:
     """The arrivals, from 0 s on, in order. ``entries`` must be in order of arrival."""
     if not entries:
         return []
-    start_s = entries[0].arrived_s + how.from_s
-    end_s = entries[0].arrived_s + how.to_s
-    draw = Random(f"{seed}/classes")
-    classes = how.classes or (SloClass("default", NO_SLO),)
-    bounds = list(accumulate(c.share for c in classes))
-    by_name = {c.name: c.slo for c in classes}
-    arrivals: list[Arrival] = []
-    for entry in entries:
-        if not start_s <= entry.arrived_s < end_s:
-            continue
-        if how.limit is not None and len(arrivals) >= how.limit:
-            break
-        drawn = classes[0] if len(classes) == 1 else _drawn(classes, bounds, draw)
-        slo = entry.slo or by_name.get(entry.slo_class) or drawn.slo
-        name = entry.slo_class or ("own" if entry.slo else drawn.name)
-        arrivals.append(_arrival(entry, len(arrivals), (entry.arrived_s - start_s) / how.rate, how.model, name, slo))
-    return arrivals
-
-
-def _drawn(classes: tuple[SloClass, ...], bounds: list[float], draw: Random) -> SloClass:
-    at = draw.random() * bounds[-1]
-    return next((c for c, bound in zip(classes, bounds, strict=True) if at < bound), classes[-1])
-
-
-def _arrival(entry: Entry, number: int, arrived_s: float, model: str, slo_class: str, slo: Slo) -> Arrival:
-    request = Request(
-        entry.id or f"r{number}",
-        entry.model or model,
-        arrived_s,
-        entry.prompt_tokens,
-        entry.output_tokens_max,
-        slo,
-        slo_class,
-        entry.priority,
-        entry.tenant,
-        entry.session,
-        entry.prefix,
-        entry.prefix_block_tokens,
-    )
-    return Arrival(request, entry.output_tokens)
+    start_s, end_s = entries[0].arrived_s + how.from_s, entries[0].arrived_s + how.to_s
+    shaper = Shaper(how, seed)
+    inside = (entry for entry in entries if start_s <= entry.arrived_s < end_s)
+    return [shaper.arrival(entry, (entry.arrived_s - start_s) / how.rate) for entry in islice(inside, how.limit)]
 
 
 def distinct(arrivals: Iterable[Arrival]) -> list[Arrival]:

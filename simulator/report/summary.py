@@ -6,6 +6,7 @@ import numpy as np
 
 from router.core.decisions import Outcome
 from simulator.books import Books, Floats
+from simulator.pool import Site
 from simulator.run import Played
 
 QUANTILES: Final = (("p50", 50.0), ("p90", 90.0), ("p99", 99.0))
@@ -35,11 +36,16 @@ def summarise(played: Played) -> dict[str, Any]:
         "output_tokens": int(tokens),
         "output_tokens_per_s": _number(tokens / span_s) if span_s else None,
         "usd": _number(cost),
+        "gpu_seconds": sum(_cards(engine.site) * engine.replica.busy_s for engine in played.engines.values()),
         "usd_per_million_output_tokens": _number(cost / tokens * 1e6) if tokens else None,
         "forecast": forecast_errors(books),
         "by_class": by_class(books),
         "backends": backends(played, span_s),
     }
+
+
+def _cards(site: Site) -> int:
+    return site.member.tp * site.member.pp
 
 
 def span(played: Played) -> float:

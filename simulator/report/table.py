@@ -1,6 +1,7 @@
 """Runs side by side in the terminal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan
 from typing import Any, Final
 
 from rich import box
@@ -10,8 +11,7 @@ from rich.table import Table
 
 def print_runs(console: Console, runs: Mapping[str, Mapping[str, Any]], heading: str) -> None:
     """One table of figures, a column a run, and one of backends."""
-    if not console.is_terminal:
-        console.width = max(console.width, 60 + 16 * len(runs))  # a file has no margin to wrap at
+    _widen(console, 60 + 16 * len(runs))  # a file has no margin to wrap at
     console.print(heading, highlight=False, style="dim")
     console.print(_figures(runs))
     console.print(_backends(runs))
@@ -50,6 +50,7 @@ _LAST: Final[tuple[Row, ...]] = (
     ("held", lambda run: f"{run['held']:,}"),
     ("broken, left", lambda run: f"{run['broken']:,}, {run['left']:,}"),
     ("TTFT forecast error", lambda run: _share(run["forecast"]["ttft"]["error"])),
+    ("GPU-seconds over least", lambda run: _times(run["gpu_seconds"], run.get("gpu_seconds_least"))),
     ("USD per 1M output tokens", lambda run: _money(run["usd_per_million_output_tokens"])),
 )
 
@@ -82,5 +83,111 @@ def _rate(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}/s"
 
 
+def _times(value: float, least: float | None) -> str:
+    return f"x{value / least:.2f}" if least else "-"
+
+
 def _money(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+# ---- several runs of the same ------------------------------------------------------
+
+Spread = Mapping[str, tuple[float, float]]
+_FIGURES: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
+    ("attainment", "attainment", lambda x: f"{x:.2%}"),
+    ("goodput_per_s", "goodput/s", lambda x: f"{x:.2f}"),
+    ("ttft_p99_s", "TTFT p99 s", lambda x: f"{x:.3g}"),
+    ("tpot_p99_s", "TPOT p99 ms", lambda x: f"{x * 1e3:.1f}"),
+    ("e2e_p99_s", "E2E p99 s", lambda x: f"{x:.3g}"),
+    ("usd_per_million_output_tokens", "USD/1M out", lambda x: f"{x:.3f}"),
+)
+
+
+def print_intervals(console: Console, spreads: Mapping[str, Spread]) -> None:
+    """Means over seeds with their 95 % confidence intervals."""
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title="means over seeds, +- 95 % confidence", title_justify="left"
+    )
+    _head(table, ("policy",))
+    for name, spread in spreads.items():
+        table.add_row(name, *_cells(spread))
+    console.print(table)
+
+
+def print_comparison(console: Console, rows: Mapping[tuple[str, str, str], Spread], seeds: int) -> None:
+    """One row a combination; the best attainment of each pool and rate in bold."""
+    _widen(console, 130)
+    heading = f"means over {seeds} seeds, +- 95 % confidence" if seeds > 1 else "one seed"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=heading, title_justify="left")
+    _head(table, ("pool", "rate", "policy"))
+    for (pool, rate, policy), spread in rows.items():
+        best = max(s["attainment"][0] for key, s in rows.items() if key[:2] == (pool, rate))
+        style = "bold" if spread["attainment"][0] == best else None
+        table.add_row(pool, rate, policy, *_cells(spread), style=style)
+    console.print(table)
+
+
+def _head(table: Table, names: tuple[str, ...]) -> None:
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for _, title, _ in _FIGURES:
+        table.add_column(title, justify="right", no_wrap=True)
+
+
+def _cells(spread: Spread) -> list[str]:
+    return [_spread_text(*spread[key], text) for key, _, text in _FIGURES]
+
+
+def _spread_text(mean: float, half: float, text: Callable[[float], str]) -> str:
+    if isnan(mean):
+        return "-"
+    return text(mean) + (f" +-{text(half)}" if half else "")
+
+
+def print_capacity(console: Console, found: Sequence[Any], goal: float, world: str) -> None:
+    """The highest rate of each policy."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"highest rate with attainment >= {goal:.1%}")
+    for name in ("policy", "rate", "requests/s", "attainment there"):
+        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+    for one in sorted(found, key=lambda f: -f.rate):
+        rate = f"x{one.rate:.3g}" if one.rate else "none"
+        table.add_row(one.policy, rate, f"{one.requests_per_s:.2f}", f"{one.attainment:.2%}")
+    console.print(table)
+    console.print(world, style="dim", highlight=False)
+
+
+def print_diff(
+    console: Console, names: tuple[str, str], told: Figures, worse: Sequence[Any], better: Sequence[Any]
+) -> None:
+    """Counts, flows, and the requests that changed most."""
+    _widen(console, 110)
+    first, second = names
+    console.print(
+        f"{told['requests']:,} requests, {told['routed_differently']:,} routed differently. SLO kept by both "
+        f"{told['both_met']:,}, only by {first} {told['only_first_met']:,}, only by {second} "
+        f"{told['only_second_met']:,}, by neither {told['neither_met']:,}.",
+        highlight=False,
+    )
+    flows = list(told["flows"].items())[:10]
+    console.print("moved: " + ", ".join(f"{flow} {count:,}" for flow, count in flows), highlight=False)
+    for title, ranked in ((f"where {second} loses most", worse), (f"where {second} gains most", better)):
+        console.print(_changes(title, ranked))
+
+
+def _changes(title: str, ranked: Sequence[Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for name in ("request", "backend", "TTFT", "TPOT", "SLO"):
+        table.add_column(name, no_wrap=True)
+    for one in ranked:
+        kept = ["kept" if met else "missed" for met in one.met]
+        ttft, tpot = (
+            [_seconds(None if isnan(value) else value) for value in pair] for pair in (one.ttft_s, one.tpot_s)
+        )
+        table.add_row(one.request, *(" -> ".join(pair) for pair in (one.backends, ttft, tpot, kept)))
+    return table
+
+
+def _widen(console: Console, width: int) -> None:
+    if not console.is_terminal:
+        console.width = max(console.width, width)

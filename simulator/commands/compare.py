@@ -1,0 +1,52 @@
+"""The command ``compare``: policies x pools x rates x seeds, on all cores or a cluster."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from simulator.commands.replay import Workload, intervals, write_json
+from simulator.experiment import Case, executor_of, in_parallel
+from simulator.report.progress import progress
+from simulator.report.table import print_comparison
+
+Key = tuple[str, str, str]
+
+
+def cases_of(
+    workload: Workload, policies: Sequence[str], pools: Sequence[Path | None], rates: Sequence[str], seeds: int
+) -> dict[Key, list[Case]]:
+    """Every combination, with one case a seed; everything that was typed is checked here."""
+    grid: dict[Key, list[Case]] = {}
+    for pool in pools:
+        for rate in rates:
+            for case in replace(workload, pool=pool, rate=rate).cases(policies):
+                seeded = [replace(case, seed=case.seed + n) for n in range(seeds)]
+                grid[case.pool.name, rate, case.policy] = seeded
+    return grid
+
+
+def run_compare(grid: dict[Key, list[Case]], executor: str, jobs: int, json_file: Path | None) -> None:
+    """Play all of it, print one row a combination."""
+    every = [case for cases in grid.values() for case in cases]
+    with executor_of(executor, jobs) as pool, progress(Console(stderr=True), "compare", len(every)) as tell:
+        flat = iter(in_parallel(every, pool, tell))
+    results = {key: [next(flat) for _ in cases] for key, cases in grid.items()}
+    rows = {key: intervals(of_seeds) for key, of_seeds in results.items()}
+    if json_file is None or str(json_file) != "-":
+        console = Console()
+        print_comparison(console, rows, len(next(iter(grid.values()))))
+        console.print(every[0].pool.described(), style="dim", highlight=False)
+    if json_file is not None:
+        write_json(json_file, [_plain(key, grid[key], results[key], rows[key]) for key in grid])
+
+
+def _plain(
+    key: Key, cases: Sequence[Case], results: Sequence[dict[str, Any]], spread: dict[str, tuple[float, float]]
+) -> dict[str, Any]:
+    pool, rate, policy = key
+    runs = [{"seed": case.seed, **result} for case, result in zip(cases, results, strict=True)]
+    world = cases[0].pool.described()
+    return {"pool": pool, "rate": rate, "policy": policy, "world": world, "intervals": spread, "runs": runs}

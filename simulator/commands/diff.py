@@ -1,0 +1,84 @@
+"""The command ``diff``: what two policies did differently, request by request."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from simulator.books import Books
+from simulator.commands.replay import write_json
+from simulator.experiment import Case
+from simulator.report.progress import progress
+from simulator.report.table import print_diff
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One request under two policies: where it went, what it took, whether it kept its SLO."""
+
+    request: str
+    backends: tuple[str, str]
+    ttft_s: tuple[float, float]
+    tpot_s: tuple[float, float]
+    met: tuple[bool, bool]
+
+    @property
+    def gain(self) -> float:
+        """By how much the second is better: a kept SLO first, then the first token."""
+        return 1e6 * (self.met[1] - self.met[0]) + float(np.nan_to_num(self.ttft_s[0] - self.ttft_s[1]))
+
+
+def run_diff(cases: tuple[Case, Case], worst: int, json_file: Path | None) -> None:
+    """Play both, pair the requests, show the sums and the largest changes."""
+    notes = Console(stderr=True)
+    books = []
+    for case in cases:
+        with progress(notes, case.policy, len(case.source.arrivals(case.pool, case.seed))) as tell:
+            books.append(case.play(tell).books)
+    differences = paired(books[0], books[1])
+    told = summed(differences)
+    ranked = sorted(differences, key=lambda one: one.gain)
+    names = (cases[0].policy, cases[1].policy)
+    if json_file is None or str(json_file) != "-":
+        print_diff(Console(), names, told, ranked[:worst], ranked[::-1][:worst])
+    if json_file is not None:
+        write_json(json_file, {"policies": names, **told})
+
+
+def paired(first: Books, second: Books) -> list[Difference]:
+    """The requests that both books know."""
+    rows = [_rows(books) for books in (first, second)]
+    return [
+        Difference(name, *zip(rows[0][name], rows[1][name], strict=True))  # type: ignore[arg-type]
+        for name in rows[0]
+        if name in rows[1]
+    ]
+
+
+def _rows(books: Books) -> dict[str, tuple[str, float, float, bool]]:
+    where, ttft_s, tpot_s, met = books.column("backend"), books.ttft_s(), books.tpot_s(), books.met()
+    names = [*books.backends, "nowhere"]
+    return {
+        name: (names[int(where[n])], float(ttft_s[n]), float(tpot_s[n]), bool(met[n]))
+        for n, name in enumerate(books.ids)
+    }
+
+
+def summed(differences: list[Difference]) -> dict[str, Any]:
+    """Counts of what changed."""
+    moved = [one for one in differences if one.backends[0] != one.backends[1]]
+    flows: dict[str, int] = {}
+    for one in moved:
+        flow = f"{one.backends[0]} -> {one.backends[1]}"
+        flows[flow] = flows.get(flow, 0) + 1
+    return {
+        "requests": len(differences),
+        "routed_differently": len(moved),
+        "both_met": sum(one.met == (True, True) for one in differences),
+        "only_first_met": sum(one.met == (True, False) for one in differences),
+        "only_second_met": sum(one.met == (False, True) for one in differences),
+        "neither_met": sum(one.met == (False, False) for one in differences),
+        "flows": dict(sorted(flows.items(), key=lambda item: -item[1])),
+    }

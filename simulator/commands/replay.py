@@ -1,0 +1,177 @@
+"""The command ``replay``: one workload, one pool, some policies; tables, files, a report."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import process_time
+from typing import Any, Final
+
+from rich.console import Console
+
+from simulator.experiment import (
+    CLAIRVOYANT,
+    Case,
+    Source,
+    admission_of,
+    executor_of,
+    in_parallel,
+    interval,
+    pool_of,
+    rate_of,
+    routing_of,
+    told,
+    window_of,
+)
+from simulator.pool import Pool
+from simulator.report.files import write_chrome_trace, write_requests
+from simulator.report.page import write_page
+from simulator.report.progress import progress
+from simulator.report.table import print_intervals, print_runs
+from simulator.run import Played
+
+BASELINES: Final = ("round_robin", "least_work", "slo_headroom")
+_SAMPLES: Final = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What was typed of a workload and a pool; every command that plays takes these."""
+
+    traces: Sequence[str]
+    pool: Path | None = None
+    admission: str = "deadline"
+    slos: Sequence[str] = ()
+    rate: str = "x1"
+    window: str = ""
+    limit: int | None = None
+    seed: int = 0
+    skip_bad: bool = False
+
+    def source(self) -> Source:
+        """The workload; ValueError says what was wrong."""
+        from_s, to_s = window_of(self.window)
+        return Source(tuple(self.traces), rate_of(self.rate), from_s, to_s, self.limit, self.skip_bad)
+
+    def cases(self, texts: Sequence[str]) -> list[Case]:
+        """One case a policy; everything that was typed is checked here."""
+        pool, source = pool_of(self.pool, self.slos), self.source()
+        admission_of(self.admission)
+        for text in texts:
+            if text != CLAIRVOYANT:
+                routing_of(text)
+        source.arrivals(pool, self.seed)
+        return [Case(source, pool, text, self.admission, self.seed) for text in dict.fromkeys(texts)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Where results go beside the terminal."""
+
+    json_file: Path | None = None
+    html: Path | None = None
+    requests: Path | None = None
+    chrome_trace: Path | None = None
+
+
+def run_replay(cases: Sequence[Case], seeds: int, jobs: int, outputs: Outputs) -> None:
+    """Play every case, show and write what came of it."""
+    notes = Console(stderr=True)
+    for told_of in cases[0].source.skipped() if not cases[0].source.traces[0].startswith("gen:") else ():
+        notes.print(told_of, style="dim", soft_wrap=True, markup=False)
+    results: dict[str, dict[str, Any]] = {}
+    runs: dict[str, Played] = {}
+    for case in cases:
+        results[case.policy], runs[case.policy] = _played(case, notes, bool(outputs.html))
+    spreads = _seeded(cases, seeds, jobs, notes) if seeds > 1 else {}
+    _show(cases[0].pool, cases[0].seed, results, spreads, outputs)
+    _write(cases, results, runs, spreads, outputs)
+
+
+def _played(case: Case, notes: Console, sampled: bool) -> tuple[dict[str, Any], Played]:
+    arrivals = case.source.arrivals(case.pool, case.seed)
+    span_s = 0.0 if not sampled else _span_s(arrivals)
+    with progress(notes, case.policy, len(arrivals)) as tell:
+        began_s = process_time()
+        played = case.play(tell, max(1.0, span_s / _SAMPLES) if sampled else 0.0)
+        return told(case, played, began_s), played
+
+
+def _span_s(arrivals: Any) -> float:
+    return float(arrivals[-1].request.arrived_s) if isinstance(arrivals, list) else 600.0
+
+
+def _seeded(cases: Sequence[Case], seeds: int, jobs: int, notes: Console) -> dict[str, dict[str, tuple[float, float]]]:
+    """Each policy's figures over *seeds* seeds, as means with 95 % intervals."""
+    more = [replace(case, seed=case.seed + n) for case in cases for n in range(seeds)]
+    with executor_of("processes", jobs) as executor, progress(notes, f"{seeds} seeds", len(more)) as tell:
+        results = in_parallel(more, executor, tell)
+    return {case.policy: intervals(results[n * seeds : (n + 1) * seeds]) for n, case in enumerate(cases)}
+
+
+FIGURES: Final = (
+    ("attainment", ("attainment",)),
+    ("goodput_per_s", ("goodput_per_s",)),
+    ("ttft_p99_s", ("ttft_s", "p99")),
+    ("tpot_p99_s", ("tpot_s", "p99")),
+    ("e2e_p99_s", ("e2e_s", "p99")),
+    ("usd_per_million_output_tokens", ("usd_per_million_output_tokens",)),
+)
+
+
+def intervals(results: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Mean and half width of the main figures over several runs."""
+    return {name: interval([_at(result, path) for result in results]) for name, path in FIGURES}
+
+
+def _at(result: Any, path: tuple[str, ...]) -> float:
+    for key in path:
+        result = result[key]
+    return float("nan") if result is None else float(result)
+
+
+def _show(
+    pool: Pool,
+    seed: int,
+    results: dict[str, dict[str, Any]],
+    spreads: dict[str, dict[str, tuple[float, float]]],
+    outputs: Outputs,
+) -> None:
+    if outputs.json_file is not None and str(outputs.json_file) == "-":
+        return
+    count = max(result["requests"] for result in results.values())
+    console = Console()
+    print_runs(console, results, f"{count:,} requests on pool {pool.name!r}, seed {seed}\n{pool.described()}")
+    if spreads:
+        print_intervals(console, spreads)
+
+
+def _write(
+    cases: Sequence[Case],
+    results: dict[str, dict[str, Any]],
+    runs: dict[str, Played],
+    spreads: dict[str, dict[str, tuple[float, float]]],
+    outputs: Outputs,
+) -> None:
+    pool = cases[0].pool
+    facts = {"seed": cases[0].seed, "pool": pool.name, "world": pool.described(), "runs": results}
+    if spreads:
+        facts["intervals"] = spreads
+    if outputs.json_file is not None:
+        write_json(outputs.json_file, facts)
+    if outputs.html is not None:
+        write_page(outputs.html, cases, results, runs)
+    if outputs.requests is not None:
+        write_requests(outputs.requests, runs)
+    if outputs.chrome_trace is not None:
+        write_chrome_trace(outputs.chrome_trace, runs)
+
+
+def write_json(path: Path, facts: object) -> None:
+    """To a file, or to stdout for ``-``."""
+    text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+    else:
+        path.write_text(text, encoding="utf-8")

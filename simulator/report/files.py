@@ -1,0 +1,125 @@
+"""Runs as files for other tools: one row a request as CSV, and Chrome's trace format for Perfetto."""
+
+import csv
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import isnan
+from pathlib import Path
+from typing import Any, TextIO
+
+from simulator.books import COLUMNS, OUTCOMES, Books
+from simulator.run import Played
+
+_US = 1e6
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """For writing; gzipped where the name says so."""
+    if path.suffix == ".gz":
+        with gzip.open(path, "wt", encoding="utf-8", newline="") as file:
+            yield file
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield file
+
+
+def write_requests(path: Path, runs: Mapping[str, Played]) -> None:
+    """One row a request and policy: the books' columns, outcome and backend by name, empty where nothing came."""
+    with _opened(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(("policy", "request", "slo_class", *COLUMNS, "ttft_s", "tpot_s", "e2e_s"))
+        for policy, played in runs.items():
+            writer.writerows(_rows(policy, played.books))
+
+
+def _rows(policy: str, books: Books) -> Iterator[list[Any]]:
+    columns = [books.column(name) for name in COLUMNS]
+    more = (books.ttft_s(), books.tpot_s(), books.e2e_s())
+    outcome, backend = COLUMNS.index("outcome"), COLUMNS.index("backend")
+    for n, name in enumerate(books.ids):
+        row: list[Any] = [_cell(float(column[n])) for column in columns]
+        row[outcome] = OUTCOMES[int(columns[outcome][n])].value
+        row[backend] = _backend(books, n)
+        yield [policy, name, books.slo_classes[n], *row, *(_cell(float(column[n])) for column in more)]
+
+
+def _backend(books: Books, n: int) -> str:
+    number = int(books.column("backend")[n])
+    return books.backends[number] if number >= 0 else ""
+
+
+def _cell(value: float) -> str | int:
+    if isnan(value):
+        return ""
+    return int(value) if value.is_integer() else f"{value:.9g}"
+
+
+def write_chrome_trace(path: Path, runs: Mapping[str, Played]) -> None:
+    """Spans of every request on its backend: waiting for the first token, then the stream. One process a policy.
+
+    The form is Chrome's trace event format ("X" complete events, microseconds), which Perfetto opens.
+    """
+    with _opened(path) as file:
+        file.write('{"traceEvents":[\n')
+        first = True
+        for number, (policy, played) in enumerate(runs.items(), 1):
+            for event in _events(number, policy, played.books):
+                file.write(("" if first else ",\n") + json.dumps(event, allow_nan=False))
+                first = False
+        file.write("\n]}\n")
+
+
+def _events(process: int, policy: str, books: Books) -> Iterator[dict[str, Any]]:
+    yield {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": policy}}
+    lanes = _Lanes(books)
+    for n in books.column("sent_s").argsort():
+        yield from _spans(process, int(n), books, lanes)
+    for (backend, lane), thread in lanes.threads.items():
+        label = {"name": f"{backend} {lane:03d}"}
+        yield {"ph": "M", "name": "thread_name", "pid": process, "tid": thread, "args": label}
+
+
+class _Lanes:
+    """Requests that overlap on one backend lie on lanes of their own."""
+
+    def __init__(self, books: Books) -> None:
+        self.threads: dict[tuple[str, int], int] = {}
+        self._free_s: dict[str, list[float]] = {name: [] for name in books.backends}
+
+    def take(self, backend: str, from_s: float, to_s: float) -> int:
+        free_s = self._free_s[backend]
+        lane = next((n for n, at_s in enumerate(free_s) if at_s <= from_s), len(free_s))
+        if lane == len(free_s):
+            free_s.append(0.0)
+        free_s[lane] = to_s
+        return self.threads.setdefault((backend, lane), len(self.threads) + 1)
+
+
+def _spans(process: int, n: int, books: Books, lanes: _Lanes) -> Iterator[dict[str, Any]]:
+    sent_s, first_s, ended_s = (float(books.column(name)[n]) for name in ("sent_s", "first_s", "ended_s"))
+    backend = _backend(books, n)
+    if not backend or isnan(sent_s) or isnan(ended_s):
+        return
+    thread = lanes.take(backend, sent_s, ended_s)
+    args = {
+        "prompt_tokens": int(books.column("prompt_tokens")[n]),
+        "output_tokens": int(books.column("output_tokens")[n]),
+        "slo": "kept" if books.met()[n] else "missed",
+    }
+    stages = [("first token", sent_s, ended_s if isnan(first_s) else first_s)]
+    if not isnan(first_s):
+        stages.append(("stream", first_s, ended_s))
+    for stage, from_s, to_s in stages:
+        yield {
+            "ph": "X",
+            "name": f"{books.ids[n]} {stage}",
+            "cat": stage,
+            "pid": process,
+            "tid": thread,
+            "ts": round(from_s * _US, 1),
+            "dur": round((to_s - from_s) * _US, 1),
+            "args": args,
+        }
