@@ -1,7 +1,8 @@
-"""`python -m simulator calibrate measurements.csv`: fit the efficiency tables, and say how right they are.
+"""`python -m simulator calibrate`: fit the efficiency tables to measurements, or one engine to a gateway's record.
 
-Believes: a CSV as `simulator.calibration.measurements` describes. Prints errors in sample, or of
-each source or card left out in turn; writes the fitted tables as Python literals when asked.
+Believes: a CSV as `simulator.calibration.measurements` describes, or a record as a gateway writes it.
+Of a CSV prints errors in sample, or of each source or card left out in turn, and writes the fitted
+tables as Python literals when asked; of a record prints each backend's coefficients as YAML.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from simulator.calibration.bands import COVERED, coverage, log_errors, widened
 from simulator.calibration.design import Column
 from simulator.calibration.fit import COMMITTED, PRIOR, Tables, fit, predicted, seen
+from simulator.calibration.flights import read_flights
+from simulator.calibration.from_record import fit_log, fragment
 from simulator.calibration.measurements import Measurement, Skipped, read
 from simulator.calibration.report import QUANTITIES, errors, rank_correlation, text
 from simulator.calibration.write import tables_source
@@ -30,6 +33,8 @@ _LEAVE_OUT: Final[dict[str, Callable[[Measurement], str]]] = {
 def main(argv: Sequence[str]) -> int:
     """Run the command; 0, or 2 when the file has nothing to fit."""
     given = _parser().parse_args(argv)
+    if given.record:
+        return _from_record(given.record)
     measured, skipped = read(given.csv)
     _say(_left_out(measured, skipped))
     if not measured:
@@ -68,12 +73,26 @@ def _covered(measured: Sequence[Measurement], off: Column, part: Callable[[Measu
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="simulator calibrate", description=__doc__)
-    parser.add_argument("csv", type=Path, help="measurements, plain or .gz")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("csv", type=Path, nargs="?", help="measurements, plain or .gz")
+    what.add_argument("--record", type=Path, help="a gateway's record: fit the coefficients of each backend in it")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--leave-one-out", choices=list(_LEAVE_OUT), help="judge each on a fit of the others")
     how.add_argument("--as-is", action="store_true", help="judge the committed tables, fit nothing")
     parser.add_argument("--write", type=Path, help="write the tables fitted to everything as Python")
     return parser
+
+
+def _from_record(path: Path) -> int:
+    """Print what each backend of the record was measured to take; 2 when none had enough streams."""
+    fitted = 0
+    for name, log in read_flights(path).items():
+        try:
+            _say(fragment(name, fit_log(log)))
+            fitted += 1
+        except ValueError as few:
+            _say(f"# {few}")
+    return 0 if fitted else 2
 
 
 def _predictions(measured: Sequence[Measurement], given: argparse.Namespace) -> NDArray[np.float64]:

@@ -6,8 +6,9 @@ simulator's replicas, each with coefficients of its own. Must not know: where co
 from (`physics.py`) or any backend's history, queue or clock.
 """
 
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,21 @@ def experts_touched(share: Number, tokens: Number) -> Number:
     idle = (1.0 - share) ** np.minimum(tokens, 1.0) * (1.0 + hazard * after / EXPERT_EVENNESS) ** -EXPERT_EVENNESS
     touched: Number = 1.0 - idle
     return touched
+
+
+MEASURABLE: Final = (*LINEAR, "weights_s", "gemm_token_s", "experts_s", "launch_s")
+"""The seconds of ``StepCoefficients`` that a measurement of an engine may put in place of the tables'."""
+
+
+def measured(prior: StepCoefficients, seconds: Mapping[str, float]) -> StepCoefficients:
+    """*prior* with the *seconds* an operator measured; ValueError for a name or a number that cannot be."""
+    for name, value in seconds.items():
+        if name not in MEASURABLE:
+            raise ValueError(f"no coefficient {name!r}; expected one of {', '.join(MEASURABLE)}")
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"coefficient {name}: expected seconds of at least 0, got {value!r}")
+    changed: dict[str, Any] = dict(seconds)
+    return replace(prior, **changed)
 
 
 def attention_pairs(prompt_tokens: Number, context_before: Number = 0.0) -> Number:

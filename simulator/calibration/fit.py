@@ -3,8 +3,7 @@
 Believes: the tables of `prior.py` hold, each entry known to a relative error; errors of
 measurements are relative too, with outliers. Must not know: files, or what a column was called.
 
-Maximum a posteriori in the logarithm of every entry: a Student-t likelihood by iterated weights
-(so a source's odd rows do not bend the tables) and Levenberg-Marquardt on numeric derivatives.
+Maximum a posteriori in the logarithm of every entry (`posterior.py`), on numeric derivatives.
 Entries no measurement reads stay at their prior.
 """
 
@@ -23,6 +22,7 @@ from simulator.calibration import prior
 from simulator.calibration.design import Column, Design, column, design
 from simulator.calibration.expect import Expected, expected
 from simulator.calibration.measurements import Measurement
+from simulator.calibration.posterior import Posterior
 
 Row = Engine | Family | Link | Precision
 Tables = Mapping[str, Mapping[str, Any]]
@@ -48,8 +48,6 @@ _SPREAD: Final = {
     "stream_s": 0.7,
 }  # fmt: skip
 _DURATION_SPREAD: Final = 0.3
-_NOISE: Final = 0.1
-_STUDENT: Final = 3.0
 _SOURCE_WEIGHT: Final = 3.0
 _TRUST: Final = (1.0, 1.0, 0.3, 0.3)
 """Weight of what was measured itself, and of sums over a whole request or figures computed from others."""
@@ -154,36 +152,17 @@ def _residuals(p: Problem, values: Column) -> Column:
 def fit(measured: Sequence[Measurement], start: Tables = PRIOR, rounds: int = 15) -> Tables:
     """The tables with every entry that *measured* reads moved to its most probable value."""
     p = problem(measured, start)
-    values = _minimise(p, rounds)
+    values = Posterior(
+        residuals=lambda values: _residuals(p, values),
+        jacobian=lambda values, at: _jacobian(p, values, at),
+        prior=p.prior,
+        spread=p.spread,
+        weight=np.outer(_TRUST, p.weight).ravel(),
+    ).most_probable(rounds)
     changed: dict[str, dict[str, Any]] = {table: dict(rows) for table, rows in start.items()}
     for (table, row, field), value in zip(p.keys, np.exp(values), strict=True):
         changed[table][row] = replace(changed[table][row], **{field: float(value)})
     return changed
-
-
-def _minimise(p: Problem, rounds: int) -> Column:
-    """Levenberg-Marquardt; each round re-weights residuals as Student's t asks."""
-    values, damping = p.prior.copy(), 1e-2
-    weight = np.outer(_TRUST, p.weight).ravel() / _NOISE**2
-    for _ in range(rounds):
-        off = _residuals(p, values)
-        w = weight * (_STUDENT + 1) / (_STUDENT + (off / _NOISE) ** 2)
-        jacobian = _jacobian(p, values, off)
-        gradient = jacobian.T @ (w * off) + (values - p.prior) / p.spread**2
-        hessian = (jacobian.T * w) @ jacobian + np.diag(1 / p.spread**2)
-        step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), -gradient)
-        trial = values + np.clip(step, -1.0, 1.0)
-        better = _loss(p, trial, weight) < _loss(p, values, weight)
-        values = trial if better else values
-        damping = damping * 0.3 if better else damping * 5
-    return values
-
-
-def _loss(p: Problem, values: Column, weight: Column) -> float:
-    """Minus the logarithm of the posterior, up to a constant."""
-    off = _residuals(p, values)
-    surprise = weight * _NOISE**2 * (_STUDENT + 1) / 2 * np.log1p((off / _NOISE) ** 2 / _STUDENT)
-    return float(surprise.sum() + ((values - p.prior) ** 2 / p.spread**2).sum() / 2)
 
 
 def _jacobian(p: Problem, values: Column, at: Column) -> NDArray[np.float64]:

@@ -115,11 +115,12 @@ _UNTRUSTED: Final = ("DO NOT FIT", "LOW TRUST", "ASSUMED")
 
 def read(path: Path) -> tuple[list[Measurement], list[Skipped]]:
     """Every usable row of a CSV (plain or .gz), and what was left out with the reason."""
-    with _open(path) as lines:
+    with opened(path) as lines:
         return parse(csv.DictReader(lines))
 
 
-def _open(path: Path) -> TextIO:
+def opened(path: Path) -> TextIO:
+    """A text file, plain or .gz, to read."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", newline="", encoding="utf-8")
     return path.open(newline="", encoding="utf-8")

@@ -18,13 +18,16 @@ from router.core.physics import (
     cards_needed,
     coefficients,
     decode_step_s,
+    ideal,
     kv_capacity_tokens,
+    measured,
     prefill_s,
     speculative_pace_s,
     step_s,
     step_terms,
     weight_bytes,
 )
+from router.core.step import experts_touched
 from router.core.tables import ENGINES
 
 names = st.sampled_from
@@ -265,3 +268,56 @@ def test_what_leaves_no_room_for_kv_does_not_fit() -> None:
         kv_capacity_tokens(Shape(card("a10"), model("llama-2-13b")))
     with pytest.raises(ValueError, match="memory_utilization"):
         kv_capacity_tokens(Shape(card("a10"), model("llama-3-8b")), memory_utilization=1.5)
+
+
+@given(st.floats(0.004, 0.5), st.floats(0, 2000))
+def test_tokens_touch_no_more_experts_than_even_routing_and_no_fewer_than_one_token(
+    share: float, tokens: float
+) -> None:
+    """Popular experts are found again: fewer new ones a token, never none."""
+    touched = float(experts_touched(share, tokens))
+    assert touched <= 1 - (1 - share) ** tokens + 1e-9
+    assert touched >= share * min(tokens, 1.0) - 1e-9
+
+
+def test_launches_hide_behind_the_card_or_the_card_behind_them() -> None:
+    """The slower of host and card sets the pace: 20 ms of launches add little to 100 ms of reading."""
+    plain = StepCoefficients(0.1, 0, 0, 0, 0, 0, weights_s=0.1)
+    assert decode_step_s(replace(plain, launch_s=0.02), 1, 0) == pytest.approx(0.1, rel=0.01)
+    quick = StepCoefficients(0.01, 0, 0, 0, 0, 0, weights_s=0.01, launch_s=0.1)
+    assert decode_step_s(quick, 1, 0) == pytest.approx(0.1, rel=0.01)
+
+
+def test_fp8_is_block_scaled_for_models_published_so() -> None:
+    """DeepSeek-V3 and Qwen3 quantise activations as they run; Llama's FP8 has one scale a tensor."""
+    assert Shape(card("h100"), model("qwen3-32b"), precision="fp8").stored == "fp8-block"
+    assert Shape(card("h100"), model("llama-3-70b"), 2, precision="fp8").stored == "fp8"
+    assert Shape(card("h100"), model("qwen3-32b"), precision="bf16").stored == "bf16"
+
+
+def test_experts_cut_into_slivers_are_read_slower_than_experts_dealt_whole() -> None:
+    """Expert parallelism keeps them wide; a dense model knows no difference."""
+    cut, whole = (
+        ideal(Shape(card("h200"), model("gpt-oss-120b"), 8, precision="mxfp4", ep=ep)).experts_s for ep in (1, 8)
+    )
+    assert 1.1 * whole < cut < 1.3 * whole
+    dense = [ideal(Shape(card("h200"), model("llama-3-70b"), 8, ep=ep)) for ep in (1, 8)]
+    assert dense[0] == dense[1]
+
+
+def test_decoding_gets_less_of_a_link_than_a_prompt() -> None:
+    """Some kilobytes a sequence do not fill a link as a prompt's megabytes do."""
+    shape = Shape(card("h100"), model("llama-3-70b"), 8)
+    c = coefficients(shape)
+    assert c.seq_s > 1.5 * (c.token_s - c.gemm_token_s)
+
+
+def test_what_was_measured_stands_in_place_of_the_tables() -> None:
+    """The rest stays; a name or a number that cannot be is refused."""
+    prior = coefficients(Shape(card("a10"), model("llama-3-8b")))
+    told = measured(prior, {"fixed_s": 0.05})
+    assert (told.fixed_s, told.seq_s) == (0.05, prior.seq_s)
+    with pytest.raises(ValueError, match="no coefficient 'stages'; expected one of fixed_s"):
+        measured(prior, {"stages": 2.0})
+    with pytest.raises(ValueError, match="seq_s: expected seconds of at least 0"):
+        measured(prior, {"seq_s": -1.0})

@@ -10,9 +10,10 @@ import pytest
 
 from router.core.physics import coefficients, decode_step_s
 from simulator.calibrate import leave_one_out, main
+from simulator.calibration.bands import coverage, widened
 from simulator.calibration.fit import COMMITTED, PRIOR, fit, predicted, seen
 from simulator.calibration.measurements import Measurement, engine_key, parse
-from simulator.calibration.report import errors, rank_correlation
+from simulator.calibration.report import errors, headline, rank_correlation
 from simulator.calibration.write import tables_source
 
 MEASURED = Path(__file__).parents[2].parent / "shared" / "data" / "engine_measurements.csv.gz"
@@ -121,6 +122,74 @@ def test_those_who_wait_are_not_in_the_batch() -> None:
     assert few < 0.5 * many
 
 
+def test_a_server_sends_only_so_many_tokens_a_second() -> None:
+    """A small model on many cards is as fast as its API server: past that, more users are slower for each."""
+    few, many = predicted([one(tp="8", batch_or_concurrency=users) for users in ("64", "512")], PRIOR)[0]
+    stream_s = PRIOR["engine"]["vllm"].stream_s
+    assert few < 2 * 64 * stream_s + 0.005
+    assert many >= 512 * stream_s
+
+
+def test_a_derived_pace_is_judged_apart() -> None:
+    """From throughput it may hide what a gap between tokens does not."""
+    m = one(itl_kind="derived batch/tok_s")
+    assert np.isnan(m.pace_s)
+    assert m.derived_pace_s == 0.008
+    assert seen([m])[3, 0] == 0.008
+
+
+def test_where_only_the_mean_is_derived_the_median_is_direct() -> None:
+    """A source's percentiles were measured though its mean was computed."""
+    m = one(itl_kind="p50 reported; mean derived (includes prefill)", itl_ms_p50="7")
+    assert m.pace_s == 0.007
+
+
+def test_layers_split_over_cards_work_one_card_at_a_time() -> None:
+    """llama.cpp and Accelerate: memory of several cards, the pace of one."""
+    m = one(engine="llama.cpp", tp="1", pp="4", model="Llama-2-70B", precision="fp16")
+    assert (m.shape.tp, m.shape.pp) == (1, 1)
+    assert "does not fit 1 x" in why_not(engine="llama.cpp", tp="1", pp="1", model="Llama-2-70B", precision="fp16")
+
+
+def test_a_capped_card_keeps_its_bandwidth_and_loses_compute() -> None:
+    """A power cap slows prompts, hardly decode (Splitwise, arXiv 2311.18677)."""
+    pair = [one(card=name, ttft_ms_mean="100", isl="4000") for name in ("H100", "H100-powercapped")]
+    pace, ttft = predicted(pair, PRIOR)[:2]
+    assert pace[1] < 1.1 * pace[0]
+    assert ttft[1] > 1.2 * ttft[0]
+
+
+def test_a_band_is_as_wide_as_the_errors_of_what_was_left_out() -> None:
+    """An engine whose left-out errors are three times its sigma is promised no better."""
+    measured = [one(batch_or_concurrency=str(b)) for b in range(1, 101)]
+    sigma = PRIOR["engine"]["vllm"].sigma
+    off = np.random.default_rng(1).normal(0, 3 * sigma, len(measured))
+    wide = widened(PRIOR, measured, off)["engine"]
+    assert wide["vllm"].sigma > 2 * sigma
+    assert wide["sglang"] == PRIOR["engine"]["sglang"]
+
+
+def test_no_part_says_how_wide_its_own_band_is() -> None:
+    """Errors of one source count against a band that the others' errors made."""
+    calm, wild = ([replace(m, source=name) for m in world(1.0) * 20] for name in ("calm", "wild"))
+    draw = np.random.default_rng(1)
+    off = np.concatenate([draw.normal(0, 0.1, len(calm)), draw.normal(0, 1.0, len(wild))])
+    found = coverage(PRIOR, [*calm, *wild], off, lambda m: m.source)
+    assert found["calm"][1] > 0.95
+    assert found["wild"][1] < 0.5
+    assert found["everything"][0] == len(off)
+
+
+def test_the_headline_gives_a_large_source_one_vote() -> None:
+    """By row and by source."""
+    measured = [replace(m, source=name) for name, times in (("big", 10), ("small", 1)) for m in world(1.0) * times]
+    rows = np.full((4, len(measured)), np.nan)
+    rows[0] = 1.0
+    said = rows * [1.1 if m.source == "big" else 1.3 for m in measured]
+    first = headline(errors(measured, rows, said))[0]
+    assert first == "pace: 66 rows of 2 sources, median 10.0%, p90 10.0%; median of the sources' medians 20.0%"
+
+
 def test_only_a_first_token_that_waited_for_nobody_is_judged() -> None:
     """A queued first token says more of the load than of the engine."""
     alone = one(ttft_ms_mean="50", load_kind="concurrency", batch_or_concurrency="1")
@@ -174,7 +243,7 @@ def test_errors_are_told_by_group() -> None:
     rows = np.ones((4, len(measured)))
     found = errors(measured, rows, rows * 1.1)
     everything = next(e for e in found if e.group == "all" and e.quantity == "pace")
-    assert (everything.count, everything.median, everything.bias) == (6, pytest.approx(0.1), pytest.approx(0.1))
+    assert [everything.count, everything.median, everything.bias] == pytest.approx([6, 0.1, 0.1])
     assert {e.name for e in found if e.group == "card"} == {"h100-sxm", "a100-80g-sxm"}
 
 

@@ -1,0 +1,123 @@
+"""What a gateway's record says of each backend: who was sent to it when, and how it went.
+
+Believes: lines of JSON as `router.core.record` writes them, a header first. Must not know: why a request went where it
+did, or what a step takes.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import inf, nan
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.core.record import backend_of
+from router.core.types import Backend
+from simulator.calibration.measurements import opened
+
+Event = Mapping[str, Any]
+
+
+class BadRecord(ValueError):
+    """A line that is no event of a record; the message names file and line."""
+
+
+@dataclass(slots=True)
+class Flight:
+    """One attempt on one backend, on the gateway's clock: seconds, ``inf`` for what never came.
+
+    ``uncached_tokens``: of the prompt, those the engine had to prefill. ``output_tokens`` is nan for a
+    stream that did not end by itself: it was load on the engine, but teaches nothing.
+    """
+
+    sent_s: float
+    prompt_tokens: float
+    first_s: float = inf
+    ended_s: float = inf
+    uncached_tokens: float = nan
+    output_tokens: float = nan
+
+
+@dataclass(slots=True)
+class Log:
+    """One backend and all its attempts."""
+
+    backend: Backend
+    flights: list[Flight] = field(default_factory=list)
+
+    def columns(self) -> NDArray[np.float64]:
+        """The flights that reached a first token, a row a field of ``Flight``; what was open at the end of the
+        record runs on to infinity."""
+        rows = [
+            (f.sent_s, f.prompt_tokens, f.first_s, f.ended_s, f.uncached_tokens, f.output_tokens)
+            for f in self.flights
+            if f.first_s < inf
+        ]
+        return np.array(rows, dtype=np.float64).reshape(-1, 6).T
+
+
+_OVER: Final = ("failed", "client_left")
+
+
+class _Reader:
+    """Events in order, to logs by backend."""
+
+    def __init__(self) -> None:
+        self.logs: dict[str, Log] = {}
+        self._prompts: dict[str, float] = {}
+        self._open: dict[str, Flight] = {}
+
+    def take(self, event: Event) -> None:
+        """One event and the commands it was answered with."""
+        kind, now_s = event.get("event"), float(event.get("at_s", nan))
+        if kind == "backend_joined":
+            joined = backend_of(event["backend"])
+            self.logs.setdefault(joined.name, Log(joined))
+        elif kind == "arrived":
+            self._prompts[event["request"]["id"]] = float(event["request"]["prompt_tokens"])
+        elif kind == "first_byte" and event["id"] in self._open:
+            self._open[event["id"]].first_s = now_s
+        elif kind == "ended" and event["id"] in self._open:
+            self._ended(self._open.pop(event["id"]), event["usage"], now_s)
+        elif kind in _OVER and event["id"] in self._open:
+            self._open.pop(event["id"]).ended_s = now_s
+        for command in event.get("answer", ()):
+            self._answered(command, now_s)
+
+    def _ended(self, flight: Flight, usage: Event, now_s: float) -> None:
+        flight.ended_s = now_s
+        flight.output_tokens = float(usage["output_tokens"])
+        flight.prompt_tokens = float(usage.get("prompt_tokens") or flight.prompt_tokens)
+        flight.uncached_tokens = max(flight.prompt_tokens - float(usage.get("cached_tokens", 0)), 1.0)
+
+    def _answered(self, command: Event, now_s: float) -> None:
+        request = command.get("request_id", "")
+        if command.get("command") == "Send" and command["backend"] in self.logs:
+            prompt = self._prompts.get(request, nan)
+            flight = Flight(now_s, prompt, uncached_tokens=prompt)
+            self.logs[command["backend"]].flights.append(flight)
+            self._open[request] = flight
+        elif command.get("command") == "Abort" and request in self._open:
+            self._open.pop(request).ended_s = now_s
+
+
+def read_flights(path: Path) -> dict[str, Log]:
+    """Every backend's log in the record at *path* (plain or .gz). BadRecord names the line that is no event."""
+    reader = _Reader()
+    for number, line in _lines(path):
+        try:
+            event = json.loads(line)
+            if "record" not in event:
+                reader.take(event)
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise BadRecord(f"{path}:{number}: expected an event of a gateway's record: {problem!r}") from None
+    return reader.logs
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that hold something, numbered from 1."""
+    with opened(path) as lines:
+        yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())

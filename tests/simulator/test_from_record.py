@@ -1,0 +1,156 @@
+"""A gateway's record is enough to find out what an engine's step takes."""
+
+import json
+import random
+from collections.abc import Sequence as Commands
+from math import inf
+from pathlib import Path
+
+import pytest
+import yaml
+
+import policies
+from router.core.decisions import Command, Send
+from router.core.dispatcher import Dispatcher, Limits
+from router.core.physics import StepCoefficients, decode_step_s, prefill_s
+from router.core.record import Recording
+from router.core.types import Backend, Request, Usage
+from simulator.calibrate import main
+from simulator.calibration.flights import BadRecord, read_flights
+from simulator.calibration.from_record import fit_log
+from simulator.kernel import Kernel
+from simulator.pool import BadPool, load_pool
+from simulator.replica import Replica
+from simulator.sequence import Limits as EngineLimits
+from simulator.sequence import Sequence
+from simulator.truth import Hidden, Truth
+
+SHEET = StepCoefficients(
+    10e-3, 20e-6, 1e-7, 50e-6, 1e-9, 10e-3, weights_s=8e-3, gemm_token_s=45e-6, sigma=(0.5, 0.6, 0.6, 0.5, 0.8, 0.8)
+)
+TRUE = StepCoefficients(20e-3, 30e-6, 2e-7, 100e-6, 1e-9, 30e-3, weights_s=16e-3, gemm_token_s=90e-6)
+
+
+class World:
+    """A recording dispatcher in front of one replica that takes twice what its sheet says."""
+
+    def __init__(self, path: Path, tokens: list[tuple[int, int]]) -> None:
+        """Requests of these (prompt, output) tokens come two a second."""
+        self.clock, self.tokens = Kernel(), {f"{n}": each for n, each in enumerate(tokens)}
+        written: list[str] = ['{"record": 1, "continues": false}']
+        routing, admission = policies.find("routing", "round_robin", {}), policies.find("admission", "deadline", {})
+        core = Dispatcher(routing, admission, random.Random(1), Limits(first_byte_s_max=inf))
+        self.core = Recording(core, lambda event: written.append(json.dumps(event)))
+        hidden = Hidden(spread=0.0, drift=0.0, slow_share=0.0, api_s=0.0)
+        truth, limits = Truth(TRUE, hidden, 1), EngineLimits(seqs_max=64, chunk_tokens=2048, kv_blocks=50_000)
+        self.replica = Replica("r", truth, limits, self.clock, self.first, self.finished)
+        self.core.backend_joined(Backend("r", ("m",), SHEET), 0.0)
+        for n, (prompt, _) in enumerate(tokens):
+            self.clock.at(0.5 * n, self.arrive, Request(f"{n}", "m", 0.5 * n, prompt))
+        self.clock.run()
+        path.write_text("\n".join(written))
+
+    def arrive(self, asked: Request) -> None:
+        """From the client."""
+        self.perform(self.core.arrived(asked, self.clock.now_s))
+
+    def first(self, sequence: Sequence) -> None:
+        """From the engine."""
+        self.perform(self.core.first_byte(sequence.id, sequence.attempt, self.clock.now_s))
+
+    def finished(self, sequence: Sequence) -> None:
+        """From the engine."""
+        usage = Usage(sequence.output_tokens, sequence.prompt_tokens)
+        self.perform(self.core.ended(sequence.id, sequence.attempt, usage, self.clock.now_s))
+
+    def perform(self, commands: Commands[Command]) -> None:
+        """Only sending matters here."""
+        for command in commands:
+            if isinstance(command, Send):
+                sequence = Sequence(command.request_id, *self.tokens[command.request_id], command.attempt)
+                self.replica.add(sequence, self.clock.now_s + TRUE.first_token_s)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three hundred requests of many lengths, up to some tens at once."""
+    draw = random.Random(2)
+    path = tmp_path_factory.mktemp("record") / "record.jsonl"
+    World(path, [(draw.choice((20, 200, 2000)), draw.randint(20, 600)) for _ in range(300)])
+    return path
+
+
+def test_a_record_of_an_engine_twice_as_slow_says_so(record: Path) -> None:
+    """A step, a long context and a prompt are told as the engine takes them."""
+    found = fit_log(read_flights(record)["r"]).coefficients
+    for batch, context in ((1, 500), (16, 16_000)):
+        assert decode_step_s(found, batch, context) == pytest.approx(decode_step_s(TRUE, batch, context), rel=0.06)
+    assert prefill_s(found, 2000) == pytest.approx(prefill_s(TRUE, 2000), rel=0.1)
+
+
+def test_what_is_left_of_the_error_is_small_and_told(record: Path) -> None:
+    """Median error of pace and first token, before and after; each coefficient is better known than it was."""
+    found = fit_log(read_flights(record)["r"])
+    assert found.streams == 300
+    assert found.before[0] > 0.4
+    assert found.after[0] < 0.05
+    assert found.after[1] < 0.15
+    assert found.coefficients.sigma[0] < 0.2 * SHEET.sigma[0]
+
+
+def test_the_command_prints_what_a_pool_can_take(
+    record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fragment goes under a backend as it stands, and is what its replicas take."""
+    assert main(["--record", str(record)]) == 0
+    told = capsys.readouterr().out
+    line = next(line for line in told.splitlines() if line.startswith("coefficients:"))
+    pool = tmp_path / "pool.yaml"
+    pool.write_text(f"backends:\n  - card: a10\n    model: llama-3-8b\n    {line}\n")
+    prior = load_pool(pool).members[0].prior
+    assert prior.fixed_s == yaml.safe_load(line)["coefficients"]["fixed_s"]
+    assert prior.fixed_s == pytest.approx(TRUE.fixed_s, rel=0.1)
+
+
+def test_a_coefficient_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+    """With the place in the pool."""
+    pool = tmp_path / "pool.yaml"
+    pool.write_text("backends:\n  - {card: a10, model: llama-3-8b, coefficients: {fixed: 1}}\n")
+    with pytest.raises(BadPool, match=r"backends\[0\]: no coefficient 'fixed'; expected one of fixed_s"):
+        load_pool(pool)
+
+
+def test_too_few_streams_are_no_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is printed that could be pasted, and the exit status says so."""
+    path = tmp_path / "short.jsonl"
+    World(path, [(20, 20)] * 5)
+    assert main(["--record", str(path)]) == 2
+    assert "r: 5 streams of 8 tokens or more; needs 20" in capsys.readouterr().out
+
+
+def test_a_stream_that_was_left_is_load_and_no_lesson(tmp_path: Path) -> None:
+    """Its decode counts until the client went."""
+    path = tmp_path / "left.jsonl"
+    core = Dispatcher(
+        policies.find("routing", "round_robin", {}),
+        policies.find("admission", "deadline", {}),
+        random.Random(1),
+        Limits(),
+    )
+    with path.open("w") as file:
+        told = Recording(core, lambda event: print(json.dumps(event), file=file))
+        told.backend_joined(Backend("r", ("m",), SHEET), 0.0)
+        told.arrived(Request("a", "m", 0.0, 10), 0.0)
+        told.first_byte("a", 1, 1.0)
+        told.client_left("a", 3.0)
+    (flight,) = read_flights(path)["r"].flights
+    assert (flight.sent_s, flight.first_s, flight.ended_s) == (0.0, 1.0, 3.0)
+    assert flight.output_tokens != flight.output_tokens
+
+
+def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
+    """File and line."""
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"record": 1}\n{"event": "arrived"}\n')
+    with pytest.raises(BadRecord, match=r"bad\.jsonl:2: expected an event"):
+        read_flights(path)
