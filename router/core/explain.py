@@ -4,16 +4,17 @@ Believes: the forecast that stood at the choice; its arrays are kept, not copied
 Must not know: how a prediction or a choice is made. Bounded: the oldest choice is forgotten for the newest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Final
 
 from router.core.decisions import Account
-from router.core.fleet import Floats, Slots
 from router.core.forecast import Forecast
+from router.core.score import E2E, TPOT, TTFT
 from router.core.types import Backend, RequestId
 
+_Backends = tuple[Backend | None, ...]
 KEPT: Final = 512  # choices remembered: a minute of a busy router; 25 MB over a thousand backends
 
 
@@ -48,16 +49,30 @@ class Explanation:
     account: Account | None
 
 
-@dataclass(slots=True)
 class _Note:
-    decided_s: float
-    chosen: str
-    why: str
-    quantile: float
-    names: Sequence[Backend | None]
-    slots: Slots
-    answers: Mapping[str, Floats]
-    account: Account | None = None
+    """A choice, by reference."""
+
+    __slots__ = ("account", "answers", "backends", "chosen", "decided_s", "quantile", "slots", "why")
+
+    def __init__(
+        self, decided_s: float, chosen: str, why: str, quantile: float, backends: _Backends, forecast: Forecast
+    ) -> None:
+        self.decided_s, self.chosen, self.why, self.quantile = decided_s, chosen, why, quantile
+        self.backends, self.slots, self.answers = backends, forecast.slots, forecast.answers
+        self.account: Account | None = None
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every candidate's part of what was asked."""
+        ttft, tpot, e2e, tails = self.answers
+        asked = ttft, tpot, e2e, *(tails.get((metric, self.quantile)) for metric in (TTFT, TPOT, E2E))
+        return tuple(
+            Candidate(self._name(slot), *(nan if part is None else float(part[index]) for part in asked))
+            for index, slot in enumerate(self.slots.tolist())
+        )
+
+    def _name(self, slot: int) -> str:
+        backend = self.backends[slot]
+        return backend.name if backend else ""
 
 
 class Explanations:
@@ -65,11 +80,11 @@ class Explanations:
 
     def __init__(self) -> None:
         self._notes: dict[RequestId, _Note] = {}
-        self._names: tuple[Backend | None, ...] | None = None
+        self._backends: _Backends | None = None
 
     def fleet_changed(self) -> None:
         """A slot may stand for another backend from now on."""
-        self._names = None
+        self._backends = None
 
     def note(
         self,
@@ -82,13 +97,13 @@ class Explanations:
         now_s: float,
     ) -> None:
         """A choice was made; a later one about the same request takes its place."""
-        if self._names is None:
-            self._names = tuple(backends)
+        if self._backends is None:
+            self._backends = tuple(backends)
         notes = self._notes
         notes.pop(request_id, None)
         if len(notes) >= KEPT:
             del notes[next(iter(notes))]
-        notes[request_id] = _Note(now_s, chosen, why, quantile, self._names, forecast.slots, forecast.answers(quantile))
+        notes[request_id] = _Note(now_s, chosen, why, quantile, self._backends, forecast)
 
     def ended(self, account: Account) -> None:
         """The request is over."""
@@ -101,17 +116,6 @@ class Explanations:
         note = self._notes.get(request_id)
         if note is None:
             return None
-        candidates = tuple(_candidate(note, index) for index in range(len(note.slots)))
-        return Explanation(request_id, note.decided_s, note.chosen, note.why, note.quantile, candidates, note.account)
-
-
-def _candidate(note: _Note, index: int) -> Candidate:
-    backend = note.names[int(note.slots[index])]
-    answers = note.answers
-    ttft, tpot, e2e, ttft_tail, tpot_tail, e2e_tail = (
-        float(answers[name][index]) if name in answers else nan for name in ANSWERS
-    )
-    return Candidate(backend.name if backend else "", ttft, tpot, e2e, ttft_tail, tpot_tail, e2e_tail)
-
-
-ANSWERS: Final = ("ttft", "tpot", "e2e", "ttft_tail", "tpot_tail", "e2e_tail")
+        return Explanation(
+            request_id, note.decided_s, note.chosen, note.why, note.quantile, note.candidates(), note.account
+        )

@@ -14,6 +14,7 @@ times its learnt factor.
 Nothing is computed before it is asked for, so a policy that needs no forecast pays nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, hypot
 from typing import Final
@@ -33,6 +34,9 @@ LEFT_MIN: Final = 0.1  # of a step under way that should be over, as a share of 
 WIDTH_MIN: Final = 0.1  # of E2E, when the length is known: its pace and first token vary all the same
 WAIT_DOUBT: Final = 0.5**2  # variance of the log of a wait for room: when others end is chance
 STEP_DOUBT: Final = 1.0 / 12.0  # variance of how much of a step under way is left, in steps
+
+
+Answers = tuple[Floats | None, Floats | None, Floats | None, Mapping[tuple[int, float], Floats]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,12 +355,10 @@ class Forecast:
         """The candidates."""
         return self._fleet.slots
 
-    def answers(self, quantile: float) -> dict[str, Floats]:
-        """What was asked of this forecast so far, the tails at one quantile; nothing is computed for it."""
-        asked = {"ttft": self._ttft, "tpot": self._tpot, "e2e": self._e2e}
-        for name, metric in (("ttft_tail", TTFT), ("tpot_tail", TPOT), ("e2e_tail", E2E)):
-            asked[name] = self._tails.get((metric, quantile))
-        return {name: answer for name, answer in asked.items() if answer is not None}
+    @property
+    def answers(self) -> Answers:
+        """What was asked of this forecast so far: means, and tails by metric and quantile. Nothing is computed here."""
+        return self._ttft, self._tpot, self._e2e, self._tails
 
     # -- the one that was chosen ---------------------------------------------------------------------------------
 

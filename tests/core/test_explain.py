@@ -2,7 +2,7 @@
 
 from math import isnan
 
-from router.core.decisions import Outcome
+from router.core.decisions import Outcome, Reason, Shed
 from router.core.explain import KEPT
 from router.core.types import Slo, Usage
 from tests.fakes import backend, core, request, sent
@@ -22,15 +22,25 @@ def test_a_choice_is_explained_with_every_candidate_and_what_became_of_it():
     assert it.explain("r").account.outcome is Outcome.SERVED
 
 
+class Refuses:
+    """Looks at every TTFT and wants none of them."""
+
+    def choose(self, request, fleet, forecast, rng):
+        """Always the same answer."""
+        return Shed(Reason.SATURATED, f"soonest in {forecast.ttft_s.min():.3f} s")
+
+
 def test_a_refusal_is_explained_too():
     """Nobody chosen, the policy's words, and the candidates it looked at."""
-    slo = Slo(ttft_s=1e-6)
-    it = core(backend(), routing="slo_headroom", parameters={"best_effort": "shed"})
-    it.arrived(request("r", slo=slo), 0.0)
+    it = core(backend())
+    it.adopt(Refuses(), it.admission)
+    it.arrived(request("r"), 0.0)
     told = it.explain("r")
     assert told.chosen == ""
     assert told.account.outcome is Outcome.REFUSED
-    assert [candidate.backend for candidate in told.candidates] == ["a"]
+    (candidate,) = told.candidates
+    assert (candidate.backend, f"soonest in {candidate.ttft_s:.3f} s") == ("a", told.why)
+    assert isnan(candidate.tpot_s)
 
 
 def test_what_the_policy_did_not_ask_is_not_made_up():

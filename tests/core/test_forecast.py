@@ -166,10 +166,11 @@ def test_nothing_is_computed_until_asked():
     """A policy without forecasts pays nothing, and its sends predict nothing."""
     it = forecast(Load())
     assert not it.made
-    assert it.answers(0.9) == {}
+    assert it.answers == (None, None, None, {})
     assert it.ttft_s is it.ttft_s
     assert it.made
-    assert list(it.answers(0.9)) == ["ttft"]
+    assert it.answers[0] is it.ttft_s
+    assert it.answers[1] is None
 
 
 def test_candidates_apart_in_the_columns_are_read_as_neighbours_are():
