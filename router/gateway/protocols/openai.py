@@ -30,9 +30,9 @@ class Surface:
     method: bytes = b"POST"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: made once a request, and that costs three times as much
 class Call:
-    """One request as read: ``document`` is the body parsed, None where only its size counts.
+    """One request as read, never changed: ``document`` is the body parsed, None where only its size counts.
 
     ``prompt_chars`` of text and ``prompt_ids`` token ids make up the prompt; ``path`` as sent, query included.
     """
