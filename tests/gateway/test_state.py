@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from math import isnan
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +14,8 @@ from router.gateway.state import ModelDemand, RouterView, Store, StoreGone
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.sync import Sync
-from tests.redis_server import RedisServer, server_binary
-from tests.waiting import until
+from tests.redis_server import RedisServer, free_port, server_binary
+from tests.waiting import until, until_async
 
 pytestmark = pytest.mark.skipif(server_binary() is None, reason="no Redis-compatible server binary installed")
 
@@ -157,6 +159,36 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up() -> None:
     for writer in writers:
         writer.close()
     await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
+
+
+async def test_a_cluster_is_followed_to_the_node_that_has_the_pool(tmp_path: Path) -> None:
+    """All keys of a pool are in one slot: whichever node the URL names, one MOVED says whom to ask."""
+    nodes = [(free_port(), free_port()) for _ in range(2)]
+    options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
+    running = [
+        RedisServer(port, *options, "--cluster-port", str(bus), "--cluster-config-file", str(tmp_path / str(port)))
+        for port, bus in nodes
+    ]
+    async with running[0] as owner, running[1] as other:
+        a, b = store(owner, "a"), store(other, "b")
+        await a._redis.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)  # type: ignore[no-untyped-call]
+        await b._redis.execute_command("CLUSTER MEET", "127.0.0.1", *nodes[0])  # type: ignore[no-untyped-call]
+
+        async def meet() -> bool:
+            with suppress(StoreGone):
+                await a.sync(VIEW, (), 0.0)
+                return "a" in (await b.sync(VIEW, (), 0.0)).routers
+            return False
+
+        await until_async(meet)
+        await b.report({"b1": EngineReport(asked_s=1.0, running=3)}, 1.0)
+        assert (await a.sync(VIEW, ("b1",), 5.0)).reports["b1"].running == 3
+        owner.stop()
+        with pytest.raises(StoreGone):
+            await b.sync(VIEW, (), 0.0)
+        assert b._at == other.url
+        await a.close()
+        await b.close()
 
 
 async def test_sync_survives_a_restart_of_redis(server: RedisServer) -> None:

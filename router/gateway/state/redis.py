@@ -1,6 +1,7 @@
 """The store of several routers: Redis 7.0 or later, one pipelined call a sync, every wait bounded.
 
-Keys share the hash tag ``{headroom:POOL}`` and so one slot of a cluster:
+Keys share the hash tag ``{headroom:POOL}`` and so one slot of a cluster: the node that has it is all we need, so a
+cluster is followed (its MOVED says where the slot is) and not mapped. ``redis_url`` names any of its nodes:
 
     {headroom:POOL}:routers         set    ids that ever spoke; who finds one without a view takes it out
     {headroom:POOL}:router:ID       string a router's view as JSON, expiring with its lease
@@ -13,18 +14,18 @@ for the first time is read with the next sync, one period later: that keeps a sy
 
 import asyncio
 from collections.abc import Mapping
-from math import isfinite, nan
 from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
-import orjson
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import MovedError, RedisError
 
-from router.core.types import EngineReport, Load
-from router.gateway.state import ModelDemand, RouterView, Shared, StoreGone
+from router.core.types import EngineReport
+from router.gateway.state import RouterView, Shared, StoreGone
+from router.gateway.state.wire import report_from, report_json, view_from, view_json
 
 REPORT_LEASE_MS: Final = 30_000  # as long as the core believes a report at all
 BELIEFS_LEASE_S: Final = 7 * 24 * 3600
@@ -35,17 +36,12 @@ class RedisStore:
 
     def __init__(self, url: str, pool: str, router_id: str, lease_s: float, timeout_s: float) -> None:
         """Opens nothing yet. ``timeout_s`` bounds every call; ``lease_s`` is how long our view outlives us."""
-        self._redis = Redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            max_connections=4,
-        )
+        self._url = self._at = url
+        self._timeout_s = timeout_s
+        self._redis = self._client()
         self._tag = f"{{headroom:{pool}}}:"
         self._router_id = router_id
         self._lease_ms = int(lease_s * 1e3)
-        self._timeout_s = timeout_s
         self._peers: tuple[str, ...] = ()  # whom to read at the next sync
         self._gone: tuple[str, ...] = ()  # whose lease had ended at the last
 
@@ -54,7 +50,7 @@ class RedisStore:
         names = [self._key("router", peer) for peer in self._peers]
         pipe = self._redis.pipeline(transaction=False)
         pipe.time()
-        pipe.set(self._key("router", self._router_id), _view_json(own), px=self._lease_ms)
+        pipe.set(self._key("router", self._router_id), view_json(own), px=self._lease_ms)
         if self._gone:
             pipe.srem(self._tag + "routers", *self._gone)
         pipe.sadd(self._tag + "routers", self._router_id)
@@ -67,8 +63,8 @@ class RedisStore:
         ahead_s = _redis_s(clock) - now_s
         said = zip(backends, values[len(names) :], strict=False)
         return Shared(
-            {peer: _view(raw) for peer, raw in found.items() if raw},
-            {backend: _report(raw, ahead_s) for backend, raw in said if raw},
+            {peer: view_from(raw) for peer, raw in found.items() if raw},
+            {backend: report_from(raw, ahead_s) for backend, raw in said if raw},
         )
 
     async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
@@ -76,7 +72,7 @@ class RedisStore:
         ahead_s = _redis_s(await self._do(self._redis.time())) - now_s
         pipe = self._redis.pipeline(transaction=False)
         for backend, report in reports.items():
-            pipe.set(self._key("report", backend), _report_json(report, ahead_s), px=REPORT_LEASE_MS)
+            pipe.set(self._key("report", backend), report_json(report, ahead_s), px=REPORT_LEASE_MS)
         await self._run(pipe)
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:
@@ -85,7 +81,7 @@ class RedisStore:
         if not ids:
             return {}
         values = await self._do(self._redis.mget([self._key("router", each) for each in ids]))
-        return {each: _view(raw) for each, raw in zip(ids, values, strict=True) if raw}
+        return {each: view_from(raw) for each, raw in zip(ids, values, strict=True) if raw}
 
     async def beliefs(self) -> Mapping[str, bytes]:
         """What was last learnt of each backend."""
@@ -124,8 +120,37 @@ class RedisStore:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await call
+        except MovedError as moved:
+            await self._go(_elsewhere(self._at, moved.host, moved.port))
+            raise StoreGone(f"the pool's slot is at {moved.host}:{moved.port}; asking there next") from moved
         except (RedisError, OSError, TimeoutError) as error:
+            await self._go(self._url)  # a node that was followed may be gone for good; the configured one knows
             raise StoreGone(f"{type(error).__name__}: {error}") from error
+
+    def _client(self) -> Redis:
+        return Redis.from_url(
+            self._at,
+            socket_timeout=self._timeout_s,
+            socket_connect_timeout=self._timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            max_connections=4,
+        )
+
+    async def _go(self, url: str) -> None:
+        """Ask that node from now on."""
+        if url != self._at:
+            left, self._at = self._redis, url
+            self._redis = self._client()
+            await left.aclose()
+
+
+def _elsewhere(url: str, host: str, port: int) -> str:
+    """The same URL at another node; a node that does not know its name leaves the host out."""
+    parts = urlsplit(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    name = host or parts.hostname or ""
+    name = f"[{name}]" if ":" in name else name
+    return urlunsplit(parts._replace(netloc=f"{user}{at}{name}:{port}"))
 
 
 def _text(raw: bytes | str) -> str:
@@ -134,33 +159,3 @@ def _text(raw: bytes | str) -> str:
 
 def _redis_s(clock: tuple[int, int]) -> float:
     return clock[0] + clock[1] / 1e6
-
-
-def _view_json(view: RouterView) -> bytes:
-    return orjson.dumps(view)
-
-
-def _view(raw: bytes) -> RouterView:
-    """A router's view; one of another release that we cannot read counts as empty, not as a fault."""
-    try:
-        told = orjson.loads(raw)
-        return RouterView(
-            {name: Load(**load) for name, load in told["loads"].items()},
-            {name: ModelDemand(**asked) for name, asked in told["demand"].items()},
-            told["version"],
-        )
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return RouterView(version="unreadable")
-
-
-_FIELDS: Final = ("running", "waiting", "kv_usage", "prefix_hit_rate", "kv_tokens_max")
-
-
-def _report_json(report: EngineReport, ahead_s: float) -> bytes:
-    said = {name: getattr(report, name) for name in _FIELDS}
-    return orjson.dumps({"asked_s": report.asked_s + ahead_s} | {k: v for k, v in said.items() if isfinite(v)})
-
-
-def _report(raw: bytes, ahead_s: float) -> EngineReport:
-    told = orjson.loads(raw)
-    return EngineReport(told["asked_s"] - ahead_s, *(told.get(name, nan) for name in _FIELDS))

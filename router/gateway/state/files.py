@@ -1,0 +1,107 @@
+"""The store of the workers of one host without Redis: one small file each in a folder that only this user may enter.
+
+Believes: one machine, so one monotonic clock, and a rename that readers see whole or not at all. Must not know who the
+workers are. A view says when it was written and counts for a lease; one much older is swept by whoever finds it.
+Nothing is synced to disk: what is here is of use for a second, and the folder is best kept in memory.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from router.core.types import EngineReport
+from router.gateway.state import RouterView, Shared, StoreGone
+from router.gateway.state.wire import report_of, report_plain, view_of
+
+REPORT_LEASE_S: Final = 30.0  # as long as the core believes a report at all
+SWEEP_LEASES: Final = 100
+_VIEW: Final = ".view"
+_BELIEFS: Final = "beliefs.json"
+
+
+class FileStore:
+    """One worker's place in the folder. Every call reads or writes a few kilobytes and answers at once."""
+
+    def __init__(self, folder: Path, router_id: str, lease_s: float) -> None:
+        """*folder* is there and private; ``lease_s``: how long our view outlives us."""
+        self._folder, self._lease_s = folder, lease_s
+        self._own = folder / f"{router_id}{_VIEW}"
+        self._reports: dict[str, EngineReport] = {}
+
+    async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
+        """Publish our view and what we read of engines; read the others'."""
+        fresh = {name: each for name, each in self._reports.items() if now_s - each.asked_s < REPORT_LEASE_S}
+        self._reports = fresh
+        said = {name: report_plain(each) for name, each in fresh.items()}
+        put(self._own, orjson.dumps({"at_s": now_s, "view": own, "reports": said}))
+        found = {path.stem: told for path, told in self._live(now_s) if path != self._own}
+        wanted = frozenset(backends)
+        reports: dict[str, EngineReport] = {}
+        for told in found.values():
+            for name in wanted & told["reports"].keys():
+                given = report_of(told["reports"][name])
+                if name not in reports or given.asked_s > reports[name].asked_s:
+                    reports[name] = given
+        return Shared({name: view_of(told["view"]) for name, told in found.items()}, reports)
+
+    async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
+        """To be published with the next sync."""
+        self._reports.update(reports)
+
+    async def routers(self, now_s: float) -> Mapping[str, RouterView]:
+        """All with a lease."""
+        return {path.stem: view_of(told["view"]) for path, told in self._live(now_s)}
+
+    async def beliefs(self) -> Mapping[str, bytes]:
+        """What any worker last kept."""
+        kept = _read(self._folder / _BELIEFS) or {}
+        return {name: text.encode("latin-1") for name, text in kept.items()}
+
+    async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
+        """Keep them for a worker that starts anew; the last word stands."""
+        if beliefs:
+            plain = {name: learnt.decode("latin-1") for name, learnt in beliefs.items()}
+            put(self._folder / _BELIEFS, orjson.dumps(plain))
+
+    async def close(self) -> None:
+        """Take our view out."""
+        with suppress(OSError):  # the lease ends it instead
+            self._own.unlink(missing_ok=True)
+
+    def _live(self, now_s: float) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Every view within its lease; the long dead are swept."""
+        try:
+            paths = sorted(self._folder.glob(f"*{_VIEW}"))
+        except OSError as error:
+            raise StoreGone(f"{self._folder}: {error}") from error
+        for path in paths:
+            told = _read(path)
+            if told is None:
+                continue
+            age_s = now_s - told["at_s"]
+            if age_s <= self._lease_s:
+                yield path, told
+            elif age_s > SWEEP_LEASES * self._lease_s and path != self._own:
+                path.unlink(missing_ok=True)
+
+
+def put(path: Path, data: bytes) -> None:
+    """Replace a file's content in one step. Raises StoreGone."""
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        fresh.write_bytes(data)
+        fresh.replace(path)
+    except OSError as error:
+        raise StoreGone(f"{path}: {error.strerror or error}") from error
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a file holds; None where it is gone or no JSON of ours."""
+    try:
+        told = orjson.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return told if isinstance(told, dict) else None
