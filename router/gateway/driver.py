@@ -147,9 +147,12 @@ class Driver:
         known = self._upstreams.get(target.name)
         if known is not None and known.target == target:
             return
-        self._upstreams[target.name] = Upstream(target, self.clock, self._pool, known.gaps if known else None)
+        new = self._upstreams[target.name] = Upstream(target, self.clock, self._pool, known.gaps if known else None)
         if known is not None:
             known.close()
+            for attempt in self._attempts_on(known):
+                if attempt.connection is None:  # it was dialling, and that has just been given up
+                    attempt.moved(new)
 
     def leave(self, name: str) -> None:
         """Forget a backend that the core was told has left: what is open there fails, one by one."""
@@ -157,10 +160,12 @@ class Driver:
         if upstream is None:
             return
         upstream.close()
-        for entry in list(self._table.values()):
-            for attempt in [each for each in entry.open.values() if each.upstream is upstream]:
-                attempt.abort()
-                entry.exchange.failed(attempt, Failure(f"{name} was removed", backend_fault=False))
+        for attempt in self._attempts_on(upstream):
+            attempt.abort()
+            attempt.exchange.failed(attempt, Failure(f"{name} was removed", backend_fault=False))
+
+    def _attempts_on(self, upstream: Upstream) -> list[Attempt]:
+        return [each for entry in self._table.values() for each in entry.open.values() if each.upstream is upstream]
 
     # -- a request's events ------------------------------------------------------------------------------------
 

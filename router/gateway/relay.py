@@ -86,6 +86,14 @@ class Attempt:
 
         self.upstream.dial(ready, lambda why: self._failed(Failure(why)))
 
+    def moved(self, upstream: Upstream) -> None:
+        """The backend has another address before a connection to the old one was there: ask at the new one."""
+        if upstream.target.protocol != self.upstream.target.protocol:
+            self._failed(Failure(f"{upstream.target.name} speaks another protocol now", backend_fault=False))
+            return
+        self.upstream = upstream
+        self._dial()
+
     def _ask(self, connection: Connection) -> None:
         self.connection = connection
         self.take = self._before_head
