@@ -40,7 +40,9 @@ def build(what: str, make: Callable[..., Any], parameters: Mapping[str, Any]) ->
         if not wrong:
             raise ValueError(f"{what}: {problem}") from problem
         takes = ", ".join(allowed) or "none"
-        raise ValueError(f"{what} has no parameter {wrong[0]!r}{_hint(wrong[0], allowed)}; it takes {takes}") from problem
+        raise ValueError(
+            f"{what} has no parameter {wrong[0]!r}{_hint(wrong[0], allowed)}; it takes {takes}"
+        ) from problem
 
 
 def _hint(word: str, known: list[str]) -> str:

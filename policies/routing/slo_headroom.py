@@ -8,8 +8,11 @@ When nobody fits: hold while the first token can still come in time, for a seque
 can no longer make it is served from spare capacity, where it takes nothing from a promise that can still be kept, or
 is shed at once: work on it would cost others theirs, which is how overload collapses.
 
-Trust goes in steps. A forecast that is being learnt is believed for ranking and holding, never for shedding; one that
-is off is not believed at all: such a backend is asked after the others, by what is in flight there.
+A request that was promised nothing waits while it would cost others their promise; once it has waited ``patience_s`` it
+has a turn of its own now and then, in which nobody goes before it, so that it never waits for ever.
+
+Trust goes in steps. A forecast being learnt is believed, but a few requests are sent whatever it says; one that is off
+is not believed at all: such a backend is used when nobody else fits, and no more than those others are.
 """
 
 from dataclasses import dataclass
@@ -17,12 +20,19 @@ from math import inf
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policies.routing._headroom import Floats, used, used_of_others
 from policies.routing._pick import lowest, near_lowest
 from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
+from router.core.score import LEARNING, OFF
 
+Bools = NDArray[np.bool_]
 NEAR: Final = 0.05  # scores this close are equal: the forecast is no better than that
+TURN_S: Final = 0.25  # long enough for a busy engine to end a sequence
+TURNS: Final = 20  # so those without a promise hold up the others 5 % of the time at most
+PROBES: Final = 4  # in flight at once on a backend that is being learnt, whatever is forecast for it
+RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +40,15 @@ class SloHeadroom:
     """``prefer``: ``spread`` over the most headroom, or ``pack`` to where the request costs least;
     ``safety``: factor on every prediction; ``ask_again_s``: how long a hold lasts before the policy is asked again;
     ``best_effort``: what becomes of a request that nobody can serve in time: ``spare`` serves it where that harms no
-    promise while nobody waits and sheds it else, ``shed`` always sheds it, ``send`` sends it where it harms least.
+    promise while nobody waits and sheds it else, ``shed`` always sheds it, ``send`` sends it where it harms least;
+    ``patience_s``: how long a request without an SLO may have to give way to all others.
     """
 
     prefer: Literal["spread", "pack"] = "spread"
     safety: float = 1.0
     ask_again_s: float = 0.05
     best_effort: Literal["spare", "send", "shed"] = "spare"
+    patience_s: float = 5.0
 
     def __post_init__(self) -> None:
         """Refuse parameters that mean nothing."""
@@ -44,8 +56,8 @@ class SloHeadroom:
             raise ValueError(f"slo_headroom: prefer must be 'spread' or 'pack', not {self.prefer!r}")
         if self.best_effort not in ("spare", "send", "shed"):
             raise ValueError(f"slo_headroom: best_effort must be 'spare', 'send' or 'shed', not {self.best_effort!r}")
-        if not self.safety > 0 or not self.ask_again_s > 0:
-            raise ValueError("slo_headroom: safety and ask_again_s must be above 0")
+        if not self.safety > 0 or not self.ask_again_s > 0 or not self.patience_s >= 0:
+            raise ValueError("slo_headroom: safety and ask_again_s must be above 0, patience_s not negative")
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """Dispatch into headroom, or hold for it, or do the least harm."""
@@ -54,10 +66,16 @@ class SloHeadroom:
         own = used(request, fleet, forecast.ttft_tail_s(quantile), pace_s, forecast.e2e_tail_s(quantile))
         others = used_of_others(fleet, pace_s)
         use = self.safety * np.maximum(own, others)
-        fits = use <= 1.0
+        believed = forecast.state != OFF
+        fits = (use <= 1.0) & believed
         if fits.any():
             score = np.where(fits, self._score(use, fleet, forecast), inf)
             return Dispatch(int(fleet.slots[near_lowest(score, NEAR, rng)]), "keeps every SLO")
+        if not believed.all():
+            blind = _blind(fleet, believed)
+            if blind.any():
+                score = np.where(blind, fleet.requests / fleet.seqs_max, inf)
+                return Dispatch(int(fleet.slots[lowest(score, rng)]), "its forecast is off: by what is in flight")
         return self._without_headroom(request, fleet, forecast, use, others, rng)
 
     def _score(self, use: Floats, fleet: Fleet, forecast: Forecast) -> Floats:
@@ -70,15 +88,38 @@ class SloHeadroom:
         self, request: Request, fleet: Fleet, forecast: Forecast, use: Floats, others: Floats, rng: Rng
     ) -> Choice:
         """Wait while waiting can still help: the first token would be in time once an engine has drained a little."""
-        soonest_s = float(forecast.ttft_s.min())
+        soonest_s, now_s = float(forecast.ttft_s.min()), fleet.now_s
         latest_s = request.first_token_due_s - soonest_s
-        if fleet.now_s < latest_s:
-            return Hold(min(fleet.now_s + self.ask_again_s, latest_s), "no backend has headroom yet")
-        harmless = self.safety * others <= 1.0
-        if self.best_effort == "send" or (self.best_effort == "spare" and not fleet.held and harmless.any()):
-            score = np.where(harmless, use, inf) if harmless.any() else use
-            return Dispatch(int(fleet.slots[lowest(score, rng)]), "too late for its SLO: from spare capacity")
-        return Shed(Reason.SATURATED, "no backend can keep this SLO in time", max(soonest_s, 1.0))
+        if now_s < latest_s:
+            until_s = min(now_s + self.ask_again_s, latest_s)
+            return Hold(until_s, "no backend has headroom yet", latest_s == inf and self._has_its_turn(request, now_s))
+        allowed = self._allowed(fleet, self.safety * others <= 1.0, forecast.state == LEARNING)
+        if allowed.any():
+            score = np.where(allowed, use, inf)
+            return Dispatch(int(fleet.slots[lowest(score, rng)]), "too late for its SLO: where it harms least")
+        return Shed(Reason.SATURATED, "no backend can keep this SLO in time", max(soonest_s, RETRY_S_MIN))
+
+    def _allowed(self, fleet: Fleet, harmless: Bools, learning: Bools) -> Bools:
+        """Where a request that will be late is served all the same. A backend still being learnt always gets a few, or
+        one that is taken for slower than it is would never show it.
+        """
+        if self.best_effort == "send":
+            return harmless if harmless.any() else np.ones(len(fleet), dtype=np.bool_)
+        if self.best_effort == "shed":
+            return np.zeros(len(fleet), dtype=np.bool_)
+        probed: Bools = learning & (fleet.requests < PROBES)
+        return probed if fleet.held else probed | harmless
+
+    def _has_its_turn(self, request: Request, now_s: float) -> bool:
+        """Whether this moment belongs to those without a promise who have waited long: one turn in ``TURNS``."""
+        return now_s - request.arrived_s >= self.patience_s and int(now_s / TURN_S) % TURNS == 0
+
+
+def _blind(fleet: Fleet, believed: Bools) -> Bools:
+    """The backends whose forecast is off and that have no more in flight than the others, or than each other."""
+    share = fleet.requests / fleet.seqs_max
+    most = float(share[believed].mean()) if believed.any() else inf
+    return ~believed & (share <= most)
 
 
 policy = SloHeadroom

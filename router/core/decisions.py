@@ -35,10 +35,15 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Keep the request at the gateway; ask again when room appears, and at ``until_s`` at the latest."""
+    """Keep the request at the gateway; ask again when room appears, and at ``until_s`` at the latest.
+
+    ``alone``: nobody who waits behind it, nor any newcomer of a later rank, is asked before it is: its turn has come,
+    and the next room is to be its own.
+    """
 
     until_s: float
     why: str
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

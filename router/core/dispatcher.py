@@ -99,7 +99,18 @@ class _Attempt:
 class _Flight:
     """One request that is not over: held while ``open`` is empty, streaming once ``first_byte_s`` is a number."""
 
-    __slots__ = ("asked_again_s", "attempts", "first_byte_s", "hold_until_s", "open", "rank", "request", "tried", "why")
+    __slots__ = (
+        "alone",
+        "asked_again_s",
+        "attempts",
+        "first_byte_s",
+        "hold_until_s",
+        "open",
+        "rank",
+        "request",
+        "tried",
+        "why",
+    )
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -111,6 +122,7 @@ class _Flight:
         self.asked_again_s = inf
         self.why = ""
         self.rank: Rank = ADMIT.rank
+        self.alone = False
 
     @property
     def streaming(self) -> bool:
@@ -421,7 +433,7 @@ class Dispatcher:
         if flight.hold_until_s == inf:
             flight.hold_until_s = now_s + self.admission.hold_s_max
         queue.push(flight.rank, request.id)
-        flight.asked_again_s = inf
+        flight.asked_again_s, flight.alone = inf, choice.alone
         self._ask_again(flight, choice.until_s)
         return evicted
 
@@ -462,7 +474,8 @@ class Dispatcher:
             rank, request_id = queue.at(place)
             if rank > flight.rank:
                 return False
-            if self._flights[request_id].request.slo_class == flight.request.slo_class:
+            ahead = self._flights[request_id]
+            if ahead.alone or ahead.request.slo_class == flight.request.slo_class:
                 return True
         return len(queue) >= LOOK_AHEAD
 
@@ -475,6 +488,8 @@ class Dispatcher:
         while place < min(len(queue), LOOK_AHEAD):
             flight = self._flights[queue.at(place)[1]]
             if flight.request.slo_class in waiting or not self._serve_one(flight, queue, now_s, commands):
+                if flight.alone:
+                    return
                 waiting.add(flight.request.slo_class)
                 place += 1
 
@@ -486,6 +501,7 @@ class Dispatcher:
         forecast = Forecast(flight.request, fleet, self.belief)
         choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
         if isinstance(choice, Hold):
+            flight.alone = choice.alone
             self._ask_again(flight, choice.until_s)
             return False
         queue.discard(flight.request.id)

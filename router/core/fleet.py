@@ -73,6 +73,7 @@ class Ledger:
         self._pools: dict[str, Slots] = {}
         self._known: dict[str, int] = {}
         self._sends = 0
+        self._turn = 0.0
         self._own_when_heard: dict[str, Floats] = {}
         self._own_told: Floats | None = None
         self._peer_ratio = 0.0
@@ -100,6 +101,7 @@ class Ledger:
     prefilled_tokens: Floats
     integrated_s: Floats
     tpot_bound_s: Floats
+    turn: Floats  # when each is next, on a clock that a send moves on by 1 / weight
     kv_usage: Floats
     prefix_hit_rate: Floats
 
@@ -119,7 +121,7 @@ class Ledger:
         ]
         (self.last_sent, self.up, self.draining, self.ejected, self.reported_s) = columns[18:23]
         (self.prefill_rate, self.rate_at_s, self.decoding_s, self.context_s, self.prefilled_tokens) = columns[23:28]
-        (self.integrated_s, self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate) = columns[28:32]
+        (self.integrated_s, self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate, self.turn) = columns[28:33]
         # Scalar updates go through memoryviews: a third of the cost of indexing the array.
         self._m = cast("tuple[MutableSequence[float], ...]", tuple(row.data for row in columns))
 
@@ -176,6 +178,7 @@ class Ledger:
 
     def _reset(self, slot: int, now_s: float) -> None:
         self._columns[:, slot] = 0.0
+        self.turn[slot] = self._turn
         self.up[slot] = 1.0
         self.last_sent[slot] = -1.0
         self.reported_s[slot] = -np.inf
@@ -271,6 +274,9 @@ class Ledger:
         m[_RATE_AT][slot] = now_s
         m[_LAST_SENT][slot] = self._sends
         self._sends += 1
+        # Stride scheduling (Waldspurger 1995); whoever was away starts from where the others are.
+        self._turn = max(self._turn, m[_TURN][slot])
+        m[_TURN][slot] = self._turn + 1.0 / max(self.weight[slot], WEIGHT_MIN)
         if tpot_bound_s != _INF:
             bounds = self._bounds[slot]
             bounds[tpot_bound_s] = bounds.get(tpot_bound_s, 0) + 1
@@ -431,7 +437,9 @@ _IDLE: Final = Load()
 _OTHERS, _FOREIGN = 4, 8
 _RELEASED: Final = -1
 _LAST_SENT, _RATE, _RATE_AT, _DECODING_S, _CONTEXT_S, _PREFILLED, _INTEGRATED, _BOUND = 18, 23, 24, 25, 26, 27, 28, 29
-_ROWS: Final = 32
+_TURN: Final = 32
+WEIGHT_MIN: Final = 1e-6  # a weight of 0 has its turn once in a million of weight 1
+_ROWS: Final = 33
 
 
 class Fleet:
@@ -519,6 +527,11 @@ class Fleet:
     def last_sent(self) -> Floats:
         """Sequence number of this router's last send to each; -1 before the first."""
         return self._gather(self._ledger.last_sent)
+
+    @property
+    def turn(self) -> Floats:
+        """When each is next in turn by weight: the lowest is."""
+        return self._gather(self._ledger.turn)
 
     @property
     def seqs_max(self) -> Floats:
