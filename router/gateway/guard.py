@@ -16,12 +16,15 @@ from router.core import ADMIT, Admit, Choice, Dispatch, Fleet, Forecast, Hold, R
 from router.core.policy import Admission, Memory, Routing
 
 GROSS: Final = 100.0  # times the budget: one such decision is enough
+LATE: Final = (5, 20)  # so many overruns among so many decisions: a busy machine makes a few of anybody's late
 SAFE: Final[Routing] = policies.find("routing", "least_request")
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a live policy may do: ``budget_s`` a decision, ``faults_max`` within ``window_s`` before it is dropped."""
+    """What a live policy may do: ``budget_s`` a decision; ``faults_max`` times within ``window_s`` raise or answer
+    nonsense before it is dropped. Overruns drop it when they are frequent (``LATE``) or gross (``GROSS``).
+    """
 
     budget_s: float = 0.005
     faults_max: int = 3
@@ -49,7 +52,7 @@ class Fault:
 class Faults:
     """The faults of one policy lately, and whether it has had its last."""
 
-    __slots__ = ("_books", "_bounds", "_clock", "_heard", "_lately", "dropped")
+    __slots__ = ("_books", "_bounds", "_clock", "_heard", "_late", "_lately", "dropped")
 
     def __init__(
         self, bounds: Bounds, books: Books, clock: Callable[[], float], heard: Callable[[Fault], None]
@@ -57,16 +60,28 @@ class Faults:
         """``heard`` is told each fault while the core decides: it must only note or schedule."""
         self._bounds, self._books, self._clock, self._heard = bounds, books, clock, heard
         self._lately: deque[float] = deque(maxlen=bounds.faults_max)
+        self._late: deque[int] = deque(maxlen=LATE[0])
         self.dropped = False
 
-    def add(self, kind: str, why: str, *, gross: bool = False) -> None:
-        """One more; says to who listens whether it was the last."""
+    def add(self, kind: str, why: str) -> None:
+        """One that raised or answered nonsense; says to who listens whether it was the last."""
         now_s = self._clock()
-        self._books.faults[kind] += 1
         self._lately.append(now_s)
         many = len(self._lately) == self._bounds.faults_max and now_s - self._lately[0] <= self._bounds.window_s
-        last = (gross or many) and not self.dropped
+        self._count(kind, why, many)
+
+    def overran(self, took_s: float) -> None:
+        """One that took too long."""
+        asked = self._books.decisions
+        self._late.append(asked)
+        often = len(self._late) == LATE[0] and asked - self._late[0] < LATE[1]
+        gross = took_s > GROSS * self._bounds.budget_s
+        self._count("overran", f"a decision took {took_s * 1e3:.1f} ms", often or gross)
+
+    def _count(self, kind: str, why: str, enough: bool) -> None:
+        last = enough and not self.dropped
         self.dropped = self.dropped or last
+        self._books.faults[kind] += 1
         self._heard(Fault(kind, why, last))
 
 
@@ -104,7 +119,7 @@ class Guarded:
         books.decisions += 1
         books.seconds += took_s
         if took_s > self._budget_s:
-            self.faults.add("overran", f"a decision took {took_s * 1e3:.1f} ms", gross=took_s > GROSS * self._budget_s)
+            self.faults.overran(took_s)
         elif is_valid(choice, fleet):
             return choice
         else:
@@ -149,8 +164,7 @@ class GuardedAdmission:
             return ADMIT, memory
         took_s = self._clock() - began_s
         if took_s > self._bounds.budget_s:
-            gross = took_s > GROSS * self._bounds.budget_s
-            self.faults.add("overran", f"admission: a decision took {took_s * 1e3:.1f} ms", gross=gross)
+            self.faults.overran(took_s)
         elif type(answer) in (Admit, Shed):
             return answer, (self._kind, after)
         else:

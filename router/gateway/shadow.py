@@ -83,7 +83,7 @@ class Shadow:
         self._books.decisions += 1
         self._books.seconds += took_s
         if took_s > self._bounds.budget_s:
-            self._faults.add("overran", f"a decision took {took_s * 1e3:.1f} ms", gross=took_s > 1.0)
+            self._faults.overran(took_s)
         if not is_valid(other, fleet):
             self._faults.add("invalid", f"answered {other!r}")
             return

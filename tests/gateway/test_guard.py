@@ -1,0 +1,192 @@
+"""The net under a live policy: what fails decides nothing, is counted, and is dropped when it goes on."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from router.core import ADMIT, Choice, Dispatch, Hold, Reason, Shed
+from router.core.dispatcher import Dispatcher
+from router.gateway.guard import Books, Bounds, Fault, Guarded, GuardedAdmission, is_valid
+from tests import fakes
+
+
+class Answers:
+    """A policy that does what it is told; ``clock`` moves by ``takes_s`` with each decision."""
+
+    def __init__(self, answer: Callable[[Any], Choice], takes_s: float = 0.0) -> None:
+        self.answer, self.takes_s = answer, takes_s
+        self.now_s, self.asked = 0.0, 0
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def choose(self, request: Any, fleet: Any, forecast: Any, rng: Any) -> Choice:
+        self.asked += 1
+        self.now_s += self.takes_s
+        return self.answer(fleet)
+
+
+def to_slot(slot: int) -> Callable[[Any], Choice]:
+    """Always there."""
+    return lambda fleet: Dispatch(slot, "so")
+
+
+def broken(fleet: Any) -> Choice:
+    """Raises."""
+    raise KeyError("odd")
+
+
+def guarded(
+    live: Answers, last_good: Any = None, bounds: Bounds | None = None
+) -> tuple[Dispatcher, Books, list[Fault]]:
+    """A core whose routing is *live* in its net over *last_good* (always slot 1)."""
+    core, books, heard = fakes.core(fakes.backend("a"), fakes.backend("b")), Books(), []
+    safe = last_good or Answers(to_slot(1))
+    core.adopt(Guarded(live, safe, bounds or Bounds(), books, live.clock, heard.append), core.admission)
+    return core, books, heard
+
+
+def test_a_policy_that_does_well_is_left_alone() -> None:
+    """Its choice stands; it is counted with its time."""
+    live = Answers(to_slot(0), takes_s=0.001)
+    core, books, heard = guarded(live)
+    assert fakes.sent(core.arrived(fakes.request(), 0.0)).backend == "a"
+    assert (books.decisions, books.seconds, heard) == (1, pytest.approx(0.001), [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "takes_s", "kind"),
+    [
+        (broken, 0.0, "raised"),
+        (to_slot(0), 0.006, "overran"),
+        (to_slot(7), 0.0, "invalid"),
+        (lambda fleet: Dispatch(fleet.slots[0], "numpy"), 0.0, "invalid"),
+        (lambda fleet: Hold(fleet.now_s, "for ever now"), 0.0, "invalid"),
+        (lambda fleet: Shed("whim", "no"), 0.0, "invalid"),
+        (lambda fleet: None, 0.0, "invalid"),
+    ],
+)
+def test_a_fault_is_counted_and_the_last_good_policy_decides(answer: Any, takes_s: float, kind: str) -> None:
+    """For that request; the policy is asked again for the next."""
+    live = Answers(answer, takes_s)
+    core, books, heard = guarded(live)
+    assert fakes.sent(core.arrived(fakes.request(), 0.0)).backend == "b"
+    assert books.faults[kind] == 1
+    assert [(fault.kind, fault.last) for fault in heard] == [(kind, False)]
+    core.arrived(fakes.request(), 0.0)
+    assert live.asked == 2
+
+
+def test_a_policy_that_goes_on_failing_is_dropped() -> None:
+    """After three faults within the window; from then on it is not asked."""
+    live = Answers(broken)
+    core, _, heard = guarded(live)
+    for _ in range(5):
+        assert fakes.sent(core.arrived(fakes.request(), 0.0)).backend == "b"
+    assert live.asked == 3
+    assert [fault.last for fault in heard] == [False, False, True]
+
+
+def test_faults_far_apart_do_not_drop_a_policy() -> None:
+    """One in ten thousand is a bug report, not an outage."""
+    live = Answers(broken)
+    core, _, heard = guarded(live)
+    for _ in range(5):
+        live.now_s += 40.0
+        core.arrived(fakes.request(), 0.0)
+    assert live.asked == 5
+    assert not any(fault.last for fault in heard)
+
+
+def test_a_policy_that_is_often_late_is_dropped_and_one_that_seldom_is_is_not() -> None:
+    """Five overruns among twenty decisions; a busy machine makes a few of anybody's late."""
+    often, seldom = Answers(to_slot(0)), Answers(to_slot(0))
+    for live, every in ((often, 4), (seldom, 6)):
+        core, books, heard = guarded(live)
+        for number in range(100):
+            live.takes_s = 0.0 if number % every else 0.006
+            core.arrived(fakes.request(), 0.0)
+        assert books.faults["overran"] == (5 if live is often else 17)
+        assert any(fault.last for fault in heard) is (live is often)
+
+
+def test_one_decision_of_a_second_is_the_last() -> None:
+    """Everybody waited for it."""
+    live = Answers(to_slot(0), takes_s=1.0)
+    core, _, heard = guarded(live)
+    for _ in range(3):
+        core.arrived(fakes.request(), 0.0)
+    assert live.asked == 1
+    assert heard[0].last
+
+
+def test_when_the_last_good_policy_fails_too_the_request_is_still_served() -> None:
+    """By whoever has fewest requests."""
+    core, books, _ = guarded(Answers(broken), last_good=Answers(broken))
+    assert fakes.sent(core.arrived(fakes.request(), 0.0)).backend in {"a", "b"}
+    assert books.faults["raised"] == 2
+
+
+def test_an_admission_policy_that_fails_lets_through() -> None:
+    """Routing still decides; a policy of another kind does not see its memory."""
+
+    class Odd:
+        held_max, hold_s_max = 5, 1.0
+
+        def __init__(self, answer: Any) -> None:
+            self.answer = answer
+
+        def admit(self, request: Any, fleet: Any, forecast: Any, memory: Any) -> Any:
+            return self.answer(memory)
+
+    class Other(Odd):
+        pass
+
+    def one(kind: type[Odd], answer: Any, memory: Any) -> Any:
+        books = Books()
+        net = GuardedAdmission(kind(answer), Bounds(), books, lambda: 0.0, lambda fault: None)
+        assert (net.held_max, net.hold_s_max) == (5, 1.0)
+        return net.admit(None, None, None, memory), books  # type: ignore[arg-type]
+
+    (answer, memory), _ = one(Odd, lambda m: (ADMIT, (m or 0) + 1), None)
+    (answer, memory), _ = one(Odd, lambda m: (ADMIT, (m or 0) + 1), memory)
+    assert memory[1] == 2
+    (answer, fresh), _ = one(Other, lambda m: (ADMIT, (m or 0) + 1), memory)
+    assert fresh[1] == 1
+    (answer, kept), books = one(Odd, lambda m: 1 / 0, memory)
+    assert (answer, kept, books.faults["raised"]) == (ADMIT, memory, 1)
+    (answer, _), books = one(Odd, lambda m: (None, 1), memory)
+    assert (answer, books.faults["invalid"]) == (ADMIT, 1)
+
+
+def test_a_choice_is_valid_for_candidates_alone() -> None:
+    """Whether the pool is whole or not."""
+    core = fakes.core(*(fakes.backend(name) for name in "abc"))
+    seen = Answers(to_slot(0))
+
+    def look(fleet: Any) -> Choice:
+        seen.fleet = fleet  # type: ignore[attr-defined]
+        return Dispatch(int(fleet.slots[0]), "first")
+
+    seen.answer = look
+    core.adopt(seen, core.admission)
+    core.backend_health("a", False, 0.0)
+    core.arrived(fakes.request(), 0.0)
+    fleet = seen.fleet  # type: ignore[attr-defined]
+    valid = [is_valid(Dispatch(slot, "so"), fleet) for slot in (-1, 0, 1, 2, 3)]
+    assert valid == [False, False, True, True, False]
+    assert is_valid(Hold(fleet.now_s + 0.1, "soon"), fleet)
+    assert is_valid(Shed(Reason.SATURATED, "no"), fleet)
+
+
+def test_the_guard_draws_no_chance() -> None:
+    """The core's seed replays every choice, guarded or not."""
+    plain = fakes.core(fakes.backend("a"), fakes.backend("b"), routing="random")
+    net = fakes.core(fakes.backend("a"), fakes.backend("b"), routing="random")
+    net.adopt(Guarded(net.routing, net.routing, Bounds(), Books(), lambda: 0.0, lambda f: None), net.admission)
+    draw = random.Random(3)
+    for _ in range(50):
+        asked = fakes.request(prompt_tokens=1 + int(draw.random() * 500))
+        assert fakes.sent(plain.arrived(asked, 0.0)).backend == fakes.sent(net.arrived(asked, 0.0)).backend
