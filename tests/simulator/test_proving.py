@@ -1,0 +1,150 @@
+"""The proof: the contract and the clock first, then attainment against who serves now, on traffic that can tell."""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulator.generated import LOAD, generated, promise
+from simulator.proving import BackendPool, judge, question_of, run
+from simulator.run import play
+from simulator.traces.recent import recent
+from tests import fakes
+from tests.policy_files import policy_text
+
+POOL = [fakes.backend("a"), fakes.backend("b", slower=2.0), fakes.backend("c", slower=0.7)]
+DEADLINE = {"name": "deadline", "parameters": {}}
+
+
+def decisions(routing: str | dict[str, Any]) -> dict[str, Any]:
+    """A named routing, or one of a source, with the usual admission."""
+    named = {"name": routing, "parameters": {}} if isinstance(routing, str) else routing
+    return {"routing": named, "admission": DEADLINE, "limits": {}}
+
+
+def own(does: str) -> dict[str, Any]:
+    """A policy file's routing."""
+    return decisions({"path": "mine.py", "text": policy_text(does), "parameters": {}})
+
+
+def asked(candidate: dict[str, Any], **more: Any) -> Any:
+    """A question about this pool, through JSON as the gateway asks it."""
+    plain = {"candidate": candidate, "current": decisions("least_work"), "backends": [asdict(b) for b in POOL], **more}
+    return question_of(json.loads(json.dumps(plain)))
+
+
+def test_a_policy_as_good_as_the_serving_one_passes() -> None:
+    """With both attainments in the verdict, and how long a decision took."""
+    verdict = judge(asked(own("good"), requests_max=800))
+    assert verdict.passed, verdict.why
+    (replay,) = verdict.replays
+    assert replay["candidate"] > 0.9
+    assert replay["drop"] <= 0.02
+    assert set(verdict.decision_s) == {"mean", "p99", "max"}
+
+
+@pytest.mark.parametrize(
+    ("does", "words"),
+    [
+        ("slowest", "attainment drops by"),
+        ("raises", "mine.py: choose raised ZeroDivisionError"),
+        ("sleeps", "mine.py: a decision took 1.0"),
+        ("sheds", "although every backend is idle"),
+    ],
+)
+def test_a_bad_policy_is_refused_and_the_verdict_says_why(does: str, words: str) -> None:
+    """By how much, where it is a matter of how much."""
+    verdict = judge(asked(own(does), requests_max=800))
+    assert not verdict.passed
+    assert words in verdict.why
+
+
+def test_the_bound_on_the_drop_is_the_operators() -> None:
+    """Round robin over unequal engines loses some; how much may be lost is a setting."""
+    lax = judge(asked(decisions("round_robin"), requests_max=800, attainment_drop_max=1.0))
+    assert lax.passed
+    drop = lax.replays[0]["drop"]
+    assert judge(asked(decisions("round_robin"), requests_max=800, attainment_drop_max=drop + 0.001)).passed
+    assert not judge(asked(decisions("round_robin"), requests_max=800, attainment_drop_max=drop - 0.001)).passed
+
+
+def test_a_serving_policy_that_fails_may_be_replaced_by_anything_sound() -> None:
+    """It keeps nothing in the replay."""
+    verdict = judge(asked(own("good"), requests_max=200, current=own("raises")))
+    assert verdict.passed
+    assert verdict.replays[0]["current"] == 0.0
+
+
+def test_a_shadow_is_held_to_the_contract_alone() -> None:
+    """It decides nothing, but it runs in the gateway."""
+    slow, sound = own("sleeps")["routing"], own("slowest")["routing"]
+    assert judge(asked(decisions("least_work"), others=[sound], requests_max=100)).passed
+    assert "a decision took" in judge(asked(decisions("least_work"), others=[slow])).why
+
+
+def test_what_is_generated_every_sensible_policy_keeps_and_one_place_does_not() -> None:
+    """The rate is a share of what the pool could serve within the SLO."""
+    arrivals = generated(POOL, 2_000, seed=1)
+    told = promise(POOL)
+    rate = len(arrivals) / arrivals[-1].request.arrived_s
+    assert rate == pytest.approx(LOAD * sum(told.rates), rel=0.1)
+    assert {arrival.request.slo for arrival in arrivals} == {told.slo}
+    assert generated(POOL, 2_000, seed=1) == arrivals
+
+    def kept(name: str, pool: list[Any]) -> float:
+        core = fakes.core(routing=name)
+        return float(play(arrivals, BackendPool(pool), core.routing, core.admission, 1).books.met().mean())
+
+    assert kept("least_work", POOL) > 0.95
+    assert kept("least_work", POOL[1:2]) < 0.3
+
+
+def record(path: Path, requests: int, slo: dict[str, float]) -> str:
+    """A record of so many requests a tenth of a second apart, every other one ended."""
+    lines = [{"record": 1, "continues": False}]
+    for n in range(requests):
+        asked_for = {"id": f"r{n}", "model": "m", "arrived_s": n / 10, "prompt_tokens": 50, "slo": slo}
+        lines.append({"at_s": n / 10, "event": "arrived", "request": asked_for, "answer": []})
+        if n % 2:
+            usage = {"output_tokens": 9}
+            lines.append({"at_s": n / 10 + 0.05, "event": "ended", "id": f"r{n}", "usage": usage, "answer": []})
+    path.write_text(
+        "".join(json.dumps(x, separators=(",", ":")) + "\n" for x in lines) + '{"at_s": 1', encoding="utf-8"
+    )
+    return str(path)
+
+
+def test_the_end_of_a_record_is_read_and_what_never_ended_counts_too(tmp_path: Path) -> None:
+    """As long as the others' median; a half written last line is no fault."""
+    path = tmp_path / "run.jsonl"
+    record(path, 200, {"ttft_s": 1.0})
+    entries = recent(path, 10.0, 1_000)
+    assert len(entries) == pytest.approx(100, abs=2)
+    assert {entry.output_tokens for entry in entries} == {9}
+    assert len(recent(path, 1e9, 30)) == 30
+
+
+def test_a_record_of_requests_without_slo_is_played_with_one_that_the_pool_could_keep(tmp_path: Path) -> None:
+    """Without a bound any policy would do."""
+    name = record(tmp_path / "run.jsonl", 300, {"quantile": 0.9})
+    verdict = judge(asked(decisions("least_work"), trace=name))
+    assert verdict.replays[0]["workload"] == name
+    assert judge(asked(decisions("least_work"), trace=name, requests_min=301)).replays[0]["workload"] != name
+
+
+def test_the_command_answers_in_json_and_keeps_what_policies_print_out_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One object on stdout."""
+    text = policy_text("good").replace("return Dispatch", "print('hello'); return Dispatch")
+    candidate = decisions({"path": "p.py", "text": text, "parameters": {}})
+    plain = {"candidate": candidate, "backends": [asdict(b) for b in POOL], "replay": False}
+    answered = io.StringIO()
+    assert run(io.StringIO(json.dumps(plain)), answered)
+    assert json.loads(answered.getvalue())["passed"] is True
+    captured = capsys.readouterr()
+    assert "hello" in captured.err
+    assert captured.out == ""
