@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from router.core import NO_SLO, Backend, Fleet, Forecast, Request, Rng, Slo
 from router.core.belief import Belief
-from router.core.fleet import Ledger
+from router.core.ledger import Ledger
 from router.core.step import StepCoefficients
 from router.core.types import Load
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core.fleet import Floats, Mark, Slots
+from router.core.ledger import Floats, Mark, Slots
 from router.core.lengths import Lengths, Prompts
 from router.core.regression import FIXED, PAIR, TERMS, TOKEN, Regression
 from router.core.roof import Roofs

@@ -35,9 +35,10 @@ from router.core.decisions import (
 )
 from router.core.errors import PolicyRejected
 from router.core.explain import Explanation, Explanations
-from router.core.fleet import Fleet, Ledger, Mark, Reservation, Slots
+from router.core.fleet import Fleet
 from router.core.forecast import Forecast, Prediction
 from router.core.holding import HeldQueue, Rank
+from router.core.ledger import Ledger, Mark, Reservation, Slots
 from router.core.policy import Admission, Memory, Routing
 from router.core.score import TRUSTED_AFTER, Score
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
@@ -54,7 +55,8 @@ class Limits:
     ``attempts_max``: backends tried for one request; ``first_byte_s_max``: how long one attempt may stay silent;
     ``first_byte_slo_factor``: the same as a multiple of what is left of the TTFT SLO at the send (inf: the SLO sets no
     deadline); ``hedge_slo_share``: a second attempt starts after this share of the TTFT SLO has passed in silence
-    (inf: never), for at most ``hedges_max_share`` of requests; ``failures_max``: consecutive faults of a backend
+    (inf: never); ``hedges_max_share``: such second attempts, and those that the SLO's deadline calls for, are at most
+    this share of all; ``failures_max``: consecutive faults of a backend
     before it is set aside, first for ``eject_s``, doubling up to ``eject_s_max``.
     """
 
@@ -569,16 +571,25 @@ class Dispatcher:
         """Close the silent attempt, then go on as with any failure."""
         _, attempt = self._find(flight.request.id, number)
         assert attempt is not None  # _live has just looked
+        last_s = attempt.sent_s + self.limits.first_byte_s_max
+        if now_s < last_s:  # the SLO's own deadline: a pool that is slow as a whole must not be asked everything twice
+            if self._spent():
+                self._at(last_s, flight.request.id, number, "late")
+                return ()
+            self._hedges += 1
         why = f"{attempt.backend} sent no first byte in {now_s - attempt.sent_s:.2f} s"
         abort = Abort(flight.request.id, attempt.backend, number, why)
         failure = Failure(why, backend_fault=True, retryable=True, late=True)
         return [abort, *self.failed(flight.request.id, number, failure, now_s)]
 
+    def _spent(self) -> bool:
+        """Whether the budget of second attempts that no failure calls for is used up."""
+        return self._hedges + 1 > self.limits.hedges_max_share * self._sends
+
     def _hedge(self, flight: _Flight, now_s: float) -> Sequence[Command]:
         """A second attempt beside a silent one, if the budget and the fleet have room for it."""
         fleet = self._untried(flight, now_s)
-        spent = self._hedges + 1 > self.limits.hedges_max_share * self._sends
-        if spent or fleet is None or flight.attempts >= self.limits.attempts_max:
+        if self._spent() or fleet is None or flight.attempts >= self.limits.attempts_max:
             return ()
         forecast = Forecast(flight.request, fleet, self.belief)
         choice = self.routing.choose(flight.request, fleet, forecast, self._rng)

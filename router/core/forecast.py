@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.core.belief import Belief, Expectation
-from router.core.fleet import Fleet, Floats, Slots
+from router.core.fleet import Fleet
+from router.core.ledger import Floats, Slots
 from router.core.regression import CONTEXT, FIRST, FIXED, PAIR, SEQ, TERMS, TOKEN
 from router.core.score import E2E, TPOT, TTFT
 from router.core.tails import FULL, interpolated

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from router.core.fleet import Floats
+from router.core.ledger import Floats
 
 FIXED, SEQ, CONTEXT, TOKEN, PAIR, FIRST = range(6)
 TERMS: Final = 6

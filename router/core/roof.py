@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from router.core.fleet import Floats, Slots
+from router.core.ledger import Floats, Slots
 from router.core.physics import StepCoefficients, step_terms
 
 POINTS: Final = 128

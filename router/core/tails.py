@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from router.core.fleet import Floats, Slots
+from router.core.ledger import Floats, Slots
 
 QUANTILES: Final = (0.5, 0.75, 0.9, 0.95, 0.99)
 BANDS: Final = 3  # engines with no prompt ahead; with some; full

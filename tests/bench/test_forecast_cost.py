@@ -10,7 +10,7 @@ import pytest
 import policies
 from router.core.decisions import Send
 from router.core.dispatcher import Dispatcher
-from router.core.fleet import Mark
+from router.core.ledger import Mark
 from router.core.types import NO_SLO, Slo, Usage
 from tests.fakes import backend, request
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from router.core.belief import Belief
-from router.core.fleet import Fleet, Ledger
+from router.core.fleet import Fleet
 from router.core.forecast import Forecast
+from router.core.ledger import Ledger
 from router.core.record import Recording, replay
 from router.core.score import LEARNING, OFF, TRUSTED
 from router.core.types import Load, Usage

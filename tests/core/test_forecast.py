@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.belief import Belief
-from router.core.fleet import Fleet, Ledger
+from router.core.fleet import Fleet
 from router.core.forecast import Forecast
+from router.core.ledger import Ledger
 from router.core.physics import StepCoefficients, prefill_s, step_s
 from router.core.roof import Roofs, roof_s
 from router.core.types import Backend, Load, Slo

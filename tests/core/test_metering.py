@@ -2,7 +2,8 @@
 
 import pytest
 
-from router.core.fleet import Fleet, Ledger
+from router.core.fleet import Fleet
+from router.core.ledger import Ledger
 from router.core.types import Load
 from tests.fakes import backend, core, request, sent
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from router.core.fleet import Fleet, Ledger
+from router.core.fleet import Fleet
+from router.core.ledger import Ledger
 from router.core.types import EngineReport, Load
 from tests.fakes import backend
 
@@ -25,12 +26,12 @@ def view(ledger, now_s=0.0):
 def test_a_reservation_moves_from_prefill_to_decode_to_nothing(ledger):
     """Prefill and decode are different loads: one is released when the other begins."""
     held = ledger.reserve(0, 100.0, 150.0, 0.05, 1.0)
-    assert ledger.own_load(0) == Load(1.0, 100.0, 0.0, 0.0)
+    assert ledger.own_loads()["a"] == Load(1.0, 100.0, 0.0, 0.0)
     ledger.prefilled(held, 2.0)
-    assert ledger.own_load(0) == Load(0.0, 0.0, 1.0, 150.0)
+    assert ledger.own_loads()["a"] == Load(0.0, 0.0, 1.0, 150.0)
     ledger.release(held, 3.0)
     ledger.release(held, 3.0)
-    assert ledger.own_load(0) == Load()
+    assert ledger.own_loads()["a"] == Load()
 
 
 def test_the_tightest_pace_promised_there_follows_who_is_there(ledger):
@@ -48,9 +49,9 @@ def test_growing_keeps_what_is_booked(ledger):
     held = ledger.reserve(1, 10.0, 20.0, np.inf, 0.0)
     for number in range(40):
         ledger.join(backend(f"more-{number}"), 0.0)
-    assert ledger.own_load(1).prefilling == 1.0
+    assert ledger.own_loads()["b"].prefilling == 1.0
     ledger.release(held, 1.0)
-    assert ledger.own_load(1) == Load()
+    assert ledger.own_loads()["b"] == Load()
 
 
 def test_a_mark_difference_is_what_a_stream_lived_through(ledger):
@@ -123,4 +124,4 @@ def test_a_drained_backend_is_in_no_pool_but_keeps_its_load(ledger):
     ledger.reserve(0, 10.0, 10.0, np.inf, 0.0)
     ledger.mark_state(0, draining=True)
     assert list(ledger.pool("m")) == [1]
-    assert ledger.own_load(0).prefilling == 1.0
+    assert ledger.own_loads()["a"].prefilling == 1.0

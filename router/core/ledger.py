@@ -1,0 +1,437 @@
+"""Who is in flight where: the ledger.
+
+Rule 1: every fact a policy sees is made here. Rule 2: this file never chooses.
+Facts are columns: one numpy array a fact, one slot a backend, so that a forecast over a thousand backends is a handful
+of vector operations. A reservation is made once, released once, and belongs to the generation of its slot: one that
+outlives its backend releases nothing.
+
+Three sources add up to the load of a backend. ``own``: what this router sent, exact. ``others``: what its peers
+publish. ``foreign``: what the engine itself reports beyond those two at the moment it was asked. So a stale report can
+never hide what was sent since, and traffic that no router knows of still counts.
+"""
+
+from collections.abc import Iterable, Mapping, MutableSequence, Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.core.prefix import PrefixIndex
+from router.core.types import Backend, EngineReport, Load, Request
+
+Floats = NDArray[np.float64]
+Slots = NDArray[np.intp]
+
+PREFILLING, PREFILL_TOKENS, DECODING, CONTEXT_TOKENS = range(4)
+RATE_TAU_S: Final = 5.0  # memory of the prefill rate: a few requests' lives, so that it follows a burst
+FOREIGN_TTL_S: Final = 30.0  # a report older than this says nothing of now
+
+
+class Reservation:
+    """One attempt's place on one backend; the ledger alone changes it."""
+
+    __slots__ = ("context_tokens", "generation", "phase", "prompt_tokens", "slot", "tpot_bound_s")
+
+    def __init__(self, slot: int, generation: int, prompt_tokens: float, context_tokens: float, bound_s: float) -> None:
+        self.slot = slot
+        self.generation = generation
+        self.prompt_tokens = prompt_tokens
+        self.context_tokens = context_tokens
+        self.tpot_bound_s = bound_s
+        self.phase = PREFILLING
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a backend had done up to one moment; the difference of two marks is what a stream lived through.
+
+    ``decoding_s`` and ``context_s`` are time integrals (sequences x s, tokens x s); ``prefilled_tokens`` a counter.
+    All count whoever's load was there, for a step does not ask who sent it: our own exactly, that of others as we were
+    told it, their prompts at the rate at which our own traffic brings them.
+    """
+
+    at_s: float
+    decoding_s: float
+    context_s: float
+    prefilled_tokens: float
+
+
+class Ledger:
+    """The fleet's columns. Grows by doubling; a slot is re-used after its backend left, under a new generation."""
+
+    def __init__(self, capacity: int = 16) -> None:
+        self._slot_of: dict[str, int] = {}
+        self.backends: list[Backend | None] = []
+        self.prefixes = PrefixIndex()
+        self.generation: list[int] = []
+        self._bounds: list[dict[float, int]] = []
+        self._peers: dict[str, dict[int, Load]] = {}
+        self._asked: dict[int, tuple[float, float, float]] = {}
+        self._pools: dict[str, Slots] = {}
+        self._known: dict[str, int] = {}
+        self._sends = 0
+        self._turn = 0.0
+        self._own_when_heard: dict[str, Floats] = {}
+        self._own_told: Floats | None = None
+        self._peer_ratio = 0.0
+        self.prompt_tokens_per_s_each = 0.0  # that each request in flight brings, by our own traffic
+        self._allocate(capacity)
+
+    own: Floats  # rows as Load's fields: what this router sent
+    others: Floats  # the same, of its peers
+    foreign: Floats  # the same, of nobody we know
+    seqs_max: Floats
+    kv_tokens_max: Floats
+    chunk_tokens: Floats
+    price_per_s: Floats
+    network_s: Floats
+    weight: Floats
+    last_sent: Floats
+    up: Floats
+    draining: Floats
+    ejected: Floats
+    reported_s: Floats
+    prefill_rate: Floats
+    rate_at_s: Floats
+    decoding_s: Floats
+    context_s: Floats
+    prefilled_tokens: Floats
+    integrated_s: Floats
+    tpot_bound_s: Floats
+    turn: Floats  # when each is next, on a clock that a send moves on by 1 / weight
+    kv_usage: Floats
+    prefix_hit_rate: Floats
+
+    # -- columns -----------------------------------------------------------------------------------------------
+
+    def _allocate(self, capacity: int) -> None:
+        old = getattr(self, "_columns", None)
+        columns = np.zeros((_ROWS, capacity))
+        if old is not None:
+            columns[:, : old.shape[1]] = old
+        self._columns = columns
+        self.own = columns[0:4]
+        self.others = columns[4:8]
+        self.foreign = columns[8:12]
+        (self.seqs_max, self.kv_tokens_max, self.chunk_tokens, self.price_per_s, self.network_s, self.weight) = columns[
+            12:18
+        ]
+        (self.last_sent, self.up, self.draining, self.ejected, self.reported_s) = columns[18:23]
+        (self.prefill_rate, self.rate_at_s, self.decoding_s, self.context_s, self.prefilled_tokens) = columns[23:28]
+        (self.integrated_s, self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate, self.turn) = columns[28:33]
+        # Scalar updates go through memoryviews: a third of the cost of indexing the array.
+        self._m = cast("tuple[MutableSequence[float], ...]", tuple(row.data for row in columns))
+
+    @property
+    def capacity(self) -> int:
+        """Slots there are room for before the columns grow."""
+        return int(self._columns.shape[1])
+
+    # -- topology ----------------------------------------------------------------------------------------------
+
+    def join(self, backend: Backend, now_s: float) -> int:
+        """Give a backend a slot; joining again under the same name replaces its facts and keeps its load."""
+        slot = self._slot_of.get(backend.name)
+        if slot is None:
+            slot = self._free_slot()
+            self._slot_of[backend.name] = slot
+            self._reset(slot, now_s)
+        self.backends[slot] = backend
+        facts = (backend.seqs_max, backend.kv_tokens_max, backend.chunk_tokens)
+        self.seqs_max[slot], self.kv_tokens_max[slot], self.chunk_tokens[slot] = facts
+        self.price_per_s[slot] = backend.price_per_hour / 3600
+        self.network_s[slot], self.weight[slot] = backend.network_s, backend.weight
+        self._pools.clear()
+        self._count_models()
+        return slot
+
+    def leave(self, name: str) -> int | None:
+        """Forget a backend and everything in flight there; its slot may be re-used."""
+        slot = self._slot_of.pop(name, None)
+        if slot is None:
+            return None
+        self.backends[slot] = None
+        self.generation[slot] += 1
+        self._columns[:, slot] = 0.0
+        self._bounds[slot].clear()
+        self.prefixes.forget(slot)
+        self._asked.pop(slot, None)
+        for loads in self._peers.values():
+            loads.pop(slot, None)
+        self._pools.clear()
+        self._count_models()
+        return slot
+
+    def _free_slot(self) -> int:
+        for slot, backend in enumerate(self.backends):
+            if backend is None:
+                return slot
+        if len(self.backends) == self.capacity:
+            self._allocate(self.capacity * 2)
+        self.backends.append(None)
+        self.generation.append(0)
+        self._bounds.append({})
+        return len(self.backends) - 1
+
+    def _reset(self, slot: int, now_s: float) -> None:
+        self._columns[:, slot] = 0.0
+        self.turn[slot] = self._turn
+        self.up[slot] = 1.0
+        self.last_sent[slot] = -1.0
+        self.reported_s[slot] = -np.inf
+        self.integrated_s[slot] = self.rate_at_s[slot] = now_s
+        self.tpot_bound_s[slot] = np.inf
+        self.prefix_hit_rate[slot] = np.nan
+
+    def _count_models(self) -> None:
+        self._known = {}
+        for backend in self.backends:
+            for model in backend.models if backend else ():
+                self._known[model] = self._known.get(model, 0) + 1
+
+    def slot(self, name: str) -> int | None:
+        """The slot of a backend, or None when there is none of this name."""
+        return self._slot_of.get(name)
+
+    def name(self, slot: int) -> str:
+        """The name of the backend in a slot that is taken."""
+        backend = self.backends[slot]
+        assert backend is not None
+        return backend.name
+
+    @property
+    def slots(self) -> Iterable[tuple[str, int]]:
+        """Every backend there is, by name, with its slot."""
+        return self._slot_of.items()
+
+    @property
+    def models(self) -> Sequence[str]:
+        """Every model somebody serves, up or not."""
+        return sorted(self._known)
+
+    def serves(self, model: str) -> bool:
+        """Whether any backend, up or not, answers to this model name."""
+        return model in self._known
+
+    def pool(self, model: str) -> Slots:
+        """Slots, ascending, of the backends that may be sent this model's requests now: up, not draining, not ejected.
+
+        When all that are up were ejected, all of them are tried again: a guess beats a certain refusal.
+        """
+        slots = self._pools.get(model)
+        if slots is None:
+            serving = [s for s, b in enumerate(self.backends) if b and model in b.models]
+            there = [s for s in serving if self.up[s] and not self.draining[s]]
+            chosen = [s for s in there if not self.ejected[s]] or there
+            slots = self._pools[model] = np.array(chosen, dtype=np.intp)
+        return slots
+
+    def mark_state(
+        self, slot: int, *, up: bool | None = None, draining: bool | None = None, ejected: bool | None = None
+    ) -> None:
+        """Change who may be sent requests; what is in flight there stays."""
+        for column, value in ((self.up, up), (self.draining, draining), (self.ejected, ejected)):
+            if value is not None:
+                column[slot] = value
+        if up is False:
+            self.prefixes.forget(slot)  # whoever comes back may have been restarted
+        self._pools.clear()
+
+    def cached_tokens(self, slots: Slots, request: Request) -> Floats:
+        """Leading prompt tokens that each slot was sent before and should still hold.
+
+        At least one token is always computed: an engine needs the last one's output to go on from.
+        """
+        cached = np.zeros(len(slots))
+        match = self.prefixes.matched(request.prefix) if request.prefix else {}
+        most = max(request.prompt_tokens - 1, 0)
+        for slot, blocks in match.items():
+            index = int(slots.searchsorted(slot))
+            if index < len(slots) and slots[index] == slot:
+                cached[index] = min(blocks * request.prefix_block_tokens, most)
+        return cached
+
+    def remember_prefix(self, slot: int, request: Request) -> None:
+        """The slot is being sent this prompt: what its KV cache can hold of it will be there for the next."""
+        if request.prefix and request.prefix_block_tokens > 0:
+            blocks_max = int(self.kv_tokens_max[slot] // request.prefix_block_tokens)
+            self.prefixes.sent(slot, request.prefix, blocks_max)
+
+    # -- one attempt -------------------------------------------------------------------------------------------
+
+    def reserve(
+        self, slot: int, prompt_tokens: float, context_tokens: float, tpot_bound_s: float, now_s: float
+    ) -> Reservation:
+        """Put an attempt on the books: ``prompt_tokens`` to prefill, ``context_tokens`` it will hold while decoding."""
+        self._integrate(slot, now_s)
+        m = self._m
+        m[PREFILLING][slot] += 1.0
+        m[PREFILL_TOKENS][slot] += prompt_tokens
+        m[_RATE][slot] = m[_RATE][slot] * exp((m[_RATE_AT][slot] - now_s) / RATE_TAU_S) + prompt_tokens / RATE_TAU_S
+        m[_RATE_AT][slot] = now_s
+        m[_LAST_SENT][slot] = self._sends
+        self._sends += 1
+        # Stride scheduling (Waldspurger 1995); whoever was away starts from where the others are.
+        self._turn = max(self._turn, m[_TURN][slot])
+        m[_TURN][slot] = self._turn + 1.0 / max(self.weight[slot], WEIGHT_MIN)
+        if tpot_bound_s != _INF:
+            bounds = self._bounds[slot]
+            bounds[tpot_bound_s] = bounds.get(tpot_bound_s, 0) + 1
+            m[_BOUND][slot] = min(tpot_bound_s, m[_BOUND][slot])
+        return Reservation(slot, self.generation[slot], prompt_tokens, context_tokens, tpot_bound_s)
+
+    def prefilled(self, held: Reservation, now_s: float) -> None:
+        """The first token came: prefill load becomes decode load."""
+        slot = held.slot
+        if held.generation != self.generation[slot] or held.phase != PREFILLING:
+            return
+        self._integrate(slot, now_s)
+        m = self._m
+        m[PREFILLING][slot] -= 1.0
+        m[PREFILL_TOKENS][slot] -= held.prompt_tokens
+        m[DECODING][slot] += 1.0
+        m[CONTEXT_TOKENS][slot] += held.context_tokens
+        m[_PREFILLED][slot] += held.prompt_tokens
+        held.phase = DECODING
+
+    def release(self, held: Reservation, now_s: float) -> None:
+        """Take an attempt off the books, whatever phase it was in; a second release does nothing."""
+        slot, phase = held.slot, held.phase
+        held.phase = _RELEASED
+        if phase == _RELEASED or held.generation != self.generation[slot]:
+            return
+        self._integrate(slot, now_s)
+        tokens = held.prompt_tokens if phase == PREFILLING else held.context_tokens
+        count, total = self._m[phase], self._m[phase + 1]
+        count[slot] -= 1.0
+        # Sums of floats drift; with nobody there the truth is known.
+        total[slot] = total[slot] - tokens if count[slot] else 0.0
+        if held.tpot_bound_s != _INF:
+            self._unbound(slot, held.tpot_bound_s)
+
+    def _unbound(self, slot: int, bound_s: float) -> None:
+        bounds = self._bounds[slot]
+        bounds[bound_s] -= 1
+        if not bounds[bound_s]:
+            del bounds[bound_s]
+            self.tpot_bound_s[slot] = min(bounds, default=_INF)
+
+    def _integrate(self, slot: int, now_s: float) -> None:
+        m = self._m
+        passed_s = now_s - m[_INTEGRATED][slot]
+        if passed_s > 0.0:
+            beside = m[_OTHERS + DECODING][slot] + m[_FOREIGN + DECODING][slot]
+            beside_tokens = m[_OTHERS + CONTEXT_TOKENS][slot] + m[_FOREIGN + CONTEXT_TOKENS][slot]
+            m[_DECODING_S][slot] += (m[DECODING][slot] + beside) * passed_s
+            m[_CONTEXT_S][slot] += (m[CONTEXT_TOKENS][slot] + beside_tokens) * passed_s
+            m[_PREFILLED][slot] += beside * passed_s * self.prompt_tokens_per_s_each
+            m[_INTEGRATED][slot] = now_s
+
+    def meter(self, now_s: float) -> None:
+        """What others have somewhere is about to change: bring the integrals up to now, and see anew what a request in
+        flight brings in prompts.
+        """
+        passed_s = np.maximum(now_s - self.integrated_s, 0.0)
+        beside = self.others[DECODING] + self.foreign[DECODING]
+        self.decoding_s += (self.own[DECODING] + beside) * passed_s
+        self.context_s += (self.own + self.others + self.foreign)[CONTEXT_TOKENS] * passed_s
+        self.prefilled_tokens += beside * passed_s * self.prompt_tokens_per_s_each
+        self.integrated_s += passed_s
+        decoding = float(self.own[DECODING].sum())
+        rate = float(self.prefill_rate @ np.exp(np.minimum(self.rate_at_s - now_s, 0.0) / RATE_TAU_S))
+        self.prompt_tokens_per_s_each = rate / decoding if decoding >= 1.0 else 0.0
+
+    def mark(self, slot: int, now_s: float) -> Mark:
+        """What the backend has done so far, by our own books."""
+        self._integrate(slot, now_s)
+        return Mark(
+            now_s, float(self.decoding_s[slot]), float(self.context_s[slot]), float(self.prefilled_tokens[slot])
+        )
+
+    # -- what others say ---------------------------------------------------------------------------------------
+
+    def asking(self, slot: int, now_s: float) -> None:
+        """A scrape starts: remember what we and our peers had in flight, for its answer speaks of this moment."""
+        known = self.own[:, slot] + self.others[:, slot]
+        self._asked[slot] = (now_s, float(known[PREFILLING] + known[DECODING]), float(known[1] + known[3]))
+
+    def reported(self, slot: int, report: EngineReport) -> None:
+        """Fold in an engine's own report; what it shows beyond what the routers knew then is foreign load."""
+        if report.asked_s <= self.reported_s[slot]:
+            return
+        requests, tokens = self._known_at(slot, report.asked_s)
+        self.reported_s[slot] = report.asked_s
+        self.kv_usage[slot], self.prefix_hit_rate[slot] = report.kv_usage, report.prefix_hit_rate
+        if report.kv_tokens_max > 0:
+            self.kv_tokens_max[slot] = report.kv_tokens_max
+        running, waiting = np.nan_to_num([report.running, report.waiting])
+        extra = max(0.0, running + waiting - requests)
+        queued = min(extra, waiting)
+        held = max(0.0, np.nan_to_num(report.kv_usage) * self.kv_tokens_max[slot] - tokens) if extra else 0.0
+        each = held / (extra - queued) if extra > queued else 0.0
+        self.foreign[:, slot] = (queued, queued * each, extra - queued, held)
+
+    def _known_at(self, slot: int, asked_s: float) -> tuple[float, float]:
+        at_s, requests, tokens = self._asked.get(slot, (None, 0.0, 0.0))
+        if at_s is not None and at_s >= asked_s - 1e-9:
+            return requests, tokens
+        known = self.own[:, slot] + self.others[:, slot]
+        return float(known[PREFILLING] + known[DECODING]), float(known[1] + known[3])
+
+    def forget_stale(self, now_s: float) -> None:
+        """Drop foreign load whose report is too old to speak of now."""
+        stale = now_s - self.reported_s > FOREIGN_TTL_S
+        self.foreign[:, stale] = 0.0
+
+    def heard(self, peer: str, loads: Mapping[str, Load]) -> None:
+        """Replace what a peer has in flight; an empty mapping forgets it."""
+        before = self._peers.get(peer, {})
+        after = {self._slot_of[name]: load for name, load in loads.items() if name in self._slot_of}
+        self._peers[peer] = after
+        if not loads:
+            del self._peers[peer]
+        for slot in before.keys() | after.keys():
+            parts = [part[slot] for part in self._peers.values() if slot in part]
+            self.others[PREFILLING, slot] = sum(p.prefilling for p in parts)
+            self.others[PREFILL_TOKENS, slot] = sum(p.prefill_tokens for p in parts)
+            self.others[DECODING, slot] = sum(p.decoding for p in parts)
+            self.others[CONTEXT_TOKENS, slot] = sum(p.context_tokens for p in parts)
+
+        self._compare_with_peers(peer, bool(loads))
+
+    def _compare_with_peers(self, peer: str, there: bool) -> None:
+        """Remember what we had in flight when a peer last spoke, and how its traffic and ours compare."""
+        self._own_when_heard.pop(peer, None)
+        if there:
+            self._own_when_heard[peer] = self.own.copy()
+        told = [own for own in self._own_when_heard.values() if own.shape == self.own.shape]
+        self._own_told = np.mean(told, axis=0) if told else None
+        ours, theirs = (float(load[PREFILLING].sum() + load[DECODING].sum()) for load in (self.own, self.others))
+        self._peer_ratio = min(theirs / ours, len(told)) if ours else 0.0
+
+    def untold(self, slots: Slots) -> Floats | None:
+        """What peers should have sent since they spoke: they see what we see, so as much more as we, in proportion.
+
+        Without it a burst that meets several routers at once goes to one backend, for none sees the others' part.
+        """
+        if self._own_told is None or self._own_told.shape != self.own.shape:
+            return None
+        grown = self.own.take(slots, axis=1) - self._own_told.take(slots, axis=1)
+        return np.maximum(grown, 0.0) * self._peer_ratio
+
+    def own_loads(self) -> dict[str, Load]:
+        """What this router has in flight, by backend name, to be published to its peers."""
+        rows = self.own.T.tolist()
+        return {name: Load(*rows[slot]) if any(rows[slot]) else _IDLE for name, slot in self._slot_of.items()}
+
+
+_INF: Final = float("inf")
+_IDLE: Final = Load()
+_OTHERS, _FOREIGN = 4, 8
+_RELEASED: Final = -1
+_LAST_SENT, _RATE, _RATE_AT, _DECODING_S, _CONTEXT_S, _PREFILLED, _INTEGRATED, _BOUND = 18, 23, 24, 25, 26, 27, 28, 29
+_TURN: Final = 32
+WEIGHT_MIN: Final = 1e-6  # a weight of 0 has its turn once in a million of weight 1
+_ROWS: Final = 33
