@@ -9,7 +9,8 @@ from random import Random
 from typing import Final, Protocol
 
 from router.core.decisions import Command
-from router.core.dispatcher import Dispatcher, Failure
+from router.core.dispatcher import Dispatcher
+from router.core.flight import Failure
 from simulator.kernel import Kernel
 from simulator.pool import Member, Pool, Site
 from simulator.replica import Replica
@@ -98,6 +99,8 @@ class Engine:
             request.prompt_tokens + arrival.output_tokens if arrival.known_prefix else 0,
         )
         sequence.owner = owner
+        if request.output_tokens_max:
+            sequence.reply_tokens_max = max(sequence.output_tokens, min(request.output_tokens_max, room))
         return sequence
 
     def accept(self, sequence: EngineSequence, now_s: float) -> Failure | None:

@@ -7,7 +7,6 @@ a policy does here (sleep, spin, die) reaches a request. Must not know the gatew
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -24,8 +23,8 @@ import policies
 from policies._contract import check_admission, check_routing
 from router import loading
 from router.core import Admit, Choice, Fleet, Forecast, Request, Rng, Shed, Slo
-from router.core.dispatcher import Limits as CoreLimits
 from router.core.errors import PolicyRejected
+from router.core.flight import Limits as CoreLimits
 from router.core.policy import Memory
 from router.core.record import backend_of
 from router.core.types import Backend
@@ -40,7 +39,6 @@ from simulator.workload import Arrival, Shaping, SloClass, distinct, shape
 BLOCK_TOKENS: Final = 16
 GROSS: Final = 40.0  # times the budget: no scheduler's whim; two such decisions are enough
 SHARE: Final = 0.95  # of the decisions that must be inside the budget
-NICE: Final = 10  # traffic first
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,8 +286,6 @@ def _started(backend: Backend) -> Limits:
 
 def run(asked: TextIO, answered: TextIO) -> bool:
     """Read one question, write its verdict; whether it passed. What a policy prints goes to stderr."""
-    if hasattr(os, "nice"):
-        os.nice(NICE)
     began_s = perf_counter()
     with redirect_stdout(sys.stderr):
         verdict = judge(question_of(json.load(asked)))

@@ -10,7 +10,8 @@ from typing import cast
 
 import policies
 from router.core.decisions import Account, Outcome
-from router.core.dispatcher import Dispatcher, Limits
+from router.core.dispatcher import Dispatcher
+from router.core.flight import Limits
 from router.core.policy import Admission, Routing
 from router.core.types import EngineReport
 from simulator.books import Books

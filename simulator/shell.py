@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 from router.core.decisions import Abort, Account, Command, Refuse, Send
-from router.core.dispatcher import Dispatcher, Failure
+from router.core.dispatcher import Dispatcher
+from router.core.flight import Failure
 from router.core.types import Usage
 from simulator.fleet import Engine
 from simulator.kernel import Kernel

@@ -7,7 +7,8 @@ from typing import Any
 
 import policies
 from router.core.decisions import Account, Command, Refuse, Send
-from router.core.dispatcher import Dispatcher, Limits
+from router.core.dispatcher import Dispatcher
+from router.core.flight import Limits
 from router.core.physics import StepCoefficients
 from router.core.types import Backend, Request, Slo
 

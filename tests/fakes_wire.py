@@ -12,7 +12,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from router.core.decisions import Outcome as Ending
-from router.core.dispatcher import Dispatcher, Limits
+from router.core.dispatcher import Dispatcher
+from router.core.flight import Limits
 from router.gateway.driver import Driver, Outcome
 from router.gateway.front import FrontLimits, front
 from router.gateway.upstream import Target

@@ -10,16 +10,13 @@ request is answered exactly once and accounted exactly once, and events about wh
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from heapq import heappop, heappush
-from math import inf, isnan, nan
+from math import inf, nan
 from typing import Any, Final
 
 import numpy as np
 
 from router.core.belief import Belief
 from router.core.decisions import (
-    ADMIT,
     Abort,
     Account,
     Break,
@@ -33,102 +30,22 @@ from router.core.decisions import (
     Send,
     Shed,
 )
+from router.core.ejection import Ejection
 from router.core.errors import PolicyRejected
 from router.core.explain import Explanation, Explanations
 from router.core.fleet import Fleet
+from router.core.flight import Attempt, Failure, Flight, Limits
 from router.core.forecast import Forecast, Prediction
-from router.core.holding import HeldQueue, Rank
-from router.core.ledger import Ledger, Mark, Reservation, Slots
+from router.core.holding import HeldQueue
+from router.core.ledger import Ledger, Slots
 from router.core.policy import Admission, Memory, Routing
 from router.core.score import TRUSTED_AFTER, Score
+from router.core.timers import Due, Timer, Timers
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
 
 NO_USAGE: Final = Usage(0)
 LOOK_AHEAD: Final = 16  # held requests looked at whenever room may have appeared: one decision a class among them
 NO_PREDICTION: Final = Prediction(nan, nan, nan)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds that hold for every policy.
-
-    ``attempts_max``: backends tried for one request; ``first_byte_s_max``: how long one attempt may stay silent;
-    ``first_byte_slo_factor``: the same as a multiple of what is left of the TTFT SLO at the send (inf: the SLO sets no
-    deadline); ``hedge_slo_share``: a second attempt starts after this share of the TTFT SLO has passed in silence
-    (inf: never); ``hedges_max_share``: such second attempts, and those that the SLO's deadline calls for, are at most
-    this share of all; ``failures_max``: consecutive faults of a backend
-    before it is set aside, first for ``eject_s``, doubling up to ``eject_s_max``.
-    """
-
-    attempts_max: int = 3
-    first_byte_s_max: float = 60.0
-    first_byte_slo_factor: float = inf
-    hedge_slo_share: float = inf
-    hedges_max_share: float = 0.05
-    failures_max: int = 3
-    eject_s: float = 1.0
-    eject_s_max: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why an attempt failed. ``backend_fault``: counts against the backend (a client's own 4xx does not);
-    ``retryable``: another backend might do better; ``late``: it was a deadline that passed.
-    """
-
-    why: str
-    backend_fault: bool = True
-    retryable: bool = True
-    late: bool = False
-
-
-class _Attempt:
-    """One try on one backend."""
-
-    __slots__ = ("backend", "number", "predicted", "prefilled", "reservation", "sent_s")
-
-    def __init__(
-        self, number: int, backend: str, reservation: Reservation, predicted: Prediction, sent_s: float
-    ) -> None:
-        self.number = number
-        self.backend = backend
-        self.reservation = reservation
-        self.predicted = predicted
-        self.prefilled: Mark | None = None  # what the backend had done by the first token
-        self.sent_s = sent_s
-
-
-class _Flight:
-    """One request that is not over: held while ``open`` is empty, streaming once ``first_byte_s`` is a number."""
-
-    __slots__ = (
-        "alone",
-        "asked_again_s",
-        "attempts",
-        "first_byte_s",
-        "hold_until_s",
-        "open",
-        "rank",
-        "request",
-        "tried",
-        "why",
-    )
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.open: list[_Attempt] = []
-        self.attempts = 0
-        self.tried: tuple[int, ...] = ()
-        self.first_byte_s = nan
-        self.hold_until_s = inf
-        self.asked_again_s = inf
-        self.why = ""
-        self.rank: Rank = ADMIT.rank
-        self.alone = False
-
-    @property
-    def streaming(self) -> bool:
-        return not isnan(self.first_byte_s)
 
 
 class Dispatcher:
@@ -143,12 +60,10 @@ class Dispatcher:
         self._explanations = Explanations()
         self._rng = rng
         self._memory: Memory = None
-        self._flights: dict[RequestId, _Flight] = {}
+        self._flights: dict[RequestId, Flight] = {}
         self._held: dict[str, HeldQueue] = {}
-        self._timers: list[tuple[float, int, RequestId, int, str]] = []
-        self._timed = 0
-        self._faults: dict[str, int] = {}
-        self._ejected: dict[str, float] = {}
+        self._timers = Timers(self._stands)
+        self._ejection = Ejection()
         self._sends = 0
         self._hedges = 0
 
@@ -168,8 +83,7 @@ class Dispatcher:
         """A backend is gone for good; the shell fails its open attempts one by one."""
         self.ledger.leave(name)
         self._explanations.fleet_changed()
-        self._faults.pop(name, None)
-        self._ejected.pop(name, None)
+        self._ejection.forget(name)
         return self._serve_held(now_s)
 
     def backend_health(self, name: str, up: bool, now_s: float) -> Sequence[Command]:
@@ -261,7 +175,7 @@ class Dispatcher:
         """A new request; its id must not be that of one in flight."""
         if request.id in self._flights:
             raise ValueError(f"request {request.id!r} is already in flight")
-        flight = self._flights[request.id] = _Flight(request)
+        flight = self._flights[request.id] = Flight(request)
         queue = self._held.get(request.model)
         slots = self.ledger.pool(request.model)
         if not len(slots):
@@ -283,7 +197,7 @@ class Dispatcher:
             return ()
         flight.first_byte_s = now_s
         self.ledger.prefilled(won.reservation, now_s)
-        self._exonerate(won.backend)
+        self._ejection.answered(won.backend)
         self._learn_first_token(won, now_s)
         commands: list[Command] = [
             self._close(flight, a, "another attempt answered first", now_s) for a in flight.open if a is not won
@@ -331,22 +245,18 @@ class Dispatcher:
         commands.extend(self._over(flight, Outcome.LEFT, last, NO_USAGE, now_s))
         return commands
 
-    def _find(self, request_id: RequestId, attempt: int) -> tuple[_Flight | None, _Attempt | None]:
+    def _find(self, request_id: RequestId, attempt: int) -> tuple[Flight | None, Attempt | None]:
         flight = self._flights.get(request_id)
-        if flight is not None:
-            for candidate in flight.open:
-                if candidate.number == attempt:
-                    return flight, candidate
-        return flight, None
+        return flight, flight.attempt(attempt) if flight is not None else None
 
     # -- choosing ----------------------------------------------------------------------------------------------
 
-    def _route(self, flight: _Flight, fleet: Fleet, forecast: Forecast, now_s: float) -> Sequence[Command]:
+    def _route(self, flight: Flight, fleet: Fleet, forecast: Forecast, now_s: float) -> Sequence[Command]:
         choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
         return self._perform(flight, choice, fleet, forecast, now_s)
 
     def _perform(
-        self, flight: _Flight, choice: Choice, fleet: Fleet, forecast: Forecast, now_s: float
+        self, flight: Flight, choice: Choice, fleet: Fleet, forecast: Forecast, now_s: float
     ) -> Sequence[Command]:
         match choice:
             case Dispatch(slot=slot, why=why):
@@ -357,7 +267,7 @@ class Dispatcher:
                 self._note(flight.request, "", choice.why, forecast, now_s)
                 return self._refuse(flight, choice, now_s)
 
-    def _send(self, flight: _Flight, slot: int, why: str, fleet: Fleet, forecast: Forecast, now_s: float) -> Command:
+    def _send(self, flight: Flight, slot: int, why: str, fleet: Fleet, forecast: Forecast, now_s: float) -> Command:
         request, slo = flight.request, flight.request.slo
         index = int(fleet.slots.searchsorted(slot))
         if index == len(fleet) or fleet.slots[index] != slot:
@@ -368,15 +278,15 @@ class Dispatcher:
         self.ledger.remember_prefix(slot, request)
         flight.attempts += 1
         flight.tried = (*flight.tried, slot)
-        attempt = _Attempt(flight.attempts, self.ledger.name(slot), held, predicted, now_s)
+        attempt = Attempt(flight.attempts, self.ledger.name(slot), held, predicted, now_s)
         flight.open.append(attempt)
         self._sends += 1
         due_s = self._first_byte_due_s(request, now_s)
         if due_s != inf:
-            self._at(due_s, request.id, attempt.number, "late")
+            self._timers.set(due_s, request.id, attempt.number, Due.FIRST_BYTE)
         hedge_s = self.limits.hedge_slo_share * slo.ttft_s
         if hedge_s != inf:
-            self._at(request.arrived_s + hedge_s, request.id, attempt.number, "hedge")
+            self._timers.set(request.arrived_s + hedge_s, request.id, attempt.number, Due.HEDGE)
         return Send(request.id, attempt.backend, attempt.number, why, predicted.ttft_s, due_s)
 
     def _note(self, request: Request, chosen: str, why: str, forecast: Forecast, now_s: float) -> None:
@@ -393,7 +303,7 @@ class Dispatcher:
             return now_s + limits.first_byte_s_max
         return now_s + min(limits.first_byte_s_max, limits.first_byte_slo_factor * left_s)
 
-    def _again(self, flight: _Flight, failure: Failure, now_s: float) -> Sequence[Command]:
+    def _again(self, flight: Flight, failure: Failure, now_s: float) -> Sequence[Command]:
         """Before the first byte: the next best backend, if the failure and the limits allow one."""
         fleet = self._untried(flight, now_s)
         if not failure.retryable or flight.attempts >= self.limits.attempts_max or fleet is None:
@@ -401,7 +311,7 @@ class Dispatcher:
             return self._refuse(flight, Shed(reason, failure.why), now_s)
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 
-    def _untried(self, flight: _Flight, now_s: float) -> Fleet | None:
+    def _untried(self, flight: Flight, now_s: float) -> Fleet | None:
         slots = self.ledger.pool(flight.request.model)
         left = slots[~np.isin(slots, flight.tried)] if flight.tried else slots
         return self._fleet(left, self._held.get(flight.request.model), now_s) if len(left) else None
@@ -413,7 +323,7 @@ class Dispatcher:
             else Fleet(self.ledger, slots, now_s)
         )
 
-    def _no_backend(self, flight: _Flight, now_s: float) -> Sequence[Command]:
+    def _no_backend(self, flight: Flight, now_s: float) -> Sequence[Command]:
         model = flight.request.model
         if not self.ledger.serves(model):
             there = ", ".join(self.ledger.models) or "none"
@@ -424,7 +334,7 @@ class Dispatcher:
 
     # -- holding -----------------------------------------------------------------------------------------------
 
-    def _hold(self, flight: _Flight, choice: Hold, now_s: float) -> Sequence[Command]:
+    def _hold(self, flight: Flight, choice: Hold, now_s: float) -> Sequence[Command]:
         request = flight.request
         queue = self._held.setdefault(request.model, HeldQueue())
         evicted: Sequence[Command] = ()
@@ -445,14 +355,14 @@ class Dispatcher:
         queue.discard(last.request.id)
         return self._refuse(last, Shed(Reason.EVICTED, "the queue is full and a more urgent request came"), now_s)
 
-    def _ask_again(self, flight: _Flight, until_s: float) -> None:
+    def _ask_again(self, flight: Flight, until_s: float) -> None:
         """Set the held request's timer, unless one is set that is as early."""
         when_s = min(until_s, flight.hold_until_s)
         if when_s < flight.asked_again_s:
             flight.asked_again_s = when_s
-            self._at(when_s, flight.request.id, 0, "hold")
+            self._timers.set(when_s, flight.request.id, 0, Due.ASK_HELD)
 
-    def _unhold(self, flight: _Flight) -> None:
+    def _unhold(self, flight: Flight) -> None:
         queue = self._held.get(flight.request.model)
         if queue is not None:
             queue.discard(flight.request.id)
@@ -470,7 +380,7 @@ class Dispatcher:
                 del self._held[name]
         return commands
 
-    def _waits_behind(self, queue: HeldQueue, flight: _Flight) -> bool:
+    def _waits_behind(self, queue: HeldQueue, flight: Flight) -> bool:
         """Whether a newcomer has to queue unasked: one of its class is in front of it, or more than are looked at."""
         for place in range(min(len(queue), LOOK_AHEAD)):
             rank, request_id = queue.at(place)
@@ -495,7 +405,7 @@ class Dispatcher:
                 waiting.add(flight.request.slo_class)
                 place += 1
 
-    def _serve_one(self, flight: _Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
+    def _serve_one(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
         """Ask for one of those held; whether it is no longer held."""
         fleet = self._untried(flight, now_s)
         if fleet is None:
@@ -510,7 +420,7 @@ class Dispatcher:
         commands.extend(self._perform(flight, choice, fleet, forecast, now_s))
         return True
 
-    def _nobody_left(self, flight: _Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
+    def _nobody_left(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
         """With nobody up it goes on waiting; when everybody up has failed it already, it must not block the others."""
         if not len(self.ledger.pool(flight.request.model)):
             return False
@@ -523,41 +433,38 @@ class Dispatcher:
     @property
     def wake_s(self) -> float:
         """When ``ticked`` wants to be called next (inf: never)."""
-        timers = self._timers
-        while timers and not self._live(timers[0]):
-            heappop(timers)
-        return timers[0][0] if timers else inf
+        return self._timers.next_s
 
-    def _live(self, timer: tuple[float, int, RequestId, int, str]) -> bool:
-        _, _, request_id, attempt, kind = timer
-        if kind == "eject":
+    def _stands(self, timer: Timer) -> bool:
+        """Whether what a timer was set for can still come about."""
+        if timer.due is Due.READMIT:
             return True
-        flight = self._flights.get(request_id)
+        flight = self._flights.get(timer.subject)
         if flight is None or flight.streaming:
             return False
-        return not flight.open if kind == "hold" else any(a.number == attempt for a in flight.open)
-
-    def _at(self, when_s: float, request_id: RequestId, attempt: int, kind: str) -> None:
-        self._timed += 1
-        heappush(self._timers, (when_s, self._timed, request_id, attempt, kind))
+        return not flight.open if timer.due is Due.ASK_HELD else flight.attempt(timer.attempt) is not None
 
     def ticked(self, now_s: float) -> Sequence[Command]:
         """Act on every timer that is due."""
         commands: list[Command] = []
         self.ledger.forget_stale(now_s)
-        while self.wake_s <= now_s:
-            _, _, request_id, attempt, kind = heappop(self._timers)
-            if kind == "eject":
-                commands.extend(self._readmit(request_id, now_s))
-            elif kind == "hold":
-                commands.extend(self._hold_over(self._flights[request_id], now_s))
-            elif kind == "late":
-                commands.extend(self._late(self._flights[request_id], attempt, now_s))
-            else:
-                commands.extend(self._hedge(self._flights[request_id], now_s))
+        while timer := self._timers.pop(now_s):
+            commands.extend(self._act(timer, now_s))
         return commands
 
-    def _hold_over(self, flight: _Flight, now_s: float) -> Sequence[Command]:
+    def _act(self, timer: Timer, now_s: float) -> Sequence[Command]:
+        match timer.due:
+            case Due.READMIT:
+                self._ejection.readmit(timer.subject)
+                return self._mark(timer.subject, now_s, ejected=False)
+            case Due.ASK_HELD:
+                return self._hold_over(self._flights[timer.subject], now_s)
+            case Due.FIRST_BYTE:
+                return self._late(self._flights[timer.subject], timer.attempt, now_s)
+            case Due.HEDGE:
+                return self._hedge(self._flights[timer.subject], now_s)
+
+    def _hold_over(self, flight: Flight, now_s: float) -> Sequence[Command]:
         """A held request's time is up, or its policy wanted to be asked again by now."""
         if now_s >= flight.hold_until_s:
             self._unhold(flight)
@@ -567,14 +474,14 @@ class Dispatcher:
         self._ask_again(flight, flight.hold_until_s)
         return self._serve_held(now_s, flight.request.model)
 
-    def _late(self, flight: _Flight, number: int, now_s: float) -> Sequence[Command]:
+    def _late(self, flight: Flight, number: int, now_s: float) -> Sequence[Command]:
         """Close the silent attempt, then go on as with any failure."""
-        _, attempt = self._find(flight.request.id, number)
-        assert attempt is not None  # _live has just looked
+        attempt = flight.attempt(number)
+        assert attempt is not None  # _stands has just looked
         last_s = attempt.sent_s + self.limits.first_byte_s_max
         if now_s < last_s:  # the SLO's own deadline: a pool that is slow as a whole must not be asked everything twice
             if self._spent():
-                self._at(last_s, flight.request.id, number, "late")
+                self._timers.set(last_s, flight.request.id, number, Due.FIRST_BYTE)
                 return ()
             self._hedges += 1
         why = f"{attempt.backend} sent no first byte in {now_s - attempt.sent_s:.2f} s"
@@ -586,7 +493,7 @@ class Dispatcher:
         """Whether the budget of second attempts that no failure calls for is used up."""
         return self._hedges + 1 > self.limits.hedges_max_share * self._sends
 
-    def _hedge(self, flight: _Flight, now_s: float) -> Sequence[Command]:
+    def _hedge(self, flight: Flight, now_s: float) -> Sequence[Command]:
         """A second attempt beside a silent one, if the budget and the fleet have room for it."""
         fleet = self._untried(flight, now_s)
         if self._spent() or fleet is None or flight.attempts >= self.limits.attempts_max:
@@ -601,44 +508,32 @@ class Dispatcher:
     # -- blame -------------------------------------------------------------------------------------------------
 
     def _blame(self, backend: str, now_s: float) -> None:
-        slot = self.ledger.slot(backend)
-        if slot is None or backend in self._ejected:
+        slot, limits = self.ledger.slot(backend), self.limits
+        if slot is None:
             return
-        faults = self._faults[backend] = self._faults.get(backend, 0) + 1
-        if faults < self.limits.failures_max:
-            return
-        aside_s = min(self.limits.eject_s * 2.0 ** (faults - self.limits.failures_max), self.limits.eject_s_max)
-        self._ejected[backend] = now_s + aside_s
-        self.ledger.mark_state(slot, ejected=True)
-        self._at(now_s + aside_s, backend, 0, "eject")
-
-    def _exonerate(self, backend: str) -> None:
-        if self._faults:
-            self._faults.pop(backend, None)
-
-    def _readmit(self, backend: str, now_s: float) -> Sequence[Command]:
-        """Its time aside is over; the next fault sets it aside again, for twice as long."""
-        self._ejected.pop(backend, None)
-        return self._mark(backend, now_s, ejected=False)
+        aside_s = self._ejection.fault(backend, limits.failures_max, limits.eject_s, limits.eject_s_max)
+        if aside_s:
+            self.ledger.mark_state(slot, ejected=True)
+            self._timers.set(now_s + aside_s, backend, 0, Due.READMIT)
 
     # -- ends --------------------------------------------------------------------------------------------------
 
-    def _close(self, flight: _Flight, attempt: _Attempt, why: str, now_s: float) -> Abort:
+    def _close(self, flight: Flight, attempt: Attempt, why: str, now_s: float) -> Abort:
         self.ledger.release(attempt.reservation, now_s)
         return Abort(flight.request.id, attempt.backend, attempt.number, why)
 
-    def _refuse(self, flight: _Flight, shed: Shed, now_s: float) -> Sequence[Command]:
+    def _refuse(self, flight: Flight, shed: Shed, now_s: float) -> Sequence[Command]:
         refuse = Refuse(flight.request.id, shed.reason, shed.why, shed.retry_after_s)
         return [refuse, *self._over(flight, Outcome.REFUSED, None, NO_USAGE, now_s, shed.reason)]
 
-    def _learn_first_token(self, won: _Attempt, now_s: float) -> None:
+    def _learn_first_token(self, won: Attempt, now_s: float) -> None:
         held, predicted = won.reservation, won.predicted
         if predicted.expectation is None or held.generation != self.ledger.generation[held.slot]:
             return
         self.belief.first_token(held.slot, predicted.expectation, predicted.ttft_s, now_s - won.sent_s)
         won.prefilled = self.ledger.mark(held.slot, now_s)
 
-    def _learn(self, flight: _Flight, done: _Attempt, usage: Usage, now_s: float) -> None:
+    def _learn(self, flight: Flight, done: Attempt, usage: Usage, now_s: float) -> None:
         request, held, predicted, belief = flight.request, done.reservation, done.predicted, self.belief
         if usage.output_tokens <= 0:
             return
@@ -657,9 +552,9 @@ class Dispatcher:
 
     def _over(
         self,
-        flight: _Flight,
+        flight: Flight,
         outcome: Outcome,
-        last: _Attempt | None,
+        last: Attempt | None,
         usage: Usage,
         now_s: float,
         reason: Reason | None = None,

@@ -11,8 +11,9 @@ from math import isfinite
 from typing import Any, Final
 
 from router.core.decisions import Account, Command
-from router.core.dispatcher import Dispatcher, Failure
+from router.core.dispatcher import Dispatcher
 from router.core.explain import Explanation
+from router.core.flight import Failure
 from router.core.physics import StepCoefficients
 from router.core.policy import Admission, Routing
 from router.core.score import Score

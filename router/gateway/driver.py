@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from router.core.decisions import Abort, Account, Break, Command, Reason, Refuse, Send
-from router.core.dispatcher import Dispatcher, Failure
+from router.core.dispatcher import Dispatcher
+from router.core.flight import Failure
 from router.core.types import Request, RequestId, Usage
 from router.gateway.answers import Problem
 from router.gateway.exchange import Exchange

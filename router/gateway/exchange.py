@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from router.core.decisions import Reason, Refuse
-from router.core.dispatcher import Failure
+from router.core.flight import Failure
 from router.core.types import Request, RequestId
 from router.gateway import answers
 from router.gateway.answers import Dialect, Problem, Rejected

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from router.core.dispatcher import Failure
+from router.core.flight import Failure
 
 _SERVER_ERRORS: Final = range(500, 600)
 _FINAL: Final = {501, 505}  # it will not do so elsewhere either

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from router import loading
 from router.core.cards import GIB, Card, card
-from router.core.dispatcher import Limits
+from router.core.flight import Limits
 from router.core.models import Model, make_model, model
 from router.core.physics import DoesNotFit, Shape, coefficients, kv_capacity_tokens
 from router.core.policy import Admission, Routing, Scaling

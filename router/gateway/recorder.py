@@ -17,7 +17,8 @@ from typing import Any, Final
 
 import orjson
 
-from router.core.dispatcher import Dispatcher, Limits
+from router.core.dispatcher import Dispatcher
+from router.core.flight import Limits
 from router.core.record import VERSION, Event, replay
 from router.gateway.canary import Canary, Split
 from router.gateway.chosen import of_plain

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from router.core.dispatcher import Failure
+from router.core.flight import Failure
 from router.core.types import Usage
 from router.gateway import faults
 from router.gateway.http import LAST_CHUNK, Head, chunk, dechunked, parse_head

@@ -9,7 +9,8 @@ import pytest
 import policies
 from router.core.cards import card
 from router.core.decisions import Account, Send
-from router.core.dispatcher import Dispatcher, Limits
+from router.core.dispatcher import Dispatcher
+from router.core.flight import Limits
 from router.core.models import model
 from router.core.physics import Shape, coefficients, kv_capacity_tokens
 from router.core.regression import CONTEXT, FIXED

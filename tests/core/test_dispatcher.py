@@ -6,8 +6,8 @@ import pytest
 
 import policies
 from router.core.decisions import Abort, Account, Break, Outcome, Reason, Send
-from router.core.dispatcher import Failure, Limits
 from router.core.errors import PolicyRejected, status_of
+from router.core.flight import Failure, Limits
 from router.core.types import Load, Slo, Usage
 from tests.fakes import account, backend, core, refused, request, sent
 

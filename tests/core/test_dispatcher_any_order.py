@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from router.core.decisions import Abort, Account, Break, Outcome, Refuse, Send
-from router.core.dispatcher import Failure, Limits
+from router.core.flight import Failure, Limits
 from router.core.types import EngineReport, Load, Slo, Usage
 from tests.fakes import backend, core, request
 

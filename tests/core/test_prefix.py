@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.dispatcher import Failure
+from router.core.flight import Failure
 from router.core.prefix import PrefixIndex
 from tests.fakes import backend, core, request, sent
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.core.decisions import Send
-from router.core.dispatcher import Failure, Limits
+from router.core.flight import Failure, Limits
 from router.core.record import Recording, replay
 from router.core.types import EngineReport, Load, Slo, Usage
 from tests.fakes import backend, core, request

@@ -5,7 +5,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from router.core.dispatcher import Limits
+from router.core.flight import Limits
 from router.gateway.recorder import Recorder, RecordError, decisions, differences
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, stream

@@ -7,7 +7,7 @@ from math import inf
 import pytest
 
 from router.core.decisions import Outcome as Ending
-from router.core.dispatcher import Limits
+from router.core.flight import Limits
 from router.gateway.driver import StreamLimits
 from tests import fakes_wire as wire
 from tests.fakes_wire import (

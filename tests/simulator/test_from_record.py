@@ -11,7 +11,8 @@ import yaml
 
 import policies
 from router.core.decisions import Command, Send
-from router.core.dispatcher import Dispatcher, Limits
+from router.core.dispatcher import Dispatcher
+from router.core.flight import Limits
 from router.core.physics import StepCoefficients, decode_step_s, prefill_s
 from router.core.record import Recording
 from router.core.types import Backend, Request, Usage

@@ -1,0 +1,100 @@
+"""One request in flight as the dispatcher keeps it, its attempts, and the bounds and failures they meet."""
+
+from dataclasses import dataclass
+from math import inf, isnan, nan
+
+from router.core.decisions import ADMIT
+from router.core.forecast import Prediction
+from router.core.holding import Rank
+from router.core.ledger import Mark, Reservation
+from router.core.types import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that hold for every policy.
+
+    ``attempts_max``: backends tried for one request; ``first_byte_s_max``: how long one attempt may stay silent;
+    ``first_byte_slo_factor``: the same as a multiple of what is left of the TTFT SLO at the send (inf: the SLO sets no
+    deadline); ``hedge_slo_share``: a second attempt starts after this share of the TTFT SLO has passed in silence
+    (inf: never); ``hedges_max_share``: such second attempts, and those that the SLO's deadline calls for, are at most
+    this share of all; ``failures_max``: consecutive faults of a backend
+    before it is set aside, first for ``eject_s``, doubling up to ``eject_s_max``.
+    """
+
+    attempts_max: int = 3
+    first_byte_s_max: float = 60.0
+    first_byte_slo_factor: float = inf
+    hedge_slo_share: float = inf
+    hedges_max_share: float = 0.05
+    failures_max: int = 3
+    eject_s: float = 1.0
+    eject_s_max: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed. ``backend_fault``: counts against the backend (a client's own 4xx does not);
+    ``retryable``: another backend might do better; ``late``: it was a deadline that passed.
+    """
+
+    why: str
+    backend_fault: bool = True
+    retryable: bool = True
+    late: bool = False
+
+
+class Attempt:
+    """One try on one backend."""
+
+    __slots__ = ("backend", "number", "predicted", "prefilled", "reservation", "sent_s")
+
+    def __init__(
+        self, number: int, backend: str, reservation: Reservation, predicted: Prediction, sent_s: float
+    ) -> None:
+        self.number = number
+        self.backend = backend
+        self.reservation = reservation
+        self.predicted = predicted
+        self.prefilled: Mark | None = None  # what the backend had done by the first token
+        self.sent_s = sent_s
+
+
+class Flight:
+    """One request that is not over: held while ``open`` is empty, streaming once ``first_byte_s`` is a number."""
+
+    __slots__ = (
+        "alone",
+        "asked_again_s",
+        "attempts",
+        "first_byte_s",
+        "hold_until_s",
+        "open",
+        "rank",
+        "request",
+        "tried",
+        "why",
+    )
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.open: list[Attempt] = []
+        self.attempts = 0
+        self.tried: tuple[int, ...] = ()
+        self.first_byte_s = nan
+        self.hold_until_s = inf
+        self.asked_again_s = inf
+        self.why = ""
+        self.rank: Rank = ADMIT.rank
+        self.alone = False
+
+    @property
+    def streaming(self) -> bool:
+        return not isnan(self.first_byte_s)
+
+    def attempt(self, number: int) -> Attempt | None:
+        """The open attempt of this number."""
+        for candidate in self.open:
+            if candidate.number == number:
+                return candidate
+        return None
