@@ -27,7 +27,7 @@ class Batch:
         self.preemptions = 0
         self.prompt_tokens = self.cached_tokens = self.prefilled_tokens = self.generated_tokens = 0
         self._size, self._kv_tokens = limits.block_tokens, limits.kv_blocks * limits.block_tokens
-        self._by_priority = limits.priority
+        self._by_priority, self._no_evict = limits.priority, limits.no_evict
         self._empty()
 
     def _empty(self) -> None:
@@ -43,6 +43,7 @@ class Batch:
         self._context = 0  # and how many tokens of theirs are in KV
         self._partial: Sequence | None = None  # the one with prompt left to do
         self._chunks: list[Sequence] = []  # who has a chunk in this step
+        self._promised = 0  # blocks promised to those running, with no_evict
         self._taken = 0  # blocks taken for the first step under way
         self._squeezed = False  # whether somebody was preempted for them
         self._served: set[Sequence] | None = None  # who has its block for this step, while blocks are short
@@ -82,6 +83,8 @@ class Batch:
         elif sequence is self._partial:
             self._partial = None
         del self._running[sequence]
+        self._promised -= sequence.promised_blocks
+        sequence.promised_blocks = 0
         if self._exact:
             self._release(sequence)
 
@@ -174,14 +177,30 @@ class Batch:
                 heappop(waiting)
                 self._ghosts -= 1
                 continue
+            if self._no_evict and not self._promise(sequence, budget):
+                break
             chunk = self._admit(sequence, budget)
             if not chunk:
+                self._promised -= sequence.promised_blocks
                 break
             heappop(waiting)
             tokens += chunk
             budget -= chunk
             pairs += chunk * (sequence.computed - chunk / 2)
         return tokens, pairs
+
+    def _promise(self, sequence: Sequence, budget: int) -> bool:
+        """With no_evict: whether the cache can hold prompt and longest reply beside all that is promised already.
+
+        A prompt that does not fit what is left of the step waits for the next, unless it would be the first in it.
+        """
+        whole = sequence.prompt_tokens + max(sequence.reply_tokens_max, sequence.output_tokens)
+        blocks = min(-(-whole // self._size), self.limits.kv_blocks)
+        if self._promised + blocks > self.limits.kv_blocks or (self._chunks and sequence.prompt_tokens > budget):
+            return False
+        self._promised += blocks
+        sequence.promised_blocks = blocks
+        return True
 
     def _admit(self, sequence: Sequence, budget: int) -> int:
         """Into the batch with a first chunk, cached prefix left out; its tokens, 0 without room."""

@@ -83,6 +83,7 @@ class Member:
             self.queue_max,
             self.prefix_caching,
             self.priority,
+            self.engine.startswith("trtllm"),
         )
 
     def price(self) -> float:

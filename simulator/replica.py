@@ -254,6 +254,7 @@ class Replica(Batch):
                 self._remember(sequence)
             self._release(sequence)
         sequence.state = OVER
+        self._promised -= sequence.promised_blocks
         del self._running[sequence]
         self._finished(sequence)
 

@@ -14,7 +14,11 @@ OVER: Final = 4
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What an engine was started with (vLLM's names: max_num_seqs, max_num_batched_tokens, block_size,
-    num_gpu_blocks, max_model_len, max_num_queued_reqs, enable_prefix_caching, scheduling_policy=priority).
+        num_gpu_blocks, max_model_len, max_num_queued_reqs, enable_prefix_caching, scheduling_policy=priority).
+
+    ``no_evict``: TensorRT-LLM's in-flight batching (GUARANTEED_NO_EVICT): a request runs once the cache can hold its
+    prompt and the longest reply it may have, so none is ever preempted; a prompt is cut only where it
+    comes first in a step.
     """
 
     seqs_max: int = 256
@@ -25,6 +29,7 @@ class Limits:
     queue_max: int = 1 << 60
     prefix_caching: bool = True
     priority: bool = False
+    no_evict: bool = False
 
     def __post_init__(self) -> None:
         """ValueError names what cannot be."""
@@ -58,7 +63,9 @@ class Sequence:
         "preemptions",
         "prefix",
         "priority",
+        "promised_blocks",
         "prompt_tokens",
+        "reply_tokens_max",
         "shared_blocks",
         "state",
         "unit_blocks",
@@ -92,6 +99,8 @@ class Sequence:
         self.offset = self.finish_step = 0
         self.cached_tokens = -1  # of the prompt, found at first admission
         self.prefix = prefix
+        self.reply_tokens_max = output_tokens  # the longest it may be, as the engine is told
+        self.promised_blocks = 0
         self.shared_blocks = 0  # of the blocks it uses, those that lie in units
         if prefix:
             self.unit_tokens = unit_tokens

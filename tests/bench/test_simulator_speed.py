@@ -1,4 +1,4 @@
-"""How fast the simulator is: whole process, CPU seconds, Azure chat lengths at 2.5 requests/s per A100 with an 8B model.
+"""How fast the simulator is: whole process, CPU seconds, Azure chat lengths at 2.5 requests/s per A100, an 8B model.
 
 KV limits and accounting are on. Run with ``make bench``; figures of other machines differ, so the budgets are loose.
 """

@@ -1,5 +1,6 @@
 """Generated workloads: the statistics they promise, sessions that grow, clients that wait for answers."""
 
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pstdev
 
@@ -20,7 +21,7 @@ def made(text: str, seed: int = 0) -> list[Arrival]:
 
 def gaps(arrivals: list[Arrival]) -> list[float]:
     at = [arrival.request.arrived_s for arrival in arrivals]
-    return [b - a for a, b in zip(at, at[1:], strict=False)]
+    return [b - a for a, b in pairwise(at)]
 
 
 def played(text: str) -> Played:

@@ -1,5 +1,6 @@
 """One engine: the coalesced walk against the plain one and against a scheduler written the slow way."""
 
+from dataclasses import replace
 from math import inf, isnan, nan
 from random import Random
 
@@ -258,3 +259,29 @@ def test_a_chunk_smaller_than_the_batch_is_refused() -> None:
     """vLLM asks the same of max_num_batched_tokens and max_num_seqs."""
     with pytest.raises(ValueError, match="at least seqs_max"):
         Limits(seqs_max=256, chunk_tokens=128)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 48))
+def test_with_no_evict_nobody_is_ever_preempted(seed: int) -> None:
+    """TensorRT-LLM's guarantee: both walks agree, no preemption, no block over, everybody who stays is served."""
+    truth, limits, jobs = world(Random(seed))
+    limits = replace(limits, no_evict=True)
+    first, end, quick = walked(truth, limits, jobs, coalesce=True)
+    first_plain, end_plain, plain = walked(truth, limits, jobs, coalesce=False)
+    assert quick.preemptions == plain.preemptions == 0
+    assert first == pytest.approx(first_plain, rel=1e-9)
+    assert end == pytest.approx(end_plain, rel=1e-9)
+    assert all(job.name in end for job in jobs if job.leaves_s == inf)
+    assert quick.kv_usage() == 0
+
+
+def test_a_reply_that_may_be_long_waits_for_room_with_no_evict() -> None:
+    """Two requests of which either may fill the cache run one after the other, though both replies are short."""
+    limits = Limits(block_tokens=16, kv_blocks=10, no_evict=True)
+    pair = [Sequence(name, 32, 5) for name in ("one", "two")]
+    for sequence in pair:
+        sequence.reply_tokens_max = 100
+    end, _ = served(limits, [(0.0, pair[0]), (0.0, pair[1])])
+    alone, _ = served(limits, [(0.0, Sequence("one", 32, 5))])
+    assert end["two"] == pytest.approx(2 * alone["one"], rel=0.05)
