@@ -154,8 +154,8 @@ class Account:
 
     @property
     def ttft_s(self) -> float:
-        """Arrival to first byte, holding and failed attempts included."""
-        return self.first_byte_s - self.request.arrived_s
+        """Arrival to first byte, holding and failed attempts included; nan for a reply that came whole."""
+        return self.first_byte_s - self.request.arrived_s if self.request.streamed else nan
 
     @property
     def e2e_s(self) -> float:
@@ -164,14 +164,19 @@ class Account:
 
     @property
     def tpot_s(self) -> float:
-        """Mean time per output token after the first; 0 for a reply of one token."""
+        """Mean time per output token after the first; 0 for a reply of one token, nan for one that came whole."""
+        if not self.request.streamed:
+            return nan
         after = self.usage.output_tokens - 1
         return (self.ended_s - self.first_byte_s) / after if after > 0 else 0.0
 
     @property
     def slo_met(self) -> bool:
-        """Served, and inside every bound that it was promised."""
-        return self.outcome is Outcome.SERVED and self.request.slo.met(self.ttft_s, self.tpot_s, self.e2e_s)
+        """Served, and inside every bound that it was promised; of a whole reply only the end can be judged."""
+        if self.outcome is not Outcome.SERVED:
+            return False
+        slo = self.request.slo
+        return slo.met(self.ttft_s, self.tpot_s, self.e2e_s) if self.request.streamed else self.e2e_s <= slo.e2e_s
 
 
 Command = Send | Refuse | Abort | Break | Account

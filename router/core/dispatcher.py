@@ -198,7 +198,8 @@ class Dispatcher:
         flight.first_byte_s = now_s
         self.ledger.prefilled(won.reservation, now_s)
         self._ejection.answered(won.backend)
-        self._learn_first_token(won, now_s)
+        if flight.request.streamed:
+            self._learn_first_token(won, now_s)
         commands: list[Command] = [
             self._close(flight, a, "another attempt answered first", now_s) for a in flight.open if a is not won
         ]
@@ -284,6 +285,8 @@ class Dispatcher:
         due_s = self._first_byte_due_s(request, now_s)
         if due_s != inf:
             self._timers.set(due_s, request.id, attempt.number, Due.FIRST_BYTE)
+        if not request.streamed and forecast.made:
+            self._timers.set(now_s + predicted.ttft_s, request.id, attempt.number, Due.PREFILLED)
         hedge_s = self.limits.hedge_slo_share * slo.ttft_s
         if hedge_s != inf:
             self._timers.set(request.arrived_s + hedge_s, request.id, attempt.number, Due.HEDGE)
@@ -461,6 +464,8 @@ class Dispatcher:
                 return self._hold_over(self._flights[timer.subject], now_s)
             case Due.FIRST_BYTE:
                 return self._late(self._flights[timer.subject], timer.attempt, now_s)
+            case Due.PREFILLED:
+                return self._presumed_prefilled(self._flights[timer.subject], timer.attempt, now_s)
             case Due.HEDGE:
                 return self._hedge(self._flights[timer.subject], now_s)
 
@@ -488,6 +493,13 @@ class Dispatcher:
         abort = Abort(flight.request.id, attempt.backend, number, why)
         failure = Failure(why, backend_fault=True, retryable=True, late=True)
         return [abort, *self.failed(flight.request.id, number, failure, now_s)]
+
+    def _presumed_prefilled(self, flight: Flight, number: int, now_s: float) -> Sequence[Command]:
+        """Of a whole reply only the forecast tells when its prompt is done with: prefill load must not outlive that."""
+        attempt = flight.attempt(number)
+        assert attempt is not None  # _stands has just looked
+        self.ledger.prefilled(attempt.reservation, now_s)
+        return self._serve_held(now_s, flight.request.model)
 
     def _spent(self) -> bool:
         """Whether the budget of second attempts that no failure calls for is used up."""

@@ -1,8 +1,8 @@
-"""Which prompt prefixes each backend has lately seen: a fact of the ledger, so that no policy needs a memory of its own.
+"""Which prompt prefixes each backend has lately seen: a fact of the ledger, so no policy needs a memory of its own.
 
 Believes: an engine keeps the KV blocks of a prompt it was sent until others push them out, least recently used first
-(vLLM and SGLang both do). Must not know: engines, tokens' text, or whether a hit did happen; an index is a guess, bounded
-by what the engine's KV cache can hold, and what rests on it must stay harmless when it is wrong.
+(vLLM and SGLang both do). Must not know: engines, tokens' text, or whether a hit did happen; an index is a guess,
+bounded by what the engine's KV cache can hold, and what rests on it must stay harmless when it is wrong.
 """
 
 from collections.abc import Sequence

@@ -16,6 +16,7 @@ class Due(Enum):
     ASK_HELD = auto()  # a held request's policy wants to be asked again, or its hold ends
     FIRST_BYTE = auto()  # an attempt has been silent for too long
     HEDGE = auto()  # an attempt has been silent for long enough to start another beside it
+    PREFILLED = auto()  # a whole reply, whose first token nobody sees, should have its first token by now
     READMIT = auto()  # a backend's time aside is over
 
 

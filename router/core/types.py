@@ -53,7 +53,8 @@ class Request:
     ``prompt_tokens`` is exact in a trace and estimated from bytes at the gateway; ``output_tokens_max`` is the
     client's cap (0: none given); ``slo_class`` names where the SLO came from and keys the output-length statistics;
     ``priority`` is smaller for more urgent (vLLM's convention); ``prefix`` are hashes of the prompt's successive
-    blocks, each covering everything before it, for prefix-cache affinity.
+    blocks, each covering everything before it, for prefix-cache affinity; ``streamed``: the client sees the first token
+    when it comes (else the reply arrives whole, so only its end can be timed or judged).
     """
 
     id: RequestId
@@ -68,6 +69,7 @@ class Request:
     session: str = ""
     prefix: tuple[int, ...] = ()
     prefix_block_tokens: int = 0
+    streamed: bool = True
 
     @property
     def first_token_due_s(self) -> float:

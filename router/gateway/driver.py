@@ -29,8 +29,6 @@ from router.gateway.upstream import PoolLimits, Target, Upstream
 _log = logging.getLogger("headroom")
 
 _TIMER_STEP_S: Final = 0.001  # the loop's own resolution: sooner would spin
-_CHARS_PER_TOKEN: Final = 4.0  # English text with the vocabularies in use
-_RATIO_WEIGHT: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +69,6 @@ class StreamLimits:
     sweep_s: float = 1.0
 
 
-class PromptRatio:
-    """Characters of prompt text per token, by model: learnt from the usage that engines state."""
-
-    __slots__ = ("_ratios",)
-
-    def __init__(self) -> None:
-        self._ratios: dict[str, float] = {}
-
-    def of(self, model: str) -> float:
-        """The ratio held true of this model."""
-        return self._ratios.get(model, _CHARS_PER_TOKEN)
-
-    def learn(self, model: str, chars: int, tokens: int) -> None:
-        """One prompt of known text came out as so many tokens, template included."""
-        if chars >= 1 and tokens >= 1:
-            held = self.of(model)
-            self._ratios[model] = held + _RATIO_WEIGHT * (chars / tokens - held)
-
-
 @dataclass(slots=True)
 class _Entry:
     """A request that the core has not accounted for yet."""
@@ -117,7 +96,6 @@ class Driver:
         self.observer = observer
         self.clock = clock
         self.ingress = ingress or Ingress()
-        self.ratio = PromptRatio()
         self.draining = False
         self.on_sweep: list[Callable[[float], None]] = []
         self._pool = pool or PoolLimits()
@@ -191,10 +169,6 @@ class Driver:
 
     def ended(self, exchange: Exchange, attempt: Attempt, usage: Usage) -> None:
         """The reply is complete."""
-        call = exchange.call
-        assert call is not None
-        if usage.prompt_tokens and call.prompt_chars and not call.prompt_ids:
-            self.ratio.learn(call.model, call.prompt_chars, usage.prompt_tokens)
         self._close(exchange.id, attempt.number)
         self.perform(self.core.ended(exchange.id, attempt.number, usage, self.clock()))
 

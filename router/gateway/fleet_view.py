@@ -3,6 +3,7 @@
 Believes: the gateway's parts as they stand. Changes nothing; made anew for every reader, milliseconds at this rim.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -32,6 +33,7 @@ def fleet(gateway: "Gateway") -> dict[str, Any]:
         by_backend[entry.outcome.account.backend].append(entry.outcome.account)
     return {
         "router": gateway.router_id,
+        "pid": os.getpid(),
         "version": plan.version,
         "ready": gateway.ready,
         "draining": gateway.driver.draining,
@@ -41,7 +43,7 @@ def fleet(gateway: "Gateway") -> dict[str, Any]:
         "peers": {peer: view.version for peer, view in gateway.sync.peers.items()},
         "last": _kept(entry.outcome.account for entry in lately),
         "backends": [_backend(gateway, given, by_backend[given["name"]], scores) for given in _backends(gateway)],
-        "recent": [_line(entry) for entry in islice(gateway.journal.recent(), SHOWN)],
+        "recent": [_line(entry, now_s) for entry in islice(gateway.journal.recent(), SHOWN)],
     }
 
 
@@ -109,7 +111,7 @@ def _kept(accounts: Iterable[Account]) -> dict[str, Any]:
 def _times(accounts: Sequence[Account]) -> dict[str, Any]:
     """Means of the last minute, predicted beside actual, from the send; tokens a second."""
     served = [a for a in accounts if a.outcome is Outcome.SERVED]
-    foretold = [a for a in served if isfinite(a.predicted_ttft_s)]
+    foretold = [a for a in served if isfinite(a.predicted_ttft_s) and a.request.streamed]
     paced = [a for a in foretold if a.usage.output_tokens > 1]
     return {
         "ttft_ms": _mean_ms(a.first_byte_s - a.sent_s for a in foretold),
@@ -125,7 +127,7 @@ def _mean_ms(seconds: Iterable[float]) -> float | None:
     return round(sum(values) / len(values) * 1e3, 2) if values else None
 
 
-def _line(entry: Entry) -> Mapping[str, Any]:
+def _line(entry: Entry, now_s: float) -> Mapping[str, Any]:
     """A request in short, for the list of the last ones."""
     full = explained(entry)
     short = ("request_id", "model", "backend", "outcome", "reason", "status", "prompt_tokens", "output_tokens")
@@ -140,6 +142,7 @@ def _line(entry: Entry) -> Mapping[str, Any]:
         "tpot_predicted_ms": full["predicted"]["tpot_ms"],
         "e2e_ms": full["actual"]["e2e_ms"],
         "why": why,
+        "age_s": round(now_s - entry.outcome.account.ended_s, 3),
     }
 
 

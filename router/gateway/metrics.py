@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from math import isnan
+from math import isfinite, isnan
 from typing import Any, Final, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -159,22 +159,23 @@ class Metrics(Collector):
 
     def _served(self, account: Account, row: _Row) -> None:
         usage = account.usage
-        row.ttft.add(account.ttft_s)
+        if isfinite(account.ttft_s):
+            row.ttft.add(account.ttft_s)
         row.prompt_tokens += usage.prompt_tokens or account.request.prompt_tokens
         row.output_tokens += usage.output_tokens
         row.cached_tokens += usage.cached_tokens
         if account.outcome is Outcome.SERVED:
             row.e2e.add(account.e2e_s)
-            if usage.output_tokens > 1:
+            if account.request.streamed and usage.output_tokens > 1:
                 row.tpot.add(account.tpot_s)
             self._compared(account)
 
     def _compared(self, account: Account) -> None:
         """Actual over predicted, both counted from the send."""
         errors = self._errors[account.backend]
-        if account.predicted_ttft_s > 0:
+        if account.predicted_ttft_s > 0 and account.request.streamed:
             errors.ttft.add((account.first_byte_s - account.sent_s) / account.predicted_ttft_s)
-        if account.predicted_tpot_s > 0 and account.usage.output_tokens > 1:
+        if account.predicted_tpot_s > 0 and account.request.streamed and account.usage.output_tokens > 1:
             errors.tpot.add(account.tpot_s / account.predicted_tpot_s)
         if account.predicted_e2e_s > 0:
             errors.e2e.add((account.ended_s - account.sent_s) / account.predicted_e2e_s)

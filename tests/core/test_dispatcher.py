@@ -294,3 +294,24 @@ def test_a_reply_without_a_first_byte_event_still_counts_its_first_byte():
     it.arrived(request("r"), 0.0)
     done = account(it.ended("r", 1, Usage(1), 0.5))
     assert (done.outcome, done.first_byte_s) == (Outcome.SERVED, 0.5)
+
+
+def test_a_whole_reply_holds_its_prefill_load_no_longer_than_forecast():
+    """Nobody sees its first token; by the time it was due, the load is that of decoding."""
+    it = core(backend(), routing="slo_headroom")
+    send = sent(it.arrived(request("r", prompt_tokens=500, streamed=False), 0.0))
+    assert it.wake_s == send.predicted_ttft_s
+    it.ticked(it.wake_s)
+    assert (it.loads()["a"].prefilling, it.loads()["a"].decoding) == (0.0, 1.0)
+    it.ended("r", 1, Usage(50), 1.0)
+    assert it.loads()["a"] == Load()
+
+
+def test_a_whole_reply_is_judged_by_its_end_and_teaches_nothing_of_first_tokens():
+    """Its first byte comes with its last: that is no TTFT."""
+    it = core(backend(), routing="slo_headroom")
+    it.arrived(request("r", streamed=False, slo=Slo(ttft_s=0.5, e2e_s=9.0)), 0.0)
+    done = account(it.ended("r", 1, Usage(50), 1.5))
+    assert done.slo_met
+    assert math.isnan(done.ttft_s)
+    assert it.belief.seen(0) == 0
