@@ -145,6 +145,8 @@ class Run:
             if progress is not None:
                 progress(len(self.books))
         self._going = False
+        while any(engine.replica.running for engine in self.fleet.engines.values()):
+            run_until(kernel.next_s)  # those whose clients have left go with their step
         if self.scaler is not None:
             self.scaler.stop()
 

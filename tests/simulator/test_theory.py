@@ -86,10 +86,11 @@ def test_littles_law_holds_for_a_whole_fleet() -> None:
 
 def test_tokens_and_work_are_conserved() -> None:
     """Every prompt token is computed or found in the cache, every reply token is made, without preemption."""
-    recipe = parse_recipe("gen:sessions:rate=0.2,requests=200,think=2")
+    recipe = parse_recipe("gen:sessions:rate=1,requests=400,think=2")
     arrivals = generate(recipe, Shaping("llama-3-8b"), 0)
     routing, admission = policies.find("routing", "session_affinity"), policies.find("admission", "deadline")
-    run = play(arrivals, BUILT_IN, routing, admission, 0)
+    roomy = Pool((Member("h100", "h100", count=3),))
+    run = play(arrivals, roomy, routing, admission, 0)
     replicas = [engine.replica for engine in run.engines.values()]
     assert not any(replica.preemptions for replica in replicas)
     prompts = int(run.books.column("prompt_tokens").sum())
