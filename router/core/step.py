@@ -106,7 +106,7 @@ def experts_touched(share: Number, tokens: Number) -> Number:
     """Share of all experts that *tokens* tokens touch, of which each touches *share*.
 
     Evenly routed, a token leaves an expert idle with probability ``1 - share`` and ``n`` tokens with its
-    ``n``-th power. Experts are not equally popular (arXiv 2401.04088 section 5, 2401.06066 figure 4): with
+    ``n``-th power. Experts are not equally popular (arXiv 2401.04088, section 5): with
     popularity gamma-distributed the tokens after the first find fewer new ones, a negative binomial's zero class.
     """
     hazard = -np.log1p(-np.minimum(share, 0.999))
