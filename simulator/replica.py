@@ -127,7 +127,9 @@ class Replica(Batch):
 
     def kv_usage(self) -> float:
         """Share of KV blocks in use as of the clock's time."""
-        k = min(self._run, self._steps_by(self._clock.now_s)) if self._run else 0
+        if not self._run:
+            return (self.blocks.used if self._exact else self._held(0)) / self.blocks.total
+        k = min(self._run, self._steps_by(self._clock.now_s))
         used = self.blocks.used + self._opened(k) - self._taken if self._exact else self._held(k)
         return used / self.blocks.total
 
