@@ -46,6 +46,16 @@ class Fleet:
         """
         return columns[..., self._span] if self._span else columns.take(self.slots, axis=-1)
 
+    @property
+    def columns(self) -> Floats:
+        """Every fact of every slot, in the rows that ``kernels.py`` names; to be read."""
+        return self._ledger.columns
+
+    @property
+    def beside_tokens_per_s(self) -> float:
+        """Prompt tokens a second that each request of others brings, by this router's own traffic."""
+        return self._ledger.prompt_tokens_per_s_each
+
     def _gather(self, column: Floats) -> Floats:
         return self.of(column)
 

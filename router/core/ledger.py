@@ -79,6 +79,7 @@ class Ledger:
         self.prompt_tokens_per_s_each = 0.0  # that each request in flight brings, by our own traffic
         self._allocate(capacity)
 
+    columns: Floats  # all of them, as ``kernels.py`` reads them; these are its rows:
     own: Floats  # rows as Load's fields: what this router sent
     others: Floats  # the same, of its peers
     foreign: Floats  # the same, of nobody we know
@@ -107,11 +108,11 @@ class Ledger:
     # -- columns -----------------------------------------------------------------------------------------------
 
     def _allocate(self, capacity: int) -> None:
-        old = getattr(self, "_columns", None)
+        old = getattr(self, "columns", None)
         columns = np.zeros((_ROWS, capacity))
         if old is not None:
             columns[:, : old.shape[1]] = old
-        self._columns = columns
+        self.columns = columns
         self.own = columns[0:4]
         self.others = columns[4:8]
         self.foreign = columns[8:12]
@@ -127,7 +128,7 @@ class Ledger:
     @property
     def capacity(self) -> int:
         """Slots there are room for before the columns grow."""
-        return int(self._columns.shape[1])
+        return int(self.columns.shape[1])
 
     # -- topology ----------------------------------------------------------------------------------------------
 
@@ -154,7 +155,7 @@ class Ledger:
             return None
         self.backends[slot] = None
         self.generation[slot] += 1
-        self._columns[:, slot] = 0.0
+        self.columns[:, slot] = 0.0
         self._bounds[slot].clear()
         self.prefixes.forget(slot)
         self._asked.pop(slot, None)
@@ -176,7 +177,7 @@ class Ledger:
         return len(self.backends) - 1
 
     def _reset(self, slot: int, now_s: float) -> None:
-        self._columns[:, slot] = 0.0
+        self.columns[:, slot] = 0.0
         self.turn[slot] = self._turn
         self.up[slot] = 1.0
         self.last_sent[slot] = -1.0
