@@ -13,6 +13,7 @@ python -m router replay-record FILE                    does a fresh core still d
 
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -32,6 +33,9 @@ from router.gateway.proof import Proof
 from router.gateway.recorder import RecordError, differences
 from router.gateway.reload import offered
 from router.gateway.sidecar import sidecar as run_sidecar
+from router.gateway.workers import Place
+from router.gateway.workers.member import worker
+from router.gateway.workers.parent import CannotStart, Parent
 from router.top import show
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="A latency-SLO router for LLM engines.")
@@ -43,14 +47,37 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
 
 
 @app.command()
-def serve(config: Config, verbose: Verbose = False) -> None:
+def serve(
+    config: Config,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Processes that share the port; else `listen.workers`.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
     """Serve: route requests to the engines of the config until SIGTERM or Ctrl-C; SIGHUP reloads it."""
     _log_to_stderr(verbose)
-    plan, _ = _offered(config, None, None)
+    plan, proof = _offered(config, None, None)
+    count = workers or plan.settings.listen.workers
     try:
-        _run(Gateway(plan, config).run())
-    except OSError as error:
+        if count > 1:
+            _run(Parent(plan, proof, config, count, *(["--verbose"] if verbose else [])).run())
+        else:
+            _run(Gateway(plan, config).run())
+    except (OSError, CannotStart) as error:
         _fail(f"cannot serve: {error}")
+
+
+@app.command("worker", hidden=True)
+def one_worker(
+    config: Path, folder: Path, slot: int, slots: int, name: str, port: int, parent: int, verbose: Verbose = False
+) -> None:
+    """One of several workers; `serve` starts it. *parent*: the descriptor of its end of a socket pair."""
+    _log_to_stderr(verbose, f"worker {slot}: ")
+    try:
+        with socket.socket(fileno=parent) as pair:
+            _run(worker(config, Place(folder, slot, slots, name)).serve(port, pair))
+    except (OSError, ConfigError) as error:
+        _fail(f"worker {slot} cannot serve: {error}")
 
 
 @app.command()
@@ -191,13 +218,13 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         raise typer.Exit(130) from None
 
 
-def _log_to_stderr(verbose: bool) -> None:
-    """Plain lines for machines, coloured ones for a terminal."""
+def _log_to_stderr(verbose: bool, who: str = "") -> None:
+    """Plain lines for machines, coloured ones for a terminal; *who* begins each message."""
     terminal = sys.stderr.isatty()
     handler: logging.Handler = (
         RichHandler(console=_errors, show_path=False) if terminal else logging.StreamHandler(sys.stderr)
     )
-    form = "%(message)s" if terminal else "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    form = f"{who}%(message)s" if terminal else f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s"
     logging.basicConfig(level=logging.INFO, format=form, handlers=[handler], datefmt="%Y-%m-%dT%H:%M:%S%z")
     logging.getLogger("httpx").setLevel(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.INFO if verbose else logging.WARNING)

@@ -36,11 +36,13 @@ from router.gateway.reload import Reloader
 from router.gateway.server import FrontLimits, server
 from router.gateway.state import ModelDemand, RouterView, Store
 from router.gateway.state.beliefs import Beliefs
+from router.gateway.state.files import FileStore
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.sync import Sync
 from router.gateway.steering import Steering
 from router.gateway.upstream import PoolLimits, Target
+from router.gateway.workers import Place
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -92,14 +94,20 @@ class NotingDriver(Driver):
 class Gateway:
     """A router in one process. ``run`` serves until a signal ends it."""
 
-    def __init__(self, plan: Plan, path: Path, clock: Callable[[], float] = monotonic) -> None:
-        """Opens no socket yet; raises OSError when the record's file cannot be written."""
+    def __init__(
+        self, plan: Plan, path: Path, clock: Callable[[], float] = monotonic, place: Place | None = None
+    ) -> None:
+        """Opens no socket yet; raises OSError when the record's file cannot be written.
+
+        ``place``: its seat among several workers; None: it is the only one.
+        """
         self.clock = clock
         self.path = path
         self.metrics, self.demand, self.journal = Metrics(clock), DemandWindow(), Journal()
         if UNPROVED in (plan.routing, plan.admission):
             raise ConfigError(["policy: a policy file serves only once it is proved"])
-        self.core, self.recorder, told = _core(plan)
+        self.core, self.recorder, told = _core(plan, place)
+        self.router_id = place.router_id if place else plan.router_id
         self.audit = Audit()
         self.steering = Steering(self.core, self.audit, self._judge)
         upstream = plan.settings.upstream
@@ -113,7 +121,7 @@ class Gateway:
             limits=StreamLimits(upstream.stall_s, upstream.reader_s),
         )
         self.driver.journal = self.journal
-        self.store = _store(plan)
+        self.store = _store(plan, self.router_id, place)
         self.engines = Engines(self, self.metrics, http_client, clock)
         state = plan.settings.state
         self.sync = Sync(
@@ -122,12 +130,11 @@ class Gateway:
             self._view,
             self._reported_by_sidecars,
             self.metrics,
-            state.sync_s if state.redis_url else ALONE_S,
+            state.sync_s if state.redis_url or place else ALONE_S,
             state.lease_s,
         )
         self.beliefs = Beliefs(self.store, self.core.beliefs, self._teach)
         self.reloader = Reloader(path, plan, self.adopt, self.metrics, self.audit)
-        self.router_id = plan.router_id
         self.reports: dict[str, EngineReport] = {}  # the last of each backend
         self._known: dict[str, Backend] = {}  # as the core was told
         self._seen_up: frozenset[str] = frozenset()
@@ -328,17 +335,18 @@ class Gateway:
 
 def front_limits(listen: settings.Listen) -> FrontLimits:
     """What the data plane wants to know of the listen section."""
-    return FrontLimits(**listen.model_dump(exclude={"host", "port"}))
+    return FrontLimits(**listen.model_dump(exclude={"host", "port", "workers"}))
 
 
-def _core(plan: Plan) -> tuple[Dispatcher, recorder.Recorder | None, Dispatcher | Recording]:
+def _core(plan: Plan, place: Place | None) -> tuple[Dispatcher, recorder.Recorder | None, Dispatcher | Recording]:
     """A core, its recorder if one is configured, and whom to tell events."""
     seed = secrets.randbits(64)
     core = Dispatcher(plan.routing, plan.admission, Random(seed), plan.limits)
     record = plan.settings.record
     if record is None:
         return core, None, core
-    sink = recorder.Recorder(record.file, record.bytes_max, {"seed": seed, **_decisions(plan)})
+    file = place.record(record.file) if place else record.file
+    sink = recorder.Recorder(file, record.bytes_max, {"seed": seed, **_decisions(plan)})
     return core, sink, Recording(core, sink.write)
 
 
@@ -349,11 +357,11 @@ def _decisions(plan: Plan) -> dict[str, Any]:
     return recorder.decisions(named | ({"split": split} if split else {}), plan.limits)
 
 
-def _store(plan: Plan) -> Store:
+def _store(plan: Plan, router_id: str, place: Place | None) -> Store:
     state = plan.settings.state
-    if state.redis_url is None:
-        return MemoryStore(plan.router_id)
-    return RedisStore(state.redis_url, state.pool, plan.router_id, state.lease_s, state.timeout_s)
+    if state.redis_url is not None:
+        return RedisStore(state.redis_url, state.pool, router_id, state.lease_s, state.timeout_s)
+    return FileStore(place.folder, router_id, state.lease_s) if place else MemoryStore(router_id)
 
 
 def _target(given: settings.Backend, key: str | None) -> Target:

@@ -23,12 +23,14 @@ class Audit:
     def __init__(self, clock: Callable[[], float] = time) -> None:
         """``clock``: seconds since the epoch."""
         self.file: Path | None = None
+        self.worker = ""  # whose steps these are, where several workers share the file
         self.last: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._clock = clock
 
     def note(self, event: str, **facts: Any) -> None:
         """One step."""
-        entry = {"at_s": round(self._clock(), 3), "event": event, **facts}
+        who = {"worker": self.worker} if self.worker else {}
+        entry = {"at_s": round(self._clock(), 3), "event": event, **who, **facts}
         self.last.append(entry)
         if self.file is None:
             return

@@ -87,13 +87,17 @@ class Watch:
         observer: EngineObserver,
         down_after: int,
         clock: Callable[[], float],
+        scrapes: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """``down_after``: failed checks in a row before an engine counts as down; one good one brings it back."""
+        """``down_after``: failed checks in a row before an engine counts as down; one good one brings it back.
+
+        ``scrapes``: whether reading this engine's metrics is ours at the moment, and not another worker's.
+        """
         self.engine = engine
         self.up: bool | None = None  # None: never asked
         self.last: Snapshot | None = None
         self._client, self._told, self._observer = client, told, observer
-        self._down_after, self._clock = down_after, clock
+        self._down_after, self._clock, self._scrapes = down_after, clock, scrapes
         self._failures = 0
         self._headers = {"authorization": f"Bearer {engine.key}"} if engine.key else {}
 
@@ -105,7 +109,7 @@ class Watch:
 
     async def look(self) -> None:
         """One health check and, beside it, one reading of the metrics."""
-        if self.engine.scraped:
+        if self.engine.scraped and self._scrapes(self.engine.name):
             await asyncio.gather(self._check(), self._scrape())
         else:
             await self._check()
@@ -151,10 +155,11 @@ class Engines:
         observer: EngineObserver,
         make_client: Callable[[float], httpx.AsyncClient],
         clock: Callable[[], float],
+        scrapes: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """``make_client``: an HTTP client whose every wait is bounded by the seconds given."""
+        """``make_client``: an HTTP client whose every wait is bounded by the seconds given; ``scrapes``: see Watch."""
         self._told, self._observer, self._make_client = told, observer, make_client
-        self._clock = clock
+        self._clock, self._scrapes = clock, scrapes
         self._client: httpx.AsyncClient | None = None
         self._timeout_s = 0.0
         self._tasks: dict[str, tuple[tuple[Engine, float, int], asyncio.Task[None]]] = {}
@@ -184,7 +189,7 @@ class Engines:
     def _begin(self, how: tuple[Engine, float, int]) -> None:
         engine, period_s, down_after = how
         assert self._client is not None
-        watch = Watch(engine, self._client, self._told, self._observer, down_after, self._clock)
+        watch = Watch(engine, self._client, self._told, self._observer, down_after, self._clock, self._scrapes)
         self._watches[engine.name] = watch
         self._tasks[engine.name] = how, asyncio.create_task(watch.run(period_s), name=f"watch {engine.name}")
 

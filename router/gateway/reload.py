@@ -91,6 +91,8 @@ class Reloader:
         """
         self.path = path
         self.running = running
+        self.leads: Callable[[], bool] = lambda: True  # whether a changed file is ours to take, not another worker's
+        self.record: Path | None = None  # where this worker records, if not where the config says
         self.last = Reloaded(True, running.version, "start", time())
         self.versions = Versions(running.settings.reload.history_max, running.settings.reload.history_dir)
         self._swap, self._observer, self._audit = swap, observer, audit
@@ -117,6 +119,18 @@ class Reloader:
             if outcome.ok:
                 self.versions.blame(left, f"rolled back ({origin})")
             return outcome
+
+    async def follow(self, version: Version, bad: Mapping[str, str]) -> Plan:
+        """Take what another worker took, from the texts that were proved there, with what it holds against others.
+
+        Returns what serves then: what served before, should it be impossible here.
+        """
+        async with self._one_at_a_time:
+            for name, why in bad.items():
+                self.versions.blame(name, why)
+            self._seen = self._texts()
+            await self._try(version.origin, lambda: (self._followed(version), UNNEEDED))
+            return self.running
 
     async def judged(self, plan: Plan, verdict: str, role: str, why: str) -> None:
         """A live policy was dropped for its faults, or a canary's trial is over; of an older plan: too late."""
@@ -173,7 +187,14 @@ class Reloader:
         plan = make(parsed, text)
         _check_swappable(self.running, plan)
         plan = settled(plan, self._decided[_trial(plan)]) if _trial(plan) in self._decided else plan
-        return _proved(plan, self.running)
+        own = None if plan.settings.reload.proof.trace else self.record
+        return _proved(plan, self.running, own if own is not None and own.exists() else None)
+
+    def _followed(self, version: Version) -> Plan:
+        plan, outcome = remade(version, self.path)
+        if outcome:
+            self._decided[_trial(plan)] = outcome
+        return settled(plan, outcome)
 
     def _earlier(self, to: str | None) -> tuple[Plan, Proof]:
         version = self.versions.find(to) if to else self.versions.before(self.running.version)
@@ -210,7 +231,7 @@ class Reloader:
         looks = awatch(*folders, debounce=200, step=50, recursive=False, rust_timeout=LOOK_MS, yield_on_timeout=True)
         async for _ in looks:
             now = self._texts()
-            if None not in now.values() and now != self._seen:
+            if None not in now.values() and now != self._seen and self.leads():
                 await self.reload("file changed")
 
     def _texts(self) -> dict[Path, bytes | None]:
@@ -224,10 +245,16 @@ def policy_files(parsed: settings.Settings, path: Path) -> tuple[Path, ...]:
     return tuple(path.parent / own.file for own in roles if own.file is not None)
 
 
+def remade(version: Version, path: Path) -> tuple[Plan, str]:
+    """The plan of a version's text, and how its canary's trial had ended ("" if it had not). Raises ConfigError."""
+    plan = replace(version, plan=None).made(path)
+    return plan, version.version.removeprefix(plan.version).removeprefix("-")
+
+
 def settled(plan: Plan, outcome: str) -> Plan:
-    """The plan with its canary's trial over: ``promoted`` to serve all, or ``returned``."""
+    """The plan with its canary's trial over: ``promoted`` to serve all, or ``returned``; with no outcome as it is."""
     policy = plan.settings.policy
-    if policy.canary is None:
+    if policy.canary is None or not outcome:
         return plan
     chosen = {role: each for role, each in plan.chosen.items() if role != "canary"}
     changed: dict[str, Any] = {"canary": None}

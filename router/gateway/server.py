@@ -61,6 +61,7 @@ def server(
         port=port,
         http=front(driver, limits),
         ws="none",
+        interface="asgi3",
         loop="uvloop",
         timeout_keep_alive=round(limits.keep_alive_s),
         timeout_graceful_shutdown=round(limits.drain_s) + 5,

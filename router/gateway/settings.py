@@ -42,10 +42,14 @@ class Section(BaseModel):
 
 
 class Listen(Section):
-    """Where clients come in, what they may send and how slowly. Port 0 takes any free one."""
+    """Where clients come in, what they may send and how slowly. Port 0 takes any free one.
+
+    ``workers``: processes that share the port, each with its own loop and its own ``connections_max``.
+    """
 
     host: Name = "127.0.0.1"
     port: Port = 8080
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
     body_bytes_max: PositiveInt = 8 * 2**20  # a 1M-token prompt is about 4 MB of text
     head_bytes_max: PositiveInt = 64 * 2**10
     connections_max: PositiveInt = 20_000

@@ -41,6 +41,7 @@ class Steering:
         """``act`` hears that a role's policy of a plan was dropped for its faults, or how its canary's trial ended."""
         self._core, self._audit, self._act, self._clock = core, audit, act, clock
         self.books: dict[Role, Books] = {role: Books() for role in ROLES}
+        self.trials = 1  # that run side by side, one in each worker, the first verdict being for all
         self._plan: Plan | None = None
         self._shadow: Shadow | None = None
         self._trial: Trial | None = None
@@ -65,7 +66,8 @@ class Steering:
         trial, shadow = plan.settings.policy.canary, plan.settings.policy.shadow
         if trial is not None and plan.canary is not None:
             split = Split(trial.share, trial.by, trial.tenants)
-            self._trial = Trial(split, trial.attainment_drop_max, trial.confidence, trial.sample_min, trial.sample_max)
+            confidence = 1.0 - (1.0 - trial.confidence) / self.trials  # Bonferroni's
+            self._trial = Trial(split, trial.attainment_drop_max, confidence, trial.sample_min, trial.sample_max)
             told = (bounds, self.books["canary"], self._clock, self._hears("canary", "routing"))
             routing = Canary(routing, Guarded(plan.canary, plan.routing, *told), split)
         if shadow is not None and plan.shadow is not None:

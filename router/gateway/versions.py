@@ -101,7 +101,7 @@ class Versions:
         if self._folder is None:
             return
         facts = {name: getattr(version, name) for name in ("text", "sources")} | version.plain()
-        fresh = self._folder / f".{version.version}.new"
+        fresh = self._folder / f".{version.version}.{os.getpid()}.new"  # workers share the folder
         try:
             with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
                 json.dump(facts, file)

@@ -4,9 +4,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import sys
-from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -14,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from router.__main__ import app
+from tests.commands import command
 from tests.fakes_router import HEALTHY, backend, config, write
 from tests.fakes_wire import ScriptedEngine, stream
 from tests.pages import Pages
@@ -24,20 +22,6 @@ GOOD = """
 backends:
   - {name: a, url: "http://127.0.0.1:9", models: [m], card: l4, model: qwen3-4b}
 """
-
-
-@contextlib.asynccontextmanager
-async def command(*arguments: str) -> AsyncIterator[Process]:
-    """``python -m router ARGUMENTS``, killed at the end if it is still there."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "router", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
 
 
 async def answers(client: httpx.AsyncClient, path: str) -> bool:

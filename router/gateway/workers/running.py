@@ -1,0 +1,67 @@
+"""The config that all workers serve: one file, numbered, that whoever takes another config replaces.
+
+Believes: a version that was proved in one worker is proved for all. Must not know what is in it. The highest number
+stands; a worker that finds a higher one than its own follows, so that all end at the same, whoever was first.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from router.gateway.versions import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What serves since change ``number``; ``bad``: by version, why it may not serve again by itself."""
+
+    number: int
+    version: Version
+    bad: Mapping[str, str] = field(default_factory=dict)
+
+
+def publish(file: Path, version: Version, bad: Mapping[str, str]) -> int:
+    """Make *version* what all serve; its number. Raises OSError."""
+    with _alone(file):
+        before = read(file)
+        number = before.number + 1 if before else 1
+        fresh = file.with_name(f".{file.name}.new")
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+            out.write(orjson.dumps({"number": number, "version": _plain(version), "bad": dict(bad)}, default=str))
+        fresh.replace(file)
+        return number
+
+
+def read(file: Path) -> Running | None:
+    """What serves; None before the first."""
+    try:
+        told = orjson.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    return Running(told["number"], Version(**told["version"]), told["bad"])
+
+
+def changed_ns(file: Path) -> int:
+    """When it was last replaced, for a look that costs nothing; 0: never."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _plain(version: Version) -> dict[str, Any]:
+    return {"text": version.text, "sources": dict(version.sources)} | version.plain()
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """One writer at a time; it takes less than a millisecond."""
+    with file.with_name(f"{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

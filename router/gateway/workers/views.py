@@ -1,0 +1,74 @@
+"""Several workers' views of one fleet as one: what each says of its own share added up, what all see said once.
+
+Believes: the form of ``fleet_view.py``. Must not know how the views were come by. A worker counts the other workers
+among the other routers; here they are taken out again.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+View = Mapping[str, Any]
+
+SHOWN: Final = 30
+_COUNTS: Final = ("requests", "slo_kept", "refused")
+_MEANS: Final = ("ttft_ms", "ttft_predicted_ms", "tpot_ms", "tpot_predicted_ms")
+
+
+def fleet(views: Mapping[int, View], ids: Mapping[int, str]) -> dict[str, Any]:
+    """The fleet by all that answered; the first of them is the one that was asked. ``ids``: router ids by slot."""
+    told = list(views.values())
+    own = told[0]
+    ours = set(ids.values())
+    return dict(own) | {
+        "ready": any(view["ready"] for view in told),
+        "draining": any(view["draining"] for view in told),
+        "in_flight": sum(view["in_flight"] for view in told),
+        "held": sum(view["held"] for view in told),
+        "peers": {peer: version for peer, version in own["peers"].items() if peer not in ours},
+        "last": _counts([view["last"] for view in told]),
+        "backends": [_backend(given["name"], told) for given in own["backends"]],
+        "recent": sorted((line for view in told for line in view["recent"]), key=_age)[:SHOWN],
+        "workers": {ids[slot]: _worker(views.get(slot)) for slot in sorted(ids)},
+    }
+
+
+def _age(line: View) -> float:
+    return float(line["age_s"])
+
+
+def _worker(view: View | None) -> dict[str, Any]:
+    """One worker in short; one that is being started again does not answer."""
+    if view is None:
+        return {"up": False}
+    return {"up": True} | {name: view[name] for name in ("pid", "version", "ready", "in_flight", "held")}
+
+
+def _backend(name: str, views: Sequence[View]) -> dict[str, Any]:
+    seen = [backend for view in views for backend in view["backends"] if backend["name"] == name]
+    own = seen[0]
+    siblings = sum(sum(each["load"][phase] for phase in ("prefilling", "decoding")) for each in seen[1:])
+    reports = [each["engine"] for each in seen if each["engine"] is not None]
+    return dict(own) | {
+        "up": any(each["up"] for each in seen),
+        "load": {key: sum(each["load"][key] for each in seen) for key in own["load"]},
+        "others": max(0, own["others"] - siblings),
+        "engine": min(reports, key=_age) if reports else None,
+        "last": _counts([each["last"] for each in seen]) | _times([each["last"] for each in seen]),
+    }
+
+
+def _counts(parts: Sequence[View]) -> dict[str, int]:
+    return {name: sum(part[name] for part in parts) for name in _COUNTS}
+
+
+def _times(parts: Sequence[View]) -> dict[str, float | None]:
+    """Means weighed by requests; rates added up."""
+    return {name: _mean((part[name], part["requests"]) for part in parts) for name in _MEANS} | {
+        "output_tokens_per_s": round(sum(part["output_tokens_per_s"] for part in parts), 1)
+    }
+
+
+def _mean(weighed: Iterable[tuple[float | None, float]]) -> float | None:
+    pairs = [(value, weight) for value, weight in weighed if value is not None]
+    total = sum(weight for _, weight in pairs)
+    return round(sum(value * weight for value, weight in pairs) / total, 2) if total else None
