@@ -97,3 +97,11 @@ def test_price_and_kv_follow_from_the_cards() -> None:
     one, two = Member("a", "a10", tp=1, precision="int8"), Member("b", "a10", tp=2)
     assert two.price() == pytest.approx(2 * one.price())
     assert Member("c", "h100", kv_blocks=100).limits().kv_blocks == 100
+
+
+def test_the_pool_of_the_readme_is_one(tmp_path: Path) -> None:
+    """What the README shows can be played as it stands."""
+    readme = (Path(__file__).parents[2] / "simulator" / "README.md").read_text()
+    pool = load_pool(written(tmp_path, readme.split("```yaml\n")[1].split("```")[0]))
+    assert [site.name for site in pool.sites(0)] == ["a100-0", "a100-1", "a10"]
+    assert (pool.world.routers, pool.world.faults[0].kind, len(pool.classes)) == (3, "crash", 2)
