@@ -1,0 +1,187 @@
+"""How several workers' answers become one, and how a change in one becomes all's; without processes."""
+
+from pathlib import Path
+from time import time
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.gateway.plan import plan_file
+from router.gateway.reload import settled
+from router.gateway.versions import Version
+from router.gateway.workers import Place, running, sums, views
+from router.gateway.workers.member import Worker, worker
+from tests.fakes_router import write
+
+PAGE = b"""\
+# HELP headroom_requests_total Requests
+# TYPE headroom_requests_total counter
+headroom_requests_total{model="a b",outcome="served"} %d
+# HELP headroom_ttft_seconds Time
+# TYPE headroom_ttft_seconds histogram
+headroom_ttft_seconds_bucket{le="+Inf"} %d
+headroom_ttft_seconds_count %d
+# HELP headroom_requests_in_flight Now
+# TYPE headroom_requests_in_flight gauge
+headroom_requests_in_flight %d
+# HELP headroom_state_up Up
+# TYPE headroom_state_up gauge
+headroom_state_up %d
+# HELP headroom_backend_up Up
+# TYPE headroom_backend_up gauge
+headroom_backend_up{backend="x"} %d
+"""
+TRIAL = """
+backends:
+  - {name: a, url: "http://127.0.0.1:9", models: [m], card: l4, model: qwen3-4b}
+policy:
+  routing: round_robin
+  canary: {routing: least_work}
+reload: {proof: {enabled: false}}
+"""
+
+
+def value(page: bytes, name: bytes) -> float:
+    """One sample."""
+    return next(float(line.rpartition(b" ")[2]) for line in page.splitlines() if line.startswith(name))
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 10**6)] * 4), min_size=1, max_size=5))
+def test_what_is_counted_adds_up_and_what_is_does_as_it_means(counts: list[tuple[int, int, int, int]]) -> None:
+    """Counters, histograms and requests in flight are summed; one worker without state, or with a backend, shows."""
+    pages = [PAGE % (a, b, b, c, i == 0, d % 2) for i, (a, b, c, d) in enumerate(counts)]
+    page = sums.summed(pages)
+    assert value(page, b"headroom_requests_total") == sum(a for a, _, _, _ in counts)
+    assert value(page, b"headroom_ttft_seconds_bucket") == sum(b for _, b, _, _ in counts)
+    assert value(page, b"headroom_ttft_seconds_count") == sum(b for _, b, _, _ in counts)
+    assert value(page, b"headroom_requests_in_flight") == sum(c for _, _, c, _ in counts)
+    assert value(page, b"headroom_state_up") == (len(counts) == 1)
+    assert value(page, b"headroom_backend_up") == max(d % 2 for _, _, _, d in counts)
+    assert sums.summed([page]) == page
+
+
+def test_a_workers_counters_outlive_it_and_its_gauges_do_not() -> None:
+    """A sum over workers must not fall when one is started again; what it had in flight is over."""
+    left = sums.counters(PAGE % (5, 6, 6, 7, 1, 1))
+    assert value(left, b"headroom_requests_total") == 5
+    assert value(left, b"headroom_ttft_seconds_count") == 6
+    assert b"gauge" not in left
+    assert value(sums.summed([PAGE % (1, 1, 1, 0, 1, 1), left]), b"headroom_requests_total") == 6
+
+
+def view(slot: int, requests: int, ttft_ms: float | None) -> dict[str, Any]:
+    """A worker's fleet: one backend, one stream on it, and the other worker seen as another router."""
+    last = {"requests": requests, "slo_kept": requests, "refused": 0}
+    times = {"ttft_ms": ttft_ms, "ttft_predicted_ms": None, "tpot_ms": None, "tpot_predicted_ms": None}
+    load = {"prefilling": 0, "decoding": 1, "kv_tokens": 10}
+    backend = {
+        "name": "a", "up": slot == 1, "load": load, "others": 3, "engine": {"age_s": 1.0 - slot},
+        "last": last | times | {"output_tokens_per_s": 1.5},
+    }  # fmt: skip
+    own = {"router": f"h.w{slot}", "pid": slot, "version": "v", "ready": True, "draining": False, "held": 0}
+    peers = {"h.w0": "v", "h.w1": "v", "else": "v"}
+    return own | {"in_flight": 1, "peers": peers, "last": last, "backends": [backend], "recent": [{"age_s": 2 - slot}]}
+
+
+def test_a_fleet_by_two_workers_counts_each_stream_once() -> None:
+    """Loads and counts add up, means are weighed, the other worker is no other router, the newest word is shown."""
+    seen = views.fleet({0: view(0, 1, 10.0), 1: view(1, 3, 20.0)}, {0: "h.w0", 1: "h.w1", 2: "h.w2"})
+    (backend,) = seen["backends"]
+    assert seen["in_flight"] == 2
+    assert seen["last"]["requests"] == 4
+    assert seen["peers"] == {"else": "v"}
+    assert [line["age_s"] for line in seen["recent"]] == [1, 2]
+    assert backend["load"] == {"prefilling": 0, "decoding": 2, "kv_tokens": 20}
+    assert backend["others"] == 2
+    assert backend["up"]
+    assert backend["engine"]["age_s"] == 0.0
+    assert backend["last"]["ttft_ms"] == 17.5
+    assert backend["last"]["tpot_ms"] is None
+    assert backend["last"]["output_tokens_per_s"] == 3.0
+    assert [each["up"] for each in seen["workers"].values()] == [True, True, False]
+
+
+def pair(tmp_path: Path) -> tuple[Path, Worker, Worker]:
+    """A config with a trial, and two workers of it that serve nobody yet."""
+    path = tmp_path / "r.yaml"
+    write(path, TRIAL)
+    places = [Place(tmp_path, slot, 2, "h") for slot in range(2)]
+    plan = plan_file(path)
+    running.publish(places[0].running, Version(plan.version, time(), "start", plan.text), {})
+    return path, worker(path, places[0]), worker(path, places[1])
+
+
+async def test_the_verdict_on_a_trial_in_one_worker_is_that_of_all(tmp_path: Path) -> None:
+    """The other one follows, does not put it to the test again, and one that is started later begins there."""
+    path, one, other = pair(tmp_path)
+    await one.reloader.judged(one.plan, "promoted", "canary", "as good")
+    assert one.plan.version.endswith("-promoted")
+    for each in (one, other):
+        await each._agree()
+    later = worker(path, other.place)
+    for each in (other, later):
+        assert each.plan.version == one.plan.version
+        assert each.plan.settings.policy.canary is None
+        assert each.plan.settings.policy.routing.name == "least_work"
+    assert (await other.reloader.reload("test")).version == one.plan.version
+    for each in (one, other, later):
+        await each.engines.close()
+
+
+async def test_a_version_that_failed_in_one_worker_is_bad_in_all(tmp_path: Path) -> None:
+    """No worker goes back to it by itself."""
+    path, one, other = pair(tmp_path)
+    first = one.plan.version
+    write(path, TRIAL.replace("round_robin", "least_request"))
+    assert (await one.reloader.reload("test")).ok
+    await one._agree()
+    await other._agree()
+    second = other.plan.version
+    assert second != first
+    assert (await one.reloader.rollback(None, "test")).version == f"{first}-returned"
+    await one._agree()
+    await other._agree()
+    assert other.plan.version == one.plan.version
+    assert other.reloader.versions.find(second).bad
+    for each in (one, other):
+        await each.engines.close()
+
+
+async def test_of_two_changes_at_once_the_later_one_stands_in_both(tmp_path: Path) -> None:
+    """Whoever looks first."""
+    path, one, other = pair(tmp_path)
+    for each, name in ((one, "least_request"), (other, "least_kv")):
+        write(path, TRIAL.replace("round_robin", name))
+        assert (await each.reloader.reload("test")).ok
+    for each in (one, other, one):
+        await each._agree()
+    assert one.plan.version == other.plan.version
+    assert one.plan.settings.policy.routing.name == "least_kv"
+    for each in (one, other):
+        await each.engines.close()
+
+
+def test_a_plan_without_an_outcome_is_as_it_was(tmp_path: Path) -> None:
+    """Its trial goes on."""
+    path = tmp_path / "r.yaml"
+    write(path, TRIAL)
+    plan = plan_file(path)
+    assert settled(plan, "") is plan
+
+
+async def test_each_engine_is_read_by_exactly_one_of_the_workers_alive(tmp_path: Path) -> None:
+    """And by whoever is left when one is gone; the file that changed is taken by one as well."""
+    _, one, other = pair(tmp_path)
+    names = [f"engine-{number}" for number in range(50)]
+    for each in (one, other, one):
+        await each.sync.once(each.clock)
+    mine = [{name for name in names if each._scrapes(name)} for each in (one, other)]
+    assert mine[0] | mine[1] == set(names)
+    assert not mine[0] & mine[1]
+    assert all(mine)
+    assert [each._leads() for each in (one, other)] == [True, False]
+    await one.store.close()
+    await other.sync.once(lambda: other.clock() + 10.0)
+    assert all(other._scrapes(name) for name in names)
+    assert other._leads()
