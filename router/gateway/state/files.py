@@ -16,9 +16,12 @@ from router.core.types import EngineReport
 from router.gateway.state import RouterView, Shared, StoreGone
 from router.gateway.state.wire import report_of, report_plain, view_of
 
+Stamp = tuple[int, int] | None
+
 REPORT_LEASE_S: Final = 30.0  # as long as the core believes a report at all
 SWEEP_LEASES: Final = 100
 _VIEW: Final = ".view"
+_REPORTS: Final = ".reports"
 _BELIEFS: Final = "beliefs.json"
 
 
@@ -30,26 +33,45 @@ class FileStore:
         self._folder, self._lease_s = folder, lease_s
         self._own = folder / f"{router_id}{_VIEW}"
         self._reports: dict[str, EngineReport] = {}
+        self._read: dict[Path, tuple[Stamp, dict[str, EngineReport]]] = {}  # others' reports, as last replaced
 
     async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
-        """Publish our view and what we read of engines; read the others'."""
-        fresh = {name: each for name, each in self._reports.items() if now_s - each.asked_s < REPORT_LEASE_S}
-        self._reports = fresh
-        said = {name: report_plain(each) for name, each in fresh.items()}
-        put(self._own, orjson.dumps({"at_s": now_s, "view": own, "reports": said}))
-        found = {path.stem: told for path, told in self._live(now_s) if path != self._own}
-        wanted = frozenset(backends)
-        reports: dict[str, EngineReport] = {}
-        for told in found.values():
-            for name in wanted & told["reports"].keys():
-                given = report_of(told["reports"][name])
-                if name not in reports or given.asked_s > reports[name].asked_s:
-                    reports[name] = given
-        return Shared({name: view_of(told["view"]) for name, told in found.items()}, reports)
+        """Publish our view; read the others', and what they read of engines."""
+        put(self._own, orjson.dumps({"at_s": now_s, "view": own}))
+        found = {path: told for path, told in self._live(now_s) if path != self._own}
+        self._read = {path: self._reports_of(path) for path in found}
+        return Shared(
+            {path.stem: view_of(told["view"]) for path, told in found.items()}, self._newest(frozenset(backends), now_s)
+        )
+
+    def _reports_of(self, view: Path) -> tuple[Stamp, dict[str, EngineReport]]:
+        """What that worker reported; read again only when it has been replaced, as that is seldom."""
+        path = view.with_suffix(_REPORTS)
+        known = self._read.get(view, (None, {}))
+        now = stamp(path)
+        if now == known[0]:
+            return known
+        told = _read(path) or {}
+        return now, {name: report_of(each) for name, each in told.items()}
+
+    def _newest(self, wanted: frozenset[str], now_s: float) -> dict[str, EngineReport]:
+        newest: dict[str, EngineReport] = {}
+        for _, reports in self._read.values():
+            for name in wanted & reports.keys():
+                report = reports[name]
+                known = newest.get(name)
+                if now_s - report.asked_s < REPORT_LEASE_S and (known is None or report.asked_s > known.asked_s):
+                    newest[name] = report
+        return newest
 
     async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
-        """To be published with the next sync."""
-        self._reports.update(reports)
+        """Publish them beside what we published before and is not too old."""
+        fresh = {name: each for name, each in self._reports.items() if now_s - each.asked_s < REPORT_LEASE_S}
+        self._reports = fresh | dict(reports)
+        put(
+            self._own.with_suffix(_REPORTS),
+            orjson.dumps({name: report_plain(each) for name, each in self._reports.items()}),
+        )
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:
         """All with a lease."""
@@ -70,6 +92,7 @@ class FileStore:
         """Take our view out."""
         with suppress(OSError):  # the lease ends it instead
             self._own.unlink(missing_ok=True)
+            self._own.with_suffix(_REPORTS).unlink(missing_ok=True)
 
     def _live(self, now_s: float) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Every view within its lease; the long dead are swept."""
@@ -86,6 +109,16 @@ class FileStore:
                 yield path, told
             elif age_s > SWEEP_LEASES * self._lease_s and path != self._own:
                 path.unlink(missing_ok=True)
+                path.with_suffix(_REPORTS).unlink(missing_ok=True)
+
+
+def stamp(path: Path) -> Stamp:
+    """Differs once the file has been replaced, be it within one tick of the file system's clock; None: no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 def put(path: Path, data: bytes) -> None:

@@ -26,6 +26,7 @@ from router.gateway.plan import Plan
 from router.gateway.reload import remade, settled
 from router.gateway.server import server
 from router.gateway.sidecar import Publisher
+from router.gateway.state.files import Stamp, stamp
 from router.gateway.workers import Place, running
 from router.gateway.workers.crew import Crew
 from router.gateway.workers.sockets import listening
@@ -76,7 +77,7 @@ class Worker(Gateway):
         self.crew = Crew(cast("Any", control_app(self)), place, self._versions)
         self._siblings = {place.id_of(slot): slot for slot in place.others}
         self._number, self._published = number, plan
-        self._looked_ns = 0
+        self._looked: Stamp = None
 
     # -- among the others --------------------------------------------------------------------------------------
 
@@ -122,10 +123,10 @@ class Worker(Gateway):
             self._number = running.publish(self.place.running, newest, bad)
             self._published = plan
             return
-        changed_ns = running.changed_ns(self.place.running)
-        if changed_ns == self._looked_ns:
+        now = stamp(self.place.running)
+        if now == self._looked:
             return
-        self._looked_ns = changed_ns
+        self._looked = now
         found = running.read(self.place.running)
         if found is not None and found.number > self._number:
             self._number = found.number

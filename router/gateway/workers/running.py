@@ -47,14 +47,6 @@ def read(file: Path) -> Running | None:
     return Running(told["number"], Version(**told["version"]), told["bad"])
 
 
-def changed_ns(file: Path) -> int:
-    """When it was last replaced, for a look that costs nothing; 0: never."""
-    try:
-        return file.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
-
-
 def _plain(version: Version) -> dict[str, Any]:
     return {"text": version.text, "sources": dict(version.sources)} | version.plain()
 
