@@ -123,17 +123,28 @@ def test_a_machine_ten_times_slower_than_its_sheet_is_known_after_a_hundred_requ
         assert np.median(np.abs(off)) < 0.15
 
 
-def test_what_is_learnt_is_what_is_true():
-    """The factors on the data sheet's terms come close to the hidden ones: the weights' read, and the context's."""
-    world = World(POOL, 5, Hidden(spread=0.25)).run(1500, 16.0)
-    believed = world.core.belief.regression.factor
-    for slot, (name, truth) in enumerate(world.truths.items()):
+def learnt_over_true(seed):
+    """Believed over true factors after 1,000 busy requests: a row a card, of the weights' read and of the context's."""
+    world = World(POOL, seed, Hidden(spread=0.25)).run(1000, 16.0)
+    rows = []
+    for name, truth in world.truths.items():
+        slot = world.core.ledger.slot(name)
         prior = world.core.ledger.backends[slot].prior
-        assert world.core.ledger.slot(name) == slot
-        fixed = truth.coefficients.fixed_s / prior.fixed_s
-        context = truth.coefficients.context_s / prior.context_s
-        assert believed[slot, FIXED] == pytest.approx(fixed, rel=0.12)
-        assert believed[slot, CONTEXT] == pytest.approx(context, rel=0.3)
+        true = truth.coefficients.fixed_s / prior.fixed_s, truth.coefficients.context_s / prior.context_s
+        rows.append(world.core.belief.regression.factor[slot, [FIXED, CONTEXT]] / true)
+    return rows
+
+
+def test_what_is_learnt_is_what_is_true():
+    """The factors on the data sheet's terms come close to the hidden ones on every card, whichever the seed.
+
+    Over five seeds: at one moment of one run a term that hardly moved may be anywhere.
+    """
+    off = np.array([learnt_over_true(seed) for seed in range(5)]) - 1
+    fixed, context = np.median(np.abs(off), axis=0).T
+    assert fixed.max() < 0.12
+    assert context.max() < 0.3
+    assert np.abs(np.median(off, axis=(0, 1))).max() < 0.1
 
 
 def test_an_engine_throttled_to_half_speed_is_known_again_within_50_requests():
