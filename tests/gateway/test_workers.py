@@ -92,6 +92,7 @@ async def test_workers_share_a_port_and_one_answers_for_all(tmp_path: Path) -> N
             assert fleet["last"]["requests"] == fleet["backends"][0]["last"]["requests"] == 24
             assert len(fleet["recent"]) == 24
             assert fleet["peers"] == {}
+            assert [*fleet["workers"]] == [f"{fleet['router']}.w0", f"{fleet['router']}.w1"]
             for reply in replies[:4]:
                 told = (await made.get(f"/explain/{reply.headers['x-request-id']}")).json()
                 assert told["request_id"] == reply.headers["x-request-id"]

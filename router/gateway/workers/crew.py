@@ -117,7 +117,8 @@ class Crew:
         place = self._place
         told = {slot: answer.told() for slot, answer in (await self._others(scope)).items() if answer.ok}
         ids = {slot: place.id_of(slot) for slot in range(place.slots)}
-        return own.saying(orjson.dumps(views.fleet({place.slot: own.told()} | told, ids)))
+        whole = views.fleet({place.slot: own.told()} | told, ids) | {"router": place.name}
+        return own.saying(orjson.dumps(whole))
 
     async def _beside(self, own: Answer, scope: Scope) -> Answer:
         """How policies fare differs by worker: each says it for itself."""
