@@ -120,7 +120,7 @@ class Guarded:
         books.seconds += took_s
         if took_s > self._budget_s:
             self.faults.overran(took_s)
-        elif is_valid(choice, fleet):
+        elif _is_candidate(choice.slot, fleet) if type(choice) is Dispatch else is_valid(choice, fleet):
             return choice
         else:
             self.faults.add("invalid", f"answered {choice!r}")
@@ -186,6 +186,6 @@ def _is_candidate(slot: int, fleet: Fleet) -> bool:
     slots = fleet.slots
     if type(slot) is not int or slot < 0:
         return False
-    if slot < len(slots) and slots[slot] == slot:  # nobody before it is out: so it is nearly always
+    if slot < slots.size and slots.item(slot) == slot:  # nobody before it is out: so it is nearly always
         return True
     return bool((slots == slot).any())

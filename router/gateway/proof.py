@@ -22,7 +22,7 @@ from router.gateway.plan import Plan
 _COMMAND: Final = (sys.executable, "-P", "-m", "simulator.aside", "prove")
 _ROOT: Final = Path(router.__file__).resolve().parent.parent
 _SAID_MAX: Final = 600
-_ASIDE: Final = 0.25  # of its time it takes only what nobody wants
+_ASIDE_S: Final = 5.0  # for so long it takes only what nobody wants
 _NICE: Final = 10
 
 Result = Literal["passed", "refused", "unneeded"]
@@ -136,7 +136,7 @@ def _asked(new: Plan, question: Mapping[str, Any]) -> Proof:
 
 def _ran(question: str, limit_s: float) -> subprocess.CompletedProcess[str]:
     """The other process, over within *limit_s*. It has what processor time traffic leaves, and, should that be too
-    little for a good part of the time, a small share of its own.
+    little for some seconds, a small share of its own.
     """
     environment = os.environ | {"PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
@@ -151,13 +151,13 @@ def _ran(question: str, limit_s: float) -> subprocess.CompletedProcess[str]:
 
 def _communicated(process: "subprocess.Popen[str]", question: str, limit_s: float) -> tuple[str, str]:
     try:
-        return process.communicate(question, timeout=_ASIDE * limit_s)
+        return process.communicate(question, timeout=min(_ASIDE_S, limit_s))
     except subprocess.TimeoutExpired:
         if sys.platform == "linux":
             with suppress(PermissionError, ProcessLookupError):  # needs a privilege where it is not our own to give
                 os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
                 os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
-        return process.communicate(timeout=(1.0 - _ASIDE) * limit_s)
+        return process.communicate(timeout=max(0.0, limit_s - _ASIDE_S))
 
 
 def _joined(proofs: list[Proof]) -> Proof:

@@ -200,7 +200,8 @@ class Reloader:
         version = self.versions.find(to) if to else self.versions.before(self.running.version)
         if version is None:
             raise ConfigError(["there is no earlier good version to go back to"])
-        plan = settled(version.made(self.path), "returned")
+        plan, outcome = (version.plan, "") if version.plan else remade(version, self.path)
+        plan = settled(plan, outcome or "returned")
         _check_swappable(self.running, plan)
         return plan, UNNEEDED
 

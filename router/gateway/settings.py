@@ -332,7 +332,7 @@ class Proof(Section):
     last_s: PositiveFloat = 600.0
     requests_min: Count = 100
     requests_max: PositiveInt = 3_000
-    seconds_max: PositiveFloat = 30.0
+    seconds_max: PositiveFloat = 60.0
 
 
 class Reload(Section):
