@@ -17,7 +17,7 @@ from router import loading
 from router.core.cards import GIB, Card, card
 from router.core.flight import Limits
 from router.core.models import Model, make_model, model
-from router.core.physics import DoesNotFit, Shape, coefficients, kv_capacity_tokens
+from router.core.physics import DoesNotFit, Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
 from router.core.policy import Admission, Routing, Scaling
 from router.core.types import Backend, Slo
 from router.gateway import settings
@@ -141,6 +141,8 @@ class _Work:
         runs = self.try_to((*at, "model"), lambda: _model(given))
         if on is None or runs is None:
             return None
+        if self.try_to((*at, "coefficients"), lambda: measured(_PLAIN, given.coefficients)) is None:
+            return None
         try:
             return _backend(given, on, runs)
         except DoesNotFit as error:
@@ -249,6 +251,7 @@ def _model(given: settings.Backend) -> Model:
     )
 
 
+_PLAIN = StepCoefficients(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 _ENGINE_OF = {"openai": "vllm", "triton": "tensorrt-llm"}
 
 
@@ -260,7 +263,7 @@ def _backend(given: settings.Backend, on: Card, runs: Model) -> Backend:
     return Backend(
         name=given.name,
         models=tuple(given.models),
-        prior=coefficients(shape),
+        prior=measured(coefficients(shape), given.coefficients),
         seqs_max=given.seqs_max,
         kv_tokens_max=given.kv_tokens_max or kv_capacity_tokens(shape),
         chunk_tokens=given.chunk_tokens,

@@ -137,7 +137,8 @@ class Backend(Section):
     built-in tables or facts given in place; ``engine`` is whose overheads are believed (vllm, tensorrt-llm, sglang,
     llamacpp, ...). ``chat_template`` and ``chat_opening`` make a prompt of chat messages for an engine that knows
     prompts alone (Triton): once a message with {role} and {content}, and at the end. ``kv_tokens_max`` and
-    ``price_per_hour`` follow from the tables when left out.
+    ``price_per_hour`` follow from the tables when left out, and so do those of a step's ``coefficients`` (seconds, as
+    ``simulator calibrate --record`` prints them; names in ``router.core.step.MEASURABLE``) that were not measured.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -150,6 +151,7 @@ class Backend(Section):
     tp: PositiveInt = 1
     pp: PositiveInt = 1
     precision: Name = "bf16"
+    coefficients: dict[str, float] = {}
     seqs_max: PositiveInt = 256
     kv_tokens_max: PositiveInt | None = None
     chunk_tokens: PositiveInt = 2048

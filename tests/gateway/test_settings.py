@@ -1,5 +1,6 @@
 """The config: what a good one stands for, and how a bad one is refused, by file, line and key."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,22 @@ def test_keys_are_kept_as_digests_and_read_from_the_environment() -> None:
     assert made.ingress.keys[digest("secret-one")] == Caller("team", "default")
     assert made.ingress.keys[hidden] == Caller("other")
     assert made.admin_digest == digest("correct-horse")
+
+
+def test_measured_coefficients_take_the_place_of_the_tables() -> None:
+    """Those that are given, in seconds; the others follow from card and model as before."""
+    sheet = plan(BACKENDS).backends[0].prior
+    found = plan(BACKENDS.replace("tp: 2", "tp: 2, coefficients: {fixed_s: 0.021, seq_s: 0}")).backends[0].prior
+    assert found == replace(sheet, fixed_s=0.021, seq_s=0.0)
+
+
+def test_a_coefficient_that_cannot_be_is_refused_with_its_place() -> None:
+    """A name no step has, and seconds below 0, with line and key."""
+    lines = refused(BACKENDS.replace("tp: 2", "tp: 2, coefficients: {fixed: 1}"))
+    assert lines[0].startswith("r.yaml:3: backends[0].coefficients")
+    assert "no coefficient 'fixed'" in lines[0]
+    assert "fixed_s" in lines[0]
+    assert "got -1" in refused(BACKENDS.replace("tp: 2", "tp: 2, coefficients: {fixed_s: -1}"))[0]
 
 
 def test_every_fault_of_a_file_is_told_at_once_with_its_line() -> None:
