@@ -5,7 +5,7 @@ ahead of its fair share. Newcomers' moments lie ever later, so whoever waits is 
 urgent request of the greediest tenant has its turn.
 
 The lead is kept as in Virtual Clock (Zhang 1990): a tenant's clock advances by tokens over its share of the rate at
-which tokens lately came, and never falls behind real time. Tenants that stay within their share have no lead, whatever
+which the pool serves tokens now, and never falls behind real time. Who stays within its share has no lead, whatever
 others do; of those over it, the lowest clock goes first, which serves them in proportion to their weights. Tenants are
 told apart by a hash into ``LANES`` (stochastic fairness queueing, McKenney 1990), so what is remembered is bounded.
 
@@ -15,7 +15,7 @@ should be served. What would be late even on an idle pool is routing's to judge.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import exp, inf
+from math import inf
 from typing import Final
 from zlib import crc32
 
@@ -23,16 +23,13 @@ from policies.admission._drain import drain_s, retry_after_s
 from router.core import Admit, Fleet, Forecast, Memory, Reason, Request, Shed
 
 LANES: Final = 1_024
-RATE_TAU_S: Final = 10.0  # memory of the token rate: long against a burst, short against a change of traffic
 
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """What is remembered: per lane that is ahead of real time its clock and weight; the token rate as of ``at_s``."""
+    """What is remembered: per lane that is ahead of real time its clock and weight."""
 
     lanes: Mapping[int, tuple[float, float]]
-    tokens_per_s: float
-    at_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,7 @@ class Fair:
 
     def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit | Shed, Memory]:
         """Rank by deadline, priority and the tenant's lead; refuse what would only wait in vain."""
-        lead_s, clocks = self._advance(request, fleet.now_s, forecast.tokens, memory)
+        lead_s, clocks = self._advance(request, fleet, forecast, memory)
         patience_s = min(request.slo.ttft_s, request.slo.e2e_s, self.patience_s)
         rank = request.arrived_s + patience_s + request.priority * self.priority_s + lead_s
         refusal = self._refusal(request, fleet, forecast, rank, lead_s) if self.early and fleet.held else None
@@ -67,20 +64,18 @@ class Fair:
             return refusal, memory
         return Admit((rank, request.arrived_s)), clocks
 
-    def _advance(self, request: Request, now_s: float, tokens: float, memory: Memory) -> tuple[float, Clocks]:
+    def _advance(
+        self, request: Request, fleet: Fleet, forecast: Forecast, memory: Clocks | None
+    ) -> tuple[float, Clocks]:
         """The tenant's lead before this request, in seconds, and the clocks after it."""
-        before: Clocks = memory or Clocks({}, 0.0, now_s)
-        passed_s = max(now_s - before.at_s, 0.0)
-        rate = before.tokens_per_s * exp(-passed_s / RATE_TAU_S) + tokens / RATE_TAU_S
-        lanes = {lane: ahead for lane, ahead in before.lanes.items() if ahead[0] > now_s}
-        lane, weight = (
-            crc32(request.tenant.encode("utf-8", "surrogatepass")) % LANES,
-            self.weights.get(request.tenant, 1.0),
-        )
+        now_s = fleet.now_s
+        lanes = {lane: ahead for lane, ahead in memory.lanes.items() if ahead[0] > now_s} if memory else {}
+        weight = self.weights.get(request.tenant, 1.0)
+        lane = crc32(request.tenant.encode("utf-8", "surrogatepass")) % LANES
         clock = max(lanes.get(lane, (now_s, weight))[0], now_s)
         active = weight + sum(ahead[1] for other, ahead in lanes.items() if other != lane)
-        lanes[lane] = clock + tokens / (rate * weight / active), weight
-        return clock - now_s, Clocks(lanes, rate, now_s)
+        lanes[lane] = clock + _served_s(fleet, forecast) * active / weight, weight
+        return clock - now_s, Clocks(lanes)
 
     def _refusal(self, request: Request, fleet: Fleet, forecast: Forecast, rank: float, lead_s: float) -> Shed | None:
         """Why this request need not even wait, if so; only while others do."""
@@ -93,6 +88,17 @@ class Fair:
             why = f"{fleet.held} requests wait in front, for {wait_s:.1f} s yet"
             return Shed(Reason.SATURATED, why, retry_after_s(fleet, forecast))
         return None
+
+
+def _served_s(fleet: Fleet, forecast: Forecast) -> float:
+    """Seconds in which the pool as it runs now serves as many tokens as this request will hold.
+
+    By Little's law (1961) what a backend holds, over how long a request stays, is what it serves a second; one that is
+    idle is taken to serve this request.
+    """
+    held = fleet.prefill_tokens + fleet.context_tokens + forecast.tokens
+    tokens_per_s = float((held / forecast.e2e_s).sum())
+    return forecast.tokens / tokens_per_s if tokens_per_s > 0.0 else 0.0
 
 
 policy = Fair

@@ -11,8 +11,8 @@ is shed at once: work on it would cost others theirs, which is how overload coll
 A request that was promised nothing waits while it would cost others their promise; once it has waited ``patience_s`` it
 has a turn of its own now and then, in which nobody goes before it, so that it never waits for ever.
 
-Trust goes in steps. A forecast being learnt is believed, but a few requests are sent whatever it says; one that is off
-is not believed at all: such a backend is used when nobody else fits, and no more than those others are.
+Trust goes in steps. A trusted forecast is widened by the error of its model, one that is off by more; and where it is
+off or still being learnt, a few requests are sent whatever it says.
 """
 
 from dataclasses import dataclass
@@ -25,13 +25,15 @@ from numpy.typing import NDArray
 from policies.routing._headroom import Floats, used, used_of_others
 from policies.routing._pick import lowest, near_lowest
 from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
-from router.core.score import LEARNING, OFF
+from router.core.score import OFF, TRUSTED
 
 Bools = NDArray[np.bool_]
 NEAR: Final = 0.05  # scores this close are equal: the forecast is no better than that
 TURN_S: Final = 0.25  # long enough for a busy engine to end a sequence
 TURNS: Final = 20  # so those without a promise hold up the others 5 % of the time at most
-PROBES: Final = 4  # in flight at once on a backend that is being learnt, whatever is forecast for it
+PROBES: Final = 4  # in flight at once on a backend whose forecast is not trusted, whatever it says
+PACE_TAIL_MAX: Final = 1.2  # error of a step's model and drift of an engine; see _pace_s
+PACE_TAIL_MAX_OFF: Final = 1.5
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
 
 
@@ -62,21 +64,24 @@ class SloHeadroom:
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """Dispatch into headroom, or hold for it, or do the least harm."""
         quantile = request.slo.quantile
-        pace_s = forecast.tpot_tail_s(quantile)
+        pace_s = _pace_s(forecast, quantile)
         own = used(request, fleet, forecast.ttft_tail_s(quantile), pace_s, forecast.e2e_tail_s(quantile))
         others = used_of_others(fleet, pace_s)
         use = self.safety * np.maximum(own, others)
-        believed = forecast.state != OFF
-        fits = (use <= 1.0) & believed
+        fits = (use <= 1.0) | self._idle_fits(request, fleet, forecast)
         if fits.any():
             score = np.where(fits, self._score(use, fleet, forecast), inf)
             return Dispatch(int(fleet.slots[near_lowest(score, NEAR, rng)]), "keeps every SLO")
-        if not believed.all():
-            blind = _blind(fleet, believed)
-            if blind.any():
-                score = np.where(blind, fleet.requests / fleet.seqs_max, inf)
-                return Dispatch(int(fleet.slots[lowest(score, rng)]), "its forecast is off: by what is in flight")
         return self._without_headroom(request, fleet, forecast, use, others, rng)
+
+    def _idle_fits(self, request: Request, fleet: Fleet, forecast: Forecast) -> Bools:
+        """Where nothing is in flight and the mean keeps the SLO. A tail learnt in a bad hour would otherwise keep a
+        backend from ever being sent what it could be learnt anew from.
+        """
+        idle: Bools = fleet.requests < 1.0
+        if idle.any():
+            idle &= self.safety * used(request, fleet, forecast.ttft_s, forecast.tpot_s, forecast.e2e_s) <= 1.0
+        return idle
 
     def _score(self, use: Floats, fleet: Fleet, forecast: Forecast) -> Floats:
         """Among those that fit. Without any bound in force all use is 0: then the soonest end is best."""
@@ -93,21 +98,21 @@ class SloHeadroom:
         if now_s < latest_s:
             until_s = min(now_s + self.ask_again_s, latest_s)
             return Hold(until_s, "no backend has headroom yet", latest_s == inf and self._has_its_turn(request, now_s))
-        allowed = self._allowed(fleet, self.safety * others <= 1.0, forecast.state == LEARNING)
+        allowed = self._allowed(fleet, self.safety * others <= 1.0, forecast.state != TRUSTED)
         if allowed.any():
             score = np.where(allowed, use, inf)
             return Dispatch(int(fleet.slots[lowest(score, rng)]), "too late for its SLO: where it harms least")
         return Shed(Reason.SATURATED, "no backend can keep this SLO in time", max(soonest_s, RETRY_S_MIN))
 
-    def _allowed(self, fleet: Fleet, harmless: Bools, learning: Bools) -> Bools:
-        """Where a request that will be late is served all the same. A backend still being learnt always gets a few, or
-        one that is taken for slower than it is would never show it.
+    def _allowed(self, fleet: Fleet, harmless: Bools, doubtful: Bools) -> Bools:
+        """Where a request that will be late is served all the same. A backend whose forecast is not trusted always
+        gets a few, or one that is taken for slower than it is would never show it.
         """
         if self.best_effort == "send":
             return harmless if harmless.any() else np.ones(len(fleet), dtype=np.bool_)
         if self.best_effort == "shed":
             return np.zeros(len(fleet), dtype=np.bool_)
-        probed: Bools = learning & (fleet.requests < PROBES)
+        probed: Bools = doubtful & (fleet.requests < PROBES)
         return probed if fleet.held else probed | harmless
 
     def _has_its_turn(self, request: Request, now_s: float) -> bool:
@@ -115,11 +120,16 @@ class SloHeadroom:
         return now_s - request.arrived_s >= self.patience_s and int(now_s / TURN_S) % TURNS == 0
 
 
-def _blind(fleet: Fleet, believed: Bools) -> Bools:
-    """The backends whose forecast is off and that have no more in flight than the others, or than each other."""
-    share = fleet.requests / fleet.seqs_max
-    most = float(share[believed].mean()) if believed.any() else inf
-    return ~believed & (share <= most)
+def _pace_s(forecast: Forecast, quantile: float) -> Floats:
+    """The pace to count with on each backend.
+
+    The tail of TPOT is mostly what came after the send: load that grew. That is no chance but our own later decisions,
+    and each of those keeps the pace of whoever runs there. So the mean is widened by no more than the error of a step's
+    model, and by more where that is off.
+    """
+    tail_s = forecast.tpot_tail_s(quantile)
+    most = np.where(forecast.state == OFF, PACE_TAIL_MAX_OFF, PACE_TAIL_MAX)
+    return np.minimum(tail_s, most * forecast.tpot_s)
 
 
 policy = SloHeadroom

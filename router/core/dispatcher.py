@@ -275,7 +275,7 @@ class Dispatcher:
             raise PolicyRejected(f"{type(self.routing).__name__} chose slot {slot}, which is not among the candidates")
         predicted = forecast.at(index) if forecast.made else NO_PREDICTION
         self._note(request, self.ledger.name(slot), why, forecast, now_s)
-        held = self.ledger.reserve(slot, float(forecast.prefill_tokens[index]), forecast.tokens, slo.tpot_s, now_s)
+        held = self.ledger.reserve(slot, forecast.prefill_tokens_at(index), forecast.tokens, slo.tpot_s, now_s)
         self.ledger.remember_prefix(slot, request)
         flight.attempts += 1
         flight.tried = (*flight.tried, slot)
@@ -288,7 +288,7 @@ class Dispatcher:
         if not request.streamed and forecast.made:
             self._timers.set(now_s + predicted.ttft_s, request.id, attempt.number, Due.PREFILLED)
         hedge_s = self.limits.hedge_slo_share * slo.ttft_s
-        if hedge_s != inf:
+        if now_s < request.arrived_s + hedge_s < inf and len(flight.open) == 1:
             self._timers.set(request.arrived_s + hedge_s, request.id, attempt.number, Due.HEDGE)
         return Send(request.id, attempt.backend, attempt.number, why, predicted.ttft_s, due_s)
 
