@@ -6,21 +6,23 @@ Must not know: how a prediction or a choice is made. Bounded: the oldest choice 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from math import nan
 from typing import Final
 
 from router.core.decisions import Account
 from router.core.forecast import Forecast
-from router.core.score import E2E, TPOT, TTFT
+from router.core.kernels import METRICS
 from router.core.types import Backend, RequestId
 
 _Backends = tuple[Backend | None, ...]
-KEPT: Final = 512  # choices remembered: a minute of a busy router; 25 MB over a thousand backends
+KEPT: Final = 512  # choices remembered: a minute of a busy router; 30 MB over a thousand backends
+_NOT_ASKED: Final = (nan,) * METRICS
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One backend as it looked when the choice was made; seconds from then, nan for what the policy did not ask.
+    """One backend as it looked when the choice was made; seconds from then, nan where the policy asked no forecast.
 
     ``*_tail_s``: at the quantile of the request's SLO.
     """
@@ -63,12 +65,13 @@ class _Note:
 
     def candidates(self) -> tuple[Candidate, ...]:
         """Every candidate's part of what was asked."""
-        ttft, tpot, e2e, tails = self.answers
-        asked = ttft, tpot, e2e, *(tails.get((metric, self.quantile)) for metric in (TTFT, TPOT, E2E))
-        return tuple(
-            Candidate(self._name(slot), *(nan if part is None else float(part[index]) for part in asked))
-            for index, slot in enumerate(self.slots.tolist())
+        means, tails = self.answers
+        mean, tail = (
+            repeat(_NOT_ASKED) if rows is None else rows[:METRICS].T.tolist()
+            for rows in (means, tails.get(self.quantile))
         )
+        named = zip(self.slots.tolist(), mean, tail, strict=False)
+        return tuple(Candidate(self._name(slot), *seconds, *late) for slot, seconds, late in named)
 
     def _name(self, slot: int) -> str:
         backend = self.backends[slot]

@@ -7,24 +7,34 @@ then on, and ``OFF`` while its errors are too large to decide by, or while what 
 less often. It takes more to come back than to stay.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, nan
 from typing import Final
 
-from router.core.tails import QUANTILES
+import numpy as np
+from numpy.typing import NDArray
 
-TTFT, TPOT, E2E = range(3)
-LEARNING, TRUSTED, OFF = range(3)
+from router.core import lessons
+from router.core.kernels import E2E, METRICS, TPOT, TTFT, Floats
+from router.core.lessons import (
+    BOOK,
+    BOOK_COVERED,
+    BOOK_ERROR,
+    BOOK_KEPT,
+    BOOK_SEEN,
+    KEPT,
+    LEARNING,
+    OFF,
+    QUANTILES,
+    TRUSTED,
+    TRUSTED_AFTER,
+)
+
+__all__ = ["E2E", "LEARNING", "OFF", "STATES", "TPOT", "TRUSTED", "TRUSTED_AFTER", "TTFT", "Accuracy", "Books", "Score"]
 STATES: Final = ("learning", "trusted", "off")
-TRUSTED_AFTER: Final = 20  # first tokens seen
-ERROR_OFF: Final = (0.7, 0.5)  # median size of the log error, TTFT and TPOT, from which on a forecast misleads
-COVERAGE_OFF: Final = 0.7  # a promised 0.9 that is kept so rarely is no promise
-RECOVERED: Final = 0.8  # an error must fall below this share of its limit before it counts as recovered
 ERROR_START: Final = 0.2
-ERROR_UP: Final = 1.08  # a step of the running median: a tenfold change takes 30 outcomes
-COVERAGE_GAIN: Final = 1.0 / 32
-_P90: Final = QUANTILES.index(0.9)
+COVERED_START: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,40 +60,37 @@ class Score:
 
 
 class Books:
-    """The counts of one backend."""
+    """The counts, one row a slot, and what they say of trust: ``LEARNING``, ``TRUSTED`` or ``OFF``."""
 
-    __slots__ = ("_covered", "_error", "_kept", "seen")
+    def __init__(self, capacity: int) -> None:
+        self._rows = np.zeros((capacity, BOOK))
+        self.state: NDArray[np.int8] = np.zeros(capacity, dtype=np.int8)
 
-    def __init__(self) -> None:
-        self.seen = [0, 0, 0]
-        self._kept = [[0] * len(QUANTILES) for _ in range(3)]
-        self._error = [ERROR_START] * 3
-        self._covered = 0.9
+    def grow(self, capacity: int) -> None:
+        """Make room for more slots."""
+        rows, state = self._rows, self.state
+        self._rows = np.zeros((capacity, BOOK))
+        self.state = np.zeros(capacity, dtype=np.int8)
+        self._rows[: len(rows)], self.state[: len(state)] = rows, state
 
-    def note(self, metric: int, score: float, promised: Sequence[float], width: float) -> None:
-        """An outcome ``score`` widths off its prediction, for which these spreads were promised."""
-        self.seen[metric] += 1
-        kept = self._kept[metric]
-        for i, spread in enumerate(promised):
-            if score <= spread:
-                kept[i] += 1
-        size = abs(score) * width
-        # Up when above and down when below settles where half are above.
-        self._error[metric] *= ERROR_UP if size > self._error[metric] else 1.0 / ERROR_UP
-        if metric == TTFT:
-            self._covered += COVERAGE_GAIN * ((score <= promised[_P90]) - self._covered)
+    def joined(self, slot: int) -> None:
+        """Nothing was seen of what is now in the slot."""
+        self._rows[slot] = 0.0
+        self._rows[slot, BOOK_ERROR : BOOK_ERROR + METRICS] = ERROR_START
+        self._rows[slot, BOOK_COVERED] = COVERED_START
+        self.state[slot] = LEARNING
 
-    def state(self, before: int) -> int:
-        """Whether the forecast may be trusted now."""
-        if self.seen[TTFT] < TRUSTED_AFTER:
-            return before
-        strict = RECOVERED if before == OFF else 1.0
-        wrong = any(self._error[metric] > strict * ERROR_OFF[metric] for metric in (TTFT, TPOT))
-        return OFF if wrong or self._covered < COVERAGE_OFF / strict else TRUSTED
+    def note(self, slot: int, metric: int, score: float, promised: Floats, width: float) -> None:
+        """An outcome ``score`` widths off its prediction, for which these spreads (by metric) were promised."""
+        lessons.note(self._rows, self.state, slot, metric, score, promised, width)
 
-    def accuracy(self, metric: int) -> Accuracy:
+    def seen(self, slot: int, metric: int) -> int:
+        """Outcomes seen."""
+        return int(self._rows[slot, BOOK_SEEN + metric])
+
+    def accuracy(self, slot: int, metric: int) -> Accuracy:
         """One metric's counts."""
-        seen = self.seen[metric]
-        shares = [kept / seen if seen else nan for kept in self._kept[metric]]
-        error = exp(self._error[metric]) - 1.0 if seen else nan
+        seen, first = self.seen(slot, metric), BOOK_KEPT + KEPT * metric
+        shares = [kept / seen if seen else nan for kept in self._rows[slot, first : first + KEPT].tolist()]
+        error = exp(self._rows[slot, BOOK_ERROR + metric]) - 1.0 if seen else nan
         return Accuracy(seen, error, dict(zip(QUANTILES, shares, strict=True)))

@@ -204,7 +204,7 @@ def test_a_backend_that_was_away_is_learnt_anew_faster():
         it.arrived(request("r", arrived_s=now_s), now_s)
         it.first_byte("r", 1, now_s + 0.05)
         it.ended("r", 1, Usage(101), now_s + 0.05 + 200 * 0.0101)
-        paces.append(float(it.belief.believed[0, 0]))
+        paces.append(float(it.belief.regression.factor[0, 0]))
     assert paces[0] > 1.3 * paces[1]
 
 
@@ -235,7 +235,9 @@ def test_a_backend_whose_facts_change_starts_anew():
     it = core(backend("a"), routing="slo_headroom")
     pace(it, 3.0, 20)
     it.backend_joined(backend("a", slower=2.0), 99.0)
-    assert it.belief.believed[:6, 0].tolist() == pytest.approx([0.02, 2e-4, 2e-7, 2e-4, 0.0, 0.01])
+    assert (it.belief.prior[0, :6] * it.belief.regression.factor[0]).tolist() == pytest.approx(
+        [0.02, 2e-4, 2e-7, 2e-4, 0.0, 0.01]
+    )
     assert it.belief.seen(0) == 0
 
 

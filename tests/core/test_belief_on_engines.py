@@ -11,9 +11,9 @@ from router.core.cards import card
 from router.core.decisions import Account, Send
 from router.core.dispatcher import Dispatcher
 from router.core.flight import Limits
+from router.core.kernels import CONTEXT, FIXED
 from router.core.models import model
 from router.core.physics import Shape, coefficients, kv_capacity_tokens
-from router.core.regression import CONTEXT, FIXED
 from router.core.types import Backend, Request, Usage
 from simulator.kernel import Kernel
 from simulator.replica import Replica

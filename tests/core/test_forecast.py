@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.core import kernels
 from router.core.belief import Belief
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
@@ -167,11 +168,13 @@ def test_nothing_is_computed_until_asked():
     """A policy without forecasts pays nothing, and its sends predict nothing."""
     it = forecast(Load())
     assert not it.made
-    assert it.answers == (None, None, None, {})
-    assert it.ttft_s is it.ttft_s
+    assert it.answers == (None, {})
+    assert np.shares_memory(it.ttft_s, it.tpot_s.base)
     assert it.made
-    assert it.answers[0] is it.ttft_s
-    assert it.answers[1] is None
+    assert it.answers[0] is it.ttft_s.base
+    assert it.answers[1] == {}
+    late_s = it.e2e_tail_s(0.9)
+    assert it.answers[1][0.9] is late_s.base
 
 
 def test_candidates_apart_in_the_columns_are_read_as_neighbours_are():
@@ -206,10 +209,10 @@ def test_the_account_carries_means_and_promises():
 
 @pytest.mark.parametrize("tokens", [0.0, 0.3, 1.0, 7.5, 100.0, 1000.0, 2300.0])
 def test_the_roof_is_read_from_its_table(tokens):
-    """Within a part in a hundred of a step, by vector and by scalar."""
+    """Within a part in a hundred of a step."""
     roofs = Roofs(2)
     scale = roofs.joined(1, MOE, 2304.0)
     exact = float(roof_s(MOE, np.array([tokens]))[0])
-    read = roofs.at(np.array([1]), np.array([[tokens]]), np.array([scale]))[0, 0]
-    assert read == pytest.approx(exact, abs=0.01 * MOE.fixed_s)
-    assert roofs.one(1, tokens) == pytest.approx(read)
+    prior = np.zeros((2, kernels.PRIOR))
+    prior[1, kernels.SCALE] = scale
+    assert kernels.roof_s(roofs.rows, prior, 1, tokens) == pytest.approx(exact, abs=0.01 * MOE.fixed_s)

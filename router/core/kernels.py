@@ -1,0 +1,321 @@
+"""One engine as a request meets it, and what it makes of a forecast: loops over candidates, compiled, in plain numbers.
+
+Believes: the model that ``forecast.py`` tells, and the arrays it is handed. Must not know: where those come from, any
+policy. Constants stand here because compiled code is kept by the date of this file alone (``compiling.py``).
+"""
+
+from math import ceil, exp, sqrt
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.core.compiling import compiled, part
+
+Floats = NDArray[np.float64]
+Slots = NDArray[np.intp]
+
+# -- rows of the ledger's columns, as fleet.py lays them out ---------------------------------------------------------
+
+PREFILLING, PREFILL_TOKENS, DECODING, CONTEXT_TOKENS = range(4)
+OTHERS, FOREIGN = 4, 8  # where the loads of peers and of nobody we know begin
+SEQS_MAX, KV_TOKENS_MAX, CHUNK_TOKENS = 12, 13, 14
+NETWORK_S, PREFILL_RATE, RATE_AT_S = 16, 23, 24
+
+# -- columns of a belief's rows --------------------------------------------------------------------------------------
+
+FIXED, SEQ, CONTEXT, TOKEN, PAIR, FIRST = range(6)
+TERMS: Final = 6
+SHARE, SCALE = 6, 7  # after a prior's terms: the share of a batch that one stage has; places of the roof a root token
+PRIOR: Final = 8
+POINTS: Final = 128  # of a roof
+
+# -- rows of answers -------------------------------------------------------------------------------------------------
+
+TTFT, TPOT, E2E = range(3)
+METRICS: Final = 3
+BAND: Final = 3  # of a forecast's rows, the one after the metrics
+BANDS: Final = 3  # engines with no prompt ahead; with some; full
+FULL: Final = 2
+
+# -- the forecast ----------------------------------------------------------------------------------------------------
+
+PREFILL_SHARE_MAX: Final = 0.8  # beyond it the engine hardly decodes; the stretch would be without bound
+LEFT_MIN: Final = 0.1  # of a step under way that should be over, as a share of it
+WAIT_DOUBT: Final = 0.5**2  # variance of the log of a wait for room: when others end is chance
+STEP_DOUBT: Final = 1.0 / 12.0  # variance of how much of a step under way is left, in steps
+
+
+class _Asked(NamedTuple):
+    """What a request asks of an engine. ``held_tokens``: when half of its reply is out."""
+
+    now_s: float
+    prompt_tokens: float
+    mean_prompt_tokens: float
+    output_tokens: float
+    held_tokens: float
+
+
+class _Engine(NamedTuple):
+    """One candidate as a request meets it: its load, how its prompts fall into steps, its seconds as believed."""
+
+    slot: int
+    prefilling: float
+    queued: float
+    batch: float
+    context: float
+    own: float
+    cached: float
+    each: float
+    room: float
+    first: float
+    left: float
+    full: float
+    last: float
+    growing: float
+    over_batch_s: float
+    fixed_s: float
+    seq_s: float
+    context_s: float
+    token_factor: float
+    token_s: float
+    pair_s: float
+    first_s: float
+    step_s: float
+
+
+class _Ahead(NamedTuple):
+    """What is between a send and its first token."""
+
+    steps: float
+    waiting: float
+    prompt_s: float
+    pair_s: float
+
+
+@part
+def roof_s(roofs: Floats, prior: Floats, slot: int, tokens: float) -> float:
+    """The roof over so many tokens in a step, straight between the places of its table (``roof.py``)."""
+    place = sqrt(tokens) * prior[slot, SCALE]
+    below = min(int(place), POINTS - 2)
+    low, high = roofs[slot, below], roofs[slot, below + 1]
+    return float(low + (place - below) * (high - low))
+
+
+@part
+def _engine(
+    columns: Floats, load: Floats, prior: Floats, factor: Floats, roofs: Floats, slot: int, i: int, own: float,
+    cached: float,
+) -> _Engine:  # fmt: skip
+    """The candidate at ``i``.
+
+    How the prompts ahead and the own one fall into steps: the one under way has taken in ``first`` tokens of the queue;
+    ``full`` ones and a last with ``last`` take what is ``left``.
+    """
+    prefilling, batch, context = load[PREFILLING, i], load[DECODING, i], load[CONTEXT_TOKENS, i]
+    queued = max(load[PREFILL_TOKENS, i], 0.0)  # sums of floats drift
+    room = max(columns[CHUNK_TOKENS, slot] - batch, 1.0)
+    first = min(queued, room)
+    left = queued - first + own
+    full = max(ceil(left / room) - 1.0, 0.0)
+    over_batch_s = roof_s(roofs, prior, slot, batch * prior[slot, SHARE])
+    fixed_s = (prior[slot, FIXED] + over_batch_s) * factor[slot, FIXED]
+    seq_s, context_s = prior[slot, SEQ] * factor[slot, SEQ], prior[slot, CONTEXT] * factor[slot, CONTEXT]
+    return _Engine(
+        slot, prefilling, queued, batch, context, own, cached,
+        queued / max(prefilling, 1.0),
+        room, first, left, full,
+        left - full * room,
+        min(batch + prefilling + 1.0, columns[SEQS_MAX, slot]),
+        over_batch_s, fixed_s, seq_s, context_s,
+        factor[slot, TOKEN],
+        prior[slot, TOKEN] * factor[slot, TOKEN],
+        prior[slot, PAIR] * factor[slot, PAIR],
+        prior[slot, FIRST] * factor[slot, FIRST],
+        fixed_s + seq_s * batch + context_s * context,
+    )  # fmt: skip
+
+
+@part
+def _beyond_s(roofs: Floats, prior: Floats, e: _Engine, prompt_tokens: float) -> float:
+    """What prompt tokens in a step add to the roof over its batch."""
+    return roof_s(roofs, prior, e.slot, prompt_tokens + e.batch * prior[e.slot, SHARE]) - e.over_batch_s
+
+
+@part
+def _under_way(columns: Floats, e: _Engine, first_roof_s: float, now_s: float) -> float:
+    """How much of the step under way is left, as a share of it.
+
+    Half on average. But when the newest prompt ahead was sent ``unanswered_s`` ago by this router, and one step holds
+    all that wait: on an engine that had nothing to do its step began at once; on one that decoded it began with the
+    next step, and so will ours if that has not come yet.
+    """
+    unanswered_s = now_s - columns[RATE_AT_S, e.slot]
+    if columns[PREFILLING, e.slot] <= 0.0 or unanswered_s < 0.0 or not 0.0 < e.queued <= e.room:
+        return 0.5 if e.batch + e.queued > 0.0 else 0.0
+    prompt_s = e.token_factor * first_roof_s + e.first * (e.token_s + e.pair_s * (0.5 * e.each))
+    joined_s = max(unanswered_s - e.step_s, 0.0) + 0.5 * e.step_s
+    gone_s = joined_s if e.batch > 0.0 else unanswered_s
+    return float(min(1.0, max(LEFT_MIN, 1.0 - gone_s / (e.step_s + prompt_s))))
+
+
+@part
+def _steps_to_room(columns: Floats, e: _Engine, asked: _Asked) -> float:
+    """Steps until enough sequences have ended, where slots or KV are taken; 0 when there is room.
+
+    With ``n`` sequences of mean life L tokens one ends every L / n steps (they are spread evenly over their lives), so
+    the k-th from now is k L / n steps away.
+    """
+    requests, held = e.prefilling + e.batch, e.queued + e.context
+    over = requests + 1.0 - columns[SEQS_MAX, e.slot]
+    kv_over = held + asked.held_tokens - columns[KV_TOKENS_MAX, e.slot]
+    ahead = max(over, kv_over / asked.held_tokens, 0.0)
+    return float(ahead * asked.output_tokens / max(min(requests, columns[SEQS_MAX, e.slot]), 1.0))
+
+
+@part
+def _ahead(columns: Floats, prior: Floats, roofs: Floats, e: _Engine, asked: _Asked) -> _Ahead:
+    """The steps before the first token, and what prompt tokens add to them: by roof and network, and by attention."""
+    first_roof_s = _beyond_s(roofs, prior, e, e.first)
+    under_way = _under_way(columns, e, first_roof_s, asked.now_s)
+    waiting = _steps_to_room(columns, e, asked)
+    tokens = e.left + under_way * e.first
+    pairs = e.own * (e.cached + 0.5 * e.own) + (tokens - e.own) * (0.5 * e.each)
+    beyond_s = under_way * first_roof_s + _beyond_s(roofs, prior, e, e.last)
+    if e.full > 0.0:
+        beyond_s += e.full * _beyond_s(roofs, prior, e, e.room)
+    steps = e.full + under_way + 1.0 + waiting
+    return _Ahead(steps, waiting, beyond_s * e.token_factor + e.token_s * tokens, pairs * e.pair_s)
+
+
+@part
+def _first_token_s(columns: Floats, e: _Engine, ahead: _Ahead) -> float:
+    """The mean, as modelled."""
+    network_s: float = columns[NETWORK_S, e.slot]
+    return ahead.steps * e.step_s + network_s + ahead.prompt_s + ahead.pair_s + e.first_s
+
+
+@part
+def _step_of_life_s(columns: Floats, prior: Floats, factor: Floats, roofs: Floats, e: _Engine, held: float) -> float:
+    """A step with this request and those queued before it in the batch."""
+    over_batch_s = roof_s(roofs, prior, e.slot, e.growing * prior[e.slot, SHARE])
+    fixed_s = (prior[e.slot, FIXED] + over_batch_s) * factor[e.slot, FIXED]
+    held = min(e.context + e.queued + held, columns[KV_TOKENS_MAX, e.slot])
+    return float(fixed_s + e.seq_s * e.growing + e.context_s * held)
+
+
+@part
+def _prefill_share(
+    prior: Floats, roofs: Floats, e: _Engine, asked: _Asked, full: bool, step_s: float, tokens_per_s: float
+) -> float:
+    """The share of its time that an engine spends on prompts: on those that are sent to it; on a full engine, which
+    takes in one whenever one ends, on those that take the places of its batch (Little 1961).
+    """
+    mean, piece = asked.mean_prompt_tokens, min(asked.mean_prompt_tokens, e.room)
+    each_s = e.token_factor * _beyond_s(roofs, prior, e, piece) / piece + e.token_s + e.pair_s * (mean / 2.0)
+    share = tokens_per_s * each_s
+    if full:
+        taken_in = e.growing * mean * each_s / (asked.output_tokens * step_s)
+        share = taken_in / (1.0 + taken_in)
+    return min(share, PREFILL_SHARE_MAX)
+
+
+@part
+def _tokens_per_s(columns: Floats, slot: int, now_s: float, tau_s: float, beside_tokens_per_s: float) -> float:
+    """Prompt tokens sent to an engine per second, lately: see ``Fleet.prefill_tokens_per_s``."""
+    own = columns[PREFILL_RATE, slot] * exp((columns[RATE_AT_S, slot] - now_s) / tau_s)
+    beside = columns[OTHERS + DECODING, slot] + columns[FOREIGN + DECODING, slot]
+    return float(own + beside * beside_tokens_per_s)
+
+
+@compiled(
+    "void(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, :, ::1], i8[::1], f8[::1],"
+    " f8, f8, f8, f8, f8, f8, f8, f8[:, ::1])"
+)
+def means(
+    columns: Floats, load: Floats, prior: Floats, factor: Floats, roofs: Floats, lean: Floats, slots: Slots,
+    cached_tokens: Floats, now_s: float, prompt_tokens: float, mean_prompt_tokens: float, output_tokens: float,
+    held_tokens: float, tau_s: float, beside_tokens_per_s: float, out: Floats,
+) -> None:  # fmt: skip
+    """Fill the rows TTFT, TPOT, E2E (seconds) and BAND of ``out``, one column a candidate.
+
+    ``columns``: the ledger's; ``load`` and ``cached_tokens``: of the candidates; ``prior``, ``factor``, ``roofs``: one
+    row a slot; ``lean``: by metric, band and slot; ``tau_s`` and ``beside_tokens_per_s``: see ``_tokens_per_s``.
+    """
+    asked = _Asked(now_s, prompt_tokens, mean_prompt_tokens, output_tokens, held_tokens)
+    for i in range(len(slots)):
+        slot, cached = slots[i], cached_tokens[i]
+        e = _engine(columns, load, prior, factor, roofs, slot, i, prompt_tokens - cached, cached)
+        ahead = _ahead(columns, prior, roofs, e, asked)
+        full = ahead.waiting > 0.0
+        band = FULL if full else int(e.queued > 0.0)
+        step_s = _step_of_life_s(columns, prior, factor, roofs, e, held_tokens)
+        tokens_per_s = _tokens_per_s(columns, slot, now_s, tau_s, beside_tokens_per_s)
+        share = _prefill_share(prior, roofs, e, asked, full, step_s, tokens_per_s)
+        out[TTFT, i] = _first_token_s(columns, e, ahead) * lean[TTFT, band, slot]
+        out[TPOT, i] = step_s / (1.0 - share) * lean[TPOT, band, slot]
+        out[E2E, i] = out[TTFT, i] + max(output_tokens - 1.0, 0.0) * out[TPOT, i]
+        out[BAND, i] = band
+
+
+@compiled("f8(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i8, i8, f8, f8, f8, f8, f8, f8, f8[::1])")
+def expected(
+    columns: Floats, load: Floats, prior: Floats, factor: Floats, roofs: Floats, slot: int, i: int,
+    cached_tokens: float, now_s: float, prompt_tokens: float, output_tokens: float, held_tokens: float,
+    ttft_s: float, out: Floats,
+) -> float:  # fmt: skip
+    """Fill ``out`` with the terms of TTFT at factor 1 on the candidate at ``i``; returns the variance of its log by the
+    queue's chance.
+    """
+    asked = _Asked(now_s, prompt_tokens, prompt_tokens, output_tokens, held_tokens)
+    e = _engine(columns, load, prior, factor, roofs, slot, i, prompt_tokens - cached_tokens, cached_tokens)
+    ahead = _ahead(columns, prior, roofs, e, asked)
+    out[FIXED] = ahead.steps * e.fixed_s
+    out[SEQ] = ahead.steps * (e.seq_s * e.batch)
+    out[CONTEXT] = ahead.steps * (e.context_s * e.context)
+    out[TOKEN] = ahead.prompt_s
+    out[PAIR] = ahead.pair_s
+    out[FIRST] = e.first_s
+    for term in range(TERMS):
+        out[term] /= factor[slot, term]
+    step_share = e.step_s / ttft_s
+    return WAIT_DOUBT * (ahead.waiting * step_share) ** 2 + STEP_DOUBT * step_share**2
+
+
+@compiled("void(f8[:, ::1], f8[:, :, :, ::1], i8[::1], i8, f8, f8, f8[:, ::1])")
+def tails(means_s: Floats, spread: Floats, slots: Slots, row: int, share: float, e2e_width: float, out: Floats) -> None:
+    """Fill ``out`` (metrics x candidates) with a quantile of each: the mean times e to the spread at that quantile.
+
+    ``means_s``: as ``means`` filled it; ``spread``: by metric, kept quantile, band and slot, of which the quantile lies
+    ``share`` of the way from ``row`` to the next; ``e2e_width``: E2E's spread is in widths of this.
+    """
+    for metric in range(METRICS):
+        width = e2e_width if metric == E2E else 1.0
+        for i in range(len(slots)):
+            band, slot = int(means_s[BAND, i]), slots[i]
+            low = spread[metric, row, band, slot]
+            if share != 0.0:
+                low += share * (spread[metric, row + 1, band, slot] - low)
+            out[metric, i] = means_s[metric, i] * exp(low * width)
+
+
+@compiled("void(f8[:, ::1], f8[:, ::1], i8, f8, f8, f8, f8, f8, f8, f8, f8, f8[::1])")
+def lived(
+    prior: Floats, roofs: Floats, slot: int, stages: float, chunk_tokens: float, steps: float, lasted_s: float,
+    decoding_s: float, context_s: float, prompts: float, mean_prompt_tokens: float, out: Floats,
+) -> None:  # fmt: skip
+    """Fill ``out`` with the terms, at factor 1, of ``steps`` that lasted so long: of the mean batch and context, whose
+    integrals over that time are given, and of the prompt tokens that came.
+    """
+    batch, sheet = decoding_s / lasted_s, prior[slot]
+    rows = batch / stages
+    over_batch_s = roof_s(roofs, prior, slot, rows)
+    out[FIXED] = (sheet[FIXED] + over_batch_s) * steps
+    out[SEQ] = sheet[SEQ] * (steps * batch)
+    out[CONTEXT] = sheet[CONTEXT] * (steps * (context_s / lasted_s))
+    out[TOKEN] = sheet[TOKEN] * prompts
+    out[PAIR] = sheet[PAIR] * prompts * mean_prompt_tokens / 2.0
+    out[FIRST] = 0.0
+    if prompts != 0.0:
+        piece = min(mean_prompt_tokens, chunk_tokens)
+        out[TOKEN] += prompts / piece * (roof_s(roofs, prior, slot, rows + piece) - over_batch_s)

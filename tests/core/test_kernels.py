@@ -1,0 +1,230 @@
+"""The compiled loops against the same formulas over whole arrays: equal to rounding on fleets drawn at random."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import router.core
+from router.core import kernels
+from router.core.belief import Belief
+from router.core.fleet import Fleet
+from router.core.forecast import Forecast
+from router.core.kernels import CONTEXT, FIRST, FIXED, PAIR, SCALE, SEQ, SHARE, TERMS, TOKEN
+from router.core.ledger import RATE_TAU_S, Ledger
+from router.core.lessons import BEYOND, KEPT, LEVELS, RANKED, WINDOW
+from router.core.physics import StepCoefficients
+from router.core.regression import Regression
+from router.core.tails import Tails
+from router.core.types import Backend, EngineReport, Load
+from tests.fakes import request
+
+SIGMA = (0.3, 0.5, 0.3, 0.3, 0.5, 0.5)
+
+
+def drawn(chance, count):
+    """A ledger and a belief of backends unlike each other, some full, some idle, all learnt to be off."""
+    ledger, belief = Ledger(), Belief()
+    for n in range(count):
+        prior = StepCoefficients(
+            *(chance.uniform(0.5, 2.0) * x for x in (0.01, 1e-4, 1e-7, 2e-4, 1e-9, 5e-3, 2e-3, 1e-4, 1e-2, 0.06)),
+            stages=chance.choice((1, 1, 4)),
+        )
+        facts = {"seqs_max": chance.choice((8, 256)), "kv_tokens_max": chance.choice((5_000, 500_000))}
+        joined = Backend(f"b{n}", ("m",), prior, chunk_tokens=chance.choice((512, 8192)), network_s=0.001 * n, **facts)
+        belief.joined(ledger.join(joined, 0.0), joined)
+    for _ in range(5 * count):
+        now_s, slot = chance.uniform(0.0, 3.0), chance.randrange(count)
+        held = ledger.reserve(slot, chance.choice((0.0, 3.0, 4000.0)), 700.0, np.inf, now_s)
+        if chance.random() < 0.7:
+            ledger.prefilled(held, now_s)
+        belief.regression.saw(slot, 0, np.array([0.1, 0.0, 0.01, 0.02, 0.001, 0.005]), 0.0, chance.uniform(0.05, 0.5))
+        spreads = belief.tails.promised(chance.randrange(3), slot)
+        belief.tails.saw(chance.randrange(3), chance.randrange(3), slot, chance.gauss(0.0, 0.3), spreads)
+    ledger.heard("peer", {f"b{n}": Load(n % 3, 50.0 * (n % 3), n, 300.0 * n) for n in range(count)})
+    ledger.reported(0, EngineReport(1.0, running=9.0, waiting=2.0, kv_usage=0.1))
+    belief.lean[:] = np.random.default_rng(1).uniform(0.8, 1.2, belief.lean.shape)
+    belief.hit[:] = np.linspace(0.0, 0.9, len(belief.hit))
+    return ledger, belief
+
+
+class Reference:
+    """The means of ``forecast.py``, every line over all candidates at once."""
+
+    def __init__(self, fleet, belief, it, mean_prompt):  # noqa: PLR0915 - one model, told in one go
+        slots = fleet.slots
+        self.rows, self.prior, factor = belief.roofs.rows[slots], belief.prior[slots], belief.regression.factor[slots]
+        self.each_row = np.arange(len(slots))
+        c, f = (self.prior[:, :TERMS] * factor).T, factor.T
+        prefilling, queued, batch, context = fleet.load
+        own, cached = it.prefill_tokens, it.cached_tokens
+        room = np.maximum(fleet.chunk_tokens - batch, 1.0)
+        each = queued / np.maximum(prefilling, 1.0)
+        growing = np.minimum(batch + prefilling + 1.0, fleet.seqs_max)
+        first = np.minimum(queued, room)
+        left = queued - first + own
+        full = np.maximum(np.ceil(left / room) - 1.0, 0.0)
+        last = left - full * room
+        now = self.roof(batch * self.prior[:, SHARE])
+        beyond = lambda tokens: self.roof(tokens + batch * self.prior[:, SHARE]) - now  # noqa: E731
+        step = c[FIXED] + f[FIXED] * now + c[SEQ] * batch + c[CONTEXT] * context
+        prompt = f[TOKEN] * beyond(first) + first * (c[TOKEN] + c[PAIR] * (0.5 * each))
+        since = fleet.unanswered_s
+        gone = np.where(batch > 0.0, np.maximum(since - step, 0.0) + 0.5 * step, since)
+        known = (queued > 0.0) & (queued <= room) & (since >= 0.0)
+        share = np.clip(1.0 - gone / (step + prompt), 0.1, 1.0)
+        under_way = np.where(known, share, 0.5 * (batch + queued > 0.0))
+        requests, held, running = prefilling + batch, queued + context, np.minimum(prefilling + batch, fleet.seqs_max)
+        over = np.maximum(requests + 1.0 - fleet.seqs_max, (held + it.tokens - fleet.kv_tokens_max) / it.tokens)
+        waiting = np.maximum(over, 0.0) * it.output_tokens / np.maximum(running, 1.0)
+        steps = full + under_way + 1.0 + waiting
+        tokens = left + under_way * first
+        prompt_s = f[TOKEN] * (under_way * beyond(first) + full * beyond(room) + beyond(last)) + c[TOKEN] * tokens
+        pair_s = c[PAIR] * (own * (cached + 0.5 * own) + (tokens - own) * (0.5 * each))
+        self.band = np.where(waiting > 0.0, 2, queued > 0.0)
+        ttft = steps * step + fleet.network_s + prompt_s + pair_s + c[FIRST]
+        self.ttft = ttft * belief.lean[0, self.band, slots]
+        in_cache = np.minimum(context + queued + it.tokens, fleet.kv_tokens_max)
+        life = c[FIXED] + f[FIXED] * self.roof(growing * self.prior[:, SHARE]) + c[SEQ] * growing
+        life += c[CONTEXT] * in_cache
+        piece = np.minimum(mean_prompt, room)
+        each_s = f[TOKEN] * beyond(piece) / piece + c[TOKEN] + c[PAIR] * (mean_prompt / 2)
+        taken = growing * mean_prompt * each_s / (it.output_tokens * life)
+        share = np.where(waiting > 0.0, taken / (1.0 + taken), fleet.prefill_tokens_per_s * each_s)
+        self.tpot = life / (1.0 - np.minimum(share, 0.8)) * belief.lean[1, self.band, slots]
+        self.e2e = self.ttft + max(it.output_tokens - 1.0, 0.0) * self.tpot
+        fixed = steps * (c[FIXED] + f[FIXED] * now)
+        parts = (fixed, steps * c[SEQ] * batch, steps * c[CONTEXT] * context, prompt_s, pair_s, c[FIRST])
+        self.terms = np.array(parts).T / factor
+        self.doubt = 0.25 * (waiting * step / self.ttft) ** 2 + (step / self.ttft) ** 2 / 12
+
+    def roof(self, tokens):
+        """Straight between the places of the tables."""
+        place = np.sqrt(tokens) * self.prior[:, SCALE]
+        below = np.minimum(place, kernels.POINTS - 1.001).astype(np.intp)
+        low, high = self.rows[self.each_row, below], self.rows[self.each_row, below + 1]
+        return low + (place - below) * (high - low)
+
+
+@pytest.mark.parametrize("prompt_tokens", [0, 100, 20_000])
+@pytest.mark.parametrize("seed", range(8))
+def test_forecasts_are_what_the_formulas_say(seed, prompt_tokens):
+    """Every mean, and for every candidate what learning is told, to nine digits."""
+    chance = random.Random(seed)
+    ledger, belief = drawn(chance, 30)
+    belief.prompts.saw("m", 500.0, 700)
+    slots = np.array(sorted(chance.sample(range(30), 20))) if seed % 2 else ledger.pool("m")
+    fleet = Fleet(ledger, slots, 3.0)
+    it = Forecast(request(prompt_tokens=prompt_tokens, output_tokens_max=chance.choice((0, 60))), fleet, belief)
+    told = Reference(fleet, belief, it, 700.0)
+    assert set(told.band) >= {1, 2}
+    np.testing.assert_allclose((it.ttft_s, it.tpot_s, it.e2e_s), (told.ttft, told.tpot, told.e2e), rtol=1e-9)
+    for index, slot in enumerate(slots.tolist()):
+        expected = it.at(index).expectation
+        np.testing.assert_allclose(expected.terms_s, told.terms[index], rtol=1e-9, atol=1e-18)
+        assert expected.doubt == pytest.approx(told.doubt[index], rel=1e-9)
+        assert expected.promised.tolist() == belief.tails.spread[:, :, told.band[index], slot].tolist()
+        assert it.prefill_tokens_at(index) == pytest.approx(it.prefill_tokens[index], rel=1e-12)
+
+
+def test_the_loops_read_the_rows_that_the_ledger_writes():
+    """One matrix, two files that know its order."""
+    ledger = Ledger()
+    for row, column in (
+        (kernels.PREFILLING, ledger.own[0]),
+        (kernels.OTHERS, ledger.others[0]),
+        (kernels.FOREIGN, ledger.foreign[0]),
+        (kernels.SEQS_MAX, ledger.seqs_max),
+        (kernels.KV_TOKENS_MAX, ledger.kv_tokens_max),
+        (kernels.CHUNK_TOKENS, ledger.chunk_tokens),
+        (kernels.NETWORK_S, ledger.network_s),
+        (kernels.PREFILL_RATE, ledger.prefill_rate),
+        (kernels.RATE_AT_S, ledger.rate_at_s),
+    ):
+        assert np.shares_memory(ledger.columns[row], column)
+
+
+def filtered(it, terms, beside, actual, doubt):
+    """One outcome by the textbook: the state, the covariance and the noise after it, before anything wanders."""
+    factor, log_factor, covariance, noise = it.factor[0], it._log[0], it._covariance[0], it._noise[0, 0]
+    predicted = terms @ factor + beside
+    shares = terms * factor / predicted
+    spread = covariance @ shares
+    believed = shares @ spread
+    variance = believed + noise + doubt
+    z = np.clip(np.log(actual / predicted) / np.sqrt(variance), -2.5, 2.5)
+    after = log_factor + z / np.sqrt(variance) * spread
+    noise += 0.04 * (z**2 * variance - believed - doubt - noise)
+    return after, covariance - np.outer(spread, spread) / variance, np.clip(noise, 0.02**2, 1.0)
+
+
+def test_lessons_are_what_the_filter_says():
+    """Log factors, covariance and noise after each of a hundred outcomes; every fourth wanders besides."""
+    chance, it = random.Random(5), Regression(2, 1)
+    it.joined(0, SIGMA)
+    for n in range(1, 101):
+        terms = np.array([chance.random() for _ in range(TERMS)])
+        actual, doubt = 2.0 * float(terms.sum()) * chance.uniform(0.8, 1.2), chance.choice((0.0, 0.3))
+        log_factor, covariance, noise = filtered(it, terms, 0.1, actual, doubt)
+        changes = it.changes(0)
+        it.saw(0, 0, terms, 0.1, actual, doubt)
+        np.testing.assert_allclose(it._log[0], log_factor, rtol=1e-9)
+        np.testing.assert_allclose(it.factor[0], np.exp(log_factor), rtol=1e-9)
+        assert it._noise[0, 0] == pytest.approx(noise, rel=1e-9)
+        if it.changes(0) == changes and n % 32:
+            wandered = it._wander[0] if n % 4 == 0 else 0.0
+            np.testing.assert_allclose(it._covariance[0], covariance + wandered, rtol=1e-9, atol=1e-15)
+
+
+def test_scores_are_kept_in_order_and_read_at_their_rank():
+    """The last 160 of 700, some of them equal; ceil((n + 1) q) of each level, never falling, a guess beyond."""
+    chance, tails, told = random.Random(6), Tails(1), []
+    tails.joined(0, "m")
+    for _ in range(700):
+        told.append(round(chance.gauss(0.0, 0.3), 1))
+        tails.saw(0, 0, 0, told[-1], tails.promised(0, 0))
+        kept = tails._scores[0, 0, 0]
+        ranked = sorted(told[-WINDOW:])
+        count = len(ranked)
+        assert kept[RANKED : RANKED + count].tolist() == ranked
+    ranks = [ceil((count + 1) * level) for level in kept[LEVELS : LEVELS + KEPT]]
+    beyond = ranked[-1] + BEYOND * (ranked[-1] - ranked[count // 2])
+    spreads = [ranked[rank - 1] if rank <= count else beyond for rank in ranks]
+    assert tails.promised(0, 0)[0].tolist() == np.maximum.accumulate(spreads).tolist()
+
+
+def test_the_rate_of_prompts_is_that_of_the_fleet():
+    """The one fact that a loop works out for itself as well."""
+    ledger, _ = drawn(random.Random(3), 9)
+    fleet = Fleet(ledger, ledger.pool("m"), 4.0)
+    rates = [
+        kernels._tokens_per_s(ledger.columns, slot, 4.0, RATE_TAU_S, fleet.beside_tokens_per_s)
+        for slot in fleet.slots.tolist()
+    ]
+    assert rates == pytest.approx(fleet.prefill_tokens_per_s.tolist(), rel=1e-12)
+
+
+def test_without_a_place_to_keep_what_was_compiled_all_works_and_nothing_is_said(tmp_path: Path) -> None:
+    """An install that cannot be written, a home that cannot either: compiled in memory, in silence."""
+    source = Path(router.core.__file__).parent
+    shutil.copy(source / "compiling.py", tmp_path / "compiling.py")
+    (tmp_path / "loop.py").write_text(
+        'from compiling import compiled\n\n@compiled("f8(f8)")\ndef twice(x: float) -> float:\n    return 2.0 * x\n'
+    )
+    (tmp_path / "__pycache__").write_text("not a folder")
+    elsewhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/none", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "from loop import twice; print(twice(2.0))"],
+        cwd=tmp_path,
+        env={**os.environ, **elsewhere},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("4.0\n", "")
