@@ -10,9 +10,8 @@ mean batch, context and prompt load that the backend carried while it decoded.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import exp, log
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +32,7 @@ STEPS_MIN: Final = 4  # a shorter reply says more of rounding than of pace
 STEP_DOUBT: Final = 0.25  # variance of the log pace of a single step: a prompt may or may not be in it
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Expectation:
+class Expectation(NamedTuple):
     """What one send was expected to take, as it stood then; ``terms_s`` at factor 1, the rest in seconds and logs.
 
     ``beside_s``: network; ``doubt``: variance of the log of TTFT by the queue's chance; ``width``: expected spread of

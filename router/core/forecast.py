@@ -15,9 +15,8 @@ Nothing is computed before it is asked for, so a policy that needs no forecast p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import exp, hypot
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +34,9 @@ WIDTH_MIN: Final = 0.1  # of E2E, when the length is known: its pace and first t
 Answers = tuple[Floats | None, Mapping[float, Floats]]
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """The means for one backend, as they stood when the request was sent, in seconds from the send; and what learning
-    needs to know of them (None: nobody asked for a forecast).
+    needs to know of them (None: nobody asked for a forecast). A named tuple, for every request makes one.
     """
 
     ttft_s: float
@@ -52,8 +50,12 @@ class Prediction:
         if expected is None:
             return self.ttft_s, self.tpot_s, self.e2e_s
         row, share = between(quantile)
-        ttft, tpot, e2e = (low + share * (high - low) for low, high in expected.promised[:, row : row + 2].tolist())
-        return self.ttft_s * exp(ttft), self.tpot_s * exp(tpot), self.e2e_s * exp(expected.width * e2e)
+        low, high = expected.promised[:, row].tolist(), expected.promised[:, row + 1].tolist()
+        return (
+            self.ttft_s * exp(low[TTFT] + share * (high[TTFT] - low[TTFT])),
+            self.tpot_s * exp(low[TPOT] + share * (high[TPOT] - low[TPOT])),
+            self.e2e_s * exp(expected.width * (low[E2E] + share * (high[E2E] - low[E2E]))),
+        )
 
 
 class Forecast:
@@ -68,7 +70,11 @@ class Forecast:
         "_request",
         "_tails",
         "prompt_tokens",
+        "tokens",
     )
+
+    prompt_tokens: float  # as engines are expected to count them
+    tokens: float  # that this request holds when half of its reply is out
 
     def __init__(self, request: Request, fleet: Fleet, belief: Belief) -> None:
         self._request = request
@@ -76,6 +82,7 @@ class Forecast:
         self._belief = belief
         self._outlook = belief.lengths.outlook(request.model, request.slo_class, request.output_tokens_max)
         self.prompt_tokens = request.prompt_tokens * belief.prompts.scale(request.model)
+        self.tokens = max(self.prompt_tokens + self._outlook.tokens / 2, 1.0)
         self._cached: Floats | None = None
         self._means: Floats | None = None
         self._tails: dict[float, Floats] = {}
@@ -89,11 +96,6 @@ class Forecast:
     def output_tokens(self) -> float:
         """Expected output tokens of this request."""
         return self._outlook.tokens
-
-    @property
-    def tokens(self) -> float:
-        """Tokens this request holds when half of its reply is out."""
-        return max(self.prompt_tokens + self._outlook.tokens / 2, 1.0)
 
     @property
     def state(self) -> NDArray[np.int8]:
