@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from router.core.decisions import Outcome
+from router.core.score import STATES
+from router.gateway.metrics import Metrics
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 CONFIGS = [DEPLOY / "router.yaml", DEPLOY / "compose/router.yaml", DEPLOY / "kubernetes/config.yaml"]
@@ -52,7 +56,7 @@ def test_compose_commands_have_options_that_exist(service):
 def names_in_code():
     """Every metric name that a Python file of the router states."""
     text = "\n".join(path.read_text() for path in (ROOT / "router").rglob("*.py"))
-    return set(re.findall(r'"(headroom_[a-z_]+)"', text)) | {
+    return set(re.findall(r'(?:"|# TYPE )(headroom_[a-z_]+)["\s]', text)) | {
         f"headroom_{kind}_prediction_ratio" for kind in ("ttft", "tpot", "e2e")
     }
 
@@ -65,6 +69,27 @@ def test_dashboards_and_alerts_ask_for_metrics_there_are(path):
     known = {SUFFIXES.sub("", name) for name in names_in_code()}
     assert len(asked) > 5
     assert asked - known == set()
+
+
+def values_in_code():
+    """By label, the values that alerts and dashboards may ask for."""
+    page = Metrics(lambda: 0.0).text().decode()
+    return {
+        "kept": {"true", "false"},
+        "kind": {"prompt", "output", "cached"},
+        "outcome": {outcome.value for outcome in Outcome},
+        "result": set(re.findall(r'headroom_config_reloads_total\{result="([a-z]+)"', page)),
+        "state": {*STATES, "configured", "answering"},
+    }
+
+
+@pytest.mark.parametrize("path", ["prometheus/alerts.yml", "grafana/dashboards/headroom.json"])
+def test_dashboards_and_alerts_ask_for_label_values_there_are(path):
+    """A selector with a value that no sample has matches nothing: the alert never fires."""
+    asked = re.findall(r'([a-z_]+)=\\?"([a-z_]+)\\?"', (DEPLOY / path).read_text())
+    known = values_in_code()
+    assert asked
+    assert [(label, value) for label, value in asked if value not in known[label]] == []
 
 
 def test_manifests_are_yaml_and_the_dashboard_json():
