@@ -7,7 +7,8 @@ the one verb of its kind (router/core/policy.py). Its file name is its name.
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
+from numbers import Number
 from pkgutil import iter_modules
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ def find(kind: str, name: str, parameters: Mapping[str, Any] | None = None) -> A
 def build(what: str, make: Callable[..., Any], parameters: Mapping[str, Any]) -> Any:
     """What *make* gives for these parameters; ValueError names *what* and those that it takes."""
     try:
+        _check_kinds(what, signature(make).parameters, parameters)
         return make(**parameters)
     except TypeError as problem:
         allowed = list(signature(make).parameters)
@@ -43,6 +45,23 @@ def build(what: str, make: Callable[..., Any], parameters: Mapping[str, Any]) ->
         raise ValueError(
             f"{what} has no parameter {wrong[0]!r}{_hint(wrong[0], allowed)}; it takes {takes}"
         ) from problem
+
+
+_WANTED: Final = {
+    bool: (bool, "true or false"),
+    int: (Number, "a number"),
+    float: (Number, "a number"),
+    str: (str, "text"),
+}
+
+
+def _check_kinds(what: str, takes: Mapping[str, Parameter], parameters: Mapping[str, Any]) -> None:
+    """A default says what its parameter is: a text for a number would be found out by the first request only."""
+    for name, value in parameters.items():
+        default = takes[name].default if name in takes else None
+        kind, wanted = _WANTED.get(type(default), (object, ""))
+        if not isinstance(value, kind) or (kind is Number and isinstance(value, bool)):
+            raise ValueError(f"{what}: {name} must be {wanted} like {default!r}, not {value!r}")
 
 
 def _hint(word: str, known: list[str]) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import policies
 from router import loading
 from router.loading import Source
 from tests.policy_files import policy_file, policy_text
@@ -52,6 +53,23 @@ def test_a_file_that_is_no_policy_says_why_and_where(text: str, words: str) -> N
     parameters = {} if "(depth)" in text and "raise" not in text else {"depth": 3}
     with pytest.raises(ValueError, match=words):
         loading.load("routing", Source("p.py", text), parameters if "dep" in text else {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "parameters", "words"),
+    [
+        ("routing", "least_work", {"prefill_weight": "high"}, "prefill_weight must be a number like 1.0, not 'high'"),
+        ("routing", "least_work", {"prefill_weight": True}, "prefill_weight must be a number like 1.0, not True"),
+        ("routing", "slo_headroom", {"prefer": 1}, "prefer must be text like 'spread', not 1"),
+        ("admission", "fair", {"early": "no"}, "early must be true or false like True, not 'no'"),
+    ],
+)
+def test_a_parameter_of_another_kind_is_refused_by_name(
+    kind: str, name: str, parameters: dict[str, object], words: str
+) -> None:
+    """Before it serves, not by the first request that it fails on."""
+    with pytest.raises(ValueError, match=words):
+        policies.find(kind, name, parameters)
 
 
 def test_a_scaling_policy_cannot_be_a_file() -> None:
