@@ -20,7 +20,7 @@ GIB: Final = float(2**30)
 _GDDR_ECC: Final = 15 / 16
 
 
-class UnknownCard(ValueError):  # noqa: N818 - named as the vocabulary of the core names faults
+class UnknownCard(ValueError):
     """No card of that name; the message lists the nearest names."""
 
 
