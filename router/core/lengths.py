@@ -8,9 +8,13 @@ Must not know: any backend, any queue, any request before it ended.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from math import exp, log, log2, sqrt
+from math import exp, inf, log, log2
 from typing import Final
+
+import numpy as np
+
+from router.core import lessons
+from router.core.kernels import Floats
 
 START_TOKENS: Final = 211.0  # mean reply of production chat: Azure LLM inference trace 2023, conversation
 START_SIGMA: Final = 1.0  # and its spread on the log scale, rounded
@@ -20,10 +24,10 @@ BINS_PER_OCTAVE: Final = 4
 BINS: Final = 18 * BINS_PER_OCTAVE  # up to 2**18 tokens
 REFRESH: Final = 16  # replies between two readings of a distribution: a mean over 500 moves little in 16
 WEIGHT_MAX: Final = 1e6  # of one reply, before all are scaled back
-NOBODY: Final = 1e-9  # less weight than this is rounding
 CAPS_KEPT: Final = 256  # caps whose outlook is kept between two readings
 EXACT: Final = 0.01  # a log ratio below this is a tokenizer's whim
-_EDGES: Final = tuple(2.0 ** (i / BINS_PER_OCTAVE) for i in range(BINS + 1))
+_EDGES: Final = 2.0 ** (np.arange(BINS + 1) / BINS_PER_OCTAVE)
+ENDED, CUT = range(2)  # rows of weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,44 +45,35 @@ def _bin(tokens: float) -> int:
 class _Replies:
     """One distribution: weights of replies that ended, and of those that were cut, in each bin."""
 
-    __slots__ = ("_cut", "_ended", "_outlooks", "_since", "_survival", "_weight")
+    __slots__ = ("_outlooks", "_since", "_weight", "_weights")
 
     def __init__(self) -> None:
-        self._ended = [START_WEIGHT * share for share in _START_SHARES]
-        self._cut = [0.0] * BINS
+        self._weights = np.zeros((2, BINS))  # of those that ended, and of those that were cut
+        self._weights[ENDED] = START_WEIGHT * _START_SHARES
         self._weight = 1.0
         self._since = 0
         self._outlooks: dict[int, Outlook] = {}
-        self._survival: list[float] = []
 
     def saw(self, tokens: int, cap: int) -> None:
         """One reply: what is new weighs ever more, which is the same as what is old ever less."""
-        bins = self._cut if cap and tokens >= cap else self._ended
-        bins[_bin(tokens)] += self._weight
+        self._weights[CUT if cap and tokens >= cap else ENDED, _bin(tokens)] += self._weight
         self._weight *= 1.0 + FADE
         self._since += 1
         if self._since >= REFRESH:
             self._since = 0
             self._outlooks.clear()
-            self._survival.clear()
             self._rescale()
 
     def _rescale(self) -> None:
         if self._weight > WEIGHT_MAX:
-            self._ended = [x / self._weight for x in self._ended]
-            self._cut = [x / self._weight for x in self._cut]
+            self._weights /= self._weight
             self._weight = 1.0
 
-    def survival(self) -> list[float]:
+    def survival(self) -> Floats:
         """Entry i: the probability to reach bin i; a cut reply was at risk until its cut."""
-        if not self._survival:
-            at_risk = sum(self._ended) + sum(self._cut)
-            alive = 1.0
-            for ended, cut in zip(self._ended, self._cut, strict=True):
-                self._survival.append(alive)
-                alive *= 1.0 - ended / at_risk if at_risk > NOBODY else 1.0
-                at_risk -= ended + cut
-        return self._survival
+        alive = np.empty(BINS + 1)
+        lessons.survival(self._weights, alive)
+        return alive
 
     def outlook(self, cap: int) -> Outlook:
         """Mean and log spread of the smaller of the length and the cap (0: none)."""
@@ -86,39 +81,30 @@ class _Replies:
         if known is None:
             if len(self._outlooks) > CAPS_KEPT:
                 self._outlooks.clear()
-            known = self._outlooks[cap] = self._moments(float(cap) if cap else _EDGES[-1])
+            tokens, spread = lessons.capped_moments(self._weights, _EDGES, float(cap) if cap else inf)
+            known = self._outlooks[cap] = Outlook(tokens, spread)
         return known
-
-    def _moments(self, cap: float) -> Outlook:
-        alive = [*self.survival(), 0.0]
-        mean = first = second = 0.0
-        for i, (low, high) in enumerate(pairwise(_EDGES)):
-            share = alive[i] - alive[i + 1] if high <= cap else alive[i]
-            middle = min(sqrt(low * high), cap) if high <= cap else cap
-            mean += share * middle
-            first += share * log(middle)
-            second += share * log(middle) ** 2
-            if high > cap:
-                break
-        return Outlook(max(1.0, mean), sqrt(max(0.0, second - first * first)))
 
     def plain(self) -> dict[str, list[float]]:
         """The distribution as plain numbers."""
-        return {name: [x / self._weight for x in bins] for name, bins in (("ended", self._ended), ("cut", self._cut))}
+        ended, cut = (self._weights / self._weight).tolist()
+        return {"ended": ended, "cut": cut}
 
     @classmethod
     def of(cls, plain: dict[str, list[float]]) -> "_Replies":
         """The distribution that ``plain`` wrote."""
         made = cls()
-        made._ended, made._cut = list(plain["ended"]), list(plain["cut"])
+        made._weights[:] = plain["ended"], plain["cut"]
         return made
 
 
-def _start_shares() -> tuple[float, ...]:
+def _start_shares() -> Floats:
     """A lognormal of mean START_TOKENS over the bins."""
     centre = log(START_TOKENS) - START_SIGMA**2 / 2
-    density = [exp(-(((log(low * high) / 2 - centre) / START_SIGMA) ** 2) / 2) for low, high in pairwise(_EDGES)]
-    return tuple(x / sum(density) for x in density)
+    middles = np.log(_EDGES[:-1] * _EDGES[1:]) / 2
+    density: Floats = np.exp(-(((middles - centre) / START_SIGMA) ** 2) / 2)
+    density /= density.sum()
+    return density
 
 
 _START_SHARES: Final = _start_shares()

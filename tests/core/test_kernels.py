@@ -18,6 +18,7 @@ from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.kernels import CONTEXT, FIRST, FIXED, PAIR, SCALE, SEQ, SHARE, TERMS, TOKEN
 from router.core.ledger import RATE_TAU_S, Ledger
+from router.core.lengths import BINS, Lengths
 from router.core.lessons import BEYOND, KEPT, LEVELS, RANKED, WINDOW
 from router.core.physics import StepCoefficients
 from router.core.regression import Regression
@@ -197,6 +198,26 @@ def test_scores_are_kept_in_order_and_read_at_their_rank():
     beyond = ranked[-1] + BEYOND * (ranked[-1] - ranked[count // 2])
     spreads = [ranked[rank - 1] if rank <= count else beyond for rank in ranks]
     assert tails.promised(0, 0)[0].tolist() == np.maximum.accumulate(spreads).tolist()
+
+
+@pytest.mark.parametrize("cap", [0, 1, 7, 100, 4096, 2**18, 2**20])
+def test_outlooks_are_what_the_product_limit_says(cap):
+    """Of weights drawn at random: survival, the mean under a cap, and the spread of the log."""
+    weights = np.random.default_rng(cap).uniform(0.0, 1.0, (2, BINS))
+    it = Lengths()
+    it.adopt("m", {"default": {"ended": weights[0].tolist(), "cut": weights[1].tolist()}})
+    at_risk = weights.sum() - np.concatenate(([0.0], weights.sum(axis=0).cumsum()[:-1]))
+    alive = np.concatenate(([1.0], np.cumprod(1.0 - weights[0] / at_risk)[:-1], [0.0]))
+    edges = 2.0 ** (np.arange(BINS + 1) / 4)
+    whole = BINS if not cap else min(BINS, int(np.searchsorted(edges, cap, side="right")) - 1)
+    share = np.append(alive[:whole] - alive[1 : whole + 1], alive[whole])
+    tokens = np.append(np.sqrt(edges[:whole] * edges[1 : whole + 1]), cap if whole < BINS else 1.0)
+    if whole == BINS:
+        share[-1] = 0.0
+    mean, first, second = (float(share @ f) for f in (tokens, np.log(tokens), np.log(tokens) ** 2))
+    told = it.outlook("m", "default", cap)
+    assert told.tokens == pytest.approx(max(1.0, mean), rel=1e-9)
+    assert told.spread == pytest.approx(np.sqrt(max(0.0, second - first**2)), rel=1e-7, abs=1e-7)
 
 
 def test_the_rate_of_prompts_is_that_of_the_fleet():
