@@ -39,6 +39,7 @@ from router.core.forecast import Forecast, Prediction
 from router.core.holding import HeldQueue
 from router.core.ledger import Ledger, Slots
 from router.core.policy import Admission, Memory, Routing
+from router.core.promises import pace_bound_s
 from router.core.score import TRUSTED_AFTER, Score
 from router.core.timers import Due, Timer, Timers
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
@@ -275,7 +276,8 @@ class Dispatcher:
             raise PolicyRejected(f"{type(self.routing).__name__} chose slot {slot}, which is not among the candidates")
         predicted = forecast.at(index) if forecast.made else NO_PREDICTION
         self._note(request, self.ledger.name(slot), why, forecast, now_s)
-        held = self.ledger.reserve(slot, forecast.prefill_tokens_at(index), forecast.tokens, slo.tpot_s, now_s)
+        pace_s = pace_bound_s(request, now_s, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens)
+        held = self.ledger.reserve(slot, forecast.prefill_tokens_at(index), forecast.tokens, pace_s, now_s)
         self.ledger.remember_prefix(slot, request)
         flight.attempts += 1
         flight.tried = (*flight.tried, slot)

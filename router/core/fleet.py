@@ -147,8 +147,8 @@ class Fleet:
 
     @property
     def tpot_bound_s(self) -> Floats:
-        """The tightest TPOT promised to any request that this router has running there (inf: none)."""
-        return self._gather(self._ledger.tpot_bound_s)
+        """The tightest pace promised to anybody running there, by this router or as its peers say (inf: none)."""
+        return np.minimum(self._gather(self._ledger.tpot_bound_s), self._gather(self._ledger.others_bound_s))
 
     @property
     def report_age_s(self) -> Floats:

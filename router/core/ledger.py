@@ -101,6 +101,7 @@ class Ledger:
     prefilled_tokens: Floats
     integrated_s: Floats
     tpot_bound_s: Floats
+    others_bound_s: Floats  # the same, of what peers have there
     turn: Floats  # when each is next, on a clock that a send moves on by 1 / weight
     kv_usage: Floats
     prefix_hit_rate: Floats
@@ -122,6 +123,7 @@ class Ledger:
         (self.last_sent, self.up, self.draining, self.ejected, self.reported_s) = columns[18:23]
         (self.prefill_rate, self.rate_at_s, self.decoding_s, self.context_s, self.prefilled_tokens) = columns[23:28]
         (self.integrated_s, self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate, self.turn) = columns[28:33]
+        self.others_bound_s = columns[33]
         # Scalar updates go through memoryviews: a third of the cost of indexing the array.
         self._m = cast("tuple[MutableSequence[float], ...]", tuple(row.data for row in columns))
 
@@ -183,7 +185,7 @@ class Ledger:
         self.last_sent[slot] = -1.0
         self.reported_s[slot] = -np.inf
         self.integrated_s[slot] = self.rate_at_s[slot] = now_s
-        self.tpot_bound_s[slot] = np.inf
+        self.tpot_bound_s[slot] = self.others_bound_s[slot] = np.inf
         self.prefix_hit_rate[slot] = np.nan
 
     def _count_models(self) -> None:
@@ -399,7 +401,7 @@ class Ledger:
             self.others[PREFILL_TOKENS, slot] = sum(p.prefill_tokens for p in parts)
             self.others[DECODING, slot] = sum(p.decoding for p in parts)
             self.others[CONTEXT_TOKENS, slot] = sum(p.context_tokens for p in parts)
-
+            self.others_bound_s[slot] = min((p.tpot_bound_s or _INF for p in parts), default=_INF)
         self._compare_with_peers(peer, bool(loads))
 
     def _compare_with_peers(self, peer: str, there: bool) -> None:
@@ -424,7 +426,7 @@ class Ledger:
 
     def own_loads(self) -> dict[str, Load]:
         """What this router has in flight, by backend name, to be published to its peers."""
-        rows = self.own.T.tolist()
+        rows = np.vstack((self.own, np.where(self.tpot_bound_s < _INF, self.tpot_bound_s, 0.0))).T.tolist()
         return {name: Load(*rows[slot]) if any(rows[slot]) else _IDLE for name, slot in self._slot_of.items()}
 
 
@@ -435,4 +437,4 @@ _RELEASED: Final = -1
 _LAST_SENT, _RATE, _RATE_AT, _DECODING_S, _CONTEXT_S, _PREFILLED, _INTEGRATED, _BOUND = 18, 23, 24, 25, 26, 27, 28, 29
 _TURN: Final = 32
 WEIGHT_MIN: Final = 1e-6  # a weight of 0 has its turn once in a million of weight 1
-_ROWS: Final = 33
+_ROWS: Final = 34

@@ -127,9 +127,12 @@ class EngineReport:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Work in flight on one backend: requests without a first token and those with one, and the tokens they hold."""
+    """Work in flight on one backend: requests without a first token and those with one, the tokens they hold, and the
+    tightest TPOT promised to any of them (0: none).
+    """
 
     prefilling: float = 0.0
     prefill_tokens: float = 0.0
     decoding: float = 0.0
     context_tokens: float = 0.0
+    tpot_bound_s: float = 0.0

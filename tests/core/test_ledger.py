@@ -26,9 +26,9 @@ def view(ledger, now_s=0.0):
 def test_a_reservation_moves_from_prefill_to_decode_to_nothing(ledger):
     """Prefill and decode are different loads: one is released when the other begins."""
     held = ledger.reserve(0, 100.0, 150.0, 0.05, 1.0)
-    assert ledger.own_loads()["a"] == Load(1.0, 100.0, 0.0, 0.0)
+    assert ledger.own_loads()["a"] == Load(1.0, 100.0, 0.0, 0.0, 0.05)
     ledger.prefilled(held, 2.0)
-    assert ledger.own_loads()["a"] == Load(0.0, 0.0, 1.0, 150.0)
+    assert ledger.own_loads()["a"] == Load(0.0, 0.0, 1.0, 150.0, 0.05)
     ledger.release(held, 3.0)
     ledger.release(held, 3.0)
     assert ledger.own_loads()["a"] == Load()
