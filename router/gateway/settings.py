@@ -6,6 +6,7 @@ Believes: the text. Must not know: cards, policies or sockets; what the names in
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -19,8 +20,12 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 def _http_url(text: str) -> str:
-    scheme, _, rest = text.partition("://")
-    if scheme not in {"http", "https"} or not rest or rest.startswith("/"):
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, or half an IPv6 address
+        good = False
+    if not good:
         raise ValueError(f"expected http://host:port, not {text!r}")
     return text.rstrip("/")
 
@@ -351,7 +356,6 @@ class Variant(Section):
 
     min_replicas: Count = 1
     max_replicas: PositiveInt = 8
-    start_s: PositiveFloat = 120.0
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

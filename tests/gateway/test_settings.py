@@ -146,6 +146,7 @@ backends:
         (BACKENDS.replace("tp: 2", "tp: 3"), "r.yaml:3: backends[0].model: does not fit: TP 3 does not divide"),
         (BACKENDS.replace("tp: 2", "precision: fp7"), "r.yaml:3: backends[0].precision: no precision named 'fp7'"),
         (BACKENDS + BACKENDS.split("\n")[2], "r.yaml:4: backends[1].name: two backends are named 'a'"),
+        (BACKENDS.replace(":8001", ":80a1"), "r.yaml:3: backends[0].url: expected http://host:port"),
         (BACKENDS + "default_slo_class: chat", "r.yaml:4: default_slo_class: unknown class; known here: default"),
         (BACKENDS + "policy: {routing: slo_hedroom}", "r.yaml:4: policy.routing: unknown routing policy 'slo_hedroom'"),
         (
@@ -156,6 +157,10 @@ backends:
         (BACKENDS + "admin_key: {}", "r.yaml:4: admin_key: give exactly one of key, key_env, sha256"),
         (BACKENDS + "state: {lease_s: 0.1}", "r.yaml:4: state: lease_s must be at least 3 x sync_s"),
         (BACKENDS + "state: {redis_url: localhost}", "r.yaml:4: state.redis_url: expected redis://host:port/db"),
+        (
+            BACKENDS.replace("tp: 2", "tp: 2, variant: big") + "autoscale: {variants: {big: {start_s: 60}}}",
+            "r.yaml:4: autoscale.variants.big.start_s: unknown key; known here: max_replicas, min_replicas",
+        ),
         (
             BACKENDS + "autoscale: {variants: {big: {}}}",
             "r.yaml:4: autoscale.variants.big: no backend has variant: big",
