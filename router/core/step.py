@@ -52,7 +52,7 @@ class StepCoefficients:
     experts_s: float = 0.0
     expert_share: float = 0.0
     launch_s: float = 0.0
-    roof_power: float = 3.0
+    roof_power: float = 2.5
     stages: int = 1
     sigma: tuple[float, float, float, float, float, float] = (0.3, 0.5, 0.3, 0.3, 0.5, 0.5)
 

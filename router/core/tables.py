@@ -5,7 +5,7 @@ measurements below and the prior in `simulator/calibration/prior.py`. An entry n
 is the prior: published kernel tables, vendor figures, likeness to a measured row; its sigma is wide.
 
 Fitted to, source (rows): argonne_llm_inference_bench (2144), nvidia_aic_gap (825),
-inferencemax_via_aic (663), qwen2.x_speed_benchmark (422), trtllm_docs (360), fastertransformer_gpt
+inferencemax_via_aic (727), qwen2.x_speed_benchmark (422), trtllm_docs (360), fastertransformer_gpt
 (269), splitwise (228), hf_bloom (29), lmdeploy_a100 (20), chatglm.cpp (18), qwen1_readme (13),
 glm130b (6), github_issues (3)
 """
@@ -35,18 +35,18 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             sigma=0.3,
         ),
         "vllm": Engine(
-            step_s=0.000496,
+            step_s=0.000497,
             layer_s=3.24e-05,
             seq_s=4e-06,
             first_token_s=0.012,
             read_gain=0.979,
             gemm_gain=0.995,
-            reduce_gain=0.854,
+            reduce_gain=0.855,
             expert_layer_s=2.46e-05,
-            expert_gain=0.89,
+            expert_gain=0.892,
             launch_layer_s=5e-06,
             stream_s=2.49e-05,
-            sigma=0.246,
+            sigma=0.215,
         ),
         "vllm-2024": Engine(
             step_s=0.00201,
@@ -60,69 +60,69 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             expert_gain=0.9,
             launch_layer_s=5e-06,
             stream_s=2e-05,
-            sigma=0.15,
+            sigma=0.152,
         ),
         "vllm-2023": Engine(
-            step_s=0.00852,
-            layer_s=3.01e-05,
-            seq_s=6.11e-05,
-            first_token_s=0.0188,
-            read_gain=0.996,
-            gemm_gain=0.968,
+            step_s=0.00828,
+            layer_s=3e-05,
+            seq_s=6.1e-05,
+            first_token_s=0.0187,
+            read_gain=0.999,
+            gemm_gain=0.967,
             reduce_gain=1.02,
             expert_layer_s=2.5e-05,
             expert_gain=0.9,
-            launch_layer_s=0.000216,
+            launch_layer_s=0.000212,
             stream_s=2e-05,
             sigma=0.104,
         ),
         "tensorrt-llm": Engine(
             step_s=0.000307,
-            layer_s=2.97e-05,
+            layer_s=2.98e-05,
             seq_s=4.03e-06,
             first_token_s=0.008,
             read_gain=1.0,
-            gemm_gain=0.992,
+            gemm_gain=0.993,
             reduce_gain=0.617,
-            expert_layer_s=2.57e-05,
-            expert_gain=0.897,
+            expert_layer_s=2.59e-05,
+            expert_gain=0.895,
             launch_layer_s=5e-06,
-            stream_s=7.68e-05,
-            sigma=0.168,
+            stream_s=7.58e-05,
+            sigma=0.151,
         ),
         "tensorrt-llm-2024": Engine(
             step_s=0.000306,
-            layer_s=3.24e-05,
+            layer_s=3.23e-05,
             seq_s=1.01e-05,
-            first_token_s=0.0016,
-            read_gain=0.99,
+            first_token_s=0.00159,
+            read_gain=0.991,
             gemm_gain=0.995,
             reduce_gain=0.814,
             expert_layer_s=2.5e-05,
             expert_gain=0.904,
             launch_layer_s=5e-06,
             stream_s=2e-06,
-            sigma=0.257,
+            sigma=0.25,
         ),
         "sglang": Engine(
             step_s=0.000501,
-            layer_s=3.21e-05,
+            layer_s=3.23e-05,
             seq_s=4.02e-06,
             first_token_s=0.012,
             read_gain=1.0,
             gemm_gain=1.0,
-            reduce_gain=0.852,
-            expert_layer_s=2.54e-05,
-            expert_gain=0.894,
+            reduce_gain=0.856,
+            expert_layer_s=2.56e-05,
+            expert_gain=0.892,
             launch_layer_s=5e-06,
-            stream_s=3.33e-05,
-            sigma=0.18,
+            stream_s=3.39e-05,
+            sigma=0.181,
         ),
         "lmdeploy": Engine(
-            step_s=0.000504,
-            layer_s=3.24e-05,
-            seq_s=9.92e-06,
-            first_token_s=0.0084,
+            step_s=0.000503,
+            layer_s=3.23e-05,
+            seq_s=9.89e-06,
+            first_token_s=0.00829,
             read_gain=1.02,
             gemm_gain=1.05,
             reduce_gain=1.0,
@@ -130,7 +130,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             expert_gain=0.9,
             launch_layer_s=5e-06,
             stream_s=2e-05,
-            sigma=0.168,
+            sigma=0.169,
         ),
         "fastertransformer": Engine(
             step_s=0.000524,
@@ -143,34 +143,34 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             expert_layer_s=2.5e-05,
             expert_gain=0.9,
             launch_layer_s=5e-06,
-            stream_s=2.01e-05,
+            stream_s=2.02e-05,
             sigma=0.199,
         ),
         "transformers": Engine(
-            step_s=0.00266,
-            layer_s=5.85e-05,
+            step_s=0.00264,
+            layer_s=5.8e-05,
             seq_s=5e-06,
             first_token_s=0.005,
-            read_gain=0.989,
+            read_gain=0.994,
             gemm_gain=0.999,
             reduce_gain=1.0,
             expert_layer_s=2.5e-05,
             expert_gain=0.9,
-            launch_layer_s=0.000455,
+            launch_layer_s=0.00045,
             stream_s=2e-05,
             sigma=0.6,
         ),
         "megatron": Engine(
-            step_s=0.00311,
-            layer_s=5.15e-05,
+            step_s=0.0031,
+            layer_s=5.14e-05,
             seq_s=5e-06,
-            first_token_s=0.0104,
+            first_token_s=0.0103,
             read_gain=0.999,
-            gemm_gain=0.946,
-            reduce_gain=1.02,
+            gemm_gain=0.951,
+            reduce_gain=1.01,
             expert_layer_s=2.5e-05,
             expert_gain=0.9,
-            launch_layer_s=0.000726,
+            launch_layer_s=0.000717,
             stream_s=2e-05,
             sigma=0.292,
         ),
@@ -186,15 +186,15 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             expert_gain=0.901,
             launch_layer_s=0.000102,
             stream_s=2e-05,
-            sigma=0.366,
+            sigma=0.359,
         ),
         "llamacpp": Engine(
-            step_s=0.000844,
-            layer_s=4.81e-05,
-            seq_s=0.000275,
+            step_s=0.000902,
+            layer_s=5.3e-05,
+            seq_s=0.000281,
             first_token_s=0.005,
-            read_gain=0.814,
-            gemm_gain=0.5,
+            read_gain=0.978,
+            gemm_gain=0.501,
             reduce_gain=1.0,
             expert_layer_s=2.5e-05,
             expert_gain=0.9,
@@ -208,13 +208,13 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {
         DEFAULT: Family(read=0.7, kv=0.65, gemm=0.5, attention=0.3, sigma=0.4, host=1.0),
-        "ampere": Family(read=0.855, kv=0.812, gemm=0.688, attention=0.452, sigma=0.1, host=1.35),
-        "hopper": Family(read=0.878, kv=0.818, gemm=0.655, attention=0.447, sigma=0.1, host=0.999),
-        "ada": Family(read=0.879, kv=0.8, gemm=0.649, attention=0.449, sigma=0.15, host=1.0),
+        "ampere": Family(read=0.857, kv=0.812, gemm=0.689, attention=0.452, sigma=0.1, host=1.34),
+        "hopper": Family(read=0.878, kv=0.819, gemm=0.655, attention=0.447, sigma=0.1, host=0.998),
+        "ada": Family(read=0.879, kv=0.8, gemm=0.649, attention=0.45, sigma=0.15, host=1.0),
         "blackwell": Family(read=0.8, kv=0.75, gemm=0.6, attention=0.4, sigma=0.25, host=1.0),
-        "hopper-capped": Family(read=0.86, kv=0.8, gemm=0.495, attention=0.349, sigma=0.15, host=0.999),
+        "hopper-capped": Family(read=0.86, kv=0.8, gemm=0.495, attention=0.349, sigma=0.15, host=0.997),
         "h20": Family(read=0.45, kv=0.45, gemm=0.75, attention=0.5, sigma=0.4, host=1.0),
-        "volta": Family(read=0.829, kv=0.7, gemm=0.55, attention=0.25, sigma=0.25, host=1.37),
+        "volta": Family(read=0.81, kv=0.7, gemm=0.55, attention=0.25, sigma=0.25, host=1.38),
         "turing": Family(read=0.78, kv=0.65, gemm=0.45, attention=0.2, sigma=0.3, host=1.4),
         "cdna": Family(read=0.7, kv=0.65, gemm=0.45, attention=0.3, sigma=0.3, host=1.0),
         "ascend": Family(read=0.6, kv=0.55, gemm=0.5, attention=0.3, sigma=0.45, host=1.0),
@@ -226,7 +226,7 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
 LINKS: Final[Mapping[str, Link]] = MappingProxyType(
     {
         DEFAULT: Link(latency_s=1.5e-05, hop_s=4e-06, share=0.5, small_share=0.35),
-        "nvlink": Link(latency_s=5.15e-06, hop_s=1.71e-06, share=0.69, small_share=0.339),
+        "nvlink": Link(latency_s=5.15e-06, hop_s=1.71e-06, share=0.693, small_share=0.34),
         "infinity-fabric": Link(latency_s=1e-05, hop_s=2.5e-06, share=0.6, small_share=0.35),
         "hccs": Link(latency_s=1.5e-05, hop_s=4e-06, share=0.6, small_share=0.35),
         "pcie": Link(latency_s=1.51e-05, hop_s=6.03e-06, share=0.501, small_share=0.401),
@@ -239,21 +239,16 @@ PRECISIONS: Final[Mapping[str, Precision]] = MappingProxyType(
             bytes_per_param=4.0, peaks=("fp16",), read_gain=1.0, gemm_gain=0.25, expert_gain=1.0, layer_s=1e-06
         ),
         "fp16": Precision(
-            bytes_per_param=2.0, peaks=("fp16",), read_gain=0.994, gemm_gain=0.923, expert_gain=1.0, layer_s=1e-06
+            bytes_per_param=2.0, peaks=("fp16",), read_gain=0.994, gemm_gain=0.927, expert_gain=1.0, layer_s=1e-06
         ),
         "bf16": Precision(
-            bytes_per_param=2.0,
-            peaks=("bf16", "fp16"),
-            read_gain=0.965,
-            gemm_gain=0.999,
-            expert_gain=1.0,
-            layer_s=1e-06,
+            bytes_per_param=2.0, peaks=("bf16", "fp16"), read_gain=0.966, gemm_gain=1.0, expert_gain=1.0, layer_s=1e-06
         ),
         "fp8": Precision(
             bytes_per_param=1.0,
             peaks=("fp8", "fp16"),
             read_gain=0.959,
-            gemm_gain=0.89,
+            gemm_gain=0.891,
             expert_gain=0.999,
             layer_s=4e-06,
         ),
@@ -268,19 +263,25 @@ PRECISIONS: Final[Mapping[str, Precision]] = MappingProxyType(
         "int8": Precision(
             bytes_per_param=1.0,
             peaks=("int8", "fp16"),
-            read_gain=0.793,
+            read_gain=0.792,
             gemm_gain=0.699,
             expert_gain=1.0,
             layer_s=1e-06,
         ),
         "w8a16": Precision(
-            bytes_per_param=1.02, peaks=("fp16",), read_gain=0.812, gemm_gain=0.85, expert_gain=1.0, layer_s=9.99e-07
+            bytes_per_param=1.02, peaks=("fp16",), read_gain=0.8, gemm_gain=0.85, expert_gain=1.0, layer_s=1e-06
         ),
         "int4": Precision(
-            bytes_per_param=0.53, peaks=("fp16",), read_gain=0.666, gemm_gain=0.75, expert_gain=0.998, layer_s=9.98e-07
+            bytes_per_param=0.53, peaks=("fp16",), read_gain=0.65, gemm_gain=0.75, expert_gain=1.0, layer_s=1e-06
+        ),
+        "q4": Precision(
+            bytes_per_param=0.562, peaks=("fp16",), read_gain=1.03, gemm_gain=0.75, expert_gain=1.0, layer_s=9.97e-07
         ),
         "q5": Precision(
-            bytes_per_param=0.69, peaks=("fp16",), read_gain=0.665, gemm_gain=0.75, expert_gain=1.0, layer_s=9.99e-07
+            bytes_per_param=0.688, peaks=("fp16",), read_gain=1.01, gemm_gain=0.75, expert_gain=1.0, layer_s=9.99e-07
+        ),
+        "q8": Precision(
+            bytes_per_param=1.06, peaks=("fp16",), read_gain=0.986, gemm_gain=0.75, expert_gain=1.0, layer_s=1e-06
         ),
         "fp4": Precision(
             bytes_per_param=0.56,
@@ -291,7 +292,7 @@ PRECISIONS: Final[Mapping[str, Precision]] = MappingProxyType(
             layer_s=1e-06,
         ),
         "mxfp4": Precision(
-            bytes_per_param=0.53, peaks=("fp16",), read_gain=0.7, gemm_gain=0.699, expert_gain=1.0, layer_s=1e-06
+            bytes_per_param=0.53, peaks=("fp16",), read_gain=0.7, gemm_gain=0.699, expert_gain=0.997, layer_s=1e-06
         ),
     }
 )

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from router.core.cards import Card, card
-from router.core.models import model
+from router.core.models import Model, model
 from router.core.physics import Shape, weight_bytes
 
 Row = Mapping[str, str]
@@ -105,7 +105,7 @@ def _version(text: str) -> tuple[int, int]:
 
 
 _PRECISIONS: Final = {
-    "q4_0": "int4", "q4_1": "int4", "q5_0": "q5", "q5_1": "q5", "q8_0": "w8a16", "f16": "fp16",
+    "q4_0": "q4", "q4_1": "q4", "q5_0": "q5", "q5_1": "q5", "q8_0": "q8", "f16": "fp16",
 }  # fmt: skip
 _SHORT: Final = 128.0  # tokens, where a source states no length: a short chat
 _LAYER_SPLIT: Final = {"llamacpp", "transformers"}  # several cards hold the layers in turn, one works at a time
@@ -141,7 +141,7 @@ def parse(rows: Iterable[Row]) -> tuple[list[Measurement], list[Skipped]]:
 def _measurement(row: Row) -> Measurement:
     _refuse_untrusted(row)
     shape = _shape(row)
-    cards = int(_first(row, "tp", missing=1)) * int(_first(row, "pp", missing=1))
+    cards = _tp(row) * int(_first(row, "pp", missing=1))
     if weight_bytes(shape.model, shape.precision) > shape.card.memory_bytes * cards:
         raise ValueError(f"{shape.model.name} at {shape.precision} does not fit {cards} x {shape.card.name}")
     lockstep = row.get("load_kind") == "static_batch"
@@ -189,8 +189,7 @@ def _shape(row: Row) -> Shape:
     used = _card(row)
     stored = _precision(row["precision"], used)
     of = model(row["model"])
-    narrow = engine.startswith("tensorrt-llm") and stored in {"fp8", "fp4"} and not of.block_fp8
-    tp = int(_first(row, "tp", missing=1))
+    tp = _tp(row)
     if tp > used.cards_per_node:
         raise ValueError(f"TP {tp} is more than a node's {used.cards_per_node} cards: not one all-reduce domain")
     return Shape(
@@ -199,10 +198,32 @@ def _shape(row: Row) -> Shape:
         tp,
         1 if engine in _LAYER_SPLIT else int(_first(row, "pp", missing=1)),
         stored,
-        "fp8" if narrow else None,  # TensorRT-LLM's quantised checkpoints carry an FP8 KV cache, Hugging Face's do not
+        "fp8" if _narrow_kv(row, engine, stored, of) else None,
         engine,
         min(tp, max(1, int(_first(row, "ep", missing=1)))),
     )
+
+
+_EXPERTS_COUNTED_AGAIN: Final = {"inferencemax_via_aic"}
+"""Sources that multiply TP by EP where both are over the same cards. Seen by engines of 64 cards in nodes of 8, whose
+paces are those of TP 8, and by the paces of TP 4 with EP 2, which are those of TP 2."""
+
+
+def _tp(row: Row) -> int:
+    """Cards of one all-reduce."""
+    tp, ep = int(_first(row, "tp", missing=1)), int(_first(row, "ep", missing=1))
+    each = re.search(r"moe_tp=(\d+)", row.get("note") or "")
+    again = row.get("source") in _EXPERTS_COUNTED_AGAIN and each is not None and int(each[1]) == ep > 1
+    return ep if again else tp
+
+
+def _narrow_kv(row: Row, engine: str, stored: str, of: Model) -> bool:
+    """Whether KV is FP8: quantised checkpoints of TensorRT's ModelOpt carry scales for it, others do not.
+
+    TensorRT-LLM's own are such, and those that NVIDIA publishes, in any engine (vLLM pull request 29980).
+    """
+    made_by = engine.startswith("tensorrt-llm") or row["model"].startswith("nvidia/")
+    return made_by and stored in {"fp8", "fp4"} and not of.block_fp8
 
 
 def _card(row: Row) -> Card:

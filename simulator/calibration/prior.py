@@ -34,7 +34,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType({
     "transformers": Engine(3.0e-3, 60e-6, 5e-6, 5e-3, launch_layer_s=650e-6, sigma=0.35),
     "megatron": Engine(3.0e-3, 50e-6, 5e-6, 10e-3, launch_layer_s=500e-6, sigma=0.35),
     "deepspeed": Engine(2.0e-3, 50e-6, 20e-6, 10e-3, launch_layer_s=100e-6, sigma=0.30),
-    "llamacpp": Engine(1.0e-3, 60e-6, 300e-6, 5e-3, read_gain=0.75, gemm_gain=0.5, sigma=0.35),
+    "llamacpp": Engine(1.0e-3, 60e-6, 300e-6, 5e-3, read_gain=0.95, gemm_gain=0.5, sigma=0.35),
 })  # fmt: skip
 
 # Shares of the sheet. Ampere and Hopper from A100/H100 decode and prefill tables (prefill MFU
@@ -74,7 +74,9 @@ PRECISIONS: Final[Mapping[str, Precision]] = MappingProxyType({
     "int8": Precision(1.0, ("int8", "fp16"), 0.80, 0.70),
     "w8a16": Precision(1.02, ("fp16",), 0.80, 0.85),
     "int4": Precision(0.53, ("fp16",), 0.65, 0.75),
-    "q5": Precision(0.69, ("fp16",), 0.65, 0.75),
+    "q4": Precision(0.5625, ("fp16",), 1.0, 0.75),
+    "q5": Precision(0.6875, ("fp16",), 1.0, 0.75),
+    "q8": Precision(1.0625, ("fp16",), 1.0, 0.75),
     "fp4": Precision(0.56, ("fp4", "fp8", "fp16"), 0.70, 0.60),
     "mxfp4": Precision(0.53, ("fp16",), 0.70, 0.70),
 })  # fmt: skip
