@@ -39,4 +39,4 @@ real: env  ## against real engines, skipping with a reason what is not installed
 	@$(BIN)/python -m pytest -q -rs -m real tests/real
 
 clean:  ## forget the environment and every cache
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage *.egg-info build dist
