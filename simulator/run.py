@@ -108,7 +108,7 @@ class Run:
         """Put the routers there, start the fleet, and set in motion what repeats."""
         world, kernel = self.world, self.kernel
         for number in range(world.routers):
-            core = Dispatcher(routing, admission, Random(f"{self.seed}/router/{number}"), limits)
+            core = Dispatcher(routing, admission, Random(f"{self.seed}/router/{number}"), limits, explained=0)
             self.routers.append(Shell(f"router-{number}", core, kernel, self.fleet.engines, self._accounted))
         self.fleet.routers = list(self.routers)
         for site in self.pool.sites(self.seed):

@@ -1,11 +1,13 @@
 """What a policy may answer and what the core tells its shell to do. Each is frozen, each says why.
 
-A refusal is an answer, not an exception: see errors.py for the HTTP meaning of each reason.
+A refusal is an answer, not an exception: see errors.py for the HTTP meaning of each reason. What every request has
+one of, its Send and its Account, is a named tuple: a frozen dataclass of so many fields takes four times as long.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nan
+from typing import NamedTuple
 
 from router.core.types import Request, RequestId, Usage
 
@@ -78,8 +80,7 @@ class ScaleTo:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Command: open attempt ``attempt`` of the request on ``backend``. The reservation is already on the ledger."""
 
     request_id: RequestId
@@ -127,8 +128,7 @@ class Outcome(StrEnum):
     LEFT = "left"  # the client went away
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """Command: write the request into the books. Exactly one for every request, when it is over.
 
     Times are on the shell's clock, nan where the moment never came; ``predicted_*`` are the means that stood when the

@@ -32,7 +32,7 @@ from router.core.decisions import (
 )
 from router.core.ejection import Ejection
 from router.core.errors import PolicyRejected
-from router.core.explain import Explanation, Explanations
+from router.core.explain import KEPT, Explanation, Explanations
 from router.core.fleet import Fleet
 from router.core.flight import Attempt, Failure, Flight, Limits
 from router.core.forecast import Forecast, Prediction
@@ -52,13 +52,16 @@ NO_PREDICTION: Final = Prediction(nan, nan, nan)
 class Dispatcher:
     """The state machine that the gateway and the simulator both drive."""
 
-    def __init__(self, routing: Routing, admission: Admission, rng: Rng, limits: Limits | None = None) -> None:
+    def __init__(
+        self, routing: Routing, admission: Admission, rng: Rng, limits: Limits | None = None, explained: int = KEPT
+    ) -> None:
+        """``explained``: the last so many choices are remembered for ``explain``."""
         self.routing = routing
         self.admission = admission
         self.limits = limits or Limits()
         self.ledger = Ledger()
         self.belief = Belief()
-        self._explanations = Explanations()
+        self._explanations = Explanations(explained)
         self._rng = rng
         self._memory: Memory = None
         self._flights: dict[RequestId, Flight] = {}
@@ -92,6 +95,8 @@ class Dispatcher:
         slot = self.ledger.slot(name)
         if up and slot is not None and not self.ledger.up[slot]:
             self.belief.restarted(slot)
+            self._ejection.forget(name)  # one crash that cut many streams was no row of faults
+            return self._mark(name, now_s, up=True, ejected=False)
         return self._mark(name, now_s, up=up)
 
     def backend_draining(self, name: str, draining: bool, now_s: float) -> Sequence[Command]:
@@ -201,6 +206,8 @@ class Dispatcher:
         self._ejection.answered(won.backend)
         if flight.request.streamed:
             self._learn_first_token(won, now_s)
+        if len(flight.open) == 1:
+            return self._serve_held(now_s, flight.request.model)
         commands: list[Command] = [
             self._close(flight, a, "another attempt answered first", now_s) for a in flight.open if a is not won
         ]
@@ -271,17 +278,19 @@ class Dispatcher:
 
     def _send(self, flight: Flight, slot: int, why: str, fleet: Fleet, forecast: Forecast, now_s: float) -> Command:
         request, slo = flight.request, flight.request.slo
-        index = int(fleet.slots.searchsorted(slot))
-        if index == len(fleet) or fleet.slots[index] != slot:
+        index = fleet.index(slot)
+        if index < 0:
             raise PolicyRejected(f"{type(self.routing).__name__} chose slot {slot}, which is not among the candidates")
+        backend = self.ledger.name(slot)
         predicted = forecast.at(index) if forecast.made else NO_PREDICTION
-        self._note(request, self.ledger.name(slot), why, forecast, now_s)
+        self._note(request, backend, why, forecast, now_s)
         pace_s = pace_bound_s(request, now_s, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens)
         held = self.ledger.reserve(slot, forecast.prefill_tokens_at(index), forecast.tokens, pace_s, now_s)
-        self.ledger.remember_prefix(slot, request)
+        if request.prefix:
+            self.ledger.remember_prefix(slot, request)
         flight.attempts += 1
         flight.tried = (*flight.tried, slot)
-        attempt = Attempt(flight.attempts, self.ledger.name(slot), held, predicted, now_s)
+        attempt = Attempt(flight.attempts, backend, held, predicted, now_s)
         flight.open.append(attempt)
         self._sends += 1
         due_s = self._first_byte_due_s(request, now_s)
@@ -290,9 +299,9 @@ class Dispatcher:
         if not request.streamed and forecast.made:
             self._timers.set(now_s + predicted.ttft_s, request.id, attempt.number, Due.PREFILLED)
         hedge_s = self.limits.hedge_slo_share * slo.ttft_s
-        if now_s < request.arrived_s + hedge_s < inf and len(flight.open) == 1:
+        if hedge_s != inf and now_s < request.arrived_s + hedge_s and len(flight.open) == 1:
             self._timers.set(request.arrived_s + hedge_s, request.id, attempt.number, Due.HEDGE)
-        return Send(request.id, attempt.backend, attempt.number, why, predicted.ttft_s, due_s)
+        return Send(request.id, backend, attempt.number, why, predicted.ttft_s, due_s)
 
     def _note(self, request: Request, chosen: str, why: str, forecast: Forecast, now_s: float) -> None:
         self._explanations.note(request.id, chosen, why, request.slo.quantile, forecast, self.ledger.backends, now_s)

@@ -33,6 +33,6 @@ class Ejection:
         self._aside.discard(backend)
 
     def forget(self, backend: str) -> None:
-        """It is gone for good."""
+        """It is gone for good, or back from the dead: what was counted says nothing of whoever is there now."""
         self._faults.pop(backend, None)
         self._aside.discard(backend)

@@ -79,9 +79,10 @@ class _Note:
 
 
 class Explanations:
-    """The last ``KEPT`` choices by request."""
+    """The last ``kept`` choices by request."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
         self._notes: dict[RequestId, _Note] = {}
         self._backends: _Backends | None = None
 
@@ -100,11 +101,13 @@ class Explanations:
         now_s: float,
     ) -> None:
         """A choice was made; a later one about the same request takes its place."""
+        if not self._kept:
+            return
         if self._backends is None:
             self._backends = tuple(backends)
         notes = self._notes
         notes.pop(request_id, None)
-        if len(notes) >= KEPT:
+        if len(notes) >= self._kept:
             del notes[next(iter(notes))]
         notes[request_id] = _Note(now_s, chosen, why, quantile, self._backends, forecast)
 

@@ -40,6 +40,13 @@ class Fleet:
     def __len__(self) -> int:
         return len(self.slots)
 
+    def index(self, slot: int) -> int:
+        """The position of a slot among the candidates; -1 when it is none."""
+        if self._span is not None:
+            return slot - self._span.start if self._span.start <= slot < self._span.stop else -1
+        at = int(self.slots.searchsorted(slot))
+        return at if at < len(self.slots) and self.slots[at] == slot else -1
+
     def of(self, columns: NDArray[_Number]) -> NDArray[_Number]:
         """The candidates' part of columns whose last axis is slots, to be read and not kept: where slots are
         neighbours, as those of one model mostly are, it is a view.

@@ -1,8 +1,10 @@
 """When the core wants to be woken, and for what.
 
-A heap with lazy removal: a timer whose reason is gone stays in it until it surfaces.
+Most are deadlines of one length, which come due in the order in which they were set: those stand in a line, the others
+in a heap. Removal is lazy: a timer whose reason is gone stays where it is until its turn comes.
 """
 
+from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from heapq import heappop, heappush
@@ -33,26 +35,36 @@ class Timer(NamedTuple):
 class Timers:
     """``live`` says whether a timer's reason still stands."""
 
-    __slots__ = ("_heap", "_live", "_set")
+    __slots__ = ("_heap", "_line", "_live", "_set")
 
     def __init__(self, live: Callable[[Timer], bool]) -> None:
         self._live = live
+        self._line: deque[Timer] = deque()
         self._heap: list[Timer] = []
         self._set = 0
 
     def set(self, when_s: float, subject: str, attempt: int, due: Due) -> None:
         """Wake at *when_s* for this reason."""
         self._set += 1
-        heappush(self._heap, Timer(when_s, self._set, subject, attempt, due))
+        timer = Timer(when_s, self._set, subject, attempt, due)
+        if not self._line or when_s >= self._line[-1].when_s:
+            self._line.append(timer)
+        else:
+            heappush(self._heap, timer)
 
     @property
     def next_s(self) -> float:
         """When the first timer that still stands is due (inf: none)."""
-        heap = self._heap
-        while heap and not self._live(heap[0]):
+        heap, line, live = self._heap, self._line, self._live
+        while heap and not live(heap[0]):
             heappop(heap)
-        return heap[0].when_s if heap else inf
+        while line and not live(line[0]):
+            line.popleft()
+        return min(heap[0].when_s if heap else inf, line[0].when_s if line else inf)
 
     def pop(self, now_s: float) -> Timer | None:
         """Take the first timer that is due and still stands; None when there is none."""
-        return heappop(self._heap) if self.next_s <= now_s else None
+        if self.next_s > now_s:
+            return None
+        heap, line = self._heap, self._line
+        return line.popleft() if not heap or (line and line[0] < heap[0]) else heappop(heap)

@@ -20,7 +20,7 @@ def test_a_request_is_sent_accounted_and_forgotten():
     it = core(backend())
     send = sent(it.arrived(request("r", arrived_s=1.0), 1.0))
     assert (send.backend, send.attempt) == ("a", 1)
-    assert it.first_byte("r", 1, 1.5) == []
+    assert not it.first_byte("r", 1, 1.5)
     done = account(it.ended("r", 1, Usage(11), 2.5))
     assert (done.outcome, done.ttft_s, done.e2e_s, done.tpot_s) == (Outcome.SERVED, 0.5, 1.5, 0.1)
     assert it.in_flight == 0
@@ -160,6 +160,29 @@ def test_three_faults_in_a_row_set_a_backend_aside_for_twice_as_long_each_time()
     assert len(it.ledger.pool("m")) == 1
     it.ticked(3.0)
     assert len(it.ledger.pool("m")) == 2
+
+
+def test_a_crash_that_cut_many_streams_is_forgiven_once_health_says_it_is_back():
+    """One crash, not eight faults in a row: it is tried at once, and the timers of its time aside change nothing."""
+    it = core(backend("a"), backend("b"))
+    it.backend_draining("b", True, 0.0)
+    ids = [f"r{n}" for n in range(8)]
+    for name in ids:
+        it.arrived(request(name), 0.0)
+        it.first_byte(name, 1, 0.5)
+    it.backend_draining("b", False, 0.9)
+    for name in ids:
+        it.failed(name, 1, FAULT, 1.0)
+    it.backend_health("a", False, 1.1)
+    assert list(it.ledger.pool("m")) == [it.ledger.slot("b")]
+    it.backend_health("a", True, 1.2)
+    assert len(it.ledger.pool("m")) == 2
+    it.backend_draining("b", True, 1.3)
+    it.arrived(request("again"), 1.4)
+    it.failed("again", 1, FAULT, 1.5)
+    assert not it.ledger.ejected.any()
+    it.ticked(70.0)
+    assert not it.ledger.ejected.any()
 
 
 def test_when_every_backend_was_set_aside_all_are_tried():
