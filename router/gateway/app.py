@@ -8,14 +8,13 @@ import asyncio
 import logging
 import secrets
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from random import Random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from router.core.decisions import Command
 from router.core.dispatcher import Dispatcher
 from router.core.policy import Routing
 from router.core.record import Recording
@@ -79,18 +78,6 @@ class Books(Observer):
         self._metrics.rejected(path, status)
 
 
-class NotingDriver(Driver):
-    """A driver whose decisions go into the journal on their way."""
-
-    journal: Journal
-
-    def perform(self, commands: Sequence[Command]) -> None:
-        """Note, then do."""
-        for command in commands:
-            self.journal.decided(command)
-        super().perform(commands)
-
-
 class Gateway:
     """A router in one process. ``run`` serves until a signal ends it."""
 
@@ -111,7 +98,7 @@ class Gateway:
         self.audit = Audit()
         self.steering = Steering(self.core, self.audit, self._judge)
         upstream = plan.settings.upstream
-        self.driver = NotingDriver(
+        self.driver = Driver(
             cast("Dispatcher", told),
             (),
             Books(self.metrics, self.demand, self.journal, self.steering, clock),
@@ -120,7 +107,6 @@ class Gateway:
             pool=PoolLimits(upstream.connect_s, upstream.idle_s, upstream.idle_max),
             limits=StreamLimits(upstream.stall_s, upstream.reader_s),
         )
-        self.driver.journal = self.journal
         self.store = _store(plan, self.router_id, place)
         self.engines = Engines(self, self.metrics, http_client, clock)
         state = plan.settings.state

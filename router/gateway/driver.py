@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from time import monotonic
 from types import MappingProxyType
@@ -31,10 +31,11 @@ _log = logging.getLogger("headroom")
 _TIMER_STEP_S: Final = 0.001  # the loop's own resolution: sooner would spin
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: made once a request, and that costs three times as much
 class Outcome:
-    """What one request's way through the gateway showed, beside the core's account of it.
+    """What one request's way through the gateway showed, beside the core's account of it. Never changed.
 
+    ``decisions``: what the core said of it, in order;
     ``status``: the HTTP status sent (0: the client left before any); ``events``: data lines of the stream;
     ``gap_max_s``: the longest silence between two reads with tokens; ``connect_s``: opening a connection, 0 when one
     was idle; ``wire_id``: the client's ``x-request-id`` or ours.
@@ -48,6 +49,7 @@ class Outcome:
     events: int
     gap_max_s: float
     connect_s: float
+    decisions: Sequence[Send | Refuse] = ()
 
 
 class Observer(Protocol):
@@ -69,13 +71,16 @@ class StreamLimits:
     sweep_s: float = 1.0
 
 
-@dataclass(slots=True)
 class _Entry:
     """A request that the core has not accounted for yet."""
 
-    exchange: Exchange
-    last: Attempt | None = None
-    open: dict[int, Attempt] = field(default_factory=dict)
+    __slots__ = ("decisions", "exchange", "last", "open")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.last: Attempt | None = None
+        self.open: dict[int, Attempt] = {}
+        self.decisions: list[Send | Refuse] = []
 
 
 class Driver:
@@ -169,8 +174,9 @@ class Driver:
 
     def ended(self, exchange: Exchange, attempt: Attempt, usage: Usage) -> None:
         """The reply is complete."""
-        self._close(exchange.id, attempt.number)
-        self.perform(self.core.ended(exchange.id, attempt.number, usage, self.clock()))
+        request_id = exchange.id
+        self._close(request_id, attempt.number)
+        self.perform(self.core.ended(request_id, attempt.number, usage, self.clock()))
 
     def failed(self, exchange: Exchange, attempt: int, failure: Failure) -> None:
         """An attempt is dead."""
@@ -201,6 +207,7 @@ class Driver:
         entry = self._table.get(command.request_id)
         if entry is None:
             return
+        entry.decisions.append(command)
         exchange = entry.exchange
         upstream = self._upstreams.get(command.backend)
         if upstream is None:
@@ -214,12 +221,13 @@ class Driver:
             self.failed(exchange, command.attempt, Failure(str(unspoken), backend_fault=False))
             return
         exchange.engine_said = None
-        exchange.attempts[command.attempt] = entry.open[command.attempt] = entry.last = attempt
+        entry.open[command.attempt] = entry.last = attempt
         attempt.start()
 
     def _refuse(self, command: Refuse) -> None:
         entry = self._table.get(command.request_id)
         if entry is not None:
+            entry.decisions.append(command)
             entry.exchange.refuse(command)
 
     def _abort(self, command: Abort) -> None:
@@ -244,14 +252,15 @@ class Driver:
         assert exchange.call is not None
         self.observer.ended(
             Outcome(
-                account=account,
-                path=exchange.surface.path,
-                wire_id=exchange.wire_id.decode("latin-1"),
-                stream=exchange.call.stream,
-                status=exchange.status,
-                events=last.meter.events if last else 0,
-                gap_max_s=last.meter.gap_max_s if last else 0.0,
-                connect_s=last.connect_s if last else 0.0,
+                account,
+                exchange.surface.path,
+                exchange.wire_id.decode("latin-1"),
+                exchange.call.stream,
+                exchange.status,
+                last.meter.events if last else 0,
+                last.meter.gap_max_s if last else 0.0,
+                last.connect_s if last else 0.0,
+                entry.decisions,
             )
         )
 

@@ -22,7 +22,7 @@ from router.gateway.protocols.ingress import Caller
 from router.gateway.protocols.openai import Call, Surface
 from router.gateway.protocols.translate import Recast
 from router.gateway.relay import ERROR_MARK, TYPED_ERROR_MARK, Attempt
-from router.gateway.upstream import Target
+from router.gateway.upstream import Target, Upstream
 
 if TYPE_CHECKING:
     from router.gateway.driver import Driver
@@ -59,9 +59,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_bodies", "_body", "_body_bytes", "_forwarded", "_recast", "attempts", "body_complete", "call", "caller",
-        "clock", "driver",
-        "engine_said", "error_mark", "fields", "front", "head_only", "headers", "http10", "keep_alive", "must_say_done",
+        "_bodies", "_body", "_body_bytes", "_forwarded", "_recast", "body_complete", "call", "caller", "clock",
+        "driver", "engine_said", "error_mark", "fields", "front", "head_only", "headers", "http10", "keep_alive", "must_say_done",
         "path",
         "problem", "request", "response_complete", "status", "surface", "winner", "wire_id",
     )  # fmt: skip
@@ -90,7 +89,6 @@ class Exchange:
         self.request: Request | None = None
         self.wire_id = b""
         self.status = 0
-        self.attempts: dict[int, Attempt] = {}
         self.winner: Attempt | None = None
         self.engine_said: EngineError | None = None
         self.error_mark = TYPED_ERROR_MARK if surface.dialect in _TYPED else ERROR_MARK
@@ -136,7 +134,7 @@ class Exchange:
         self.must_say_done = call.stream and self.surface.ends_with_done
         request_id = driver.next_id()
         self.wire_id = fields.get(b"x-request-id", b"")[:_WIRE_ID_MAX] or request_id.encode()
-        self._forwarded = _forwarded(self.headers)
+        self._forwarded = _forwarded(self.headers, fields)
         return Request(
             id=request_id,
             model=call.model,
@@ -165,17 +163,14 @@ class Exchange:
             raise translate.Unspoken(f"{target.name} does not speak Triton's protocol", "path")
         return translate.recast(self.call, target, self.wire_id.decode("latin-1"))
 
-    def request_bytes(self, target: Target, recast: Recast | None) -> tuple[bytes, bytes]:
+    def request_bytes(self, upstream: Upstream, recast: Recast | None) -> tuple[bytes, bytes]:
         """Head and body as this engine is to get them."""
-        call = self.call
+        call, surface = self.call, self.surface
         assert call is not None
-        path, body = (recast.path, recast.body) if recast is not None else _addressed(call, target)
-        key = f"authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
-        length = f"content-length: {len(body)}\r\n" if self.surface.method == b"POST" else ""
-        method = "HEAD" if self.head_only else self.surface.method.decode()
-        line = f"{method} {target.path_prefix}{path.decode('latin-1')} HTTP/1.1\r\n"
-        head = f"{line}host: {target.authority}\r\n{key}{length}"
-        return b"%bx-request-id: %b\r\n%b\r\n" % (head.encode("latin-1"), self.wire_id, self._forwarded), body
+        path, body = (recast.path, recast.body) if recast is not None else _addressed(call, upstream.target)
+        opening = upstream.opening(b"HEAD" if self.head_only else surface.method, path)
+        length = b"content-length: %d\r\n" % len(body) if surface.method == b"POST" else b""
+        return b"%b%bx-request-id: %b\r\n%b\r\n" % (opening, length, self.wire_id, self._forwarded), body
 
     # -- the answer --------------------------------------------------------------------------------------------
 
@@ -193,7 +188,7 @@ class Exchange:
                 STATUS_LINES[head.status],
                 fields,
                 self.wire_id,
-                attempt.upstream.target.name.encode("latin-1", "replace"),
+                attempt.upstream.wire_name,
                 predicted,
                 framing,
                 b"" if self.keep_alive else _CLOSE,
@@ -272,7 +267,6 @@ class Exchange:
 
     def _complete(self) -> None:
         self.response_complete = True
-        self.attempts = {}
         self.winner = None
         self.front.exchange_over(self)
 
@@ -283,7 +277,6 @@ class Exchange:
         if not self.response_complete:
             self.response_complete = True
             self.driver.left(self)
-            self.attempts = {}
             self.winner = None
 
     def pause(self) -> None:
@@ -303,16 +296,18 @@ class Exchange:
         return self.request.id
 
 
-def _forwarded(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    named = [value for name, value in headers if name == b"connection"]
-    dropped = _NOT_FORWARDED | options(named) if named else _NOT_FORWARDED
+def _forwarded(headers: Sequence[tuple[bytes, bytes]], fields: Mapping[bytes, bytes]) -> bytes:
+    dropped: frozenset[bytes] = _NOT_FORWARDED
+    if b"connection" in fields:
+        dropped |= options([value for name, value in headers if name == b"connection"])
     return b"".join([b"%b: %b\r\n" % field for field in headers if field[0] not in dropped])
 
 
 def _addressed(call: Call, target: Target) -> tuple[bytes, bytes]:
     """Path and body with the model's name as this engine knows it."""
-    known_as = target.models.get(call.model, call.model)
-    if known_as == call.model:
+    model = call.model
+    known_as = target.models.get(model, model)
+    if known_as == model:
         return call.path, call.body
     if call.surface.dialect is Dialect.TRITON:
         rest = call.path[len(triton.PREFIX) :].partition(b"/")[2]

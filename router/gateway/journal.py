@@ -1,15 +1,15 @@
 """The last requests with what was decided about them and how it went: what /explain and the fleet page show.
 
-Believes: the driver's commands and outcomes as they pass. Must not know the core. Bounded: the oldest goes.
+Believes: the driver's outcomes as they pass. Must not know the core. Bounded: the oldest goes.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Final
 
-from router.core.decisions import Command, Refuse, Send
+from router.core.decisions import Refuse, Send
 from router.core.explain import Candidate, Explanation
 from router.gateway.driver import Outcome
 
@@ -20,7 +20,7 @@ KEPT: Final = 1_000
 class Entry:
     """One request that is over: every decision about it, in order, and its outcome."""
 
-    decisions: tuple[Send | Refuse, ...]
+    decisions: Sequence[Send | Refuse]
     outcome: Outcome
 
 
@@ -29,36 +29,30 @@ class Journal:
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
-        self._open: dict[str, list[Send | Refuse]] = {}
-        self._ring: deque[Entry] = deque()
-        self._by_id: dict[str, Entry] = {}
-
-    def decided(self, command: Command) -> None:
-        """The core said where a request goes, or that it goes nowhere."""
-        if isinstance(command, Send | Refuse):
-            self._open.setdefault(command.request_id, []).append(command)
+        self._ring: deque[Outcome] = deque()
+        self._by_id: dict[str, Outcome] = {}
 
     def ended(self, outcome: Outcome) -> None:
         """The request is over."""
-        request_id = outcome.account.request.id
-        entry = Entry(tuple(self._open.pop(request_id, ())), outcome)
-        self._ring.append(entry)
-        self._by_id[request_id] = self._by_id[outcome.wire_id] = entry
+        self._ring.append(outcome)
+        self._by_id[outcome.account.request.id] = self._by_id[outcome.wire_id] = outcome
         if len(self._ring) > self._kept:
             self._forget(self._ring.popleft())
 
-    def _forget(self, old: Entry) -> None:
-        for name in (old.outcome.account.request.id, old.outcome.wire_id):
-            if self._by_id.get(name) is old:  # a later request may bear the same client's id
-                del self._by_id[name]
+    def _forget(self, old: Outcome) -> None:
+        by_id = self._by_id
+        for name in (old.account.request.id, old.wire_id):
+            if by_id.get(name) is old:  # a later request may bear the same client's id
+                del by_id[name]
 
     def find(self, request_id: str) -> Entry | None:
         """The last request of this id, ours or the client's."""
-        return self._by_id.get(request_id)
+        outcome = self._by_id.get(request_id)
+        return Entry(outcome.decisions, outcome) if outcome is not None else None
 
     def recent(self) -> Iterator[Entry]:
         """Newest first."""
-        return reversed(self._ring)
+        return (Entry(outcome.decisions, outcome) for outcome in reversed(self._ring))
 
 
 def explained(entry: Entry, choice: Explanation | None = None) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Attempt:
     def _ask(self, connection: Connection) -> None:
         self.connection = connection
         self.take = self._before_head
-        head, body = self.exchange.request_bytes(self.upstream.target, self._recast)
+        head, body = self.exchange.request_bytes(self.upstream, self._recast)
         connection.ask(self, head, body, decode=self.decodes, head_only=self.exchange.head_only)
 
     def abort(self) -> None:

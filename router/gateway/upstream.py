@@ -8,6 +8,7 @@ import asyncio
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -257,6 +258,13 @@ class Decoder:
         return data
 
 
+def _opening(target: Target, method: bytes, path: bytes) -> bytes:
+    """What every head for that engine begins with: request line, ``Host``, its key; *path* with the client's query."""
+    key = f"authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
+    where = f"{target.path_prefix}{path.decode('latin-1')}"
+    return f"{method.decode()} {where} HTTP/1.1\r\nhost: {target.authority}\r\n{key}".encode("latin-1")
+
+
 def _nothing(_: bytes) -> None:
     """What a closed connection feeds."""
 
@@ -270,6 +278,8 @@ class Upstream:
         self.target = target
         self.limits = limits or PoolLimits()
         self.gaps = gaps or Gaps()
+        self.wire_name = target.name.encode("latin-1", "replace")
+        self.opening: Callable[[bytes, bytes], bytes] = lru_cache(maxsize=64)(partial(_opening, target))
         self.open: set[Connection] = set()
         self._clock = clock
         self._idle: list[Connection] = []

@@ -58,20 +58,17 @@ def read(surface: Surface, path: bytes, body: bytes, prefix_blocks_max: int = 0)
     stream = document.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise _wrong("stream", "true or false", stream)
-    pieces = surface.prompt(document)
-    text = [piece for piece in pieces if isinstance(piece, str)]
-    return Call(
-        surface=surface,
-        path=path,
-        model=model,
-        stream=bool(stream),
-        body=body,
-        document=document,
-        prompt_chars=sum(map(len, text)),
-        prompt_ids=sum(piece for piece in pieces if isinstance(piece, int)),
-        output_tokens_max=_output_tokens_max(surface, document),
-        prefix=prefix_hashes("".join(text), prefix_blocks_max) if prefix_blocks_max else (),
-    )
+    text: list[str] = []
+    chars = ids = 0
+    for piece in surface.prompt(document):
+        if isinstance(piece, str):
+            text.append(piece)
+            chars += len(piece)
+        else:
+            ids += piece
+    prefix = prefix_hashes("".join(text), prefix_blocks_max) if prefix_blocks_max else ()
+    output_max = _output_tokens_max(surface, document)
+    return Call(surface, path, model, bool(stream), body, document, chars, ids, output_max, prefix)
 
 
 def parse(body: bytes) -> dict[str, Any]:
