@@ -3,7 +3,7 @@
 Believes: numba, and that a loop over backends in plain numbers says best what is computed. Must not know: any loop.
 
 Compiled once a machine and kept beside the source or in the user's cache; where neither may be written every process
-compiles anew, which takes seconds. What is kept is found again by the date of the function's own file: constants that
+compiles anew, which takes seconds. What is kept is found again by the function's own file: constants that
 it uses have to stand there. The interpreter's lock stays held: a loop is over sooner than the lock is had again.
 What an argument is, is said by the signature: ``f8[:, ::1]`` is a C-contiguous matrix of float64.
 """

@@ -1,7 +1,7 @@
 """One engine as a request meets it, and what it makes of a forecast: loops over candidates, compiled, in plain numbers.
 
 Believes: the model that ``forecast.py`` tells, and the arrays it is handed. Must not know: where those come from, any
-policy. Constants stand here because compiled code is kept by the date of this file alone (``compiling.py``).
+policy. Constants stand here because compiled code is found again by this file alone (``compiling.py``).
 """
 
 from math import ceil, exp, sqrt
