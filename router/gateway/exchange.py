@@ -60,9 +60,8 @@ class Exchange:
 
     __slots__ = (
         "_bodies", "_body", "_body_bytes", "_forwarded", "_recast", "body_complete", "call", "caller", "clock",
-        "driver", "engine_said", "error_mark", "fields", "front", "head_only", "headers", "http10", "keep_alive", "must_say_done",
-        "path",
-        "problem", "request", "response_complete", "status", "surface", "winner", "wire_id",
+        "driver", "engine_said", "error_mark", "fields", "front", "head_only", "headers", "http10", "keep_alive",
+        "must_say_done", "path", "problem", "request", "response_complete", "status", "surface", "winner", "wire_id",
     )  # fmt: skip
 
     def __init__(

@@ -36,7 +36,7 @@ QUIET = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.DEVN
 
 @dataclass
 class World:
-    """What a visit needs: where the gateway is, models to ask for, a source of chance, and where endings are counted."""
+    """What a visit needs: where the gateway is, models to ask for, chance, and where endings are counted."""
 
     port: int
     models: Sequence[str]
@@ -163,7 +163,7 @@ async def in_flight(port: int) -> float:
 
 
 async def fewest_files(pid: int) -> int:
-    """How many are open once idle connections to engines have gone: the fewest seen, for checks of health come and go."""
+    """How many are open once idle connections to engines have gone: the fewest seen, as health checks come and go."""
     seen = []
     for _ in range(200):
         await asyncio.sleep(SETTLE_S / 200)
