@@ -25,10 +25,10 @@ import yaml
 
 from tests.bench.test_reload_load import process, up
 from tests.redis_server import free_port
-from tests.waiting import until_async
 
 CLIENTS = 32
 WARM_S = 8.0  # until tables, pools and caches have their size
+START_S = 120.0  # three Pythons on a busy machine
 SETTLE_S = 8.0  # twice what an idle connection to an engine is kept
 END = b"0\r\n\r\n"
 QUIET = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.DEVNULL}
@@ -193,7 +193,9 @@ async def gateway(folder: Path, more: Sequence[str]) -> Any:
         path = folder / "soak.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         serving = await stack.enter_async_context(process("-m", "router", "serve", "--config", str(path), **QUIET))
-        await until_async(lambda: up(f"http://127.0.0.1:{port}/readyz"))
+        async with asyncio.timeout(START_S):
+            while not await up(f"http://127.0.0.1:{port}/readyz"):  # noqa: ASYNC110 - another process's
+                await asyncio.sleep(0.1)
         yield serving, port, sorted({model for each in backends for model in each["models"]})
 
 
