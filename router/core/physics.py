@@ -187,6 +187,7 @@ def ideal(shape: Shape) -> Ideal:
 
 
 _TILE: Final = 64.0
+"""Columns a slice of an expert loses to filling and draining a kernel; chosen on measured engines alone."""
 
 
 def _expert_cut(shape: Shape) -> float:
@@ -254,6 +255,8 @@ def _sigma(shape: Shape, use: Efficiency) -> tuple[float, float, float, float, f
 # ---- memory -----------------------------------------------------------------
 
 _CONTEXT_AND_GRAPHS_BYTES: Final = 1.6e9
+_PROCESS_BYTES: Final = 0.5e9
+"""A worker on a CPU has neither context nor graphs; vLLM 0.32 takes off what its process holds (two tiny models)."""
 _COMM_BUFFERS_BYTES: Final = 0.8e9
 _ACTIVATION_TOKENS: Final = PREFILL_CHUNK_TOKENS
 _LOGIT_ROWS: Final = 256
@@ -279,7 +282,8 @@ def _held_back_bytes(shape: Shape) -> float:
     width = 2 * max(model.ffn, 2 * model.hidden) / shape.tp + 4 * model.hidden
     logits = 2 * 4 * _LOGIT_ROWS * model.vocab / shape.tp
     comm = _COMM_BUFFERS_BYTES if shape.tp * shape.pp > 1 else 0.0
-    return _CONTEXT_AND_GRAPHS_BYTES + 2 * _ACTIVATION_TOKENS * width + logits + comm
+    own = _PROCESS_BYTES if shape.card.family == "cpu" else _CONTEXT_AND_GRAPHS_BYTES
+    return own + 2 * _ACTIVATION_TOKENS * width + logits + comm
 
 
 def kv_capacity_tokens(shape: Shape, memory_utilization: float = 0.9, block_tokens: int = 16) -> int:

@@ -35,7 +35,8 @@ class StepCoefficients:
     ``weights_s``: the part of ``fixed_s`` that overlaps with GEMM; ``gemm_token_s``: the part of
     ``token_s`` (and of a decoding token) that does; ``experts_s``: reading every routed expert,
     of which a token touches ``expert_share``; ``launch_s``: host time of launching a step's kernels,
-    which overlaps with reading and computing; ``roof_power``: exponent of the soft maximum;
+    which overlaps with reading and computing; ``roof_power``: exponent of the soft maximum (chosen on measured
+    engines among 2, 2.5 and 3);
     ``stages``: pipeline stages, among which decoding sequences are spread.
     (Arrays over many shapes work as well as floats: calibration does so.)
     ``sigma``: relative standard error of each of ``LINEAR``, the prior of a Bayesian correction.
@@ -99,15 +100,18 @@ def _roof_s(c: StepCoefficients, tokens: Number) -> Number:
 
 
 EXPERT_EVENNESS: Final = 1.0
-"""Shape of the gamma distribution of experts' popularity; infinite would be routing that is independent and even."""
+"""Shape of the gamma distribution of experts' popularity; infinite would be routing that is independent and even.
+
+One (popularity exponential) was chosen on measured engines, not derived."""
 
 
 def experts_touched(share: Number, tokens: Number) -> Number:
     """Share of all experts that *tokens* tokens touch, of which each touches *share*.
 
     Evenly routed, a token leaves an expert idle with probability ``1 - share`` and ``n`` tokens with its
-    ``n``-th power. Experts are not equally popular (arXiv 2401.04088, section 5): with
-    popularity gamma-distributed the tokens after the first find fewer new ones, a negative binomial's zero class.
+    ``n``-th power. Routing is neither even nor independent (neighbouring tokens share experts more often than chance,
+    arXiv 2401.04088, section 5): with popularity gamma-distributed the tokens after the first find fewer new ones, a
+    negative binomial's zero class.
     """
     hazard = -np.log1p(-np.minimum(share, 0.999))
     after = np.maximum(tokens - 1.0, 0.0)
