@@ -140,6 +140,7 @@ class Pool:
             member.network_s,
             member.weight,
             member.name,
+            context_tokens_max=limits.prompt_tokens_max + 1,
         )
         return Site(name, member, limits, backend, truth)
 

@@ -23,6 +23,7 @@ class Reason(StrEnum):
     EVICTED = "evicted"  # a more urgent request took its place in the hold queue
     NO_BACKEND = "no-backend"  # nobody who serves this model is up
     UNKNOWN_MODEL = "unknown-model"  # nobody was ever configured to serve it
+    TOO_LONG = "too-long"  # its prompt is longer than anybody who serves this model takes
     BACKEND_FAILED = "backend-failed"  # the engine failed before the first byte and no one is left to try
     FIRST_BYTE_LATE = "first-byte-late"  # the first-byte deadline passed and no one is left to try
 

@@ -183,7 +183,7 @@ class Dispatcher:
             raise ValueError(f"request {request.id!r} is already in flight")
         flight = self._flights[request.id] = Flight(request)
         queue = self._held.get(request.model)
-        slots = self.ledger.pool(request.model)
+        slots = self.ledger.holding(request)
         if not len(slots):
             return self._no_backend(flight, now_s)
         fleet = self._fleet(slots, queue, now_s)
@@ -326,7 +326,7 @@ class Dispatcher:
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 
     def _untried(self, flight: Flight, now_s: float) -> Fleet | None:
-        slots = self.ledger.pool(flight.request.model)
+        slots = self.ledger.holding(flight.request)
         left = slots[~np.isin(slots, flight.tried)] if flight.tried else slots
         return self._fleet(left, self._held.get(flight.request.model), now_s) if len(left) else None
 
@@ -344,7 +344,11 @@ class Dispatcher:
             return self._refuse(
                 flight, Shed(Reason.UNKNOWN_MODEL, f"no backend serves {model!r}; models: {there}"), now_s
             )
-        return self._refuse(flight, Shed(Reason.NO_BACKEND, f"no backend of {model!r} is up", 2.0), now_s)
+        tokens, longest = flight.request.prompt_tokens, self.ledger.longest(model)
+        if tokens >= longest:
+            why = f"a prompt of {tokens} tokens; the longest context of any backend of {model!r} is {longest:.0f}"
+            return self._refuse(flight, Shed(Reason.TOO_LONG, why), now_s)
+        return self._refuse(flight, Shed(Reason.NO_BACKEND, f"no backend of {model!r} that takes it is up", 2.0), now_s)
 
     # -- holding -----------------------------------------------------------------------------------------------
 
@@ -439,7 +443,8 @@ class Dispatcher:
         if not len(self.ledger.pool(flight.request.model)):
             return False
         queue.discard(flight.request.id)
-        commands.extend(self._refuse(flight, Shed(Reason.BACKEND_FAILED, flight.why), now_s))
+        why = flight.why or "no backend that is up takes a prompt so long"
+        commands.extend(self._refuse(flight, Shed(Reason.BACKEND_FAILED, why), now_s))
         return True
 
     # -- time --------------------------------------------------------------------------------------------------

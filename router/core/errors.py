@@ -1,5 +1,6 @@
 """The error tree on one page, with its HTTP meaning. Refusals are decisions (decisions.py); these are their answers."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -76,7 +77,7 @@ class PolicyRejected(RouterError):
     status = 422
 
 
-ANSWER: Final = MappingProxyType(
+ANSWER: Final[Mapping[Reason, type[RouterError]]] = MappingProxyType(
     {
         Reason.SATURATED: Overloaded,
         Reason.QUEUE_FULL: Overloaded,
@@ -86,6 +87,7 @@ ANSWER: Final = MappingProxyType(
         Reason.EVICTED: Overloaded,
         Reason.NO_BACKEND: NoBackend,
         Reason.UNKNOWN_MODEL: UnknownModel,
+        Reason.TOO_LONG: BadRequest,
         Reason.BACKEND_FAILED: BackendFailed,
         Reason.FIRST_BYTE_LATE: FirstByteLate,
     }

@@ -70,6 +70,7 @@ class Ledger:
         self._peers: dict[str, dict[int, Load]] = {}
         self._asked: dict[int, tuple[float, float, float]] = {}
         self._pools: dict[str, Slots] = {}
+        self._shortest: dict[str, float] = {}  # context in each pool
         self._known: dict[str, int] = {}
         self._sends = 0
         self._turn = 0.0
@@ -229,7 +230,27 @@ class Ledger:
             there = [s for s in serving if self.up[s] and not self.draining[s]]
             chosen = [s for s in there if not self.ejected[s]] or there
             slots = self._pools[model] = np.array(chosen, dtype=np.intp)
+            self._shortest[model] = min(map(self._context_tokens, chosen), default=_INF)
         return slots
+
+    def holding(self, request: Request) -> Slots:
+        """Those of the pool that take a prompt so long, with its whole reply where there are such. Empty: too long."""
+        slots = self.pool(request.model)
+        reply = max(request.output_tokens_max, 1)
+        if request.prompt_tokens + reply <= self._shortest[request.model]:
+            return slots
+        most = np.array([self._context_tokens(slot) for slot in slots.tolist()])
+        whole = slots[most >= request.prompt_tokens + reply]
+        return whole if len(whole) else slots[most > request.prompt_tokens]
+
+    def longest(self, model: str) -> float:
+        """The longest context of any backend, up or not, that serves this model, in tokens (inf: one takes any)."""
+        serving = (slot for slot, b in enumerate(self.backends) if b and model in b.models)
+        return max(map(self._context_tokens, serving), default=0.0)
+
+    def _context_tokens(self, slot: int) -> float:
+        backend = self.backends[slot]
+        return float(backend.context_tokens_max or _INF) if backend else 0.0
 
     def mark_state(
         self, slot: int, *, up: bool | None = None, draining: bool | None = None, ejected: bool | None = None

@@ -93,7 +93,8 @@ class Backend:
     ``models``: the names it answers to; ``prior``: the physics of its card, model and parallelism;
     ``seqs_max``: sequences it runs at once (vLLM ``max_num_seqs``); ``kv_tokens_max``: tokens its KV cache holds;
     ``chunk_tokens``: tokens of one step (vLLM ``max_num_batched_tokens``); ``price_per_hour``: of all its cards, USD;
-    ``network_s``: one way out and back between router and engine; ``weight``: for weighted baselines.
+    ``network_s``: one way out and back between router and engine; ``weight``: for weighted baselines;
+    ``context_tokens_max``: the longest prompt with its reply that it takes (vLLM ``max_model_len``; 0: any).
     """
 
     name: str
@@ -107,6 +108,7 @@ class Backend:
     weight: float = 1.0
     variant: str = "default"
     labels: Mapping[str, str] = field(default_factory=dict)
+    context_tokens_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)

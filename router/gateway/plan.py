@@ -271,6 +271,7 @@ def _backend(given: settings.Backend, on: Card, runs: Model) -> Backend:
         network_s=given.network_ms / 1e3,
         weight=given.weight,
         variant=given.variant or f"{on.name}-tp{given.tp}" + (f"-pp{given.pp}" if given.pp > 1 else ""),
+        context_tokens_max=given.context_tokens_max or 0,
         labels={"card": on.name, "model": runs.name, "tp": str(given.tp), "pp": str(given.pp)} | given.labels,
     )
 

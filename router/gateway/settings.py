@@ -141,7 +141,8 @@ class Backend(Section):
     ``models`` maps the name clients ask for to the name the engine knows. ``card`` and ``model`` are names of the
     built-in tables or facts given in place; ``engine`` is whose overheads are believed (vllm, tensorrt-llm, sglang,
     llamacpp, ...). ``chat_template`` and ``chat_opening`` make a prompt of chat messages for an engine that knows
-    prompts alone (Triton): once a message with {role} and {content}, and at the end. ``kv_tokens_max`` and
+    prompts alone (Triton): once a message with {role} and {content}, and at the end. ``context_tokens_max`` is the
+    longest prompt with its reply that the engine takes (any when left out: the engine judges). ``kv_tokens_max`` and
     ``price_per_hour`` follow from the tables when left out, and so do those of a step's ``coefficients`` (seconds, as
     ``simulator calibrate --record`` prints them; names in ``router.core.step.MEASURABLE``) that were not measured.
     """
@@ -159,6 +160,7 @@ class Backend(Section):
     coefficients: dict[str, float] = {}
     seqs_max: PositiveInt = 256
     kv_tokens_max: PositiveInt | None = None
+    context_tokens_max: PositiveInt | None = None
     chunk_tokens: PositiveInt = 2048
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
     network_ms: Annotated[float, Field(ge=0)] = 0.0
