@@ -15,9 +15,10 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import httpx
 import typer
@@ -117,10 +118,14 @@ def rollback(
         )
     except httpx.HTTPError as error:
         _fail(f"{url} does not answer: {error}")
-    told = answer.json()
+    try:
+        told = answer.json()
+        said = told["version"] if answer.is_success else told["error"]
+    except (ValueError, LookupError, TypeError):
+        _fail(f"{url} answered {answer.status_code} and is no Headroom gateway")
     if not answer.is_success:
-        _fail(told.get("error") if isinstance(told.get("error"), str) else answer.text)
-    typer.echo(f"{url}: version {told['version']} serves")
+        _fail(said if isinstance(said, str) else answer.text)
+    typer.echo(f"{url}: version {said} serves")
 
 
 @app.command()
@@ -181,25 +186,28 @@ def replay_record(file: Annotated[Path, typer.Argument(help="What `record.file` 
 
 
 def _plan(file: Path) -> Plan:
-    try:
+    with _faults_told():
         return plan_file(file)
-    except ConfigError as error:
-        for line in error.lines:
-            _errors.print(line, style="red", markup=False)
-        raise typer.Exit(1) from None
 
 
 def _offered(file: Path, running: Plan | None, trace: Path | None) -> tuple[Plan, Proof]:
     """The plan of the file, its policies proved where that is asked for or their code is new."""
-    try:
+    with _faults_told():
         return offered(file, running, trace)
+
+
+@contextmanager
+def _faults_told() -> Iterator[None]:
+    """A bad config ends the command with a line a fault."""
+    try:
+        yield
     except ConfigError as error:
         for line in error.lines:
             _errors.print(line, style="red", markup=False)
         raise typer.Exit(1) from None
 
 
-def _fail(why: str) -> Any:
+def _fail(why: str) -> NoReturn:
     _errors.print(why, style="red", markup=False)
     raise typer.Exit(1)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 REDRAW_S: Final = 1.0
+_SAID_MAX: Final = 300
 
 
 async def show(url: str, key: str) -> None:
@@ -34,7 +35,7 @@ async def _fleet(client: httpx.AsyncClient) -> dict[str, Any]:
     except httpx.HTTPError as error:
         raise ConnectionError(f"{client.base_url} does not answer: {error}") from error
     if not answer.is_success:
-        raise ConnectionError(f"{client.base_url} answered {answer.status_code}: {answer.text}")
+        raise ConnectionError(f"{client.base_url} answered {answer.status_code}: {answer.text[:_SAID_MAX]}")
     told: dict[str, Any] = answer.json()
     return told
 

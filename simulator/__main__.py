@@ -251,7 +251,7 @@ def serve(
         )
 
 
-@app.command()
+@app.command(hidden=True)
 def prove() -> None:
     """May a policy serve? A question in JSON on stdin, a verdict on stdout; `python -m router check` asks it."""
     from simulator.proving import run as run_proof  # noqa: PLC0415 - the same

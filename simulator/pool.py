@@ -185,8 +185,11 @@ def load_pool(path: Path) -> Pool:
 
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as problem:
+        mark = problem.problem_mark or problem.context_mark
+        raise BadPool(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {problem.problem}") from None
     except yaml.YAMLError as problem:
-        raise BadPool(f"{path}: {problem}") from None
+        raise BadPool(f"{path}:1: not valid YAML: {problem}") from None
     if not isinstance(loaded, dict):
         raise BadPool(f"{path}: expected keys such as 'backends', found {type(loaded).__name__}")
     try:

@@ -128,6 +128,16 @@ async def test_serve_says_that_its_port_is_taken(tmp_path: Path) -> None:
             assert b"address already in use" in said.lower()
 
 
+async def test_a_rollback_asked_of_something_else_says_so() -> None:
+    """A wrong --url is a line, not a traceback."""
+    async with Pages({"/admin/rollback": (404, b"<html>not found</html>")}) as other:
+        url = f"http://127.0.0.1:{other.port}"
+        async with command("rollback", "--url", url) as asked, asyncio.timeout(20):
+            _, said = await asked.communicate()
+    assert asked.returncode == 1
+    assert said.decode().split() == f"{url} answered 404 and is no Headroom gateway".split()
+
+
 @pytest.mark.skipif(server_binary() is None, reason="no Redis-compatible server binary installed")
 async def test_two_routers_and_a_sidecar_share_one_redis(tmp_path: Path) -> None:
     """Routers see each other's streams and what the sidecar reads, also after Redis has been away."""

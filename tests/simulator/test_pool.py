@@ -49,7 +49,7 @@ def test_a_pool_is_read(tmp_path: Path) -> None:
         (GOOD + "belief: sure\n", "belief: expected one of learnt, given, wrong"),
         ("backends: []", "expected a list with at least one entry"),
         ("[1]", "expected keys such as 'backends'"),
-        ("a: [", "while parsing"),
+        ("a: [", "pool.yaml:1: not valid YAML"),
     ],
 )
 def test_a_pool_that_cannot_be_is_refused(tmp_path: Path, text: str, expected: str) -> None:

@@ -154,10 +154,7 @@ class Worker(Gateway):
         """Serve on *port* until a signal or the end of the parent, then let streams end."""
         loop = asyncio.get_running_loop()
         made = self.server()
-        for ending in (
-            signal.SIGINT,
-            signal.SIGTERM,
-        ):  # uvicorn's take their place, and raise them again
+        for ending in (signal.SIGINT, signal.SIGTERM):  # uvicorn's take their place, and raise them again
             signal.signal(ending, lambda *_: setattr(made, "should_exit", True))
         asked: set[asyncio.Task[Any]] = set()
         loop.add_signal_handler(signal.SIGHUP, lambda: asked.add(asyncio.create_task(self.reloader.reload("SIGHUP"))))

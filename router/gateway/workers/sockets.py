@@ -10,8 +10,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-BACKLOG = 4096
-
 
 def _addresses(host: str, port: int) -> list[tuple[int, object]]:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
