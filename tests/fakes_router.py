@@ -68,7 +68,7 @@ async def router(path: Path, text: str, *, ready: bool = True) -> AsyncIterator[
     try:
         await until(lambda: server.started or serving.done())
         port = server.servers[0].sockets[0].getsockname()[1]
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10.0, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120.0, trust_env=False) as client:
             if ready:
                 await until(lambda: gateway.ready)
             yield Router(gateway, port, client)

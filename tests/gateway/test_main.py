@@ -87,7 +87,7 @@ async def test_serve_routes_reloads_on_sighup_and_ends_on_sigterm(tmp_path: Path
     async with (
         ScriptedEngine([stream("a")], [whole[:-40], go_on, whole[-40:]]) as engine,
         Pages(dict(HEALTHY)) as pages,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client,
     ):
         text = config(backend("a", engine, pages)).replace("port: 0", f"port: {port}")
         write(path, text)
@@ -157,7 +157,7 @@ async def test_two_routers_and_a_sidecar_share_one_redis(tmp_path: Path) -> None
             await stack.enter_async_context(command("serve", "--config", str(path)))
             url = f"http://127.0.0.1:{port}"
             clients.append(
-                await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=10, trust_env=False))
+                await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=120, trust_env=False))
             )
         await stack.enter_async_context(command("sidecar", "--config", str(path)))
         one, two = clients
@@ -199,7 +199,7 @@ async def test_the_demo_serves_and_ends_with_all_its_engines() -> None:
     """Three emulated engines, one of them Triton; each serves; SIGINT leaves nothing behind."""
     port = free_port()
     async with (
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client,
         command("demo", "--port", str(port), "--speed", "20") as demo,
     ):
         assert demo.stdout is not None

@@ -40,7 +40,7 @@ async def test_a_bad_policy_offered_to_a_serving_gateway_never_reaches_traffic(d
     async with (
         ScriptedEngine([stream("a")]) as engine,
         Pages(dict(HEALTHY)) as pages,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client,
     ):
         text = two(engine, pages).replace("port: 0", f"port: {port}")
         write(path, text + "policy: {routing: least_work}\n")
@@ -62,7 +62,7 @@ async def test_a_bad_policy_offered_to_a_serving_gateway_never_reaches_traffic(d
 async def offer(it: Router, path: Path, text: str) -> dict[str, object]:
     """Write the config and ask for a reload."""
     write(path, text)
-    told: dict[str, object] = (await it.client.post("/admin/reload", timeout=60)).json()
+    told: dict[str, object] = (await it.client.post("/admin/reload", timeout=120)).json()
     return told
 
 
@@ -115,14 +115,17 @@ async def test_the_code_of_a_policy_file_does_not_run_here_before_it_is_proved(t
 
 
 @pytest.mark.parametrize(
-    ("does", "words"), [("spins", "did not end within 3 s"), ("dies", r"the proof died \(exit status 3\)")]
+    ("does", "seconds", "words"),
+    [("spins", 3, "did not end within 3 s"), ("dies", 120, r"the proof died \(exit status 3\)")],
 )
-async def test_what_kills_the_proof_is_refused_and_hurts_nobody_else(does: str, words: str, tmp_path: Path) -> None:
+async def test_what_kills_the_proof_is_refused_and_hurts_nobody_else(
+    does: str, seconds: int, words: str, tmp_path: Path
+) -> None:
     """It runs in a process of its own with an end that is certain."""
     path = tmp_path / "r.yaml"
     policy_file(tmp_path, does)
     async with ScriptedEngine() as engine, Pages({}) as pages:
-        write(path, two(engine, pages) + MINE + "reload: {proof: {seconds_max: 3}}\n")
+        write(path, two(engine, pages) + MINE + f"reload: {{proof: {{seconds_max: {seconds}}}}}\n")
         proof = prove(plan_file(path), None)
     assert proof.result == "refused"
     assert re.search(words, proof.why)

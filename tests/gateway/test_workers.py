@@ -33,7 +33,7 @@ class Workers:
     def client(self) -> httpx.AsyncClient:
         """One that opens a connection of its own for each request, and so comes to any worker."""
         limits = httpx.Limits(max_keepalive_connections=0)
-        return httpx.AsyncClient(base_url=self.url, timeout=20, trust_env=False, limits=limits)
+        return httpx.AsyncClient(base_url=self.url, timeout=120, trust_env=False, limits=limits)
 
     async def get(self, path: str) -> httpx.Response:
         async with self.client() as client:
