@@ -313,8 +313,8 @@ class Ledger:
             return
         self._integrate(slot, now_s)
         m = self._m
-        m[PREFILLING][slot] -= 1.0
-        m[PREFILL_TOKENS][slot] -= held.prompt_tokens
+        left = m[PREFILLING][slot] = m[PREFILLING][slot] - 1.0
+        m[PREFILL_TOKENS][slot] = m[PREFILL_TOKENS][slot] - held.prompt_tokens if left else 0.0
         m[DECODING][slot] += 1.0
         m[CONTEXT_TOKENS][slot] += held.context_tokens
         m[_PREFILLED][slot] += held.prompt_tokens

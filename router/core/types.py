@@ -36,11 +36,11 @@ class Slo:
 
     def met(self, ttft_s: float, tpot_s: float, e2e_s: float) -> bool:
         """Whether what happened kept every bound (nan, a time that never came, keeps none that is finite)."""
-        return _within(ttft_s, self.ttft_s) and _within(tpot_s, self.tpot_s) and _within(e2e_s, self.e2e_s)
-
-
-def _within(value: float, bound: float) -> bool:
-    return bound == inf or value <= bound
+        return (
+            (ttft_s <= self.ttft_s or self.ttft_s == inf)
+            and (tpot_s <= self.tpot_s or self.tpot_s == inf)
+            and (e2e_s <= self.e2e_s or self.e2e_s == inf)
+        )
 
 
 NO_SLO = Slo()

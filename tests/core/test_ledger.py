@@ -34,6 +34,14 @@ def test_a_reservation_moves_from_prefill_to_decode_to_nothing(ledger):
     assert ledger.own_loads()["a"] == Load()
 
 
+def test_prompts_that_do_not_add_up_in_floats_leave_nothing_behind(ledger):
+    """0.1 + 0.2 + 0.3 tokens taken off in another order: with nobody prefilling there is nothing to prefill."""
+    held = [ledger.reserve(0, tokens, 1.0, np.inf, 0.0) for tokens in (0.1, 0.2, 0.3)]
+    for one in held:
+        ledger.prefilled(one, 1.0)
+    assert ledger.own_loads()["a"].prefill_tokens == 0.0
+
+
 def test_the_tightest_pace_promised_there_follows_who_is_there(ledger):
     """The minimum rises again when the tightest has gone."""
     tight, loose = ledger.reserve(0, 1.0, 1.0, 0.02, 0.0), ledger.reserve(0, 1.0, 1.0, 0.05, 0.0)
