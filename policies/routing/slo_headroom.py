@@ -32,6 +32,7 @@ NEAR: Final = 0.05  # scores this close are equal: the forecast is no better tha
 TURN_S: Final = 0.25  # long enough for a busy engine to end a sequence
 TURNS: Final = 20  # so those without a promise hold up the others 5 % of the time at most
 PROBES: Final = 4  # in flight at once on a backend whose forecast is not trusted, whatever it says
+FIRST_TAIL_MAX: Final = 1.3  # doubt of a first token that is worth waiting for: more load drains, doubt does not
 PACE_TAIL_MAX: Final = 1.2  # error of a step's model and drift of an engine; see _pace_s
 PACE_TAIL_MAX_OFF: Final = 1.5
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
@@ -65,12 +66,14 @@ class SloHeadroom:
         """Dispatch into headroom, or hold for it, or do the least harm."""
         quantile = request.slo.quantile
         pace_s = _pace_s(forecast, quantile)
-        own = used(request, fleet, forecast.ttft_tail_s(quantile), pace_s, forecast.e2e_tail_s(quantile))
+        first_s, end_s = forecast.ttft_tail_s(quantile), forecast.e2e_tail_s(quantile)
         others = used_of_others(fleet, pace_s)
-        use = self.safety * np.maximum(own, others)
+        likely_s = np.minimum(first_s, FIRST_TAIL_MAX * forecast.ttft_s)
+        use = self.safety * np.maximum(used(request, fleet, likely_s, pace_s, end_s), others)
         fits = (use <= 1.0) | self._idle_fits(request, fleet, forecast)
         if fits.any():
-            score = np.where(fits, self._score(use, fleet, forecast), inf)
+            doubted = np.maximum(used(request, fleet, first_s, pace_s, end_s), others)
+            score = np.where(fits, self._score(doubted, fleet, forecast), inf)
             return Dispatch(int(fleet.slots[near_lowest(score, NEAR, rng)]), "keeps every SLO")
         return self._without_headroom(request, fleet, forecast, use, others, rng)
 
