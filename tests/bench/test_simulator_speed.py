@@ -36,7 +36,7 @@ def measured(folder: Path, policy: str, requests: int, replicas: int, *, mixed: 
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     result = json.loads(out.read_text())["runs"][policy]
-    assert result["served"] == requests
+    assert result["served"] + result["refused"] == requests
     print(
         f"\n{policy}, {requests:,} requests, {replicas} replicas: {requests / cpu_s:,.0f} requests/CPU-s "
         f"({cpu_s:.2f} s), peak {after.ru_maxrss / 1024:,.0f} MB, attainment {result['attainment']:.2%}"
