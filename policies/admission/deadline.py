@@ -7,19 +7,23 @@ from router.core import Admit, Fleet, Forecast, Memory, Request, Shed
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """``held_max``: requests of one model that may wait at the gateway; ``hold_s_max``: how long one may wait."""
+    """``held_max``: requests of one model that may wait at the gateway; ``hold_s_max``: how long one may wait;
+    ``patience_s``: the deadline of a request that has none, or a later one, so that it is not overtaken for ever.
+    """
 
     held_max: int = 2_048
     hold_s_max: float = 30.0
+    patience_s: float = 10.0
 
     def __post_init__(self) -> None:
         """Refuse bounds that mean nothing."""
-        if self.held_max < 0 or self.hold_s_max < 0:
-            raise ValueError("deadline: held_max and hold_s_max must not be negative")
+        if self.held_max < 0 or self.hold_s_max < 0 or self.patience_s < 0:
+            raise ValueError("deadline: held_max, hold_s_max and patience_s must not be negative")
 
     def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit | Shed, Memory]:
         """Let everyone in, ranked by priority, then by when the first token is due, then by arrival."""
-        return Admit((request.priority, request.first_token_due_s, request.arrived_s)), memory
+        due_s = min(request.first_token_due_s, request.arrived_s + self.patience_s)
+        return Admit((request.priority, due_s, request.arrived_s)), memory
 
 
 policy = Deadline
