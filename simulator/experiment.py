@@ -47,10 +47,7 @@ class Source:
         how = Shaping(pool.default_model, pool.classes, self.rate, self.from_s, self.to_s, self.limit)
         if any(name.startswith(PREFIX) for name in self.traces):
             return self._generated(how, seed)
-        arrivals = distinct(shape(self.entries(), how, seed))
-        if not arrivals:
-            raise ValueError("--window: no requests in it")
-        return arrivals
+        return _shaped(self, how, seed)
 
     def _generated(self, how: Shaping, seed: int) -> Sequence[Arrival] | Workload:
         if len(self.traces) > 1:
@@ -71,6 +68,15 @@ class Source:
         files = [name for name in self.traces if not name.startswith(PREFIX)]
         told = [(name, *_read(name, self.skip_bad, self.limit if len(files) == 1 else None)) for name in files]
         return [f"{name}: skipped {count} bad lines, the first: {first}" for name, _, count, first in told if count]
+
+
+@lru_cache(maxsize=1)
+def _shaped(source: Source, how: Shaping, seed: int) -> Sequence[Arrival]:
+    """A trace as requests, kept: every policy of a comparison is asked the same."""
+    arrivals = distinct(shape(source.entries(), how, seed))
+    if not arrivals:
+        raise ValueError("--window: no requests in it")
+    return arrivals
 
 
 @lru_cache(maxsize=8)
@@ -96,8 +102,10 @@ class Case:
         bound = self.policy == CLAIRVOYANT
         routing = routing_of("least_work" if bound else self.policy)
         with _garbage_seldom_looked_for():
+            arrivals = self.source.arrivals(self.pool, self.seed)
+            gc.freeze()  # they live as long as the run does
             return play(
-                self.source.arrivals(self.pool, self.seed),
+                arrivals,
                 self.pool,
                 routing,
                 admission_of(self.admission),
@@ -117,6 +125,7 @@ def _garbage_seldom_looked_for() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def figures(case: Case) -> dict[str, Any]:

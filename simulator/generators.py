@@ -17,6 +17,7 @@ Lengths of every kind: ``lengths=azure-conv`` (default), ``azure-code``, a trace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from math import exp, log, pi, sin, sqrt
 from pathlib import Path
 from random import Random
@@ -100,13 +101,20 @@ def _value(key: str, value: str, text: str) -> float | int | str:
 
 def generate(recipe: Recipe, how: Shaping, seed: int) -> "Sequence[Arrival] | Closed | Sessions":
     """The workload of a recipe, shaped. Raises ValueError and OSError for a ``lengths`` that cannot be."""
+    if recipe.kind in _ARRIVALS:
+        return _independent(recipe, how, seed)
     draw = Random(f"{seed}/{recipe.kind}")
     lengths = _lengths(recipe, draw)
     if recipe.kind == "closed":
         return Closed(recipe, lengths, Shaper(how, seed), draw)
-    if recipe.kind == "sessions":
-        return Sessions(replace(recipe, rate=recipe.rate * how.rate), lengths, Shaper(how, seed), draw)
-    at_s = _ARRIVALS[recipe.kind](recipe, draw)
+    return Sessions(replace(recipe, rate=recipe.rate * how.rate), lengths, Shaper(how, seed), draw)
+
+
+@lru_cache(maxsize=1)
+def _independent(recipe: Recipe, how: Shaping, seed: int) -> Sequence[Arrival]:
+    """Arrivals that nothing else decides, kept: every policy of a comparison is asked the same."""
+    draw = Random(f"{seed}/{recipe.kind}")
+    lengths, at_s = _lengths(recipe, draw), _ARRIVALS[recipe.kind](recipe, draw)
     return shape([Entry(next(at_s), *lengths()) for _ in range(recipe.requests)], how, seed)
 
 

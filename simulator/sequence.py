@@ -4,6 +4,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from router.core.types import Fact
+
 COMING: Final = 0
 WAITING: Final = 1
 PREFILL: Final = 2
@@ -12,7 +14,7 @@ OVER: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Fact):
     """What an engine was started with (vLLM's names: max_num_seqs, max_num_batched_tokens, block_size,
         num_gpu_blocks, max_model_len, max_num_queued_reqs, enable_prefix_caching, scheduling_policy=priority).
 

@@ -18,10 +18,11 @@ from typing import Final
 import numpy as np
 
 from router.core.physics import StepCoefficients, step_terms
+from router.core.types import Fact
 
 
 @dataclass(frozen=True, slots=True)
-class Hidden:
+class Hidden(Fact):
     """What a seed draws for each replica. Spreads are standard deviations of log factors.
 
     ``spread``: between replicas, for each term of the step on its own; ``slow_share`` of the nodes are

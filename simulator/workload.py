@@ -12,7 +12,7 @@ from math import inf
 from random import Random
 from typing import Final, NamedTuple, Protocol
 
-from router.core.types import NO_SLO, Request, Slo
+from router.core.types import NO_SLO, Fact, Request, Slo
 from simulator.traces import Entry
 
 
@@ -57,7 +57,7 @@ class Workload(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SloClass:
+class SloClass(Fact):
     """An SLO and the share of requests (of those that bring none) that are of this class."""
 
     name: str

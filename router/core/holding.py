@@ -25,6 +25,9 @@ class HeldQueue:
     def __len__(self) -> int:
         return len(self._sorted)
 
+    def __bool__(self) -> bool:
+        return bool(self._sorted)  # compiled code asks for this where it has no length to ask for
+
     def __iter__(self) -> Iterator[RequestId]:
         """In the order of service, as it stands now: changes do not disturb it."""
         return iter([key[2] for key in self._sorted])

@@ -45,11 +45,14 @@ class Regression:
 
     def grow(self, capacity: int) -> None:
         """Make room for more slots."""
-        old = dict(vars(self))
-        count = len(self.factor)
+        before = self._columns()
         self._allocate(capacity)
-        for name in ("factor", "_log", "_covariance", "_wander", "_variance", "_noise", "_watch"):
-            getattr(self, name)[:count] = old[name]
+        for column, known in zip(self._columns(), before, strict=True):
+            column[: len(known)] = known
+
+    def _columns(self) -> tuple[Floats, ...]:
+        """All that is kept, a row a slot."""
+        return self.factor, self._log, self._covariance, self._wander, self._variance, self._noise, self._watch
 
     def joined(self, slot: int, sigma: tuple[float, ...]) -> None:
         """Start from the data sheet, whose relative errors are ``sigma``."""

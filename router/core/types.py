@@ -4,9 +4,9 @@ Everything here is parsed at the rim and never parsed again: seconds, tokens and
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import inf, nan
-from typing import Protocol
+from typing import Any, Protocol
 
 from router.core.physics import StepCoefficients
 
@@ -21,8 +21,19 @@ class Rng(Protocol):
         ...
 
 
+class Fact:
+    """What a frozen dataclass of a compiled module inherits so that it can be pickled: it is made anew of its fields,
+    for nothing can set them afterwards.
+    """
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, slots=True)
-class Slo:
+class Slo(Fact):
     """What one request was promised; ``inf`` means no bound.
 
     ``ttft_s``: arrival to first token; ``tpot_s``: mean time per output token after the first; ``e2e_s``: arrival to
@@ -47,7 +58,7 @@ NO_SLO = Slo()
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Request(Fact):
     """One request as the core sees it.
 
     ``prompt_tokens`` is exact in a trace and estimated from bytes at the gateway; ``output_tokens_max`` is the
@@ -78,7 +89,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Fact):
     """Token counts of a finished reply; ``prompt_tokens`` and ``cached_tokens`` are 0 when the engine did not say."""
 
     output_tokens: int
@@ -87,7 +98,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class Backend(Fact):
     """One routable engine replica: what is known of it before it has served anything.
 
     ``models``: the names it answers to; ``prior``: the physics of its card, model and parallelism;
@@ -112,7 +123,7 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineReport:
+class EngineReport(Fact):
     """What an engine said of its own queue, asked at ``asked_s`` on our clock; nan where it does not say.
 
     ``running`` and ``waiting`` count sequences; ``kv_usage`` is 0 to 1; ``prefix_hit_rate`` is the share of prompt
@@ -128,7 +139,7 @@ class EngineReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Load(Fact):
     """Work in flight on one backend: requests without a first token and those with one, the tokens they hold, and the
     tightest TPOT promised to any of them (0: none).
     """

@@ -69,7 +69,7 @@ def _by_columns(read: Callable[[Mapping[str, str]], Entry | None]) -> Callable[[
         columns = [_plain(name) for name in next(csv.reader([header]))]
 
         def parse(line: str) -> Entry | None:
-            cells = next(csv.reader([line]))
+            cells = next(csv.reader([line])) if '"' in line else line.rstrip("\r\n").split(",")
             if len(cells) != len(columns):
                 raise ValueError(f"expected {len(columns)} columns ({', '.join(columns)}), got {len(cells)}")
             return read(dict(zip(columns, cells, strict=True)))

@@ -134,6 +134,8 @@ def count(record: Mapping[str, Any], key: str, least: int = 1) -> int:
 
 def whole(value: object, key: str, least: int = 1) -> int:
     """*value* as a whole number of at least *least*; ValueError names *key*."""
+    if isinstance(value, str) and value.isdecimal() and int(value) >= least:
+        return int(value)  # as nearly every cell is
     try:
         number = float("nan") if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -1,0 +1,74 @@
+"""Compiles the hot modules to C extensions (mypyc). Without mypy or a C compiler nothing is missing but speed.
+
+Everything else about the package stands in pyproject.toml, the list of modules (``tool.headroom.compiled``) too.
+``HEADROOM_COMPILE``: ``auto`` (default) compiles where it can and says so where it cannot, ``no`` never does,
+``must`` fails where it cannot. ``python setup.py build_ext --inplace`` puts the extensions beside their sources.
+"""
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Final
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+HERE: Final = Path(__file__).parent
+WISH: Final = os.environ.get("HEADROOM_COMPILE", "auto")
+GROUP: Final = "headroom"  # the one library that holds them all is named after it
+
+
+def modules() -> list[str]:
+    """The files to compile, as pyproject.toml lists them."""
+    told = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["headroom"]["compiled"]
+    return [str(path.relative_to(HERE)) for pattern in told for path in sorted(HERE.glob(pattern))]
+
+
+def extensions() -> list[Extension]:
+    """One a module, and the library they share; none where that is not wanted, or mypy is not there."""
+    if WISH == "no":
+        return []
+    try:
+        from mypyc.build import mypycify  # noqa: PLC0415 - only where something is to be compiled
+    except ImportError:
+        if WISH == "must":
+            raise
+        sys.stderr.write("mypy is not installed: nothing is compiled\n")
+        return []
+    # Checked as strictly as `make check` does it, where numpy can be seen; a build must not fail for want of a stub.
+    told = ["--ignore-missing-imports", "--no-warn-unused-ignores", "--no-warn-return-any", *modules()]
+    os.chdir(HERE)
+    return mypycify(told, opt_level="3", debug_level="0", group_name=GROUP)
+
+
+class AllOrNone(build_ext):
+    """An extension without the library that they share cannot be imported: when one fails, all are left out."""
+
+    def run(self) -> None:
+        """Build, or say why not and go on without."""
+        self.forget()
+        try:
+            super().run()
+        except Exception as problem:
+            self.forget()
+            if WISH == "must":
+                raise
+            sys.stderr.write(f"not compiled, the modules run interpreted: {problem}\n")
+            self.extensions: list[Extension] = []
+        for made in beside_sources():
+            made.touch()  # as new as they are, though a part of them was made before: the tests look
+
+    def forget(self) -> None:
+        """Remove what an earlier build left beside the sources: it would be imported in their place."""
+        for stale in beside_sources():
+            stale.unlink()
+
+
+def beside_sources() -> list[Path]:
+    """What was compiled in place."""
+    folders = (HERE, *{(HERE / name).parent for name in modules()})
+    return [made for folder in folders for suffix in ("so", "pyd") for made in folder.glob(f"*.{suffix}")]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": AllOrNone})
