@@ -44,6 +44,7 @@ Seed = Annotated[int, typer.Option(help="Of everything that is drawn; the same s
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad lines and go on.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write every figure there; - for stdout.")]
 Seeds = Annotated[int, typer.Option(min=1, help="So many seeds, with 95 % confidence intervals.")]
+Executor = Annotated[str, typer.Option(help="processes, or dask://HOST:PORT for a cluster.")]
 Jobs = Annotated[int, typer.Option(min=0, help="Processes; 0: as many as there are cores.")]
 
 
@@ -104,7 +105,7 @@ def compare(
     seed: Seed = 0,
     seeds: Seeds = 3,
     jobs: Jobs = 0,
-    executor: Annotated[str, typer.Option(help="processes, or dask://HOST:PORT for a cluster.")] = "processes",
+    executor: Executor = "processes",
     skip_bad: SkipBad = False,
     json_file: Json = None,
 ) -> None:
@@ -132,7 +133,13 @@ def capacity(
     window: Window = "",
     limit: Limit = None,
     seed: Seed = 0,
+    seeds: Seeds = 1,
+    beyond: Annotated[
+        list[float] | None,
+        typer.Option(min=1.0, metavar="N", help="What is left of the goodput at N times that rate; may be repeated."),
+    ] = None,
     jobs: Jobs = 0,
+    executor: Executor = "processes",
     skip_bad: SkipBad = False,
     json_file: Json = None,
 ) -> None:
@@ -152,7 +159,7 @@ def capacity(
     )
     with _plain_errors():
         cases = typed.cases(policy or BASELINES)
-    run_capacity(cases, goal, precision, jobs, json_file)
+        run_capacity(cases, goal, precision, json_file, seeds=seeds, beyond=beyond or (), executor=executor, jobs=jobs)
 
 
 @app.command()

@@ -23,7 +23,7 @@ from simulator.bounds import Clairvoyant, gpu_seconds_least
 from simulator.generators import PREFIX, generate, parse_recipe
 from simulator.pool import BUILT_IN, Pool, load_pool
 from simulator.report.summary import summarise
-from simulator.run import Played, Progress, play
+from simulator.run import Played, Progress, Stop, play
 from simulator.traces import Entry, read_trace
 from simulator.workload import Arrival, Shaping, Workload, distinct, parse_seconds, parse_slo, shape
 
@@ -97,8 +97,8 @@ class Case:
     admission: str = "deadline"
     seed: int = 0
 
-    def play(self, progress: Progress | None = None, sample_s: float = 0.0) -> Played:
-        """Make it."""
+    def play(self, progress: Progress | None = None, sample_s: float = 0.0, stop: Stop | None = None) -> Played:
+        """Make it; *stop*: see ``run.play``."""
         bound = self.policy == CLAIRVOYANT
         routing = routing_of("least_work" if bound else self.policy)
         with _garbage_seldom_looked_for():
@@ -113,6 +113,7 @@ class Case:
                 progress,
                 sample_s=sample_s,
                 clairvoyant=Clairvoyant if bound else None,
+                stop=stop,
             )
 
 

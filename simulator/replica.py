@@ -15,6 +15,9 @@ from collections.abc import Callable
 from heapq import heappop
 from math import sqrt
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.batch import Batch
 from simulator.kernel import Clock
 from simulator.sequence import COMING, DECODE, OVER, WAITING, Limits, Sequence
@@ -140,14 +143,14 @@ class Replica(Batch):
         """Tokens in KV of those decoding, as of the last event."""
         return self._context
 
-    def unstarted(self) -> list[Sequence]:
-        """Everybody here without all of their prompt computed, those on their way included."""
-        held = [s for s in self._running if s.state != DECODE]
-        return [*held, *(entry[2] for entry in self._waiting), *(sequence for _, sequence in self._arrivals)]
+    def there(self) -> list[Sequence]:
+        """Everybody in the engine: running, oldest first; waiting, in their order; on their way in."""
+        waiting = [entry[2] for entry in sorted(self._waiting)]
+        return [*self._running, *waiting, *(sequence for _, sequence in self._arrivals)]
 
-    def remaining(self) -> list[tuple[int, Sequence]]:
-        """Who decodes, with how many steps each has left as of the last event."""
-        return [(s.finish_step - self.steps, s) for s in self._running if s.state == DECODE]
+    def steps_under_way(self) -> int:
+        """Steps since the last event that are over once the one under way is."""
+        return self._steps_by(self._clock.now_s) if self._run else 0
 
     def step_left_s(self) -> float:
         """Until the step under way is over."""
@@ -156,17 +159,20 @@ class Replica(Batch):
         k, now_s = self._steps_by(self._clock.now_s), self._clock.now_s
         return max(0.0, self._started_s + k * (self._stride_s + self._growth_s / 2 * (k - 1)) - now_s)
 
-    def decode_step_s(self, batch: int, context: int) -> float:
-        """A step in which *batch* sequences decode over *context* tokens."""
-        batch = min(batch, self.limits.seqs_max)
-        return self._factor * (self._base_s[batch] + self._context_s * (context + batch))
+    def step_s(self, batch: int, context: int, tokens: int, pairs: float) -> float:
+        """A step in which *batch* sequences decode over *context* tokens beside so many of prompts."""
+        roof_s, spread = self._roof_s, -(-batch // self._stages)
+        prompt_s = roof_s[spread + tokens] - roof_s[spread] + self._prompt_token_s * tokens + self._pair_s * pairs
+        return self._factor * (self._base_s[batch] + prompt_s + self._context_s * (context + batch))
 
-    def prefill_s(self, tokens: int, prompts: int) -> float:
-        """Steps that compute *tokens* of *prompts* prompts beside the batch there is."""
-        chunk = self.limits.chunk_tokens - self._batch
-        whole, rest = divmod(tokens, chunk)
-        pairs = tokens * tokens / (2 * prompts * max(1, whole + (rest > 0)))
-        return whole * self._step_s(chunk, pairs) + (self._step_s(rest, pairs) if rest else 0.0)
+    def decode_steps_s(self, batches: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:
+        """Of steps in which so many decode: seconds without context, and what each token of context adds."""
+        return self._factor * np.array(self._base_s)[batches], self._factor * self._context_s
+
+    def prompt_token_s(self) -> float:
+        """Seconds that a prompt token adds where prompts fill whole chunks."""
+        tokens = self.limits.chunk_tokens - self._batch
+        return (self.step_s(self._batch, 0, tokens, 0.0) - self.step_s(self._batch, 0, 0, 0.0)) / tokens
 
     def least_share_s(self) -> float:
         """The least of a step that one sequence can cost, at any batch."""

@@ -24,7 +24,8 @@ from simulator.timeline import Timeline
 from simulator.workload import Arrival, Workload
 
 Progress = Callable[[int], None]
-MakeRouting = Callable[[Mapping[str, Engine], Callable[[str], Arrival]], Routing]
+Stop = Callable[[Books], bool]
+MakeRouting = Callable[[Mapping[str, Engine], Callable[[str], tuple[Arrival, float] | None]], Routing]
 _PROGRESS_EVERY = 500
 _READING_S = 0.015  # a token, at a typical pace: where in its reply a client hangs up; a reply that is over stays so
 
@@ -54,19 +55,21 @@ def play(
     *,
     sample_s: float = 0.0,
     clairvoyant: MakeRouting | None = None,
+    stop: Stop | None = None,
 ) -> Played:
     """Run every arrival through the routers in front of *pool*; the same arguments give the same books.
 
     *sample_s*: keep a timeline of the engines at that period. *clairvoyant* makes the routing instead, with the
-    engines' truth before its eyes: a bound, not a policy.
+    engines' truth before its eyes: a bound, not a policy. *stop* looks at the books now and then: once it says so the
+    run ends where it is, for whoever needs no more than that.
     """
     run = Run(pool, seed)
     if clairvoyant is not None:
-        routing = clairvoyant(run.fleet.engines, run.arrival)
+        routing = clairvoyant(run.fleet.engines, run.known)
     run.open_routers(routing, admission, limits)
     if sample_s:
         run.timeline = Timeline(run.kernel, run.fleet, sample_s)
-    run.play(arrivals, progress)
+    run.play(arrivals, progress, stop)
     return Played(
         run.books,
         run.fleet.engines,
@@ -100,9 +103,12 @@ class Run:
         self._patient = world.clients.patient
         self._going = True
 
-    def arrival(self, request_id: str) -> Arrival:
-        """The arrival of a request that is not over."""
-        return next(router.arrival(request_id) for router in self.routers if router.has(request_id))
+    def known(self, request_id: str) -> tuple[Arrival, float] | None:
+        """A request that is not over, and when its first token came (nan: not yet); None for one that is over."""
+        for router in self.routers:
+            if router.has(request_id):
+                return router.arrival(request_id), router.core.first_byte_s(request_id)
+        return None
 
     def open_routers(self, routing: Routing, admission: Admission, limits: Limits | None) -> None:
         """Put the routers there, start the fleet, and set in motion what repeats."""
@@ -130,16 +136,16 @@ class Run:
 
     # ---- arrivals ---------------------------------------------------------------------
 
-    def play(self, arrivals: Iterable[Arrival], progress: Progress | None) -> None:
-        """Bring every arrival in its time, then wait for the last to be over."""
+    def play(self, arrivals: Iterable[Arrival], progress: Progress | None, stop: Stop | None = None) -> None:
+        """Bring every arrival in its time, then wait for the last to be over; unless told to stop before."""
         kernel, run_until, come = self.kernel, self.kernel.run_until, self._come
         if hasattr(arrivals, "after"):
             self._workload = cast("Workload", arrivals)
         for number, arrival in enumerate(arrivals):
             run_until(arrival.request.arrived_s)
             come(arrival)
-            if progress is not None and not number % _PROGRESS_EVERY:
-                progress(len(self.books))
+            if not number % _PROGRESS_EVERY and self._told(progress, stop):
+                return
         while self._under_way():
             run_until(kernel.next_s)
             if progress is not None:
@@ -149,6 +155,12 @@ class Run:
             run_until(kernel.next_s)  # those whose clients have left go with their step
         if self.scaler is not None:
             self.scaler.stop()
+
+    def _told(self, progress: Progress | None, stop: Stop | None) -> bool:
+        """Say how far it is; whether that is far enough."""
+        if progress is not None:
+            progress(len(self.books))
+        return stop is not None and stop(self.books)
 
     def _under_way(self) -> bool:
         pending = self._workload.pending if self._workload is not None else 0

@@ -175,6 +175,11 @@ class Dispatcher:
         """Requests that wait at the gateway."""
         return sum(len(queue) for queue in self._held.values())
 
+    def first_byte_s(self, request_id: RequestId) -> float:
+        """When the first byte of a request that is not over came (nan: not yet, or over)."""
+        flight = self._flights.get(request_id)
+        return flight.first_byte_s if flight is not None else nan
+
     # -- one request -------------------------------------------------------------------------------------------
 
     def arrived(self, request: Request, now_s: float) -> Sequence[Command]:

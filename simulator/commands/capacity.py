@@ -1,14 +1,20 @@
-"""The command ``capacity``: the highest rate at which a policy still attains its goal, by search."""
+"""The command ``capacity``: the highest rate at which a policy still attains its goal, by search.
+
+Every policy is searched for under every seed on its own, so that seeds give a confidence interval. Rates are of
+requests offered: requests over the time in which they came.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 
+from simulator.books import Books
 from simulator.commands.replay import write_json
-from simulator.experiment import Case, executor_of, figures
+from simulator.experiment import Case, executor_of, interval
 from simulator.report.progress import progress
 from simulator.report.table import print_capacity
 
@@ -18,12 +24,34 @@ _LOWEST: Final = 1 / 64
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """``rate`` x the workload's own keeps the goal, ``rate * (1 + precision)`` does not (0: no rate tried does)."""
+    """One policy under one seed: ``rate`` x the workload's own keeps the goal, ``rate * (1 + precision)`` does not (0:
+    no rate tried does). ``goodput_per_s``: requests per second inside their SLO at ``rate`` (key 1) and at multiples.
+    """
 
     policy: str
+    seed: int
     rate: float
     requests_per_s: float
     attainment: float
+    goodput_per_s: dict[float, float] = field(default_factory=dict)
+
+    @property
+    def goodput_left(self) -> float:
+        """Goodput at the largest multiple, as a share of the most there was at any."""
+        most = max(self.goodput_per_s.values(), default=0.0)
+        return self.goodput_per_s[max(self.goodput_per_s)] / most if most else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One policy over its seeds: means with the half widths of their 95 % confidence intervals."""
+
+    policy: str
+    rate: tuple[float, float]
+    requests_per_s: tuple[float, float]
+    attainment: tuple[float, float]
+    goodput_left: tuple[float, float]
+    found: tuple[Found, ...]
 
 
 def highest(kept: Callable[[float], bool], precision: float) -> float:
@@ -48,34 +76,100 @@ def highest(kept: Callable[[float], bool], precision: float) -> float:
     return low
 
 
-def run_capacity(cases: Sequence[Case], goal: float, precision: float, jobs: int, json_file: Path | None) -> None:
-    """Search for every policy at once."""
-    found: list[Found] = []
-    with executor_of("processes", jobs) as pool, progress(Console(stderr=True), "capacity", len(cases)) as tell:
-        searches = [pool.submit(search, case, goal, precision) for case in cases]
-        for count, one in enumerate(searches, 1):
-            found.append(one.result())
-            tell(count)
+def run_capacity(
+    cases: Sequence[Case],
+    goal: float,
+    precision: float,
+    json_file: Path | None,
+    *,
+    seeds: int = 1,
+    beyond: Sequence[float] = (),
+    executor: str = "processes",
+    jobs: int = 0,
+) -> None:
+    """Search for every policy and seed at once."""
+    found = searched(cases, goal, precision, seeds=seeds, beyond=beyond, executor=executor, jobs=jobs)
     if json_file is None or str(json_file) != "-":
-        print_capacity(Console(), found, goal, cases[0].pool.described())
+        print_capacity(Console(), found, goal, max(beyond, default=1.0), cases[0].pool.described())
     if json_file is not None:
-        plain = [{"policy": f.policy, "rate": f.rate, "requests_per_s": f.requests_per_s} for f in found]
-        write_json(json_file, {"goal": goal, "precision": precision, "found": plain})
+        told = {"goal": goal, "precision": precision, "world": cases[0].pool.described()}
+        write_json(json_file, {**told, "found": [_plain(one) for one in found]})
 
 
-def search(case: Case, goal: float, precision: float) -> Found:
-    """One policy's highest rate."""
-    seen: dict[float, tuple[float, float]] = {}
+def searched(
+    cases: Sequence[Case],
+    goal: float,
+    precision: float,
+    *,
+    seeds: int = 1,
+    beyond: Sequence[float] = (),
+    executor: str = "processes",
+    jobs: int = 0,
+) -> list[Summary]:
+    """One summary a case, in their order."""
+    every = [replace(case, seed=case.seed + n) for case in cases for n in range(seeds)]
+    found: list[Found] = []
+    with executor_of(executor, jobs) as pool, progress(Console(stderr=True), "capacity", len(every)) as tell:
+        for count, search in enumerate([pool.submit(_search, one, goal, precision, tuple(beyond)) for one in every], 1):
+            found.append(search.result())
+            tell(count)
+    return [_summary(found[n * seeds : (n + 1) * seeds]) for n in range(len(cases))]
 
-    def kept(rate: float) -> bool:
-        source = replace(case.source, rate=case.source.rate * rate)
-        result = figures(replace(case, source=source))
-        seen[rate] = (result["attainment"] or 0.0, result["requests"] / max(result["span_s"], 1e-9))
-        return seen[rate][0] >= goal
 
-    rate = highest(kept, precision)
-    attainment, per_s = seen.get(rate, (0.0, 0.0))
-    return Found(case.policy, rate, per_s, attainment)
+def _summary(found: Sequence[Found]) -> Summary:
+    return Summary(
+        found[0].policy,
+        interval([one.rate for one in found]),
+        interval([one.requests_per_s for one in found]),
+        interval([one.attainment for one in found]),
+        interval([one.goodput_left for one in found]),
+        tuple(found),
+    )
 
 
-__all__ = ["Found", "highest", "run_capacity", "search"]
+def _plain(one: Summary) -> dict[str, Any]:
+    runs = [
+        {"seed": f.seed, "rate": f.rate, "requests_per_s": f.requests_per_s, "goodput_per_s": f.goodput_per_s}
+        for f in one.found
+    ]
+    rate, half = one.rate
+    per_s, per_s_half = one.requests_per_s
+    intervals = {"rate": half, "requests_per_s": per_s_half}
+    return {"policy": one.policy, "rate": rate, "requests_per_s": per_s, "half_widths": intervals, "runs": runs}
+
+
+def _search(case: Case, goal: float, precision: float, beyond: tuple[float, ...]) -> Found:
+    """One policy's highest rate under one seed."""
+
+    @cache
+    def played(rate: float) -> tuple[float, float]:
+        return _played(_at(case, rate), goal)
+
+    rate = highest(lambda rate: played(rate)[0] >= goal, precision)
+    if not rate:
+        return Found(case.policy, case.seed, 0.0, 0.0, 0.0)
+    attained, per_s = played(rate)
+    goodput = {factor: share * of for factor in beyond for share, of in [_played(_at(case, rate * factor), 0.0)]}
+    return Found(case.policy, case.seed, rate, per_s, attained, {1.0: attained * per_s, **goodput})
+
+
+def _at(case: Case, rate: float) -> Case:
+    return replace(case, source=replace(case.source, rate=case.source.rate * rate))
+
+
+def _played(case: Case, goal: float) -> tuple[float, float]:
+    """The attainment of one run and the requests that came per second; once too many have missed for the goal, it ends
+    there with what it has.
+    """
+    requests = len(case.source.arrivals(case.pool, case.seed))
+
+    def missed(books: Books) -> int:
+        return len(books) - int(books.met().sum())
+
+    books = case.play(stop=lambda books: missed(books) > (1.0 - goal) * requests).books
+    arrived_s = books.column("arrived_s")
+    span_s = float(arrived_s.max() - arrived_s.min()) if len(books) else 0.0
+    return 1.0 - missed(books) / requests, len(books) / span_s if span_s > 0.0 else 0.0
+
+
+__all__ = ["Found", "Summary", "highest", "run_capacity", "searched"]

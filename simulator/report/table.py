@@ -145,14 +145,25 @@ def _spread_text(mean: float, half: float, text: Callable[[float], str]) -> str:
     return text(mean) + (f" +-{text(half)}" if half else "")
 
 
-def print_capacity(console: Console, found: Sequence[Any], goal: float, world: str) -> None:
-    """The highest rate of each policy."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"highest rate with attainment >= {goal:.1%}")
-    for name in ("policy", "rate", "requests/s", "attainment there"):
+def _interval_text(interval: tuple[float, float], form: str) -> str:
+    mean, half = interval
+    return _spread_text(mean, half, lambda x: format(x, form))
+
+
+def print_capacity(console: Console, found: Sequence[Any], goal: float, beyond: float, world: str) -> None:
+    """The highest rate of each policy, and what is left of its goodput at *beyond* times that rate (1: not asked)."""
+    seeds = len(found[0].found)
+    over = f", means over {seeds} seeds, +- 95 % confidence" if seeds > 1 else ""
+    title = f"highest rate with attainment >= {goal:.1%}{over}"
+    _widen(console, 110)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    names = ["policy", "rate", "requests/s", "attainment there", *([f"goodput left at x{beyond:g}"] * (beyond > 1.0))]
+    for name in names:
         table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
-    for one in sorted(found, key=lambda f: -f.rate):
-        rate = f"x{one.rate:.3g}" if one.rate else "none"
-        table.add_row(one.policy, rate, f"{one.requests_per_s:.2f}", f"{one.attainment:.2%}")
+    for one in sorted(found, key=lambda f: -f.rate[0]):
+        rate = "x" + _interval_text(one.rate, ".3g") if one.rate[0] else "none"
+        left = [_interval_text(one.goodput_left, ".1%")] * (beyond > 1.0)
+        table.add_row(one.policy, rate, _interval_text(one.requests_per_s, ".2f"), f"{one.attainment[0]:.2%}", *left)
     console.print(table)
     console.print(world, style="dim", highlight=False)
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from simulator.__main__ import app
 from simulator.commands.capacity import highest
-from simulator.experiment import interval
+from simulator.experiment import Case, Source, interval
+from simulator.pool import BUILT_IN
 
 GEN = "gen:poisson:rate=8,requests=150"
 
@@ -109,6 +110,40 @@ def test_capacity_finds_a_rate_that_holds_and_orders_policies(tmp_path: Path) ->
     found = {one["policy"]: one["rate"] for one in json.loads(out.read_text())["found"]}
     assert found["slo_headroom"] > found["round_robin"]
     assert "highest rate" in told
+
+
+def test_capacity_over_seeds_tells_intervals_and_what_overload_leaves(tmp_path: Path) -> None:
+    """One search a seed; goodput at the rate found and at multiples of it, of policies and of the bound."""
+    out = tmp_path / "out.json"
+    options = [
+        "--policy",
+        "least_work",
+        "--policy",
+        "clairvoyant",
+        "--precision",
+        "0.3",
+        "--seeds",
+        "2",
+        "--goal",
+        "0.8",
+    ]
+    beyond = ["--beyond", "1.1", "--beyond", "1.5", "--jobs", "2", "--json", str(out)]
+    told = run("capacity", "gen:poisson:rate=4,requests=150", *options, *beyond)
+    assert "means over 2 seeds" in told
+    assert "goodput left at x1.5" in told
+    work, bound = json.loads(out.read_text())["found"]
+    assert [one["seed"] for one in work["runs"]] == [0, 1]
+    assert set(work["runs"][0]["goodput_per_s"]) == {"1.0", "1.1", "1.5"}
+    assert work["half_widths"]["requests_per_s"] > 0
+    assert bound["requests_per_s"] >= work["requests_per_s"] > 0
+
+
+def test_a_run_that_has_missed_too_much_is_not_played_to_its_end() -> None:
+    """The search learns no more from it."""
+    source = Source(("gen:poisson:rate=40,requests=4000",))
+    case = Case(source, BUILT_IN, "least_work")
+    books = case.play(stop=lambda books: len(books) - books.met().sum() > 40).books
+    assert 40 < len(books) - books.met().sum() < len(books) < 4000
 
 
 @pytest.mark.parametrize("edge", [0.3, 1.0, 1.7, 40.0])
