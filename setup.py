@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 
 HERE: Final = Path(__file__).parent
 WISH: Final = os.environ.get("HEADROOM_COMPILE", "auto")
-GROUP: Final = "headroom"  # the one library that holds them all is named after it
+GROUP: Final = "router.compiled"  # the one library that holds them all is router/compiled__mypyc
 
 
 def modules() -> list[str]:
@@ -67,7 +67,7 @@ class AllOrNone(build_ext):
 
 def beside_sources() -> list[Path]:
     """What was compiled in place."""
-    folders = (HERE, *{(HERE / name).parent for name in modules()})
+    folders = {HERE / "router", *((HERE / name).parent for name in modules())}
     return [made for folder in folders for suffix in ("so", "pyd") for made in folder.glob(f"*.{suffix}")]
 
 
