@@ -24,7 +24,8 @@ Policies = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME[:KEY=VALUE,...]",
-        help="A routing policy, or 'clairvoyant', the bound; as often as wanted. Default: slo_headroom and baselines.",
+        help="A routing policy, a file of your own (./mine.py), or 'clairvoyant', the bound; as often as wanted. "
+        "Default: slo_headroom and baselines.",
     ),
 ]
 Admission = Annotated[str, typer.Option(metavar="NAME[:KEY=VALUE,...]", help="The admission policy.")]

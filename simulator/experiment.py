@@ -18,6 +18,7 @@ from time import process_time
 from typing import Any, Final
 
 import policies
+from router import loading
 from router.core import Admission, Routing
 from simulator.bounds import Clairvoyant, gpu_seconds_least
 from simulator.generators import PREFIX, generate, parse_recipe
@@ -208,7 +209,7 @@ def _student(freedom: int) -> float:
 
 
 def routing_of(text: str) -> Routing:
-    """``NAME:key=value,...`` as a routing policy; ValueError names the choices."""
+    """``NAME:key=value,...``, or a file of one's own in the name's place; ValueError names the choices."""
     routing: Routing = _policy("routing", text)
     return routing
 
@@ -221,7 +222,10 @@ def admission_of(text: str) -> Admission:
 
 def _policy(kind: str, text: str) -> Any:
     name, _, rest = text.partition(":")
-    return policies.find(kind, name, dict(_parameter(part, text) for part in rest.split(",") if part))
+    parameters = dict(_parameter(part, text) for part in rest.split(",") if part)
+    if name.endswith(".py"):
+        return loading.load(kind, loading.read(Path(name)), parameters)
+    return policies.find(kind, name, parameters)
 
 
 def _parameter(part: str, text: str) -> tuple[str, Any]:

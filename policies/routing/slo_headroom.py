@@ -35,6 +35,8 @@ PROBES: Final = 4  # in flight at once on a backend whose forecast is not truste
 FIRST_TAIL_MAX: Final = 1.3  # doubt of a first token that is worth waiting for: more load drains, doubt does not
 PACE_TAIL_MAX: Final = 1.2  # error of a step's model and drift of an engine; see _pace_s
 PACE_TAIL_MAX_OFF: Final = 1.5
+BROKEN_MAX: Final = 0.01  # replies that a prompt may be expected to cost their pace: less is chance
+GENTLE_SHARE: Final = 0.5  # of the time to the first token: as far as a prompt waits for the sake of others' pace
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
 
 
@@ -72,10 +74,30 @@ class SloHeadroom:
         use = self.safety * np.maximum(used(request, fleet, likely_s, pace_s, end_s), others)
         fits = (use <= 1.0) | self._idle_fits(request, fleet, forecast)
         if fits.any():
+            gentle = self._gentle(request, fleet, forecast, fits)
+            if gentle is None:
+                return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its pace")
             doubted = np.maximum(used(request, fleet, first_s, pace_s, end_s), others)
-            score = np.where(fits, self._score(doubted, fleet, forecast), inf)
+            score = np.where(gentle, self._score(doubted, fleet, forecast), inf)
             return Dispatch(int(fleet.slots[near_lowest(score, NEAR, rng)]), "keeps every SLO")
         return self._without_headroom(request, fleet, forecast, use, others, rng)
+
+    def _gentle(self, request: Request, fleet: Fleet, forecast: Forecast, fits: Bools) -> Bools | None:
+        """Of those that fit, where the prompt's long steps break nobody's pace; None: worth a little waiting.
+
+        A reply of a few tokens cannot make up for a step that takes a prompt in. Where the first token is not urgent
+        it comes a few steps later instead; in the end the prompt goes where it breaks the least.
+        """
+        broken = forecast.broken
+        gentle: Bools = fits & (broken <= BROKEN_MAX)
+        if gentle.any():
+            return gentle
+        waited_s, soonest_s = fleet.now_s - request.arrived_s, float(forecast.ttft_s[fits].min())
+        first_s = min(request.slo.ttft_s, request.slo.e2e_s)
+        if waited_s + soonest_s < GENTLE_SHARE * first_s and waited_s < self.patience_s:
+            return None
+        least: Bools = fits & (broken <= broken[fits].min())
+        return least
 
     def _idle_fits(self, request: Request, fleet: Fleet, forecast: Forecast) -> Bools:
         """Where nothing is in flight and the mean keeps the SLO. A tail learnt in a bad hour would otherwise keep a

@@ -26,6 +26,7 @@ from router.core.belief import Belief, Expectation
 from router.core.fleet import Fleet
 from router.core.kernels import E2E, METRICS, NETWORK_S, TERMS, TPOT, TTFT
 from router.core.ledger import RATE_TAU_S, Floats, Slots
+from router.core.lengths import BINS_PER_OCTAVE
 from router.core.tails import between
 from router.core.types import Request
 
@@ -170,6 +171,30 @@ class Forecast:
         """Mean time from a send now to the last token."""
         row: Floats = self._met()[E2E]
         return row
+
+    @property
+    def broken(self) -> Floats:
+        """How many replies this prompt should cost the pace promised to them on each candidate: those so short that
+        they end before one long step is made up for.
+        """
+        fleet, belief, request = self._fleet, self._belief, self._request
+        alive = belief.lengths.survival(request.model, request.slo_class)
+        expected = np.empty(len(fleet.slots))
+        kernels.broken(
+            fleet.columns,
+            fleet.load,
+            belief.prior,
+            belief.regression.factor,
+            belief.roofs.rows,
+            fleet.slots,
+            self.cached_tokens,
+            fleet.now_s,
+            self.prompt_tokens,
+            alive,
+            float(BINS_PER_OCTAVE),
+            expected,
+        )
+        return expected
 
     # -- tails ---------------------------------------------------------------------------------------------------
 

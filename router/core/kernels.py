@@ -4,7 +4,7 @@ Believes: the model that ``forecast.py`` tells, and the arrays it is handed. Mus
 policy. Constants stand here because compiled code is found again by this file alone (``compiling.py``).
 """
 
-from math import ceil, exp, sqrt
+from math import ceil, exp, floor, log2, sqrt
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ PREFILLING, PREFILL_TOKENS, DECODING, CONTEXT_TOKENS = range(4)
 OTHERS, FOREIGN = 4, 8  # where the loads of peers and of nobody we know begin
 SEQS_MAX, KV_TOKENS_MAX, CHUNK_TOKENS = 12, 13, 14
 NETWORK_S, PREFILL_RATE, RATE_AT_S = 16, 23, 24
+TPOT_BOUND_S, OTHERS_BOUND_S, FIRST_TOKEN_S = 29, 33, 34
 
 # -- columns of a belief's rows --------------------------------------------------------------------------------------
 
@@ -43,6 +44,7 @@ FULL: Final = 2
 PREFILL_SHARE_MAX: Final = 0.8  # beyond it the engine hardly decodes; the stretch would be without bound
 LEFT_MIN: Final = 0.1  # of a step under way that should be over, as a share of it
 WAIT_DOUBT: Final = 0.5**2  # variance of the log of a wait for room: when others end is chance
+NONE_REACH: Final = 1e-9  # a smaller share of replies is rounding
 STEP_DOUBT: Final = 1.0 / 12.0  # variance of how much of a step under way is left, in steps
 
 
@@ -256,6 +258,59 @@ def means(
         out[TPOT, i] = step_s / (1.0 - share) * lean[TPOT, band, slot]
         out[E2E, i] = out[TTFT, i] + max(output_tokens - 1.0, 0.0) * out[TPOT, i]
         out[BAND, i] = band
+
+
+@part
+def _alive(alive: Floats, per_octave: float, tokens: float) -> float:
+    """The probability that a reply has at least so many tokens; ``alive`` by bins of a logarithmic scale."""
+    place = per_octave * log2(tokens)
+    below = min(int(place), len(alive) - 2)
+    return float(alive[below] + min(place - below, 1.0) * (alive[below + 1] - alive[below]))
+
+
+@part
+def _ends(alive: Floats, per_octave: float, past: float, by: float) -> float:
+    """The probability that a reply longer than ``past`` tokens is no longer than ``by``."""
+    if by <= past:
+        return 0.0
+    reached = _alive(alive, per_octave, past + 1.0)
+    return 1.0 - _alive(alive, per_octave, by + 1.0) / reached if reached > NONE_REACH else 0.0
+
+
+@part
+def _longest_step_s(prior: Floats, roofs: Floats, e: _Engine) -> float:
+    """The step that takes in most of the own prompt."""
+    piece = min(e.left, e.room)
+    prompt_s = _beyond_s(roofs, prior, e, piece) * e.token_factor + e.token_s * piece
+    return float(e.step_s + prompt_s + e.pair_s * piece * (e.cached + 0.5 * e.own))
+
+
+@compiled(
+    "void(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i8[::1], f8[::1], f8, f8, f8[::1], f8, f8[::1])"
+)
+def broken(
+    columns: Floats, load: Floats, prior: Floats, factor: Floats, roofs: Floats, slots: Slots, cached_tokens: Floats,
+    now_s: float, prompt_tokens: float, alive: Floats, per_octave: float, out: Floats,
+) -> None:  # fmt: skip
+    """Fill ``out``: how many replies this prompt should cost their pace on each candidate.
+
+    A long step delays everybody's next token. Who has many to come makes up for it; a reply that ends within ``by``
+    tokens does not. So it matters to those that wait for their first token there, and to the one that had it last.
+    ``alive``: of replies, the share that reaches each bin, ``per_octave`` of them from one power of two to the next.
+    """
+    for i in range(len(slots)):
+        slot = slots[i]
+        e = _engine(columns, load, prior, factor, roofs, slot, i, prompt_tokens - cached_tokens[i], cached_tokens[i])
+        bound_s = min(columns[TPOT_BOUND_S, slot], columns[OTHERS_BOUND_S, slot])
+        out[i] = 0.0
+        over_s = _longest_step_s(prior, roofs, e) - e.step_s
+        if bound_s <= e.step_s or over_s <= bound_s - e.step_s:
+            continue
+        by = floor(1.0 + over_s / (bound_s - e.step_s))
+        out[i] = e.prefilling * _ends(alive, per_octave, 1.0, by)
+        if e.batch > 0.0:
+            made = floor(1.0 + min((now_s - columns[FIRST_TOKEN_S, slot]) / e.step_s, 1e6))
+            out[i] += _ends(alive, per_octave, made, by)
 
 
 @compiled("f8(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i8, i8, f8, f8, f8, f8, f8, f8, f8[::1])")

@@ -103,6 +103,7 @@ class Ledger:
     integrated_s: Floats
     tpot_bound_s: Floats
     others_bound_s: Floats  # the same, of what peers have there
+    first_token_s: Floats  # when the last one came, of what this router sent (-inf: never)
     turn: Floats  # when each is next, on a clock that a send moves on by 1 / weight
     kv_usage: Floats
     prefix_hit_rate: Floats
@@ -124,7 +125,7 @@ class Ledger:
         (self.last_sent, self.up, self.draining, self.ejected, self.reported_s) = columns[18:23]
         (self.prefill_rate, self.rate_at_s, self.decoding_s, self.context_s, self.prefilled_tokens) = columns[23:28]
         (self.integrated_s, self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate, self.turn) = columns[28:33]
-        self.others_bound_s = columns[33]
+        self.others_bound_s, self.first_token_s = columns[33:35]
         # Scalar updates go through memoryviews: a third of the cost of indexing the array.
         self._m = cast("tuple[MutableSequence[float], ...]", tuple(row.data for row in columns))
 
@@ -184,6 +185,7 @@ class Ledger:
         self.turn[slot] = self._turn
         self.up[slot] = 1.0
         self.last_sent[slot] = -1.0
+        self.first_token_s[slot] = -np.inf
         self.reported_s[slot] = -np.inf
         self.integrated_s[slot] = self.rate_at_s[slot] = now_s
         self.tpot_bound_s[slot] = self.others_bound_s[slot] = np.inf
@@ -318,6 +320,7 @@ class Ledger:
         m[DECODING][slot] += 1.0
         m[CONTEXT_TOKENS][slot] += held.context_tokens
         m[_PREFILLED][slot] += held.prompt_tokens
+        m[_FIRST_TOKEN][slot] = now_s
         held.phase = DECODING
 
     def release(self, held: Reservation, now_s: float) -> None:
@@ -457,5 +460,6 @@ _OTHERS, _FOREIGN = 4, 8
 _RELEASED: Final = -1
 _LAST_SENT, _RATE, _RATE_AT, _DECODING_S, _CONTEXT_S, _PREFILLED, _INTEGRATED, _BOUND = 18, 23, 24, 25, 26, 27, 28, 29
 _TURN: Final = 32
+_FIRST_TOKEN: Final = 34
 WEIGHT_MIN: Final = 1e-6  # a weight of 0 has its turn once in a million of weight 1
-_ROWS: Final = 34
+_ROWS: Final = 35

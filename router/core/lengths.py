@@ -45,7 +45,7 @@ def _bin(tokens: float) -> int:
 class _Replies:
     """One distribution: weights of replies that ended, and of those that were cut, in each bin."""
 
-    __slots__ = ("_outlooks", "_since", "_weight", "_weights")
+    __slots__ = ("_alive", "_outlooks", "_since", "_weight", "_weights")
 
     def __init__(self) -> None:
         self._weights = np.zeros((2, BINS))  # of those that ended, and of those that were cut
@@ -53,6 +53,7 @@ class _Replies:
         self._weight = 1.0
         self._since = 0
         self._outlooks: dict[int, Outlook] = {}
+        self._alive: Floats | None = None
 
     def saw(self, tokens: int, cap: int) -> None:
         """One reply: what is new weighs ever more, which is the same as what is old ever less."""
@@ -62,6 +63,7 @@ class _Replies:
         if self._since >= REFRESH:
             self._since = 0
             self._outlooks.clear()
+            self._alive = None
             self._rescale()
 
     def _rescale(self) -> None:
@@ -70,10 +72,11 @@ class _Replies:
             self._weight = 1.0
 
     def survival(self) -> Floats:
-        """Entry i: the probability to reach bin i; a cut reply was at risk until its cut."""
-        alive = np.empty(BINS + 1)
-        lessons.survival(self._weights, alive)
-        return alive
+        """Entry i: the probability to reach bin i; a cut reply was at risk until its cut. As of the last reading."""
+        if self._alive is None:
+            self._alive = np.empty(BINS + 1)
+            lessons.survival(self._weights, self._alive)
+        return self._alive
 
     def outlook(self, cap: int) -> Outlook:
         """Mean and log spread of the smaller of the length and the cap (0: none)."""
@@ -142,9 +145,13 @@ class Lengths:
         """Mean output tokens of a new request; never above its own cap (0: none)."""
         return self.outlook(model, slo_class, cap).tokens
 
+    def survival(self, model: str, slo_class: str) -> Floats:
+        """Entry i: the probability that a reply has at least ``2 ** (i / BINS_PER_OCTAVE)`` tokens; to be read."""
+        return self._replies.get((model, slo_class), self._unseen).survival()
+
     def quantile(self, model: str, slo_class: str, quantile: float, cap: int = 0) -> float:
         """Output tokens that a reply exceeds with probability 1 - ``quantile``, or its cap if that is less."""
-        alive = self._replies.get((model, slo_class), self._unseen).survival()
+        alive = self.survival(model, slo_class)
         within = next((edge for edge, share in zip(_EDGES, alive, strict=False) if share <= 1.0 - quantile), _EDGES[-1])
         return float(min(within, cap) if cap else within)
 

@@ -1,7 +1,7 @@
 """Does slo_headroom win? Capacity, overload, stale routers over seeds: ``python -m tests.bench.policies_win``.
 
-The pool: six engines of four kinds (an H100, an A100, two L40S, two pairs of A10), Llama 3 8B, TTFT 2 s and TPOT 80 ms,
-which each of them keeps when idle. Truth: every term of every replica's step off by a random factor of 20 %, of which
+The pool: six engines of four kinds (an H100, an A100, two L40S, two pairs of A10), Llama 3 8B; the SLO that of the
+simulator's built-in pool (TTFT 1 s, TPOT 60 ms) unless ``--slo`` says otherwise. Truth: every term of every replica's step off by a random factor of 20 %, of which
 no router is told. Workloads: Azure's chat trace (``--trace``; without it its published lengths, Poisson), bursts of
 chat lengths and bursts of code lengths.
 
@@ -19,7 +19,7 @@ from time import monotonic
 import policies
 from simulator.commands.capacity import Summary, searched
 from simulator.experiment import CLAIRVOYANT, Case, Source, interval
-from simulator.pool import Member, Pool
+from simulator.pool import BUILT_IN, Member, Pool
 from simulator.truth import Hidden
 from simulator.workload import parse_slo
 from simulator.world import World
@@ -34,11 +34,10 @@ POOL = Pool(
         Member("l40s", "l40s", count=2),
         Member("a10x2", "a10", tp=2, count=2),
     ),
-    classes=(parse_slo("chat:ttft=2s,tpot=80ms"),),
+    classes=BUILT_IN.classes,
     truth=Hidden(spread=0.2),
     name="mixed",
 )
-STALE = replace(POOL, world=World(routers=4, sync_s=0.1))
 Row = tuple[float, float]
 
 
@@ -46,6 +45,7 @@ Row = tuple[float, float]
 class Asked:
     """What was typed."""
 
+    pool: Pool
     seeds: int
     first_seed: int
     finalists: int
@@ -67,7 +67,7 @@ def workloads(trace: Path, requests: int) -> dict[str, Source]:
 def best_baselines(source: Source, asked: Asked) -> list[str]:
     """The best few under the first seed; all of them are printed."""
     names = [name for name in policies.names("routing") if name != POLICY]
-    cases = [Case(source, POOL, name, seed=asked.first_seed) for name in names]
+    cases = [Case(source, asked.pool, name, seed=asked.first_seed) for name in names]
     found = searched(cases, GOAL, asked.precision, jobs=asked.jobs)
     found.sort(key=lambda one: -one.requests_per_s[0])
     print("  one seed: " + ", ".join(f"{one.policy} {one.requests_per_s[0]:.1f}" for one in found))
@@ -76,8 +76,9 @@ def best_baselines(source: Source, asked: Asked) -> list[str]:
 
 def measured(source: Source, baselines: Sequence[str], asked: Asked) -> dict[str, Summary]:
     """Everybody under all seeds, by what the table calls them."""
-    cases = {name: Case(source, POOL, name, seed=asked.first_seed) for name in (POLICY, *baselines, CLAIRVOYANT)}
-    cases[f"{POLICY}, 4 routers 100 ms old"] = Case(source, STALE, POLICY, seed=asked.first_seed)
+    cases = {name: Case(source, asked.pool, name, seed=asked.first_seed) for name in (POLICY, *baselines, CLAIRVOYANT)}
+    stale = replace(asked.pool, world=World(routers=4, sync_s=0.1))
+    cases[f"{POLICY}, 4 routers 100 ms old"] = Case(source, stale, POLICY, seed=asked.first_seed)
     found = searched(list(cases.values()), GOAL, asked.precision, seeds=asked.seeds, beyond=OVERLOAD, jobs=asked.jobs)
     return dict(zip(cases, found, strict=True))
 
@@ -116,6 +117,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, default=AZURE, help="an Azure conversation trace")
+    parser.add_argument("--slo", help="such as ttft=2s,tpot=80ms")
     parser.add_argument("--requests", type=int, default=5_000, help="of each run")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -125,9 +127,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="workloads whose name has this in it")
     parser.add_argument("--json", type=Path, help="write the ratios there")
     typed = parser.parse_args()
-    asked = Asked(typed.seeds, typed.first_seed, typed.finalists, typed.precision, typed.jobs)
+    pool = replace(POOL, classes=(parse_slo(typed.slo),)) if typed.slo else POOL
+    asked = Asked(pool, typed.seeds, typed.first_seed, typed.finalists, typed.precision, typed.jobs)
     began_s, ratios = monotonic(), {}
-    print(f"{typed.requests:,} requests a run, {asked.seeds} seeds, +- 95 % confidence; {POOL.described()}")
+    slo = pool.classes[0].slo
+    print(
+        f"TTFT {slo.ttft_s:g} s, TPOT {slo.tpot_s:g} s; {typed.requests:,} requests a run, {asked.seeds} seeds, +- 95 %"
+    )
+    print(pool.described())
     for name, source in workloads(typed.trace, typed.requests).items():
         if typed.only in name:
             baselines = best_baselines(source, asked)

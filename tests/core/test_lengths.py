@@ -5,7 +5,7 @@ from math import log
 
 import pytest
 
-from router.core.lengths import Lengths, Prompts
+from router.core.lengths import BINS_PER_OCTAVE, Lengths, Prompts
 
 
 def taught(chance, count, median, sigma, cap=0):
@@ -91,3 +91,14 @@ def test_weights_that_grow_are_scaled_back_and_many_caps_are_not_kept_for_ever()
     assert it._replies["m", "default"]._weight < 1e7
     assert len(it._replies["m", "default"]._outlooks) <= 258
     assert it.expected("m", "default") == pytest.approx(52, rel=0.1)
+
+
+def test_what_was_read_of_replies_follows_those_that_come():
+    """The share that reaches four tokens falls once replies are shorter."""
+    it = taught(random.Random(8), 400, 50.0, 0.3)
+    four = 2 * BINS_PER_OCTAVE
+    assert it.survival("m", "default")[four] > 0.98
+    for _ in range(400):
+        it.saw("m", "default", 3)
+    assert it.survival("m", "default")[four] < 0.7
+    assert it.survival("never", "seen")[four] > 0.98

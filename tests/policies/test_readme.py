@@ -1,7 +1,10 @@
 """The page about policies says what the code does: its tables, its example, its config."""
 
+import os
 import random
 import re
+import subprocess
+import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import pytest
 import policies
 from policies._contract import check_routing
 
-README = (Path(__file__).parents[2] / "policies" / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "policies" / "README.md").read_text(encoding="utf-8")
 KINDS = [kind for kind in policies.KINDS if f"<!-- {kind}: tested" in README]
 
 
@@ -48,3 +52,18 @@ def test_the_example_is_a_policy_that_keeps_the_contract():
     namespace = {"__name__": "example"}
     exec(code, namespace)
     check_routing(namespace["policy"](), random.Random(0))
+
+
+def test_the_page_can_be_followed_to_the_letter(tmp_path):
+    """The file saved, its check run, the command typed: from a checkout, nothing else at hand."""
+    blocks = re.findall(r"```(python|bash)\n(.*?)```", README, re.DOTALL)
+    code, check = (text for language, text in blocks if language == "python")
+    (tmp_path / "my_policy.py").write_text(code, encoding="utf-8")
+    told = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path)))}
+    subprocess.run([sys.executable, "-c", check], cwd=tmp_path, env=told, check=True)
+    command = next(text for language, text in blocks if "./my_policy.py" in text).split()
+    assert command[0] == ".venv/bin/python"
+    done = subprocess.run(
+        [sys.executable, *command[1:]], cwd=tmp_path, env=told, check=True, capture_output=True, text=True
+    )
+    assert "./my_policy.py:full=0.8" in done.stdout

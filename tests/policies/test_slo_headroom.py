@@ -9,7 +9,7 @@ import pytest
 
 import policies
 from policies._worlds import World, scene
-from router.core import Dispatch, Hold, Reason, Shed, Slo
+from router.core import Dispatch, Forecast, Hold, Reason, Shed, Slo
 from router.core.decisions import Send
 from router.core.score import OFF, TRUSTED
 from router.core.types import Load
@@ -104,6 +104,38 @@ def test_doubt_that_waiting_would_not_lessen_is_no_reason_to_wait():
     bound_s = 1.35 * mean_s
     assert mean_s < bound_s < tail_s
     assert where(replace(situation, request=replace(situation.request, slo=Slo(ttft_s=bound_s, quantile=0.99)))) == 0
+
+
+def young(short, *, turns, now_s=0.02, **facts):
+    """Two backends, those in ``turns`` with a stream since 0 s; replies of ``short`` tokens; and a long prompt."""
+    situation = world(
+        IDLE, IDLE, slo=Slo(ttft_s=2.0, tpot_s=0.05), turns=turns, bounds=(0.05, 0.05), prompt_tokens=2000, **facts
+    )
+    fleet, forecast = scene(replace(situation, now_s=0.0))
+    fleet.now_s = now_s
+    for _ in range(400):
+        forecast._belief.lengths.saw("m", "default", short)
+    forecast._belief.state[:2] = TRUSTED
+    return situation.request, fleet, Forecast(situation.request, fleet, forecast._belief)
+
+
+def decided(situation, **parameters):
+    """What is answered there."""
+    return policies.find("routing", "slo_headroom", parameters).choose(*situation, random.Random(1))
+
+
+def test_a_long_prompt_keeps_away_from_a_reply_that_may_end_before_its_step_is_made_up_for():
+    """A step of 200 ms, at 50 ms a token promised and 10 ms needed: a reply of up to five tokens breaks."""
+    assert decided(young(4, turns=(0,))).slot == 1
+    assert decided(young(4, turns=(1,))).slot == 0
+
+
+def test_where_every_backend_has_such_a_reply_the_prompt_waits_a_little_but_not_long():
+    """For a moment, then it goes; replies that are long, or no longer young, are no reason."""
+    assert isinstance(decided(young(4, turns=(0, 1))), Hold)
+    assert isinstance(decided(young(400, turns=(0, 1))), Dispatch)
+    assert isinstance(decided(young(4, turns=(0, 1), now_s=0.9)), Dispatch)
+    assert isinstance(decided(young(4, turns=(0, 1), arrived_s=-1.0)), Dispatch)
 
 
 def test_too_late_under_load_is_refused_with_a_time_to_come_again():
