@@ -1,9 +1,9 @@
 """Does slo_headroom win? Capacity, overload, stale routers over seeds: ``python -m tests.bench.policies_win``.
 
 The pool: six engines of four kinds (an H100, an A100, two L40S, two pairs of A10), Llama 3 8B; the SLO that of the
-simulator's built-in pool (TTFT 1 s, TPOT 60 ms) unless ``--slo`` says otherwise. Truth: every term of every replica's step off by a random factor of 20 %, of which
-no router is told. Workloads: Azure's chat trace (``--trace``; without it its published lengths, Poisson), bursts of
-chat lengths and bursts of code lengths.
+simulator's built-in pool (TTFT 1 s, TPOT 60 ms) unless ``--slo`` says otherwise. Truth: every term of every replica's
+step off by a random factor of 20 %, of which no router is told. Workloads: Azure's chat trace (``--trace``; without it
+its published lengths, Poisson), bursts of chat lengths and bursts of code lengths.
 
 Every baseline is searched for under the first seed; the best ``--finalists`` of each workload, the policy, the same
 with four routers whose views are 100 ms old, and the clairvoyant under all seeds. Ratios are taken seed by seed.
