@@ -3,6 +3,7 @@
 Standard library only, Linux only. This file starts nothing and knows nothing of the router.
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -68,11 +69,21 @@ VLLM_ENV = {
 }
 
 
+def dtype(cpuinfo: str = "/proc/cpuinfo") -> str:
+    """What this machine's cores multiply fastest: bfloat16 where they have instructions for it, without which a prompt
+    takes three times as long as in float32.
+    """
+    with contextlib.suppress(OSError):
+        flags = Path(cpuinfo).read_text(encoding="utf-8", errors="replace")
+        return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+    return "bfloat16"
+
+
 def _vllm(name: str, port: int, model: str, options: str) -> Engine:
     def command(home: Path) -> list[str]:
         server = [str(home / "vllm/bin/python"), "-m", "vllm.entrypoints.openai.api_server"]
         where = ["--host", HOST, "--port", str(port), "--model", str(home / "models" / model)]
-        what = ["--served-model-name", "tiny", "--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "2048"]
+        what = ["--served-model-name", "tiny", "--dtype", dtype(), "--enforce-eager", "--max-model-len", "2048"]
         return [*server, *where, *what, *options.split()]
 
     return Engine(

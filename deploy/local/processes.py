@@ -175,6 +175,11 @@ def set_affinity(pid: int, cpus: Sequence[int]) -> None:
             os.sched_setaffinity(int(thread.name), cpus)
 
 
+def pin_client() -> None:
+    """Put the calling process, a load client or what starts one, on the cores that are not the engines'."""
+    set_affinity(os.getpid(), RIM_CPUS)
+
+
 def tail(log: Path, lines: int = 15) -> str:
     """The path of *log* and its last lines, for a message."""
     return "\n".join([f"  {log}:", *log.read_text(errors="replace").splitlines()[-lines:]])
