@@ -26,7 +26,9 @@ from router.core.score import STATES, Books, Score
 from router.core.tails import Tails
 from router.core.types import Backend
 
-VERSION: Final = 1  # of an exported belief
+VERSION: Final = 2  # of an exported belief
+STEPS_AHEAD: Final = 0.5  # that a busy engine has scheduled beyond the one under way: none, or (vLLM's async) one
+STEPS_AHEAD_SIGMA: Final = 1.0
 BIAS_GAIN: Final = 0.04
 STEPS_MIN: Final = 4  # a shorter reply says more of rounding than of pace
 STEP_DOUBT: Final = 0.25  # variance of the log pace of a single step: a prompt may or may not be in it
@@ -87,9 +89,10 @@ class Belief:
             p.token_s - p.gemm_token_s,  # what the roof does not hold
             p.token_context_s,
             p.first_token_s,
+            STEPS_AHEAD,
         )
         self.prior[slot, SHARE], self.prior[slot, SCALE] = 1.0 / p.stages, scale
-        self.regression.joined(slot, p.sigma)
+        self.regression.joined(slot, (*p.sigma, STEPS_AHEAD_SIGMA))
         self.tails.joined(slot, backend.models[0] if backend.models else "")
         self.books.joined(slot)
         self.lean[..., slot] = 1.0

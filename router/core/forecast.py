@@ -147,12 +147,17 @@ class Forecast:
                 self.prompt_tokens,
                 mean_prompt_tokens,
                 self._outlook.tokens,
+                self._mean_output_tokens,
                 self.tokens,
                 RATE_TAU_S,
                 fleet.beside_tokens_per_s,
                 self._means,
             )
         return self._means
+
+    @property
+    def _mean_output_tokens(self) -> float:
+        return self._belief.lengths.mean_tokens(self._request.model, self._outlook.tokens)
 
     @property
     def ttft_s(self) -> Floats:
@@ -256,7 +261,7 @@ class Forecast:
             float(self.cached_tokens[index]),
             fleet.now_s,
             self.prompt_tokens,
-            self._outlook.tokens,
+            self._mean_output_tokens,
             self.tokens,
             ttft_s,
             terms_s,

@@ -25,10 +25,10 @@ TPOT_BOUND_S, OTHERS_BOUND_S, FIRST_TOKEN_S = 29, 33, 34
 
 # -- columns of a belief's rows --------------------------------------------------------------------------------------
 
-FIXED, SEQ, CONTEXT, TOKEN, PAIR, FIRST = range(6)
-TERMS: Final = 6
-SHARE, SCALE = 6, 7  # after a prior's terms: the share of a batch that one stage has; places of the roof a root token
-PRIOR: Final = 8
+FIXED, SEQ, CONTEXT, TOKEN, PAIR, FIRST, AHEAD = range(7)
+TERMS: Final = 7
+SHARE, SCALE = 7, 8  # after a prior's terms: the share of a batch that one stage has; places of the roof a root token
+PRIOR: Final = 9
 POINTS: Final = 128  # of a roof
 
 # -- rows of answers -------------------------------------------------------------------------------------------------
@@ -49,12 +49,12 @@ STEP_DOUBT: Final = 1.0 / 12.0  # variance of how much of a step under way is le
 
 
 class _Asked(NamedTuple):
-    """What a request asks of an engine. ``held_tokens``: when half of its reply is out."""
+    """What a request asks of an engine. ``held_tokens``: when half of its reply is out; ``mean_*``: what others ask."""
 
     now_s: float
     prompt_tokens: float
     mean_prompt_tokens: float
-    output_tokens: float
+    mean_output_tokens: float
     held_tokens: float
 
 
@@ -84,6 +84,7 @@ class _Engine(NamedTuple):
     pair_s: float
     first_s: float
     step_s: float
+    scheduled_s: float
 
 
 class _Ahead(NamedTuple):
@@ -111,11 +112,13 @@ def _engine(
 ) -> _Engine:  # fmt: skip
     """The candidate at ``i``.
 
-    How the prompts ahead and the own one fall into steps: the one under way has taken in ``first`` tokens of the queue;
+    ``scheduled_s``: of steps that an engine which decodes has made up its mind about before it looks at newcomers. How
+    the prompts ahead and the own one fall into steps: the one under way has taken in ``first`` tokens of the queue;
     ``full`` ones and a last with ``last`` take what is ``left``.
     """
     prefilling, batch, context = load[PREFILLING, i], load[DECODING, i], load[CONTEXT_TOKENS, i]
     queued = max(load[PREFILL_TOKENS, i], 0.0)  # sums of floats drift
+    busy = min(batch + queued, 1.0)
     room = max(columns[CHUNK_TOKENS, slot] - batch, 1.0)
     first = min(queued, room)
     left = queued - first + own
@@ -123,6 +126,7 @@ def _engine(
     over_batch_s = roof_s(roofs, prior, slot, batch * prior[slot, SHARE])
     fixed_s = (prior[slot, FIXED] + over_batch_s) * factor[slot, FIXED]
     seq_s, context_s = prior[slot, SEQ] * factor[slot, SEQ], prior[slot, CONTEXT] * factor[slot, CONTEXT]
+    step_s = fixed_s + seq_s * batch + context_s * context
     return _Engine(
         slot, prefilling, queued, batch, context, own, cached,
         queued / max(prefilling, 1.0),
@@ -134,7 +138,8 @@ def _engine(
         prior[slot, TOKEN] * factor[slot, TOKEN],
         prior[slot, PAIR] * factor[slot, PAIR],
         prior[slot, FIRST] * factor[slot, FIRST],
-        fixed_s + seq_s * batch + context_s * context,
+        step_s,
+        busy * prior[slot, AHEAD] * factor[slot, AHEAD] * step_s,
     )  # fmt: skip
 
 
@@ -165,14 +170,14 @@ def _under_way(columns: Floats, e: _Engine, first_roof_s: float, now_s: float) -
 def _steps_to_room(columns: Floats, e: _Engine, asked: _Asked) -> float:
     """Steps until enough sequences have ended, where slots or KV are taken; 0 when there is room.
 
-    With ``n`` sequences of mean life L tokens one ends every L / n steps (they are spread evenly over their lives), so
+    With ``n`` sequences of mean life L tokens (theirs, not this request's) one ends every L / n steps (they are spread evenly over their lives), so
     the k-th from now is k L / n steps away.
     """
     requests, held = e.prefilling + e.batch, e.queued + e.context
     over = requests + 1.0 - columns[SEQS_MAX, e.slot]
     kv_over = held + asked.held_tokens - columns[KV_TOKENS_MAX, e.slot]
     ahead = max(over, kv_over / asked.held_tokens, 0.0)
-    return float(ahead * asked.output_tokens / max(min(requests, columns[SEQS_MAX, e.slot]), 1.0))
+    return float(ahead * asked.mean_output_tokens / max(min(requests, columns[SEQS_MAX, e.slot]), 1.0))
 
 
 @part
@@ -194,7 +199,7 @@ def _ahead(columns: Floats, prior: Floats, roofs: Floats, e: _Engine, asked: _As
 def _first_token_s(columns: Floats, e: _Engine, ahead: _Ahead) -> float:
     """The mean, as modelled."""
     network_s: float = columns[NETWORK_S, e.slot]
-    return ahead.steps * e.step_s + network_s + ahead.prompt_s + ahead.pair_s + e.first_s
+    return ahead.steps * e.step_s + e.scheduled_s + network_s + ahead.prompt_s + ahead.pair_s + e.first_s
 
 
 @part
@@ -217,7 +222,7 @@ def _prefill_share(
     each_s = e.token_factor * _beyond_s(roofs, prior, e, piece) / piece + e.token_s + e.pair_s * (mean / 2.0)
     share = tokens_per_s * each_s
     if full:
-        taken_in = e.growing * mean * each_s / (asked.output_tokens * step_s)
+        taken_in = e.growing * mean * each_s / (asked.mean_output_tokens * step_s)
         share = taken_in / (1.0 + taken_in)
     return min(share, PREFILL_SHARE_MAX)
 
@@ -232,19 +237,19 @@ def _tokens_per_s(columns: Floats, slot: int, now_s: float, tau_s: float, beside
 
 @compiled(
     "void(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, :, ::1], i8[::1], f8[::1],"
-    " f8, f8, f8, f8, f8, f8, f8, f8[:, ::1])"
+    " f8, f8, f8, f8, f8, f8, f8, f8, f8[:, ::1])"
 )
 def means(
     columns: Floats, load: Floats, prior: Floats, factor: Floats, roofs: Floats, lean: Floats, slots: Slots,
     cached_tokens: Floats, now_s: float, prompt_tokens: float, mean_prompt_tokens: float, output_tokens: float,
-    held_tokens: float, tau_s: float, beside_tokens_per_s: float, out: Floats,
+    mean_output_tokens: float, held_tokens: float, tau_s: float, beside_tokens_per_s: float, out: Floats,
 ) -> None:  # fmt: skip
     """Fill the rows TTFT, TPOT, E2E (seconds) and BAND of ``out``, one column a candidate.
 
     ``columns``: the ledger's; ``load`` and ``cached_tokens``: of the candidates; ``prior``, ``factor``, ``roofs``: one
     row a slot; ``lean``: by metric, band and slot; ``tau_s`` and ``beside_tokens_per_s``: see ``_tokens_per_s``.
     """
-    asked = _Asked(now_s, prompt_tokens, mean_prompt_tokens, output_tokens, held_tokens)
+    asked = _Asked(now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens)
     for i in range(len(slots)):
         slot, cached = slots[i], cached_tokens[i]
         e = _engine(columns, load, prior, factor, roofs, slot, i, prompt_tokens - cached, cached)
@@ -316,13 +321,13 @@ def broken(
 @compiled("f8(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i8, i8, f8, f8, f8, f8, f8, f8, f8[::1])")
 def expected(
     columns: Floats, load: Floats, prior: Floats, factor: Floats, roofs: Floats, slot: int, i: int,
-    cached_tokens: float, now_s: float, prompt_tokens: float, output_tokens: float, held_tokens: float,
+    cached_tokens: float, now_s: float, prompt_tokens: float, mean_output_tokens: float, held_tokens: float,
     ttft_s: float, out: Floats,
 ) -> float:  # fmt: skip
     """Fill ``out`` with the terms of TTFT at factor 1 on the candidate at ``i``; returns the variance of its log by the
     queue's chance.
     """
-    asked = _Asked(now_s, prompt_tokens, prompt_tokens, output_tokens, held_tokens)
+    asked = _Asked(now_s, prompt_tokens, prompt_tokens, mean_output_tokens, held_tokens)
     e = _engine(columns, load, prior, factor, roofs, slot, i, prompt_tokens - cached_tokens, cached_tokens)
     ahead = _ahead(columns, prior, roofs, e, asked)
     out[FIXED] = ahead.steps * e.fixed_s
@@ -331,6 +336,7 @@ def expected(
     out[TOKEN] = ahead.prompt_s
     out[PAIR] = ahead.pair_s
     out[FIRST] = e.first_s
+    out[AHEAD] = e.scheduled_s
     for term in range(TERMS):
         out[term] /= factor[slot, term]
     step_share = e.step_s / ttft_s
@@ -370,7 +376,7 @@ def lived(
     out[CONTEXT] = sheet[CONTEXT] * (steps * (context_s / lasted_s))
     out[TOKEN] = sheet[TOKEN] * prompts
     out[PAIR] = sheet[PAIR] * prompts * mean_prompt_tokens / 2.0
-    out[FIRST] = 0.0
+    out[FIRST] = out[AHEAD] = 0.0
     if prompts != 0.0:
         piece = min(mean_prompt_tokens, chunk_tokens)
         out[TOKEN] += prompts / piece * (roof_s(roofs, prior, slot, rows + piece) - over_batch_s)

@@ -25,6 +25,7 @@ BINS: Final = 18 * BINS_PER_OCTAVE  # up to 2**18 tokens
 REFRESH: Final = 16  # replies between two readings of a distribution: a mean over 500 moves little in 16
 WEIGHT_MAX: Final = 1e6  # of one reply, before all are scaled back
 CAPS_KEPT: Final = 256  # caps whose outlook is kept between two readings
+MEAN_GAIN_MIN: Final = 0.02  # of the newest reply in the mean of a model's
 EXACT: Final = 0.01  # a log ratio below this is a tokenizer's whim
 _EDGES: Final = 2.0 ** (np.arange(BINS + 1) / BINS_PER_OCTAVE)
 ENDED, CUT = range(2)  # rows of weights
@@ -119,6 +120,7 @@ class Lengths:
     def __init__(self) -> None:
         self._replies: dict[tuple[str, str], _Replies] = {}
         self._unseen = _Replies()
+        self._means: dict[str, tuple[float, int]] = {}  # of a model's replies of all classes; seen
 
     def saw(self, model: str, slo_class: str, output_tokens: int, cap: int = 0) -> None:
         """Fold in one finished reply and the cap it ran under (0: none)."""
@@ -127,6 +129,13 @@ class Lengths:
         if replies is None:
             replies = self._replies[key] = _Replies()
         replies.saw(output_tokens, cap)
+        mean, seen = self._means.get(model, (0.0, 0))
+        self._means[model] = mean + max(MEAN_GAIN_MIN, 1.0 / (seen + 1.0)) * (output_tokens - mean), seen + 1
+
+    def mean_tokens(self, model: str, otherwise: float) -> float:
+        """The mean reply of this model lately, whoever asked for it; ``otherwise`` before any was seen."""
+        known = self._means.get(model)
+        return known[0] if known else otherwise
 
     def outlook(self, model: str, slo_class: str, cap: int = 0) -> Outlook:
         """What to expect of a new reply under its own cap (0: none)."""

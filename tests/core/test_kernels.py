@@ -16,7 +16,7 @@ from router.core import kernels
 from router.core.belief import Belief
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
-from router.core.kernels import CONTEXT, FIRST, FIXED, PAIR, SCALE, SEQ, SHARE, TERMS, TOKEN
+from router.core.kernels import AHEAD, CONTEXT, FIRST, FIXED, PAIR, SCALE, SEQ, SHARE, TERMS, TOKEN
 from router.core.ledger import RATE_TAU_S, Ledger
 from router.core.lengths import BINS, Lengths
 from router.core.lessons import BEYOND, KEPT, LEVELS, RANKED, WINDOW
@@ -26,7 +26,7 @@ from router.core.tails import Tails
 from router.core.types import Backend, EngineReport, Load
 from tests.fakes import request
 
-SIGMA = (0.3, 0.5, 0.3, 0.3, 0.5, 0.5)
+SIGMA = (0.3, 0.5, 0.3, 0.3, 0.5, 0.5, 1.0)
 
 
 def drawn(chance, count):
@@ -45,7 +45,7 @@ def drawn(chance, count):
         held = ledger.reserve(slot, chance.choice((0.0, 3.0, 4000.0)), 700.0, np.inf, now_s)
         if chance.random() < 0.7:
             ledger.prefilled(held, now_s)
-        belief.regression.saw(slot, 0, np.array([0.1, 0.0, 0.01, 0.02, 0.001, 0.005]), 0.0, chance.uniform(0.05, 0.5))
+        belief.regression.saw(slot, 0, np.array([0.1, 0.0, 0.01, 0.02, 0.001, 0.005, 0.03]), 0.0, chance.uniform(0.05, 0.5))
         spreads = belief.tails.promised(chance.randrange(3), slot)
         belief.tails.saw(chance.randrange(3), chance.randrange(3), slot, chance.gauss(0.0, 0.3), spreads)
     ledger.heard("peer", {f"b{n}": Load(n % 3, 50.0 * (n % 3), n, 300.0 * n) for n in range(count)})
@@ -58,7 +58,7 @@ def drawn(chance, count):
 class Reference:
     """The means of ``forecast.py``, every line over all candidates at once."""
 
-    def __init__(self, fleet, belief, it, mean_prompt):  # noqa: PLR0915 - one model, told in one go
+    def __init__(self, fleet, belief, it, mean_prompt, mean_output):  # noqa: PLR0915 - one model, told in one go
         slots = fleet.slots
         self.rows, self.prior, factor = belief.roofs.rows[slots], belief.prior[slots], belief.regression.factor[slots]
         self.each_row = np.arange(len(slots))
@@ -83,25 +83,26 @@ class Reference:
         under_way = np.where(known, share, 0.5 * (batch + queued > 0.0))
         requests, held, running = prefilling + batch, queued + context, np.minimum(prefilling + batch, fleet.seqs_max)
         over = np.maximum(requests + 1.0 - fleet.seqs_max, (held + it.tokens - fleet.kv_tokens_max) / it.tokens)
-        waiting = np.maximum(over, 0.0) * it.output_tokens / np.maximum(running, 1.0)
+        waiting = np.maximum(over, 0.0) * mean_output / np.maximum(running, 1.0)
         steps = full + under_way + 1.0 + waiting
         tokens = left + under_way * first
         prompt_s = f[TOKEN] * (under_way * beyond(first) + full * beyond(room) + beyond(last)) + c[TOKEN] * tokens
         pair_s = c[PAIR] * (own * (cached + 0.5 * own) + (tokens - own) * (0.5 * each))
         self.band = np.where(waiting > 0.0, 2, queued > 0.0)
-        ttft = steps * step + fleet.network_s + prompt_s + pair_s + c[FIRST]
+        scheduled = np.minimum(batch + queued, 1.0) * c[AHEAD] * step
+        ttft = steps * step + scheduled + fleet.network_s + prompt_s + pair_s + c[FIRST]
         self.ttft = ttft * belief.lean[0, self.band, slots]
         in_cache = np.minimum(context + queued + it.tokens, fleet.kv_tokens_max)
         life = c[FIXED] + f[FIXED] * self.roof(growing * self.prior[:, SHARE]) + c[SEQ] * growing
         life += c[CONTEXT] * in_cache
         piece = np.minimum(mean_prompt, room)
         each_s = f[TOKEN] * beyond(piece) / piece + c[TOKEN] + c[PAIR] * (mean_prompt / 2)
-        taken = growing * mean_prompt * each_s / (it.output_tokens * life)
+        taken = growing * mean_prompt * each_s / (mean_output * life)
         share = np.where(waiting > 0.0, taken / (1.0 + taken), fleet.prefill_tokens_per_s * each_s)
         self.tpot = life / (1.0 - np.minimum(share, 0.8)) * belief.lean[1, self.band, slots]
         self.e2e = self.ttft + max(it.output_tokens - 1.0, 0.0) * self.tpot
         fixed = steps * (c[FIXED] + f[FIXED] * now)
-        parts = (fixed, steps * c[SEQ] * batch, steps * c[CONTEXT] * context, prompt_s, pair_s, c[FIRST])
+        parts = (fixed, steps * c[SEQ] * batch, steps * c[CONTEXT] * context, prompt_s, pair_s, c[FIRST], scheduled)
         self.terms = np.array(parts).T / factor
         self.doubt = 0.25 * (waiting * step / self.ttft) ** 2 + (step / self.ttft) ** 2 / 12
 
@@ -120,10 +121,11 @@ def test_forecasts_are_what_the_formulas_say(seed, prompt_tokens):
     chance = random.Random(seed)
     ledger, belief = drawn(chance, 30)
     belief.prompts.saw("m", 500.0, 700)
+    belief.lengths.saw("m", "default", 90)
     slots = np.array(sorted(chance.sample(range(30), 20))) if seed % 2 else ledger.pool("m")
     fleet = Fleet(ledger, slots, 3.0)
     it = Forecast(request(prompt_tokens=prompt_tokens, output_tokens_max=chance.choice((0, 60))), fleet, belief)
-    told = Reference(fleet, belief, it, 700.0)
+    told = Reference(fleet, belief, it, 700.0, 90.0)
     assert set(told.band) >= {1, 2}
     np.testing.assert_allclose((it.ttft_s, it.tpot_s, it.e2e_s), (told.ttft, told.tpot, told.e2e), rtol=1e-9)
     for index, slot in enumerate(slots.tolist()):

@@ -57,13 +57,15 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``attained``: the share of all requests that kept both bounds; latencies in milliseconds."""
+    """``attained``: the share of all requests that kept both bounds; ``per_s``: requests that ended a second, the first
+    and the last fifth left out; latencies in milliseconds.
+    """
 
     who: str
     asked: int
     completed: int
     attained: float
-    seconds: float
+    per_s: float
     ttft_p50: float
     ttft_p99: float
     tpot_p50: float
@@ -85,7 +87,7 @@ def bench(who: str, url: str, home: Path, load: Load, out: Path) -> Result:
     name = f"{who.replace(' ', '-')}-{int(time.time())}.json"
     where = ["--base-url", url, "--endpoint", "/v1/chat/completions", "--backend", "openai-chat", "--model", MODEL]
     what = ["--tokenizer", str(home / "models/tiny-s"), "--dataset-name", "random", "--random-range-ratio", "0.5"]
-    saved = ["--save-result", "--result-dir", str(out), "--result-filename", name, "--disable-tqdm", "--ignore-eos"]
+    saved = ["--save-result", "--save-detailed", "--result-dir", str(out), "--result-filename", name, "--disable-tqdm", "--ignore-eos"]
     command = [str(home / "vllm/bin/vllm"), "bench", "serve", *where, *what, *saved, *load.options()]
     env = {**catalog.ENGINES["vllm-s"].env(home), "PATH": "/usr/bin:/bin", "HOME": str(out)}
     pinned = ["taskset", "-c", ",".join(map(str, processes.RIM_CPUS))]
@@ -101,7 +103,14 @@ def _result(who: str, found: dict[str, Any]) -> Result:
     seconds, asked = float(found["duration"]), int(found["num_prompts"])
     kept = float(found.get("request_goodput") or 0.0) * seconds
     times = [float(found[f"{p}_{name}_ms"]) for name in ("ttft", "tpot") for p in ("median", "p99")]
-    return Result(who, asked, int(found["completed"]), kept / asked, seconds, *times)
+    return Result(who, asked, int(found["completed"]), kept / asked, _per_s(found), *times)
+
+
+def _per_s(found: dict[str, Any]) -> float:
+    spent = [first + sum(gaps) for first, gaps in zip(found["ttfts"], found["itls"], strict=True)]
+    ends = sorted(began + each for began, each in zip(found["start_times"], spent, strict=True))
+    low, high = len(ends) // 5, len(ends) * 4 // 5
+    return (high - low) / (ends[high] - ends[low])
 
 
 @asynccontextmanager
@@ -177,7 +186,7 @@ async def compare(match: Match, load: Load, pilot_s: float, capacity: float, onl
     if not capacity:
         everything = Load(load.prompt, load.reply, 1e9, 1e9, 0.0, 300, load.seed, 24)
         full = await match.ours(everything)
-        capacity = full.completed / full.seconds
+        capacity = full.per_s
     rate = round(0.8 * capacity, 2)
     match.say(f"capacity {capacity:.2f} requests/s; rate {rate} for {load.seconds:g} s\n{HEADER}")
     at = Load(load.prompt, load.reply, load.ttft_ms, load.tpot_ms, rate, load.seconds, load.seed)
@@ -206,7 +215,7 @@ def main() -> int:
     parser.add_argument("--prompt", type=int, default=256, help="tokens, mean")
     parser.add_argument("--reply", type=int, default=64, help="tokens, mean")
     parser.add_argument("--ttft", type=float, default=1000.0, help="SLO, ms")
-    parser.add_argument("--tpot", type=float, default=30.0, help="SLO, ms")
+    parser.add_argument("--tpot", type=float, default=100.0, help="SLO, ms")
     parser.add_argument("--capacity", type=float, default=0.0, help="requests a second; 0: measure it")
     parser.add_argument("--only", default="", choices=["", "headroom", *PEERS])
     parser.add_argument("--seed", type=int, default=1)
