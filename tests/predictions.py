@@ -6,7 +6,7 @@ judged on a run that was made before it.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
@@ -83,8 +83,15 @@ def read(path: Path) -> list[Event]:
     return [event for event in events if "at_s" in event]
 
 
-def predicted(events: list[Event], quantiles: Iterable[float] = (0.9, 0.99)) -> dict[str, Predicted]:
-    """Every request that was served, by its session."""
+def by_session(request: Event) -> str:
+    """The name that a load client gave to a request."""
+    return str(request.get("session", ""))
+
+
+def predicted(
+    events: list[Event], quantiles: Iterable[float] = (0.9, 0.99), name: Callable[[Event], str] = by_session
+) -> dict[str, Predicted]:
+    """Every request that was served, by its name."""
     kept = tuple(quantiles)
     routing = _AsRecorded(kept)
     for event in events:
@@ -94,7 +101,7 @@ def predicted(events: list[Event], quantiles: Iterable[float] = (0.9, 0.99)) -> 
     core = Dispatcher(routing, _EverybodyIn(), Random(0))
     found: dict[RequestId, Predicted] = {}
     for event, _ in replay(events, core):
-        _note(found, event)
+        _note(found, event, name)
     for request_id, each in found.items():
         prediction = routing.made.get(request_id)
         if prediction is not None and prediction.expectation is not None:
@@ -104,10 +111,10 @@ def predicted(events: list[Event], quantiles: Iterable[float] = (0.9, 0.99)) -> 
     return {each.session: each for each in found.values() if each.tokens}
 
 
-def _note(found: dict[RequestId, Predicted], event: Event) -> None:
+def _note(found: dict[RequestId, Predicted], event: Event, name: Callable[[Event], str]) -> None:
     if event["event"] == "arrived":
         request: dict[str, Any] = event["request"]
-        found[request["id"]] = Predicted(request.get("session", ""), request.get("slo_class", ""))
+        found[request["id"]] = Predicted(name(request), request.get("slo_class", ""))
     for command in event["answer"]:
         if command["command"] == "Send":
             each = found[command["request_id"]]

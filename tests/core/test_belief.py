@@ -8,7 +8,8 @@ from math import exp
 import numpy as np
 import pytest
 
-from router.core.belief import Belief
+from router.core import kernels
+from router.core.belief import STEPS_AHEAD, Belief
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.ledger import Ledger
@@ -17,7 +18,7 @@ from router.core.score import LEARNING, OFF, TRUSTED
 from router.core.types import Load, Usage
 from tests.fakes import backend, core, request, sent
 
-TRUTH = np.array([1.5, 0.7, 1.3, 0.6, 1.0, 1.4])
+TRUTH = np.array([1.5, 0.7, 1.3, 0.6, 1.0, 1.4, 1.2])
 
 
 class Engine:
@@ -54,6 +55,15 @@ def test_a_hundred_first_tokens_teach_a_backend_unlike_its_data_sheet():
     engine = Engine().serve(200)
     assert np.median(engine.errors[:3]) > 0.1
     assert np.median(engine.errors[100:]) < 0.08
+
+
+@pytest.mark.parametrize("steps", [0.0, 1.0])
+def test_how_many_steps_an_engine_schedules_ahead_is_learnt(steps):
+    """None (its newcomers wait for the step under way alone) or one: vLLM does either, by an option."""
+    it = Engine(truth=np.array([1.0] * 6 + [steps / STEPS_AHEAD])).serve(150)
+    learnt = float(it.belief.prior[0, kernels.AHEAD] * it.belief.regression.factor[0, kernels.AHEAD])
+    assert learnt == pytest.approx(steps, abs=0.3)
+    assert np.median(it.errors[100:]) < 0.08
 
 
 def test_after_a_step_change_the_error_is_back_under_20_percent_within_50_requests():

@@ -127,6 +127,17 @@ def test_a_full_engine_is_waited_for():
     assert queue - full > 3.5 * life_s / 20
 
 
+@pytest.mark.parametrize("own", [10, 1000])
+def test_the_wait_for_room_goes_by_how_long_others_reply(own):
+    """Whatever the newcomer asks for itself."""
+    full = Load(decoding=8, context_tokens=8_000)
+    short, long = (forecast(full, asked=request(prompt_tokens=10, output_tokens_max=own), seqs_max=8) for _ in range(2))
+    for it, tokens in ((short, 50), (long, 500)):
+        it._belief.lengths.saw("m", "another", tokens)
+    step = forecast(full).tpot_s[0]
+    assert long.ttft_s[0] - short.ttft_s[0] == pytest.approx(450 / 8 * step, rel=0.1)
+
+
 def test_a_full_cache_is_waited_for():
     """KV blocks bind before slots do."""
     room, full = forecast(Load(0, 0, 4, 5000), Load(0, 0, 4, 9900), kv_tokens_max=10_000).ttft_s

@@ -63,6 +63,19 @@ def test_old_replies_fade():
     assert it.expected("m", "default") > 330
 
 
+def test_the_mean_reply_of_a_model_is_that_of_all_its_classes_lately():
+    """Capped ones as they were: they held their place no longer than that."""
+    it = Lengths()
+    assert it.mean_tokens("m", 7.0) == 7.0
+    for n in range(400):
+        it.saw("m", "chat" if n % 2 else "batch", 300 if n % 2 else 100, 0 if n % 2 else 100)
+    assert it.mean_tokens("m", 7.0) == pytest.approx(200, rel=0.02)
+    for _ in range(300):
+        it.saw("m", "chat", 40)
+    assert it.mean_tokens("m", 7.0) == pytest.approx(40, rel=0.02)
+    assert it.mean_tokens("another", 7.0) == 7.0
+
+
 def test_what_was_learnt_of_replies_can_be_taken_over():
     """By a router that saw none of them."""
     taught_one = taught(random.Random(6), 1000, 40.0, 0.5)

@@ -141,3 +141,13 @@ def test_when_one_cannot_start_the_others_end(tmp_path: Path, port: int, named: 
     with pytest.raises(EngineError, match="not installed"), processes.up(["fake", "broken"], tmp_path):
         pytest.fail("it started")
     assert not processes.listens(port)
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"), [("fpu avx512f avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("fpu avx512f", "float32")]
+)
+def test_vllm_computes_in_what_the_cores_have_instructions_for(tmp_path: Path, flags: str, wanted: str) -> None:
+    """Emulated bfloat16 makes a prompt take three times as long."""
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    assert catalog.dtype(str(tmp_path / "cpuinfo")) == wanted
+    assert catalog.dtype(str(tmp_path / "absent")) == "bfloat16"

@@ -50,7 +50,7 @@ def backends() -> list[dict[str, Any]]:
     return [backend(name, models={MODEL: MODEL, name: MODEL}) for name in ENGINES]
 
 
-PARTS = (("vllm-s", 0.4, 1.0), ("vllm-l", 0.2, 0.25), (MODEL, 0.4, 1.0))  # asked for, share of all, of reply length
+PARTS = (("vllm-s", 0.4, 1.0), ("vllm-l", 0.15, 0.25), (MODEL, 0.45, 1.0))  # asked for, share of all, of reply length
 
 
 async def drive(port: int, talk: Talk, count: int, number: int) -> list[Seen]:
