@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from math import log, nan
 from pathlib import Path
@@ -19,6 +19,7 @@ from time import monotonic
 END = b"0\r\n\r\n"
 COUNTED = re.compile(rb'"prompt_tokens":(\d+),"total_tokens":\d+,"completion_tokens":(\d+)')
 BACKEND = re.compile(rb"x-headroom-backend: ([^\r]+)")
+JOIN_EVERY_S = 0.3
 CHARS_PER_TOKEN = 3.4  # of the tiny models' tokenizer, on the text it was made from
 
 
@@ -135,22 +136,33 @@ async def _connected(port: int) -> _Stream:
     return stream
 
 
-async def closed_loop(port: int, asks: Sequence[Ask], at_once: int) -> list[Seen]:
-    """So many at once, each asked as soon as one before it is over; in the order they were asked."""
-    seen: list[Seen] = []
-    left = iter(asks)
+async def closed_loop(port: int, steps: Sequence[tuple[int, Sequence[Ask]]]) -> list[Seen]:
+    """So many at once, each asked as soon as one before it is over, step by step to more; in the order of asking.
 
-    async def user() -> None:
+    Those who join in a step come one by one, as users do: together they would all meet in one step of the engine.
+    """
+    seen: list[Seen] = []
+    left = iter([(at_once, ask) for at_once, asks in steps for ask in asks])
+
+    async def user(stack: asyncio.TaskGroup, place: int) -> None:
         stream = await _connected(port)
-        for ask in left:
+        for at_once, ask in left:
+            if place + 1 < at_once and place + 1 == len(joined):
+                joined.append(stack.create_task(_later(user(stack, place + 1))))
             seen.append(Seen(ask, at_once))
             if stream.transport.is_closing():
                 stream = await _connected(port)
             await stream.ask(seen[-1])
         stream.transport.close()
 
-    await asyncio.gather(*(user() for _ in range(at_once)))
+    async with asyncio.TaskGroup() as stack:
+        joined: list[object] = [stack.create_task(user(stack, 0))]
     return seen
+
+
+async def _later(begin: Coroutine[None, None, None]) -> None:
+    await asyncio.sleep(JOIN_EVERY_S)
+    await begin
 
 
 async def open_loop(port: int, asks: Sequence[Ask]) -> list[Seen]:

@@ -50,7 +50,7 @@ def backends() -> list[dict[str, Any]]:
     return [backend(name, models={MODEL: MODEL, name: MODEL}) for name in ENGINES]
 
 
-PARTS = (("vllm-s", 0.4, 1.0), ("vllm-l", 0.15, 0.25), (MODEL, 0.45, 1.0))  # asked for, share of all, of reply length
+PARTS = (("vllm-s", 0.4, 1.0), ("vllm-l", 0.12, 0.25), (MODEL, 0.48, 1.0))  # asked for, share of all, of reply length
 
 
 async def drive(port: int, talk: Talk, count: int, number: int) -> list[Seen]:
@@ -58,10 +58,11 @@ async def drive(port: int, talk: Talk, count: int, number: int) -> list[Seen]:
     seen = []
     for model, share, reply in PARTS:
         counts = [len(each) for each in np.array_split(range(round(count * share)), len(STEPS))]
+        steps = []
         for at_once, each in zip(STEPS, counts, strict=True):
-            made = asks(talk, each, number, model, reply)
+            steps.append((at_once, asks(talk, each, number, model, reply)))
             number += each
-            seen += await closed_loop(port, made, at_once)
+        seen += await closed_loop(port, steps)
     return seen
 
 
