@@ -8,7 +8,7 @@ judged on a run that was made before it.
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -66,14 +66,18 @@ class _AsRecorded:
 
 
 class _EverybodyIn:
-    """Admission that keeps nobody out: who was refused was so in the record."""
+    """Admission that keeps nobody out: who was refused was so in the record. Those held go in the order of its sends."""
 
     held_max = 1_000_000
     hold_s_max = 1e9
 
+    def __init__(self, routing: _AsRecorded) -> None:
+        self._routing = routing
+
     def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit, Memory]:
         """In."""
-        return Admit(), memory
+        due = self._routing.sends[request.id]
+        return Admit((due[0][0] if due else inf,)), memory
 
 
 def read(path: Path) -> list[Event]:
@@ -98,7 +102,7 @@ def predicted(
         for command in event["answer"]:
             if command["command"] == "Send":
                 routing.sends[command["request_id"]].append((event["at_s"], command["backend"]))
-    core = Dispatcher(routing, _EverybodyIn(), Random(0))
+    core = Dispatcher(routing, _EverybodyIn(routing), Random(0))
     found: dict[RequestId, Predicted] = {}
     for event, _ in replay(events, core):
         _note(found, event, name)

@@ -15,7 +15,6 @@ from pathlib import Path
 from random import Random
 from time import monotonic
 
-
 END = b"0\r\n\r\n"
 COUNTED = re.compile(rb'"prompt_tokens":(\d+),"total_tokens":\d+,"completion_tokens":(\d+)')
 BACKEND = re.compile(rb"x-headroom-backend: ([^\r]+)")

@@ -170,8 +170,8 @@ def _under_way(columns: Floats, e: _Engine, first_roof_s: float, now_s: float) -
 def _steps_to_room(columns: Floats, e: _Engine, asked: _Asked) -> float:
     """Steps until enough sequences have ended, where slots or KV are taken; 0 when there is room.
 
-    With ``n`` sequences of mean life L tokens (theirs, not this request's) one ends every L / n steps (they are spread evenly over their lives), so
-    the k-th from now is k L / n steps away.
+    With ``n`` sequences of mean life L tokens (theirs, not this request's) one ends every L / n steps (they are spread
+    evenly over their lives), so the k-th from now is k L / n steps away.
     """
     requests, held = e.prefilling + e.batch, e.queued + e.context
     over = requests + 1.0 - columns[SEQS_MAX, e.slot]

@@ -1,6 +1,6 @@
 """The same policy on the same trace, simulated and live: `python -m tests.bench.parity --seconds 300`.
 
-Live: a gateway (`python -m router serve`) in front of emulated engines in real time, each a process, asked over sockets.
+Live: a gateway (`python -m router serve`) in front of emulated engines in real time, each a process.
 Simulated: the same arrivals through the same pool, with the same truth under the same seed. What is left between the
 two is what a replay leaves out: the gateway's own work, sockets, event loops, and the machine. Printed: TTFT, TPOT and
 attainment of both, and their ratio. Nothing needs to be installed.
@@ -33,14 +33,16 @@ from tests.streams import Ask, Seen, open_loop
 MODEL = "llama-3-8b"
 SLO = Slo(ttft_s=1.0, tpot_s=0.06)
 NETWORK_S = 0.0005  # two sockets on one machine, and the gateway between them
-MEMBERS = tuple(Member(name, card, network_s=NETWORK_S) for name, card in (("a100", "a100-80g-sxm"), ("l40s", "l40s"), ("l4", "l4")))
+MEMBERS = tuple(
+    Member(name, card, network_s=NETWORK_S) for name, card in (("a100", "a100-80g-sxm"), ("l40s", "l40s"), ("l4", "l4"))
+)
 POOL = Pool(MEMBERS, world=World(scrape_s=1.0))
 Floats = NDArray[np.float64]
 Table = dict[str, float]
 
 
 def arrivals_of(rate: float, seconds: float, seed: int) -> list[Arrival]:
-    """Poisson arrivals with the lengths of Azure's conversations; caps are the lengths, so live replies have them too."""
+    """Poisson arrivals with the lengths of Azure's conversations; caps are the lengths, live too."""
     recipe = parse_recipe(f"gen:poisson:rate={rate:g},requests={int(rate * seconds)}")
     return list(generate(recipe, Shaping(MODEL, (SloClass("chat", SLO),)), seed))
 
@@ -69,7 +71,14 @@ def seen_figures(seen: Sequence[Seen]) -> Table:
 def asks_of(arrivals: Sequence[Arrival]) -> list[Ask]:
     """Every prompt begins differently, so nothing is cached; four characters are a token to an emulated engine."""
     return [
-        Ask(f"r{n}", f"{n:06d}" + "word" * (a.request.prompt_tokens - 1), a.output_tokens, True, a.request.arrived_s, MODEL)
+        Ask(
+            f"r{n}",
+            f"{n:06d}" + "word" * (a.request.prompt_tokens - 1),
+            a.output_tokens,
+            True,
+            a.request.arrived_s,
+            MODEL,
+        )
         for n, a in enumerate(arrivals)
     ]
 
@@ -81,13 +90,17 @@ async def live(arrivals: Sequence[Arrival], policy: str, seed: int, folder: Path
         for member in MEMBERS:
             port = free_port()
             named = ("--card", member.card, "--name", member.name, "--seed", str(seed), "--port", str(port))
-            await stack.enter_async_context(process("-m", "simulator", "serve", *named, stdout=asyncio.subprocess.DEVNULL))
+            await stack.enter_async_context(
+                process("-m", "simulator", "serve", *named, stdout=asyncio.subprocess.DEVNULL)
+            )
             backends.append(_backend(member, port))
         port = free_port()
         promised = {"chat": {"ttft_ms": SLO.ttft_s * 1e3, "tpot_ms": SLO.tpot_s * 1e3}}
         config = {"listen": {"port": port}, "backends": backends, "policy": {"routing": policy}}
         path = folder / "parity.yaml"
-        path.write_text(yaml.safe_dump({**config, "slo_classes": promised, "default_slo_class": "chat"}), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump({**config, "slo_classes": promised, "default_slo_class": "chat"}), encoding="utf-8"
+        )
         quiet = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.DEVNULL}
         await stack.enter_async_context(process("-m", "router", "serve", "--config", str(path), **quiet))
         async with asyncio.timeout(120):

@@ -245,7 +245,7 @@ def test_a_backend_whose_facts_change_starts_anew():
     it = core(backend("a"), routing="slo_headroom")
     pace(it, 3.0, 20)
     it.backend_joined(backend("a", slower=2.0), 99.0)
-    assert (it.belief.prior[0, :6] * it.belief.regression.factor[0]).tolist() == pytest.approx(
+    assert (it.belief.prior[0, :6] * it.belief.regression.factor[0, :6]).tolist() == pytest.approx(
         [0.02, 2e-4, 2e-7, 2e-4, 0.0, 0.01]
     )
     assert it.belief.seen(0) == 0

@@ -45,7 +45,9 @@ def drawn(chance, count):
         held = ledger.reserve(slot, chance.choice((0.0, 3.0, 4000.0)), 700.0, np.inf, now_s)
         if chance.random() < 0.7:
             ledger.prefilled(held, now_s)
-        belief.regression.saw(slot, 0, np.array([0.1, 0.0, 0.01, 0.02, 0.001, 0.005, 0.03]), 0.0, chance.uniform(0.05, 0.5))
+        belief.regression.saw(
+            slot, 0, np.array([0.1, 0.0, 0.01, 0.02, 0.001, 0.005, 0.03]), 0.0, chance.uniform(0.05, 0.5)
+        )
         spreads = belief.tails.promised(chance.randrange(3), slot)
         belief.tails.saw(chance.randrange(3), chance.randrange(3), slot, chance.gauss(0.0, 0.3), spreads)
     ledger.heard("peer", {f"b{n}": Load(n % 3, 50.0 * (n % 3), n, 300.0 * n) for n in range(count)})

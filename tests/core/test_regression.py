@@ -10,18 +10,17 @@ from hypothesis import strategies as st
 from router.core.kernels import FIRST, FIXED, TERMS
 from router.core.regression import Regression
 
-SIGMA = (0.3, 0.5, 0.3, 0.3, 0.5, 0.5)
-TRUTH = np.array([1.6, 0.6, 1.3, 0.7, 1.2, 1.5])
+SIGMA = (0.3, 0.5, 0.3, 0.3, 0.5, 0.5, 1.0)
+TRUTH = np.array([1.6, 0.6, 1.3, 0.7, 1.2, 1.5, 0.8])
 
 
 def outcomes(chance, count):
-    """Terms of random sizes: steps, sequences, context, prompt tokens, pairs, and the way in."""
+    """Terms of random sizes: steps, sequences, context, prompt tokens, pairs, the way in, steps scheduled ahead."""
     for _ in range(count):
         steps, batch = 1 + chance.randrange(300), chance.randrange(60)
         prompt = chance.randrange(4000)
-        yield np.array(
-            [steps * 0.01, steps * batch * 1e-4, steps * batch * 5e-5, prompt * 1e-4, prompt**2 * 1e-9, 0.005]
-        )
+        decoding = [steps * 0.01, steps * batch * 1e-4, steps * batch * 5e-5]
+        yield np.array([*decoding, prompt * 1e-4, prompt**2 * 1e-9, 0.005, 0.004 * (batch > 0)])
 
 
 def taught(chance, truth, count, noise=0.05, it=None):
@@ -82,7 +81,7 @@ def test_outliers_move_little():
 def test_what_an_outcome_is_doubted_for_teaches_less():
     """The same surprise, once certain and once mostly queue."""
     sure, unsure = Regression(1, 1), Regression(1, 1)
-    terms = np.array([0.1, 0.0, 0.0, 0.0, 0.0, 0.0])
+    terms = np.array([0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     for it, doubt in ((sure, 0.0), (unsure, 1.0)):
         it.joined(0, SIGMA)
         it.saw(0, 0, terms, 0.0, 0.2, doubt)
@@ -94,7 +93,7 @@ def test_what_lies_beside_the_terms_is_not_put_on_them():
     it = Regression(1, 1)
     it.joined(0, SIGMA)
     for _ in range(50):
-        it.saw(0, 0, np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.1]), 0.1, 0.2)
+        it.saw(0, 0, np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 0.0]), 0.1, 0.2)
     assert it.factor[0, FIRST] == pytest.approx(1.0, abs=0.02)
 
 
@@ -116,7 +115,7 @@ def test_a_term_never_seen_stays_as_uncertain_as_its_data_sheet():
     it = Regression(1, 1)
     it.joined(0, SIGMA)
     for _ in range(3000):
-        it.saw(0, 0, np.array([0.1, 0.0, 0.0, 0.0, 0.0, 0.0]), 0.0, 0.1)
+        it.saw(0, 0, np.array([0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]), 0.0, 0.1)
     assert it.uncertainty(0)[FIRST] < 0.8
 
 

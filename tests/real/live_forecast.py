@@ -21,10 +21,10 @@ import orjson
 from numpy.typing import NDArray
 
 from deploy.local import catalog, processes
-from tests.real.forecast_plot import page
 from tests.predictions import Predicted, predicted, read
-from tests.streams import Ask, Seen, Talk, closed_loop
+from tests.real.forecast_plot import page
 from tests.real.world import MODEL, backend, serving
+from tests.streams import Ask, Seen, Talk, closed_loop
 
 ENGINES = ("vllm-s", "vllm-l")
 STEPS = (1, 2, 4, 8, 12, 16)
@@ -46,7 +46,7 @@ def asks(talk: Talk, count: int, first: int, model: str, reply: float) -> list[A
 
 
 def backends() -> list[dict[str, Any]]:
-    """Both engines as users are shown them; each can be asked for by a name of its own, and either by the common one."""
+    """Both engines as users are shown them; each has a model name of its own beside the common one."""
     return [backend(name, models={MODEL: MODEL, name: MODEL}) for name in ENGINES]
 
 
@@ -68,7 +68,6 @@ async def drive(port: int, talk: Talk, count: int, number: int) -> list[Seen]:
 
 async def run(out: Path, seed: int, warm: int, judged: int) -> None:
     """Start what is needed, ask, and write what was seen beside the gateway's record."""
-    out.mkdir(parents=True, exist_ok=True)
     record = out / "record.jsonl"
     classes: dict[str, Any] = {name: {} for name in CLASSES}
     sections = {"slo_classes": classes, "default_slo_class": "natural", "record": {"file": str(record)}}
@@ -119,7 +118,8 @@ def row(name: str, pairs: Pairs) -> str:
 
 
 HEADER = (
-    f"{'':24} {'n':>5}  {'median error of':^27}  {'median log, said/came':^23}  {'kept at 0.9':^20} {'kept at 0.99':^20}\n"
+    f"{'':24} {'n':>5}  {'median error of':^27}  {'median log, said/came':^23}  "
+    f"{'kept at 0.9':^20} {'kept at 0.99':^20}\n"
     f"{'':31}  {'TTFT':>6} {'TPOT':>6} {'E2E':>6} {'E2E*':>6}  {'TTFT':>5} {'TPOT':>5} {'E2E':>5} {'E2E*':>5}  "
     + " ".join(f"{name:>6}" for name in METRICS * 2)
 )
@@ -164,6 +164,7 @@ def main() -> int:
         report(given.judge)
         return 0
     processes.pin_client()
+    given.out.mkdir(parents=True, exist_ok=True)
     try:
         home = catalog.home_folder()
         with ExitStack() as stack:

@@ -122,7 +122,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("live-parity"))
     parser.add_argument("--policy", default="slo_headroom")
     parser.add_argument("--rate", type=float, default=3.0, help="requests a second")
-    parser.add_argument("--seconds", type=float, default=240.0, help="of the run that is compared; half of it to learn from")
+    parser.add_argument(
+        "--seconds", type=float, default=240.0, help="of the run that is compared; half of it to learn from"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--judge", type=Path, help="no run: replay what an earlier one wrote there")
     given = parser.parse_args()

@@ -87,7 +87,16 @@ def bench(who: str, url: str, home: Path, load: Load, out: Path) -> Result:
     name = f"{who.replace(' ', '-')}-{int(time.time())}.json"
     where = ["--base-url", url, "--endpoint", "/v1/chat/completions", "--backend", "openai-chat", "--model", MODEL]
     what = ["--tokenizer", str(home / "models/tiny-s"), "--dataset-name", "random", "--random-range-ratio", "0.5"]
-    saved = ["--save-result", "--save-detailed", "--result-dir", str(out), "--result-filename", name, "--disable-tqdm", "--ignore-eos"]
+    saved = [
+        "--save-result",
+        "--save-detailed",
+        "--result-dir",
+        str(out),
+        "--result-filename",
+        name,
+        "--disable-tqdm",
+        "--ignore-eos",
+    ]
     command = [str(home / "vllm/bin/vllm"), "bench", "serve", *where, *what, *saved, *load.options()]
     env = {**catalog.ENGINES["vllm-s"].env(home), "PATH": "/usr/bin:/bin", "HOME": str(out)}
     pinned = ["taskset", "-c", ",".join(map(str, processes.RIM_CPUS))]
