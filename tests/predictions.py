@@ -66,7 +66,7 @@ class _AsRecorded:
 
 
 class _EverybodyIn:
-    """Admission that keeps nobody out: who was refused was so in the record. Those held go in the order of its sends."""
+    """Admission that keeps nobody out: who was refused was so in the record. Those held go as it sent them."""
 
     held_max = 1_000_000
     hold_s_max = 1e9
@@ -95,7 +95,7 @@ def by_session(request: Event) -> str:
 def predicted(
     events: list[Event], quantiles: Iterable[float] = (0.9, 0.99), name: Callable[[Event], str] = by_session
 ) -> dict[str, Predicted]:
-    """Every request that was served, by its name."""
+    """Every request that was served, by its name; means are nan where what held it cannot be told again."""
     kept = tuple(quantiles)
     routing = _AsRecorded(kept)
     for event in events:
