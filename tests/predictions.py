@@ -2,13 +2,13 @@
 
 A core knows nothing but its events, so the second telling makes the same forecasts as the first, and any quantile of
 them can be read. Who was sent where is taken from the record and not decided anew: a change to the forecast can so be
-judged on a run that was made before it.
+judged on a run that was made before it. It is for runs in which nobody was held (no SLO): holds cannot be told again.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import inf, nan
+from math import nan
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -66,18 +66,14 @@ class _AsRecorded:
 
 
 class _EverybodyIn:
-    """Admission that keeps nobody out: who was refused was so in the record. Those held go as it sent them."""
+    """Admission that keeps nobody out: who was refused was so in the record."""
 
     held_max = 1_000_000
     hold_s_max = 1e9
 
-    def __init__(self, routing: _AsRecorded) -> None:
-        self._routing = routing
-
     def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit, Memory]:
         """In."""
-        due = self._routing.sends[request.id]
-        return Admit((due[0][0] if due else inf,)), memory
+        return Admit(), memory
 
 
 def read(path: Path) -> list[Event]:
@@ -87,25 +83,18 @@ def read(path: Path) -> list[Event]:
     return [event for event in events if "at_s" in event]
 
 
-def by_session(request: Event) -> str:
-    """The name that a load client gave to a request."""
-    return str(request.get("session", ""))
-
-
-def predicted(
-    events: list[Event], quantiles: Iterable[float] = (0.9, 0.99), name: Callable[[Event], str] = by_session
-) -> dict[str, Predicted]:
-    """Every request that was served, by its name; means are nan where what held it cannot be told again."""
+def predicted(events: list[Event], quantiles: Iterable[float] = (0.9, 0.99)) -> dict[str, Predicted]:
+    """Every request that was served, by its session: the name that a load client gave it."""
     kept = tuple(quantiles)
     routing = _AsRecorded(kept)
     for event in events:
         for command in event["answer"]:
             if command["command"] == "Send":
                 routing.sends[command["request_id"]].append((event["at_s"], command["backend"]))
-    core = Dispatcher(routing, _EverybodyIn(routing), Random(0))
+    core = Dispatcher(routing, _EverybodyIn(), Random(0))
     found: dict[RequestId, Predicted] = {}
     for event, _ in replay(events, core):
-        _note(found, event, name)
+        _note(found, event)
     for request_id, each in found.items():
         prediction = routing.made.get(request_id)
         if prediction is not None and prediction.expectation is not None:
@@ -115,10 +104,10 @@ def predicted(
     return {each.session: each for each in found.values() if each.tokens}
 
 
-def _note(found: dict[RequestId, Predicted], event: Event, name: Callable[[Event], str]) -> None:
+def _note(found: dict[RequestId, Predicted], event: Event) -> None:
     if event["event"] == "arrived":
         request: dict[str, Any] = event["request"]
-        found[request["id"]] = Predicted(name(request), request.get("slo_class", ""))
+        found[request["id"]] = Predicted(request.get("session", ""), request.get("slo_class", ""))
     for command in event["answer"]:
         if command["command"] == "Send":
             each = found[command["request_id"]]
