@@ -1,5 +1,7 @@
 """``python -m simulator``: replay a trace under policies, serve an emulated engine, calibrate against a real one."""
 
+import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: nothing here is large enough to share
+gc.set_threshold(100_000, 50, 100)  # next to no cycles are made, but requests by the million
 
 app = typer.Typer(
     help="Replay traces through the router's own decision code, on a virtual clock.",

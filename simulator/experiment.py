@@ -102,9 +102,9 @@ class Case:
         """Make it; *stop*: see ``run.play``."""
         bound = self.policy == CLAIRVOYANT
         routing = routing_of("least_work" if bound else self.policy)
-        with _garbage_seldom_looked_for():
-            arrivals = self.source.arrivals(self.pool, self.seed)
-            gc.freeze()  # they live as long as the run does
+        arrivals = self.source.arrivals(self.pool, self.seed)
+        gc.freeze()  # they live as long as the run does: not to be looked through again and again
+        try:
             return play(
                 arrivals,
                 self.pool,
@@ -116,18 +116,8 @@ class Case:
                 clairvoyant=Clairvoyant if bound else None,
                 stop=stop,
             )
-
-
-@contextmanager
-def _garbage_seldom_looked_for() -> Iterator[None]:
-    """A run makes next to no cycles, but objects by the million: to look through them again and again costs a fifth."""
-    before = gc.get_threshold()
-    gc.set_threshold(100_000, 50, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
+        finally:
+            gc.unfreeze()
 
 
 def figures(case: Case) -> dict[str, Any]:
@@ -163,7 +153,10 @@ def in_parallel(
 def executor_of(text: str, jobs: int) -> Iterator[Executor]:
     """``processes``, or ``dask://HOST:PORT`` for a Dask cluster (its client has to be installed)."""
     if text == "processes":
-        with ProcessPoolExecutor(jobs or cpu_count() or 1, mp_context=get_context("forkserver")) as pool:
+        # Workers look for garbage as seldom as this process does.
+        with ProcessPoolExecutor(
+            jobs or cpu_count() or 1, get_context("forkserver"), gc.set_threshold, gc.get_threshold()
+        ) as pool:
             yield pool
     elif text.startswith("dask://"):
         with _dask(text.removeprefix("dask://")) as executor:

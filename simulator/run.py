@@ -24,7 +24,7 @@ from simulator.timeline import Timeline
 from simulator.workload import Arrival, Workload
 
 Progress = Callable[[int], None]
-Stop = Callable[[Books], bool]
+Stop = Callable[[Books], object]  # true or not; numpy has a truth of its own
 MakeRouting = Callable[[Mapping[str, Engine], Callable[[str], tuple[Arrival, float] | None]], Routing]
 _PROGRESS_EVERY = 500
 _READING_S = 0.015  # a token, at a typical pace: where in its reply a client hangs up; a reply that is over stays so
@@ -160,7 +160,7 @@ class Run:
         """Say how far it is; whether that is far enough."""
         if progress is not None:
             progress(len(self.books))
-        return stop is not None and stop(self.books)
+        return stop is not None and bool(stop(self.books))
 
     def _under_way(self) -> bool:
         pending = self._workload.pending if self._workload is not None else 0

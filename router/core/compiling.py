@@ -2,33 +2,64 @@
 
 Believes: numba, and that a loop over backends in plain numbers says best what is computed. Must not know: any loop.
 
-Compiled once a machine and kept beside the source or in the user's cache; where neither may be written every process
-compiles anew, which takes seconds. What is kept is found again by the function's own file: constants that
-it uses have to stand there. The interpreter's lock stays held: a loop is over sooner than the lock is had again.
+A module's loops are compiled when one of them is first called, and from then on stand in the module in place of what
+was called: who decides without a forecast pays nothing for the forecast's. ``compile_all`` is for a server, whose first
+request should not wait. What was compiled is kept beside the source or in the user's cache, where the next process
+finds it; where neither may be written every process compiles anew, which takes seconds. What is kept is found again by
+the function's own file: constants that it uses have to stand there. The interpreter's lock stays held: a loop is over
+sooner than the lock is had again.
 What an argument is, is said by the signature: ``f8[:, ::1]`` is a C-contiguous matrix of float64.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-from numba import njit
+from functools import wraps
+from typing import Any, Final, TypeVar, cast
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+_waiting: Final[dict[str, list[tuple[Callable[..., Any], str]]]] = {}
+"""By module, in order: functions that are not compiled yet, with the signatures of those that are loops."""
+
 
 def compiled(signature: str) -> Callable[[_Function], _Function]:
-    """Compile for this signature now, or read what was compiled before. Divisions by zero give what numpy gives."""
+    """A loop for this signature. Divisions by zero give what numpy gives."""
 
-    def compile_it(function: _Function) -> _Function:
-        try:
-            made = njit(signature, cache=True, error_model="numpy")(function)
-        except (RuntimeError, OSError):  # nowhere to write, or no room there
-            made = njit(signature, error_model="numpy")(function)
-        return cast("_Function", made)
+    def later(function: _Function) -> _Function:
+        _waiting.setdefault(function.__module__, []).append((function, signature))
+        names, name = function.__globals__, function.__name__
 
-    return compile_it
+        @wraps(function)
+        def first_call(*arguments: Any) -> Any:
+            _compile(function.__module__)
+            return names[name](*arguments)
+
+        return cast("_Function", first_call)
+
+    return later
 
 
 def part(function: _Function) -> _Function:
-    """Compiled into those that call it."""
-    return cast("_Function", njit(error_model="numpy")(function))
+    """Compiled into the loops and parts of its module that call it."""
+    _waiting.setdefault(function.__module__, []).append((function, ""))
+    return function
+
+
+def compile_all() -> None:
+    """Compile every loop there is, or read it, now."""
+    for module in list(_waiting):
+        _compile(module)
+
+
+def _compile(module: str) -> None:
+    from numba import njit  # noqa: PLC0415 - a fifth of a second, for those who need it
+
+    for function, signature in _waiting.pop(module, ()):
+        made: Any
+        if not signature:
+            made = njit(error_model="numpy")(function)
+        else:
+            try:
+                made = njit(signature, cache=True, error_model="numpy")(function)
+            except (RuntimeError, OSError):  # nowhere to write, or no room there
+                made = njit(signature, error_model="numpy")(function)
+        function.__globals__[function.__name__] = made

@@ -6,14 +6,14 @@ logarithmic bins, the product-limit estimate of survival analysis (Kaplan & Meie
 Must not know: any backend, any queue, any request before it ended.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, inf, log, log2
+from math import exp, log, log2, sqrt
 from typing import Final
 
 import numpy as np
 
-from router.core import lessons
 from router.core.kernels import Floats
 
 START_TOKENS: Final = 211.0  # mean reply of production chat: Azure LLM inference trace 2023, conversation
@@ -27,7 +27,11 @@ WEIGHT_MAX: Final = 1e6  # of one reply, before all are scaled back
 CAPS_KEPT: Final = 256  # caps whose outlook is kept between two readings
 MEAN_GAIN_MIN: Final = 0.02  # of the newest reply in the mean of a model's
 EXACT: Final = 0.01  # a log ratio below this is a tokenizer's whim
+NOBODY: Final = 1e-9  # less weight of replies than this is rounding
 _EDGES: Final = 2.0 ** (np.arange(BINS + 1) / BINS_PER_OCTAVE)
+_ENDS: Final = _EDGES[1:].tolist()  # of each bin
+_MIDDLES: Final = np.sqrt(_EDGES[:-1] * _EDGES[1:])
+_POWERS: Final = np.stack((_MIDDLES, np.log(_MIDDLES), np.log(_MIDDLES) ** 2))
 ENDED, CUT = range(2)  # rows of weights
 
 
@@ -43,18 +47,44 @@ def _bin(tokens: float) -> int:
     return min(BINS - 1, int(log2(max(1.0, tokens)) * BINS_PER_OCTAVE))
 
 
+class _Reading:
+    """What weights say: the probability to reach each bin, and the moments of what ends before it."""
+
+    __slots__ = ("alive", "below", "reach")
+
+    def __init__(self, weights: Floats) -> None:
+        gone = weights.sum(axis=0).cumsum()
+        at_risk = gone[-1] - gone + weights.sum(axis=0)
+        ends = np.divide(weights[ENDED], at_risk, out=np.zeros(BINS), where=at_risk > NOBODY)
+        self.alive = np.append(1.0, np.cumprod(1.0 - ends))
+        self.alive[-1] = 0.0
+        self.reach: list[float] = self.alive.tolist()
+        below = np.zeros((3, BINS + 1))
+        np.cumsum((self.alive[:-1] - self.alive[1:]) * _POWERS, axis=1, out=below[:, 1:])
+        self.below: list[list[float]] = below.tolist()
+
+    def outlook(self, cap: float) -> "Outlook":
+        """Of the smaller of a length and its cap (0: none)."""
+        whole = bisect_right(_ENDS, cap) if cap else BINS
+        mean, first, second = self.below[0][whole], self.below[1][whole], self.below[2][whole]
+        if whole < BINS:
+            share, log_cap = self.reach[whole], log(cap)
+            mean, first, second = mean + share * cap, first + share * log_cap, second + share * log_cap**2
+        return Outlook(max(1.0, mean), sqrt(max(0.0, second - first * first)))
+
+
 class _Replies:
     """One distribution: weights of replies that ended, and of those that were cut, in each bin."""
 
-    __slots__ = ("_alive", "_outlooks", "_since", "_weight", "_weights")
+    __slots__ = ("_outlooks", "_reading", "_since", "_weight", "_weights")
 
     def __init__(self) -> None:
         self._weights = np.zeros((2, BINS))  # of those that ended, and of those that were cut
         self._weights[ENDED] = START_WEIGHT * _START_SHARES
         self._weight = 1.0
         self._since = 0
+        self._reading: _Reading | None = None
         self._outlooks: dict[int, Outlook] = {}
-        self._alive: Floats | None = None
 
     def saw(self, tokens: int, cap: int) -> None:
         """One reply: what is new weighs ever more, which is the same as what is old ever less."""
@@ -63,8 +93,8 @@ class _Replies:
         self._since += 1
         if self._since >= REFRESH:
             self._since = 0
+            self._reading = None
             self._outlooks.clear()
-            self._alive = None
             self._rescale()
 
     def _rescale(self) -> None:
@@ -72,12 +102,14 @@ class _Replies:
             self._weights /= self._weight
             self._weight = 1.0
 
+    def _read(self) -> _Reading:
+        if self._reading is None:
+            self._reading = _Reading(self._weights)
+        return self._reading
+
     def survival(self) -> Floats:
-        """Entry i: the probability to reach bin i; a cut reply was at risk until its cut. As of the last reading."""
-        if self._alive is None:
-            self._alive = np.empty(BINS + 1)
-            lessons.survival(self._weights, self._alive)
-        return self._alive
+        """Entry i: the probability to reach bin i; a cut reply was at risk until its cut. As last read."""
+        return self._read().alive
 
     def outlook(self, cap: int) -> Outlook:
         """Mean and log spread of the smaller of the length and the cap (0: none)."""
@@ -85,8 +117,7 @@ class _Replies:
         if known is None:
             if len(self._outlooks) > CAPS_KEPT:
                 self._outlooks.clear()
-            tokens, spread = lessons.capped_moments(self._weights, _EDGES, float(cap) if cap else inf)
-            known = self._outlooks[cap] = Outlook(tokens, spread)
+            known = self._outlooks[cap] = self._read().outlook(float(cap))
         return known
 
     def plain(self) -> dict[str, list[float]]:

@@ -45,7 +45,6 @@ ACI_GAIN: Final = 0.01  # step of the level for a broken promise; Gibbs & Candes
 LEVEL_MAX: Final = 0.9995
 ONLY_WIDER: Final = 0.95  # the level of a promise this high is only ever raised: one broken says too little
 BEYOND: Final = 0.35  # above the largest score there is only a guess: this share of what lies above the median
-NOBODY: Final = 1e-9  # less weight of replies than this is rounding
 TRUSTED_AFTER: Final = 20  # first tokens seen
 TTFT_ERROR_OFF, TPOT_ERROR_OFF = 0.7, 0.5  # median size of the log error from which on a forecast misleads
 COVERAGE_OFF: Final = 0.7  # a promised 0.9 that is kept so rarely is no promise
@@ -243,33 +242,3 @@ def note(
 
 
 # -- lengths ---------------------------------------------------------------------------------------------------------
-
-
-@compiled("void(f8[:, ::1], f8[::1])")
-def survival(weights: Floats, out: Floats) -> None:
-    """Fill ``out`` with the probability to reach each bin and to get beyond the last (Kaplan & Meier 1958), from the
-    weights of replies that ended in each and that were cut there.
-    """
-    at_risk, alive = weights.sum(), 1.0
-    for i in range(weights.shape[1]):
-        out[i] = alive
-        alive *= 1.0 - weights[0, i] / at_risk if at_risk > NOBODY else 1.0
-        at_risk -= weights[0, i] + weights[1, i]
-    out[-1] = 0.0
-
-
-@compiled("UniTuple(f8, 2)(f8[:, ::1], f8[::1], f8)")
-def capped_moments(weights: Floats, edges: Floats, cap: float) -> tuple[float, float]:
-    """The mean, and the standard deviation of the log, of the smaller of a length and its cap (inf: none)."""
-    alive, mean, first, second = np.empty(len(edges)), 0.0, 0.0, 0.0
-    survival(weights, alive)
-    for i in range(len(edges) - 1):
-        cut = edges[i + 1] > cap
-        share = alive[i] if cut else alive[i] - alive[i + 1]
-        tokens = cap if cut else sqrt(edges[i] * edges[i + 1])
-        mean += share * tokens
-        first += share * log(tokens)
-        second += share * log(tokens) ** 2
-        if cut:
-            break
-    return max(1.0, mean), sqrt(max(0.0, second - first * first))

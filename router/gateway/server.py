@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn._types import ASGI3Application
 from uvicorn.server import Server
 
+from router.core.compiling import compile_all
 from router.gateway.driver import Driver
 from router.gateway.front import Front, FrontLimits, front
 
@@ -30,6 +31,7 @@ class _Server(Server):
         await super().startup(sockets)
         self._driver.on_sweep.append(self._sweep)
         self._driver.start()
+        compile_all()  # not while the first request waits
         gc.collect()
         gc.freeze()  # what was loaded stays: not looked through again while streams run
         gc.set_threshold(50_000, 20, 50)
