@@ -22,19 +22,16 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.routing._headroom import Floats, used, used_of_others
+from policies.routing._headroom import Floats, Uses, uses
 from policies.routing._pick import lowest, near_lowest
 from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
-from router.core.score import OFF, TRUSTED
+from router.core.score import TRUSTED
 
 Bools = NDArray[np.bool_]
 NEAR: Final = 0.05  # scores this close are equal: the forecast is no better than that
 TURN_S: Final = 0.25  # long enough for a busy engine to end a sequence
 TURNS: Final = 20  # so those without a promise hold up the others 5 % of the time at most
 PROBES: Final = 4  # in flight at once on a backend whose forecast is not trusted, whatever it says
-FIRST_TAIL_MAX: Final = 1.3  # doubt of a first token that is worth waiting for: more load drains, doubt does not
-PACE_TAIL_MAX: Final = 1.2  # error of a step's model and drift of an engine; see _pace_s
-PACE_TAIL_MAX_OFF: Final = 1.5
 BROKEN_MAX: Final = 0.01  # replies that a prompt may be expected to cost their pace: less is chance
 GENTLE_SHARE: Final = 0.5  # of the time to the first token: as far as a prompt waits for the sake of others' pace
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
@@ -66,21 +63,15 @@ class SloHeadroom:
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """Dispatch into headroom, or hold for it, or do the least harm."""
-        quantile = request.slo.quantile
-        pace_s = _pace_s(forecast, quantile)
-        first_s, end_s = forecast.ttft_tail_s(quantile), forecast.e2e_tail_s(quantile)
-        others = used_of_others(fleet, pace_s)
-        likely_s = np.minimum(first_s, FIRST_TAIL_MAX * forecast.ttft_s)
-        use = self.safety * np.maximum(used(request, fleet, likely_s, pace_s, end_s), others)
-        fits = (use <= 1.0) | self._idle_fits(request, fleet, forecast)
+        use = uses(request, fleet, forecast, self.safety)
+        fits = use.fits > 0.0
         if fits.any():
             gentle = self._gentle(request, fleet, forecast, fits)
             if gentle is None:
                 return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its pace")
-            doubted = np.maximum(used(request, fleet, first_s, pace_s, end_s), others)
-            score = np.where(gentle, self._score(doubted, fleet, forecast), inf)
+            score = np.where(gentle, self._score(use.doubted, fleet, forecast), inf)
             return Dispatch(int(fleet.slots[near_lowest(score, NEAR, rng)]), "keeps every SLO")
-        return self._without_headroom(request, fleet, forecast, use, others, rng)
+        return self._without_headroom(request, fleet, forecast, use, rng)
 
     def _gentle(self, request: Request, fleet: Fleet, forecast: Forecast, fits: Bools) -> Bools | None:
         """Of those that fit, where the prompt's long steps break nobody's pace; None: worth a little waiting.
@@ -99,33 +90,22 @@ class SloHeadroom:
         least: Bools = fits & (broken <= broken[fits].min())
         return least
 
-    def _idle_fits(self, request: Request, fleet: Fleet, forecast: Forecast) -> Bools:
-        """Where nothing is in flight and the mean keeps the SLO. A tail learnt in a bad hour would otherwise keep a
-        backend from ever being sent what it could be learnt anew from.
-        """
-        idle: Bools = fleet.requests < 1.0
-        if idle.any():
-            idle &= self.safety * used(request, fleet, forecast.ttft_s, forecast.tpot_s, forecast.e2e_s) <= 1.0
-        return idle
-
     def _score(self, use: Floats, fleet: Fleet, forecast: Forecast) -> Floats:
         """Among those that fit. Without any bound in force all use is 0: then the soonest end is best."""
         if self.prefer == "pack":
             return fleet.price_per_s * forecast.e2e_s * use / (fleet.requests + 1.0)
         return use if use.any() else forecast.e2e_s
 
-    def _without_headroom(
-        self, request: Request, fleet: Fleet, forecast: Forecast, use: Floats, others: Floats, rng: Rng
-    ) -> Choice:
+    def _without_headroom(self, request: Request, fleet: Fleet, forecast: Forecast, use: Uses, rng: Rng) -> Choice:
         """Wait while waiting can still help: the first token would be in time once an engine has drained a little."""
         soonest_s, now_s = float(forecast.ttft_s.min()), fleet.now_s
         latest_s = request.first_token_due_s - soonest_s
         if now_s < latest_s:
             until_s = min(now_s + self.ask_again_s, latest_s)
             return Hold(until_s, "no backend has headroom yet", latest_s == inf and self._has_its_turn(request, now_s))
-        allowed = self._allowed(fleet, self.safety * others <= 1.0, forecast.state != TRUSTED)
+        allowed = self._allowed(fleet, self.safety * use.others <= 1.0, forecast.state != TRUSTED)
         if allowed.any():
-            score = np.where(allowed, use, inf)
+            score = np.where(allowed, use.likely, inf)
             return Dispatch(int(fleet.slots[lowest(score, rng)]), "too late for its SLO: where it harms least")
         return Shed(Reason.SATURATED, "no backend can keep this SLO in time", max(soonest_s, RETRY_S_MIN))
 
@@ -143,18 +123,6 @@ class SloHeadroom:
     def _has_its_turn(self, request: Request, now_s: float) -> bool:
         """Whether this moment belongs to those without a promise who have waited long: one turn in ``TURNS``."""
         return now_s - request.arrived_s >= self.patience_s and int(now_s / TURN_S) % TURNS == 0
-
-
-def _pace_s(forecast: Forecast, quantile: float) -> Floats:
-    """The pace to count with on each backend.
-
-    The tail of TPOT is mostly what came after the send: load that grew. That is no chance but our own later decisions,
-    and each of those keeps the pace of whoever runs there. So the mean is widened by no more than the error of a step's
-    model, and by more where that is off.
-    """
-    tail_s = forecast.tpot_tail_s(quantile)
-    most = np.where(forecast.state == OFF, PACE_TAIL_MAX_OFF, PACE_TAIL_MAX)
-    return np.minimum(tail_s, most * forecast.tpot_s)
 
 
 policy = SloHeadroom

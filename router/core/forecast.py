@@ -160,6 +160,12 @@ class Forecast:
         return self._belief.lengths.mean_tokens(self._request.model, self._outlook.tokens)
 
     @property
+    def means_s(self) -> Floats:
+        """All means: rows TTFT, TPOT, E2E."""
+        rows: Floats = self._met()[:METRICS]
+        return rows
+
+    @property
     def ttft_s(self) -> Floats:
         """Mean time from a send now to the first token."""
         row: Floats = self._met()[TTFT]
@@ -207,7 +213,8 @@ class Forecast:
     def _width(self) -> float:
         return hypot(self._outlook.spread, WIDTH_MIN)
 
-    def _tail_s(self, quantile: float) -> Floats:
+    def tails_s(self, quantile: float) -> Floats:
+        """All at that quantile: rows TTFT, TPOT, E2E."""
         known = self._tails.get(quantile)
         if known is None:
             slots, spread = self._fleet.slots, self._belief.tails.spread
@@ -218,17 +225,17 @@ class Forecast:
 
     def ttft_tail_s(self, quantile: float) -> Floats:
         """The quantile of TTFT."""
-        row: Floats = self._tail_s(quantile)[TTFT]
+        row: Floats = self.tails_s(quantile)[TTFT]
         return row
 
     def tpot_tail_s(self, quantile: float) -> Floats:
         """The quantile of TPOT."""
-        row: Floats = self._tail_s(quantile)[TPOT]
+        row: Floats = self.tails_s(quantile)[TPOT]
         return row
 
     def e2e_tail_s(self, quantile: float) -> Floats:
         """The quantile of E2E; most of its spread is the reply's length, as far as that is not capped."""
-        row: Floats = self._tail_s(quantile)[E2E]
+        row: Floats = self.tails_s(quantile)[E2E]
         return row
 
     # -- for the books --------------------------------------------------------------------------------------------
