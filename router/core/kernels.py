@@ -4,7 +4,7 @@ Believes: the model that ``forecast.py`` tells, and the arrays it is handed. Mus
 policy. Constants stand here because compiled code is found again by this file alone (``compiling.py``).
 """
 
-from math import ceil, exp, floor, log2, sqrt
+from math import ceil, exp, floor, inf, log2, sqrt
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -304,10 +304,11 @@ def broken(
     ``alive``: of replies, the share that reaches each bin, ``per_octave`` of them from one power of two to the next.
     """
     for i in range(len(slots)):
-        slot = slots[i]
-        e = _engine(columns, load, prior, factor, roofs, slot, i, prompt_tokens - cached_tokens[i], cached_tokens[i])
+        slot, out[i] = slots[i], 0.0
         bound_s = min(columns[TPOT_BOUND_S, slot], columns[OTHERS_BOUND_S, slot])
-        out[i] = 0.0
+        if bound_s == inf:
+            continue
+        e = _engine(columns, load, prior, factor, roofs, slot, i, prompt_tokens - cached_tokens[i], cached_tokens[i])
         over_s = _longest_step_s(prior, roofs, e) - e.step_s
         if bound_s <= e.step_s or over_s <= bound_s - e.step_s:
             continue

@@ -74,25 +74,33 @@ async def test_no_request_is_lost_or_slowed_by_reloads(tmp_path: Path) -> None:
             *paced, "client", str(port), str(RATE), str(QUIET_S + BUSY_S), stdout=asyncio.subprocess.PIPE
         ) as client:
             began_s = monotonic()
-            outcomes = []
+            outcomes, asked_s = [], []
             await asyncio.sleep(QUIET_S)
             async with httpx.AsyncClient(timeout=60, trust_env=False) as admin:
                 while monotonic() - began_s < QUIET_S + BUSY_S - 1:
                     number = len(outcomes)
                     good = text(("least_work", "least_request")[number // 2 % 2], 900 + number)
                     path.write_text(good + ("" if number % 2 == 0 else "polcy: {}\n"), encoding="utf-8")
+                    asked_s.append(monotonic() - began_s)
                     outcomes.append((await admin.post(f"{url}/admin/reload")).json())
                     await asyncio.sleep(1.0)
             out, _ = await client.communicate()
     run = json.loads(out)
     proofs = [outcome["proof"]["took_s"] for outcome in outcomes if outcome["proof"]["result"] == "passed"]
     quiet, busy = told(run["seen"], 1, QUIET_S), told(run["seen"], QUIET_S, QUIET_S + BUSY_S)
+    limit = quiet["p50"] + 20
     late = {
-        name: sum(ms > quiet["p50"] + 20 for at_s, ms in run["seen"] if low <= at_s < high)
+        name: sum(ms > limit for at_s, ms in run["seen"] if low <= at_s < high)
         for name, low, high in (("quiet", 1, QUIET_S), ("reloading", QUIET_S, QUIET_S + BUSY_S))
     }
     lost = run["asked"] - sum(ms >= 0 for _, ms in run["seen"])
     print(f"\n{RATE} req/s; {len(outcomes)} reloads, {sum(o['ok'] for o in outcomes)} taken, {len(proofs)} proved")
     print(f"quiet:     {quiet}\nreloading: {busy}\nover quiet p50 + 20 ms: {late}; lost {lost}; proofs (s) {proofs}")
+    for at_s, until_s, outcome in zip(asked_s, [*asked_s[1:], QUIET_S + BUSY_S], outcomes, strict=True):
+        after = [
+            round(sent_s - at_s, 2) for sent_s, ms in run["seen"] if at_s - 0.1 <= sent_s < until_s - 0.1 and ms > limit
+        ]
+        result = outcome["proof"]["result"] if outcome["ok"] else "bad"
+        print(f"  reload at {at_s:5.1f} s ({result}): {len(after)} late, sent {after[:1]} to {after[-1:]} s after it")
     assert lost == 0
     assert {outcome["ok"] for outcome in outcomes} == {True, False}
