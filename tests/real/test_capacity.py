@@ -71,5 +71,11 @@ async def test_a_kv_cache_is_as_large_as_physics_says(have: Callable[..., Engine
         asked = REQUESTED.search(running.log.read_text(errors="replace"))
     assert found is not None
     assert asked is not None
-    shape = Shape(replace(card("cpu"), memory_bytes=float(asked[1]) * 2**30), MODELS[name])
+    computes = catalog.dtype()
+    shape = Shape(
+        replace(card("cpu"), memory_bytes=float(asked[1]) * 2**30),
+        MODELS[name],
+        precision=computes,
+        kv_precision=computes,
+    )
     assert kv_capacity_tokens(shape, 1.0, BLOCK_TOKENS) == pytest.approx(found.kv_tokens_max, rel=0.1)
