@@ -3,7 +3,8 @@
 Two emulated engines (vLLM's protocol and Triton's), more with `--engine NAME=URL=MODEL`, and a gateway, all processes
 of its own that end with it. Printed at the end: how the visits ended, requests in flight, open files before and after,
 memory over time. A leak is a number that does not come back. Memory rises at first and then stands: the gateway keeps
-the last 1,000 outcomes, 512 choices and, for 512 different seconds (their ``date``), the heads of engines' answers.
+the last 1,000 outcomes, 512 choices, for 512 different seconds (their ``date``) the heads of engines' answers, and so
+much garbage in cycles as ``server.py`` lets gather.
 """
 
 import argparse
