@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from simulator.calibration.bands import COVERED, coverage, log_errors, widened
 from simulator.calibration.design import Column
+from simulator.calibration.files import BadFile, read
 from simulator.calibration.fit import COMMITTED, PRIOR, Tables, fit, predicted, seen
 from simulator.calibration.flights import read_flights
 from simulator.calibration.from_record import fit_log, fragment
-from simulator.calibration.measurements import Measurement, Skipped, read
+from simulator.calibration.measurements import Measurement, Skipped
 from simulator.calibration.report import QUANTITIES, errors, rank_correlation, text
 from simulator.calibration.write import tables_source
 
@@ -35,8 +36,13 @@ def main(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     if given.record:
         return _from_record(given.record)
-    measured, skipped = read(given.csv)
+    try:
+        measured, skipped = read(given.csv)
+    except BadFile as bad:
+        _say(str(bad))
+        return 2
     _say(_left_out(measured, skipped))
+    _tell_broken(given.csv, skipped)
     if not measured:
         _say(f"{given.csv}: no usable measurement; see simulator/calibration/measurements.py for the columns")
         return 2
@@ -111,7 +117,9 @@ def leave_one_out(
     """Predictions of each part by tables fitted to all the other parts."""
     said = np.full((len(QUANTITIES), len(measured)), np.nan)
     names = np.array([part(m) for m in measured])
-    for name in sorted(set(names.tolist())):
+    parts = sorted(set(names.tolist()))
+    for number, name in enumerate(parts, start=1):
+        _progress(f"{number} of {len(parts)}: fitted without {name}")
         out = np.flatnonzero(names == name)
         others = [m for m, each in zip(measured, names, strict=True) if each != name]
         tables = fitted(others) if others else PRIOR
@@ -125,9 +133,24 @@ def _left_out(measured: Sequence[Measurement], skipped: Sequence[Skipped]) -> st
     return "\n".join([f"{len(measured)} rows used, {len(skipped)} left out", *(f"  {n:5d}  {w}" for w, n in why)])
 
 
+_BROKEN_TOLD: Final = 10
+
+
+def _tell_broken(path: Path, skipped: Sequence[Skipped]) -> None:
+    """Where the file is wrong: the first rows that could not be read, as ``file:line``."""
+    for each in [row for row in skipped if row.broken][:_BROKEN_TOLD]:
+        sys.stderr.write(f"{path}:{each.line}: {each.why}\n")
+
+
 def _made_from(measured: Sequence[Measurement]) -> str:
     counts = Counter(m.source for m in measured).most_common()
     return ", ".join(f"{source} ({n})" for source, n in counts)
+
+
+def _progress(text: str) -> None:
+    """What is under way, where somebody watches."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
 
 
 def _say(line: str) -> None:

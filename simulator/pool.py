@@ -13,6 +13,7 @@ from typing import Any, Final
 from router.core.cards import card
 from router.core.models import model
 from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
+from router.core.step import MEASURABLE
 from router.core.types import Backend, Slo
 from simulator.sequence import Limits
 from simulator.truth import Hidden, Truth, true_of
@@ -161,7 +162,7 @@ class Pool:
 
 
 def _scaled(prior: StepCoefficients, factor: float) -> StepCoefficients:
-    times = ("fixed_s", "seq_s", "context_s", "token_s", "token_context_s", "weights_s", "gemm_token_s", "experts_s")
+    times = [name for name in MEASURABLE if name != "first_token_s"]
     return replace(prior, **{name: getattr(prior, name) * factor for name in times})
 
 

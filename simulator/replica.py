@@ -49,7 +49,7 @@ class Replica(Batch):
         self._base_s = truth.decode_base_s(limits.seqs_max)
         self._roof_s = truth.roof_s(limits.chunk_tokens)
         self._prompt_token_s, self._pair_s, self._context_s = truth.prompt_token_s(), truth.pair_s, truth.context_s
-        self._stages = truth.coefficients.stages
+        self._eager_s, self._stages = truth.eager_s, truth.coefficients.stages
         self._drift, self._slowed = Drift(truth), 1.0
         self._factor = self._drift.factor
         self._arrivals: deque[tuple[float, Sequence]] = deque()  # on their way in
@@ -349,10 +349,10 @@ class Replica(Batch):
         """Seconds of a step with *tokens* of prompt in it, beside those decoding."""
         batch = self._batch
         spread = batch if self._stages == 1 else -(-batch // self._stages)
+        over_s = self._roof_s[spread + tokens] - self._roof_s[spread]
         return self._factor * (
             self._base_s[batch]
-            + self._roof_s[spread + tokens]
-            - self._roof_s[spread]
+            + sqrt(over_s * over_s + (self._eager_s * self._eager_s if tokens else 0.0))
             + self._prompt_token_s * tokens
             + self._pair_s * pairs
             + self._context_s * (self._context + batch)

@@ -90,6 +90,11 @@ class Truth:
         """Seconds a prompt token adds beside the roof: communication."""
         return self.coefficients.token_s - self.coefficients.gemm_token_s
 
+    @property
+    def eager_s(self) -> float:
+        """What prompts add to a step at least: its kernels are launched one by one."""
+        return self.coefficients.eager_s
+
 
 def true_of(prior: StepCoefficients, hidden: Hidden, seed: int, name: str) -> Truth:
     """The truth of replica *name* under *seed*: the prior's form with numbers of its own."""
@@ -109,6 +114,7 @@ def true_of(prior: StepCoefficients, hidden: Hidden, seed: int, name: str) -> Tr
         weights_s=prior.weights_s * read,
         gemm_token_s=prior.gemm_token_s * compute,
         experts_s=prior.experts_s * read,
+        eager_s=prior.eager_s * overhead,
         roof_power=max(1.5, sharpness),
         first_token_s=hidden.api_s,
     )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.core import kernels
-from router.core.kernels import BANDS, E2E, FULL, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
+from router.core.kernels import BANDS, E2E, EAGER, FULL, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
 from router.core.ledger import Floats, Mark
 from router.core.lengths import Lengths, Prompts
 from router.core.regression import Regression
@@ -91,7 +91,7 @@ class Belief:
             p.first_token_s,
             STEPS_AHEAD,
         )
-        self.prior[slot, SHARE], self.prior[slot, SCALE] = 1.0 / p.stages, scale
+        self.prior[slot, SHARE], self.prior[slot, SCALE], self.prior[slot, EAGER] = 1.0 / p.stages, scale, p.eager_s
         self.regression.joined(slot, (*p.sigma, STEPS_AHEAD_SIGMA))
         self.tails.joined(slot, backend.models[0] if backend.models else "")
         self.books.joined(slot)

@@ -15,7 +15,12 @@ from router.core.tables import DEFAULT, ENGINES, FAMILIES, LINKS, PRECISIONS
 _PRECISION_ALIASES: Final[Mapping[str, str]] = MappingProxyType({
     "float16": "fp16", "half": "fp16", "bfloat16": "bf16", "fp16/bf16": "bf16", "f16": "fp16",
     "float32": "fp32", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "w8a8": "int8", "gptq-int8": "w8a16",
-    "awq": "int4", "gptq": "int4", "gptq-int4": "int4", "w4a16": "int4", "int4(w4a16)": "int4", "nvfp4": "fp4",
+    "gptq": "int4", "gptq-int4": "int4", "w4a16": "int4", "int4(w4a16)": "int4", "nvfp4": "fp4",
+})  # fmt: skip
+
+
+_ENGINE_ALIASES: Final[Mapping[str, str]] = MappingProxyType({
+    "trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "llama.cpp": "llamacpp", "llama-cpp": "llamacpp",
 })  # fmt: skip
 
 
@@ -30,7 +35,7 @@ def row_names(engine: str, family: str, link: str, precision: str) -> Mapping[st
 
     An engine era falls back to its family. ValueError for a precision that is not there.
     """
-    era = engine.lower()
+    era = _ENGINE_ALIASES.get(engine.lower(), engine.lower())
     stored = _PRECISION_ALIASES.get(precision.lower(), precision.lower())
     if stored not in PRECISIONS:
         raise ValueError(f"no precision named {precision!r}; expected one of {', '.join(PRECISIONS)}")

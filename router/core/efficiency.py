@@ -20,13 +20,16 @@ class Engine:
     compute explains, a layer; ``seq_s``: sampling and bookkeeping, a decoding sequence;
     ``launch_layer_s``: host time to launch a layer's kernels, overlapped with the card's work (eager
     engines; next to nothing where CUDA graphs are replayed);
+    ``eager_layer_s``: host time to launch a layer's kernels for a step that holds prompts, which no CUDA graph
+    covers: the least that prompts add to a step;
     ``stream_s``: the API server's time to send one token, beside the engine's steps: what bounds the
     tokens a second of a small model on many cards (calibration takes it out of what a card is blamed for);
     ``first_token_s``: API server, tokenizer and first scheduling, outside any step;
     ``read_gain``, ``gemm_gain``: factors on the family's efficiencies; ``reduce_gain``: factor on
     the link's all-reduce latency; ``expert_layer_s``: routing and grouping, a layer with experts;
     ``expert_gain``: factor on shares for experts' weights and GEMM; ``sigma``: relative
-    error of a step predicted with this row.
+    error of a step predicted with this row; ``latent_layer_s``: the further kernels of a layer with latent attention
+    (two down-projections, their norms, two absorbed products).
     """
 
     step_s: float
@@ -40,6 +43,8 @@ class Engine:
     expert_gain: float = 0.9
     launch_layer_s: float = 5e-6
     stream_s: float = 20e-6
+    eager_layer_s: float = 50e-6
+    latent_layer_s: float = 25e-6
     sigma: float = 0.15
 
 
@@ -81,7 +86,8 @@ class Precision:
     ``bytes_per_param`` includes group scales; ``peaks``: the sheet's entries to compute with, best
     first; ``read_gain``, ``gemm_gain``: factors on the family's shares (dequantisation, kernels);
     ``expert_gain``: the same for routed experts, on top of the engine's; ``layer_s``: kernels a layer
-    needs for this precision (activations quantised before each GEMM).
+    needs for this precision (activations quantised before each GEMM); ``launch_gain``: factor on an eager engine's
+    launches (unpacking kernels of their own).
     """
 
     bytes_per_param: float
@@ -90,6 +96,7 @@ class Precision:
     gemm_gain: float
     expert_gain: float = 1.0
     layer_s: float = 1e-6
+    launch_gain: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +105,8 @@ class Efficiency:
 
     Shares of the sheet: ``read``, ``kv``, ``gemm``, ``attention``, ``link_share``,
     ``small_link_share`` and, of routed experts, ``experts_read`` and ``experts_gemm``. Seconds added:
-    ``step_s``, ``layer_s``, ``launch_layer_s`` (overlapped), ``expert_layer_s``, ``seq_s``,
-    ``stream_s`` (overlapped), ``first_token_s`` and, an all-reduce, ``reduce_s`` plus
+    ``step_s``, ``layer_s``, ``launch_layer_s`` and ``eager_layer_s`` (overlapped), ``expert_layer_s``,
+    ``latent_layer_s``, ``seq_s``, ``stream_s`` (overlapped), ``first_token_s`` and, an all-reduce, ``reduce_s`` plus
     ``reduce_card_s`` a card. Arrays over many work as well as floats.
     """
 
@@ -117,6 +124,8 @@ class Efficiency:
     expert_layer_s: float
     seq_s: float
     stream_s: float
+    eager_layer_s: float
+    latent_layer_s: float
     first_token_s: float
     reduce_s: float
     reduce_card_s: float
@@ -143,10 +152,12 @@ def compose(costs: Engine, shares: Family, wire: Link, form: Precision) -> Effic
         small_link_share=wire.small_share,
         step_s=costs.step_s * shares.host,
         layer_s=costs.layer_s + form.layer_s,
-        launch_layer_s=costs.launch_layer_s * shares.host,
+        launch_layer_s=costs.launch_layer_s * shares.host * form.launch_gain,
         expert_layer_s=costs.expert_layer_s,
         seq_s=costs.seq_s * shares.host,
         stream_s=costs.stream_s * shares.host,
+        latent_layer_s=costs.latent_layer_s,
+        eager_layer_s=costs.eager_layer_s * shares.host,
         first_token_s=costs.first_token_s,
         reduce_s=wire.latency_s * costs.reduce_gain,
         reduce_card_s=wire.hop_s * costs.reduce_gain,

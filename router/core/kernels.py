@@ -27,8 +27,10 @@ TPOT_BOUND_S, OTHERS_BOUND_S, FIRST_TOKEN_S = 29, 33, 34
 
 FIXED, SEQ, CONTEXT, TOKEN, PAIR, FIRST, AHEAD = range(7)
 TERMS: Final = 7
-SHARE, SCALE = 7, 8  # after a prior's terms: the share of a batch that one stage has; places of the roof a root token
-PRIOR: Final = 9
+# after a prior's terms: the share of a batch that one stage has; places of the roof a root token; what prompts add to a
+# step at least
+SHARE, SCALE, EAGER = 7, 8, 9
+PRIOR: Final = 10
 POINTS: Final = 128  # of a roof
 
 # -- rows of answers -------------------------------------------------------------------------------------------------
@@ -145,8 +147,10 @@ def _engine(
 
 @part
 def _beyond_s(roofs: Floats, prior: Floats, e: _Engine, prompt_tokens: float) -> float:
-    """What prompt tokens in a step add to the roof over its batch."""
-    return roof_s(roofs, prior, e.slot, prompt_tokens + e.batch * prior[e.slot, SHARE]) - e.over_batch_s
+    """What prompt tokens in a step add to the roof over its batch, softly no less than the launch of their kernels."""
+    over_s = roof_s(roofs, prior, e.slot, prompt_tokens + e.batch * prior[e.slot, SHARE]) - e.over_batch_s
+    eager_s = prior[e.slot, EAGER] * min(prompt_tokens, 1.0)
+    return sqrt(over_s * over_s + eager_s * eager_s)
 
 
 @part
@@ -380,4 +384,5 @@ def lived(
     out[FIRST] = out[AHEAD] = 0.0
     if prompts != 0.0:
         piece = min(mean_prompt_tokens, chunk_tokens)
-        out[TOKEN] += prompts / piece * (roof_s(roofs, prior, slot, rows + piece) - over_batch_s)
+        over_s = roof_s(roofs, prior, slot, rows + piece) - over_batch_s
+        out[TOKEN] += prompts / piece * sqrt(over_s * over_s + sheet[EAGER] * sheet[EAGER])

@@ -111,8 +111,8 @@ class Ideal:
     """The roofline of a shape at all of the data sheet: what an engine would take that wasted nothing.
 
     Arrays over many shapes work as well as floats. ``experts_`` terms are the routed
-    experts' part. ``reduces`` counts all-reduces a step; ``reduce_token_s``
-    is one token's bytes in all of them; ``pair_s`` one (prompt token, earlier token) pair.
+    experts' part. ``latent_layers``: those with latent attention. ``reduces`` counts all-reduces a step;
+    ``reduce_token_s`` is one token's bytes in all of them; ``pair_s`` one (prompt token, earlier token) pair.
     """
 
     weights_s: float
@@ -126,6 +126,7 @@ class Ideal:
     reduce_token_s: float
     layers: float
     expert_layers: float
+    latent_layers: float
     tp: float
     stages: int
 
@@ -142,8 +143,10 @@ def combine(best: Ideal, use: Efficiency, sigma: tuple[float, float, float, floa
     gemm_token_s = best.gemm_token_s / use.gemm + best.experts_gemm_token_s / use.experts_gemm
     reduce_token_s = best.reduce_token_s / use.link_share
     reduce_s = best.reduces * (use.reduce_s + use.reduce_card_s * best.tp)
+    layers_s = use.layer_s * best.layers + use.expert_layer_s * best.expert_layers
+    layers_s += use.latent_layer_s * best.latent_layers
     return StepCoefficients(
-        fixed_s=weights_s + use.step_s + use.layer_s * best.layers + use.expert_layer_s * best.expert_layers + reduce_s,
+        fixed_s=weights_s + use.step_s + layers_s + reduce_s,
         seq_s=use.seq_s + best.reduce_token_s / use.small_link_share,
         context_s=best.context_s / use.kv,
         token_s=gemm_token_s + reduce_token_s,
@@ -154,6 +157,7 @@ def combine(best: Ideal, use: Efficiency, sigma: tuple[float, float, float, floa
         experts_s=best.experts_s / use.experts_read,
         expert_share=best.expert_share,
         launch_s=use.launch_layer_s * best.layers,
+        eager_s=use.eager_layer_s * best.layers,
         stages=best.stages,
         sigma=sigma,
     )
@@ -181,6 +185,7 @@ def ideal(shape: Shape) -> Ideal:
         reduce_token_s=reduces * _reduce_bytes(shape) / card.link_bytes_per_s,
         layers=model.layers,
         expert_layers=model.layers if model.experts else 0,
+        latent_layers=model.layers if model.latent_kv else 0,
         tp=shape.tp,
         stages=shape.pp,
     )

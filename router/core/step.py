@@ -35,8 +35,9 @@ class StepCoefficients:
     ``weights_s``: the part of ``fixed_s`` that overlaps with GEMM; ``gemm_token_s``: the part of
     ``token_s`` (and of a decoding token) that does; ``experts_s``: reading every routed expert,
     of which a token touches ``expert_share``; ``launch_s``: host time of launching a step's kernels,
-    which overlaps with reading and computing; ``roof_power``: exponent of the soft maximum (chosen on measured
-    engines among 2, 2.5 and 3);
+    which overlaps with reading and computing; ``eager_s``: what prompts add to a step at least, because a step with
+    prompts is launched kernel by kernel where one of decoding sequences alone is a CUDA graph replayed;
+    ``roof_power``: exponent of the soft maximum (chosen on measured engines among 2, 2.5 and 3);
     ``stages``: pipeline stages, among which decoding sequences are spread.
     (Arrays over many shapes work as well as floats: calibration does so.)
     ``sigma``: relative standard error of each of ``LINEAR``, the prior of a Bayesian correction.
@@ -53,6 +54,7 @@ class StepCoefficients:
     experts_s: float = 0.0
     expert_share: float = 0.0
     launch_s: float = 0.0
+    eager_s: float = 0.0
     roof_power: float = 2.5
     stages: int = 1
     sigma: tuple[float, float, float, float, float, float] = (0.3, 0.5, 0.3, 0.3, 0.5, 0.5)
@@ -77,11 +79,14 @@ def step_terms(
     as ``attention_pairs`` counts it.
     """
     decoding = batch / c.stages
+    alone_s = _roof_s(c, decoding)
+    over_s = _roof_s(c, decoding + prefill_tokens) - alone_s
+    prompts_s = np.hypot(over_s, c.eager_s * np.minimum(prefill_tokens, 1.0))  # launched while the card computes
     return StepTerms(
         c.fixed_s,
         c.seq_s * decoding,
         c.context_s * context_tokens / c.stages,
-        _roof_s(c, decoding + prefill_tokens) + (c.token_s - c.gemm_token_s) * prefill_tokens,
+        alone_s + prompts_s + (c.token_s - c.gemm_token_s) * prefill_tokens,
         c.token_context_s * pairs,
     )
 
@@ -99,10 +104,10 @@ def _roof_s(c: StepCoefficients, tokens: Number) -> Number:
     return joined
 
 
-EXPERT_EVENNESS: Final = 1.0
+EXPERT_EVENNESS: Final = 0.5
 """Shape of the gamma distribution of experts' popularity; infinite would be routing that is independent and even.
 
-One (popularity exponential) was chosen on measured engines, not derived."""
+One half (popularity chi-squared with one degree of freedom) was chosen on measured engines, not derived."""
 
 
 def experts_touched(share: Number, tokens: Number) -> Number:
@@ -120,7 +125,7 @@ def experts_touched(share: Number, tokens: Number) -> Number:
     return touched
 
 
-MEASURABLE: Final = (*LINEAR, "weights_s", "gemm_token_s", "experts_s", "launch_s")
+MEASURABLE: Final = (*LINEAR, "weights_s", "gemm_token_s", "experts_s", "launch_s", "eager_s")
 """The seconds of ``StepCoefficients`` that a measurement of an engine may put in place of the tables'."""
 
 
@@ -182,10 +187,16 @@ def prefill_s(c: StepCoefficients, prompt_tokens: float, chunk_tokens: int = PRE
 def speculative_pace_s(step_seconds: Number, acceptance: float, drafted: int, draft_cost: float = 0.0) -> Number:
     """Seconds a token when *drafted* tokens are proposed a step and each is accepted with rate *acceptance*.
 
-    A step yields 1 + a + ... + a^k tokens (Leviathan et al., arXiv 2211.17192, eq. 1) and costs
-    *draft_cost* of a step for each proposal.
+    A step costs *draft_cost* of a step for each proposal.
     """
-    if not 0 <= acceptance <= 1 or drafted < 0 or draft_cost < 0:
-        raise ValueError("expected acceptance in [0, 1], drafted >= 0 and draft_cost >= 0")
-    tokens = sum(acceptance**k for k in range(drafted + 1))
-    return step_seconds * (1 + draft_cost * drafted) / tokens
+    if draft_cost < 0:
+        raise ValueError(f"expected draft_cost >= 0, got {draft_cost}")
+    return step_seconds * (1 + draft_cost * drafted) / tokens_a_step(acceptance, drafted)
+
+
+def tokens_a_step(acceptance: float, drafted: int) -> float:
+    """Tokens a sequence gains in a step that proposes *drafted*: 1 + a + ... + a^k (Leviathan et al., arXiv 2211.17192,
+    eq. 1)."""
+    if not 0 <= acceptance <= 1 or drafted < 0:
+        raise ValueError(f"expected acceptance in [0, 1] and drafted >= 0, got {acceptance}, {drafted}")
+    return float(sum(acceptance**k for k in range(drafted + 1)))

@@ -274,6 +274,15 @@ PRECISIONS: Final[Mapping[str, Precision]] = MappingProxyType(
         "int4": Precision(
             bytes_per_param=0.53, peaks=("fp16",), read_gain=0.65, gemm_gain=0.75, expert_gain=1.0, layer_s=1e-06
         ),
+        "awq": Precision(
+            bytes_per_param=0.53,
+            peaks=("fp16",),
+            read_gain=0.65,
+            gemm_gain=0.75,
+            expert_gain=1.0,
+            layer_s=1e-06,
+            launch_gain=1.35,
+        ),
         "q4": Precision(
             bytes_per_param=0.562, peaks=("fp16",), read_gain=1.03, gemm_gain=0.75, expert_gain=1.0, layer_s=9.97e-07
         ),

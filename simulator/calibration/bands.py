@@ -1,20 +1,24 @@
-"""How wide the promised error is: each engine's sigma from errors on measurements that were left out of the fit.
+"""How wide the promised error is: sigmas from errors on measurements that were left out of the fit.
 
 Believes: errors of left-out rows, in the logarithm; that an engine's and a card family's errors are independent and add
 as squares. Must not know: how predictions were made.
 
-The sigma of a row is chosen so that ``COVERED`` of its left-out errors lie inside the band that a normal error of
+The sigma of an engine is chosen so that ``COVERED`` of its left-out errors lie inside the band that a normal error of
 that sigma would have; few rows are held by a prior, as if ``_PRIOR_ROWS`` more had the prior's sigma.
+
+Errors of one source are alike, so the next source is further off than more rows of those that were seen. All sigmas are
+therefore widened by the one factor that holds ``COVERED`` of every source whose own errors are kept unknown.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.core.coefficients import row_names
+from simulator.calibration.design import Column
 from simulator.calibration.fit import Tables
 from simulator.calibration.measurements import Measurement
 
@@ -24,6 +28,22 @@ _Z: Final = 1.645
 _PRIOR_ROWS: Final = 10.0
 _LEAST: Final = 0.1
 _UNMODELLED_MOST: Final = 0.6
+_MOST: Final = 1.0
+_SOURCE_ROWS: Final = 100.0
+"""A source has as many votes as rows, and no more than these."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Errors:
+    """Left-out errors, each with its source and the table rows whose sigmas answer for it."""
+
+    off: Column
+    source: NDArray[np.str_]
+    engine: NDArray[np.str_]
+    family: NDArray[np.str_]
+
+    def only(self, which: NDArray[Any]) -> "_Errors":
+        return _Errors(self.off[which], self.source[which], self.engine[which], self.family[which])
 
 
 def log_errors(seen: NDArray[np.float64], said: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -39,14 +59,62 @@ def _first_finite(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def widened(given: Tables, measured: Sequence[Measurement], off: NDArray[np.float64]) -> Tables:
-    """The tables with each engine's sigma as wide as its left-out errors *off* ask."""
-    names = _rows(measured)
+    """The tables with sigmas as wide as the left-out errors *off* ask."""
+    return _widened(given, _errors(measured, off))
+
+
+def coverage(
+    given: Tables,
+    measured: Sequence[Measurement],
+    off: NDArray[np.float64],
+    part: Callable[[Measurement], str],
+) -> Mapping[str, tuple[int, float]]:
+    """Rows and share of errors inside the band, of each part and of ``everything``; bands are widened by the
+    errors of the other parts alone, so that no part says how wide its own band is."""
+    known = np.isfinite(off)
+    parts = np.array([part(m) for m in measured])[known]
+    errors = _errors(measured, off)
+    inside = np.zeros(errors.off.size, dtype=bool)
+    for here in _each(parts):
+        inside[here] = np.abs(errors.off[here]) <= _bands(_widened(given, errors.only(~here)), errors.only(here))
+    found = {str(parts[here][0]): inside[here] for here in _each(parts)} | {"everything": inside}
+    return {name: (rows.size, float(rows.mean())) for name, rows in found.items() if rows.size}
+
+
+def _errors(measured: Sequence[Measurement], off: Column) -> _Errors:
+    """Those of *measured* that have one."""
+    known = [m for m, each in zip(measured, off, strict=True) if np.isfinite(each)]
+    names = [row_names(m.shape.engine, m.shape.card.family, m.shape.card.link, m.shape.stored) for m in known]
+    return _Errors(
+        off[np.isfinite(off)],
+        np.array([m.source for m in known], dtype=np.str_),
+        np.array([name["engine"] for name in names], dtype=np.str_),
+        np.array([name["family"] for name in names], dtype=np.str_),
+    )
+
+
+def _each(names: NDArray[np.str_]) -> Iterator[NDArray[np.bool_]]:
+    """For each name which rows are its."""
+    for name in sorted(set(names.tolist())):
+        yield names == name
+
+
+def _widened(given: Tables, errors: _Errors) -> Tables:
+    factor, own = _unseen(given, errors), _of_engines(given, errors)
+    wide = {
+        table: {name: replace(row, sigma=min(factor * row.sigma, _MOST)) for name, row in own[table].items()}
+        for table in ("engine", "family")
+    }
+    return {**own, **wide}
+
+
+def _of_engines(given: Tables, errors: _Errors) -> Tables:
+    """The tables with each engine's sigma as wide as its own errors ask."""
     engines: dict[str, Any] = dict(given["engine"])
-    for engine, row in engines.items():
-        of = np.array([name["engine"] == engine for name in names]) & np.isfinite(off)
-        if of.any():
-            shares = np.array([given["family"][name["family"]].sigma for name in names])[of]
-            engines[engine] = replace(row, sigma=_sigma(off[of], shares, row.sigma))
+    for here in _each(errors.engine):
+        name = str(errors.engine[here][0])
+        shares = np.array([given["family"][each].sigma for each in errors.family[here]])
+        engines[name] = replace(engines[name], sigma=_sigma(errors.off[here], shares, engines[name].sigma))
     return {**given, "engine": engines}
 
 
@@ -58,31 +126,28 @@ def _sigma(off: NDArray[np.float64], family: NDArray[np.float64], prior: float) 
     return float(min(mean, _UNMODELLED_MOST))
 
 
-def coverage(
-    given: Tables,
-    measured: Sequence[Measurement],
-    off: NDArray[np.float64],
-    part: Callable[[Measurement], str],
-) -> Mapping[str, tuple[int, float]]:
-    """Rows and share of errors inside the band, of each part and of ``everything``; bands are widened by the
-    errors of the other parts alone, so that no part says how wide its own band is."""
-    parts = np.array([part(m) for m in measured])
-    inside = np.full(len(measured), np.nan)
-    for name in sorted(set(parts.tolist())):
-        others = parts != name
-        held = widened(given, [m for m, keep in zip(measured, others, strict=True) if keep], off[others])
-        here = np.flatnonzero(~others & np.isfinite(off))
-        band = np.array([_band(held, measured[int(i)]) for i in here])
-        inside[here] = np.abs(off[here]) <= band
-    counted = {name: inside[(parts == name) & np.isfinite(inside)] for name in sorted(set(parts.tolist()))}
-    counted["everything"] = inside[np.isfinite(inside)]
-    return {name: (rows.size, float(rows.mean())) for name, rows in counted.items() if rows.size}
+def _unseen(given: Tables, errors: _Errors) -> float:
+    """How much wider bands must be, at least 1, to hold ``COVERED`` of sources whose errors made none of them."""
+    beyond, votes = np.zeros(errors.off.size), np.zeros(errors.off.size)
+    for here in _each(errors.source):
+        if not here.all():
+            held = _of_engines(given, errors.only(~here))
+            beyond[here] = np.abs(errors.off[here]) / _bands(held, errors.only(here))
+            votes[here] = min(1.0, _SOURCE_ROWS / np.count_nonzero(here))
+    return max(1.0, _quantile(beyond, votes)) if votes.any() else 1.0
 
 
-def _band(given: Tables, m: Measurement) -> float:
-    name = _rows([m])[0]
-    return _Z * float(np.hypot(given["engine"][name["engine"]].sigma, given["family"][name["family"]].sigma))
+def _quantile(values: Column, votes: Column) -> float:
+    """The value that ``COVERED`` of the votes do not exceed."""
+    order = np.argsort(values)
+    heard = np.cumsum(votes[order])
+    return float(values[order][np.searchsorted(heard, COVERED * heard[-1])])
 
 
-def _rows(measured: Sequence[Measurement]) -> list[Mapping[str, str]]:
-    return [row_names(m.shape.engine, m.shape.card.family, m.shape.card.link, m.shape.stored) for m in measured]
+def _bands(given: Tables, errors: _Errors) -> Column:
+    """Half the width of each row's band, in the logarithm."""
+    of = [
+        np.array([given[table][name].sigma for name in names])
+        for table, names in (("engine", errors.engine), ("family", errors.family))
+    ]
+    return np.asarray(_Z * np.hypot(*of))

@@ -5,22 +5,28 @@ Believes: one row, one measurement. Must not know: the tables' values or how a f
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.core.coefficients import row_names
 from router.core.physics import Ideal, ideal
+from router.core.step import tokens_a_step
 from simulator.calibration.measurements import Measurement
 
 Column = NDArray[np.float64]
+
+PREFILL_FIRST: Final = {"sglang", "vllm-2024", "vllm-2023"}
+"""Engines whose scheduler runs waiting prompts before any decode and not in one step with it: SGLang without
+``--enable-mixed-chunk``, vLLM before V1 without ``--enable-chunked-prefill``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
     """Columns over measurements. ``rows`` maps a table to the row name each measurement reads of it.
-    ``waited_s`` is the measured first token, 0 where there was none."""
+    ``waited_s`` is the measured first token, 0 where there was none; ``prefill_first``: see ``PREFILL_FIRST``;
+    ``drafted``: tokens a sequence proposes a step, ``yielded``: those it gains by it."""
 
     best: Ideal
     rows: dict[str, NDArray[np.str_]]
@@ -29,6 +35,9 @@ class Design:
     output_tokens: Column
     lockstep: NDArray[np.bool_]
     waited_s: Column
+    prefill_first: NDArray[np.bool_]
+    drafted: Column
+    yielded: Column
 
 
 def design(measured: Sequence[Measurement]) -> Design:
@@ -43,6 +52,9 @@ def design(measured: Sequence[Measurement]) -> Design:
         output_tokens=column(measured, "output_tokens"),
         lockstep=np.array([m.lockstep for m in measured]),
         waited_s=np.nan_to_num(column(measured, "ttft_s"), nan=0.0),
+        prefill_first=np.array([m.shape.engine in PREFILL_FIRST for m in measured]),
+        drafted=column(measured, "drafted"),
+        yielded=np.array([tokens_a_step(m.acceptance, int(m.drafted)) for m in measured]),
     )
 
 

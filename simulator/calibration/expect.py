@@ -3,9 +3,9 @@
 Believes: how static batches and closed loops fill an engine. Must not know: where coefficients
 come from. The step is the core's own (`router.core.step`), on columns instead of numbers.
 
-A static batch prefills its prompts together, then decodes in step. In a closed loop of ``C``
-users each request meets, during its own ``osl`` steps, the prefill of every other user once, so
-its mean gap is a decode step plus ``(C - 1) / osl`` prompts' marginal time.
+A static batch prefills its prompts together, then decodes in step. In a closed loop of ``C`` users every user
+prefills once a cycle, so a request meets the prefill of every other one once: while it waits for its own first token,
+or during its own ``osl`` steps, whose mean gap is a decode step plus its part of those prompts' marginal time.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,9 @@ from simulator.calibration.design import Column, Design
 
 WARM_UP_SHARE: Final = 0.1
 """Share of a closed loop's requests that start together: load generators send about ten a user."""
+GROUP_TOKENS: Final = 1024.0
+"""Prompt tokens that a closed loop's requests are admitted in together, chosen on measured engines. Requests of one
+length that were prefilled in one step end in one step and come back together, for as long as the loop lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ def expected(c: StepCoefficients, stream_s: Any, of: Design) -> Expected:
     running = of.batch
     for _ in range(_LITTLE_ROUNDS):
         pace_s = _pace_s(c, stream_s, of, running)
-        running = np.where(of.lockstep, of.batch, _running(of, pace_s, running))
+        running = np.where(of.lockstep, of.batch, _running(of, pace_s, running, _sat_out_s(c, of, running)))
     pace_s = _pace_s(c, stream_s, of, running)
     ttft_s = np.where(of.lockstep, _batch_ttft_s(c, of), _loop_ttft_s(c, of, pace_s))
     return Expected(pace_s, ttft_s, ttft_s + (of.output_tokens - 1) * pace_s)
@@ -43,21 +46,23 @@ def expected(c: StepCoefficients, stream_s: Any, of: Design) -> Expected:
 _LITTLE_ROUNDS: Final = 4
 
 
-def _running(of: Design, pace_s: Column, before: Column) -> Column:
+def _running(of: Design, pace_s: Column, before: Column, sat_out_s: Column) -> Column:
     """Users that decode, by Little's law: those who wait for a first token are not in the batch.
 
     The wait is the measured one (nothing measured: everybody runs); the decode is the expected one,
-    so no measured pace comes into the expected pace. Half-way steps keep the rounds from swinging.
+    so no measured pace comes into the expected pace. Nobody decodes while an engine that puts prompts first
+    runs them, so what was sat out so takes nobody from the batch. Half-way steps keep the rounds from swinging.
     """
     decode_s = of.output_tokens * pace_s
-    wanted = of.batch * decode_s / (decode_s + of.waited_s)
+    waited_s = of.waited_s - np.where(of.prefill_first, sat_out_s, 0.0)
+    wanted = of.batch * decode_s / (decode_s + waited_s)
     return np.maximum(1.0, (before + wanted) / 2)
 
 
 def _pace_s(c: StepCoefficients, stream_s: Any, of: Design, running: Column) -> Column:
     """Mean gap of a request: a decode step, and in a closed loop the prompts that join meanwhile; or,
     where that is longer, the API server's time to send a token to each of those that run."""
-    engine_s = _decode_s(c, of, running) + np.where(of.lockstep, 0.0, _stall_s(c, of, running))
+    engine_s = _decode_s(c, of, running) / of.yielded + np.where(of.lockstep, 0.0, _stall_s(c, of, running))
     return np.asarray((engine_s**c.roof_power + (stream_s * running) ** c.roof_power) ** (1 / c.roof_power))
 
 
@@ -71,16 +76,34 @@ def _context(of: Design, running: Column) -> Column:
 
 
 def _decode_s(c: StepCoefficients, of: Design, running: Column) -> Column:
-    return _step(c, running, _context(of, running), 0.0, 0.0)
+    """A step that also verifies what was drafted: the context is read once, the rest is done for every token."""
+    return _step(c, running * (1.0 + of.drafted), _context(of, running), 0.0, 0.0)
 
 
 def _stall_s(c: StepCoefficients, of: Design, running: Column) -> Column:
-    """Marginal prefill seconds that others' prompts add to each of a request's gaps."""
+    """Seconds that others' prompts add to each of a request's gaps.
+
+    During its own decode a request meets every other group of prompts once; groups that meet in one step share what
+    such a step costs, and what an engine that puts prompts first made it sit out before, it meets no more.
+    """
     chunks = np.ceil(of.prompt_tokens / PREFILL_CHUNK_TOKENS)
-    chunk = of.prompt_tokens / chunks
-    pairs = attention_pairs(of.prompt_tokens) / chunks
-    mixed = _step(c, running, _context(of, running), chunk, pairs) - _decode_s(c, of, running)
-    return np.asarray(np.maximum(running - 1, 0.0) / np.maximum(of.output_tokens, 1) * chunks * mixed)
+    group = np.clip(GROUP_TOKENS / of.prompt_tokens, 1.0, running)
+    steps = np.maximum(of.output_tokens, 1.0)
+    met = np.maximum(running - group, 0.0) / group * chunks / steps
+    share = -np.expm1(-met)  # of its steps that hold prompts, which come by chance
+    prompts = group * met / chunks / np.maximum(share, 1e-9)
+    pairs = prompts * attention_pairs(of.prompt_tokens)
+    mixed = _step(c, running * (1.0 + of.drafted), _context(of, running), prompts * of.prompt_tokens, pairs)
+    stall = share * (mixed - _decode_s(c, of, running))
+    sat_out = np.where(of.prefill_first, _sat_out_s(c, of, running) / steps, 0.0)
+    return np.asarray(np.maximum(stall - sat_out, 0.0))
+
+
+def _sat_out_s(c: StepCoefficients, of: Design, running: Column) -> Column:
+    """Of the measured wait for a first token, the seconds in which others' prompts ran: what is left of it after the
+    own prefill, and no more than all others take."""
+    own = _prefill_s(c, of, 1.0)
+    return np.asarray(np.clip(of.waited_s - c.first_token_s - own, 0.0, np.maximum(running - 1.0, 0.0) * own))
 
 
 def _prefill_s(c: StepCoefficients, of: Design, prompts: Any) -> Column:

@@ -45,7 +45,7 @@ _SPREAD: Final = {
     # relative error a priori (logarithm); what is not named is a duration of an engine
     "read": 0.04, "kv": 0.06, "gemm": 0.06, "attention": 0.2, "share": 0.15, "latency_s": 0.2, "hop_s": 0.2,
     "read_gain": 0.06, "gemm_gain": 0.1, "expert_gain": 0.15, "reduce_gain": 0.25, "small_share": 0.2, "host": 0.1,
-    "stream_s": 0.7,
+    "stream_s": 0.7, "seq_s": 0.7, "eager_layer_s": 0.7, "launch_gain": 0.1,
 }  # fmt: skip
 _DURATION_SPREAD: Final = 0.3
 _SOURCE_WEIGHT: Final = 3.0

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from router.core.record import backend_of
 from router.core.types import Backend
-from simulator.calibration.measurements import opened
+from simulator.calibration.files import opened
 
 Event = Mapping[str, Any]
 

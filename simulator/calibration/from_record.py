@@ -23,7 +23,7 @@ ENOUGH: Final = 20
 _STREAMS_MOST: Final = 2000
 _SHORT_REPLY: Final = 8
 _ROUNDS: Final = 30
-_ROOF: Final = ("token_s", "weights_s", "gemm_token_s", "experts_s", "launch_s")
+_ROOF: Final = ("token_s", "weights_s", "gemm_token_s", "experts_s", "launch_s", "eager_s")
 Terms = NDArray[np.float64]
 
 

@@ -16,17 +16,19 @@ A user's own file needs only these columns (others may be absent or empty):
                     "e2e/osl ..." means the figure hides the prefill and only ``e2e_ms`` (or the
                     figure times ``osl``) is used
     e2e_ms          last token of the batch, milliseconds
+    spec_drafted, spec_acceptance                      speculative decoding: tokens proposed a step (default 0) and
+                    the rate at which each is accepted
     note, scope     "DO NOT FIT", "LOW TRUST", "per-POOL" and data-parallel attention are left out
+
+Left out besides: a closed loop of which more than half wait for a first token (its batch is not known), and what
+rows say against one another (`among.py`).
 """
 
-import csv
-import gzip
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite, nan
-from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 from router.core.cards import Card, card
 from router.core.models import Model, model
@@ -41,7 +43,8 @@ class Measurement:
 
     ``pace_s`` is the mean gap between tokens where it was measured itself (ITL is direct),
     ``derived_pace_s`` where it was computed from other figures; ``e2e_s`` the whole of a request. ``lockstep``:
-    a static batch whose prompts are prefilled together, else a closed loop of ``batch`` users.
+    a static batch whose prompts are prefilled together, else a closed loop of ``batch`` users. ``drafted``: tokens
+    proposed a step by speculative decoding, each accepted at the rate ``acceptance``.
     """
 
     source: str
@@ -54,6 +57,8 @@ class Measurement:
     ttft_s: float
     e2e_s: float
     derived_pace_s: float = nan
+    drafted: float = 0.0
+    acceptance: float = 0.0
 
     @property
     def unqueued(self) -> bool:
@@ -62,11 +67,25 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """A measurement, the line that told it, and the *wording* (version, precision) that its shape leaves out."""
+
+    line: int
+    wording: str
+    seen: Measurement
+
+
+@dataclass(frozen=True, slots=True)
 class Skipped:
-    """A row that cannot be used, and why."""
+    """A row that cannot be used, and why; ``broken`` where it is no matter of choice: it cannot be read."""
 
     line: int
     why: str
+    broken: bool = False
+
+
+class Unreadable(ValueError):
+    """A column holds what no number can be made of."""
 
 
 _NAMES: Final = {
@@ -113,28 +132,15 @@ _HIDES_PREFILL: Final = ("UPPER BOUND", "e2e/osl")
 _UNTRUSTED: Final = ("DO NOT FIT", "LOW TRUST", "ASSUMED")
 
 
-def read(path: Path) -> tuple[list[Measurement], list[Skipped]]:
-    """Every usable row of a CSV (plain or .gz), and what was left out with the reason."""
-    with opened(path) as lines:
-        return parse(csv.DictReader(lines))
-
-
-def opened(path: Path) -> TextIO:
-    """A text file, plain or .gz, to read."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", newline="", encoding="utf-8")
-    return path.open(newline="", encoding="utf-8")
-
-
-def parse(rows: Iterable[Row]) -> tuple[list[Measurement], list[Skipped]]:
+def parse(rows: Iterable[Row]) -> tuple[list[Told], list[Skipped]]:
     """Measurements of *rows*; line numbers count the heading as 1."""
-    kept: list[Measurement] = []
+    kept: list[Told] = []
     skipped: list[Skipped] = []
     for line, row in enumerate(rows, start=2):
         try:
-            kept.append(_measurement(row))
+            kept.append(Told(line, f"{row.get('engine_version')} {row['precision']}", _measurement(row)))
         except (ValueError, KeyError) as unusable:
-            skipped.append(Skipped(line, str(unusable)))
+            skipped.append(Skipped(line, str(unusable), isinstance(unusable, Unreadable)))
     return kept, skipped
 
 
@@ -163,9 +169,15 @@ def _measurement(row: Row) -> Measurement:
         ttft_s=_first(row, "ttft_ms_mean", "ttft_ms_p50") / 1e3,
         e2e_s=_e2e_s(row, pace_s * output) if hides else nan,
         derived_pace_s=pace_s if derived else nan,
+        drafted=_first(row, "spec_drafted", missing=0.0),
+        acceptance=_first(row, "spec_acceptance", missing=0.0),
     )
+    if seen.drafted < 0 or not 0 <= seen.acceptance <= 1:
+        raise ValueError("expected spec_drafted of at least 0 and spec_acceptance from 0 to 1")
     if not any(isfinite(each) for each in (seen.pace_s, seen.derived_pace_s, seen.ttft_s, seen.e2e_s)):
         raise ValueError("nothing was measured: expected ttft, itl or e2e")
+    if not (lockstep or batch == 1) and seen.ttft_s > seen.output_tokens * seen.pace_s:
+        raise ValueError("more than half of the users wait for a first token: the batch is not known")
     return seen
 
 
@@ -250,4 +262,10 @@ def _number(row: Row, column: str, missing: float = nan) -> float:
 
 
 def _first(row: Row, *columns: str, missing: float = nan) -> float:
-    return next((float(row[each]) for each in columns if row.get(each)), missing)
+    for column in columns:
+        if text := row.get(column):
+            try:
+                return float(text)
+            except ValueError:
+                raise Unreadable(f"{column} {text!r}: expected a number") from None
+    return missing

@@ -16,7 +16,7 @@ from router.core import kernels
 from router.core.belief import Belief
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
-from router.core.kernels import AHEAD, CONTEXT, FIRST, FIXED, PAIR, SCALE, SEQ, SHARE, TERMS, TOKEN
+from router.core.kernels import AHEAD, CONTEXT, EAGER, FIRST, FIXED, PAIR, SCALE, SEQ, SHARE, TERMS, TOKEN
 from router.core.ledger import RATE_TAU_S, Ledger
 from router.core.lengths import BINS, Lengths
 from router.core.lessons import BEYOND, KEPT, LEVELS, RANKED, WINDOW
@@ -36,6 +36,7 @@ def drawn(chance, count):
         prior = StepCoefficients(
             *(chance.uniform(0.5, 2.0) * x for x in (0.01, 1e-4, 1e-7, 2e-4, 1e-9, 5e-3, 2e-3, 1e-4, 1e-2, 0.06)),
             stages=chance.choice((1, 1, 4)),
+            eager_s=chance.choice((0.0, 0.02)),
         )
         facts = {"seqs_max": chance.choice((8, 256)), "kv_tokens_max": chance.choice((5_000, 500_000))}
         joined = Backend(f"b{n}", ("m",), prior, chunk_tokens=chance.choice((512, 8192)), network_s=0.001 * n, **facts)
@@ -75,7 +76,11 @@ class Reference:
         full = np.maximum(np.ceil(left / room) - 1.0, 0.0)
         last = left - full * room
         now = self.roof(batch * self.prior[:, SHARE])
-        beyond = lambda tokens: self.roof(tokens + batch * self.prior[:, SHARE]) - now  # noqa: E731
+
+        def beyond(tokens):
+            over = self.roof(tokens + batch * self.prior[:, SHARE]) - now
+            return np.hypot(over, self.prior[:, EAGER] * np.minimum(tokens, 1.0))
+
         step = c[FIXED] + f[FIXED] * now + c[SEQ] * batch + c[CONTEXT] * context
         prompt = f[TOKEN] * beyond(first) + first * (c[TOKEN] + c[PAIR] * (0.5 * each))
         since = fleet.unanswered_s

@@ -288,6 +288,26 @@ def test_launches_hide_behind_the_card_or_the_card_behind_them() -> None:
     assert decode_step_s(quick, 1, 0) == pytest.approx(0.1, rel=0.01)
 
 
+def test_a_step_with_prompts_is_launched_kernel_by_kernel() -> None:
+    """A short prompt adds the launch, a long one its computing; a step of decoding sequences alone is a graph."""
+    c = StepCoefficients(0.01, 0, 0, 1e-4, 0, 0, weights_s=0.01, gemm_token_s=1e-4)
+    eager = replace(c, eager_s=0.02)
+    assert decode_step_s(eager, 8, 800) == decode_step_s(c, 8, 800)
+    assert step_s(eager, 8, 800, 10) - decode_step_s(c, 8, 800) == pytest.approx(0.02, rel=0.01)
+    assert step_s(eager, 8, 800, 8000) == pytest.approx(float(step_s(c, 8, 800, 8000)), rel=0.01)
+    assert coefficients(Shape(card("h100"), model("llama-3-8b"), engine="tensorrt-llm")).eager_s > 0.005
+
+
+def test_latent_attention_needs_further_kernels() -> None:
+    """DeepSeek-V3 projects down and absorbs: more launches a layer, whatever the batch."""
+    deepseek = model("deepseek-v3")
+    latent, plain = (
+        coefficients(Shape(card("h200"), replace(deepseek, latent_kv=latent), 8, precision="fp8")).fixed_s
+        for latent in (True, False)
+    )
+    assert 61 * 10e-6 < latent - plain < 61 * 60e-6
+
+
 def test_fp8_is_block_scaled_for_models_published_so() -> None:
     """DeepSeek-V3 and Qwen3 quantise activations as they run; Llama's FP8 has one scale a tensor."""
     assert Shape(card("h100"), model("qwen3-32b"), precision="fp8").stored == "fp8-block"

@@ -10,6 +10,7 @@ import pytest
 
 from router.core.physics import coefficients, decode_step_s
 from simulator.calibrate import leave_one_out, main
+from simulator.calibration.among import consistent
 from simulator.calibration.bands import coverage, widened
 from simulator.calibration.fit import COMMITTED, PRIOR, fit, predicted, seen
 from simulator.calibration.measurements import Measurement, engine_key, parse
@@ -36,15 +37,15 @@ ROW = {
 
 def one(**changes: str) -> Measurement:
     """The measurement of ROW with some columns changed."""
-    kept, skipped = parse([ROW | changes])
+    told, skipped = parse([ROW | changes])
     assert not skipped, skipped
-    return kept[0]
+    return told[0].seen
 
 
 def why_not(**changes: str) -> str:
     """Why ROW with some columns changed cannot be used."""
-    kept, skipped = parse([ROW | changes])
-    assert not kept
+    told, skipped = parse([ROW | changes])
+    assert not told
     return skipped[0].why
 
 
@@ -93,6 +94,48 @@ def test_a_row_that_cannot_be_used_says_why(changes: Mapping[str, str], why: str
     assert why in why_not(**changes)
 
 
+def test_a_queue_hides_the_batch() -> None:
+    """More than half of a closed loop waits for a first token: nobody knows how many decoded. One user never queues."""
+    loop = {"load_kind": "concurrency", "batch_or_concurrency": "512", "osl": "200", "itl_ms_mean": "8"}
+    assert "batch is not known" in why_not(**loop, ttft_ms_mean="1700")
+    assert one(**loop, ttft_ms_mean="1500").batch == 512
+    assert one(**loop | {"batch_or_concurrency": "1"}, ttft_ms_mean="1700").unqueued
+
+
+def test_a_measurement_told_twice_counts_once() -> None:
+    """Under another name of the same model, say; another figure is another measurement."""
+    again = ROW | {"model": "meta-llama/Llama-3.1-8B"}
+    kept, skipped = consistent(parse([ROW, again, ROW | {"itl_ms_mean": "8.1"}])[0])
+    assert [m.pace_s for m in kept] == [0.008, 0.0081]
+    assert [(each.line, each.why) for each in skipped] == [(3, "the same measurement as in an earlier row")]
+
+
+def test_what_contradicts_itself_is_believed_in_neither_way() -> None:
+    """One configuration at twice the pace differs in what no column names; other versions and formats may differ."""
+    rows = [ROW, ROW | {"itl_ms_mean": "16"}, ROW | {"tp": "2"}]
+    kept, skipped = consistent(parse(rows)[0])
+    assert [m.shape.tp for m in kept] == [2]
+    assert [each.line for each in skipped] == [2, 3]
+    for unlike in ({"engine_version": "0.13.0"}, {"precision": "fp16"}, {"source": "others"}, {"osl": "300"}):
+        assert len(consistent(parse([ROW, rows[1] | unlike])[0])[0]) == 2
+
+
+def test_speculative_decoding_is_a_rate_of_acceptance() -> None:
+    """Two drafts, each accepted half of the time, yield 1.75 tokens a step that computes three."""
+    plain, drafting = predicted([one(), one(spec_drafted="2", spec_acceptance="0.5")], PRIOR)[0]
+    assert plain / 1.75 < drafting < plain / 1.4
+    assert "spec_acceptance" in why_not(spec_drafted="2", spec_acceptance="1.5")
+
+
+def test_awq_is_launched_in_more_kernels_where_nothing_fuses_them() -> None:
+    """An eager engine pays for it; one that replays graphs does not."""
+    for engine, least, most in (("transformers", 1.2, 1.4), ("vllm", 0.98, 1.02)):
+        fused, loose = predicted(
+            [one(engine=engine, model="qwen2.5-0.5b", precision=p) for p in ("gptq", "awq")], PRIOR
+        )[0]
+        assert least < loose / fused < most
+
+
 def test_fp4_on_a_card_without_it_is_unpacked() -> None:
     """Hopper has no FP4 units: gpt-oss runs there as MXFP4."""
     assert one(precision="fp4").shape.precision == "mxfp4"
@@ -138,10 +181,33 @@ def test_a_closed_loop_is_slowed_by_the_prompts_of_others() -> None:
     assert apart > 1.3 * together
 
 
+def test_what_was_sat_out_before_the_first_token_is_not_met_again() -> None:
+    """An engine that runs prompts first made a request wait for those of others; with chunks in between it meets them
+    while it decodes."""
+    loop = {"load_kind": "concurrency", "batch_or_concurrency": "32", "isl": "4000", "itl_ms_mean": "50"}
+    left = []
+    for engine in ("sglang", "vllm"):
+        soon, late = predicted([one(**loop, engine=engine, ttft_ms_mean=ttft) for ttft in ("150", "1500")], PRIOR)[0]
+        left.append(late / soon)
+    assert left[0] < left[1] - 0.05
+
+
+def test_short_prompts_come_in_groups_and_share_a_launch() -> None:
+    """Sixteen prompts of 64 tokens make about as many steps with prompts as one of 1024, each of them launched."""
+    loop = {"load_kind": "concurrency", "batch_or_concurrency": "32", "osl": "400", "engine": "trtllm"}
+    short, long, none = predicted(
+        [one(**loop, isl=n) for n in ("64", "1024")] + [one(**loop | {"load_kind": "static_batch"}, isl="64")], PRIOR
+    )[0]
+    launch_s = 32 * PRIOR["engine"]["tensorrt-llm"].eager_layer_s
+    assert 0 < short - none < 3 * launch_s / 400
+    assert long - none > 15 * launch_s / 400
+
+
 def test_those_who_wait_are_not_in_the_batch() -> None:
     """By Little's law a long first token means few run."""
     short, long = (
-        one(batch_or_concurrency="512", load_kind="concurrency", ttft_ms_mean=ttft) for ttft in ("100", "50000")
+        one(batch_or_concurrency="512", load_kind="concurrency", ttft_ms_mean=ttft, itl_ms_mean="300")
+        for ttft in ("100", "50000")
     )
     few, many = predicted([long, short], PRIOR)[0]
     assert few < 0.5 * many
@@ -192,6 +258,17 @@ def test_a_band_is_as_wide_as_the_errors_of_what_was_left_out() -> None:
     wide = widened(PRIOR, measured, off)["engine"]
     assert wide["vllm"].sigma > 2 * sigma
     assert wide["sglang"] == PRIOR["engine"]["sglang"]
+
+
+def test_the_next_source_is_further_off_than_those_that_were_seen() -> None:
+    """Three sources, each with a bias of its own: the band holds a fourth, not only the spread within each."""
+    measured = [replace(m, source=name) for name in ("low", "fair", "high") for m in world(1.0) * 40]
+    off = np.repeat([-0.5, 0.0, 0.9], len(measured) // 3) + np.random.default_rng(1).normal(0, 0.02, len(measured))
+    wide = widened(PRIOR, measured, off)
+    assert wide["engine"]["sglang"].sigma > PRIOR["engine"]["sglang"].sigma
+    assert wide["family"]["hopper"].sigma > PRIOR["family"]["hopper"].sigma
+    same = widened(PRIOR, measured, np.zeros(len(measured)))
+    assert same["engine"]["sglang"] == PRIOR["engine"]["sglang"]
 
 
 def test_no_part_says_how_wide_its_own_band_is() -> None:
@@ -308,6 +385,38 @@ def test_a_file_with_nothing_to_fit_is_an_error(tmp_path: Path, capsys: pytest.C
     (tmp_path / "empty.csv").write_text("source,engine\nme,vllm\n")
     assert main([str(tmp_path / "empty.csv")]) == 2
     assert "measurements.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("no_column.csv", b"source,engine\nme,vllm\n", "no_column.csv:1: no column card"),
+        ("binary.csv", b"\xff\xfe\x00", "binary.csv: 'utf-8' codec"),
+        ("cut.csv.gz", b"\x1f\x8b\x08\x00", "cut.csv.gz: "),
+    ],
+)
+def test_a_file_that_is_none_says_where(
+    name: str, content: bytes, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line and status 2, no traceback."""
+    (tmp_path / name).write_bytes(content)
+    assert main([str(tmp_path / name)]) == 2
+    assert told in capsys.readouterr().out
+    assert main([str(tmp_path / "absent.csv")]) == 2
+    assert "No such file" in capsys.readouterr().out
+
+
+def test_a_number_that_is_none_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rest is used all the same."""
+    path = tmp_path / "mine.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(ROW))
+        writer.writeheader()
+        writer.writerows([ROW, ROW | {"itl_ms_mean": "fast"}])
+    assert main([str(path), "--as-is"]) == 0
+    said = capsys.readouterr()
+    assert f"{path}:3: itl_ms_mean 'fast': expected a number" in said.err
+    assert "1 rows used, 1 left out" in said.out
 
 
 @pytest.mark.skipif(not MEASURED.exists(), reason="the measurements lie beside the repository, not in it")

@@ -191,6 +191,16 @@ def test_a_step_without_secrets_takes_what_physics_says() -> None:
     assert end["one"] == pytest.approx(prefill + sum(decode), rel=1e-9)
 
 
+def test_a_step_with_a_prompt_takes_at_least_its_launch() -> None:
+    """What the prompt adds and what launching it adds join softly; decode steps know nothing of it."""
+    launched, plain = (
+        served(Limits(), [(0.0, Sequence("one", 100, 3))], true_of(step, EXACT, 0, "r"))[0]["one"]
+        for step in (replace(STEP, eager_s=0.5), STEP)
+    )
+    roof = (STEP.weights_s**3 + (STEP.gemm_token_s * 100) ** 3) ** (1 / 3) - STEP.weights_s
+    assert launched - plain == pytest.approx((roof**2 + 0.25) ** 0.5 - roof, rel=1e-9)
+
+
 def test_steps_cost_the_same_work_whatever_the_length() -> None:
     """A reply ten thousand times as long takes no more callbacks of the clock."""
 

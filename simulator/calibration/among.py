@@ -1,0 +1,62 @@
+"""What rows of a file say about one another: a measurement told twice, and one that another contradicts.
+
+Believes: the configuration of a row as its source words it, and what was seen. Must not know: how a step is predicted;
+no rule here looks at an error of a prediction.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from math import isfinite
+from typing import Final
+
+from simulator.calibration.measurements import Measurement, Skipped, Told
+
+CONTRADICTION: Final = 1.5
+"""How far apart two paces of one configuration may be. Real engines repeat within 1 % below saturation and within 15 %
+near it, night to night: what is half as slow again differs in something that no column names, speculative decoding for
+instance (DeepSeek-R1 on eight H200 under one version of TensorRT-LLM: 13.8 and 8.6 ms)."""
+
+
+def consistent(told: Sequence[Told]) -> tuple[list[Measurement], list[Skipped]]:
+    """The measurements told once and not contradicted, and why the others are left out."""
+    once, again = _once(told)
+    apart = {id(each) for alike in _alike(once) if _contradict(alike) for each in alike}
+    skipped = [*again, *(Skipped(each.line, _APART) for each in once if id(each) in apart)]
+    return [each.seen for each in once if id(each) not in apart], skipped
+
+
+_TWICE: Final = "the same measurement as in an earlier row"
+_APART: Final = f"one configuration, measured twice, paces more than {CONTRADICTION} times apart"
+
+
+def _once(told: Iterable[Told]) -> tuple[list[Told], list[Skipped]]:
+    known: set[Hashable] = set()
+    first: list[Told] = []
+    again: list[Skipped] = []
+    for each in told:
+        m = each.seen
+        key = (_configuration(m), repr((m.pace_s, m.ttft_s, m.e2e_s, m.derived_pace_s)))
+        if key in known:
+            again.append(Skipped(each.line, _TWICE))
+        else:
+            known.add(key)
+            first.append(each)
+    return first, again
+
+
+def _alike(told: Iterable[Told]) -> list[list[Told]]:
+    by: dict[Hashable, list[Told]] = {}
+    for each in told:
+        by.setdefault((each.wording, _configuration(each.seen)), []).append(each)
+    return list(by.values())
+
+
+def _contradict(alike: Sequence[Told]) -> bool:
+    paces = [each.seen.pace_s for each in alike if isfinite(each.seen.pace_s)]
+    return len(paces) > 1 and max(paces) > CONTRADICTION * min(paces)
+
+
+def _configuration(m: Measurement) -> Hashable:
+    """Who measured what under which load; cards and models by their names."""
+    s = m.shape
+    shape = (s.engine, s.card.name, s.model.name, s.precision, s.kv_precision, s.tp, s.pp, s.ep)
+    return (m.source, *shape, m.batch, m.prompt_tokens, m.output_tokens, m.lockstep)

@@ -1,0 +1,49 @@
+"""A file of measurements: opened, checked for its columns, read row by row and row against row.
+
+Believes: what `measurements.py` says of a row and `among.py` of rows. Must not know: what is done with them.
+"""
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TextIO
+
+from simulator.calibration.among import consistent
+from simulator.calibration.measurements import Measurement, Skipped, parse
+
+_NEEDED: Final = ("engine", "card", "model", "precision", "load_kind", "batch_or_concurrency")
+
+
+class BadFile(ValueError):
+    """The file cannot be read as measurements; the message says where and why."""
+
+
+def read(path: Path) -> tuple[list[Measurement], list[Skipped]]:
+    """Every usable row of a CSV (plain or .gz), and what was left out with the reason, by line. ``BadFile`` if it is
+    no such file at all."""
+    with _told_where(path), opened(path) as lines:
+        rows = csv.DictReader(lines)
+        absent = [name for name in _NEEDED if name not in (rows.fieldnames or ())]
+        if absent:
+            raise BadFile(f"{path}:1: no column {', '.join(absent)}; see simulator/calibration/measurements.py")
+        told, unusable = parse(rows)
+    kept, doubtful = consistent(told)
+    return kept, sorted([*unusable, *doubtful], key=lambda each: each.line)
+
+
+def opened(path: Path) -> TextIO:
+    """A text file, plain or .gz, to read."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", newline="", encoding="utf-8")
+    return path.open(newline="", encoding="utf-8")
+
+
+@contextmanager
+def _told_where(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as unreadable:
+        raise BadFile(f"{path}: {unreadable}") from None
