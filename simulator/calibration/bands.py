@@ -4,7 +4,7 @@ Believes: errors of left-out rows, in the logarithm; that an engine's and a card
 as squares. Must not know: how predictions were made.
 
 The sigma of an engine is chosen so that ``COVERED`` of its left-out errors lie inside the band that a normal error of
-that sigma would have; few rows are held by a prior, as if ``_PRIOR_ROWS`` more had the prior's sigma.
+that sigma would have; few sources are held by a prior, as if ``_PRIOR_SOURCES`` more had the prior's sigma.
 
 Errors of one source are alike, so the next source is further off than more rows of those that were seen. All sigmas are
 therefore widened by the one factor that holds ``COVERED`` of every source whose own errors are kept unknown.
@@ -25,11 +25,11 @@ from simulator.calibration.measurements import Measurement
 COVERED: Final = 0.9
 _Z: Final = 1.645
 """Half-width of a standard normal's band of ``COVERED``."""
-_PRIOR_ROWS: Final = 10.0
+_PRIOR_SOURCES: Final = 1.0
 _LEAST: Final = 0.1
 _UNMODELLED_MOST: Final = 0.6
 _MOST: Final = 1.0
-_SOURCE_ROWS: Final = 100.0
+_SOURCE_ROWS: Final = 30.0
 """A source has as many votes as rows, and no more than these."""
 
 
@@ -114,15 +114,16 @@ def _of_engines(given: Tables, errors: _Errors) -> Tables:
     for here in _each(errors.engine):
         name = str(errors.engine[here][0])
         shares = np.array([given["family"][each].sigma for each in errors.family[here]])
-        engines[name] = replace(engines[name], sigma=_sigma(errors.off[here], shares, engines[name].sigma))
+        sources = np.unique(errors.source[here]).size
+        engines[name] = replace(engines[name], sigma=_sigma(errors.off[here], shares, sources, engines[name].sigma))
     return {**given, "engine": engines}
 
 
-def _sigma(off: NDArray[np.float64], family: NDArray[np.float64], prior: float) -> float:
+def _sigma(off: NDArray[np.float64], family: NDArray[np.float64], sources: int, prior: float) -> float:
     """What an engine must add, as squares, to its cards' sigmas for the band to hold; shrunk to *prior*."""
     whole = float(np.quantile(np.abs(off), COVERED)) / _Z
     own = np.sqrt(max(whole**2 - float(np.mean(family**2)), _LEAST**2))
-    mean = (own * off.size + prior * _PRIOR_ROWS) / (off.size + _PRIOR_ROWS)
+    mean = (own * sources + prior * _PRIOR_SOURCES) / (sources + _PRIOR_SOURCES)
     return float(min(mean, _UNMODELLED_MOST))
 
 

@@ -252,12 +252,14 @@ def test_a_capped_card_keeps_its_bandwidth_and_loses_compute() -> None:
 
 def test_a_band_is_as_wide_as_the_errors_of_what_was_left_out() -> None:
     """An engine whose left-out errors are three times its sigma is promised no better."""
-    measured = [one(batch_or_concurrency=str(b)) for b in range(1, 101)]
+    measured = [one(batch_or_concurrency=str(b), source=f"source {b % 5}") for b in range(1, 401)]
     sigma = PRIOR["engine"]["vllm"].sigma
     off = np.random.default_rng(1).normal(0, 3 * sigma, len(measured))
     wide = widened(PRIOR, measured, off)["engine"]
     assert wide["vllm"].sigma > 2 * sigma
-    assert wide["sglang"] == PRIOR["engine"]["sglang"]
+    once = widened(PRIOR, [replace(m, source="one") for m in measured], off)["engine"]
+    assert sigma < once["vllm"].sigma < wide["vllm"].sigma
+    assert once["sglang"] == PRIOR["engine"]["sglang"]
 
 
 def test_the_next_source_is_further_off_than_those_that_were_seen() -> None:
