@@ -19,7 +19,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_serv
 from router.core.decisions import ScaleTo
 from router.core.policy import Demand
 from router.core.types import Backend
-from router.gateway.engines import http_client
 from router.gateway.plan import Plan
 from router.gateway.state import ModelDemand, RouterView, Store, StoreGone
 from router.gateway.state.redis import RedisStore
@@ -169,7 +168,7 @@ class _Sources:
         if state.redis_url is not None:
             self._store = RedisStore(state.redis_url, state.pool, "autoscaler", state.lease_s, state.timeout_s)
         else:
-            self._client = http_client(_ASK_S)
+            self._client = _http_client(_ASK_S)
         return self
 
     async def views(self) -> Views:
@@ -194,3 +193,9 @@ class _Sources:
             await self._store.close()
         if self._client is not None:
             await self._client.aclose()
+
+
+def _http_client(timeout_s: float) -> httpx.AsyncClient:
+    """For control traffic: bounded waits, no proxy from the environment, no redirects followed."""
+    limits = httpx.Limits(max_keepalive_connections=64, keepalive_expiry=4.0)  # vLLM closes idle ones after 5 s
+    return httpx.AsyncClient(timeout=timeout_s, trust_env=False, limits=limits)

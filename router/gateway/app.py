@@ -21,13 +21,14 @@ from router.core.record import Recording
 from router.core.score import Score
 from router.core.types import Backend, EngineReport, Load
 from router.gateway import recorder, settings
+from router.gateway.asking import Asker
 from router.gateway.audit import Audit
 from router.gateway.chosen import UNPROVED
 from router.gateway.config_text import ConfigError
 from router.gateway.control import control_app
 from router.gateway.demand import DemandWindow
 from router.gateway.driver import Driver, Observer, Outcome, StreamLimits
-from router.gateway.engines import Engines, engine, http_client
+from router.gateway.engines import Engines, engine
 from router.gateway.journal import Journal
 from router.gateway.metrics import Metrics
 from router.gateway.plan import Plan
@@ -108,7 +109,7 @@ class Gateway:
             limits=StreamLimits(upstream.stall_s, upstream.reader_s),
         )
         self.store = _store(plan, self.router_id, place)
-        self.engines = Engines(self, self.metrics, http_client, clock)
+        self.engines = Engines(self, self.metrics, Asker, clock)
         state = plan.settings.state
         self.sync = Sync(
             self.store,

@@ -12,16 +12,14 @@ from random import uniform
 from typing import Final, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
-import httpx
-
 from router.core.types import EngineReport
 from router.gateway import scrape, settings
+from router.gateway.asking import Asker, Unanswered
 from router.gateway.scrape import Snapshot
 
 JITTER: Final = 0.1  # of the period: routers started together shall not ask together
 TRITON_METRICS_PORT: Final = 2  # above the HTTP port, as Triton numbers them: 8000, 8001 gRPC, 8002
 TRITON_HTTP_PORT: Final = 8000
-_NO_ANSWER: Final = (httpx.HTTPError, httpx.InvalidURL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ class Watch:
     def __init__(
         self,
         engine: Engine,
-        client: httpx.AsyncClient,
+        client: Asker,
         told: Told,
         observer: EngineObserver,
         down_after: int,
@@ -99,7 +97,6 @@ class Watch:
         self._client, self._told, self._observer = client, told, observer
         self._down_after, self._clock, self._scrapes = down_after, clock, scrapes
         self._failures = 0
-        self._headers = {"authorization": f"Bearer {engine.key}"} if engine.key else {}
 
     async def run(self, period_s: float) -> None:
         """Look for ever, about every ``period_s``; cancel to end."""
@@ -116,9 +113,8 @@ class Watch:
 
     async def _check(self) -> None:
         try:
-            answer = await self._client.get(self.engine.health_url, headers=self._headers)
-            healthy = answer.is_success
-        except _NO_ANSWER:
+            healthy = (await self._client.get(self.engine.health_url, self.engine.key)).is_success
+        except Unanswered:
             healthy = False
         self._failures = 0 if healthy else self._failures + 1
         up = healthy or (bool(self.up) and self._failures < self._down_after)
@@ -131,12 +127,14 @@ class Watch:
         asked_s = self._clock()
         self._told.asking(self.engine.name)
         try:
-            answer = await self._client.get(self.engine.metrics_url, headers=self._headers)
-            answer.raise_for_status()
-        except _NO_ANSWER as error:
-            self._observer.scrape_failed(self.engine.name, f"{type(error).__name__}: {error}")
+            page = await self._client.get(self.engine.metrics_url, self.engine.key)
+        except Unanswered as why:
+            self._observer.scrape_failed(self.engine.name, f"{self.engine.metrics_url}: {why}")
             return
-        found = scrape.read(answer.content, self.engine.models)
+        if not page.is_success:
+            self._observer.scrape_failed(self.engine.name, f"{self.engine.metrics_url} answered {page.status}")
+            return
+        found = scrape.read(page.body, self.engine.models)
         if found is None:
             self._observer.scrape_failed(self.engine.name, f"no known engine's metrics at {self.engine.metrics_url}")
             return
@@ -153,14 +151,14 @@ class Engines:
         self,
         told: Told,
         observer: EngineObserver,
-        make_client: Callable[[float], httpx.AsyncClient],
+        make_client: Callable[[float], Asker],
         clock: Callable[[], float],
         scrapes: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """``make_client``: an HTTP client whose every wait is bounded by the seconds given; ``scrapes``: see Watch."""
+        """``make_client``: a client whose every wait is bounded by the seconds given; ``scrapes``: see Watch."""
         self._told, self._observer, self._make_client = told, observer, make_client
         self._clock, self._scrapes = clock, scrapes
-        self._client: httpx.AsyncClient | None = None
+        self._client: Asker | None = None
         self._timeout_s = 0.0
         self._tasks: dict[str, tuple[tuple[Engine, float, int], asyncio.Task[None]]] = {}
         self._watches: dict[str, Watch] = {}
@@ -204,11 +202,5 @@ class Engines:
         for name in tuple(self._tasks):
             await self._end(name)
         if self._client is not None:
-            await self._client.aclose()
+            self._client.close()
             self._client = None
-
-
-def http_client(timeout_s: float) -> httpx.AsyncClient:
-    """A client for control traffic: bounded waits, no proxy from the environment, no redirects followed."""
-    limits = httpx.Limits(max_keepalive_connections=64, keepalive_expiry=4.0)  # vLLM closes idle ones after 5 s
-    return httpx.AsyncClient(timeout=timeout_s, trust_env=False, limits=limits)

@@ -25,22 +25,20 @@ _ROLE_ALONE: Final = re.compile(rb'"role"\s*:\s*"assistant"[^}]*"content"\s*:\s*
 NO_USAGE: Final = Usage(0)
 
 
-class Gaps:
-    """Histogram of gaps between tokens of one backend: ``counts[i]`` are those up to ``EDGES_S[i]``, the last all."""
+GAP_EDGES_S: Final = (
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+)  # fmt: skip
 
-    EDGES_S: Final = (
-        0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5,
-        5.0, 10.0,
-    )  # fmt: skip
+
+class Gaps:
+    """Histogram of gaps between tokens of one backend: ``counts[i]`` are up to ``GAP_EDGES_S[i]``, the last of all."""
 
     __slots__ = ("counts", "sum_s")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(self.EDGES_S) + 1)
+        self.counts = [0] * (len(GAP_EDGES_S) + 1)
         self.sum_s = 0.0  # of the replies that have ended
-
-
-_EDGES_S: Final = Gaps.EDGES_S
 
 
 class Meter:
@@ -95,7 +93,7 @@ class Meter:
             self.last_s = now_s
             self.events += count
             counts = self.gaps.counts
-            counts[bisect_left(_EDGES_S, gap_s)] += 1
+            counts[bisect_left(GAP_EDGES_S, gap_s)] += 1
             counts[0] += count - 1
             if gap_s > self.gap_max_s:  # noqa: PLR1730 - a call to max() costs more than all of this
                 self.gap_max_s = gap_s

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from router.core.decisions import Account, Outcome, Reason
 from router.core.score import STATES, Accuracy, Score
 from router.core.types import EngineReport, Load
-from router.gateway.meter import Gaps
+from router.gateway.meter import GAP_EDGES_S, Gaps
 from router.gateway.policy_metrics import PolicyMetrics
 
 TTFT_S: Final = (
@@ -288,7 +288,7 @@ class Metrics(Collector):
             yield family
         gaps = HistogramMetricFamily("headroom_itl_seconds", "Gaps between the events of streams", labels=["backend"])
         for backend, seen in self._gaps().items():
-            _add(gaps, [backend], seen.EDGES_S, seen.counts, seen.sum_s)
+            _add(gaps, [backend], GAP_EDGES_S, seen.counts, seen.sum_s)
         yield gaps
 
     def _forecasts(self) -> Iterator[Metric]:

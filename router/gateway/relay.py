@@ -125,10 +125,6 @@ class Attempt:
 
     # -- the connection's side ---------------------------------------------------------------------------------
 
-    def connected(self, connect_s: float) -> None:
-        """A connection was opened for this attempt, in so many seconds."""
-        self.connect_s = connect_s
-
     def finished(self) -> None:
         """The answer is complete."""
         if self._head is None or self._head.status not in _OK:

@@ -9,7 +9,8 @@ import logging
 from time import monotonic
 
 from router.core.types import EngineReport
-from router.gateway.engines import Engines, engine, http_client
+from router.gateway.asking import Asker
+from router.gateway.engines import Engines, engine
 from router.gateway.plan import Plan
 from router.gateway.state import Store, StoreGone
 from router.gateway.state.redis import RedisStore
@@ -69,7 +70,7 @@ async def sidecar(plan: Plan) -> None:
     assert state.redis_url is not None  # the caller has looked
     store = RedisStore(state.redis_url, state.pool, f"{plan.router_id}-sidecar", state.lease_s, state.timeout_s)
     publisher = Publisher(store)
-    engines = Engines(publisher, publisher, http_client, monotonic)
+    engines = Engines(publisher, publisher, Asker, monotonic)
     watched = tuple(engine(given, True, plan.engine_keys.get(given.name, "")) for given in plan.settings.backends)
     try:
         await engines.watch(watched, scrape.period_s, scrape.timeout_s, scrape.down_after)

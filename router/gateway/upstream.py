@@ -77,9 +77,6 @@ class Attempt(Protocol):
 
     take: Callable[[bytes], None]
 
-    def connected(self, connect_s: float) -> None:
-        """A connection was opened for this attempt, in so many seconds."""
-
     def finished(self) -> None:
         """The answer is complete and the connection has been given back."""
 

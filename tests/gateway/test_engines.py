@@ -9,7 +9,8 @@ import pytest
 
 from router.core.types import EngineReport
 from router.gateway import settings
-from router.gateway.engines import Engine, Engines, Watch, engine, http_client
+from router.gateway.asking import Asker
+from router.gateway.engines import Engine, Engines, Watch, engine
 from router.gateway.scrape import Snapshot, read
 from tests.pages import Pages
 from tests.waiting import until
@@ -142,7 +143,7 @@ def test_pages_of_real_engines_are_read() -> None:
 def watch(pages: Pages, told: Told, down_after: int = 2) -> Watch:
     """A watch of one engine that those pages are of; close its client."""
     at = Engine("e", pages.url + "/health", pages.url + "/metrics", ("m",))
-    return Watch(at, http_client(2.0), told, told, down_after, time.monotonic)
+    return Watch(at, Asker(2.0), told, told, down_after, time.monotonic)
 
 
 async def test_a_healthy_engine_is_reported_with_the_time_it_was_asked() -> None:
@@ -157,7 +158,7 @@ async def test_a_healthy_engine_is_reported_with_the_time_it_was_asked() -> None
         assert told.asked == 2
         assert before_s <= told.reports[0].asked_s <= time.monotonic()
         assert told.reports[0].running == 7.0
-        await one._client.aclose()
+        one._client.close()
 
 
 async def test_a_failing_scrape_does_not_take_a_backend_down() -> None:
@@ -169,7 +170,7 @@ async def test_a_failing_scrape_does_not_take_a_backend_down() -> None:
             await one.look()
         assert told.healths == [True]
         assert len(told.failures) == 5
-        await one._client.aclose()
+        one._client.close()
 
 
 async def test_one_missed_check_is_forgiven_and_two_are_not() -> None:
@@ -186,7 +187,7 @@ async def test_one_missed_check_is_forgiven_and_two_are_not() -> None:
         await fresh.look()
         assert fresh.up is False
         for each in (one, fresh):
-            await each._client.aclose()
+            each._client.close()
         await pages.start()
 
 
@@ -194,7 +195,7 @@ async def test_the_set_of_engines_can_change_while_watched() -> None:
     """A new engine is asked, one that left is not any more, one that stayed is not disturbed."""
     async with Pages({"/health": (200, b"")}) as pages:
         told = Told()
-        engines = Engines(told, told, http_client, time.monotonic)
+        engines = Engines(told, told, Asker, time.monotonic)
         a, b, c = (Engine(name, f"{pages.url}/health?{name}", pages.url, (), scraped=False) for name in "abc")
         await engines.watch((a, b), 0.01, 1.0, 2)
         await until(lambda: "/health?b" in pages.asked and "/health?a" in pages.asked)

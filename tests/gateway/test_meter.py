@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from router.core.types import Usage
 from router.gateway.http import dechunked, parse_head
-from router.gateway.meter import Gaps, Meter, first_event
+from router.gateway.meter import GAP_EDGES_S, Gaps, Meter, first_event
 from tests.fakes_wire import chunked, event, token
 
 TEXTS = st.lists(
@@ -88,7 +88,7 @@ def test_gaps_fall_into_their_buckets() -> None:
     meter.begins(event(token()), 0.0)
     meter.passes(event(token()), 0.012)
     meter.passes(event(token()) + event(token()), 0.512)
-    filled = {Gaps.EDGES_S[i]: count for i, count in enumerate(meter.gaps.counts) if count}
+    filled = {GAP_EDGES_S[i]: count for i, count in enumerate(meter.gaps.counts) if count}
     assert filled == {0.001: 1, 0.015: 1, 0.5: 1}
     assert meter.gap_max_s == pytest.approx(0.5)
 

@@ -19,8 +19,9 @@ from zlib import crc32
 
 from router.core.types import EngineReport
 from router.gateway.app import Gateway, front_limits
+from router.gateway.asking import Asker
 from router.gateway.control import control_app
-from router.gateway.engines import Engines, http_client
+from router.gateway.engines import Engines
 from router.gateway.metrics import Metrics
 from router.gateway.plan import Plan
 from router.gateway.reload import remade, settled
@@ -73,7 +74,7 @@ class Worker(Gateway):
         record = plan.settings.record
         self.reloader.record = place.record(record.file) if record else None
         self._told = _Told(self.metrics, self)
-        self.engines = Engines(self, self._told, http_client, self.clock, self._scrapes)
+        self.engines = Engines(self, self._told, Asker, self.clock, self._scrapes)
         self.crew = Crew(cast("Any", control_app(self)), place, self._versions)
         self._siblings = {place.id_of(slot): slot for slot in place.others}
         self._number, self._published = number, plan
