@@ -27,7 +27,7 @@ from router.gateway.chosen import UNPROVED
 from router.gateway.config_text import ConfigError
 from router.gateway.control import control_app
 from router.gateway.demand import DemandWindow
-from router.gateway.driver import Driver, Observer, Outcome, StreamLimits
+from router.gateway.driver import Driver, Outcome, StreamLimits
 from router.gateway.engines import Engines, engine
 from router.gateway.journal import Journal
 from router.gateway.metrics import Metrics
@@ -53,7 +53,7 @@ ALONE_S: Final = 1.0  # between two looks at a state that nobody else reads
 _log = logging.getLogger("headroom")
 
 
-class Books(Observer):
+class Books:
     """Tells everyone who counts how a request ended."""
 
     def __init__(
@@ -100,7 +100,7 @@ class Gateway:
         self.steering = Steering(self.core, self.audit, self._judge)
         upstream = plan.settings.upstream
         self.driver = Driver(
-            cast("Dispatcher", told),
+            told,
             (),
             Books(self.metrics, self.demand, self.journal, self.steering, clock),
             clock,

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from router.core.decisions import Abort, Account, Break, Command, Reason, Refuse, Send
 from router.core.dispatcher import Dispatcher
 from router.core.flight import Failure
+from router.core.record import Recording
 from router.core.types import Request, RequestId, Usage
 from router.gateway.answers import Problem
 from router.gateway.exchange import Exchange
@@ -88,7 +89,7 @@ class Driver:
 
     def __init__(
         self,
-        core: Dispatcher,
+        core: Dispatcher | Recording,
         upstreams: Iterable[Target],
         observer: Observer,
         clock: Callable[[], float] = monotonic,

@@ -266,12 +266,23 @@ def _nothing(_: bytes) -> None:
     """What a closed connection feeds."""
 
 
+Ready = Callable[[Connection], None]
+Failed = Callable[[str], None]
+Dialler = Callable[["Upstream", Ready, Failed], None]
+
+
 class Upstream:
     """The connections to one backend, newest first in use so that the rest may grow old and close."""
 
     def __init__(
-        self, target: Target, clock: Callable[[], float], limits: PoolLimits | None = None, gaps: Gaps | None = None
+        self,
+        target: Target,
+        clock: Callable[[], float],
+        limits: PoolLimits | None = None,
+        gaps: Gaps | None = None,
+        dialler: Dialler | None = None,
     ) -> None:
+        self._dialler: Dialler = dialler or Upstream.connect
         self.target = target
         self.limits = limits or PoolLimits()
         self.gaps = gaps or Gaps()
@@ -294,13 +305,17 @@ class Upstream:
             connection.transport.abort()
         return None
 
-    def dial(self, ready: Callable[[Connection], None], failed: Callable[[str], None]) -> None:
+    def dial(self, ready: Ready, failed: Failed) -> None:
         """Open a new connection: *ready* gets it, *failed* the reason why there is none."""
-        task = asyncio.get_running_loop().create_task(self._dial(ready, failed))
+        self._dialler(self, ready, failed)
+
+    def connect(self, ready: Ready, failed: Failed) -> None:
+        """The dialler of all but tests: TCP, and TLS where the target wants it."""
+        task = asyncio.get_running_loop().create_task(self._connected(ready, failed))
         self._dials.add(task)
         task.add_done_callback(self._dials.discard)
 
-    async def _dial(self, ready: Callable[[Connection], None], failed: Callable[[str], None]) -> None:
+    async def _connected(self, ready: Ready, failed: Failed) -> None:
         target = self.target
         loop = asyncio.get_running_loop()
         try:

@@ -1,17 +1,18 @@
 """What the data plane costs in CPU: a token, a short request, a thousand streams' memory. `make bench` prints them.
 
 The wire is in memory here, so the figures are the gateway's own Python and llhttp, without the kernel's share, and hold
-on a noisy machine. Whole processes side by side with other gateways are measured by tests/bench/bare_gateway.py.
+on a noisy machine. Whole processes side by side with other gateways are measured by tests/bench/side_by_side.py.
 """
 
+import asyncio
 import gc
 import tracemalloc
 from collections.abc import Callable
-from time import process_time
+from time import monotonic, process_time
 
 import pytest
 
-from tests.fakes_wire import LAST, STREAM_HEAD, chat, chunked, event, token
+from tests.fakes_wire import LAST, STREAM_HEAD, Act, chat, chunked, event, pair, token
 from tests.gateway.test_wire_fuzz import Bench
 
 pytestmark = pytest.mark.benchmark
@@ -82,3 +83,24 @@ async def test_a_stream_costs_under_twenty_kilobytes_of_python() -> None:
     assert held < 20 * 1024
     for bench in benches:
         bench.ends()
+
+
+async def test_an_engine_is_rid_of_a_client_that_left_within_fifty_milliseconds() -> None:
+    """From the client's close to the engine's end of connection, over real sockets."""
+    took_ms = []
+    async with pair([STREAM_HEAD + TOKEN, Act.UNTIL_LEFT]) as (gate, engine):
+        for number in range(1, 101):
+            client = await gate.client()
+            client.send(chat())
+            await client.head()
+            began_s = monotonic()
+            client.reset()
+            while engine.left < number:  # noqa: ASYNC110 - the moment itself is what is measured
+                await asyncio.sleep(0)
+            took_ms.append((monotonic() - began_s) * 1e3)
+        assert gate.core.in_flight == 0
+    took_ms.sort()
+    print(
+        f"\na client that leaves: its engine hears of it after p50 {took_ms[50]:.2f} and at most {took_ms[-1]:.2f} ms"
+    )
+    assert took_ms[-1] < 50.0

@@ -7,6 +7,7 @@ import pytest
 
 from router.core.decisions import Outcome as Ending
 from router.core.types import Slo
+from router.gateway.driver import StreamLimits
 from router.gateway.front import FrontLimits
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass
 from tests import fakes_wire as wire
@@ -349,3 +350,19 @@ async def test_a_client_that_does_not_read_pauses_its_engine() -> None:
         assert got.complete
         assert len(got.events()) == 401
         assert gate.seen.endings == [Ending.SERVED]
+
+
+async def test_a_client_that_never_reads_is_dropped_in_the_end() -> None:
+    """Its engine is freed with it; one that reads again before that is not."""
+    big = chunked(event(token("y" * 60_000)))
+    async with pair([wire.STREAM_HEAD, *[big] * 400, Act.UNTIL_LEFT]) as (gate, engine):
+        client = await gate.client()
+        client.writer.transport.pause_reading()
+        client.send(chat())
+        await until(lambda: any(e.exchange.winner and e.exchange.winner.paused for e in gate.driver._table.values()))
+        gate.driver.sweep(gate.driver.clock() + StreamLimits().reader_s - 1.0)
+        assert gate.core.in_flight == 1
+        gate.driver.sweep(gate.driver.clock() + StreamLimits().reader_s + 1.0)
+        await until(lambda: gate.core.in_flight == 0)
+        await until(lambda: engine.open == 0)
+        assert gate.seen.endings == [Ending.LEFT]

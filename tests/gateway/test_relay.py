@@ -91,10 +91,14 @@ async def test_a_first_token_goes_out_before_the_second_comes() -> None:
 
 async def test_a_connection_that_died_idle_is_retried_unseen() -> None:
     """The engine closed it before the request came: nobody hears of it, the core least of all."""
-    async with pair([stream("a"), Act.CLOSE], [stream("b")]) as (gate, engine):
-        for upstream in gate.driver.upstreams.values():
-            upstream.lost = lambda connection, upstream=upstream: upstream.open.discard(connection)  # type: ignore[method-assign, misc]
+    go = asyncio.Event()
+    async with pair([stream("a"), go, Act.CLOSE], [stream("b")]) as (gate, engine):
         assert (await gate.chat()).complete
+        (upstream,) = gate.driver.upstreams.values()
+        (dead,) = upstream.open
+        go.set()
+        await until(lambda: not upstream.open)
+        upstream._idle.append(dead)  # as if the close had not been heard yet
         assert (await gate.chat()).complete
         assert engine.connections == 2
         assert [outcome.account.attempts for outcome in gate.seen.outcomes] == [1, 1]

@@ -63,13 +63,11 @@ class MemoryTransport(asyncio.Transport):
         pass
 
 
-class MemoryUpstream(Upstream):
-    """Opens connections that lead nowhere."""
-
-    def dial(self, ready: Callable[[Connection], None], failed: Callable[[str], None]) -> None:
-        connection = Connection(self)
-        connection.connection_made(MemoryTransport())
-        ready(connection)
+def leads_nowhere(upstream: Upstream, ready: Callable[[Connection], None], _: Callable[[str], None]) -> None:
+    """Opens a connection to the test."""
+    connection = Connection(upstream)
+    connection.connection_made(MemoryTransport())
+    ready(connection)
 
 
 class Bench:
@@ -79,7 +77,7 @@ class Bench:
         core = fakes.core(fakes.backend("a"), routing="round_robin")
         self.seen = Seen()
         self.driver = Driver(core, [], self.seen)
-        self.upstream = MemoryUpstream(Target("a", "engine", 80), self.driver.clock)
+        self.upstream = Upstream(Target("a", "engine", 80), self.driver.clock, dialler=leads_nowhere)
         self.driver._upstreams["a"] = self.upstream
         protocol = front(self.driver, FrontLimits())
         config = uvicorn.Config(wire.app, http=protocol, ws="none", lifespan="off", log_config=None)

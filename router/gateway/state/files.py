@@ -14,7 +14,7 @@ import orjson
 
 from router.core.types import EngineReport
 from router.gateway.state import RouterView, Shared, StoreGone
-from router.gateway.state.wire import report_of, report_plain, view_of
+from router.gateway.state.wire import report_of, report_plain, view_of, view_plain
 
 Stamp = tuple[int, int] | None
 
@@ -37,7 +37,7 @@ class FileStore:
 
     async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
         """Publish our view; read the others', and what they read of engines."""
-        put(self._own, orjson.dumps({"at_s": now_s, "view": own}))
+        put(self._own, orjson.dumps({"at_s": now_s, "view": view_plain(own)}))
         found = {path: told for path, told in self._live(now_s) if path != self._own}
         self._read = {path: self._reports_of(path) for path in found}
         return Shared(

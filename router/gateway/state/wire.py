@@ -4,6 +4,7 @@ Believes: what another release wrote may be unreadable, which is no fault. Must 
 moved onto the store's clock on the way out and back onto the reader's on the way in.
 """
 
+from dataclasses import fields
 from math import isfinite, nan
 from typing import Any, Final
 
@@ -13,11 +14,18 @@ from router.core.types import EngineReport, Load
 from router.gateway.state import ModelDemand, RouterView
 
 _FIELDS: Final = ("running", "waiting", "kv_usage", "prefix_hit_rate", "kv_tokens_max")
+_LOAD: Final = tuple(field.name for field in fields(Load))
 
 
 def view_json(view: RouterView) -> bytes:
     """A router's view."""
-    return orjson.dumps(view)
+    return orjson.dumps(view_plain(view))
+
+
+def view_plain(view: RouterView) -> dict[str, Any]:
+    """The same before it is JSON. Loads field by field: orjson reads past the end of a dataclass that is compiled."""
+    loads = {name: {field: getattr(load, field) for field in _LOAD} for name, load in view.loads.items()}
+    return {"loads": loads, "demand": view.demand, "version": view.version}
 
 
 def view_from(raw: bytes) -> RouterView:
