@@ -121,8 +121,7 @@ class Dispatcher:
         slot = self.ledger.slot(name)
         if slot is None:
             return ()
-        self.ledger.meter(now_s)
-        self.ledger.reported(slot, report)
+        self.ledger.reported(slot, report, now_s)
         return self._serve_held(now_s)
 
     def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:

@@ -12,7 +12,7 @@ never hide what was sent since, and traffic that no router knows of still counts
 
 from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, isfinite
 from typing import Final, cast
 
 import numpy as np
@@ -373,39 +373,48 @@ class Ledger:
     def mark(self, slot: int, now_s: float) -> Mark:
         """What the backend has done so far, by our own books."""
         self._integrate(slot, now_s)
-        return Mark(
-            now_s, float(self.decoding_s[slot]), float(self.context_s[slot]), float(self.prefilled_tokens[slot])
-        )
+        m = self._m
+        return Mark(now_s, m[_DECODING_S][slot], m[_CONTEXT_S][slot], m[_PREFILLED][slot])
 
     # -- what others say ---------------------------------------------------------------------------------------
 
     def asking(self, slot: int, now_s: float) -> None:
         """A scrape starts: remember what we and our peers had in flight, for its answer speaks of this moment."""
-        known = self.own[:, slot] + self.others[:, slot]
-        self._asked[slot] = (now_s, float(known[PREFILLING] + known[DECODING]), float(known[1] + known[3]))
+        requests, tokens = self._carried(slot)
+        self._asked[slot] = (now_s, requests, tokens)
 
-    def reported(self, slot: int, report: EngineReport) -> None:
+    def reported(self, slot: int, report: EngineReport, now_s: float) -> None:
         """Fold in an engine's own report; what it shows beyond what the routers knew then is foreign load."""
-        if report.asked_s <= self.reported_s[slot]:
+        m = self._m
+        if report.asked_s <= m[_REPORTED][slot]:
             return
         requests, tokens = self._known_at(slot, report.asked_s)
-        self.reported_s[slot] = report.asked_s
-        self.kv_usage[slot], self.prefix_hit_rate[slot] = report.kv_usage, report.prefix_hit_rate
+        m[_REPORTED][slot] = report.asked_s
+        m[_KV_USAGE][slot], m[_HIT_RATE][slot] = report.kv_usage, report.prefix_hit_rate
         if report.kv_tokens_max > 0:
-            self.kv_tokens_max[slot] = report.kv_tokens_max
-        running, waiting = np.nan_to_num([report.running, report.waiting])
+            m[_KV_TOKENS_MAX][slot] = report.kv_tokens_max
+        running, waiting = _said(report.running), _said(report.waiting)
         extra = max(0.0, running + waiting - requests)
         queued = min(extra, waiting)
-        held = max(0.0, np.nan_to_num(report.kv_usage) * self.kv_tokens_max[slot] - tokens) if extra else 0.0
+        held = max(0.0, _said(report.kv_usage) * m[_KV_TOKENS_MAX][slot] - tokens) if extra else 0.0
         each = held / (extra - queued) if extra > queued else 0.0
-        self.foreign[:, slot] = (queued, queued * each, extra - queued, held)
+        foreign = (queued, queued * each, extra - queued, held)
+        if any(m[_FOREIGN + row][slot] != load for row, load in enumerate(foreign)):
+            self.meter(now_s)
+            self.foreign[:, slot] = foreign
 
     def _known_at(self, slot: int, asked_s: float) -> tuple[float, float]:
-        at_s, requests, tokens = self._asked.get(slot, (None, 0.0, 0.0))
-        if at_s is not None and at_s >= asked_s - 1e-9:
-            return requests, tokens
-        known = self.own[:, slot] + self.others[:, slot]
-        return float(known[PREFILLING] + known[DECODING]), float(known[1] + known[3])
+        asked = self._asked.get(slot)
+        if asked is not None and asked[0] >= asked_s - 1e-9:
+            return asked[1], asked[2]
+        return self._carried(slot)
+
+    def _carried(self, slot: int) -> tuple[float, float]:
+        """Requests of ours and of our peers there, and their tokens."""
+        m = self._m
+        mine = m[PREFILLING][slot] + m[DECODING][slot], m[PREFILL_TOKENS][slot] + m[CONTEXT_TOKENS][slot]
+        theirs = m[_OTHERS + PREFILLING][slot] + m[_OTHERS + DECODING][slot]
+        return mine[0] + theirs, mine[1] + m[_OTHERS + PREFILL_TOKENS][slot] + m[_OTHERS + CONTEXT_TOKENS][slot]
 
     def forget_stale(self, now_s: float) -> None:
         """Drop foreign load whose report is too old to speak of now."""
@@ -454,12 +463,17 @@ class Ledger:
         return {name: Load(*rows[slot]) if any(rows[slot]) else _IDLE for name, slot in self._slot_of.items()}
 
 
+def _said(number: float) -> float:
+    """A number of a report; 0 where the engine did not say."""
+    return number if isfinite(number) else 0.0
+
+
 _INF: Final = float("inf")
 _IDLE: Final = Load()
 _OTHERS, _FOREIGN = 4, 8
 _RELEASED: Final = -1
 _LAST_SENT, _RATE, _RATE_AT, _DECODING_S, _CONTEXT_S, _PREFILLED, _INTEGRATED, _BOUND = 18, 23, 24, 25, 26, 27, 28, 29
-_TURN: Final = 32
+_KV_TOKENS_MAX, _REPORTED, _KV_USAGE, _HIT_RATE, _TURN = 13, 22, 30, 31, 32
 _FIRST_TOKEN: Final = 34
 WEIGHT_MIN: Final = 1e-6  # a weight of 0 has its turn once in a million of weight 1
 _ROWS: Final = 35

@@ -77,10 +77,10 @@ def test_traffic_that_no_router_knows_of_counts(ledger):
     """The engine runs five, we know of one: four are foreign, until its next report."""
     ledger.reserve(0, 10.0, 10.0, np.inf, 0.0)
     ledger.asking(0, 1.0)
-    ledger.reported(0, EngineReport(1.0, running=5.0, waiting=0.0, kv_usage=0.1))
+    ledger.reported(0, EngineReport(1.0, running=5.0, waiting=0.0, kv_usage=0.1), 1.0)
     assert view(ledger).requests[0] == 5.0
     ledger.asking(0, 2.0)
-    ledger.reported(0, EngineReport(2.0, running=1.0, waiting=0.0, kv_usage=0.1))
+    ledger.reported(0, EngineReport(2.0, running=1.0, waiting=0.0, kv_usage=0.1), 2.0)
     assert view(ledger).requests[0] == 1.0
 
 
@@ -88,20 +88,20 @@ def test_what_was_sent_while_the_engine_was_asked_counts_on_top(ledger):
     """A report of an empty engine does not hide the send that came after the question."""
     ledger.asking(0, 1.0)
     ledger.reserve(0, 10.0, 10.0, np.inf, 1.1)
-    ledger.reported(0, EngineReport(1.0, running=0.0, waiting=0.0, kv_usage=0.0))
+    ledger.reported(0, EngineReport(1.0, running=0.0, waiting=0.0, kv_usage=0.0), 1.0)
     assert view(ledger).requests[0] == 1.0
 
 
 def test_an_older_report_is_ignored(ledger):
     """Answers can overtake each other."""
-    ledger.reported(0, EngineReport(2.0, running=3.0, waiting=0.0, kv_usage=0.1))
-    ledger.reported(0, EngineReport(1.0, running=9.0, waiting=0.0, kv_usage=0.1))
+    ledger.reported(0, EngineReport(2.0, running=3.0, waiting=0.0, kv_usage=0.1), 2.0)
+    ledger.reported(0, EngineReport(1.0, running=9.0, waiting=0.0, kv_usage=0.1), 1.0)
     assert view(ledger).requests[0] == 3.0
 
 
 def test_foreign_load_is_forgotten_when_its_report_is_old(ledger):
     """A dead scraper must not pin a load on a backend for ever."""
-    ledger.reported(0, EngineReport(0.0, running=3.0, waiting=0.0, kv_usage=0.1))
+    ledger.reported(0, EngineReport(0.0, running=3.0, waiting=0.0, kv_usage=0.1), 0.0)
     ledger.forget_stale(29.0)
     assert view(ledger).requests[0] == 3.0
     ledger.forget_stale(31.0)
