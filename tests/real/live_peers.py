@@ -131,8 +131,18 @@ async def headroom(out: Path, load: Load, policy: str) -> AsyncIterator[str]:
         yield gateway.url
 
 
+PROGRAMS = {"vllm-router": ("bin/vllm-router",), "sglang-router": ("bin/smg", "launch")}
+
+
+def _missing(peers: Path, only: str) -> str:
+    """Which peers are not installed, as a sentence; empty: none."""
+    absent = [who for who, (path, *_) in PROGRAMS.items() if only in ("", who) and not (peers / path).exists()]
+    return f"not installed in {peers}: {', '.join(absent)}; pip install them there" if absent else ""
+
+
 def _command(peers: Path, who: str, policy: str, port: int) -> list[str]:
-    program = [str(peers / "bin/vllm-router")] if who == "vllm-router" else [str(peers / "bin/smg"), "launch"]
+    path, *verb = PROGRAMS[who]
+    program = [str(peers / path), *verb]
     where = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(port + 1)]
     return [*program, "--worker-urls", *URLS, "--policy", policy, *where]
 
@@ -231,6 +241,9 @@ def main() -> int:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     load = Load(given.prompt, given.reply, given.ttft, given.tpot, 0.0, given.seconds, given.seed)
+    if absent := _missing(given.peers, given.only):
+        print(absent, file=sys.stderr)
+        return 1
     processes.pin_client()
     try:
         home = catalog.home_folder()
