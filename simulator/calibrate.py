@@ -19,7 +19,7 @@ from simulator.calibration.bands import COVERED, coverage, log_errors, widened
 from simulator.calibration.design import Column
 from simulator.calibration.files import BadFile, read
 from simulator.calibration.fit import COMMITTED, PRIOR, Tables, fit, predicted, seen
-from simulator.calibration.flights import read_flights
+from simulator.calibration.flights import BadRecord, read_flights
 from simulator.calibration.from_record import fit_log, fragment
 from simulator.calibration.measurements import Measurement, Skipped
 from simulator.calibration.report import QUANTITIES, errors, rank_correlation, text
@@ -91,8 +91,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _from_record(path: Path) -> int:
     """Print what each backend of the record was measured to take; 2 when none had enough streams."""
+    try:
+        logs = read_flights(path)
+    except (BadRecord, OSError) as bad:
+        _say(str(bad))
+        return 2
     fitted = 0
-    for name, log in read_flights(path).items():
+    for name, log in logs.items():
         try:
             _say(fragment(name, fit_log(log)))
             fitted += 1

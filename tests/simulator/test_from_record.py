@@ -155,3 +155,13 @@ def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
     path.write_text('{"record": 1}\n{"event": "arrived"}\n')
     with pytest.raises(BadRecord, match=r"bad\.jsonl:2: expected an event"):
         read_flights(path)
+
+
+def test_a_record_that_is_none_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where it is wrong, and status 2; no traceback."""
+    path = tmp_path / "record.jsonl"
+    path.write_text("junk\n")
+    assert main(["--record", str(path)]) == 2
+    assert f"{path}:1: expected an event" in capsys.readouterr().out
+    assert main(["--record", str(tmp_path / "absent.jsonl")]) == 2
+    assert "No such file" in capsys.readouterr().out
