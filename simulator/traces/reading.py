@@ -5,7 +5,8 @@ Believes: one request a line. Must not know: what becomes of the requests. Every
 """
 
 import gzip
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
@@ -67,9 +68,13 @@ class Form:
 
 def read_trace(path: Path, *, skip_bad: bool = False, limit: int | None = None) -> Reading:
     """Read up to *limit* requests. Raises BadLine at the first bad line, unless *skip_bad* counts it and goes on."""
+    with _opened(path) as lines:
+        return _read(path, enumerate(lines, 1), skip_bad, limit)
+
+
+def _read(path: Path, numbered: Iterator[tuple[int, str]], skip_bad: bool, limit: int | None) -> Reading:
     from simulator.traces.formats import form_of  # noqa: PLC0415 - the forms build on this file's types
 
-    numbered = enumerate(_lines(path), 1)
     number, first = next(((n, line) for n, line in numbered if line.strip()), (0, ""))
     if not number:
         raise BadLine(f"{path}: expected a trace, found an empty file")
@@ -110,7 +115,9 @@ def _before(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator
 _GZIP: Final = b"\x1f\x8b"
 
 
-def _lines(path: Path) -> Iterator[str]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Iterable[str]]:
+    """Its lines, unpacked."""
     with path.open("rb") as raw:
         packed = raw.read(2) == _GZIP
     with (
@@ -119,7 +126,7 @@ def _lines(path: Path) -> Iterator[str]:
         else path.open(encoding="utf-8", errors="replace") as text
     ):
         try:
-            yield from text
+            yield text
         except (EOFError, gzip.BadGzipFile) as problem:
             raise BadLine(f"{path}: expected a whole gzip file: {problem}") from None
 
