@@ -161,9 +161,15 @@ class Replica(Batch):
 
     def step_s(self, batch: int, context: int, tokens: int, pairs: float) -> float:
         """A step in which *batch* sequences decode over *context* tokens beside so many of prompts."""
-        roof_s, spread = self._roof_s, -(-batch // self._stages)
-        prompt_s = roof_s[spread + tokens] - roof_s[spread] + self._prompt_token_s * tokens + self._pair_s * pairs
-        return self._factor * (self._base_s[batch] + prompt_s + self._context_s * (context + batch))
+        spread = -(-batch // self._stages)
+        over_s = self._roof_s[spread + tokens] - self._roof_s[spread]
+        return self._factor * (
+            self._base_s[batch]
+            + sqrt(over_s * over_s + (self._eager_s * self._eager_s if tokens else 0.0))
+            + self._prompt_token_s * tokens
+            + self._pair_s * pairs
+            + self._context_s * (context + batch)
+        )
 
     def decode_steps_s(self, batches: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:
         """Of steps in which so many decode: seconds without context, and what each token of context adds."""
@@ -303,7 +309,7 @@ class Replica(Batch):
         if self._partial is not None or self._waiting:
             tokens, pairs = self._fill()
         if tokens:
-            self._stride_s, self._growth_s = self._step_s(tokens, pairs), 0.0
+            self._stride_s, self._growth_s = self.step_s(self._batch, self._context, tokens, pairs), 0.0
             self._started_s, self._run = now_s, 1
             self._wake(now_s + self._stride_s)
         elif self._batch:
@@ -344,19 +350,6 @@ class Replica(Batch):
             return min(k, self._steps_in(room)) if batch * (k // self._size + 1) > room else k
         uncounted = (self._kv_tokens - self._context) // batch - self._size
         return min(k if self.coalesce else 1, uncounted)
-
-    def _step_s(self, tokens: int, pairs: float) -> float:
-        """Seconds of a step with *tokens* of prompt in it, beside those decoding."""
-        batch = self._batch
-        spread = batch if self._stages == 1 else -(-batch // self._stages)
-        over_s = self._roof_s[spread + tokens] - self._roof_s[spread]
-        return self._factor * (
-            self._base_s[batch]
-            + sqrt(over_s * over_s + (self._eager_s * self._eager_s if tokens else 0.0))
-            + self._prompt_token_s * tokens
-            + self._pair_s * pairs
-            + self._context_s * (self._context + batch)
-        )
 
     def _steps_by(self, at_s: float) -> int:
         """The first step of the run under way that ends at or after *at_s* (1 or more)."""
