@@ -171,7 +171,7 @@ def _lengths(recipe: Recipe, draw: Random) -> Lengths:
 def _poisson(recipe: Recipe, draw: Random) -> Iterator[float]:
     at_s = 0.0
     while True:
-        at_s += draw.expovariate(recipe.rate)
+        at_s -= log(1.0 - draw.random()) / recipe.rate
         yield at_s
 
 

@@ -30,9 +30,7 @@ class Fleet:
         self._ledger = ledger
         self._gathered: Floats | None = None
         self.slots = slots
-        count = len(slots)
-        neighbours = count and slots[-1] - slots[0] == count - 1  # slots ascend
-        self._span = slice(int(slots[0]), int(slots[-1]) + 1) if neighbours else None
+        self._span = ledger.span(slots)
         self.now_s = now_s
         self.held = held
         self.held_rank = held_rank

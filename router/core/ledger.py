@@ -71,6 +71,7 @@ class Ledger:
         self._asked: dict[int, tuple[float, float, float]] = {}
         self._pools: dict[str, Slots] = {}
         self._shortest: dict[str, float] = {}  # context in each pool
+        self._spanned: tuple[Slots | None, slice | None] = (None, None)
         self._known: dict[str, int] = {}
         self._sends = 0
         self._turn = 0.0
@@ -244,6 +245,16 @@ class Ledger:
         most = np.array([self._context_tokens(slot) for slot in slots.tolist()])
         whole = slots[most >= request.prompt_tokens + reply]
         return whole if len(whole) else slots[most > request.prompt_tokens]
+
+    def span(self, slots: Slots) -> slice | None:
+        """The slots as a slice, where they are neighbours as those of one model mostly are; asked of the same again and
+        again.
+        """
+        if slots is not self._spanned[0]:
+            ends = slots[[0, -1]].tolist() if len(slots) else (0, -2)  # slots ascend
+            near = ends[1] - ends[0] == len(slots) - 1
+            self._spanned = slots, slice(ends[0], ends[1] + 1) if near else None
+        return self._spanned[1]
 
     def longest(self, model: str) -> float:
         """The longest context of any backend, up or not, that serves this model, in tokens (inf: one takes any)."""

@@ -79,8 +79,8 @@ class _Replies:
     __slots__ = ("_outlooks", "_reading", "_since", "_weight", "_weights")
 
     def __init__(self) -> None:
-        self._weights = np.zeros((2, BINS))  # of those that ended, and of those that were cut
-        self._weights[ENDED] = START_WEIGHT * _START_SHARES
+        ended: list[float] = (START_WEIGHT * _START_SHARES).tolist()
+        self._weights = [ended, [0.0] * BINS]  # of those that ended, and of those that were cut
         self._weight = 1.0
         self._since = 0
         self._reading: _Reading | None = None
@@ -88,7 +88,7 @@ class _Replies:
 
     def saw(self, tokens: int, cap: int) -> None:
         """One reply: what is new weighs ever more, which is the same as what is old ever less."""
-        self._weights[CUT if cap and tokens >= cap else ENDED, _bin(tokens)] += self._weight
+        self._weights[CUT if cap and tokens >= cap else ENDED][_bin(tokens)] += self._weight
         self._weight *= 1.0 + FADE
         self._since += 1
         if self._since >= REFRESH:
@@ -99,12 +99,12 @@ class _Replies:
 
     def _rescale(self) -> None:
         if self._weight > WEIGHT_MAX:
-            self._weights /= self._weight
+            self._weights = (np.array(self._weights) / self._weight).tolist()
             self._weight = 1.0
 
     def _read(self) -> _Reading:
         if self._reading is None:
-            self._reading = _Reading(self._weights)
+            self._reading = _Reading(np.array(self._weights))
         return self._reading
 
     def survival(self) -> Floats:
@@ -122,14 +122,14 @@ class _Replies:
 
     def plain(self) -> dict[str, list[float]]:
         """The distribution as plain numbers."""
-        ended, cut = (self._weights / self._weight).tolist()
+        ended, cut = (np.array(self._weights) / self._weight).tolist()
         return {"ended": ended, "cut": cut}
 
     @classmethod
     def of(cls, plain: dict[str, list[float]]) -> "_Replies":
         """The distribution that ``plain`` wrote."""
         made = cls()
-        made._weights[:] = plain["ended"], plain["cut"]
+        made._weights = np.array([plain["ended"], plain["cut"]], dtype=np.float64).reshape(2, BINS).tolist()
         return made
 
 
