@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: nothing here is large enough to share
-gc.set_threshold(100_000, 50, 100)  # next to no cycles are made, but requests by the million
+gc.set_threshold(500_000, 50, 100)  # next to no cycles are made, but requests by the million
 
 app = typer.Typer(
     help="Replay traces through the router's own decision code, on a virtual clock.",

@@ -52,7 +52,7 @@ def test_round_robin_over_eight_replicas(tmp_path: Path) -> None:
 
 
 @pytest.mark.benchmark
-@pytest.mark.parametrize(("replicas", "requests"), [(8, 50_000), (100, 20_000)])
+@pytest.mark.parametrize(("replicas", "requests"), [(8, 100_000), (100, 20_000)])
 def test_slo_headroom_with_forecasts_and_learning(tmp_path: Path, replicas: int, requests: int) -> None:
     """Predicting and learning for every request."""
     measured(tmp_path, "slo_headroom", requests, replicas)
