@@ -127,6 +127,11 @@ def up(names: Sequence[str], home: Path) -> Iterator[list[Running]]:
         yield started
 
 
+def there(names: Sequence[str], home: Path) -> contextlib.AbstractContextManager[list[Running]]:
+    """The named engines, ready: those that answer already are taken as they are, the others are as ``up`` has them."""
+    return up([name for name in names if not answers(ENGINES[name])], home)
+
+
 def answers(engine: Engine) -> bool:
     """Whether the engine says that it is ready."""
     return http_ok(engine.url + engine.ready_path) if engine.ready_path else redis_ok(engine.ports[0])

@@ -109,6 +109,16 @@ def test_what_computes_is_kept_apart_from_what_serves(tmp_path: Path, port: int,
         assert os.sched_getaffinity(child) == set(processes.ENGINE_CPUS)
 
 
+def test_what_answers_already_is_taken_as_it_is(tmp_path: Path, port: int, named: dict[str, Engine]) -> None:
+    """`there` starts what is missing, and ends only that."""
+    named["fake"] = program(port)
+    with processes.there(["fake"], tmp_path) as started:
+        assert len(started) == 1
+        with processes.there(["fake"], tmp_path) as again:
+            assert again == []
+        assert processes.listens(port)
+
+
 def test_an_engine_that_dies_shows_the_end_of_its_log(tmp_path: Path, port: int) -> None:
     """The reason is in the message, not in a file to be looked for."""
     engine = program(port, code="raise SystemExit('no such model')")

@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -189,9 +188,7 @@ def main() -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     try:
         home = catalog.home_folder()
-        with ExitStack() as stack:
-            running = [name for name in ENGINES if not processes.answers(catalog.ENGINES[name])]
-            stack.enter_context(processes.up(running, home))
+        with processes.there(ENGINES, home):
             asyncio.run(run(given.out, given.seed, given.warm, given.requests))
     except catalog.EngineError as error:
         print(error, file=sys.stderr)

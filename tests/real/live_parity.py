@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -135,9 +134,7 @@ def main() -> int:
     processes.pin_client()
     try:
         home = catalog.home_folder()
-        with ExitStack() as stack:
-            missing = [name for name in ENGINES if not processes.answers(catalog.ENGINES[name])]
-            stack.enter_context(processes.up(missing, home))
+        with processes.there(ENGINES, home):
             asyncio.run(run(given.out, given.policy, given.rate, given.seconds, given.seed))
     except catalog.EngineError as error:
         print(error, file=sys.stderr)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,9 +247,7 @@ def main() -> int:
     processes.pin_client()
     try:
         home = catalog.home_folder()
-        with ExitStack() as stack:
-            missing = [name for name in ENGINES if not processes.answers(catalog.ENGINES[name])]
-            stack.enter_context(processes.up(missing, home))
+        with processes.there(ENGINES, home):
             match = Match(home, given.peers, given.out.resolve())
             asyncio.run(compare(match, load, given.pilot, given.capacity, given.only))
     except (catalog.EngineError, RuntimeError) as error:
