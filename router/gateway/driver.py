@@ -32,7 +32,6 @@ _log = logging.getLogger("headroom")
 _TIMER_STEP_S: Final = 0.001  # the loop's own resolution: sooner would spin
 
 
-@dataclass(slots=True, eq=False)  # not frozen: made once a request, and that costs three times as much
 class Outcome:
     """What one request's way through the gateway showed, beside the core's account of it. Never changed.
 
@@ -40,17 +39,32 @@ class Outcome:
     ``status``: the HTTP status sent (0: the client left before any); ``events``: data lines of the stream;
     ``gap_max_s``: the longest silence between two reads with tokens; ``connect_s``: opening a connection, 0 when one
     was idle; ``wire_id``: the client's ``x-request-id`` or ours.
+    No dataclass: one is made for every request, and a dataclass's own constructor is never compiled.
     """
 
-    account: Account
-    path: str
-    wire_id: str
-    stream: bool
-    status: int
-    events: int
-    gap_max_s: float
-    connect_s: float
-    decisions: Sequence[Send | Refuse] = ()
+    __slots__ = ("account", "connect_s", "decisions", "events", "gap_max_s", "path", "status", "stream", "wire_id")
+
+    def __init__(
+        self,
+        account: Account,
+        path: str,
+        wire_id: str,
+        stream: bool,
+        status: int,
+        events: int,
+        gap_max_s: float,
+        connect_s: float,
+        decisions: Sequence[Send | Refuse] = (),
+    ) -> None:
+        self.account = account
+        self.path = path
+        self.wire_id = wire_id
+        self.stream = stream
+        self.status = status
+        self.events = events
+        self.gap_max_s = gap_max_s
+        self.connect_s = connect_s
+        self.decisions = decisions
 
 
 class Observer(Protocol):
@@ -157,7 +171,7 @@ class Driver:
     def next_id(self) -> RequestId:
         """A name for a request that no other has."""
         self._count += 1
-        return f"{self._prefix}{self._count:x}"
+        return self._prefix + str(self._count)
 
     def begin(self, exchange: Exchange, request: Request) -> None:
         """A request has been read."""

@@ -41,7 +41,7 @@ _NOT_FORWARDED: Final = HOP_BY_HOP | {
 }
 CHARS_PER_TOKEN: Final = 4.0  # a fixed rule for English text: the core learns by how much it is off for each model
 _WIRE_ID_MAX: Final = 256
-_TYPED: Final = {Dialect.ANTHROPIC, Dialect.RESPONSES}
+_TYPED: Final = (Dialect.ANTHROPIC, Dialect.RESPONSES)  # no set: an enum's member is hashed by interpreted code
 _NO_BODY: Final = {204, 304}
 _CLOSE: Final = b"connection: close\r\n"
 
@@ -299,7 +299,11 @@ def _forwarded(headers: Sequence[tuple[bytes, bytes]], fields: Mapping[bytes, by
     dropped: frozenset[bytes] = _NOT_FORWARDED
     if b"connection" in fields:
         dropped |= options([value for name, value in headers if name == b"connection"])
-    return b"".join([b"%b: %b\r\n" % field for field in headers if field[0] not in dropped])
+    pieces: list[bytes] = []
+    for name, value in headers:
+        if name not in dropped:
+            pieces += (name, b": ", value, b"\r\n")
+    return b"".join(pieces)
 
 
 def _addressed(call: Call, target: Target) -> tuple[bytes, bytes]:

@@ -15,7 +15,7 @@ _DATA: Final = b"\ndata:"
 _LF: Final = 10
 _SHORT_BYTES: Final = 64
 _TAIL_BYTES: Final = 4096
-_DONE: Final = re.compile(rb"\ndata: ?\[DONE\]")
+_DONE: Final = (b"\ndata: [DONE]", b"\ndata:[DONE]")
 CHUNK_SEAM: Final = re.compile(rb"\r\n[0-9a-fA-F]+\r\n")
 _COUNT: Final = re.compile(
     rb'"(prompt_tokens|completion_tokens|cached_tokens|input_tokens|output_tokens|cache_read_input_tokens)"\s*:\s*(\d+)'
@@ -143,7 +143,8 @@ class Meter:
     @property
     def saw_done(self) -> bool:
         """Whether the stream has said ``[DONE]``."""
-        return _DONE.search(b"\n" + self._tail) is not None
+        tail = b"\n" + self._tail
+        return tail.find(_DONE[0]) >= 0 or tail.find(_DONE[1]) >= 0
 
     def usage(self) -> Usage:
         """Token counts: the engine's own where it states them, else the events that carried text."""

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from math import isfinite, isnan
+from math import isnan
 from typing import Any, Final, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -50,13 +50,21 @@ class Histogram:
 
 
 class _Row:
-    """What one backend did for one model and class."""
+    """What one backend did for one model and class; what nobody did, where the backend has no name.
 
-    __slots__ = ("cached_tokens", "e2e", "output_tokens", "prompt_tokens", "tpot", "ttft")
+    ``unserved``: requests by outcome and reason; ``kept`` and ``missed``: of those whose client stayed.
+    """
+
+    __slots__ = (
+        "attempts", "cached_tokens", "e2e", "kept", "missed", "output_tokens", "prompt_tokens", "served", "tpot",
+        "ttft", "unserved",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.ttft, self.tpot, self.e2e = Histogram(TTFT_S), Histogram(TPOT_S), Histogram(E2E_S)
         self.prompt_tokens = self.output_tokens = self.cached_tokens = 0
+        self.attempts = self.served = self.kept = self.missed = 0
+        self.unserved: dict[tuple[str, str], int] = defaultdict(int)
 
 
 class _Errors:
@@ -102,11 +110,8 @@ class Metrics(Collector):
         """``clock``: the loop's time, for ages."""
         self._clock = clock
         self._rows: dict[tuple[str, str, str], _Row] = defaultdict(_Row)
-        self._outcomes: dict[tuple[str, str, str, str], int] = defaultdict(int)
         self._responses: dict[tuple[str, int], int] = defaultdict(int)
-        self._kept: dict[tuple[str, str, bool], int] = defaultdict(int)
         self._errors: dict[str, _Errors] = defaultdict(_Errors)
-        self._attempts: dict[str, int] = defaultdict(int)
         self._engines: dict[str, _Engine] = defaultdict(_Engine)
         self._sync = Histogram(SYNC_S)
         self._sync_failures = self._peers = 0
@@ -149,18 +154,23 @@ class Metrics(Collector):
         """One request is over."""
         request, outcome = account.request, account.outcome
         model = "unknown" if account.reason is Reason.UNKNOWN_MODEL else request.model
-        reason = account.reason.value if account.reason else ""
-        self._outcomes[model, request.slo_class, outcome.value, reason] += 1
+        row = self._rows[model, request.slo_class, account.backend]
+        row.attempts += account.attempts
+        if outcome is Outcome.SERVED:
+            row.served += 1
+        else:
+            row.unserved[outcome.value, account.reason.value if account.reason else ""] += 1
         if outcome is not Outcome.LEFT:
-            self._kept[model, request.slo_class, account.slo_met] += 1
+            if account.slo_met:
+                row.kept += 1
+            else:
+                row.missed += 1
         if account.backend:
-            self._attempts[account.backend] += account.attempts
-            self._served(account, self._rows[model, request.slo_class, account.backend])
+            self._timed(account, row)
 
-    def _served(self, account: Account, row: _Row) -> None:
+    def _timed(self, account: Account, row: _Row) -> None:
         usage = account.usage
-        if isfinite(account.ttft_s):
-            row.ttft.add(account.ttft_s)
+        row.ttft.add(account.ttft_s)
         row.prompt_tokens += usage.prompt_tokens or account.request.prompt_tokens
         row.output_tokens += usage.output_tokens
         row.cached_tokens += usage.cached_tokens
@@ -238,19 +248,19 @@ class Metrics(Collector):
         total = CounterMetricFamily(
             "headroom_requests", "Requests that are over, by how they ended", labels=[*labels, "outcome", "reason"]
         )
-        for key, count in self._outcomes.items():
+        for key, count in self._outcomes().items():
             total.add_metric(key, count)
         kept = CounterMetricFamily(
             "headroom_slo_requests",
             "Requests that kept every bound of their SLO (kept) or not",
             labels=[*labels, "kept"],
         )
-        for (model, slo_class, met), count in self._kept.items():
-            kept.add_metric([model, slo_class, "true" if met else "false"], count)
+        for judged, count in self._promises().items():
+            kept.add_metric(judged, count)
         attempts = CounterMetricFamily(
             "headroom_attempts", "Attempts of requests that this backend was the last to try", labels=["backend"]
         )
-        for backend, count in self._attempts.items():
+        for backend, count in self._attempts().items():
             attempts.add_metric([backend], count)
         responses = CounterMetricFamily(
             "headroom_responses",
@@ -261,6 +271,36 @@ class Metrics(Collector):
             responses.add_metric([path, str(status)], count)
         yield from (total, kept, attempts, responses, self._tokens())
 
+    def _outcomes(self) -> Mapping[tuple[str, str, str, str], int]:
+        """Requests by model, class, outcome and reason."""
+        sums: dict[tuple[str, str, str, str], int] = defaultdict(int)
+        for (model, slo_class, _), row in self._rows.items():
+            if row.served:
+                sums[model, slo_class, Outcome.SERVED.value, ""] += row.served
+            for (outcome, reason), count in row.unserved.items():
+                sums[model, slo_class, outcome, reason] += count
+        return sums
+
+    def _promises(self) -> Mapping[tuple[str, str, str], int]:
+        """Requests by model, class and whether their SLO was kept."""
+        sums: dict[tuple[str, str, str], int] = defaultdict(int)
+        for (model, slo_class, _), row in self._rows.items():
+            for kept, count in (("true", row.kept), ("false", row.missed)):
+                if count:
+                    sums[model, slo_class, kept] += count
+        return sums
+
+    def _attempts(self) -> Mapping[str, int]:
+        """By backend."""
+        sums: dict[str, int] = defaultdict(int)
+        for (_, _, backend), row in self._by_backend():
+            sums[backend] += row.attempts
+        return sums
+
+    def _by_backend(self) -> Iterator[tuple[tuple[str, str, str], _Row]]:
+        """The rows of requests that a backend was asked for."""
+        return (item for item in self._rows.items() if item[0][2])
+
     def _tokens(self) -> Metric:
         tokens = CounterMetricFamily(
             "headroom_tokens",
@@ -268,7 +308,7 @@ class Metrics(Collector):
             labels=["model", "backend", "kind"],
         )
         sums: dict[tuple[str, str, str], int] = defaultdict(int)
-        for (model, _, backend), row in self._rows.items():
+        for (model, _, backend), row in self._by_backend():
             for kind in ("prompt", "output", "cached"):
                 sums[model, backend, kind] += getattr(row, f"{kind}_tokens")
         for key, count in sums.items():
@@ -283,7 +323,7 @@ class Metrics(Collector):
             ("headroom_e2e_seconds", "e2e", "Arrival to last byte"),
         ):
             family = HistogramMetricFamily(name, text, labels=labels)
-            for key, row in self._rows.items():
+            for key, row in self._by_backend():
                 _add_histogram(family, key, getattr(row, kind))
             yield family
         gaps = HistogramMetricFamily("headroom_itl_seconds", "Gaps between the events of streams", labels=["backend"])

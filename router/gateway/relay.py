@@ -227,7 +227,7 @@ class Attempt:
         assert head is not None
         self._body = b""
         died = None
-        if self._mark in body and head.event_stream and self._recast is None:
+        if self._recast is None and head.event_stream and body.find(self._mark) >= 0:
             body, died = self._cut(body)
         now_s = self._clock()
         if body:

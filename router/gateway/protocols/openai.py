@@ -30,23 +30,41 @@ class Surface:
     method: bytes = b"POST"
 
 
-@dataclass(slots=True, eq=False)  # not frozen: made once a request, and that costs three times as much
 class Call:
     """One request as read, never changed: ``document`` is the body parsed, None where only its size counts.
 
     ``prompt_chars`` of text and ``prompt_ids`` token ids make up the prompt; ``path`` as sent, query included.
+    No dataclass: one is made for every request, and a dataclass's own constructor is never compiled.
     """
 
-    surface: Surface
-    path: bytes
-    model: str
-    stream: bool
-    body: bytes
-    document: dict[str, Any] | None
-    prompt_chars: int
-    prompt_ids: int = 0
-    output_tokens_max: int = 0
-    prefix: tuple[int, ...] = ()
+    __slots__ = (
+        "body", "document", "model", "output_tokens_max", "path", "prefix", "prompt_chars", "prompt_ids", "stream",
+        "surface",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        surface: Surface,
+        path: bytes,
+        model: str,
+        stream: bool,
+        body: bytes,
+        document: dict[str, Any] | None,
+        prompt_chars: int,
+        prompt_ids: int = 0,
+        output_tokens_max: int = 0,
+        prefix: tuple[int, ...] = (),
+    ) -> None:
+        self.surface = surface
+        self.path = path
+        self.model = model
+        self.stream = stream
+        self.body = body
+        self.document = document
+        self.prompt_chars = prompt_chars
+        self.prompt_ids = prompt_ids
+        self.output_tokens_max = output_tokens_max
+        self.prefix = prefix
 
 
 def read(surface: Surface, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> Call:
