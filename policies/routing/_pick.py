@@ -27,9 +27,3 @@ def weighted(weights: NDArray[np.float64], rng: Rng) -> int:
     """An index drawn with the chances that ``weights`` (none negative, one at least above 0) are in proportion to."""
     upto = weights.cumsum()
     return min(int(upto.searchsorted(rng.random() * upto[-1], side="right")), int(weights.nonzero()[0][-1]))
-
-
-def near_lowest(scores: NDArray[np.float64], near: float, rng: Rng) -> int:
-    """One of those within ``near`` (a share) of the lowest score, which is not negative, at random."""
-    close = (scores <= float(scores.min()) * (1.0 + near)).nonzero()[0]
-    return int(close[int(rng.random() * len(close))])

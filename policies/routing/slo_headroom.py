@@ -22,19 +22,18 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.routing._headroom import Floats, Uses, uses
-from policies.routing._pick import lowest, near_lowest
+from policies.routing._headroom import LIKELY, NONE_FITS, OTHERS, Floats, weighed
+from policies.routing._pick import lowest
 from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
 from router.core.score import TRUSTED
 
 Bools = NDArray[np.bool_]
-NEAR: Final = 0.05  # scores this close are equal: the forecast is no better than that
 TURN_S: Final = 0.25  # long enough for a busy engine to end a sequence
 TURNS: Final = 20  # so those without a promise hold up the others 5 % of the time at most
 PROBES: Final = 4  # in flight at once on a backend whose forecast is not trusted, whatever it says
-BROKEN_MAX: Final = 0.01  # replies that a prompt may be expected to cost their pace: less is chance
 GENTLE_SHARE: Final = 0.5  # of the time to the first token: as far as a prompt waits for the sake of others' pace
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
+_NO_PRICE: Final = np.empty(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,49 +62,36 @@ class SloHeadroom:
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """Dispatch into headroom, or hold for it, or do the least harm."""
-        use = uses(request, fleet, forecast, self.safety)
-        fits = use.fits > 0.0
-        if fits.any():
-            gentle = self._gentle(request, fleet, forecast, fits)
-            if gentle is None:
-                return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its pace")
-            score = np.where(gentle, self._score(use.doubted, fleet, forecast), inf)
-            return Dispatch(int(fleet.slots[near_lowest(score, NEAR, rng)]), "keeps every SLO")
-        return self._without_headroom(request, fleet, forecast, use, rng)
+        waited_s = fleet.now_s - request.arrived_s
+        price_per_s = fleet.price_per_s if self.prefer == "pack" else _NO_PRICE
+        urgent_s = self._urgent_s(request, waited_s)
+        use, places, count = weighed(request, fleet, forecast, self.safety, urgent_s, price_per_s)
+        if count == NONE_FITS:
+            return self._without_headroom(request, fleet, forecast, use, rng)
+        if count == 0:
+            return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its pace")
+        return Dispatch(fleet.slots.item(places.item(int(rng.random() * count))), "keeps every SLO")
 
-    def _gentle(self, request: Request, fleet: Fleet, forecast: Forecast, fits: Bools) -> Bools | None:
-        """Of those that fit, where the prompt's long steps break nobody's pace; None: worth a little waiting.
+    def _urgent_s(self, request: Request, waited_s: float) -> float:
+        """A first token that would come sooner than in so long may wait for the sake of others' pace.
 
         A reply of a few tokens cannot make up for a step that takes a prompt in. Where the first token is not urgent
         it comes a few steps later instead; in the end the prompt goes where it breaks the least.
         """
-        broken = forecast.broken
-        gentle: Bools = fits & (broken <= BROKEN_MAX)
-        if gentle.any():
-            return gentle
-        waited_s, soonest_s = fleet.now_s - request.arrived_s, float(forecast.ttft_s[fits].min())
-        first_s = min(request.slo.ttft_s, request.slo.e2e_s)
-        if waited_s + soonest_s < GENTLE_SHARE * first_s and waited_s < self.patience_s:
-            return None
-        least: Bools = fits & (broken <= broken[fits].min())
-        return least
+        if waited_s >= self.patience_s:
+            return -inf
+        return GENTLE_SHARE * min(request.slo.ttft_s, request.slo.e2e_s) - waited_s
 
-    def _score(self, use: Floats, fleet: Fleet, forecast: Forecast) -> Floats:
-        """Among those that fit. Without any bound in force all use is 0: then the soonest end is best."""
-        if self.prefer == "pack":
-            return fleet.price_per_s * forecast.e2e_s * use / (fleet.requests + 1.0)
-        return use if use.any() else forecast.e2e_s
-
-    def _without_headroom(self, request: Request, fleet: Fleet, forecast: Forecast, use: Uses, rng: Rng) -> Choice:
+    def _without_headroom(self, request: Request, fleet: Fleet, forecast: Forecast, use: Floats, rng: Rng) -> Choice:
         """Wait while waiting can still help: the first token would be in time once an engine has drained a little."""
         soonest_s, now_s = float(forecast.ttft_s.min()), fleet.now_s
         latest_s = request.first_token_due_s - soonest_s
         if now_s < latest_s:
             until_s = min(now_s + self.ask_again_s, latest_s)
             return Hold(until_s, "no backend has headroom yet", latest_s == inf and self._has_its_turn(request, now_s))
-        allowed = self._allowed(fleet, self.safety * use.others <= 1.0, forecast.state != TRUSTED)
+        allowed = self._allowed(fleet, self.safety * use[OTHERS] <= 1.0, forecast.state != TRUSTED)
         if allowed.any():
-            score = np.where(allowed, use.likely, inf)
+            score = np.where(allowed, use[LIKELY], inf)
             return Dispatch(int(fleet.slots[lowest(score, rng)]), "too late for its SLO: where it harms least")
         return Shed(Reason.SATURATED, "no backend can keep this SLO in time", max(soonest_s, RETRY_S_MIN))
 

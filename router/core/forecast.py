@@ -30,6 +30,7 @@ from router.core.lengths import BINS_PER_OCTAVE
 from router.core.tails import between
 from router.core.types import Request
 
+_NO_TAILS: Final = np.empty((0, 0))
 WIDTH_MIN: Final = 0.1  # of E2E, when the length is known: its pace and first token vary all the same
 
 Answers = tuple[Floats | None, Mapping[float, Floats]]
@@ -130,30 +131,44 @@ class Forecast:
 
     def _met(self) -> Floats:
         """The means on every candidate, and the load band that each is in."""
-        if self._means is None:
-            fleet, belief = self._fleet, self._belief
-            mean_prompt_tokens = max(1.0, belief.prompts.mean_tokens(self._request.model, self.prompt_tokens))
-            self._means = np.empty((METRICS + 1, len(fleet.slots)))
-            kernels.means(
-                fleet.columns,
-                fleet.load,
-                belief.prior,
-                belief.regression.factor,
-                belief.roofs.rows,
-                belief.lean,
-                fleet.slots,
-                self.cached_tokens,
-                fleet.now_s,
-                self.prompt_tokens,
-                mean_prompt_tokens,
-                self._outlook.tokens,
-                self._mean_output_tokens,
-                self.tokens,
-                RATE_TAU_S,
-                fleet.beside_tokens_per_s,
-                self._means,
-            )
-        return self._means
+        return self._predicted(0, 0.0, _NO_TAILS) if self._means is None else self._means
+
+    def _predicted(self, row: int, share: float, tails_s: Floats) -> Floats:
+        """Make the means, and the tails that were asked for before any mean was; see ``kernels.tails``."""
+        fleet, belief = self._fleet, self._belief
+        means_s = self._means = np.empty((METRICS + 1, len(fleet.slots)))
+        cached_tokens = self.cached_tokens
+        load, gathered = fleet.load_or_room()
+        kernels.predicted(
+            fleet.columns,
+            load,
+            gathered,
+            belief.prior,
+            belief.regression.factor,
+            belief.roofs.rows,
+            belief.lean,
+            fleet.slots,
+            cached_tokens,
+            fleet.now_s,
+            self.prompt_tokens,
+            self._mean_prompt_tokens,
+            self._outlook.tokens,
+            self._mean_output_tokens,
+            self.tokens,
+            RATE_TAU_S,
+            fleet.beside_tokens_per_s,
+            means_s,
+            belief.tails.spread,
+            row,
+            share,
+            self._width,
+            tails_s,
+        )
+        return means_s
+
+    @property
+    def _mean_prompt_tokens(self) -> float:
+        return max(1.0, self._belief.prompts.mean_tokens(self._request.model, self.prompt_tokens))
 
     @property
     def _mean_output_tokens(self) -> float:
@@ -217,10 +232,13 @@ class Forecast:
         """All at that quantile: rows TTFT, TPOT, E2E."""
         known = self._tails.get(quantile)
         if known is None:
-            slots, spread = self._fleet.slots, self._belief.tails.spread
             row, share = between(quantile)
-            known = self._tails[quantile] = np.empty((METRICS, len(slots)))
-            kernels.tails(self._met(), spread, slots, row, share, self._width, known)
+            known = self._tails[quantile] = np.empty((METRICS, len(self._fleet.slots)))
+            if self._means is None:
+                self._predicted(row, share, known)
+            else:
+                spread = self._belief.tails.spread
+                kernels.tails(self._means, spread, self._fleet.slots, row, share, self._width, known)
         return known
 
     def ttft_tail_s(self, quantile: float) -> Floats:

@@ -239,20 +239,48 @@ def _tokens_per_s(columns: Floats, slot: int, now_s: float, tau_s: float, beside
     return float(own + beside * beside_tokens_per_s)
 
 
-@compiled(
-    "void(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, :, ::1], i8[::1], f8[::1],"
-    " f8, f8, f8, f8, f8, f8, f8, f8, f8[:, ::1])"
-)
-def means(
-    columns: Floats, load: Floats, prior: Floats, factor: Floats, roofs: Floats, lean: Floats, slots: Slots,
-    cached_tokens: Floats, now_s: float, prompt_tokens: float, mean_prompt_tokens: float, output_tokens: float,
-    mean_output_tokens: float, held_tokens: float, tau_s: float, beside_tokens_per_s: float, out: Floats,
-) -> None:  # fmt: skip
-    """Fill the rows TTFT, TPOT, E2E (seconds) and BAND of ``out``, one column a candidate.
+@part
+def _gather(columns: Floats, slots: Slots, load: Floats) -> None:
+    """The load of each candidate: this router's own, its peers' and nobody's we know."""
+    for row in range(len(load)):
+        for i in range(len(slots)):
+            slot = slots[i]
+            load[row, i] = columns[row, slot] + columns[OTHERS + row, slot] + columns[FOREIGN + row, slot]
 
-    ``columns``: the ledger's; ``load`` and ``cached_tokens``: of the candidates; ``prior``, ``factor``, ``roofs``: one
-    row a slot; ``lean``: by metric, band and slot; ``tau_s`` and ``beside_tokens_per_s``: see ``_tokens_per_s``.
+
+@part
+def _fill_tails(
+    means_s: Floats, spread: Floats, slots: Slots, row: int, share: float, e2e_width: float, out: Floats
+) -> None:
+    for metric in range(METRICS):
+        width = e2e_width if metric == E2E else 1.0
+        for i in range(len(slots)):
+            band, slot = int(means_s[BAND, i]), slots[i]
+            low = spread[metric, row, band, slot]
+            if share != 0.0:
+                low += share * (spread[metric, row + 1, band, slot] - low)
+            out[metric, i] = means_s[metric, i] * exp(low * width)
+
+
+@compiled(
+    "void(f8[:, ::1], f8[:, ::1], b1, f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, :, ::1], i8[::1], f8[::1],"
+    " f8, f8, f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, :, :, ::1], i8, f8, f8, f8[:, ::1])"
+)
+def predicted(
+    columns: Floats, load: Floats, gathered: bool, prior: Floats, factor: Floats, roofs: Floats, lean: Floats,
+    slots: Slots, cached_tokens: Floats, now_s: float, prompt_tokens: float, mean_prompt_tokens: float,
+    output_tokens: float, mean_output_tokens: float, held_tokens: float, tau_s: float, beside_tokens_per_s: float,
+    means_s: Floats, spread: Floats, row: int, share: float, e2e_width: float, tails_s: Floats,
+) -> None:  # fmt: skip
+    """Fill the rows TTFT, TPOT, E2E (seconds) and BAND of ``means_s``, one column a candidate, and ``tails_s`` as
+    ``tails`` does, unless it is empty: to call a loop costs as much as to run it over a few candidates.
+
+    ``columns``: the ledger's; ``load`` (filled here unless ``gathered``) and ``cached_tokens``: of the candidates;
+    ``prior``, ``factor``, ``roofs``: one row a slot; ``lean``: by metric, band and slot; ``tau_s`` and
+    ``beside_tokens_per_s``: see ``_tokens_per_s``.
     """
+    if not gathered:
+        _gather(columns, slots, load)
     asked = _Asked(now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens)
     for i in range(len(slots)):
         slot, cached = slots[i], cached_tokens[i]
@@ -262,11 +290,23 @@ def means(
         band = FULL if full else int(e.queued > 0.0)
         step_s = _step_of_life_s(columns, prior, factor, roofs, e, held_tokens)
         tokens_per_s = _tokens_per_s(columns, slot, now_s, tau_s, beside_tokens_per_s)
-        share = _prefill_share(prior, roofs, e, asked, full, step_s, tokens_per_s)
-        out[TTFT, i] = _first_token_s(columns, e, ahead) * lean[TTFT, band, slot]
-        out[TPOT, i] = step_s / (1.0 - share) * lean[TPOT, band, slot]
-        out[E2E, i] = out[TTFT, i] + max(output_tokens - 1.0, 0.0) * out[TPOT, i]
-        out[BAND, i] = band
+        busy = _prefill_share(prior, roofs, e, asked, full, step_s, tokens_per_s)
+        means_s[TTFT, i] = _first_token_s(columns, e, ahead) * lean[TTFT, band, slot]
+        means_s[TPOT, i] = step_s / (1.0 - busy) * lean[TPOT, band, slot]
+        means_s[E2E, i] = means_s[TTFT, i] + max(output_tokens - 1.0, 0.0) * means_s[TPOT, i]
+        means_s[BAND, i] = band
+    if tails_s.size > 0:
+        _fill_tails(means_s, spread, slots, row, share, e2e_width, tails_s)
+
+
+@compiled("void(f8[:, ::1], f8[:, :, :, ::1], i8[::1], i8, f8, f8, f8[:, ::1])")
+def tails(means_s: Floats, spread: Floats, slots: Slots, row: int, share: float, e2e_width: float, out: Floats) -> None:
+    """Fill ``out`` (metrics x candidates) with a quantile of each: the mean times e to the spread at that quantile.
+
+    ``means_s``: as ``predicted`` filled it; ``spread``: by metric, kept quantile, band and slot, of which the quantile
+    lies ``share`` of the way from ``row`` to the next; ``e2e_width``: E2E's spread is in widths of this.
+    """
+    _fill_tails(means_s, spread, slots, row, share, e2e_width, out)
 
 
 @part
@@ -346,23 +386,6 @@ def expected(
         out[term] /= factor[slot, term]
     step_share = e.step_s / ttft_s
     return WAIT_DOUBT * (ahead.waiting * step_share) ** 2 + STEP_DOUBT * step_share**2
-
-
-@compiled("void(f8[:, ::1], f8[:, :, :, ::1], i8[::1], i8, f8, f8, f8[:, ::1])")
-def tails(means_s: Floats, spread: Floats, slots: Slots, row: int, share: float, e2e_width: float, out: Floats) -> None:
-    """Fill ``out`` (metrics x candidates) with a quantile of each: the mean times e to the spread at that quantile.
-
-    ``means_s``: as ``means`` filled it; ``spread``: by metric, kept quantile, band and slot, of which the quantile lies
-    ``share`` of the way from ``row`` to the next; ``e2e_width``: E2E's spread is in widths of this.
-    """
-    for metric in range(METRICS):
-        width = e2e_width if metric == E2E else 1.0
-        for i in range(len(slots)):
-            band, slot = int(means_s[BAND, i]), slots[i]
-            low = spread[metric, row, band, slot]
-            if share != 0.0:
-                low += share * (spread[metric, row + 1, band, slot] - low)
-            out[metric, i] = means_s[metric, i] * exp(low * width)
 
 
 @compiled("void(f8[:, ::1], f8[:, ::1], i8, f8, f8, f8, f8, f8, f8, f8, f8, f8[::1])")
