@@ -1,9 +1,10 @@
 """Headroom beside other gateways, in one interleaved run: `python -m tests.bench.side_by_side [--rounds 3]`.
 
-CPU of each gateway's processes a streamed token and a short request, and the time to the first token, of this gateway
-with everything on (config, cards, slo_headroom, metrics, accounting) and of whichever peers are installed: vllm-router,
-sglang-router, haproxy, nginx, found on PATH or by HEADROOM_BENCH_VLLM_ROUTER and the like. The scripted engine and the
-load generator are C programs in ../shared/bench, or where HEADROOM_BENCH_TOOLS says. Linux alone: CPU is read in /proc.
+CPU of each gateway's processes a streamed token and a short request, and the time to the first token, of streams that
+begin all at once and of as many that begin one after the other; of this gateway with everything on (config, cards,
+slo_headroom, metrics, accounting) and of whichever peers are installed: vllm-router, sglang-router, haproxy, nginx,
+found on PATH or by HEADROOM_BENCH_VLLM_ROUTER and the like. The scripted engine and the load generator are C programs
+in ../shared/bench, or where HEADROOM_BENCH_TOOLS says. Linux alone: CPU is read in /proc.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from tests.redis_server import free_port
 
 ROOT: Final = Path(__file__).parents[2]
 TOOLS: Final = Path(os.environ.get("HEADROOM_BENCH_TOOLS", ROOT.parent / "shared" / "bench"))
-KINDS: Final = ("token", "request")
-UNITS: Final = {"token": "us_per_event", "request": "us_per_request"}
+KINDS: Final = ("token", "request", "spread")
+UNITS: Final = {"token": "us_per_event", "request": "us_per_request", "spread": "us_per_event"}
 ENGINE: Final = "the engine"  # asked without a gateway: the first token's time that is nobody's fault
 
 HAPROXY: Final = """
@@ -172,6 +173,21 @@ def engines(binary: Path, ports: Sequence[int], script: Sequence[str]) -> Iterat
             each.wait()
 
 
+def loads(cost: ModuleType) -> dict[str, Any]:
+    """Engines' ports, their script and the load's arguments, by kind. ``spread``: the token load's streams, which that
+    begins all at once, one after the other, so that times to the first token are those of a router that runs.
+    """
+    return {**cost.LOADS, "spread": cost.LOADS["token"]}
+
+
+def spread_load(folder: Path) -> Path:
+    """The load generator whose streams begin in even steps."""
+    program = folder / "spread"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.bench.paced spread "$@"\n', encoding="ascii")
+    program.chmod(0o755)
+    return program
+
+
 def compiled(folder: Path) -> None:
     """The scripted engine and the load generator, in *folder*."""
     for source in ("engine", "load"):
@@ -190,7 +206,8 @@ def measured(contenders: Sequence[Contender], rounds: int, kinds: Sequence[str] 
         work = Path(name)
         compiled(work)
         for kind in kinds:
-            ports, script, arguments = cost.LOADS[kind]
+            ports, script, arguments = loads(cost)[kind]
+            load = spread_load(work) if kind == "spread" else work / "load"
             runs: dict[str, list[dict[str, float]]] = {each.name: [] for each in contenders}
             with engines(work / "engine", ports, script):
                 for _ in range(rounds):
@@ -198,7 +215,7 @@ def measured(contenders: Sequence[Contender], rounds: int, kinds: Sequence[str] 
                         log = work / f"{each.name.replace(' ', '-')}.log"
                         try:
                             runs[each.name].append(
-                                cost.measure(work / "load", str(each.port[kind]), each.command, ports, arguments, log)
+                                cost.measure(load, str(each.port[kind]), each.command, ports, arguments, log)
                             )
                         except RuntimeError as problem:
                             print(f"{each.name}: {problem}: {log.read_text(errors='replace')[-500:]}")
@@ -219,7 +236,7 @@ def table(figures: Figures) -> str:
         for name, each in told.items():
             cost_us = each[UNITS[kind]]
             ratio = f"{ours / cost_us:9.2f}" if name != ENGINE and cost_us else " " * 9
-            rate = each["events_per_s" if kind == "token" else "requests_per_s"]
+            rate = each["requests_per_s" if kind == "request" else "events_per_s"]
             lines.append(
                 f"  {name:13s}{cost_us:8.1f}{ratio}{each['ttft_ms_p50']:10.2f}{each['ttft_ms_p99']:8.2f}"
                 f"{rate:8.0f}{each['errors']:7.0f}"
@@ -248,7 +265,7 @@ def main() -> None:
     parser.add_argument("--routing", default="slo_headroom")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="headroom-bench-") as name:
-        contenders = line_up(Path(name), tools().LOADS, options.routing)
+        contenders = line_up(Path(name), loads(tools()), options.routing)
         if options.beside is not None:
             wanted = {"headroom", ENGINE, *options.beside}
             contenders = [each for each in contenders if each.name in wanted]

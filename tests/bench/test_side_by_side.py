@@ -30,7 +30,7 @@ def _tools() -> None:
 
 def test_what_a_token_and_a_request_cost_beside_the_compiled_gateways(tmp_path: Path) -> None:
     """All of it on: config, cards, slo_headroom, metrics. One interleaved round; every request is answered."""
-    contenders = side_by_side.line_up(tmp_path, side_by_side.tools().LOADS)
+    contenders = side_by_side.line_up(tmp_path, side_by_side.loads(side_by_side.tools()))
     figures = side_by_side.measured(contenders, 1)
     print(f"\n{side_by_side.table(figures)}")
     for kind, told in figures.items():
