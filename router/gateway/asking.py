@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from router.gateway.http import parse_head
-from router.gateway.upstream import Connection, PoolLimits, Target, Upstream
+from router.gateway.upstream import Connection, PoolLimits, Reader, Target, Upstream
 
 _PAGE_BYTES_MAX: Final = 16 * 2**20
 _IDLE_MAX: Final = 8
@@ -35,11 +35,11 @@ class Page:
         return self.status in _OK
 
 
-class _Question:
+class _Question(Reader):
     """One GET on one connection; an idle one that turns out dead is replaced by a fresh one."""
 
     def __init__(self, upstream: Upstream, head: bytes, answer: "asyncio.Future[Page]") -> None:
-        self.take: Callable[[bytes], None] = self._before_head
+        self._in_body = False
         self._upstream, self._head, self._answer = upstream, head, answer
         self._connection: Connection | None = None
         self._status = 0
@@ -67,6 +67,13 @@ class _Question:
         if self._connection is not None:
             self._connection.abort()
 
+    def take(self, data: bytes) -> None:
+        """More of the answer."""
+        if self._in_body:
+            self._more()
+        else:
+            self._before_head(data)
+
     def _before_head(self, data: bytes) -> None:
         assert self._connection is not None
         parts = self._connection.split_head(data)
@@ -79,10 +86,10 @@ class _Question:
             self._fail("a head that cannot be read")
             return
         self._status, self._until_close = head.status, head.until_close
-        self.take = self._more
-        self._more(b"")
+        self._in_body = True
+        self._more()
 
-    def _more(self, _: bytes) -> None:
+    def _more(self) -> None:
         assert self._connection is not None
         data = self._connection.decoded()
         self._pieces.append(data)

@@ -5,7 +5,6 @@ looks like an event is never counted as one. Must not know sockets; keeps a few 
 """
 
 import re
-from bisect import bisect_left
 from typing import Final
 
 from router.core.types import Usage
@@ -13,6 +12,7 @@ from router.gateway.http import dechunked
 
 _DATA: Final = b"\ndata:"
 _LF: Final = 10
+_D: Final = 100
 _SHORT_BYTES: Final = 64
 _TAIL_BYTES: Final = 4096
 _DONE: Final = (b"\ndata: [DONE]", b"\ndata:[DONE]")
@@ -25,10 +25,22 @@ _ROLE_ALONE: Final = re.compile(rb'"role"\s*:\s*"assistant"[^}]*"content"\s*:\s*
 NO_USAGE: Final = Usage(0)
 
 
-GAP_EDGES_S: Final = (
+GAP_EDGES_S: Final[tuple[float, ...]] = (
     0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5,
     5.0, 10.0,
 )  # fmt: skip
+
+
+def _edge_above(gap_s: float) -> int:
+    """``bisect_left(GAP_EDGES_S, gap_s)``, which boxes its floats: compiled, this takes a tenth of its time."""
+    low, high = 0, len(GAP_EDGES_S)
+    while low < high:
+        middle = (low + high) >> 1
+        if GAP_EDGES_S[middle] < gap_s:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 class Gaps:
@@ -86,14 +98,14 @@ class Meter:
             if self._ragged and self._mark in self._last[1 - len(self._mark) :] + data[: len(self._mark) - 1]:
                 return False
             count += self._seam(data)
-        elif data.startswith(b"data:"):
+        elif data[0] == _D and data.startswith(b"data:"):
             count += 1
         if count:
             gap_s = now_s - self.last_s
             self.last_s = now_s
             self.events += count
             counts = self.gaps.counts
-            counts[bisect_left(GAP_EDGES_S, gap_s)] += 1
+            counts[_edge_above(gap_s)] += 1
             counts[0] += count - 1
             if gap_s > self.gap_max_s:  # noqa: PLR1730 - a call to max() costs more than all of this
                 self.gap_max_s = gap_s

@@ -14,7 +14,7 @@ from router.core.types import Usage
 from router.gateway import faults
 from router.gateway.http import LAST_CHUNK, Head, chunk, dechunked, parse_head
 from router.gateway.meter import CHUNK_SEAM, Meter, first_event
-from router.gateway.upstream import Connection, Upstream
+from router.gateway.upstream import Connection, Reader, Upstream
 
 if TYPE_CHECKING:
     from router.gateway.exchange import Exchange
@@ -25,17 +25,24 @@ _CHUNK_OPENS: Final = re.compile(rb"\r\n[0-9a-fA-F]+\r\n$")
 ERROR_MARK: Final = b'data: {"error"'
 TYPED_ERROR_MARK: Final = b'data: {"type":"error"'
 
+# What an attempt does with the connection's next bytes. Numbers and no bound methods: those would be a cycle, and
+# compiled code compares a number for nothing.
+_BEFORE_HEAD: Final = 0
+_HELD_BACK: Final = 1  # until the first event has been seen
+_RELAYED: Final = 2  # an event stream, as it came
+_WHOLE: Final = 3  # another body, as it came
+_REFRAMED: Final = 4  # for a client that cannot take the engine's framing, or an engine that has none
+_RECAST: Final = 5  # for an engine of another protocol
+_DYING: Final = 6  # the engine has said that it failed: the rest of what it says of it
+_OVER: Final = 7
 
-class Attempt:
-    """One try of an exchange on one backend. ``number`` is the core's; ``over`` once nobody listens to it.
 
-    ``take``: what to do with the connection's next bytes.
-    """
+class Attempt(Reader):
+    """One try of an exchange on one backend. ``number`` is the core's."""
 
     __slots__ = (
-        "_body", "_clock", "_frame", "_head", "_mark", "_passes", "_recast", "_write", "connect_s", "connection",
-        "decodes", "engine_said", "exchange", "meter", "number", "over", "paused", "predicted_ttft_s", "take",
-        "upstream",
+        "_body", "_clock", "_frame", "_head", "_mark", "_phase", "_recast", "_write", "connect_s", "connection",
+        "decodes", "engine_said", "exchange", "meter", "number", "paused", "predicted_ttft_s", "upstream",
     )  # fmt: skip
 
     def __init__(self, exchange: "Exchange", upstream: Upstream, number: int, predicted_ttft_s: float) -> None:
@@ -45,19 +52,22 @@ class Attempt:
         self.predicted_ttft_s = predicted_ttft_s
         self.connection: Connection | None = None
         self.connect_s = 0.0
-        self.over = False
         self.paused = False
         self.engine_said: faults.EngineError | None = None
         self._mark = exchange.error_mark
         self.meter = Meter(upstream.gaps, self._mark)
-        self._passes = self.meter.passes
         self._clock = exchange.clock
         self._head: Head | None = None
         self._body = b""
         self._frame: Callable[[bytes], bytes] | None = None
-        self.take: Callable[[bytes], None] = self._before_head
+        self._phase = _BEFORE_HEAD
         self._recast = exchange.recast_for(upstream.target)
         self.decodes = exchange.http10 or self._recast is not None
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody listens to it any more."""
+        return self._phase == _OVER
 
     @property
     def recasts(self) -> bool:
@@ -96,19 +106,15 @@ class Attempt:
 
     def _ask(self, connection: Connection) -> None:
         self.connection = connection
-        self.take = self._before_head
+        self._phase = _BEFORE_HEAD
         head, body = self.exchange.request_bytes(self.upstream, self._recast)
         connection.ask(self, head, body, decode=self.decodes, head_only=self.exchange.head_only)
 
     def abort(self) -> None:
         """Close the connection at once; nothing more is heard from this attempt."""
-        self._over()
+        self._phase = _OVER
         if self.connection is not None:
             self.connection.abort()
-
-    def _over(self) -> None:
-        self.over = True
-        self.take = _ignore  # a bound method of ours kept here would be a cycle
 
     def pause(self) -> None:
         """The client does not keep up: read no more from the engine until it does."""
@@ -124,6 +130,30 @@ class Attempt:
             self.connection.transport.resume_reading()
 
     # -- the connection's side ---------------------------------------------------------------------------------
+
+    def take(self, data: bytes) -> None:
+        """More bytes. A token of a stream is stamped, counted, and on its way as it came: the hot path."""
+        if self._phase != _RELAYED:
+            self._take_other(data)
+        elif self.meter.passes(data, self._clock()):
+            self._write(data)
+        else:
+            self._ends_with_error(data)
+
+    def _take_other(self, data: bytes) -> None:
+        phase = self._phase
+        if phase == _BEFORE_HEAD:
+            self._before_head(data)
+        elif phase == _HELD_BACK:
+            self._held_back(data)
+        elif phase == _WHOLE:
+            self._relay_whole(data)
+        elif phase == _REFRAMED:
+            self._reframe(data)
+        elif phase == _RECAST:
+            self._recast_body()
+        elif phase == _DYING:
+            self._dying(data)
 
     def finished(self) -> None:
         """The answer is complete."""
@@ -162,7 +192,7 @@ class Attempt:
 
     def _failed(self, failure: Failure) -> None:
         if not self.over:
-            self._over()
+            self._phase = _OVER
             self.exchange.failed(self, failure)
 
     # -- before the first byte ---------------------------------------------------------------------------------
@@ -177,7 +207,7 @@ class Attempt:
         except ValueError:  # llhttp and we do not find the same head in these bytes
             self._give_up(f"{self.upstream.target.name} sent a head that cannot be read")
             return
-        self.take = self._held_back
+        self._phase = _HELD_BACK
         self._held_back(parts[1])
 
     def _held_back(self, data: bytes) -> None:
@@ -241,30 +271,23 @@ class Attempt:
                 self._opens_with_error(died)
                 return
         self._frame = self.exchange.open(self, head, body, self._recast)
+        if self.over:  # by what the first byte set off
+            return
         self._write = self.exchange.front.transport.write
         if self._frame is not None:
-            self.take = self._recast_body if self._recast is not None else self._reframed
+            self._phase = _RECAST if self._recast is not None else _REFRAMED
         else:
-            self.take = self._relay if head.event_stream else self._relay_whole
+            self._phase = _RELAYED if head.event_stream else _WHOLE
         if died is not None:
             self._dies(died + b"\n" if self._recast is not None else died)
 
     # -- after it ----------------------------------------------------------------------------------------------
 
-    def _relay(self, data: bytes) -> None:
-        """The hot path: stamped, counted, and on its way as it came."""
-        clock, passes, write = self._clock, self._passes, self._write  # a method call on a slot is slower than this
-        if passes(data, clock()):
-            write(data)
-        else:
-            self._ends_with_error(data)
-
     def _relay_whole(self, data: bytes) -> None:
         self.meter.continues(data, self._clock())
         self._write(data)
 
-    def _reframed(self, data: bytes) -> None:
-        """For a client that cannot take the engine's framing, or an engine that has none."""
+    def _reframe(self, data: bytes) -> None:
         assert self.connection is not None
         assert self._frame is not None
         if self.decodes:
@@ -276,8 +299,7 @@ class Attempt:
         else:
             self._ends_with_error(data)
 
-    def _recast_body(self, _: bytes) -> None:
-        """For an engine of another protocol."""
+    def _recast_body(self) -> None:
         assert self.connection is not None
         assert self._recast is not None
         assert self._frame is not None
@@ -316,14 +338,14 @@ class Attempt:
         own_chunk = _CHUNK_OPENS.search(before)
         if own_chunk is not None:
             return before[: own_chunk.start() + 2], payload
-        if self.take != self._relay or self.meter.at_boundary:  # the read starts at a chunk
+        if self._phase != _RELAYED or self.meter.at_boundary:  # the read starts at a chunk
             return chunk(dechunked(data).partition(self._mark)[0]), payload
         return b"", payload  # inside a chunk: nothing of ours can follow
 
     def _dies(self, payload: bytes) -> None:
         """The engine's error, as much of it as has come."""
         self._body = payload
-        self.take = self._dying
+        self._phase = _DYING
         self._dying(b"")
 
     def _dying(self, data: bytes) -> None:
@@ -360,7 +382,7 @@ class Attempt:
     def _end_of_body(self) -> None:
         if self.over:
             return
-        self._over()
+        self._phase = _OVER
         self.upstream.gaps.sum_s += self.meter.last_s - self.meter.first_s
         frame = self._frame
         if frame is not None:
@@ -369,7 +391,3 @@ class Attempt:
             if rest or end:
                 self._write((frame(rest) if rest else b"") + end)
         self.exchange.ended(self)
-
-
-def _ignore(_: bytes) -> None:
-    """Bytes for an attempt that is over."""

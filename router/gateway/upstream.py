@@ -1,15 +1,16 @@
 """Connections to engines: one pool a backend, and a connection that finds heads and ends of answers.
 
-Believes: llhttp's verdict on framing. Must not know what a reply means or who asked; it hands bytes to an attempt.
+Believes: llhttp's verdict on framing. Must not know what a reply means or who asked; it hands bytes to a reader.
 No task and no future per request: a task exists only while a new connection is being opened.
 """
 
 import asyncio
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -69,39 +70,46 @@ class PoolLimits:
     idle_max: int = 256
 
 
-class Attempt(Protocol):
-    """What a connection hands its bytes to (relay.py).
+class Reader(ABC):
+    """Whom a connection hands its bytes to: an attempt (relay.py), or who asks for a page (asking.py).
 
-    ``take`` gets bytes as they came; ``done`` of the connection says whether the answer is complete with them.
+    A base class and no protocol: compiled, its methods are called without a look-up, which every token pays for.
     """
 
-    take: Callable[[bytes], None]
+    __slots__ = ()
 
+    @abstractmethod
+    def take(self, data: bytes) -> None:
+        """More bytes as they came; ``done`` of the connection says whether the answer is complete with them."""
+
+    @abstractmethod
     def finished(self) -> None:
         """The answer is complete and the connection has been given back."""
 
+    @abstractmethod
     def broken(self, why: str, *, unanswered: bool) -> None:
         """The connection failed; ``unanswered``: not one byte had come."""
 
+    @abstractmethod
     def closed(self) -> None:
         """The engine closed the connection in good order, which ends a body that has no other end."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection to an engine: idle in its pool, or busy with one attempt.
+    """One connection to an engine: idle in its pool, or busy with one reader.
 
     ``head``: the bytes of the answer until its head was complete, then None. ``done``: the answer has ended.
     """
 
     __slots__ = (
-        "_begun", "_decoder", "_feed", "_interim", "_keep", "_parser", "_plain", "attempt", "done", "head", "head_only",
-        "idle_since_s", "reused", "touched", "transport", "upstream",
+        "_begun", "_decoder", "_feed", "_interim", "_keep", "_parser", "_plain", "done", "head", "head_only",
+        "idle_since_s", "reader", "reused", "touched", "transport", "upstream",
     )  # fmt: skip
 
     def __init__(self, upstream: "Upstream") -> None:
         self.upstream = upstream
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
-        self.attempt: Attempt | None = None
+        self.reader: Reader | None = None
         self._plain: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._decoder: Decoder | None = None
         self._parser: httptools.HttpResponseParser | None = self._plain
@@ -118,8 +126,8 @@ class Connection(asyncio.Protocol):
         self.upstream.open.add(self)
 
     def data_received(self, data: bytes) -> None:
-        attempt, feed = self.attempt, self._feed
-        if attempt is None:  # bytes that nobody asked for
+        reader, feed = self.reader, self._feed
+        if reader is None:  # bytes that nobody asked for
             self.transport.abort()
             return
         try:
@@ -128,23 +136,22 @@ class Connection(asyncio.Protocol):
             self.touched = True
             self._fail(f"{self.upstream.target.name} broke HTTP: {error}")
             return
-        take = attempt.take
-        take(data)
-        if self.done and self.attempt is attempt:
-            self._release(attempt)
+        reader.take(data)
+        if self.done and self.reader is reader:
+            self._release(reader)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.upstream.lost(self)
-        attempt, self.attempt = self.attempt, None
+        reader, self.reader = self.reader, None
         self._parser = self._plain = self._decoder = None
         self._feed = _nothing
-        if attempt is None:
+        if reader is None:
             return
         if error is None and self.head is None:
-            attempt.closed()
+            reader.closed()
         else:
             why = f"{self.upstream.target.name} closed the connection" + (f": {error}" if error else "")
-            attempt.broken(why, unanswered=not self.touched)
+            reader.broken(why, unanswered=not self.touched)
 
     def pause_writing(self) -> None:
         """The request's body is bounded and held whole, so there is no one to slow down."""
@@ -168,11 +175,11 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self.done = not self._interim
 
-    # -- the attempt's side ------------------------------------------------------------------------------------
+    # -- the reader's side -------------------------------------------------------------------------------------
 
-    def ask(self, attempt: Attempt, request: bytes, body: bytes, *, decode: bool, head_only: bool) -> None:
-        """Send one request; the answer goes to *attempt*, its body decoded too (``decoded``) if asked for."""
-        self.attempt = attempt
+    def ask(self, reader: Reader, request: bytes, body: bytes, *, decode: bool, head_only: bool) -> None:
+        """Send one request; the answer goes to *reader*, its body decoded too (``decoded``) if asked for."""
+        self.reader = reader
         self.head = b""
         self.done = self._begun = self.touched = self._interim = False
         self.head_only = head_only
@@ -214,23 +221,23 @@ class Connection(asyncio.Protocol):
         self._plain = httptools.HttpResponseParser(self)
 
     def abort(self) -> None:
-        """Close at once and say nothing more to the attempt."""
-        self.attempt = None
+        """Close at once and say nothing more to the reader."""
+        self.reader = None
         self.transport.abort()
 
-    def _release(self, attempt: Attempt) -> None:
-        self.attempt = None
+    def _release(self, reader: Reader) -> None:
+        self.reader = None
         if self._keep:
             self.upstream.idle(self)
         else:
             self.transport.close()
-        attempt.finished()
+        reader.finished()
 
     def _fail(self, why: str) -> None:
-        attempt, self.attempt = self.attempt, None
+        reader, self.reader = self.reader, None
         self.transport.abort()
-        if attempt is not None:
-            attempt.broken(why, unanswered=False)
+        if reader is not None:
+            reader.broken(why, unanswered=False)
 
 
 class Decoder:
@@ -341,7 +348,7 @@ class Upstream:
     def lost(self, connection: Connection) -> None:
         """The connection is closed."""
         self.open.discard(connection)
-        if connection.attempt is None and connection in self._idle:
+        if connection.reader is None and connection in self._idle:
             self._idle.remove(connection)
 
     def sweep(self) -> None:

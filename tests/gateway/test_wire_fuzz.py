@@ -94,7 +94,7 @@ class Bench:
 
     def busy(self) -> list[Connection]:
         """Connections with a request on them."""
-        return [each for each in self.upstream.open if each.attempt is not None and not each.transport.is_closing()]
+        return [each for each in self.upstream.open if each.reader is not None and not each.transport.is_closing()]
 
     def answers(self, data: bytes) -> None:
         """The engine's next read, on the one busy connection."""
@@ -307,7 +307,7 @@ async def test_clients_that_leave_at_random_leak_nothing() -> None:
         assert not gate.driver._table
         assert len(gate.seen.outcomes) == len({outcome.account.request.id for outcome in gate.seen.outcomes})
         for upstream in gate.driver.upstreams.values():
-            assert all(connection.attempt is None for connection in upstream.open)
+            assert all(connection.reader is None for connection in upstream.open)
         await engine.stop()
     gc.collect()
     await until(lambda: sockets() <= before)
