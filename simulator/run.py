@@ -222,7 +222,7 @@ class Run:
         self._coming += 1
         again_s = self.kernel.now_s + after_s * (1.0 + 0.1 * self._draw.random())
         request = replace(arrival.request, id=f"{arrival.request.id}~{arrival.tries + 1}", arrived_s=again_s)
-        again = arrival._replace(request=request, tries=arrival.tries + 1, since_s=arrival.came_s)
+        again = replace(arrival, request=request, tries=arrival.tries + 1, since_s=arrival.came_s)
         self.kernel.at(again_s, self._again, again)
 
     # ---- routers among themselves ----------------------------------------------------------
