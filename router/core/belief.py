@@ -186,7 +186,7 @@ class Belief:
 
     def _settle_lean(self, metric: int, slot: int, band: int, left: float) -> None:
         """Learn what the factors leave over in this load band: the queue is modelled only so well."""
-        lean = float(self.lean[metric, band, slot])
+        lean = self.lean.item(metric, band, slot)
         self.lean[metric, band, slot] = lean * exp(BIAS_GAIN * (min(1.0, max(-1.0, left)) - log(lean)))
 
     def _judge(self, metric: int, slot: int, expected: Expectation, score: float) -> None:

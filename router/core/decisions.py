@@ -45,7 +45,7 @@ class Dispatch(Fact):
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(Fact):
     """Keep the request at the gateway; ask again when room appears, and at ``until_s`` at the latest.
 
     ``alone``: nobody who waits behind it, nor any newcomer of a later rank, is asked before it is: its turn has come,
@@ -58,7 +58,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Shed:
+class Shed(Fact):
     """Refuse the request; ``retry_after_s`` is when trying again has a fair chance."""
 
     reason: Reason
@@ -87,7 +87,7 @@ ADMIT = Admit()
 
 
 @dataclass(frozen=True, slots=True)
-class ScaleTo:
+class ScaleTo(Fact):
     """How many replicas of one variant the demand needs."""
 
     variant: str
@@ -124,7 +124,7 @@ class Send(Fact):
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Fact):
     """Command: answer the request with an error; it is over."""
 
     request_id: RequestId
@@ -134,7 +134,7 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(Fact):
     """Command: close the connection of this attempt at once; its reservation is already released."""
 
     request_id: RequestId
@@ -144,7 +144,7 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
-class Break:
+class Break(Fact):
     """Command: the stream died after its first byte; end it with an honest error event, never as if it were whole."""
 
     request_id: RequestId

@@ -66,12 +66,16 @@ class Prediction:
         if expected is None:
             return self.ttft_s, self.tpot_s, self.e2e_s
         row, share = between(quantile)
-        low, high = expected.promised[:, row].tolist(), expected.promised[:, row + 1].tolist()
+        spreads: list[list[float]] = expected.promised.tolist()
         return (
-            self.ttft_s * exp(low[TTFT] + share * (high[TTFT] - low[TTFT])),
-            self.tpot_s * exp(low[TPOT] + share * (high[TPOT] - low[TPOT])),
-            self.e2e_s * exp(expected.width * (low[E2E] + share * (high[E2E] - low[E2E]))),
+            self.ttft_s * exp(_between(spreads[TTFT], row, share)),
+            self.tpot_s * exp(_between(spreads[TPOT], row, share)),
+            self.e2e_s * exp(expected.width * _between(spreads[E2E], row, share)),
         )
+
+
+def _between(spreads: list[float], row: int, share: float) -> float:
+    return spreads[row] + share * (spreads[row + 1] - spreads[row])
 
 
 class Forecast:
@@ -138,7 +142,7 @@ class Forecast:
     def prefill_tokens_at(self, index: int) -> float:
         """The same for one candidate."""
         if self._cached is None and not self._request.prefix:
-            return self.prompt_tokens * (1.0 - float(self._belief.hit[self._fleet.slots[index]]))
+            return self.prompt_tokens * (1.0 - self._belief.hit.item(self._fleet.slots.item(index)))
         return self.prompt_tokens - float(self.cached_tokens[index])
 
     # -- means ---------------------------------------------------------------------------------------------------

@@ -24,7 +24,10 @@ from router.core.types import Backend, EngineReport, Load, Request
 Floats = NDArray[np.float64]
 Slots = NDArray[np.intp]
 
-PREFILLING, PREFILL_TOKENS, DECODING, CONTEXT_TOKENS = range(4)
+PREFILLING: Final = 0  # one by one: compiled, each is then a number and not looked up
+PREFILL_TOKENS: Final = 1
+DECODING: Final = 2
+CONTEXT_TOKENS: Final = 3
 RATE_TAU_S: Final = 5.0  # memory of the prefill rate: a few requests' lives, so that it follows a burst
 FOREIGN_TTL_S: Final = 30.0  # a report older than this says nothing of now
 
@@ -543,9 +546,19 @@ def _said(number: float) -> float:
 
 _INF: Final = float("inf")
 _IDLE: Final = Load()
-_OTHERS, _FOREIGN = 4, 8
+_OTHERS: Final = 4
+_FOREIGN: Final = 8
 _RELEASED: Final = -1
-_KV_TOKENS_MAX, _WEIGHT, _LAST_SENT, _REPORTED, _RATE, _RATE_AT = 13, 17, 18, 22, 23, 24
-_BOUND, _KV_USAGE, _HIT_RATE, _TURN, _FIRST_TOKEN = 29, 30, 31, 32, 34
+_KV_TOKENS_MAX: Final = 13
+_WEIGHT: Final = 17
+_LAST_SENT: Final = 18
+_REPORTED: Final = 22
+_RATE: Final = 23
+_RATE_AT: Final = 24
+_BOUND: Final = 29
+_KV_USAGE: Final = 30
+_HIT_RATE: Final = 31
+_TURN: Final = 32
+_FIRST_TOKEN: Final = 34
 WEIGHT_MIN: Final = 1e-6  # a weight of 0 has its turn once in a million of weight 1
 _ROWS: Final = 35

@@ -52,7 +52,7 @@ def _bin(tokens: float) -> int:
 class _Reading:
     """What weights say: the probability to reach each bin, and the moments of what ends before it."""
 
-    __slots__ = ("alive", "below", "reach")
+    __slots__ = ("_alive", "below", "reach")
 
     def __init__(self, ended: list[float], cut: list[float]) -> None:
         total = 0.0
@@ -77,8 +77,15 @@ class _Reading:
             means.append(mean)
             firsts.append(first)
             seconds.append(second)
-        self.alive: Floats = np.array(self.reach)
+        self._alive: Floats | None = None
         self.below = (means, firsts, seconds)
+
+    @property
+    def alive(self) -> Floats:
+        """``reach`` as an array."""
+        if self._alive is None:
+            self._alive = np.array(self.reach)
+        return self._alive
 
     def outlook(self, cap: float) -> "Outlook":
         """Of the smaller of a length and its cap (0: none)."""

@@ -171,8 +171,10 @@ def count(record: Mapping[str, Any], key: str, least: int = 1) -> int:
 
 def whole(value: object, key: str, least: int = 1) -> int:
     """*value* as a whole number of at least *least*; ValueError names *key*."""
-    if isinstance(value, str) and value.isdecimal() and int(value) >= least:
-        return int(value)  # as nearly every cell is
+    if isinstance(value, str) and value.isdecimal():  # as nearly every cell is
+        told = int(value)
+        if told >= least:
+            return told
     try:
         number = float("nan") if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
