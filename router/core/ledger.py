@@ -12,7 +12,7 @@ never hide what was sent since, and traffic that no router knows of still counts
 
 from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
-from math import exp, isfinite
+from math import exp
 from typing import Final, cast
 
 import numpy as np
@@ -459,7 +459,9 @@ class Ledger:
         held = max(0.0, _said(report.kv_usage) * m[_KV_TOKENS_MAX][slot] - tokens) if extra else 0.0
         each = held / (extra - queued) if extra > queued else 0.0
         foreign = (queued, queued * each, extra - queued, held)
-        if any(m[_FOREIGN + row][slot] != load for row, load in enumerate(foreign)):
+        place = self._places[slot]
+        prefilling, prefill_tokens = m[_FOREIGN + PREFILLING][slot], m[_FOREIGN + PREFILL_TOKENS][slot]
+        if foreign != (prefilling, prefill_tokens, place.foreign, place.foreign_tokens):
             self.meter(now_s)
             self.foreign[:, slot] = foreign
             self._beside_changed(slot)
@@ -472,10 +474,11 @@ class Ledger:
 
     def _carried(self, slot: int) -> tuple[float, float]:
         """Requests of ours and of our peers there, and their tokens."""
-        m = self._m
-        mine = m[PREFILLING][slot] + m[DECODING][slot], m[PREFILL_TOKENS][slot] + m[CONTEXT_TOKENS][slot]
-        theirs = m[_OTHERS + PREFILLING][slot] + m[_OTHERS + DECODING][slot]
-        return mine[0] + theirs, mine[1] + m[_OTHERS + PREFILL_TOKENS][slot] + m[_OTHERS + CONTEXT_TOKENS][slot]
+        place, m = self._places[slot], self._m
+        theirs = m[_OTHERS + PREFILLING][slot] + place.others
+        mine_tokens = place.prefill_tokens + place.context_tokens
+        tokens = mine_tokens + m[_OTHERS + PREFILL_TOKENS][slot] + place.others_tokens
+        return place.prefilling + place.decoding + theirs, tokens
 
     def forget_stale(self, now_s: float) -> None:
         """Drop foreign load whose report is too old to speak of now."""
@@ -541,7 +544,7 @@ class Ledger:
 
 def _said(number: float) -> float:
     """A number of a report; 0 where the engine did not say."""
-    return number if isfinite(number) else 0.0
+    return number if -_INF < number < _INF else 0.0
 
 
 _INF: Final = float("inf")

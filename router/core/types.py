@@ -165,7 +165,7 @@ class Backend(Fact):
     context_tokens_max: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(init=False, slots=True, unsafe_hash=True)
 class EngineReport(Fact):
     """What an engine said of its own queue, asked at ``asked_s`` on our clock; nan where it does not say.
 
@@ -173,12 +173,28 @@ class EngineReport(Fact):
     tokens found in its prefix cache since the last report; ``kv_tokens_max`` its KV capacity in tokens.
     """
 
-    asked_s: float
-    running: float = nan
-    waiting: float = nan
-    kv_usage: float = nan
-    prefix_hit_rate: float = nan
-    kv_tokens_max: float = nan
+    asked_s: Final[float]
+    running: Final[float]
+    waiting: Final[float]
+    kv_usage: Final[float]
+    prefix_hit_rate: Final[float]
+    kv_tokens_max: Final[float]
+
+    def __init__(
+        self,
+        asked_s: float,
+        running: float = nan,
+        waiting: float = nan,
+        kv_usage: float = nan,
+        prefix_hit_rate: float = nan,
+        kv_tokens_max: float = nan,
+    ) -> None:
+        self.asked_s = asked_s
+        self.running = running
+        self.waiting = waiting
+        self.kv_usage = kv_usage
+        self.prefix_hit_rate = prefix_hit_rate
+        self.kv_tokens_max = kv_tokens_max
 
 
 @dataclass(frozen=True, slots=True)
