@@ -1,5 +1,6 @@
 """``python -m simulator``: replay a trace under policies, serve an emulated engine, calibrate against a real one."""
 
+import atexit
 import gc
 import os
 import sys
@@ -12,6 +13,7 @@ import typer
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: nothing here is large enough to share
 gc.set_threshold(500_000, 50, 100)  # next to no cycles are made, but requests by the million
+atexit.register(gc.freeze)  # and the end is no time to look through them all
 
 app = typer.Typer(
     help="Replay traces through the router's own decision code, on a virtual clock.",

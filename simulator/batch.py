@@ -110,7 +110,10 @@ class Batch:
     def _held(self, later: int) -> int:
         """Blocks held after *later* more steps of decoding, while none is shared."""
         size, steps = self._size, self.steps + later
-        return sum(-(-(s.offset + steps if s.state == DECODE else s.computed) // size) for s in self._running)
+        held = 0
+        for s in self._running:
+            held += -(-(s.offset + steps if s.state == DECODE else s.computed) // size)
+        return held
 
     def _choose_counting(self) -> None:
         """Count while blocks might run short in the next step, or while prefixes are cached."""

@@ -5,6 +5,7 @@ Must not know: how it came to be so.
 
 from array import array
 from collections import Counter
+from struct import Struct
 from typing import Final
 
 import numpy as np
@@ -31,6 +32,7 @@ COLUMNS: Final = (
     "predicted_e2e_s",
 )
 OUTCOMES: Final = tuple(Outcome)
+_packed: Final = Struct(f"{len(COLUMNS)}d").pack
 _CODE: Final = {outcome: float(number) for number, outcome in enumerate(OUTCOMES)}
 
 
@@ -63,8 +65,8 @@ class Books:
         met = served and request.slo.met(
             first_s - arrived_s, (ended_s - first_s) / after if after > 0 else 0.0, ended_s - arrived_s
         )
-        self._rows.extend(
-            (
+        self._rows.frombytes(
+            _packed(
                 arrived_s,
                 account.sent_s,
                 first_s,

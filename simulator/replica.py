@@ -114,8 +114,10 @@ class Replica(Batch):
     @property
     def waiting(self) -> int:
         """Sequences that have arrived and are not in the batch."""
-        now_s = self._clock.now_s
-        here = sum(1 for at_s, sequence in self._arrivals if at_s <= now_s and sequence.state == COMING)
+        here = 0
+        if self._arrivals:
+            now_s = self._clock.now_s
+            here = sum(1 for at_s, sequence in self._arrivals if at_s <= now_s and sequence.state == COMING)
         return len(self._waiting) - self._ghosts + here
 
     @property

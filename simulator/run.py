@@ -138,21 +138,21 @@ class Run:
 
     def play(self, arrivals: Iterable[Arrival], progress: Progress | None, stop: Stop | None = None) -> None:
         """Bring every arrival in its time, then wait for the last to be over; unless told to stop before."""
-        kernel, run_until, come = self.kernel, self.kernel.run_until, self._come
+        kernel = self.kernel
         if hasattr(arrivals, "after"):
             self._workload = cast("Workload", arrivals)
         for number, arrival in enumerate(arrivals):
-            run_until(arrival.request.arrived_s)
-            come(arrival)
+            kernel.run_until(arrival.request.arrived_s)
+            self._come(arrival)
             if not number % _PROGRESS_EVERY and self._told(progress, stop):
                 return
         while self._under_way():
-            run_until(kernel.next_s)
+            kernel.run_until(kernel.next_s)
             if progress is not None:
                 progress(len(self.books))
         self._going = False
         while any(engine.replica.running for engine in self.fleet.engines.values()):
-            run_until(kernel.next_s)  # those whose clients have left go with their step
+            kernel.run_until(kernel.next_s)  # those whose clients have left go with their step
         if self.scaler is not None:
             self.scaler.stop()
 
@@ -222,7 +222,7 @@ class Run:
         self._coming += 1
         again_s = self.kernel.now_s + after_s * (1.0 + 0.1 * self._draw.random())
         request = replace(arrival.request, id=f"{arrival.request.id}~{arrival.tries + 1}", arrived_s=again_s)
-        again = arrival._replace(request=request, tries=arrival.tries + 1, since_s=arrival.came_s)
+        again = replace(arrival, request=request, tries=arrival.tries + 1, since_s=arrival.came_s)
         self.kernel.at(again_s, self._again, again)
 
     # ---- routers among themselves ----------------------------------------------------------

@@ -121,6 +121,10 @@ def true_of(prior: StepCoefficients, hidden: Hidden, seed: int, name: str) -> Tr
     return Truth(truth, hidden, draw.getrandbits(48), slow)
 
 
+_KEEP: Final = 0.9  # correlation of neighbouring draws of a drift
+_FRESH: Final[float] = (1 - _KEEP**2) ** 0.5
+
+
 class Drift:
     """The wander of one replica's speed: a factor that holds for ``drift_every_s`` at a time.
 
@@ -129,8 +133,6 @@ class Drift:
     """
 
     __slots__ = ("_draw", "_every_s", "_next_s", "_sigma", "_value", "factor", "until_s")
-
-    _KEEP: Final = 0.9
 
     def __init__(self, truth: Truth) -> None:
         """Start of time; with no drift the factor is 1 for ever."""
@@ -142,9 +144,8 @@ class Drift:
 
     def move(self, now_s: float) -> None:
         """Bring ``factor`` and ``until_s`` to *now_s*."""
-        fresh = (1 - self._KEEP**2) ** 0.5
         while self._next_s <= now_s:
-            self._value = self._KEEP * self._value + fresh * self._draw.gauss(0.0, 1.0)
+            self._value = _KEEP * self._value + _FRESH * self._draw.gauss(0.0, 1.0)
             self._next_s += self._every_s
         self.until_s = self._next_s
         self.factor = exp(self._sigma * self._value)

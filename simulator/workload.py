@@ -10,24 +10,39 @@ from difflib import get_close_matches
 from itertools import accumulate, islice
 from math import inf
 from random import Random
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from router.core.types import NO_SLO, Fact, Request, Slo
 from simulator.traces import Entry
 
 
-class Arrival(NamedTuple):
+@dataclass(init=False, slots=True, unsafe_hash=True)
+class Arrival(Fact):
     """A request and the length its reply will have.
 
     ``known_prefix``: hashes of prompt and reply together, where a later turn will begin with both; ``tries``: how often
     its client has come with it before, the first time at ``since_s``.
     """
 
-    request: Request
-    output_tokens: int
-    known_prefix: tuple[Hashable, ...] = ()
-    tries: int = 0
-    since_s: float = 0.0
+    request: Final[Request]
+    output_tokens: Final[int]
+    known_prefix: Final[tuple[Hashable, ...]]
+    tries: Final[int]
+    since_s: Final[float]
+
+    def __init__(
+        self,
+        request: Request,
+        output_tokens: int,
+        known_prefix: tuple[Hashable, ...] = (),
+        tries: int = 0,
+        since_s: float = 0.0,
+    ) -> None:
+        self.request = request
+        self.output_tokens = output_tokens
+        self.known_prefix = known_prefix
+        self.tries = tries
+        self.since_s = since_s
 
     @property
     def came_s(self) -> float:

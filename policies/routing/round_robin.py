@@ -14,7 +14,7 @@ class RoundRobin:
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """The one that was sent to longest ago."""
-        return Dispatch(int(fleet.slots[fleet.last_sent.argmin()]), "its turn")
+        return Dispatch(fleet.slots.item(fleet.last_sent.argmin()), "its turn")
 
 
 policy = RoundRobin

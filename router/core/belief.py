@@ -10,8 +10,9 @@ mean batch, context and prompt load that the backend carried while it decoded.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import exp, log
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,19 +35,36 @@ STEPS_MIN: Final = 4  # a shorter reply says more of rounding than of pace
 STEP_DOUBT: Final = 0.25  # variance of the log pace of a single step: a prompt may or may not be in it
 
 
-class Expectation(NamedTuple):
+@dataclass(init=False, slots=True, eq=False)
+class Expectation:
     """What one send was expected to take, as it stood then; ``terms_s`` at factor 1, the rest in seconds and logs.
 
     ``beside_s``: network; ``doubt``: variance of the log of TTFT by the queue's chance; ``width``: expected spread of
     the log of E2E; ``promised``: spreads, a row a metric (TTFT, TPOT, E2E), a column a kept quantile.
     """
 
-    terms_s: Floats
-    beside_s: float
-    doubt: float
-    band: int
-    width: float
-    promised: Floats
+    terms_s: Final[Floats]
+    beside_s: Final[float]
+    doubt: Final[float]
+    band: Final[int]
+    width: Final[float]
+    promised: Final[Floats]
+
+    def __init__(
+        self,
+        terms_s: Floats,
+        beside_s: float,
+        doubt: float,
+        band: int,
+        width: float,
+        promised: Floats,
+    ) -> None:
+        self.terms_s = terms_s
+        self.beside_s = beside_s
+        self.doubt = doubt
+        self.band = band
+        self.width = width
+        self.promised = promised
 
 
 class Belief:
@@ -168,7 +186,7 @@ class Belief:
 
     def _settle_lean(self, metric: int, slot: int, band: int, left: float) -> None:
         """Learn what the factors leave over in this load band: the queue is modelled only so well."""
-        lean = float(self.lean[metric, band, slot])
+        lean = self.lean.item(metric, band, slot)
         self.lean[metric, band, slot] = lean * exp(BIAS_GAIN * (min(1.0, max(-1.0, left)) - log(lean)))
 
     def _judge(self, metric: int, slot: int, expected: Expectation, score: float) -> None:

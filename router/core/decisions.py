@@ -1,15 +1,15 @@
 """What a policy may answer and what the core tells its shell to do. Each is frozen, each says why.
 
 A refusal is an answer, not an exception: see errors.py for the HTTP meaning of each reason. What every request has
-one of, its Send and its Account, is a named tuple: a frozen dataclass of so many fields takes four times as long.
+one of has a constructor written by hand, as in types.py; compiled, it refuses a field of the wrong kind (TypeError).
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nan
-from typing import NamedTuple
+from typing import Final
 
-from router.core.types import Request, RequestId, Usage
+from router.core.types import Fact, Request, RequestId, Usage
 
 
 class Reason(StrEnum):
@@ -28,16 +28,24 @@ class Reason(StrEnum):
     FIRST_BYTE_LATE = "first-byte-late"  # the first-byte deadline passed and no one is left to try
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+@dataclass(init=False, slots=True, unsafe_hash=True)
+class Dispatch(Fact):
     """Send the request to the backend in ``slot`` now."""
 
-    slot: int
-    why: str
+    slot: Final[int]
+    why: Final[str]
+
+    def __init__(
+        self,
+        slot: int,
+        why: str,
+    ) -> None:
+        self.slot = slot
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(Fact):
     """Keep the request at the gateway; ask again when room appears, and at ``until_s`` at the latest.
 
     ``alone``: nobody who waits behind it, nor any newcomer of a later rank, is asked before it is: its turn has come,
@@ -50,7 +58,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Shed:
+class Shed(Fact):
     """Refuse the request; ``retry_after_s`` is when trying again has a fair chance."""
 
     reason: Reason
@@ -58,14 +66,20 @@ class Shed:
     retry_after_s: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Admit:
+@dataclass(init=False, slots=True, unsafe_hash=True)
+class Admit(Fact):
     """Let the request through to routing; ``rank`` is its place among those who wait: the lowest is served first.
 
     Ranks of one policy have one length and no nan; equal ranks (the default) are served in the order they came.
     """
 
-    rank: tuple[float, ...] = ()
+    rank: Final[tuple[float, ...]]
+
+    def __init__(
+        self,
+        rank: tuple[float, ...] = (),
+    ) -> None:
+        self.rank = rank
 
 
 Choice = Dispatch | Hold | Shed
@@ -73,7 +87,7 @@ ADMIT = Admit()
 
 
 @dataclass(frozen=True, slots=True)
-class ScaleTo:
+class ScaleTo(Fact):
     """How many replicas of one variant the demand needs."""
 
     variant: str
@@ -81,19 +95,36 @@ class ScaleTo:
     why: str
 
 
-class Send(NamedTuple):
+@dataclass(init=False, slots=True, unsafe_hash=True)
+class Send(Fact):
     """Command: open attempt ``attempt`` of the request on ``backend``. The reservation is already on the ledger."""
 
-    request_id: RequestId
-    backend: str
-    attempt: int
-    why: str
-    predicted_ttft_s: float  # nan when nothing was forecast
-    first_byte_due_s: float  # inf: no deadline; the core's own timer acts on it
+    request_id: Final[RequestId]
+    backend: Final[str]
+    attempt: Final[int]
+    why: Final[str]
+    predicted_ttft_s: Final[float]  # nan when nothing was forecast
+    first_byte_due_s: Final[float]  # inf: no deadline; the core's own timer acts on it
+
+    def __init__(
+        self,
+        request_id: RequestId,
+        backend: str,
+        attempt: int,
+        why: str,
+        predicted_ttft_s: float,
+        first_byte_due_s: float,
+    ) -> None:
+        self.request_id = request_id
+        self.backend = backend
+        self.attempt = attempt
+        self.why = why
+        self.predicted_ttft_s = predicted_ttft_s
+        self.first_byte_due_s = first_byte_due_s
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Fact):
     """Command: answer the request with an error; it is over."""
 
     request_id: RequestId
@@ -103,7 +134,7 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(Fact):
     """Command: close the connection of this attempt at once; its reservation is already released."""
 
     request_id: RequestId
@@ -113,7 +144,7 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
-class Break:
+class Break(Fact):
     """Command: the stream died after its first byte; end it with an honest error event, never as if it were whole."""
 
     request_id: RequestId
@@ -129,7 +160,8 @@ class Outcome(StrEnum):
     LEFT = "left"  # the client went away
 
 
-class Account(NamedTuple):
+@dataclass(init=False, slots=True, unsafe_hash=True)
+class Account(Fact):
     """Command: write the request into the books. Exactly one for every request, when it is over.
 
     Times are on the shell's clock, nan where the moment never came; ``predicted_*`` are the means that stood when the
@@ -137,21 +169,55 @@ class Account(NamedTuple):
     ``promised_*`` are the same at the quantile of the request's SLO.
     """
 
-    request: Request
-    outcome: Outcome
-    backend: str
-    attempts: int
-    sent_s: float
-    first_byte_s: float
-    ended_s: float
-    usage: Usage
-    reason: Reason | None
-    predicted_ttft_s: float
-    predicted_tpot_s: float
-    predicted_e2e_s: float
-    promised_ttft_s: float = nan
-    promised_tpot_s: float = nan
-    promised_e2e_s: float = nan
+    request: Final[Request]
+    outcome: Final[Outcome]
+    backend: Final[str]
+    attempts: Final[int]
+    sent_s: Final[float]
+    first_byte_s: Final[float]
+    ended_s: Final[float]
+    usage: Final[Usage]
+    reason: Final[Reason | None]
+    predicted_ttft_s: Final[float]
+    predicted_tpot_s: Final[float]
+    predicted_e2e_s: Final[float]
+    promised_ttft_s: Final[float]
+    promised_tpot_s: Final[float]
+    promised_e2e_s: Final[float]
+
+    def __init__(
+        self,
+        request: Request,
+        outcome: Outcome,
+        backend: str,
+        attempts: int,
+        sent_s: float,
+        first_byte_s: float,
+        ended_s: float,
+        usage: Usage,
+        reason: Reason | None,
+        predicted_ttft_s: float,
+        predicted_tpot_s: float,
+        predicted_e2e_s: float,
+        promised_ttft_s: float = nan,
+        promised_tpot_s: float = nan,
+        promised_e2e_s: float = nan,
+    ) -> None:
+        self.request = request
+        self.outcome = outcome
+        self.backend = backend
+        self.attempts = attempts
+        self.sent_s = sent_s
+        self.first_byte_s = first_byte_s
+        self.ended_s = ended_s
+        self.usage = usage
+        self.reason = reason
+        self.predicted_ttft_s = predicted_ttft_s
+        self.predicted_tpot_s = predicted_tpot_s
+        self.predicted_e2e_s = predicted_e2e_s
+        self.promised_ttft_s = promised_ttft_s
+        self.promised_tpot_s = promised_tpot_s
+        self.promised_e2e_s = promised_e2e_s
 
     @property
     def ttft_s(self) -> float:

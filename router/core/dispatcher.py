@@ -594,6 +594,7 @@ class Dispatcher:
         """The request is over: account for it, and see whether someone who waits has room now."""
         del self._flights[flight.request.id]
         predicted = last.predicted if last else NO_PREDICTION
+        ttft_s, tpot_s, e2e_s = predicted.tails_s(flight.request.slo.quantile)
         account = Account(
             flight.request,
             outcome,
@@ -607,7 +608,9 @@ class Dispatcher:
             predicted.ttft_s,
             predicted.tpot_s,
             predicted.e2e_s,
-            *predicted.tails_s(flight.request.slo.quantile),
+            ttft_s,
+            tpot_s,
+            e2e_s,
         )
         self._explanations.ended(account)
         if not self._held or outcome is Outcome.REFUSED:

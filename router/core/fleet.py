@@ -63,9 +63,6 @@ class Fleet:
         """Prompt tokens a second that each request of others brings, by this router's own traffic."""
         return self._ledger.prompt_tokens_per_s_each
 
-    def _gather(self, column: Floats) -> Floats:
-        return self.of(column)
-
     def _row(self, row: int) -> Floats:
         facts: Floats = self.load[row]
         return facts
@@ -124,52 +121,52 @@ class Fleet:
     @property
     def last_sent(self) -> Floats:
         """Sequence number of this router's last send to each; -1 before the first."""
-        return self._gather(self._ledger.last_sent)
+        return self.of(self._ledger.last_sent)
 
     @property
     def turn(self) -> Floats:
         """When each is next in turn by weight: the lowest is."""
-        return self._gather(self._ledger.turn)
+        return self.of(self._ledger.turn)
 
     @property
     def seqs_max(self) -> Floats:
         """Sequences each engine runs at once."""
-        return self._gather(self._ledger.seqs_max)
+        return self.of(self._ledger.seqs_max)
 
     @property
     def kv_tokens_max(self) -> Floats:
         """Tokens each KV cache holds."""
-        return self._gather(self._ledger.kv_tokens_max)
+        return self.of(self._ledger.kv_tokens_max)
 
     @property
     def chunk_tokens(self) -> Floats:
         """Tokens each engine takes into one step."""
-        return self._gather(self._ledger.chunk_tokens)
+        return self.of(self._ledger.chunk_tokens)
 
     @property
     def price_per_s(self) -> Floats:
         """USD per second of each backend's cards."""
-        return self._gather(self._ledger.price_per_s)
+        return self.of(self._ledger.price_per_s)
 
     @property
     def network_s(self) -> Floats:
         """One way out and back between the router and each backend."""
-        return self._gather(self._ledger.network_s)
+        return self.of(self._ledger.network_s)
 
     @property
     def weight(self) -> Floats:
         """The operator's weight of each, for weighted baselines."""
-        return self._gather(self._ledger.weight)
+        return self.of(self._ledger.weight)
 
     @property
     def tpot_bound_s(self) -> Floats:
         """The tightest pace promised to anybody running there, by this router or as its peers say (inf: none)."""
-        return np.minimum(self._gather(self._ledger.tpot_bound_s), self._gather(self._ledger.others_bound_s))
+        return np.minimum(self.of(self._ledger.tpot_bound_s), self.of(self._ledger.others_bound_s))
 
     @property
     def report_age_s(self) -> Floats:
         """Seconds since each engine was last asked with success (inf: never)."""
-        return self.now_s - self._gather(self._ledger.reported_s)
+        return self.now_s - self.of(self._ledger.reported_s)
 
     @property
     def prefill_tokens_per_s(self) -> Floats:

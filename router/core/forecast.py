@@ -15,8 +15,9 @@ Nothing is computed before it is asked for, so a policy that needs no forecast p
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import exp, hypot
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +37,28 @@ WIDTH_MIN: Final = 0.1  # of E2E, when the length is known: its pace and first t
 Answers = tuple[Floats | None, Mapping[float, Floats]]
 
 
-class Prediction(NamedTuple):
+@dataclass(init=False, slots=True, unsafe_hash=True)
+class Prediction:
     """The means for one backend, as they stood when the request was sent, in seconds from the send; and what learning
-    needs to know of them (None: nobody asked for a forecast). A named tuple, for every request makes one.
+    needs to know of them (None: nobody asked for a forecast).
     """
 
-    ttft_s: float
-    tpot_s: float
-    e2e_s: float
-    expectation: Expectation | None = None
+    ttft_s: Final[float]
+    tpot_s: Final[float]
+    e2e_s: Final[float]
+    expectation: Final[Expectation | None]
+
+    def __init__(
+        self,
+        ttft_s: float,
+        tpot_s: float,
+        e2e_s: float,
+        expectation: Expectation | None = None,
+    ) -> None:
+        self.ttft_s = ttft_s
+        self.tpot_s = tpot_s
+        self.e2e_s = e2e_s
+        self.expectation = expectation
 
     def tails_s(self, quantile: float) -> tuple[float, float, float]:
         """The quantiles of TTFT, TPOT and E2E that were promised with these means; nan without a forecast."""
@@ -52,12 +66,16 @@ class Prediction(NamedTuple):
         if expected is None:
             return self.ttft_s, self.tpot_s, self.e2e_s
         row, share = between(quantile)
-        low, high = expected.promised[:, row].tolist(), expected.promised[:, row + 1].tolist()
+        spreads: list[list[float]] = expected.promised.tolist()
         return (
-            self.ttft_s * exp(low[TTFT] + share * (high[TTFT] - low[TTFT])),
-            self.tpot_s * exp(low[TPOT] + share * (high[TPOT] - low[TPOT])),
-            self.e2e_s * exp(expected.width * (low[E2E] + share * (high[E2E] - low[E2E]))),
+            self.ttft_s * exp(_between(spreads[TTFT], row, share)),
+            self.tpot_s * exp(_between(spreads[TPOT], row, share)),
+            self.e2e_s * exp(expected.width * _between(spreads[E2E], row, share)),
         )
+
+
+def _between(spreads: list[float], row: int, share: float) -> float:
+    return spreads[row] + share * (spreads[row + 1] - spreads[row])
 
 
 class Forecast:
@@ -124,7 +142,7 @@ class Forecast:
     def prefill_tokens_at(self, index: int) -> float:
         """The same for one candidate."""
         if self._cached is None and not self._request.prefix:
-            return self.prompt_tokens * (1.0 - float(self._belief.hit[self._fleet.slots[index]]))
+            return self.prompt_tokens * (1.0 - self._belief.hit.item(self._fleet.slots.item(index)))
         return self.prompt_tokens - float(self.cached_tokens[index])
 
     # -- means ---------------------------------------------------------------------------------------------------

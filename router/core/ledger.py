@@ -12,7 +12,7 @@ never hide what was sent since, and traffic that no router knows of still counts
 
 from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
-from math import exp, isfinite
+from math import exp
 from typing import Final, cast
 
 import numpy as np
@@ -24,7 +24,10 @@ from router.core.types import Backend, EngineReport, Load, Request
 Floats = NDArray[np.float64]
 Slots = NDArray[np.intp]
 
-PREFILLING, PREFILL_TOKENS, DECODING, CONTEXT_TOKENS = range(4)
+PREFILLING: Final = 0  # one by one: compiled, each is then a number and not looked up
+PREFILL_TOKENS: Final = 1
+DECODING: Final = 2
+CONTEXT_TOKENS: Final = 3
 RATE_TAU_S: Final = 5.0  # memory of the prefill rate: a few requests' lives, so that it follows a burst
 FOREIGN_TTL_S: Final = 30.0  # a report older than this says nothing of now
 
@@ -43,7 +46,46 @@ class Reservation:
         self.phase = PREFILLING
 
 
-@dataclass(frozen=True, slots=True)
+class _Place:
+    """What is counted of one slot for every attempt, in plain numbers: an array's are made anew at each look.
+
+    The first four are the slot's of ``Ledger.own``, which follows them. ``decoding_s`` to ``prefilled_tokens`` are what
+    a ``Mark`` tells, as of ``integrated_s``. ``others`` and ``foreign``: sequences that decode there, and their tokens.
+    """
+
+    __slots__ = (
+        "context_s",
+        "context_tokens",
+        "decoding",
+        "decoding_s",
+        "foreign",
+        "foreign_tokens",
+        "integrated_s",
+        "others",
+        "others_tokens",
+        "prefill_tokens",
+        "prefilled_tokens",
+        "prefilling",
+    )
+
+    def __init__(self, now_s: float) -> None:
+        self.prefilling = self.prefill_tokens = self.decoding = self.context_tokens = 0.0
+        self.others = self.others_tokens = self.foreign = self.foreign_tokens = 0.0
+        self.decoding_s = self.context_s = self.prefilled_tokens = 0.0
+        self.integrated_s = now_s
+
+    def integrate(self, now_s: float, prompt_tokens_per_s_each: float) -> None:
+        """Bring the integrals up to now."""
+        passed_s = now_s - self.integrated_s
+        if passed_s > 0.0:
+            beside = self.others + self.foreign
+            self.decoding_s += (self.decoding + beside) * passed_s
+            self.context_s += (self.context_tokens + (self.others_tokens + self.foreign_tokens)) * passed_s
+            self.prefilled_tokens += beside * passed_s * prompt_tokens_per_s_each
+            self.integrated_s = now_s
+
+
+@dataclass(init=False, slots=True, unsafe_hash=True)
 class Mark:
     """What a backend had done up to one moment; the difference of two marks is what a stream lived through.
 
@@ -52,10 +94,22 @@ class Mark:
     told it, their prompts at the rate at which our own traffic brings them.
     """
 
-    at_s: float
-    decoding_s: float
-    context_s: float
-    prefilled_tokens: float
+    at_s: Final[float]
+    decoding_s: Final[float]
+    context_s: Final[float]
+    prefilled_tokens: Final[float]
+
+    def __init__(
+        self,
+        at_s: float,
+        decoding_s: float,
+        context_s: float,
+        prefilled_tokens: float,
+    ) -> None:
+        self.at_s = at_s
+        self.decoding_s = decoding_s
+        self.context_s = context_s
+        self.prefilled_tokens = prefilled_tokens
 
 
 class Ledger:
@@ -66,6 +120,7 @@ class Ledger:
         self.backends: list[Backend | None] = []
         self.prefixes = PrefixIndex()
         self.generation: list[int] = []
+        self._places: list[_Place] = []
         self._bounds: list[dict[float, int]] = []
         self._peers: dict[str, dict[int, Load]] = {}
         self._asked: dict[int, tuple[float, float, float]] = {}
@@ -98,10 +153,6 @@ class Ledger:
     reported_s: Floats
     prefill_rate: Floats
     rate_at_s: Floats
-    decoding_s: Floats
-    context_s: Floats
-    prefilled_tokens: Floats
-    integrated_s: Floats
     tpot_bound_s: Floats
     others_bound_s: Floats  # the same, of what peers have there
     first_token_s: Floats  # when the last one came, of what this router sent (-inf: never)
@@ -124,8 +175,9 @@ class Ledger:
             12:18
         ]
         (self.last_sent, self.up, self.draining, self.ejected, self.reported_s) = columns[18:23]
-        (self.prefill_rate, self.rate_at_s, self.decoding_s, self.context_s, self.prefilled_tokens) = columns[23:28]
-        (self.integrated_s, self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate, self.turn) = columns[28:33]
+        self.prefill_rate, self.rate_at_s = columns[23:25]
+        # Rows are numbers that compiled loops are kept with (compiling.py): 25 to 28 are free, and none is moved.
+        (self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate, self.turn) = columns[29:33]
         self.others_bound_s, self.first_token_s = columns[33:35]
         # Scalar updates go through memoryviews: a third of the cost of indexing the array.
         self._m = cast("tuple[MutableSequence[float], ...]", tuple(row.data for row in columns))
@@ -161,6 +213,7 @@ class Ledger:
         self.backends[slot] = None
         self.generation[slot] += 1
         self.columns[:, slot] = 0.0
+        self._places[slot] = _Place(0.0)
         self._bounds[slot].clear()
         self.prefixes.forget(slot)
         self._asked.pop(slot, None)
@@ -178,17 +231,19 @@ class Ledger:
             self._allocate(self.capacity * 2)
         self.backends.append(None)
         self.generation.append(0)
+        self._places.append(_Place(0.0))
         self._bounds.append({})
         return len(self.backends) - 1
 
     def _reset(self, slot: int, now_s: float) -> None:
         self.columns[:, slot] = 0.0
+        self._places[slot] = _Place(now_s)
         self.turn[slot] = self._turn
         self.up[slot] = 1.0
         self.last_sent[slot] = -1.0
         self.first_token_s[slot] = -np.inf
         self.reported_s[slot] = -np.inf
-        self.integrated_s[slot] = self.rate_at_s[slot] = now_s
+        self.rate_at_s[slot] = now_s
         self.tpot_bound_s[slot] = self.others_bound_s[slot] = np.inf
         self.prefix_hit_rate[slot] = np.nan
 
@@ -302,17 +357,18 @@ class Ledger:
         self, slot: int, prompt_tokens: float, context_tokens: float, tpot_bound_s: float, now_s: float
     ) -> Reservation:
         """Put an attempt on the books: ``prompt_tokens`` to prefill, ``context_tokens`` it will hold while decoding."""
-        self._integrate(slot, now_s)
-        m = self._m
-        m[PREFILLING][slot] += 1.0
-        m[PREFILL_TOKENS][slot] += prompt_tokens
+        place, m = self._places[slot], self._m
+        place.integrate(now_s, self.prompt_tokens_per_s_each)
+        place.prefilling += 1.0
+        place.prefill_tokens += prompt_tokens
+        m[PREFILLING][slot], m[PREFILL_TOKENS][slot] = place.prefilling, place.prefill_tokens
         m[_RATE][slot] = m[_RATE][slot] * exp((m[_RATE_AT][slot] - now_s) / RATE_TAU_S) + prompt_tokens / RATE_TAU_S
         m[_RATE_AT][slot] = now_s
         m[_LAST_SENT][slot] = self._sends
         self._sends += 1
         # Stride scheduling (Waldspurger 1995); whoever was away starts from where the others are.
         self._turn = max(self._turn, m[_TURN][slot])
-        m[_TURN][slot] = self._turn + 1.0 / max(self.weight[slot], WEIGHT_MIN)
+        m[_TURN][slot] = self._turn + 1.0 / max(m[_WEIGHT][slot], WEIGHT_MIN)
         if tpot_bound_s != _INF:
             bounds = self._bounds[slot]
             bounds[tpot_bound_s] = bounds.get(tpot_bound_s, 0) + 1
@@ -324,13 +380,13 @@ class Ledger:
         slot = held.slot
         if held.generation != self.generation[slot] or held.phase != PREFILLING:
             return
-        self._integrate(slot, now_s)
-        m = self._m
-        left = m[PREFILLING][slot] = m[PREFILLING][slot] - 1.0
-        m[PREFILL_TOKENS][slot] = m[PREFILL_TOKENS][slot] - held.prompt_tokens if left else 0.0
-        m[DECODING][slot] += 1.0
-        m[CONTEXT_TOKENS][slot] += held.context_tokens
-        m[_PREFILLED][slot] += held.prompt_tokens
+        place, m = self._places[slot], self._m
+        place.integrate(now_s, self.prompt_tokens_per_s_each)
+        self._prefill_over(place, held, slot)
+        place.decoding += 1.0
+        place.context_tokens += held.context_tokens
+        place.prefilled_tokens += held.prompt_tokens
+        m[DECODING][slot], m[CONTEXT_TOKENS][slot] = place.decoding, place.context_tokens
         m[_FIRST_TOKEN][slot] = now_s
         held.phase = DECODING
 
@@ -340,12 +396,14 @@ class Ledger:
         held.phase = _RELEASED
         if phase == _RELEASED or held.generation != self.generation[slot]:
             return
-        self._integrate(slot, now_s)
-        tokens = held.prompt_tokens if phase == PREFILLING else held.context_tokens
-        count, total = self._m[phase], self._m[phase + 1]
-        count[slot] -= 1.0
-        # Sums of floats drift; with nobody there the truth is known.
-        total[slot] = total[slot] - tokens if count[slot] else 0.0
+        place, m = self._places[slot], self._m
+        place.integrate(now_s, self.prompt_tokens_per_s_each)
+        if phase == PREFILLING:
+            self._prefill_over(place, held, slot)
+        else:
+            place.decoding -= 1.0
+            place.context_tokens = place.context_tokens - held.context_tokens if place.decoding else 0.0
+            m[DECODING][slot], m[CONTEXT_TOKENS][slot] = place.decoding, place.context_tokens
         if held.tpot_bound_s != _INF:
             self._unbound(slot, held.tpot_bound_s)
 
@@ -356,36 +414,27 @@ class Ledger:
             del bounds[bound_s]
             self.tpot_bound_s[slot] = min(bounds, default=_INF)
 
-    def _integrate(self, slot: int, now_s: float) -> None:
-        m = self._m
-        passed_s = now_s - m[_INTEGRATED][slot]
-        if passed_s > 0.0:
-            beside = m[_OTHERS + DECODING][slot] + m[_FOREIGN + DECODING][slot]
-            beside_tokens = m[_OTHERS + CONTEXT_TOKENS][slot] + m[_FOREIGN + CONTEXT_TOKENS][slot]
-            m[_DECODING_S][slot] += (m[DECODING][slot] + beside) * passed_s
-            m[_CONTEXT_S][slot] += (m[CONTEXT_TOKENS][slot] + beside_tokens) * passed_s
-            m[_PREFILLED][slot] += beside * passed_s * self.prompt_tokens_per_s_each
-            m[_INTEGRATED][slot] = now_s
+    def _prefill_over(self, place: _Place, held: Reservation, slot: int) -> None:
+        """Sums of floats drift; with nobody there the truth is known."""
+        place.prefilling -= 1.0
+        place.prefill_tokens = place.prefill_tokens - held.prompt_tokens if place.prefilling else 0.0
+        self._m[PREFILLING][slot], self._m[PREFILL_TOKENS][slot] = place.prefilling, place.prefill_tokens
 
     def meter(self, now_s: float) -> None:
         """What others have somewhere is about to change: bring the integrals up to now, and see anew what a request in
         flight brings in prompts.
         """
-        passed_s = np.maximum(now_s - self.integrated_s, 0.0)
-        beside = self.others[DECODING] + self.foreign[DECODING]
-        self.decoding_s += (self.own[DECODING] + beside) * passed_s
-        self.context_s += (self.own + self.others + self.foreign)[CONTEXT_TOKENS] * passed_s
-        self.prefilled_tokens += beside * passed_s * self.prompt_tokens_per_s_each
-        self.integrated_s += passed_s
+        for place in self._places:
+            place.integrate(now_s, self.prompt_tokens_per_s_each)
         decoding = float(self.own[DECODING].sum())
         rate = float(self.prefill_rate @ np.exp(np.minimum(self.rate_at_s - now_s, 0.0) / RATE_TAU_S))
         self.prompt_tokens_per_s_each = rate / decoding if decoding >= 1.0 else 0.0
 
     def mark(self, slot: int, now_s: float) -> Mark:
         """What the backend has done so far, by our own books."""
-        self._integrate(slot, now_s)
-        m = self._m
-        return Mark(now_s, m[_DECODING_S][slot], m[_CONTEXT_S][slot], m[_PREFILLED][slot])
+        place = self._places[slot]
+        place.integrate(now_s, self.prompt_tokens_per_s_each)
+        return Mark(now_s, place.decoding_s, place.context_s, place.prefilled_tokens)
 
     # -- what others say ---------------------------------------------------------------------------------------
 
@@ -410,9 +459,12 @@ class Ledger:
         held = max(0.0, _said(report.kv_usage) * m[_KV_TOKENS_MAX][slot] - tokens) if extra else 0.0
         each = held / (extra - queued) if extra > queued else 0.0
         foreign = (queued, queued * each, extra - queued, held)
-        if any(m[_FOREIGN + row][slot] != load for row, load in enumerate(foreign)):
+        place = self._places[slot]
+        prefilling, prefill_tokens = m[_FOREIGN + PREFILLING][slot], m[_FOREIGN + PREFILL_TOKENS][slot]
+        if foreign != (prefilling, prefill_tokens, place.foreign, place.foreign_tokens):
             self.meter(now_s)
             self.foreign[:, slot] = foreign
+            self._beside_changed(slot)
 
     def _known_at(self, slot: int, asked_s: float) -> tuple[float, float]:
         asked = self._asked.get(slot)
@@ -422,15 +474,25 @@ class Ledger:
 
     def _carried(self, slot: int) -> tuple[float, float]:
         """Requests of ours and of our peers there, and their tokens."""
-        m = self._m
-        mine = m[PREFILLING][slot] + m[DECODING][slot], m[PREFILL_TOKENS][slot] + m[CONTEXT_TOKENS][slot]
-        theirs = m[_OTHERS + PREFILLING][slot] + m[_OTHERS + DECODING][slot]
-        return mine[0] + theirs, mine[1] + m[_OTHERS + PREFILL_TOKENS][slot] + m[_OTHERS + CONTEXT_TOKENS][slot]
+        place, m = self._places[slot], self._m
+        theirs = m[_OTHERS + PREFILLING][slot] + place.others
+        mine_tokens = place.prefill_tokens + place.context_tokens
+        tokens = mine_tokens + m[_OTHERS + PREFILL_TOKENS][slot] + place.others_tokens
+        return place.prefilling + place.decoding + theirs, tokens
 
     def forget_stale(self, now_s: float) -> None:
         """Drop foreign load whose report is too old to speak of now."""
         stale = now_s - self.reported_s > FOREIGN_TTL_S
         self.foreign[:, stale] = 0.0
+        for slot, place in enumerate(self._places):
+            if place.foreign or place.foreign_tokens:
+                self._beside_changed(slot)
+
+    def _beside_changed(self, slot: int) -> None:
+        """What others decode there is another from now on."""
+        place, m = self._places[slot], self._m
+        place.others, place.others_tokens = m[_OTHERS + DECODING][slot], m[_OTHERS + CONTEXT_TOKENS][slot]
+        place.foreign, place.foreign_tokens = m[_FOREIGN + DECODING][slot], m[_FOREIGN + CONTEXT_TOKENS][slot]
 
     def heard(self, peer: str, loads: Mapping[str, Load]) -> None:
         """Replace what a peer has in flight; an empty mapping forgets it."""
@@ -445,6 +507,7 @@ class Ledger:
             self.others[PREFILL_TOKENS, slot] = sum(p.prefill_tokens for p in parts)
             self.others[DECODING, slot] = sum(p.decoding for p in parts)
             self.others[CONTEXT_TOKENS, slot] = sum(p.context_tokens for p in parts)
+            self._beside_changed(slot)
             self.others_bound_s[slot] = min((p.tpot_bound_s or _INF for p in parts), default=_INF)
         self._compare_with_peers(peer, bool(loads))
 
@@ -481,15 +544,24 @@ class Ledger:
 
 def _said(number: float) -> float:
     """A number of a report; 0 where the engine did not say."""
-    return number if isfinite(number) else 0.0
+    return number if -_INF < number < _INF else 0.0
 
 
 _INF: Final = float("inf")
 _IDLE: Final = Load()
-_OTHERS, _FOREIGN = 4, 8
+_OTHERS: Final = 4
+_FOREIGN: Final = 8
 _RELEASED: Final = -1
-_LAST_SENT, _RATE, _RATE_AT, _DECODING_S, _CONTEXT_S, _PREFILLED, _INTEGRATED, _BOUND = 18, 23, 24, 25, 26, 27, 28, 29
-_KV_TOKENS_MAX, _REPORTED, _KV_USAGE, _HIT_RATE, _TURN = 13, 22, 30, 31, 32
+_KV_TOKENS_MAX: Final = 13
+_WEIGHT: Final = 17
+_LAST_SENT: Final = 18
+_REPORTED: Final = 22
+_RATE: Final = 23
+_RATE_AT: Final = 24
+_BOUND: Final = 29
+_KV_USAGE: Final = 30
+_HIT_RATE: Final = 31
+_TURN: Final = 32
 _FIRST_TOKEN: Final = 34
 WEIGHT_MIN: Final = 1e-6  # a weight of 0 has its turn once in a million of weight 1
 _ROWS: Final = 35

@@ -31,7 +31,9 @@ NOBODY: Final = 1e-9  # less weight of replies than this is rounding
 _EDGES: Final = 2.0 ** (np.arange(BINS + 1) / BINS_PER_OCTAVE)
 _ENDS: Final = _EDGES[1:].tolist()  # of each bin
 _MIDDLES: Final = np.sqrt(_EDGES[:-1] * _EDGES[1:])
-_POWERS: Final = np.stack((_MIDDLES, np.log(_MIDDLES), np.log(_MIDDLES) ** 2))
+_TOKENS: Final[list[float]] = _MIDDLES.tolist()
+_LOGS: Final[list[float]] = np.log(_MIDDLES).tolist()
+_SQUARES: Final[list[float]] = (np.log(_MIDDLES) ** 2).tolist()
 ENDED, CUT = range(2)  # rows of weights
 
 
@@ -50,18 +52,40 @@ def _bin(tokens: float) -> int:
 class _Reading:
     """What weights say: the probability to reach each bin, and the moments of what ends before it."""
 
-    __slots__ = ("alive", "below", "reach")
+    __slots__ = ("_alive", "below", "reach")
 
-    def __init__(self, weights: Floats) -> None:
-        gone = weights.sum(axis=0).cumsum()
-        at_risk = gone[-1] - gone + weights.sum(axis=0)
-        ends = np.divide(weights[ENDED], at_risk, out=np.zeros(BINS), where=at_risk > NOBODY)
-        self.alive = np.append(1.0, np.cumprod(1.0 - ends))
-        self.alive[-1] = 0.0
-        self.reach: list[float] = self.alive.tolist()
-        below = np.zeros((3, BINS + 1))
-        np.cumsum((self.alive[:-1] - self.alive[1:]) * _POWERS, axis=1, out=below[:, 1:])
-        self.below: list[list[float]] = below.tolist()
+    def __init__(self, ended: list[float], cut: list[float]) -> None:
+        total = 0.0
+        for i in range(BINS):
+            total += ended[i] + cut[i]
+        gone = mean = first = second = 0.0
+        alive = 1.0
+        self.reach = [alive]
+        means, firsts, seconds = [0.0], [0.0], [0.0]
+        for i in range(BINS):
+            before = alive
+            gone += ended[i] + cut[i]
+            at_risk = total - gone + (ended[i] + cut[i])
+            if i == BINS - 1:
+                alive = 0.0
+            elif at_risk > NOBODY:
+                alive *= 1.0 - ended[i] / at_risk
+            self.reach.append(alive)
+            mean += (before - alive) * _TOKENS[i]
+            first += (before - alive) * _LOGS[i]
+            second += (before - alive) * _SQUARES[i]
+            means.append(mean)
+            firsts.append(first)
+            seconds.append(second)
+        self._alive: Floats | None = None
+        self.below = (means, firsts, seconds)
+
+    @property
+    def alive(self) -> Floats:
+        """``reach`` as an array."""
+        if self._alive is None:
+            self._alive = np.array(self.reach)
+        return self._alive
 
     def outlook(self, cap: float) -> "Outlook":
         """Of the smaller of a length and its cap (0: none)."""
@@ -80,7 +104,7 @@ class _Replies:
 
     def __init__(self) -> None:
         ended: list[float] = (START_WEIGHT * _START_SHARES).tolist()
-        self._weights = [ended, [0.0] * BINS]  # of those that ended, and of those that were cut
+        self._weights = (ended, [0.0] * BINS)  # of those that ended, and of those that were cut
         self._weight = 1.0
         self._since = 0
         self._reading: _Reading | None = None
@@ -99,12 +123,12 @@ class _Replies:
 
     def _rescale(self) -> None:
         if self._weight > WEIGHT_MAX:
-            self._weights = (np.array(self._weights) / self._weight).tolist()
-            self._weight = 1.0
+            ended, cut = (np.array(self._weights) / self._weight).tolist()
+            self._weights, self._weight = (ended, cut), 1.0
 
     def _read(self) -> _Reading:
         if self._reading is None:
-            self._reading = _Reading(np.array(self._weights))
+            self._reading = _Reading(*self._weights)
         return self._reading
 
     def survival(self) -> Floats:
@@ -129,7 +153,8 @@ class _Replies:
     def of(cls, plain: dict[str, list[float]]) -> "_Replies":
         """The distribution that ``plain`` wrote."""
         made = cls()
-        made._weights = np.array([plain["ended"], plain["cut"]], dtype=np.float64).reshape(2, BINS).tolist()
+        ended, cut = np.array([plain["ended"], plain["cut"]], dtype=np.float64).reshape(2, BINS).tolist()
+        made._weights = ended, cut
         return made
 
 

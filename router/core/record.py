@@ -6,11 +6,11 @@ and its seed. No file is opened here; the gateway's recorder and the simulator's
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from math import isfinite
 from typing import Any, Final
 
-from router.core.decisions import Account, Command, Send
+from router.core.decisions import Account, Command
 from router.core.dispatcher import Dispatcher
 from router.core.explain import Explanation
 from router.core.flight import Failure
@@ -173,10 +173,8 @@ def _finite(value: Any) -> Any:
 def plain_command(command: Command) -> Event:
     """A command in the record's form. An account names its request by id alone: the arrival holds the rest."""
     if isinstance(command, Account):
-        named = {key: value for key, value in command._asdict().items() if key not in ("request", "usage")}
+        named = {f.name: getattr(command, f.name) for f in fields(command) if f.name not in ("request", "usage")}
         plain = {"request_id": command.request.id, **named, "usage": asdict(command.usage)}
-    elif isinstance(command, Send):
-        plain = command._asdict()
     else:
         plain = asdict(command)
     finite: Event = _finite({"command": type(command).__name__, **plain})

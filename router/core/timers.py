@@ -9,7 +9,6 @@ from collections.abc import Callable
 from enum import Enum, auto
 from heapq import heappop, heappush
 from math import inf
-from typing import NamedTuple
 
 
 class Due(Enum):
@@ -22,49 +21,58 @@ class Due(Enum):
     READMIT = auto()  # a backend's time aside is over
 
 
-class Timer(NamedTuple):
-    """``subject``: the request, or for READMIT the backend; ``attempt``: 0 where none is meant."""
+class Timer:
+    """``number`` in the order in which they were set; ``subject``: the request, or for READMIT the backend;
+    ``attempt``: 0 where none is meant.
+    """
 
-    when_s: float
-    number: int
-    subject: str
-    attempt: int
-    due: Due
+    __slots__ = ("attempt", "due", "number", "subject", "when_s")
+
+    def __init__(self, when_s: float, number: int, subject: str, attempt: int, due: Due) -> None:
+        self.when_s = when_s
+        self.number = number
+        self.subject = subject
+        self.attempt = attempt
+        self.due = due
 
 
 class Timers:
     """``live`` says whether a timer's reason still stands."""
 
-    __slots__ = ("_heap", "_line", "_live", "_set")
+    __slots__ = ("_heap", "_last_s", "_line", "_live", "_set")
 
     def __init__(self, live: Callable[[Timer], bool]) -> None:
         self._live = live
         self._line: deque[Timer] = deque()
-        self._heap: list[Timer] = []
+        self._last_s = inf  # of the line, while there is anybody in it
+        self._heap: list[tuple[float, int, Timer]] = []
         self._set = 0
 
     def set(self, when_s: float, subject: str, attempt: int, due: Due) -> None:
         """Wake at *when_s* for this reason."""
         self._set += 1
         timer = Timer(when_s, self._set, subject, attempt, due)
-        if not self._line or when_s >= self._line[-1].when_s:
+        if when_s >= self._last_s or not self._line:
+            self._last_s = when_s
             self._line.append(timer)
         else:
-            heappush(self._heap, timer)
+            heappush(self._heap, (when_s, timer.number, timer))
 
     @property
     def next_s(self) -> float:
         """When the first timer that still stands is due (inf: none)."""
         heap, line, live = self._heap, self._line, self._live
-        while heap and not live(heap[0]):
+        while heap and not live(heap[0][2]):
             heappop(heap)
         while line and not live(line[0]):
             line.popleft()
-        return min(heap[0].when_s if heap else inf, line[0].when_s if line else inf)
+        return min(heap[0][0] if heap else inf, line[0].when_s if line else inf)
 
     def pop(self, now_s: float) -> Timer | None:
         """Take the first timer that is due and still stands; None when there is none."""
         if self.next_s > now_s:
             return None
         heap, line = self._heap, self._line
-        return line.popleft() if not heap or (line and line[0] < heap[0]) else heappop(heap)
+        if heap and not (line and (line[0].when_s, line[0].number) < heap[0][:2]):
+            return heappop(heap)[2]
+        return line.popleft()

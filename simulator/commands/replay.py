@@ -26,7 +26,6 @@ from simulator.experiment import (
 )
 from simulator.pool import Pool
 from simulator.report.files import write_chrome_trace, write_requests
-from simulator.report.page import write_page
 from simulator.report.progress import progress
 from simulator.report.table import print_intervals, print_runs
 from simulator.run import Played
@@ -161,6 +160,8 @@ def _write(
     if outputs.json_file is not None:
         write_json(outputs.json_file, facts)
     if outputs.html is not None:
+        from simulator.report.page import write_page  # noqa: PLC0415 - whoever wants no page does not wait for it
+
         write_page(outputs.html, cases, results, runs)
     if outputs.requests is not None:
         write_requests(outputs.requests, runs)

@@ -89,8 +89,8 @@ def by_class(books: Books) -> dict[str, dict[str, Any]]:
     names = np.array(books.slo_classes)
     met = books.met()
     return {
-        str(name): {"requests": int((names == name).sum()), "attainment": float(met[names == name].mean())}
-        for name in np.unique(names)
+        name: {"requests": int((names == name).sum()), "attainment": float(met[names == name].mean())}
+        for name in sorted(set(books.slo_classes))
     }
 
 

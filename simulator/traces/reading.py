@@ -19,7 +19,7 @@ class BadLine(ValueError):
     """A line that is not what its form promises; the message is ``file:line: what was expected``."""
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class Entry:
     """One line of a trace: who came when, asking what. ``arrived_s`` counts from the trace's own zero.
 
@@ -29,16 +29,46 @@ class Entry:
     arrived_s: float
     prompt_tokens: int
     output_tokens: int
-    id: str = ""
-    model: str = ""
-    slo_class: str = ""
-    slo: Slo | None = None
-    output_tokens_max: int = 0
-    priority: int = 0
-    tenant: str = ""
-    session: str = ""
-    prefix: tuple[int, ...] = ()
-    prefix_block_tokens: int = 0
+    id: str
+    model: str
+    slo_class: str
+    slo: Slo | None
+    output_tokens_max: int
+    priority: int
+    tenant: str
+    session: str
+    prefix: tuple[int, ...]
+    prefix_block_tokens: int
+
+    def __init__(
+        self,
+        arrived_s: float,
+        prompt_tokens: int,
+        output_tokens: int,
+        id: str = "",  # noqa: A002 - the field's word
+        model: str = "",
+        slo_class: str = "",
+        slo: Slo | None = None,
+        output_tokens_max: int = 0,
+        priority: int = 0,
+        tenant: str = "",
+        session: str = "",
+        prefix: tuple[int, ...] = (),
+        prefix_block_tokens: int = 0,
+    ) -> None:
+        self.arrived_s = arrived_s
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.id = id
+        self.model = model
+        self.slo_class = slo_class
+        self.slo = slo
+        self.output_tokens_max = output_tokens_max
+        self.priority = priority
+        self.tenant = tenant
+        self.session = session
+        self.prefix = prefix
+        self.prefix_block_tokens = prefix_block_tokens
 
 
 @dataclass(slots=True)
@@ -141,8 +171,10 @@ def count(record: Mapping[str, Any], key: str, least: int = 1) -> int:
 
 def whole(value: object, key: str, least: int = 1) -> int:
     """*value* as a whole number of at least *least*; ValueError names *key*."""
-    if isinstance(value, str) and value.isdecimal() and int(value) >= least:
-        return int(value)  # as nearly every cell is
+    if isinstance(value, str) and value.isdecimal():  # as nearly every cell is
+        told = int(value)
+        if told >= least:
+            return told
     try:
         number = float("nan") if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

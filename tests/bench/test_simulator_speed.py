@@ -1,6 +1,6 @@
 """How fast the simulator is: whole process, CPU seconds, Azure chat lengths at 2.5 requests/s per A100, an 8B model.
 
-KV limits and accounting are on. Run with ``make bench``; figures of other machines differ, so the budgets are loose.
+KV limits and accounting are on. Run with ``make bench``; the bounds are for one core of a server of today.
 """
 
 import json
@@ -48,21 +48,22 @@ def measured(folder: Path, policy: str, requests: int, replicas: int, *, mixed: 
 def test_round_robin_over_eight_replicas(tmp_path: Path) -> None:
     """100,000 requests; the best compiled peer does 7,500 to 10,200 a CPU second."""
     cpu_s, _ = measured(tmp_path, "round_robin", 100_000, 8)
-    assert 100_000 / cpu_s > 10_200
+    assert 100_000 / cpu_s > 35_000
 
 
 @pytest.mark.benchmark
-@pytest.mark.parametrize(("replicas", "requests"), [(8, 100_000), (100, 20_000)])
-def test_slo_headroom_with_forecasts_and_learning(tmp_path: Path, replicas: int, requests: int) -> None:
-    """Predicting and learning for every request."""
-    measured(tmp_path, "slo_headroom", requests, replicas)
+@pytest.mark.parametrize(("replicas", "requests", "least"), [(8, 100_000, 10_000), (100, 20_000, 3_000)])
+def test_slo_headroom_with_forecasts_and_learning(tmp_path: Path, replicas: int, requests: int, least: int) -> None:
+    """Predicting and learning for every request, on every replica."""
+    cpu_s, _ = measured(tmp_path, "slo_headroom", requests, replicas)
+    assert requests / cpu_s > least
 
 
 @pytest.mark.benchmark
 def test_cost_grows_linearly_in_requests(tmp_path: Path) -> None:
-    """Ten times the requests cost ten times the CPU, within 15 %."""
-    small, _ = measured(tmp_path, "round_robin", 50_000, 8)
-    large, _ = measured(tmp_path, "round_robin", 500_000, 8)
+    """Ten times the requests cost ten times the CPU, within 15 %, the start of the process apart."""
+    small, _ = measured(tmp_path, "round_robin", 100_000, 8)
+    large, _ = measured(tmp_path, "round_robin", 1_000_000, 8)
     start_s, _ = measured(tmp_path, "round_robin", 1, 8)
     assert (large - start_s) / (small - start_s) == pytest.approx(10, rel=0.15)
 

@@ -43,11 +43,14 @@ ROUTING = [
     (lambda r, f, p, rng: Hold(f.now_s + 1.0, "later"), "every backend is idle"),
     (lambda r, f, p, rng: Hold(f.now_s, "now"), "holds until"),
     (lambda r, f, p, rng: Dispatch(10_000, "far"), "chose slot 10000"),
-    (lambda r, f, p, rng: Dispatch(f.slots[0], "numpy"), "plain ints"),
+    (
+        lambda r, f, p, rng: Dispatch(f.slots[0], "numpy"),
+        "plain ints|int object expected",
+    ),  # compiled, it cannot even be made
     (lambda r, f, p, rng: Dispatch(0, "the first slot, candidate or not"), "chose slot 0|asked again"),
     (lambda r, f, p, rng: replace(first(f), why=""), "every answer says why"),
     (lambda r, f, p, rng: None, "expected Dispatch, Hold or Shed"),
-    (lambda r, f, p, rng: Shed("busy", "no"), "expected one of saturated"),
+    (lambda r, f, p, rng: Shed("busy", "no"), "expected one of saturated|Reason object expected"),  # the same
     (lambda r, f, p, rng: Shed(Reason.SATURATED, "no", float("inf")), "retry_after_s inf"),
     (lambda r, f, p, rng: Dispatch(int(f.slots[next(CALLS) % len(f)]), "counts"), "remembers or draws chance"),
     (spoils_the_fleet, "changed the fleet"),
