@@ -323,7 +323,7 @@ async def gateway(
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0)
     made = Gateway(server.sockets[0].getsockname()[1], driver, core, seen, state)
     try:
         yield made

@@ -6,13 +6,14 @@ A module's loops are compiled when one of them is first called, and from then on
 was called: who decides without a forecast pays nothing for the forecast's. ``compile_all`` is for a server, whose first
 request should not wait. What was compiled is kept beside the source or in the user's cache, where the next process
 finds it; where neither may be written every process compiles anew, which takes seconds. What is kept is found again by
-the function's own file: constants that it uses have to stand there. The interpreter's lock stays held: a loop is over
-sooner than the lock is had again.
+the function's own file and by the constants that its module's loops use, which may stand in another. The interpreter's
+lock stays held: a loop is over sooner than the lock is had again.
 What an argument is, is said by the signature: ``f8[:, ::1]`` is a C-contiguous matrix of float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
+from hashlib import sha256
 from typing import Any, Final, TypeVar, cast
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -53,8 +54,11 @@ def compile_all() -> None:
 def _compile(module: str) -> None:
     from numba import njit  # noqa: PLC0415 - a fifth of a second, for those who need it
 
-    for function, signature in _waiting.pop(module, ()):
+    waiting = _waiting.pop(module, [])
+    constants = _constants([function for function, _ in waiting])
+    for function, signature in waiting:
         made: Any
+        function.__qualname__ += constants  # numba keeps by file and name
         if not signature:
             made = njit(error_model="numpy")(function)
         else:
@@ -63,3 +67,14 @@ def _compile(module: str) -> None:
             except (RuntimeError, OSError):  # nowhere to write, or no room there
                 made = njit(signature, error_model="numpy")(function)
         function.__globals__[function.__name__] = made
+
+
+def _constants(functions: Sequence[Callable[..., Any]]) -> str:
+    """A mark of the numbers that these functions find outside of themselves: they are compiled in, as they are now."""
+    found = {
+        (name, repr(value))
+        for function in functions
+        for name in function.__code__.co_names
+        if isinstance(value := function.__globals__.get(name), int | float | tuple)
+    }
+    return f"_{sha256(repr(sorted(found)).encode()).hexdigest()[:12]}"

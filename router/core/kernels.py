@@ -21,7 +21,7 @@ PREFILLING, PREFILL_TOKENS, DECODING, CONTEXT_TOKENS = range(4)
 OTHERS, FOREIGN = 4, 8  # where the loads of peers and of nobody we know begin
 SEQS_MAX, KV_TOKENS_MAX, CHUNK_TOKENS = 12, 13, 14
 NETWORK_S, PREFILL_RATE, RATE_AT_S = 16, 23, 24
-TPOT_BOUND_S, OTHERS_BOUND_S, FIRST_TOKEN_S = 29, 33, 34
+TPOT_BOUND_S, OTHERS_BOUND_S, FIRST_TOKEN_S = 25, 29, 30
 
 # -- columns of a belief's rows --------------------------------------------------------------------------------------
 

@@ -176,9 +176,8 @@ class Ledger:
         ]
         (self.last_sent, self.up, self.draining, self.ejected, self.reported_s) = columns[18:23]
         self.prefill_rate, self.rate_at_s = columns[23:25]
-        # Rows are numbers that compiled loops are kept with (compiling.py): 25 to 28 are free, and none is moved.
-        (self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate, self.turn) = columns[29:33]
-        self.others_bound_s, self.first_token_s = columns[33:35]
+        (self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate, self.turn) = columns[25:29]
+        self.others_bound_s, self.first_token_s = columns[29:31]
         # Scalar updates go through memoryviews: a third of the cost of indexing the array.
         self._m = cast("tuple[MutableSequence[float], ...]", tuple(row.data for row in columns))
 
@@ -558,10 +557,10 @@ _LAST_SENT: Final = 18
 _REPORTED: Final = 22
 _RATE: Final = 23
 _RATE_AT: Final = 24
-_BOUND: Final = 29
-_KV_USAGE: Final = 30
-_HIT_RATE: Final = 31
-_TURN: Final = 32
-_FIRST_TOKEN: Final = 34
+_BOUND: Final = 25
+_KV_USAGE: Final = 26
+_HIT_RATE: Final = 27
+_TURN: Final = 28
+_FIRST_TOKEN: Final = 30
 WEIGHT_MIN: Final = 1e-6  # a weight of 0 has its turn once in a million of weight 1
-_ROWS: Final = 35
+_ROWS: Final = 31

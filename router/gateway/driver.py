@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
-from types import MappingProxyType
 from typing import Final, Protocol
 
 from router.core.decisions import Abort, Account, Break, Command, Reason, Refuse, Send
@@ -128,9 +127,6 @@ class Driver:
         self._timer_s = inf
         self._sweeper: asyncio.TimerHandle | None = None
         self._emptied: asyncio.Event | None = None
-        self._acts: Final[Mapping[type, Callable[..., None]]] = MappingProxyType(
-            {Send: self._send, Refuse: self._refuse, Abort: self._abort, Break: self._break, Account: self._account}
-        )
         for target in upstreams:
             self.join(target)
 
@@ -215,7 +211,16 @@ class Driver:
     def perform(self, commands: Sequence[Command]) -> None:
         """Do what the core answered to any event; scrapers and reloads hand theirs here too."""
         for command in commands:
-            self._acts[type(command)](command)
+            if isinstance(command, Send):
+                self._send(command)
+            elif isinstance(command, Account):
+                self._account(command)
+            elif isinstance(command, Refuse):
+                self._refuse(command)
+            elif isinstance(command, Abort):
+                self._abort(command)
+            else:
+                self._break(command)
         self._arm()
 
     def _send(self, command: Send) -> None:

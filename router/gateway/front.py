@@ -8,6 +8,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import httptools
@@ -49,19 +50,27 @@ class FrontLimits:
 
 
 class Front(HttpToolsProtocol):
-    """One client connection."""
+    """One client connection.
 
-    driver: Driver
-    limits: FrontLimits
+    What its head says is kept in fields of its own: uvicorn's are set for a request that is left to the app alone.
+    """
 
     def __init__(
         self,
+        driver: Driver,
+        limits: FrontLimits,
+        *,
         config: uvicorn.Config,
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.driver = driver
+        self.limits = limits
+        self._target = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._expects_continue = False
         self.active: Exchange | None = None  # whose turn it is, when it is a routed request's
         self._reading: Exchange | None = None  # whose body is coming in
         self._head_bytes = 0
@@ -122,21 +131,24 @@ class Front(HttpToolsProtocol):
     # -- llhttp's side -----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self.url = b""
-        self.headers = []
+        self._target = b""
+        self._fields = []
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         head_bytes, self._head_bytes = self._head_bytes, 0
         if self._fault is not None:
             return
-        fields = dict(self.headers)
+        fields = dict(self._fields)
         expects = fields.get(b"expect")
-        self.expect_100_continue = expects is not None and expects.lower() == b"100-continue"
-        path = self.url.partition(b"?")[0]
+        self._expects_continue = expects is not None and expects.lower() == b"100-continue"
+        path = self._target.partition(b"?")[0]
         surface = SURFACES.get(path) or (triton.surface_of(path) if path.startswith(triton.PREFIX) else None)
         version = self.parser.get_http_version()
         if version not in {"1.0", "1.1"}:
@@ -173,8 +185,8 @@ class Front(HttpToolsProtocol):
     # -- a request that is routed ------------------------------------------------------------------------------
 
     def _begin_exchange(self, surface: Surface, version: str, fields: dict[bytes, bytes]) -> None:
-        exchange = Exchange(self, self.driver, surface, self.url, self.headers, fields)
-        self.headers = []  # trailers are no part of the head
+        exchange = Exchange(self, self.driver, surface, self._target, self._fields, fields)
+        self._fields = []  # trailers are no part of the head
         exchange.http10 = version == "1.0"
         exchange.keep_alive = not exchange.http10 and self.parser.should_keep_alive()
         exchange.problem = self._judge(exchange, surface)
@@ -208,9 +220,9 @@ class Front(HttpToolsProtocol):
         self.active = exchange
         if exchange.body_complete:
             exchange.begin()
-        elif exchange.problem is not None and (exchange.problem.status == _TOO_LARGE or self.expect_100_continue):
+        elif exchange.problem is not None and (exchange.problem.status == _TOO_LARGE or self._expects_continue):
             self._refuse_early(exchange)
-        elif self.expect_100_continue and self._reading is exchange:
+        elif self._expects_continue and self._reading is exchange:
             self.transport.write(_CONTINUE)
 
     def _refuse_early(self, exchange: Exchange) -> None:
@@ -256,16 +268,15 @@ class Front(HttpToolsProtocol):
 
     def _leave_to_app(self) -> None:
         """Not a path of ours: give the request to uvicorn's own way, whose scope was not made until now."""
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
-        self.url, self.expect_100_continue = url, expects
-        self.headers.extend(headers)
+        self.url, self.expect_100_continue = self._target, self._expects_continue
+        self.headers.extend(self._fields)
         super().on_headers_complete()
 
     def _unsafe(self, version: str, fields: dict[bytes, bytes], read_bytes: int) -> Problem | None:
         """Heads that llhttp lets pass and two servers might read differently (RFC 9112 3.2, 6.1, 11.2)."""
         limit = self.limits.head_bytes_max
-        hosts = 1 if len(fields) == len(self.headers) and b"host" in fields else self._count(b"host")
+        hosts = 1 if len(fields) == len(self._fields) and b"host" in fields else self._count(b"host")
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             return _ONE_HOST
         if b"upgrade" in fields and self.parser.should_upgrade() and self.parser.get_method() == b"POST":
@@ -275,12 +286,12 @@ class Front(HttpToolsProtocol):
             encoding.strip().lower() != b"chunked" or version == "1.0" or self._count(b"transfer-encoding") > 1
         ):
             return _ONE_CODING
-        if read_bytes > limit and sum(len(name) + len(value) for name, value in self.headers) > limit:
+        if read_bytes > limit and sum(len(name) + len(value) for name, value in self._fields) > limit:
             return Problem(431, f"the head is over {limit} bytes")
         return None
 
     def _count(self, name: bytes) -> int:
-        return sum(each == name for each, _ in self.headers)
+        return sum(each == name for each, _ in self._fields)
 
     # -- ends --------------------------------------------------------------------------------------------------
 
@@ -364,6 +375,6 @@ class Front(HttpToolsProtocol):
                 self._fail(Problem(408, f"the request took over {self.limits.request_s:g} s to arrive"))
 
 
-def front(driver: Driver, limits: FrontLimits) -> type[Front]:
-    """The protocol class of one driver, as uvicorn wants one: without arguments of ours."""
-    return type("Front", (Front,), {"driver": driver, "limits": limits})
+def front(driver: Driver, limits: FrontLimits) -> type[asyncio.Protocol]:
+    """What uvicorn makes a connection with, as it wants one: without arguments of ours."""
+    return cast("type[asyncio.Protocol]", partial(Front, driver, limits))

@@ -9,7 +9,7 @@ what keeps a slow policy out is the proof, and the guard is for what the proof d
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, cast
 
 import policies
 from router.core import ADMIT, Admit, Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
@@ -100,7 +100,9 @@ class Guarded:
         heard: Callable[[Fault], None],
     ) -> None:
         """``fallback`` decides where ``live`` does not; ``clock``: monotonic seconds, fine enough for microseconds."""
-        self._live, self._fallback, self._books = live, fallback, books
+        self._live: Any = live  # it may answer anything
+        self._fallback: Any = fallback
+        self._books = books
         self._budget_s, self._clock = bounds.budget_s, clock
         self.faults = Faults(bounds, books, clock, heard)
 
@@ -120,8 +122,8 @@ class Guarded:
         books.seconds += took_s
         if took_s > self._budget_s:
             self.faults.overran(took_s)
-        elif _is_candidate(choice.slot, fleet) if type(choice) is Dispatch else is_valid(choice, fleet):
-            return choice
+        elif is_valid(choice, fleet):
+            return cast("Choice", choice)
         else:
             self.faults.add("invalid", f"answered {choice!r}")
         return self._last_good(request, fleet, forecast, rng)
@@ -130,7 +132,7 @@ class Guarded:
         try:
             choice = self._fallback.choose(request, fleet, forecast, rng)
             if is_valid(choice, fleet):
-                return choice
+                return cast("Choice", choice)
         except (Exception, SystemExit) as problem:
             self.faults.add("raised", f"the last good policy too: {type(problem).__name__}: {problem}")
         return SAFE.choose(request, fleet, forecast, rng)
@@ -147,7 +149,8 @@ class GuardedAdmission:
     def __init__(
         self, live: Admission, bounds: Bounds, books: Books, clock: Callable[[], float], heard: Callable[[Fault], None]
     ) -> None:
-        self._live, self._kind, self._bounds, self._clock = live, type(live), bounds, clock
+        self._live: Any = live  # it may answer anything
+        self._kind, self._bounds, self._clock = type(live), bounds, clock
         self.held_max, self.hold_s_max = live.held_max, live.hold_s_max
         self.faults = Faults(bounds, books, clock, heard)
 
@@ -172,14 +175,13 @@ class GuardedAdmission:
         return ADMIT, memory
 
 
-def is_valid(choice: Choice, fleet: Fleet) -> bool:
+def is_valid(choice: object, fleet: Fleet) -> bool:
     """Whether the core can do what the policy says: a candidate, a moment to come, a reason that there is."""
-    kind = type(choice)
-    if kind is Dispatch:
-        return _is_candidate(choice.slot, fleet)  # type: ignore[union-attr]
-    if kind is Hold:
-        return choice.until_s > fleet.now_s  # type: ignore[union-attr]
-    return kind is Shed and isinstance(choice.reason, Reason)  # type: ignore[union-attr]
+    if isinstance(choice, Dispatch):
+        return _is_candidate(choice.slot, fleet)
+    if isinstance(choice, Hold):
+        return choice.until_s > fleet.now_s
+    return isinstance(choice, Shed) and isinstance(choice.reason, Reason)
 
 
 def _is_candidate(slot: int, fleet: Fleet) -> bool:

@@ -258,3 +258,21 @@ def test_without_a_place_to_keep_what_was_compiled_all_works_and_nothing_is_said
         check=False,
     )
     assert (done.stdout, done.stderr) == ("4.0\n", "")
+
+
+def test_a_constant_of_another_file_that_has_changed_is_not_taken_from_what_was_kept(tmp_path: Path) -> None:
+    """Compiled loops are kept by their own file; the numbers in them may stand in another."""
+    source = Path(router.core.__file__).parent
+    shutil.copy(source / "compiling.py", tmp_path / "compiling.py")
+    (tmp_path / "loop.py").write_text(
+        "from compiling import compiled, part\nfrom other import ROW\n\n"
+        "@part\ndef row() -> int:\n    return ROW\n\n"
+        '@compiled("i8(i8)")\ndef above(x: int) -> int:\n    return x + row()\n'
+    )
+
+    def told(row: int) -> str:
+        (tmp_path / "other.py").write_text(f"ROW = {row}\n")
+        command = [sys.executable, "-B", "-c", "from loop import above; print(above(1))"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert (told(30), told(26)) == ("31\n", "27\n")

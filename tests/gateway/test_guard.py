@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from router.core import ADMIT, Choice, Dispatch, Hold, Reason, Shed, decisions
+from router.core import ADMIT, Choice, Dispatch, Fleet, Forecast, Hold, Reason, Shed, decisions
 from router.core.dispatcher import Dispatcher
 from router.gateway.guard import Books, Bounds, Fault, Guarded, GuardedAdmission, is_valid
 from tests import fakes
@@ -135,6 +135,9 @@ def test_when_the_last_good_policy_fails_too_the_request_is_still_served() -> No
 def test_an_admission_policy_that_fails_lets_through() -> None:
     """Routing still decides; a policy of another kind does not see its memory."""
 
+    core, request = fakes.core(fakes.backend("a")), fakes.request()
+    fleet = Fleet(core.ledger, core.ledger.pool(request.model), 0.0)
+
     class Odd:
         held_max, hold_s_max = 5, 1.0
 
@@ -151,7 +154,7 @@ def test_an_admission_policy_that_fails_lets_through() -> None:
         books = Books()
         net = GuardedAdmission(kind(answer), Bounds(), books, lambda: 0.0, lambda fault: None)
         assert (net.held_max, net.hold_s_max) == (5, 1.0)
-        return net.admit(None, None, None, memory), books  # type: ignore[arg-type]
+        return net.admit(request, fleet, Forecast(request, fleet, core.belief), memory), books
 
     (answer, memory), _ = one(Odd, lambda m: (ADMIT, (m or 0) + 1), None)
     (answer, memory), _ = one(Odd, lambda m: (ADMIT, (m or 0) + 1), memory)

@@ -83,7 +83,7 @@ class Bench:
         config = uvicorn.Config(wire.app, http=protocol, ws="none", lifespan="off", log_config=None)
         config.load()
         self.client = MemoryTransport()
-        self.front: Front = protocol(config, ServerState(), {})
+        self.front: Front = protocol(config=config, server_state=ServerState(), app_state={})
         self.front.connection_made(self.client)
         self.lost = False
 
