@@ -1,5 +1,6 @@
 """Compiled modules are what their sources say; with ``HEADROOM_COMPILE=no`` the sources themselves are tested."""
 
+import importlib
 import sys
 import tomllib
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
@@ -39,3 +40,5 @@ def pytest_configure(config):
         sys.meta_path.insert(0, Sources)
     elif changed := ", ".join(map(str, stale())):
         pytest.exit(f"compiled before it was changed: {changed}; `make env` compiles anew", returncode=2)
+    compiling = importlib.import_module("router.core.compiling")
+    compiling.checked = True

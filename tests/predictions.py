@@ -51,6 +51,7 @@ class _AsRecorded:
     def __init__(self, quantiles: Iterable[float]) -> None:
         self.sends: dict[RequestId, deque[tuple[float, str]]] = defaultdict(deque)
         self.made: dict[RequestId, Prediction] = {}
+        self.tails_s: dict[RequestId, dict[float, tuple[float, float, float]]] = {}
         self._quantiles = tuple(quantiles)
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
@@ -60,8 +61,8 @@ class _AsRecorded:
             return Hold(due[0][0] if due else fleet.now_s + 1.0, "was held")
         _, name = due.popleft()
         index = next(i for i in range(len(fleet)) if fleet.backend(i).name == name)
-        forecast.ttft_tail_s(0.9)
         self.made[request.id] = forecast.at(index)
+        self.tails_s[request.id] = {q: tuple(forecast.tails_s(q)[:, index].tolist()) for q in self._quantiles}
         return Dispatch(int(fleet.slots[index]), "as recorded")
 
 
@@ -85,8 +86,7 @@ def read(path: Path) -> list[Event]:
 
 def predicted(events: list[Event], quantiles: Iterable[float] = (0.9, 0.99)) -> dict[str, Predicted]:
     """Every request that was served, by its session: the name that a load client gave it."""
-    kept = tuple(quantiles)
-    routing = _AsRecorded(kept)
+    routing = _AsRecorded(quantiles)
     for event in events:
         for command in event["answer"]:
             if command["command"] == "Send":
@@ -100,7 +100,7 @@ def predicted(events: list[Event], quantiles: Iterable[float] = (0.9, 0.99)) -> 
         if prediction is not None and prediction.expectation is not None:
             each.means_s = prediction.ttft_s, prediction.tpot_s, prediction.e2e_s
             each.band = prediction.expectation.band
-            each.quantiles_s = {quantile: prediction.tails_s(quantile) for quantile in kept}
+            each.quantiles_s = routing.tails_s[request_id]
     return {each.session: each for each in found.values() if each.tokens}
 
 

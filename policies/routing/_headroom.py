@@ -9,9 +9,20 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core import Fleet, Forecast, Request
+from router.core import Fleet, Request
 from router.core.compiling import compiled, part
-from router.core.kernels import DECODING, OTHERS_BOUND_S, PREFILLING, TPOT_BOUND_S
+from router.core.kernels import (
+    BROKEN,
+    DECODING,
+    E2E,
+    LOADS,
+    OTHERS_BOUND_S,
+    PREFILLING,
+    TAILS,
+    TPOT,
+    TPOT_BOUND_S,
+    TTFT,
+)
 from router.core.lessons import OFF
 
 Floats = NDArray[np.float64]
@@ -39,45 +50,14 @@ def used_of_others(fleet: Fleet, tpot_s: Floats) -> Floats:
     return share
 
 
-LIKELY, DOUBTED, OTHERS, FITS = range(4)
-"""Rows of ``weighed``: what every candidate would use up of what was promised. ``LIKELY``: of this request's bounds and
-of those of others there, with as much doubt of its first token as waiting could lessen; ``DOUBTED``: with all doubt;
-``OTHERS``: of those of others alone; ``FITS``: 1 where every bound will be kept, else 0.
+LIKELY, DOUBTED, OTHERS, FITS, PLACES = range(5)
+WEIGHED: Final = 5
+"""Rows that ``weigh`` fills, one column a candidate: what it would use up of what was promised. ``LIKELY``: of this
+request's bounds and of those of others there, with as much doubt of its first token as waiting could lessen;
+``DOUBTED``: with all doubt; ``OTHERS``: of those of others alone; ``FITS``: 1 where every bound will be kept, else 0;
+``PLACES``: as far as there are any, the places of those to choose among.
 """
 NONE_FITS: Final = -1
-
-
-def weighed(
-    request: Request, fleet: Fleet, forecast: Forecast, safety: float, urgent_s: float, price_per_s: Floats
-) -> tuple[Floats, Slots, int]:
-    """Those rows at the quantile of the request's SLO; places to choose among; and how many these are, or NONE_FITS.
-
-    ``safety``: a factor on every prediction. Of those that fit, those remain that break nobody's pace, or the fewest
-    (``_bearable``; none where the first token comes so early, before ``urgent_s``, that it may wait for others' sake);
-    of these the ones within ``NEAR`` of the best: of where most is left, or, given prices, of where it costs least.
-    """
-    slo = request.slo
-    tails_s = forecast.tails_s(slo.quantile)  # before the means: both are made at once
-    rows, places = np.empty((4, len(fleet))), np.empty(len(fleet), np.intp)
-    count: int = _weighed(
-        max(slo.ttft_s, BOUND_MIN_S),
-        max(slo.tpot_s, BOUND_MIN_S),
-        max(slo.e2e_s, BOUND_MIN_S),
-        fleet.now_s - request.arrived_s,
-        safety,
-        urgent_s,
-        forecast.means_s,
-        tails_s,
-        forecast.state,
-        fleet.load,
-        fleet.columns,
-        fleet.slots,
-        forecast.broken,
-        price_per_s,
-        rows,
-        places,
-    )
-    return rows, places, count
 
 
 @part
@@ -98,81 +78,83 @@ def _share(first_s: float, pace_s: float, end_s: float, ttft_s: float, tpot_s: f
 
 
 @part
-def _bearable(rows: Floats, broken: Floats, means_s: Floats, urgent_s: float) -> float:
-    """How many replies the prompt may break the pace of (``broken``: on each candidate).
+def _bearable(weights: Floats, rows: Floats, urgent_s: float) -> float:
+    """How many replies the prompt may break the pace of.
 
     None, within chance, or the fewest that one of those that fit would; but where even that is some and the soonest
     first token is before ``urgent_s``, less than none.
     """
     least, soonest_s = inf, inf
-    for i in range(len(broken)):
-        if rows[FITS, i] > 0.0:
-            least, soonest_s = min(least, broken[i]), min(soonest_s, means_s[0, i])
+    for i in range(rows.shape[1]):
+        if weights[FITS, i] > 0.0:
+            least, soonest_s = min(least, rows[BROKEN, i]), min(soonest_s, rows[TTFT, i])
     if least > BROKEN_MAX and soonest_s < urgent_s:
         return -1.0
     return max(least, BROKEN_MAX)
 
 
 @part
-def _score(rows: Floats, means_s: Floats, load: Floats, price_per_s: Floats, anything: bool, i: int) -> float:
-    """What is lowest where it is best: see ``weighed``. With no bound in force all use is 0: then the soonest end."""
-    if len(price_per_s) > 0:
-        in_flight = load[PREFILLING, i] + load[DECODING, i]
-        return float(price_per_s[i] * means_s[2, i] * rows[DOUBTED, i] / (in_flight + 1.0))
-    return float(rows[DOUBTED, i] if anything else means_s[2, i])
+def _in_flight(rows: Floats, i: int) -> float:
+    """Requests of any phase."""
+    return float(rows[LOADS + PREFILLING, i] + rows[LOADS + DECODING, i])
 
 
 @part
-def _nearest(
-    rows: Floats, broken: Floats, bearable: float, means_s: Floats, load: Floats, price_per_s: Floats, places: Slots
-) -> int:
-    """Fill ``places`` with those that fit, break no more than is bearable and score near the lowest; how many."""
-    anything, lowest = False, inf
-    for i in range(len(broken)):
-        anything = anything or rows[DOUBTED, i] > 0.0
-    for i in range(len(broken)):
-        if rows[FITS, i] > 0.0 and broken[i] <= bearable:
-            lowest = min(lowest, _score(rows, means_s, load, price_per_s, anything, i))
+def _score(weights: Floats, rows: Floats, price_per_s: Floats, anything: bool, i: int) -> float:
+    """What is lowest where it is best: see ``weigh``. With no bound in force all use is 0: then the soonest end."""
+    if len(price_per_s) > 0:
+        return float(price_per_s[i] * rows[E2E, i] * weights[DOUBTED, i] / (_in_flight(rows, i) + 1.0))
+    return float(weights[DOUBTED, i] if anything else rows[E2E, i])
+
+
+@part
+def _nearest(weights: Floats, rows: Floats, bearable: float, price_per_s: Floats) -> int:
+    """Fill PLACES with those that fit, break no more than is bearable and score near the lowest; how many."""
+    anything, lowest, count = False, inf, rows.shape[1]
+    for i in range(count):
+        anything = anything or weights[DOUBTED, i] > 0.0
+    for i in range(count):
+        if weights[FITS, i] > 0.0 and rows[BROKEN, i] <= bearable:
+            lowest = min(lowest, _score(weights, rows, price_per_s, anything, i))
     found = 0
-    for i in range(len(broken)):
-        remains = rows[FITS, i] > 0.0 and broken[i] <= bearable
-        if remains and _score(rows, means_s, load, price_per_s, anything, i) <= lowest * (1.0 + NEAR):
-            places[found] = i
+    for i in range(count):
+        remains = weights[FITS, i] > 0.0 and rows[BROKEN, i] <= bearable
+        if remains and _score(weights, rows, price_per_s, anything, i) <= lowest * (1.0 + NEAR):
+            weights[PLACES, found] = i
             found += 1
     return found
 
 
-@compiled(
-    "i8(f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], i1[::1], f8[:, ::1], f8[:, ::1], i8[::1], f8[::1], f8[::1],"
-    " f8[:, ::1], i8[::1])"
-)
-def _weighed(
-    ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, safety: float, urgent_s: float, means_s: Floats,
-    tails_s: Floats, states: NDArray[np.int8], load: Floats, columns: Floats, slots: Slots, broken: Floats,
-    price_per_s: Floats, rows: Floats, places: Slots,
+@compiled("i8(f8, f8, f8, f8, f8, f8, f8[:, ::1], i1[::1], f8[:, ::1], i8[::1], f8[::1], f8[:, ::1])")
+def weigh(
+    ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, safety: float, urgent_s: float, rows: Floats,
+    states: NDArray[np.int8], columns: Floats, slots: Slots, price_per_s: Floats, weights: Floats,
 ) -> int:  # fmt: skip
-    """Fill what ``weighed`` gives; returns the count. ``means_s`` and ``tails_s``: rows TTFT, TPOT, E2E.
+    """Fill ``weights``; returns how many there are to choose among, or NONE_FITS.
+
+    The bounds are the request's, none of them 0; ``safety``: a factor on every prediction; ``rows``: of its forecast,
+    BROKEN among them. Of those that fit, those remain that break nobody's pace, or the fewest (``_bearable``; none
+    where the first token comes so early, before ``urgent_s``, that it may wait for others' sake); of these the ones
+    within ``NEAR`` of the best: of where most is left, or, given prices, of where it costs least.
 
     Where nothing is in flight the mean decides whether it fits: a tail learnt in a bad hour would otherwise keep a
     backend from ever being sent what it could be learnt anew from.
     """
     fit = 0
     for i in range(len(slots)):
-        first_s, mean_pace_s, end_s = means_s[0, i], means_s[1, i], means_s[2, i]
-        first_tail_s, end_tail_s = waited_s + tails_s[0, i], waited_s + tails_s[2, i]
-        pace_s = _pace_s(mean_pace_s, tails_s[1, i], states[i])
-        likely_s = waited_s + min(tails_s[0, i], FIRST_TAIL_MAX * first_s)
+        first_s, mean_pace_s, end_s = rows[TTFT, i], rows[TPOT, i], rows[E2E, i]
+        first_tail_s, end_tail_s = waited_s + rows[TAILS + TTFT, i], waited_s + rows[TAILS + E2E, i]
+        pace_s = _pace_s(mean_pace_s, rows[TAILS + TPOT, i], states[i])
+        likely_s = waited_s + min(rows[TAILS + TTFT, i], FIRST_TAIL_MAX * first_s)
         bound_s = min(columns[TPOT_BOUND_S, slots[i]], columns[OTHERS_BOUND_S, slots[i]])
         others = pace_s / max(bound_s, BOUND_MIN_S)
-        rows[LIKELY, i] = safety * max(_share(likely_s, pace_s, end_tail_s, ttft_s, tpot_s, e2e_s), others)
-        rows[DOUBTED, i] = max(_share(first_tail_s, pace_s, end_tail_s, ttft_s, tpot_s, e2e_s), others)
-        rows[OTHERS, i] = others
-        idle = load[PREFILLING, i] + load[DECODING, i] < 1.0
+        weights[LIKELY, i] = safety * max(_share(likely_s, pace_s, end_tail_s, ttft_s, tpot_s, e2e_s), others)
+        weights[DOUBTED, i] = max(_share(first_tail_s, pace_s, end_tail_s, ttft_s, tpot_s, e2e_s), others)
+        weights[OTHERS, i] = others
         alone = safety * _share(waited_s + first_s, mean_pace_s, waited_s + end_s, ttft_s, tpot_s, e2e_s)
-        fits = rows[LIKELY, i] <= 1.0 or (idle and alone <= 1.0)
-        rows[FITS, i] = 1.0 if fits else 0.0
+        fits = weights[LIKELY, i] <= 1.0 or (_in_flight(rows, i) < 1.0 and alone <= 1.0)
+        weights[FITS, i] = 1.0 if fits else 0.0
         fit += 1 if fits else 0
     if fit == 0:
         return NONE_FITS
-    bearable = _bearable(rows, broken, means_s, urgent_s)
-    return _nearest(rows, broken, bearable, means_s, load, price_per_s, places)
+    return _nearest(weights, rows, _bearable(weights, rows, urgent_s), price_per_s)

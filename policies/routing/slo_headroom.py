@@ -22,7 +22,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.routing._headroom import LIKELY, NONE_FITS, OTHERS, Floats, weighed
+from policies.routing import _headroom
+from policies.routing._headroom import BOUND_MIN_S, LIKELY, NONE_FITS, OTHERS, PLACES, WEIGHED, Floats
 from policies.routing._pick import lowest
 from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
 from router.core.score import TRUSTED
@@ -62,15 +63,27 @@ class SloHeadroom:
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """Dispatch into headroom, or hold for it, or do the least harm."""
-        waited_s = fleet.now_s - request.arrived_s
-        price_per_s = fleet.price_per_s if self.prefer == "pack" else _NO_PRICE
-        urgent_s = self._urgent_s(request, waited_s)
-        use, places, count = weighed(request, fleet, forecast, self.safety, urgent_s, price_per_s)
+        slo, waited_s, weights = request.slo, fleet.now_s - request.arrived_s, np.empty((WEIGHED, len(fleet)))
+        count = _headroom.weigh(
+            max(slo.ttft_s, BOUND_MIN_S),
+            max(slo.tpot_s, BOUND_MIN_S),
+            max(slo.e2e_s, BOUND_MIN_S),
+            waited_s,
+            self.safety,
+            self._urgent_s(request, waited_s),
+            forecast.with_broken(),
+            forecast.state,
+            fleet.columns,
+            fleet.slots,
+            fleet.price_per_s if self.prefer == "pack" else _NO_PRICE,
+            weights,
+        )
         if count == NONE_FITS:
-            return self._without_headroom(request, fleet, forecast, use, rng)
+            return self._without_headroom(request, fleet, forecast, weights, rng)
         if count == 0:
             return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its pace")
-        return Dispatch(fleet.slots.item(places.item(int(rng.random() * count))), "keeps every SLO")
+        place = int(weights.item(PLACES, int(rng.random() * count)))
+        return Dispatch(fleet.slots.item(place), "keeps every SLO")
 
     def _urgent_s(self, request: Request, waited_s: float) -> float:
         """A first token that would come sooner than in so long may wait for the sake of others' pace.
@@ -82,16 +95,18 @@ class SloHeadroom:
             return -inf
         return GENTLE_SHARE * min(request.slo.ttft_s, request.slo.e2e_s) - waited_s
 
-    def _without_headroom(self, request: Request, fleet: Fleet, forecast: Forecast, use: Floats, rng: Rng) -> Choice:
+    def _without_headroom(
+        self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, rng: Rng
+    ) -> Choice:
         """Wait while waiting can still help: the first token would be in time once an engine has drained a little."""
         soonest_s, now_s = float(forecast.ttft_s.min()), fleet.now_s
         latest_s = request.first_token_due_s - soonest_s
         if now_s < latest_s:
             until_s = min(now_s + self.ask_again_s, latest_s)
             return Hold(until_s, "no backend has headroom yet", latest_s == inf and self._has_its_turn(request, now_s))
-        allowed = self._allowed(fleet, self.safety * use[OTHERS] <= 1.0, forecast.state != TRUSTED)
+        allowed = self._allowed(fleet, self.safety * weights[OTHERS] <= 1.0, forecast.state != TRUSTED)
         if allowed.any():
-            score = np.where(allowed, use[LIKELY], inf)
+            score = np.where(allowed, weights[LIKELY], inf)
             return Dispatch(int(fleet.slots[lowest(score, rng)]), "too late for its SLO: where it harms least")
         return Shed(Reason.SATURATED, "no backend can keep this SLO in time", max(soonest_s, RETRY_S_MIN))
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core import kernels
+from router.core import kernels, lessons
 from router.core.kernels import BANDS, E2E, EAGER, FULL, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
 from router.core.ledger import Floats, Mark
 from router.core.lengths import Lengths, Prompts
@@ -37,34 +37,32 @@ STEP_DOUBT: Final = 0.25  # variance of the log pace of a single step: a prompt 
 
 @dataclass(init=False, slots=True, eq=False)
 class Expectation:
-    """What one send was expected to take, as it stood then; ``terms_s`` at factor 1, the rest in seconds and logs.
+    """What one send was expected to take, as it stood then, in seconds and logs.
 
+    ``told``: the terms of TTFT at factor 1, then the spreads that were promised, as ``kernels.expected`` fills them in;
     ``beside_s``: network; ``doubt``: variance of the log of TTFT by the queue's chance; ``width``: expected spread of
-    the log of E2E; ``promised``: spreads, a row a metric (TTFT, TPOT, E2E), a column a kept quantile.
+    the log of E2E.
     """
 
-    terms_s: Final[Floats]
+    told: Final[Floats]
     beside_s: Final[float]
     doubt: Final[float]
     band: Final[int]
     width: Final[float]
-    promised: Final[Floats]
 
     def __init__(
         self,
-        terms_s: Floats,
+        told: Floats,
         beside_s: float,
         doubt: float,
         band: int,
         width: float,
-        promised: Floats,
     ) -> None:
-        self.terms_s = terms_s
+        self.told = told
         self.beside_s = beside_s
         self.doubt = doubt
         self.band = band
         self.width = width
-        self.promised = promised
 
 
 class Belief:
@@ -135,11 +133,11 @@ class Belief:
         """A first token came ``actual_s`` after its send."""
         if not (predicted_s > 0.0 and actual_s > 0.0):
             return
-        terms, beside = expected.terms_s, expected.beside_s
+        told, beside_s = expected.told, expected.beside_s
         if expected.band == FULL:  # the wait for room is a matter of other replies' ends, not of this engine's steps
-            left = log(actual_s / (float(terms @ self.regression.factor[slot]) + beside))
+            left = log(actual_s / (float(told[:TERMS] @ self.regression.factor[slot]) + beside_s))
         else:
-            left = self.regression.saw(slot, TTFT, terms, beside, actual_s, expected.doubt)
+            left = self.regression.saw(slot, TTFT, told, beside_s, actual_s, expected.doubt)
         self._settle_lean(TTFT, slot, expected.band, left)
         self._judge(TTFT, slot, expected, log(actual_s / predicted_s))
 
@@ -191,8 +189,24 @@ class Belief:
 
     def _judge(self, metric: int, slot: int, expected: Expectation, score: float) -> None:
         """Book an outcome against what was promised for it."""
-        self.tails.saw(metric, expected.band, slot, score, expected.promised)
-        self.books.note(slot, metric, score, expected.promised, expected.width if metric == E2E else 1.0)
+        tails, books, band = self.tails, self.books, expected.band
+        own, pooled = tails.scores(metric, band, slot)
+        width = expected.width if metric == E2E else 1.0
+        if lessons.judge(
+            own,
+            pooled,
+            tails.spread,
+            tails.borrows,
+            books.rows,
+            books.state,
+            metric,
+            band,
+            slot,
+            score,
+            width,
+            expected.told,
+        ):
+            tails.lend(metric, band, slot)
 
     # -- what it is worth ----------------------------------------------------------------------------------------
 

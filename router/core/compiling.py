@@ -8,7 +8,9 @@ request should not wait. What was compiled is kept beside the source or in the u
 finds it; where neither may be written every process compiles anew, which takes seconds. What is kept is found again by
 the function's own file and by the constants that its module's loops use, which may stand in another. The interpreter's
 lock stays held: a loop is over sooner than the lock is had again.
-What an argument is, is said by the signature: ``f8[:, ::1]`` is a C-contiguous matrix of float64.
+What an argument is, is said by the signature: ``f8[:, ::1]`` is a C-contiguous matrix of float64. Numba would look at
+every argument of every call to find out which of a loop's signatures is meant; there is one, so that is left out
+(a fifth of a call) unless ``checked``: the tests have it so, and find whatever is handed a loop that it does not take.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +19,8 @@ from hashlib import sha256
 from typing import Any, Final, TypeVar, cast
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+checked = False
 
 _waiting: Final[dict[str, list[tuple[Callable[..., Any], str]]]] = {}
 """By module, in order: functions that are not compiled yet, with the signatures of those that are loops."""
@@ -54,7 +58,7 @@ def compile_all() -> None:
 def _compile(module: str) -> None:
     from numba import njit  # noqa: PLC0415 - a fifth of a second, for those who need it
 
-    waiting = _waiting.pop(module, [])
+    waiting, loops = _waiting.pop(module, []), []
     constants = _constants([function for function, _ in waiting])
     for function, signature in waiting:
         made: Any
@@ -66,7 +70,12 @@ def _compile(module: str) -> None:
                 made = njit(signature, cache=True, error_model="numpy")(function)
             except (RuntimeError, OSError):  # nowhere to write, or no room there
                 made = njit(signature, error_model="numpy")(function)
+            loops.append(made)
         function.__globals__[function.__name__] = made
+    if not checked:
+        for made in loops:
+            (only,) = made.overloads.values()
+            made.py_func.__globals__[made.py_func.__name__] = only.entry_point
 
 
 def _constants(functions: Sequence[Callable[..., Any]]) -> str:

@@ -277,7 +277,7 @@ class Dispatcher:
             case Hold():
                 return self._hold(flight, choice, now_s)
             case Shed():
-                self._note(flight.request, "", choice.why, forecast, now_s)
+                self._note(flight, "", choice.why, forecast, now_s)
                 return self._refuse(flight, choice, now_s)
 
     def _send(self, flight: Flight, slot: int, why: str, fleet: Fleet, forecast: Forecast, now_s: float) -> Command:
@@ -287,7 +287,7 @@ class Dispatcher:
             raise PolicyRejected(f"{type(self.routing).__name__} chose slot {slot}, which is not among the candidates")
         backend = self.ledger.name(slot)
         predicted = forecast.at(index) if forecast.made else NO_PREDICTION
-        self._note(request, backend, why, forecast, now_s)
+        self._note(flight, backend, why, forecast, now_s)
         pace_s = pace_bound_s(request, now_s, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens)
         held = self.ledger.reserve(slot, forecast.prefill_tokens_at(index), forecast.tokens, pace_s, now_s)
         if request.prefix:
@@ -307,8 +307,11 @@ class Dispatcher:
             self._timers.set(request.arrived_s + hedge_s, request.id, attempt.number, Due.HEDGE)
         return Send(request.id, backend, attempt.number, why, predicted.ttft_s, due_s)
 
-    def _note(self, request: Request, chosen: str, why: str, forecast: Forecast, now_s: float) -> None:
-        self._explanations.note(request.id, chosen, why, request.slo.quantile, forecast, self.ledger.backends, now_s)
+    def _note(self, flight: Flight, chosen: str, why: str, forecast: Forecast, now_s: float) -> None:
+        request = flight.request
+        flight.note = self._explanations.note(
+            request.id, chosen, why, request.slo.quantile, forecast, self.ledger.backends, now_s
+        )
 
     def explain(self, request_id: RequestId) -> Explanation | None:
         """What was predicted for each backend, why this one, and what happened; None for what is forgotten."""
@@ -458,6 +461,11 @@ class Dispatcher:
         """When ``ticked`` wants to be called next (inf: never)."""
         return self._timers.next_s
 
+    @property
+    def soonest_s(self) -> float:
+        """No later than ``wake_s``, and always at hand."""
+        return self._timers.soonest_s
+
     def _stands(self, timer: Timer) -> bool:
         """Whether what a timer was set for can still come about."""
         if timer.due is Due.READMIT:
@@ -594,7 +602,6 @@ class Dispatcher:
         """The request is over: account for it, and see whether someone who waits has room now."""
         del self._flights[flight.request.id]
         predicted = last.predicted if last else NO_PREDICTION
-        ttft_s, tpot_s, e2e_s = predicted.tails_s(flight.request.slo.quantile)
         account = Account(
             flight.request,
             outcome,
@@ -608,11 +615,12 @@ class Dispatcher:
             predicted.ttft_s,
             predicted.tpot_s,
             predicted.e2e_s,
-            ttft_s,
-            tpot_s,
-            e2e_s,
+            predicted.ttft_tail_s,
+            predicted.tpot_tail_s,
+            predicted.e2e_tail_s,
         )
-        self._explanations.ended(account)
+        if flight.note is not None:
+            flight.note.account = account
         if not self._held or outcome is Outcome.REFUSED:
             return (account,)
         return [account, *self._serve_held(now_s, flight.request.model)]

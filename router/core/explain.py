@@ -4,6 +4,7 @@ Believes: the forecast that stood at the choice; its arrays are kept, not copied
 Must not know: how a prediction or a choice is made. Bounded: the oldest choice is forgotten for the newest.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -12,11 +13,11 @@ from typing import Final
 
 from router.core.decisions import Account
 from router.core.forecast import Forecast
-from router.core.kernels import METRICS
+from router.core.kernels import METRICS, TAILS, TTFT
 from router.core.types import Backend, RequestId
 
 _Backends = tuple[Backend | None, ...]
-KEPT: Final = 512  # choices remembered: a minute of a busy router; 30 MB over a thousand backends
+KEPT: Final = 512  # choices remembered: a minute of a busy router; 50 MB over a thousand backends
 _NOT_ASKED: Final = (nan,) * METRICS
 
 
@@ -51,24 +52,31 @@ class Explanation:
     account: Account | None
 
 
-class _Note:
-    """A choice, by reference."""
+class Note:
+    """A choice, by reference; ``account`` once its request is over."""
 
-    __slots__ = ("account", "answers", "backends", "chosen", "decided_s", "quantile", "slots", "why")
+    __slots__ = ("account", "answer", "backends", "chosen", "decided_s", "quantile", "request_id", "slots", "why")
 
     def __init__(
-        self, decided_s: float, chosen: str, why: str, quantile: float, backends: _Backends, forecast: Forecast
+        self,
+        request_id: RequestId,
+        decided_s: float,
+        chosen: str,
+        why: str,
+        quantile: float,
+        backends: _Backends,
+        forecast: Forecast,
     ) -> None:
+        self.request_id = request_id
         self.decided_s, self.chosen, self.why, self.quantile = decided_s, chosen, why, quantile
-        self.backends, self.slots, self.answers = backends, forecast.slots, forecast.answers
+        self.backends, self.slots, self.answer = backends, forecast.slots, forecast.answer
         self.account: Account | None = None
 
     def candidates(self) -> tuple[Candidate, ...]:
         """Every candidate's part of what was asked."""
-        means, tails = self.answers
+        rows = self.answer
         mean, tail = (
-            repeat(_NOT_ASKED) if rows is None else rows[:METRICS].T.tolist()
-            for rows in (means, tails.get(self.quantile))
+            repeat(_NOT_ASKED) if rows is None else rows[first : first + METRICS].T.tolist() for first in (TTFT, TAILS)
         )
         named = zip(self.slots.tolist(), mean, tail, strict=False)
         return tuple(Candidate(self._name(slot), *seconds, *late) for slot, seconds, late in named)
@@ -79,11 +87,10 @@ class _Note:
 
 
 class Explanations:
-    """The last ``kept`` choices by request."""
+    """The last ``kept`` choices. They are found by looking through them: many are noted, few are asked for."""
 
     def __init__(self, kept: int = KEPT) -> None:
-        self._kept = kept
-        self._notes: dict[RequestId, _Note] = {}
+        self._notes: deque[Note] = deque(maxlen=kept)
         self._backends: _Backends | None = None
 
     def fleet_changed(self) -> None:
@@ -99,27 +106,17 @@ class Explanations:
         forecast: Forecast,
         backends: Sequence[Backend | None],
         now_s: float,
-    ) -> None:
+    ) -> Note:
         """A choice was made; a later one about the same request takes its place."""
-        if not self._kept:
-            return
         if self._backends is None:
             self._backends = tuple(backends)
-        notes = self._notes
-        notes.pop(request_id, None)
-        if len(notes) >= self._kept:
-            del notes[next(iter(notes))]
-        notes[request_id] = _Note(now_s, chosen, why, quantile, self._backends, forecast)
-
-    def ended(self, account: Account) -> None:
-        """The request is over."""
-        note = self._notes.get(account.request.id)
-        if note is not None:
-            note.account = account
+        made = Note(request_id, now_s, chosen, why, quantile, self._backends, forecast)
+        self._notes.append(made)
+        return made
 
     def of(self, request_id: RequestId) -> Explanation | None:
         """Everything kept about a request; None when it was never sent or is forgotten."""
-        note = self._notes.get(request_id)
+        note = next((note for note in reversed(self._notes) if note.request_id == request_id), None)
         if note is None:
             return None
         return Explanation(

@@ -3,7 +3,7 @@
 Believes: the ledger's books. Must not know: who asks, or what it will choose. Reading changes nothing.
 """
 
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,6 @@ from router.core.ledger import CONTEXT_TOKENS, DECODING, PREFILL_TOKENS, PREFILL
 from router.core.types import Backend, Request
 
 _Number = TypeVar("_Number", bound=np.generic)
-
-LOAD_ROWS: Final = 4
 
 
 class Fleet:
@@ -73,21 +71,16 @@ class Fleet:
         what the others should have sent since they spoke.
         """
         if self._gathered is None:
-            ledger = self._ledger
+            ledger, untold = self._ledger, self.untold
             self._gathered = self.of(ledger.own) + self.of(ledger.others) + self.of(ledger.foreign)
-            untold = ledger.untold(self.slots)
             if untold is not None:
                 self._gathered += untold
         return self._gathered
 
-    def load_or_room(self) -> tuple[Floats, bool]:
-        """The same and True; or, where it was not asked for yet and peers have nothing untold, the array for it and
-        False: ``kernels.predicted`` fills it in the loop that it makes anyway.
-        """
-        if self._gathered is None and not self._ledger.tells:
-            self._gathered = np.empty((LOAD_ROWS, len(self.slots)))
-            return self._gathered, False
-        return self.load, True
+    @property
+    def untold(self) -> Floats | None:
+        """Of the candidates; see ``Ledger.untold``."""
+        return self._ledger.untold(self.slots)
 
     @property
     def prefilling(self) -> Floats:

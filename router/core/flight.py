@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import inf, isnan, nan
 
 from router.core.decisions import ADMIT
+from router.core.explain import Note
 from router.core.forecast import Prediction
 from router.core.holding import Rank
 from router.core.ledger import Mark, Reservation
@@ -69,6 +70,7 @@ class Flight:
         "attempts",
         "first_byte_s",
         "hold_until_s",
+        "note",
         "open",
         "rank",
         "request",
@@ -85,6 +87,7 @@ class Flight:
         self.hold_until_s = inf
         self.asked_again_s = inf
         self.why = ""
+        self.note: Note | None = None  # of the last choice about it
         self.rank: Rank = ADMIT.rank
         self.alone = False
 

@@ -14,9 +14,8 @@ times its learnt factor. The loops over candidates are in ``kernels.py``.
 Nothing is computed before it is asked for, so a policy that needs no forecast pays nothing.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, hypot
+from math import hypot, nan
 from typing import Final
 
 import numpy as np
@@ -25,27 +24,29 @@ from numpy.typing import NDArray
 from router.core import kernels
 from router.core.belief import Belief, Expectation
 from router.core.fleet import Fleet
-from router.core.kernels import E2E, METRICS, NETWORK_S, TERMS, TPOT, TTFT
+from router.core.kernels import BAND, BROKEN, CACHED, E2E, FORECAST, METRICS, NETWORK_S, TAILS, TOLD, TPOT, TTFT
 from router.core.ledger import RATE_TAU_S, Floats, Slots
 from router.core.lengths import BINS_PER_OCTAVE
 from router.core.tails import between
 from router.core.types import Request
 
-_NO_TAILS: Final = np.empty((0, 0))
+_NOTHING: Final = np.empty(0)
+_NONE_UNTOLD: Final = np.empty((0, 0))
 WIDTH_MIN: Final = 0.1  # of E2E, when the length is known: its pace and first token vary all the same
-
-Answers = tuple[Floats | None, Mapping[float, Floats]]
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
 class Prediction:
-    """The means for one backend, as they stood when the request was sent, in seconds from the send; and what learning
-    needs to know of them (None: nobody asked for a forecast).
+    """The means for one backend and, at the quantile of the request's SLO, its tails, as they stood when the request
+    was sent, in seconds from the send; and what learning needs to know of them (None: nobody asked for a forecast).
     """
 
     ttft_s: Final[float]
     tpot_s: Final[float]
     e2e_s: Final[float]
+    ttft_tail_s: Final[float]
+    tpot_tail_s: Final[float]
+    e2e_tail_s: Final[float]
     expectation: Final[Expectation | None]
 
     def __init__(
@@ -53,29 +54,18 @@ class Prediction:
         ttft_s: float,
         tpot_s: float,
         e2e_s: float,
+        ttft_tail_s: float = nan,
+        tpot_tail_s: float = nan,
+        e2e_tail_s: float = nan,
         expectation: Expectation | None = None,
     ) -> None:
         self.ttft_s = ttft_s
         self.tpot_s = tpot_s
         self.e2e_s = e2e_s
+        self.ttft_tail_s = ttft_tail_s
+        self.tpot_tail_s = tpot_tail_s
+        self.e2e_tail_s = e2e_tail_s
         self.expectation = expectation
-
-    def tails_s(self, quantile: float) -> tuple[float, float, float]:
-        """The quantiles of TTFT, TPOT and E2E that were promised with these means; nan without a forecast."""
-        expected = self.expectation
-        if expected is None:
-            return self.ttft_s, self.tpot_s, self.e2e_s
-        row, share = between(quantile)
-        spreads: list[list[float]] = expected.promised.tolist()
-        return (
-            self.ttft_s * exp(_between(spreads[TTFT], row, share)),
-            self.tpot_s * exp(_between(spreads[TPOT], row, share)),
-            self.e2e_s * exp(expected.width * _between(spreads[E2E], row, share)),
-        )
-
-
-def _between(spreads: list[float], row: int, share: float) -> float:
-    return spreads[row] + share * (spreads[row + 1] - spreads[row])
 
 
 class Forecast:
@@ -85,10 +75,12 @@ class Forecast:
         "_belief",
         "_cached",
         "_fleet",
-        "_means",
+        "_mean_output_tokens",
         "_outlook",
         "_request",
+        "_rows",
         "_tails",
+        "_width",
         "prompt_tokens",
         "tokens",
     )
@@ -104,13 +96,14 @@ class Forecast:
         self.prompt_tokens = request.prompt_tokens * belief.prompts.scale(request.model)
         self.tokens = max(self.prompt_tokens + self._outlook.tokens / 2, 1.0)
         self._cached: Floats | None = None
-        self._means: Floats | None = None
-        self._tails: dict[float, Floats] = {}
+        self._rows: Floats | None = None
+        self._tails: dict[float, Floats] | None = None
+        self._width = self._mean_output_tokens = 0.0
 
     @property
     def made(self) -> bool:
         """Whether anybody asked for a prediction."""
-        return self._means is not None
+        return self._rows is not None
 
     @property
     def output_tokens(self) -> float:
@@ -128,7 +121,9 @@ class Forecast:
         says its prefix, else by the share that prompts were lately found there.
         """
         if self._cached is None:
-            if self._request.prefix:
+            if self._rows is not None:
+                self._cached = self._rows[CACHED]
+            elif self._request.prefix:
                 self._cached = np.minimum(self._fleet.cached_tokens(self._request), self.prompt_tokens)
             else:
                 self._cached = self.prompt_tokens * self._fleet.of(self._belief.hit)
@@ -147,73 +142,73 @@ class Forecast:
 
     # -- means ---------------------------------------------------------------------------------------------------
 
-    def _met(self) -> Floats:
-        """The means on every candidate, and the load band that each is in."""
-        return self._predicted(0, 0.0, _NO_TAILS) if self._means is None else self._means
+    @property
+    def rows(self) -> Floats:
+        """All there is to know of every candidate, one column each, in the rows that ``kernels.py`` names; BROKEN only
+        once that was asked for. To be read.
+        """
+        return self._predicted(_NOTHING) if self._rows is None else self._rows
 
-    def _predicted(self, row: int, share: float, tails_s: Floats) -> Floats:
-        """Make the means, and the tails that were asked for before any mean was; see ``kernels.tails``."""
-        fleet, belief = self._fleet, self._belief
-        means_s = self._means = np.empty((METRICS + 1, len(fleet.slots)))
-        cached_tokens = self.cached_tokens
-        load, gathered = fleet.load_or_room()
+    def _predicted(self, alive: Floats) -> Floats:
+        """Make the rows, BROKEN only with the share of replies that reach each length."""
+        fleet, belief, request, outlook = self._fleet, self._belief, self._request, self._outlook
+        rows, hit = np.empty((FORECAST, len(fleet.slots))), belief.hit
+        if request.prefix:
+            rows[CACHED], hit = self.cached_tokens, _NOTHING
+        untold = fleet.untold
+        row, share = between(request.slo.quantile)
+        self._width = hypot(outlook.spread, WIDTH_MIN)
+        self._mean_output_tokens = belief.lengths.mean_tokens(request.model, outlook.tokens)
         kernels.predicted(
             fleet.columns,
-            load,
-            gathered,
+            _NONE_UNTOLD if untold is None else untold,
+            hit,
             belief.prior,
             belief.regression.factor,
             belief.roofs.rows,
             belief.lean,
+            belief.tails.spread,
             fleet.slots,
-            cached_tokens,
             fleet.now_s,
             self.prompt_tokens,
-            self._mean_prompt_tokens,
-            self._outlook.tokens,
+            max(1.0, belief.prompts.mean_tokens(request.model, self.prompt_tokens)),
+            outlook.tokens,
             self._mean_output_tokens,
             self.tokens,
             RATE_TAU_S,
             fleet.beside_tokens_per_s,
-            means_s,
-            belief.tails.spread,
             row,
             share,
             self._width,
-            tails_s,
+            alive,
+            float(BINS_PER_OCTAVE),
+            rows,
         )
-        return means_s
-
-    @property
-    def _mean_prompt_tokens(self) -> float:
-        return max(1.0, self._belief.prompts.mean_tokens(self._request.model, self.prompt_tokens))
-
-    @property
-    def _mean_output_tokens(self) -> float:
-        return self._belief.lengths.mean_tokens(self._request.model, self._outlook.tokens)
+        self._rows = rows
+        return rows
 
     @property
     def means_s(self) -> Floats:
         """All means: rows TTFT, TPOT, E2E."""
-        rows: Floats = self._met()[:METRICS]
-        return rows
+        means_s: Floats = self.rows[:METRICS]
+        return means_s
 
     @property
     def ttft_s(self) -> Floats:
         """Mean time from a send now to the first token."""
-        row: Floats = self._met()[TTFT]
+        row: Floats = self.rows[TTFT]
         return row
 
     @property
     def tpot_s(self) -> Floats:
         """Mean time per output token after the first, over this request's life."""
-        row: Floats = self._met()[TPOT]
+        row: Floats = self.rows[TPOT]
         return row
 
     @property
     def e2e_s(self) -> Floats:
         """Mean time from a send now to the last token."""
-        row: Floats = self._met()[E2E]
+        row: Floats = self.rows[E2E]
         return row
 
     @property
@@ -221,42 +216,44 @@ class Forecast:
         """How many replies this prompt should cost the pace promised to them on each candidate: those so short that
         they end before one long step is made up for.
         """
-        fleet, belief, request = self._fleet, self._belief, self._request
+        row: Floats = self.with_broken()[BROKEN]
+        return row
+
+    def with_broken(self) -> Floats:
+        """``rows``, BROKEN among them."""
+        fleet, belief, request, rows = self._fleet, self._belief, self._request, self._rows
         alive = belief.lengths.survival(request.model, request.slo_class)
-        expected = np.empty(len(fleet.slots))
+        if rows is None:
+            return self._predicted(alive)
         kernels.broken(
             fleet.columns,
-            fleet.load,
             belief.prior,
             belief.regression.factor,
             belief.roofs.rows,
             fleet.slots,
-            self.cached_tokens,
             fleet.now_s,
             self.prompt_tokens,
             alive,
             float(BINS_PER_OCTAVE),
-            expected,
+            rows,
         )
-        return expected
+        return rows
 
     # -- tails ---------------------------------------------------------------------------------------------------
 
-    @property
-    def _width(self) -> float:
-        return hypot(self._outlook.spread, WIDTH_MIN)
-
     def tails_s(self, quantile: float) -> Floats:
         """All at that quantile: rows TTFT, TPOT, E2E."""
+        rows = self.rows
+        if quantile == self._request.slo.quantile:
+            promised: Floats = rows[TAILS : TAILS + METRICS]
+            return promised
+        if self._tails is None:
+            self._tails = {}
         known = self._tails.get(quantile)
         if known is None:
             row, share = between(quantile)
             known = self._tails[quantile] = np.empty((METRICS, len(self._fleet.slots)))
-            if self._means is None:
-                self._predicted(row, share, known)
-            else:
-                spread = self._belief.tails.spread
-                kernels.tails(self._means, spread, self._fleet.slots, row, share, self._width, known)
+            kernels.tails(rows, self._belief.tails.spread, self._fleet.slots, row, share, self._width, known)
         return known
 
     def ttft_tail_s(self, quantile: float) -> Floats:
@@ -282,34 +279,38 @@ class Forecast:
         return self._fleet.slots
 
     @property
-    def answers(self) -> Answers:
-        """What was asked of this forecast so far, a row a metric: means (None: nothing), and tails by quantile."""
-        return self._means, self._tails
+    def answer(self) -> Floats | None:
+        """The rows; None when nobody asked for a prediction."""
+        return self._rows
 
     # -- the one that was chosen ---------------------------------------------------------------------------------
 
     def at(self, index: int) -> Prediction:
-        """The means for the candidate at ``index``, with what learning will want to know of them."""
-        ttft_s, tpot_s, e2e_s, band = self._met()[:, index].tolist()
-        fleet, belief = self._fleet, self._belief
-        slot, terms_s = int(fleet.slots[index]), np.empty(TERMS)
+        """What is predicted for the candidate at ``index``, with what learning will want to know of it."""
+        rows, fleet, belief = self.rows, self._fleet, self._belief
+        column: list[float] = rows[:, index].tolist()
+        slot, told = fleet.slots.item(index), np.empty(TOLD)
         doubt = kernels.expected(
             fleet.columns,
-            fleet.load,
             belief.prior,
             belief.regression.factor,
             belief.roofs.rows,
+            belief.tails.spread,
             slot,
             index,
-            float(self.cached_tokens[index]),
             fleet.now_s,
             self.prompt_tokens,
             self._mean_output_tokens,
             self.tokens,
-            ttft_s,
-            terms_s,
+            rows,
+            told,
         )
-        network_s, promised = float(fleet.columns[NETWORK_S, slot]), belief.tails.promised(int(band), slot)
         return Prediction(
-            ttft_s, tpot_s, e2e_s, Expectation(terms_s, network_s, doubt, int(band), self._width, promised)
+            column[TTFT],
+            column[TPOT],
+            column[E2E],
+            column[TAILS + TTFT],
+            column[TAILS + TPOT],
+            column[TAILS + E2E],
+            Expectation(told, fleet.columns.item(NETWORK_S, slot), doubt, int(column[BAND]), self._width),
         )

@@ -18,6 +18,7 @@ Slots = NDArray[np.intp]
 # -- rows of the ledger's columns, as fleet.py lays them out ---------------------------------------------------------
 
 PREFILLING, PREFILL_TOKENS, DECODING, CONTEXT_TOKENS = range(4)
+LOAD: Final = 4  # such rows
 OTHERS, FOREIGN = 4, 8  # where the loads of peers and of nobody we know begin
 SEQS_MAX, KV_TOKENS_MAX, CHUNK_TOKENS = 12, 13, 14
 NETWORK_S, PREFILL_RATE, RATE_AT_S = 16, 23, 24
@@ -33,13 +34,24 @@ SHARE, SCALE, EAGER = 7, 8, 9
 PRIOR: Final = 10
 POINTS: Final = 128  # of a roof
 
-# -- rows of answers -------------------------------------------------------------------------------------------------
+# -- rows of a forecast, one column a candidate: one matrix, for each that is handed to a loop costs -------------------
 
 TTFT, TPOT, E2E = range(3)
 METRICS: Final = 3
-BAND: Final = 3  # of a forecast's rows, the one after the metrics
+BAND: Final = 3
+TAILS: Final = 4  # where the three at the quantile of the request's SLO begin
+CACHED: Final = 7  # tokens of the prompt
+LOADS: Final = 8  # where the four of a candidate's load begin
+BROKEN: Final = 12  # replies that the prompt should cost their pace; filled by ``broken``
+FORECAST: Final = 13
 BANDS: Final = 3  # engines with no prompt ahead; with some; full
 FULL: Final = 2
+
+# -- what is told of one candidate: its terms, then what was promised --------------------------------------------------
+
+KEPT: Final = 5  # quantiles of each metric whose spreads are known
+PROMISED: Final = TERMS
+TOLD: Final = TERMS + METRICS * KEPT
 
 # -- the forecast ----------------------------------------------------------------------------------------------------
 
@@ -109,17 +121,18 @@ def roof_s(roofs: Floats, prior: Floats, slot: int, tokens: float) -> float:
 
 @part
 def _engine(
-    columns: Floats, load: Floats, prior: Floats, factor: Floats, roofs: Floats, slot: int, i: int, own: float,
-    cached: float,
+    columns: Floats, rows: Floats, prior: Floats, factor: Floats, roofs: Floats, slot: int, i: int, prompt_tokens: float
 ) -> _Engine:  # fmt: skip
-    """The candidate at ``i``.
+    """The candidate at ``i``, whose load and cached tokens are in ``rows``.
 
     ``scheduled_s``: of steps that an engine which decodes has made up its mind about before it looks at newcomers. How
     the prompts ahead and the own one fall into steps: the one under way has taken in ``first`` tokens of the queue;
     ``full`` ones and a last with ``last`` take what is ``left``.
     """
-    prefilling, batch, context = load[PREFILLING, i], load[DECODING, i], load[CONTEXT_TOKENS, i]
-    queued = max(load[PREFILL_TOKENS, i], 0.0)  # sums of floats drift
+    prefilling, batch, context = rows[LOADS + PREFILLING, i], rows[LOADS + DECODING, i], rows[LOADS + CONTEXT_TOKENS, i]
+    queued = max(rows[LOADS + PREFILL_TOKENS, i], 0.0)  # sums of floats drift
+    cached = rows[CACHED, i]
+    own = prompt_tokens - cached
     busy = min(batch + queued, 1.0)
     room = max(columns[CHUNK_TOKENS, slot] - batch, 1.0)
     first = min(queued, room)
@@ -240,73 +253,37 @@ def _tokens_per_s(columns: Floats, slot: int, now_s: float, tau_s: float, beside
 
 
 @part
-def _gather(columns: Floats, slots: Slots, load: Floats) -> None:
-    """The load of each candidate: this router's own, its peers' and nobody's we know."""
-    for row in range(len(load)):
+def _gather(columns: Floats, slots: Slots, untold: Floats, rows: Floats) -> None:
+    """The load of each candidate: this router's own, its peers', nobody's we know and what peers have not told yet."""
+    for row in range(LOAD):
         for i in range(len(slots)):
             slot = slots[i]
-            load[row, i] = columns[row, slot] + columns[OTHERS + row, slot] + columns[FOREIGN + row, slot]
+            load = columns[row, slot] + columns[OTHERS + row, slot] + columns[FOREIGN + row, slot]
+            rows[LOADS + row, i] = load + untold[row, i] if len(untold) > 0 else load
 
 
 @part
 def _fill_tails(
-    means_s: Floats, spread: Floats, slots: Slots, row: int, share: float, e2e_width: float, out: Floats
+    rows: Floats, spread: Floats, slots: Slots, row: int, share: float, e2e_width: float, out: Floats
 ) -> None:
     for metric in range(METRICS):
         width = e2e_width if metric == E2E else 1.0
         for i in range(len(slots)):
-            band, slot = int(means_s[BAND, i]), slots[i]
+            band, slot = int(rows[BAND, i]), slots[i]
             low = spread[metric, row, band, slot]
             if share != 0.0:
                 low += share * (spread[metric, row + 1, band, slot] - low)
-            out[metric, i] = means_s[metric, i] * exp(low * width)
-
-
-@compiled(
-    "void(f8[:, ::1], f8[:, ::1], b1, f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, :, ::1], i8[::1], f8[::1],"
-    " f8, f8, f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, :, :, ::1], i8, f8, f8, f8[:, ::1])"
-)
-def predicted(
-    columns: Floats, load: Floats, gathered: bool, prior: Floats, factor: Floats, roofs: Floats, lean: Floats,
-    slots: Slots, cached_tokens: Floats, now_s: float, prompt_tokens: float, mean_prompt_tokens: float,
-    output_tokens: float, mean_output_tokens: float, held_tokens: float, tau_s: float, beside_tokens_per_s: float,
-    means_s: Floats, spread: Floats, row: int, share: float, e2e_width: float, tails_s: Floats,
-) -> None:  # fmt: skip
-    """Fill the rows TTFT, TPOT, E2E (seconds) and BAND of ``means_s``, one column a candidate, and ``tails_s`` as
-    ``tails`` does, unless it is empty: to call a loop costs as much as to run it over a few candidates.
-
-    ``columns``: the ledger's; ``load`` (filled here unless ``gathered``) and ``cached_tokens``: of the candidates;
-    ``prior``, ``factor``, ``roofs``: one row a slot; ``lean``: by metric, band and slot; ``tau_s`` and
-    ``beside_tokens_per_s``: see ``_tokens_per_s``.
-    """
-    if not gathered:
-        _gather(columns, slots, load)
-    asked = _Asked(now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens)
-    for i in range(len(slots)):
-        slot, cached = slots[i], cached_tokens[i]
-        e = _engine(columns, load, prior, factor, roofs, slot, i, prompt_tokens - cached, cached)
-        ahead = _ahead(columns, prior, roofs, e, asked)
-        full = ahead.waiting > 0.0
-        band = FULL if full else int(e.queued > 0.0)
-        step_s = _step_of_life_s(columns, prior, factor, roofs, e, held_tokens)
-        tokens_per_s = _tokens_per_s(columns, slot, now_s, tau_s, beside_tokens_per_s)
-        busy = _prefill_share(prior, roofs, e, asked, full, step_s, tokens_per_s)
-        means_s[TTFT, i] = _first_token_s(columns, e, ahead) * lean[TTFT, band, slot]
-        means_s[TPOT, i] = step_s / (1.0 - busy) * lean[TPOT, band, slot]
-        means_s[E2E, i] = means_s[TTFT, i] + max(output_tokens - 1.0, 0.0) * means_s[TPOT, i]
-        means_s[BAND, i] = band
-    if tails_s.size > 0:
-        _fill_tails(means_s, spread, slots, row, share, e2e_width, tails_s)
+            out[metric, i] = rows[metric, i] * exp(low * width)
 
 
 @compiled("void(f8[:, ::1], f8[:, :, :, ::1], i8[::1], i8, f8, f8, f8[:, ::1])")
-def tails(means_s: Floats, spread: Floats, slots: Slots, row: int, share: float, e2e_width: float, out: Floats) -> None:
+def tails(rows: Floats, spread: Floats, slots: Slots, row: int, share: float, e2e_width: float, out: Floats) -> None:
     """Fill ``out`` (metrics x candidates) with a quantile of each: the mean times e to the spread at that quantile.
 
-    ``means_s``: as ``predicted`` filled it; ``spread``: by metric, kept quantile, band and slot, of which the quantile
+    ``rows``: as ``predicted`` filled them; ``spread``: by metric, kept quantile, band and slot, of which the quantile
     lies ``share`` of the way from ``row`` to the next; ``e2e_width``: E2E's spread is in widths of this.
     """
-    _fill_tails(means_s, spread, slots, row, share, e2e_width, out)
+    _fill_tails(rows, spread, slots, row, share, e2e_width, out)
 
 
 @part
@@ -334,46 +311,94 @@ def _longest_step_s(prior: Floats, roofs: Floats, e: _Engine) -> float:
     return float(e.step_s + prompt_s + e.pair_s * piece * (e.cached + 0.5 * e.own))
 
 
-@compiled(
-    "void(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i8[::1], f8[::1], f8, f8, f8[::1], f8, f8[::1])"
-)
-def broken(
-    columns: Floats, load: Floats, prior: Floats, factor: Floats, roofs: Floats, slots: Slots, cached_tokens: Floats,
-    now_s: float, prompt_tokens: float, alive: Floats, per_octave: float, out: Floats,
-) -> None:  # fmt: skip
-    """Fill ``out``: how many replies this prompt should cost their pace on each candidate.
+@part
+def _broken(
+    columns: Floats, prior: Floats, roofs: Floats, e: _Engine, now_s: float, alive: Floats, per_octave: float
+) -> float:
+    """How many replies the longest step that this prompt makes should cost the pace promised to them.
 
     A long step delays everybody's next token. Who has many to come makes up for it; a reply that ends within ``by``
     tokens does not. So it matters to those that wait for their first token there, and to the one that had it last.
-    ``alive``: of replies, the share that reaches each bin, ``per_octave`` of them from one power of two to the next.
     """
+    bound_s = min(columns[TPOT_BOUND_S, e.slot], columns[OTHERS_BOUND_S, e.slot])
+    if bound_s == inf:
+        return 0.0
+    over_s = _longest_step_s(prior, roofs, e) - e.step_s
+    if bound_s <= e.step_s or over_s <= bound_s - e.step_s:
+        return 0.0
+    by = floor(1.0 + over_s / (bound_s - e.step_s))
+    some = e.prefilling * _ends(alive, per_octave, 1.0, by)
+    if e.batch > 0.0:
+        made = floor(1.0 + min((now_s - columns[FIRST_TOKEN_S, e.slot]) / e.step_s, 1e6))
+        some += _ends(alive, per_octave, made, by)
+    return float(some)
+
+
+@compiled(
+    "void(f8[:, ::1], f8[:, ::1], f8[::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, :, ::1], f8[:, :, :, ::1],"
+    " i8[::1], f8, f8, f8, f8, f8, f8, f8, f8, i8, f8, f8, f8[::1], f8, f8[:, ::1])"
+)
+def predicted(
+    columns: Floats, untold: Floats, hit: Floats, prior: Floats, factor: Floats, roofs: Floats, lean: Floats,
+    spread: Floats, slots: Slots, now_s: float, prompt_tokens: float, mean_prompt_tokens: float, output_tokens: float,
+    mean_output_tokens: float, held_tokens: float, tau_s: float, beside_tokens_per_s: float, row: int, share: float,
+    e2e_width: float, alive: Floats, per_octave: float, rows: Floats,
+) -> None:  # fmt: skip
+    """Fill ``rows``, one column a candidate: TTFT, TPOT and E2E (seconds), the band of its load, the same three at a
+    quantile (``tails``), CACHED unless it is filled already, its load and, where that is asked for, BROKEN.
+
+    ``columns``: the ledger's; ``untold``: see ``Ledger.untold``, empty where that is nothing; ``hit``: by slot, the
+    share of a prompt that is cached, empty where CACHED is filled; ``prior``, ``factor``, ``roofs``: one row a slot;
+    ``lean`` and ``spread``: by metric, band and slot; ``tau_s`` and ``beside_tokens_per_s``: see ``_tokens_per_s``;
+    ``alive``: of replies, the share that reaches each bin, ``per_octave`` of them from one power of two to the next
+    (empty: BROKEN is not asked for).
+    """
+    _gather(columns, slots, untold, rows)
+    asked = _Asked(now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens)
     for i in range(len(slots)):
-        slot, out[i] = slots[i], 0.0
-        bound_s = min(columns[TPOT_BOUND_S, slot], columns[OTHERS_BOUND_S, slot])
-        if bound_s == inf:
-            continue
-        e = _engine(columns, load, prior, factor, roofs, slot, i, prompt_tokens - cached_tokens[i], cached_tokens[i])
-        over_s = _longest_step_s(prior, roofs, e) - e.step_s
-        if bound_s <= e.step_s or over_s <= bound_s - e.step_s:
-            continue
-        by = floor(1.0 + over_s / (bound_s - e.step_s))
-        out[i] = e.prefilling * _ends(alive, per_octave, 1.0, by)
-        if e.batch > 0.0:
-            made = floor(1.0 + min((now_s - columns[FIRST_TOKEN_S, slot]) / e.step_s, 1e6))
-            out[i] += _ends(alive, per_octave, made, by)
+        slot = slots[i]
+        if len(hit) > 0:
+            rows[CACHED, i] = prompt_tokens * hit[slot]
+        e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens)
+        ahead = _ahead(columns, prior, roofs, e, asked)
+        full = ahead.waiting > 0.0
+        band = FULL if full else int(e.queued > 0.0)
+        step_s = _step_of_life_s(columns, prior, factor, roofs, e, held_tokens)
+        tokens_per_s = _tokens_per_s(columns, slot, now_s, tau_s, beside_tokens_per_s)
+        busy = _prefill_share(prior, roofs, e, asked, full, step_s, tokens_per_s)
+        rows[TTFT, i] = _first_token_s(columns, e, ahead) * lean[TTFT, band, slot]
+        rows[TPOT, i] = step_s / (1.0 - busy) * lean[TPOT, band, slot]
+        rows[E2E, i] = rows[TTFT, i] + max(output_tokens - 1.0, 0.0) * rows[TPOT, i]
+        rows[BAND, i] = band
+        if len(alive) > 0:
+            rows[BROKEN, i] = _broken(columns, prior, roofs, e, now_s, alive, per_octave)
+    _fill_tails(rows, spread, slots, row, share, e2e_width, rows[TAILS:CACHED])
 
 
-@compiled("f8(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i8, i8, f8, f8, f8, f8, f8, f8, f8[::1])")
+@compiled("void(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i8[::1], f8, f8, f8[::1], f8, f8[:, ::1])")
+def broken(
+    columns: Floats, prior: Floats, factor: Floats, roofs: Floats, slots: Slots, now_s: float, prompt_tokens: float,
+    alive: Floats, per_octave: float, rows: Floats,
+) -> None:  # fmt: skip
+    """Fill BROKEN of rows that ``predicted`` has filled without it, as it would have done."""
+    for i in range(len(slots)):
+        e = _engine(columns, rows, prior, factor, roofs, slots[i], i, prompt_tokens)
+        rows[BROKEN, i] = _broken(columns, prior, roofs, e, now_s, alive, per_octave)
+
+
+@compiled(
+    "f8(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, :, :, ::1], i8, i8, f8, f8, f8, f8, f8[:, ::1], f8[::1])"
+)
 def expected(
-    columns: Floats, load: Floats, prior: Floats, factor: Floats, roofs: Floats, slot: int, i: int,
-    cached_tokens: float, now_s: float, prompt_tokens: float, mean_output_tokens: float, held_tokens: float,
-    ttft_s: float, out: Floats,
+    columns: Floats, prior: Floats, factor: Floats, roofs: Floats, spread: Floats, slot: int, i: int, now_s: float,
+    prompt_tokens: float, mean_output_tokens: float, held_tokens: float, rows: Floats, out: Floats,
 ) -> float:  # fmt: skip
-    """Fill ``out`` with the terms of TTFT at factor 1 on the candidate at ``i``; returns the variance of its log by the
-    queue's chance.
+    """Fill ``out`` with the terms of TTFT at factor 1 on the candidate at ``i`` and with its spreads as they stand now,
+    KEPT a metric from PROMISED on; returns the variance of the log of TTFT by the queue's chance. ``rows``: as
+    ``predicted`` filled them.
     """
     asked = _Asked(now_s, prompt_tokens, prompt_tokens, mean_output_tokens, held_tokens)
-    e = _engine(columns, load, prior, factor, roofs, slot, i, prompt_tokens - cached_tokens, cached_tokens)
+    e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens)
     ahead = _ahead(columns, prior, roofs, e, asked)
     out[FIXED] = ahead.steps * e.fixed_s
     out[SEQ] = ahead.steps * (e.seq_s * e.batch)
@@ -384,8 +409,12 @@ def expected(
     out[AHEAD] = e.scheduled_s
     for term in range(TERMS):
         out[term] /= factor[slot, term]
-    step_share = e.step_s / ttft_s
-    return WAIT_DOUBT * (ahead.waiting * step_share) ** 2 + STEP_DOUBT * step_share**2
+    band = int(rows[BAND, i])
+    for metric in range(METRICS):
+        for kept in range(KEPT):
+            out[PROMISED + KEPT * metric + kept] = spread[metric, kept, band, slot]
+    step_share = e.step_s / rows[TTFT, i]
+    return float(WAIT_DOUBT * (ahead.waiting * step_share) ** 2 + STEP_DOUBT * step_share**2)
 
 
 @compiled("void(f8[:, ::1], f8[:, ::1], i8, f8, f8, f8, f8, f8, f8, f8, f8, f8[::1])")

@@ -520,17 +520,12 @@ class Ledger:
         ours, theirs = (float(load[PREFILLING].sum() + load[DECODING].sum()) for load in (self.own, self.others))
         self._peer_ratio = min(theirs / ours, len(told)) if ours else 0.0
 
-    @property
-    def tells(self) -> bool:
-        """Whether this router has peers, which may have sent what it has not heard of yet (``untold``)."""
-        return self._own_told is not None and self._own_told.shape == self.own.shape
-
     def untold(self, slots: Slots) -> Floats | None:
         """What peers should have sent since they spoke: they see what we see, so as much more as we, in proportion.
 
         Without it a burst that meets several routers at once goes to one backend, for none sees the others' part.
         """
-        if not self.tells or self._own_told is None:
+        if self._own_told is None or self._own_told.shape != self.own.shape:
             return None
         grown = self.own.take(slots, axis=1) - self._own_told.take(slots, axis=1)
         return np.maximum(grown, 0.0) * self._peer_ratio

@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.core.compiling import compiled, part
-from router.core.kernels import TPOT, TTFT, Floats
+from router.core.kernels import KEPT, PROMISED, TPOT, TTFT, Floats
 
 # -- what the columns of rows are ------------------------------------------------------------------------------------
 
 ABOVE, BELOW, SEEN, CHANGES = range(4)  # CUSUM to either side; outcomes; changes found
 WATCH: Final = 4
 QUANTILES: Final = (0.5, 0.75, 0.9, 0.95, 0.99)
-KEPT: Final = 5  # quantiles
 WINDOW: Final = 160  # scores that stand for the next one: the 0.99 rank needs 99
 RANKED: Final = WINDOW  # the scores by time, then by size
 LEVELS: Final = 2 * WINDOW  # then the level that each quantile is read at
 SEEN_SCORES: Final = LEVELS + KEPT
 SCORES: Final = SEEN_SCORES + 1
+assert len(QUANTILES) == KEPT
 BOOK_SEEN, BOOK_KEPT, BOOK_ERROR, BOOK_COVERED = 0, 3, 18, 21
 BOOK: Final = 22
 
@@ -102,24 +102,27 @@ def learn(
     factor: Floats, log_factor: Floats, covariance: Floats, wander: Floats, variance: Floats, noise: Floats,
     watch: Floats, slot: int, kind: int, terms_s: Floats, beside_s: float, actual_s: float, doubtful: float,
 ) -> float:  # fmt: skip
-    """One step of the filter that ``Regression.saw`` describes; arrays by slot, all but ``terms_s``."""
+    """One step of the filter that ``Regression.saw`` describes; arrays by slot, all but ``terms_s``, which may be
+    followed by more.
+    """
+    terms = factor.shape[1]
     predicted_s = beside_s
-    for j in range(len(terms_s)):
+    for j in range(terms):
         predicted_s += terms_s[j] * factor[slot, j]
-    spread, believed = np.zeros(len(terms_s)), 0.0
-    for j in range(len(terms_s)):
+    spread, believed = np.zeros(terms), 0.0
+    for j in range(terms):
         share = terms_s[j] * factor[slot, j] / predicted_s
-        for k in range(len(terms_s)):
+        for k in range(terms):
             spread[k] += covariance[slot, k, j] * share
-    for j in range(len(terms_s)):
+    for j in range(terms):
         believed += terms_s[j] * factor[slot, j] / predicted_s * spread[j]
     total = believed + noise[slot, kind] + doubtful
     deviation, error = sqrt(total), log(actual_s / predicted_s)
     z = min(CLIP, max(-CLIP, error / deviation))
-    for j in range(len(terms_s)):
+    for j in range(terms):
         log_factor[slot, j] += z * deviation / total * spread[j]
         factor[slot, j] = exp(log_factor[slot, j])
-        for k in range(len(terms_s)):
+        for k in range(terms):
             covariance[slot, j, k] -= spread[j] * (spread[k] / total)
     excess = (z * deviation) ** 2 - believed - doubtful - noise[slot, kind]
     noise[slot, kind] = min(NOISE_MAX, max(NOISE_MIN, noise[slot, kind] + NOISE_GAIN * excess))
@@ -178,27 +181,27 @@ def spreads(scores: Floats, out: Floats) -> None:
 
 
 @part
-def _adapt(scores: Floats, score: float, promised: Floats) -> None:
-    """Move each level by whether its promise was kept."""
+def _adapt(scores: Floats, score: float, told: Floats, promised: int) -> None:
+    """Move each level by whether its promise was kept; promises are in ``told`` from ``promised`` on."""
     for i in range(KEPT):
         quantile = QUANTILES[i]
         least = quantile if quantile >= ONLY_WIDER else max(0.3, 1.5 * quantile - 0.5)
-        if score <= promised[i]:
+        if score <= told[promised + i]:
             scores[LEVELS + i] = max(least, scores[LEVELS + i] - ACI_GAIN * (1.0 - quantile))
         else:
             scores[LEVELS + i] = min(LEVEL_MAX, scores[LEVELS + i] + ACI_GAIN * quantile)
 
 
-@compiled("b1(f8[::1], f8[::1], f8[:, :, :, ::1], b1[:, :, ::1], i8, i8, i8, f8, f8[:, ::1])")
-def score(
+@part
+def _score(
     own: Floats, pooled: Floats, spread: Floats, borrows: NDArray[np.bool_], metric: int, band: int, slot: int,
-    score: float, promised: Floats,
+    score: float, told: Floats,
 ) -> bool:  # fmt: skip
     """Fold one score into a backend's own and, of the new and now and then of the old, into its pool's; returns whether
     the pool has something new to lend.
     """
     _add(own, score)
-    _adapt(own, score, promised[metric])
+    _adapt(own, score, told, PROMISED + KEPT * metric)
     seen = int(own[SEEN_SCORES])
     if seen >= FEW and (seen < SETTLED or seen % REFRESH == 0):
         spreads(own, spread[metric, :, band, slot])
@@ -223,22 +226,35 @@ def _trust(books: Floats, slot: int, before: int) -> int:
     return OFF if wrong else TRUSTED
 
 
-@compiled("void(f8[:, ::1], i1[::1], i8, i8, f8, f8[:, ::1], f8)")
-def note(
-    books: Floats, state: NDArray[np.int8], slot: int, metric: int, score: float, promised: Floats, width: float
+@part
+def _note(
+    books: Floats, state: NDArray[np.int8], slot: int, metric: int, score: float, told: Floats, width: float
 ) -> None:
-    """Book an outcome ``score`` widths off its prediction, for which these spreads were promised."""
+    """Book an outcome ``score`` widths off its prediction."""
+    promised = PROMISED + KEPT * metric
     books[slot, BOOK_SEEN + metric] += 1.0
     for i in range(KEPT):
-        if score <= promised[metric, i]:
+        if score <= told[promised + i]:
             books[slot, BOOK_KEPT + KEPT * metric + i] += 1.0
     size, error = abs(score) * width, books[slot, BOOK_ERROR + metric]
     # Up when above and down when below settles where half are above.
     books[slot, BOOK_ERROR + metric] = error * ERROR_UP if size > error else error / ERROR_UP
     if metric == TTFT:
-        kept = 1.0 if score <= promised[TTFT, _P90] else 0.0
+        kept = 1.0 if score <= told[promised + _P90] else 0.0
         books[slot, BOOK_COVERED] += COVERAGE_GAIN * (kept - books[slot, BOOK_COVERED])
         state[slot] = _trust(books, slot, state[slot])
+
+
+@compiled("b1(f8[::1], f8[::1], f8[:, :, :, ::1], b1[:, :, ::1], f8[:, ::1], i1[::1], i8, i8, i8, f8, f8, f8[::1])")
+def judge(
+    own: Floats, pooled: Floats, spread: Floats, borrows: NDArray[np.bool_], books: Floats, state: NDArray[np.int8],
+    metric: int, band: int, slot: int, score: float, width: float, told: Floats,
+) -> bool:  # fmt: skip
+    """An outcome ``score`` widths off its prediction, with which was ``told`` what ``kernels.expected`` fills in: fold
+    it into the scores, and book whether promises were kept; returns whether the pool has something new to lend.
+    """
+    _note(books, state, slot, metric, score, told, width)
+    return _score(own, pooled, spread, borrows, metric, band, slot, score, told)
 
 
 # -- lengths ---------------------------------------------------------------------------------------------------------

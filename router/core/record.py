@@ -122,6 +122,11 @@ class Recording:
         return self._core.wake_s
 
     @property
+    def soonest_s(self) -> float:
+        """See Dispatcher."""
+        return self._core.soonest_s
+
+    @property
     def in_flight(self) -> int:
         """See Dispatcher."""
         return self._core.in_flight

@@ -15,15 +15,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core import lessons
-from router.core.kernels import E2E, METRICS, TPOT, TTFT, Floats
+from router.core.kernels import E2E, KEPT, METRICS, TPOT, TTFT
 from router.core.lessons import (
     BOOK,
     BOOK_COVERED,
     BOOK_ERROR,
     BOOK_KEPT,
     BOOK_SEEN,
-    KEPT,
     LEARNING,
     OFF,
     QUANTILES,
@@ -60,37 +58,33 @@ class Score:
 
 
 class Books:
-    """The counts, one row a slot, and what they say of trust: ``LEARNING``, ``TRUSTED`` or ``OFF``."""
+    """The counts, one row a slot as ``lessons.judge`` books them, and what they say of trust."""
 
     def __init__(self, capacity: int) -> None:
-        self._rows = np.zeros((capacity, BOOK))
+        self.rows = np.zeros((capacity, BOOK))
         self.state: NDArray[np.int8] = np.zeros(capacity, dtype=np.int8)
 
     def grow(self, capacity: int) -> None:
         """Make room for more slots."""
-        rows, state = self._rows, self.state
-        self._rows = np.zeros((capacity, BOOK))
+        rows, state = self.rows, self.state
+        self.rows = np.zeros((capacity, BOOK))
         self.state = np.zeros(capacity, dtype=np.int8)
-        self._rows[: len(rows)], self.state[: len(state)] = rows, state
+        self.rows[: len(rows)], self.state[: len(state)] = rows, state
 
     def joined(self, slot: int) -> None:
         """Nothing was seen of what is now in the slot."""
-        self._rows[slot] = 0.0
-        self._rows[slot, BOOK_ERROR : BOOK_ERROR + METRICS] = ERROR_START
-        self._rows[slot, BOOK_COVERED] = COVERED_START
+        self.rows[slot] = 0.0
+        self.rows[slot, BOOK_ERROR : BOOK_ERROR + METRICS] = ERROR_START
+        self.rows[slot, BOOK_COVERED] = COVERED_START
         self.state[slot] = LEARNING
-
-    def note(self, slot: int, metric: int, score: float, promised: Floats, width: float) -> None:
-        """An outcome ``score`` widths off its prediction, for which these spreads (by metric) were promised."""
-        lessons.note(self._rows, self.state, slot, metric, score, promised, width)
 
     def seen(self, slot: int, metric: int) -> int:
         """Outcomes seen."""
-        return int(self._rows[slot, BOOK_SEEN + metric])
+        return int(self.rows[slot, BOOK_SEEN + metric])
 
     def accuracy(self, slot: int, metric: int) -> Accuracy:
         """One metric's counts."""
         seen, first = self.seen(slot, metric), BOOK_KEPT + KEPT * metric
-        shares = [kept / seen if seen else nan for kept in self._rows[slot, first : first + KEPT].tolist()]
-        error = exp(self._rows[slot, BOOK_ERROR + metric]) - 1.0 if seen else nan
+        shares = [kept / seen if seen else nan for kept in self.rows[slot, first : first + KEPT].tolist()]
+        error = exp(self.rows[slot, BOOK_ERROR + metric]) - 1.0 if seen else nan
         return Accuracy(seen, error, dict(zip(QUANTILES, shares, strict=True)))

@@ -30,49 +30,50 @@ class Tails:
     """Spreads by metric, quantile, band and slot."""
 
     def __init__(self, capacity: int) -> None:
-        self._scores: dict[tuple[int, int, int], Floats] = {}  # metric, band, slot: as ``lessons.score`` keeps them
+        self._pairs: dict[
+            tuple[int, int, int], tuple[Floats, Floats]
+        ] = {}  # metric, band, slot: own scores, the pool's
         self._pooled: dict[tuple[int, int, str], Floats] = {}
         self._pools: dict[str, Slots] = {}
         self._pool_of: dict[int, str] = {}
-        self.spread, self._borrows = _columns(capacity)
+        self.spread, self.borrows = _columns(capacity)
 
     def grow(self, capacity: int) -> None:
         """Make room for more slots."""
-        spread, borrows = self.spread, self._borrows
-        self.spread, self._borrows = _columns(capacity)
-        self.spread[..., : spread.shape[-1]], self._borrows[..., : spread.shape[-1]] = spread, borrows
+        spread, borrows = self.spread, self.borrows
+        self.spread, self.borrows = _columns(capacity)
+        self.spread[..., : spread.shape[-1]], self.borrows[..., : spread.shape[-1]] = spread, borrows
 
     def joined(self, slot: int, pool: str) -> None:
         """Forget what was in the slot; what is there now starts with what its pool knows."""
-        for key in [key for key in self._scores if key[2] == slot]:
-            del self._scores[key]
+        for key in [key for key in self._pairs if key[2] == slot]:
+            del self._pairs[key]
         self._pools.clear()
         self._pool_of[slot] = pool
-        self._borrows[:, :, slot] = True
+        self.borrows[:, :, slot] = True
         self.spread[:, :, :, slot] = _PRIOR[:, :, None]
         for (metric, band, name), scores in self._pooled.items():
             if name == pool and scores[SEEN_SCORES] >= FEW:
                 self._lend(metric, band, np.array([slot]), scores)
 
-    def promised(self, band: int, slot: int) -> Floats:
-        """All spreads (metrics x quantiles) as they stand for one backend: what its predictions promise now."""
-        return self.spread[:, :, band, slot].copy()
+    def scores(self, metric: int, band: int, slot: int) -> tuple[Floats, Floats]:
+        """A backend's own and its pool's, as ``lessons.judge`` folds one in."""
+        pair = self._pairs.get((metric, band, slot))
+        if pair is None:
+            pool = self._pool_of[slot]
+            pooled = self._pooled.get((metric, band, pool))
+            if pooled is None:
+                pooled = self._pooled[metric, band, pool] = _scores()
+            pair = self._pairs[metric, band, slot] = _scores(), pooled
+        return pair
 
-    def saw(self, metric: int, band: int, slot: int, score: float, promised: Floats) -> None:
-        """Fold in one score, and whether what was promised (as ``promised`` gave it) was kept."""
-        own = self._scores.get((metric, band, slot))
-        if own is None:
-            own = self._scores[metric, band, slot] = _scores()
-        pool = self._pool_of[slot]
-        pooled = self._pooled.get((metric, band, pool))
-        if pooled is None:
-            pooled = self._pooled[metric, band, pool] = _scores()
-        if lessons.score(own, pooled, self.spread, self._borrows, metric, band, slot, score, promised):
-            slots = self._slots(pool)
-            self._lend(metric, band, slots[self._borrows[metric, band].take(slots)], pooled)
+    def lend(self, metric: int, band: int, slot: int) -> None:
+        """The pool of this backend has heard something new: those with few scores of their own get the pool's."""
+        slots = self._slots(self._pool_of[slot])
+        self._lend(metric, band, slots[self.borrows[metric, band].take(slots)], self.scores(metric, band, slot)[1])
 
     def _lend(self, metric: int, band: int, slots: Slots, pooled: Floats) -> None:
-        """Those with few scores of their own get the pool's, which hears all of the new and one in FEW of the old."""
+        """A pool hears all of the new and one in FEW of the old."""
         spreads = np.empty(len(QUANTILES))
         lessons.spreads(pooled, spreads)
         self.spread[metric, :, band, slots] = spreads
@@ -92,7 +93,7 @@ class Tails:
     def adopt(self, slot: int, plain: list[Any]) -> None:
         """Start from spreads learnt elsewhere, until this backend has enough scores here."""
         self.spread[:, :, :, slot] = plain
-        self._borrows[:, :, slot] = False
+        self.borrows[:, :, slot] = False
 
 
 def _columns(capacity: int) -> tuple[Floats, NDArray[np.bool_]]:

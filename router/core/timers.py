@@ -37,9 +37,9 @@ class Timer:
 
 
 class Timers:
-    """``live`` says whether a timer's reason still stands."""
+    """``live`` says whether a timer's reason still stands; ``soonest_s``: no later than ``next_s``, always at hand."""
 
-    __slots__ = ("_heap", "_last_s", "_line", "_live", "_set")
+    __slots__ = ("_heap", "_last_s", "_line", "_live", "_set", "soonest_s")
 
     def __init__(self, live: Callable[[Timer], bool]) -> None:
         self._live = live
@@ -47,11 +47,13 @@ class Timers:
         self._last_s = inf  # of the line, while there is anybody in it
         self._heap: list[tuple[float, int, Timer]] = []
         self._set = 0
+        self.soonest_s = inf
 
     def set(self, when_s: float, subject: str, attempt: int, due: Due) -> None:
         """Wake at *when_s* for this reason."""
         self._set += 1
         timer = Timer(when_s, self._set, subject, attempt, due)
+        self.soonest_s = min(self.soonest_s, when_s)
         if when_s >= self._last_s or not self._line:
             self._last_s = when_s
             self._line.append(timer)
@@ -66,7 +68,8 @@ class Timers:
             heappop(heap)
         while line and not live(line[0]):
             line.popleft()
-        return min(heap[0][0] if heap else inf, line[0].when_s if line else inf)
+        self.soonest_s = min(heap[0][0] if heap else inf, line[0].when_s if line else inf)
+        return self.soonest_s
 
     def pop(self, now_s: float) -> Timer | None:
         """Take the first timer that is due and still stands; None when there is none."""

@@ -23,11 +23,12 @@ from router.core.types import Backend, EngineReport, Load
 from router.gateway import recorder, settings
 from router.gateway.asking import Asker
 from router.gateway.audit import Audit
+from router.gateway.books import Books
 from router.gateway.chosen import UNPROVED
 from router.gateway.config_text import ConfigError
 from router.gateway.control import control_app
 from router.gateway.demand import DemandWindow
-from router.gateway.driver import Driver, Outcome, StreamLimits
+from router.gateway.driver import Driver, StreamLimits
 from router.gateway.engines import Engines, engine
 from router.gateway.journal import Journal
 from router.gateway.metrics import Metrics
@@ -51,32 +52,6 @@ if TYPE_CHECKING:
 IDLE: Final = Load()
 ALONE_S: Final = 1.0  # between two looks at a state that nobody else reads
 _log = logging.getLogger("headroom")
-
-
-class Books:
-    """Tells everyone who counts how a request ended."""
-
-    def __init__(
-        self,
-        metrics: Metrics,
-        demand: DemandWindow,
-        journal: Journal,
-        steering: Steering,
-        clock: Callable[[], float],
-    ) -> None:
-        self._metrics, self._demand, self._journal, self._clock = metrics, demand, journal, clock
-        self._steering = steering
-
-    def ended(self, outcome: Outcome) -> None:
-        """A request that the core knew is over."""
-        self._metrics.ended(outcome)
-        self._demand.accounted(outcome.account, self._clock())
-        self._journal.ended(outcome)
-        self._steering.accounted(outcome.account)
-
-    def rejected(self, path: str, status: int) -> None:
-        """A request was answered before the core heard of it."""
-        self._metrics.rejected(path, status)
 
 
 class Gateway:

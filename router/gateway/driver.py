@@ -288,6 +288,8 @@ class Driver:
 
     def _arm(self) -> None:
         """Keep one timer at the core's next deadline. One that is set too early does no harm: it sets the next."""
+        if self.core.soonest_s >= self._timer_s:
+            return
         wake_s = self.core.wake_s
         if wake_s >= self._timer_s:
             return

@@ -25,30 +25,21 @@ class Entry:
 
 
 class Journal:
-    """The last ``KEPT`` requests, by their id and by the client's."""
+    """The last ``KEPT`` requests. They are found by looking through them: many are noted, few are asked for."""
 
     def __init__(self, kept: int = KEPT) -> None:
-        self._kept = kept
-        self._ring: deque[Outcome] = deque()
-        self._by_id: dict[str, Outcome] = {}
+        self._ring: deque[Outcome] = deque(maxlen=kept)
 
     def ended(self, outcome: Outcome) -> None:
         """The request is over."""
         self._ring.append(outcome)
-        self._by_id[outcome.account.request.id] = self._by_id[outcome.wire_id] = outcome
-        if len(self._ring) > self._kept:
-            self._forget(self._ring.popleft())
-
-    def _forget(self, old: Outcome) -> None:
-        by_id = self._by_id
-        for name in (old.account.request.id, old.wire_id):
-            if by_id.get(name) is old:  # a later request may bear the same client's id
-                del by_id[name]
 
     def find(self, request_id: str) -> Entry | None:
         """The last request of this id, ours or the client's."""
-        outcome = self._by_id.get(request_id)
-        return Entry(outcome.decisions, outcome) if outcome is not None else None
+        for outcome in reversed(self._ring):
+            if request_id in (outcome.account.request.id, outcome.wire_id):
+                return Entry(outcome.decisions, outcome)
+        return None
 
     def recent(self) -> Iterator[Entry]:
         """Newest first."""

@@ -4,7 +4,6 @@ Believes: one Account a request. Must not know why anything happened. What a req
 to plain lists; text is made of them only when somebody scrapes. Labels are bounded: a model nobody serves is "unknown".
 """
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -18,7 +17,7 @@ from prometheus_client.registry import Collector
 from router.core.decisions import Account, Outcome, Reason
 from router.core.score import STATES, Accuracy, Score
 from router.core.types import EngineReport, Load
-from router.gateway.meter import GAP_EDGES_S, Gaps
+from router.gateway.meter import GAP_EDGES_S, Gaps, edge_above
 from router.gateway.policy_metrics import PolicyMetrics
 
 TTFT_S: Final = (
@@ -38,14 +37,14 @@ class Histogram:
     __slots__ = ("counts", "edges", "total")
 
     def __init__(self, edges: tuple[float, ...]) -> None:
-        self.edges = edges
+        self.edges = tuple(map(float, edges))  # found among faster than whole numbers are
         self.counts = [0] * (len(edges) + 1)
         self.total = 0.0
 
     def add(self, value: float) -> None:
         """Count one value; nan, a time that never came, is none."""
         if not isnan(value):
-            self.counts[bisect_left(self.edges, value)] += 1
+            self.counts[edge_above(self.edges, value)] += 1
             self.total += value
 
 

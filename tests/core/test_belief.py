@@ -44,7 +44,7 @@ class Engine:
         for _ in range(count):
             predicted = self.forecast().at(0)
             expected = predicted.expectation
-            actual_s = float(expected.terms_s @ self.truth) * exp(self.noise * self.chance.gauss(0, 1))
+            actual_s = float(expected.told[: kernels.TERMS] @ self.truth) * exp(self.noise * self.chance.gauss(0, 1))
             self.errors.append(abs(predicted.ttft_s / actual_s - 1.0))
             self.belief.first_token(0, expected, predicted.ttft_s, actual_s)
         return self

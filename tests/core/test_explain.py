@@ -40,8 +40,7 @@ def test_a_refusal_is_explained_too():
     assert told.account.outcome is Outcome.REFUSED
     (candidate,) = told.candidates
     assert (candidate.backend, f"soonest in {candidate.ttft_s:.3f} s") == ("a", told.why)
-    assert candidate.tpot_s > 0.0
-    assert isnan(candidate.tpot_tail_s)
+    assert candidate.tpot_tail_s > candidate.tpot_s > 0.0
 
 
 def test_what_the_policy_did_not_ask_is_not_made_up():

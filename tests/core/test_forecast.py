@@ -179,13 +179,10 @@ def test_nothing_is_computed_until_asked():
     """A policy without forecasts pays nothing, and its sends predict nothing."""
     it = forecast(Load())
     assert not it.made
-    assert it.answers == (None, {})
-    assert np.shares_memory(it.ttft_s, it.tpot_s.base)
+    assert it.answer is None
+    assert it.ttft_s.base is it.e2e_tail_s(0.9).base
     assert it.made
-    assert it.answers[0] is it.ttft_s.base
-    assert it.answers[1] == {}
-    late_s = it.e2e_tail_s(0.9)
-    assert it.answers[1][0.9] is late_s.base
+    assert it.answer is it.ttft_s.base
 
 
 def test_candidates_apart_in_the_columns_are_read_as_neighbours_are():
@@ -202,9 +199,22 @@ def test_candidates_apart_in_the_columns_are_read_as_neighbours_are():
 
 def test_a_prediction_promises_the_quantiles_it_would_have_answered():
     """The account's tails are the policy's tails."""
-    it = forecast(Load(2, 900, 7, 3000))
-    asked = it.ttft_tail_s(0.93)[0], it.tpot_tail_s(0.93)[0], it.e2e_tail_s(0.93)[0]
-    assert it.at(0).tails_s(0.93) == pytest.approx(asked)
+    it = forecast(
+        Load(2, 900, 7, 3000), asked=request(prompt_tokens=1000, output_tokens_max=100, slo=Slo(quantile=0.93))
+    )
+    at = it.at(0)
+    assert (at.ttft_tail_s, at.tpot_tail_s, at.e2e_tail_s) == tuple(it.tails_s(0.93)[:, 0].tolist())
+    other = forecast(Load(2, 900, 7, 3000))
+    assert other.tails_s(0.93).tolist() == it.tails_s(0.93).tolist()
+
+
+def test_replies_that_a_prompt_breaks_are_the_same_whenever_asked_for():
+    """With the means, or after them."""
+    first, later = (forecast(Load(2, 900, 7, 3000, 0.02), asked=request(prompt_tokens=4000)) for _ in range(2))
+    at_once = first.broken.tolist()
+    assert at_once[0] > 0.0
+    assert later.ttft_s.tolist() == first.ttft_s.tolist()
+    assert later.broken.tolist() == at_once
 
 
 def test_the_account_carries_means_and_promises():

@@ -25,6 +25,7 @@ from router.core.regression import Regression
 from router.core.tails import Tails
 from router.core.types import Backend, EngineReport, Load
 from tests.fakes import request
+from tests.scores import promised, saw
 
 SIGMA = (0.3, 0.5, 0.3, 0.3, 0.5, 0.5, 1.0)
 
@@ -49,8 +50,8 @@ def drawn(chance, count):
         belief.regression.saw(
             slot, 0, np.array([0.1, 0.0, 0.01, 0.02, 0.001, 0.005, 0.03]), 0.0, chance.uniform(0.05, 0.5)
         )
-        spreads = belief.tails.promised(chance.randrange(3), slot)
-        belief.tails.saw(chance.randrange(3), chance.randrange(3), slot, chance.gauss(0.0, 0.3), spreads)
+        spreads = promised(belief.tails, chance.randrange(3), slot)
+        saw(belief.tails, chance.randrange(3), chance.randrange(3), slot, chance.gauss(0.0, 0.3), spreads)
     ledger.heard("peer", {f"b{n}": Load(n % 3, 50.0 * (n % 3), n, 300.0 * n) for n in range(count)})
     ledger.reported(0, EngineReport(1.0, running=9.0, waiting=2.0, kv_usage=0.1), 1.0)
     belief.lean[:] = np.random.default_rng(1).uniform(0.8, 1.2, belief.lean.shape)
@@ -137,9 +138,10 @@ def test_forecasts_are_what_the_formulas_say(seed, prompt_tokens):
     np.testing.assert_allclose((it.ttft_s, it.tpot_s, it.e2e_s), (told.ttft, told.tpot, told.e2e), rtol=1e-9)
     for index, slot in enumerate(slots.tolist()):
         expected = it.at(index).expectation
-        np.testing.assert_allclose(expected.terms_s, told.terms[index], rtol=1e-9, atol=1e-18)
+        np.testing.assert_allclose(expected.told[:TERMS], told.terms[index], rtol=1e-9, atol=1e-18)
         assert expected.doubt == pytest.approx(told.doubt[index], rel=1e-9)
-        assert expected.promised.tolist() == belief.tails.spread[:, :, told.band[index], slot].tolist()
+        spreads = belief.tails.spread[:, :, told.band[index], slot]
+        assert expected.told[TERMS:].tolist() == spreads.ravel().tolist()
         assert it.prefill_tokens_at(index) == pytest.approx(it.prefill_tokens[index], rel=1e-12)
 
 
@@ -198,15 +200,15 @@ def test_scores_are_kept_in_order_and_read_at_their_rank():
     tails.joined(0, "m")
     for _ in range(700):
         told.append(round(chance.gauss(0.0, 0.3), 1))
-        tails.saw(0, 0, 0, told[-1], tails.promised(0, 0))
-        kept = tails._scores[0, 0, 0]
+        saw(tails, 0, 0, 0, told[-1], promised(tails, 0, 0))
+        kept = tails.scores(0, 0, 0)[0]
         ranked = sorted(told[-WINDOW:])
         count = len(ranked)
         assert kept[RANKED : RANKED + count].tolist() == ranked
     ranks = [ceil((count + 1) * level) for level in kept[LEVELS : LEVELS + KEPT]]
     beyond = ranked[-1] + BEYOND * (ranked[-1] - ranked[count // 2])
     spreads = [ranked[rank - 1] if rank <= count else beyond for rank in ranks]
-    assert tails.promised(0, 0)[0].tolist() == np.maximum.accumulate(spreads).tolist()
+    assert promised(tails, 0, 0)[0].tolist() == np.maximum.accumulate(spreads).tolist()
 
 
 @pytest.mark.parametrize("cap", [0, 1, 7, 100, 4096, 2**18, 2**20])
@@ -276,3 +278,28 @@ def test_a_constant_of_another_file_that_has_changed_is_not_taken_from_what_was_
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
     assert (told(30), told(26)) == ("31\n", "27\n")
+
+
+def test_a_loop_is_called_straight_unless_arguments_are_to_be_checked(tmp_path: Path) -> None:
+    """Whole numbers are taken for a loop's floats either way; what is no such array is refused where it is checked."""
+    source = Path(router.core.__file__).parent
+    shutil.copy(source / "compiling.py", tmp_path / "compiling.py")
+    (tmp_path / "loop.py").write_text(
+        "from compiling import compiled\n\n"
+        '@compiled("f8(f8[::1])")\ndef total(x):\n    return x.sum()\n\n'
+        '@compiled("f8(f8[::1], f8)")\ndef times(x, y):\n    return total(x) * y\n'
+    )
+    script = (
+        "import compiling, loop, numpy, sys\n"
+        "compiling.checked = bool(int(sys.argv[1]))\n"
+        "print(loop.times(numpy.ones(3), 2), type(loop.times).__name__)\n"
+        "print(loop.total(numpy.ones(6)[::2]))\n"
+    )
+
+    def told(checked: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-B", "-c", script, checked]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert told("0").stdout.startswith("6.0 builtin_function_or_method\n")
+    assert told("1").stdout == "6.0 CPUDispatcher\n"
+    assert "No matching definition" in told("1").stderr

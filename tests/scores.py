@@ -1,0 +1,24 @@
+"""Scores told to tails as a belief tells them."""
+
+import numpy as np
+
+from router.core import lessons
+from router.core.kernels import PROMISED, TOLD
+from router.core.score import Books
+
+
+def promised(tails, band, slot):
+    """All spreads (metrics x quantiles) as they stand for one backend: what its predictions promise now."""
+    return tails.spread[:, :, band, slot].copy()
+
+
+def saw(tails, metric, band, slot, score, spreads):
+    """Fold in one score, and whether what was promised (as ``promised`` gave it) was kept."""
+    told, books = np.zeros(TOLD), Books(slot + 1)
+    told[PROMISED:] = spreads.ravel()
+    own, pooled = tails.scores(metric, band, slot)
+    books.joined(slot)
+    if lessons.judge(
+        own, pooled, tails.spread, tails.borrows, books.rows, books.state, metric, band, slot, score, 1.0, told
+    ):
+        tails.lend(metric, band, slot)
