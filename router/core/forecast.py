@@ -150,9 +150,9 @@ class Forecast:
         return self._predicted(_NOTHING) if self._rows is None else self._rows
 
     def _predicted(self, alive: Floats) -> Floats:
-        """Make the rows, BROKEN only with the share of replies that reach each length."""
+        """Fill the rows, BROKEN only with the share of replies that reach each length."""
         fleet, belief, request, outlook = self._fleet, self._belief, self._request, self._outlook
-        rows, hit = np.empty((FORECAST, len(fleet.slots))), belief.hit
+        rows, hit = self._rows if self._rows is not None else np.empty((FORECAST, len(fleet.slots))), belief.hit
         if request.prefix:
             rows[CACHED], hit = self.cached_tokens, _NOTHING
         untold = fleet.untold
@@ -221,23 +221,8 @@ class Forecast:
 
     def with_broken(self) -> Floats:
         """``rows``, BROKEN among them."""
-        fleet, belief, request, rows = self._fleet, self._belief, self._request, self._rows
-        alive = belief.lengths.survival(request.model, request.slo_class)
-        if rows is None:
-            return self._predicted(alive)
-        kernels.broken(
-            fleet.columns,
-            belief.prior,
-            belief.regression.factor,
-            belief.roofs.rows,
-            fleet.slots,
-            fleet.now_s,
-            self.prompt_tokens,
-            alive,
-            float(BINS_PER_OCTAVE),
-            rows,
-        )
-        return rows
+        request = self._request
+        return self._predicted(self._belief.lengths.survival(request.model, request.slo_class))
 
     # -- tails ---------------------------------------------------------------------------------------------------
 

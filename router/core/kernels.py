@@ -258,8 +258,10 @@ def _gather(columns: Floats, slots: Slots, untold: Floats, rows: Floats) -> None
     for row in range(LOAD):
         for i in range(len(slots)):
             slot = slots[i]
-            load = columns[row, slot] + columns[OTHERS + row, slot] + columns[FOREIGN + row, slot]
-            rows[LOADS + row, i] = load + untold[row, i] if len(untold) > 0 else load
+            rows[LOADS + row, i] = columns[row, slot] + columns[OTHERS + row, slot] + columns[FOREIGN + row, slot]
+    for row in range(len(untold)):
+        for i in range(len(slots)):
+            rows[LOADS + row, i] += untold[row, i]
 
 
 @part
@@ -313,20 +315,15 @@ def _longest_step_s(prior: Floats, roofs: Floats, e: _Engine) -> float:
 
 @part
 def _broken(
-    columns: Floats, prior: Floats, roofs: Floats, e: _Engine, now_s: float, alive: Floats, per_octave: float
+    columns: Floats, e: _Engine, over_s: float, spare_s: float, now_s: float, alive: Floats, per_octave: float
 ) -> float:
-    """How many replies the longest step that this prompt makes should cost the pace promised to them.
+    """How many replies a step should cost the pace promised to them that takes ``over_s`` longer, where every step has
+    ``spare_s``.
 
     A long step delays everybody's next token. Who has many to come makes up for it; a reply that ends within ``by``
     tokens does not. So it matters to those that wait for their first token there, and to the one that had it last.
     """
-    bound_s = min(columns[TPOT_BOUND_S, e.slot], columns[OTHERS_BOUND_S, e.slot])
-    if bound_s == inf:
-        return 0.0
-    over_s = _longest_step_s(prior, roofs, e) - e.step_s
-    if bound_s <= e.step_s or over_s <= bound_s - e.step_s:
-        return 0.0
-    by = floor(1.0 + over_s / (bound_s - e.step_s))
+    by = floor(1.0 + over_s / spare_s)
     some = e.prefilling * _ends(alive, per_octave, 1.0, by)
     if e.batch > 0.0:
         made = floor(1.0 + min((now_s - columns[FIRST_TOKEN_S, e.slot]) / e.step_s, 1e6))
@@ -370,20 +367,13 @@ def predicted(
         rows[TPOT, i] = step_s / (1.0 - busy) * lean[TPOT, band, slot]
         rows[E2E, i] = rows[TTFT, i] + max(output_tokens - 1.0, 0.0) * rows[TPOT, i]
         rows[BAND, i] = band
-        if len(alive) > 0:
-            rows[BROKEN, i] = _broken(columns, prior, roofs, e, now_s, alive, per_octave)
+        rows[BROKEN, i] = 0.0
+        spare_s = min(columns[TPOT_BOUND_S, slot], columns[OTHERS_BOUND_S, slot]) - e.step_s
+        if len(alive) > 0 and 0.0 < spare_s < inf:
+            over_s = _longest_step_s(prior, roofs, e) - e.step_s
+            if over_s > spare_s:
+                rows[BROKEN, i] = _broken(columns, e, over_s, spare_s, now_s, alive, per_octave)
     _fill_tails(rows, spread, slots, row, share, e2e_width, rows[TAILS:CACHED])
-
-
-@compiled("void(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i8[::1], f8, f8, f8[::1], f8, f8[:, ::1])")
-def broken(
-    columns: Floats, prior: Floats, factor: Floats, roofs: Floats, slots: Slots, now_s: float, prompt_tokens: float,
-    alive: Floats, per_octave: float, rows: Floats,
-) -> None:  # fmt: skip
-    """Fill BROKEN of rows that ``predicted`` has filled without it, as it would have done."""
-    for i in range(len(slots)):
-        e = _engine(columns, rows, prior, factor, roofs, slots[i], i, prompt_tokens)
-        rows[BROKEN, i] = _broken(columns, prior, roofs, e, now_s, alive, per_octave)
 
 
 @compiled(
