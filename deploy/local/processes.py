@@ -96,9 +96,9 @@ def _spawn(engine: Engine, home: Path, log: Path) -> subprocess.Popen[bytes]:
     env = {**os.environ, **engine.env(home)}
     with log.open("wb") as out:
         # `python -m` looks into the working folder first: it must hold no folder that is named like a module (triton).
-        return subprocess.Popen(
-            engine.command(home), cwd=log.parent, env=env, stdout=out, stderr=out, start_new_session=True
-        )
+        # A group and no session of its own: Linux shares a core out by session first, and an engine that spins while it
+        # waits was not run for up to a minute while another computed in a session of its own.
+        return subprocess.Popen(engine.command(home), cwd=log.parent, env=env, stdout=out, stderr=out, process_group=0)
 
 
 def wait_ready(started: Sequence[Running], timeout_s: float = START_S) -> None:

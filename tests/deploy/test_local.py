@@ -119,6 +119,16 @@ def test_what_answers_already_is_taken_as_it_is(tmp_path: Path, port: int, named
         assert processes.listens(port)
 
 
+def test_an_engine_has_a_group_of_its_own_in_our_session(tmp_path: Path, port: int) -> None:
+    """The group is what is ended; a session would have a share of the core for itself (autogroup)."""
+    running = processes.start(program(port), tmp_path)
+    try:
+        pid = running.process.pid
+        assert (os.getpgid(pid), os.getsid(pid)) == (pid, os.getsid(0))
+    finally:
+        running.stop()
+
+
 def test_an_engine_that_dies_shows_the_end_of_its_log(tmp_path: Path, port: int) -> None:
     """The reason is in the message, not in a file to be looked for."""
     engine = program(port, code="raise SystemExit('no such model')")
