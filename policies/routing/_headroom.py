@@ -132,7 +132,7 @@ def weigh(
 ) -> int:  # fmt: skip
     """Fill ``weights``; returns how many there are to choose among, or NONE_FITS.
 
-    The bounds are the request's, none of them 0; ``safety``: a factor on every prediction; ``rows``: of its forecast,
+    The bounds are the request's; ``safety``: a factor on every prediction; ``rows``: of its forecast,
     BROKEN among them. Of those that fit, those remain that break nobody's pace, or the fewest (``_bearable``; none
     where the first token comes so early, before ``urgent_s``, that it may wait for others' sake); of these the ones
     within ``NEAR`` of the best: of where most is left, or, given prices, of where it costs least.
@@ -140,6 +140,7 @@ def weigh(
     Where nothing is in flight the mean decides whether it fits: a tail learnt in a bad hour would otherwise keep a
     backend from ever being sent what it could be learnt anew from.
     """
+    ttft_s, tpot_s, e2e_s = max(ttft_s, BOUND_MIN_S), max(tpot_s, BOUND_MIN_S), max(e2e_s, BOUND_MIN_S)
     fit = 0
     for i in range(len(slots)):
         first_s, mean_pace_s, end_s = rows[TTFT, i], rows[TPOT, i], rows[E2E, i]

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.routing import _headroom
-from policies.routing._headroom import BOUND_MIN_S, LIKELY, NONE_FITS, OTHERS, PLACES, WEIGHED, Floats
+from policies.routing._headroom import LIKELY, NONE_FITS, OTHERS, PLACES, WEIGHED, Floats
 from policies.routing._pick import lowest
 from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
 from router.core.score import TRUSTED
@@ -65,9 +65,9 @@ class SloHeadroom:
         """Dispatch into headroom, or hold for it, or do the least harm."""
         slo, waited_s, weights = request.slo, fleet.now_s - request.arrived_s, np.empty((WEIGHED, len(fleet)))
         count = _headroom.weigh(
-            max(slo.ttft_s, BOUND_MIN_S),
-            max(slo.tpot_s, BOUND_MIN_S),
-            max(slo.e2e_s, BOUND_MIN_S),
+            slo.ttft_s,
+            slo.tpot_s,
+            slo.e2e_s,
             waited_s,
             self.safety,
             self._urgent_s(request, waited_s),

@@ -27,7 +27,7 @@ _waiting: Final[dict[str, list[tuple[Callable[..., Any], str]]]] = {}
 
 
 def compiled(signature: str) -> Callable[[_Function], _Function]:
-    """A loop for this signature. Divisions by zero give what numpy gives."""
+    """A loop for this signature; only loops of its own module may call it. Divisions by zero give what numpy gives."""
 
     def later(function: _Function) -> _Function:
         _waiting.setdefault(function.__module__, []).append((function, signature))

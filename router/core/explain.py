@@ -106,8 +106,10 @@ class Explanations:
         forecast: Forecast,
         backends: Sequence[Backend | None],
         now_s: float,
-    ) -> Note:
-        """A choice was made; a later one about the same request takes its place."""
+    ) -> Note | None:
+        """A choice was made; a later one about the same request takes its place. None where nothing is kept."""
+        if not self._notes.maxlen:
+            return None
         if self._backends is None:
             self._backends = tuple(backends)
         made = Note(request_id, now_s, chosen, why, quantile, self._backends, forecast)

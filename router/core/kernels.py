@@ -1,7 +1,7 @@
 """One engine as a request meets it, and what it makes of a forecast: loops over candidates, compiled, in plain numbers.
 
 Believes: the model that ``forecast.py`` tells, and the arrays it is handed. Must not know: where those come from, any
-policy. Constants stand here because compiled code is found again by this file alone (``compiling.py``).
+policy.
 """
 
 from math import ceil, exp, floor, inf, log2, sqrt
@@ -42,7 +42,7 @@ BAND: Final = 3
 TAILS: Final = 4  # where the three at the quantile of the request's SLO begin
 CACHED: Final = 7  # tokens of the prompt
 LOADS: Final = 8  # where the four of a candidate's load begin
-BROKEN: Final = 12  # replies that the prompt should cost their pace; filled by ``broken``
+BROKEN: Final = 12  # replies that the prompt should cost their pace; 0 unless asked for
 FORECAST: Final = 13
 BANDS: Final = 3  # engines with no prompt ahead; with some; full
 FULL: Final = 2

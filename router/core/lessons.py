@@ -1,8 +1,7 @@
 """What outcomes teach, compiled: the filter of a backend's factors, scores in order, promises kept, and trust.
 
 Believes: ``regression.py``, ``tails.py`` and ``score.py`` say why; here is how. Must not know: what was predicted, or
-who asked. Constants stand here because compiled code is found again by this file alone (``compiling.py``): of
-other files it takes only the order of the metrics.
+who asked.
 """
 
 from math import ceil, exp, log, sqrt

@@ -258,8 +258,7 @@ class Front(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._idle_since_s = self.driver.clock()
-        if self.flow.read_paused:
-            self.flow.resume_reading()
+        self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self._fault is not None and not self._lingering:

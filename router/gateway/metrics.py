@@ -429,5 +429,5 @@ def _add(
     family: HistogramMetricFamily, labels: Sequence[str], edges: Sequence[float], counts: Sequence[int], total: float
 ) -> None:
     """One histogram's cumulative buckets."""
-    names = [*(str(float(edge)) for edge in edges), "+Inf"]
+    names = [*map(str, edges), "+Inf"]
     family.add_metric(labels, list(zip(names, map(float, accumulate(counts)), strict=True)), total)

@@ -242,49 +242,50 @@ def test_the_rate_of_prompts_is_that_of_the_fleet():
     assert rates == pytest.approx(fleet.prefill_tokens_per_s.tolist(), rel=1e-12)
 
 
-def test_without_a_place_to_keep_what_was_compiled_all_works_and_nothing_is_said(tmp_path: Path) -> None:
-    """An install that cannot be written, a home that cannot either: compiled in memory, in silence."""
-    source = Path(router.core.__file__).parent
-    shutil.copy(source / "compiling.py", tmp_path / "compiling.py")
-    (tmp_path / "loop.py").write_text(
-        'from compiling import compiled\n\n@compiled("f8(f8)")\ndef twice(x: float) -> float:\n    return 2.0 * x\n'
-    )
-    (tmp_path / "__pycache__").write_text("not a folder")
-    elsewhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/none", "PYTHONDONTWRITEBYTECODE": "1"}
+def said(folder: Path, loops: str, script: str, *arguments: str, **more: str) -> tuple[str, str]:
+    """What a script says and complains of in a folder that holds ``compiling`` and, in ``loop``, these loops, written
+    once: a newer file would be compiled anew.
+    """
+    if not (folder / "loop.py").exists():
+        shutil.copy(Path(router.core.__file__).parent / "compiling.py", folder / "compiling.py")
+        (folder / "loop.py").write_text(loops)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "from loop import twice; print(twice(2.0))"],
-        cwd=tmp_path,
-        env={**os.environ, **elsewhere},
+        [sys.executable, "-B", "-W", "error", "-c", script, *arguments],
+        cwd=folder,
+        env={**os.environ, **more},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.stdout, done.stderr) == ("4.0\n", "")
+    return done.stdout, done.stderr
+
+
+def test_without_a_place_to_keep_what_was_compiled_all_works_and_nothing_is_said(tmp_path: Path) -> None:
+    """An install that cannot be written, a home that cannot either: compiled in memory, in silence."""
+    (tmp_path / "__pycache__").write_text("not a folder")
+    loops = 'from compiling import compiled\n\n@compiled("f8(f8)")\ndef twice(x: float) -> float:\n    return 2.0 * x\n'
+    nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/none"}
+    assert said(tmp_path, loops, "from loop import twice; print(twice(2.0))", **nowhere) == ("4.0\n", "")
 
 
 def test_a_constant_of_another_file_that_has_changed_is_not_taken_from_what_was_kept(tmp_path: Path) -> None:
     """Compiled loops are kept by their own file; the numbers in them may stand in another."""
-    source = Path(router.core.__file__).parent
-    shutil.copy(source / "compiling.py", tmp_path / "compiling.py")
-    (tmp_path / "loop.py").write_text(
+    loops = (
         "from compiling import compiled, part\nfrom other import ROW\n\n"
         "@part\ndef row() -> int:\n    return ROW\n\n"
         '@compiled("i8(i8)")\ndef above(x: int) -> int:\n    return x + row()\n'
     )
 
-    def told(row: int) -> str:
+    def told(row: int) -> tuple[str, str]:
         (tmp_path / "other.py").write_text(f"ROW = {row}\n")
-        command = [sys.executable, "-B", "-c", "from loop import above; print(above(1))"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        return said(tmp_path, loops, "from loop import above; print(above(1))")
 
-    assert (told(30), told(26)) == ("31\n", "27\n")
+    assert (told(30), told(26)) == (("31\n", ""), ("27\n", ""))
 
 
 def test_a_loop_is_called_straight_unless_arguments_are_to_be_checked(tmp_path: Path) -> None:
     """Whole numbers are taken for a loop's floats either way; what is no such array is refused where it is checked."""
-    source = Path(router.core.__file__).parent
-    shutil.copy(source / "compiling.py", tmp_path / "compiling.py")
-    (tmp_path / "loop.py").write_text(
+    loops = (
         "from compiling import compiled\n\n"
         '@compiled("f8(f8[::1])")\ndef total(x):\n    return x.sum()\n\n'
         '@compiled("f8(f8[::1], f8)")\ndef times(x, y):\n    return total(x) * y\n'
@@ -295,11 +296,8 @@ def test_a_loop_is_called_straight_unless_arguments_are_to_be_checked(tmp_path: 
         "print(loop.times(numpy.ones(3), 2), type(loop.times).__name__)\n"
         "print(loop.total(numpy.ones(6)[::2]))\n"
     )
-
-    def told(checked: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-B", "-c", script, checked]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    assert told("0").stdout.startswith("6.0 builtin_function_or_method\n")
-    assert told("1").stdout == "6.0 CPUDispatcher\n"
-    assert "No matching definition" in told("1").stderr
+    straight, _ = said(tmp_path, loops, script, "0")
+    checked, refused = said(tmp_path, loops, script, "1")
+    assert straight.startswith("6.0 builtin_function_or_method\n")
+    assert checked == "6.0 CPUDispatcher\n"
+    assert "No matching definition" in refused
