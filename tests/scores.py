@@ -19,6 +19,6 @@ def saw(tails, metric, band, slot, score, spreads):
     own, pooled = tails.scores(metric, band, slot)
     books.joined(slot)
     if lessons.judge(
-        own, pooled, tails.spread, tails.borrows, books.rows, books.state, metric, band, slot, score, 1.0, told
+        own, pooled, tails.spread, tails.borrows, books.rows, books.state, metric, band, slot, score, 1.0, told, True
     ):
         tails.lend(metric, band, slot)

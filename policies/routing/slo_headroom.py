@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.routing import _headroom
-from policies.routing._headroom import LIKELY, NONE_FITS, OTHERS, PLACES, WEIGHED, Floats
+from policies.routing._headroom import BROKEN_MAX, LIKELY, NONE_FITS, OTHERS, PLACES, WEIGHED, Floats
 from policies.routing._pick import lowest
 from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
 from router.core.score import TRUSTED
@@ -32,7 +32,7 @@ Bools = NDArray[np.bool_]
 TURN_S: Final = 0.25  # long enough for a busy engine to end a sequence
 TURNS: Final = 20  # so those without a promise hold up the others 5 % of the time at most
 PROBES: Final = 4  # in flight at once on a backend whose forecast is not trusted, whatever it says
-GENTLE_SHARE: Final = 0.5  # of the time to the first token: as far as a prompt waits for the sake of others' pace
+GENTLE_SHARE: Final = 0.8  # of the time to the first token: as far as a prompt waits for the sake of others' pace
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
 _NO_PRICE: Final = np.empty(0)
 
@@ -104,7 +104,8 @@ class SloHeadroom:
         if now_s < latest_s:
             until_s = min(now_s + self.ask_again_s, latest_s)
             return Hold(until_s, "no backend has headroom yet", latest_s == inf and self._has_its_turn(request, now_s))
-        allowed = self._allowed(fleet, self.safety * weights[OTHERS] <= 1.0, forecast.state != TRUSTED)
+        harmless = (self.safety * weights[OTHERS] <= 1.0) & (forecast.broken <= BROKEN_MAX)
+        allowed = self._allowed(fleet, harmless, forecast.state != TRUSTED)
         if allowed.any():
             score = np.where(allowed, weights[LIKELY], inf)
             return Dispatch(int(fleet.slots[lowest(score, rng)]), "too late for its SLO: where it harms least")

@@ -152,7 +152,7 @@ class Belief:
             terms = self._lived(slot, model, steps, since, until)
             left = self.regression.saw(slot, TPOT, terms, 0.0, actual_s, STEP_DOUBT / steps)
             self._settle_lean(TPOT, slot, expected.band, left)
-        self._judge(TPOT, slot, expected, log(actual_s / (steps * predicted_s)))
+        self._judge(TPOT, slot, expected, log(actual_s / (steps * predicted_s)), steps >= STEPS_MIN)
 
     def _lived(self, slot: int, model: str, steps: int, since: Mark, until: Mark) -> Floats:
         """The terms, at factor 1, of the steps between two marks: of the mean batch, and of the prompts that came."""
@@ -187,8 +187,8 @@ class Belief:
         lean = self.lean.item(metric, band, slot)
         self.lean[metric, band, slot] = lean * exp(BIAS_GAIN * (min(1.0, max(-1.0, left)) - log(lean)))
 
-    def _judge(self, metric: int, slot: int, expected: Expectation, score: float) -> None:
-        """Book an outcome against what was promised for it."""
+    def _judge(self, metric: int, slot: int, expected: Expectation, score: float, sure: bool = True) -> None:
+        """Book an outcome against what was promised for it; ``sure``: its error is one of the model, not of chance."""
         tails, books, band = self.tails, self.books, expected.band
         own, pooled = tails.scores(metric, band, slot)
         width = expected.width if metric == E2E else 1.0
@@ -205,6 +205,7 @@ class Belief:
             score,
             width,
             expected.told,
+            sure,
         ):
             tails.lend(metric, band, slot)
 

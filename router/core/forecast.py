@@ -73,6 +73,7 @@ class Forecast:
 
     __slots__ = (
         "_belief",
+        "_breaks",
         "_cached",
         "_fleet",
         "_mean_output_tokens",
@@ -97,6 +98,7 @@ class Forecast:
         self.tokens = max(self.prompt_tokens + self._outlook.tokens / 2, 1.0)
         self._cached: Floats | None = None
         self._rows: Floats | None = None
+        self._breaks = False  # whether BROKEN is filled
         self._tails: dict[float, Floats] | None = None
         self._width = self._mean_output_tokens = 0.0
 
@@ -214,7 +216,7 @@ class Forecast:
     @property
     def broken(self) -> Floats:
         """How many replies this prompt should cost the pace promised to them on each candidate: those so short that
-        they end before one long step is made up for.
+        they end before what prompts take is made up for.
         """
         row: Floats = self.with_broken()[BROKEN]
         return row
@@ -222,6 +224,9 @@ class Forecast:
     def with_broken(self) -> Floats:
         """``rows``, BROKEN among them."""
         request = self._request
+        if self._rows is not None and self._breaks:
+            return self._rows
+        self._breaks = True
         return self._predicted(self._belief.lengths.survival(request.model, request.slo_class))
 
     # -- tails ---------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ TOLD: Final = TERMS + METRICS * KEPT
 PREFILL_SHARE_MAX: Final = 0.8  # beyond it the engine hardly decodes; the stretch would be without bound
 LEFT_MIN: Final = 0.1  # of a step under way that should be over, as a share of it
 WAIT_DOUBT: Final = 0.5**2  # variance of the log of a wait for room: when others end is chance
+STEPS_MOST: Final = 1e6  # since the last first token: longer ago is as good as never
 NONE_REACH: Final = 1e-9  # a smaller share of replies is rounding
 STEP_DOUBT: Final = 1.0 / 12.0  # variance of how much of a step under way is left, in steps
 
@@ -306,28 +307,31 @@ def _ends(alive: Floats, per_octave: float, past: float, by: float) -> float:
 
 
 @part
-def _longest_step_s(prior: Floats, roofs: Floats, e: _Engine) -> float:
-    """The step that takes in most of the own prompt."""
-    piece = min(e.left, e.room)
-    prompt_s = _beyond_s(roofs, prior, e, piece) * e.token_factor + e.token_s * piece
-    return float(e.step_s + prompt_s + e.pair_s * piece * (e.cached + 0.5 * e.own))
+def _made(columns: Floats, e: _Engine, now_s: float) -> float:
+    """Tokens that the reply whose first came last should have by now: it made no more once a prompt behind it began,
+    half a step after that was sent. (Where several wait, the newest is known; an earlier one matters little more.)
+    """
+    until_s = now_s
+    if columns[PREFILLING, e.slot] > 0.0:
+        until_s = min(now_s, columns[RATE_AT_S, e.slot] + 0.5 * e.step_s)
+    steps = (until_s - columns[FIRST_TOKEN_S, e.slot]) / e.step_s
+    return float(floor(1.0 + max(0.0, min(steps, STEPS_MOST))))
 
 
 @part
 def _broken(
     columns: Floats, e: _Engine, over_s: float, spare_s: float, now_s: float, alive: Floats, per_octave: float
 ) -> float:
-    """How many replies a step should cost the pace promised to them that takes ``over_s`` longer, where every step has
-    ``spare_s``.
+    """How many replies should lose the pace promised to them where prompts are about to take ``over_s``, and every step
+    has ``spare_s``.
 
-    A long step delays everybody's next token. Who has many to come makes up for it; a reply that ends within ``by``
-    tokens does not. So it matters to those that wait for their first token there, and to the one that had it last.
+    Prompts delay everybody's next token. Who has many to come makes up for it; a reply that ends within ``by`` tokens
+    does not. So it matters to those that wait for their first token there, and to the one that had it last.
     """
     by = floor(1.0 + over_s / spare_s)
     some = e.prefilling * _ends(alive, per_octave, 1.0, by)
     if e.batch > 0.0:
-        made = floor(1.0 + min((now_s - columns[FIRST_TOKEN_S, e.slot]) / e.step_s, 1e6))
-        some += _ends(alive, per_octave, made, by)
+        some += _ends(alive, per_octave, _made(columns, e, now_s), by)
     return float(some)
 
 
@@ -370,7 +374,7 @@ def predicted(
         rows[BROKEN, i] = 0.0
         spare_s = min(columns[TPOT_BOUND_S, slot], columns[OTHERS_BOUND_S, slot]) - e.step_s
         if len(alive) > 0 and 0.0 < spare_s < inf:
-            over_s = _longest_step_s(prior, roofs, e) - e.step_s
+            over_s = ahead.prompt_s + ahead.pair_s
             if over_s > spare_s:
                 rows[BROKEN, i] = _broken(columns, e, over_s, spare_s, now_s, alive, per_octave)
     _fill_tails(rows, spread, slots, row, share, e2e_width, rows[TAILS:CACHED])

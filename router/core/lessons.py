@@ -227,32 +227,33 @@ def _trust(books: Floats, slot: int, before: int) -> int:
 
 @part
 def _note(
-    books: Floats, state: NDArray[np.int8], slot: int, metric: int, score: float, told: Floats, width: float
-) -> None:
-    """Book an outcome ``score`` widths off its prediction."""
+    books: Floats, state: NDArray[np.int8], slot: int, metric: int, score: float, told: Floats, width: float, sure: bool
+) -> None:  # fmt: skip
+    """Book an outcome ``score`` widths off its prediction; how far off only where that is ``sure`` to say something."""
     promised = PROMISED + KEPT * metric
     books[slot, BOOK_SEEN + metric] += 1.0
     for i in range(KEPT):
         if score <= told[promised + i]:
             books[slot, BOOK_KEPT + KEPT * metric + i] += 1.0
     size, error = abs(score) * width, books[slot, BOOK_ERROR + metric]
-    # Up when above and down when below settles where half are above.
-    books[slot, BOOK_ERROR + metric] = error * ERROR_UP if size > error else error / ERROR_UP
+    if sure:  # up when above and down when below settles where half are above
+        books[slot, BOOK_ERROR + metric] = error * ERROR_UP if size > error else error / ERROR_UP
     if metric == TTFT:
         kept = 1.0 if score <= told[promised + _P90] else 0.0
         books[slot, BOOK_COVERED] += COVERAGE_GAIN * (kept - books[slot, BOOK_COVERED])
         state[slot] = _trust(books, slot, state[slot])
 
 
-@compiled("b1(f8[::1], f8[::1], f8[:, :, :, ::1], b1[:, :, ::1], f8[:, ::1], i1[::1], i8, i8, i8, f8, f8, f8[::1])")
+@compiled("b1(f8[::1], f8[::1], f8[:, :, :, ::1], b1[:, :, ::1], f8[:, ::1], i1[::1], i8, i8, i8, f8, f8, f8[::1], b1)")
 def judge(
     own: Floats, pooled: Floats, spread: Floats, borrows: NDArray[np.bool_], books: Floats, state: NDArray[np.int8],
-    metric: int, band: int, slot: int, score: float, width: float, told: Floats,
+    metric: int, band: int, slot: int, score: float, width: float, told: Floats, sure: bool,
 ) -> bool:  # fmt: skip
     """An outcome ``score`` widths off its prediction, with which was ``told`` what ``kernels.expected`` fills in: fold
-    it into the scores, and book whether promises were kept; returns whether the pool has something new to lend.
+    it into the scores, and book whether promises were kept and, where ``sure``, how large errors are of late; returns
+    whether the pool has something new to lend.
     """
-    _note(books, state, slot, metric, score, told, width)
+    _note(books, state, slot, metric, score, told, width, sure)
     return _score(own, pooled, spread, borrows, metric, band, slot, score, told)
 
 

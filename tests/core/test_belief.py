@@ -102,6 +102,21 @@ def test_a_forecast_is_learning_then_trusted_then_off_while_it_misleads_and_trus
     assert engine.belief.state[0] == TRUSTED
 
 
+def test_replies_of_a_few_tokens_put_no_forecast_off():
+    """Their pace is chance, whether a prompt came or none: ten times off, either way. Longer ones say what is so."""
+    states = []
+    for tokens in (3, 60):
+        it = core(backend(), routing="slo_headroom")
+        for n in range(60):
+            now_s = 10.0 * n
+            it.arrived(request(f"r{n}", prompt_tokens=100, arrived_s=now_s), now_s)
+            it.first_byte(f"r{n}", 1, now_s + 0.05)
+            it.ended(f"r{n}", 1, Usage(tokens, 100), now_s + 0.05 + (tokens - 1) * (0.1 if n % 2 else 0.001))
+        assert it.score("a").tpot.seen == 60
+        states.append(it.score("a").state)
+    assert states == ["trusted", "off"]
+
+
 def test_a_score_counts_and_is_nan_before_anything_was_seen():
     """Metrics read it."""
     engine = Engine()

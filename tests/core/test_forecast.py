@@ -217,6 +217,15 @@ def test_replies_that_a_prompt_breaks_are_the_same_whenever_asked_for():
     assert later.broken.tolist() == at_once
 
 
+def test_every_prompt_ahead_lengthens_what_breaks_a_reply():
+    """Not the longest step alone: a reply that outlives one prompt does not outlive three."""
+    few, more = (
+        forecast(Load(1, tokens, 1, 300, 0.02), asked=request(prompt_tokens=400)).broken[0]
+        for tokens in (4_000, 12_000)
+    )
+    assert 0.0 < few < more
+
+
 def test_the_account_carries_means_and_promises():
     """At the quantile of the request's SLO; nan without a forecast."""
     it = core(backend(), routing="slo_headroom")

@@ -135,7 +135,28 @@ def test_where_every_backend_has_such_a_reply_the_prompt_waits_a_little_but_not_
     assert isinstance(decided(young(4, turns=(0, 1))), Hold)
     assert isinstance(decided(young(400, turns=(0, 1))), Dispatch)
     assert isinstance(decided(young(4, turns=(0, 1), now_s=0.9)), Dispatch)
-    assert isinstance(decided(young(4, turns=(0, 1), arrived_s=-1.0)), Dispatch)
+    assert isinstance(decided(young(4, turns=(0, 1), arrived_s=-1.5)), Dispatch)
+
+
+def test_a_reply_makes_no_tokens_while_a_prompt_is_taken_in_behind_it():
+    """Its first token came 900 ms ago, but 10 ms later a prompt of 800 ms began: the next one would still break it."""
+    asked, fleet, forecast = young(4, turns=(0, 1), now_s=0.9)
+    assert isinstance(decided((asked, fleet, forecast)), Dispatch)
+    for slot in (0, 1):
+        fleet._ledger.reserve(slot, 8000.0, 8000.0, 0.05, 0.01)
+    again = Forecast(asked, fleet, forecast._belief)
+    assert again.broken.min() >= 1.0 + forecast.broken.max()
+    assert isinstance(decided((asked, fleet, again)), Hold)
+
+
+def test_what_is_too_late_breaks_nobody_either():
+    """Idle but for a reply that the prompt would cost its pace: there are no takers for what is lost anyway."""
+    asked, fleet, forecast = young(4, turns=(0, 1))
+    late = replace(asked, arrived_s=-60.0)
+    assert isinstance(decided((late, fleet, Forecast(late, fleet, forecast._belief))), Shed)
+    asked, fleet, forecast = young(400, turns=(0, 1))
+    late = replace(asked, arrived_s=-60.0)
+    assert isinstance(decided((late, fleet, Forecast(late, fleet, forecast._belief))), Dispatch)
 
 
 def test_too_late_under_load_is_refused_with_a_time_to_come_again():
