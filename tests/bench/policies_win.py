@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from time import monotonic
 
@@ -114,8 +115,8 @@ def told(name: str, found: dict[str, Summary], baselines: Sequence[str]) -> dict
         "four stale routers over one": ratio(found[f"{POLICY}, 4 routers 100 ms old"], found[POLICY]),
     }
     for label, (mean, half) in ratios.items():
-        print(f"  {label:48s} {mean:.3f} +- {half:.3f}")
-    return ratios
+        print(f"  {label:48s} {f'{mean:.3f} +- {half:.3f}' if isfinite(mean) else 'which keeps the goal at no rate'}")
+    return {label: row for label, row in ratios.items() if isfinite(row[0])}
 
 
 def main() -> None:
