@@ -148,11 +148,12 @@ class Belief:
         actual_s = until.at_s - since.at_s
         if not (predicted_s > 0.0 and actual_s > 0.0):
             return
-        if steps >= STEPS_MIN:
+        sure = steps >= STEPS_MIN
+        if sure:
             terms = self._lived(slot, model, steps, since, until)
             left = self.regression.saw(slot, TPOT, terms, 0.0, actual_s, STEP_DOUBT / steps)
             self._settle_lean(TPOT, slot, expected.band, left)
-        self._judge(TPOT, slot, expected, log(actual_s / (steps * predicted_s)), steps >= STEPS_MIN)
+        self._judge(TPOT, slot, expected, log(actual_s / (steps * predicted_s)), sure)
 
     def _lived(self, slot: int, model: str, steps: int, since: Mark, until: Mark) -> Floats:
         """The terms, at factor 1, of the steps between two marks: of the mean batch, and of the prompts that came."""

@@ -223,11 +223,10 @@ class Forecast:
 
     def with_broken(self) -> Floats:
         """``rows``, BROKEN among them."""
-        request = self._request
-        if self._rows is not None and self._breaks:
-            return self._rows
-        self._breaks = True
-        return self._predicted(self._belief.lengths.survival(request.model, request.slo_class))
+        if not self._breaks:
+            self._predicted(self._belief.lengths.survival(self._request.model, self._request.slo_class))
+            self._breaks = True
+        return self.rows
 
     # -- tails ---------------------------------------------------------------------------------------------------
 

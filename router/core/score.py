@@ -37,8 +37,9 @@ COVERED_START: Final = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How one metric's predictions did: outcomes seen, median size of the relative error of late, and the share of
-    all outcomes that stayed within each promised quantile (nan: none seen).
+    """How one metric's predictions did: outcomes seen, median size of the relative error of late (TPOT: of replies long
+    enough that their pace is no chance), and the share of all outcomes that stayed within each promised quantile (nan:
+    none seen).
     """
 
     seen: int
