@@ -50,12 +50,13 @@ def used_of_others(fleet: Fleet, tpot_s: Floats) -> Floats:
     return share
 
 
-LIKELY, DOUBTED, OTHERS, FITS, PLACES = range(5)
-WEIGHED: Final = 5
+LIKELY, DOUBTED, OTHERS, FITS, PLACES, FIRST_S, PACE_S = range(7)
+WEIGHED: Final = 7
 """Rows that ``weigh`` fills, one column a candidate: what it would use up of what was promised. ``LIKELY``: of this
 request's bounds and of those of others there, with as much doubt of its first token as waiting could lessen;
 ``DOUBTED``: with all doubt; ``OTHERS``: of those of others alone; ``FITS``: 1 where every bound will be kept, else 0;
-``PLACES``: as far as there are any, the places of those to choose among.
+``PLACES``: as far as there are any, the places of those to choose among; ``FIRST_S``, ``PACE_S``: the TTFT and TPOT
+that were counted with.
 """
 NONE_FITS: Final = -1
 
@@ -125,14 +126,15 @@ def _nearest(weights: Floats, rows: Floats, bearable: float, price_per_s: Floats
     return found
 
 
-@compiled("i8(f8, f8, f8, f8, f8, f8, f8[:, ::1], i1[::1], f8[:, ::1], i8[::1], f8[::1], f8[:, ::1])")
+@compiled("i8(f8, f8, f8, f8, f8, f8, f8, f8[:, ::1], i1[::1], f8[:, ::1], i8[::1], f8[::1], f8[:, ::1])")
 def weigh(
-    ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, safety: float, urgent_s: float, rows: Floats,
-    states: NDArray[np.int8], columns: Floats, slots: Slots, price_per_s: Floats, weights: Floats,
+    ttft_s: float, tpot_s: float, e2e_s: float, reply_tokens: float, waited_s: float, safety: float, urgent_s: float,
+    rows: Floats, states: NDArray[np.int8], columns: Floats, slots: Slots, price_per_s: Floats, weights: Floats,
 ) -> int:  # fmt: skip
     """Fill ``weights``; returns how many there are to choose among, or NONE_FITS.
 
-    The bounds are the request's; ``safety``: a factor on every prediction; ``rows``: of its forecast,
+    The bounds are the request's; ``reply_tokens``: the length that its E2E is judged at; ``safety``: a factor on every
+    prediction; ``rows``: of its forecast,
     BROKEN among them. Of those that fit, those remain that break nobody's pace, or the fewest (``_bearable``; none
     where the first token comes so early, before ``urgent_s``, that it may wait for others' sake); of these the ones
     within ``NEAR`` of the best: of where most is left, or, given prices, of where it costs least.
@@ -141,21 +143,82 @@ def weigh(
     backend from ever being sent what it could be learnt anew from.
     """
     ttft_s, tpot_s, e2e_s = max(ttft_s, BOUND_MIN_S), max(tpot_s, BOUND_MIN_S), max(e2e_s, BOUND_MIN_S)
+    after = max(reply_tokens - 1.0, 0.0)
     fit = 0
     for i in range(len(slots)):
-        first_s, mean_pace_s, end_s = rows[TTFT, i], rows[TPOT, i], rows[E2E, i]
-        first_tail_s, end_tail_s = waited_s + rows[TAILS + TTFT, i], waited_s + rows[TAILS + E2E, i]
+        first_s, mean_pace_s = rows[TTFT, i], rows[TPOT, i]
+        first_tail_s = rows[TAILS + TTFT, i]
         pace_s = _pace_s(mean_pace_s, rows[TAILS + TPOT, i], states[i])
-        likely_s = waited_s + min(rows[TAILS + TTFT, i], FIRST_TAIL_MAX * first_s)
+        likely_s = min(first_tail_s, FIRST_TAIL_MAX * first_s)
         bound_s = min(columns[TPOT_BOUND_S, slots[i]], columns[OTHERS_BOUND_S, slots[i]])
         others = pace_s / max(bound_s, BOUND_MIN_S)
-        weights[LIKELY, i] = safety * max(_share(likely_s, pace_s, end_tail_s, ttft_s, tpot_s, e2e_s), others)
-        weights[DOUBTED, i] = max(_share(first_tail_s, pace_s, end_tail_s, ttft_s, tpot_s, e2e_s), others)
-        weights[OTHERS, i] = others
-        alone = safety * _share(waited_s + first_s, mean_pace_s, waited_s + end_s, ttft_s, tpot_s, e2e_s)
+        end_s = waited_s + after * pace_s
+        use = _share(waited_s + likely_s, pace_s, end_s + likely_s, ttft_s, tpot_s, e2e_s)
+        weights[LIKELY, i] = safety * max(use, others)
+        use = _share(waited_s + first_tail_s, pace_s, end_s + first_tail_s, ttft_s, tpot_s, e2e_s)
+        weights[DOUBTED, i] = max(use, others)
+        weights[OTHERS, i], weights[FIRST_S, i], weights[PACE_S, i] = others, likely_s, pace_s
+        end_s = waited_s + first_s + after * mean_pace_s
+        alone = safety * _share(waited_s + first_s, mean_pace_s, end_s, ttft_s, tpot_s, e2e_s)
         fits = weights[LIKELY, i] <= 1.0 or (_in_flight(rows, i) < 1.0 and alone <= 1.0)
         weights[FITS, i] = 1.0 if fits else 0.0
         fit += 1 if fits else 0
     if fit == 0:
         return NONE_FITS
     return _nearest(weights, rows, _bearable(weights, rows, urgent_s), price_per_s)
+
+
+# -- what waiting can change -----------------------------------------------------------------------------------------
+
+
+@compiled("f8(f8, f8, f8, f8, f8[:, ::1])")
+def longest_reply(ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, rest: Floats) -> float:
+    """The longest reply, in tokens, with which every bound is met on some candidate where nothing else is in flight:
+    0 where there is none, inf where no bound depends on it. ``rest``: ``Forecast.rest``.
+    """
+    longest = 0.0
+    for i in range(rest.shape[1]):
+        if waited_s + rest[TTFT, i] <= ttft_s and rest[TPOT, i] <= tpot_s:
+            left_s = e2e_s - waited_s - rest[TTFT, i]
+            longest = max(longest, 1.0 + left_s / max(rest[TPOT, i], BOUND_MIN_S) if left_s >= 0.0 else 0.0)
+    return longest
+
+
+@compiled("f8(f8, f8, f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], i8[::1], f8[:, ::1])")
+def room_in_s(
+    ttft_s: float, tpot_s: float, e2e_s: float, reply_tokens: float, mean_reply_tokens: float, waited_s: float,
+    hold_s: float, ahead: float, rows: Floats, rest: Floats, columns: Floats, slots: Slots, weights: Floats,
+) -> float:  # fmt: skip
+    """Seconds until so many sequences have ended somewhere that every bound could be met there, with ``ahead`` requests
+    served before; inf where that comes too late everywhere, or waiting cannot bring it about.
+
+    TTFT does not improve by waiting: the prompts ahead take as long from here as they do there. TPOT does, by as much as
+    sequences end; so E2E does, if it gains more than the wait takes. Sequences are spread evenly over their lives.
+    """
+    after = max(reply_tokens - 1.0, 0.0)
+    ends_per_s = 0.0
+    for i in range(len(slots)):
+        ends_per_s += _in_flight(rows, i) / (mean_reply_tokens * rows[TPOT, i])
+    queue_s = ahead / ends_per_s if ends_per_s > 0.0 else 0.0
+    soonest_s = inf
+    for i in range(len(slots)):
+        first_s, pace_s = weights[FIRST_S, i], weights[PACE_S, i]
+        rest_s = pace_s * rest[TPOT, i] / rows[TPOT, i]
+        left_s = e2e_s - waited_s - first_s
+        own_s = min(tpot_s, left_s / after if after > 0.0 else inf)
+        latest_s = min(ttft_s - waited_s - first_s, left_s - after * rest_s if e2e_s < inf else inf, hold_s)
+        if latest_s < 0.0 or rest_s > own_s:
+            continue
+        bound_s = min(own_s, columns[TPOT_BOUND_S, slots[i]], columns[OTHERS_BOUND_S, slots[i]])
+        in_s = 0.0
+        if pace_s > bound_s:
+            gain = (pace_s - rest_s) / (mean_reply_tokens * rows[TPOT, i])
+            if bound_s < tpot_s and bound_s == own_s:
+                gain -= 1.0 / after
+            if gain <= 0.0:
+                continue
+            in_s = (pace_s - bound_s) / gain
+        in_s += queue_s
+        if in_s <= latest_s:
+            soonest_s = min(soonest_s, in_s)
+    return soonest_s

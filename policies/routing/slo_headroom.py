@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from policies.routing import _headroom
 from policies.routing._headroom import BROKEN_MAX, LIKELY, NONE_FITS, OTHERS, PLACES, WEIGHED, Floats
+from router.core.kernels import TPOT, TTFT
 from policies.routing._pick import lowest
 from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
 from router.core.score import TRUSTED
@@ -33,6 +34,8 @@ TURN_S: Final = 0.25  # long enough for a busy engine to end a sequence
 TURNS: Final = 20  # so those without a promise hold up the others 5 % of the time at most
 PROBES: Final = 4  # in flight at once on a backend whose forecast is not trusted, whatever it says
 GENTLE_SHARE: Final = 0.8  # of the time to the first token: as far as a prompt waits for the sake of others' pace
+CHANCE_MIN: Final = 0.1  # a reply that is less likely to end in time is too late
+SPARE: Final = 1.5  # times what an idle backend takes: with less than that it has capacity to spare
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
 _NO_PRICE: Final = np.empty(0)
 
@@ -64,10 +67,26 @@ class SloHeadroom:
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """Dispatch into headroom, or hold for it, or do the least harm."""
         slo, waited_s, weights = request.slo, fleet.now_s - request.arrived_s, np.empty((WEIGHED, len(fleet)))
-        count = _headroom.weigh(
+        tokens = forecast.reply_tokens(slo.quantile) if slo.e2e_s < inf else 1.0
+        count = self._weigh(request, fleet, forecast, tokens, waited_s, weights)
+        if count == NONE_FITS and slo.e2e_s < inf:
+            tokens, count = self._shorter(request, fleet, forecast, tokens, waited_s, weights)
+        if count == NONE_FITS or fleet.ahead:
+            return self._without_headroom(request, fleet, forecast, weights, tokens, rng)
+        if count == 0:
+            return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its pace")
+        place = int(weights.item(PLACES, int(rng.random() * count)))
+        return Dispatch(fleet.slots.item(place), "keeps every SLO")
+
+    def _weigh(
+        self, request: Request, fleet: Fleet, forecast: Forecast, tokens: float, waited_s: float, weights: Floats
+    ) -> int:
+        slo = request.slo
+        return _headroom.weigh(
             slo.ttft_s,
             slo.tpot_s,
             slo.e2e_s,
+            tokens,
             waited_s,
             self.safety,
             self._urgent_s(request, waited_s),
@@ -78,12 +97,22 @@ class SloHeadroom:
             fleet.price_per_s if self.prefer == "pack" else _NO_PRICE,
             weights,
         )
-        if count == NONE_FITS:
-            return self._without_headroom(request, fleet, forecast, weights, rng)
-        if count == 0:
-            return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its pace")
-        place = int(weights.item(PLACES, int(rng.random() * count)))
-        return Dispatch(fleet.slots.item(place), "keeps every SLO")
+
+    def _shorter(
+        self, request: Request, fleet: Fleet, forecast: Forecast, tokens: float, waited_s: float, weights: Floats
+    ) -> tuple[float, int]:
+        """Where even an idle backend would not finish a reply of so many ``tokens`` in time, E2E is judged at a shorter
+        one: as likely, in proportion, as the quantile of the SLO.
+        """
+        slo = request.slo
+        longest = _headroom.longest_reply(slo.ttft_s, slo.tpot_s, slo.e2e_s, waited_s, forecast.rest)
+        if longest >= tokens:
+            return tokens, NONE_FITS
+        within = forecast.reply_within(longest) if longest >= 1.0 else 0.0
+        if within < CHANCE_MIN:
+            return tokens, NONE_FITS
+        shorter = min(forecast.reply_tokens(slo.quantile * within), longest)
+        return shorter, self._weigh(request, fleet, forecast, shorter, waited_s, weights)
 
     def _urgent_s(self, request: Request, waited_s: float) -> float:
         """A first token that would come sooner than in so long may wait for the sake of others' pace.
@@ -96,31 +125,37 @@ class SloHeadroom:
         return GENTLE_SHARE * min(request.slo.ttft_s, request.slo.e2e_s) - waited_s
 
     def _without_headroom(
-        self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, rng: Rng
+        self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, tokens: float, rng: Rng
     ) -> Choice:
         """Wait while waiting can still help: the first token would be in time once an engine has drained a little."""
-        soonest_s, now_s = float(forecast.ttft_s.min()), fleet.now_s
-        latest_s = request.first_token_due_s - soonest_s
-        if now_s < latest_s:
-            until_s = min(now_s + self.ask_again_s, latest_s)
-            return Hold(until_s, "no backend has headroom yet", latest_s == inf and self._has_its_turn(request, now_s))
-        harmless = (self.safety * weights[OTHERS] <= 1.0) & (forecast.broken <= BROKEN_MAX)
-        allowed = self._allowed(fleet, harmless, forecast.state != TRUSTED)
+        slo, now_s, waited_s = request.slo, fleet.now_s, fleet.now_s - request.arrived_s
+        room_s = _headroom.room_in_s(
+            slo.ttft_s, slo.tpot_s, slo.e2e_s, tokens, forecast.mean_reply_tokens, waited_s, fleet.hold_s,
+            float(fleet.ahead), forecast.rows, forecast.rest, fleet.columns, fleet.slots, weights,
+        )  # fmt: skip
+        if room_s < inf:
+            turn = slo.ttft_s == inf == slo.e2e_s and self._has_its_turn(request, now_s)
+            return Hold(now_s + self.ask_again_s, "no backend has headroom yet", turn)
+        idle = fleet.requests < 1.0
+        allowed = self._allowed(fleet, forecast, weights) | (idle if self.best_effort != "shed" else idle & False)
         if allowed.any():
             score = np.where(allowed, weights[LIKELY], inf)
             return Dispatch(int(fleet.slots[lowest(score, rng)]), "too late for its SLO: where it harms least")
-        return Shed(Reason.SATURATED, "no backend can keep this SLO in time", max(soonest_s, RETRY_S_MIN))
+        return Shed(Reason.SATURATED, "no backend can keep this SLO in time", max(float(forecast.ttft_s.min()), RETRY_S_MIN))
 
-    def _allowed(self, fleet: Fleet, harmless: Bools, doubtful: Bools) -> Bools:
+    def _allowed(self, fleet: Fleet, forecast: Forecast, weights: Floats) -> Bools:
         """Where a request that will be late is served all the same. A backend whose forecast is not trusted always
         gets a few, or one that is taken for slower than it is would never show it.
         """
+        harmless = (self.safety * weights[OTHERS] <= 1.0) & (forecast.broken <= BROKEN_MAX)
         if self.best_effort == "send":
             return harmless if harmless.any() else np.ones(len(fleet), dtype=np.bool_)
         if self.best_effort == "shed":
             return np.zeros(len(fleet), dtype=np.bool_)
-        probed: Bools = doubtful & (fleet.requests < PROBES)
-        return probed if fleet.held else probed | harmless
+        probed: Bools = (forecast.state != TRUSTED) & (fleet.requests < PROBES)
+        rest = forecast.rest
+        spare = (forecast.tpot_s <= SPARE * rest[TPOT]) & (forecast.ttft_s <= SPARE * rest[TTFT] + forecast.tpot_s)
+        return probed if fleet.held else probed | (harmless & spare)
 
     def _has_its_turn(self, request: Request, now_s: float) -> bool:
         """Whether this moment belongs to those without a promise who have waited long: one turn in ``TURNS``."""

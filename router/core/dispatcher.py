@@ -36,7 +36,7 @@ from router.core.explain import KEPT, Explanation, Explanations
 from router.core.fleet import Fleet
 from router.core.flight import Attempt, Failure, Flight, Limits
 from router.core.forecast import Forecast, Prediction
-from router.core.holding import HeldQueue
+from router.core.holding import HeldQueue, Promise
 from router.core.ledger import Ledger, Slots
 from router.core.policy import Admission, Memory, Routing
 from router.core.promises import pace_bound_s
@@ -45,7 +45,7 @@ from router.core.timers import Due, Timer, Timers
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
 
 NO_USAGE: Final = Usage(0)
-LOOK_AHEAD: Final = 16  # held requests looked at whenever room may have appeared: one decision a class among them
+LOOK_AHEAD: Final = 16  # lines of held requests looked at whenever room may have appeared
 NO_PREDICTION: Final = Prediction(nan, nan, nan)
 
 
@@ -190,15 +190,25 @@ class Dispatcher:
         slots = self.ledger.holding(request)
         if not len(slots):
             return self._no_backend(flight, now_s)
-        fleet = self._fleet(slots, queue, now_s)
+        fleet = self._fleet(flight, slots, queue, now_s)
         forecast = Forecast(request, fleet, self.belief)
         answer, self._memory = self.admission.admit(request, fleet, forecast, self._memory)
         if isinstance(answer, Shed):
             return self._refuse(flight, answer, now_s)
         flight.rank = answer.rank
-        if queue and self._waits_behind(queue, flight):
-            return self._hold(flight, Hold(inf, "others wait in front"), now_s)
+        flight.promise = _promise(request, slots)
+        if queue:
+            fleet.ahead = queue.ahead(flight.promise, flight.rank)
+            if fleet.ahead or self._turn_taken(queue, flight):
+                return self._behind(flight, fleet, forecast, now_s)
         return self._route(flight, fleet, forecast, now_s)
+
+    def _behind(self, flight: Flight, fleet: Fleet, forecast: Forecast, now_s: float) -> Sequence[Command]:
+        """Others go first: the policy may refuse the request at once; where it would send it now, it waits."""
+        choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
+        if isinstance(choice, Dispatch):
+            choice = Hold(inf, "others wait in front")
+        return self._perform(flight, choice, fleet, forecast, now_s)
 
     def first_byte(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
         """An attempt's first token; other open attempts of the request are closed."""
@@ -335,14 +345,14 @@ class Dispatcher:
     def _untried(self, flight: Flight, now_s: float) -> Fleet | None:
         slots = self.ledger.holding(flight.request)
         left = slots[~np.isin(slots, flight.tried)] if flight.tried else slots
-        return self._fleet(left, self._held.get(flight.request.model), now_s) if len(left) else None
+        return self._fleet(flight, left, self._held.get(flight.request.model), now_s) if len(left) else None
 
-    def _fleet(self, slots: Slots, queue: HeldQueue | None, now_s: float) -> Fleet:
-        return (
-            Fleet(self.ledger, slots, now_s, len(queue), queue.first_rank)
-            if queue
-            else Fleet(self.ledger, slots, now_s)
-        )
+    def _fleet(self, flight: Flight, slots: Slots, queue: HeldQueue | None, now_s: float) -> Fleet:
+        hold_s = self.admission.hold_s_max if flight.hold_until_s == inf else flight.hold_until_s - now_s
+        if not queue:
+            return Fleet(self.ledger, slots, now_s, hold_s=hold_s)
+        others = len(queue) - (1 if flight.hold_until_s != inf and flight.request.id in queue else 0)
+        return Fleet(self.ledger, slots, now_s, others, queue.first_rank, hold_s)
 
     def _no_backend(self, flight: Flight, now_s: float) -> Sequence[Command]:
         model = flight.request.model
@@ -369,7 +379,7 @@ class Dispatcher:
             evicted = self._evict(queue, now_s)
         if flight.hold_until_s == inf:
             flight.hold_until_s = now_s + self.admission.hold_s_max
-        queue.push(flight.rank, request.id)
+        queue.push(flight.rank, request.id, flight.promise)
         flight.asked_again_s, flight.alone = inf, choice.alone
         self._ask_again(flight, choice.until_s)
         return evicted
@@ -405,30 +415,32 @@ class Dispatcher:
                 del self._held[name]
         return commands
 
-    def _waits_behind(self, queue: HeldQueue, flight: Flight) -> bool:
-        """Whether a newcomer has to queue unasked: one of its class is in front of it, or more than are looked at."""
-        for place in range(min(len(queue), LOOK_AHEAD)):
-            rank, request_id = queue.at(place)
-            if rank > flight.rank:
+    def _turn_taken(self, queue: HeldQueue, flight: Flight) -> bool:
+        """Whether the next room belongs to a held request that ranks before this one (see ``Hold.alone``)."""
+        for request_id in queue.heads():
+            held = self._flights[request_id]
+            if held.rank > flight.rank:
                 return False
-            ahead = self._flights[request_id]
-            if ahead.alone or ahead.request.slo_class == flight.request.slo_class:
+            if held.alone:
                 return True
-        return len(queue) >= LOOK_AHEAD
+        return False
 
     def _serve_queue(self, queue: HeldQueue, now_s: float, commands: list[Command]) -> None:
-        """Ask for the first few in order. Once one has to go on waiting so do those of its class behind it, but not
-        those of other classes: a backend that is too slow for the one may do for the other.
+        """Ask for the first of each line, in order of rank: a backend that does not suit one may suit another."""
+        for request_id in queue.heads()[:LOOK_AHEAD]:
+            flight = self._flights.get(request_id)
+            if flight is not None and not self._serve_line(flight.promise, queue, now_s, commands):
+                return
+
+    def _serve_line(self, promise: Promise, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
+        """Ask for those of one line until one has to go on waiting; False where that one keeps the next room for
+        itself.
         """
-        waiting: set[str] = set()
-        place = 0
-        while place < min(len(queue), LOOK_AHEAD):
-            flight = self._flights[queue.at(place)[1]]
-            if flight.request.slo_class in waiting or not self._serve_one(flight, queue, now_s, commands):
-                if flight.alone:
-                    return
-                waiting.add(flight.request.slo_class)
-                place += 1
+        while (request_id := queue.first_of(promise)) is not None:
+            flight = self._flights[request_id]
+            if not self._serve_one(flight, queue, now_s, commands):
+                return not flight.alone
+        return True
 
     def _serve_one(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
         """Ask for one of those held; whether it is no longer held."""
@@ -505,7 +517,11 @@ class Dispatcher:
             return self._refuse(flight, waited, now_s)
         flight.asked_again_s = inf
         self._ask_again(flight, flight.hold_until_s)
-        return self._serve_held(now_s, flight.request.model)
+        queue, commands = self._held[flight.request.model], list[Command]()
+        self._serve_line(flight.promise, queue, now_s, commands)
+        if not queue:
+            del self._held[flight.request.model]
+        return commands
 
     def _late(self, flight: Flight, number: int, now_s: float) -> Sequence[Command]:
         """Close the silent attempt, then go on as with any failure."""
@@ -624,3 +640,9 @@ class Dispatcher:
         if not self._held or outcome is Outcome.REFUSED:
             return (account,)
         return [account, *self._serve_held(now_s, flight.request.model)]
+
+
+def _promise(request: Request, slots: Slots) -> Promise:
+    """What tells lines of held requests apart: the bounds, and how many backends may take the request."""
+    slo = request.slo
+    return slo.ttft_s, slo.tpot_s, slo.e2e_s, slo.quantile, float(len(slots))

@@ -3,6 +3,7 @@
 Believes: the ledger's books. Must not know: who asks, or what it will choose. Reading changes nothing.
 """
 
+from math import inf
 from typing import TypeVar
 
 import numpy as np
@@ -17,15 +18,22 @@ _Number = TypeVar("_Number", bound=np.generic)
 class Fleet:
     """What one decision sees: the backends that may take this request, as arrays aligned with ``slots``.
 
-    Arrays are made when first asked for, so a policy pays only for the facts it reads. ``held`` is the number of
+    Arrays are made when first asked for, so a policy pays only for the facts it reads. ``held`` is the number of other
     requests for this model that wait at the gateway, ``held_rank`` the rank of the one to be served next (empty when
-    nobody waits).
+    nobody waits), ``ahead`` how many of them have the same SLO and go before this request, ``hold_s`` for how long the
+    admission policy lets this request wait from now.
     """
 
-    __slots__ = ("_gathered", "_ledger", "_span", "held", "held_rank", "now_s", "slots")
+    __slots__ = ("_gathered", "_ledger", "_span", "ahead", "held", "held_rank", "hold_s", "now_s", "slots")
 
     def __init__(
-        self, ledger: Ledger, slots: Slots, now_s: float, held: int = 0, held_rank: tuple[float, ...] = ()
+        self,
+        ledger: Ledger,
+        slots: Slots,
+        now_s: float,
+        held: int = 0,
+        held_rank: tuple[float, ...] = (),
+        hold_s: float = inf,
     ) -> None:
         self._ledger = ledger
         self._gathered: Floats | None = None
@@ -34,6 +42,8 @@ class Fleet:
         self.now_s = now_s
         self.held = held
         self.held_rank = held_rank
+        self.ahead = 0
+        self.hold_s = hold_s
 
     def __len__(self) -> int:
         return len(self.slots)

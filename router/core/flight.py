@@ -6,7 +6,7 @@ from math import inf, isnan, nan
 from router.core.decisions import ADMIT
 from router.core.explain import Note
 from router.core.forecast import Prediction
-from router.core.holding import Rank
+from router.core.holding import Promise, Rank
 from router.core.ledger import Mark, Reservation
 from router.core.types import Request
 
@@ -72,6 +72,7 @@ class Flight:
         "hold_until_s",
         "note",
         "open",
+        "promise",
         "rank",
         "request",
         "tried",
@@ -89,6 +90,7 @@ class Flight:
         self.why = ""
         self.note: Note | None = None  # of the last choice about it
         self.rank: Rank = ADMIT.rank
+        self.promise: Promise = ()
         self.alone = False
 
     @property

@@ -79,6 +79,7 @@ class Forecast:
         "_mean_output_tokens",
         "_outlook",
         "_request",
+        "_rest",
         "_rows",
         "_tails",
         "_width",
@@ -98,6 +99,7 @@ class Forecast:
         self.tokens = max(self.prompt_tokens + self._outlook.tokens / 2, 1.0)
         self._cached: Floats | None = None
         self._rows: Floats | None = None
+        self._rest: Floats | None = None
         self._breaks = False  # whether BROKEN is filled
         self._tails: dict[float, Floats] | None = None
         self._width = self._mean_output_tokens = 0.0
@@ -227,6 +229,47 @@ class Forecast:
             self._predicted(self._belief.lengths.survival(self._request.model, self._request.slo_class))
             self._breaks = True
         return self.rows
+
+    @property
+    def rest(self) -> Floats:
+        """Rows TTFT, TPOT, E2E of each candidate if nothing else were in flight there: the best that waiting could
+        lead to, seconds from the send. To be read.
+        """
+        if self._rest is None:
+            rows = np.zeros((FORECAST, len(self._fleet.slots)))
+            rows[CACHED] = self.rows[CACHED]
+            belief = self._belief
+            kernels.at_rest(
+                self._fleet.columns,
+                belief.prior,
+                belief.regression.factor,
+                belief.roofs.rows,
+                belief.lean,
+                self._fleet.slots,
+                self.prompt_tokens,
+                self._outlook.tokens,
+                self.tokens,
+                rows,
+            )
+            self._rest = rows[:METRICS]
+        return self._rest
+
+    # -- the reply's length ---------------------------------------------------------------------------------------
+
+    def reply_tokens(self, quantile: float) -> float:
+        """The length that this request's reply does not exceed with probability ``quantile``; its cap bounds it."""
+        request = self._request
+        return self._belief.lengths.quantile(request.model, request.slo_class, quantile, request.output_tokens_max)
+
+    def reply_within(self, tokens: float) -> float:
+        """The probability that this request's reply has at most so many tokens."""
+        request = self._request
+        return self._belief.lengths.within(request.model, request.slo_class, tokens, request.output_tokens_max)
+
+    @property
+    def mean_reply_tokens(self) -> float:
+        """The mean reply of this model lately, whoever asked for it."""
+        return self._belief.lengths.mean_tokens(self._request.model, self._outlook.tokens)
 
     # -- tails ---------------------------------------------------------------------------------------------------
 

@@ -1,54 +1,89 @@
-"""The requests that wait at the gateway for one model, lowest rank first.
+"""The requests that wait at the gateway for one model, lowest rank first, in one line for each promise.
 
-A sorted list: at the few thousand requests that a queue may hold, moving memory costs less than a heap's bookkeeping,
-and both ends are at hand: the first to serve, and the last, whom a more urgent one displaces.
+Requests with the same SLO and the same choice of backends stand in one line and are served in order. Lines are
+independent: a request whose bounds cannot be met now must not block another that could be sent.
+
+Sorted lists: at the few thousand requests that a queue may hold, moving memory costs less than a heap's bookkeeping,
+and both ends are at hand: the first to serve, and the last, which a more urgent request displaces.
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 
 from router.core.types import RequestId
 
 Rank = tuple[float, ...]
+Promise = tuple[float, ...]
+_Key = tuple[Rank, int, RequestId]
 
 
 class HeldQueue:
     """Request ids by rank; equal ranks in the order in which they came."""
 
-    __slots__ = ("_key_of", "_pushed", "_sorted")
+    __slots__ = ("_key_of", "_lines", "_promise_of", "_pushed", "_sorted")
 
     def __init__(self) -> None:
-        self._sorted: list[tuple[Rank, int, RequestId]] = []
-        self._key_of: dict[RequestId, tuple[Rank, int, RequestId]] = {}
+        self._sorted: list[_Key] = []
+        self._key_of: dict[RequestId, _Key] = {}
+        self._promise_of: dict[RequestId, Promise] = {}
+        self._lines: dict[Promise, list[_Key]] = {}
         self._pushed = 0
 
     def __len__(self) -> int:
         return len(self._sorted)
 
     def __bool__(self) -> bool:
-        return bool(self._sorted)  # compiled code asks for this where it has no length to ask for
+        return bool(self._sorted)  # compiled code calls this where it has no length to ask for
+
+    def __contains__(self, request_id: object) -> bool:
+        return request_id in self._key_of
 
     def __iter__(self) -> Iterator[RequestId]:
         """In the order of service, as it stands now: changes do not disturb it."""
         return iter([key[2] for key in self._sorted])
 
-    def at(self, place: int) -> tuple[Rank, RequestId]:
-        """Who is at this place in the order of service, the first at 0."""
-        rank, _, request_id = self._sorted[place]
-        return rank, request_id
-
-    def push(self, rank: Rank, request_id: RequestId) -> None:
-        """Add a request; pushing one again moves it to its new rank, behind its equals."""
+    def push(self, rank: Rank, request_id: RequestId, promise: Promise = ()) -> None:
+        """Add a request to the line of its *promise*; pushing it again moves it behind its equals."""
         self.discard(request_id)
         self._pushed += 1
         key = self._key_of[request_id] = (rank, self._pushed, request_id)
+        self._promise_of[request_id] = promise
         insort(self._sorted, key)
+        line = self._lines.get(promise)
+        if line is None:
+            self._lines[promise] = [key]
+        else:
+            insort(line, key)
 
     def discard(self, request_id: RequestId) -> None:
         """Take a request out, if it is there."""
         key = self._key_of.pop(request_id, None)
-        if key is not None:
-            del self._sorted[bisect_left(self._sorted, key)]
+        if key is None:
+            return
+        del self._sorted[bisect_left(self._sorted, key)]
+        promise = self._promise_of.pop(request_id)
+        line = self._lines[promise]
+        del line[bisect_left(line, key)]
+        if not line:
+            del self._lines[promise]
+
+    def ahead(self, promise: Promise, rank: Rank) -> int:
+        """How many of this promise a newcomer of that rank would wait behind."""
+        line = self._lines.get(promise)
+        if line is None:
+            return 0
+        return bisect_right(line, (rank, self._pushed + 1, ""))
+
+    def first_of(self, promise: Promise) -> RequestId | None:
+        """The request at the head of a line; None where nobody waits in it."""
+        line = self._lines.get(promise)
+        return line[0][2] if line else None
+
+    def heads(self) -> list[RequestId]:
+        """The first of every line, in the order of service."""
+        if len(self._lines) == 1:
+            return [self._sorted[0][2]]
+        return [key[2] for key in sorted([line[0] for line in self._lines.values()])]
 
     @property
     def first(self) -> RequestId:

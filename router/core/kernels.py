@@ -380,6 +380,24 @@ def predicted(
     _fill_tails(rows, spread, slots, row, share, e2e_width, rows[TAILS:CACHED])
 
 
+@compiled("void(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, :, ::1], i8[::1], f8, f8, f8, f8[:, ::1])")
+def at_rest(
+    columns: Floats, prior: Floats, factor: Floats, roofs: Floats, lean: Floats, slots: Slots, prompt_tokens: float,
+    output_tokens: float, held_tokens: float, rows: Floats,
+) -> None:  # fmt: skip
+    """Fill TTFT, TPOT and E2E of ``rows`` as they would be with nothing else in flight: what waiting could lead to at
+    best. ``rows``: as ``predicted`` filled them but for the load, which is 0.
+    """
+    asked = _Asked(0.0, prompt_tokens, prompt_tokens, output_tokens, held_tokens)
+    for i in range(len(slots)):
+        slot = slots[i]
+        e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens)
+        ahead = _ahead(columns, prior, roofs, e, asked)
+        rows[TTFT, i] = _first_token_s(columns, e, ahead) * lean[TTFT, 0, slot]
+        rows[TPOT, i] = _step_of_life_s(columns, prior, factor, roofs, e, held_tokens) * lean[TPOT, 0, slot]
+        rows[E2E, i] = rows[TTFT, i] + max(output_tokens - 1.0, 0.0) * rows[TPOT, i]
+
+
 @compiled(
     "f8(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, :, :, ::1], i8, i8, f8, f8, f8, f8, f8[:, ::1], f8[::1])"
 )

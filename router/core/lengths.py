@@ -29,7 +29,8 @@ MEAN_GAIN_MIN: Final = 0.02  # of the newest reply in the mean of a model's
 EXACT: Final = 0.01  # a log ratio below this is a tokenizer's whim
 NOBODY: Final = 1e-9  # less weight of replies than this is rounding
 _EDGES: Final = 2.0 ** (np.arange(BINS + 1) / BINS_PER_OCTAVE)
-_ENDS: Final = _EDGES[1:].tolist()  # of each bin
+_ENDS: Final[list[float]] = _EDGES[1:].tolist()  # of each bin
+_STARTS: Final[list[float]] = _EDGES[:-1].tolist()
 _MIDDLES: Final = np.sqrt(_EDGES[:-1] * _EDGES[1:])
 _TOKENS: Final[list[float]] = _MIDDLES.tolist()
 _LOGS: Final[list[float]] = np.log(_MIDDLES).tolist()
@@ -87,6 +88,21 @@ class _Reading:
             self._alive = np.array(self.reach)
         return self._alive
 
+    def quantile(self, quantile: float) -> float:
+        """The length that is exceeded with probability 1 - ``quantile``."""
+        left, reach = 1.0 - quantile, self.reach
+        for i in range(BINS):
+            if reach[i + 1] <= left:
+                share = (reach[i] - left) / max(reach[i] - reach[i + 1], NOBODY)
+                return float(_STARTS[i] + min(max(share, 0.0), 1.0) * (_ENDS[i] - _STARTS[i]))
+        return float(_ENDS[-1])
+
+    def within(self, tokens: float) -> float:
+        """The probability that a reply has at most so many tokens."""
+        i = _bin(tokens)
+        share = min(max((tokens - _STARTS[i]) / (_ENDS[i] - _STARTS[i]), 0.0), 1.0)
+        return 1.0 - (self.reach[i] + share * (self.reach[i + 1] - self.reach[i]))
+
     def outlook(self, cap: float) -> "Outlook":
         """Of the smaller of a length and its cap (0: none)."""
         whole = bisect_right(_ENDS, cap) if cap else BINS
@@ -100,7 +116,7 @@ class _Reading:
 class _Replies:
     """One distribution: weights of replies that ended, and of those that were cut, in each bin."""
 
-    __slots__ = ("_outlooks", "_reading", "_since", "_weight", "_weights")
+    __slots__ = ("_outlooks", "_quantiles", "_reading", "_since", "_weight", "_weights")
 
     def __init__(self) -> None:
         ended: list[float] = (START_WEIGHT * _START_SHARES).tolist()
@@ -109,6 +125,7 @@ class _Replies:
         self._since = 0
         self._reading: _Reading | None = None
         self._outlooks: dict[int, Outlook] = {}
+        self._quantiles: dict[float, float] = {}
 
     def saw(self, tokens: int, cap: int) -> None:
         """One reply: what is new weighs ever more, which is the same as what is old ever less."""
@@ -119,6 +136,7 @@ class _Replies:
             self._since = 0
             self._reading = None
             self._outlooks.clear()
+            self._quantiles.clear()
             self._rescale()
 
     def _rescale(self) -> None:
@@ -143,6 +161,19 @@ class _Replies:
                 self._outlooks.clear()
             known = self._outlooks[cap] = self._read().outlook(float(cap))
         return known
+
+    def quantile(self, quantile: float, cap: int) -> float:
+        """The length that is exceeded with probability 1 - ``quantile``: straight between the bins' edges."""
+        known = self._quantiles.get(quantile)
+        if known is None:
+            if len(self._quantiles) > CAPS_KEPT:
+                self._quantiles.clear()
+            known = self._quantiles[quantile] = self._read().quantile(quantile)
+        return min(known, float(cap)) if cap else known
+
+    def within(self, tokens: float) -> float:
+        """The probability that a reply has at most so many tokens."""
+        return self._read().within(tokens)
 
     def plain(self) -> dict[str, list[float]]:
         """The distribution as plain numbers."""
@@ -216,9 +247,13 @@ class Lengths:
 
     def quantile(self, model: str, slo_class: str, quantile: float, cap: int = 0) -> float:
         """Output tokens that a reply exceeds with probability 1 - ``quantile``, or its cap if that is less."""
-        alive = self.survival(model, slo_class)
-        within = next((edge for edge, share in zip(_EDGES, alive, strict=False) if share <= 1.0 - quantile), _EDGES[-1])
-        return float(min(within, cap) if cap else within)
+        return self._replies.get((model, slo_class), self._unseen).quantile(quantile, cap)
+
+    def within(self, model: str, slo_class: str, tokens: float, cap: int = 0) -> float:
+        """The probability that a reply has at most ``tokens`` tokens; 1 where its cap allows no more."""
+        if cap and tokens >= cap:
+            return 1.0
+        return self._replies.get((model, slo_class), self._unseen).within(tokens)
 
 
 class Prompts:
