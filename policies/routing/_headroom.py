@@ -19,6 +19,7 @@ from router.core.kernels import (
     OTHERS_BOUND_S,
     PREFILLING,
     TAILS,
+    TOLL,
     TPOT,
     TPOT_BOUND_S,
     TTFT,
@@ -32,6 +33,7 @@ FIRST_TAIL_MAX: Final = 1.3  # doubt of a first token that is worth waiting for:
 PACE_TAIL_MAX: Final = 1.2  # error of a step's model and drift of an engine; see _pace_s
 PACE_TAIL_MAX_OFF: Final = 1.5
 NEAR: Final = 0.05  # scores this close are equal: the forecast is no better than that
+OVERLAP: Final = 2.0  # times the toll on those there: as many again will come while the request runs
 BROKEN_MAX: Final = 0.01  # replies that a prompt may be expected to cost their pace: less is chance
 
 
@@ -105,7 +107,8 @@ def _score(weights: Floats, rows: Floats, price_per_s: Floats, anything: bool, i
     """What is lowest where it is best: see ``weigh``. With no bound in force all use is 0: then the soonest end."""
     if len(price_per_s) > 0:
         return float(price_per_s[i] * rows[E2E, i] * weights[DOUBTED, i] / (_in_flight(rows, i) + 1.0))
-    return float(weights[DOUBTED, i] if anything else rows[E2E, i])
+    cost_s = rows[E2E, i] + OVERLAP * rows[TOLL, i]
+    return float(weights[DOUBTED, i] * cost_s if anything else cost_s)
 
 
 @part

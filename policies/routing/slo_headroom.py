@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.routing import _headroom
-from policies.routing._headroom import BROKEN_MAX, LIKELY, NONE_FITS, OTHERS, PLACES, WEIGHED, Floats
-from router.core.kernels import TPOT, TTFT
+from policies.routing._headroom import BROKEN_MAX, FIRST_S, LIKELY, NONE_FITS, OTHERS, OVERLAP, PACE_S, PLACES, WEIGHED, Floats
+from router.core.kernels import E2E, TOLL, TPOT, TTFT
 from policies.routing._pick import lowest
 from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
 from router.core.score import TRUSTED
@@ -36,6 +36,7 @@ PROBES: Final = 4  # in flight at once on a backend whose forecast is not truste
 GENTLE_SHARE: Final = 0.8  # of the time to the first token: as far as a prompt waits for the sake of others' pace
 CHANCE_MIN: Final = 0.1  # a reply that is less likely to end in time is too late
 SPARE: Final = 1.5  # times what an idle backend takes: with less than that it has capacity to spare
+GAIN_MIN: Final = 0.1  # of the SLOs met, as a probability: a send that gains less is not worth its work
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
 _NO_PRICE: Final = np.empty(0)
 
@@ -133,6 +134,10 @@ class SloHeadroom:
             slo.ttft_s, slo.tpot_s, slo.e2e_s, tokens, forecast.mean_reply_tokens, waited_s, fleet.hold_s,
             float(fleet.ahead), forecast.rows, forecast.rest, fleet.columns, fleet.slots, weights,
         )  # fmt: skip
+        if slo.e2e_s < inf and not fleet.ahead:
+            index = self._likely(request, forecast, weights, waited_s)
+            if index >= 0:
+                return Dispatch(int(fleet.slots[index]), "most likely in time")
         if room_s < inf:
             turn = slo.ttft_s == inf == slo.e2e_s and self._has_its_turn(request, now_s)
             return Hold(now_s + self.ask_again_s, "no backend has headroom yet", turn)
@@ -142,6 +147,19 @@ class SloHeadroom:
             score = np.where(allowed, weights[LIKELY], inf)
             return Dispatch(int(fleet.slots[lowest(score, rng)]), "too late for its SLO: where it harms least")
         return Shed(Reason.SATURATED, "no backend can keep this SLO in time", max(float(forecast.ttft_s.min()), RETRY_S_MIN))
+
+    def _likely(self, request: Request, forecast: Forecast, weights: Floats, waited_s: float) -> int:
+        """The candidate with most to gain: the probability that the reply ends in time, less what the send takes from
+        that of the others there; -1 where there is nothing to gain.
+        """
+        slo, rows = request.slo, forecast.rows
+        left_s = slo.e2e_s - waited_s - weights[FIRST_S]
+        chance, slope = forecast.in_time(np.maximum(1.0 + left_s / rows[TPOT], 0.0))
+        gain = chance - OVERLAP * slope * rows[TOLL] / rows[E2E]
+        kept = (weights[FIRST_S] + waited_s <= slo.ttft_s) & (weights[PACE_S] <= slo.tpot_s)
+        gain[~(kept & (self.safety * weights[OTHERS] <= 1.0))] = -inf
+        best = int(gain.argmax())
+        return best if gain[best] > GAIN_MIN else -1
 
     def _allowed(self, fleet: Fleet, forecast: Forecast, weights: Floats) -> Bools:
         """Where a request that will be late is served all the same. A backend whose forecast is not trusted always

@@ -266,6 +266,15 @@ class Forecast:
         request = self._request
         return self._belief.lengths.within(request.model, request.slo_class, tokens, request.output_tokens_max)
 
+    def in_time(self, tokens: Floats) -> Floats:
+        """Row 0: the probability that this request's reply has at most so many tokens, an entry a candidate; row 1: its
+        slope over the log of tokens.
+        """
+        request, chances = self._request, np.empty((2, len(tokens)))
+        alive = self._belief.lengths.survival(request.model, request.slo_class)
+        kernels.in_time(alive, float(BINS_PER_OCTAVE), float(request.output_tokens_max), tokens, chances)
+        return chances
+
     @property
     def mean_reply_tokens(self) -> float:
         """The mean reply of this model lately, whoever asked for it."""

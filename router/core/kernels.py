@@ -4,7 +4,7 @@ Believes: the model that ``forecast.py`` tells, and the arrays it is handed. Mus
 policy.
 """
 
-from math import ceil, exp, floor, inf, log2, sqrt
+from math import ceil, exp, floor, inf, log, log2, sqrt
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -43,7 +43,8 @@ TAILS: Final = 4  # where the three at the quantile of the request's SLO begin
 CACHED: Final = 7  # tokens of the prompt
 LOADS: Final = 8  # where the four of a candidate's load begin
 BROKEN: Final = 12  # replies that the prompt should cost their pace; 0 unless asked for
-FORECAST: Final = 13
+TOLL: Final = 13  # seconds that a send adds to the replies running there, all together
+FORECAST: Final = 14
 BANDS: Final = 3  # engines with no prompt ahead; with some; full
 FULL: Final = 2
 
@@ -60,6 +61,8 @@ LEFT_MIN: Final = 0.1  # of a step under way that should be over, as a share of 
 WAIT_DOUBT: Final = 0.5**2  # variance of the log of a wait for room: when others end is chance
 STEPS_MOST: Final = 1e6  # since the last first token: longer ago is as good as never
 NONE_REACH: Final = 1e-9  # a smaller share of replies is rounding
+LOG_2: Final = log(2.0)
+OCTAVE_STEP: Final = 2.0**0.25
 STEP_DOUBT: Final = 1.0 / 12.0  # variance of how much of a step under way is left, in steps
 
 
@@ -297,6 +300,20 @@ def _alive(alive: Floats, per_octave: float, tokens: float) -> float:
     return float(alive[below] + min(place - below, 1.0) * (alive[below + 1] - alive[below]))
 
 
+@compiled("void(f8[::1], f8, f8, f8[::1], f8[:, ::1])")
+def in_time(alive: Floats, per_octave: float, cap: float, tokens: Floats, out: Floats) -> None:
+    """Fill row 0 of ``out`` with the probability that a reply has at most ``tokens`` tokens, row 1 with what that gains
+    by a reply's time of an e-th more: its slope over the log of tokens. ``cap``: no reply is longer (0: any length).
+    """
+    for i in range(len(tokens)):
+        out[0, i] = out[1, i] = 0.0
+        if cap > 0.0 and tokens[i] >= cap:
+            out[0, i] = 1.0
+        elif tokens[i] >= 1.0:
+            out[0, i] = 1.0 - _alive(alive, per_octave, tokens[i])
+            out[1, i] = (1.0 - _alive(alive, per_octave, tokens[i] * OCTAVE_STEP) - out[0, i]) * per_octave / LOG_2
+
+
 @part
 def _ends(alive: Floats, per_octave: float, past: float, by: float) -> float:
     """The probability that a reply longer than ``past`` tokens is no longer than ``by``."""
@@ -371,6 +388,8 @@ def predicted(
         rows[TPOT, i] = step_s / (1.0 - busy) * lean[TPOT, band, slot]
         rows[E2E, i] = rows[TTFT, i] + max(output_tokens - 1.0, 0.0) * rows[TPOT, i]
         rows[BAND, i] = band
+        own_s = (ahead.prompt_s + ahead.pair_s) * e.own / max(e.left + e.first, 1.0)
+        rows[TOLL, i] = (e.batch + e.prefilling) * (own_s + output_tokens * (e.seq_s + e.context_s * held_tokens))
         rows[BROKEN, i] = 0.0
         spare_s = min(columns[TPOT_BOUND_S, slot], columns[OTHERS_BOUND_S, slot]) - e.step_s
         if len(alive) > 0 and 0.0 < spare_s < inf:

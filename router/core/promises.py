@@ -13,6 +13,6 @@ def pace_bound_s(request: Request, now_s: float, ttft_s: float, tpot_s: float, o
     """
     bound_s = request.slo.tpot_s
     if request.slo.e2e_s != inf and ttft_s >= 0.0:
-        left_s = request.arrived_s + request.slo.e2e_s - now_s - ttft_s
+        left_s = request.slo.e2e_s - ttft_s
         bound_s = min(bound_s, left_s / max(output_tokens - 1.0, 1.0))
     return inf if tpot_s > bound_s else bound_s
