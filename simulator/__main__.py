@@ -41,7 +41,8 @@ Slos = Annotated[
     typer.Option(
         "--slo",
         metavar="[CLASS@SHARE:]ttft=2s,tpot=100ms,e2e=60s",
-        help="What requests are promised that bring no SLO of their own; several classes by share.",
+        help="What requests are promised that bring no SLO of their own; several classes by share. "
+        "With infeasible=refuse a request with a bound that no backend could keep even idle may be refused at once.",
     ),
 ]
 PoolFile = Annotated[Path | None, typer.Option("--pool", help="pool.yaml; default: a built-in mixed pool.")]

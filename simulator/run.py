@@ -9,7 +9,7 @@ from random import Random
 from typing import cast
 
 import policies
-from router.core.decisions import Account, Outcome
+from router.core.decisions import Account, Outcome, Reason
 from router.core.dispatcher import Dispatcher
 from router.core.flight import Limits
 from router.core.policy import Admission, Routing
@@ -199,7 +199,7 @@ class Run:
     def _accounted(self, account: Account, flight: Flight) -> None:
         """A request is over at its router; its client may come again."""
         arrival = flight.arrival
-        if account.outcome is Outcome.REFUSED and arrival.tries < self.world.clients.retries:
+        if _may_come_again(account) and arrival.tries < self.world.clients.retries:
             self._retry(arrival, flight.retry_after_s)
             return
         ended_s = account.ended_s
@@ -279,3 +279,8 @@ class Scraper:
         )
         router = self._router
         router.tell(router.core.reported(engine.name, report, router.kernel.now_s))
+
+
+def _may_come_again(account: Account) -> bool:
+    """Whether its client was refused and not told that to come again is of no use (``x-should-retry: false``)."""
+    return account.outcome is Outcome.REFUSED and account.reason is not Reason.INFEASIBLE

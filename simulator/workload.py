@@ -13,7 +13,7 @@ from random import Random
 from typing import Final, Protocol
 
 from router.core.types import NO_SLO, Fact, Request, Slo
-from simulator.traces import Entry
+from simulator.traces.reading import INFEASIBLE, Entry
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
@@ -172,22 +172,36 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_slo(text: str) -> SloClass:
-    """``ttft=2s,tpot=100ms,e2e=60s,quantile=0.95``, before it a class and its share: ``chat@0.7:ttft=1s``."""
+    """``ttft=2s,tpot=100ms,e2e=60s,quantile=0.95``, before it a class and its share: ``chat@0.7:ttft=1s``.
+
+    ``infeasible=refuse`` (or ``best_effort``, the default) says what becomes of bounds that no backend could keep even
+    when idle. ValueError says what was expected.
+    """
     head, colon, body = text.rpartition(":")
     name, _, share = head.partition("@")
     bounds: dict[str, float] = {}
+    infeasible = INFEASIBLE[0]
     for part in body.split(","):
         key, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"--slo {text!r}: expected key=value, got {part!r}")
         if key == "quantile":
             bounds[key] = float(value)
+        elif key == "infeasible":
+            infeasible = value
         elif key in _BOUNDS:
             bounds[_BOUNDS[key]] = parse_seconds(value)
         else:
-            near = get_close_matches(key, [*_BOUNDS, "quantile"], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"--slo {text!r}: unknown bound {key!r}, expected ttft, tpot, e2e or quantile{hint}")
+            raise ValueError(f"--slo {text!r}: {_unknown_key(key)}")
+    if infeasible not in INFEASIBLE:
+        raise ValueError(f"--slo {text!r}: infeasible must be {' or '.join(INFEASIBLE)}, got {infeasible!r}")
     if not all(value > 0 for value in bounds.values()) or bounds.get("quantile", 0.5) >= 1:
         raise ValueError(f"--slo {text!r}: bounds must be above 0 and the quantile below 1")
-    return SloClass(name if colon else "default", Slo(**bounds), float(share) if share else 1.0)
+    slo = Slo(**bounds, refuse_infeasible=infeasible == INFEASIBLE[1])
+    return SloClass(name if colon else "default", slo, float(share) if share else 1.0)
+
+
+def _unknown_key(key: str) -> str:
+    near = get_close_matches(key, [*_BOUNDS, "quantile", "infeasible"], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown key {key!r}, expected ttft, tpot, e2e, quantile or infeasible{hint}"

@@ -35,7 +35,8 @@ class Fault:
 @dataclass(frozen=True, slots=True)
 class Clients:
     """How clients behave: they leave after ``timeout_s`` without a first token, come again up to ``retries`` times
-    when refused (after the Retry-After they were given, as a new request that has already waited), and a
+    when refused (after the Retry-After they were given, as a new request that has already waited; not with an SLO that
+    is infeasible, which they are told not to try again), and a
     ``leave_share`` of them means to hang up somewhere in the reply, if it is still coming then.
     """
 

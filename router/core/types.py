@@ -40,13 +40,16 @@ class Slo(Fact):
     """What one request was promised; ``inf`` means no bound.
 
     ``ttft_s``: arrival to first token; ``tpot_s``: mean time per output token after the first; ``e2e_s``: arrival to
-    last token; ``quantile``: the share of such requests that must keep it, so the quantile a forecast is read at.
+    last token; ``quantile``: the share of such requests that must keep it, so the quantile a forecast is read at;
+    ``refuse_infeasible``: a request with a bound that no backend of the pool could keep even when idle is refused at
+    once with ``Reason.INFEASIBLE``, instead of being served as best effort.
     """
 
     ttft_s: float = inf
     tpot_s: float = inf
     e2e_s: float = inf
     quantile: float = 0.9
+    refuse_infeasible: bool = False
 
     def met(self, ttft_s: float, tpot_s: float, e2e_s: float) -> bool:
         """Whether what happened kept every bound (nan, a time that never came, keeps none that is finite)."""

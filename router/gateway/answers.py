@@ -85,10 +85,12 @@ def event(dialect: Dialect, problem: Problem) -> bytes:
 
 
 def refusal(command: Refuse) -> Problem:
-    """What a refusal of the core says to the client: its status, its reason, and when to come back."""
+    """What a refusal of the core says to the client: its status, its reason, and when to come back, if ever."""
     status = status_of(command.reason)
     fields = b"x-headroom-dropped-reason: %b\r\n" % command.reason.value.encode()
-    if status in {429, 503}:
+    if command.reason is Reason.INFEASIBLE:  # no load explains it: to come again changes nothing, so no Retry-After
+        fields += b"x-should-retry: false\r\n"  # what OpenAI's and Anthropic's clients heed
+    elif status in {429, 503}:
         fields += b"retry-after: %d\r\n" % max(1, ceil(command.retry_after_s))
     code = "model_not_found" if command.reason is Reason.UNKNOWN_MODEL else command.reason.value
     param = "model" if command.reason is Reason.UNKNOWN_MODEL else None

@@ -29,7 +29,7 @@ class Books:
     def ended(self, outcome: Outcome) -> None:
         """A request that the core knew is over."""
         self._metrics.ended(outcome)
-        self._demand.accounted(outcome.account, self._clock())
+        self._demand.accounted(outcome.account, self._clock(), outcome.class_slo)
         self._journal.ended(outcome)
         self._steering.accounted(outcome.account)
 

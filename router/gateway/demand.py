@@ -35,8 +35,12 @@ class DemandWindow:
         self._rings: dict[str, list[_Bucket]] = {}
         self._began_s: float | None = None
 
-    def accounted(self, account: Account, now_s: float) -> None:
-        """One request is over. A client that left early says nothing of attainment."""
+    def accounted(self, account: Account, now_s: float, class_slo: Slo | None = None) -> None:
+        """One request is over. A client that left early says nothing of attainment.
+
+        ``class_slo``: what its SLO class promises (None: the same as the request's SLO). Attainment is of requests
+        under that SLO alone, and the tightest class is found by it: a bound from one client's header sizes no fleet.
+        """
         if account.reason is Reason.UNKNOWN_MODEL:
             return
         if self._began_s is None:
@@ -45,11 +49,12 @@ class DemandWindow:
         request, usage = account.request, account.usage
         bucket.requests += 1
         bucket.prompt_tokens += usage.prompt_tokens or request.prompt_tokens
-        bucket.classes[request.slo_class] = request.slo
+        promised = request.slo if class_slo is None else class_slo
+        bucket.classes[request.slo_class] = promised
         if account.outcome is Outcome.SERVED:
             bucket.served += 1
             bucket.output_tokens += usage.output_tokens
-        if account.outcome is not Outcome.LEFT:
+        if account.outcome is not Outcome.LEFT and request.slo == promised:
             bucket.ended += 1
             bucket.attained += account.slo_met
 

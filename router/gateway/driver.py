@@ -17,7 +17,7 @@ from router.core.decisions import Abort, Account, Break, Command, Reason, Refuse
 from router.core.dispatcher import Dispatcher
 from router.core.flight import Failure
 from router.core.record import Recording
-from router.core.types import Request, RequestId, Usage
+from router.core.types import Request, RequestId, Slo, Usage
 from router.gateway.answers import Problem
 from router.gateway.exchange import Exchange
 from router.gateway.faults import EngineError
@@ -37,11 +37,14 @@ class Outcome:
     ``decisions``: what the core said of it, in order;
     ``status``: the HTTP status sent (0: the client left before any); ``events``: data lines of the stream;
     ``gap_max_s``: the longest silence between two reads with tokens; ``connect_s``: opening a connection, 0 when one
-    was idle; ``wire_id``: the client's ``x-request-id`` or ours.
+    was idle; ``wire_id``: the client's ``x-request-id`` or ours; ``class_slo``: what the request's SLO class promises,
+    whatever its headers asked for (None: the same as the request's SLO).
     No dataclass: one is made for every request, and a dataclass's own constructor is never compiled.
     """
 
-    __slots__ = ("account", "connect_s", "decisions", "events", "gap_max_s", "path", "status", "stream", "wire_id")
+    __slots__ = (
+        "account", "class_slo", "connect_s", "decisions", "events", "gap_max_s", "path", "status", "stream", "wire_id",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class Outcome:
         gap_max_s: float,
         connect_s: float,
         decisions: Sequence[Send | Refuse] = (),
+        class_slo: Slo | None = None,
     ) -> None:
         self.account = account
         self.path = path
@@ -64,6 +68,13 @@ class Outcome:
         self.gap_max_s = gap_max_s
         self.connect_s = connect_s
         self.decisions = decisions
+        self.class_slo = account.request.slo if class_slo is None else class_slo
+
+    @property
+    def slo_source(self) -> str:
+        """``class``: the request's SLO is that of its class; ``header``: its headers asked for another."""
+        slo = self.account.request.slo
+        return "class" if slo is self.class_slo or slo == self.class_slo else "header"
 
 
 class Observer(Protocol):
@@ -281,6 +292,7 @@ class Driver:
                 last.meter.gap_max_s if last else 0.0,
                 last.connect_s if last else 0.0,
                 entry.decisions,
+                exchange.class_slo,
             )
         )
 

@@ -12,7 +12,7 @@ import orjson
 
 from router.core.decisions import Reason, Refuse
 from router.core.flight import Failure
-from router.core.types import Request, RequestId
+from router.core.types import NO_SLO, Request, RequestId
 from router.gateway import answers
 from router.gateway.answers import Dialect, Problem, Rejected
 from router.gateway.faults import EngineError, clients_own
@@ -55,13 +55,15 @@ class Exchange:
     """One request of one client connection, from its head to the last byte of its answer.
 
     ``response_complete`` and ``keep_alive`` are read by uvicorn's protocol. ``wire_id``: the client's name for the
-    request, or ours; ``status``: what was answered (0: nothing yet).
+    request, or ours; ``status``: what was answered (0: nothing yet); ``class_slo``: what its SLO class promises, which
+    headers may have changed for this request.
     """
 
     __slots__ = (
-        "_bodies", "_body", "_body_bytes", "_forwarded", "_recast", "body_complete", "call", "caller", "clock",
-        "driver", "engine_said", "error_mark", "fields", "front", "head_only", "headers", "http10", "keep_alive",
-        "must_say_done", "path", "problem", "request", "response_complete", "status", "surface", "winner", "wire_id",
+        "_bodies", "_body", "_body_bytes", "_clamped", "_forwarded", "_recast", "body_complete", "call", "caller",
+        "class_slo", "clock", "driver", "engine_said", "error_mark", "fields", "front", "head_only", "headers",
+        "http10", "keep_alive", "must_say_done", "path", "problem", "request", "response_complete", "status", "surface",
+        "winner", "wire_id",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +88,7 @@ class Exchange:
         self.problem: Problem | None = None
         self.call: Call | None = None
         self.request: Request | None = None
+        self.class_slo = NO_SLO
         self.wire_id = b""
         self.status = 0
         self.winner: Attempt | None = None
@@ -94,7 +97,7 @@ class Exchange:
         self._body = b""
         self._bodies: list[bytes] = []
         self._body_bytes = 0
-        self._forwarded = b""
+        self._forwarded = self._clamped = b""
         self._recast = False
 
     # -- the request comes in ----------------------------------------------------------------------------------
@@ -127,7 +130,10 @@ class Exchange:
         driver, ingress = self.driver, self.driver.ingress
         fields = self.fields
         caller = self.caller or ingress.caller(fields)
-        slo_class, slo, priority = ingress.promised(fields, caller)
+        applied = ingress.promised(fields, caller)
+        self.class_slo = applied.given.slo
+        if applied.clamped:
+            self._clamped = b"x-headroom-slo-clamped: %b\r\n" % ", ".join(applied.clamped).encode()
         read = triton.read if self.surface.dialect is Dialect.TRITON else openai.read
         call = self.call = read(self.surface, self.path, self._body, ingress.prefix_blocks_max)
         self.must_say_done = call.stream and self.surface.ends_with_done
@@ -140,9 +146,9 @@ class Exchange:
             arrived_s=self.clock(),
             prompt_tokens=max(1, call.prompt_ids + ceil(call.prompt_chars / CHARS_PER_TOKEN)),
             output_tokens_max=call.output_tokens_max,
-            slo=slo,
-            slo_class=slo_class,
-            priority=priority,
+            slo=applied.slo,
+            slo_class=applied.slo_class,
+            priority=applied.given.priority,
             tenant=caller.tenant or fields.get(b"x-llm-d-inference-fairness-id", b"").decode("latin-1"),
             session=fields.get(b"x-session-id", b"").decode("latin-1"),
             prefix=call.prefix,
@@ -182,13 +188,14 @@ class Exchange:
         ttft_s = attempt.predicted_ttft_s
         predicted = b"x-headroom-predicted-ttft-ms: %d\r\n" % round(ttft_s * 1e3) if isfinite(ttft_s) else b""
         self.front.transport.write(
-            b"%b%bx-request-id: %b\r\nx-headroom-backend: %b\r\n%b%b%b\r\n%b"
+            b"%b%bx-request-id: %b\r\nx-headroom-backend: %b\r\n%b%b%b%b\r\n%b"
             % (
                 STATUS_LINES[head.status],
                 fields,
                 self.wire_id,
                 attempt.upstream.wire_name,
                 predicted,
+                self._clamped,
                 framing,
                 b"" if self.keep_alive else _CLOSE,
                 frame(body) if frame is not None else body,
@@ -239,11 +246,12 @@ class Exchange:
         named = b"x-request-id: %b\r\n" % self.wire_id if self.wire_id else b""
         keep_alive = self.keep_alive = self.keep_alive and self.body_complete
         self.front.transport.write(
-            b"%b%b%bcontent-length: %d\r\n%b\r\n%b"
+            b"%b%b%b%bcontent-length: %d\r\n%b\r\n%b"
             % (
                 STATUS_LINES.get(status, STATUS_LINES[502]),
                 fields,
                 named,
+                self._clamped,
                 len(body),
                 b"" if keep_alive else _CLOSE,
                 b"" if self.head_only else body,

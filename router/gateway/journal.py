@@ -63,6 +63,8 @@ def explained(entry: Entry, choice: Explanation | None = None) -> dict[str, Any]
             "tpot_ms": _ms(slo.tpot_s),
             "e2e_ms": _ms(slo.e2e_s),
             "quantile": slo.quantile,
+            "source": outcome.slo_source,
+            "infeasible": "refuse" if slo.refuse_infeasible else "best_effort",
             "met": account.slo_met,
         },
         "prompt_tokens": account.usage.prompt_tokens or request.prompt_tokens,

@@ -51,7 +51,8 @@ class Histogram:
 class _Row:
     """What one backend did for one model and class; what nobody did, where the backend has no name.
 
-    ``unserved``: requests by outcome and reason; ``kept`` and ``missed``: of those whose client stayed.
+    ``unserved``: requests by outcome and reason; ``kept`` and ``missed``: of those whose client stayed, by where their
+    SLO came from.
     """
 
     __slots__ = (
@@ -62,7 +63,8 @@ class _Row:
     def __init__(self) -> None:
         self.ttft, self.tpot, self.e2e = Histogram(TTFT_S), Histogram(TPOT_S), Histogram(E2E_S)
         self.prompt_tokens = self.output_tokens = self.cached_tokens = 0
-        self.attempts = self.served = self.kept = self.missed = 0
+        self.attempts = self.served = 0
+        self.kept, self.missed = {"class": 0, "header": 0}, {"class": 0, "header": 0}
         self.unserved: dict[tuple[str, str], int] = defaultdict(int)
 
 
@@ -100,6 +102,10 @@ class Answered(Protocol):
     @property
     def status(self) -> int:
         """What was answered, 0 when the client left before."""
+
+    @property
+    def slo_source(self) -> str:
+        """``class`` or ``header``: where the request's SLO came from."""
 
 
 class Metrics(Collector):
@@ -143,14 +149,14 @@ class Metrics(Collector):
     def ended(self, outcome: Answered) -> None:
         """One request is over, and this is what its client was answered."""
         self._responses[outcome.path, outcome.status] += 1
-        self.accounted(outcome.account)
+        self.accounted(outcome.account, outcome.slo_source)
 
     def rejected(self, path: str, status: int) -> None:
         """A request was answered with an error before the core heard of it."""
         self._responses[path, status] += 1
 
-    def accounted(self, account: Account) -> None:
-        """One request is over."""
+    def accounted(self, account: Account, slo_source: str = "class") -> None:
+        """One request is over; ``slo_source``: ``class`` or ``header``."""
         request, outcome = account.request, account.outcome
         model = "unknown" if account.reason is Reason.UNKNOWN_MODEL else request.model
         row = self._rows[model, request.slo_class, account.backend]
@@ -161,9 +167,9 @@ class Metrics(Collector):
             row.unserved[outcome.value, account.reason.value if account.reason else ""] += 1
         if outcome is not Outcome.LEFT:
             if account.slo_met:
-                row.kept += 1
+                row.kept[slo_source] += 1
             else:
-                row.missed += 1
+                row.missed[slo_source] += 1
         if account.backend:
             self._timed(account, row)
 
@@ -251,8 +257,8 @@ class Metrics(Collector):
             total.add_metric(key, count)
         kept = CounterMetricFamily(
             "headroom_slo_requests",
-            "Requests that kept every bound of their SLO (kept) or not",
-            labels=[*labels, "kept"],
+            "Requests that kept every bound of their SLO (kept) or not; source: the class itself, or a header",
+            labels=[*labels, "source", "kept"],
         )
         for judged, count in self._promises().items():
             kept.add_metric(judged, count)
@@ -280,13 +286,14 @@ class Metrics(Collector):
                 sums[model, slo_class, outcome, reason] += count
         return sums
 
-    def _promises(self) -> Mapping[tuple[str, str, str], int]:
-        """Requests by model, class and whether their SLO was kept."""
-        sums: dict[tuple[str, str, str], int] = defaultdict(int)
+    def _promises(self) -> Mapping[tuple[str, str, str, str], int]:
+        """Requests by model, class, where their SLO came from and whether it was kept."""
+        sums: dict[tuple[str, str, str, str], int] = defaultdict(int)
         for (model, slo_class, _), row in self._rows.items():
-            for kept, count in (("true", row.kept), ("false", row.missed)):
-                if count:
-                    sums[model, slo_class, kept] += count
+            for kept, counts in (("true", row.kept), ("false", row.missed)):
+                for source, count in counts.items():
+                    if count:
+                        sums[model, slo_class, source, kept] += count
         return sums
 
     def _attempts(self) -> Mapping[str, int]:

@@ -23,7 +23,7 @@ from router.core.types import Backend, Slo
 from router.gateway import settings
 from router.gateway.chosen import UNPROVED, Chosen, Read, chosen
 from router.gateway.config_text import ConfigError, Document, Loc, Problem, unknown
-from router.gateway.protocols.ingress import Caller, Ingress, SloClass
+from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange, milliseconds
 from router.gateway.settings import Settings
 from router.loading import Source
 
@@ -199,6 +199,7 @@ class _Work:
         """What one section says of another."""
         self.problems += _twice(parsed)
         self.problems += _unknown_classes(parsed)
+        self.problems += _outside_their_limits(parsed)
         self.problems += _variants(parsed)
 
 
@@ -277,12 +278,24 @@ def _backend(given: settings.Backend, on: Card, runs: Model) -> Backend:
 
 
 def _classes(parsed: Settings) -> dict[str, SloClass]:
-    return {name: SloClass(_slo(given), given.priority) for name, given in parsed.slo_classes.items()}
+    return {
+        name: SloClass(_slo(given), given.priority, _slo_limits(given.slo_limits))
+        for name, given in parsed.slo_classes.items()
+    }
 
 
 def _slo(given: settings.SloClass) -> Slo:
     bounds = {"ttft_s": given.ttft_ms, "tpot_s": given.tpot_ms, "e2e_s": given.e2e_ms}
-    return Slo(quantile=given.quantile, **{name: ms / 1e3 for name, ms in bounds.items() if ms is not None})
+    return Slo(
+        quantile=given.quantile,
+        refuse_infeasible=given.slo_limits.infeasible == "refuse",
+        **{name: ms / 1e3 for name, ms in bounds.items() if ms is not None},
+    )
+
+
+def _slo_limits(given: settings.SloLimits) -> SloLimits:
+    ttft, tpot, e2e = (SloRange(each.min, each.max) for each in (given.ttft_ms, given.tpot_ms, given.e2e_ms))
+    return SloLimits(ttft, tpot, e2e, clamp=given.outside == "clamp")
 
 
 def _twice(parsed: Settings) -> Iterator[Problem]:
@@ -299,6 +312,19 @@ def _unknown_classes(parsed: Settings) -> Iterator[Problem]:
     for index, given in enumerate(parsed.api_keys):
         if given.slo_class and given.slo_class not in parsed.slo_classes:
             yield Problem(("api_keys", index, "slo_class"), unknown("class", given.slo_class, parsed.slo_classes))
+
+
+def _outside_their_limits(parsed: Settings) -> Iterator[Problem]:
+    """A class whose own bound its clients could not ask for is a mistake in one of the two."""
+    for name, given in parsed.slo_classes.items():
+        for bound in ("ttft_ms", "tpot_ms", "e2e_ms"):
+            ms, within = getattr(given, bound), getattr(given.slo_limits, bound)
+            if ms is not None and not within.min <= ms <= within.max:
+                allowed = f"{milliseconds(within.min)} to {milliseconds(within.max)} ms"
+                yield Problem(
+                    ("slo_classes", name, bound),
+                    f"{milliseconds(ms)} is outside {allowed}, its own slo_limits.{bound}",
+                )
 
 
 def _variants(parsed: Settings) -> Iterator[Problem]:

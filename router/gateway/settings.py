@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from router.gateway.config_text import Document, read
+from router.gateway.protocols.ingress import SLO_MS_MAX, SLO_MS_MIN, milliseconds
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -181,6 +182,35 @@ class Backend(Section):
         return self
 
 
+class SloRange(Section):
+    """The least and the most milliseconds that a header may ask for, both allowed themselves."""
+
+    min: PositiveFloat = SLO_MS_MIN
+    max: PositiveFloat = SLO_MS_MAX
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {milliseconds(self.min)} exceeds max {milliseconds(self.max)}")
+        return self
+
+
+class SloLimits(Section):
+    """What requests of a class may ask for by headers (``x-slo-ttft-ms``, ...), and what becomes of a bound that cannot
+    be.
+
+    ``outside``: a header outside its range is refused with 400, or taken as the nearest value inside it;
+    ``infeasible``: a request with a bound that no backend could keep even when idle, whether it came by a header or
+    from the class, is served as best effort, or refused at once with 429.
+    """
+
+    ttft_ms: SloRange = SloRange()
+    tpot_ms: SloRange = SloRange()
+    e2e_ms: SloRange = SloRange()
+    outside: Literal["refuse", "clamp"] = "refuse"
+    infeasible: Literal["best_effort", "refuse"] = "best_effort"
+
+
 class SloClass(Section):
     """What requests of one class are promised; a bound left out is no bound. ``priority``: smaller is more urgent."""
 
@@ -189,6 +219,7 @@ class SloClass(Section):
     e2e_ms: PositiveFloat | None = None
     quantile: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
     priority: int = 0
+    slo_limits: SloLimits = SloLimits()
 
 
 class Key(Section):

@@ -10,6 +10,7 @@
 | the gateway's own record | core events, one a line (``router.core.record``) | seconds |
 
 The optional keys of our own JSONL: id, model, slo_class, ttft_slo_s, tpot_slo_s, e2e_slo_s, slo_quantile,
+slo_infeasible (refuse or best_effort: what becomes of bounds that no backend could keep even when idle),
 output_tokens_max, priority, tenant, session, prefix (hashes, each covering all before it), prefix_block_tokens.
 Any other key is refused, so that a misspelt SLO is not silently no SLO.
 """
@@ -21,7 +22,8 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, Final
 
-from simulator.traces.reading import Entry, Form, Parse, count, seconds, slo_of, whole
+from router.core.types import Slo
+from simulator.traces.reading import INFEASIBLE, Entry, Form, Parse, count, seconds, slo_of, whole
 
 MOONCAKE_BLOCK_TOKENS: Final = 512
 BAILIAN_BLOCK_TOKENS: Final = 16
@@ -92,6 +94,7 @@ _OWN: Final = (
     "tpot_slo_s",
     "e2e_slo_s",
     "slo_quantile",
+    "slo_infeasible",
     "output_tokens_max",
     "priority",
     "tenant",
@@ -114,7 +117,7 @@ def _own(record: Mapping[str, Any]) -> Entry:
         id=_text(record, "id"),
         model=_text(record, "model"),
         slo_class=_text(record, "slo_class"),
-        slo=slo_of(*(_bound(record, key) for key in ("ttft_slo_s", "tpot_slo_s", "e2e_slo_s", "slo_quantile"))),
+        slo=_own_slo(record),
         output_tokens_max=count(record, "output_tokens_max", 0) if "output_tokens_max" in record else 0,
         priority=whole(record.get("priority", 0), "priority", -(1 << 31)),
         tenant=_text(record, "tenant"),
@@ -122,6 +125,16 @@ def _own(record: Mapping[str, Any]) -> Entry:
         prefix=prefix,
         prefix_block_tokens=count(record, "prefix_block_tokens") if prefix else 0,
     )
+
+
+def _own_slo(record: Mapping[str, Any]) -> Slo | None:
+    ttft_s, tpot_s, e2e_s = (_bound(record, key) for key in ("ttft_slo_s", "tpot_slo_s", "e2e_slo_s"))
+    infeasible = record.get("slo_infeasible", INFEASIBLE[0])
+    if infeasible not in INFEASIBLE:
+        raise ValueError(f"slo_infeasible must be {' or '.join(INFEASIBLE)}, got {infeasible!r}")
+    if "slo_infeasible" in record and ttft_s is tpot_s is e2e_s is None:
+        raise ValueError("slo_infeasible needs a bound: ttft_slo_s, tpot_slo_s or e2e_slo_s")
+    return slo_of(ttft_s, tpot_s, e2e_s, _bound(record, "slo_quantile"), infeasible == INFEASIBLE[1])
 
 
 def _text(record: Mapping[str, Any], key: str) -> str:
@@ -247,7 +260,13 @@ def _recorded(request: Mapping[str, Any]) -> Entry:
         id=_text(request, "id"),
         model=_text(request, "model"),
         slo_class=_text(request, "slo_class"),
-        slo=slo_of(slo.get("ttft_s"), slo.get("tpot_s"), slo.get("e2e_s"), slo.get("quantile")),
+        slo=slo_of(
+            slo.get("ttft_s"),
+            slo.get("tpot_s"),
+            slo.get("e2e_s"),
+            slo.get("quantile"),
+            slo.get("refuse_infeasible") is True,
+        ),
         output_tokens_max=int(request.get("output_tokens_max", 0)),
         priority=int(request.get("priority", 0)),
         tenant=_text(request, "tenant"),

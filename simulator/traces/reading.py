@@ -197,11 +197,22 @@ def seconds(value: object, key: str) -> float:
     return number
 
 
-def slo_of(ttft_s: float | None, tpot_s: float | None, e2e_s: float | None, quantile: float | None) -> Slo | None:
-    """An Slo of what was given, None when nothing was."""
+INFEASIBLE: Final = ("best_effort", "refuse")
+"""What becomes of a request with a bound that no backend could keep even idle, in words: not or yes
+``Slo.refuse_infeasible``."""
+
+
+def slo_of(
+    ttft_s: float | None,
+    tpot_s: float | None,
+    e2e_s: float | None,
+    quantile: float | None,
+    refuse_infeasible: bool = False,
+) -> Slo | None:
+    """An Slo of what was given, None when none of the numbers was."""
     given = {"ttft_s": ttft_s, "tpot_s": tpot_s, "e2e_s": e2e_s, "quantile": quantile}
     kept = {key: value for key, value in given.items() if value is not None}
-    return Slo(**kept) if kept else None
+    return Slo(**kept, refuse_infeasible=refuse_infeasible) if kept else None
 
 
 def _short(value: object) -> str:
@@ -209,6 +220,7 @@ def _short(value: object) -> str:
 
 
 __all__ = [
+    "INFEASIBLE",
     "NO_SLO",
     "BadLine",
     "Entry",

@@ -1,6 +1,7 @@
 """Parity: a recorded run, told to a fresh core, gives the same commands."""
 
 import json
+import pickle
 import random
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from router.core.decisions import Send
 from router.core.flight import Failure, Limits
-from router.core.record import Recording, replay
+from router.core.record import Recording, replay, request_of
 from router.core.types import EngineReport, Load, Slo, Usage
 from tests.fakes import backend, core, request
 
@@ -72,6 +73,16 @@ def test_a_recorded_run_told_to_a_fresh_core_gives_the_same_commands(routing, se
     assert len(again) > 300
     for event, commands in again:
         assert json.loads(json.dumps(commands)) == event["answer"], event
+
+
+def test_a_request_is_read_again_as_it_was_written():
+    """Its SLO with every field, whatever becomes of bounds that cannot be kept; also by pickle, as workers are told."""
+    for slo in (Slo(), Slo(ttft_s=0.5, quantile=0.95), Slo(tpot_s=0.001, refuse_infeasible=True)):
+        events = []
+        asked = request("r", slo=slo, prefix=(1, 2))
+        Recording(core(backend()), lambda event, to=events: to.append(json.dumps(event))).arrived(asked, 0.0)
+        assert request_of(json.loads(events[0])["request"]) == asked
+        assert pickle.loads(pickle.dumps(asked)) == asked
 
 
 def test_an_unknown_event_is_named():

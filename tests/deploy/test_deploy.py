@@ -78,6 +78,7 @@ def values_in_code():
         "kept": {"true", "false"},
         "kind": {"prompt", "output", "cached"},
         "outcome": {outcome.value for outcome in Outcome},
+        "source": {"class", "header"},
         "result": set(re.findall(r'headroom_config_reloads_total\{result="([a-z]+)"', page)),
         "state": {*STATES, "configured", "answering"},
     }

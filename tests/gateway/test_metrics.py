@@ -1,5 +1,6 @@
 """The metrics page and the demand window: what a request leaves behind in both."""
 
+from dataclasses import replace
 from math import nan
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_served_request_is_in_every_family_it_belongs_to() -> None:
     text = page(books)
     for line in (
         'headroom_requests_total{model="tiny",outcome="served",reason="",slo_class="chat"} 1.0',
-        'headroom_slo_requests_total{kept="true",model="tiny",slo_class="chat"} 1.0',
+        'headroom_slo_requests_total{kept="true",model="tiny",slo_class="chat",source="class"} 1.0',
         'headroom_ttft_seconds_bucket{backend="b1",le="0.3",model="tiny",slo_class="chat"} 1.0',
         'headroom_ttft_seconds_bucket{backend="b1",le="0.2",model="tiny",slo_class="chat"} 0.0',
         'headroom_tpot_seconds_bucket{backend="b1",le="0.15",model="tiny",slo_class="chat"} 1.0',
@@ -59,7 +60,7 @@ def test_a_refusal_misses_its_slo_and_a_client_that_left_says_nothing_of_it() ->
     books.accounted(account(Outcome.REFUSED, Reason.SATURATED))
     books.accounted(account(Outcome.LEFT))
     text = page(books)
-    assert 'headroom_slo_requests_total{kept="false",model="tiny",slo_class="chat"} 1.0' in text
+    assert 'headroom_slo_requests_total{kept="false",model="tiny",slo_class="chat",source="class"} 1.0' in text
     assert 'kept="true"' not in text
     assert 'outcome="refused",reason="saturated"' in text
 
@@ -122,6 +123,16 @@ def test_the_demand_of_a_minute_is_a_rate_with_means() -> None:
     assert demand.requests_per_s == pytest.approx(1.0, rel=0.05)
     assert (demand.prompt_tokens, demand.output_tokens, demand.slo_class) == (120, 11, "chat")
     assert demand.attained / demand.ended == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_bound_from_a_header_makes_no_class_the_tightest_and_no_attainment() -> None:
+    """Replicas are sized for classes: one client's 1 ms names no class and counts as no miss."""
+    window = DemandWindow()
+    window.accounted(account(ttft_ms=500), 0.0)
+    batch = account(ttft_ms=1)
+    window.accounted(replace(batch, request=replace(batch.request, slo_class="batch")), 0.0, Slo(e2e_s=120.0))
+    demand = window.view(1.0)["tiny"]
+    assert (demand.slo_class, demand.ended, demand.attained) == ("chat", 1, 1)
 
 
 def test_demand_is_forgotten_after_its_window() -> None:

@@ -34,6 +34,8 @@ def test_a_pool_is_read(tmp_path: Path) -> None:
     assert pool.sites(0)[0].backend.price_per_hour == 3
     assert pool.classes == (SloClass("chat", Slo(ttft_s=2, tpot_s=0.08)),)
     assert (pool.truth.spread, pool.truth.drift) == (0.2, 0.0)
+    refusing = load_pool(written(tmp_path, GOOD.replace("tpot=80ms", "tpot=80ms,infeasible=refuse")))
+    assert refusing.classes[0].slo == Slo(ttft_s=2, tpot_s=0.08, refuse_infeasible=True)
 
 
 @pytest.mark.parametrize(

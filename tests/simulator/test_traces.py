@@ -70,11 +70,20 @@ def test_bailian_turns_share_the_session_of_their_first(tmp_path: Path) -> None:
 def test_own_lines_bring_their_slo(tmp_path: Path) -> None:
     """What a line promises is an Slo, the rest of it unbounded."""
     assert read_trace(written(tmp_path, OWN)).entries == [Entry(1.5, 800, 120, model="m", slo=Slo(ttft_s=0.5))]
+    refusing = OWN.replace('"model"', '"slo_infeasible": "refuse", "model"')
+    assert read_trace(written(tmp_path, refusing)).entries[0].slo == Slo(ttft_s=0.5, refuse_infeasible=True)
 
 
 def test_a_gateway_record_is_a_trace_of_what_ended(tmp_path: Path) -> None:
     """Arrival and end are joined; a request that never ended has no length to replay."""
     assert read_trace(written(tmp_path, RECORD)).entries == [Entry(2.0, 7, 33, id="a", model="m")]
+
+
+def test_a_gateway_record_keeps_what_becomes_of_bounds_that_cannot_be(tmp_path: Path) -> None:
+    """As the core's record writes it."""
+    asked = '"prompt_tokens": 7, "slo": {"tpot_s": 0.001, "quantile": 0.9, "refuse_infeasible": true}'
+    (entry,) = read_trace(written(tmp_path, RECORD.replace('"prompt_tokens": 7', asked))).entries
+    assert entry.slo == Slo(tpot_s=0.001, refuse_infeasible=True)
 
 
 @pytest.mark.parametrize("text", [AZURE, MOONCAKE, BURSTGPT, BAILIAN, OWN, RECORD])
@@ -95,6 +104,14 @@ def test_a_gzipped_trace_reads_as_the_plain_one(tmp_path: Path, text: str) -> No
         (OWN + '{"arrived_s": 1, "prompt_tokens": 0, "output_tokens": 1}\n', ":2: prompt_tokens must be at least 1"),
         (OWN + '{"arrived_s": -1, "prompt_tokens": 1, "output_tokens": 1}\n', ":2: arrived_s must be 0 or more"),
         (OWN.replace("ttft_slo_s", "ttft_slo"), ":1: unknown key 'ttft_slo', did you mean 'ttft_slo_s'?"),
+        (
+            OWN.replace('"m"', '"m", "slo_infeasible": "no"'),
+            ":1: slo_infeasible must be best_effort or refuse, got 'no'",
+        ),
+        (
+            OWN.replace('"ttft_slo_s": 0.5', '"slo_infeasible": "refuse"'),
+            ":1: slo_infeasible needs a bound: ttft_slo_s",
+        ),
         (MOONCAKE + '{"timestamp": 1, "input_length": true, "output_length": 3}\n', ":2: input_length must be"),
         ('{"a": 1}\n', ":1: expected a key among"),
         ("a,b\n1,2\n", ":1: expected a JSON object or a header"),

@@ -60,9 +60,11 @@ def test_an_slo_in_words() -> None:
     """Class, share, bounds."""
     assert parse_slo("chat@0.7:ttft=2s,tpot=100ms") == SloClass("chat", Slo(ttft_s=2, tpot_s=0.1), 0.7)
     assert parse_slo("e2e=60s,quantile=0.95") == SloClass("default", Slo(e2e_s=60, quantile=0.95))
+    assert parse_slo("tpot=1ms,infeasible=refuse").slo == Slo(tpot_s=0.001, refuse_infeasible=True)
+    assert parse_slo("tpot=1ms,infeasible=best_effort").slo == Slo(tpot_s=0.001)
 
 
-@pytest.mark.parametrize("text", ["ttft", "tftt=1s", "ttft=soon", "ttft=0s", "quantile=1"])
+@pytest.mark.parametrize("text", ["ttft", "tftt=1s", "ttft=soon", "ttft=0s", "quantile=1", "ttft=1s,infeasible=yes"])
 def test_an_slo_that_cannot_be_is_refused(text: str) -> None:
     """With what was expected."""
     with pytest.raises(ValueError, match=r"expected|must be"):

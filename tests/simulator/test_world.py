@@ -1,6 +1,6 @@
 """What befalls a run: faults, impatient clients, several routers, scaling; whoever came is accounted for once."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 
 import pytest
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import policies
+from router.core import Choice, Fleet, Forecast, Reason, Request, Rng, Shed
 from router.core.types import Slo
 from simulator.pool import Member, Pool
 from simulator.report.summary import summarise
@@ -92,6 +93,26 @@ def test_refused_clients_come_again_and_are_counted_once() -> None:
         assert (run.retried > 0) == (retries > 0)
         served.append(summarise(run)["served"])
     assert served[1] > served[0]
+
+
+@dataclass(frozen=True, slots=True)
+class RefusesAll:
+    """Sheds everything for one reason."""
+
+    reason: Reason
+
+    def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
+        """Nobody."""
+        return Shed(self.reason, "a test's own")
+
+
+@pytest.mark.parametrize(("reason", "again"), [(Reason.SATURATED, 20), (Reason.INFEASIBLE, 0)])
+def test_clients_do_not_come_again_with_an_slo_that_is_infeasible(reason: Reason, again: int) -> None:
+    """They are told that it is of no use; each of the ten is in the table once, with its reason."""
+    pool = replace(PAIR, world=World(clients=Clients(retries=2)))
+    run = play(arrivals(10), pool, RefusesAll(reason), policies.find("admission", "deadline"), 0)
+    assert run.retried == again
+    assert summarise(run)["shed_by_reason"] == {reason.value: 10}
 
 
 def test_several_routers_share_the_work_and_hear_of_each_other() -> None:

@@ -1,11 +1,11 @@
-"""Who asks, and what they were promised: API keys and SLO headers.
+"""Who asks, and what they were promised: API keys and SLO headers, within the limits of the request's SLO class.
 
 Believes: header values as bytes, names in lower case. Must not know the config file or any socket.
 """
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from math import isfinite
 from typing import Final
@@ -24,6 +24,9 @@ _SLO_HEADERS: Final = (
     (b"x-slo-e2e-ms", "e2e_s"),
 )
 _NAMES: Final = frozenset(name for name, _ in _SLO_HEADERS) | {b"x-slo-class"}
+SLO_MS_MIN: Final = 1.0  # without limits of the operator's own: no engine makes a token sooner,
+SLO_MS_MAX: Final = 24 * 3600 * 1e3  # and no client waits longer than a day
+_ECHO_MAX: Final = 40  # characters of a wrong value that the answer repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,53 @@ ANYONE: Final = Caller()
 
 
 @dataclass(frozen=True, slots=True)
+class SloRange:
+    """The least and the most milliseconds a header may ask for, both allowed themselves."""
+
+    min_ms: float = SLO_MS_MIN
+    max_ms: float = SLO_MS_MAX
+
+
+SANE_RANGE: Final = SloRange()
+
+
+@dataclass(frozen=True, slots=True)
+class SloLimits:
+    """The range of each bound that a header may set; ``clamp``: a value outside is taken as the nearest inside, else
+    the request is refused with 400.
+    """
+
+    ttft_s: SloRange = SANE_RANGE
+    tpot_s: SloRange = SANE_RANGE
+    e2e_s: SloRange = SANE_RANGE
+    clamp: bool = False
+
+
+SANE_LIMITS: Final = SloLimits()
+
+
+@dataclass(frozen=True, slots=True)
 class SloClass:
-    """What requests of a class are promised, and how urgent they are (smaller is more)."""
+    """What requests of a class are promised, how urgent they are (smaller is more), and what headers may change."""
 
     slo: Slo = NO_SLO
     priority: int = 0
+    limits: SloLimits = SANE_LIMITS
+
+
+class AppliedSlo:
+    """What one request is promised, and by which class; ``clamped``: the headers whose values were moved to the nearest
+    one allowed, each with that value (``x-slo-tpot-ms=15``).
+    No dataclass: one is made for every request, and a dataclass's own constructor is never compiled.
+    """
+
+    __slots__ = ("clamped", "given", "slo", "slo_class")
+
+    def __init__(self, slo_class: str, given: SloClass, slo: Slo, clamped: tuple[str, ...] = ()) -> None:
+        self.slo_class = slo_class
+        self.given = given
+        self.slo = slo
+        self.clamped = clamped
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +115,32 @@ class Ingress:
             raise rejected(401, "this API key is not known here", code="invalid_api_key")
         return caller
 
-    def promised(self, headers: Headers, caller: Caller) -> tuple[str, Slo, int]:
-        """SLO class, SLO and priority of a request. Raises Rejected with 400 naming the header that is wrong."""
+    def promised(self, headers: Headers, caller: Caller) -> AppliedSlo:
+        """What a request is promised. Raises Rejected with 400 naming the header that is wrong or outside limits."""
         name = caller.slo_class or self.default_class
         if _NAMES.isdisjoint(headers):
             given = self.classes[name]
-            return name, given.slo, given.priority
+            return AppliedSlo(name, given, given.slo)
         if b"x-slo-class" in headers:
             name = self._class_named(headers[b"x-slo-class"])
         given = self.classes[name]
-        bounds = {to: _seconds(header, headers[header]) for header, to in _SLO_HEADERS if header in headers}
-        return name, replace(given.slo, **bounds), given.priority
+        asked = {to: (header, _read_ms(header, headers[header])) for header, to in _SLO_HEADERS if header in headers}
+        bounds: dict[str, float] = {}
+        clamped: list[str] = []
+        for to, (header, ms) in asked.items():
+            held_ms = _within(given.limits, to, name, header, ms)
+            bounds[to] = held_ms / 1e3
+            if held_ms != ms:
+                clamped.append(f"{header.decode()}={milliseconds(held_ms)}")
+        own = given.slo
+        slo = Slo(
+            bounds.get("ttft_s", own.ttft_s),
+            bounds.get("tpot_s", own.tpot_s),
+            bounds.get("e2e_s", own.e2e_s),
+            own.quantile,
+            own.refuse_infeasible,
+        )
+        return AppliedSlo(name, given, slo, tuple(clamped))
 
     def _class_named(self, value: bytes) -> str:
         name = value.decode("latin-1").strip()
@@ -93,12 +153,30 @@ class Ingress:
         return name
 
 
-def _seconds(header: bytes, value: bytes) -> float:
+def milliseconds(ms: float) -> str:
+    """A number of milliseconds as an operator would write it: ``86400000``, not ``8.64e+07``."""
+    return f"{ms:.10g}"
+
+
+def _within(limits: SloLimits, bound: str, slo_class: str, header: bytes, ms: float) -> float:
+    """The value that holds: the one asked for, or the nearest allowed. Raises Rejected where the class refuses it."""
+    allowed: SloRange = getattr(limits, bound)
+    if allowed.min_ms <= ms <= allowed.max_ms:
+        return ms
+    if limits.clamp:
+        return min(max(ms, allowed.min_ms), allowed.max_ms)
+    name = header.decode()
+    between = f"{milliseconds(allowed.min_ms)} to {milliseconds(allowed.max_ms)} ms"
+    raise rejected(400, f"{name}: {milliseconds(ms)} is outside {between}, the limits of class {slo_class!r}", name)
+
+
+def _read_ms(header: bytes, value: bytes) -> float:
     try:
         ms = float(value)
     except ValueError:
         ms = -1.0
     if not (isfinite(ms) and ms > 0.0):
         name = header.decode()
-        raise rejected(400, f"{name}: expected milliseconds above 0, not {value.decode('latin-1')!r}", name)
-    return ms / 1e3
+        text = value.decode("latin-1")[:_ECHO_MAX]
+        raise rejected(400, f"{name}: expected milliseconds above 0, not {text!r}", name)
+    return ms

@@ -20,8 +20,9 @@ class StoreGone(ConnectionError):
 class ModelDemand:
     """What one router was asked of one model over its last window.
 
-    Means of ``prompt_tokens`` and ``output_tokens`` a request; ``attained``: of those ``ended`` in the window, how many
-    kept their SLO; ``slo_class``: the tightest class with traffic.
+    Means of ``prompt_tokens`` and ``output_tokens`` a request; ``ended``: requests that ended in the window under the
+    SLO of their class, not one that headers changed; ``attained``: how many of these met it; ``slo_class``: the
+    tightest class with traffic.
     """
 
     requests_per_s: float
