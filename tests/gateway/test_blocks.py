@@ -1,6 +1,7 @@
 """What of a prompt is looked for in prefix caches: blocks of its beginning, as the engine will read it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from router.gateway.protocols import triton
 from router.gateway.protocols.blocks import BLOCK_BYTES, blocks_of
 from router.gateway.protocols.ingress import Ingress
 from router.gateway.protocols.openai import SURFACES, read
-from tests.fakes_wire import pair, reply
+from tests.fakes_router import HEALTHY, backend, config, router
+from tests.fakes_wire import ScriptedEngine, pair, reply, stream
+from tests.pages import Pages
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 60  # two blocks and a half
 OTHER = "Pack my box with five dozen liquor jugs. Now! " * 60
@@ -159,3 +162,20 @@ async def test_a_request_reaches_the_core_with_its_blocks_and_what_each_is_worth
     async with pair([reply(b"{}")], ingress=Ingress(prefix_blocks_max=0)) as (gate, _):
         await gate.chat(stream=False, messages=[{"role": "user", "content": LONG}])
         assert gate.seen.outcomes[0].account.request.prefix == ()
+
+
+async def test_prefix_affinity_keeps_a_conversation_where_it_is_cached_by_default(tmp_path: Path) -> None:
+    """A config that says nothing of prefixes: turns of two conversations, each to the backend that has it."""
+    async with (
+        ScriptedEngine([stream("a")]) as one,
+        ScriptedEngine([stream("b")]) as two,
+        Pages(dict(HEALTHY)) as pages,
+    ):
+        lines = [backend("a", one, pages), backend("b", two, pages)]
+        async with router(tmp_path / "r.yaml", config(*lines, more="policy: {routing: prefix_affinity}\n")) as it:
+            went: dict[str, set[str]] = {LONG: set(), OTHER: set()}
+            for turn in range(6):
+                for text, where in went.items():
+                    messages = [{"role": "user", "content": text}, {"role": "user", "content": f"turn {turn}"}]
+                    where.add((await it.chat(body={"messages": messages})).headers["x-headroom-backend"])
+            assert sorted(map(len, went.values())) == [1, 1]

@@ -195,7 +195,8 @@ def _part(part: Mapping[str, Any], name: str) -> Pieces:
             return _content(part.get("content"), f"{name}.content")
         case "thinking" | "redacted_thinking":  # of an earlier turn: templates leave it out
             return []
-    return [UNSEEN]
+        case _:
+            return [UNSEEN]
 
 
 def _anthropic(document: Mapping[str, Any]) -> Pieces:
