@@ -74,7 +74,7 @@ class Shell:
 
     def finished(self, sequence: EngineSequence) -> None:
         """An attempt's reply is complete."""
-        usage = Usage(sequence.generated, sequence.prompt_tokens, max(0, sequence.cached_tokens))
+        usage = Usage(sequence.generated, sequence.prompt_tokens, max(0, sequence.cached_tokens), True)
         self.perform(self.core.ended(sequence.id, sequence.attempt, usage, self.kernel.now_s))
 
     def fail(self, lost: tuple[EngineSequence, Failure]) -> None:

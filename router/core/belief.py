@@ -187,16 +187,16 @@ class Belief:
         if predicted_s > 0.0 and actual_s > 0.0:
             self._judge(E2E, slot, expected, log(actual_s / predicted_s) / expected.width)
 
-    def cached(self, slot: int, share: float, expected: float = 0.0) -> None:
-        """The share of a prompt that was found in the prefix cache, as the reply's usage states it, and the share that
-        should have been, by what was sent there.
+    def cached(self, slot: int, share: float, expected: float = 0.0, stated: bool = True) -> None:
+        """The share of a prompt that was found in the prefix cache, and the share that should have been, by what was
+        sent there; ``stated``: the reply's usage says what was found.
 
-        Most engines leave a count of 0 out, and many all counts: what they do not state says nothing, unless their own
-        pages tell whether anything is ever found.
+        Engines leave a count of 0 out, and many all counts: where none was ever stated that says nothing, unless the
+        engine's own pages tell whether anything is ever found.
         """
         self.hit[slot] += BIAS_GAIN * (share - self.hit[slot])
         finds, found = self.finds.item(slot), min(share, expected)
-        if self.hit.item(slot) == 0.0:  # it has never stated any
+        if not stated and self.hit.item(slot) == 0.0:
             if isnan(finds):
                 return
             found = expected * finds

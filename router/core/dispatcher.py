@@ -584,7 +584,8 @@ class Dispatcher:
         if held.generation != self.ledger.generation[held.slot]:
             return
         if usage.prompt_tokens > 0:
-            belief.cached(held.slot, usage.cached_tokens / usage.prompt_tokens, done.resident_share)
+            share = usage.cached_tokens / usage.prompt_tokens
+            belief.cached(held.slot, share, done.resident_share, usage.cached_stated)
         if predicted.expectation is None or done.prefilled is None:
             return
         slot, expected, until = held.slot, predicted.expectation, self.ledger.mark(held.slot, now_s)

@@ -338,8 +338,10 @@ class Ledger:
         blocks = self.prefixes.matched(request.prefix, self.capacity) if request.prefix else None
         if blocks is None:
             return np.zeros(len(slots))
-        held: Floats = blocks[slots]
-        return np.minimum(held * request.prefix_block_tokens, max(request.prompt_tokens - 1, 0))
+        tokens: Floats = blocks[slots]
+        tokens *= request.prefix_block_tokens
+        np.minimum(tokens, max(request.prompt_tokens - 1.0, 0.0), out=tokens)
+        return tokens
 
     def remember_prefix(self, slot: int, request: Request) -> None:
         """The slot is being sent this prompt: what its KV cache can hold of it will be there for the next."""

@@ -149,16 +149,17 @@ def test_a_cached_prompt_is_predicted_sooner_where_it_is_cached():
     assert again.predicted_ttft_s < first.predicted_ttft_s
 
 
-def again(it, times, cached, *, report=None, counted=400):
-    """The same prompt, time after time on one backend, whose replies state *cached* of *counted* prompt tokens; before
-    each the engine's page tells the hit rate *report*. Returns what the last was expected to find.
+def again(it, times, cached, *, report=None, counted=400, stated=False):
+    """The same prompt, time after time on one backend, whose replies state *cached* of *counted* prompt tokens (0 is
+    left out unless *stated*); before each the engine's page tells the hit rate *report*. Returns what the last was
+    expected to find.
     """
     for n in range(times):
         if report is not None:
             it.reported("a", EngineReport(10.0 * n, prefix_hit_rate=report), 10.0 * n)
         it.arrived(request(f"r{n}", **PROMPT), 10.0 * n)
         it.first_byte(f"r{n}", 1, 10.0 * n + 0.1)
-        it.ended(f"r{n}", 1, Usage(5, counted, cached), 10.0 * n + 0.2)
+        it.ended(f"r{n}", 1, Usage(5, counted, cached, stated or cached > 0), 10.0 * n + 0.2)
     it.arrived(request("last", **PROMPT), 10.0 * times)
     expected = counted - it.loads()["a"].prefill_tokens
     it.client_left("last", 10.0 * times)
@@ -181,6 +182,18 @@ def test_an_engine_that_states_no_cached_tokens_is_trusted_unless_its_pages_say_
     assert again(core(backend("a")), 100, 0, report=0.0) < 1.0
     assert again(core(backend("a")), 100, 0, report=nan) == pytest.approx(399)
     assert again(core(backend("a")), 100, 0, report=0.7) == pytest.approx(399)
+
+
+def test_an_engine_that_states_time_after_time_that_nothing_was_cached_is_believed():
+    """A count of 0 that is there is a count."""
+    assert again(core(backend("a")), 100, 0, stated=True) < 1.0
+
+
+def test_an_engine_that_states_hits_and_leaves_out_a_count_of_0_found_nothing_then():
+    """As vLLM and SGLang do: it has stated counts before."""
+    it = core(backend("a"))
+    again(it, 10, 399)
+    assert again(it, 100, 0) < 1.0
 
 
 def test_an_engine_that_caches_after_all_is_credited_again():
