@@ -5,6 +5,7 @@ Must not know: how it came to be so.
 
 from array import array
 from collections import Counter
+from math import nan
 from struct import Struct
 from typing import Final
 
@@ -53,18 +54,23 @@ class Books:
         return len(self.ids)
 
     def write(self, account: Account, came_s: float) -> None:
-        """Add one request; what it was promised counts from *came_s*, when its client first came with it."""
+        """Add one request; what it was promised counts from *came_s*, when its client first came with it. A reply that
+        came whole has no first token, and only its end can be judged.
+        """
         request, usage = account.request, account.usage
         backend = self._numbers.get(account.backend)
         if backend is None:
             backend = self._numbers[account.backend] = float(len(self.backends))
             self.backends.append(account.backend)
-        arrived_s, first_s, ended_s = came_s, account.first_byte_s, account.ended_s
+        arrived_s, ended_s = came_s, account.ended_s
+        first_s = account.first_byte_s if request.streamed else nan
         served = account.outcome is Outcome.SERVED
         after = usage.output_tokens - 1
-        met = served and request.slo.met(
-            first_s - arrived_s, (ended_s - first_s) / after if after > 0 else 0.0, ended_s - arrived_s
-        )
+        if request.streamed:
+            tpot_s = (ended_s - first_s) / after if after > 0 else 0.0
+            met = served and request.slo.met(first_s - arrived_s, tpot_s, ended_s - arrived_s)
+        else:
+            met = served and ended_s - arrived_s <= request.slo.e2e_s
         self._rows.frombytes(
             _packed(
                 arrived_s,

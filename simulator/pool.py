@@ -51,6 +51,7 @@ class Member:
     price_per_hour: float = -1.0  # below 0: the card's list price times the cards
     weight: float = 1.0
     coefficients: Mapping[str, float] = field(default_factory=dict)  # measured: `calibrate --record` prints them
+    labels: Mapping[str, str] = field(default_factory=dict)  # beside card, model, tp and pp, which every replica has
 
     @property
     def shape(self) -> Shape:
@@ -128,8 +129,9 @@ class Pool:
 
     def site(self, member: Member, name: str, seed: int) -> Site:
         """The replica of *member* that is called *name*: its truth is drawn by that."""
-        limits, prior = member.limits(), member.prior
+        limits, prior, shape = member.limits(), member.prior, member.shape
         truth = true_of(prior, self.truth, seed, name)
+        labels = {"card": shape.card.name, "model": shape.model.name, "tp": str(shape.tp), "pp": str(shape.pp)}
         backend = Backend(
             name,
             member.models,
@@ -141,7 +143,8 @@ class Pool:
             member.network_s,
             member.weight,
             member.name,
-            context_tokens_max=limits.prompt_tokens_max + 1,
+            {**labels, **member.labels},
+            limits.prompt_tokens_max + 1,
         )
         return Site(name, member, limits, backend, truth)
 
@@ -276,6 +279,8 @@ def _typed(value: object, kind: Any, place: str) -> Any:
         return _number(value, place)
     if kind == Mapping[str, float]:
         return {str(key): _number(item, f"{place}.{key}") for key, item in _mapping(value, place).items()}
+    if kind == Mapping[str, str]:
+        return {str(key): str(item) for key, item in _mapping(value, place).items()}
     if kind == tuple[str, ...]:
         return (value,) if isinstance(value, str) else tuple(str(item) for item in _list(value, place))
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

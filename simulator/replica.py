@@ -13,11 +13,12 @@ Must not know: routers, policies, SLOs.
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop
-from math import sqrt
+from math import nan, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
+from router.core.types import EngineReport
 from simulator.batch import Batch
 from simulator.kernel import Clock
 from simulator.sequence import COMING, DECODE, OVER, WAITING, Limits, Sequence
@@ -137,6 +138,22 @@ class Replica(Batch):
         k = min(self._run, self._steps_by(self._clock.now_s))
         used = self.blocks.used + self._opened(k) - self._taken if self._exact else self._held(k)
         return used / self.blocks.total
+
+    def report(self, asked_s: float, before: tuple[int, int] | None) -> EngineReport:
+        """What its metrics page says, as a router reads it. ``before``: prompt tokens, and those of them found cached,
+        that it had counted when it was last asked (None: never).
+        """
+        limits, rate = self.limits, nan
+        if before is not None and self.prompt_tokens > before[0]:
+            rate = (self.cached_tokens - before[1]) / (self.prompt_tokens - before[0])
+        return EngineReport(
+            asked_s,
+            float(self.running),
+            float(self.waiting),
+            self.kv_usage(),
+            rate if limits.prefix_caching else 0.0,
+            float(limits.kv_blocks * limits.block_tokens),
+        )
 
     # For bounds, which may see everything:
 

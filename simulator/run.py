@@ -13,7 +13,6 @@ from router.core.decisions import Account, Outcome, Reason
 from router.core.dispatcher import Dispatcher
 from router.core.flight import Limits
 from router.core.policy import Admission, Routing
-from router.core.types import EngineReport
 from simulator.books import Books
 from simulator.fleet import Engine, Fleet
 from simulator.kernel import Kernel
@@ -266,17 +265,8 @@ class Scraper:
         if not engine.alive:
             return
         replica = engine.replica
-        prompts, cached = self._seen.get(engine.name, (0, 0))
-        self._seen[engine.name] = (replica.prompt_tokens, replica.cached_tokens)
-        new = replica.prompt_tokens - prompts
-        report = EngineReport(
-            asked_s,
-            float(replica.running),
-            float(replica.waiting),
-            replica.kv_usage(),
-            (replica.cached_tokens - cached) / new if new else float("nan"),
-            float(replica.limits.kv_blocks * replica.limits.block_tokens),
-        )
+        report = replica.report(asked_s, self._seen.get(engine.name))
+        self._seen[engine.name] = replica.prompt_tokens, replica.cached_tokens
         router = self._router
         router.tell(router.core.reported(engine.name, report, router.kernel.now_s))
 

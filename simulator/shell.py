@@ -64,14 +64,17 @@ class Shell:
             self._look_at_clock()
 
     def first_token(self, sequence: EngineSequence) -> None:
-        """An engine's first token of an attempt has come."""
+        """An engine's first token of an attempt has come; of a whole reply nobody sees it."""
+        flight = self._flights.get(sequence.id)
+        if flight is not None and not flight.arrival.request.streamed:
+            return
         commands = self.core.first_byte(sequence.id, sequence.attempt, self.kernel.now_s)
         if commands or self._holding:
             self.perform(commands)
 
     def finished(self, sequence: EngineSequence) -> None:
         """An attempt's reply is complete."""
-        usage = Usage(sequence.generated, sequence.prompt_tokens, max(0, sequence.cached_tokens))
+        usage = Usage(sequence.generated, sequence.prompt_tokens, max(0, sequence.cached_tokens), True)
         self.perform(self.core.ended(sequence.id, sequence.attempt, usage, self.kernel.now_s))
 
     def fail(self, lost: tuple[EngineSequence, Failure]) -> None:
@@ -142,7 +145,7 @@ class Shell:
         failure = engine.accept(sequence, now_s)
         if failure is not None:
             self.kernel.at(now_s + engine.delay_s, self.fail, (sequence, failure))
-        if self._hedges or send.first_byte_due_s < self._wake_s:
+        if self._hedges or send.first_byte_due_s < self._wake_s or not flight.arrival.request.streamed:
             self._look_at_clock()
 
     def _abort(self, abort: Abort) -> None:

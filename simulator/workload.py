@@ -123,6 +123,7 @@ class Shaper:
             entry.session,
             entry.prefix,
             entry.prefix_block_tokens,
+            entry.streamed,
         )
         self._count += 1
         return Arrival(request, entry.output_tokens, known_prefix)

@@ -311,11 +311,13 @@ async def gateway(
     routing: str = "round_robin",
     core_limits: Limits | None = None,
     front_limits: FrontLimits | None = None,
+    core: Dispatcher | None = None,
     **options: Any,
 ) -> AsyncIterator[Gateway]:
-    """A gateway on a free port in front of these targets, with the real core."""
-    backends = [fakes.backend(target.name, models=models) for target in targets]
-    core = fakes.core(*backends, routing=routing, limits=core_limits)
+    """A gateway on a free port in front of these targets, with the real core (or the one given, which knows them)."""
+    if core is None:
+        backends = [fakes.backend(target.name, models=models) for target in targets]
+        core = fakes.core(*backends, routing=routing, limits=core_limits)
     seen = Seen()
     driver = Driver(core, targets, seen, **options)
     protocol = front(driver, front_limits or FrontLimits())

@@ -1,9 +1,10 @@
 """Where most of the prompt is cached already, unless that backend is too busy: approximate prefix affinity.
 
 As SGLang's cache-aware router and llm-d's approximate prefix scorer do: block hashes of the prompt against what each
-backend was lately sent (router/core/prefix.py). Affinity alone ends in a spiral, for the backend with the hottest
-prefix draws all others (a peer saw its hit rate fall from 98 % to 5 %); so a backend is only followed while its work
-stays within a bound of what the pool has on average, and only for a match worth following.
+backend was lately sent (router/core/prefix.py), as far as its engine was seen to find such blocks again. Affinity alone
+ends in a spiral, for the backend with the hottest prefix draws all others (a peer saw its hit rate fall from 98 % to
+5 %); so a backend is only followed while its work stays within a bound of what the pool has on average, and only for a
+match worth following.
 """
 
 from dataclasses import dataclass
@@ -35,10 +36,10 @@ class PrefixAffinity:
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """The backend with the longest match that is not overloaded; else the one with the least work."""
-        cached = fleet.cached_tokens(request)
+        cached = forecast.cached_tokens if request.prefix else np.zeros(len(fleet))
         work = fleet.prefill_tokens + fleet.context_tokens
         allowed = np.maximum(self.balance * work.mean(), work.mean() + self.slack_tokens)
-        follow = (cached > 0) & (cached >= self.match_min * request.prompt_tokens) & (work <= allowed)
+        follow = (cached > 0) & (cached >= self.match_min * forecast.prompt_tokens) & (work <= allowed)
         if not follow.any():
             return Dispatch(int(fleet.slots[lowest(work - cached, rng)]), "no match worth following: least work")
         longest = cached == np.where(follow, cached, -inf).max()

@@ -11,7 +11,7 @@ mean batch, context and prompt load that the backend carried while it decoded.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, isnan, log, nan
 from typing import Any, Final
 
 import numpy as np
@@ -31,6 +31,7 @@ VERSION: Final = 2  # of an exported belief
 STEPS_AHEAD: Final = 0.5  # that a busy engine has scheduled beyond the one under way: none, or (vLLM's async) one
 STEPS_AHEAD_SIGMA: Final = 1.0
 BIAS_GAIN: Final = 0.04
+CREDIT_GAIN: Final = 0.1  # of a prompt that should be cached whole: an engine that caches nothing is known after 30
 STEPS_MIN: Final = 4  # a shorter reply says more of rounding than of pace
 STEP_DOUBT: Final = 0.25  # variance of the log pace of a single step: a prompt may or may not be in it
 
@@ -71,6 +72,8 @@ class Belief:
     prior: Floats  # a row a slot: a step's seconds by the data sheet, of one stage's share of the batch; SHARE, SCALE
     lean: Floats  # of TTFT and TPOT, by band and slot: what is left between model and outcome, as a factor
     hit: Floats  # share of prompt tokens found in the prefix cache, by slot
+    credit: Floats  # of the tokens that should be there by what was sent, the share that is found; 1 until known
+    finds: Floats  # whether the engine's own pages have ever told of a hit: 1 or 0 (nan: they do not tell)
 
     def __init__(self, capacity: int = 16) -> None:
         self.lengths = Lengths()
@@ -83,6 +86,8 @@ class Belief:
         self.prior = np.zeros((capacity, PRIOR))
         self.lean = np.ones((2, BANDS, capacity))
         self.hit = np.zeros(capacity)
+        self.credit = np.ones(capacity)
+        self.finds = np.full(capacity, nan)
 
     @property
     def state(self) -> NDArray[np.int8]:
@@ -113,6 +118,7 @@ class Belief:
         self.books.joined(slot)
         self.lean[..., slot] = 1.0
         self.hit[slot] = 0.0
+        self.credit[slot], self.finds[slot] = 1.0, nan
 
     def restarted(self, slot: int) -> None:
         """The backend was away and is back: it may be another version, or have others on its machine."""
@@ -124,6 +130,8 @@ class Belief:
         self.lean = np.ones((2, BANDS, capacity))
         self.hit = np.zeros(capacity)
         self.prior[: len(hit)], self.lean[..., : len(hit)], self.hit[: len(hit)] = prior, lean, hit
+        self.credit = np.concatenate((self.credit, np.ones(capacity - len(hit))))
+        self.finds = np.concatenate((self.finds, np.full(capacity - len(hit), nan)))
         for part in (self.roofs, self.regression, self.tails, self.books):
             part.grow(capacity)
 
@@ -179,9 +187,27 @@ class Belief:
         if predicted_s > 0.0 and actual_s > 0.0:
             self._judge(E2E, slot, expected, log(actual_s / predicted_s) / expected.width)
 
-    def cached(self, slot: int, share: float) -> None:
-        """The share of a prompt that was found in the prefix cache."""
+    def cached(self, slot: int, share: float, expected: float = 0.0, stated: bool = True) -> None:
+        """The share of a prompt that was found in the prefix cache, and the share that should have been, by what was
+        sent there; ``stated``: the reply's usage says what was found.
+
+        Engines leave a count of 0 out, and many all counts: where none was ever stated that says nothing, unless the
+        engine's own pages tell whether anything is ever found.
+        """
         self.hit[slot] += BIAS_GAIN * (share - self.hit[slot])
+        finds, found = self.finds.item(slot), min(share, expected)
+        if not stated and self.hit.item(slot) == 0.0:
+            if isnan(finds):
+                return
+            found = expected * finds
+        self.credit[slot] += CREDIT_GAIN * (found - expected * self.credit.item(slot))
+
+    def reported(self, slot: int, hit_rate: float) -> None:
+        """The share of prompt tokens that the engine itself says it found lately (nan: it does not say)."""
+        if hit_rate > 0.0:
+            self.finds[slot] = 1.0
+        elif hit_rate == 0.0 and isnan(self.finds.item(slot)):
+            self.finds[slot] = 0.0
 
     def _settle_lean(self, metric: int, slot: int, band: int, left: float) -> None:
         """Learn what the factors leave over in this load band: the queue is modelled only so well."""
@@ -233,6 +259,7 @@ class Belief:
             "tails": self.tails.plain(slot),
             "lean": self.lean[..., slot].tolist(),
             "hit": float(self.hit[slot]),
+            "credit": float(self.credit[slot]),
             "state": int(self.state[slot]),
         }
 
@@ -248,4 +275,5 @@ class Belief:
         self.tails.adopt(slot, learnt["tails"])
         self.lean[..., slot] = learnt["lean"]
         self.hit[slot] = learnt["hit"]
+        self.credit[slot] = min(1.0, max(0.0, learnt.get("credit", 1.0)))
         self.state[slot] = learnt["state"]

@@ -122,6 +122,7 @@ class Dispatcher:
         if slot is None:
             return ()
         self.ledger.reported(slot, report, now_s)
+        self.belief.reported(slot, report.prefix_hit_rate)
         return self._serve_held(now_s)
 
     def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
@@ -300,11 +301,12 @@ class Dispatcher:
         self._note(flight, backend, why, forecast, now_s)
         pace_s = pace_bound_s(request, now_s, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens)
         held = self.ledger.reserve(slot, forecast.prefill_tokens_at(index), forecast.tokens, pace_s, now_s)
-        if request.prefix:
-            self.ledger.remember_prefix(slot, request)
         flight.attempts += 1
         flight.tried = (*flight.tried, slot)
         attempt = Attempt(flight.attempts, backend, held, predicted, now_s)
+        if request.prefix:
+            attempt.resident_share = forecast.resident_share_at(index)
+            self.ledger.remember_prefix(slot, request)
         flight.open.append(attempt)
         self._sends += 1
         due_s = self._first_byte_due_s(request, now_s)
@@ -595,13 +597,14 @@ class Dispatcher:
             return
         belief.lengths.saw(request.model, request.slo_class, usage.output_tokens, request.output_tokens_max)
         belief.prompts.saw(request.model, request.prompt_tokens, usage.prompt_tokens)
-        if predicted.expectation is None or done.prefilled is None:
-            return
         if held.generation != self.ledger.generation[held.slot]:
             return
-        slot, expected, until = held.slot, predicted.expectation, self.ledger.mark(held.slot, now_s)
         if usage.prompt_tokens > 0:
-            belief.cached(slot, usage.cached_tokens / usage.prompt_tokens)
+            share = usage.cached_tokens / usage.prompt_tokens
+            belief.cached(held.slot, share, done.resident_share, usage.cached_stated)
+        if predicted.expectation is None or done.prefilled is None:
+            return
+        slot, expected, until = held.slot, predicted.expectation, self.ledger.mark(held.slot, now_s)
         if usage.output_tokens > 1:
             belief.pace(slot, request.model, expected, predicted.tpot_s, usage.output_tokens - 1, done.prefilled, until)
         belief.end(slot, expected, predicted.e2e_s, now_s - done.sent_s)

@@ -167,6 +167,18 @@ class Fleet:
         return np.minimum(self.of(self._ledger.tpot_bound_s), self.of(self._ledger.others_bound_s))
 
     @property
+    def kv_usage(self) -> Floats:
+        """Share of each KV cache in use, 0 to 1, as the engine last reported it (nan: it never did)."""
+        return self.of(self._ledger.kv_usage)
+
+    @property
+    def prefix_hit_rate(self) -> Floats:
+        """Share of the prompt tokens that each engine lately found in its prefix cache, as it last reported it (nan: it
+        never did, or took in no prompt since it was last asked).
+        """
+        return self.of(self._ledger.prefix_hit_rate)
+
+    @property
     def report_age_s(self) -> Floats:
         """Seconds since each engine was last asked with success (inf: never)."""
         return self.now_s - self.of(self._ledger.reported_s)

@@ -48,7 +48,7 @@ class Failure:
 class Attempt:
     """One try on one backend."""
 
-    __slots__ = ("backend", "number", "predicted", "prefilled", "reservation", "sent_s")
+    __slots__ = ("backend", "number", "predicted", "prefilled", "reservation", "resident_share", "sent_s")
 
     def __init__(
         self, number: int, backend: str, reservation: Reservation, predicted: Prediction, sent_s: float
@@ -58,6 +58,7 @@ class Attempt:
         self.reservation = reservation
         self.predicted = predicted
         self.prefilled: Mark | None = None  # what the backend had done by the first token
+        self.resident_share = 0.0  # of the prompt, that the backend was sent before and should have cached
         self.sent_s = sent_s
 
 

@@ -80,6 +80,7 @@ class Forecast:
         "_outlook",
         "_request",
         "_rest",
+        "_resident",
         "_rows",
         "_tails",
         "_width",
@@ -98,6 +99,7 @@ class Forecast:
         self.prompt_tokens = request.prompt_tokens * belief.prompts.scale(request.model)
         self.tokens = max(self.prompt_tokens + self._outlook.tokens / 2, 1.0)
         self._cached: Floats | None = None
+        self._resident: Floats | None = None  # tokens of the prompt as estimated, by what was sent before
         self._rows: Floats | None = None
         self._rest: Floats | None = None
         self._breaks = False  # whether BROKEN is filled
@@ -122,13 +124,15 @@ class Forecast:
     @property
     def cached_tokens(self) -> Floats:
         """Prompt tokens each candidate should find in its prefix cache: by what it was sent before when the request
-        says its prefix, else by the share that prompts were lately found there.
+        says its prefix, as far as such tokens were found there, else by the share that prompts were lately found there.
         """
         if self._cached is None:
             if self._rows is not None:
                 self._cached = self._rows[CACHED]
             elif self._request.prefix:
-                self._cached = np.minimum(self._fleet.cached_tokens(self._request), self.prompt_tokens)
+                self._resident = self._fleet.cached_tokens(self._request)
+                counted = self.prompt_tokens / max(self._request.prompt_tokens, 1)  # over estimated
+                self._cached = self._resident * self._fleet.of(self._belief.credit) * counted
             else:
                 self._cached = self.prompt_tokens * self._fleet.of(self._belief.hit)
         return self._cached
@@ -143,6 +147,14 @@ class Forecast:
         if self._cached is None and not self._request.prefix:
             return self.prompt_tokens * (1.0 - self._belief.hit.item(self._fleet.slots.item(index)))
         return self.prompt_tokens - float(self.cached_tokens[index])
+
+    def resident_share_at(self, index: int) -> float:
+        """The share of the prompt that one candidate was sent before and should still hold, whether or not it finds it
+        (0: the request does not say its prefix).
+        """
+        if self._resident is None:  # nobody asked what is cached, or the request does not say
+            self._resident = self._fleet.cached_tokens(self._request)
+        return self._resident.item(index) / max(self._request.prompt_tokens, 1)
 
     # -- means ---------------------------------------------------------------------------------------------------
 

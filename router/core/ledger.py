@@ -244,7 +244,7 @@ class Ledger:
         self.reported_s[slot] = -np.inf
         self.rate_at_s[slot] = now_s
         self.tpot_bound_s[slot] = self.others_bound_s[slot] = np.inf
-        self.prefix_hit_rate[slot] = np.nan
+        self.kv_usage[slot] = self.prefix_hit_rate[slot] = np.nan
 
     def _count_models(self) -> None:
         self._known = {}
@@ -335,14 +335,13 @@ class Ledger:
 
         At least one token is always computed: an engine needs the last one's output to go on from.
         """
-        cached = np.zeros(len(slots))
-        match = self.prefixes.matched(request.prefix) if request.prefix else {}
-        most = max(request.prompt_tokens - 1, 0)
-        for slot, blocks in match.items():
-            index = int(slots.searchsorted(slot))
-            if index < len(slots) and slots[index] == slot:
-                cached[index] = min(blocks * request.prefix_block_tokens, most)
-        return cached
+        blocks = self.prefixes.matched(request.prefix, self.capacity) if request.prefix else None
+        if blocks is None:
+            return np.zeros(len(slots))
+        tokens: Floats = blocks[slots]
+        tokens *= request.prefix_block_tokens
+        np.minimum(tokens, max(request.prompt_tokens - 1.0, 0.0), out=tokens)
+        return tokens
 
     def remember_prefix(self, slot: int, request: Request) -> None:
         """The slot is being sent this prompt: what its KV cache can hold of it will be there for the next."""

@@ -6,6 +6,14 @@ bounded by what the engine's KV cache can hold, and what rests on it must stay h
 """
 
 from collections.abc import Sequence
+from itertools import islice
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCKS_MAX: Final = 1 << 19  # of all backends together: at up to 240 bytes each, 126 MB
+BLOCKS_EACH_MIN: Final = 64  # that a backend keeps in any case: one long prompt
 
 
 class PrefixIndex:
@@ -13,48 +21,79 @@ class PrefixIndex:
 
     A hash names one block and everything before it, so a prompt's match is the number of its leading hashes that a
     slot holds. Blocks are touched from the last to the first: a shared beginning outlives the ends that branch off it.
+    Who holds a block is one whole number, a bit a slot: to compare a thousand backends costs no more than to compare
+    ten.
+
+    Memory: each slot has an equal share of ``blocks_max``, less while others still hold more than theirs (they give it
+    up with their next send), and never less than ``BLOCKS_EACH_MIN`` blocks.
     """
 
-    __slots__ = ("_blocks", "_holders")
+    __slots__ = ("_blocks", "_count", "_holders", "blocks_max")
 
-    def __init__(self) -> None:
+    def __init__(self, blocks_max: int = BLOCKS_MAX) -> None:
+        self.blocks_max = blocks_max
         self._blocks: dict[int, dict[int, None]] = {}  # insertion order is recency
-        self._holders: dict[int, set[int]] = {}
+        self._holders: dict[int, int] = {}  # by block, the slots that hold it, one bit each
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(len(blocks) for blocks in self._blocks.values())
+        return self._count
+
+    def __bool__(self) -> bool:
+        return self._count > 0
 
     def sent(self, slot: int, prefix: Sequence[int], blocks_max: int) -> None:
         """A prompt with these block hashes goes to a slot that keeps ``blocks_max`` blocks at most."""
         blocks = self._blocks.setdefault(slot, {})
-        for block in reversed(prefix[: max(blocks_max, 0)]):
-            blocks.pop(block, None)
+        before, holders, bit = len(blocks), self._holders, 1 << slot
+        share = min(self.blocks_max // len(self._blocks), self.blocks_max - self._count + before)
+        blocks_max = max(0, min(blocks_max, max(share, BLOCKS_EACH_MIN)))
+        for block in reversed(prefix[:blocks_max]):
+            if block in blocks:
+                del blocks[block]
+            else:
+                holders[block] = holders.get(block, 0) | bit
             blocks[block] = None
-            self._holders.setdefault(block, set()).add(slot)
-        while len(blocks) > blocks_max:
-            oldest = next(iter(blocks))
-            del blocks[oldest]
-            self._dropped(slot, oldest)
+        if len(blocks) > blocks_max:  # the oldest are looked for once: a dict passes over what was deleted in front
+            for oldest in list(islice(blocks, len(blocks) - blocks_max)):
+                del blocks[oldest]
+                self._dropped(bit, oldest)
+        self._count += len(blocks) - before
 
     def forget(self, slot: int) -> None:
         """The backend left or restarted: its cache is gone."""
-        for block in self._blocks.pop(slot, ()):
-            self._dropped(slot, block)
+        blocks, bit = self._blocks.pop(slot, {}), 1 << slot
+        for block in blocks:
+            self._dropped(bit, block)
+        self._count -= len(blocks)
 
-    def _dropped(self, slot: int, block: int) -> None:
-        holders = self._holders[block]
-        holders.discard(slot)
-        if not holders:
+    def _dropped(self, bit: int, block: int) -> None:
+        left = self._holders[block] & ~bit
+        if left:
+            self._holders[block] = left
+        else:
             del self._holders[block]
 
-    def matched(self, prefix: Sequence[int]) -> dict[int, int]:
-        """Leading blocks of ``prefix`` that each slot holds; slots without any are left out."""
-        match: dict[int, int] = {}
-        alive: set[int] | None = None
-        for depth, block in enumerate(prefix):
-            here = self._holders.get(block)
-            alive = set() if here is None else here if alive is None else alive & here
-            if not alive:
+    def matched(self, prefix: Sequence[int], slots: int) -> NDArray[np.float64] | None:
+        """Leading blocks of ``prefix`` that each of the first ``slots`` slots holds; None where none holds any."""
+        masks: list[int] = []  # who still held all so far, each time that this changed
+        runs: list[float] = []  # for how many blocks it was so
+        alive = -1
+        for block in prefix:
+            here = self._holders.get(block, 0)
+            both = here if alive < 0 else alive & here
+            if not both:
                 break
-            match.update(dict.fromkeys(alive, depth + 1))
-        return match
+            if both == alive:
+                runs[-1] += 1.0
+            else:
+                masks.append(both)
+                runs.append(1.0)
+                alive = both
+        if not masks:
+            return None
+        width = (slots + 7) // 8
+        held = np.frombuffer(b"".join([mask.to_bytes(width, "little") for mask in masks]), np.uint8)
+        bits = np.unpackbits(held.reshape(len(masks), width), axis=1, count=slots, bitorder="little")
+        depths: NDArray[np.float64] = np.array(runs) @ bits
+        return depths

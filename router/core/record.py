@@ -20,6 +20,7 @@ from router.core.score import Score
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Slo, Usage
 
 VERSION: Final = 1
+_REQUEST: Final = tuple(each.name for each in fields(Request))
 Event = dict[str, Any]
 
 
@@ -71,7 +72,7 @@ class Recording:
 
     def arrived(self, request: Request, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
-        return self._note("arrived", now_s, self._core.arrived(request, now_s), request=_plain(request))
+        return self._note("arrived", now_s, self._core.arrived(request, now_s), request=_plain_request(request))
 
     def first_byte(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
@@ -156,7 +157,13 @@ def _tell(core: Dispatcher, event: Event) -> Sequence[Command]:
     return getattr(core, kind)(*decode(event), now_s) or ()
 
 
-def _plain(fact: Request | Backend | EngineReport) -> Event:
+def _plain_request(request: Request) -> Event:
+    """The same of a request, field by field: its blocks are many, and plain numbers already."""
+    fact: Event = {name: getattr(request, name) for name in _REQUEST}
+    return {**fact, "slo": _finite(asdict(request.slo)), "prefix": list(request.prefix)}
+
+
+def _plain(fact: Backend | EngineReport) -> Event:
     """A fact as JSON can hold it: what is inf or nan is its default there and left out."""
     finite: Event = _finite(asdict(fact))
     return finite

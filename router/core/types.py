@@ -126,21 +126,26 @@ class Request(Fact):
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
 class Usage(Fact):
-    """Token counts of a finished reply; ``prompt_tokens`` and ``cached_tokens`` are 0 when the engine did not say."""
+    """Token counts of a finished reply; ``prompt_tokens`` and ``cached_tokens`` are 0 when the engine did not say.
+    ``cached_stated``: it did say how many were cached, if only that none were.
+    """
 
     output_tokens: Final[int]
     prompt_tokens: Final[int]
     cached_tokens: Final[int]
+    cached_stated: Final[bool]
 
     def __init__(
         self,
         output_tokens: int,
         prompt_tokens: int = 0,
         cached_tokens: int = 0,
+        cached_stated: bool = False,
     ) -> None:
         self.output_tokens = output_tokens
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = cached_tokens
+        self.cached_stated = cached_stated
 
 
 @dataclass(frozen=True, slots=True)

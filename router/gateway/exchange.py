@@ -152,7 +152,7 @@ class Exchange:
             tenant=caller.tenant or fields.get(b"x-llm-d-inference-fairness-id", b"").decode("latin-1"),
             session=fields.get(b"x-session-id", b"").decode("latin-1"),
             prefix=call.prefix,
-            prefix_block_tokens=round(openai.PREFIX_BLOCK_BYTES / CHARS_PER_TOKEN) if call.prefix else 0,
+            prefix_block_tokens=max(1, round(call.block_chars / CHARS_PER_TOKEN)) if call.prefix else 0,
             streamed=call.stream,
         )
 

@@ -171,8 +171,8 @@ class Meter:
         counts = {name: int(number) for name, number in stated}
         output = counts.get(b"completion_tokens", counts.get(b"output_tokens", 0))
         prompt = counts.get(b"prompt_tokens", counts.get(b"input_tokens", 0))
-        cached = counts.get(b"cached_tokens", counts.get(b"cache_read_input_tokens", 0))
-        return Usage(output, prompt, cached)
+        cached = counts.get(b"cached_tokens", counts.get(b"cache_read_input_tokens", -1))
+        return Usage(output, prompt, max(cached, 0), cached >= 0)
 
 
 def _stated(tail: bytes) -> list[tuple[bytes, bytes]]:

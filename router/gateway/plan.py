@@ -96,7 +96,7 @@ def make(
         settings=parsed,
         version=_version(text.data, plan["chosen"]),
         backends=tuple(each for each in backends if each is not None),
-        ingress=Ingress(_classes(parsed), parsed.default_slo_class, keys),
+        ingress=Ingress(_classes(parsed), parsed.default_slo_class, keys, parsed.policy.prefix_blocks_max),
         limits=Limits(**parsed.policy.limits.model_dump(exclude_none=True)),
         text=text.text,
         router_id=parsed.state.router_id or f"{socket.gethostname()}-{os.getpid()}",

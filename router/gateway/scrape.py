@@ -112,6 +112,7 @@ def _mean(found: Samples, **labels: str) -> float:
 def _vllm(page: bytes, _: Collection[str]) -> Snapshot:
     """vLLM V1 names; ``gpu_cache_usage_perc`` is what V0 called it."""
     info = [labels for labels, _ in _all(page, b"vllm:cache_config_info")]
+    never = any(labels.get("enable_prefix_caching") == "False" for labels in info)
     return Snapshot(
         "vllm",
         running=_sum(_all(page, b"vllm:num_requests_running")),
@@ -120,6 +121,7 @@ def _vllm(page: bytes, _: Collection[str]) -> Snapshot:
         kv_tokens_max=sum(map(_vllm_kv_tokens, info)) if info else nan,
         hits=_sum(_all(page, b"vllm:prefix_cache_hits_total", b"vllm:gpu_prefix_cache_hits_total")),
         queries=_sum(_all(page, b"vllm:prefix_cache_queries_total", b"vllm:gpu_prefix_cache_queries_total")),
+        hit_rate=0.0 if never else nan,
     )
 
 

@@ -11,7 +11,8 @@
 
 The optional keys of our own JSONL: id, model, slo_class, ttft_slo_s, tpot_slo_s, e2e_slo_s, slo_quantile,
 slo_infeasible (refuse or best_effort: what becomes of bounds that no backend could keep even when idle),
-output_tokens_max, priority, tenant, session, prefix (hashes, each covering all before it), prefix_block_tokens.
+output_tokens_max, priority, tenant, session, prefix (hashes, each covering all before it), prefix_block_tokens,
+streamed (true or false: whether the client sees tokens as they come).
 Any other key is refused, so that a misspelt SLO is not silently no SLO.
 """
 
@@ -101,6 +102,7 @@ _OWN: Final = (
     "session",
     "prefix",
     "prefix_block_tokens",
+    "streamed",
 )
 
 
@@ -124,6 +126,7 @@ def _own(record: Mapping[str, Any]) -> Entry:
         session=_text(record, "session"),
         prefix=prefix,
         prefix_block_tokens=count(record, "prefix_block_tokens") if prefix else 0,
+        streamed=_whether(record, "streamed"),
     )
 
 
@@ -142,6 +145,13 @@ def _text(record: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str | int):
         raise ValueError(f"{key} must be text, got {type(value).__name__}")  # noqa: TRY004 - a bad line
     return str(value)
+
+
+def _whether(record: Mapping[str, Any], key: str) -> bool:
+    value = record.get(key, True)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} must be true or false, got {value!r}")  # noqa: TRY004 - a bad line
+    return value
 
 
 def _bound(record: Mapping[str, Any], key: str) -> float | None:
@@ -273,6 +283,7 @@ def _recorded(request: Mapping[str, Any]) -> Entry:
         session=_text(request, "session"),
         prefix=_hashes(request, "prefix"),
         prefix_block_tokens=int(request.get("prefix_block_tokens", 0)),
+        streamed=_whether(request, "streamed"),
     )
 
 

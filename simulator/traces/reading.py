@@ -39,6 +39,7 @@ class Entry:
     session: str
     prefix: tuple[int, ...]
     prefix_block_tokens: int
+    streamed: bool
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Entry:
         session: str = "",
         prefix: tuple[int, ...] = (),
         prefix_block_tokens: int = 0,
+        streamed: bool = True,
     ) -> None:
         self.arrived_s = arrived_s
         self.prompt_tokens = prompt_tokens
@@ -69,6 +71,7 @@ class Entry:
         self.session = session
         self.prefix = prefix
         self.prefix_block_tokens = prefix_block_tokens
+        self.streamed = streamed
 
 
 @dataclass(slots=True)

@@ -349,6 +349,7 @@ def metrics(server: Vllm) -> str:
     replica, limits = engine.replica, engine.limits
     of = {"engine": "0", "model_name": engine.serving.model_name}
     cache = {"block_size": limits.block_tokens, "num_gpu_blocks": limits.kv_blocks, "engine": "0"}
+    cache["enable_prefix_caching"] = str(limits.prefix_caching)
     lines = [
         metric("vllm:num_requests_running", "gauge", replica.running, of),
         metric("vllm:num_requests_waiting", "gauge", replica.waiting, of),

@@ -59,13 +59,16 @@ def test_usage_is_read_from_the_end_of_the_stream(framed: bool) -> None:
 
 
 def test_usage_of_each_protocol_is_understood() -> None:
-    """OpenAI's, Responses' and Anthropic's names; cached tokens where they are said."""
+    """OpenAI's, Responses' and Anthropic's names; cached tokens where they are said, and whether they were."""
     said = {
         b'"usage":{"prompt_tokens":9,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":8}}': Usage(
-            4, 9, 8
+            4, 9, 8, True
         ),
-        b'"usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":0},"output_tokens":4}': Usage(4, 9, 0),
-        b'"usage": {"input_tokens": 9, "cache_read_input_tokens": 5, "output_tokens": 4}': Usage(4, 9, 5),
+        b'"usage":{"prompt_tokens":9,"completion_tokens":4,"prompt_tokens_details":null}': Usage(4, 9),
+        b'"usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":0},"output_tokens":4}': Usage(
+            4, 9, 0, True
+        ),
+        b'"usage": {"input_tokens": 9, "cache_read_input_tokens": 5, "output_tokens": 4}': Usage(4, 9, 5, True),
         b'"model_name":"m","sequence_length":6,"text_output":"x"': Usage(6),
         b'"nothing":1': Usage(0),
     }

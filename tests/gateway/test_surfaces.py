@@ -13,8 +13,6 @@ import openai
 import pytest
 
 from router.core.decisions import Outcome as Ending
-from router.gateway.protocols.ingress import Ingress
-from router.gateway.protocols.openai import PREFIX_BLOCK_BYTES, prefix_hashes
 from tests import fakes_wire as wire
 from tests.fakes_wire import ScriptedEngine, chunked, event, gateway, pair, post, reply, stream, token
 from tests.waiting import until
@@ -81,20 +79,6 @@ async def test_prompts_are_estimated_by_one_rule() -> None:
         for _ in range(2):
             await gate.chat(stream=False, messages=[{"role": "user", "content": "x" * 400}])
         assert [outcome.account.request.prompt_tokens for outcome in gate.seen.outcomes] == [100, 100]
-
-
-async def test_prefix_hashes_are_made_only_when_routing_wants_them() -> None:
-    """One for each whole block, and the same for the same beginning."""
-    text = "x" * (3 * PREFIX_BLOCK_BYTES + 10)
-    async with pair([reply(b"{}")], ingress=Ingress(prefix_blocks_max=2)) as (gate, _):
-        await gate.chat(stream=False, messages=[{"role": "user", "content": text}])
-        request = gate.seen.outcomes[0].account.request
-        assert request.prefix == prefix_hashes(text + "more", 2)
-        assert (len(request.prefix), request.prefix_block_tokens) == (2, PREFIX_BLOCK_BYTES // 4)
-    assert prefix_hashes("a" + text, 2) != prefix_hashes(text, 2)
-    async with pair([reply(b"{}")]) as (gate, _):
-        await gate.chat(stream=False, messages=[{"role": "user", "content": text}])
-        assert gate.seen.outcomes[0].account.request.prefix == ()
 
 
 async def test_the_official_client_streams_and_does_not() -> None:

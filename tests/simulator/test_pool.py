@@ -38,6 +38,14 @@ def test_a_pool_is_read(tmp_path: Path) -> None:
     assert refusing.classes[0].slo == Slo(ttft_s=2, tpot_s=0.08, refuse_infeasible=True)
 
 
+def test_a_replica_bears_the_labels_that_it_would_have_in_a_gateway(tmp_path: Path) -> None:
+    """Card, model, TP and PP, and those of the file."""
+    pool = load_pool(written(tmp_path, GOOD.replace("count: 2", "count: 2, labels: {zone: 7}")))
+    big, small, _ = (site.backend.labels for site in pool.sites(0))
+    assert big == {"card": "h100-sxm", "model": "llama-3-8b", "tp": "1", "pp": "1"}
+    assert small == {"card": "a10", "model": "llama-3-8b", "tp": "2", "pp": "1", "zone": "7"}
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -59,6 +60,23 @@ def test_output_lengths_come_back_as_served() -> None:
     """What was asked for in the trace is what the replicas made."""
     run = played("least_work")
     assert run.books.column("output_tokens").sum() == sum(e.output_tokens for e in entries(300))
+
+
+def test_a_reply_that_comes_whole_is_judged_by_its_end_alone() -> None:
+    """As the gateway does: it has no first token, and what was promised of that cannot be missed."""
+    whole = [replace(entry, streamed=False) for entry in entries(20)]
+    slos = (SloClass("x", Slo(ttft_s=1e-6, e2e_s=60.0)),)
+    run = play(
+        shape(whole, Shaping("llama-3-8b", slos), 1),
+        BUILT_IN,
+        policies.find("routing", "slo_headroom"),
+        policies.find("admission", "deadline"),
+        1,
+    )
+    assert run.books.served().all()
+    assert np.isnan(run.books.ttft_s()).all()
+    assert np.isnan(run.books.tpot_s()).all()
+    assert run.books.met().all()
 
 
 def test_time_of_a_lone_request_is_network_api_and_steps() -> None:

@@ -86,6 +86,14 @@ def test_a_gateway_record_keeps_what_becomes_of_bounds_that_cannot_be(tmp_path: 
     assert entry.slo == Slo(tpot_s=0.001, refuse_infeasible=True)
 
 
+def test_whether_a_client_saw_its_reply_come_is_kept(tmp_path: Path) -> None:
+    """Of a reply that comes whole only the end can be judged: replayed as a stream, it would be promised more."""
+    whole = RECORD.replace('"prompt_tokens": 7}', '"prompt_tokens": 7, "streamed": false}')
+    assert read_trace(written(tmp_path, whole)).entries == [Entry(2.0, 7, 33, id="a", model="m", streamed=False)]
+    own = OWN.replace('"m"}', '"m", "streamed": false}')
+    assert not read_trace(written(tmp_path, own)).entries[0].streamed
+
+
 @pytest.mark.parametrize("text", [AZURE, MOONCAKE, BURSTGPT, BAILIAN, OWN, RECORD])
 def test_a_gzipped_trace_reads_as_the_plain_one(tmp_path: Path, text: str) -> None:
     """Told from the first two bytes, not from the name."""
@@ -103,6 +111,7 @@ def test_a_gzipped_trace_reads_as_the_plain_one(tmp_path: Path, text: str) -> No
         (OWN + "{not json}\n", ":2: expected a JSON object"),
         (OWN + '{"arrived_s": 1, "prompt_tokens": 0, "output_tokens": 1}\n', ":2: prompt_tokens must be at least 1"),
         (OWN + '{"arrived_s": -1, "prompt_tokens": 1, "output_tokens": 1}\n', ":2: arrived_s must be 0 or more"),
+        (OWN.replace('"m"}', '"m", "streamed": "no"}'), ":1: streamed must be true or false, got 'no'"),
         (OWN.replace("ttft_slo_s", "ttft_slo"), ":1: unknown key 'ttft_slo', did you mean 'ttft_slo_s'?"),
         (
             OWN.replace('"m"', '"m", "slo_infeasible": "no"'),

@@ -94,7 +94,7 @@ class AppliedSlo:
 class Ingress:
     """The door. ``keys``: caller by SHA-256 digest (hex) of the key, empty: anyone may come in.
 
-    ``prefix_blocks_max``: how many hashes of prompt blocks routing wants of each request (0: none).
+    ``prefix_blocks_max``: blocks of a prompt, from its beginning, that are looked for in prefix caches (0: none).
     """
 
     classes: Mapping[str, SloClass] = field(default_factory=lambda: {"default": SloClass()})

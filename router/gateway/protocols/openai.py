@@ -6,40 +6,48 @@ Believes: the body alone. Must not know where it will go; what the gateway does 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from zlib import crc32
 
 import orjson
 
 from router.gateway.answers import Dialect, rejected
+from router.gateway.protocols.blocks import BLOCK_BYTES, NO_BLOCKS, blocks_of
 
-PREFIX_BLOCK_BYTES: Final = 1024
+# Pieces of a prompt: text as it is; above 0, that many token ids; UNSEEN, what is not looked at, such as an image;
+# below 0, who speaks from here on.
+Pieces = list[str | int]
+UNSEEN: Final = 0
+_SYSTEM, _USER, _ASSISTANT, _TOOL, _SOMEBODY = range(-1, -6, -1)
+_SPEAKERS: Final = {"system": _SYSTEM, "developer": _SYSTEM, "user": _USER, "assistant": _ASSISTANT, "tool": _TOOL}
 
 
 @dataclass(frozen=True, slots=True)
 class Surface:
     """One path that is routed. ``prompt`` finds the text that an engine will read in the body.
 
-    ``ends_with_done``: streams end with ``[DONE]``; ``output``: the body's caps on output tokens, the first one counts.
+    ``ends_with_done``: streams end with ``[DONE]``; ``output``: the body's caps on output tokens, the first one counts;
+    ``generates``: a reply is generated, so that the prompt's KV is in the engine's prefix cache afterwards.
     """
 
     path: str
     dialect: Dialect
-    prompt: Callable[[Mapping[str, Any]], list[str | int]]
+    prompt: Callable[[Mapping[str, Any]], Pieces]
     output: tuple[str, ...] = ()
     ends_with_done: bool = False
     method: bytes = b"POST"
+    generates: bool = False
 
 
 class Call:
     """One request as read, never changed: ``document`` is the body parsed, None where only its size counts.
 
-    ``prompt_chars`` of text and ``prompt_ids`` token ids make up the prompt; ``path`` as sent, query included.
+    ``prompt_chars`` of text and ``prompt_ids`` token ids make up the prompt, which begins with the blocks that
+    ``prefix`` names, each of ``block_chars`` characters on average; ``path`` as sent, query included.
     No dataclass: one is made for every request, and a dataclass's own constructor is never compiled.
     """
 
     __slots__ = (
-        "body", "document", "model", "output_tokens_max", "path", "prefix", "prompt_chars", "prompt_ids", "stream",
-        "surface",
+        "block_chars", "body", "document", "model", "output_tokens_max", "path", "prefix", "prompt_chars", "prompt_ids",
+        "stream", "surface",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +62,7 @@ class Call:
         prompt_ids: int = 0,
         output_tokens_max: int = 0,
         prefix: tuple[int, ...] = (),
+        block_chars: float = 0.0,
     ) -> None:
         self.surface = surface
         self.path = path
@@ -65,6 +74,7 @@ class Call:
         self.prompt_ids = prompt_ids
         self.output_tokens_max = output_tokens_max
         self.prefix = prefix
+        self.block_chars = block_chars
 
 
 def read(surface: Surface, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> Call:
@@ -76,17 +86,34 @@ def read(surface: Surface, path: bytes, body: bytes, prefix_blocks_max: int = 0)
     stream = document.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise _wrong("stream", "true or false", stream)
+    blocks_max = prefix_blocks_max if surface.generates else 0
+    text, chars, ids = _measured(surface.prompt(document), blocks_max * BLOCK_BYTES)
+    salt = document.get("cache_salt")
+    prefix, block_chars = (
+        blocks_of(text, model, salt if isinstance(salt, str) else "", blocks_max) if text else NO_BLOCKS
+    )
+    output_max = _output_tokens_max(surface, document)
+    return Call(surface, path, model, bool(stream), body, document, chars, ids, output_max, prefix, block_chars)
+
+
+def _measured(pieces: Pieces, chars_max: int) -> tuple[list[str], int, int]:
+    """The prompt's first characters, ``chars_max`` or a piece more, as far as they are seen; how many characters it has
+    in all, and how many token ids. Who speaks is one character of the first and none of the second.
+    """
     text: list[str] = []
     chars = ids = 0
-    for piece in surface.prompt(document):
+    for piece in pieces:
         if isinstance(piece, str):
-            text.append(piece)
             chars += len(piece)
-        else:
+            if chars_max > 0:
+                text.append(piece)
+                chars_max -= len(piece)
+        elif piece >= UNSEEN:
             ids += piece
-    prefix = prefix_hashes("".join(text), prefix_blocks_max) if prefix_blocks_max else ()
-    output_max = _output_tokens_max(surface, document)
-    return Call(surface, path, model, bool(stream), body, document, chars, ids, output_max, prefix)
+            chars_max = 0
+        elif chars_max > 0:
+            text.append(chr(-piece))
+    return text, chars, ids
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -111,50 +138,79 @@ def _output_tokens_max(surface: Surface, document: Mapping[str, Any]) -> int:
     return 0
 
 
-def prefix_hashes(text: str, blocks_max: int) -> tuple[int, ...]:
-    """Hashes of the prompt's successive whole blocks, each covering everything before it."""
-    data = text[: blocks_max * PREFIX_BLOCK_BYTES].encode("utf-8", "surrogatepass")
-    hashes: list[int] = []
-    so_far = 0
-    for end in range(PREFIX_BLOCK_BYTES, len(data) + 1, PREFIX_BLOCK_BYTES):
-        so_far = crc32(data[end - PREFIX_BLOCK_BYTES : end], so_far)
-        hashes.append(so_far)
-    return tuple(hashes[:blocks_max])
-
-
-def _chat(document: Mapping[str, Any]) -> list[str | int]:
+def _chat(document: Mapping[str, Any]) -> Pieces:
+    """Messages as templates put them: tools after the system's message, or first where there is none."""
     messages = document.get("messages")
     if not isinstance(messages, list) or not messages:
         raise _wrong("messages", "a list of at least one message", messages, missing="messages" not in document)
-    pieces: list[str | int] = []
+    pieces: Pieces = []
+    tools = _as_text(document.get("tools"))
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise _wrong(f"messages[{index}]", "an object", message)
+        speaker = _speaker(message)
+        if tools and speaker != _SYSTEM:
+            pieces += tools
+            tools = []
+        pieces.append(speaker)
         pieces += _content(message.get("content"), f"messages[{index}].content")
-    return pieces
+        if "tool_calls" in message:
+            pieces += _as_text(message["tool_calls"])
+    return pieces + tools
 
 
-def _content(content: Any, name: str) -> list[str | int]:
+def _speaker(message: Mapping[str, Any]) -> int:
+    role = message.get("role")
+    return _SPEAKERS.get(role, _SOMEBODY) if isinstance(role, str) else _SOMEBODY
+
+
+def _as_text(value: Any) -> Pieces:
+    """What a template writes out as JSON: schemas of tools, calls of them."""
+    return [orjson.dumps(value).decode()] if value else []
+
+
+def _content(content: Any, name: str) -> Pieces:
     if content is None:  # an assistant's tool calls come without text
         return []
     if isinstance(content, str):
         return [content]
     if not isinstance(content, list):
         raise _wrong(name, "text or a list of parts", content)
-    return [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    pieces: Pieces = []
+    for part in content:
+        if isinstance(part, dict):
+            pieces += _part(part, name)
+    return pieces
 
 
-def _anthropic(document: Mapping[str, Any]) -> list[str | int]:
-    return [*_content(document.get("system"), "system"), *_chat(document)]
+def _part(part: Mapping[str, Any], name: str) -> Pieces:
+    """One part of a message: text, what Anthropic says of tools in parts, or something that is not read."""
+    text = part.get("text")
+    if isinstance(text, str):
+        return [text]
+    match part.get("type"):
+        case "tool_use":
+            return _as_text([part.get("name"), part.get("input")])
+        case "tool_result":
+            return _content(part.get("content"), f"{name}.content")
+        case "thinking" | "redacted_thinking":  # of an earlier turn: templates leave it out
+            return []
+        case _:
+            return [UNSEEN]
 
 
-def _completion(document: Mapping[str, Any]) -> list[str | int]:
+def _anthropic(document: Mapping[str, Any]) -> Pieces:
+    system = _content(document.get("system"), "system")
+    return [_SYSTEM, *system, *_chat(document)] if system else _chat(document)
+
+
+def _completion(document: Mapping[str, Any]) -> Pieces:
     if "prompt" not in document and "prompt_embeds" not in document:
         raise _wrong("prompt", "text, token ids, or a list of either", None, missing=True)
     return _texts_or_ids(document.get("prompt"), "prompt")
 
 
-def _texts_or_ids(value: Any, name: str) -> list[str | int]:
+def _texts_or_ids(value: Any, name: str) -> Pieces:
     """Text as it is, a list of token ids as their count; lists of either in turn."""
     if value is None:
         return []
@@ -164,13 +220,13 @@ def _texts_or_ids(value: Any, name: str) -> list[str | int]:
         raise _wrong(name, "text, token ids, or a list of either", value)
     if value and isinstance(value[0], int):
         return [len(value)]
-    pieces: list[str | int] = []
+    pieces: Pieces = []
     for item in value:
         pieces += [len(item)] if isinstance(item, list) else [item] if isinstance(item, str) else []
     return pieces
 
 
-def _embedding(document: Mapping[str, Any]) -> list[str | int]:
+def _embedding(document: Mapping[str, Any]) -> Pieces:
     if "messages" in document:
         return _chat(document)
     if "input" not in document:
@@ -178,26 +234,29 @@ def _embedding(document: Mapping[str, Any]) -> list[str | int]:
     return _texts_or_ids(document["input"], "input")
 
 
-def _responses(document: Mapping[str, Any]) -> list[str | int]:
+def _responses(document: Mapping[str, Any]) -> Pieces:
     given = document.get("input")
     if given is None:
         raise _wrong("input", "text or a list of items", None, missing=True)
-    if isinstance(given, str):
-        return [given, *_content(document.get("instructions"), "instructions")]
-    if not isinstance(given, list):
+    if not isinstance(given, str | list):
         raise _wrong("input", "text or a list of items", given)
-    pieces = _content(document.get("instructions"), "instructions")
+    pieces: Pieces = [UNSEEN] if document.get("previous_response_id") else []  # what came before is the engine's alone
+    pieces += [_SYSTEM, *_content(document.get("instructions"), "instructions"), *_as_text(document.get("tools"))]
+    if isinstance(given, str):
+        return [*pieces, _USER, given]
     for index, item in enumerate(given):
         if isinstance(item, dict):
+            pieces.append(_speaker(item))
             pieces += _content(item.get("content"), f"input[{index}].content")
+            pieces += [item[key] for key in ("arguments", "output") if isinstance(item.get(key), str)]
     return pieces
 
 
-def _any(*names: str) -> Callable[[Mapping[str, Any]], list[str | int]]:
+def _any(*names: str) -> Callable[[Mapping[str, Any]], Pieces]:
     """Text under any of these names, none of them asked for: the engine knows what it needs."""
 
-    def pieces(document: Mapping[str, Any]) -> list[str | int]:
-        found: list[str | int] = []
+    def pieces(document: Mapping[str, Any]) -> Pieces:
+        found: Pieces = []
         for name in names:
             value = document.get(name)
             found += _texts_or_ids(value, name) if isinstance(value, str | list) else []
@@ -222,11 +281,11 @@ _RANKED: Final = _any("query", "documents", "text_1", "text_2", "queries", "item
 SURFACES: Final = {
     surface.path.encode(): surface
     for surface in (
-        Surface("/v1/chat/completions", Dialect.OPENAI, _chat, _CHAT_OUTPUT, ends_with_done=True),
-        Surface("/v1/completions", Dialect.OPENAI, _completion, ("max_tokens",), ends_with_done=True),
+        Surface("/v1/chat/completions", Dialect.OPENAI, _chat, _CHAT_OUTPUT, ends_with_done=True, generates=True),
+        Surface("/v1/completions", Dialect.OPENAI, _completion, ("max_tokens",), ends_with_done=True, generates=True),
         Surface("/v1/embeddings", Dialect.OPENAI, _embedding),
-        Surface("/v1/responses", Dialect.RESPONSES, _responses, ("max_output_tokens",)),
-        Surface("/v1/messages", Dialect.ANTHROPIC, _anthropic, ("max_tokens",)),
+        Surface("/v1/responses", Dialect.RESPONSES, _responses, ("max_output_tokens",), generates=True),
+        Surface("/v1/messages", Dialect.ANTHROPIC, _anthropic, ("max_tokens",), generates=True),
         Surface("/v1/messages/count_tokens", Dialect.ANTHROPIC, _anthropic),
         Surface("/v1/rerank", Dialect.OPENAI, _RANKED),
         Surface("/v2/rerank", Dialect.OPENAI, _RANKED),

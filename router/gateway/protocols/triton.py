@@ -7,7 +7,8 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from router.gateway.answers import Dialect, rejected
-from router.gateway.protocols.openai import Call, Surface, parse, prefix_hashes
+from router.gateway.protocols.blocks import NO_BLOCKS, blocks_of
+from router.gateway.protocols.openai import Call, Surface, parse
 
 PREFIX: Final = b"/v2/models/"
 
@@ -50,6 +51,7 @@ def read(surface: Surface, path: bytes, body: bytes, prefix_blocks_max: int = 0)
     if not isinstance(text, str):
         raise rejected(400, "text_input: expected text", "text_input")
     cap = document.get("max_tokens", 0)
+    prefix, block_chars = blocks_of([text], model, "", prefix_blocks_max) if prefix_blocks_max else NO_BLOCKS
     return Call(
         surface=surface,
         path=path,
@@ -59,5 +61,6 @@ def read(surface: Surface, path: bytes, body: bytes, prefix_blocks_max: int = 0)
         document=document,
         prompt_chars=len(text),
         output_tokens_max=cap if isinstance(cap, int) and not isinstance(cap, bool) and cap > 0 else 0,
-        prefix=prefix_hashes(text, prefix_blocks_max) if prefix_blocks_max else (),
+        prefix=prefix,
+        block_chars=block_chars,
     )

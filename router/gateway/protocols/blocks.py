@@ -1,0 +1,58 @@
+"""A prompt's beginning as hashes of its blocks: what a router can know of what lies in an engine's prefix cache.
+
+Believes: engines find a prompt's beginning again when model, salt and text are the same to the byte. Must not know any
+protocol. A hash names one block and all before it. It keeps no secret: who wants two prompts to have one name can make
+them, and gains a wrong guess about a cache; by chance it happens once in 2**63 pairs.
+
+The loop takes 8 bytes at a time (a multiplication and a shift, as in the mixers of splitmix and wyhash), so a block
+costs a fifth of a microsecond; 1 KB through ``hashlib.blake2b`` takes a whole one.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.core.compiling import compiled
+
+BLOCK_BYTES: Final = 1024
+WORDS: Final = BLOCK_BYTES // 8
+MULTIPLIER: Final = 0x9E3779B97F4A7C15  # odd, its bits evenly spread: 2**64 over the golden ratio
+SHIFT: Final = 32
+NO_BLOCKS: Final[tuple[tuple[int, ...], float]] = ((), 0.0)
+
+
+def blocks_of(pieces: Sequence[str], model: str, salt: str, blocks_max: int) -> tuple[tuple[int, ...], float]:
+    """Hashes of the text's successive whole blocks, ``blocks_max`` at most, and how many characters one block has on
+    average. ``salt``: prompts of different salts never match (vLLM's ``cache_salt``).
+    """
+    text = "".join(pieces)[: blocks_max * BLOCK_BYTES]
+    data = text.encode("utf-8", "surrogatepass")
+    count = min(len(data) // BLOCK_BYTES, blocks_max)
+    if not count:
+        return NO_BLOCKS
+    words = np.frombuffer(data, np.uint64, count * WORDS).copy()  # a loop's arrays can be written to
+    hashes = np.empty(count, np.uint64)
+    _chain(words, _seed(model, salt), hashes)
+    return tuple(hashes.tolist()), BLOCK_BYTES * len(text) / len(data)
+
+
+@lru_cache(maxsize=1024)
+def _seed(model: str, salt: str) -> int:
+    """Where the hashes of a model's prompts start; below 2**63."""
+    named = f"{model}\0{salt}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(named, digest_size=8).digest(), "little") >> 1
+
+
+@compiled("void(u8[::1], i8, u8[::1])")
+def _chain(words: NDArray[np.uint64], seed: int, hashes: NDArray[np.uint64]) -> None:
+    """Fill ``hashes``, one for each ``WORDS`` words, below 2**63: other readers of a record have no larger number."""
+    so_far = np.uint64(seed)
+    for block in range(len(hashes)):
+        for word in range(block * WORDS, block * WORDS + WORDS):
+            so_far = (so_far ^ words[word]) * np.uint64(MULTIPLIER)
+            so_far ^= so_far >> np.uint64(SHIFT)
+        hashes[block] = so_far >> np.uint64(1)
