@@ -22,6 +22,7 @@ from router.core.types import Backend
 from router.gateway.plan import Plan
 from router.gateway.state import ModelDemand, RouterView, Store, StoreGone
 from router.gateway.state.redis import RedisStore
+from router.gateway.state.wire import demand_of
 
 _log = logging.getLogger("headroom")
 _ASK_S: Final = 2.0
@@ -180,10 +181,7 @@ class _Sources:
         answer = await self._client.get(f"http://{listen.host}:{listen.port}/admin/routers", headers=self._auth())
         answer.raise_for_status()
         told = answer.json()
-        return {
-            router: RouterView(demand={model: ModelDemand(**asked) for model, asked in view["demand"].items()})
-            for router, view in told.items()
-        }
+        return {router: RouterView(demand=demand_of(view["demand"])) for router, view in told.items()}
 
     def _auth(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self._admin_key}"} if self._admin_key else {}

@@ -7,7 +7,7 @@ and its seed. No file is opened here; the gateway's recorder and the simulator's
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
-from math import isfinite
+from math import isfinite, nan
 from typing import Any, Final
 
 from router.core.decisions import Account, Command
@@ -58,7 +58,7 @@ class Recording:
 
     def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
-        plain = {name: asdict(load) for name, load in loads.items()}
+        plain = {name: _finite(asdict(load)) for name, load in loads.items()}
         return self._note("heard", now_s, self._core.heard(peer, loads, now_s), peer=peer, loads=plain)
 
     def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
@@ -204,7 +204,7 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "backend_health": lambda e: (e["name"], e["up"]),
     "backend_draining": lambda e: (e["name"], e["draining"]),
     "asking": lambda e: (e["name"],),
-    "reported": lambda e: (e["name"], EngineReport(**e["report"])),
+    "reported": lambda e: (e["name"], EngineReport(**{"asked_s": nan, **e["report"]})),
     "heard": lambda e: (e["peer"], {name: Load(**load) for name, load in e["loads"].items()}),
     "taught": lambda e: (e["name"], e["learnt"]),
     "arrived": lambda e: (request_of(e["request"]),),
