@@ -137,7 +137,14 @@ class Recording:
         return self._core.held
 
     def _note(self, event: str, now_s: float, commands: Sequence[Command], **arguments: Any) -> Sequence[Command]:
-        self._write({"at_s": now_s, "event": event, **arguments, "answer": [plain_command(c) for c in commands]})
+        self._write(
+            {
+                "at_s": now_s if isfinite(now_s) else None,
+                "event": event,
+                **arguments,
+                "answer": [plain_command(c) for c in commands],
+            }
+        )
         return commands
 
 
@@ -149,7 +156,7 @@ def replay(events: Iterable[Event], core: Dispatcher) -> Iterator[tuple[Event, l
 
 
 def _tell(core: Dispatcher, event: Event) -> Sequence[Command]:
-    kind, now_s = event["event"], event["at_s"]
+    kind, now_s = event["event"], nan if event["at_s"] is None else event["at_s"]  # a clock that showed no number
     decode = _DECODE.get(kind)
     if decode is None:
         raise ValueError(f"unknown event {kind!r}; expected one of {', '.join(_DECODE)}")

@@ -384,3 +384,64 @@ def test_a_backend_a_million_times_faster_than_believed_is_learnt_within_bounds(
     belief: Belief = dispatcher.belief
     assert np.abs(np.log(belief.regression.factor[0])).max() <= 6.0 + 1e-9
     check_every_forecast_and_policy(dispatcher, now_s)
+
+
+def test_a_share_of_a_sequence_does_not_hold_the_whole_queue():
+    """Five wait, next to none run, the cache is full: each of the five is of the cache's size at most."""
+    dispatcher = core(backend("a"))
+    dispatcher.reported("a", EngineReport(1.0, running=1e-300, waiting=5.0, kv_usage=1.0, kv_tokens_max=1e6), 1.0)
+    assert dispatcher.ledger.foreign[:, 0].max() <= 5e6
+    check_every_forecast_and_policy(dispatcher, 1.0)
+
+
+def test_a_belief_whose_variances_are_negative_by_rounding_alone_can_be_learnt_from():
+    """Beside a variance that is huge, one a little below 0 passes for rounding; its root is not taken."""
+    old, fresh = core(backend("a")), core(backend("a"), routing="slo_headroom")
+    learnt = old.beliefs()["a"]
+    covariance = np.zeros((7, 7))
+    covariance[6, 6] = 1e6
+    covariance[0, 3] = covariance[3, 0] = -0.5
+    learnt = with_number(learnt, ("regression", "covariance"), covariance.tolist())
+    fresh.taught("a", with_number(learnt, ("regression", "noise"), [4e-4, 4e-4]), 0.0)
+    now_s = served(fresh, Usage(50, 1_000, 100), 3)
+    assert np.isfinite(fresh.belief.regression.factor[0]).all()
+    check_every_forecast_and_policy(fresh, now_s)
+
+
+def test_a_time_too_short_to_be_measured_teaches_nothing():
+    """The ratio of the smallest number there is to a second is 0, which has no logarithm."""
+    dispatcher = core(backend("a", slower=900.0), routing="slo_headroom")
+    asked = request()
+    attempt = sent(dispatcher.arrived(asked, 0.0)).attempt
+    dispatcher.first_byte(asked.id, attempt, 5e-324)
+    dispatcher.ended(asked.id, attempt, Usage(50, 100), 1e-323)
+    assert dispatcher.belief.seen(0) == 0
+    check_every_forecast_and_policy(dispatcher, 1.0)
+
+
+def test_outcomes_however_far_off_leave_every_quantile_finite():
+    """Replies that take a day where a second was expected, and now and then none: the widest tails there can be."""
+    dispatcher = core(backend("a"), routing="slo_headroom")
+    now_s = 0.0
+    for number in range(200):
+        asked = request(arrived_s=now_s, output_tokens_max=1)
+        attempt = sent(dispatcher.arrived(asked, now_s)).attempt
+        day_s = 1e-8 if number % 2 else 1e5
+        dispatcher.first_byte(asked.id, attempt, now_s + day_s)
+        dispatcher.ended(asked.id, attempt, Usage(1, 100), now_s + 2 * day_s)
+        now_s += 3 * day_s
+    asked = request(arrived_s=now_s, slo=Slo(ttft_s=1.0, quantile=1.0 - 1e-16))
+    forecast = Forecast(asked, Fleet(dispatcher.ledger, dispatcher.ledger.pool("m"), now_s), dispatcher.belief)
+    for quantile in (1e-300, 0.5, 0.999999, 1.0 - 1e-16):
+        assert np.isfinite(forecast.tails_s(quantile)).all()
+    border.belief(dispatcher.beliefs()["a"])
+
+
+def test_short_prompts_do_not_teach_that_long_ones_are_thousands_of_times_longer():
+    """A template of 4,000 tokens around one word says little of a prompt of 100,000."""
+    dispatcher = core(backend("a"), routing="slo_headroom")
+    for number in range(300):
+        asked = request(arrived_s=float(number), prompt_tokens=1)
+        attempt = sent(dispatcher.arrived(asked, float(number))).attempt
+        dispatcher.ended(asked.id, attempt, Usage(5, 4_000), number + 0.5)
+    assert 16.0 < dispatcher.belief.prompts.scale("m") <= 32.0 + 1e-9

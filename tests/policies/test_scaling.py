@@ -62,6 +62,12 @@ def test_replicas_of_a_variant_that_is_gone_serve_nothing():
     assert wanted(replicas={"small": 2, "gone": 9}) == wanted(replicas={"small": 2})
 
 
+def test_a_rate_beyond_all_measure_asks_for_the_most():
+    """More replicas than a number can say are as many as are allowed."""
+    slow = wanted(requests_per_s=1.7e308, prompt_tokens=50_000.0, output_tokens=5_000.0, slo=Slo())
+    assert 64 in slow.values()
+
+
 @pytest.mark.parametrize("field", ["requests_per_s", "prompt_tokens", "output_tokens"])
 @pytest.mark.parametrize("value", [nan, inf, -1.0])
 def test_a_demand_that_is_not_known_leaves_all_as_they_run(field, value):

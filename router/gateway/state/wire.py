@@ -46,7 +46,7 @@ def view_of(told: Any) -> RouterView:
     try:
         return RouterView(
             {name: _load_of(load) for name, load in told["loads"].items()},
-            demand_of(told["demand"]),
+            _demand_of(told["demand"]),
             str(told["version"]),
         )
     except (TypeError, KeyError, AttributeError):
@@ -57,11 +57,8 @@ def _load_of(told: Any) -> Load:
     return Load(**{field: border.number(value) for field, value in told.items()})
 
 
-def demand_of(told: Any) -> dict[str, ModelDemand]:
-    """Demand by model, of what was parsed; a model's is passed over where one of its numbers is implausible.
-
-    Raises TypeError or AttributeError for what is no demand.
-    """
+def _demand_of(told: Any) -> dict[str, ModelDemand]:
+    """Demand by model; a model's is passed over where one of its numbers is implausible."""
     asked = {model: ModelDemand(**each) for model, each in told.items()}
     return {model: each for model, each in asked.items() if _plausible(each)}
 
