@@ -47,7 +47,7 @@ SIGMA_MOST: Final = 10.0  # relative error of a data sheet
 LEAN_MOST: Final = 3.0  # what is left between model and outcome, as a factor
 FLOAT_MOST: Final = 1e300  # an integer beyond it may be no float
 SHOWN_MOST: Final = 1 << 60  # a count beyond it is shown as inf
-COVARIANCE_MOST: Final = 1e6
+COVARIANCE_MOST: Final = 1e3  # of log factors; a data sheet's is below 1, and each restart adds a quarter
 SEEN_MOST: Final = 1e12
 REPLIES_MOST: Final = 1e4  # weight of a distribution of reply lengths; learnt here it stays near 500
 CLASSES_MOST: Final = 256  # SLO classes of one model in a belief
@@ -261,9 +261,11 @@ def belief(learnt: Mapping[str, Any]) -> None:
 
 
 def _covariance(told: Any) -> None:
-    """A matrix that is no covariance makes a variance negative, and its root nan."""
+    """A matrix that is no covariance makes a variance negative, and its root nan. What passes for rounding here is far
+    below the least noise, which is added before a root is taken.
+    """
     matrix = _array(told, "regression.covariance", (TERMS, TERMS), -COVARIANCE_MOST, COVARIANCE_MOST)
-    rounding = 1e-6 * max(1.0, float(np.abs(matrix).max()))
+    rounding = 1e-9 * max(1.0, float(np.abs(matrix).max()))
     if float(np.abs(matrix - matrix.T).max()) > rounding:
         raise Implausible("regression.covariance: expected a symmetric matrix")
     if float(matrix.diagonal().min()) < 0.0 or float(np.linalg.eigvalsh(matrix).min()) < -rounding:

@@ -117,7 +117,6 @@ def learn(
             spread[k] += covariance[slot, k, j] * share
     for j in range(terms):
         believed += terms_s[j] * factor[slot, j] / predicted_s * spread[j]
-    believed = max(believed, 0.0)  # rounding may leave a variance of nearly 0 below it
     total = believed + noise[slot, kind] + doubtful
     deviation, error = sqrt(total), log(actual_s / predicted_s)
     z = min(CLIP, max(-CLIP, error / deviation))

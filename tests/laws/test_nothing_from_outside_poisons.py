@@ -327,6 +327,9 @@ def test_a_backend_whose_physics_cannot_be_does_not_join(slower):
 
 # -- beliefs -----------------------------------------------------------------------------------------------------------
 
+NO_COVARIANCE = np.zeros((7, 7))
+NO_COVARIANCE[6, 6] = 1e3
+NO_COVARIANCE[0, 3] = NO_COVARIANCE[3, 0] = -0.5  # a variance of -0.5 in one direction, beside a large one
 LEARNT = [
     (("hit",), 2.5),
     (("hit",), nan),
@@ -337,6 +340,7 @@ LEARNT = [
     (("regression", "log_factor", 0), 700.0),
     (("regression", "covariance", 0, 0), -1.0),
     (("regression", "covariance", 0, 1), 5.0),
+    (("regression", "covariance"), NO_COVARIANCE.tolist()),
     (("regression", "noise", 0), 0.0),
     (("regression", "seen"), nan),
     (("tails", 0, 0, 0), 9.0),
@@ -387,25 +391,26 @@ def test_a_backend_a_million_times_faster_than_believed_is_learnt_within_bounds(
 
 
 def test_a_share_of_a_sequence_does_not_hold_the_whole_queue():
-    """Five wait, next to none run, the cache is full: each of the five is of the cache's size at most."""
+    """Half of one waits, next to none runs, the cache is full: what waits is no larger than the cache."""
     dispatcher = core(backend("a"))
-    dispatcher.reported("a", EngineReport(1.0, running=1e-300, waiting=5.0, kv_usage=1.0, kv_tokens_max=1e6), 1.0)
-    assert dispatcher.ledger.foreign[:, 0].max() <= 5e6
+    dispatcher.reported("a", EngineReport(1.0, running=2e-16, waiting=0.5, kv_usage=1.0, kv_tokens_max=1e6), 1.0)
+    assert dispatcher.ledger.foreign[:, 0].max() <= 1e6
     check_every_forecast_and_policy(dispatcher, 1.0)
 
 
-def test_a_belief_whose_variances_are_negative_by_rounding_alone_can_be_learnt_from():
-    """Beside a variance that is huge, one a little below 0 passes for rounding; its root is not taken."""
-    old, fresh = core(backend("a")), core(backend("a"), routing="slo_headroom")
-    learnt = old.beliefs()["a"]
-    covariance = np.zeros((7, 7))
-    covariance[6, 6] = 1e6
-    covariance[0, 3] = covariance[3, 0] = -0.5
-    learnt = with_number(learnt, ("regression", "covariance"), covariance.tolist())
-    fresh.taught("a", with_number(learnt, ("regression", "noise"), [4e-4, 4e-4]), 0.0)
-    now_s = served(fresh, Usage(50, 1_000, 100), 3)
-    assert np.isfinite(fresh.belief.regression.factor[0]).all()
-    check_every_forecast_and_policy(fresh, now_s)
+def test_a_belief_of_the_widest_spreads_leaves_every_quantile_finite():
+    """Replies of one token or of 250,000, and errors as far apart as they may be: beyond the kept quantiles the line
+    through them is not followed.
+    """
+    old, fresh = core(backend("a")), core(backend("a"))
+    served(old, Usage(50, 1_000, 100), 30)
+    replies = {"ended": [10.0, *[0.0] * 70, 10.0], "cut": [0.0] * 72}
+    learnt = with_number(old.beliefs()["a"], ("tails",), [[[-20.0] * 3] * 4 + [[20.0] * 3]] * 3)
+    fresh.taught("a", with_number(learnt, ("lengths", "m", "default"), replies), 0.0)
+    asked = request(slo=Slo(ttft_s=1.0, quantile=1.0 - 1e-16))
+    forecast = Forecast(asked, Fleet(fresh.ledger, fresh.ledger.pool("m"), 0.0), fresh.belief)
+    assert np.isfinite(forecast.tails_s(asked.slo.quantile)).all()
+    assert np.isfinite(forecast.tails_s(0.999999)).all()
 
 
 def test_a_time_too_short_to_be_measured_teaches_nothing():
