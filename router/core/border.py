@@ -46,7 +46,7 @@ COEFFICIENT_S_MOST: Final = 1e3  # of one term of one step
 SIGMA_MOST: Final = 10.0  # relative error of a data sheet
 LEAN_MOST: Final = 3.0  # what is left between model and outcome, as a factor
 FLOAT_MOST: Final = 1e300  # an integer beyond it may be no float
-SHOWN_MOST: Final = 1 << 60  # a count beyond it is shown as inf
+SHOWN_MOST: Final = 1 << 60  # a count beyond it is not written out
 COVARIANCE_MOST: Final = 1e3  # of log factors; a data sheet's is below 1, and each restart adds a quarter
 SEEN_MOST: Final = 1e12
 REPLIES_MOST: Final = 1e4  # weight of a distribution of reply lengths; learnt here it stays near 500
@@ -114,9 +114,9 @@ def usage(said: Usage, request: Request, backend: str, context_tokens_max: int, 
     return Usage(output if output_good else 0, prompt if counted else 0, cached if counted else 0)
 
 
-def _shown(count: float) -> float:
-    """A count as text may show it: Python refuses to write out an integer of thousands of digits."""
-    return count if -SHOWN_MOST <= count <= SHOWN_MOST else inf
+def _shown(count: int) -> str:
+    """A count as text: Python refuses to write out an integer of thousands of digits."""
+    return str(count) if -SHOWN_MOST <= count <= SHOWN_MOST else "beyond 2**60"
 
 
 # -- an engine's report ------------------------------------------------------------------------------------------------
