@@ -30,7 +30,14 @@ class Headroom:
             raise ValueError("headroom: expected 0 <= replicas_min <= replicas_max")
 
     def scale(self, demand: Demand) -> Sequence[ScaleTo]:
-        """Scale the cheapest variant per request to what the others, as they run, leave over."""
+        """Scale the cheapest variant per request to what the others, as they run, leave over.
+
+        A demand that is not known (not finite, or below 0) leaves all as they run; none at all asks for the minimum.
+        """
+        if not demand.variants:
+            return []
+        if not _known(demand):
+            return [ScaleTo(name, demand.replicas.get(name, 0), "the demand is not known") for name in demand.variants]
         rates = {name: self._rate(demand, backend) for name, backend in demand.variants.items()}
         chosen = min(rates, key=lambda name: _cost(demand.variants[name], rates[name]))
         answers = [self._scaled(demand, chosen, rates)]
@@ -39,12 +46,12 @@ class Headroom:
         return answers
 
     def _scaled(self, demand: Demand, name: str, rates: dict[str, float]) -> ScaleTo:
-        served = sum(rates[other] * n for other, n in demand.replicas.items() if other != name)
+        served = sum(rate * demand.replicas.get(other, 0) for other, rate in rates.items() if other != name)
         short = max(0.0, demand.requests_per_s - served * self.load_max)
         if rates[name] <= 0.0:
             now = demand.replicas.get(name, 0)
             return ScaleTo(name, now, "no variant can keep this SLO, however many there are")
-        wanted = ceil(short / (rates[name] * self.load_max))
+        wanted = ceil(min(short / (rates[name] * self.load_max), self.replicas_max))
         late = demand.attainment < self.attainment_goal
         if late:
             wanted = max(wanted, demand.replicas.get(name, 0) + 1)
@@ -57,10 +64,15 @@ class Headroom:
         best = 0.0
         for batch in _batches(_batch_max(demand, backend)):
             ttft_s, tpot_s = _times(demand, backend, batch)
-            e2e_s = ttft_s + (demand.output_tokens - 1) * tpot_s
-            if demand.slo.met(ttft_s, tpot_s, e2e_s):
+            e2e_s = ttft_s + max(demand.output_tokens - 1, 0.0) * tpot_s
+            if e2e_s > 0.0 and demand.slo.met(ttft_s, tpot_s, e2e_s):
                 best = max(best, batch / e2e_s)
         return best
+
+
+def _known(demand: Demand) -> bool:
+    means = (demand.requests_per_s, demand.prompt_tokens, demand.output_tokens)
+    return all(0.0 <= mean < inf for mean in means)
 
 
 def _batches(largest: int) -> list[int]:
@@ -68,7 +80,7 @@ def _batches(largest: int) -> list[int]:
 
 
 def _batch_max(demand: Demand, backend: Backend) -> int:
-    held = demand.prompt_tokens + demand.output_tokens
+    held = max(demand.prompt_tokens + demand.output_tokens, 1.0)
     return max(1, min(backend.seqs_max, int(backend.kv_tokens_max / held)))
 
 

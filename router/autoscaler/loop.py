@@ -22,6 +22,7 @@ from router.core.types import Backend
 from router.gateway.plan import Plan
 from router.gateway.state import ModelDemand, RouterView, Store, StoreGone
 from router.gateway.state.redis import RedisStore
+from router.gateway.state.wire import view_of
 
 _log = logging.getLogger("headroom")
 _ASK_S: Final = 2.0
@@ -119,7 +120,7 @@ class Autoscaler:
         """Ask once and say what follows; a source that does not answer leaves the gauges as they are."""
         try:
             views = await source()
-        except (StoreGone, httpx.HTTPError) as error:
+        except (StoreGone, httpx.HTTPError, ValueError) as error:
             self._failures.inc()
             _log.warning("no word from the routers: %s", error)
             return []
@@ -172,7 +173,7 @@ class _Sources:
         return self
 
     async def views(self) -> Views:
-        """What every router says of itself now. Raises StoreGone or httpx.HTTPError."""
+        """What every router says of itself now. Raises StoreGone, httpx.HTTPError, or ValueError for another's JSON."""
         if self._store is not None:
             return await self._store.routers(monotonic())
         assert self._client is not None
@@ -180,10 +181,9 @@ class _Sources:
         answer = await self._client.get(f"http://{listen.host}:{listen.port}/admin/routers", headers=self._auth())
         answer.raise_for_status()
         told = answer.json()
-        return {
-            router: RouterView(demand={model: ModelDemand(**asked) for model, asked in view["demand"].items()})
-            for router, view in told.items()
-        }
+        if not isinstance(told, dict):
+            raise ValueError(f"{answer.url}: expected an object of routers")  # noqa: TRY004 - of a text
+        return {router: view_of(view) for router, view in told.items()}
 
     def _auth(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self._admin_key}"} if self._admin_key else {}

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core import kernels, lessons
+from router.core import border, kernels, lessons
 from router.core.kernels import BANDS, E2E, EAGER, FULL, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
 from router.core.ledger import Floats, Mark
 from router.core.lengths import Lengths, Prompts
@@ -33,6 +33,7 @@ STEPS_AHEAD_SIGMA: Final = 1.0
 BIAS_GAIN: Final = 0.04
 CREDIT_GAIN: Final = 0.1  # of a prompt that should be cached whole: an engine that caches nothing is known after 30
 STEPS_MIN: Final = 4  # a shorter reply says more of rounding than of pace
+SHORTEST_S: Final = 1e-9  # what took less was not timed: the log of its ratio would know no bound
 STEP_DOUBT: Final = 0.25  # variance of the log pace of a single step: a prompt may or may not be in it
 
 
@@ -139,7 +140,7 @@ class Belief:
 
     def first_token(self, slot: int, expected: Expectation, predicted_s: float, actual_s: float) -> None:
         """A first token came ``actual_s`` after its send."""
-        if not (predicted_s > 0.0 and actual_s > 0.0):
+        if not (predicted_s > 0.0 and actual_s >= SHORTEST_S):
             return
         told, beside_s = expected.told, expected.beside_s
         if expected.band == FULL:  # the wait for room is a matter of other replies' ends, not of this engine's steps
@@ -154,7 +155,7 @@ class Belief:
     ) -> None:
         """A stream decoded ``steps`` tokens after its first, between two marks; ``predicted_s`` a token."""
         actual_s = until.at_s - since.at_s
-        if not (predicted_s > 0.0 and actual_s > 0.0):
+        if not (predicted_s > 0.0 and actual_s >= SHORTEST_S):
             return
         sure = steps >= STEPS_MIN
         if sure:
@@ -184,7 +185,7 @@ class Belief:
 
     def end(self, slot: int, expected: Expectation, predicted_s: float, actual_s: float) -> None:
         """A reply was complete ``actual_s`` after its send."""
-        if predicted_s > 0.0 and actual_s > 0.0:
+        if predicted_s > 0.0 and actual_s >= SHORTEST_S:
             self._judge(E2E, slot, expected, log(actual_s / predicted_s) / expected.width)
 
     def cached(self, slot: int, share: float, expected: float = 0.0, stated: bool = True) -> None:
@@ -264,13 +265,17 @@ class Belief:
         }
 
     def adopt(self, slot: int, learnt: Mapping[str, Any]) -> None:
-        """Start from what another router learnt of the same backend; ValueError when it is of other physics."""
+        """Start from what another router learnt of the same backend, or refuse it whole: ValueError when it is of
+        another version or other physics, border.Implausible when it holds a number that nobody can have learnt.
+        """
         if learnt.get("version") != VERSION:
             raise ValueError(f"a belief of version {learnt.get('version')!r}; expected {VERSION}")
         if not np.allclose(learnt["prior"], self.prior[slot, :TERMS], rtol=1e-6, atol=0.0):
             raise ValueError("a belief about other physics: its prior is not that of this backend")
+        border.belief(learnt)
         for model, classes in learnt["lengths"].items():
-            self.lengths.adopt(model, classes)
+            if model in self._backends[slot].models:
+                self.lengths.adopt(model, classes)
         self.regression.adopt(slot, learnt["regression"])
         self.tails.adopt(slot, learnt["tails"])
         self.lean[..., slot] = learnt["lean"]

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from router.core import border
 from router.core.belief import Belief
 from router.core.decisions import (
     Abort,
@@ -61,6 +62,8 @@ class Dispatcher:
         self.limits = limits or Limits()
         self.ledger = Ledger()
         self.belief = Belief()
+        self.dropped_numbers = border.DroppedNumbers()
+        self._now_s = 0.0
         self._explanations = Explanations(explained)
         self._rng = rng
         self._memory: Memory = None
@@ -71,20 +74,34 @@ class Dispatcher:
         self._sends = 0
         self._hedges = 0
 
+    def _time(self, now_s: float) -> float:
+        """The time of an event, as every event's method begins with it; the last one where the clock went back."""
+        if self._now_s <= now_s < border.FAR_S:
+            self._now_s = now_s
+            return now_s
+        self.dropped_numbers.add(border.CLOCK, "", f"{now_s} s after {self._now_s} s")
+        return self._now_s
+
     # -- the fleet ---------------------------------------------------------------------------------------------
 
     def backend_joined(self, backend: Backend, now_s: float) -> Sequence[Command]:
-        """A backend is there, or its facts changed; it is taken to be up until told otherwise."""
-        known = self.ledger.slot(backend.name)
-        same = known is not None and self.ledger.backends[known] == backend
-        slot = self.ledger.join(backend, now_s)
+        """A backend is there, or its facts changed; it is taken to be up until told otherwise. One whose physics are
+        implausible does not join.
+        """
+        now_s, plausible = self._time(now_s), border.backend(backend, self.dropped_numbers)
+        if plausible is None:
+            return ()
+        known = self.ledger.slot(plausible.name)
+        same = known is not None and self.ledger.backends[known] == plausible
+        slot = self.ledger.join(plausible, now_s)
         if not same:
-            self.belief.joined(slot, backend)
+            self.belief.joined(slot, plausible)
             self._explanations.fleet_changed()
         return self._serve_held(now_s)
 
     def backend_left(self, name: str, now_s: float) -> Sequence[Command]:
         """A backend is gone for good; the shell fails its open attempts one by one."""
+        now_s = self._time(now_s)
         self.ledger.leave(name)
         self._explanations.fleet_changed()
         self._ejection.forget(name)
@@ -92,6 +109,7 @@ class Dispatcher:
 
     def backend_health(self, name: str, up: bool, now_s: float) -> Sequence[Command]:
         """A health check's answer changed."""
+        now_s = self._time(now_s)
         slot = self.ledger.slot(name)
         if up and slot is not None and not self.ledger.up[slot]:
             self.belief.restarted(slot)
@@ -101,7 +119,7 @@ class Dispatcher:
 
     def backend_draining(self, name: str, draining: bool, now_s: float) -> Sequence[Command]:
         """Send nothing new there (or do so again); what runs there runs on."""
-        return self._mark(name, now_s, draining=draining)
+        return self._mark(name, self._time(now_s), draining=draining)
 
     def _mark(self, name: str, now_s: float, **state: bool) -> Sequence[Command]:
         slot = self.ledger.slot(name)
@@ -114,21 +132,23 @@ class Dispatcher:
         """The shell is about to ask this engine for its queue."""
         slot = self.ledger.slot(name)
         if slot is not None:
-            self.ledger.asking(slot, now_s)
+            self.ledger.asking(slot, self._time(now_s))
 
     def reported(self, name: str, report: EngineReport, now_s: float) -> Sequence[Command]:
         """The engine's answer."""
-        slot = self.ledger.slot(name)
-        if slot is None:
+        now_s, slot = self._time(now_s), self.ledger.slot(name)
+        plausible = border.report(report, name, now_s, self.dropped_numbers) if slot is not None else None
+        if slot is None or plausible is None:
             return ()
-        self.ledger.reported(slot, report, now_s)
-        self.belief.reported(slot, report.prefix_hit_rate)
+        self.ledger.reported(slot, plausible, now_s)
+        self.belief.reported(slot, plausible.prefix_hit_rate)
         return self._serve_held(now_s)
 
     def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
         """What another router has in flight, by backend name; replaces what it said before."""
+        now_s = self._time(now_s)
         self.ledger.meter(now_s)
-        self.ledger.heard(peer, loads)
+        self.ledger.heard(peer, border.loads(loads, peer, self.dropped_numbers))
         return self._serve_held(now_s)
 
     def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
@@ -151,12 +171,16 @@ class Dispatcher:
     def taught(self, name: str, learnt: Mapping[str, Any], now_s: float) -> Sequence[Command]:
         """What another router learnt of a backend: taken over while little was seen of it here.
 
-        ValueError when it is of another version or other physics.
+        ValueError when it is of another version or other physics, or holds a number that is implausible.
         """
-        slot = self.ledger.slot(name)
+        now_s, slot = self._time(now_s), self.ledger.slot(name)
         if slot is None or self.belief.seen(slot) >= TRUSTED_AFTER:
             return ()
-        self.belief.adopt(slot, learnt)
+        try:
+            self.belief.adopt(slot, learnt)
+        except border.Implausible as odd:
+            self.dropped_numbers.add(border.BELIEF, name, str(odd))
+            raise
         return self._serve_held(now_s)
 
     def adopt(self, routing: Routing, admission: Admission) -> None:
@@ -186,6 +210,7 @@ class Dispatcher:
         """A new request; its id must not be that of one in flight."""
         if request.id in self._flights:
             raise ValueError(f"request {request.id!r} is already in flight")
+        now_s = self._time(now_s)
         flight = self._flights[request.id] = Flight(request)
         queue = self._held.get(request.model)
         slots = self.ledger.holding(request)
@@ -213,6 +238,7 @@ class Dispatcher:
 
     def first_byte(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
         """An attempt's first token; other open attempts of the request are closed."""
+        now_s = self._time(now_s)
         flight, won = self._find(request_id, attempt)
         if flight is None or won is None or flight.streaming:
             return ()
@@ -232,18 +258,21 @@ class Dispatcher:
 
     def ended(self, request_id: RequestId, attempt: int, usage: Usage, now_s: float) -> Sequence[Command]:
         """The reply is complete."""
+        now_s = self._time(now_s)
         flight, done = self._find(request_id, attempt)
         if flight is None or done is None:
             return ()
         if not flight.streaming:
             early = list(self.first_byte(request_id, attempt, now_s))
             return [*early, *self.ended(request_id, attempt, usage, now_s)]
+        usage = border.usage(usage, flight.request, done.backend, self._context_tokens(done), self.dropped_numbers)
         self._learn(flight, done, usage, now_s)
         self.ledger.release(done.reservation, now_s)
         return self._over(flight, Outcome.SERVED, done, usage, now_s)
 
     def failed(self, request_id: RequestId, attempt: int, failure: Failure, now_s: float) -> Sequence[Command]:
         """An attempt is dead: before the first byte try elsewhere, after it the stream is broken."""
+        now_s = self._time(now_s)
         flight, dead = self._find(request_id, attempt)
         if flight is None or dead is None:
             return ()
@@ -260,6 +289,7 @@ class Dispatcher:
 
     def client_left(self, request_id: RequestId, now_s: float) -> Sequence[Command]:
         """The client went away; whatever is open for it is closed."""
+        now_s = self._time(now_s)
         flight = self._flights.get(request_id)
         if flight is None:
             return ()
@@ -491,6 +521,7 @@ class Dispatcher:
 
     def ticked(self, now_s: float) -> Sequence[Command]:
         """Act on every timer that is due."""
+        now_s = self._time(now_s)
         commands: list[Command] = []
         self.ledger.forget_stale(now_s)
         while timer := self._timers.pop(now_s):
@@ -583,6 +614,12 @@ class Dispatcher:
     def _refuse(self, flight: Flight, shed: Shed, now_s: float) -> Sequence[Command]:
         refuse = Refuse(flight.request.id, shed.reason, shed.why, shed.retry_after_s)
         return [refuse, *self._over(flight, Outcome.REFUSED, None, NO_USAGE, now_s, shed.reason)]
+
+    def _context_tokens(self, done: Attempt) -> int:
+        """The longest context of the backend that an attempt ran on (0: any, or it has left)."""
+        slot = self.ledger.slot(done.backend)
+        backend = self.ledger.backends[slot] if slot is not None else None
+        return backend.context_tokens_max if backend is not None else 0
 
     def _learn_first_token(self, won: Attempt, now_s: float) -> None:
         held, predicted = won.reservation, won.predicted

@@ -59,6 +59,7 @@ TOLD: Final = TERMS + METRICS * KEPT
 PREFILL_SHARE_MAX: Final = 0.8  # beyond it the engine hardly decodes; the stretch would be without bound
 LEFT_MIN: Final = 0.1  # of a step under way that should be over, as a share of it
 WAIT_DOUBT: Final = 0.5**2  # variance of the log of a wait for room: when others end is chance
+SPREAD_MOST: Final = 20.0  # at any quantile: in widths of E2E, which stay below 7, its exponential is far from inf
 STEPS_MOST: Final = 1e6  # since the last first token: longer ago is as good as never
 NONE_REACH: Final = 1e-9  # a smaller share of replies is rounding
 LOG_2: Final = log(2.0)
@@ -278,7 +279,7 @@ def _fill_tails(
             band, slot = int(rows[BAND, i]), slots[i]
             low = spread[metric, row, band, slot]
             if share != 0.0:
-                low += share * (spread[metric, row + 1, band, slot] - low)
+                low = min(low + share * (spread[metric, row + 1, band, slot] - low), SPREAD_MOST)
             out[metric, i] = rows[metric, i] * exp(low * width)
 
 

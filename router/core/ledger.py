@@ -455,7 +455,7 @@ class Ledger:
         extra = max(0.0, running + waiting - requests)
         queued = min(extra, waiting)
         held = max(0.0, _said(report.kv_usage) * m[_KV_TOKENS_MAX][slot] - tokens) if extra else 0.0
-        each = held / (extra - queued) if extra > queued else 0.0
+        each = min(held / (extra - queued), m[_KV_TOKENS_MAX][slot]) if extra > queued else 0.0
         foreign = (queued, queued * each, extra - queued, held)
         place = self._places[slot]
         prefilling, prefill_tokens = m[_FOREIGN + PREFILLING][slot], m[_FOREIGN + PREFILL_TOKENS][slot]

@@ -26,6 +26,7 @@ REFRESH: Final = 16  # replies between two readings of a distribution: a mean ov
 WEIGHT_MAX: Final = 1e6  # of one reply, before all are scaled back
 CAPS_KEPT: Final = 256  # caps whose outlook is kept between two readings
 MEAN_GAIN_MIN: Final = 0.02  # of the newest reply in the mean of a model's
+RATIO_MOST: Final = 32.0  # of a count to its estimate, either way, as far as one prompt teaches
 EXACT: Final = 0.01  # a log ratio below this is a tokenizer's whim
 NOBODY: Final = 1e-9  # less weight of replies than this is rounding
 _EDGES: Final = 2.0 ** (np.arange(BINS + 1) / BINS_PER_OCTAVE)
@@ -270,7 +271,8 @@ class Prompts:
             return
         scale, mean, seen = self._known.get(model, (0.0, float(counted_tokens), 0))
         gain = max(self.GAIN_MIN, 1.0 / (seen + 2.0))
-        scale += gain * (log(counted_tokens / estimated_tokens) - scale)
+        ratio = min(RATIO_MOST, max(1.0 / RATIO_MOST, counted_tokens / estimated_tokens))
+        scale += gain * (log(ratio) - scale)
         self._known[model] = scale, mean + gain * (counted_tokens - mean), seen + 1
 
     def scale(self, model: str) -> float:

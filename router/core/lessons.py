@@ -29,6 +29,8 @@ BOOK: Final = 22
 
 # -- how to learn ----------------------------------------------------------------------------------------------------
 
+LOG_FACTOR_MOST: Final = 6.0  # of a learnt factor, either way: 400 times, beyond which no data sheet is of any use
+SCORE_MOST: Final = 10.0  # of an outcome, either way: spreads read of such scores stay below kernels.SPREAD_MOST
 CLIP: Final = 2.5  # standard deviations of an innovation that count in full
 SLACK, ALARM = 0.75, 6.0  # CUSUM: what is chance, and what is a change; false alarms about once in 8,000 outcomes
 CHANGE_ALL: Final = 0.5  # what a change may do to all factors at once (restart, half speed: log 2 = 0.7)
@@ -119,7 +121,8 @@ def learn(
     deviation, error = sqrt(total), log(actual_s / predicted_s)
     z = min(CLIP, max(-CLIP, error / deviation))
     for j in range(terms):
-        log_factor[slot, j] += z * deviation / total * spread[j]
+        moved = log_factor[slot, j] + z * deviation / total * spread[j]
+        log_factor[slot, j] = min(LOG_FACTOR_MOST, max(-LOG_FACTOR_MOST, moved))
         factor[slot, j] = exp(log_factor[slot, j])
         for k in range(terms):
             covariance[slot, j, k] -= spread[j] * (spread[k] / total)
@@ -253,6 +256,7 @@ def judge(
     it into the scores, and book whether promises were kept and, where ``sure``, how large errors are of late; returns
     whether the pool has something new to lend.
     """
+    score = min(SCORE_MOST, max(-SCORE_MOST, score))
     _note(books, state, slot, metric, score, told, width, sure)
     return _score(own, pooled, spread, borrows, metric, band, slot, score, told)
 

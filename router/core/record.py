@@ -7,7 +7,7 @@ and its seed. No file is opened here; the gateway's recorder and the simulator's
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
-from math import isfinite
+from math import isfinite, nan
 from typing import Any, Final
 
 from router.core.decisions import Account, Command
@@ -59,7 +59,7 @@ class Recording:
 
     def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
-        plain = {name: asdict(load) for name, load in loads.items()}
+        plain = {name: _finite(asdict(load)) for name, load in loads.items()}
         return self._note("heard", now_s, self._core.heard(peer, loads, now_s), peer=peer, loads=plain)
 
     def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
@@ -138,7 +138,14 @@ class Recording:
         return self._core.held
 
     def _note(self, event: str, now_s: float, commands: Sequence[Command], **arguments: Any) -> Sequence[Command]:
-        self._write({"at_s": now_s, "event": event, **arguments, "answer": [plain_command(c) for c in commands]})
+        self._write(
+            {
+                "at_s": now_s if isfinite(now_s) else None,
+                "event": event,
+                **arguments,
+                "answer": [plain_command(c) for c in commands],
+            }
+        )
         return commands
 
 
@@ -150,7 +157,7 @@ def replay(events: Iterable[Event], core: Dispatcher) -> Iterator[tuple[Event, l
 
 
 def _tell(core: Dispatcher, event: Event) -> Sequence[Command]:
-    kind, now_s = event["event"], event["at_s"]
+    kind, now_s = event["event"], nan if event["at_s"] is None else event["at_s"]  # a clock that showed no number
     decode = _DECODE.get(kind)
     if decode is None:
         raise ValueError(f"unknown event {kind!r}; expected one of {', '.join(_DECODE)}")
@@ -211,7 +218,7 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "backend_health": lambda e: (e["name"], e["up"]),
     "backend_draining": lambda e: (e["name"], e["draining"]),
     "asking": lambda e: (e["name"],),
-    "reported": lambda e: (e["name"], EngineReport(**e["report"])),
+    "reported": lambda e: (e["name"], EngineReport(**{"asked_s": nan, **e["report"]})),
     "heard": lambda e: (e["peer"], {name: Load(**load) for name, load in e["loads"].items()}),
     "taught": lambda e: (e["name"], e["learnt"]),
     "arrived": lambda e: (request_of(e["request"]),),

@@ -15,6 +15,7 @@ from random import Random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from router.core.border import asked_in_time
 from router.core.dispatcher import Dispatcher
 from router.core.policy import Routing
 from router.core.record import Recording
@@ -104,9 +105,15 @@ class Gateway:
         self._demand_seen: tuple[float, Mapping[str, ModelDemand]] = (float("-inf"), {})
         self._tasks: list[asyncio.Task[None]] = []
         self._judging: set[asyncio.Task[None]] = set()
-        self.metrics.watch(lambda: (self.core.in_flight, self.core.held, self.core.loads()), self._gaps, self.scores)
+        self._warned: set[tuple[str, str]] = set()  # of whose dropped numbers, by source
+        self.metrics.watch(
+            lambda: (self.core.in_flight, self.core.held, self.core.loads()),
+            self._gaps,
+            self.scores,
+            lambda: self.core.dropped_numbers.by_source,
+        )
         self.metrics.policies.watch(self.steering.samples)
-        self.driver.on_sweep.append(self._sweep)
+        self.driver.on_sweep += [self._sweep, self._warn_of_dropped_numbers]
 
     @property
     def plan(self) -> Plan:
@@ -126,9 +133,11 @@ class Gateway:
 
     def reported(self, name: str, report: EngineReport) -> None:
         """An engine's own word on its queue, read by us or by a sidecar."""
-        self.reports[name] = report
-        self.metrics.reported(name, report)
-        self.driver.perform(self.driver.core.reported(name, report, self.clock()))
+        now_s = self.clock()
+        if asked_in_time(report, now_s):
+            self.reports[name] = report
+            self.metrics.reported(name, report)
+        self.driver.perform(self.driver.core.reported(name, report, now_s))
 
     def backend_health(self, name: str, up: bool) -> None:
         """A health check's answer changed."""
@@ -241,6 +250,20 @@ class Gateway:
                 self.driver.leave(name)
                 self.reports.pop(name, None)
                 self.metrics.forget(name)
+
+    def _warn_of_dropped_numbers(self, _: float) -> None:
+        """Log the first number of each source and sender that the core dropped."""
+        first = self.core.dropped_numbers.first
+        if len(first) == len(self._warned):
+            return
+        for source, sender in first.keys() - self._warned:
+            self._warned.add((source, sender))
+            _log.warning(
+                "%s%s: dropped %s; more are counted in headroom_dropped_numbers_total",
+                source,
+                f" of {sender}" if sender else "",
+                first[source, sender],
+            )
 
     # -- life --------------------------------------------------------------------------------------------------
 

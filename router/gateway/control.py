@@ -5,12 +5,12 @@ answer only to clients on this machine, so put a key in the config when a proxy 
 """
 
 import hmac
-from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHttpError
@@ -20,6 +20,7 @@ from router.gateway.answers import Dialect, Problem, Rejected
 from router.gateway.journal import explained
 from router.gateway.plan import digest
 from router.gateway.state import StoreGone
+from router.gateway.state.wire import view_plain
 
 if TYPE_CHECKING:
     from router.gateway.app import Gateway
@@ -137,12 +138,14 @@ def _add_calls(app: FastAPI, gateway: "Gateway", admin: Any) -> None:
         return JSONResponse(asdict(outcome), 200 if outcome.ok else 422)
 
     @app.get("/admin/routers", dependencies=[admin])
-    async def routers() -> Mapping[str, Any]:
+    async def routers() -> Response:
         """What every router of the pool says of itself, from the shared state: load and demand."""
         try:
-            return {name: asdict(view) for name, view in (await gateway.store.routers(gateway.clock())).items()}
+            views = await gateway.store.routers(gateway.clock())
         except StoreGone as gone:
             raise HTTPException(503, f"the shared state does not answer: {gone}") from gone
+        told = {name: view_plain(view) for name, view in views.items()}
+        return Response(orjson.dumps(told), media_type="application/json")  # null for what a peer left without a number
 
 
 def _known_caller(gateway: "Gateway", request: Request) -> None:

@@ -12,6 +12,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from router.core.decisions import Account, Outcome
+from router.core.ledger import DECODING, PREFILLING
 from router.core.score import Score
 from router.core.types import EngineReport, Load
 from router.gateway.journal import Entry, explained
@@ -86,13 +87,14 @@ def _backend(
     name = facts["name"]
     watch = gateway.engines.watches.get(name)
     load = gateway.core.loads().get(name, Load())
-    others = [view.loads[name] for view in gateway.sync.peers.values() if name in view.loads]
+    slot, ledger = gateway.core.ledger.slot(name), gateway.core.ledger
+    others = 0.0 if slot is None else float(ledger.others[PREFILLING, slot] + ledger.others[DECODING, slot])
     report = gateway.reports.get(name)
     return facts | {
         "up": bool(watch and watch.up),
         "load": {key: round(value) for key, value in asdict(load).items()},
         "forecast": scores[name].state if name in scores else None,
-        "others": round(sum(other.prefilling + other.decoding for other in others)),
+        "others": round(others),
         "engine": None if report is None else _engine(report, gateway.clock()),
         "last": _kept(accounts) | _times(accounts),
     }

@@ -18,9 +18,9 @@ _TAIL_BYTES: Final = 4096
 _DONE: Final = (b"\ndata: [DONE]", b"\ndata:[DONE]")
 CHUNK_SEAM: Final = re.compile(rb"\r\n[0-9a-fA-F]+\r\n")
 _COUNT: Final = re.compile(
-    rb'"(prompt_tokens|completion_tokens|cached_tokens|input_tokens|output_tokens|cache_read_input_tokens)"\s*:\s*(\d+)'
-)
-_SEQUENCE: Final = re.compile(rb'"sequence_length"\s*:\s*(\d+)')  # Triton's, of a whole reply
+    rb'"(prompt_tokens|completion_tokens|cached_tokens|input_tokens|output_tokens|cache_read_input_tokens)"\s*:\s*(\d{1,18})(?!\d)'
+)  # a longer number is none: Python reads no more than some thousands of digits
+_SEQUENCE: Final = re.compile(rb'"sequence_length"\s*:\s*(\d{1,18})(?!\d)')  # Triton's, of a whole reply
 _ROLE_ALONE: Final = re.compile(rb'"role"\s*:\s*"assistant"[^}]*"content"\s*:\s*(?:""|null)')
 NO_USAGE: Final = Usage(0)
 

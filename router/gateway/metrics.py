@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from router.core.border import PEER
 from router.core.decisions import Account, Outcome, Reason
 from router.core.score import STATES, Accuracy, Score
 from router.core.types import EngineReport, Load
@@ -127,6 +128,8 @@ class Metrics(Collector):
         self._gaps: Callable[[], Mapping[str, Gaps]] = dict
         self._scores: Callable[[], Mapping[str, Score]] = dict
         self._load: Callable[[], tuple[int, int, Mapping[str, Load]]] = lambda: (0, 0, {})
+        self._dropped: Callable[[], Mapping[str, int]] = dict
+        self._unreadable = 0
         self.policies = PolicyMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -136,9 +139,12 @@ class Metrics(Collector):
         load: Callable[[], tuple[int, int, Mapping[str, Load]]],
         gaps: Callable[[], Mapping[str, Gaps]],
         scores: Callable[[], Mapping[str, Score]],
+        dropped: Callable[[], Mapping[str, int]],
     ) -> None:
-        """Where to read, at a scrape, requests in flight, held and by backend, gaps between tokens, and trust."""
-        self._load, self._gaps, self._scores = load, gaps, scores
+        """Where to read, at a scrape, requests in flight, held and by backend, gaps between tokens, trust, and numbers
+        that were dropped, by source.
+        """
+        self._load, self._gaps, self._scores, self._dropped = load, gaps, scores, dropped
 
     def text(self) -> bytes:
         """The page, in Prometheus's text format."""
@@ -224,6 +230,10 @@ class Metrics(Collector):
         """The store was gone."""
         self._state_up = False
         self._sync_failures += 1
+
+    def unreadable(self, peer: str) -> None:
+        """What a peer published cannot be read."""
+        self._unreadable += 1
 
     def reloaded(self, ok: bool, version: str, at_s: float) -> None:
         """A config was taken or refused; ``at_s``: seconds since the epoch."""
@@ -369,7 +379,18 @@ class Metrics(Collector):
                 for quantile, share in accuracy.coverage.items():
                     if not isnan(share):
                         coverage.add_metric([backend, metric, f"{quantile:g}"], share)
-        yield from (state, error, coverage)
+        yield from (state, error, coverage, self._dropped_numbers())
+
+    def _dropped_numbers(self) -> Metric:
+        """By source; what a peer wrote that cannot be read at all counts as one."""
+        family = CounterMetricFamily(
+            "headroom_dropped_numbers",
+            "Numbers from outside that were not finite, not in range or not plausible, and were ignored",
+            labels=["source"],
+        )
+        for source, count in self._dropped().items():
+            family.add_metric([source], count + (self._unreadable if source == PEER else 0))
+        return family
 
     def _fleet(self) -> Iterator[Metric]:
         in_flight, held, loads = self._load()

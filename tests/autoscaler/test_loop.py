@@ -129,6 +129,15 @@ async def test_one_router_alone_is_asked_at_its_admin_path(caplog: pytest.LogCap
     assert "m: 5 x small (now 1): because" in caplog.text
 
 
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b'{"r1": 7, "r2": {"demand": {"m": {"requests_per_s": null}}}}'])
+async def test_an_answer_that_cannot_be_read_gives_no_advice_and_ends_nothing(answer: bytes) -> None:
+    """The last advice stands."""
+    async with Pages({"/admin/routers": (200, answer)}) as pages:
+        made, policy = fixed(plan(CONFIG + f"listen: {{port: {pages.port}}}\n"))
+        await Autoscaler(made).run(once=True)
+    assert policy.asked == []
+
+
 @pytest.mark.skipif(server_binary() is None, reason="no Redis-compatible server binary installed")
 async def test_several_routers_are_heard_through_redis(caplog: pytest.LogCaptureFixture) -> None:
     """The same state the routers share."""

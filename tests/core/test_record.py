@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+from math import inf, nan
 
 import pytest
 from hypothesis import given, settings
@@ -83,6 +84,26 @@ def test_a_request_is_read_again_as_it_was_written():
         Recording(core(backend()), lambda event, to=events: to.append(json.dumps(event))).arrived(asked, 0.0)
         assert request_of(json.loads(events[0])["request"]) == asked
         assert pickle.loads(pickle.dumps(asked)) == asked
+
+
+def test_numbers_that_the_core_dropped_are_dropped_again():
+    """A record holds no inf and no nan; what stood there is as if it had not been said."""
+    lines = []
+    it = Recording(core(routing="slo_headroom"), lambda event: lines.append(json.dumps(event, allow_nan=False)))
+    it.backend_joined(backend("a", price_per_hour=nan), 0.0)
+    it.reported("a", EngineReport(inf, 3.0), 1.0)
+    it.reported("a", EngineReport(1.0, nan, inf, -1.0, 48.0, 1e300), 1.0)
+    it.heard("peer", {"a": Load(2.0, nan, 3.0, inf, -1.0)}, nan)
+    made = request("r", arrived_s=2.0)
+    it.arrived(made, 2.0)
+    it.first_byte("r", 1, inf)
+    it.ended("r", 1, Usage(10**12, 3, 7), 1.0)
+    again = core(routing="slo_headroom")
+    events = [json.loads(line) for line in lines]
+    for event, commands in replay(events, again):
+        assert json.loads(json.dumps(commands)) == event["answer"], event
+    assert len(events) == 7
+    assert again.ledger.others[:, 0].tolist() == [2.0, 0.0, 3.0, 0.0]
 
 
 def test_an_unknown_event_is_named():

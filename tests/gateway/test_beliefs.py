@@ -1,5 +1,6 @@
 """A new router starts with what the others learnt, and with nothing worse when that is of no use."""
 
+import orjson
 import pytest
 
 from router.core.dispatcher import Dispatcher
@@ -55,6 +56,21 @@ async def test_a_belief_of_other_physics_or_none_at_all_is_passed_over() -> None
     for odd in (b"{}", b"[]", b"not json", b'{"version": 1}'):
         await store.keep_beliefs({"a": odd})
         assert await beliefs(other, store).warm(frozenset({"a"})) == 0
+
+
+@pytest.mark.parametrize("part", ["hit", "state", "lean", "tails", "lengths", "regression", "prior"])
+async def test_a_poisoned_belief_leaves_a_fresh_router_as_it_was(part: str) -> None:
+    """One of another router whose engine counted wrongly, or any text at all: nothing of it is taken."""
+    store, fresh = MemoryStore("old"), fakes.core(fakes.backend("a"), routing="slo_headroom")
+    cold_s = predicted_ttft_s(fakes.core(fakes.backend("a"), routing="slo_headroom"))
+    learnt = taught_by_streams().beliefs()["a"]
+    for odd in (float("nan"), 48.0, -1, "text", [], {}, [[None]]):
+        await store.keep_beliefs({"a": orjson.dumps({**learnt, part: odd})})
+        taken = await beliefs(fresh, store).warm(frozenset({"a"}))
+        assert taken == (part == "lengths" and odd == {})
+    assert fresh.dropped_numbers.by_source["belief"] > 0 or part == "prior"
+    if part != "lengths":
+        assert predicted_ttft_s(fresh) == cold_s
 
 
 class Gone(MemoryStore):

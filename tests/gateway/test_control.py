@@ -1,7 +1,11 @@
 """The control plane over HTTP: health, models, metrics, admin, explain, the page."""
 
+from math import inf, nan
 from pathlib import Path
 
+from router.core.types import Load
+from router.gateway.state import RouterView
+from router.gateway.state.memory import MemoryStore
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, stream
 from tests.pages import Pages
@@ -107,6 +111,27 @@ async def test_a_request_can_be_explained_and_is_in_the_books(tmp_path: Path) ->
         assert 'headroom_backend_up{backend="a"} 1.0' in metrics
         assert 'headroom_forecast_state{backend="a",state="learning"} 1.0' in metrics
         assert 'headroom_forecast_coverage_ratio{backend="a",metric="ttft",quantile="0.9"}' in metrics
+
+
+class OddPeer(MemoryStore):
+    """A store in which another router's load holds no number."""
+
+    async def routers(self, now_s: float) -> dict[str, RouterView]:
+        return {"odd": RouterView({"a": Load(inf, nan)})}
+
+
+async def test_a_peers_load_that_is_no_number_is_shown_as_null(tmp_path: Path) -> None:
+    """JSON knows no infinity; the page of routers is answered all the same."""
+    async with (
+        ScriptedEngine([stream("a")]) as engine,
+        Pages(dict(HEALTHY)) as pages,
+        router(tmp_path / "r.yaml", config(backend("a", engine, pages))) as it,
+    ):
+        it.gateway.store = OddPeer("r")
+        it.gateway.heard("odd", {"a": Load(inf, nan, 3.0)})
+        load = (await it.get("/admin/routers")).json()["odd"]["loads"]["a"]
+        assert (load["prefilling"], load["prefill_tokens"], load["decoding"]) == (None, None, 0.0)
+        assert (await it.get("/admin/fleet")).json()["backends"][0]["others"] == 3
 
 
 async def test_the_page_is_one_file_that_asks_nobody_else(tmp_path: Path) -> None:

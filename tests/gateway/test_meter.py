@@ -128,3 +128,12 @@ def test_a_head_is_read_into_facts() -> None:
     )
     assert head.fields == b"Content-Type: text/event-stream\r\nX-B: 2\r\n"
     assert (head.status, head.chunked, head.length, head.event_stream, head.until_close) == (200, True, -1, True, False)
+
+
+@pytest.mark.parametrize("name", [b"completion_tokens", b"sequence_length"])
+def test_a_count_of_thousands_of_digits_is_none(name: bytes) -> None:
+    """Python refuses to read such a number, and that must not end the request."""
+    meter = Meter(Gaps())
+    meter.begins(b'{"usage": {"prompt_tokens": 7, "' + name + b'": ' + b"9" * 3000, 0.0)
+    meter.continues(b"9" * 3000 + b"}}", 0.1)
+    assert meter.usage().output_tokens == 0

@@ -77,7 +77,7 @@ def test_the_page_shows_the_fleet_as_it_is_when_asked() -> None:
     """Loads, gaps, engines, state and config are read at the scrape."""
     books, gaps = metrics(), Gaps()
     gaps.counts[3] += 2
-    books.watch(lambda: (5, 2, {"b1": Load(1, 10, 3, 40)}), lambda: {"b1": gaps}, dict)
+    books.watch(lambda: (5, 2, {"b1": Load(1, 10, 3, 40)}), lambda: {"b1": gaps}, dict, lambda: {"usage": 3, "peer": 1})
     books.reported("b1", EngineReport(7.5, running=4, kv_usage=0.5))
     books.health("b1", True)
     books.scrape_failed("b2", "gone")
@@ -95,6 +95,8 @@ def test_the_page_shows_the_fleet_as_it_is_when_asked() -> None:
         'headroom_engine_report_age_seconds{backend="b1"} 2.5',
         'headroom_backend_up{backend="b1"} 1.0',
         'headroom_engine_scrapes_total{backend="b2",result="failed"} 1.0',
+        'headroom_dropped_numbers_total{source="usage"} 3.0',
+        'headroom_dropped_numbers_total{source="peer"} 1.0',
         "headroom_state_up 0.0",
         "headroom_state_peers 2.0",
         'headroom_config_reloads_total{result="failed"} 1.0',

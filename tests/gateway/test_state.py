@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from math import isnan
+from math import inf, isnan
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from router.gateway.state import ModelDemand, RouterView, Store, StoreGone
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.sync import Sync
+from router.gateway.state.wire import UNREADABLE
+from tests import fakes
 from tests.redis_server import RedisServer, free_port, server_binary
 from tests.waiting import until, until_async
 
@@ -43,6 +45,7 @@ class Heard:
         self.reports: list[tuple[str, EngineReport]] = []
         self.good = 0
         self.bad: list[str] = []
+        self.odd: list[str] = []
 
     def heard(self, peer: str, loads: Mapping[str, Load]) -> None:
         self.loads[peer] = loads
@@ -58,6 +61,9 @@ class Heard:
 
     def sync_failed(self, why: str) -> None:
         self.bad.append(why)
+
+    def unreadable(self, peer: str) -> None:
+        self.odd.append(peer)
 
 
 def syncing(store: Store, heard: Heard, lease_s: float = 5.0) -> Sync:
@@ -125,6 +131,90 @@ async def test_a_view_of_another_release_counts_as_empty(server: RedisServer) ->
     await a._redis.sadd("{headroom:test}:routers", "odd")
     await a._redis.set("{headroom:test}:router:odd", b'{"loads": 3}')
     assert (await a.routers(0.0))["odd"].loads == {}
+    await a.close()
+
+
+POOL = "{headroom:test}:"
+
+
+async def put(to: RedisStore, **values: str) -> None:
+    """Write views of routers and a report of b1 as nobody of ours would."""
+    for name, text in values.items():
+        key = "report:b1" if name == "report" else f"router:{name}"
+        await to._redis.set(POOL + key, text)
+        if name != "report":
+            await to._redis.sadd(POOL + "routers", name)
+
+
+@pytest.mark.parametrize("value", ['"3"', "null", "true", "[1]", "{}", "-7", "1e308", "99999999999999999999"])
+async def test_what_stands_in_place_of_a_number_is_dropped_and_counted(server: RedisServer, value: str) -> None:
+    """Of the wrong type, negative or huge: the rest of the load and the report is taken, and the sync goes on."""
+    a, dispatcher = store(server, "a"), fakes.core(fakes.backend("b1"))
+    await put(
+        a, odd=f'{{"loads": {{"b1": {{"prefilling": {value}, "decoding": 2}}}}, "demand": {{}}, "version": "v1"}}'
+    )
+    await put(a, report=f'{{"asked_s": 1.0, "running": {value}, "waiting": 4}}')
+    await a.sync(RouterView(), ("b1",), 0.0)
+    shared = await a.sync(RouterView(), ("b1",), 0.0)
+    dispatcher.reported("b1", shared.reports["b1"], 1.0)
+    assert dispatcher.ledger.foreign[:, 0].tolist() == [4.0, 0.0, 0.0, 0.0]
+    dispatcher.heard("odd", shared.routers["odd"].loads, 1.0)
+    assert dispatcher.ledger.others[:, 0].tolist() == [0.0, 0.0, 2.0, 0.0]
+    counts = dispatcher.dropped_numbers.by_source
+    assert (counts["peer"], counts["report"]) == (1, 1)
+    await a.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", "null", '{"asked_s": "now"}', '{"asked_s": 1e400}', '{"running": 1}']
+)
+async def test_a_report_without_a_time_is_dropped_and_counted(server: RedisServer, text: str) -> None:
+    """One that cannot be read at all is such a one; a value that is empty is none."""
+    a, dispatcher = store(server, "a"), fakes.core(fakes.backend("b1"))
+    await put(a, report=text)
+    for report in (await a.sync(RouterView(), ("b1",), 0.0)).reports.values():
+        assert dispatcher.reported("b1", report, 1.0) == ()
+    assert dispatcher.dropped_numbers.by_source["report"] == (1 if text else 0)
+    assert dispatcher.ledger.reported_s[0] == -inf
+    await a.close()
+
+
+async def test_a_peer_that_cannot_be_read_is_counted_once(server: RedisServer) -> None:
+    """It has nothing in flight as far as we know; its next view is read as any other."""
+    heard, a = Heard(), store(server, "a")
+    sync = syncing(a, heard)
+    await put(a, odd="\x00", older='{"loads": 3}')
+    for _ in range(4):
+        assert await sync.once(time.monotonic)
+    assert sorted(heard.odd) == ["odd", "older"]
+    assert sync.peers["odd"] is UNREADABLE
+    assert heard.loads == {"odd": {}, "older": {}}
+    await put(a, odd='{"loads": {"b1": {"decoding": 2}}, "demand": {}, "version": "v3"}')
+    assert await sync.once(time.monotonic)
+    assert heard.loads["odd"] == {"b1": Load(decoding=2.0)}
+    await a.close()
+
+
+@pytest.mark.parametrize("number", ["-1", '"9"', "null", "1e300"])
+async def test_demand_with_a_number_that_cannot_be_is_passed_over(server: RedisServer, number: str) -> None:
+    """The autoscaler hears of the other models."""
+    good = '{"requests_per_s": 1, "prompt_tokens": 10, "output_tokens": 5, "ended": 2, "attained": 1, "slo_class": "d"}'
+    a = store(server, "a")
+    await put(
+        a, odd=f'{{"loads": {{}}, "demand": {{"m": {good.replace("10", number)}, "n": {good}}}, "version": "v1"}}'
+    )
+    assert dict((await a.routers(0.0))["odd"].demand) == {"n": ModelDemand(1, 10, 5, 2, 1, "d")}
+    await a.close()
+
+
+async def test_names_that_are_no_text_end_no_call(server: RedisServer) -> None:
+    """Anybody may write bytes into the pool's keys."""
+    a = store(server, "a")
+    await a._redis.hset(POOL + "beliefs", b"\xff", b"x")  # type: ignore[misc]
+    await a._redis.sadd(POOL + "routers", b"\xfe")  # type: ignore[misc]
+    assert list((await a.beliefs()).values()) == [b"x"]
+    await a.sync(VIEW, (), 0.0)
+    assert set(await a.routers(0.0)) == {"a"}
     await a.close()
 
 
@@ -218,6 +308,16 @@ async def test_a_report_is_passed_on_once() -> None:
     assert await sync.once(lambda: 2.0)
     assert await sync.once(lambda: 2.1)
     assert [name for name, _ in heard.reports] == ["b1"]
+
+
+async def test_a_report_from_the_future_does_not_hide_the_next() -> None:
+    """The listener gets both, and drops the first."""
+    memory, heard = MemoryStore("a"), Heard()
+    sync = syncing(memory, heard)
+    for asked_s in (1e9, 2.5):
+        await memory.report({"b1": EngineReport(asked_s)}, 1.0)
+        assert await sync.once(lambda: 2.0)
+    assert [report.asked_s for _, report in heard.reports] == [1e9, 2.5]
 
 
 async def test_one_router_alone_has_no_peers() -> None:

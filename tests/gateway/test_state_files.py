@@ -1,6 +1,7 @@
 """The store that workers of one host share without Redis: leases, reports, and files that are not whole."""
 
 import os
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from router.core.types import EngineReport, Load
 from router.gateway.state import ModelDemand, RouterView, StoreGone
 from router.gateway.state.files import FileStore
+from router.gateway.state.wire import UNREADABLE
 
 VIEW = RouterView({"b1": Load(1, 200, 3, 900)}, {"m": ModelDemand(2.5, 100, 50, 9, 8, "default")}, "v1")
 
@@ -62,6 +64,31 @@ async def test_a_file_that_is_no_view_is_passed_over(tmp_path: Path, text: bytes
     (tmp_path / "odd.view").write_bytes(text)
     a = store(tmp_path, "a")
     assert (await a.sync(VIEW, (), 0.0)).routers == {}
+
+
+@pytest.mark.parametrize("at_s", ["null", '"1"', "1e308", "-1e308", "[]"])
+async def test_a_view_without_a_time_of_this_machine_is_passed_over(tmp_path: Path, at_s: str) -> None:
+    """It would never go, or end every sync."""
+    (tmp_path / "odd.view").write_text(f'{{"at_s": {at_s}, "view": {{}}}}')
+    (tmp_path / "older.view").write_text('{"at_s": 0}')
+    assert (await store(tmp_path, "a").sync(VIEW, (), 0.0)).routers == {"older": UNREADABLE}
+
+
+async def test_a_report_that_cannot_be_hides_no_other(tmp_path: Path) -> None:
+    """Of the same engine by another worker; where it is the only one, the core is to drop and count it."""
+    a, b, reader = store(tmp_path, "a"), store(tmp_path, "b"), store(tmp_path, "c")
+    for each in (a, b):
+        await each.sync(VIEW, (), 1.0)
+    (tmp_path / "a.reports").write_text('{"b1": {"asked_s": "soon"}, "b2": 7}')
+    await b.report({"b1": EngineReport(1.0, running=2.0)}, 1.0)
+    found = (await reader.sync(VIEW, ("b1", "b2"), 1.5)).reports
+    assert (found["b1"].running, found["b2"].asked_s) == (2.0, inf)
+
+
+async def test_beliefs_that_are_no_text_are_passed_over(tmp_path: Path) -> None:
+    """The others are read."""
+    (tmp_path / "beliefs.json").write_text('{"b1": 5, "b2": "x"}')
+    assert await store(tmp_path, "a").beliefs() == {"b2": b"x"}
 
 
 async def test_a_view_of_another_release_counts_as_empty(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import orjson
 
+from router.core.border import asked_in_time, number
 from router.core.types import EngineReport
 from router.gateway.state import RouterView, Shared, StoreGone
 from router.gateway.state.wire import report_of, report_plain, view_of, view_plain
@@ -41,7 +42,8 @@ class FileStore:
         found = {path: told for path, told in self._live(now_s) if path != self._own}
         self._read = {path: self._reports_of(path) for path in found}
         return Shared(
-            {path.stem: view_of(told["view"]) for path, told in found.items()}, self._newest(frozenset(backends), now_s)
+            {path.stem: view_of(told.get("view")) for path, told in found.items()},
+            self._newest(frozenset(backends), now_s),
         )
 
     def _reports_of(self, view: Path) -> tuple[Stamp, dict[str, EngineReport]]:
@@ -60,7 +62,7 @@ class FileStore:
             for name in wanted & reports.keys():
                 report = reports[name]
                 known = newest.get(name)
-                if now_s - report.asked_s < REPORT_LEASE_S and (known is None or report.asked_s > known.asked_s):
+                if now_s - report.asked_s < REPORT_LEASE_S and (known is None or _newer(report, known, now_s)):
                     newest[name] = report
         return newest
 
@@ -75,12 +77,12 @@ class FileStore:
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:
         """All with a lease."""
-        return {path.stem: view_of(told["view"]) for path, told in self._live(now_s)}
+        return {path.stem: view_of(told.get("view")) for path, told in self._live(now_s)}
 
     async def beliefs(self) -> Mapping[str, bytes]:
         """What any worker last kept."""
         kept = _read(self._folder / _BELIEFS) or {}
-        return {name: text.encode("latin-1") for name, text in kept.items()}
+        return {name: text.encode("latin-1", "replace") for name, text in kept.items() if isinstance(text, str)}
 
     async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
         """Keep them for a worker that starts anew; the last word stands."""
@@ -104,12 +106,17 @@ class FileStore:
             told = _read(path)
             if told is None:
                 continue
-            age_s = now_s - told["at_s"]
-            if age_s <= self._lease_s:
+            age_s = now_s - number(told.get("at_s"))  # -inf where that is no number: nobody's, and never swept
+            if -self._lease_s <= age_s <= self._lease_s:
                 yield path, told
             elif age_s > SWEEP_LEASES * self._lease_s and path != self._own:
                 path.unlink(missing_ok=True)
                 path.with_suffix(_REPORTS).unlink(missing_ok=True)
+
+
+def _newer(report: EngineReport, known: EngineReport, now_s: float) -> bool:
+    """Whether it was asked for later; one from the future, which the core drops, hides no other."""
+    return asked_in_time(report, now_s) and (report.asked_s > known.asked_s or not asked_in_time(known, now_s))
 
 
 def stamp(path: Path) -> Stamp:

@@ -154,7 +154,7 @@ def _elsewhere(url: str, host: str, port: int) -> str:
 
 
 def _text(raw: bytes | str) -> str:
-    return raw.decode() if isinstance(raw, bytes) else raw
+    return raw.decode(errors="replace") if isinstance(raw, bytes) else raw
 
 
 def _redis_s(clock: tuple[int, int]) -> float:

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from router.core.types import EngineReport, Load
 from router.gateway.state import RouterView, Shared, Store, StoreGone
+from router.gateway.state.wire import UNREADABLE
 
 RETRY_S_MAX: Final = 1.0
 
@@ -35,6 +36,9 @@ class StateObserver(Protocol):
 
     def sync_failed(self, why: str) -> None:
         """The store was gone."""
+
+    def unreadable(self, peer: str) -> None:
+        """What a peer published cannot be read, since now."""
 
 
 class Sync:
@@ -82,10 +86,12 @@ class Sync:
     def _pass_on(self, shared: Shared, now_s: float) -> None:
         for peer, view in shared.routers.items():
             self._heard_s[peer] = now_s
+            if view is UNREADABLE and self.peers.get(peer) is not UNREADABLE:
+                self._observer.unreadable(peer)
             self._listener.heard(peer, view.loads)
         for backend, report in shared.reports.items():
             if report.asked_s > self._reported_s.get(backend, float("-inf")) + 1e-3:  # clocks jitter; news do not
-                self._reported_s[backend] = report.asked_s
+                self._reported_s[backend] = min(report.asked_s, now_s)  # one from the future must not silence the next
                 self._listener.reported(backend, report)
         self.peers = shared.routers
         self._forget(now_s)

@@ -1,20 +1,25 @@
 """Views and reports as JSON: one form for every store.
 
 Believes: what another release wrote may be unreadable, which is no fault. Must not know where it is kept. Times are
-moved onto the store's clock on the way out and back onto the reader's on the way in.
+moved onto the store's clock on the way out and back onto the reader's on the way in. What should be a number and is
+none is read as inf, which the core's border drops and counts; only demand, which no core sees, is checked here.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from typing import Any, Final
 
 import orjson
 
+from router.core import border
 from router.core.types import EngineReport, Load
 from router.gateway.state import ModelDemand, RouterView
 
 _FIELDS: Final = ("running", "waiting", "kv_usage", "prefix_hit_rate", "kv_tokens_max")
 _LOAD: Final = tuple(field.name for field in fields(Load))
+_DEMAND_MOST: Final = 1e9  # requests a second, tokens a request, requests a window
+UNREADABLE: Final = RouterView(version="unreadable")
 
 
 def view_json(view: RouterView) -> bytes:
@@ -33,19 +38,35 @@ def view_from(raw: bytes) -> RouterView:
     try:
         return view_of(orjson.loads(raw))
     except ValueError:
-        return RouterView(version="unreadable")
+        return UNREADABLE
 
 
 def view_of(told: Any) -> RouterView:
     """The same of what was parsed."""
     try:
         return RouterView(
-            {name: Load(**load) for name, load in told["loads"].items()},
-            {name: ModelDemand(**asked) for name, asked in told["demand"].items()},
-            told["version"],
+            {name: _load_of(load) for name, load in told["loads"].items()},
+            _demand_of(told["demand"]),
+            str(told["version"]),
         )
     except (TypeError, KeyError, AttributeError):
-        return RouterView(version="unreadable")
+        return UNREADABLE
+
+
+def _load_of(told: Any) -> Load:
+    return Load(**{field: border.number(value) for field, value in told.items()})
+
+
+def _demand_of(told: Any) -> dict[str, ModelDemand]:
+    """Demand by model; a model's is passed over where one of its numbers is implausible."""
+    asked = {model: ModelDemand(**each) for model, each in told.items()}
+    return {model: each for model, each in asked.items() if _plausible(each)}
+
+
+def _plausible(asked: ModelDemand) -> bool:
+    counts = (asked.requests_per_s, asked.prompt_tokens, asked.output_tokens, asked.ended, asked.attained)
+    in_range = all(0.0 <= border.number(count) <= _DEMAND_MOST for count in counts)
+    return in_range and asked.attained <= asked.ended and isinstance(asked.slo_class, str)
 
 
 def report_json(report: EngineReport, ahead_s: float) -> bytes:
@@ -60,10 +81,18 @@ def report_plain(report: EngineReport, ahead_s: float = 0.0) -> dict[str, float]
 
 
 def report_from(raw: bytes, ahead_s: float) -> EngineReport:
-    """An engine's report; ``ahead_s``: how far the store's clock is ahead of the reader's."""
-    return report_of(orjson.loads(raw), ahead_s)
+    """An engine's report; ``ahead_s``: how far the store's clock is ahead of the reader's. One that cannot be read has
+    ``asked_s`` inf, which no core takes.
+    """
+    try:
+        return report_of(orjson.loads(raw), ahead_s)
+    except ValueError:
+        return EngineReport(inf)
 
 
-def report_of(told: dict[str, float], ahead_s: float = 0.0) -> EngineReport:
+def report_of(told: Any, ahead_s: float = 0.0) -> EngineReport:
     """The same of what was parsed."""
-    return EngineReport(told["asked_s"] - ahead_s, *(told.get(name, nan) for name in _FIELDS))
+    if not isinstance(told, Mapping):
+        return EngineReport(inf)
+    said = (border.number(told[name]) if name in told else nan for name in _FIELDS)
+    return EngineReport(border.number(told.get("asked_s")) - ahead_s, *said)

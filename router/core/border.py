@@ -1,0 +1,319 @@
+"""The border: every number from outside is checked here, once, before it enters the belief, the ledger or the state.
+
+A number is taken when it is finite, in range and plausible against what it is about. Any other is dropped: it counts
+as not given, nothing is learnt from it, and it is counted by source. Nothing here raises for a bad number of an engine
+or a peer; only a belief is refused as a whole (``Implausible``), as half of one is of no use.
+
+Bounds are wide. They do not tell a wrong number from a right one; they keep every later sum, logarithm and exponential
+finite, and keep out what contradicts itself. Must not know how any of these numbers is used.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import inf, isnan, nan
+from typing import Any, Final
+
+import numpy as np
+
+from router.core.kernels import BANDS, KEPT, METRICS, SPREAD_MOST, TERMS, Floats
+from router.core.lengths import BINS
+from router.core.lessons import LOG_FACTOR_MOST, NOISE_MAX, NOISE_MIN, OFF
+from router.core.physics import StepCoefficients
+from router.core.types import Backend, EngineReport, Load, Request, Usage
+
+USAGE: Final = "usage"
+REPORT: Final = "report"
+PEER: Final = "peer"
+BELIEF: Final = "belief"
+BACKEND: Final = "backend"
+CLOCK: Final = "clock"
+SOURCES: Final = (USAGE, REPORT, PEER, BELIEF, BACKEND, CLOCK)
+SENDERS_MOST: Final = 1000  # whose first dropped number is kept in words
+
+OUTPUT_TOKENS_MOST: Final = 1 << 20
+OUTPUT_FACTOR: Final = 8  # output tokens over the request's own cap: the cap is of each of its choices
+OUTPUT_SLACK_TOKENS: Final = 16
+PROMPT_FACTOR: Final = 32  # between an estimate from bytes and the engine's count, either way
+PROMPT_SLACK_TOKENS: Final = 4096  # that a chat template or a system prompt of the engine's own may add
+SEQUENCES_MOST: Final = 1e6  # on one backend
+TOKENS_MOST: Final = 1e10  # in one backend's KV cache or queue
+SHARE_OVERSHOOT: Final = 0.05  # of a share above 1 that is rounding, and is clipped
+DRIFT: Final = 1e-3  # below 0 that is rounding of a sum, and is clipped
+AHEAD_S: Final = 1.0  # by which clocks that are compared through a store may differ
+FAR_S: Final = 1e12  # a clock never shows so much
+BOUND_S_MOST: Final = 1e6  # of a promised TPOT
+COEFFICIENT_S_MOST: Final = 1e3  # of one term of one step
+SIGMA_MOST: Final = 10.0  # relative error of a data sheet
+LEAN_MOST: Final = 3.0  # what is left between model and outcome, as a factor
+FLOAT_MOST: Final = 1e300  # an integer beyond it may be no float
+SHOWN_MOST: Final = 1 << 60  # a count beyond it is not written out
+COVARIANCE_MOST: Final = 1e3  # of log factors; a data sheet's is below 1, and each restart adds a quarter
+SEEN_MOST: Final = 1e12
+REPLIES_MOST: Final = 1e4  # weight of a distribution of reply lengths; learnt here it stays near 500
+CLASSES_MOST: Final = 256  # SLO classes of one model in a belief
+
+
+class Implausible(ValueError):
+    """A belief holds what no router can have learnt; the message names the field and what was expected."""
+
+
+class DroppedNumbers:
+    """What was dropped. ``by_source``: how many numbers; ``first``: by source and sender, the first one in words (kept
+    for ``SENDERS_MOST`` of them).
+    """
+
+    __slots__ = ("by_source", "first")
+
+    def __init__(self) -> None:
+        self.by_source: dict[str, int] = dict.fromkeys(SOURCES, 0)
+        self.first: dict[tuple[str, str], str] = {}
+
+    def add(self, source: str, sender: str, what: str) -> None:
+        """Count one number; ``sender``: the backend or peer it came from."""
+        self.by_source[source] += 1
+        if len(self.first) < SENDERS_MOST:
+            self.first.setdefault((source, sender), what)
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+
+def asked_in_time(report: EngineReport, now_s: float) -> bool:
+    """Whether a report can have been asked for by now."""
+    return -FAR_S < report.asked_s <= now_s + AHEAD_S
+
+
+# -- the usage of a reply ----------------------------------------------------------------------------------------------
+
+
+def usage(said: Usage, request: Request, backend: str, context_tokens_max: int, dropped: DroppedNumbers) -> Usage:
+    """The usage with what is plausible for this request; a count that is not becomes 0 (not given).
+
+    ``backend``: the name of the one that served it; ``context_tokens_max``: the longest prompt it takes (0: any).
+    Cached tokens that are more than the prompt, or come without it, drop both counts: one of the two is wrong, and
+    nothing says which.
+    """
+    output, prompt, cached = said.output_tokens, said.prompt_tokens, said.cached_tokens
+    cap, estimated = request.output_tokens_max, request.prompt_tokens
+    output_most = min(OUTPUT_TOKENS_MOST, OUTPUT_FACTOR * cap + OUTPUT_SLACK_TOKENS) if cap else OUTPUT_TOKENS_MOST
+    prompt_most = PROMPT_FACTOR * estimated + PROMPT_SLACK_TOKENS
+    if context_tokens_max:
+        prompt_most = min(prompt_most, context_tokens_max)
+    output_good = 0 <= output <= output_most
+    prompt_good = prompt == 0 or (estimated <= PROMPT_FACTOR * prompt and prompt <= prompt_most)
+    cached_good = 0 <= cached <= prompt or cached == 0
+    if output_good and prompt_good and cached_good:
+        return said
+    if not output_good:
+        dropped.add(USAGE, backend, f"{_shown(output)} output tokens; expected 0 to {output_most}")
+    if not prompt_good:
+        dropped.add(USAGE, backend, f"{_shown(prompt)} prompt tokens, estimated {estimated}; at most {prompt_most}")
+    if not cached_good:
+        dropped.add(USAGE, backend, f"{_shown(cached)} cached tokens of {_shown(prompt)} prompt tokens")
+    counted = prompt_good and cached_good
+    return Usage(
+        output if output_good else 0,
+        prompt if counted else 0,
+        cached if counted else 0,
+        counted and said.cached_stated,
+    )
+
+
+def _shown(count: int) -> str:
+    """A count as text: Python refuses to write out an integer of thousands of digits."""
+    return str(count) if -SHOWN_MOST <= count <= SHOWN_MOST else "beyond 2**60"
+
+
+# -- an engine's report ------------------------------------------------------------------------------------------------
+
+
+def report(said: EngineReport, name: str, now_s: float, dropped: DroppedNumbers) -> EngineReport | None:
+    """The report with what is plausible; a field that is not becomes nan (not said). None when its time is not."""
+    if not asked_in_time(said, now_s):
+        source = CLOCK if -FAR_S < said.asked_s < FAR_S else REPORT  # of another clock, or no time at all
+        dropped.add(source, name, f"a report asked for at {said.asked_s} s, read at {now_s} s")
+        return None
+    return EngineReport(
+        said.asked_s,
+        _said(said.running, 0.0, SEQUENCES_MOST, name, "running", dropped),
+        _said(said.waiting, 0.0, SEQUENCES_MOST, name, "waiting", dropped),
+        _share(said.kv_usage, name, "kv_usage", dropped),
+        _share(said.prefix_hit_rate, name, "prefix_hit_rate", dropped),
+        _said(said.kv_tokens_max or nan, 1.0, TOKENS_MOST, name, "kv_tokens_max", dropped),  # 0: it has not said yet
+    )
+
+
+def _share(value: float, name: str, field: str, dropped: DroppedNumbers) -> float:
+    """A share, at most 1; nan (not said) stays nan."""
+    said = _said(value, 0.0, 1.0 + SHARE_OVERSHOOT, name, field, dropped)
+    return 1.0 if said > 1.0 else said
+
+
+def _said(value: float, least: float, most: float, name: str, field: str, dropped: DroppedNumbers) -> float:
+    """The value where it is in range; nan (not said) stays nan, and anything else becomes it."""
+    if least <= value <= most or isnan(value):
+        return value
+    dropped.add(REPORT, name, f"{field} {value}; expected {least:g} to {most:g}")
+    return nan
+
+
+# -- a peer's load -----------------------------------------------------------------------------------------------------
+
+
+def loads(said: Mapping[str, Load], peer: str, dropped: DroppedNumbers) -> Mapping[str, Load]:
+    """The loads with what is plausible; a field that is not becomes 0 (nothing there, no bound)."""
+    for load in said.values():
+        if not _whole(load):
+            return {name: _checked(load, name, peer, dropped) for name, load in said.items()}
+    return said
+
+
+def _whole(load: Load) -> bool:
+    return (
+        0.0 <= load.prefilling <= SEQUENCES_MOST
+        and 0.0 <= load.prefill_tokens <= TOKENS_MOST
+        and 0.0 <= load.decoding <= SEQUENCES_MOST
+        and 0.0 <= load.context_tokens <= TOKENS_MOST
+        and 0.0 <= load.tpot_bound_s <= BOUND_S_MOST
+    )
+
+
+def _checked(load: Load, name: str, peer: str, dropped: DroppedNumbers) -> Load:
+    return Load(
+        _load(load.prefilling, SEQUENCES_MOST, name, peer, "prefilling", dropped),
+        _load(load.prefill_tokens, TOKENS_MOST, name, peer, "prefill_tokens", dropped),
+        _load(load.decoding, SEQUENCES_MOST, name, peer, "decoding", dropped),
+        _load(load.context_tokens, TOKENS_MOST, name, peer, "context_tokens", dropped),
+        _load(load.tpot_bound_s, BOUND_S_MOST, name, peer, "tpot_bound_s", dropped),
+    )
+
+
+def _load(value: float, most: float, name: str, peer: str, field: str, dropped: DroppedNumbers) -> float:
+    if -DRIFT <= value <= most:
+        return max(0.0, value)
+    dropped.add(PEER, peer, f"{field} {value} on backend {name}; expected 0 to {most:g}")
+    return 0.0
+
+
+# -- a backend's facts -------------------------------------------------------------------------------------------------
+
+_FACTS: Final = (  # least, most and what stands where a fact was dropped, which is the field's default
+    ("seqs_max", 1.0, 1e7, 256),
+    ("kv_tokens_max", 1.0, TOKENS_MOST, 200_000),
+    ("chunk_tokens", 1.0, 1e8, 2_048),
+    ("price_per_hour", 0.0, 1e9, 0.0),
+    ("network_s", 0.0, 1e3, 0.0),
+    ("weight", 0.0, 1e9, 1.0),
+    ("context_tokens_max", 0.0, TOKENS_MOST, 0),
+)
+_SECONDS: Final = (
+    "seq_s", "context_s", "token_s", "token_context_s", "first_token_s", "weights_s", "gemm_token_s", "experts_s",
+    "launch_s", "eager_s",
+)  # fmt: skip
+
+
+def backend(said: Backend, dropped: DroppedNumbers) -> Backend | None:
+    """The backend with what is plausible; another fact becomes its default. None when its physics are not: nothing can
+    be predicted for it.
+    """
+    odd = _odd_coefficient(said.prior)
+    if odd:
+        dropped.add(BACKEND, said.name, odd)
+        return None
+    instead: dict[str, Any] = {}
+    for field, least, most, default in _FACTS:
+        value = getattr(said, field)
+        if not least <= value <= most:
+            dropped.add(BACKEND, said.name, f"{field} {value}; expected {least:g} to {most:g}")
+            instead[field] = default
+    return replace(said, **instead) if instead else said
+
+
+def _odd_coefficient(prior: StepCoefficients) -> str:
+    """The first coefficient that cannot be, in words; empty when there is none."""
+    bounds = [(name, 0.0, COEFFICIENT_S_MOST) for name in _SECONDS]
+    bounds += [("fixed_s", 1e-9, COEFFICIENT_S_MOST), ("expert_share", 0.0, 1.0), ("roof_power", 1.0, 16.0)]
+    bounds += [("stages", 1.0, 1e4)]
+    for name, least, most in bounds:
+        value = getattr(prior, name)
+        if not least <= value <= most:
+            return f"prior.{name} {value}; expected {least:g} to {most:g}"
+    if len(prior.sigma) != TERMS - 1 or not all(0.0 <= each <= SIGMA_MOST for each in prior.sigma):
+        return f"prior.sigma {prior.sigma}; expected {TERMS - 1} numbers from 0 to {SIGMA_MOST:g}"
+    return ""
+
+
+# -- a belief ----------------------------------------------------------------------------------------------------------
+
+
+def belief(learnt: Mapping[str, Any]) -> None:
+    """Check a belief as ``Belief.export`` writes it, whole. Raises Implausible."""
+    regression = _mapping(learnt.get("regression"), "regression")
+    _array(regression.get("log_factor"), "regression.log_factor", (TERMS,), -LOG_FACTOR_MOST, LOG_FACTOR_MOST)
+    _covariance(regression.get("covariance"))
+    _array(regression.get("noise"), "regression.noise", (2,), NOISE_MIN, NOISE_MAX)
+    _array(regression.get("seen"), "regression.seen", (), 0.0, SEEN_MOST)
+    spread = _array(learnt.get("tails"), "tails", (METRICS, KEPT, BANDS), -SPREAD_MOST, SPREAD_MOST)
+    if (np.diff(spread, axis=1) < 0.0).any():
+        raise Implausible("tails: expected spreads that do not fall from one quantile to the next")
+    _array(learnt.get("lean"), "lean", (2, BANDS), 1.0 / LEAN_MOST, LEAN_MOST)
+    _array(learnt.get("hit"), "hit", (), 0.0, 1.0)
+    _array(learnt.get("credit", 1.0), "credit", (), 0.0, 1.0)
+    state = _array(learnt.get("state"), "state", (), 0.0, float(OFF))
+    if float(state) != int(state):
+        raise Implausible(f"state: expected a whole number, not {float(state)}")
+    for model, classes in _mapping(learnt.get("lengths"), "lengths").items():
+        _lengths(_mapping(classes, f"lengths.{model}"), f"lengths.{model}")
+
+
+def _covariance(told: Any) -> None:
+    """A matrix that is no covariance makes a variance negative, and its root nan. What passes for rounding here is far
+    below the least noise, which is added before a root is taken.
+    """
+    matrix = _array(told, "regression.covariance", (TERMS, TERMS), -COVARIANCE_MOST, COVARIANCE_MOST)
+    rounding = 1e-9 * max(1.0, float(np.abs(matrix).max()))
+    if float(np.abs(matrix - matrix.T).max()) > rounding:
+        raise Implausible("regression.covariance: expected a symmetric matrix")
+    if float(matrix.diagonal().min()) < 0.0 or float(np.linalg.eigvalsh(matrix).min()) < -rounding:
+        raise Implausible("regression.covariance: expected no negative variance in any direction")
+
+
+def _lengths(classes: Mapping[str, Any], where: str) -> None:
+    if len(classes) > CLASSES_MOST:
+        raise Implausible(f"{where}: expected at most {CLASSES_MOST} classes, not {len(classes)}")
+    for kind, told in classes.items():
+        plain, place = _mapping(told, f"{where}.{kind}"), f"{where}.{kind}"
+        ended = _array(plain.get("ended"), f"{place}.ended", (BINS,), 0.0, REPLIES_MOST)
+        cut = _array(plain.get("cut"), f"{place}.cut", (BINS,), 0.0, REPLIES_MOST)
+        if not 0.0 < float(ended.sum() + cut.sum()) <= REPLIES_MOST:
+            raise Implausible(f"{place}: expected weights that sum to more than 0 and at most {REPLIES_MOST:g}")
+
+
+def _mapping(told: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(told, Mapping):
+        raise Implausible(f"{where}: expected an object")
+    return told
+
+
+def _array(told: Any, where: str, shape: tuple[int, ...], least: float, most: float) -> Floats:
+    """As numbers of this shape, each in range (rounding aside)."""
+    try:
+        numbers: Floats = np.asarray(told, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):
+        raise Implausible(f"{where}: expected numbers") from None
+    if numbers.shape != shape:
+        raise Implausible(f"{where}: expected numbers of shape {shape}, not {numbers.shape}")
+    slack = 1e-9 * (abs(least) + abs(most))
+    if not ((numbers >= least - slack) & (numbers <= most + slack)).all():
+        raise Implausible(f"{where}: expected {least:g} to {most:g}")
+    return numbers
+
+
+# -- numbers that were parsed from text --------------------------------------------------------------------------------
+
+
+def number(told: Any) -> float:
+    """A number as a float; inf, which every check above drops, for what is none."""
+    if isinstance(told, bool) or not isinstance(told, int | float):
+        return inf
+    return float(told) if -FLOAT_MOST <= told <= FLOAT_MOST else inf
