@@ -22,6 +22,11 @@ BODIES = {
     "raises": "return 1 / 0",
     "overruns": "return Dispatch(int(fleet.slots[sum(range(30_000_000)) * 0]), 'late')",
     "sheds": "return Shed(Reason.SATURATED, 'no')",
+    "remembers": (
+        "for seen in [self.seen]: seen.append(request.id)\n"
+        "        return Dispatch(int(fleet.slots[0]), 'the first')\n\n"
+        "    seen = [0]"
+    ),
     "spins": "while True: pass",
     "dies": "raise SystemExit(3)",
     "raises on long prompts": (
