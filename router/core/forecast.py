@@ -155,8 +155,11 @@ class Forecast:
     def _predicted(self, alive: Floats) -> Floats:
         """Fill the rows, BROKEN only with the share of replies that reach each length."""
         fleet, belief, request, outlook = self._fleet, self._belief, self._request, self._outlook
-        rows, hit = self._rows if self._rows is not None else np.empty((FORECAST, len(fleet.slots))), belief.hit
-        rows.setflags(write=True)
+        rows, hit = self._rows, belief.hit
+        if rows is None:
+            rows = np.empty((FORECAST, len(fleet.slots)))
+        else:
+            rows.setflags(write=True)
         if request.prefix:
             rows[CACHED], hit = self.cached_tokens, _NOTHING
         untold = fleet.untold
@@ -188,7 +191,8 @@ class Forecast:
             float(BINS_PER_OCTAVE),
             rows,
         )
-        self._rows = frozen(rows)
+        rows.setflags(write=False)
+        self._rows = rows
         return rows
 
     @property

@@ -14,7 +14,7 @@ _Number = TypeVar("_Number", bound=np.generic)
 
 def view_of(columns: NDArray[_Number]) -> NDArray[_Number]:
     """The same memory, read-only for good: its buffer is, so that numpy refuses ``setflags(write=True)`` too."""
-    view: NDArray[_Number] = np.asarray(memoryview(columns).toreadonly())
+    view: NDArray[_Number] = np.asarray(columns.data.toreadonly())
     return view
 
 

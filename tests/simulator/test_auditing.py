@@ -56,7 +56,7 @@ def test_what_reaches_outside_is_refused_with_its_line(does: str) -> None:
 
 
 def test_what_the_interpreter_and_others_do_meanwhile_is_not_the_policys(tmp_path: Path) -> None:
-    """A warning reads the source to show it; an import of what is pure reads files; a caller's own files are its own."""
+    """A warning reads the source to show it, an import of what is pure reads files, a caller has files of its own."""
     choose = loaded(
         "import warnings\ndef choose(act):\n    import textwrap\n    warnings.warn('x')\n    return act\n"
     ).choose
