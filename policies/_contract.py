@@ -14,8 +14,24 @@ from dataclasses import replace
 from math import inf, isfinite, isnan
 from typing import Any, Final, NoReturn
 
+import numpy as np
+
 from policies._worlds import World, idle_worlds, scene, worlds
-from router.core import Admission, Admit, Choice, Dispatch, Fleet, Forecast, Hold, Reason, Rng, Routing, Shed
+from router.core import (
+    BROKEN,
+    Admission,
+    Admit,
+    Choice,
+    Dispatch,
+    Fleet,
+    Forecast,
+    Hold,
+    Reason,
+    Request,
+    Rng,
+    Routing,
+    Shed,
+)
 from router.core.errors import PolicyRejected
 from router.core.policy import Memory
 
@@ -51,9 +67,9 @@ def check_routing(policy: Routing, rng: Rng) -> None:
 
 def check_choice(policy: Routing, world: World, tape: Sequence[float]) -> Choice:
     """One decision, held to the contract; the answer."""
-    fleet, forecast = scene(world)
+    before, (fleet, forecast) = _facts(world), scene(world)
     choice: Choice = _guarded("choose", world, lambda: policy.choose(world.request, fleet, forecast, Tape(tape)))
-    _check_facts("choose", world, fleet, forecast)
+    _check_facts("choose", world, before, fleet, forecast)
     match choice:
         case Dispatch(slot=slot):
             if type(slot) is not int or slot not in fleet.slots.tolist():
@@ -129,9 +145,9 @@ def _check_rank(world: World, rank: Any) -> None:
 
 
 def _admit(policy: Admission, world: World, memory: Memory) -> tuple[Any, Memory]:
-    fleet, forecast = scene(world)
+    before, (fleet, forecast) = _facts(world), scene(world)
     answer = _guarded("admit", world, lambda: policy.admit(world.request, fleet, forecast, memory))
-    _check_facts("admit", world, fleet, forecast)
+    _check_facts("admit", world, before, fleet, forecast)
     if not isinstance(answer, tuple) or len(answer) != len(("answer", "memory")):
         _reject("admit", world, f"answered {answer!r}; expected an answer and the memory")
     return answer
@@ -157,15 +173,51 @@ def _check_why(verb: str, world: World, why: Any) -> None:
         _reject(verb, world, f"gave {why!r} as its reason; every answer says why")
 
 
-def _check_facts(verb: str, world: World, fleet: Fleet, forecast: Forecast) -> None:
-    """What the policy was shown must be what a fresh look at the same world shows."""
+def _check_facts(verb: str, world: World, before: str, fleet: Fleet, forecast: Forecast) -> None:
+    """Everything the policy was shown must be what a fresh look at the same world shows; ``before``: that world's facts
+    (``_facts``) before the policy was asked.
+    """
+    if _facts(world) != before:
+        _reject(verb, world, "changed the request or a backend that it was shown")
     fresh, forecast_fresh = scene(world)
-    same = fleet.slots.tolist() == fresh.slots.tolist() and fleet.load.tolist() == fresh.load.tolist()
-    if not same or fleet.last_sent.tolist() != fresh.last_sent.tolist():
-        _reject(verb, world, "changed the fleet that it was shown")
-    count = range(len(fresh))
-    if repr([forecast.at(i) for i in count]) != repr([forecast_fresh.at(i) for i in count]):
-        _reject(verb, world, "changed the forecast that it was shown")
+    for what, shown, same in (("fleet", fleet, fresh), ("forecast", forecast, forecast_fresh)):
+        for name, value in _shown(same, world.request).items():
+            if _plain(_shown(shown, world.request)[name]) != _plain(value):
+                _reject(verb, world, f"changed the {what} that it was shown: {what}.{name}")
+
+
+def _facts(world: World) -> str:
+    """The request and the backends, as text: the objects that a policy is shown themselves."""
+    return repr((world.request, world.backends))
+
+
+def _shown(of: Fleet | Forecast, request: Request) -> dict[str, Any]:
+    """All that a policy can read there, by name."""
+    if isinstance(of, Fleet):
+        facts = {name: getattr(of, name) for name in _FLEET}
+        return {**facts, "cached_tokens": of.cached_tokens(request)}
+    rows = of.rows[:BROKEN].copy()  # before BROKEN is asked for, which fills all of them anew
+    facts = {name: getattr(of, name) for name in _FORECAST}
+    tails = {
+        "with_broken": of.with_broken(),
+        "tails_s": of.tails_s(request.slo.quantile),
+        "tails_s(0.5)": of.tails_s(0.5),
+    }
+    return {"rows": rows, **facts, **tails}
+
+
+def _plain(value: Any) -> Any:
+    """To be compared: nan is what nan was."""
+    return value.tobytes() if isinstance(value, np.ndarray) else value
+
+
+def _facts_of(kind: type) -> tuple[str, ...]:
+    """The public names of what instances hold."""
+    return tuple(name for name in dir(kind) if not name.startswith("_") and not callable(getattr(kind, name)))
+
+
+_FLEET: Final = _facts_of(Fleet)
+_FORECAST: Final = tuple(name for name in _facts_of(Forecast) if name not in ("made", "answer", "rows"))
 
 
 def _guarded(verb: str, world: World, act: Callable[[], Any]) -> Any:
@@ -174,7 +226,22 @@ def _guarded(verb: str, world: World, act: Callable[[], Any]) -> Any:
     except PolicyRejected:
         raise
     except Exception as problem:  # a policy may raise anything: the contract is that it does not
-        raise PolicyRejected(f"{verb} raised {type(problem).__name__}: {problem} ({_place(world)})") from problem
+        told = f"{_line(problem)}{verb} raised {type(problem).__name__}: {problem}"
+        raise PolicyRejected(f"{told} ({_place(world)})") from problem
+
+
+def _line(problem: Exception) -> str:
+    """``file:line: `` of the policy's innermost line, as far as the traceback has one."""
+    place, step = "", problem.__traceback__
+    while step is not None:
+        module = str(step.tb_frame.f_globals.get("__name__", ""))
+        if module != __name__ and module.partition(".")[0] not in _NOT_OF_A_POLICY:
+            place = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}: "
+        step = step.tb_next
+    return place
+
+
+_NOT_OF_A_POLICY: Final = ("router", "simulator", "numpy", "numba")
 
 
 def _tape(rng: Rng) -> tuple[float, ...]:

@@ -1,13 +1,15 @@
 """A user's own policy file: from source by path to a policy.
 
-Believes: the text. Must not know who asks: the gateway, ``check`` and the simulator load with this. A file is executed
-from its source each time (a ``.pyc`` may be older than an edit within the same second) and under a name of its own in
-``sys.modules``, where dataclasses look their module up; the oldest such names go, their classes live on while used.
+Believes: the text. Must not know who asks: the gateway, ``check`` and the simulator load with this. Before anything of
+a file is executed its text is checked (``policies/_purity.py``): one that could read a clock or keep state is refused
+with its line. A file is executed from its source each time (a ``.pyc`` may be older than an edit within the same
+second) and under a name of its own in ``sys.modules``, where dataclasses look their module up; the oldest such names
+go, their classes live on while used.
 """
 
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
@@ -17,6 +19,8 @@ from types import ModuleType
 from typing import Any, Final
 
 import policies
+from policies import _purity
+from router.core import compiling
 
 VERBS: Final = {"routing": "choose", "admission": "admit"}
 _KEPT: Final = 64  # modules in sys.modules at a time
@@ -39,19 +43,55 @@ class Source:
 
 
 def read(path: Path) -> Source:
-    """The file's text. ValueError when it cannot be read or is no Python."""
+    """The file's text. ValueError when it cannot be read, is no Python or holds what a policy may not (``check``)."""
     try:
         source = Source(str(path), path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as problem:
         raise ValueError(f"{path}: cannot be read: {problem}") from None
-    _compiled(source)
+    check(source)
     return source
 
 
+def check(source: Source) -> None:
+    """Refuse what a policy may not do, without executing any of it: ValueError names the file, the line and what was
+    expected. What it imports from ``policies`` is held to the same.
+    """
+    _compiled(source)
+    _check(source, _purity.faults(source.text))
+    for part in _purity.parts(source.text):
+        _check_part(part, set())
+
+
+def check_named(kind: str, name: str) -> None:
+    """The same for a policy of the folder ``policies`` and what it imports there; a name that is none has no fault."""
+    _check_part(f"policies.{kind}.{name}", set())
+
+
+def _check(source: Source, found: Sequence[_purity.Fault]) -> None:
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ValueError(f"{source.path}:{found[0].line}: {found[0].what}{more}")
+
+
+def _check_part(name: str, seen: set[str]) -> None:
+    """A module of ``policies`` by its source, wherever compiled code stands for it; nothing is imported."""
+    path = Path(policies.__file__).parent.joinpath(*name.split(".")[1:]).with_suffix(".py")
+    if name in seen or not path.is_file():
+        return
+    seen.add(name)
+    source = Source(str(path), path.read_text(encoding="utf-8"))
+    _check(source, _purity.faults(source.text, built_in=True))
+    for part in _purity.parts(source.text):
+        _check_part(part, seen)
+
+
 def load(kind: str, source: Source, parameters: Mapping[str, Any]) -> Any:
-    """Execute the source and make its policy. ValueError names the file, and the line where there is one."""
+    """Execute the source, compile its loops and make its policy. ValueError names the file, and the line where there is
+    one: nothing is executed of a source that ``check`` refuses.
+    """
     if kind not in VERBS:
         raise ValueError(f"a {kind} policy cannot be a file; only {' and '.join(VERBS)} policies can")
+    check(source)
     module = _executed(source)
     make = getattr(module, "policy", None)
     if not callable(make):
@@ -85,6 +125,7 @@ def _executed(source: Source) -> ModuleType:
     sys.modules[module.__name__] = module
     try:
         exec(code, vars(module))
+        compiling.compile_module(module.__name__)
     except Exception as problem:  # the file is anybody's code
         del sys.modules[module.__name__]
         raise ValueError(f"{_place(source, problem)}: raised {_told(problem)} when loaded") from problem

@@ -22,12 +22,13 @@ from typing import Any, Final, TextIO
 import policies
 from policies._contract import check_admission, check_routing
 from router import loading
-from router.core import Admit, Choice, Fleet, Forecast, Request, Rng, Shed, Slo
+from router.core import Admit, Choice, Fleet, Forecast, Request, Rng, Shed, Slo, compiling
 from router.core.errors import PolicyRejected
 from router.core.flight import Limits as CoreLimits
 from router.core.policy import Memory
 from router.core.record import backend_of
 from router.core.types import Backend
+from simulator.auditing import check_state, state_of, watched
 from simulator.generated import LOAD, generated, promise
 from simulator.pool import Member, Pool, Site
 from simulator.run import play
@@ -93,7 +94,7 @@ else:  # nobody says: every decision is taken to have waited, and is timed by th
 
 class Timed:
     """A policy whose every decision is timed: by its own work, so that a busy machine is not held against it, and by
-    the wall clock where it sleeps or waits.
+    the wall clock where it sleeps or waits; and watched for what it does beside deciding (``auditing.py``).
     """
 
     def __init__(self, policy: Any, budget_s: float) -> None:
@@ -117,14 +118,14 @@ class Timed:
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """See Routing."""
         began = self._now()
-        choice: Choice = self._policy.choose(request, fleet, forecast, rng)
+        choice: Choice = watched(lambda: self._policy.choose(request, fleet, forecast, rng))
         self._note(began)
         return choice
 
     def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit | Shed, Memory]:
         """See Admission."""
         began = self._now()
-        answer: tuple[Admit | Shed, Memory] = self._policy.admit(request, fleet, forecast, memory)
+        answer: tuple[Admit | Shed, Memory] = watched(lambda: self._policy.admit(request, fleet, forecast, memory))
         self._note(began)
         return answer
 
@@ -160,7 +161,8 @@ class Timed:
 def made(kind: str, plain: Mapping[str, Any]) -> Any:
     """The policy of that name, or of that source."""
     if "text" in plain:
-        return loading.load(kind, loading.Source(plain["path"], plain["text"]), plain["parameters"])
+        source = loading.Source(plain["path"], plain["text"])
+        return watched(lambda: loading.load(kind, source, plain["parameters"]))
     return policies.find(kind, plain["name"], plain["parameters"])
 
 
@@ -180,12 +182,15 @@ def judge(question: Question) -> Verdict:
 
 def _vet(kind: str, plain: Mapping[str, Any], question: Question, check: Callable[[Timed, Random], None]) -> None:
     """The contract, against the clock; PolicyRejected names the policy."""
-    timed = Timed(made(kind, plain), question.budget_s)
+    policy = made(kind, plain)
+    timed, before = Timed(policy, question.budget_s), state_of(policy)
     try:
         check(timed, Random(question.seed))
+        check_state(before, policy)
         timed.check()
     except PolicyRejected as problem:
-        raise PolicyRejected(f"{plain.get('path') or plain['name']}: {problem}") from None
+        name, told = plain.get("path") or plain["name"], str(problem)
+        raise PolicyRejected(told if told.startswith(f"{name}:") else f"{name}: {told}") from None
 
 
 def workloads(question: Question) -> list[tuple[str, list[Arrival]]]:
@@ -285,8 +290,10 @@ def _started(backend: Backend) -> Limits:
 
 
 def run(asked: TextIO, answered: TextIO) -> bool:
-    """Read one question, write its verdict; whether it passed. What a policy prints goes to stderr."""
-    began_s = perf_counter()
+    """Read one question, write its verdict; whether it passed. What a policy prints goes to stderr. From here on this
+    process checks what loops are handed: a policy's may not write what it is shown.
+    """
+    began_s, compiling.checked = perf_counter(), True
     with redirect_stdout(sys.stderr):
         verdict = judge(question_of(json.load(asked)))
     json.dump(asdict(verdict) | {"took_s": perf_counter() - began_s}, answered)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 _HEAD = '''"""A user's own policy."""
-import time
 from dataclasses import dataclass
 import numpy as np
 from router.core import Choice, Dispatch, Hold, Reason, Shed
@@ -21,10 +20,15 @@ BODIES = {
     "also good": "return Dispatch(int(fleet.slots[int(fleet.load.sum(axis=0).argmin())]), 'the least of all')",
     "slowest": "return Dispatch(int(fleet.slots[int(forecast.e2e_s.argmax())]), 'the slowest')",
     "raises": "return 1 / 0",
-    "sleeps": "time.sleep(1)\n        return Dispatch(int(fleet.slots[0]), 'late')",
+    "overruns": "return Dispatch(int(fleet.slots[sum(range(30_000_000)) * 0]), 'late')",
     "sheds": "return Shed(Reason.SATURATED, 'no')",
+    "remembers": (
+        "for seen in [self.seen]: seen.append(request.id)\n"
+        "        return Dispatch(int(fleet.slots[0]), 'the first')\n\n"
+        "    seen = [0]"
+    ),
     "spins": "while True: pass",
-    "dies": "import os; os._exit(3)",
+    "dies": "raise SystemExit(3)",
     "raises on long prompts": (
         "if request.prompt_tokens == 4242: raise KeyError('odd')\n"
         "        return Dispatch(int(fleet.slots[int(fleet.requests.argmin())]), 'fewest')"

@@ -25,7 +25,7 @@ class SessionAffinity:
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """The first backend in the session's order that is below its bound."""
-        order = ranks(_key(request), [fleet.backend(index).name for index in range(len(fleet))])
+        order = ranks(_key(request), fleet.name_hashes)
         requests, weight = fleet.requests, fleet.weight
         total = weight.sum()
         share = weight / total if total > 0 else 1.0 / len(fleet)

@@ -6,11 +6,12 @@ A module's loops are compiled when one of them is first called, and from then on
 was called: who decides without a forecast pays nothing for the forecast's. ``compile_all`` is for a server, whose first
 request should not wait. What was compiled is kept beside the source or in the user's cache, where the next process
 finds it; where neither may be written every process compiles anew, which takes seconds. What is kept is found again by
-the function's own file and by the constants that its module's loops use, which may stand in another. The interpreter's
-lock stays held: a loop is over sooner than the lock is had again.
+the function's own file, by the code of its module's loops and by the constants that they use, which may stand in
+another. The interpreter's lock stays held: a loop is over sooner than the lock is had again.
 What an argument is, is said by the signature: ``f8[:, ::1]`` is a C-contiguous matrix of float64. Numba would look at
 every argument of every call to find out which of a loop's signatures is meant; there is one, so that is left out
-(a fifth of a call) unless ``checked``: the tests have it so, and find whatever is handed a loop that it does not take.
+(a fifth of a call) unless ``checked``: the tests and the validation of a policy have it so, and find whatever is handed
+a loop that it does not take, and a loop that writes into an array that it was handed read-only.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,6 +56,12 @@ def compile_all() -> None:
         _compile(module)
 
 
+def compile_module(name: str) -> None:
+    """The same for the loops of one module, which may have none."""
+    if name in _waiting:
+        _compile(name)
+
+
 def _compile(module: str) -> None:
     from numba import njit  # noqa: PLC0415 - a fifth of a second, for those who need it
 
@@ -72,18 +79,45 @@ def _compile(module: str) -> None:
                 made = njit(signature, error_model="numpy")(function)
             loops.append(made)
         function.__globals__[function.__name__] = made
-    if not checked:
-        for made in loops:
-            (only,) = made.overloads.values()
-            made.py_func.__globals__[made.py_func.__name__] = only.entry_point
+    for made in loops:
+        (only,) = made.overloads.values()
+        made.py_func.__globals__[made.py_func.__name__] = _checking(made) if checked else only.entry_point
+
+
+def _checking(loop: Callable[..., Any]) -> Callable[..., Any]:
+    """The loop, with a look at its arguments: numba refuses what its signature does not say. It would refuse read-only
+    arrays too, which a loop may be handed and must not write: each call gets copies of those, to be compared.
+    """
+
+    @wraps(loop)
+    def call(*arguments: Any) -> Any:
+        handed = [each.copy() if _is_read_only(each) else each for each in arguments]
+        answer = loop(*handed)
+        for place, (given, after) in enumerate(zip(arguments, handed, strict=True)):
+            if given is not after and given.tobytes() != after.tobytes():
+                raise TypeError(f"{loop.__name__} writes into its argument {place}, which it was handed read-only")
+        return answer
+
+    return call
+
+
+def _is_read_only(argument: Any) -> bool:
+    flags = getattr(argument, "flags", None)
+    return flags is not None and not flags.writeable and bool(flags.c_contiguous)
 
 
 def _constants(functions: Sequence[Callable[..., Any]]) -> str:
-    """A mark of the numbers that these functions find outside of themselves: they are compiled in, as they are now."""
+    """A mark of what these functions are and of the numbers that they find outside of themselves: both are compiled in,
+    as they are now, and a function's file may have been changed since it was read.
+    """
     found = {
         (name, repr(value))
         for function in functions
         for name in function.__code__.co_names
         if isinstance(value := function.__globals__.get(name), int | float | tuple)
     }
-    return f"_{sha256(repr(sorted(found)).encode()).hexdigest()[:12]}"
+    codes = [
+        (code.co_code, [repr(each) for each in code.co_consts if isinstance(each, int | float | str | tuple)])
+        for code in (function.__code__ for function in functions)
+    ]
+    return f"_{sha256(repr((sorted(found), codes)).encode()).hexdigest()[:12]}"

@@ -41,6 +41,7 @@ from router.core.holding import HeldQueue, Promise
 from router.core.ledger import Ledger, Slots
 from router.core.policy import Admission, Memory, Routing
 from router.core.promises import pace_bound_s
+from router.core.readonly import frozen
 from router.core.score import TRUSTED_AFTER, Score
 from router.core.timers import Due, Timer, Timers
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
@@ -376,7 +377,7 @@ class Dispatcher:
 
     def _untried(self, flight: Flight, now_s: float) -> Fleet | None:
         slots = self.ledger.holding(flight.request)
-        left = slots[~np.isin(slots, flight.tried)] if flight.tried else slots
+        left = frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
         return self._fleet(flight, left, self._held.get(flight.request.model), now_s) if len(left) else None
 
     def _fleet(self, flight: Flight, slots: Slots, queue: HeldQueue | None, now_s: float) -> Fleet:

@@ -9,7 +9,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from router.core.kernels import CHUNK_TOKENS, KV_TOKENS_MAX, LAST_SENT, NETWORK_S, PRICE_PER_S, SEQS_MAX, TURN, WEIGHT
 from router.core.ledger import CONTEXT_TOKENS, DECODING, PREFILL_TOKENS, PREFILLING, RATE_TAU_S, Floats, Ledger, Slots
+from router.core.readonly import frozen
 from router.core.types import Backend, Request
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -22,6 +24,8 @@ class Fleet:
     requests for this model that wait at the gateway, ``held_rank`` the rank of the one to be served next (empty when
     nobody waits), ``ahead`` how many of them have the same SLO and go before this request, ``hold_s`` for how long the
     admission policy lets this request wait from now.
+
+    Every array is read-only, most of them views of the ledger's memory: writing one raises ValueError.
     """
 
     __slots__ = ("_gathered", "_ledger", "_span", "ahead", "held", "held_rank", "hold_s", "now_s", "slots")
@@ -57,14 +61,16 @@ class Fleet:
 
     def of(self, columns: NDArray[_Number]) -> NDArray[_Number]:
         """The candidates' part of columns whose last axis is slots, to be read and not kept: where slots are
-        neighbours, as those of one model mostly are, it is a view.
+        neighbours, as those of one model mostly are, it is a view (read-only if *columns* are), else a read-only copy.
         """
-        return columns[..., self._span] if self._span else columns.take(self.slots, axis=-1)
+        return columns[..., self._span] if self._span else frozen(columns.take(self.slots, axis=-1))
 
     @property
     def columns(self) -> Floats:
-        """Every fact of every slot, in the rows that ``kernels.py`` names; to be read."""
-        return self._ledger.columns
+        """Every fact of every slot (facts x slots, read-only), in the rows that ``router.core`` names (SEQS_MAX, ...):
+        for compiled loops, for which one matrix is cheaper than many arrays. A candidate's column is its slot.
+        """
+        return self._ledger.shown
 
     @property
     def beside_tokens_per_s(self) -> float:
@@ -85,6 +91,7 @@ class Fleet:
             self._gathered = self.of(ledger.own) + self.of(ledger.others) + self.of(ledger.foreign)
             if untold is not None:
                 self._gathered += untold
+            self._gathered.setflags(write=False)
         return self._gathered
 
     @property
@@ -115,7 +122,7 @@ class Fleet:
     @property
     def requests(self) -> Floats:
         """Requests in flight, of any phase."""
-        return self._row(PREFILLING) + self._row(DECODING)
+        return frozen(self._row(PREFILLING) + self._row(DECODING))
 
     def cached_tokens(self, request: Request) -> Floats:
         """Leading tokens of this prompt that each backend should have in its prefix cache, by what it was sent."""
@@ -124,47 +131,47 @@ class Fleet:
     @property
     def last_sent(self) -> Floats:
         """Sequence number of this router's last send to each; -1 before the first."""
-        return self.of(self._ledger.last_sent)
+        return self.of(self._ledger.shown_rows[LAST_SENT])
 
     @property
     def turn(self) -> Floats:
         """When each is next in turn by weight: the lowest is."""
-        return self.of(self._ledger.turn)
+        return self.of(self._ledger.shown_rows[TURN])
 
     @property
     def seqs_max(self) -> Floats:
         """Sequences each engine runs at once."""
-        return self.of(self._ledger.seqs_max)
+        return self.of(self._ledger.shown_rows[SEQS_MAX])
 
     @property
     def kv_tokens_max(self) -> Floats:
         """Tokens each KV cache holds."""
-        return self.of(self._ledger.kv_tokens_max)
+        return self.of(self._ledger.shown_rows[KV_TOKENS_MAX])
 
     @property
     def chunk_tokens(self) -> Floats:
         """Tokens each engine takes into one step."""
-        return self.of(self._ledger.chunk_tokens)
+        return self.of(self._ledger.shown_rows[CHUNK_TOKENS])
 
     @property
     def price_per_s(self) -> Floats:
         """USD per second of each backend's cards."""
-        return self.of(self._ledger.price_per_s)
+        return self.of(self._ledger.shown_rows[PRICE_PER_S])
 
     @property
     def network_s(self) -> Floats:
         """One way out and back between the router and each backend."""
-        return self.of(self._ledger.network_s)
+        return self.of(self._ledger.shown_rows[NETWORK_S])
 
     @property
     def weight(self) -> Floats:
         """The operator's weight of each, for weighted baselines."""
-        return self.of(self._ledger.weight)
+        return self.of(self._ledger.shown_rows[WEIGHT])
 
     @property
     def tpot_bound_s(self) -> Floats:
         """The tightest pace promised to anybody running there, by this router or as its peers say (inf: none)."""
-        return np.minimum(self.of(self._ledger.tpot_bound_s), self.of(self._ledger.others_bound_s))
+        return frozen(np.minimum(self.of(self._ledger.tpot_bound_s), self.of(self._ledger.others_bound_s)))
 
     @property
     def kv_usage(self) -> Floats:
@@ -181,7 +188,7 @@ class Fleet:
     @property
     def report_age_s(self) -> Floats:
         """Seconds since each engine was last asked with success (inf: never)."""
-        return self.now_s - self.of(self._ledger.reported_s)
+        return frozen(self.now_s - self.of(self._ledger.reported_s))
 
     @property
     def prefill_tokens_per_s(self) -> Floats:
@@ -192,7 +199,7 @@ class Fleet:
         rate: Floats = ledger.prefill_rate[slots] * np.exp((self.now_s - ledger.rate_at_s[slots]) / -RATE_TAU_S)
         beside = ledger.others[DECODING, slots] + ledger.foreign[DECODING, slots]
         rate += beside * ledger.prompt_tokens_per_s_each
-        return rate
+        return frozen(rate)
 
     @property
     def unanswered_s(self) -> Floats:
@@ -200,7 +207,12 @@ class Fleet:
         ledger = self._ledger
         since_s: Floats = self.now_s - self.of(ledger.rate_at_s)
         since_s[self.of(ledger.own[PREFILLING]) <= 0.0] = np.nan
-        return since_s
+        return frozen(since_s)
+
+    @property
+    def name_hashes(self) -> NDArray[np.uint64]:
+        """``hash64`` of each backend's name: the same on every router, whatever slot the backend has there."""
+        return self.of(self._ledger.shown_name_hashes)
 
     def backend(self, index: int) -> Backend:
         """The facts of the candidate at ``index`` (a position in ``slots``, not a slot)."""

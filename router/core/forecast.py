@@ -27,6 +27,7 @@ from router.core.fleet import Fleet
 from router.core.kernels import BAND, BROKEN, CACHED, E2E, FORECAST, METRICS, NETWORK_S, TAILS, TOLD, TPOT, TTFT
 from router.core.ledger import RATE_TAU_S, Floats, Slots
 from router.core.lengths import BINS_PER_OCTAVE
+from router.core.readonly import frozen
 from router.core.tails import between
 from router.core.types import Request
 
@@ -69,7 +70,7 @@ class Prediction:
 
 
 class Forecast:
-    """Predictions aligned with ``fleet.slots``; seconds from now."""
+    """Predictions aligned with ``fleet.slots``; seconds from now. Every array is read-only."""
 
     __slots__ = (
         "_belief",
@@ -118,8 +119,8 @@ class Forecast:
 
     @property
     def state(self) -> NDArray[np.int8]:
-        """How far each candidate's forecast can be trusted: score.LEARNING, TRUSTED or OFF."""
-        return self._fleet.of(self._belief.state)
+        """How far each candidate's forecast can be trusted: LEARNING, TRUSTED or OFF."""
+        return self._fleet.of(self._belief.books.shown_state)
 
     @property
     def cached_tokens(self) -> Floats:
@@ -132,15 +133,15 @@ class Forecast:
             elif self._request.prefix:
                 self._resident = self._fleet.cached_tokens(self._request)
                 counted = self.prompt_tokens / max(self._request.prompt_tokens, 1)  # over estimated
-                self._cached = self._resident * self._fleet.of(self._belief.credit) * counted
+                self._cached = frozen(self._resident * self._fleet.of(self._belief.credit) * counted)
             else:
-                self._cached = self.prompt_tokens * self._fleet.of(self._belief.hit)
+                self._cached = frozen(self.prompt_tokens * self._fleet.of(self._belief.hit))
         return self._cached
 
     @property
     def prefill_tokens(self) -> Floats:
         """Prompt tokens that each candidate would have to compute."""
-        return self.prompt_tokens - self.cached_tokens
+        return frozen(self.prompt_tokens - self.cached_tokens)
 
     def prefill_tokens_at(self, index: int) -> float:
         """The same for one candidate."""
@@ -160,15 +161,19 @@ class Forecast:
 
     @property
     def rows(self) -> Floats:
-        """All there is to know of every candidate, one column each, in the rows that ``kernels.py`` names; BROKEN only
-        once that was asked for. To be read.
+        """All there is to know of every candidate, one column each, in the rows that ``router.core`` names (TTFT, TPOT,
+        E2E, ...); BROKEN only once that was asked for. Read-only, C-contiguous: what compiled loops are handed.
         """
         return self._predicted(_NOTHING) if self._rows is None else self._rows
 
     def _predicted(self, alive: Floats) -> Floats:
         """Fill the rows, BROKEN only with the share of replies that reach each length."""
         fleet, belief, request, outlook = self._fleet, self._belief, self._request, self._outlook
-        rows, hit = self._rows if self._rows is not None else np.empty((FORECAST, len(fleet.slots))), belief.hit
+        rows, hit = self._rows, belief.hit
+        if rows is None:
+            rows = np.empty((FORECAST, len(fleet.slots)))
+        else:
+            rows.setflags(write=True)
         if request.prefix:
             rows[CACHED], hit = self.cached_tokens, _NOTHING
         untold = fleet.untold
@@ -200,6 +205,7 @@ class Forecast:
             float(BINS_PER_OCTAVE),
             rows,
         )
+        rows.setflags(write=False)
         self._rows = rows
         return rows
 
@@ -307,6 +313,7 @@ class Forecast:
             row, share = between(quantile)
             known = self._tails[quantile] = np.empty((METRICS, len(self._fleet.slots)))
             kernels.tails(rows, self._belief.tails.spread, self._fleet.slots, row, share, self._width, known)
+            known.setflags(write=False)
         return known
 
     def ttft_tail_s(self, quantile: float) -> Floats:

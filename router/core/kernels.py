@@ -20,9 +20,9 @@ Slots = NDArray[np.intp]
 PREFILLING, PREFILL_TOKENS, DECODING, CONTEXT_TOKENS = range(4)
 LOAD: Final = 4  # such rows
 OTHERS, FOREIGN = 4, 8  # where the loads of peers and of nobody we know begin
-SEQS_MAX, KV_TOKENS_MAX, CHUNK_TOKENS = 12, 13, 14
-NETWORK_S, PREFILL_RATE, RATE_AT_S = 16, 23, 24
-TPOT_BOUND_S, OTHERS_BOUND_S, FIRST_TOKEN_S = 25, 29, 30
+SEQS_MAX, KV_TOKENS_MAX, CHUNK_TOKENS, PRICE_PER_S, NETWORK_S, WEIGHT, LAST_SENT = range(12, 19)
+REPORTED_S, PREFILL_RATE, RATE_AT_S = 22, 23, 24
+TPOT_BOUND_S, KV_USAGE, PREFIX_HIT_RATE, TURN, OTHERS_BOUND_S, FIRST_TOKEN_S = range(25, 31)
 
 # -- columns of a belief's rows --------------------------------------------------------------------------------------
 

@@ -18,7 +18,9 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from router.core.hashing import hash64
 from router.core.prefix import PrefixIndex
+from router.core.readonly import frozen, view_of
 from router.core.types import Backend, EngineReport, Load, Request
 
 Floats = NDArray[np.float64]
@@ -136,6 +138,10 @@ class Ledger:
         self.prompt_tokens_per_s_each = 0.0  # that each request in flight brings, by our own traffic
         self._allocate(capacity)
 
+    shown: Floats  # ``columns``, read-only: what policies see, renewed with them
+    shown_rows: tuple[Floats, ...]  # its rows
+    name_hashes: NDArray[np.uint64]  # by slot, of the backend's name; a policy sees ``shown_name_hashes``
+    shown_name_hashes: NDArray[np.uint64]
     columns: Floats  # all of them, as ``kernels.py`` reads them; these are its rows:
     own: Floats  # rows as Load's fields: what this router sent
     others: Floats  # the same, of its peers
@@ -178,6 +184,12 @@ class Ledger:
         self.prefill_rate, self.rate_at_s = columns[23:25]
         (self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate, self.turn) = columns[25:29]
         self.others_bound_s, self.first_token_s = columns[29:31]
+        self.shown = view_of(columns)
+        self.shown_rows = tuple(self.shown)
+        hashes, known = np.zeros(capacity, dtype=np.uint64), getattr(self, "name_hashes", None)
+        if known is not None:
+            hashes[: len(known)] = known
+        self.name_hashes, self.shown_name_hashes = hashes, view_of(hashes)
         # Scalar updates go through memoryviews: a third of the cost of indexing the array.
         self._m = cast("tuple[MutableSequence[float], ...]", tuple(row.data for row in columns))
 
@@ -196,6 +208,7 @@ class Ledger:
             self._slot_of[backend.name] = slot
             self._reset(slot, now_s)
         self.backends[slot] = backend
+        self.name_hashes[slot] = hash64(backend.name)
         facts = (backend.seqs_max, backend.kv_tokens_max, backend.chunk_tokens)
         self.seqs_max[slot], self.kv_tokens_max[slot], self.chunk_tokens[slot] = facts
         self.price_per_s[slot] = backend.price_per_hour / 3600
@@ -286,7 +299,7 @@ class Ledger:
             serving = [s for s, b in enumerate(self.backends) if b and model in b.models]
             there = [s for s in serving if self.up[s] and not self.draining[s]]
             chosen = [s for s in there if not self.ejected[s]] or there
-            slots = self._pools[model] = np.array(chosen, dtype=np.intp)
+            slots = self._pools[model] = frozen(np.array(chosen, dtype=np.intp))
             self._shortest[model] = min(map(self._context_tokens, chosen), default=_INF)
         return slots
 
@@ -298,7 +311,7 @@ class Ledger:
             return slots
         most = np.array([self._context_tokens(slot) for slot in slots.tolist()])
         whole = slots[most >= request.prompt_tokens + reply]
-        return whole if len(whole) else slots[most > request.prompt_tokens]
+        return frozen(whole if len(whole) else slots[most > request.prompt_tokens])
 
     def span(self, slots: Slots) -> slice | None:
         """The slots as a slice, where they are neighbours as those of one model mostly are; asked of the same again and
@@ -337,11 +350,11 @@ class Ledger:
         """
         blocks = self.prefixes.matched(request.prefix, self.capacity) if request.prefix else None
         if blocks is None:
-            return np.zeros(len(slots))
+            return frozen(np.zeros(len(slots)))
         tokens: Floats = blocks[slots]
         tokens *= request.prefix_block_tokens
         np.minimum(tokens, max(request.prompt_tokens - 1.0, 0.0), out=tokens)
-        return tokens
+        return frozen(tokens)
 
     def remember_prefix(self, slot: int, request: Request) -> None:
         """The slot is being sent this prompt: what its KV cache can hold of it will be there for the next."""
@@ -527,7 +540,7 @@ class Ledger:
         if self._own_told is None or self._own_told.shape != self.own.shape:
             return None
         grown = self.own.take(slots, axis=1) - self._own_told.take(slots, axis=1)
-        return np.maximum(grown, 0.0) * self._peer_ratio
+        return frozen(np.maximum(grown, 0.0) * self._peer_ratio)
 
     def own_loads(self) -> dict[str, Load]:
         """What this router has in flight, by backend name, to be published to its peers."""

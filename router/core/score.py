@@ -28,6 +28,7 @@ from router.core.lessons import (
     TRUSTED,
     TRUSTED_AFTER,
 )
+from router.core.readonly import view_of
 
 __all__ = ["E2E", "LEARNING", "OFF", "STATES", "TPOT", "TRUSTED", "TRUSTED_AFTER", "TTFT", "Accuracy", "Books", "Score"]
 STATES: Final = ("learning", "trusted", "off")
@@ -64,12 +65,14 @@ class Books:
     def __init__(self, capacity: int) -> None:
         self.rows = np.zeros((capacity, BOOK))
         self.state: NDArray[np.int8] = np.zeros(capacity, dtype=np.int8)
+        self.shown_state = view_of(self.state)  # what policies see
 
     def grow(self, capacity: int) -> None:
         """Make room for more slots."""
         rows, state = self.rows, self.state
         self.rows = np.zeros((capacity, BOOK))
         self.state = np.zeros(capacity, dtype=np.int8)
+        self.shown_state = view_of(self.state)
         self.rows[: len(rows)], self.state[: len(state)] = rows, state
 
     def joined(self, slot: int) -> None:

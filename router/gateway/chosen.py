@@ -41,9 +41,12 @@ class Chosen:
 
 
 def chosen(kind: str, given: Own | Named, folder: Path, read: Read = loading.read) -> Chosen:
-    """What the config means; a file's path is taken from *folder*. ValueError when it cannot be read."""
+    """What the config means; a file's path is taken from *folder*. ValueError when it cannot be read, or when its
+    source or that of a named policy holds what a policy may not.
+    """
     file = given.file if isinstance(given, Own) else None
     if file is None:
+        loading.check_named(kind, given.name or "")
         return Chosen(kind, given.name or "", given.parameters)
     source = read(folder / file)
     return Chosen(kind, file.stem, given.parameters, source)

@@ -31,6 +31,38 @@ def spoils_the_forecast(request, fleet, forecast, rng):
     return first(fleet)
 
 
+def frees_the_fleet(request, fleet, forecast, rng):
+    """A price that is not that of the fleet."""
+    fleet.price_per_s[:] = 0.0
+    return first(fleet)
+
+
+def spoils_a_row_of_the_forecast(request, fleet, forecast, rng):
+    """As a compiled loop would be handed it."""
+    forecast.rows[0, 0] = 0.0
+    return first(fleet)
+
+
+def makes_the_forecast_writable(request, fleet, forecast, rng):
+    """What was made for this decision alone can be unlocked; what was changed is found."""
+    rows = forecast.rows
+    rows.setflags(write=True)
+    rows[1] += 1.0
+    return first(fleet)
+
+
+def labels_a_backend(request, fleet, forecast, rng):
+    """A backend is shown as it is, not as a copy."""
+    fleet.backend(0).labels[request.id] = "seen"
+    return first(fleet)
+
+
+def moves_the_clock(request, fleet, forecast, rng):
+    """What is no array can be set."""
+    fleet.now_s += 1.0
+    return first(fleet)
+
+
 def raises_on_the_absurd(request, fleet, forecast, rng):
     """Fine until a prompt is empty."""
     return Dispatch(int(fleet.slots[1 // request.prompt_tokens]), "so")
@@ -53,8 +85,13 @@ ROUTING = [
     (lambda r, f, p, rng: Shed("busy", "no"), "expected one of saturated|Reason object expected"),  # the same
     (lambda r, f, p, rng: Shed(Reason.SATURATED, "no", float("inf")), "retry_after_s inf"),
     (lambda r, f, p, rng: Dispatch(int(f.slots[next(CALLS) % len(f)]), "counts"), "remembers or draws chance"),
-    (spoils_the_fleet, "changed the fleet"),
-    (spoils_the_forecast, "changed the forecast"),
+    (spoils_the_fleet, r"test_what_is_rejected\.py:\d+: choose raised ValueError: .*read-only"),
+    (spoils_the_forecast, r"test_what_is_rejected\.py:\d+: choose raised ValueError: .*read-only"),
+    (frees_the_fleet, r"test_what_is_rejected\.py:\d+: choose raised ValueError: .*read-only"),
+    (spoils_a_row_of_the_forecast, r"test_what_is_rejected\.py:\d+: choose raised ValueError: .*read-only"),
+    (makes_the_forecast_writable, r"changed the forecast that it was shown: forecast\."),
+    (labels_a_backend, "changed the request or a backend"),
+    (moves_the_clock, r"changed the fleet that it was shown: fleet\.now_s"),
 ]
 
 

@@ -158,8 +158,19 @@ def test_the_loops_read_the_rows_that_the_ledger_writes():
         (kernels.NETWORK_S, ledger.network_s),
         (kernels.PREFILL_RATE, ledger.prefill_rate),
         (kernels.RATE_AT_S, ledger.rate_at_s),
+        (kernels.PRICE_PER_S, ledger.price_per_s),
+        (kernels.WEIGHT, ledger.weight),
+        (kernels.LAST_SENT, ledger.last_sent),
+        (kernels.REPORTED_S, ledger.reported_s),
+        (kernels.TPOT_BOUND_S, ledger.tpot_bound_s),
+        (kernels.KV_USAGE, ledger.kv_usage),
+        (kernels.PREFIX_HIT_RATE, ledger.prefix_hit_rate),
+        (kernels.TURN, ledger.turn),
+        (kernels.OTHERS_BOUND_S, ledger.others_bound_s),
+        (kernels.FIRST_TOKEN_S, ledger.first_token_s),
     ):
         assert np.shares_memory(ledger.columns[row], column)
+        assert np.shares_memory(ledger.shown[row], column)
 
 
 def filtered(it, terms, beside, actual, doubt):
@@ -299,5 +310,36 @@ def test_a_loop_is_called_straight_unless_arguments_are_to_be_checked(tmp_path: 
     straight, _ = said(tmp_path, loops, script, "0")
     checked, refused = said(tmp_path, loops, script, "1")
     assert straight.startswith("6.0 builtin_function_or_method\n")
-    assert checked == "6.0 CPUDispatcher\n"
+    assert checked == "6.0 function\n"
     assert "No matching definition" in refused
+
+
+def test_a_loop_may_be_handed_what_is_read_only_and_is_refused_where_it_writes_it(tmp_path: Path) -> None:
+    """Checked, the array stays as it was."""
+    loops = (
+        "from compiling import compiled\n\n"
+        '@compiled("f8(f8[::1])")\ndef total(x):\n    return x.sum()\n\n'
+        '@compiled("void(i8, f8[::1])")\ndef spoil(at, x):\n    x[at] = 7.0\n'
+    )
+    script = (
+        "import compiling, loop, numpy\n"
+        "compiling.checked = True\n"
+        "x = numpy.ones(3)\nx.setflags(write=False)\nprint(loop.total(x))\n"
+        "try:\n    loop.spoil(1, x)\nexcept TypeError as refused:\n    print(refused, x.sum())\n"
+    )
+    assert said(tmp_path, loops, script) == (
+        "3.0\nspoil writes into its argument 1, which it was handed read-only 3.0\n",
+        "",
+    )
+
+
+def test_code_that_was_changed_after_it_was_read_is_not_kept_for_what_the_file_says_now(tmp_path: Path) -> None:
+    """Numba keeps what it compiled by the file's time: a part's own code is in the mark."""
+    before, after = (
+        f"from compiling import compiled, part\n\n@part\ndef one():\n    return {number}\n\n"
+        '@compiled("i8(i8)")\ndef above(x):\n    return x + one()\n'
+        for number in (1, 2)
+    )
+    changed = f"import loop, pathlib\npathlib.Path('loop.py').write_text({after!r})\nprint(loop.above(1))"
+    assert said(tmp_path, before, changed) == ("2\n", "")
+    assert said(tmp_path, after, "import loop; print(loop.above(1))") == ("3\n", "")

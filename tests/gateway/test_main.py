@@ -15,6 +15,7 @@ from tests.commands import command
 from tests.fakes_router import HEALTHY, backend, config, write
 from tests.fakes_wire import ScriptedEngine, stream
 from tests.pages import Pages
+from tests.policy_files import policy_text
 from tests.redis_server import RedisServer, free_port, server_binary
 from tests.waiting import until_async
 
@@ -60,6 +61,18 @@ def test_check_names_every_fault_and_exits_with_1(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["check", str(path)])
     assert result.exit_code == 1
     assert f"{path}:4: polcy: unknown key; did you mean 'policy'?" in result.stderr
+
+
+def test_check_refuses_a_policy_file_by_its_line_and_runs_none_of_it(tmp_path: Path) -> None:
+    """Not the config alone is named."""
+    path, ran = tmp_path / "r.yaml", tmp_path / "ran"
+    impure = policy_text("good").replace("@dataclass", f"open({str(ran)!r}, 'w').close()\n\n@dataclass")
+    (tmp_path / "mine.py").write_text(impure, encoding="utf-8")
+    path.write_text(f"{GOOD}policy: {{routing: {{file: mine.py}}}}\n", encoding="utf-8")
+    result = CliRunner().invoke(app, ["check", str(path)])
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'mine.py'}:6: uses open; a policy reads and writes nothing outside" in result.stderr
+    assert not ran.exists()
 
 
 def test_a_sidecar_without_redis_says_what_it_lacks(tmp_path: Path) -> None:

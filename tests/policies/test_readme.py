@@ -8,13 +8,26 @@ import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
 
 import policies
+import router.core
 from policies._contract import check_routing
+from policies._worlds import scene
+from router import loading
+from router.core import E2E, TTFT
+from router.core.errors import PolicyRejected
+from router.loading import Source
+from simulator.proving import Question, judge
+from tests.contract.strategies import any_world
+from tests.fakes import backend
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "policies" / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FAST = []
 KINDS = [kind for kind in policies.KINDS if f"<!-- {kind}: tested" in README]
 
 
@@ -46,18 +59,73 @@ def test_the_table_lists_every_parameter_with_its_default(kind, name):
 
 def test_the_example_is_a_policy_that_keeps_the_contract():
     """Copied from the page, it passes the check that the page shows."""
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "policy = " in block)
-    lines = [line for line in code.splitlines() if line.strip()]
+    lines = [line for line in PYTHON[0].splitlines() if line.strip()]
     assert len(lines) <= 20
-    namespace = {"__name__": "example"}
-    exec(code, namespace)
-    check_routing(namespace["policy"](), random.Random(0))
+    made = loading.load("routing", Source("my_policy.py", PYTHON[0]), {})
+    check_routing(made, random.Random(0))
+
+
+def fast_policy(tmp_path):
+    """The second example, loaded from a file as a user would have it."""
+    path = tmp_path / "fast_policy.py"
+    path.write_text(PYTHON[2], encoding="utf-8")
+    return loading.load("routing", loading.read(path), {})
+
+
+def test_the_fast_example_keeps_the_contract(tmp_path):
+    """Its loop too, which is handed what is read-only."""
+    check_routing(fast_policy(tmp_path), random.Random(0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(world=any_world())
+def test_the_fast_example_chooses_what_its_words_say(tmp_path_factory, world):
+    """The least of the largest shares of any bound in force, as numpy has it."""
+    made = FAST or FAST.append(fast_policy(tmp_path_factory.mktemp("fast"))) or FAST
+    fleet, forecast = scene(world)
+    slo, waited_s = world.request.slo, fleet.now_s - world.request.arrived_s
+    ttft_s, tpot_s, e2e_s = (np.maximum(bound, 1e-9) for bound in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
+    tails = forecast.tails_s(slo.quantile)
+    uses = np.maximum.reduce([
+        (waited_s + tails[TTFT]) / ttft_s, forecast.tpot_s / tpot_s, (waited_s + tails[E2E]) / e2e_s,
+        forecast.tpot_s / np.maximum(fleet.tpot_bound_s, 1e-9),
+    ])  # fmt: skip
+    index = fleet.index(made[0].choose(world.request, fleet, forecast, random.Random(0)).slot)
+    assert uses[index] == pytest.approx(uses.min(), rel=1e-9)
+
+
+def test_a_loop_that_writes_what_it_is_shown_is_refused():
+    """Compiled code does not look at an array's flags: the contract does."""
+    text = PYTHON[2].replace(
+        "    best, least, soonest_s = 0", "    rows[TTFT, 0] = 0.0\n    best, least, soonest_s = 0", 1
+    )
+    with pytest.raises(
+        PolicyRejected, match=r"most_headroom writes into its argument 4, which it was handed read-only"
+    ):
+        check_routing(loading.load("routing", Source("spoils.py", text), {}), random.Random(0))
+
+
+def test_the_fast_example_is_proved_before_it_serves():
+    """As the gateway asks it: in time, and no worse than the least work."""
+    decisions = {
+        "routing": {"path": "fast_policy.py", "text": PYTHON[2], "parameters": {}},
+        "admission": {"name": "deadline", "parameters": {}},
+    }
+    pool = (backend("a"), backend("b", slower=2.0))
+    verdict = judge(Question(candidate=decisions, backends=pool, requests_max=300))
+    assert verdict.passed, verdict.why
+
+
+def test_every_name_for_loops_is_on_the_page():
+    """The vocabulary is what the page says."""
+    rows = [name for name in router.core.__all__ if isinstance(getattr(router.core, name), int)]
+    assert [name for name in [*rows, "compiled", "part", "hash64"] if not re.search(rf"`[^`]*\b{name}\b", README)] == []
 
 
 def test_the_page_can_be_followed_to_the_letter(tmp_path):
     """The file saved, its check run, the command typed: from a checkout, nothing else at hand."""
     blocks = re.findall(r"```(python|bash)\n(.*?)```", README, re.DOTALL)
-    code, check = (text for language, text in blocks if language == "python")
+    code, check, _ = PYTHON
     (tmp_path / "my_policy.py").write_text(code, encoding="utf-8")
     told = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path)))}
     subprocess.run([sys.executable, "-c", check], cwd=tmp_path, env=told, check=True)
