@@ -9,13 +9,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core import Fleet, Request
-from router.core.compiling import compiled, part
-from router.core.kernels import (
+from router.core import (
     BROKEN,
     DECODING,
     E2E,
     LOADS,
+    OFF,
     OTHERS_BOUND_S,
     PREFILLING,
     TAILS,
@@ -23,16 +22,20 @@ from router.core.kernels import (
     TPOT,
     TPOT_BOUND_S,
     TTFT,
+    Fleet,
+    Floats,
+    Request,
+    Slots,
+    compiled,
+    part,
 )
-from router.core.lessons import OFF
 
-Floats = NDArray[np.float64]
-Slots = NDArray[np.intp]
 BOUND_MIN_S: Final = 1e-9  # a promise of 0 s is broken by any prediction, without dividing by it
 FIRST_TAIL_MAX: Final = 1.3  # doubt of a first token that is worth waiting for: more load drains, doubt does not
 PACE_TAIL_MAX: Final = 1.2  # error of a step's model and drift of an engine; see _pace_s
 PACE_TAIL_MAX_OFF: Final = 1.5
 NEAR: Final = 0.05  # scores this close are equal: the forecast is no better than that
+EDGE: Final = 0.3  # of a bound: how far from it a share of it begins to weigh more than in proportion
 OVERLAP: Final = 2.0  # times the toll on those there: as many again will come while the request runs
 BROKEN_MAX: Final = 0.01  # replies that a prompt may be expected to cost their pace: less is chance
 
@@ -104,11 +107,15 @@ def _in_flight(rows: Floats, i: int) -> float:
 
 @part
 def _score(weights: Floats, rows: Floats, price_per_s: Floats, anything: bool, i: int) -> float:
-    """What is lowest where it is best: see ``weigh``. With no bound in force all use is 0: then the soonest end."""
+    """What is lowest where it is best: the time that the send costs everybody, for the share of the bounds that is left.
+
+    With no bound in force all use is 0: then the time alone.
+    """
     if len(price_per_s) > 0:
         return float(price_per_s[i] * rows[E2E, i] * weights[DOUBTED, i] / (_in_flight(rows, i) + 1.0))
     cost_s = rows[E2E, i] + OVERLAP * rows[TOLL, i]
-    return float(weights[DOUBTED, i] * cost_s if anything else cost_s)
+    use = weights[DOUBTED, i]
+    return float(use * cost_s / max(1.0 + EDGE - use, EDGE) if anything else cost_s)
 
 
 @part
@@ -174,16 +181,15 @@ def weigh(
 # -- what waiting can change -----------------------------------------------------------------------------------------
 
 
-@compiled("f8(f8, f8, f8, f8, f8[:, ::1])")
-def longest_reply(ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, rest: Floats) -> float:
+@compiled("f8(f8, f8, f8, f8[:, ::1])")
+def longest_reply(ttft_s: float, tpot_s: float, e2e_s: float, rest: Floats) -> float:
     """The longest reply, in tokens, with which every bound is met on some candidate where nothing else is in flight:
     0 where there is none, inf where no bound depends on it. ``rest``: ``Forecast.rest``.
     """
     longest = 0.0
     for i in range(rest.shape[1]):
-        if waited_s + rest[TTFT, i] <= ttft_s and rest[TPOT, i] <= tpot_s:
-            left_s = e2e_s - waited_s - rest[TTFT, i]
-            longest = max(longest, 1.0 + left_s / max(rest[TPOT, i], BOUND_MIN_S) if left_s >= 0.0 else 0.0)
+        if rest[TTFT, i] <= ttft_s and rest[TPOT, i] <= tpot_s and rest[TTFT, i] <= e2e_s:
+            longest = max(longest, 1.0 + (e2e_s - rest[TTFT, i]) / max(rest[TPOT, i], BOUND_MIN_S))
     return longest
 
 
@@ -220,7 +226,7 @@ def room_in_s(
                 gain -= 1.0 / after
             if gain <= 0.0:
                 continue
-            in_s = (pace_s - bound_s) / gain
+            in_s = min((pace_s - bound_s) / gain, mean_reply_tokens * rows[TPOT, i])
         in_s += queue_s
         if in_s <= latest_s:
             soonest_s = min(soonest_s, in_s)

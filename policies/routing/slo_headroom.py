@@ -1,18 +1,20 @@
 """Where the SLO will be met: headroom = what the SLO allows minus what the backend is predicted to take.
 
-A backend fits when it is predicted to keep every bound of this request at the promised quantile **and** the pace of
-those already running there. Of those that fit, the one with most headroom (``spread``) or the one where it costs least
-(``pack``); near-equals are drawn from at random, so that routers with the same stale view do not all pick one.
+A backend fits when it is predicted to keep every bound of this request at the quantile of its SLO **and** the TPOT of
+those already running there. Of those that fit, the one that costs everybody least time for the share of the bounds it
+uses (``spread``), or the one where it costs least money (``pack``); near-equals are drawn from at random, so that
+routers with the same stale view do not all pick one.
 
-When nobody fits: hold while the first token can still come in time, for a sequence that ends makes room. A request that
-can no longer make it is served from spare capacity, where it takes nothing from a promise that can still be kept, or
-is shed at once: work on it would cost others theirs, which is how overload collapses.
+When none fits, the question is what waiting could change. TTFT does not improve by waiting; TPOT does as sequences end,
+and so does E2E if it gains more than the wait takes. A request is held only while such an event is predicted to come
+before its latest start, the requests ahead of it included. An E2E promise is a matter of the reply's length, which
+nobody knows: such a request is sent where the probability that it ends in time is higher than what the send takes from
+the replies there. All else is decided now: served from spare capacity, where it takes nothing from an SLO in force,
+or refused, for work on it would cost others theirs: that is how overload collapses.
 
-A request that was promised nothing waits while it would cost others their promise; once it has waited ``patience_s`` it
-has a turn of its own now and then, in which nobody goes before it, so that it never waits for ever.
-
-Trust goes in steps. A trusted forecast is widened by the error of its model, one that is off by more; and where it is
-off or still being learnt, a few requests are sent whatever it says.
+An idle backend is always sent what nobody else can do for. Trust goes in steps: a trusted forecast is widened by the
+error of its model, one that is off by more, and where it is off or still being learnt a few requests are sent whatever
+it says.
 """
 
 from dataclasses import dataclass
@@ -23,20 +25,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.routing import _headroom
-from policies.routing._headroom import BROKEN_MAX, FIRST_S, LIKELY, NONE_FITS, OTHERS, OVERLAP, PACE_S, PLACES, WEIGHED, Floats
-from router.core.kernels import E2E, TOLL, TPOT, TTFT
+from policies.routing._headroom import (
+    BROKEN_MAX,
+    FIRST_S,
+    LIKELY,
+    NONE_FITS,
+    OTHERS,
+    OVERLAP,
+    PACE_S,
+    PLACES,
+    WEIGHED,
+)
 from policies.routing._pick import lowest
-from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
-from router.core.score import TRUSTED
+from router.core import TPOT, TRUSTED, TTFT, Choice, Dispatch, Fleet, Floats, Forecast, Hold, Reason, Request, Rng, Shed
 
 Bools = NDArray[np.bool_]
 TURN_S: Final = 0.25  # long enough for a busy engine to end a sequence
 TURNS: Final = 20  # so those without a promise hold up the others 5 % of the time at most
 PROBES: Final = 4  # in flight at once on a backend whose forecast is not trusted, whatever it says
+TRICKLE: Final = 0.05  # of what is refused on principle goes to an idle backend all the same: a forecast must be tried
 GENTLE_SHARE: Final = 0.8  # of the time to the first token: as far as a prompt waits for the sake of others' pace
-CHANCE_MIN: Final = 0.1  # a reply that is less likely to end in time is too late
-SPARE: Final = 1.5  # times what an idle backend takes: with less than that it has capacity to spare
-GAIN_MIN: Final = 0.1  # of the SLOs met, as a probability: a send that gains less is not worth its work
+CHANCE_MIN: Final = 0.1  # a reply that is less likely to end in time even on an idle backend cannot
+GAIN_MIN: Final = 0.1  # of SLOs met, as a probability: a send that gains less is not worth its work
+SPARE: Final = 1.5  # times what an idle backend takes: one that takes no more has capacity to spare
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
 _NO_PRICE: Final = np.empty(0)
 
@@ -45,9 +56,9 @@ _NO_PRICE: Final = np.empty(0)
 class SloHeadroom:
     """``prefer``: ``spread`` over the most headroom, or ``pack`` to where the request costs least;
     ``safety``: factor on every prediction; ``ask_again_s``: how long a hold lasts before the policy is asked again;
-    ``best_effort``: what becomes of a request that nobody can serve in time: ``spare`` serves it where that harms no
-    promise while nobody waits and sheds it else, ``shed`` always sheds it, ``send`` sends it where it harms least;
-    ``patience_s``: how long a request without an SLO may have to give way to all others.
+    ``best_effort``: what becomes of a request whose SLO nobody can keep: ``spare`` serves it where that harms no SLO in
+    force and capacity is to spare, else refuses it; ``shed`` refuses it but for a trickle to idle backends; ``send``
+    sends it where it harms least; ``patience_s``: how long a request without an SLO may have to give way to all others.
     """
 
     prefer: Literal["spread", "pack"] = "spread"
@@ -68,26 +79,12 @@ class SloHeadroom:
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """Dispatch into headroom, or hold for it, or do the least harm."""
         slo, waited_s, weights = request.slo, fleet.now_s - request.arrived_s, np.empty((WEIGHED, len(fleet)))
-        tokens = forecast.reply_tokens(slo.quantile) if slo.e2e_s < inf else 1.0
-        count = self._weigh(request, fleet, forecast, tokens, waited_s, weights)
-        if count == NONE_FITS and slo.e2e_s < inf:
-            tokens, count = self._shorter(request, fleet, forecast, tokens, waited_s, weights)
-        if count == NONE_FITS or fleet.ahead:
-            return self._without_headroom(request, fleet, forecast, weights, tokens, rng)
-        if count == 0:
-            return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its pace")
-        place = int(weights.item(PLACES, int(rng.random() * count)))
-        return Dispatch(fleet.slots.item(place), "keeps every SLO")
-
-    def _weigh(
-        self, request: Request, fleet: Fleet, forecast: Forecast, tokens: float, waited_s: float, weights: Floats
-    ) -> int:
-        slo = request.slo
-        return _headroom.weigh(
+        reply_tokens = forecast.reply_tokens(slo.quantile) if slo.e2e_s < inf else 1.0
+        count = _headroom.weigh(
             slo.ttft_s,
             slo.tpot_s,
             slo.e2e_s,
-            tokens,
+            reply_tokens,
             waited_s,
             self.safety,
             self._urgent_s(request, waited_s),
@@ -98,22 +95,12 @@ class SloHeadroom:
             fleet.price_per_s if self.prefer == "pack" else _NO_PRICE,
             weights,
         )
-
-    def _shorter(
-        self, request: Request, fleet: Fleet, forecast: Forecast, tokens: float, waited_s: float, weights: Floats
-    ) -> tuple[float, int]:
-        """Where even an idle backend would not finish a reply of so many ``tokens`` in time, E2E is judged at a shorter
-        one: as likely, in proportion, as the quantile of the SLO.
-        """
-        slo = request.slo
-        longest = _headroom.longest_reply(slo.ttft_s, slo.tpot_s, slo.e2e_s, waited_s, forecast.rest)
-        if longest >= tokens:
-            return tokens, NONE_FITS
-        within = forecast.reply_within(longest) if longest >= 1.0 else 0.0
-        if within < CHANCE_MIN:
-            return tokens, NONE_FITS
-        shorter = min(forecast.reply_tokens(slo.quantile * within), longest)
-        return shorter, self._weigh(request, fleet, forecast, shorter, waited_s, weights)
+        if count == NONE_FITS or fleet.ahead:
+            return self._without_headroom(request, fleet, forecast, weights, reply_tokens, rng)
+        if count == 0:
+            return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its pace")
+        place = int(weights.item(PLACES, int(rng.random() * count)))
+        return Dispatch(fleet.slots.item(place), "keeps every SLO")
 
     def _urgent_s(self, request: Request, waited_s: float) -> float:
         """A first token that would come sooner than in so long may wait for the sake of others' pace.
@@ -126,58 +113,103 @@ class SloHeadroom:
         return GENTLE_SHARE * min(request.slo.ttft_s, request.slo.e2e_s) - waited_s
 
     def _without_headroom(
-        self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, tokens: float, rng: Rng
+        self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, reply_tokens: float, rng: Rng
     ) -> Choice:
-        """Wait while waiting can still help: the first token would be in time once an engine has drained a little."""
+        """Send it where it is likely enough to be in time; else wait, where waiting can help; else decide now."""
         slo, now_s, waited_s = request.slo, fleet.now_s, fleet.now_s - request.arrived_s
-        room_s = _headroom.room_in_s(
-            slo.ttft_s, slo.tpot_s, slo.e2e_s, tokens, forecast.mean_reply_tokens, waited_s, fleet.hold_s,
-            float(fleet.ahead), forecast.rows, forecast.rest, fleet.columns, fleet.slots, weights,
-        )  # fmt: skip
-        if slo.e2e_s < inf and not fleet.ahead:
+        if slo.e2e_s < inf:
             index = self._likely(request, forecast, weights, waited_s)
             if index >= 0:
-                return Dispatch(int(fleet.slots[index]), "most likely in time")
-        if room_s < inf:
-            turn = slo.ttft_s == inf == slo.e2e_s and self._has_its_turn(request, now_s)
-            return Hold(now_s + self.ask_again_s, "no backend has headroom yet", turn)
-        idle = fleet.requests < 1.0
-        allowed = self._allowed(fleet, forecast, weights) | (idle if self.best_effort != "shed" else idle & False)
-        if allowed.any():
-            score = np.where(allowed, weights[LIKELY], inf)
-            return Dispatch(int(fleet.slots[lowest(score, rng)]), "too late for its SLO: where it harms least")
-        return Shed(Reason.SATURATED, "no backend can keep this SLO in time", max(float(forecast.ttft_s.min()), RETRY_S_MIN))
+                return Dispatch(fleet.slots.item(index), "likely to end in time")
+        room_s = _headroom.room_in_s(
+            slo.ttft_s,
+            slo.tpot_s,
+            slo.e2e_s,
+            reply_tokens,
+            forecast.mean_reply_tokens,
+            waited_s,
+            fleet.hold_s,
+            float(fleet.ahead),
+            forecast.rows,
+            forecast.rest,
+            fleet.columns,
+            fleet.slots,
+            weights,
+        )
+        unbound = slo.ttft_s == inf == slo.e2e_s
+        if room_s < inf or (unbound and slo.tpot_s == inf):
+            return Hold(
+                now_s + self.ask_again_s, "no backend has headroom yet", unbound and self._has_its_turn(waited_s, now_s)
+            )
+        return self._too_late(request, fleet, forecast, weights, rng)
 
     def _likely(self, request: Request, forecast: Forecast, weights: Floats, waited_s: float) -> int:
-        """The candidate with most to gain: the probability that the reply ends in time, less what the send takes from
-        that of the others there; -1 where there is nothing to gain.
+        """The candidate with most to gain in SLOs met; -1 where there is nothing to gain.
+
+        A send gains the probability that the reply ends in time, and takes from each reply there what its probability
+        falls by the time that the send adds to it: as this one's own would, for want of knowing theirs.
         """
         slo, rows = request.slo, forecast.rows
         left_s = slo.e2e_s - waited_s - weights[FIRST_S]
-        chance, slope = forecast.in_time(np.maximum(1.0 + left_s / rows[TPOT], 0.0))
-        gain = chance - OVERLAP * slope * rows[TOLL] / rows[E2E]
+        chance, slope = forecast.in_time(np.maximum(1.0 + left_s / forecast.tpot_s, 0.0))
+        gain = chance - OVERLAP * slope * forecast.toll_s / forecast.e2e_s
         kept = (weights[FIRST_S] + waited_s <= slo.ttft_s) & (weights[PACE_S] <= slo.tpot_s)
         gain[~(kept & (self.safety * weights[OTHERS] <= 1.0))] = -inf
         best = int(gain.argmax())
         return best if gain[best] > GAIN_MIN else -1
 
+    def _too_late(self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, rng: Rng) -> Choice:
+        """Nothing that is predicted to come would keep this SLO."""
+        slo = request.slo
+        longest = _headroom.longest_reply(slo.ttft_s, slo.tpot_s, slo.e2e_s, forecast.rest)
+        infeasible = longest < 1.0 or forecast.reply_within(longest) < CHANCE_MIN
+        on_principle = self.best_effort == "shed" or (infeasible and slo.refuse_infeasible)
+        allowed = self._trickle(fleet, forecast, rng) if on_principle else self._allowed(fleet, forecast, weights)
+        if allowed.any():
+            score = np.where(allowed, weights[LIKELY], inf)
+            return Dispatch(fleet.slots.item(lowest(score, rng)), "too late for its SLO: where it harms least")
+        reason = Reason.INFEASIBLE if infeasible and slo.refuse_infeasible else Reason.SATURATED
+        return Shed(
+            reason, self._missed(request, fleet, forecast, infeasible), max(float(forecast.ttft_s.min()), RETRY_S_MIN)
+        )
+
+    def _trickle(self, fleet: Fleet, forecast: Forecast, rng: Rng) -> Bools:
+        """Idle backends that are tried all the same: what is never sent anything is never seen to have recovered."""
+        idle: Bools = fleet.requests < 1.0
+        return idle if rng.random() < TRICKLE else idle & (forecast.state != TRUSTED)
+
     def _allowed(self, fleet: Fleet, forecast: Forecast, weights: Floats) -> Bools:
-        """Where a request that will be late is served all the same. A backend whose forecast is not trusted always
-        gets a few, or one that is taken for slower than it is would never show it.
+        """Where a request that will be late is served all the same: on an idle backend, a few on one whose forecast is
+        not trusted, for one that is taken for slower than it is would never show it; and while nobody waits, wherever
+        it harms no SLO in force and capacity is to spare.
         """
         harmless = (self.safety * weights[OTHERS] <= 1.0) & (forecast.broken <= BROKEN_MAX)
         if self.best_effort == "send":
             return harmless if harmless.any() else np.ones(len(fleet), dtype=np.bool_)
-        if self.best_effort == "shed":
-            return np.zeros(len(fleet), dtype=np.bool_)
-        probed: Bools = (forecast.state != TRUSTED) & (fleet.requests < PROBES)
+        tried: Bools = (fleet.requests < 1.0) | ((forecast.state != TRUSTED) & (fleet.requests < PROBES))
+        if fleet.held:
+            return tried
         rest = forecast.rest
         spare = (forecast.tpot_s <= SPARE * rest[TPOT]) & (forecast.ttft_s <= SPARE * rest[TTFT] + forecast.tpot_s)
-        return probed if fleet.held else probed | (harmless & spare)
+        return tried | (harmless & spare)
 
-    def _has_its_turn(self, request: Request, now_s: float) -> bool:
+    def _missed(self, request: Request, fleet: Fleet, forecast: Forecast, infeasible: bool) -> str:
+        """Which bound cannot be kept, and by how much, on the backend that comes closest."""
+        slo, waited_s = request.slo, fleet.now_s - request.arrived_s
+        seconds = forecast.rest if infeasible else forecast.means_s
+        waits = np.array([[waited_s], [0.0], [waited_s]])
+        bounds = np.array([[slo.ttft_s], [slo.tpot_s], [slo.e2e_s]])
+        used = (seconds + waits) / np.maximum(bounds, _headroom.BOUND_MIN_S)
+        best = int(used.max(axis=0).argmin())
+        bound = int(used[:, best].argmax())
+        name, allowed_s = ("TTFT", "TPOT", "E2E")[bound], float(bounds[bound, 0])
+        expected_s = float(seconds[bound, best] + waits[bound, 0])
+        even = " even on an idle backend" if infeasible else ""
+        return f"no backend can keep its {name} of {allowed_s:.3g} s: {expected_s:.3g} s expected{even}"
+
+    def _has_its_turn(self, waited_s: float, now_s: float) -> bool:
         """Whether this moment belongs to those without a promise who have waited long: one turn in ``TURNS``."""
-        return now_s - request.arrived_s >= self.patience_s and int(now_s / TURN_S) % TURNS == 0
+        return waited_s >= self.patience_s and int(now_s / TURN_S) % TURNS == 0
 
 
 policy = SloHeadroom

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from router.core import kernels
 from router.core.belief import Belief, Expectation
 from router.core.fleet import Fleet
-from router.core.kernels import BAND, BROKEN, CACHED, E2E, FORECAST, METRICS, NETWORK_S, TAILS, TOLD, TPOT, TTFT
+from router.core.kernels import BAND, BROKEN, CACHED, E2E, FORECAST, METRICS, NETWORK_S, TAILS, TOLD, TOLL, TPOT, TTFT
 from router.core.ledger import RATE_TAU_S, Floats, Slots
 from router.core.lengths import BINS_PER_OCTAVE
 from router.core.readonly import frozen
@@ -269,7 +269,7 @@ class Forecast:
                 self.tokens,
                 rows,
             )
-            self._rest = rows[:METRICS]
+            self._rest = frozen(rows[:METRICS])
         return self._rest
 
     # -- the reply's length ---------------------------------------------------------------------------------------
@@ -291,7 +291,13 @@ class Forecast:
         request, chances = self._request, np.empty((2, len(tokens)))
         alive = self._belief.lengths.survival(request.model, request.slo_class)
         kernels.in_time(alive, float(BINS_PER_OCTAVE), float(request.output_tokens_max), tokens, chances)
-        return chances
+        return frozen(chances)
+
+    @property
+    def toll_s(self) -> Floats:
+        """What a send would take from the replies running on each candidate: seconds, summed over all of them."""
+        row: Floats = self.rows[TOLL]
+        return row
 
     @property
     def mean_reply_tokens(self) -> float:

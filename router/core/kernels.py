@@ -62,6 +62,7 @@ WAIT_DOUBT: Final = 0.5**2  # variance of the log of a wait for room: when other
 SPREAD_MOST: Final = 20.0  # at any quantile: in widths of E2E, which stay below 7, its exponential is far from inf
 STEPS_MOST: Final = 1e6  # since the last first token: longer ago is as good as never
 NONE_REACH: Final = 1e-9  # a smaller share of replies is rounding
+REPLY_MOST: Final = 2.0**17  # tokens; no reply is longer
 LOG_2: Final = log(2.0)
 OCTAVE_STEP: Final = 2.0**0.25
 STEP_DOUBT: Final = 1.0 / 12.0  # variance of how much of a step under way is left, in steps
@@ -308,7 +309,7 @@ def in_time(alive: Floats, per_octave: float, cap: float, tokens: Floats, out: F
     """
     for i in range(len(tokens)):
         out[0, i] = out[1, i] = 0.0
-        if cap > 0.0 and tokens[i] >= cap:
+        if (cap > 0.0 and tokens[i] >= cap) or tokens[i] >= REPLY_MOST:
             out[0, i] = 1.0
         elif tokens[i] >= 1.0:
             out[0, i] = 1.0 - _alive(alive, per_octave, tokens[i])

@@ -252,7 +252,7 @@ class Lengths:
 
     def within(self, model: str, slo_class: str, tokens: float, cap: int = 0) -> float:
         """The probability that a reply has at most ``tokens`` tokens; 1 where its cap allows no more."""
-        if cap and tokens >= cap:
+        if (cap and tokens >= cap) or tokens >= _ENDS[-1]:
             return 1.0
         return self._replies.get((model, slo_class), self._unseen).within(tokens)
 
