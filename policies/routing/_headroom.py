@@ -3,7 +3,7 @@
 1 is the bound itself, less is headroom, more is a miss. No bound at all uses nothing.
 """
 
-from math import inf
+from math import erf, exp, inf, log, pi, sqrt
 from typing import Final
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from router.core import (
     BROKEN,
+    BUSY,
     DECODING,
     E2E,
     LOADS,
@@ -37,6 +38,9 @@ PACE_TAIL_MAX_OFF: Final = 1.5
 NEAR: Final = 0.05  # scores this close are equal: the forecast is no better than that
 EDGE: Final = 0.3  # of a bound: how far from it a share of it begins to weigh more than in proportion
 OVERLAP: Final = 2.0  # times the toll on those there: as many again will come while the request runs
+SIGMA_MIN, SIGMA_MAX = 0.03, 0.5  # of the log of a prediction
+SQRT_2: Final = sqrt(2.0)
+SQRT_2_PI: Final = sqrt(2.0 * pi)
 BROKEN_MAX: Final = 0.01  # replies that a prompt may be expected to cost their pace: less is chance
 
 
@@ -231,3 +235,64 @@ def room_in_s(
         if in_s <= latest_s:
             soonest_s = min(soonest_s, in_s)
     return soonest_s
+
+
+# -- what a send gains -----------------------------------------------------------------------------------------------
+
+
+@part
+def _normal(z: float) -> float:
+    """The standard normal distribution function."""
+    return 0.5 * (1.0 + erf(z / SQRT_2))
+
+
+@part
+def _density(z: float) -> float:
+    """Its density."""
+    return exp(-0.5 * z * z) / SQRT_2_PI
+
+
+@part
+def _sigma(mean_s: float, tail_s: float, z: float) -> float:
+    """Standard deviation of the log of a prediction of this mean, whose tail is ``z`` of them away."""
+    return min(max(log(tail_s / mean_s) / z, SIGMA_MIN), SIGMA_MAX)
+
+
+@compiled("i8(f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i8[::1], f8)")
+def most_gained(
+    ttft_s: float, tpot_s: float, waited_s: float, safety: float, z: float, rows: Floats, rest: Floats,
+    in_time: Floats, columns: Floats, slots: Slots, gain_min: float,
+) -> int:  # fmt: skip
+    """The candidate where a send gains most, in SLOs met; -1 where none gains ``gain_min``.
+
+    It gains the probability that every bound of the request is met. It takes, from each reply there and from as many
+    that will come, what theirs falls by the time that the send adds to it; and from the prompts that come before the
+    queue is empty again, what theirs falls by its own prompt. As this request's own would fall, for want of knowing
+    theirs. ``in_time``: probability that the reply ends in time, and its slope; ``z``: of the quantile of the tails.
+    """
+    best, most = -1, gain_min
+    for i in range(len(slots)):
+        first_s, pace_s = rows[TTFT, i], rows[TPOT, i]
+        bound_s = min(columns[TPOT_BOUND_S, slots[i]], columns[OTHERS_BOUND_S, slots[i]])
+        if safety * pace_s > min(bound_s, tpot_s):
+            continue
+        chance, slope, others, queue = in_time[0, i], in_time[1, i], 0.0, 0.0
+        sigma = _sigma(pace_s, rows[TAILS + TPOT, i], z)
+        if tpot_s < inf:
+            at = log(tpot_s / (safety * pace_s)) / sigma
+            slope = slope * _normal(at) + chance * _density(at) / sigma
+            chance *= _normal(at)
+        if bound_s < inf:
+            others = _density(log(bound_s / (safety * pace_s)) / sigma) / sigma
+        if ttft_s < inf:
+            total_s, sigma = waited_s + safety * first_s, _sigma(first_s, rows[TAILS + TTFT, i], z)
+            if total_s > ttft_s:
+                continue
+            at = log((ttft_s - waited_s) / (safety * first_s)) / sigma
+            busy = rows[BUSY, i]
+            queue = busy / (1.0 - busy) * max(first_s - rest[TTFT, i], 0.0) / total_s * _density(at) / sigma
+            chance *= _normal(at)
+        gain = chance - OVERLAP * rows[TOLL, i] / rows[E2E, i] * max(slope, others) - queue - rows[BROKEN, i]
+        if gain > most:
+            best, most = i, gain
+    return best

@@ -7,10 +7,10 @@ routers with the same stale view do not all pick one.
 
 When none fits, the question is what waiting could change. TTFT does not improve by waiting; TPOT does as sequences end,
 and so does E2E if it gains more than the wait takes. A request is held only while such an event is predicted to come
-before its latest start, the requests ahead of it included. An E2E promise is a matter of the reply's length, which
-nobody knows: such a request is sent where the probability that it ends in time is higher than what the send takes from
-the replies there. All else is decided now: served from spare capacity, where it takes nothing from an SLO in force,
-or refused, for work on it would cost others theirs: that is how overload collapses.
+before its latest start, the requests ahead of it included. Otherwise it is decided now, in one currency, SLOs met: a
+send gains the probability that this request's bounds are met, and costs what it takes from that of the others. Where
+none gains, the request is served from spare capacity, where it takes nothing from an SLO in force, or refused, for work
+on it would cost others theirs: that is how overload collapses.
 
 An idle backend is always sent what nobody else can do for. Trust goes in steps: a trusted forecast is widened by the
 error of its model, one that is off by more, and where it is off or still being learnt a few requests are sent whatever
@@ -19,6 +19,7 @@ it says.
 
 from dataclasses import dataclass
 from math import inf
+from statistics import NormalDist
 from typing import Final, Literal
 
 import numpy as np
@@ -27,12 +28,9 @@ from numpy.typing import NDArray
 from policies.routing import _headroom
 from policies.routing._headroom import (
     BROKEN_MAX,
-    FIRST_S,
     LIKELY,
     NONE_FITS,
     OTHERS,
-    OVERLAP,
-    PACE_S,
     PLACES,
     WEIGHED,
 )
@@ -49,6 +47,7 @@ CHANCE_MIN: Final = 0.1  # a reply that is less likely to end in time even on an
 GAIN_MIN: Final = 0.1  # of SLOs met, as a probability: a send that gains less is not worth its work
 SPARE: Final = 1.5  # times what an idle backend takes: one that takes no more has capacity to spare
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
+NORMAL: Final = NormalDist()
 _NO_PRICE: Final = np.empty(0)
 
 
@@ -115,19 +114,35 @@ class SloHeadroom:
     def _without_headroom(
         self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, reply_tokens: float, rng: Rng
     ) -> Choice:
-        """Send it where it is likely enough to be in time; else wait, where waiting can help; else decide now."""
+        """Wait, where waiting will make it fit; else send it where that gains something; else it is too late.
+
+        E2E is different: it runs out while the request waits, so first comes what a send would gain.
+        """
         slo, now_s, waited_s = request.slo, fleet.now_s, fleet.now_s - request.arrived_s
-        if slo.e2e_s < inf:
-            index = self._likely(request, forecast, weights, waited_s)
-            if index >= 0:
-                return Dispatch(fleet.slots.item(index), "likely to end in time")
+        likely = self._likely(request, fleet, forecast, waited_s) if slo.e2e_s < inf else -1
+        if likely < 0 and self._room_comes(request, fleet, forecast, weights, reply_tokens):
+            turn = slo.ttft_s == inf == slo.e2e_s and self._has_its_turn(waited_s, now_s)
+            return Hold(now_s + self.ask_again_s, "no backend has headroom yet", turn)
+        if likely < 0 and slo.e2e_s == inf:
+            likely = self._likely(request, fleet, forecast, waited_s)
+        if likely >= 0:
+            return Dispatch(fleet.slots.item(likely), "likely to keep its SLO")
+        return self._too_late(request, fleet, forecast, weights, rng)
+
+    def _room_comes(
+        self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, reply_tokens: float
+    ) -> bool:
+        """Whether waiting will make it fit. A request without an SLO has all the time that admission gives it."""
+        slo = request.slo
+        if slo.ttft_s == slo.tpot_s == slo.e2e_s == inf:
+            return True
         room_s = _headroom.room_in_s(
             slo.ttft_s,
             slo.tpot_s,
             slo.e2e_s,
             reply_tokens,
             forecast.mean_reply_tokens,
-            waited_s,
+            fleet.now_s - request.arrived_s,
             fleet.hold_s,
             float(fleet.ahead),
             forecast.rows,
@@ -136,27 +151,26 @@ class SloHeadroom:
             fleet.slots,
             weights,
         )
-        unbound = slo.ttft_s == inf == slo.e2e_s
-        if room_s < inf or (unbound and slo.tpot_s == inf):
-            return Hold(
-                now_s + self.ask_again_s, "no backend has headroom yet", unbound and self._has_its_turn(waited_s, now_s)
-            )
-        return self._too_late(request, fleet, forecast, weights, rng)
+        return room_s < inf
 
-    def _likely(self, request: Request, forecast: Forecast, weights: Floats, waited_s: float) -> int:
-        """The candidate with most to gain in SLOs met; -1 where there is nothing to gain.
-
-        A send gains the probability that the reply ends in time, and takes from each reply there what its probability
-        falls by the time that the send adds to it: as this one's own would, for want of knowing theirs.
-        """
-        slo, rows = request.slo, forecast.rows
-        left_s = slo.e2e_s - waited_s - weights[FIRST_S]
-        chance, slope = forecast.in_time(np.maximum(1.0 + left_s / forecast.tpot_s, 0.0))
-        gain = chance - OVERLAP * slope * forecast.toll_s / forecast.e2e_s
-        kept = (weights[FIRST_S] + waited_s <= slo.ttft_s) & (weights[PACE_S] <= slo.tpot_s)
-        gain[~(kept & (self.safety * weights[OTHERS] <= 1.0))] = -inf
-        best = int(gain.argmax())
-        return best if gain[best] > GAIN_MIN else -1
+    def _likely(self, request: Request, fleet: Fleet, forecast: Forecast, waited_s: float) -> int:
+        """The candidate with most to gain in SLOs met; -1 where there is nothing to gain."""
+        slo = request.slo
+        left_s = slo.e2e_s - waited_s - forecast.ttft_s
+        tokens = np.maximum(1.0 + left_s / forecast.tpot_s, 0.0)
+        return _headroom.most_gained(
+            slo.ttft_s,
+            slo.tpot_s,
+            waited_s,
+            self.safety,
+            NORMAL.inv_cdf(slo.quantile),
+            forecast.rows,
+            forecast.rest,
+            forecast.in_time(tokens),
+            fleet.columns,
+            fleet.slots,
+            GAIN_MIN,
+        )
 
     def _too_late(self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, rng: Rng) -> Choice:
         """Nothing that is predicted to come would keep this SLO."""

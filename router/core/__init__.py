@@ -15,6 +15,7 @@ from router.core.hashing import hash64
 from router.core.kernels import (
     BAND,
     BROKEN,
+    BUSY,
     CACHED,
     CHUNK_TOKENS,
     CONTEXT_TOKENS,
@@ -55,6 +56,7 @@ __all__ = [
     "ADMIT",
     "BAND",
     "BROKEN",
+    "BUSY",
     "CACHED",
     "CHUNK_TOKENS",
     "CONTEXT_TOKENS",

@@ -44,7 +44,8 @@ CACHED: Final = 7  # tokens of the prompt
 LOADS: Final = 8  # where the four of a candidate's load begin
 BROKEN: Final = 12  # replies that the prompt should cost their pace; 0 unless asked for
 TOLL: Final = 13  # seconds that a send adds to the replies running there, all together
-FORECAST: Final = 14
+BUSY: Final = 14  # share of its time that an engine spends on prompts
+FORECAST: Final = 15
 BANDS: Final = 3  # engines with no prompt ahead; with some; full
 FULL: Final = 2
 
@@ -390,6 +391,7 @@ def predicted(
         rows[TPOT, i] = step_s / (1.0 - busy) * lean[TPOT, band, slot]
         rows[E2E, i] = rows[TTFT, i] + max(output_tokens - 1.0, 0.0) * rows[TPOT, i]
         rows[BAND, i] = band
+        rows[BUSY, i] = busy
         own_s = (ahead.prompt_s + ahead.pair_s) * e.own / max(e.left + e.first, 1.0)
         rows[TOLL, i] = (e.batch + e.prefilling) * (own_s + output_tokens * (e.seq_s + e.context_s * held_tokens))
         rows[BROKEN, i] = 0.0
