@@ -9,7 +9,7 @@ from router.core.types import Request, Slo
 from simulator.books import Books
 from simulator.clairvoyant import PORTFOLIO, Clairvoyant, Strategy
 from simulator.pool import Member, Pool
-from simulator.run import play
+from simulator.run import Played, play
 from simulator.truth import EXACT
 from simulator.workload import Arrival
 from simulator.world import Fault, World
@@ -18,8 +18,10 @@ POOL = Pool((Member("a", "a100-80g-sxm", "llama-3-8b"),), truth=EXACT)
 SOONEST, LIGHTEST = PORTFOLIO[0], PORTFOLIO[1]
 
 
-def played(arrivals: list[Arrival], strategy: Strategy = SOONEST, hold_s_max: float = 30.0, pool: Pool = POOL) -> Books:
-    """The arrivals on one A100 whose truth is its data sheet."""
+def run_of(
+    arrivals: list[Arrival], strategy: Strategy = SOONEST, hold_s_max: float = 30.0, pool: Pool = POOL
+) -> Played:
+    """The arrivals on one A100 whose truth is its data sheet, or on another pool."""
     routing = policies.find("routing", "round_robin")
     admission = policies.find("admission", "deadline", {"hold_s_max": hold_s_max})
     return play(
@@ -29,7 +31,12 @@ def played(arrivals: list[Arrival], strategy: Strategy = SOONEST, hold_s_max: fl
         admission,
         0,
         clairvoyant=lambda engines, known, limits: Clairvoyant(engines, known, limits, strategy),
-    ).books
+    )
+
+
+def played(arrivals: list[Arrival], strategy: Strategy = SOONEST, hold_s_max: float = 30.0, pool: Pool = POOL) -> Books:
+    """What became of each."""
+    return run_of(arrivals, strategy, hold_s_max, pool).books
 
 
 def asked(name: str, at_s: float, slo: Slo, prompt: int = 1_000, output: int = 100) -> Arrival:
@@ -104,3 +111,37 @@ def test_an_engine_that_is_down_gets_nothing() -> None:
     assert books.met().all()
     assert (books.column("attempts") == 1).all()
     assert books.backends == ["a-1"]
+
+
+@pytest.mark.parametrize("strategy", PORTFOLIO, ids=lambda strategy: strategy.name)
+def test_a_full_queue_gets_nothing_that_it_would_refuse(strategy: Strategy) -> None:
+    """Twenty at once for an engine in front of which one may wait: nobody is sent to be refused, all are served."""
+    pool = replace(POOL, members=(Member("a", "a100-80g-sxm", "llama-3-8b", queue_max=1),))
+    books = played([asked(f"r{n}", 0.0, Slo()) for n in range(20)], strategy, pool=pool)
+    assert books.served().all()
+    assert (books.column("attempts") == 1).all()
+
+
+@pytest.mark.parametrize("strategy", PORTFOLIO[:3], ids=lambda strategy: strategy.name)
+def test_nobody_is_sent_for_whom_the_cache_has_no_room(strategy: Strategy) -> None:
+    """Ten whose replies outgrow a cache that holds two of them: they take turns, and none is computed twice."""
+    pool = replace(POOL, members=(Member("a", "a100-80g-sxm", "llama-3-8b", kv_blocks=160),))
+    run = run_of([asked(f"r{n}", 0.1 * n, Slo(e2e_s=60.0)) for n in range(10)], strategy, pool=pool)
+    assert run.books.met().all()
+    assert [engine.replica.preemptions for engine in run.engines.values()] == [0]
+
+
+def test_a_later_turn_goes_where_its_prefix_is_cached() -> None:
+    """The second of two idle engines, for it served the turn before."""
+    pool = replace(POOL, members=(Member("a", "a100-80g-sxm", "llama-3-8b", count=2),))
+    slo = Slo(ttft_s=1.0)
+    turns = [
+        Arrival(
+            Request(f"turn{n}", "llama-3-8b", at_s, 4_000, 0, slo, prefix=tuple(range(30)), prefix_block_tokens=128), 50
+        )
+        for n, at_s in enumerate((0.1, 20.0))
+    ]
+    books = played([asked("other", 0.0, slo), *turns], pool=pool)
+    where = dict(zip(books.ids, books.column("backend"), strict=True))
+    assert where["turn1"] == where["turn0"] != where["other"]
+    assert books.column("cached_tokens")[books.ids.index("turn1")] > 3_000

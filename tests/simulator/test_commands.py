@@ -75,11 +75,13 @@ def test_replay_over_seeds_tells_intervals(tmp_path: Path) -> None:
     assert mean > half > 0
 
 
-def test_the_clairvoyant_stands_beside_the_policies() -> None:
-    """As one more column, which says what attained it."""
-    told = run("replay", GEN, "--policy", "least_work", "--policy", "clairvoyant")
+def test_the_clairvoyant_stands_beside_the_policies(tmp_path: Path) -> None:
+    """As one more column, which says what attained it, on the screen and on the page."""
+    page = tmp_path / "report.html"
+    told = run("replay", GEN, "--policy", "least_work", "--policy", "clairvoyant", "--html", str(page))
     assert "clairvoyant" in told
     assert "bound attained by" in told
+    assert "clairvoyant: attained by" in page.read_text()
 
 
 def test_a_strategy_of_the_clairvoyant_can_be_played_alone(tmp_path: Path) -> None:
