@@ -84,6 +84,15 @@ def test_what_is_lost_takes_nothing_from_those_that_keep_theirs() -> None:
     assert dict(zip(books.ids, books.served(), strict=True)) == {"kept": True, "lost": False}
 
 
+def test_the_latest_start_leaves_time_to_decode() -> None:
+    """A whole reply within 2 s of which decoding takes more than one: it is given up before the second is over."""
+    kept = asked("kept", 0.0, Slo(tpot_s=0.0125), 200, 400)
+    books = played([kept, asked("lost", 0.5, Slo(e2e_s=2.0), 8_000, 100)])
+    lost = books.ids.index("lost")
+    assert books.met().sum() == 1
+    assert 0.0 < books.column("ended_s")[lost] - 0.5 < 1.0
+
+
 def test_who_was_promised_nothing_is_served_in_the_end() -> None:
     """It waits while it would cost somebody an SLO, as long as it may be held, and is never dropped."""
     kept = [asked(f"kept{n}", 3.0 * n, Slo(tpot_s=0.0125), 200, 300) for n in range(5)]
@@ -124,9 +133,9 @@ def test_a_full_queue_gets_nothing_that_it_would_refuse(strategy: Strategy) -> N
 
 @pytest.mark.parametrize("strategy", PORTFOLIO[:3], ids=lambda strategy: strategy.name)
 def test_nobody_is_sent_for_whom_the_cache_has_no_room(strategy: Strategy) -> None:
-    """Ten whose replies outgrow a cache that holds two of them: they take turns, and none is computed twice."""
-    pool = replace(POOL, members=(Member("a", "a100-80g-sxm", "llama-3-8b", kv_blocks=160),))
-    run = run_of([asked(f"r{n}", 0.1 * n, Slo(e2e_s=60.0)) for n in range(10)], strategy, pool=pool)
+    """Six in front of a cache that holds two of their prompts and not their replies: none is computed twice."""
+    pool = replace(POOL, members=(Member("a", "a100-80g-sxm", "llama-3-8b", kv_blocks=100),))
+    run = run_of([asked(f"r{n}", 0.1 * n, Slo(e2e_s=60.0), 600, 400) for n in range(6)], strategy, pool=pool)
     assert run.books.met().all()
     assert [engine.replica.preemptions for engine in run.engines.values()] == [0]
 
