@@ -31,7 +31,8 @@ Policies = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME[:KEY=VALUE,...]",
-        help="A routing policy, a file of your own (./mine.py), or 'clairvoyant', the bound; as often as wanted. "
+        help="A routing policy, a file of your own (./mine.py), or 'clairvoyant', the bound (one "
+        "strategy of it: clairvoyant:strategy=NAME); as often as wanted. "
         "Default: slo_headroom and baselines.",
     ),
 ]

@@ -84,6 +84,12 @@ class Engine:
 
     def sequence(self, arrival: Arrival, attempt: int, owner: Owner) -> EngineSequence:
         """The request as this engine will run it: its reply ends at its cap, or where the engine has no room."""
+        sequence = self.preview(arrival, attempt)
+        sequence.owner = owner
+        return sequence
+
+    def preview(self, arrival: Arrival, attempt: int = 0) -> EngineSequence:
+        """The same, sent by nobody yet."""
         request, length = arrival.request, arrival.output_tokens
         if 0 < request.output_tokens_max < length:
             length = request.output_tokens_max
@@ -98,10 +104,13 @@ class Engine:
             request.prefix_block_tokens,
             request.prompt_tokens + arrival.output_tokens if arrival.known_prefix else 0,
         )
-        sequence.owner = owner
         if request.output_tokens_max:
             sequence.reply_tokens_max = max(sequence.output_tokens, min(request.output_tokens_max, room))
         return sequence
+
+    def way_s(self, prompt_tokens: int) -> float:
+        """Seconds from the router to the engine's queue, on average: network and API server."""
+        return self.delay_s + self._api_s + self._api_token_s * prompt_tokens
 
     def accept(self, sequence: EngineSequence, now_s: float) -> Failure | None:
         """Send it: it is in the engine's queue after the network and the API server. Or why not."""

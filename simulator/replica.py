@@ -15,9 +15,6 @@ from collections.abc import Callable
 from heapq import heappop
 from math import nan, sqrt
 
-import numpy as np
-from numpy.typing import NDArray
-
 from router.core.types import EngineReport
 from simulator.batch import Batch
 from simulator.kernel import Clock
@@ -167,6 +164,31 @@ class Replica(Batch):
         waiting = [entry[2] for entry in sorted(self._waiting)]
         return [*self._running, *waiting, *(sequence for _, sequence in self._arrivals)]
 
+    def on_their_way_s(self) -> list[float]:
+        """Seconds until each of those on their way reaches the engine, in the order in which ``there`` ends."""
+        now_s = self._clock.now_s
+        return [max(0.0, at_s - now_s) for at_s, _ in self._arrivals]
+
+    def cached_tokens_of(self, sequence: Sequence) -> int:
+        """Leading tokens of a sequence's text that lie in the prefix cache now."""
+        if not self._exact or not sequence.prefix or not self.limits.prefix_caching:
+            return 0
+        most = (sequence.prompt_tokens + sequence.generated - 1) // self._size
+        return self.blocks.found(sequence.prefix, self._unit_blocks(sequence), most)[0] * self._size
+
+    def shared_tokens(self) -> int:
+        """Tokens of KV that those running need not hold themselves, for they share a prefix with another."""
+        if not self._exact:
+            return 0
+        return max(0, (self._held(0) - self.blocks.used + self._taken) * self._size)
+
+    def turns_so_far(self) -> tuple[int, int, int]:
+        """Sequences ever added, those of them that have left, those that have ever begun to decode or left: what an
+        engine's future follows from changes only when one of these does.
+        """
+        left = self._order - len(self._running) - len(self._waiting) - len(self._arrivals)
+        return self._order, left, left + self._batch
+
     def steps_under_way(self) -> int:
         """Steps since the last event that are over once the one under way is."""
         return self._steps_by(self._clock.now_s) if self._run else 0
@@ -178,7 +200,7 @@ class Replica(Batch):
         k, now_s = self._steps_by(self._clock.now_s), self._clock.now_s
         return max(0.0, self._started_s + k * (self._stride_s + self._growth_s / 2 * (k - 1)) - now_s)
 
-    def step_s(self, batch: int, context: int, tokens: int, pairs: float) -> float:
+    def step_s(self, batch: int, context: float, tokens: int, pairs: float) -> float:
         """A step in which *batch* sequences decode over *context* tokens beside so many of prompts."""
         spread = -(-batch // self._stages)
         over_s = self._roof_s[spread + tokens] - self._roof_s[spread]
@@ -189,10 +211,6 @@ class Replica(Batch):
             + self._pair_s * pairs
             + self._context_s * (context + batch)
         )
-
-    def decode_steps_s(self, batches: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:
-        """Of steps in which so many decode: seconds without context, and what each token of context adds."""
-        return self._factor * np.array(self._base_s)[batches], self._factor * self._context_s
 
     def prompt_token_s(self) -> float:
         """Seconds that a prompt token adds where prompts fill whole chunks."""

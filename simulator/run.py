@@ -14,6 +14,7 @@ from router.core.dispatcher import Dispatcher
 from router.core.flight import Limits
 from router.core.policy import Admission, Routing
 from simulator.books import Books
+from simulator.clairvoyant import Clairvoyant, Known
 from simulator.fleet import Engine, Fleet
 from simulator.kernel import Kernel
 from simulator.pool import Pool
@@ -24,14 +25,16 @@ from simulator.workload import Arrival, Workload
 
 Progress = Callable[[int], None]
 Stop = Callable[[Books], object]  # true or not; numpy has a truth of its own
-MakeRouting = Callable[[Mapping[str, Engine], Callable[[str], tuple[Arrival, float] | None]], Routing]
+MakeClairvoyant = Callable[[Mapping[str, Engine], Known, Admission], Clairvoyant]
 _PROGRESS_EVERY = 500
 _READING_S = 0.015  # a token, at a typical pace: where in its reply a client hangs up; a reply that is over stays so
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """One run, over: its books, its engines as they ended, and how long it lasted on the virtual clock."""
+    """One run, over: its books, its engines as they ended, and how long it lasted on the virtual clock. ``strategy``:
+    of the clairvoyant, how it was played.
+    """
 
     books: Books
     engines: dict[str, Engine]
@@ -41,6 +44,7 @@ class Played:
     usd: float
     log: list[tuple[float, str]]
     timeline: Timeline | None
+    strategy: str = ""
 
 
 def play(
@@ -53,18 +57,18 @@ def play(
     limits: Limits | None = None,
     *,
     sample_s: float = 0.0,
-    clairvoyant: MakeRouting | None = None,
+    clairvoyant: MakeClairvoyant | None = None,
     stop: Stop | None = None,
 ) -> Played:
     """Run every arrival through the routers in front of *pool*; the same arguments give the same books.
 
-    *sample_s*: keep a timeline of the engines at that period. *clairvoyant* makes the routing instead, with the
-    engines' truth before its eyes: a bound, not a policy. *stop* looks at the books now and then: once it says so the
-    run ends where it is, for whoever needs no more than that.
+    *sample_s*: keep a timeline of the engines at that period. *clairvoyant* makes routing and admission instead,
+    from the engines' truth and from the *admission* whose limits hold: a bound, not a policy. *stop* looks at the books
+    now and then: once it says so the run ends where it is, for whoever needs no more than that.
     """
     run = Run(pool, seed)
     if clairvoyant is not None:
-        routing = clairvoyant(run.fleet.engines, run.known)
+        routing = admission = clairvoyant(run.fleet.engines, run.known, admission)
     run.open_routers(routing, admission, limits)
     if sample_s:
         run.timeline = Timeline(run.kernel, run.fleet, sample_s)

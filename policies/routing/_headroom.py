@@ -111,7 +111,7 @@ def _in_flight(rows: Floats, i: int) -> float:
 
 @part
 def _score(weights: Floats, rows: Floats, price_per_s: Floats, anything: bool, i: int) -> float:
-    """What is lowest where it is best: the time that the send costs everybody, for the share of the bounds that is left.
+    """What is lowest where it is best: the time that the send costs everybody, times the use of the bounds.
 
     With no bound in force all use is 0: then the time alone.
     """
@@ -205,8 +205,8 @@ def room_in_s(
     """Seconds until so many sequences have ended somewhere that every bound could be met there, with ``ahead`` requests
     served before; inf where that comes too late everywhere, or waiting cannot bring it about.
 
-    TTFT does not improve by waiting: the prompts ahead take as long from here as they do there. TPOT does, by as much as
-    sequences end; so E2E does, if it gains more than the wait takes. Sequences are spread evenly over their lives.
+    TTFT does not improve by waiting: the prompts ahead take as long from here as they do there. TPOT does, as sequences
+    end; so E2E does, if it gains more than the wait takes. Sequences are spread evenly over their lives.
     """
     after = max(reply_tokens - 1.0, 0.0)
     ends_per_s = 0.0

@@ -4,7 +4,7 @@ Every policy is searched for under every seed on its own, so that seeds give a c
 requests offered: requests over the time in which they came.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from simulator.books import Books
 from simulator.commands.replay import write_json
-from simulator.experiment import Case, executor_of, interval
+from simulator.experiment import CLAIRVOYANT, Case, executor_of, interval
 from simulator.report.progress import progress
 from simulator.report.table import print_capacity
 
@@ -34,6 +34,7 @@ class Found:
     requests_per_s: float
     attainment: float
     goodput_per_s: dict[float, float] = field(default_factory=dict)
+    strategy: str = ""
 
     @property
     def goodput_left(self) -> float:
@@ -113,10 +114,31 @@ def searched(
         for count, search in enumerate([pool.submit(_search, one, goal, precision, tuple(beyond)) for one in every], 1):
             found.append(search.result())
             tell(count)
-    return [_summary(found[n * seeds : (n + 1) * seeds]) for n in range(len(cases))]
+    each = [found[n * seeds : (n + 1) * seeds] for n in range(len(cases))]
+    return [summary(_bounded(case, of_case, cases, each)) for case, of_case in zip(cases, each, strict=True)]
 
 
-def _summary(found: Sequence[Found]) -> Summary:
+def _bounded(
+    bound: Case, found: Sequence[Found], cases: Sequence[Case], each: Sequence[Sequence[Found]]
+) -> Sequence[Found]:
+    """Of the bound, seed by seed the highest rate that anybody found for the same workload and pool; else *found*."""
+    if bound.policy != CLAIRVOYANT:
+        return found
+    beside = [of_case for case, of_case in zip(cases, each, strict=True) if case.same_world(bound)]
+    return [highest_of(own, seeded) for own, seeded in zip(found, zip(*beside, strict=True), strict=True)]
+
+
+def highest_of(bound: Found, beside: Iterable[Found]) -> Found:
+    """The bound under one seed, where a policy that was searched beside it found a higher rate: that one."""
+    best = bound
+    for other in beside:
+        if other.rate > best.rate:
+            best = replace(other, policy=bound.policy, strategy=other.policy)
+    return best
+
+
+def summary(found: Sequence[Found]) -> Summary:
+    """One policy's findings under its seeds, as means with intervals."""
     return Summary(
         found[0].policy,
         interval([one.rate for one in found]),
@@ -129,7 +151,13 @@ def _summary(found: Sequence[Found]) -> Summary:
 
 def _plain(one: Summary) -> dict[str, Any]:
     runs = [
-        {"seed": f.seed, "rate": f.rate, "requests_per_s": f.requests_per_s, "goodput_per_s": f.goodput_per_s}
+        {
+            "seed": f.seed,
+            "rate": f.rate,
+            "requests_per_s": f.requests_per_s,
+            "goodput_per_s": f.goodput_per_s,
+            **({"strategy": f.strategy} if f.strategy else {}),
+        }
         for f in one.found
     ]
     rate, half = one.rate
@@ -142,34 +170,35 @@ def _search(case: Case, goal: float, precision: float, beyond: tuple[float, ...]
     """One policy's highest rate under one seed."""
 
     @cache
-    def played(rate: float) -> tuple[float, float]:
+    def played(rate: float) -> tuple[float, float, str]:
         return _played(_at(case, rate), goal)
 
     rate = highest(lambda rate: played(rate)[0] >= goal, precision)
     if not rate:
         return Found(case.policy, case.seed, 0.0, 0.0, 0.0)
-    attained, per_s = played(rate)
-    goodput = {factor: share * of for factor in beyond for share, of in [_played(_at(case, rate * factor), 0.0)]}
-    return Found(case.policy, case.seed, rate, per_s, attained, {1.0: attained * per_s, **goodput})
+    attained, per_s, strategy = played(rate)
+    goodput = {factor: share * of for factor in beyond for share, of, _ in [_played(_at(case, rate * factor), 0.0)]}
+    return Found(case.policy, case.seed, rate, per_s, attained, {1.0: attained * per_s, **goodput}, strategy)
 
 
 def _at(case: Case, rate: float) -> Case:
     return replace(case, source=replace(case.source, rate=case.source.rate * rate))
 
 
-def _played(case: Case, goal: float) -> tuple[float, float]:
-    """The attainment of one run and the requests that came per second; once too many have missed for the goal, it ends
-    there with what it has.
+def _played(case: Case, goal: float) -> tuple[float, float, str]:
+    """The attainment of one run, the requests that came per second, and the bound's strategy; once too many have missed
+    for the goal, it ends there with what it has.
     """
     requests = len(case.source.arrivals(case.pool, case.seed))
 
     def missed(books: Books) -> int:
         return len(books) - int(books.met().sum())
 
-    books = case.play(stop=lambda books: missed(books) > (1.0 - goal) * requests).books
+    run = case.play(stop=lambda books: missed(books) > (1.0 - goal) * requests, enough=goal or 1.0)
+    books = run.books
     arrived_s = books.column("arrived_s")
     span_s = float(arrived_s.max() - arrived_s.min()) if len(books) else 0.0
-    return 1.0 - missed(books) / requests, len(books) / span_s if span_s > 0.0 else 0.0
+    return 1.0 - missed(books) / requests, len(books) / span_s if span_s > 0.0 else 0.0, run.strategy
 
 
-__all__ = ["Found", "Summary", "highest", "run_capacity", "searched"]
+__all__ = ["Found", "Summary", "highest", "highest_of", "run_capacity", "searched", "summary"]

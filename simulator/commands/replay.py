@@ -11,16 +11,17 @@ from typing import Any, Final
 from rich.console import Console
 
 from simulator.experiment import (
-    CLAIRVOYANT,
     Case,
     Source,
     admission_of,
+    bounded,
     executor_of,
     in_parallel,
     interval,
     pool_of,
     rate_of,
     routing_of,
+    strategies_of,
     told,
     window_of,
 )
@@ -58,7 +59,7 @@ class Workload:
         pool, source = pool_of(self.pool, self.slos), self.source()
         admission_of(self.admission)
         for text in texts:
-            if text != CLAIRVOYANT:
+            if not strategies_of(text):
                 routing_of(text)
         source.arrivals(pool, self.seed)
         return [Case(source, pool, text, self.admission, self.seed) for text in dict.fromkeys(texts)]
@@ -83,6 +84,9 @@ def run_replay(cases: Sequence[Case], seeds: int, jobs: int, outputs: Outputs) -
     runs: dict[str, Played] = {}
     for case in cases:
         results[case.policy], runs[case.policy] = _played(case, notes, bool(outputs.html))
+    for case, result in zip(cases, bounded(cases, list(results.values())), strict=True):
+        results[case.policy] = result
+        runs[case.policy] = runs.get(result.get("strategy", ""), runs[case.policy])
     spreads = _seeded(cases, seeds, jobs, notes) if seeds > 1 else {}
     _show(cases[0].pool, cases[0].seed, results, spreads, outputs)
     _write(cases, results, runs, spreads, outputs)

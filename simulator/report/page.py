@@ -101,7 +101,13 @@ def _figures(results: Results) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in results)
     rows = "".join(_row(results, *row) for row in _ROWS)
     table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f"<section><h2>Figures</h2>{table}</section>"
+    return f"<section><h2>Figures</h2>{table}{_bound_note(results)}</section>"
+
+
+def _bound_note(results: Results) -> str:
+    """What attained the bound, where there is one."""
+    named = [(name, result["strategy"]) for name, result in results.items() if "strategy" in result]
+    return "".join(f"<p>{escape(name)}: attained by {escape(strategy)}.</p>" for name, strategy in named)
 
 
 def _row(results: Results, label: str, path: tuple[str, ...], kind: str, better: int) -> str:

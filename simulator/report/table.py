@@ -22,7 +22,8 @@ def _figures(runs: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_column("")
     for name in runs:
         table.add_column(name, justify="right")
-    for label, text in (*_ROWS, *_latencies(), *_LAST):
+    bound = (_BOUND,) if any("strategy" in run for run in runs.values()) else ()
+    for label, text in (*_ROWS, *bound, *_latencies(), *_LAST):
         table.add_row(label, *(text(run) for run in runs.values()))
     return table
 
@@ -45,6 +46,7 @@ _ROWS: Final[tuple[Row, ...]] = (
     ("SLO attainment", lambda run: _share(run["attainment"])),
     ("goodput", lambda run: _rate(run["goodput_per_s"])),
 )
+_BOUND: Final[Row] = ("bound attained by", lambda run: run.get("strategy", "").removeprefix("clairvoyant:strategy="))
 _LAST: Final[tuple[Row, ...]] = (
     ("shed", lambda run: f"{run['shed']:,}"),
     ("held", lambda run: f"{run['held']:,}"),

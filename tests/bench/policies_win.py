@@ -18,7 +18,7 @@ from pathlib import Path
 from time import monotonic
 
 import policies
-from simulator.commands.capacity import Summary, searched
+from simulator.commands.capacity import Summary, highest_of, searched, summary
 from simulator.experiment import CLAIRVOYANT, Case, Source, interval
 from simulator.pool import BUILT_IN, Member, Pool
 from simulator.truth import Hidden
@@ -84,7 +84,10 @@ def measured(source: Source, baselines: Sequence[str], asked: Asked) -> dict[str
     found = searched(list(cases.values()), GOAL, asked.precision, seeds=asked.seeds, beyond=OVERLOAD, jobs=asked.jobs)
     bound = Case(source, asked.pool, CLAIRVOYANT, seed=asked.first_seed)
     known = searched([bound], GOAL, asked.precision, seeds=asked.bound_seeds, jobs=asked.jobs)
-    return {**dict(zip(cases, found, strict=True)), CLAIRVOYANT: known[0]}
+    alike = [one.found for one, case in zip(found, cases.values(), strict=True) if case.same_world(bound)]
+    beside = zip(*alike, strict=True)
+    best = [highest_of(own, others) for own, others in zip(known[0].found, beside, strict=False)]
+    return {**dict(zip(cases, found, strict=True)), CLAIRVOYANT: summary(best)}
 
 
 def ratio(one: Summary, other: Summary) -> Row:

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from simulator.__main__ import app
-from simulator.commands.capacity import highest
+from simulator.commands.capacity import Found, highest, highest_of
 from simulator.experiment import Case, Source, interval
 from simulator.pool import BUILT_IN
 
@@ -75,9 +75,33 @@ def test_replay_over_seeds_tells_intervals(tmp_path: Path) -> None:
     assert mean > half > 0
 
 
-def test_the_clairvoyant_stands_beside_the_policies() -> None:
-    """As one more column."""
-    assert "clairvoyant" in run("replay", GEN, "--policy", "least_work", "--policy", "clairvoyant")
+def test_the_clairvoyant_stands_beside_the_policies(tmp_path: Path) -> None:
+    """As one more column, which says what attained it, on the screen and on the page."""
+    page = tmp_path / "report.html"
+    told = run("replay", GEN, "--policy", "least_work", "--policy", "clairvoyant", "--html", str(page))
+    assert "clairvoyant" in told
+    assert "bound attained by" in told
+    assert "clairvoyant: attained by" in page.read_text()
+
+
+def test_a_strategy_of_the_clairvoyant_can_be_played_alone(tmp_path: Path) -> None:
+    """By its name; another name is refused in one line that lists them."""
+    path = tmp_path / "out.json"
+    run("replay", GEN, "--policy", "clairvoyant:strategy=lightest", "--json", str(path))
+    played = json.loads(path.read_text())["runs"]["clairvoyant:strategy=lightest"]
+    assert played["strategy"] == "clairvoyant:strategy=lightest"
+    result = CliRunner().invoke(app, ["replay", GEN, "--policy", "clairvoyant:strategy=best"])
+    assert result.exit_code == 2
+    assert "soonest, lightest, greedy, fastest" in " ".join(result.stderr.split())
+
+
+def test_a_policy_that_finds_a_higher_rate_is_the_bound_there() -> None:
+    """Of capacity's findings under one seed."""
+    own = Found("clairvoyant", 0, 1.0, 10.0, 0.99, {1.0: 9.9}, "clairvoyant:strategy=soonest")
+    other = Found("least_work", 0, 1.1, 11.0, 0.99, {1.0: 10.9})
+    best = highest_of(own, [other, own])
+    assert (best.policy, best.rate, best.strategy) == ("clairvoyant", 1.1, "least_work")
+    assert highest_of(own, [Found("least_work", 0, 0.9, 9.0, 0.99)]) == own
 
 
 def test_compare_makes_one_row_a_combination(tmp_path: Path) -> None:

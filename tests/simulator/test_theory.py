@@ -10,7 +10,8 @@ from router.core.cards import card
 from router.core.models import model
 from router.core.physics import StepCoefficients
 from router.core.types import Backend, Slo
-from simulator.bounds import Clairvoyant, gpu_seconds_least
+from simulator.bounds import gpu_seconds_least
+from simulator.clairvoyant import Clairvoyant
 from simulator.generators import generate, parse_recipe
 from simulator.kernel import Kernel
 from simulator.pool import BUILT_IN, Member, Pool, Site
