@@ -23,7 +23,7 @@ BASELINES: Final = (
     "llmd_headroom",
     "polyserve",
 )
-WORSE: Final = float(__import__("os").environ.get("WORSE","-0.01"))
+WORSE: Final = float(__import__("os").environ.get("WORSE", "-0.01"))
 """A cell is worse that is more than this share of all requests below its best baseline."""
 
 

@@ -10,7 +10,7 @@ from router.core.decisions import Account, Command, Refuse, Send
 from router.core.dispatcher import Dispatcher
 from router.core.flight import Limits
 from router.core.physics import StepCoefficients
-from router.core.types import Backend, Request, Slo
+from router.core.types import Backend, Load, Request, Slo
 
 STEP = StepCoefficients(0.010, 0.0001, 1e-7, 0.0001, 0.0, 0.005)
 _ids = count()
@@ -47,6 +47,17 @@ def core(
     )
     for each in backends:
         made.backend_joined(each, 0.0)
+    return made
+
+
+def busy_core(*, replies: int = 20, **facts: Any) -> Dispatcher:
+    """A dispatcher whose one backend takes 120 ms a token, and 40 ms once its peer's 100 sequences have ended: replies
+    of ``replies`` tokens end soon, so that a request with a TPOT between the two is held by slo_headroom.
+    """
+    made = core(backend(slower=4.0), routing="slo_headroom", **facts)
+    for _ in range(100):
+        made.belief.lengths.saw("m", "default", replies)
+    made.heard("peer", {"a": Load(decoding=100.0, context_tokens=1e5)}, 0.0)
     return made
 
 

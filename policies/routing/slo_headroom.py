@@ -205,7 +205,8 @@ class SloHeadroom:
             return tried
         rest = forecast.rest
         spare = (forecast.tpot_s <= SPARE * rest[TPOT]) & (forecast.ttft_s <= SPARE * rest[TTFT] + forecast.tpot_s)
-        return tried | (harmless & spare)
+        served: Bools = tried | (harmless & spare)
+        return served
 
     def _missed(self, request: Request, fleet: Fleet, forecast: Forecast, infeasible: bool) -> str:
         """Which bound cannot be kept, and by how much, on the backend that comes closest."""

@@ -226,7 +226,7 @@ class Dispatcher:
         flight.promise = _promise(request, slots)
         if queue:
             fleet.ahead = queue.ahead(flight.promise, flight.rank)
-            if fleet.ahead or self._turn_taken(queue, flight):
+            if fleet.ahead or self._keeper(queue, flight) is not None:
                 return self._behind(flight, fleet, forecast, now_s)
         return self._route(flight, fleet, forecast, now_s)
 
@@ -373,6 +373,7 @@ class Dispatcher:
         if not failure.retryable or flight.attempts >= self.limits.attempts_max or fleet is None:
             reason = Reason.FIRST_BYTE_LATE if failure.late else Reason.BACKEND_FAILED
             return self._refuse(flight, Shed(reason, failure.why), now_s)
+        flight.promise = (*_promise(flight.request, fleet.slots), *[float(slot) for slot in flight.tried])
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 
     def _untried(self, flight: Flight, now_s: float) -> Fleet | None:
@@ -448,15 +449,15 @@ class Dispatcher:
                 del self._held[name]
         return commands
 
-    def _turn_taken(self, queue: HeldQueue, flight: Flight) -> bool:
-        """Whether the next room belongs to a held request that ranks before this one (see ``Hold.alone``)."""
+    def _keeper(self, queue: HeldQueue, flight: Flight) -> Flight | None:
+        """The held request before this one in rank to which the next room belongs (see ``Hold.alone``)."""
         for request_id in queue.heads():
             held = self._flights[request_id]
-            if held.rank > flight.rank:
-                return False
+            if held is flight or held.rank > flight.rank:
+                return None
             if held.alone:
-                return True
-        return False
+                return held
+        return None
 
     def _serve_queue(self, queue: HeldQueue, now_s: float, commands: list[Command]) -> None:
         """Ask for the first of each line, in order of rank: a backend that does not suit one may suit another."""
@@ -545,17 +546,33 @@ class Dispatcher:
 
     def _hold_over(self, flight: Flight, now_s: float) -> Sequence[Command]:
         """A held request's time is up, or its policy wanted to be asked again by now."""
-        if now_s >= flight.hold_until_s:
-            self._unhold(flight)
-            waited = Shed(Reason.HOLD_EXPIRED, f"held {now_s - flight.request.arrived_s:.2f} s without room")
-            return self._refuse(flight, waited, now_s)
-        flight.asked_again_s = inf
-        self._ask_again(flight, flight.hold_until_s)
         queue, commands = self._held[flight.request.model], list[Command]()
-        self._serve_line(flight.promise, queue, now_s, commands)
+        if now_s >= flight.hold_until_s:
+            queue.discard(flight.request.id)
+            waited = Shed(Reason.HOLD_EXPIRED, f"held {now_s - flight.request.arrived_s:.2f} s without room")
+            commands.extend(self._refuse(flight, waited, now_s))
+        else:
+            flight.asked_again_s = inf
+            self._ask_again(flight, flight.hold_until_s)
+        self._serve_due(flight, queue, now_s, commands)
         if not queue:
             del self._held[flight.request.model]
         return commands
+
+    def _serve_due(self, due: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> None:
+        """Ask for those of one line whose time has come, unless the next room belongs to another one; and for all lines
+        once the one to which it belonged no longer keeps it.
+        """
+        first = queue.first_of(due.promise)
+        head = self._flights[first] if first is not None else due
+        keeper = self._keeper(queue, head)
+        if keeper is not None:
+            self._ask_again(head, keeper.asked_again_s)
+            return
+        kept = due.alone or head.alone
+        self._serve_line(due.promise, queue, now_s, commands)
+        if kept and not (head.alone and head.request.id in queue):
+            self._serve_queue(queue, now_s, commands)
 
     def _late(self, flight: Flight, number: int, now_s: float) -> Sequence[Command]:
         """Close the silent attempt, then go on as with any failure."""
@@ -684,6 +701,8 @@ class Dispatcher:
 
 
 def _promise(request: Request, slots: Slots) -> Promise:
-    """What tells lines of held requests apart: the bounds, and how many backends may take the request."""
+    """What tells lines of held requests apart: the bounds, and how many backends may take the request. One that failed
+    somewhere has fewer to choose among than others of its SLO, and stands in a line of its own.
+    """
     slo = request.slo
     return slo.ttft_s, slo.tpot_s, slo.e2e_s, slo.quantile, float(len(slots))

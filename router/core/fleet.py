@@ -9,7 +9,18 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core.kernels import CHUNK_TOKENS, KV_TOKENS_MAX, LAST_SENT, NETWORK_S, PRICE_PER_S, SEQS_MAX, TURN, WEIGHT
+from router.core.kernels import (
+    CHUNK_TOKENS,
+    KV_TOKENS_MAX,
+    KV_USAGE,
+    LAST_SENT,
+    NETWORK_S,
+    PREFIX_HIT_RATE,
+    PRICE_PER_S,
+    SEQS_MAX,
+    TURN,
+    WEIGHT,
+)
 from router.core.ledger import CONTEXT_TOKENS, DECODING, PREFILL_TOKENS, PREFILLING, RATE_TAU_S, Floats, Ledger, Slots
 from router.core.readonly import frozen
 from router.core.types import Backend, Request
@@ -176,14 +187,14 @@ class Fleet:
     @property
     def kv_usage(self) -> Floats:
         """Share of each KV cache in use, 0 to 1, as the engine last reported it (nan: it never did)."""
-        return self.of(self._ledger.kv_usage)
+        return self.of(self._ledger.shown_rows[KV_USAGE])
 
     @property
     def prefix_hit_rate(self) -> Floats:
         """Share of the prompt tokens that each engine lately found in its prefix cache, as it last reported it (nan: it
         never did, or took in no prompt since it was last asked).
         """
-        return self.of(self._ledger.prefix_hit_rate)
+        return self.of(self._ledger.shown_rows[PREFIX_HIT_RATE])
 
     @property
     def report_age_s(self) -> Floats:

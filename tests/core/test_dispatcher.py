@@ -9,10 +9,9 @@ from router.core.decisions import Abort, Account, Break, Outcome, Reason, Send
 from router.core.errors import PolicyRejected, status_of
 from router.core.flight import Failure, Limits
 from router.core.types import Load, Slo, Usage
-from tests.fakes import account, backend, core, refused, request, sent
+from tests.fakes import account, backend, busy_core, core, refused, request, sent
 
 FAULT = Failure("connection reset")
-HOLDING = {"routing": "slo_headroom", "parameters": {"best_effort": "shed"}}
 
 
 def test_a_request_is_sent_accounted_and_forgotten():
@@ -231,10 +230,8 @@ def hold(it, request_id, *, now_s=0.0, ttft_s=10.0, priority=0):
 
 @pytest.fixture
 def busy():
-    """A core whose one backend has no headroom: everyone who comes is held."""
-    it = core(backend(slower=4.0), admission={"held_max": 2, "hold_s_max": 5.0}, **HOLDING)
-    it.heard("peer", {"a": Load(decoding=100.0, context_tokens=1e5)}, 0.0)
-    return it
+    """A core whose one backend has no headroom yet: everyone who comes is held."""
+    return busy_core(admission={"held_max": 2, "hold_s_max": 5.0})
 
 
 def test_without_headroom_a_request_is_held_and_served_when_room_appears(busy):
@@ -263,12 +260,23 @@ def test_the_hold_queue_has_a_bound(busy):
 
 
 def test_a_hold_ends_at_its_bound(busy):
-    """Held for 5 s at most, whatever the policy wants."""
-    hold(busy, "r", ttft_s=60.0)
+    """Held for 5 s at most, whatever the policy wants: a request without an SLO would wait for ever."""
+    busy.heard("peer", {"a": Load(decoding=100.0, context_tokens=1e5, tpot_bound_s=0.06)}, 0.0)
+    assert busy.arrived(request("r"), 0.0) == ()
     while busy.held:
         assert busy.wake_s <= 5.0
         commands = busy.ticked(busy.wake_s)
     assert refused(commands).reason is Reason.HOLD_EXPIRED
+
+
+def test_a_hold_ends_once_what_it_waits_for_would_come_too_late(busy):
+    """The TPOT needs sequences to end for 2 s; with less than that left of its 5 s the request is refused at once."""
+    assert hold(busy, "r", ttft_s=60.0) == ()
+    while busy.held:
+        now_s = busy.wake_s
+        commands = busy.ticked(now_s)
+    assert refused(commands).reason is Reason.SATURATED
+    assert 2.0 < now_s < 4.0
 
 
 def test_a_held_client_that_leaves_is_forgotten(busy):
@@ -279,10 +287,12 @@ def test_a_held_client_that_leaves_is_forgotten(busy):
 
 
 def test_newcomers_do_not_overtake_those_who_wait(busy):
-    """A later deadline queues behind, even when it alone might fit."""
-    hold(busy, "first", ttft_s=2.0)
-    assert hold(busy, "second", ttft_s=3.0) == ()
+    """The same SLO and room for both: the newcomer queues behind all the same, and follows at once."""
+    hold(busy, "first")
+    busy.ledger.heard("peer", {})  # the room is there before anybody who waits was asked
+    assert hold(busy, "second", now_s=0.01) == ()
     assert busy.held == 2
+    assert [c.request_id for c in busy.ticked(busy.wake_s) if isinstance(c, Send)] == ["first", "second"]
 
 
 def test_a_backend_that_left_takes_its_reservations_with_it():

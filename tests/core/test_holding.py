@@ -5,10 +5,9 @@ from hypothesis import strategies as st
 
 from router.core.decisions import Reason, Refuse
 from router.core.holding import HeldQueue
-from router.core.types import Load, Slo
-from tests.fakes import account, backend, core, refused, request
+from router.core.types import Slo
+from tests.fakes import account, busy_core, refused, request
 
-HOLDING = {"routing": "slo_headroom", "parameters": {"best_effort": "shed"}}
 MOVES = st.lists(st.tuples(st.sampled_from("pd"), st.integers(0, 5), st.integers(0, 3)), max_size=40)
 
 
@@ -33,8 +32,7 @@ def test_the_queue_is_what_a_stable_sort_of_it_would_be(moves):
 
 def full_queue():
     """A core that holds one request at most, and holds it."""
-    it = core(backend(slower=4.0), admission={"held_max": 1, "hold_s_max": 5.0}, **HOLDING)
-    it.heard("peer", {"a": Load(decoding=100.0, context_tokens=1e5)}, 0.0)
+    it = busy_core(admission={"held_max": 1, "hold_s_max": 5.0})
     held(it, "patient", priority=1)
     return it
 
@@ -64,6 +62,5 @@ def test_a_full_queue_refuses_a_request_that_is_no_more_urgent():
 
 def test_a_queue_of_no_room_evicts_nobody():
     """held_max 0: nobody waits, so nobody can be displaced."""
-    it = core(backend(slower=4.0), admission={"held_max": 0}, **HOLDING)
-    it.heard("peer", {"a": Load(decoding=100.0, context_tokens=1e5)}, 0.0)
+    it = busy_core(admission={"held_max": 0})
     assert refused(held(it, "r", priority=0)).reason is Reason.QUEUE_FULL

@@ -15,6 +15,7 @@ METHODS = {
     "cached_tokens": lambda fleet, forecast, asked: fleet.cached_tokens(asked),
     "tails_s": lambda fleet, forecast, asked: forecast.tails_s(0.5),
     "ttft_tail_s": lambda fleet, forecast, asked: forecast.ttft_tail_s(0.9),
+    "in_time": lambda fleet, forecast, asked: forecast.in_time(np.full(len(fleet), 10.0)),
     "with_broken": lambda fleet, forecast, asked: forecast.with_broken(),
 }
 
@@ -46,8 +47,10 @@ def test_no_array_that_a_policy_can_reach_can_be_written(count, apart, prefix):
     ledger, belief, asked, fleet, forecast = scene(count, apart=apart, prefix=prefix)
     shown = {**arrays(fleet), **{f"forecast.{name}": array for name, array in arrays(forecast).items()}}
     shown |= {name: method(fleet, forecast, asked) for name, method in METHODS.items()}
-    assert {"price_per_s", "columns", "load", "requests", "slots", "untold", "name_hashes"} <= set(shown)
-    assert {"forecast.rows", "forecast.state", "forecast.cached_tokens", "forecast.ttft_s"} <= set(shown)
+    assert {"price_per_s", "columns", "load", "requests", "slots", "untold", "name_hashes", "kv_usage"} <= set(shown)
+    assert {"forecast.rows", "forecast.state", "forecast.cached_tokens", "forecast.rest", "forecast.toll_s"} <= set(
+        shown
+    )
     for name, array in shown.items():
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0

@@ -121,6 +121,7 @@ FACTS: Final[Mapping[str, Callable[[Seen], Any] | str]] = {
     **_of("fleet", "prefilling", "prefill_tokens", "decoding", "context_tokens", "requests", "last_sent", "turn"),
     **_of("fleet", "seqs_max", "kv_tokens_max", "chunk_tokens", "price_per_s", "network_s", "weight", "tpot_bound_s"),
     **_of("fleet", "kv_usage", "prefix_hit_rate", "report_age_s", "prefill_tokens_per_s", "unanswered_s"),
+    **_of("fleet", "name_hashes", "ahead", "hold_s"),
     "Fleet.index": lambda seen: [seen.fleet.index(slot) for slot in range(4)],
     "Fleet.of": lambda seen: seen.fleet.of(seen.fleet.columns),
     "Fleet.cached_tokens": lambda seen: seen.fleet.cached_tokens(seen.request),
@@ -128,6 +129,10 @@ FACTS: Final[Mapping[str, Callable[[Seen], Any] | str]] = {
     # Of the forecast: what was expected, and what it rests on.
     **_of("forecast", "made", "answer", "prompt_tokens", "tokens", "output_tokens", "state", "cached_tokens"),
     **_of("forecast", "prefill_tokens", "slots", "rows", "means_s", "ttft_s", "tpot_s", "e2e_s", "broken"),
+    **_of("forecast", "rest", "toll_s", "mean_reply_tokens"),
+    "Forecast.reply_tokens": lambda seen: [seen.forecast.reply_tokens(quantile) for quantile in (0.5, 0.9, 0.99)],
+    "Forecast.reply_within": lambda seen: [seen.forecast.reply_within(tokens) for tokens in (1.0, 40.0, 300.0, 900.0)],
+    "Forecast.in_time": lambda seen: [seen.forecast.in_time(np.full(len(seen.fleet), t)) for t in (1.0, 40.0, 300.0)],
     "Forecast.with_broken": lambda seen: seen.forecast.with_broken(),
     "Forecast.tails_s": lambda seen: [seen.forecast.tails_s(quantile) for quantile in (0.5, 0.9, 0.99)],
     "Forecast.ttft_tail_s": lambda seen: seen.forecast.ttft_tail_s(0.9),

@@ -123,14 +123,10 @@ def test_what_is_pure_is_taken(parts):
     loading.check(Source("mine.py", text(**parts)))
 
 
-DEEPER = pytest.mark.xfail(reason="imports deeper than router.core", strict=True)
-FILES = [
-    pytest.param(path, id=path.stem, marks=DEEPER if path.stem in ("_headroom", "slo_headroom") else ())
-    for path in sorted((ROOT / "policies").glob("*/*.py"))
-]
+FILES = sorted((ROOT / "policies").glob("*/*.py"))
 
 
-@pytest.mark.parametrize("path", FILES)
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_the_policies_here_are_held_to_the_same(path):
     """Also what they share."""
     assert faults(path.read_text(encoding="utf-8")) == []
