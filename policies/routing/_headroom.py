@@ -14,9 +14,11 @@ from router.core import (
     BUSY,
     DECODING,
     E2E,
+    E2E_PACE_S,
     LOADS,
     OFF,
     OTHERS_BOUND_S,
+    OTHERS_E2E_PACE_S,
     PREFILLING,
     TAILS,
     TOLL,
@@ -79,6 +81,17 @@ def _pace_s(mean_s: float, tail_s: float, state: int) -> float:
     model, and by more where that is off.
     """
     return min(tail_s, (PACE_TAIL_MAX_OFF if state == OFF else PACE_TAIL_MAX) * mean_s)
+
+
+@part
+def _bound_s(columns: Floats, slot: int, ends: bool) -> float:
+    """The time per token that those on a backend leave to a newcomer. One that has an E2E itself (``ends``) is weighed
+    against theirs as equals are, in SLOs met; others have to leave them their pace.
+    """
+    bound_s = min(columns[TPOT_BOUND_S, slot], columns[OTHERS_BOUND_S, slot])
+    if ends:
+        return float(bound_s)
+    return float(min(bound_s, columns[E2E_PACE_S, slot], columns[OTHERS_E2E_PACE_S, slot]))
 
 
 @part
@@ -164,7 +177,7 @@ def weigh(
         first_tail_s = rows[TAILS + TTFT, i]
         pace_s = _pace_s(mean_pace_s, rows[TAILS + TPOT, i], states[i])
         likely_s = min(first_tail_s, FIRST_TAIL_MAX * first_s)
-        bound_s = min(columns[TPOT_BOUND_S, slots[i]], columns[OTHERS_BOUND_S, slots[i]])
+        bound_s = _bound_s(columns, slots[i], e2e_s < inf)
         others = pace_s / max(bound_s, BOUND_MIN_S)
         end_s = waited_s + after * pace_s
         use = _share(waited_s + likely_s, pace_s, end_s + likely_s, ttft_s, tpot_s, e2e_s)
@@ -222,7 +235,7 @@ def room_in_s(
         latest_s = min(ttft_s - waited_s - first_s, left_s - after * rest_s if e2e_s < inf else inf, hold_s)
         if latest_s < 0.0 or rest_s > own_s:
             continue
-        bound_s = min(own_s, columns[TPOT_BOUND_S, slots[i]], columns[OTHERS_BOUND_S, slots[i]])
+        bound_s = min(own_s, _bound_s(columns, slots[i], e2e_s < inf))
         in_s = 0.0
         if pace_s > bound_s:
             gain = (pace_s - rest_s) / (mean_reply_tokens * rows[TPOT, i])
@@ -258,9 +271,9 @@ def _sigma(mean_s: float, tail_s: float, z: float) -> float:
     return min(max(log(tail_s / mean_s) / z, SIGMA_MIN), SIGMA_MAX)
 
 
-@compiled("i8(f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i8[::1], f8)")
+@compiled("i8(f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i8[::1], f8)")
 def most_gained(
-    ttft_s: float, tpot_s: float, waited_s: float, safety: float, z: float, rows: Floats, rest: Floats,
+    ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, safety: float, z: float, rows: Floats, rest: Floats,
     in_time: Floats, columns: Floats, slots: Slots, gain_min: float,
 ) -> int:  # fmt: skip
     """The candidate where a send gains most, in SLOs met; -1 where none gains ``gain_min``.
@@ -273,7 +286,7 @@ def most_gained(
     best, most = -1, gain_min
     for i in range(len(slots)):
         first_s, pace_s = rows[TTFT, i], rows[TPOT, i]
-        bound_s = min(columns[TPOT_BOUND_S, slots[i]], columns[OTHERS_BOUND_S, slots[i]])
+        bound_s = _bound_s(columns, slots[i], e2e_s < inf)
         if safety * pace_s > min(bound_s, tpot_s):
             continue
         chance, slope, others, queue = in_time[0, i], in_time[1, i], 0.0, 0.0

@@ -161,6 +161,7 @@ class SloHeadroom:
         return _headroom.most_gained(
             slo.ttft_s,
             slo.tpot_s,
+            slo.e2e_s,
             waited_s,
             self.safety,
             NORMAL.inv_cdf(slo.quantile),

@@ -175,6 +175,7 @@ def _whole(load: Load) -> bool:
         and 0.0 <= load.decoding <= SEQUENCES_MOST
         and 0.0 <= load.context_tokens <= TOKENS_MOST
         and 0.0 <= load.tpot_bound_s <= BOUND_S_MOST
+        and 0.0 <= load.e2e_pace_s <= BOUND_S_MOST
     )
 
 
@@ -185,6 +186,7 @@ def _checked(load: Load, name: str, peer: str, dropped: DroppedNumbers) -> Load:
         _load(load.decoding, SEQUENCES_MOST, name, peer, "decoding", dropped),
         _load(load.context_tokens, TOKENS_MOST, name, peer, "context_tokens", dropped),
         _load(load.tpot_bound_s, BOUND_S_MOST, name, peer, "tpot_bound_s", dropped),
+        _load(load.e2e_pace_s, BOUND_S_MOST, name, peer, "e2e_pace_s", dropped),
     )
 
 

@@ -185,6 +185,13 @@ class Fleet:
         return frozen(np.minimum(self.of(self._ledger.tpot_bound_s), self.of(self._ledger.others_bound_s)))
 
     @property
+    def e2e_pace_s(self) -> Floats:
+        """The least time per token that E2E bounds leave to replies running there, by this router or as its peers say
+        (inf: none).
+        """
+        return frozen(np.minimum(self.of(self._ledger.e2e_pace_s), self.of(self._ledger.others_e2e_pace_s)))
+
+    @property
     def kv_usage(self) -> Floats:
         """Share of each KV cache in use, 0 to 1, as the engine last reported it (nan: it never did)."""
         return self.of(self._ledger.shown_rows[KV_USAGE])

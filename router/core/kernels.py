@@ -23,6 +23,7 @@ OTHERS, FOREIGN = 4, 8  # where the loads of peers and of nobody we know begin
 SEQS_MAX, KV_TOKENS_MAX, CHUNK_TOKENS, PRICE_PER_S, NETWORK_S, WEIGHT, LAST_SENT = range(12, 19)
 REPORTED_S, PREFILL_RATE, RATE_AT_S = 22, 23, 24
 TPOT_BOUND_S, KV_USAGE, PREFIX_HIT_RATE, TURN, OTHERS_BOUND_S, FIRST_TOKEN_S = range(25, 31)
+E2E_PACE_S, OTHERS_E2E_PACE_S = 31, 32
 
 # -- columns of a belief's rows --------------------------------------------------------------------------------------
 

@@ -37,14 +37,17 @@ FOREIGN_TTL_S: Final = 30.0  # a report older than this says nothing of now
 class Reservation:
     """One attempt's place on one backend; the ledger alone changes it."""
 
-    __slots__ = ("context_tokens", "generation", "phase", "prompt_tokens", "slot", "tpot_bound_s")
+    __slots__ = ("context_tokens", "e2e_pace_s", "generation", "phase", "prompt_tokens", "slot", "tpot_bound_s")
 
-    def __init__(self, slot: int, generation: int, prompt_tokens: float, context_tokens: float, bound_s: float) -> None:
+    def __init__(
+        self, slot: int, generation: int, prompt_tokens: float, context_tokens: float, bound_s: float, e2e_pace_s: float
+    ) -> None:
         self.slot = slot
         self.generation = generation
         self.prompt_tokens = prompt_tokens
         self.context_tokens = context_tokens
         self.tpot_bound_s = bound_s
+        self.e2e_pace_s = e2e_pace_s
         self.phase = PREFILLING
 
 
@@ -123,7 +126,8 @@ class Ledger:
         self.prefixes = PrefixIndex()
         self.generation: list[int] = []
         self._places: list[_Place] = []
-        self._bounds: list[dict[float, int]] = []
+        self._bounds: list[dict[float, int]] = []  # by slot: how many replies have each TPOT bound
+        self._paces: list[dict[float, int]] = []  # the same of what E2E bounds leave to a token
         self._peers: dict[str, dict[int, Load]] = {}
         self._asked: dict[int, tuple[float, float, float]] = {}
         self._pools: dict[str, Slots] = {}
@@ -161,6 +165,8 @@ class Ledger:
     rate_at_s: Floats
     tpot_bound_s: Floats
     others_bound_s: Floats  # the same, of what peers have there
+    e2e_pace_s: Floats  # the least time per token that E2E bounds leave to replies running there
+    others_e2e_pace_s: Floats  # the same, of what peers have there
     first_token_s: Floats  # when the last one came, of what this router sent (-inf: never)
     turn: Floats  # when each is next, on a clock that a send moves on by 1 / weight
     kv_usage: Floats
@@ -183,7 +189,7 @@ class Ledger:
         (self.last_sent, self.up, self.draining, self.ejected, self.reported_s) = columns[18:23]
         self.prefill_rate, self.rate_at_s = columns[23:25]
         (self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate, self.turn) = columns[25:29]
-        self.others_bound_s, self.first_token_s = columns[29:31]
+        self.others_bound_s, self.first_token_s, self.e2e_pace_s, self.others_e2e_pace_s = columns[29:33]
         self.shown = view_of(columns)
         self.shown_rows = tuple(self.shown)
         hashes, known = np.zeros(capacity, dtype=np.uint64), getattr(self, "name_hashes", None)
@@ -227,6 +233,7 @@ class Ledger:
         self.columns[:, slot] = 0.0
         self._places[slot] = _Place(0.0)
         self._bounds[slot].clear()
+        self._paces[slot].clear()
         self.prefixes.forget(slot)
         self._asked.pop(slot, None)
         for loads in self._peers.values():
@@ -245,6 +252,7 @@ class Ledger:
         self.generation.append(0)
         self._places.append(_Place(0.0))
         self._bounds.append({})
+        self._paces.append({})
         return len(self.backends) - 1
 
     def _reset(self, slot: int, now_s: float) -> None:
@@ -257,6 +265,7 @@ class Ledger:
         self.reported_s[slot] = -np.inf
         self.rate_at_s[slot] = now_s
         self.tpot_bound_s[slot] = self.others_bound_s[slot] = np.inf
+        self.e2e_pace_s[slot] = self.others_e2e_pace_s[slot] = np.inf
         self.kv_usage[slot] = self.prefix_hit_rate[slot] = np.nan
 
     def _count_models(self) -> None:
@@ -365,7 +374,13 @@ class Ledger:
     # -- one attempt -------------------------------------------------------------------------------------------
 
     def reserve(
-        self, slot: int, prompt_tokens: float, context_tokens: float, tpot_bound_s: float, now_s: float
+        self,
+        slot: int,
+        prompt_tokens: float,
+        context_tokens: float,
+        tpot_bound_s: float,
+        now_s: float,
+        e2e_pace_s: float = float("inf"),
     ) -> Reservation:
         """Put an attempt on the books: ``prompt_tokens`` to prefill, ``context_tokens`` it will hold while decoding."""
         place, m = self._places[slot], self._m
@@ -384,7 +399,11 @@ class Ledger:
             bounds = self._bounds[slot]
             bounds[tpot_bound_s] = bounds.get(tpot_bound_s, 0) + 1
             m[_BOUND][slot] = min(tpot_bound_s, m[_BOUND][slot])
-        return Reservation(slot, self.generation[slot], prompt_tokens, context_tokens, tpot_bound_s)
+        if e2e_pace_s != _INF:
+            paces = self._paces[slot]
+            paces[e2e_pace_s] = paces.get(e2e_pace_s, 0) + 1
+            m[_PACE][slot] = min(e2e_pace_s, m[_PACE][slot])
+        return Reservation(slot, self.generation[slot], prompt_tokens, context_tokens, tpot_bound_s, e2e_pace_s)
 
     def prefilled(self, held: Reservation, now_s: float) -> None:
         """The first token came: prefill load becomes decode load."""
@@ -416,14 +435,9 @@ class Ledger:
             place.context_tokens = place.context_tokens - held.context_tokens if place.decoding else 0.0
             m[DECODING][slot], m[CONTEXT_TOKENS][slot] = place.decoding, place.context_tokens
         if held.tpot_bound_s != _INF:
-            self._unbound(slot, held.tpot_bound_s)
-
-    def _unbound(self, slot: int, bound_s: float) -> None:
-        bounds = self._bounds[slot]
-        bounds[bound_s] -= 1
-        if not bounds[bound_s]:
-            del bounds[bound_s]
-            self.tpot_bound_s[slot] = min(bounds, default=_INF)
+            self.tpot_bound_s[slot] = _without(self._bounds[slot], held.tpot_bound_s, self.tpot_bound_s.item(slot))
+        if held.e2e_pace_s != _INF:
+            self.e2e_pace_s[slot] = _without(self._paces[slot], held.e2e_pace_s, self.e2e_pace_s.item(slot))
 
     def _prefill_over(self, place: _Place, held: Reservation, slot: int) -> None:
         """Sums of floats drift; with nobody there the truth is known."""
@@ -520,6 +534,7 @@ class Ledger:
             self.others[CONTEXT_TOKENS, slot] = sum(p.context_tokens for p in parts)
             self._beside_changed(slot)
             self.others_bound_s[slot] = min((p.tpot_bound_s or _INF for p in parts), default=_INF)
+            self.others_e2e_pace_s[slot] = min((p.e2e_pace_s or _INF for p in parts), default=_INF)
         self._compare_with_peers(peer, bool(loads))
 
     def _compare_with_peers(self, peer: str, there: bool) -> None:
@@ -544,8 +559,18 @@ class Ledger:
 
     def own_loads(self) -> dict[str, Load]:
         """What this router has in flight, by backend name, to be published to its peers."""
-        rows = np.vstack((self.own, np.where(self.tpot_bound_s < _INF, self.tpot_bound_s, 0.0))).T.tolist()
+        bounds = np.vstack((self.tpot_bound_s, self.e2e_pace_s))
+        rows = np.vstack((self.own, np.where(bounds < _INF, bounds, 0.0))).T.tolist()
         return {name: Load(*rows[slot]) if any(rows[slot]) else _IDLE for name, slot in self._slot_of.items()}
+
+
+def _without(bounds: dict[float, int], bound_s: float, least_s: float) -> float:
+    """The least of the bounds once one is taken off; ``least_s``: the least with it."""
+    bounds[bound_s] -= 1
+    if bounds[bound_s]:
+        return least_s
+    del bounds[bound_s]
+    return min(bounds, default=_INF) if bound_s == least_s else least_s
 
 
 def _said(number: float) -> float:
@@ -570,4 +595,5 @@ _HIT_RATE: Final = 27
 _TURN: Final = 28
 _FIRST_TOKEN: Final = 30
 WEIGHT_MIN: Final = 1e-6  # a weight of 0 has its turn once in a million of weight 1
-_ROWS: Final = 31
+_PACE: Final = 31
+_ROWS: Final = 33

@@ -5,14 +5,21 @@ from math import inf
 from router.core.types import Request
 
 
-def pace_bound_s(request: Request, now_s: float, ttft_s: float, tpot_s: float, output_tokens: float) -> float:
-    """The time per token up to which this request, sent now, keeps its TPOT and its E2E (inf: no bound).
-
-    E2E leaves what remains after the first token to ``output_tokens`` expected. A promise that these predictions break
-    already binds nobody: others would be kept away for nothing. With predictions of nan only TPOT counts.
+def tpot_bound_s(request: Request, tpot_s: float) -> float:
+    """The TPOT of this request's SLO (inf: none). One that the prediction already breaks binds nobody: others would be
+    kept away for nothing. A prediction of nan breaks none.
     """
     bound_s = request.slo.tpot_s
-    if request.slo.e2e_s != inf and ttft_s >= 0.0:
-        left_s = request.slo.e2e_s - ttft_s
-        bound_s = min(bound_s, left_s / max(output_tokens - 1.0, 1.0))
     return inf if tpot_s > bound_s else bound_s
+
+
+def e2e_pace_s(request: Request, ttft_s: float, tpot_s: float, output_tokens: float) -> float:
+    """The time per token that the E2E of this request's SLO leaves to ``output_tokens`` expected (inf: no bound, no
+    prediction, or one that is broken already).
+
+    It does not shrink while the request waits: a request that is almost late would keep everybody else from its backend.
+    """
+    if request.slo.e2e_s == inf or not ttft_s >= 0.0:
+        return inf
+    pace_s = (request.slo.e2e_s - ttft_s) / max(output_tokens - 1.0, 1.0)
+    return inf if tpot_s > pace_s else pace_s

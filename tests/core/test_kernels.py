@@ -168,6 +168,8 @@ def test_the_loops_read_the_rows_that_the_ledger_writes():
         (kernels.TURN, ledger.turn),
         (kernels.OTHERS_BOUND_S, ledger.others_bound_s),
         (kernels.FIRST_TOKEN_S, ledger.first_token_s),
+        (kernels.E2E_PACE_S, ledger.e2e_pace_s),
+        (kernels.OTHERS_E2E_PACE_S, ledger.others_e2e_pace_s),
     ):
         assert np.shares_memory(ledger.columns[row], column)
         assert np.shares_memory(ledger.shown[row], column)
