@@ -10,8 +10,9 @@
   geometric) with ``think`` between them; each prompt holds all that was said before, and a system prompt of
   ``system`` tokens that is everybody's.
 
-Lengths of every kind: ``lengths=azure-conv`` (default), ``azure-code``, a trace file to draw pairs from, or fixed
-``prompt=`` and ``output=``. Every draw comes from the run's seed.
+Lengths of every kind: ``lengths=azure-conv`` (default), ``azure-code``, a trace file to draw pairs from, or
+``prompt=`` and ``output=``: fixed, or with ``sigma=`` log-normal about these means. Every draw comes from the run's
+seed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +50,7 @@ class Recipe:
     lengths: str = "azure-conv"
     prompt: int = 0
     output: int = 0
+    sigma: float = 0.0  # of the logarithm of both, about the means that prompt and output give
 
     def __post_init__(self) -> None:
         """ValueError names what cannot be."""
@@ -59,10 +61,12 @@ class Recipe:
             raise ValueError(f"gen:{self.kind}: peak must be 1 to {_PEAK_MAX}, turns 1 or more, think 0 or more")
         if bool(self.prompt) != bool(self.output) or self.prompt < 0 or self.output < 0:
             raise ValueError(f"gen:{self.kind}: prompt and output are given together, each above 0")
+        if self.sigma < 0 or (self.sigma and not self.prompt):
+            raise ValueError(f"gen:{self.kind}: sigma must be 0 or more, and goes with prompt and output")
 
 
 _PEAK_MAX: Final = 10.0
-_LENGTH_KEYS: Final = ("lengths", "prompt", "output")
+_LENGTH_KEYS: Final = ("lengths", "prompt", "output", "sigma")
 _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "poisson": ("rate", "requests", *_LENGTH_KEYS),
     "gamma": ("rate", "requests", "cv", *_LENGTH_KEYS),
@@ -153,6 +157,10 @@ PUBLISHED: Final = {
 
 
 def _lengths(recipe: Recipe, draw: Random) -> Lengths:
+    if recipe.sigma:
+        about = exp(-(recipe.sigma**2) / 2)
+        spread = [LogNormal(mean * about, recipe.sigma) for mean in (recipe.prompt, recipe.output)]
+        return lambda: (spread[0].draw(draw), spread[1].draw(draw))
     if recipe.prompt:
         return lambda: (recipe.prompt, recipe.output)
     if recipe.lengths in PUBLISHED:
