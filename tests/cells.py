@@ -58,11 +58,11 @@ POOLS: Final[Mapping[str, Pool]] = {
     "mixed32": Pool(tuple(replace(m, count=n) for m, n in zip(_MIXED, (4, 8, 12, 8), strict=True)), name="mixed32"),
 }
 REQUESTS: Final[Mapping[str, tuple[int, int]]] = {
-    "one": (400, 2000),
-    "four": (600, 2500),
-    "four-slow": (600, 2500),
-    "mixed": (600, 3000),
-    "mixed32": (1500, 5000),
+    "one": (400, 2_500),
+    "four": (600, 4_000),
+    "four-slow": (600, 4_000),
+    "mixed": (600, 4_000),
+    "mixed32": (1_500, 12_000),
 }
 """The least and the most requests of a run, by pool; between them a run lasts as long as ``span_s`` says."""
 
@@ -152,7 +152,7 @@ def parse_cell(text: str) -> Cell:
     for name, level in found.items():
         if level not in LEVELS[name] and not (name == "tightness" and promise == "none"):
             raise ValueError(f"cell {text!r}: {name}: expected one of {', '.join(LEVELS[name])}, got {level!r}")
-    return Cell(*found.values(), seed=int(parts[4].removeprefix("s")))
+    return Cell(parts[0], promise, tightness, parts[2], parts[3], int(parts[4].removeprefix("s")))
 
 
 def drawn(count: int, seed: int, only: Mapping[str, Sequence[str]]) -> list[Cell]:

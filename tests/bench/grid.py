@@ -7,114 +7,17 @@ Cells are drawn so that every level of every dimension comes equally often. A ce
 
 import argparse
 import json
-import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
-from math import nan, sqrt
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from time import monotonic, process_time
+from time import monotonic
 from typing import Any, Final
 
-from simulator.experiment import CLAIRVOYANT, executor_of
-from tests.cells import LEVELS, Cell, drawn, parse_cell
+from simulator.experiment import CLAIRVOYANT
+from tests.bench.heatmap import page
+from tests.cell_runs import BASELINES, POLICY, WORSE, Result, baselines, results
+from tests.cells import LEVELS, drawn, parse_cell
 
-POLICY: Final = "slo_headroom"
-BASELINES: Final = (
-    "round_robin",
-    "least_request",
-    "least_work",
-    "least_kv",
-    "power_of_two",
-    "prefix_affinity",
-    "session_affinity",
-    "llmd_headroom",
-    "polyserve",
-)
 NEAR_CAPACITY: Final = ("0.95", "1.3")
-WORSE: Final = -0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One policy in one cell. ``missed``: the ids of requests that were refused or missed their SLO."""
-
-    attained: float
-    e2e_mean_s: float
-    requests: int
-    span_s: float
-    cpu_s: float
-    missed: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """All runs of one cell."""
-
-    cell: Cell
-    runs: Mapping[str, Run]
-
-    @property
-    def ours(self) -> float:
-        """Attained with the policy under test."""
-        return self.runs[POLICY].attained
-
-    @property
-    def best(self) -> str:
-        """The baseline that attained most."""
-        return max(baselines(self.runs), key=lambda name: self.runs[name].attained)
-
-    @property
-    def ahead(self) -> float:
-        """Ours less the best baseline's."""
-        return self.ours - self.runs[self.best].attained
-
-    @property
-    def noise(self) -> float:
-        """Standard error of ``ahead``: of the paired difference over requests, each met or missed."""
-        ours, best = self.runs[POLICY], self.runs[self.best]
-        return paired_error(ours, best)
-
-
-def paired_error(one: Run, other: Run) -> float:
-    """Standard error of the difference of two runs over the same requests: only those count on which they differ."""
-    n = max(one.requests, 1)
-    differ = len(one.missed ^ other.missed) / n
-    return sqrt(max(differ - (one.attained - other.attained) ** 2, 0.0) / n)
-
-
-def baselines(names: Iterable[str]) -> list[str]:
-    """All but the policy under test and the bound."""
-    return [name for name in names if name not in (POLICY, CLAIRVOYANT)]
-
-
-def run_of(cell: Cell, policy: str) -> Run:
-    """Play one policy in one cell: what a worker does."""
-    began_s = process_time()
-    books = cell.case(policy).play().books
-    met, e2e_s = books.met(), books.e2e_s()[books.served()]
-    missed = frozenset(name for name, kept in zip(books.ids, met.tolist(), strict=True) if not kept)
-    span_s = float(books.column("arrived_s").max()) if len(books) else 0.0
-    mean_s = float(e2e_s.mean()) if len(e2e_s) else nan
-    return Run(float(met.mean()), mean_s, len(books), span_s, process_time() - began_s, missed)
-
-
-def results(cells: Sequence[Cell], policies: Sequence[str], jobs: int) -> Iterator[Result]:
-    """Every cell once all its policies have run; in this process for one job."""
-    if jobs == 1:
-        yield from (Result(cell, {name: run_of(cell, name) for name in policies}) for cell in cells)
-        return
-    with executor_of("processes", jobs) as executor:
-        futures: dict[Future[Run], tuple[Cell, str]] = {
-            executor.submit(run_of, cell, name): (cell, name) for cell in cells for name in policies
-        }
-        runs: dict[Cell, dict[str, Run]] = defaultdict(dict)
-        for future in as_completed(futures):
-            cell, name = futures.pop(future)
-            runs[cell][name] = future.result()
-            if len(runs[cell]) == len(policies):
-                yield Result(cell, {name: runs[cell][name] for name in policies})
 
 
 # ---- what is printed -----------------------------------------------------------------------
@@ -131,9 +34,9 @@ def line(one: Result) -> str:
     )
 
 
-def summary(found: Sequence[Result]) -> list[str]:
-    """By level, then the cells that are worse, then what is gained near capacity."""
-    lines = [f"\n{'level':24s} cells   mean    least   below -1 point"]
+def by_level(found: Sequence[Result]) -> list[str]:
+    """A table of every level of every dimension."""
+    lines = [f"{'level':24s} cells   mean    least   below -1 point"]
     for name, levels in LEVELS.items():
         for level in levels:
             there = [one.ahead for one in found if getattr(one.cell, name) == level]
@@ -143,6 +46,12 @@ def summary(found: Sequence[Result]) -> list[str]:
                     f"{name} {level:{23 - len(name)}s} {len(there):5d} {100 * _mean(there):+6.1f}  "
                     f"{100 * min(there):+6.1f}  {worse:5d}"
                 )
+    return lines
+
+
+def summary(found: Sequence[Result]) -> list[str]:
+    """By level, then the cells that are worse, then what is gained near capacity."""
+    lines = ["", *by_level(found)]
     worse_cells = sorted((one for one in found if one.ahead < WORSE), key=lambda one: one.ahead)
     lines.append(f"\n{len(worse_cells)} of {len(found)} cells below -1 point, worst first")
     lines += [line(one) for one in worse_cells]
@@ -203,6 +112,11 @@ def as_json(found: Sequence[Result]) -> dict[str, Any]:
     return {"figures": figures(found), "cells": cells}
 
 
+def html(found: Sequence[Result]) -> str:
+    """The grid as a page."""
+    return page(found, figures(found), by_level(found), line)
+
+
 def detailed(one: Result) -> list[str]:
     """Workload, SLOs and every run of a cell."""
     cell = one.cell
@@ -246,6 +160,7 @@ def main() -> None:
     parser.add_argument("--clairvoyant", action="store_true", help="the bound as well (slow)")
     parser.add_argument("--jobs", type=int, default=0, help="processes; 0: as many as there are cores")
     parser.add_argument("--json", type=Path, help="write every run there")
+    parser.add_argument("--html", type=Path, help="write a heat map there")
     typed = parser.parse_args()
     try:
         cells = [parse_cell(text) for text in typed.cell] or drawn(typed.cells, typed.seed_base, only_of(typed.only))
@@ -264,7 +179,9 @@ def main() -> None:
     )
     if typed.json:
         typed.json.write_text(json.dumps(as_json(found), indent=2) + "\n", encoding="utf-8")
+    if typed.html:
+        typed.html.write_text(html(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
