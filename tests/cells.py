@@ -7,7 +7,7 @@ the pool takes for the workload; rates are multiples of a fluid estimate of what
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from math import ceil
+from math import ceil, inf
 from random import Random
 from statistics import median_low
 from typing import Final
@@ -58,17 +58,18 @@ POOLS: Final[Mapping[str, Pool]] = {
     "mixed32": Pool(tuple(replace(m, count=n) for m, n in zip(_MIXED, (4, 8, 12, 8), strict=True)), name="mixed32"),
 }
 REQUESTS: Final[Mapping[str, tuple[int, int]]] = {
-    "one": (400, 2_500),
-    "four": (600, 4_000),
-    "four-slow": (600, 4_000),
-    "mixed": (600, 4_000),
+    "one": (400, 4_000),
+    "four": (600, 8_000),
+    "four-slow": (600, 8_000),
+    "mixed": (600, 8_000),
     "mixed32": (1_500, 12_000),
 }
-"""The least and the most requests of a run, by pool; between them a run lasts as long as ``span_s`` says."""
+"""The least and the most requests of a run, by pool; between them a run lasts for ``Cell.span_s``."""
 
 SPAN_S: Final = (60.0, 120.0)
 SPAN_E2E: Final = 8.0
 SESSIONS_SPAN_S: Final = 240.0
+OVERLOAD_SPAN_S: Final = 300.0
 LEVELS: Final[Mapping[str, Sequence[str]]] = {
     "workload": tuple(WORKLOADS),
     "promise": PROMISES,
@@ -125,21 +126,31 @@ class Cell:
         rates = [fluid_rate(_true(site, slowed), site, lengths, slo) for site in pool.sites(self.seed)]
         return sum(rates)
 
+    @property
+    def span_s(self) -> float:
+        """Virtual seconds that the run should last: eight idle E2E, 60 to 120.
+
+        Conversations take longer to become many, and the backlog of an overload to reach a loose bound.
+        """
+        if self.workload in TURNS:
+            return SESSIONS_SPAN_S
+        span_s = min(max(SPAN_S[0], SPAN_E2E * idle_of(self.workload, self.pool)[2]), SPAN_S[1])
+        load = float(self.load)
+        bounds = [b for one in self.classes for b in (one.slo.ttft_s, one.slo.e2e_s) if b < inf]
+        if load <= 1.0 or not bounds:
+            return span_s
+        return min(max(span_s, 1.5 * max(bounds) * load / (load - 1.0)), OVERLOAD_SPAN_S)
+
     @cached_property
     def generator(self) -> str:
         """The workload as the simulator's commands take it."""
         rate = self.capacity_per_s * float(self.load)
         least, most = REQUESTS[self.pool]
-        count = ceil(min(max(least, rate * span_s(self.workload, self.pool)), most) * self.requests_scale)
+        if self.workload in TURNS:
+            most //= 2  # long prompts, looked up in every cache: each costs ten times another's request
+        count = ceil(min(max(least, rate * self.span_s), most) * self.requests_scale)
         kind, _, rest = WORKLOADS[self.workload].removeprefix("gen:").partition(":")
         return f"gen:{kind}:rate={rate / TURNS.get(self.workload, 1.0):.6g},requests={count},{rest}"
-
-
-def span_s(workload: str, pool: str) -> float:
-    """Virtual seconds that a run should last: eight idle E2E, 60 to 120; conversations take longer to become many."""
-    if workload in TURNS:
-        return SESSIONS_SPAN_S
-    return min(max(SPAN_S[0], SPAN_E2E * idle_of(workload, pool)[2]), SPAN_S[1])
 
 
 def parse_cell(text: str) -> Cell:
