@@ -92,7 +92,10 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run to be made with every policy; ``tightness`` is empty where nothing is promised."""
+    """One run to be made with every policy; ``tightness`` is empty where nothing is promised.
+
+    A ``small`` one has a quarter of the requests, but no fewer than ``REQUESTS`` gives at least.
+    """
 
     workload: str
     promise: str
@@ -100,7 +103,7 @@ class Cell:
     pool: str
     load: str
     seed: int
-    requests_scale: float = 1.0
+    small: bool = False
 
     def __str__(self) -> str:
         promise = f"{self.promise}-{self.tightness}" if self.tightness else self.promise
@@ -148,9 +151,15 @@ class Cell:
         least, most = REQUESTS[self.pool]
         if self.workload in TURNS:
             most //= 2  # long prompts, looked up in every cache: each costs ten times another's request
-        count = ceil(min(max(least, rate * self.span_s), most) * self.requests_scale)
-        kind, _, rest = WORKLOADS[self.workload].removeprefix("gen:").partition(":")
-        return f"gen:{kind}:rate={rate / TURNS.get(self.workload, 1.0):.6g},requests={count},{rest}"
+        share = 0.25 if self.small else 1.0
+        count = ceil(max(least, share * min(rate * self.span_s, most)))
+        return generator(self.workload, rate, count)
+
+
+def generator(workload: str, requests_per_s: float, count: int) -> str:
+    """*count* requests of *workload* at that rate, as the simulator's commands take it."""
+    kind, _, rest = WORKLOADS[workload].removeprefix("gen:").partition(":")
+    return f"gen:{kind}:rate={requests_per_s / TURNS.get(workload, 1.0):.6g},requests={count},{rest}"
 
 
 def parse_cell(text: str) -> Cell:
@@ -238,8 +247,7 @@ def idle_of(workload: str, pool: str) -> tuple[float, float, float]:
 @lru_cache
 def lengths_of(workload: str) -> Lengths:
     """What 2,000 requests of *workload* look like."""
-    kind, _, rest = WORKLOADS[workload].removeprefix("gen:").partition(":")
-    source = Source((f"gen:{kind}:rate=1,requests=2000,{rest}",))
+    source = Source((generator(workload, 1.0, 2_000),))
     rows = np.array(_rows(list(_every(source)))).T
     prompt, new, output = rows
     context = float((output * (prompt + output / 2)).sum() / output.sum())

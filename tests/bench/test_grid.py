@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import grid
-from tests.cell_runs import BASELINES, POLICY, results
+from tests.cell_runs import BASELINES, POLICY, figures, results
 from tests.cells import drawn
 
 pytestmark = pytest.mark.benchmark
@@ -24,6 +24,6 @@ def test_the_policy_is_never_worse_than_a_baseline(tmp_path: Path) -> None:
     page = tmp_path / "grid.html"
     page.write_text(grid.html(found), encoding="utf-8")
     print(f"heat map: {page}")
-    facts = grid.figures(found)
+    facts = figures(found)
     assert not facts["worse"]
     assert facts["near_capacity"]["over_single"] >= 0.10
