@@ -94,7 +94,7 @@ class Lengths:
 class Cell:
     """One run to be made with every policy; ``tightness`` is empty where nothing is promised.
 
-    A ``small`` one has a quarter of the requests, but no fewer than ``REQUESTS`` gives at least.
+    A ``small`` one has half of the requests, but no fewer than ``REQUESTS`` gives at least.
     """
 
     workload: str
@@ -117,7 +117,7 @@ class Cell:
     @cached_property
     def classes(self) -> tuple[SloClass, ...]:
         """What is promised to whom."""
-        return promised(self.promise, self.tightness, self.workload, self.pool)
+        return promised(self.promise, TIGHTNESS.get(self.tightness, inf), self.workload, self.pool)
 
     @cached_property
     def capacity_per_s(self) -> float:
@@ -151,7 +151,7 @@ class Cell:
         least, most = REQUESTS[self.pool]
         if self.workload in TURNS:
             most //= 2  # long prompts, looked up in every cache: each costs ten times another's request
-        share = 0.25 if self.small else 1.0
+        share = 0.5 if self.small else 1.0
         count = ceil(max(least, share * min(rate * self.span_s, most)))
         return generator(self.workload, rate, count)
 
@@ -203,14 +203,13 @@ def _column(levels: Sequence[str], count: int, draw: Random) -> list[str]:
 # ---- bounds ----------------------------------------------------------------------------
 
 
-def promised(promise: str, tightness: str, workload: str, pool: str) -> tuple[SloClass, ...]:
-    """The SLO classes of a cell: *tightness* times what an idle engine takes.
+def promised(promise: str, times: float, workload: str, pool: str) -> tuple[SloClass, ...]:
+    """The SLO classes of a promise: *times* what an idle engine takes.
 
     ``classes``: half of the requests have TTFT and TPOT, half an E2E three times as loose.
     """
     if promise == "none":
         return (SloClass("default", NO_SLO),)
-    times = TIGHTNESS[tightness]
     ttft_s, tpot_s, e2e_s = (times * idle_s for idle_s in idle_of(workload, pool))
     if promise == "classes":
         return (
