@@ -74,7 +74,10 @@ class Result:
 
 
 def paired_error(one: Run, other: Run) -> float:
-    """Standard error of the difference of two runs over the same requests: only those count on which they differ."""
+    """Standard error of the difference of two runs over the same requests: only those count on which they differ.
+
+    In conversations the order of the turns is a run's own, so their ids pair at random: the error is then too large.
+    """
     n = max(one.requests, 1)
     differ = len(one.met ^ other.met) / n
     return sqrt(max(differ - (one.attained - other.attained) ** 2, 0.0) / n)

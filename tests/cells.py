@@ -17,6 +17,7 @@ import numpy as np
 from router.core.physics import StepCoefficients, prefill_s
 from router.core.step import MEASURABLE, decode_step_s, step_s
 from router.core.types import NO_SLO, Slo
+from simulator.books import Floats
 from simulator.experiment import Case, Source
 from simulator.generators import UNIT_TOKENS, Sessions
 from simulator.pool import Member, Pool, Site
@@ -302,32 +303,27 @@ def fluid_rate(c: StepCoefficients, site: Site, lengths: Lengths, slo: Slo) -> f
     90th percentile keep the bounds. 0 where none does.
     """
     most = min(site.limits.seqs_max, 0.95 * site.backend.kv_tokens_max / lengths.context)
-    rates = [_rate_at(float(b), c, site, lengths, slo) for b in np.geomspace(0.05, max(most, 0.05), 80)]
-    return max(rates)
-
-
-def _rate_at(b: float, c: StepCoefficients, site: Site, lengths: Lengths, slo: Slo) -> float:
-    batch = max(b, 1.0)
-    step = float(decode_step_s(c, batch, batch * lengths.context))
+    b = np.geomspace(0.05, max(most, 0.05), 80)
+    batch = np.maximum(b, 1.0)
+    decode_s = np.asarray(decode_step_s(c, batch, batch * lengths.context))
     prompt_s = _prompt_s(c, batch, site.limits.chunk_tokens, lengths)
-    tpot_s = step + b / lengths.output * prompt_s
+    tpot_s = decode_s + b / lengths.output * prompt_s
     rate = b / (lengths.output * tpot_s)
-    busy = rate * (prompt_s + step * ceil(lengths.new / site.limits.chunk_tokens))
-    if busy >= 1.0:
-        return 0.0
-    ttft_s = step / 2 + (prompt_s + step) / (1.0 - busy) + c.first_token_s + site.backend.network_s
+    busy = rate * (prompt_s + decode_s * ceil(lengths.new / site.limits.chunk_tokens))
+    queued_s = (prompt_s + decode_s) / np.maximum(1.0 - busy, 1e-9)
+    ttft_s = decode_s / 2 + queued_s + c.first_token_s + site.backend.network_s
     e2e_s = ttft_s + tpot_s * lengths.output_p90
-    return rate if slo.met(ttft_s, tpot_s, e2e_s) else 0.0
+    kept = (busy < 1.0) & (ttft_s <= slo.ttft_s) & (tpot_s <= slo.tpot_s) & (e2e_s <= slo.e2e_s)
+    return float(rate[kept].max(initial=0.0))
 
 
-def _prompt_s(c: StepCoefficients, batch: float, chunk_tokens: int, lengths: Lengths) -> float:
-    """Seconds that the chunks of one prompt add to the steps they are in."""
+def _prompt_s(c: StepCoefficients, batch: Floats, chunk_tokens: int, lengths: Lengths) -> Floats:
+    """Seconds that the chunks of one prompt add to the steps they are in, for each *batch* of decoding sequences."""
     context = batch * lengths.context
     before = lengths.prompt - lengths.new
-    left, added_s = lengths.new, 0.0
-    alone_s = float(decode_step_s(c, batch, context))
+    left, added_s = lengths.new, np.zeros_like(batch)
     while left > 0:
         chunk = min(left, float(chunk_tokens))
-        added_s += float(step_s(c, batch, context, chunk, before)) - alone_s
+        added_s += step_s(c, batch, context, chunk, before) - decode_step_s(c, batch, context)
         before, left = before + chunk, left - chunk
     return added_s
