@@ -122,13 +122,16 @@ class Cell:
 
     @cached_property
     def capacity_per_s(self) -> float:
-        """Requests a second that the pool carries within the bounds, fluid."""
-        slo = strictest(self.classes)
-        lengths = lengths_of(self.workload)
-        pool = POOLS[self.pool]
+        """Requests a second that the pool carries within the bounds, fluid.
+
+        Bounds that no replica keeps even idle (a seed may draw engines that slow) are widened until one does.
+        """
+        slo, lengths, pool = strictest(self.classes), lengths_of(self.workload), POOLS[self.pool]
         slowed = {fault.backend: fault.factor for fault in pool.world.faults}
-        rates = [fluid_rate(_true(site, slowed), site, lengths, slo) for site in pool.sites(self.seed)]
-        return sum(rates)
+        sites = pool.sites(self.seed)
+        while not (total := sum(fluid_rate(_true(site, slowed), site, lengths, slo) for site in sites)):
+            slo = Slo(slo.ttft_s * 1.25, slo.tpot_s * 1.25, slo.e2e_s * 1.25)
+        return total
 
     @property
     def span_s(self) -> float:
@@ -313,8 +316,8 @@ def fluid_rate(c: StepCoefficients, site: Site, lengths: Lengths, slo: Slo) -> f
     queued_s = (prompt_s + decode_s) / np.maximum(1.0 - busy, 1e-9)
     ttft_s = decode_s / 2 + queued_s + c.first_token_s + site.backend.network_s
     e2e_s = ttft_s + tpot_s * lengths.output_p90
-    kept = (busy < 1.0) & (ttft_s <= slo.ttft_s) & (tpot_s <= slo.tpot_s) & (e2e_s <= slo.e2e_s)
-    return float(rate[kept].max(initial=0.0))
+    within = (busy < 1.0) & (ttft_s <= slo.ttft_s) & (tpot_s <= slo.tpot_s) & (e2e_s <= slo.e2e_s)
+    return float(rate[within].max(initial=0.0))
 
 
 def _prompt_s(c: StepCoefficients, batch: Floats, chunk_tokens: int, lengths: Lengths) -> Floats:

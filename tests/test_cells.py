@@ -87,6 +87,11 @@ def test_a_tighter_promise_and_more_bounds_carry_no_more(workload: str, pool: st
         assert rates["all", tightness] <= rate
 
 
+def test_a_pool_too_slow_for_its_bounds_has_a_capacity() -> None:
+    """Under seed 59 the only engine takes longer than 1.5 times what its data sheet says."""
+    assert Cell("code", "all", "tight", "one", "0.7", 59).capacity_per_s > 0
+
+
 def test_what_a_session_said_before_is_not_new() -> None:
     """Prompts grow by all that was said; what an ideal cache lacks is about a question."""
     lengths = lengths_of("sessions")
