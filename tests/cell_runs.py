@@ -1,15 +1,19 @@
 """Cells played: every policy's run of a cell, and how they compare."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
-from math import nan, sqrt
+from dataclasses import dataclass, field, replace
+from math import ceil, inf, nan, sqrt
+from statistics import mean
 from time import process_time
-from typing import Final
+from typing import Any, Final
 
-from simulator.experiment import CLAIRVOYANT, executor_of
-from tests.cells import Cell
+from simulator.experiment import CLAIRVOYANT, Source, admission_of, executor_of, routing_of
+from simulator.pool import Pool
+from simulator.run import Played, play
+from simulator.workload import Arrival
+from tests.cells import Cell, generator
 
 POLICY: Final = "slo_headroom"
 BASELINES: Final = (
@@ -23,20 +27,21 @@ BASELINES: Final = (
     "llmd_headroom",
     "polyserve",
 )
-WORSE: Final = float(__import__("os").environ.get("WORSE", "-0.01"))
+NEAR_CAPACITY: Final = ("0.95", "1.3")
+WORSE: Final = -0.01
 """A cell is worse that is more than this share of all requests below its best baseline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One policy in one cell. ``missed``: the ids of requests that were refused or missed their SLO."""
+    """One policy in one cell. ``met``: the ids of the requests that were served within their SLO."""
 
     attained: float
     e2e_mean_s: float
     requests: int
     span_s: float
     cpu_s: float
-    missed: frozenset[str] = frozenset()
+    met: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +74,12 @@ class Result:
 
 
 def paired_error(one: Run, other: Run) -> float:
-    """Standard error of the difference of two runs over the same requests: only those count on which they differ."""
+    """Standard error of the difference of two runs over the same requests: only those count on which they differ.
+
+    In conversations the order of the turns is a run's own, so their ids pair at random: the error is then too large.
+    """
     n = max(one.requests, 1)
-    differ = len(one.missed ^ other.missed) / n
+    differ = len(one.met ^ other.met) / n
     return sqrt(max(differ - (one.attained - other.attained) ** 2, 0.0) / n)
 
 
@@ -83,12 +91,60 @@ def baselines(names: Iterable[str]) -> list[str]:
 def run_of(cell: Cell, policy: str) -> Run:
     """Play one policy in one cell: what a worker does."""
     began_s = process_time()
-    books = cell.case(policy).play().books
+    return summed(cell.case(policy).play(), began_s)
+
+
+def played(arrivals: Iterable[Arrival], pool: Pool, seed: int, policy: str = POLICY) -> Run:
+    """The same of arrivals and a pool that belong to no cell."""
+    began_s = process_time()
+    return summed(play(arrivals, pool, routing_of(policy), admission_of("deadline"), seed), began_s)
+
+
+def among(run: Run, ids: Collection[str]) -> Run:
+    """What became of the requests *ids* in a run that had others too; times are those of all."""
+    met = run.met.intersection(ids)
+    return replace(run, met=met, requests=len(ids), attained=len(met) / len(ids))
+
+
+def overloaded(cell: Cell, times: Sequence[float], policy: str = POLICY) -> dict[float, Run]:
+    """*cell* at each multiple of its capacity: what became of those that come in the second half of the run.
+
+    A run lasts four times the loosest bound, 60 to 150 s, so that a backlog has time to grow; at every rate the same
+    lengths come in the same order.
+    """
+    pool = cell.case(policy).pool
+    bounds = [bound for one in cell.classes for bound in (one.slo.ttft_s, one.slo.e2e_s) if bound < inf]
+    span_s = min(max(60.0, 4.0 * max(bounds, default=0.0)), 150.0)
+    runs = {}
+    for multiple in times:
+        rate = cell.capacity_per_s * multiple
+        arrivals = list(Source((generator(cell.workload, rate, ceil(rate * span_s)),)).arrivals(pool, cell.seed))
+        late = {arrival.request.id for arrival in arrivals[len(arrivals) // 2 :]}
+        runs[multiple] = among(played(arrivals, pool, cell.seed, policy), late)
+    return runs
+
+
+def goodput_kept(runs: Mapping[float, Run]) -> tuple[float, float]:
+    """The least that is left of goodput at a higher rate than the one with most, and that ratio's standard error.
+
+    Goodput is attained times the rate. The error is binomial, of both.
+    """
+    rates = sorted(runs)
+    top = max(rates, key=lambda rate: rate * runs[rate].attained)
+    least = min((rate for rate in rates if rate >= top), key=lambda rate: rate * runs[rate].attained)
+    ratio = least * runs[least].attained / max(top * runs[top].attained, 1e-9)
+    relative = sum((1.0 - run.attained) / max(run.attained * run.requests, 1.0) for run in (runs[top], runs[least]))
+    return ratio, ratio * sqrt(relative) if least != top else 0.0
+
+
+def summed(run: Played, began_s: float) -> Run:
+    """What the grid keeps of a run whose CPU time counts from *began_s*."""
+    books = run.books
     met, e2e_s = books.met(), books.e2e_s()[books.served()]
-    missed = frozenset(name for name, kept in zip(books.ids, met.tolist(), strict=True) if not kept)
+    names = frozenset(name for name, kept in zip(books.ids, met.tolist(), strict=True) if kept)
     span_s = float(books.column("arrived_s").max()) if len(books) else 0.0
     mean_s = float(e2e_s.mean()) if len(e2e_s) else nan
-    return Run(float(met.mean()), mean_s, len(books), span_s, process_time() - began_s, missed)
+    return Run(float(met.mean()), mean_s, len(books), span_s, process_time() - began_s, names)
 
 
 def results(cells: Sequence[Cell], policies: Sequence[str], jobs: int) -> Iterator[Result]:
@@ -106,3 +162,31 @@ def results(cells: Sequence[Cell], policies: Sequence[str], jobs: int) -> Iterat
             runs[cell][name] = future.result()
             if len(runs[cell]) == len(policies):
                 yield Result(cell, {name: runs[cell][name] for name in policies})
+
+
+def figures(found: Sequence[Result]) -> dict[str, Any]:
+    """The grid in numbers."""
+    near = [one for one in found if one.cell.load in NEAR_CAPACITY]
+    beyond = [
+        str(one.cell)
+        for one in found
+        if CLAIRVOYANT in one.runs
+        and max(run.attained for run in one.runs.values()) > one.runs[CLAIRVOYANT].attained + 0.002
+    ]
+    facts: dict[str, Any] = {
+        "cells": len(found),
+        "worse": [str(one.cell) for one in sorted(found, key=lambda one: one.ahead) if one.ahead < WORSE],
+        "least": min(one.ahead for one in found),
+        "mean": mean(one.ahead for one in found),
+        "beyond_bound": beyond,
+    }
+    if near:
+        means = {name: mean(one.runs[name].attained for one in near) for name in baselines(near[0].runs)}
+        single = max(means, key=lambda name: means[name])
+        facts["near_capacity"] = {
+            "cells": len(near),
+            "single": single,
+            "over_single": mean(one.ours - one.runs[single].attained for one in near),
+            "over_best": mean(one.ahead for one in near),
+        }
+    return facts

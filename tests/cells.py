@@ -7,7 +7,7 @@ the pool takes for the workload; rates are multiples of a fluid estimate of what
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from math import ceil
+from math import ceil, inf
 from random import Random
 from statistics import median_low
 from typing import Final
@@ -17,6 +17,7 @@ import numpy as np
 from router.core.physics import StepCoefficients, prefill_s
 from router.core.step import MEASURABLE, decode_step_s, step_s
 from router.core.types import NO_SLO, Slo
+from simulator.books import Floats
 from simulator.experiment import Case, Source
 from simulator.generators import UNIT_TOKENS, Sessions
 from simulator.pool import Member, Pool, Site
@@ -58,17 +59,18 @@ POOLS: Final[Mapping[str, Pool]] = {
     "mixed32": Pool(tuple(replace(m, count=n) for m, n in zip(_MIXED, (4, 8, 12, 8), strict=True)), name="mixed32"),
 }
 REQUESTS: Final[Mapping[str, tuple[int, int]]] = {
-    "one": (400, 2_500),
-    "four": (600, 4_000),
-    "four-slow": (600, 4_000),
-    "mixed": (600, 4_000),
+    "one": (400, 4_000),
+    "four": (600, 8_000),
+    "four-slow": (600, 8_000),
+    "mixed": (600, 8_000),
     "mixed32": (1_500, 12_000),
 }
-"""The least and the most requests of a run, by pool; between them a run lasts as long as ``span_s`` says."""
+"""The least and the most requests of a run, by pool; between them a run lasts for ``Cell.span_s``."""
 
 SPAN_S: Final = (60.0, 120.0)
 SPAN_E2E: Final = 8.0
 SESSIONS_SPAN_S: Final = 240.0
+OVERLOAD_SPAN_S: Final = 300.0
 LEVELS: Final[Mapping[str, Sequence[str]]] = {
     "workload": tuple(WORKLOADS),
     "promise": PROMISES,
@@ -91,7 +93,10 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run to be made with every policy; ``tightness`` is empty where nothing is promised."""
+    """One run to be made with every policy; ``tightness`` is empty where nothing is promised.
+
+    A ``small`` one has half of the requests, but no fewer than ``REQUESTS`` gives at least.
+    """
 
     workload: str
     promise: str
@@ -99,7 +104,7 @@ class Cell:
     pool: str
     load: str
     seed: int
-    requests_scale: float = 1.0
+    small: bool = False
 
     def __str__(self) -> str:
         promise = f"{self.promise}-{self.tightness}" if self.tightness else self.promise
@@ -113,33 +118,52 @@ class Cell:
     @cached_property
     def classes(self) -> tuple[SloClass, ...]:
         """What is promised to whom."""
-        return promised(self.promise, self.tightness, self.workload, self.pool)
+        return promised(self.promise, TIGHTNESS.get(self.tightness, inf), self.workload, self.pool)
 
     @cached_property
     def capacity_per_s(self) -> float:
-        """Requests a second that the pool carries within the bounds, fluid."""
-        slo = strictest(self.classes)
-        lengths = lengths_of(self.workload)
-        pool = POOLS[self.pool]
+        """Requests a second that the pool carries within the bounds, fluid.
+
+        Bounds that no replica keeps even idle (a seed may draw engines that slow) are widened until one does.
+        """
+        slo, lengths, pool = strictest(self.classes), lengths_of(self.workload), POOLS[self.pool]
         slowed = {fault.backend: fault.factor for fault in pool.world.faults}
-        rates = [fluid_rate(_true(site, slowed), site, lengths, slo) for site in pool.sites(self.seed)]
-        return sum(rates)
+        sites = pool.sites(self.seed)
+        while not (total := sum(fluid_rate(_true(site, slowed), site, lengths, slo) for site in sites)):
+            slo = Slo(slo.ttft_s * 1.25, slo.tpot_s * 1.25, slo.e2e_s * 1.25)
+        return total
+
+    @property
+    def span_s(self) -> float:
+        """Virtual seconds that the run should last: eight idle E2E, 60 to 120.
+
+        Conversations take longer to become many, and the backlog of an overload to reach a loose bound.
+        """
+        if self.workload in TURNS:
+            return SESSIONS_SPAN_S
+        span_s = min(max(SPAN_S[0], SPAN_E2E * idle_of(self.workload, self.pool)[2]), SPAN_S[1])
+        load = float(self.load)
+        bounds = [b for one in self.classes for b in (one.slo.ttft_s, one.slo.e2e_s) if b < inf]
+        if load <= 1.0 or not bounds:
+            return span_s
+        return min(max(span_s, 1.5 * max(bounds) * load / (load - 1.0)), OVERLOAD_SPAN_S)
 
     @cached_property
     def generator(self) -> str:
         """The workload as the simulator's commands take it."""
         rate = self.capacity_per_s * float(self.load)
         least, most = REQUESTS[self.pool]
-        count = ceil(min(max(least, rate * span_s(self.workload, self.pool)), most) * self.requests_scale)
-        kind, _, rest = WORKLOADS[self.workload].removeprefix("gen:").partition(":")
-        return f"gen:{kind}:rate={rate / TURNS.get(self.workload, 1.0):.6g},requests={count},{rest}"
+        if self.workload in TURNS:
+            most //= 2  # long prompts, looked up in every cache: each costs ten times another's request
+        share = 0.5 if self.small else 1.0
+        count = ceil(max(least, share * min(rate * self.span_s, most)))
+        return generator(self.workload, rate, count)
 
 
-def span_s(workload: str, pool: str) -> float:
-    """Virtual seconds that a run should last: eight idle E2E, 60 to 120; conversations take longer to become many."""
-    if workload in TURNS:
-        return SESSIONS_SPAN_S
-    return min(max(SPAN_S[0], SPAN_E2E * idle_of(workload, pool)[2]), SPAN_S[1])
+def generator(workload: str, requests_per_s: float, count: int) -> str:
+    """*count* requests of *workload* at that rate, as the simulator's commands take it."""
+    kind, _, rest = WORKLOADS[workload].removeprefix("gen:").partition(":")
+    return f"gen:{kind}:rate={requests_per_s / TURNS.get(workload, 1.0):.6g},requests={count},{rest}"
 
 
 def parse_cell(text: str) -> Cell:
@@ -183,14 +207,13 @@ def _column(levels: Sequence[str], count: int, draw: Random) -> list[str]:
 # ---- bounds ----------------------------------------------------------------------------
 
 
-def promised(promise: str, tightness: str, workload: str, pool: str) -> tuple[SloClass, ...]:
-    """The SLO classes of a cell: *tightness* times what an idle engine takes.
+def promised(promise: str, times: float, workload: str, pool: str) -> tuple[SloClass, ...]:
+    """The SLO classes of a promise: *times* what an idle engine takes.
 
     ``classes``: half of the requests have TTFT and TPOT, half an E2E three times as loose.
     """
     if promise == "none":
         return (SloClass("default", NO_SLO),)
-    times = TIGHTNESS[tightness]
     ttft_s, tpot_s, e2e_s = (times * idle_s for idle_s in idle_of(workload, pool))
     if promise == "classes":
         return (
@@ -227,8 +250,7 @@ def idle_of(workload: str, pool: str) -> tuple[float, float, float]:
 @lru_cache
 def lengths_of(workload: str) -> Lengths:
     """What 2,000 requests of *workload* look like."""
-    kind, _, rest = WORKLOADS[workload].removeprefix("gen:").partition(":")
-    source = Source((f"gen:{kind}:rate=1,requests=2000,{rest}",))
+    source = Source((generator(workload, 1.0, 2_000),))
     rows = np.array(_rows(list(_every(source)))).T
     prompt, new, output = rows
     context = float((output * (prompt + output / 2)).sum() / output.sum())
@@ -284,32 +306,27 @@ def fluid_rate(c: StepCoefficients, site: Site, lengths: Lengths, slo: Slo) -> f
     90th percentile keep the bounds. 0 where none does.
     """
     most = min(site.limits.seqs_max, 0.95 * site.backend.kv_tokens_max / lengths.context)
-    rates = [_rate_at(float(b), c, site, lengths, slo) for b in np.geomspace(0.05, max(most, 0.05), 80)]
-    return max(rates)
-
-
-def _rate_at(b: float, c: StepCoefficients, site: Site, lengths: Lengths, slo: Slo) -> float:
-    batch = max(b, 1.0)
-    step = float(decode_step_s(c, batch, batch * lengths.context))
+    b = np.geomspace(0.05, max(most, 0.05), 80)
+    batch = np.maximum(b, 1.0)
+    decode_s = np.asarray(decode_step_s(c, batch, batch * lengths.context))
     prompt_s = _prompt_s(c, batch, site.limits.chunk_tokens, lengths)
-    tpot_s = step + b / lengths.output * prompt_s
+    tpot_s = decode_s + b / lengths.output * prompt_s
     rate = b / (lengths.output * tpot_s)
-    busy = rate * (prompt_s + step * ceil(lengths.new / site.limits.chunk_tokens))
-    if busy >= 1.0:
-        return 0.0
-    ttft_s = step / 2 + (prompt_s + step) / (1.0 - busy) + c.first_token_s + site.backend.network_s
+    busy = rate * (prompt_s + decode_s * ceil(lengths.new / site.limits.chunk_tokens))
+    queued_s = (prompt_s + decode_s) / np.maximum(1.0 - busy, 1e-9)
+    ttft_s = decode_s / 2 + queued_s + c.first_token_s + site.backend.network_s
     e2e_s = ttft_s + tpot_s * lengths.output_p90
-    return rate if slo.met(ttft_s, tpot_s, e2e_s) else 0.0
+    within = (busy < 1.0) & (ttft_s <= slo.ttft_s) & (tpot_s <= slo.tpot_s) & (e2e_s <= slo.e2e_s)
+    return float(rate[within].max(initial=0.0))
 
 
-def _prompt_s(c: StepCoefficients, batch: float, chunk_tokens: int, lengths: Lengths) -> float:
-    """Seconds that the chunks of one prompt add to the steps they are in."""
+def _prompt_s(c: StepCoefficients, batch: Floats, chunk_tokens: int, lengths: Lengths) -> Floats:
+    """Seconds that the chunks of one prompt add to the steps they are in, for each *batch* of decoding sequences."""
     context = batch * lengths.context
     before = lengths.prompt - lengths.new
-    left, added_s = lengths.new, 0.0
-    alone_s = float(decode_step_s(c, batch, context))
+    left, added_s = lengths.new, np.zeros_like(batch)
     while left > 0:
         chunk = min(left, float(chunk_tokens))
-        added_s += float(step_s(c, batch, context, chunk, before)) - alone_s
+        added_s += step_s(c, batch, context, chunk, before) - decode_step_s(c, batch, context)
         before, left = before + chunk, left - chunk
     return added_s

@@ -271,10 +271,10 @@ def _sigma(mean_s: float, tail_s: float, z: float) -> float:
     return min(max(log(tail_s / mean_s) / z, SIGMA_MIN), SIGMA_MAX)
 
 
-@compiled("i8(f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i8[::1], f8)")
+@compiled("i8(f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], i1[::1], f8[:, ::1], i8[::1], f8)")
 def most_gained(
     ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, safety: float, z: float, rows: Floats, rest: Floats,
-    in_time: Floats, columns: Floats, slots: Slots, gain_min: float,
+    in_time: Floats, states: NDArray[np.int8], columns: Floats, slots: Slots, gain_min: float,
 ) -> int:  # fmt: skip
     """The candidate where a send gains most, in SLOs met; -1 where none gains ``gain_min``.
 
@@ -290,7 +290,7 @@ def most_gained(
         if safety * pace_s > min(bound_s, tpot_s):
             continue
         chance, slope, others, queue = in_time[0, i], in_time[1, i], 0.0, 0.0
-        sigma = _sigma(pace_s, rows[TAILS + TPOT, i], z)
+        sigma = _sigma(pace_s, _pace_s(pace_s, rows[TAILS + TPOT, i], states[i]), z)
         if tpot_s < inf:
             at = log(tpot_s / (safety * pace_s)) / sigma
             slope = slope * _normal(at) + chance * _density(at) / sigma

@@ -168,6 +168,7 @@ class SloHeadroom:
             forecast.rows,
             forecast.rest,
             forecast.in_time(tokens),
+            forecast.state,
             fleet.columns,
             fleet.slots,
             GAIN_MIN,

@@ -7,18 +7,16 @@ Cells are drawn so that every level of every dimension comes equally often. A ce
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from time import monotonic
-from typing import Any, Final
+from typing import Any
 
 from simulator.experiment import CLAIRVOYANT
 from tests.bench.heatmap import page
-from tests.cell_runs import BASELINES, POLICY, WORSE, Result, baselines, results
+from tests.cell_runs import BASELINES, NEAR_CAPACITY, POLICY, WORSE, Result, figures, results
 from tests.cells import LEVELS, drawn, parse_cell
-
-NEAR_CAPACITY: Final = ("0.95", "1.3")
-
 
 # ---- what is printed -----------------------------------------------------------------------
 
@@ -43,7 +41,7 @@ def by_level(found: Sequence[Result]) -> list[str]:
             if there:
                 worse = sum(ahead < WORSE for ahead in there)
                 lines.append(
-                    f"{name} {level:{23 - len(name)}s} {len(there):5d} {100 * _mean(there):+6.1f}  "
+                    f"{name} {level:{23 - len(name)}s} {len(there):5d} {100 * mean(there):+6.1f}  "
                     f"{100 * min(there):+6.1f}  {worse:5d}"
                 )
     return lines
@@ -65,39 +63,6 @@ def summary(found: Sequence[Result]) -> list[str]:
     if facts["beyond_bound"]:
         lines.append(f"\nthe clairvoyant is beaten by more than 0.2 points in: {', '.join(facts['beyond_bound'])}")
     return lines
-
-
-def figures(found: Sequence[Result]) -> dict[str, Any]:
-    """The grid in numbers."""
-    near = [one for one in found if one.cell.load in NEAR_CAPACITY]
-    beyond = [
-        str(one.cell)
-        for one in found
-        if CLAIRVOYANT in one.runs
-        and max(run.attained for run in one.runs.values()) > one.runs[CLAIRVOYANT].attained + 0.002
-    ]
-    facts: dict[str, Any] = {
-        "cells": len(found),
-        "worse": [str(one.cell) for one in sorted(found, key=lambda one: one.ahead) if one.ahead < WORSE],
-        "least": min(one.ahead for one in found),
-        "mean": _mean(one.ahead for one in found),
-        "beyond_bound": beyond,
-    }
-    if near:
-        means = {name: _mean(one.runs[name].attained for one in near) for name in baselines(near[0].runs)}
-        single = max(means, key=lambda name: means[name])
-        facts["near_capacity"] = {
-            "cells": len(near),
-            "single": single,
-            "over_single": _mean(one.ours - one.runs[single].attained for one in near),
-            "over_best": _mean(one.ahead for one in near),
-        }
-    return facts
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
 
 
 def as_json(found: Sequence[Result]) -> dict[str, Any]:

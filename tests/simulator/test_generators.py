@@ -1,6 +1,7 @@
 """Generated workloads: the statistics they promise, sessions that grow, clients that wait for answers."""
 
 from itertools import pairwise
+from math import log
 from pathlib import Path
 from statistics import fmean, pstdev
 
@@ -64,6 +65,17 @@ def test_lengths_can_be_drawn_from_a_trace_or_fixed(tmp_path: Path) -> None:
     assert {(a.request.prompt_tokens, a.output_tokens) for a in made("gen:poisson:prompt=9,output=2")} == {(9, 2)}
 
 
+def test_lengths_spread_about_the_means_that_were_given() -> None:
+    """Log-normal, with the standard deviation of the logarithm asked for."""
+    arrivals = made("gen:poisson:prompt=800,output=200,sigma=0.5,requests=20000")
+    for mean, found in (
+        (800, [arrival.request.prompt_tokens for arrival in arrivals]),
+        (200, [arrival.output_tokens for arrival in arrivals]),
+    ):
+        assert fmean(found) == pytest.approx(mean, rel=0.02)
+        assert pstdev([log(one) for one in found]) == pytest.approx(0.5, rel=0.05)
+
+
 @pytest.mark.parametrize("kind", ["poisson", "gamma", "diurnal", "closed", "sessions"])
 def test_the_seed_replays_a_workload(kind: str) -> None:
     """The same seed gives the same requests, another seed others."""
@@ -121,6 +133,7 @@ def test_how_many_is_known_beforehand() -> None:
         ("gen:poisson:rate=0", "rate must be above 0"),
         ("gen:poisson:clients=3", "key among rate"),
         ("gen:poisson:prompt=3", "given together"),
+        ("gen:poisson:sigma=0.5", "sigma must be 0 or more, and goes with prompt"),
         ("gen:diurnal:peak=99", "peak must be 1 to"),
     ],
 )
