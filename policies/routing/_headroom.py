@@ -271,10 +271,10 @@ def _sigma(mean_s: float, tail_s: float, z: float) -> float:
     return min(max(log(tail_s / mean_s) / z, SIGMA_MIN), SIGMA_MAX)
 
 
-@compiled("i8(f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], i1[::1], f8[:, ::1], i8[::1], f8)")
+@compiled("i8(f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], i1[::1], f8[:, ::1], i8[::1], f8, f8)")
 def most_gained(
     ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, safety: float, z: float, rows: Floats, rest: Floats,
-    in_time: Floats, states: NDArray[np.int8], columns: Floats, slots: Slots, gain_min: float,
+    in_time: Floats, states: NDArray[np.int8], columns: Floats, slots: Slots, gain_min: float, sharing: float,
 ) -> int:  # fmt: skip
     """The candidate where a send gains most, in SLOs met; -1 where none gains ``gain_min``.
 
@@ -289,7 +289,7 @@ def most_gained(
         bound_s = _bound_s(columns, slots[i], e2e_s < inf)
         if safety * pace_s > min(bound_s, tpot_s):
             continue
-        chance, slope, others, queue = in_time[0, i], in_time[1, i], 0.0, 0.0
+        chance, slope, others, queue = in_time[0, i], sharing * in_time[1, i], 0.0, 0.0
         sigma = _sigma(pace_s, _pace_s(pace_s, rows[TAILS + TPOT, i], states[i]), z)
         if tpot_s < inf:
             at = log(tpot_s / (safety * pace_s)) / sigma
@@ -305,7 +305,7 @@ def most_gained(
             busy = rows[BUSY, i]
             queue = busy / (1.0 - busy) * max(first_s - rest[TTFT, i], 0.0) / total_s * _density(at) / sigma
             chance *= _normal(at)
-        gain = chance - OVERLAP * rows[TOLL, i] / rows[E2E, i] * max(slope, others) - queue - rows[BROKEN, i]
+        gain = chance - rows[TOLL, i] / rows[E2E, i] * max(slope, others) - queue - rows[BROKEN, i]
         if gain > most:
             best, most = i, gain
     return best

@@ -35,13 +35,29 @@ from policies.routing._headroom import (
     WEIGHED,
 )
 from policies.routing._pick import lowest
-from router.core import TPOT, TRUSTED, TTFT, Choice, Dispatch, Fleet, Floats, Forecast, Hold, Reason, Request, Rng, Shed
+from router.core import (
+    E2E,
+    TPOT,
+    TRUSTED,
+    TTFT,
+    Choice,
+    Dispatch,
+    Fleet,
+    Floats,
+    Forecast,
+    Hold,
+    Reason,
+    Request,
+    Rng,
+    Shed,
+)
 
 Bools = NDArray[np.bool_]
 TURN_S: Final = 0.25  # long enough for a busy engine to end a sequence
 TURNS: Final = 20  # so those without a promise hold up the others 5 % of the time at most
 PROBES: Final = 4  # in flight at once on a backend whose forecast is not trusted, whatever it says
 TRICKLE: Final = 0.05  # of what is refused on principle goes to an idle backend all the same: a forecast must be tried
+SLOWED: Final = 1.5  # times what the data sheet says: more than sheets are off, so something ails the backend
 GENTLE_SHARE: Final = 0.8  # of the time to the first token: as far as a prompt waits for the sake of others' pace
 CHANCE_MIN: Final = 0.1  # a reply that is less likely to end in time even on an idle backend cannot
 GAIN_MIN: Final = 0.1  # of SLOs met, as a probability: a send that gains less is not worth its work
@@ -121,6 +137,9 @@ class SloHeadroom:
         slo, now_s, waited_s = request.slo, fleet.now_s, fleet.now_s - request.arrived_s
         likely = self._likely(request, fleet, forecast, waited_s) if slo.e2e_s < inf else -1
         if likely < 0 and self._room_comes(request, fleet, forecast, weights, reply_tokens):
+            recovered = self._recovered(request, fleet, forecast, rng)
+            if recovered.any():
+                return self._least_harm(fleet, weights, recovered, "tried: it may have recovered", rng)
             turn = slo.ttft_s == inf == slo.e2e_s and self._has_its_turn(waited_s, now_s)
             return Hold(now_s + self.ask_again_s, "no backend has headroom yet", turn)
         if likely < 0 and slo.e2e_s == inf:
@@ -172,6 +191,7 @@ class SloHeadroom:
             fleet.columns,
             fleet.slots,
             GAIN_MIN,
+            forecast.reply_sharing,
         )
 
     def _too_late(self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, rng: Rng) -> Choice:
@@ -182,12 +202,26 @@ class SloHeadroom:
         on_principle = self.best_effort == "shed" or (infeasible and slo.refuse_infeasible)
         allowed = self._trickle(fleet, forecast, rng) if on_principle else self._allowed(fleet, forecast, weights)
         if allowed.any():
-            score = np.where(allowed, weights[LIKELY], inf)
-            return Dispatch(fleet.slots.item(lowest(score, rng)), "too late for its SLO: where it harms least")
+            return self._least_harm(fleet, weights, allowed, "too late for its SLO: where it harms least", rng)
         reason = Reason.INFEASIBLE if infeasible and slo.refuse_infeasible else Reason.SATURATED
         return Shed(
             reason, self._missed(request, fleet, forecast, infeasible), max(float(forecast.ttft_s.min()), RETRY_S_MIN)
         )
+
+    def _least_harm(self, fleet: Fleet, weights: Floats, allowed: Bools, why: str, rng: Rng) -> Choice:
+        """One of the backends that are allowed: where the request uses least of what was promised."""
+        return Dispatch(fleet.slots.item(lowest(np.where(allowed, weights[LIKELY], inf), rng)), why)
+
+    def _recovered(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Bools:
+        """Idle backends that are taken for too slow, while by their data sheets they would do: now and then one is sent
+        a request that would wait, for nothing else would show that it has recovered.
+        """
+        idle: Bools = fleet.requests < 1.0
+        if fleet.ahead or not idle.any() or rng.random() >= TRICKLE:
+            return idle & False
+        slo, sheet = request.slo, forecast.rest_by_sheet
+        slow = (forecast.rest > SLOWED * sheet).any(axis=0)
+        return idle & slow & (sheet[TTFT] <= slo.ttft_s) & (sheet[TPOT] <= slo.tpot_s) & (sheet[E2E] <= slo.e2e_s)
 
     def _trickle(self, fleet: Fleet, forecast: Forecast, rng: Rng) -> Bools:
         """Idle backends that are tried all the same: what is never sent anything is never seen to have recovered."""

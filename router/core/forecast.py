@@ -15,7 +15,7 @@ Nothing is computed before it is asked for, so a policy that needs no forecast p
 """
 
 from dataclasses import dataclass
-from math import hypot, nan
+from math import exp, hypot, nan
 from typing import Final
 
 import numpy as np
@@ -33,6 +33,7 @@ from router.core.types import Request
 
 _NOTHING: Final = np.empty(0)
 _NONE_UNTOLD: Final = np.empty((0, 0))
+SHARING_LOG_MAX: Final = 1.4  # about 4 times: what is learnt of wider distributions rests on a few long replies
 WIDTH_MIN: Final = 0.1  # of E2E, when the length is known: its pace and first token vary all the same
 
 
@@ -254,23 +255,34 @@ class Forecast:
         lead to, seconds from the send. To be read.
         """
         if self._rest is None:
-            rows = np.zeros((FORECAST, len(self._fleet.slots)))
-            rows[CACHED] = self.rows[CACHED]
             belief = self._belief
-            kernels.at_rest(
-                self._fleet.columns,
-                belief.prior,
-                belief.regression.factor,
-                belief.roofs.rows,
-                belief.lean,
-                self._fleet.slots,
-                self.prompt_tokens,
-                self._outlook.tokens,
-                self.tokens,
-                rows,
-            )
-            self._rest = frozen(rows[:METRICS])
+            self._rest = self._at_rest(belief.regression.factor, belief.lean)
         return self._rest
+
+    @property
+    def rest_by_sheet(self) -> Floats:
+        """The same by the data sheet alone, as it was believed before anything was learnt: what a backend that is slow
+        now may take again once it has recovered.
+        """
+        belief = self._belief
+        return self._at_rest(np.ones_like(belief.regression.factor), np.ones_like(belief.lean))
+
+    def _at_rest(self, factor: Floats, lean: Floats) -> Floats:
+        rows, belief = np.zeros((FORECAST, len(self._fleet.slots))), self._belief
+        rows[CACHED] = self.rows[CACHED]
+        kernels.at_rest(
+            self._fleet.columns,
+            belief.prior,
+            factor,
+            belief.roofs.rows,
+            lean,
+            self._fleet.slots,
+            self.prompt_tokens,
+            self._outlook.tokens,
+            self.tokens,
+            rows,
+        )
+        return frozen(rows[:METRICS])
 
     # -- the reply's length ---------------------------------------------------------------------------------------
 
@@ -298,6 +310,13 @@ class Forecast:
         """What a send would take from the replies running on each candidate: seconds, summed over all of them."""
         row: Floats = self.rows[TOLL]
         return row
+
+    @property
+    def reply_sharing(self) -> float:
+        """How many times its share in time a reply of mean length has with the replies that run beside it: those that a
+        newcomer meets are longer than the mean, the more so the more lengths differ. E[n^2] / E[n]^2, of a lognormal.
+        """
+        return exp(min(self._outlook.spread**2, SHARING_LOG_MAX))
 
     @property
     def mean_reply_tokens(self) -> float:
