@@ -35,6 +35,8 @@ from router.core import (
 
 BOUND_MIN_S: Final = 1e-9  # a promise of 0 s is broken by any prediction, without dividing by it
 FIRST_TAIL_MAX: Final = 1.3  # doubt of a first token that is worth waiting for: more load drains, doubt does not
+FIRST_TAIL_MIN: Final = 1.04  # of a first token: a backend drifts by as much while its outcomes are under way
+SURER: Final = 2.0  # times the doubt on an engine that does nothing but prompts; see _first_s
 PACE_TAIL_MAX: Final = 1.2  # error of a step's model and drift of an engine; see _pace_s
 PACE_TAIL_MAX_OFF: Final = 1.5
 NEAR: Final = 0.05  # scores this close are equal: the forecast is no better than that
@@ -81,6 +83,15 @@ def _pace_s(mean_s: float, tail_s: float, state: int) -> float:
     model, and by more where that is off.
     """
     return min(tail_s, (PACE_TAIL_MAX_OFF if state == OFF else PACE_TAIL_MAX) * mean_s)
+
+
+@part
+def _first_s(mean_s: float, tail_s: float, busy: float) -> float:
+    """The first token to count with: doubt that waiting could lessen. An engine that is busy with prompts has others to
+    come, which a request that misses keeps from being served in time: the busier, the surer it has to be.
+    """
+    doubt = max(tail_s / mean_s, FIRST_TAIL_MIN) ** (1.0 + SURER * busy)
+    return float(min(doubt, FIRST_TAIL_MAX) * mean_s)
 
 
 @part
@@ -176,7 +187,7 @@ def weigh(
         first_s, mean_pace_s = rows[TTFT, i], rows[TPOT, i]
         first_tail_s = rows[TAILS + TTFT, i]
         pace_s = _pace_s(mean_pace_s, rows[TAILS + TPOT, i], states[i])
-        likely_s = min(first_tail_s, FIRST_TAIL_MAX * first_s)
+        likely_s = _first_s(first_s, first_tail_s, rows[BUSY, i])
         bound_s = _bound_s(columns, slots[i], e2e_s < inf)
         others = pace_s / max(bound_s, BOUND_MIN_S)
         end_s = waited_s + after * pace_s

@@ -28,9 +28,11 @@ from numpy.typing import NDArray
 from policies.routing import _headroom
 from policies.routing._headroom import (
     BROKEN_MAX,
+    FIRST_S,
     LIKELY,
     NONE_FITS,
     OTHERS,
+    PACE_S,
     PLACES,
     WEIGHED,
 )
@@ -135,18 +137,33 @@ class SloHeadroom:
         E2E is different: it runs out while the request waits, so first comes what a send would gain.
         """
         slo, now_s, waited_s = request.slo, fleet.now_s, fleet.now_s - request.arrived_s
+        idle = self._fits_idle(request, fleet, forecast, waited_s)
+        if idle.any():
+            return self._least_harm(fleet, weights, idle, "keeps every SLO: nothing else is there", rng)
         likely = self._likely(request, fleet, forecast, waited_s) if slo.e2e_s < inf else -1
         if likely < 0 and self._room_comes(request, fleet, forecast, weights, reply_tokens):
             recovered = self._recovered(request, fleet, forecast, rng)
             if recovered.any():
                 return self._least_harm(fleet, weights, recovered, "tried: it may have recovered", rng)
             turn = slo.ttft_s == inf == slo.e2e_s and self._has_its_turn(waited_s, now_s)
-            return Hold(now_s + self.ask_again_s, "no backend has headroom yet", turn)
-        if likely < 0 and slo.e2e_s == inf:
+            likely = self._likely(request, fleet, forecast, waited_s) if turn else -1
+            if likely < 0:
+                return Hold(now_s + self.ask_again_s, "no backend has headroom yet", turn)
+        elif likely < 0 and slo.e2e_s == inf:
             likely = self._likely(request, fleet, forecast, waited_s)
         if likely >= 0:
             return Dispatch(fleet.slots.item(likely), "likely to keep its SLO")
         return self._too_late(request, fleet, forecast, weights, rng)
+
+    def _fits_idle(self, request: Request, fleet: Fleet, forecast: Forecast, waited_s: float) -> Bools:
+        """Idle backends that keep every bound: what was sent there lately is done with, and waiting changes nothing."""
+        slo, idle = request.slo, fleet.requests < 1.0
+        if not idle.any():
+            return idle
+        rest = self.safety * forecast.rest
+        fits = (waited_s + rest[TTFT] <= slo.ttft_s) & (rest[TPOT] <= slo.tpot_s)
+        kept: Bools = idle & fits & (waited_s + rest[E2E] <= slo.e2e_s)
+        return kept
 
     def _room_comes(
         self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, reply_tokens: float
@@ -198,14 +215,16 @@ class SloHeadroom:
         """Nothing that is predicted to come would keep this SLO."""
         slo = request.slo
         longest = _headroom.longest_reply(slo.ttft_s, slo.tpot_s, slo.e2e_s, forecast.rest)
-        infeasible = longest < 1.0 or forecast.reply_within(longest) < CHANCE_MIN
+        infeasible = longest < 1.0 or forecast.in_time(np.array([longest])).item(0) < CHANCE_MIN
         on_principle = self.best_effort == "shed" or (infeasible and slo.refuse_infeasible)
         allowed = self._trickle(fleet, forecast, rng) if on_principle else self._allowed(fleet, forecast, weights)
         if allowed.any():
             return self._least_harm(fleet, weights, allowed, "too late for its SLO: where it harms least", rng)
         reason = Reason.INFEASIBLE if infeasible and slo.refuse_infeasible else Reason.SATURATED
         return Shed(
-            reason, self._missed(request, fleet, forecast, infeasible), max(float(forecast.ttft_s.min()), RETRY_S_MIN)
+            reason,
+            self._missed(request, fleet, forecast, weights, infeasible),
+            max(float(forecast.ttft_s.min()), RETRY_S_MIN),
         )
 
     def _least_harm(self, fleet: Fleet, weights: Floats, allowed: Bools, why: str, rng: Rng) -> Choice:
@@ -221,7 +240,10 @@ class SloHeadroom:
             return idle & False
         slo, sheet = request.slo, forecast.rest_by_sheet
         slow = (forecast.rest > SLOWED * sheet).any(axis=0)
-        return idle & slow & (sheet[TTFT] <= slo.ttft_s) & (sheet[TPOT] <= slo.tpot_s) & (sheet[E2E] <= slo.e2e_s)
+        tried: Bools = (
+            idle & slow & (sheet[TTFT] <= slo.ttft_s) & (sheet[TPOT] <= slo.tpot_s) & (sheet[E2E] <= slo.e2e_s)
+        )
+        return tried
 
     def _trickle(self, fleet: Fleet, forecast: Forecast, rng: Rng) -> Bools:
         """Idle backends that are tried all the same: what is never sent anything is never seen to have recovered."""
@@ -244,19 +266,22 @@ class SloHeadroom:
         served: Bools = tried | (harmless & spare)
         return served
 
-    def _missed(self, request: Request, fleet: Fleet, forecast: Forecast, infeasible: bool) -> str:
+    def _missed(self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, infeasible: bool) -> str:
         """Which bound cannot be kept, and by how much, on the backend that comes closest."""
         slo, waited_s = request.slo, fleet.now_s - request.arrived_s
-        seconds = forecast.rest if infeasible else forecast.means_s
-        waits = np.array([[waited_s], [0.0], [waited_s]])
-        bounds = np.array([[slo.ttft_s], [slo.tpot_s], [slo.e2e_s]])
-        used = (seconds + waits) / np.maximum(bounds, _headroom.BOUND_MIN_S)
+        counted = forecast.rest if infeasible else np.vstack((weights[FIRST_S], weights[PACE_S], forecast.e2e_s))
+        seconds = counted + np.array([[waited_s], [0.0], [waited_s]])
+        bounds = np.maximum([[slo.ttft_s], [slo.tpot_s], [slo.e2e_s]], _headroom.BOUND_MIN_S)
+        used = seconds / bounds
         best = int(used.max(axis=0).argmin())
         bound = int(used[:, best].argmax())
-        name, allowed_s = ("TTFT", "TPOT", "E2E")[bound], float(bounds[bound, 0])
-        expected_s = float(seconds[bound, best] + waits[bound, 0])
+        if used[bound, best] <= 1.0 < weights.item(OTHERS, best):
+            pace_s = weights.item(PACE_S, best)
+            bound_s = pace_s / weights.item(OTHERS, best)
+            return f"no backend can keep the TPOT of {bound_s:.3g} s: {pace_s:.3g} s expected of the replies there"
+        name, expected_s = ("TTFT", "TPOT", "E2E")[bound], seconds.item(bound, best)
         even = " even on an idle backend" if infeasible else ""
-        return f"no backend can keep its {name} of {allowed_s:.3g} s: {expected_s:.3g} s expected{even}"
+        return f"no backend can keep its {name} of {bounds.item(bound, 0):.3g} s: {expected_s:.3g} s expected{even}"
 
     def _has_its_turn(self, waited_s: float, now_s: float) -> bool:
         """Whether this moment belongs to those without a promise who have waited long: one turn in ``TURNS``."""

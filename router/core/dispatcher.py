@@ -416,6 +416,7 @@ class Dispatcher:
             flight.hold_until_s = now_s + self.admission.hold_s_max
         queue.push(flight.rank, request.id, flight.promise)
         flight.asked_again_s, flight.alone = inf, choice.alone
+        self._timers.set(flight.hold_until_s, request.id, 0, Due.ASK_HELD)
         self._ask_again(flight, choice.until_s)
         return evicted
 
@@ -428,7 +429,7 @@ class Dispatcher:
     def _ask_again(self, flight: Flight, until_s: float) -> None:
         """Set the held request's timer, unless one is set that is as early."""
         when_s = min(until_s, flight.hold_until_s)
-        if when_s < flight.asked_again_s:
+        if when_s < flight.asked_again_s and when_s < flight.hold_until_s:
             flight.asked_again_s = when_s
             self._timers.set(when_s, flight.request.id, 0, Due.ASK_HELD)
 
@@ -452,7 +453,7 @@ class Dispatcher:
 
     def _keeper(self, queue: HeldQueue, flight: Flight) -> Flight | None:
         """The held request before this one in rank to which the next room belongs (see ``Hold.alone``)."""
-        for request_id in queue.heads():
+        for request_id in queue.heads(LOOK_AHEAD):
             held = self._flights[request_id]
             if held is flight or held.rank > flight.rank:
                 return None
@@ -462,7 +463,7 @@ class Dispatcher:
 
     def _serve_queue(self, queue: HeldQueue, now_s: float, commands: list[Command]) -> None:
         """Ask for the first of each line, in order of rank: a backend that does not suit one may suit another."""
-        for request_id in queue.heads()[:LOOK_AHEAD]:
+        for request_id in queue.heads(LOOK_AHEAD):
             flight = self._flights.get(request_id)
             if flight is not None and not self._serve_line(flight.promise, queue, now_s, commands):
                 return
@@ -552,9 +553,7 @@ class Dispatcher:
             queue.discard(flight.request.id)
             waited = Shed(Reason.HOLD_EXPIRED, f"held {now_s - flight.request.arrived_s:.2f} s without room")
             commands.extend(self._refuse(flight, waited, now_s))
-        else:
-            flight.asked_again_s = inf
-            self._ask_again(flight, flight.hold_until_s)
+        flight.asked_again_s = inf
         self._serve_due(flight, queue, now_s, commands)
         if not queue:
             del self._held[flight.request.model]

@@ -291,11 +291,6 @@ class Forecast:
         request = self._request
         return self._belief.lengths.quantile(request.model, request.slo_class, quantile, request.output_tokens_max)
 
-    def reply_within(self, tokens: float) -> float:
-        """The probability that this request's reply has at most so many tokens."""
-        request = self._request
-        return self._belief.lengths.within(request.model, request.slo_class, tokens, request.output_tokens_max)
-
     def in_time(self, tokens: Floats) -> Floats:
         """Row 0: the probability that this request's reply has at most so many tokens, an entry a candidate; row 1: its
         slope over the log of tokens.

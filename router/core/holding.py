@@ -9,6 +9,7 @@ and both ends are at hand: the first to serve, and the last, which a more urgent
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
+from heapq import nsmallest
 
 from router.core.types import RequestId
 
@@ -79,11 +80,11 @@ class HeldQueue:
         line = self._lines.get(promise)
         return line[0][2] if line else None
 
-    def heads(self) -> list[RequestId]:
-        """The first of every line, in the order of service."""
+    def heads(self, most: int) -> list[RequestId]:
+        """The first of each line in the order of service, ``most`` of them."""
         if len(self._lines) == 1:
             return [self._sorted[0][2]]
-        return [key[2] for key in sorted([line[0] for line in self._lines.values()])]
+        return [key[2] for key in nsmallest(most, [line[0] for line in self._lines.values()])]
 
     @property
     def first(self) -> RequestId:

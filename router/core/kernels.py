@@ -114,6 +114,7 @@ class _Ahead(NamedTuple):
 
     steps: float
     waiting: float
+    tokens: float
     prompt_s: float
     pair_s: float
 
@@ -217,7 +218,7 @@ def _ahead(columns: Floats, prior: Floats, roofs: Floats, e: _Engine, asked: _As
     if e.full > 0.0:
         beyond_s += e.full * _beyond_s(roofs, prior, e, e.room)
     steps = e.full + under_way + 1.0 + waiting
-    return _Ahead(steps, waiting, beyond_s * e.token_factor + e.token_s * tokens, pairs * e.pair_s)
+    return _Ahead(steps, waiting, tokens, beyond_s * e.token_factor + e.token_s * tokens, pairs * e.pair_s)
 
 
 @part
@@ -393,7 +394,7 @@ def predicted(
         rows[E2E, i] = rows[TTFT, i] + max(output_tokens - 1.0, 0.0) * rows[TPOT, i]
         rows[BAND, i] = band
         rows[BUSY, i] = busy
-        own_s = (ahead.prompt_s + ahead.pair_s) * e.own / max(e.left + e.first, 1.0)
+        own_s = (ahead.prompt_s + ahead.pair_s) * e.own / max(ahead.tokens, 1.0)
         rows[TOLL, i] = (e.batch + e.prefilling) * (own_s + output_tokens * (e.seq_s + e.context_s * held_tokens))
         rows[BROKEN, i] = 0.0
         spare_s = min(columns[TPOT_BOUND_S, slot], columns[OTHERS_BOUND_S, slot]) - e.step_s

@@ -95,14 +95,8 @@ class _Reading:
         for i in range(BINS):
             if reach[i + 1] <= left:
                 share = (reach[i] - left) / max(reach[i] - reach[i + 1], NOBODY)
-                return float(_STARTS[i] + min(max(share, 0.0), 1.0) * (_ENDS[i] - _STARTS[i]))
+                return float(_STARTS[i] * (_ENDS[i] / _STARTS[i]) ** min(max(share, 0.0), 1.0))
         return float(_ENDS[-1])
-
-    def within(self, tokens: float) -> float:
-        """The probability that a reply has at most so many tokens."""
-        i = _bin(tokens)
-        share = min(max((tokens - _STARTS[i]) / (_ENDS[i] - _STARTS[i]), 0.0), 1.0)
-        return 1.0 - (self.reach[i] + share * (self.reach[i + 1] - self.reach[i]))
 
     def outlook(self, cap: float) -> "Outlook":
         """Of the smaller of a length and its cap (0: none)."""
@@ -164,17 +158,13 @@ class _Replies:
         return known
 
     def quantile(self, quantile: float, cap: int) -> float:
-        """The length that is exceeded with probability 1 - ``quantile``: straight between the bins' edges."""
+        """The length that is exceeded with probability 1 - ``quantile``; straight in its log between the edges."""
         known = self._quantiles.get(quantile)
         if known is None:
             if len(self._quantiles) > CAPS_KEPT:
                 self._quantiles.clear()
             known = self._quantiles[quantile] = self._read().quantile(quantile)
         return min(known, float(cap)) if cap else known
-
-    def within(self, tokens: float) -> float:
-        """The probability that a reply has at most so many tokens."""
-        return self._read().within(tokens)
 
     def plain(self) -> dict[str, list[float]]:
         """The distribution as plain numbers."""
@@ -249,12 +239,6 @@ class Lengths:
     def quantile(self, model: str, slo_class: str, quantile: float, cap: int = 0) -> float:
         """Output tokens that a reply exceeds with probability 1 - ``quantile``, or its cap if that is less."""
         return self._replies.get((model, slo_class), self._unseen).quantile(quantile, cap)
-
-    def within(self, model: str, slo_class: str, tokens: float, cap: int = 0) -> float:
-        """The probability that a reply has at most ``tokens`` tokens; 1 where its cap allows no more."""
-        if (cap and tokens >= cap) or tokens >= _ENDS[-1]:
-            return 1.0
-        return self._replies.get((model, slo_class), self._unseen).within(tokens)
 
 
 class Prompts:

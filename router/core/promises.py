@@ -17,7 +17,7 @@ def e2e_pace_s(request: Request, ttft_s: float, tpot_s: float, output_tokens: fl
     """The time per token that the E2E of this request's SLO leaves to ``output_tokens`` expected (inf: no bound, no
     prediction, or one that is broken already).
 
-    It does not shrink while the request waits: a request that is almost late would keep everybody else from its backend.
+    It does not shrink while the request waits: one that is almost late would keep everybody else from its backend.
     """
     if request.slo.e2e_s == inf or not ttft_s >= 0.0:
         return inf

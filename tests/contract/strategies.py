@@ -18,6 +18,7 @@ SLOS = st.builds(
     tpot_s=SECONDS,
     e2e_s=st.floats(0.0, 1e4) | st.just(inf),
     quantile=st.floats(0.01, 0.999),
+    refuse_infeasible=st.booleans(),
 )
 COSTS = st.builds(
     StepCoefficients,

@@ -87,6 +87,50 @@ def _row(load):
     return load.prefilling, load.prefill_tokens, load.decoding, load.context_tokens
 
 
+@given(LOADS, st.integers(1, 20_000))
+def test_nothing_is_faster_than_at_rest(load, prompt):
+    """Contract: load adds to every mean."""
+    it = forecast(load, Load(), made=moe, asked=request(prompt_tokens=prompt))
+    assert (it.rest <= it.means_s * (1 + 1e-9)).all()
+    assert it.rest[:, 0] == pytest.approx(it.rest[:, 1])
+
+
+def test_the_toll_is_the_time_that_a_send_adds_to_all_that_run_there():
+    """Each of 10 waits while the prompt of 1,000 tokens is taken in, 0.1 ms a token, and then has 100 steps with one
+    sequence (0.1 ms) and its tokens in the cache (0.1 us each) more; nothing runs on an idle engine.
+    """
+    it = forecast(Load(), Load(0, 0, 10, 5000), Load(0, 0, 20, 5000))
+    each_s = 1000 * 1e-4 + it.output_tokens * (1e-4 + 1e-7 * it.tokens)
+    assert it.toll_s[0] == 0.0
+    assert it.toll_s[1:] == pytest.approx([10 * each_s, 20 * each_s], rel=1e-6)
+    assert it.toll_s.tolist() == it.rows[kernels.TOLL].tolist()
+
+
+def test_the_toll_of_a_cached_prompt_is_less():
+    """Only what has to be computed is waited for."""
+    it = forecast(Load(0, 0, 10, 5000), Load(0, 0, 10, 5000), asked=request(prompt_tokens=1000, output_tokens_max=100))
+    it._belief.hit[1] = 0.9
+    again = Forecast(it._request, it._fleet, it._belief)
+    assert again.toll_s[0] - again.toll_s[1] == pytest.approx(10 * 900 * 1e-4, rel=1e-6)
+
+
+def test_what_a_reply_may_be_is_asked_of_the_lengths_of_its_model_and_class_under_its_cap():
+    """Quantile, probability, the same for every candidate, and the mean of the model whatever the class."""
+    asked = request(prompt_tokens=1000, output_tokens_max=300, slo_class="chat")
+    it = forecast(Load(), Load(), asked=asked)
+    lengths = it._belief.lengths
+    for n in range(400):
+        lengths.saw("m", "chat", 40 + n % 100)
+        lengths.saw("m", "batch", 1000)
+    it = Forecast(asked, it._fleet, it._belief)
+    assert it.reply_tokens(0.9) == lengths.quantile("m", "chat", 0.9, 300) < 250
+    assert it.mean_reply_tokens == pytest.approx(545, rel=0.1)
+    chance, slope = it.in_time(np.array([90.0, 300.0]))
+    assert chance[0] == pytest.approx(0.5, abs=0.1)
+    assert (chance[1], slope[1]) == (1.0, 0.0)
+    assert slope[0] > 0.0
+
+
 @given(LOADS, st.integers(1, 20_000), st.integers(0, 5000))
 def test_a_longer_prompt_is_never_sooner(load, prompt, more):
     """Contract: on the same engines."""

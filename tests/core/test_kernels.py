@@ -5,7 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
-from math import ceil
+from math import ceil, log
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +242,48 @@ def test_outlooks_are_what_the_product_limit_says(cap):
     told = it.outlook("m", "default", cap)
     assert told.tokens == pytest.approx(max(1.0, mean), rel=1e-9)
     assert told.spread == pytest.approx(np.sqrt(max(0.0, second - first**2)), rel=1e-7, abs=1e-7)
+
+
+@pytest.mark.parametrize("cap", [0, 1, 50, 2**17, 2**20])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_chance_to_end_in_time_and_its_slope_are_those_of_the_survival_curve(seed, cap):
+    """Straight over the log of tokens between the edges of bins; the slope is that of the next quarter of an octave.
+    Less than a token is never enough; the cap, or the longest reply that there is, always.
+    """
+    shape = np.random.default_rng(seed)
+    alive = np.concatenate(([1.0], np.sort(shape.uniform(0.0, 1.0, BINS - 1))[::-1], [0.0]))
+    tokens = np.concatenate(([0.0, 0.5, 1.0, 2.0, 49.9, 50.0, 2.0**17, 1e9], np.exp(shape.uniform(0.0, 11.7, 40))))
+    out = np.empty((2, len(tokens)))
+    kernels.in_time(alive, 4.0, float(cap), tokens, out)
+
+    def within(asked):
+        return 1.0 - np.interp(4.0 * np.log2(np.maximum(asked, 1e-9)), np.arange(BINS + 1), alive)
+
+    sure = (tokens >= 2.0**17) | ((cap > 0) & (tokens >= cap))
+    never = (tokens < 1.0) & ~sure
+    expected = np.where(sure, 1.0, np.where(never, 0.0, within(tokens)))
+    slope = (within(tokens * 2.0**0.25) - within(tokens)) / log(2.0**0.25)
+    np.testing.assert_allclose(out[0], expected, atol=1e-12)
+    np.testing.assert_allclose(out[1], np.where(sure | never, 0.0, slope), atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_at_rest_is_what_is_predicted_where_nothing_is_in_flight(seed):
+    """On engines unlike each other that are loaded as they may be, and learnt to be off: rest is the forecast over the
+    same engines idle, prefix cache and all.
+    """
+    chance = random.Random(seed)
+    ledger, belief = drawn(chance, 20)
+    asked = request(prompt_tokens=chance.choice((1, 700, 3000)), output_tokens_max=chance.choice((1, 60, 400)))
+    unused = Ledger()
+    for joined in ledger.backends:
+        unused.join(joined, 0.0)
+    idle = Forecast(asked, Fleet(unused, unused.pool("m"), 3.0), belief)
+    slots = np.array(sorted(chance.sample(range(20), 9))) if seed % 2 else ledger.pool("m")
+    loaded = Forecast(asked, Fleet(ledger, slots, 3.0), belief)
+    assert loaded.tokens < ledger.kv_tokens_max[:20].min()
+    np.testing.assert_allclose(loaded.rest, idle.means_s[:, slots], rtol=1e-12)
+    assert (loaded.rest != loaded.means_s).any()
 
 
 def test_the_rate_of_prompts_is_that_of_the_fleet():

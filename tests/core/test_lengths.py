@@ -1,11 +1,15 @@
 """Reply lengths under caps, and prompts counted against estimates."""
 
 import random
-from math import log
+from math import inf, log
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from router.core.lengths import BINS_PER_OCTAVE, Lengths, Prompts
+from router.core import kernels
+from router.core.lengths import BINS, BINS_PER_OCTAVE, Lengths, Prompts
 
 
 def taught(chance, count, median, sigma, cap=0):
@@ -22,6 +26,64 @@ def test_the_mean_and_the_quantiles_of_what_was_seen_are_expected():
     it = taught(random.Random(1), 3000, 100.0, 0.8)
     assert it.expected("m", "default") == pytest.approx(138, rel=0.1)
     assert it.quantile("m", "default", 0.9) == pytest.approx(279, rel=0.25)
+
+
+WEIGHTS = st.lists(st.floats(0.01, 10.0), min_size=2 * BINS, max_size=2 * BINS)
+
+
+def of_weights(weights):
+    """Lengths whose replies ended and were cut with these weights, and the share that reaches each edge."""
+    ended, cut = np.array(weights[:BINS]), np.array(weights[BINS:])
+    it = Lengths()
+    it.adopt("m", {"default": {"ended": ended.tolist(), "cut": cut.tolist()}})
+    at_risk = (ended + cut)[::-1].cumsum()[::-1]
+    return it, np.concatenate(([1.0], np.cumprod(1.0 - ended / at_risk)[:-1], [0.0]))
+
+
+def in_time(it, tokens, cap=0.0):
+    """The probability of a reply of at most so many tokens, by the loop that decisions use."""
+    out = np.empty((2, 1))
+    kernels.in_time(it.survival("m", "default"), float(BINS_PER_OCTAVE), cap, np.array([tokens]), out)
+    return out[0, 0]
+
+
+@given(weights=WEIGHTS, quantile=st.floats(0.01, 0.999), cap=st.integers(0, 2**19))
+def test_quantiles_are_straight_in_the_log_between_the_edges_of_bins(weights, quantile, cap):
+    """As numpy interpolates them; a cap is never exceeded."""
+    it, reach = of_weights(weights)
+    expected = float(2.0 ** np.interp(quantile, 1.0 - reach, np.arange(BINS + 1) / BINS_PER_OCTAVE))
+    assert it.quantile("m", "default", quantile) == pytest.approx(expected, rel=1e-6)
+    assert it.quantile("m", "default", quantile, cap) == pytest.approx(min(expected, cap or inf), rel=1e-6)
+
+
+@given(weights=WEIGHTS, quantile=st.floats(0.01, 0.99))
+def test_the_probability_to_be_within_a_quantile_is_that_quantile(weights, quantile):
+    """One is the other's inverse, and both rise."""
+    it, _ = of_weights(weights)
+    tokens = it.quantile("m", "default", quantile)
+    if 1.0 <= tokens < kernels.REPLY_MOST:
+        assert in_time(it, tokens) == pytest.approx(quantile, abs=1e-6)
+        assert in_time(it, max(tokens / 2, 1.0)) <= quantile + 1e-9
+    assert it.quantile("m", "default", quantile / 2) <= tokens
+
+
+def test_quantiles_follow_the_replies_that_come():
+    """What was once worked out is not kept for ever."""
+    it = taught(random.Random(9), 400, 50.0, 0.3)
+    before, within = it.quantile("m", "default", 0.5), in_time(it, 60.0)
+    for _ in range(1500):
+        it.saw("m", "default", 400)
+    assert before < 60
+    assert it.quantile("m", "default", 0.5) > 300
+    assert in_time(it, 60.0) < within / 2
+
+
+def test_many_quantiles_are_not_kept_for_ever():
+    """A client may name any."""
+    it = taught(random.Random(10), 100, 50.0, 0.3)
+    for n in range(1, 2000):
+        it.quantile("m", "default", n / 2000)
+    assert len(it._replies["m", "default"]._quantiles) <= 258
 
 
 def test_a_cap_bounds_what_is_expected():

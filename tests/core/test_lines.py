@@ -281,6 +281,17 @@ def test_a_line_whose_time_has_come_does_not_take_the_room_that_is_kept_for_anot
     assert names(it.ticked(it.wake_s)) == ["other"]
 
 
+def test_who_came_while_the_room_was_kept_is_asked_once_it_is_not():
+    """Nothing else would ask: it had no time of its own."""
+    it, desk = at_a_desk("other", again_s=0.05)
+    desk.alone.add("patient")
+    comes(it, "patient", priority=0)
+    assert comes(it, "other", CODE, 0.01, priority=1) == ()
+    assert names(it.ticked(it.wake_s)) == []
+    desk.alone.clear()
+    assert names(it.ticked(it.wake_s)) == ["other"]
+
+
 def test_a_line_of_an_earlier_rank_does_not_mind():
     """Room is kept from those behind alone."""
     it, desk = at_a_desk(again_s=0.05)

@@ -5,7 +5,7 @@ from math import inf, nan
 import pytest
 
 from router.core.fleet import Fleet
-from router.core.promises import pace_bound_s
+from router.core.promises import e2e_pace_s, tpot_bound_s
 from router.core.types import Load, Slo
 from tests.fakes import backend, core, request, sent
 
@@ -13,18 +13,20 @@ from tests.fakes import backend, core, request, sent
 @pytest.mark.parametrize(
     ("slo", "predicted", "expected"),
     [
-        (Slo(), (0.1, 0.01), inf),
-        (Slo(tpot_s=0.05), (0.1, 0.01), 0.05),
-        (Slo(e2e_s=11.0), (1.0, 0.01), 0.1),  # 10 s of 11 are left to the 100 tokens after the first
-        (Slo(tpot_s=0.05, e2e_s=11.0), (1.0, 0.01), 0.05),
-        (Slo(tpot_s=0.05), (0.1, 0.06), inf),  # lost already
-        (Slo(e2e_s=0.5), (1.0, 0.01), inf),
-        (Slo(tpot_s=0.05, e2e_s=11.0), (nan, nan), 0.05),
+        (Slo(), (0.1, 0.01), (inf, inf)),
+        (Slo(tpot_s=0.05), (0.1, 0.01), (0.05, inf)),
+        (Slo(e2e_s=11.0), (1.0, 0.01), (inf, 0.1)),  # 10 s of 11 are left to the 100 tokens after the first
+        (Slo(tpot_s=0.05, e2e_s=11.0), (1.0, 0.01), (0.05, 0.1)),
+        (Slo(tpot_s=0.05), (0.1, 0.06), (inf, inf)),  # lost already
+        (Slo(e2e_s=0.5), (1.0, 0.01), (inf, inf)),
+        (Slo(tpot_s=0.05, e2e_s=11.0), (nan, nan), (0.05, inf)),
     ],
 )
-def test_the_pace_that_promises_need(slo, predicted, expected):
-    """TPOT as it is, E2E by what it leaves to the tokens, a lost promise not at all."""
-    assert pace_bound_s(request(slo=slo), 0.0, *predicted, output_tokens=101.0) == pytest.approx(expected)
+def test_the_pace_that_bounds_need(slo, predicted, expected):
+    """TPOT as it is, E2E by what it leaves to the tokens, a lost bound not at all."""
+    asked, (ttft_s, tpot_s) = request(slo=slo), predicted
+    assert tpot_bound_s(asked, tpot_s) == expected[0]
+    assert e2e_pace_s(asked, ttft_s, tpot_s, output_tokens=101.0) == pytest.approx(expected[1])
 
 
 def bounds(it):
@@ -32,13 +34,39 @@ def bounds(it):
     return Fleet(it.ledger, it.ledger.pool("m"), 0.0).tpot_bound_s.tolist()
 
 
+def paces(it):
+    """What E2E bounds leave to a token on each backend."""
+    return Fleet(it.ledger, it.ledger.pool("m"), 0.0).e2e_pace_s.tolist()
+
+
 def test_a_promise_to_end_in_time_binds_the_backend_while_it_runs():
     """An E2E SLO is a pace to be kept; once the request is over nothing is."""
     it = core(backend("a"), routing="slo_headroom")
     it.arrived(request("r", slo=Slo(e2e_s=30.0), output_tokens_max=101), 0.0)
-    assert 0.1 < bounds(it)[0] < 0.5
+    assert 0.1 < paces(it)[0] < 0.5
+    assert bounds(it) == [inf]  # it is no TPOT bound: a step that takes a prompt in costs it little
     it.client_left("r", 1.0)
-    assert bounds(it) == [inf]
+    assert paces(it) == [inf]
+
+
+def test_the_time_that_a_request_has_waited_does_not_tighten_what_it_asks_of_others():
+    """Sent after 10 s of its 30: the pace that it leaves them is the same, and so is that of a TPOT."""
+    for slo, look in ((Slo(e2e_s=30.0), paces), (Slo(tpot_s=0.05, e2e_s=60.0), bounds)):
+        found = []
+        for now_s in (0.0, 10.0):
+            it = core(backend("a"), routing="slo_headroom")
+            sent(it.arrived(request("r", slo=slo, output_tokens_max=101), now_s))
+            found.append(look(it)[0])
+        assert found[0] == pytest.approx(found[1])
+        assert found[0] < inf
+
+
+def test_an_e2e_promise_leaves_what_is_left_after_the_first_token_to_the_expected_reply():
+    """Divided by its tokens after the first; a reply of one token divides by one."""
+    asked = request(slo=Slo(e2e_s=10.0))
+    assert e2e_pace_s(asked, 1.0, 0.01, output_tokens=91.0) == pytest.approx(0.1)
+    assert e2e_pace_s(asked, 1.0, 0.01, output_tokens=1.0) == pytest.approx(9.0)
+    assert e2e_pace_s(asked, 10.5, 0.01, output_tokens=91.0) == inf
 
 
 def test_a_promise_that_nobody_can_keep_binds_nobody():
@@ -60,3 +88,14 @@ def test_routers_tell_each_other_the_tightest_pace_they_promised():
     assert bounds(ours) == [0.03]
     ours.peer_lost("peer", 0.2)
     assert bounds(ours) == [0.05]
+
+
+def test_routers_tell_each_other_the_pace_that_e2e_bounds_leave():
+    """The same of E2E bounds, until the reply is over."""
+    ours, theirs = core(backend("a")), core(backend("a"), routing="slo_headroom")
+    theirs.arrived(request("s", slo=Slo(e2e_s=30.0), output_tokens_max=101), 0.0)
+    ours.heard("peer", theirs.loads(), 0.1)
+    assert paces(ours) == paces(theirs) != [inf]
+    theirs.client_left("s", 0.2)
+    ours.heard("peer", theirs.loads(), 0.2)
+    assert paces(ours) == [inf]
