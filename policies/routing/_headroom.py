@@ -35,7 +35,7 @@ from router.core import (
 
 BOUND_MIN_S: Final = 1e-9  # a promise of 0 s is broken by any prediction, without dividing by it
 FIRST_TAIL_MAX: Final = 1.3  # doubt of a first token that is worth waiting for: more load drains, doubt does not
-FIRST_TAIL_MIN: Final = 1.04  # of a first token: a backend drifts by as much while its outcomes are under way
+FIRST_TAIL_MIN: Final = 0.04  # of a first token, beyond 1: a backend drifts so far while its outcomes are under way
 SURER: Final = 2.0  # times the doubt on an engine that does nothing but prompts; see _first_s
 PACE_TAIL_MAX: Final = 1.2  # error of a step's model and drift of an engine; see _pace_s
 PACE_TAIL_MAX_OFF: Final = 1.5
@@ -63,13 +63,13 @@ def used_of_others(fleet: Fleet, tpot_s: Floats) -> Floats:
     return share
 
 
-LIKELY, DOUBTED, OTHERS, FITS, PLACES, FIRST_S, PACE_S = range(7)
-WEIGHED: Final = 7
+LIKELY, DOUBTED, OTHERS, FITS, PLACES, FIRST_S, PACE_S, GAIN = range(8)
+WEIGHED: Final = 8
 """Rows that ``weigh`` fills, one column a candidate: what it would use up of what was promised. ``LIKELY``: of this
 request's bounds and of those of others there, with as much doubt of its first token as waiting could lessen;
 ``DOUBTED``: with all doubt; ``OTHERS``: of those of others alone; ``FITS``: 1 where every bound will be kept, else 0;
 ``PLACES``: as far as there are any, the places of those to choose among; ``FIRST_S``, ``PACE_S``: the TTFT and TPOT
-that were counted with.
+that were counted with; ``GAIN``: see ``most_gained``.
 """
 NONE_FITS: Final = -1
 
@@ -90,8 +90,8 @@ def _first_s(mean_s: float, tail_s: float, busy: float) -> float:
     """The first token to count with: doubt that waiting could lessen. An engine that is busy with prompts has others to
     come, which a request that misses keeps from being served in time: the busier, the surer it has to be.
     """
-    doubt = max(tail_s / mean_s, FIRST_TAIL_MIN) ** (1.0 + SURER * busy)
-    return float(min(doubt, FIRST_TAIL_MAX) * mean_s)
+    doubt = max(tail_s / mean_s - 1.0, FIRST_TAIL_MIN) * (1.0 + SURER * busy)
+    return float(min(1.0 + doubt, FIRST_TAIL_MAX) * mean_s)
 
 
 @part
@@ -282,22 +282,26 @@ def _sigma(mean_s: float, tail_s: float, z: float) -> float:
     return min(max(log(tail_s / mean_s) / z, SIGMA_MIN), SIGMA_MAX)
 
 
-@compiled("i8(f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], i1[::1], f8[:, ::1], i8[::1], f8, f8)")
+@compiled(
+    "i8(f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], i1[::1], f8[:, ::1], i8[::1], f8, f8[:, ::1])"
+)
 def most_gained(
     ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, safety: float, z: float, rows: Floats, rest: Floats,
-    in_time: Floats, states: NDArray[np.int8], columns: Floats, slots: Slots, gain_min: float, sharing: float,
+    in_time: Floats, states: NDArray[np.int8], columns: Floats, slots: Slots, sharing: float, weights: Floats,
 ) -> int:  # fmt: skip
-    """The candidate where a send gains most, in SLOs met; -1 where none gains ``gain_min``.
+    """Fill GAIN of ``weights``, what a send gains in SLOs met (-inf: its own bound or others' would be broken); returns
+    the candidate where that is most.
 
     It gains the probability that every bound of the request is met. It takes, from each reply there and from as many
     that will come, what theirs falls by the time that the send adds to it; and from the prompts that come before the
     queue is empty again, what theirs falls by its own prompt. As this request's own would fall, for want of knowing
     theirs. ``in_time``: probability that the reply ends in time, and its slope; ``z``: of the quantile of the tails.
     """
-    best, most = -1, gain_min
+    best = 0
     for i in range(len(slots)):
         first_s, pace_s = rows[TTFT, i], rows[TPOT, i]
         bound_s = _bound_s(columns, slots[i], e2e_s < inf)
+        weights[GAIN, i] = -inf
         if safety * pace_s > min(bound_s, tpot_s):
             continue
         chance, slope, others, queue = in_time[0, i], sharing * in_time[1, i], 0.0, 0.0
@@ -316,7 +320,8 @@ def most_gained(
             busy = rows[BUSY, i]
             queue = busy / (1.0 - busy) * max(first_s - rest[TTFT, i], 0.0) / total_s * _density(at) / sigma
             chance *= _normal(at)
-        gain = chance - rows[TOLL, i] / rows[E2E, i] * max(slope, others) - queue - rows[BROKEN, i]
-        if gain > most:
-            best, most = i, gain
+        harm = rows[TOLL, i] / rows[E2E, i] * max(slope, others) + queue + rows[BROKEN, i]
+        weights[GAIN, i] = chance - harm
+        if weights[GAIN, i] > weights[GAIN, best]:
+            best = i
     return best

@@ -29,6 +29,7 @@ from policies.routing import _headroom
 from policies.routing._headroom import (
     BROKEN_MAX,
     FIRST_S,
+    GAIN,
     LIKELY,
     NONE_FITS,
     OTHERS,
@@ -63,6 +64,7 @@ SLOWED: Final = 1.5  # times what the data sheet says: more than sheets are off,
 GENTLE_SHARE: Final = 0.8  # of the time to the first token: as far as a prompt waits for the sake of others' pace
 CHANCE_MIN: Final = 0.1  # a reply that is less likely to end in time even on an idle backend cannot
 GAIN_MIN: Final = 0.1  # of SLOs met, as a probability: a send that gains less is not worth its work
+GAIN_NEAR: Final = 0.05  # gains this close are equal
 SPARE: Final = 1.5  # times what an idle backend takes: one that takes no more has capacity to spare
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
 NORMAL: Final = NormalDist()
@@ -117,6 +119,10 @@ class SloHeadroom:
         if count == 0:
             return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its pace")
         place = int(weights.item(PLACES, int(rng.random() * count)))
+        if request.prefix:
+            best = self._most_gained(request, fleet, forecast, waited_s, weights)
+            if weights.item(GAIN, best) > weights.item(GAIN, place) + GAIN_NEAR:
+                return Dispatch(fleet.slots.item(best), "most of its prompt is cached there")
         return Dispatch(fleet.slots.item(place), "keeps every SLO")
 
     def _urgent_s(self, request: Request, waited_s: float) -> float:
@@ -140,17 +146,17 @@ class SloHeadroom:
         idle = self._fits_idle(request, fleet, forecast, waited_s)
         if idle.any():
             return self._least_harm(fleet, weights, idle, "keeps every SLO: nothing else is there", rng)
-        likely = self._likely(request, fleet, forecast, waited_s) if slo.e2e_s < inf else -1
+        likely = self._likely(request, fleet, forecast, waited_s, weights) if slo.e2e_s < inf else -1
         if likely < 0 and self._room_comes(request, fleet, forecast, weights, reply_tokens):
             recovered = self._recovered(request, fleet, forecast, rng)
             if recovered.any():
                 return self._least_harm(fleet, weights, recovered, "tried: it may have recovered", rng)
             turn = slo.ttft_s == inf == slo.e2e_s and self._has_its_turn(waited_s, now_s)
-            likely = self._likely(request, fleet, forecast, waited_s) if turn else -1
+            likely = self._likely(request, fleet, forecast, waited_s, weights) if turn else -1
             if likely < 0:
                 return Hold(now_s + self.ask_again_s, "no backend has headroom yet", turn)
         elif likely < 0 and slo.e2e_s == inf:
-            likely = self._likely(request, fleet, forecast, waited_s)
+            likely = self._likely(request, fleet, forecast, waited_s, weights)
         if likely >= 0:
             return Dispatch(fleet.slots.item(likely), "likely to keep its SLO")
         return self._too_late(request, fleet, forecast, weights, rng)
@@ -189,8 +195,12 @@ class SloHeadroom:
         )
         return room_s < inf
 
-    def _likely(self, request: Request, fleet: Fleet, forecast: Forecast, waited_s: float) -> int:
+    def _likely(self, request: Request, fleet: Fleet, forecast: Forecast, waited_s: float, weights: Floats) -> int:
         """The candidate with most to gain in SLOs met; -1 where there is nothing to gain."""
+        best = self._most_gained(request, fleet, forecast, waited_s, weights)
+        return best if weights.item(GAIN, best) > GAIN_MIN else -1
+
+    def _most_gained(self, request: Request, fleet: Fleet, forecast: Forecast, waited_s: float, weights: Floats) -> int:
         slo = request.slo
         left_s = slo.e2e_s - waited_s - forecast.ttft_s
         tokens = np.maximum(1.0 + left_s / forecast.tpot_s, 0.0)
@@ -207,8 +217,8 @@ class SloHeadroom:
             forecast.state,
             fleet.columns,
             fleet.slots,
-            GAIN_MIN,
             forecast.reply_sharing,
+            weights,
         )
 
     def _too_late(self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, rng: Rng) -> Choice:

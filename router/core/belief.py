@@ -195,7 +195,11 @@ class Belief:
         Engines leave a count of 0 out, and many all counts: where none was ever stated that says nothing, unless the
         engine's own pages tell whether anything is ever found.
         """
-        self.hit[slot] += BIAS_GAIN * (share - self.hit[slot])
+        hit = self.hit.item(slot)
+        if hit != share:
+            self.hit[slot] = hit + BIAS_GAIN * (share - hit)
+        if expected == 0.0:
+            return
         finds, found = self.finds.item(slot), min(share, expected)
         if not stated and self.hit.item(slot) == 0.0:
             if isnan(finds):

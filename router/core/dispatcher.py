@@ -223,8 +223,8 @@ class Dispatcher:
         if isinstance(answer, Shed):
             return self._refuse(flight, answer, now_s)
         flight.rank = answer.rank
-        flight.promise = _promise(request, slots)
         if queue:
+            flight.promise = _promise(request, len(slots))
             fleet.ahead = queue.ahead(flight.promise, flight.rank)
             if fleet.ahead or self._keeper(queue, flight) is not None:
                 return self._behind(flight, fleet, forecast, now_s)
@@ -374,7 +374,7 @@ class Dispatcher:
         if not failure.retryable or flight.attempts >= self.limits.attempts_max or fleet is None:
             reason = Reason.FIRST_BYTE_LATE if failure.late else Reason.BACKEND_FAILED
             return self._refuse(flight, Shed(reason, failure.why), now_s)
-        flight.promise = (*_promise(flight.request, fleet.slots), *[float(slot) for slot in flight.tried])
+        flight.promise = (*_promise(flight.request, len(fleet.slots)), *[float(slot) for slot in flight.tried])
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 
     def _untried(self, flight: Flight, now_s: float) -> Fleet | None:
@@ -414,6 +414,8 @@ class Dispatcher:
             evicted = self._evict(queue, now_s)
         if flight.hold_until_s == inf:
             flight.hold_until_s = now_s + self.admission.hold_s_max
+        if not flight.promise:
+            flight.promise = _promise(request, len(self.ledger.holding(request)))
         queue.push(flight.rank, request.id, flight.promise)
         flight.asked_again_s, flight.alone = inf, choice.alone
         self._timers.set(flight.hold_until_s, request.id, 0, Due.ASK_HELD)
@@ -635,8 +637,8 @@ class Dispatcher:
 
     def _context_tokens(self, done: Attempt) -> int:
         """The longest context of the backend that an attempt ran on (0: any, or it has left)."""
-        slot = self.ledger.slot(done.backend)
-        backend = self.ledger.backends[slot] if slot is not None else None
+        held, ledger = done.reservation, self.ledger
+        backend = ledger.backends[held.slot] if held.generation == ledger.generation[held.slot] else None
         return backend.context_tokens_max if backend is not None else 0
 
     def _learn_first_token(self, won: Attempt, now_s: float) -> None:
@@ -700,9 +702,9 @@ class Dispatcher:
         return [account, *self._serve_held(now_s, flight.request.model)]
 
 
-def _promise(request: Request, slots: Slots) -> Promise:
+def _promise(request: Request, candidates: int) -> Promise:
     """What tells lines of held requests apart: the bounds, and how many backends may take the request. One that failed
     somewhere has fewer to choose among than others of its SLO, and stands in a line of its own.
     """
     slo = request.slo
-    return slo.ttft_s, slo.tpot_s, slo.e2e_s, slo.quantile, float(len(slots))
+    return slo.ttft_s, slo.tpot_s, slo.e2e_s, slo.quantile, float(candidates)
