@@ -42,6 +42,7 @@ PACE_TAIL_MAX_OFF: Final = 1.5
 NEAR: Final = 0.05  # scores this close are equal: the forecast is no better than that
 EDGE: Final = 0.3  # of a bound: how far from it a share of it begins to weigh more than in proportion
 OVERLAP: Final = 2.0  # times the toll on those there: as many again will come while the request runs
+Z_90: Final = 1.2816  # standard deviations to the 0.9 quantile of a normal distribution
 SIGMA_MIN, SIGMA_MAX = 0.03, 0.5  # of the log of a prediction
 SQRT_2: Final = sqrt(2.0)
 SQRT_2_PI: Final = sqrt(2.0 * pi)
@@ -243,10 +244,12 @@ def room_in_s(
         rest_s = pace_s * rest[TPOT, i] / rows[TPOT, i]
         left_s = e2e_s - waited_s - first_s
         own_s = min(tpot_s, left_s / after if after > 0.0 else inf)
-        latest_s = min(ttft_s - waited_s - first_s, left_s - after * rest_s if e2e_s < inf else inf, hold_s)
+        bound_s = min(own_s, _bound_s(columns, slots[i], e2e_s < inf))
+        latest_s = min(ttft_s - waited_s - first_s, hold_s)
+        if e2e_s < inf:
+            latest_s = min(latest_s, left_s - after * min(pace_s, bound_s))
         if latest_s < 0.0 or rest_s > own_s:
             continue
-        bound_s = min(own_s, _bound_s(columns, slots[i], e2e_s < inf))
         in_s = 0.0
         if pace_s > bound_s:
             gain = (pace_s - rest_s) / (mean_reply_tokens * rows[TPOT, i])
@@ -277,17 +280,19 @@ def _density(z: float) -> float:
 
 
 @part
-def _sigma(mean_s: float, tail_s: float, z: float) -> float:
-    """Standard deviation of the log of a prediction of this mean, whose tail is ``z`` of them away."""
-    return min(max(log(tail_s / mean_s) / z, SIGMA_MIN), SIGMA_MAX)
+def _sigma(mean_s: float, tail_s: float) -> float:
+    """Standard deviation of the log of a prediction of this mean and 0.9 quantile."""
+    return min(max(log(tail_s / mean_s) / Z_90, SIGMA_MIN), SIGMA_MAX)
 
 
 @compiled(
-    "i8(f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], i1[::1], f8[:, ::1], i8[::1], f8, f8[:, ::1])"
+    "i8(f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i1[::1], f8[:, ::1], i8[::1], f8,"
+    " f8[:, ::1])"
 )
 def most_gained(
-    ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, safety: float, z: float, rows: Floats, rest: Floats,
-    in_time: Floats, states: NDArray[np.int8], columns: Floats, slots: Slots, sharing: float, weights: Floats,
+    ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, safety: float, rows: Floats, tails: Floats,
+    rest: Floats, in_time: Floats, states: NDArray[np.int8], columns: Floats, slots: Slots, sharing: float,
+    weights: Floats,
 ) -> int:  # fmt: skip
     """Fill GAIN of ``weights``, what a send gains in SLOs met (-inf: its own bound or others' would be broken); returns
     the candidate where that is most.
@@ -295,7 +300,7 @@ def most_gained(
     It gains the probability that every bound of the request is met. It takes, from each reply there and from as many
     that will come, what theirs falls by the time that the send adds to it; and from the prompts that come before the
     queue is empty again, what theirs falls by its own prompt. As this request's own would fall, for want of knowing
-    theirs. ``in_time``: probability that the reply ends in time, and its slope; ``z``: of the quantile of the tails.
+    theirs. ``in_time``: probability that the reply ends in time, and its slope; ``tails``: at the quantile 0.9.
     """
     best = 0
     for i in range(len(slots)):
@@ -305,7 +310,7 @@ def most_gained(
         if safety * pace_s > min(bound_s, tpot_s):
             continue
         chance, slope, others, queue = in_time[0, i], sharing * in_time[1, i], 0.0, 0.0
-        sigma = _sigma(pace_s, _pace_s(pace_s, rows[TAILS + TPOT, i], states[i]), z)
+        sigma = _sigma(pace_s, _pace_s(pace_s, tails[TPOT, i], states[i]))
         if tpot_s < inf:
             at = log(tpot_s / (safety * pace_s)) / sigma
             slope = slope * _normal(at) + chance * _density(at) / sigma
@@ -313,7 +318,7 @@ def most_gained(
         if bound_s < inf:
             others = _density(log(bound_s / (safety * pace_s)) / sigma) / sigma
         if ttft_s < inf:
-            total_s, sigma = waited_s + safety * first_s, _sigma(first_s, rows[TAILS + TTFT, i], z)
+            total_s, sigma = waited_s + safety * first_s, _sigma(first_s, tails[TTFT, i])
             if total_s > ttft_s:
                 continue
             at = log((ttft_s - waited_s) / (safety * first_s)) / sigma

@@ -19,7 +19,6 @@ it says.
 
 from dataclasses import dataclass
 from math import inf
-from statistics import NormalDist
 from typing import Final, Literal
 
 import numpy as np
@@ -67,7 +66,6 @@ GAIN_MIN: Final = 0.1  # of SLOs met, as a probability: a send that gains less i
 GAIN_NEAR: Final = 0.05  # gains this close are equal
 SPARE: Final = 1.5  # times what an idle backend takes: one that takes no more has capacity to spare
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
-NORMAL: Final = NormalDist()
 _NO_PRICE: Final = np.empty(0)
 
 
@@ -210,8 +208,8 @@ class SloHeadroom:
             slo.e2e_s,
             waited_s,
             self.safety,
-            NORMAL.inv_cdf(slo.quantile),
             forecast.rows,
+            forecast.tails_s(0.9),
             forecast.rest,
             forecast.in_time(tokens),
             forecast.state,
@@ -227,7 +225,9 @@ class SloHeadroom:
         longest = _headroom.longest_reply(slo.ttft_s, slo.tpot_s, slo.e2e_s, forecast.rest)
         infeasible = longest < 1.0 or forecast.in_time(np.array([longest])).item(0) < CHANCE_MIN
         on_principle = self.best_effort == "shed" or (infeasible and slo.refuse_infeasible)
-        allowed = self._trickle(fleet, forecast, rng) if on_principle else self._allowed(fleet, forecast, weights)
+        allowed = (
+            self._trickle(fleet, forecast, rng) if on_principle else self._allowed(fleet, forecast, weights, infeasible)
+        )
         if allowed.any():
             return self._least_harm(fleet, weights, allowed, "too late for its SLO: where it harms least", rng)
         reason = Reason.INFEASIBLE if infeasible and slo.refuse_infeasible else Reason.SATURATED
@@ -260,16 +260,17 @@ class SloHeadroom:
         idle: Bools = fleet.requests < 1.0
         return idle if rng.random() < TRICKLE else idle & (forecast.state != TRUSTED)
 
-    def _allowed(self, fleet: Fleet, forecast: Forecast, weights: Floats) -> Bools:
+    def _allowed(self, fleet: Fleet, forecast: Forecast, weights: Floats, infeasible: bool) -> Bools:
         """Where a request that will be late is served all the same: on an idle backend, a few on one whose forecast is
-        not trusted, for one that is taken for slower than it is would never show it; and while nobody waits, wherever
-        it harms no SLO in force and capacity is to spare.
+        not trusted, for one that is taken for slower than it is would never show it; and, if no backend could keep its
+        bounds, wherever it harms no SLO in force and capacity is to spare while nobody waits. One that an idle backend
+        could keep is late because of the load: then there is nothing to spare.
         """
         harmless = (self.safety * weights[OTHERS] <= 1.0) & (forecast.broken <= BROKEN_MAX)
         if self.best_effort == "send":
             return harmless if harmless.any() else np.ones(len(fleet), dtype=np.bool_)
         tried: Bools = (fleet.requests < 1.0) | ((forecast.state != TRUSTED) & (fleet.requests < PROBES))
-        if fleet.held:
+        if fleet.held or not infeasible:
             return tried
         rest = forecast.rest
         spare = (forecast.tpot_s <= SPARE * rest[TPOT]) & (forecast.ttft_s <= SPARE * rest[TTFT] + forecast.tpot_s)
