@@ -300,6 +300,24 @@ async def test_sync_survives_a_restart_of_redis(server: RedisServer) -> None:
         await each._store.close()
 
 
+async def test_a_sync_that_is_cancelled_ends_though_the_client_hides_it(server: RedisServer) -> None:
+    """A client may answer a cancellation with an error of its own: taken for a store that is gone, it would go on."""
+
+    async def hides() -> None:
+        try:
+            await asyncio.sleep(60.0)
+        except asyncio.CancelledError:
+            raise ConnectionError("closed while reading") from None
+
+    it = store(server, "a")
+    task = asyncio.create_task(it._do(hides()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await it.close()
+
+
 async def test_a_report_is_passed_on_once() -> None:
     """The same report read at the next sync is no news."""
     memory, heard = MemoryStore("a"), Heard()

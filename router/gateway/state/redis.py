@@ -124,6 +124,9 @@ class RedisStore:
             await self._go(_elsewhere(self._at, moved.host, moved.port))
             raise StoreGone(f"the pool's slot is at {moved.host}:{moved.port}; asking there next") from moved
         except (RedisError, OSError, TimeoutError) as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # the client turned our cancellation into an error of its own
+                raise asyncio.CancelledError from error
             await self._go(self._url)  # a node that was followed may be gone for good; the configured one knows
             raise StoreGone(f"{type(error).__name__}: {error}") from error
 
