@@ -222,10 +222,22 @@ def longest_reply(ttft_s: float, tpot_s: float, e2e_s: float, rest: Floats) -> f
     return longest
 
 
-@compiled("f8(f8, f8, f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], i8[::1], f8[:, ::1])")
+@part
+def _pace_in_s(pace_s: float, rest_s: float, bound_s: float, shrinks: float, life_s: float) -> float:
+    """Seconds until a pace that falls to ``rest_s`` as those there end within ``life_s`` is inside a bound that falls
+    itself by ``shrinks`` a second; inf where it never is.
+    """
+    if pace_s <= bound_s:
+        return 0.0
+    gain = (pace_s - rest_s) / life_s - shrinks
+    return min((pace_s - bound_s) / gain, life_s) if gain > 0.0 else inf
+
+
+@compiled("f8(f8, f8, f8, f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], i8[::1], f8[:, ::1])")
 def room_in_s(
     ttft_s: float, tpot_s: float, e2e_s: float, reply_tokens: float, mean_reply_tokens: float, waited_s: float,
-    hold_s: float, ahead: float, rows: Floats, rest: Floats, columns: Floats, slots: Slots, weights: Floats,
+    safety: float, hold_s: float, ahead: float, rows: Floats, rest: Floats, columns: Floats, slots: Slots,
+    weights: Floats,
 ) -> float:  # fmt: skip
     """Seconds until so many sequences have ended somewhere that every bound could be met there, with ``ahead`` requests
     served before; inf where that comes too late everywhere, or waiting cannot bring it about.
@@ -240,7 +252,7 @@ def room_in_s(
     queue_s = ahead / ends_per_s if ends_per_s > 0.0 else 0.0
     soonest_s = inf
     for i in range(len(slots)):
-        first_s, pace_s = weights[FIRST_S, i], weights[PACE_S, i]
+        first_s, pace_s = safety * weights[FIRST_S, i], safety * weights[PACE_S, i]
         rest_s = pace_s * rest[TPOT, i] / rows[TPOT, i]
         left_s = e2e_s - waited_s - first_s
         own_s = min(tpot_s, left_s / after if after > 0.0 else inf)
@@ -250,15 +262,8 @@ def room_in_s(
             latest_s = min(latest_s, left_s - after * min(pace_s, bound_s))
         if latest_s < 0.0 or rest_s > own_s:
             continue
-        in_s = 0.0
-        if pace_s > bound_s:
-            gain = (pace_s - rest_s) / (mean_reply_tokens * rows[TPOT, i])
-            if bound_s < tpot_s and bound_s == own_s:
-                gain -= 1.0 / after
-            if gain <= 0.0:
-                continue
-            in_s = min((pace_s - bound_s) / gain, mean_reply_tokens * rows[TPOT, i])
-        in_s += queue_s
+        shrinks = 1.0 / after if bound_s < tpot_s and bound_s == own_s else 0.0
+        in_s = queue_s + _pace_in_s(pace_s, rest_s, bound_s, shrinks, mean_reply_tokens * rows[TPOT, i])
         if in_s <= latest_s:
             soonest_s = min(soonest_s, in_s)
     return soonest_s

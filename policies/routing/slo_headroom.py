@@ -104,7 +104,7 @@ class SloHeadroom:
             reply_tokens,
             waited_s,
             self.safety,
-            self._urgent_s(request, waited_s),
+            self._urgent_s(request, fleet, waited_s),
             forecast.with_broken(),
             forecast.state,
             fleet.columns,
@@ -123,13 +123,13 @@ class SloHeadroom:
                 return Dispatch(fleet.slots.item(best), "most of its prompt is cached there")
         return Dispatch(fleet.slots.item(place), "keeps every SLO")
 
-    def _urgent_s(self, request: Request, waited_s: float) -> float:
+    def _urgent_s(self, request: Request, fleet: Fleet, waited_s: float) -> float:
         """A first token that would come sooner than in so long may wait for the sake of others' pace.
 
         A reply of a few tokens cannot make up for a step that takes a prompt in. Where the first token is not urgent
         it comes a few steps later instead; in the end the prompt goes where it breaks the least.
         """
-        if waited_s >= self.patience_s:
+        if waited_s >= self.patience_s or fleet.hold_s <= self.ask_again_s:
             return -inf
         return GENTLE_SHARE * min(request.slo.ttft_s, request.slo.e2e_s) - waited_s
 
@@ -144,11 +144,11 @@ class SloHeadroom:
         idle = self._fits_idle(request, fleet, forecast, waited_s)
         if idle.any():
             return self._least_harm(fleet, weights, idle, "keeps every SLO: nothing else is there", rng)
+        recovered = self._recovered(request, fleet, forecast, rng)
+        if recovered.any():
+            return self._least_harm(fleet, weights, recovered, "tried: it may have recovered", rng)
         likely = self._likely(request, fleet, forecast, waited_s, weights) if slo.e2e_s < inf else -1
         if likely < 0 and self._room_comes(request, fleet, forecast, weights, reply_tokens):
-            recovered = self._recovered(request, fleet, forecast, rng)
-            if recovered.any():
-                return self._least_harm(fleet, weights, recovered, "tried: it may have recovered", rng)
             turn = slo.ttft_s == inf == slo.e2e_s and self._has_its_turn(waited_s, now_s)
             likely = self._likely(request, fleet, forecast, waited_s, weights) if turn else -1
             if likely < 0:
@@ -183,6 +183,7 @@ class SloHeadroom:
             reply_tokens,
             forecast.mean_reply_tokens,
             fleet.now_s - request.arrived_s,
+            self.safety,
             fleet.hold_s,
             float(fleet.ahead),
             forecast.rows,
@@ -221,21 +222,27 @@ class SloHeadroom:
 
     def _too_late(self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, rng: Rng) -> Choice:
         """Nothing that is predicted to come would keep this SLO."""
-        slo = request.slo
-        longest = _headroom.longest_reply(slo.ttft_s, slo.tpot_s, slo.e2e_s, forecast.rest)
-        infeasible = longest < 1.0 or forecast.in_time(np.array([longest])).item(0) < CHANCE_MIN
-        on_principle = self.best_effort == "shed" or (infeasible and slo.refuse_infeasible)
-        allowed = (
-            self._trickle(fleet, forecast, rng) if on_principle else self._allowed(fleet, forecast, weights, infeasible)
-        )
+        infeasible = self._infeasible(request, forecast, forecast.rest)
+        refused = infeasible and request.slo.refuse_infeasible
+        if refused and self._infeasible(request, forecast, forecast.rest_by_sheet):
+            allowed = np.zeros(len(fleet), dtype=np.bool_)  # nor ever could: there is nothing to find out
+        elif refused or self.best_effort == "shed":
+            allowed = self._trickle(fleet, forecast, rng)
+        else:
+            waited_s = fleet.now_s - request.arrived_s
+            late = infeasible or waited_s >= GENTLE_SHARE * min(request.slo.ttft_s, request.slo.e2e_s)
+            allowed = self._allowed(fleet, forecast, weights, late)
         if allowed.any():
             return self._least_harm(fleet, weights, allowed, "too late for its SLO: where it harms least", rng)
-        reason = Reason.INFEASIBLE if infeasible and slo.refuse_infeasible else Reason.SATURATED
-        return Shed(
-            reason,
-            self._missed(request, fleet, forecast, weights, infeasible),
-            max(float(forecast.ttft_s.min()), RETRY_S_MIN),
-        )
+        why = self._missed(request, fleet, forecast, weights, infeasible)
+        reason = Reason.INFEASIBLE if refused else Reason.SATURATED
+        return Shed(reason, why, max(float(forecast.ttft_s.min()), RETRY_S_MIN))
+
+    def _infeasible(self, request: Request, forecast: Forecast, rest: Floats) -> bool:
+        """Whether no backend could keep the bounds with nothing else in flight, as ``rest`` says."""
+        slo = request.slo
+        longest = _headroom.longest_reply(slo.ttft_s, slo.tpot_s, slo.e2e_s, self.safety * rest)
+        return longest < 1.0 or forecast.in_time(np.array([longest])).item(0) < CHANCE_MIN
 
     def _least_harm(self, fleet: Fleet, weights: Floats, allowed: Bools, why: str, rng: Rng) -> Choice:
         """One of the backends that are allowed: where the request uses least of what was promised."""
@@ -243,7 +250,7 @@ class SloHeadroom:
 
     def _recovered(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Bools:
         """Idle backends that are taken for too slow, while by their data sheets they would do: now and then one is sent
-        a request that would wait, for nothing else would show that it has recovered.
+        a request that nobody has headroom for, as nothing else would show that it has recovered.
         """
         idle: Bools = fleet.requests < 1.0
         if fleet.ahead or not idle.any() or rng.random() >= TRICKLE:
@@ -260,17 +267,17 @@ class SloHeadroom:
         idle: Bools = fleet.requests < 1.0
         return idle if rng.random() < TRICKLE else idle & (forecast.state != TRUSTED)
 
-    def _allowed(self, fleet: Fleet, forecast: Forecast, weights: Floats, infeasible: bool) -> Bools:
+    def _allowed(self, fleet: Fleet, forecast: Forecast, weights: Floats, late: bool) -> Bools:
         """Where a request that will be late is served all the same: on an idle backend, a few on one whose forecast is
-        not trusted, for one that is taken for slower than it is would never show it; and, if no backend could keep its
-        bounds, wherever it harms no SLO in force and capacity is to spare while nobody waits. One that an idle backend
-        could keep is late because of the load: then there is nothing to spare.
+        not trusted, for one that is taken for slower than it is would never show it; and, where it is ``late`` whatever
+        the load, wherever it harms no SLO in force and capacity is to spare while nobody waits. A request that has just
+        come and that an idle backend could serve in time misses because of the load: then there is nothing to spare.
         """
         harmless = (self.safety * weights[OTHERS] <= 1.0) & (forecast.broken <= BROKEN_MAX)
         if self.best_effort == "send":
             return harmless if harmless.any() else np.ones(len(fleet), dtype=np.bool_)
         tried: Bools = (fleet.requests < 1.0) | ((forecast.state != TRUSTED) & (fleet.requests < PROBES))
-        if fleet.held or not infeasible:
+        if fleet.held or not late:
             return tried
         rest = forecast.rest
         spare = (forecast.tpot_s <= SPARE * rest[TPOT]) & (forecast.ttft_s <= SPARE * rest[TTFT] + forecast.tpot_s)

@@ -69,6 +69,7 @@ def _compile(module: str) -> None:
     constants = _constants([function for function, _ in waiting])
     for function, signature in waiting:
         made: Any
+        function.__module__ = __name__  # a policy file's module has a name of this process, and numba keeps it
         function.__qualname__ += constants  # numba keeps by file and name
         if not signature:
             made = njit(error_model="numpy")(function)

@@ -10,7 +10,7 @@ request is answered exactly once and accounted exactly once, and events about wh
 """
 
 from collections.abc import Mapping, Sequence
-from math import inf, nan
+from math import inf, log, nan
 from typing import Any, Final
 
 import numpy as np
@@ -47,6 +47,8 @@ from router.core.timers import Due, Timer, Timers
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
 
 NO_USAGE: Final = Usage(0)
+PROMISE_STEP: Final = 0.05  # of the log of a bound: promises as near as that are served in one line
+BOUND_S_MIN: Final = 1e-9
 LOOK_AHEAD: Final = 16  # lines of held requests looked at whenever room may have appeared
 NO_PREDICTION: Final = Prediction(nan, nan, nan)
 
@@ -224,17 +226,24 @@ class Dispatcher:
             return self._refuse(flight, answer, now_s)
         flight.rank = answer.rank
         if queue:
-            flight.promise = _promise(request, len(slots))
+            flight.promise = self._promise(request, slots)
             fleet.ahead = queue.ahead(flight.promise, flight.rank)
-            if fleet.ahead or self._keeper(queue, flight) is not None:
-                return self._behind(flight, fleet, forecast, now_s)
+            keeper = self._keeper(queue, flight)
+            if fleet.ahead or keeper is not None:
+                until_s = inf if keeper is None else max(keeper.asked_again_s, now_s)
+                return self._behind(flight, fleet, forecast, until_s, now_s)
         return self._route(flight, fleet, forecast, now_s)
 
-    def _behind(self, flight: Flight, fleet: Fleet, forecast: Forecast, now_s: float) -> Sequence[Command]:
-        """Others go first: the policy may refuse the request at once; where it would send it now, it waits."""
+    def _behind(
+        self, flight: Flight, fleet: Fleet, forecast: Forecast, until_s: float, now_s: float
+    ) -> Sequence[Command]:
+        """Others go first: the policy may refuse the request at once; where it would send it now, it waits.
+
+        ``until_s``: when the one that keeps the next room is asked again (inf: none does).
+        """
         choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
         if isinstance(choice, Dispatch):
-            choice = Hold(inf, "others wait in front")
+            choice = Hold(until_s, "others wait in front")
         return self._perform(flight, choice, fleet, forecast, now_s)
 
     def first_byte(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
@@ -296,7 +305,7 @@ class Dispatcher:
             return ()
         commands: list[Command] = [self._close(flight, a, "the client left", now_s) for a in flight.open]
         last = flight.open[-1] if flight.open else None
-        self._unhold(flight)
+        self._unhold(flight, now_s)
         commands.extend(self._over(flight, Outcome.LEFT, last, NO_USAGE, now_s))
         return commands
 
@@ -374,7 +383,7 @@ class Dispatcher:
         if not failure.retryable or flight.attempts >= self.limits.attempts_max or fleet is None:
             reason = Reason.FIRST_BYTE_LATE if failure.late else Reason.BACKEND_FAILED
             return self._refuse(flight, Shed(reason, failure.why), now_s)
-        flight.promise = (*_promise(flight.request, len(fleet.slots)), *[float(slot) for slot in flight.tried])
+        flight.promise = (*self._promise(flight.request, fleet.slots), *[float(slot) for slot in flight.tried])
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 
     def _untried(self, flight: Flight, now_s: float) -> Fleet | None:
@@ -404,6 +413,14 @@ class Dispatcher:
 
     # -- holding -----------------------------------------------------------------------------------------------
 
+    def _promise(self, request: Request, slots: Slots) -> Promise:
+        """What tells lines of held requests apart: the bounds, and how many backends may take the request where that is
+        not all of them. A client may name any bound, so near ones stand in one line.
+        """
+        slo, all_slots = request.slo, self.ledger.pool(request.model)
+        some = 0.0 if slots is all_slots else float(len(slots))
+        return _step(slo.ttft_s), _step(slo.tpot_s), _step(slo.e2e_s), slo.quantile, some
+
     def _hold(self, flight: Flight, choice: Hold, now_s: float) -> Sequence[Command]:
         request = flight.request
         queue = self._held.setdefault(request.model, HeldQueue())
@@ -415,8 +432,8 @@ class Dispatcher:
         if flight.hold_until_s == inf:
             flight.hold_until_s = now_s + self.admission.hold_s_max
         if not flight.promise:
-            flight.promise = _promise(request, len(self.ledger.holding(request)))
-        queue.push(flight.rank, request.id, flight.promise)
+            flight.promise = self._promise(request, self.ledger.holding(request))
+        flight.promise = queue.push(flight.rank, request.id, flight.promise)
         flight.asked_again_s, flight.alone = inf, choice.alone
         self._timers.set(flight.hold_until_s, request.id, 0, Due.ASK_HELD)
         self._ask_again(flight, choice.until_s)
@@ -425,7 +442,7 @@ class Dispatcher:
     def _evict(self, queue: HeldQueue, now_s: float) -> Sequence[Command]:
         """Make room in a full queue for a lower rank: whoever would be served last has to go."""
         last = self._flights[queue.last]
-        queue.discard(last.request.id)
+        self._unhold(last, now_s)
         return self._refuse(last, Shed(Reason.EVICTED, "the queue is full and a more urgent request came"), now_s)
 
     def _ask_again(self, flight: Flight, until_s: float) -> None:
@@ -435,10 +452,15 @@ class Dispatcher:
             flight.asked_again_s = when_s
             self._timers.set(when_s, flight.request.id, 0, Due.ASK_HELD)
 
-    def _unhold(self, flight: Flight) -> None:
+    def _unhold(self, flight: Flight, now_s: float) -> None:
+        """Take a request out of its queue; whoever is now at the head of its line has to be asked by a timer too."""
         queue = self._held.get(flight.request.model)
-        if queue is not None:
-            queue.discard(flight.request.id)
+        if queue is None or flight.request.id not in queue:
+            return
+        queue.discard(flight.request.id)
+        first = queue.first_of(flight.promise)
+        if first is not None:
+            self._ask_again(self._flights[first], now_s)
 
     def _serve_held(self, now_s: float, model: str | None = None) -> Sequence[Command]:
         """Room may have appeared: ask again for those at the head of the queue, until one has to go on waiting."""
@@ -550,7 +572,8 @@ class Dispatcher:
 
     def _hold_over(self, flight: Flight, now_s: float) -> Sequence[Command]:
         """A held request's time is up, or its policy wanted to be asked again by now."""
-        queue, commands = self._held[flight.request.model], list[Command]()
+        queue = self._held[flight.request.model]
+        commands: list[Command] = []
         if now_s >= flight.hold_until_s:
             queue.discard(flight.request.id)
             waited = Shed(Reason.HOLD_EXPIRED, f"held {now_s - flight.request.arrived_s:.2f} s without room")
@@ -702,9 +725,6 @@ class Dispatcher:
         return [account, *self._serve_held(now_s, flight.request.model)]
 
 
-def _promise(request: Request, candidates: int) -> Promise:
-    """What tells lines of held requests apart: the bounds, and how many backends may take the request. One that failed
-    somewhere has fewer to choose among than others of its SLO, and stands in a line of its own.
-    """
-    slo = request.slo
-    return slo.ttft_s, slo.tpot_s, slo.e2e_s, slo.quantile, float(candidates)
+def _step(bound_s: float) -> float:
+    """A bound as a number that those within some percent of it share."""
+    return round(log(max(bound_s, BOUND_S_MIN)) / PROMISE_STEP) if bound_s < inf else inf

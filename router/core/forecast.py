@@ -296,6 +296,7 @@ class Forecast:
         slope over the log of tokens.
         """
         request, chances = self._request, np.empty((2, len(tokens)))
+        tokens = np.ascontiguousarray(tokens, dtype=np.float64)
         alive = self._belief.lengths.survival(request.model, request.slo_class)
         kernels.in_time(alive, float(BINS_PER_OCTAVE), float(request.output_tokens_max), tokens, chances)
         return frozen(chances)

@@ -10,12 +10,15 @@ and both ends are at hand: the first to serve, and the last, which a more urgent
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from heapq import nsmallest
+from typing import Final
 
 from router.core.types import RequestId
 
 Rank = tuple[float, ...]
 Promise = tuple[float, ...]
 _Key = tuple[Rank, int, RequestId]
+LINES_MAX: Final = 32
+SHARED: Final[Promise] = (-1.0,)
 
 
 class HeldQueue:
@@ -43,9 +46,13 @@ class HeldQueue:
         """In the order of service, as it stands now: changes do not disturb it."""
         return iter([key[2] for key in self._sorted])
 
-    def push(self, rank: Rank, request_id: RequestId, promise: Promise = ()) -> None:
-        """Add a request to the line of its *promise*; pushing it again moves it behind its equals."""
+    def push(self, rank: Rank, request_id: RequestId, promise: Promise = ()) -> Promise:
+        """Add a request to the line of its *promise*, and return the line; pushing it again moves it behind its equals.
+
+        Beyond ``LINES_MAX`` promises the further ones share one line: what a client names must not multiply the work.
+        """
         self.discard(request_id)
+        promise = self._line_of(promise)
         self._pushed += 1
         key = self._key_of[request_id] = (rank, self._pushed, request_id)
         self._promise_of[request_id] = promise
@@ -55,6 +62,10 @@ class HeldQueue:
             self._lines[promise] = [key]
         else:
             insort(line, key)
+        return promise
+
+    def _line_of(self, promise: Promise) -> Promise:
+        return promise if promise in self._lines or len(self._lines) < LINES_MAX else SHARED
 
     def discard(self, request_id: RequestId) -> None:
         """Take a request out, if it is there."""
@@ -70,7 +81,7 @@ class HeldQueue:
 
     def ahead(self, promise: Promise, rank: Rank) -> int:
         """How many of this promise a newcomer of that rank would wait behind."""
-        line = self._lines.get(promise)
+        line = self._lines.get(self._line_of(promise))
         if line is None:
             return 0
         return bisect_right(line, (rank, self._pushed + 1, ""))

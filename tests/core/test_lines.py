@@ -12,6 +12,7 @@ from router.core import Dispatch, Hold, Reason, Shed, Slo
 from router.core.decisions import Account, Outcome, Refuse, Send
 from router.core.dispatcher import LOOK_AHEAD
 from router.core.flight import Failure, Limits
+from router.core.holding import LINES_MAX
 from router.core.types import Load, Usage
 from tests.fakes import backend, busy_core, core, refused, request, sent
 
@@ -122,9 +123,10 @@ def test_requests_that_fit_different_backends_are_apart():
 
 def test_more_lines_than_are_looked_at_are_each_asked_again_at_their_own_time():
     """No event but time: each head once every 50 ms, and the last line's is sent when it may be."""
-    count, it, desk = 3 * LOOK_AHEAD, *at_a_desk(again_s=0.05)
+    count, it, desk = LINES_MAX, *at_a_desk(again_s=0.05)
+    assert count > LOOK_AHEAD
     for n in range(count):
-        comes(it, f"r{n}", Slo(ttft_s=5.0, tpot_s=0.02 + n / 1000), n / 10_000)
+        comes(it, f"r{n}", Slo(ttft_s=5.0, tpot_s=0.02 * 1.1**n), n / 10_000)
     while it.wake_s < 0.5:
         it.ticked(it.wake_s)
     for n in range(count):
@@ -152,6 +154,41 @@ def test_order_within_a_promise_is_kept_even_where_a_later_one_would_fit():
     desk.sends.add("first")
     assert names(it.ticked(it.wake_s)) == ["first", "second"]
     assert it.held == 0
+
+
+def test_bounds_within_some_percent_share_a_line():
+    """A client that forwards what is left of its deadline names another bound each time."""
+    it, desk = at_a_desk()
+    comes(it, "first", Slo(ttft_s=2.0, tpot_s=0.05))
+    comes(it, "near", Slo(ttft_s=2.02, tpot_s=0.05), 0.01)
+    comes(it, "far", Slo(ttft_s=3.0, tpot_s=0.05), 0.02)
+    assert [asked.ahead for asked in desk.asked] == [0, 1, 0]
+
+
+def test_beyond_so_many_promises_the_further_ones_share_a_line():
+    """Whatever clients name, an event asks for a bounded number of requests."""
+    it, desk = at_a_desk()
+    for n in range(3 * LINES_MAX):
+        comes(it, f"r{n}", Slo(ttft_s=5.0, tpot_s=0.001 * 1.06**n), n / 10_000)
+    assert [asked.ahead for asked in desk.asked[: LINES_MAX + 1]] == [0] * (LINES_MAX + 1)
+    assert desk.asked[-1].ahead == 2 * LINES_MAX - 1
+    assert it.held == 3 * LINES_MAX
+
+
+def test_the_next_of_a_line_whose_head_left_is_asked_by_its_own_timer():
+    """However many lines there are before it."""
+    it, desk = at_a_desk(again_s=0.05)
+    for n in range(LOOK_AHEAD + 4):
+        comes(it, f"r{n}", Slo(ttft_s=20.0, tpot_s=0.01 * 1.1**n), n / 10_000)
+    last = Slo(ttft_s=20.0, tpot_s=0.2)
+    comes(it, "head", last, 0.1)
+    comes(it, "next", last, 0.11)
+    it.client_left("head", 0.2)
+    desk.sends.add("next")
+    sent_s = 0.0
+    while not sent_s and it.wake_s < 1.0:
+        sent_s = it.wake_s if "next" in names(it.ticked(it.wake_s)) else 0.0
+    assert 0.2 <= sent_s <= 0.3
 
 
 def test_a_more_urgent_one_of_the_same_promise_goes_before():
@@ -224,7 +261,7 @@ def test_slo_headroom_refuses_a_newcomer_that_its_line_would_make_late():
     assert 5 < n < 150
     assert refused(answer).reason is Reason.SATURATED
     assert it.held == n
-    assert comes(it, "other", Slo(ttft_s=3.001, tpot_s=0.06), 0.003) == ()
+    assert comes(it, "other", Slo(ttft_s=3.5, tpot_s=0.06), 0.003) == ()
 
 
 def test_a_request_that_was_refused_leaves_nothing_in_the_queue():

@@ -19,6 +19,9 @@ from tests.cells import POOLS, PROMISES, Cell, generator, promised
 
 ALLOWED = 0.005
 ERRORS = 2.0
+ORDER = 0.02
+"""What two orders of one pool may differ by: ties fall otherwise and learning goes another way from there. Beyond
+capacity least_work, which learns nothing, differs by 1.0 to 3.0 points between six orders of this pool."""
 WORKLOAD = "azure-conv"
 LOOSER = (1.5, 2.5, 4.0, 6.5, 10.0, 15.0)
 BOUND = [promise for promise in PROMISES if promise != "none"]
@@ -38,9 +41,9 @@ def arrivals_of(cell: Cell) -> list[Arrival]:
     return list(case.source.arrivals(case.pool, cell.seed))
 
 
-def not_worse(better: Run, worse: Run) -> None:
+def not_worse(better: Run, worse: Run, chance: float = ALLOWED) -> None:
     """The run that has it easier attains no less."""
-    allowed = ALLOWED + ERRORS * paired_error(better, worse)
+    allowed = chance + ERRORS * paired_error(better, worse)
     assert better.attained >= worse.attained - allowed, f"{better.attained:.1%} after {worse.attained:.1%}"
 
 
@@ -56,8 +59,8 @@ def never_falls(source: Source, pools: Sequence[Pool]) -> None:
 
 def alike(one: Run, other: Run) -> None:
     """Neither attains less."""
-    not_worse(one, other)
-    not_worse(other, one)
+    not_worse(one, other, ORDER)
+    not_worse(other, one, ORDER)
 
 
 def pool_of(*members: Member) -> Pool:
