@@ -19,10 +19,14 @@ $(VENV)/.ready: pyproject.toml
 # Beside their sources, which they stand in for; so whatever is newer than they are has them made again.
 # HEADROOM_COMPILE=no: run everything interpreted, as to debug or to measure coverage.
 $(VENV)/.compiled: $(VENV)/.ready setup.py pyproject.toml $(shell $(PYTHON) -c 'import tomllib; from glob import glob; print(*(f for p in tomllib.load(open("pyproject.toml", "rb"))["tool"]["headroom"]["compiled"] for f in glob(p)))' 2>/dev/null)
+ifeq ($(HEADROOM_COMPILE),no)
+	@echo "nothing is compiled: HEADROOM_COMPILE=no"
+else
 	@echo "compiling the hot modules (a minute or two; HEADROOM_COMPILE=no goes without)"
 	@$(BIN)/python setup.py --quiet build_ext --inplace >$(VENV)/compile.log 2>&1 || { cat $(VENV)/compile.log; exit 1; }
 	@grep -s 'interpreted\|nothing is compiled' $(VENV)/compile.log || true
 	@touch $@
+endif
 
 run: env  ## the gateway in front of three emulated engines; Ctrl-C ends all of it
 	@exec $(BIN)/python -m router demo

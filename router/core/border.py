@@ -199,7 +199,9 @@ def _load(value: float, most: float, name: str, peer: str, field: str, dropped: 
 
 # -- a backend's facts -------------------------------------------------------------------------------------------------
 
-_FACTS: Final = (  # least, most and what stands where a fact was dropped, which is the field's default
+# Field, least, most and what stands where a fact was dropped: the field's default (an object, or a count would become a
+# float where this is compiled).
+_FACTS: Final[tuple[tuple[str, float, float, object], ...]] = (
     ("seqs_max", 1.0, 1e7, 256),
     ("kv_tokens_max", 1.0, TOKENS_MOST, 200_000),
     ("chunk_tokens", 1.0, 1e8, 2_048),

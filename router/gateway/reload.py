@@ -231,9 +231,15 @@ class Reloader:
         folders = {self.path.resolve().parent, self.path.parent, *(file.parent for file in self._files)}
         looks = awatch(*folders, debounce=200, step=50, recursive=False, rust_timeout=LOOK_MS, yield_on_timeout=True)
         async for _ in looks:
-            now = self._texts()
-            if None not in now.values() and now != self._seen and self.leads():
+            if self._changed() and self.leads():
                 await self.reload("file changed")
+
+    def _changed(self) -> bool:
+        """Whether there is something new to take. A policy file that is away keeps nothing else from being taken."""
+        now = self._texts()
+        changed = [path for path, text in now.items() if text != self._seen.get(path)]
+        replaced = any(now[path] is None for path in changed)  # an editor puts another file in its place
+        return bool(changed) and (not replaced or (self.path in changed and now[self.path] is not None))
 
     def _texts(self) -> dict[Path, bytes | None]:
         return {path: _text(path) for path in (self.path, *self._files)}

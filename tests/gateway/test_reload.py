@@ -139,6 +139,19 @@ async def test_a_change_of_the_file_is_taken_by_itself(tmp_path: Path) -> None:
             assert it.gateway.reloader.last.origin == "file changed"
 
 
+async def test_a_policy_file_that_is_not_there_does_not_end_the_watch(tmp_path: Path) -> None:
+    """A misspelt name is refused; the next edit of the config is taken by itself."""
+    path = tmp_path / "r.yaml"
+    async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
+        good = config(backend("a", engine, pages))
+        async with router(path, good) as it:
+            write(path, good + "policy: {routing: {file: nosuch.py}}\n")
+            await until(lambda: not it.gateway.reloader.last.ok)
+            assert "nosuch.py" in it.gateway.reloader.last.error
+            write(path, good + "policy: {routing: round_robin}\n")
+            await until(lambda: it.gateway.plan.settings.policy.routing.name == "round_robin")
+
+
 async def test_a_hundred_reloads_half_of_them_bad_leave_one_config_and_every_request_served(tmp_path: Path) -> None:
     """Never half applied, while requests go on."""
     path = tmp_path / "r.yaml"

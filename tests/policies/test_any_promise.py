@@ -328,3 +328,21 @@ def test_a_looser_ttft_is_not_kept_less_often_in_the_long_run():
     recipe, pool = "gen:poisson:rate=25,requests=5000,prompt=1000,output=150", replace(ONE, truth=EXACT)
     tight, loose = (books(recipe, f"ttft={bound}", pool=pool).met().mean() for bound in ("500ms", "4s"))
     assert loose >= tight - 0.01
+
+
+BOUNDS_S = st.sampled_from([inf, 1e-6, 0.005, 0.0105, 0.012, 0.02, 0.1, 1.0, 60.0])
+
+
+@given(
+    bounds=st.tuples(BOUNDS_S, BOUNDS_S, BOUNDS_S),
+    quantile=st.sampled_from([0.5, 0.9, 0.99]),
+    safety=st.sampled_from([0.8, 1.0, 1.2, 2.0]),
+    tokens=st.integers(1, 20_000),
+    slower=st.sampled_from([0.5, 1.0, 4.0]),
+    seed=st.integers(0, 50),
+)
+def test_on_an_idle_fleet_every_request_is_sent(bounds, quantile, safety, tokens, slower, seed):
+    """Whatever its bounds, its length and the factor on predictions: waiting would change nothing."""
+    pool = (backend("a", slower=slower), backend("b"))
+    situation = replace(world(Load(), Load(), slo=Slo(*bounds, quantile), prompt_tokens=tokens), backends=pool)
+    assert isinstance(answer(situation, seed=seed, safety=safety), Dispatch)
