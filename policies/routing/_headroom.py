@@ -173,10 +173,9 @@ def weigh(
     """Fill ``weights``; returns how many there are to choose among, or NONE_FITS.
 
     The bounds are the request's; ``reply_tokens``: the length that its E2E is judged at; ``safety``: a factor on every
-    prediction; ``rows``: of its forecast,
-    BROKEN among them. Of those that fit, those remain that break nobody's pace, or the fewest (``_bearable``; none
-    where the first token comes so early, before ``urgent_s``, that it may wait for others' sake); of these the ones
-    within ``NEAR`` of the best: of where most is left, or, given prices, of where it costs least.
+    prediction; ``rows``: of its forecast, BROKEN among them. Of those that fit, those remain that break nobody's pace,
+    or the fewest (``_bearable``; none where the first token comes so early, before ``urgent_s``, that it may wait for
+    others' sake); of these the ones within ``NEAR`` of the lowest ``_score``.
 
     Where nothing is in flight the mean decides whether it fits: a tail learnt in a bad hour would otherwise keep a
     backend from ever being sent what it could be learnt anew from.
@@ -302,10 +301,11 @@ def most_gained(
     """Fill GAIN of ``weights``, what a send gains in SLOs met (-inf: its own bound or others' would be broken); returns
     the candidate where that is most.
 
-    It gains the probability that every bound of the request is met. It takes, from each reply there and from as many
-    that will come, what theirs falls by the time that the send adds to it; and from the prompts that come before the
-    queue is empty again, what theirs falls by its own prompt. As this request's own would fall, for want of knowing
-    theirs. ``in_time``: probability that the reply ends in time, and its slope; ``tails``: at the quantile 0.9.
+    It gains the probability that every bound of the request is met. It costs each reply beside it what that reply's
+    probability falls by for the time that the send adds; and the prompts that come before the queue is empty again what
+    theirs falls by for its own prompt. Their slopes are not known: this request's own stand for them. ``in_time``:
+    probability that the reply ends in time, and its slope; ``tails``: at the quantile 0.9; ``sharing``: see
+    ``Forecast.reply_sharing``.
     """
     best = 0
     for i in range(len(slots)):
@@ -318,8 +318,9 @@ def most_gained(
         sigma = _sigma(pace_s, _pace_s(pace_s, tails[TPOT, i], states[i]))
         if tpot_s < inf:
             at = log(tpot_s / (safety * pace_s)) / sigma
-            slope = slope * _normal(at) + chance * _density(at) / sigma
-            chance *= _normal(at)
+            kept = _normal(at)
+            slope = slope * kept + chance * _density(at) / sigma
+            chance *= kept
         if bound_s < inf:
             others = _density(log(bound_s / (safety * pace_s)) / sigma) / sigma
         if ttft_s < inf:

@@ -52,6 +52,7 @@ from router.core import (
     Request,
     Rng,
     Shed,
+    Slo,
 )
 
 Bools = NDArray[np.bool_]
@@ -71,7 +72,7 @@ _NO_PRICE: Final = np.empty(0)
 
 @dataclass(frozen=True, slots=True)
 class SloHeadroom:
-    """``prefer``: ``spread`` over the most headroom, or ``pack`` to where the request costs least;
+    """``prefer``: ``spread`` to where the request takes least time from everybody, or ``pack`` to where it costs least;
     ``safety``: factor on every prediction; ``ask_again_s``: how long a hold lasts before the policy is asked again;
     ``best_effort``: what becomes of a request whose SLO nobody can keep: ``spare`` serves it where that harms no SLO in
     force and capacity is to spare, else refuses it; ``shed`` refuses it but for a trickle to idle backends; ``send``
@@ -161,13 +162,10 @@ class SloHeadroom:
 
     def _fits_idle(self, request: Request, fleet: Fleet, forecast: Forecast, waited_s: float) -> Bools:
         """Idle backends that keep every bound: what was sent there lately is done with, and waiting changes nothing."""
-        slo, idle = request.slo, fleet.requests < 1.0
+        idle: Bools = fleet.requests < 1.0
         if not idle.any():
             return idle
-        rest = self.safety * forecast.rest
-        fits = (waited_s + rest[TTFT] <= slo.ttft_s) & (rest[TPOT] <= slo.tpot_s)
-        kept: Bools = idle & fits & (waited_s + rest[E2E] <= slo.e2e_s)
-        return kept
+        return idle & _keeps(request.slo, waited_s, self.safety * forecast.rest)
 
     def _room_comes(
         self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, reply_tokens: float
@@ -200,6 +198,7 @@ class SloHeadroom:
         return best if weights.item(GAIN, best) > GAIN_MIN else -1
 
     def _most_gained(self, request: Request, fleet: Fleet, forecast: Forecast, waited_s: float, weights: Floats) -> int:
+        """Fill GAIN of ``weights``; the candidate where it is most."""
         slo = request.slo
         left_s = slo.e2e_s - waited_s - forecast.ttft_s
         tokens = np.maximum(1.0 + left_s / forecast.tpot_s, 0.0)
@@ -255,11 +254,9 @@ class SloHeadroom:
         idle: Bools = fleet.requests < 1.0
         if fleet.ahead or not idle.any() or rng.random() >= TRICKLE:
             return idle & False
-        slo, sheet = request.slo, forecast.rest_by_sheet
+        sheet = forecast.rest_by_sheet
         slow = (forecast.rest > SLOWED * sheet).any(axis=0)
-        tried: Bools = (
-            idle & slow & (sheet[TTFT] <= slo.ttft_s) & (sheet[TPOT] <= slo.tpot_s) & (sheet[E2E] <= slo.e2e_s)
-        )
+        tried: Bools = idle & slow & _keeps(request.slo, 0.0, sheet)
         return tried
 
     def _trickle(self, fleet: Fleet, forecast: Forecast, rng: Rng) -> Bools:
@@ -304,6 +301,13 @@ class SloHeadroom:
     def _has_its_turn(self, waited_s: float, now_s: float) -> bool:
         """Whether this moment belongs to those without a promise who have waited long: one turn in ``TURNS``."""
         return waited_s >= self.patience_s and int(now_s / TURN_S) % TURNS == 0
+
+
+def _keeps(slo: Slo, waited_s: float, rest: Floats) -> Bools:
+    """Where every bound is kept with nothing else in flight, as ``rest`` says."""
+    fits = (waited_s + rest[TTFT] <= slo.ttft_s) & (rest[TPOT] <= slo.tpot_s)
+    kept: Bools = fits & (waited_s + rest[E2E] <= slo.e2e_s)
+    return kept
 
 
 policy = SloHeadroom

@@ -74,7 +74,7 @@ class Belief:
     lean: Floats  # of TTFT and TPOT, by band and slot: what is left between model and outcome, as a factor
     hit: Floats  # share of prompt tokens found in the prefix cache, by slot
     credit: Floats  # of the tokens that should be there by what was sent, the share that is found; 1 until known
-    finds: Floats  # whether the engine's own pages have ever told of a hit: 1 or 0 (nan: they do not tell)
+    finds: Floats  # whether the engine's own metrics have ever shown a hit: 1 or 0 (nan: they have none)
 
     def __init__(self, capacity: int = 16) -> None:
         self.lengths = Lengths()

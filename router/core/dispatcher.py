@@ -453,7 +453,7 @@ class Dispatcher:
             self._timers.set(when_s, flight.request.id, 0, Due.ASK_HELD)
 
     def _unhold(self, flight: Flight, now_s: float) -> None:
-        """Take a request out of its queue; whoever is now at the head of its line has to be asked by a timer too."""
+        """Take a request out of its queue; the new head of its line gets a timer of its own."""
         queue = self._held.get(flight.request.model)
         if queue is None or flight.request.id not in queue:
             return
