@@ -28,12 +28,12 @@ from rich.logging import RichHandler
 from router import demo as demonstration
 from router.autoscaler.loop import Autoscaler
 from router.gateway.app import Gateway
-from router.gateway.config_text import ConfigError
-from router.gateway.plan import Plan, plan_file
-from router.gateway.proof import Proof
-from router.gateway.recorder import RecordError, differences
-from router.gateway.reload import offered
-from router.gateway.sidecar import sidecar as run_sidecar
+from router.gateway.config.plan import Plan, plan_file
+from router.gateway.config.text import ConfigError
+from router.gateway.monitoring.sidecar import sidecar as run_sidecar
+from router.gateway.rollout.reload import offered
+from router.gateway.rollout.validation import Proof
+from router.gateway.telemetry.recorder import RecordError, differences
 from router.gateway.workers import Place
 from router.gateway.workers.member import worker
 from router.gateway.workers.parent import CannotStart, Parent

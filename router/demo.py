@@ -21,7 +21,7 @@ from typing import Final
 from rich.console import Console
 
 from router.gateway.app import Gateway
-from router.gateway.plan import plan_file
+from router.gateway.config.plan import plan_file
 
 READY_WITHIN_S: Final = 60.0
 END_WITHIN_S: Final = 5.0

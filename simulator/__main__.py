@@ -237,7 +237,7 @@ def serve(
     ] = False,
 ) -> None:
     """An emulated engine: one replica in real time, speaking vLLM's or Triton's protocol and metrics."""
-    from simulator.serving import Started, run_engine  # noqa: PLC0415 - --help need not pay for it
+    from simulator.emulator.serving import Started, run_engine  # noqa: PLC0415 - --help need not pay for it
 
     with _plain_errors():
         run_engine(
@@ -271,7 +271,7 @@ def serve(
 @app.command(hidden=True)
 def prove() -> None:
     """May a policy serve? A question in JSON on stdin, a verdict on stdout; `python -m router check` asks it."""
-    from simulator.proving import run as run_proof  # noqa: PLC0415 - the same
+    from simulator.validation.validate import run as run_proof  # noqa: PLC0415 - the same
 
     if not run_proof(sys.stdin, sys.stdout):
         raise typer.Exit(1)
@@ -280,7 +280,7 @@ def prove() -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def calibrate(context: typer.Context) -> None:
     """Fit a card's or a real engine's coefficients from measurements; its own --help says how."""
-    from simulator.calibrate import main as calibrate_main  # noqa: PLC0415 - the same
+    from simulator.commands.calibrate import main as calibrate_main  # noqa: PLC0415 - the same
 
     raise typer.Exit(calibrate_main(context.args))
 

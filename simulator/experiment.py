@@ -20,14 +20,14 @@ from typing import Any, Final
 import policies
 from router import loading
 from router.core import Admission, Routing
-from simulator.bounds import gpu_seconds_least
-from simulator.clairvoyant import PORTFOLIO, Clairvoyant, Strategy
-from simulator.generators import PREFIX, generate, parse_recipe
+from simulator.bounds.clairvoyant import PORTFOLIO, Clairvoyant, Strategy
+from simulator.bounds.gpu_seconds import gpu_seconds_least
 from simulator.pool import BUILT_IN, Pool, load_pool
 from simulator.report.summary import summarise
-from simulator.run import Played, Progress, Stop, play
+from simulator.run.play import Played, Progress, Stop, play
 from simulator.traces import Entry, read_trace
-from simulator.workload import Arrival, Shaping, Workload, distinct, parse_seconds, parse_slo, shape
+from simulator.workload.arrivals import Arrival, Shaping, Workload, distinct, parse_seconds, parse_slo, shape
+from simulator.workload.generators import PREFIX, generate, parse_recipe
 
 CLAIRVOYANT: Final = "clairvoyant"
 """The name under which the bound stands beside the policies."""

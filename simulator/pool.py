@@ -15,10 +15,10 @@ from router.core.models import model
 from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
 from router.core.step import MEASURABLE
 from router.core.types import Backend, Slo
-from simulator.sequence import Limits
-from simulator.truth import Hidden, Truth, true_of
-from simulator.workload import SloClass, parse_slo
-from simulator.world import Autoscaling, Clients, Fault, World
+from simulator.replica.sequence import Limits
+from simulator.replica.truth import Hidden, Truth, true_of
+from simulator.run.world import Autoscaling, Clients, Fault, World
+from simulator.workload.arrivals import SloClass, parse_slo
 
 
 class BadPool(ValueError):

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from simulator.experiment import CLAIRVOYANT, Source, admission_of, executor_of, routing_of
 from simulator.pool import Pool
-from simulator.run import Played, play
-from simulator.workload import Arrival
+from simulator.run.play import Played, play
+from simulator.workload.arrivals import Arrival
 from tests.cells import Cell, generator
 
 POLICY: Final = "slo_headroom"

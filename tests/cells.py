@@ -17,12 +17,12 @@ import numpy as np
 from router.core.physics import StepCoefficients, prefill_s
 from router.core.step import MEASURABLE, decode_step_s, step_s
 from router.core.types import NO_SLO, Slo
-from simulator.books import Floats
 from simulator.experiment import Case, Source
-from simulator.generators import UNIT_TOKENS, Sessions
 from simulator.pool import Member, Pool, Site
-from simulator.workload import Arrival, SloClass
-from simulator.world import Fault, World
+from simulator.run.result_table import Floats
+from simulator.run.world import Fault, World
+from simulator.workload.arrivals import Arrival, SloClass
+from simulator.workload.generators import UNIT_TOKENS, Sessions
 
 WORKLOADS: Final[Mapping[str, str]] = {
     "chat": "gen:poisson:prompt=150,output=250,sigma=0.8",

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from router.gateway.app import Gateway
-from router.gateway.plan import plan_file
+from router.gateway.config.plan import plan_file
 from tests.fakes_wire import ScriptedEngine
 from tests.pages import Pages
 from tests.waiting import until

@@ -1,13 +1,13 @@
 """A second engine, written the slow way, to hold the simulator's against: a list of requests, a loop over steps.
 
 Every step visits every request, every block is an object, time is a running sum. It shares nothing with
-`simulator.replica` but the truth's numbers.
+`simulator.replica.replica` but the truth's numbers.
 """
 
 from dataclasses import dataclass, field
 
-from simulator.sequence import Limits
-from simulator.truth import Drift, Truth
+from simulator.replica.sequence import Limits
+from simulator.replica.truth import Drift, Truth
 
 
 @dataclass(eq=False)

@@ -14,9 +14,9 @@ from uvicorn.server import ServerState
 from router.core.decisions import Outcome as Ending
 from router.core.dispatcher import Dispatcher
 from router.core.flight import Limits
-from router.gateway.driver import Driver, Outcome
-from router.gateway.front import FrontLimits, front
-from router.gateway.upstream import Target
+from router.gateway.traffic.client_connection import FrontLimits, front
+from router.gateway.traffic.driver import Driver, Outcome
+from router.gateway.traffic.upstream import Target
 from tests import fakes
 
 WITHIN_S = 10.0

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_serv
 from router.core.decisions import ScaleTo
 from router.core.policy import Demand
 from router.core.types import Backend
-from router.gateway.plan import Plan
+from router.gateway.config.plan import Plan
 from router.gateway.state import ModelDemand, RouterView, Store, StoreGone
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.wire import view_of

@@ -21,29 +21,30 @@ from router.core.policy import Routing
 from router.core.record import Recording
 from router.core.score import Score
 from router.core.types import Backend, EngineReport, Load
-from router.gateway import recorder, settings
-from router.gateway.asking import Asker
-from router.gateway.audit import Audit
-from router.gateway.books import Books
-from router.gateway.chosen import UNPROVED
-from router.gateway.config_text import ConfigError
-from router.gateway.control import control_app
-from router.gateway.demand import DemandWindow
-from router.gateway.driver import Driver, StreamLimits
-from router.gateway.engines import Engines, engine
-from router.gateway.journal import Journal
-from router.gateway.metrics import Metrics
-from router.gateway.plan import Plan
-from router.gateway.reload import Reloader
-from router.gateway.server import FrontLimits, server
+from router.gateway.config import settings
+from router.gateway.config.plan import Plan
+from router.gateway.config.text import ConfigError
+from router.gateway.control.api import control_app
+from router.gateway.control.journal import Journal
+from router.gateway.monitoring.health import Engines, engine
+from router.gateway.monitoring.probe import Asker
+from router.gateway.rollout.audit import Audit
+from router.gateway.rollout.policy_rollout import Steering
+from router.gateway.rollout.policy_spec import UNPROVED
+from router.gateway.rollout.reload import Reloader
 from router.gateway.state import ModelDemand, RouterView, Store
 from router.gateway.state.beliefs import Beliefs
 from router.gateway.state.files import FileStore
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.sync import Sync
-from router.gateway.steering import Steering
-from router.gateway.upstream import PoolLimits, Target
+from router.gateway.telemetry import recorder
+from router.gateway.telemetry.demand import DemandWindow
+from router.gateway.telemetry.metrics import Metrics
+from router.gateway.telemetry.request_observers import Books
+from router.gateway.traffic.driver import Driver, StreamLimits
+from router.gateway.traffic.server import FrontLimits, server
+from router.gateway.traffic.upstream import PoolLimits, Target
 from router.gateway.workers import Place
 
 if TYPE_CHECKING:

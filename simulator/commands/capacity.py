@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from simulator.books import Books
 from simulator.commands.replay import write_json
 from simulator.experiment import CLAIRVOYANT, Case, executor_of, interval
 from simulator.report.progress import progress
 from simulator.report.table import print_capacity
+from simulator.run.result_table import Books
 
 _DOUBLINGS: Final = 8
 _LOWEST: Final = 1 / 64

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from simulator.books import Books
 from simulator.commands.replay import write_json
 from simulator.experiment import Case
 from simulator.report.progress import progress
 from simulator.report.table import print_diff
+from simulator.run.result_table import Books
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from simulator.pool import Pool
 from simulator.report.files import write_chrome_trace, write_requests
 from simulator.report.progress import progress
 from simulator.report.table import print_intervals, print_runs
-from simulator.run import Played
+from simulator.run.play import Played
 
 BASELINES: Final = ("round_robin", "least_work", "slo_headroom")
 _SAMPLES: Final = 300

@@ -9,8 +9,8 @@ from math import isnan
 from pathlib import Path
 from typing import Any, TextIO
 
-from simulator.books import COLUMNS, OUTCOMES, Books
-from simulator.run import Played
+from simulator.run.play import Played
+from simulator.run.result_table import COLUMNS, OUTCOMES, Books
 
 _US = 1e6
 

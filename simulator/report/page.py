@@ -12,12 +12,12 @@ from typing import Any, Final
 import numpy as np
 
 from router.core.types import Slo
-from simulator.books import Books, Floats
 from simulator.experiment import Case
 from simulator.report.style import STYLE
 from simulator.report.svg import Axis, Mark, plot
-from simulator.run import Played
-from simulator.timeline import Timeline
+from simulator.run.play import Played
+from simulator.run.result_table import Books, Floats
+from simulator.run.timeline import Timeline
 
 _BINS: Final = 60
 _CURVE: Final = 160

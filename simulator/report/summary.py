@@ -5,9 +5,9 @@ from typing import Any, Final
 import numpy as np
 
 from router.core.decisions import Outcome
-from simulator.books import Books, Floats
 from simulator.pool import Site
-from simulator.run import Played
+from simulator.run.play import Played
+from simulator.run.result_table import Books, Floats
 
 QUANTILES: Final = (("p50", 50.0), ("p90", 90.0), ("p99", 99.0))
 

@@ -10,9 +10,9 @@ import pytest
 from router.autoscaler.loop import Advice, Autoscaler, advise, together
 from router.core.decisions import ScaleTo
 from router.core.policy import Demand
-from router.gateway.config_text import document
-from router.gateway.plan import Plan, make
-from router.gateway.settings import Settings
+from router.gateway.config.plan import Plan, make
+from router.gateway.config.settings import Settings
+from router.gateway.config.text import document
 from router.gateway.state import ModelDemand, RouterView, StoreGone
 from router.gateway.state.redis import RedisStore
 from tests.pages import Pages

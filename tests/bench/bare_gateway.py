@@ -16,10 +16,10 @@ from router.core.dispatcher import Dispatcher
 from router.core.models import model
 from router.core.physics import Shape, coefficients
 from router.core.types import Backend, Slo
-from router.gateway.driver import Driver, Outcome
 from router.gateway.protocols.ingress import Ingress, SloClass
-from router.gateway.server import serve
-from router.gateway.upstream import Target
+from router.gateway.traffic.driver import Driver, Outcome
+from router.gateway.traffic.server import serve
+from router.gateway.traffic.upstream import Target
 
 
 class Counter:

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 import policies
 from router.core.types import Slo
-from simulator.generators import generate, parse_recipe
 from simulator.pool import Member, Pool
-from simulator.run import play
-from simulator.workload import Arrival, Shaping, SloClass
-from simulator.world import World
+from simulator.run.play import play
+from simulator.run.world import World
+from simulator.workload.arrivals import Arrival, Shaping, SloClass
+from simulator.workload.generators import generate, parse_recipe
 from tests.bench.test_reload_load import process, up
 from tests.redis_server import free_port
 from tests.streams import Ask, Seen, open_loop

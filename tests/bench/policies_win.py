@@ -21,9 +21,9 @@ import policies
 from simulator.commands.capacity import Summary, highest_of, searched, summary
 from simulator.experiment import CLAIRVOYANT, Case, Source, interval
 from simulator.pool import BUILT_IN, Member, Pool
-from simulator.truth import Hidden
-from simulator.workload import parse_slo
-from simulator.world import World
+from simulator.replica.truth import Hidden
+from simulator.run.world import World
+from simulator.workload.arrivals import parse_slo
 
 POLICY = "slo_headroom"
 GOAL, OVERLOAD = 0.99, (1.1, 1.2)

@@ -5,7 +5,7 @@ from time import perf_counter
 import pytest
 
 from router.core import Dispatch
-from router.gateway.guard import Books, Bounds, Guarded
+from router.gateway.rollout.guard import Books, Bounds, Guarded
 from tests import fakes
 
 pytestmark = pytest.mark.benchmark

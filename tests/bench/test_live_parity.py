@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 import policies
-from simulator.generators import generate, parse_recipe
 from simulator.pool import Member, Pool
-from simulator.run import play
-from simulator.workload import Arrival, Shaping
-from simulator.world import World
+from simulator.run.play import play
+from simulator.run.world import World
+from simulator.workload.arrivals import Arrival, Shaping
+from simulator.workload.generators import generate, parse_recipe
 
 WORKLOAD = "gen:poisson:rate=4,requests=200"
 QUANTILES = (50, 90, 99)

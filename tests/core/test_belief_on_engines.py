@@ -15,11 +15,11 @@ from router.core.kernels import CONTEXT, FIXED
 from router.core.models import model
 from router.core.physics import Shape, coefficients, kv_capacity_tokens
 from router.core.types import Backend, Request, Usage
-from simulator.kernel import Kernel
-from simulator.replica import Replica
-from simulator.sequence import Limits as EngineLimits
-from simulator.sequence import Sequence
-from simulator.truth import Hidden, true_of
+from simulator.replica.replica import Replica
+from simulator.replica.sequence import Limits as EngineLimits
+from simulator.replica.sequence import Sequence
+from simulator.replica.truth import Hidden, true_of
+from simulator.run.kernel import Kernel
 
 
 class EvenlyAsked:

@@ -11,7 +11,7 @@ import yaml
 
 from router.core.decisions import Outcome
 from router.core.score import STATES
-from router.gateway.metrics import Metrics
+from router.gateway.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

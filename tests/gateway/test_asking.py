@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from router.gateway.asking import Asker, Page, Unanswered
+from router.gateway.monitoring.probe import Asker, Page, Unanswered
 from tests.fakes_wire import LAST, Act, ScriptedEngine, chunked, reply
 from tests.waiting import until
 

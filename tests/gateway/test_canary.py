@@ -7,7 +7,7 @@ import pytest
 
 from router.core.decisions import Account, Outcome
 from router.core.types import Slo, Usage
-from router.gateway.canary import FIRST_LOOK, Arm, Split, Trial, difference, fraction, wilson
+from router.gateway.rollout.canary import FIRST_LOOK, Arm, Split, Trial, difference, fraction, wilson
 from tests import fakes
 
 

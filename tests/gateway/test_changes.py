@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from router.gateway.config_text import ConfigError
-from router.gateway.versions import Version, Versions
+from router.gateway.config.text import ConfigError
+from router.gateway.rollout.versions import Version, Versions
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import ScriptedEngine, stream
 from tests.gateway.test_own_policy import MINE, offer, two

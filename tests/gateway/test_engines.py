@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from router.core.types import EngineReport
-from router.gateway import settings
-from router.gateway.asking import Asker
-from router.gateway.engines import Engine, Engines, Watch, engine
-from router.gateway.scrape import Snapshot, read
+from router.gateway.config import settings
+from router.gateway.monitoring.health import Engine, Engines, Watch, engine
+from router.gateway.monitoring.probe import Asker
+from router.gateway.monitoring.scrape import Snapshot, read
 from tests.pages import Pages
 from tests.waiting import until
 

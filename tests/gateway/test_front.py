@@ -7,9 +7,9 @@ import pytest
 
 from router.core.decisions import Outcome as Ending
 from router.core.types import Slo
-from router.gateway.driver import StreamLimits
-from router.gateway.front import FrontLimits
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass
+from router.gateway.traffic.client_connection import FrontLimits
+from router.gateway.traffic.driver import StreamLimits
 from tests import fakes_wire as wire
 from tests.fakes_wire import Act, chat, chunked, event, pair, post, reply, stream, token
 from tests.waiting import until

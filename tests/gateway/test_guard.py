@@ -8,7 +8,7 @@ import pytest
 
 from router.core import ADMIT, Choice, Dispatch, Fleet, Forecast, Hold, Reason, Shed, decisions
 from router.core.dispatcher import Dispatcher
-from router.gateway.guard import Books, Bounds, Fault, Guarded, GuardedAdmission, is_valid
+from router.gateway.rollout.guard import Books, Bounds, Fault, Guarded, GuardedAdmission, is_valid
 from tests import fakes
 
 WRONG_KIND = "invalid" if decisions.__file__.endswith(".py") else "raised"

@@ -1,7 +1,7 @@
 """The last requests, found by either of their names."""
 
-from router.gateway.driver import Outcome
-from router.gateway.journal import Journal
+from router.gateway.control.journal import Journal
+from router.gateway.traffic.driver import Outcome
 from tests.fakes import backend, core, request
 
 

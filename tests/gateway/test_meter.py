@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.types import Usage
-from router.gateway.http import dechunked, parse_head
-from router.gateway.meter import GAP_EDGES_S, Gaps, Meter, first_event
+from router.gateway.traffic.http import dechunked, parse_head
+from router.gateway.traffic.meter import GAP_EDGES_S, Gaps, Meter, first_event
 from tests.fakes_wire import chunked, event, token
 
 TEXTS = st.lists(

@@ -7,9 +7,9 @@ import pytest
 
 from router.core.decisions import Account, Outcome, Reason
 from router.core.types import EngineReport, Load, Request, Slo, Usage
-from router.gateway.demand import DemandWindow
-from router.gateway.meter import Gaps
-from router.gateway.metrics import Metrics
+from router.gateway.telemetry.demand import DemandWindow
+from router.gateway.telemetry.metrics import Metrics
+from router.gateway.traffic.meter import Gaps
 
 
 def account(outcome: Outcome = Outcome.SERVED, reason: Reason | None = None, ttft_ms: float = 500) -> Account:

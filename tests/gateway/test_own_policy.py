@@ -7,10 +7,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from router.gateway.chosen import UNPROVED
-from router.gateway.config_text import ConfigError
-from router.gateway.plan import plan_file
-from router.gateway.proof import prove
+from router.gateway.config.plan import plan_file
+from router.gateway.config.text import ConfigError
+from router.gateway.rollout.policy_spec import UNPROVED
+from router.gateway.rollout.validation import prove
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import ScriptedEngine, stream
 from tests.gateway.test_main import answers, command

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from router.core.flight import Limits
-from router.gateway.recorder import Recorder, RecordError, decisions, differences
+from router.gateway.telemetry.recorder import Recorder, RecordError, decisions, differences
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, stream
 from tests.pages import Pages

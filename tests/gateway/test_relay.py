@@ -8,7 +8,7 @@ import pytest
 
 from router.core.decisions import Outcome as Ending
 from router.core.flight import Limits
-from router.gateway.driver import StreamLimits
+from router.gateway.traffic.driver import StreamLimits
 from tests import fakes_wire as wire
 from tests.fakes_wire import (
     Act,

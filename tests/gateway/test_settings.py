@@ -7,10 +7,10 @@ import pytest
 
 from policies.routing.slo_headroom import SloHeadroom
 from router.core.types import Slo
-from router.gateway.config_text import ConfigError, document
-from router.gateway.plan import Plan, digest, make, plan_file
+from router.gateway.config.plan import Plan, digest, make, plan_file
+from router.gateway.config.settings import Settings
+from router.gateway.config.text import ConfigError, document
 from router.gateway.protocols.ingress import Caller
-from router.gateway.settings import Settings
 
 BACKENDS = """
 backends:

@@ -15,8 +15,8 @@ import policies
 from router.__main__ import app
 from router.core import Choice, Dispatch, Fleet, Forecast, Reason, Request, Rng, Shed
 from router.core.types import Slo
-from router.gateway.answers import Rejected
 from router.gateway.protocols.ingress import ANYONE, Ingress, SloClass, SloLimits, SloRange
+from router.gateway.traffic.answers import Rejected
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import Gateway, Reply, ScriptedEngine, pair, reply, stream
 from tests.pages import Pages

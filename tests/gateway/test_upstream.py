@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
-from router.gateway.upstream import PoolLimits, Target
+from router.gateway.traffic.upstream import PoolLimits, Target
 from tests.fakes_wire import Gateway, ScriptedEngine, gateway, stream
 from tests.waiting import until
 

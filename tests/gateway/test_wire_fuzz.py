@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from router.core.decisions import Outcome as Ending
-from router.gateway.driver import Driver
-from router.gateway.front import Front, FrontLimits, front
-from router.gateway.http import dechunked
-from router.gateway.upstream import Connection, Target, Upstream
+from router.gateway.traffic.client_connection import Front, FrontLimits, front
+from router.gateway.traffic.driver import Driver
+from router.gateway.traffic.http import dechunked
+from router.gateway.traffic.upstream import Connection, Target, Upstream
 from tests import fakes
 from tests import fakes_wire as wire
 from tests.fakes_wire import Act, Seen, chat, chunked, event, pair, post, reply, stream, token

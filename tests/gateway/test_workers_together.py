@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.gateway.plan import plan_file
-from router.gateway.reload import settled
-from router.gateway.versions import Version
+from router.gateway.config.plan import plan_file
+from router.gateway.rollout.reload import settled
+from router.gateway.rollout.versions import Version
 from router.gateway.workers import Place, running, sums, views
 from router.gateway.workers.member import Worker, worker
 from tests.fakes_router import write

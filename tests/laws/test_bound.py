@@ -7,7 +7,7 @@ import pytest
 import policies
 from simulator.experiment import CLAIRVOYANT, Case, Source, bounded, figures
 from simulator.pool import Member, Pool
-from simulator.workload import parse_slo
+from simulator.workload.arrivals import parse_slo
 
 BEATEN_BY_MAX = 0.002  # of attainment, by any policy
 ALONE_BELOW_MAX = 0.01  # of attainment, without the policies beside it

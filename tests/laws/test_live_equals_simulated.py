@@ -21,19 +21,19 @@ import pytest
 import policies
 from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Request, Rng
 from router.core.dispatcher import Dispatcher
-from router.gateway.plan import Plan, plan_file
-from router.gateway.scrape import read as read_page
-from router.gateway.upstream import Target
-from simulator.engine import Engine, Serving, prompt_of
-from simulator.kernel import Kernel
+from router.gateway.config.plan import Plan, plan_file
+from router.gateway.monitoring.scrape import read as read_page
+from router.gateway.traffic.upstream import Target
+from simulator.emulator.engine import Engine, Serving, prompt_of
+from simulator.emulator.wire.vllm import Vllm, metrics
 from simulator.pool import Member, Pool
-from simulator.run import Played, play
-from simulator.sequence import Sequence
+from simulator.replica.sequence import Sequence
+from simulator.replica.truth import EXACT
+from simulator.run.kernel import Kernel
+from simulator.run.play import Played, play
+from simulator.run.world import World
 from simulator.traces import read_trace
-from simulator.truth import EXACT
-from simulator.wire.vllm import Vllm, metrics
-from simulator.workload import Arrival, Shaping, shape
-from simulator.world import World
+from simulator.workload.arrivals import Arrival, Shaping, shape
 from tests import fakes_wire as wire
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, chunked, event, gateway, post, reply, stream, token

@@ -12,8 +12,8 @@ import pytest
 from router.core.types import Slo
 from simulator.experiment import Source
 from simulator.pool import Member, Pool
-from simulator.truth import EXACT
-from simulator.workload import Arrival, SloClass
+from simulator.replica.truth import EXACT
+from simulator.workload.arrivals import Arrival, SloClass
 from tests.cell_runs import POLICY, Run, among, paired_error, played
 from tests.cells import POOLS, PROMISES, Cell, generator, promised
 

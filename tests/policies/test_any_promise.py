@@ -17,8 +17,8 @@ from router.core.decisions import Send
 from router.core.types import Load
 from simulator.experiment import Case, Source
 from simulator.pool import Member, Pool
-from simulator.truth import EXACT
-from simulator.workload import parse_slo
+from simulator.replica.truth import EXACT
+from simulator.workload.arrivals import parse_slo
 from tests.contract.strategies import any_world
 from tests.fakes import backend, core, refused, request, sent
 

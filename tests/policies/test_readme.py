@@ -20,7 +20,7 @@ from router import loading
 from router.core import E2E, TTFT
 from router.core.errors import PolicyRejected
 from router.loading import Source
-from simulator.proving import Question, judge
+from simulator.validation.validate import Question, judge
 from tests.contract.strategies import any_world
 from tests.fakes import backend
 

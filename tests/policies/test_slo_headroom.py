@@ -14,10 +14,10 @@ from router.core.decisions import Send
 from router.core.score import OFF, TRUSTED
 from router.core.types import Load
 from simulator.pool import Member, Pool
-from simulator.run import play
+from simulator.replica.truth import Hidden
+from simulator.run.play import play
 from simulator.traces import Entry
-from simulator.truth import Hidden
-from simulator.workload import Shaping, parse_slo, shape
+from simulator.workload.arrivals import Shaping, parse_slo, shape
 from tests.fakes import backend, core, request
 
 IDLE = Load()

@@ -24,8 +24,8 @@ import policies
 from deploy.local import catalog, processes
 from router.core.types import Request, Slo
 from simulator.pool import load_pool
-from simulator.run import play
-from simulator.workload import Arrival
+from simulator.run.play import play
+from simulator.workload.arrivals import Arrival
 from tests.bench.parity import compared, figures, seen_figures
 from tests.real.world import CONFIG, MODEL, ROOT, backend, serving
 from tests.streams import Ask, Seen, Talk, open_loop

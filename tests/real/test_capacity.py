@@ -14,7 +14,7 @@ from deploy.local import catalog, processes
 from router.core.cards import card
 from router.core.models import make_model
 from router.core.physics import Shape, kv_capacity_tokens
-from router.gateway import scrape
+from router.gateway.monitoring import scrape
 from tests.real.world import Engines
 
 BLOCK_TOKENS = 32

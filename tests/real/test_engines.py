@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from deploy.local import catalog
-from router.gateway import scrape
+from router.gateway.monitoring import scrape
 from tests.real.world import MODEL, Engines, events_of, long_chat, metric
 from tests.waiting import until_async
 

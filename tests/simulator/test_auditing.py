@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from router.core.errors import PolicyRejected
-from simulator.auditing import check_state, state_of, watched
+from simulator.validation.auditing import check_state, state_of, watched
 from tests.policy_files import policy_text
 
 PLACE = "policies.routing.made_up"

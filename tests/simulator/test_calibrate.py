@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from router.core.physics import coefficients, decode_step_s
-from simulator.calibrate import leave_one_out, main
 from simulator.calibration.among import consistent
 from simulator.calibration.bands import coverage, widened
 from simulator.calibration.fit import COMMITTED, PRIOR, fit, predicted, seen
 from simulator.calibration.measurements import Measurement, engine_key, parse
 from simulator.calibration.report import errors, headline, rank_correlation
 from simulator.calibration.write import tables_source
+from simulator.commands.calibrate import leave_one_out, main
 
 MEASURED = Path(__file__).parents[2].parent / "shared" / "data" / "engine_measurements.csv.gz"
 

@@ -6,13 +6,13 @@ import pytest
 
 import policies
 from router.core.types import Request, Slo
-from simulator.books import Books
-from simulator.clairvoyant import PORTFOLIO, Clairvoyant, Strategy
+from simulator.bounds.clairvoyant import PORTFOLIO, Clairvoyant, Strategy
 from simulator.pool import Member, Pool
-from simulator.run import Played, play
-from simulator.truth import EXACT
-from simulator.workload import Arrival
-from simulator.world import Fault, World
+from simulator.replica.truth import EXACT
+from simulator.run.play import Played, play
+from simulator.run.result_table import Books
+from simulator.run.world import Fault, World
+from simulator.workload.arrivals import Arrival
 
 POOL = Pool((Member("a", "a100-80g-sxm", "llama-3-8b"),), truth=EXACT)
 SOONEST, LIGHTEST = PORTFOLIO[0], PORTFOLIO[1]

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from simulator.__main__ import app
-from simulator.engine import Dialect, Engine, Serving, listen
+from simulator.emulator.engine import Dialect, Engine, Serving, listen
+from simulator.emulator.serving import DIALECTS
 from simulator.pool import Member
-from simulator.serving import DIALECTS
-from simulator.truth import EXACT
+from simulator.replica.truth import EXACT
 from tests.waiting import until
 
 MEMBER = Member("one", "h100", model="qwen2.5-0.5b", seqs_max=4, chunk_tokens=512, model_tokens_max=2048)

@@ -6,12 +6,12 @@ from math import inf, nan
 import numpy as np
 import pytest
 
-from simulator.foresight import Promised, alone, follow, in_engine
-from simulator.kernel import Kernel
+from simulator.bounds.foresight import Promised, alone, follow, in_engine
 from simulator.pool import Member, Pool
-from simulator.replica import Replica
-from simulator.sequence import Limits, Sequence
-from simulator.truth import Hidden
+from simulator.replica.replica import Replica
+from simulator.replica.sequence import Limits, Sequence
+from simulator.replica.truth import Hidden
+from simulator.run.kernel import Kernel
 
 SITE = Pool((Member("a", "l40s"),), truth=Hidden(drift=0.0)).sites(3)[0]
 ROOMY, TIGHT = Limits(kv_blocks=4_000), Limits(seqs_max=8, chunk_tokens=600, kv_blocks=4_000)

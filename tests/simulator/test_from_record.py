@@ -16,15 +16,15 @@ from router.core.flight import Limits
 from router.core.physics import StepCoefficients, decode_step_s, prefill_s
 from router.core.record import Recording
 from router.core.types import Backend, Request, Usage
-from simulator.calibrate import main
 from simulator.calibration.flights import BadRecord, read_flights
 from simulator.calibration.from_record import fit_log
-from simulator.kernel import Kernel
+from simulator.commands.calibrate import main
 from simulator.pool import BadPool, load_pool
-from simulator.replica import Replica
-from simulator.sequence import Limits as EngineLimits
-from simulator.sequence import Sequence
-from simulator.truth import Hidden, Truth
+from simulator.replica.replica import Replica
+from simulator.replica.sequence import Limits as EngineLimits
+from simulator.replica.sequence import Sequence
+from simulator.replica.truth import Hidden, Truth
+from simulator.run.kernel import Kernel
 
 SHEET = StepCoefficients(
     10e-3, 20e-6, 1e-7, 50e-6, 1e-9, 10e-3, weights_s=8e-3, gemm_token_s=45e-6, sigma=(0.5, 0.6, 0.6, 0.5, 0.8, 0.8)

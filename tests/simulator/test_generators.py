@@ -8,10 +8,10 @@ from statistics import fmean, pstdev
 import pytest
 
 import policies
-from simulator.generators import PUBLISHED, UNIT_TOKENS, Closed, Sessions, generate, parse_recipe
 from simulator.pool import BUILT_IN
-from simulator.run import Played, play
-from simulator.workload import Arrival, Shaping
+from simulator.run.play import Played, play
+from simulator.workload.arrivals import Arrival, Shaping
+from simulator.workload.generators import PUBLISHED, UNIT_TOKENS, Closed, Sessions, generate, parse_recipe
 
 HOW = Shaping("llama-3-8b")
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from router.core.physics import StepCoefficients
-from simulator.kernel import Kernel
-from simulator.replica import Replica
-from simulator.sequence import Limits, Sequence
-from simulator.truth import EXACT, true_of
+from simulator.replica.replica import Replica
+from simulator.replica.sequence import Limits, Sequence
+from simulator.replica.truth import EXACT, true_of
+from simulator.run.kernel import Kernel
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "one_engine.txt"
 STEP = StepCoefficients(0.010, 0.0001, 1e-6, 0.0002, 0.0, 0.0)

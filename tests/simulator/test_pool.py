@@ -8,8 +8,8 @@ import pytest
 from router.core.physics import coefficients
 from router.core.types import Slo
 from simulator.pool import BUILT_IN, BadPool, Member, load_pool
-from simulator.truth import EXACT
-from simulator.workload import SloClass
+from simulator.replica.truth import EXACT
+from simulator.workload.arrivals import SloClass
 
 GOOD = """
 defaults: {model: llama-3-8b}

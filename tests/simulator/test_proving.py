@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from simulator.generated import LOAD, generated, promise
-from simulator.proving import BackendPool, judge, question_of, run
-from simulator.run import play
+from simulator.run.play import play
 from simulator.traces.recent import recent
+from simulator.validation.validate import BackendPool, judge, question_of, run
+from simulator.workload.generated import LOAD, generated, promise
 from tests import fakes
 from tests.policy_files import policy_text
 

@@ -13,9 +13,9 @@ from router.core.types import Slo
 from simulator.__main__ import app
 from simulator.pool import BUILT_IN
 from simulator.report.summary import summarise
-from simulator.run import play
+from simulator.run.play import play
 from simulator.traces import Entry, read_trace
-from simulator.workload import Shaping, SloClass, shape
+from simulator.workload.arrivals import Shaping, SloClass, shape
 
 CHAT = (SloClass("chat", Slo(ttft_s=1.0, tpot_s=0.06)),)
 AZURE = Path("../shared/data/traces/AzureLLMInferenceTrace_conv.csv.gz")

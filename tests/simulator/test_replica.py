@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.core.physics import StepCoefficients
-from simulator.kernel import Kernel
-from simulator.replica import Replica
-from simulator.sequence import Limits, Sequence
-from simulator.truth import EXACT, Hidden, Truth, true_of
+from simulator.replica.replica import Replica
+from simulator.replica.sequence import Limits, Sequence
+from simulator.replica.truth import EXACT, Hidden, Truth, true_of
+from simulator.run.kernel import Kernel
 from tests.fakes_sim import Job, PlainEngine
 
 STEP = StepCoefficients(

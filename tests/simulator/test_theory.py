@@ -10,17 +10,17 @@ from router.core.cards import card
 from router.core.models import model
 from router.core.physics import StepCoefficients
 from router.core.types import Backend, Slo
-from simulator.bounds import gpu_seconds_least
-from simulator.clairvoyant import Clairvoyant
-from simulator.generators import generate, parse_recipe
-from simulator.kernel import Kernel
+from simulator.bounds.clairvoyant import Clairvoyant
+from simulator.bounds.gpu_seconds import gpu_seconds_least
 from simulator.pool import BUILT_IN, Member, Pool, Site
-from simulator.replica import Replica
+from simulator.replica.replica import Replica
+from simulator.replica.sequence import Limits, Sequence
+from simulator.replica.truth import EXACT, true_of
 from simulator.report.summary import summarise
-from simulator.run import play
-from simulator.sequence import Limits, Sequence
-from simulator.truth import EXACT, true_of
-from simulator.workload import Shaping, SloClass
+from simulator.run.kernel import Kernel
+from simulator.run.play import play
+from simulator.workload.arrivals import Shaping, SloClass
+from simulator.workload.generators import generate, parse_recipe
 
 STEP_S = 0.01
 CONSTANT = StepCoefficients(STEP_S, 0.0, 0.0, 0.0, 0.0, 0.0)

@@ -4,7 +4,7 @@ import pytest
 
 from router.core.types import NO_SLO, Slo
 from simulator.traces import Entry
-from simulator.workload import Shaping, SloClass, distinct, parse_seconds, parse_slo, shape
+from simulator.workload.arrivals import Shaping, SloClass, distinct, parse_seconds, parse_slo, shape
 
 TEN = [Entry(100.0 + n, 10, 5) for n in range(10)]
 

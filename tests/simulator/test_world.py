@@ -12,10 +12,10 @@ from router.core import Choice, Fleet, Forecast, Reason, Request, Rng, Shed
 from router.core.types import Slo
 from simulator.pool import Member, Pool
 from simulator.report.summary import summarise
-from simulator.run import Played, play
+from simulator.run.play import Played, play
+from simulator.run.world import Autoscaling, Clients, Fault, World
 from simulator.traces import Entry
-from simulator.workload import Arrival, Shaping, SloClass, shape
-from simulator.world import Autoscaling, Clients, Fault, World
+from simulator.workload.arrivals import Arrival, Shaping, SloClass, shape
 
 CHAT = (SloClass("chat", Slo(ttft_s=1.0, tpot_s=0.06)),)
 PAIR = Pool((Member("h100", "h100"), Member("a100", "a100-80g-sxm")), CHAT)

@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Final
 
 from router.core.types import NO_SLO, Slo
-from router.gateway.answers import rejected
+from router.gateway.traffic.answers import rejected
 
 Headers = Mapping[bytes, bytes]
 

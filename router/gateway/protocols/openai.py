@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import orjson
 
-from router.gateway.answers import Dialect, rejected
 from router.gateway.protocols.blocks import BLOCK_BYTES, NO_BLOCKS, blocks_of
+from router.gateway.traffic.answers import Dialect, rejected
 
 # Pieces of a prompt: text as it is; above 0, that many token ids; UNSEEN, what is not looked at, such as an image;
 # below 0, who speaks from here on.

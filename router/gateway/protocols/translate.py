@@ -13,7 +13,7 @@ import orjson
 
 from router.gateway.protocols.openai import Call
 from router.gateway.protocols.triton import PREFIX
-from router.gateway.upstream import Target
+from router.gateway.traffic.upstream import Target
 
 CHAT: Final = "/v1/chat/completions"
 _TRANSLATED: Final = {CHAT, "/v1/completions"}

@@ -6,9 +6,9 @@ Believes: the path and the body. Must not know what OpenAI's requests look like;
 from typing import Any, Final
 from urllib.parse import unquote
 
-from router.gateway.answers import Dialect, rejected
 from router.gateway.protocols.blocks import NO_BLOCKS, blocks_of
 from router.gateway.protocols.openai import Call, Surface, parse
+from router.gateway.traffic.answers import Dialect, rejected
 
 PREFIX: Final = b"/v2/models/"
 

@@ -19,15 +19,15 @@ from zlib import crc32
 
 from router.core.types import EngineReport
 from router.gateway.app import Gateway, front_limits
-from router.gateway.asking import Asker
-from router.gateway.control import control_app
-from router.gateway.engines import Engines
-from router.gateway.metrics import Metrics
-from router.gateway.plan import Plan
-from router.gateway.reload import remade, settled
-from router.gateway.server import server
-from router.gateway.sidecar import Publisher
+from router.gateway.config.plan import Plan
+from router.gateway.control.api import control_app
+from router.gateway.monitoring.health import Engines
+from router.gateway.monitoring.probe import Asker
+from router.gateway.monitoring.sidecar import Publisher
+from router.gateway.rollout.reload import remade, settled
 from router.gateway.state.files import Stamp, stamp
+from router.gateway.telemetry.metrics import Metrics
+from router.gateway.traffic.server import server
 from router.gateway.workers import Place, running
 from router.gateway.workers.crew import Crew
 from router.gateway.workers.sockets import listening

@@ -21,9 +21,9 @@ from time import time
 from typing import Final
 
 import router
-from router.gateway.plan import Plan
-from router.gateway.proof import Proof
-from router.gateway.versions import Version
+from router.gateway.config.plan import Plan
+from router.gateway.rollout.validation import Proof
+from router.gateway.rollout.versions import Version
 from router.gateway.workers import Place, running
 from router.gateway.workers.sockets import reserved
 

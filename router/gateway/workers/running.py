@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from router.gateway.versions import Version
+from router.gateway.rollout.versions import Version
 
 
 @dataclass(frozen=True, slots=True)

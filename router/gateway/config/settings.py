@@ -1,0 +1,434 @@
+"""The config file as frozen, validated values, one class a section.
+
+Believes: the text. Must not know: cards, policies or sockets; what the names in it stand for is looked up in
+``plan.py``. Every duration is in seconds except SLOs, which people state in milliseconds; every queue has a bound.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from router.gateway.config.text import Document, read
+from router.gateway.protocols.ingress import SLO_MS_MAX, SLO_MS_MIN, milliseconds
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _http_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, or half an IPv6 address
+        good = False
+    if not good:
+        raise ValueError(f"expected http://host:port, not {text!r}")
+    return text.rstrip("/")
+
+
+def _redis_url(text: str) -> str:
+    if text.partition("://")[0] not in {"redis", "rediss", "unix"}:
+        raise ValueError(f"expected redis://host:port/db, not {text!r}")
+    return text
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+
+
+class Section(BaseModel):
+    """A part of the file: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Listen(Section):
+    """Where clients come in, what they may send and how slowly. Port 0 takes any free one.
+
+    ``workers``: processes that share the port, each with its own loop and its own ``connections_max``.
+    """
+
+    host: Name = "127.0.0.1"
+    port: Port = 8080
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    body_bytes_max: PositiveInt = 8 * 2**20  # a 1M-token prompt is about 4 MB of text
+    head_bytes_max: PositiveInt = 64 * 2**10
+    connections_max: PositiveInt = 20_000
+    keep_alive_s: PositiveFloat = 75.0
+    request_s: PositiveFloat = 30.0  # from a request's first byte to its last
+    drain_s: PositiveFloat = 30.0
+
+
+class Upstream(Section):
+    """How the gateway speaks to engines: time limits and the pool of idle connections of each."""
+
+    connect_s: PositiveFloat = 2.0
+    idle_s: PositiveFloat = 4.0  # vLLM closes idle connections after 5 s
+    idle_max: Count = 256
+    stall_s: PositiveFloat = 60.0  # silence inside a reply that means a frozen engine
+    reader_s: PositiveFloat = 60.0  # how long a client may not read
+
+
+def _named(key: str) -> BeforeValidator:
+    """A bare word stands for the section with that one key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class CardFacts(Section):
+    """An accelerator: a known one, one given in place, or (``like`` with more) a known one with corrections."""
+
+    like: Name | None = None
+    memory_gib: PositiveFloat | None = None
+    bandwidth_gb_per_s: PositiveFloat | None = None
+    tflops: dict[str, PositiveFloat] | None = None
+    link: Name | None = None
+    link_gb_per_s: PositiveFloat | None = None
+    cards_per_node: PositiveInt | None = None
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None
+
+
+class ModelFacts(Section):
+    """A model's shape: a known one (``like`` alone), or all of it from its ``config.json``."""
+
+    like: Name | None = None
+    params_billions: PositiveFloat | None = None
+    layers: PositiveInt | None = None
+    hidden: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    kv_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    active_params_billions: PositiveFloat | None = None
+    ffn: Count = 0
+    vocab: Count = 0
+    tied: bool = False
+    experts: Count = 0
+    experts_per_token: Count = 0
+    latent_kv: bool = False
+
+    @model_validator(mode="after")
+    def _known_or_whole(self) -> Self:
+        needed = ("params_billions", "layers", "hidden", "heads")
+        missing = [name for name in needed if getattr(self, name) is None]
+        if self.like and self.model_fields_set != {"like"}:
+            raise ValueError("a known model (like) takes no other key")
+        if not self.like and missing:
+            raise ValueError(f"needs {', '.join(missing)}, or the name of a known model")
+        return self
+
+
+def _self_mapped(value: Any) -> Any:
+    """``[a, b]`` means ``{a: a, b: b}``: the engine knows the model by the name clients use."""
+    return {name: name for name in value} if isinstance(value, list) else value
+
+
+def _some(value: Any) -> Any:
+    """An empty list is a mistake; asked of the text, since pydantic's own bound counts valid items only."""
+    if isinstance(value, list | dict) and not value:
+        raise ValueError("needs at least one entry")
+    return value
+
+
+ServedModels = Annotated[dict[Name, Name], BeforeValidator(_self_mapped), BeforeValidator(_some)]
+
+
+class Backend(Section):
+    """One engine replica: where it is, what it serves, what it runs on.
+
+    ``models`` maps the name clients ask for to the name the engine knows. ``card`` and ``model`` are names of the
+    built-in tables or facts given in place; ``engine`` is whose overheads are believed (vllm, tensorrt-llm, sglang,
+    llamacpp, ...). ``chat_template`` and ``chat_opening`` make a prompt of chat messages for an engine that knows
+    prompts alone (Triton): once a message with {role} and {content}, and at the end. ``context_tokens_max`` is the
+    longest prompt with its reply that the engine takes (any when left out: the engine judges). ``kv_tokens_max`` and
+    ``price_per_hour`` follow from the tables when left out, and so do those of a step's ``coefficients`` (seconds, as
+    ``simulator calibrate --record`` prints them; names in ``router.core.step.MEASURABLE``) that were not measured.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    url: HttpUrl
+    protocol: Literal["openai", "triton"] = "openai"
+    models: ServedModels
+    card: Annotated[CardFacts, _named("like")]
+    model: Annotated[ModelFacts, _named("like")]
+    engine: Name | None = None
+    tp: PositiveInt = 1
+    pp: PositiveInt = 1
+    precision: Name = "bf16"
+    coefficients: dict[str, float] = {}
+    seqs_max: PositiveInt = 256
+    kv_tokens_max: PositiveInt | None = None
+    context_tokens_max: PositiveInt | None = None
+    chunk_tokens: PositiveInt = 2048
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None
+    network_ms: Annotated[float, Field(ge=0)] = 0.0
+    weight: PositiveFloat = 1.0
+    variant: Name | None = None
+    labels: dict[str, str] = {}
+    metrics_url: HttpUrl | None = None
+    chat_template: str | None = None
+    chat_opening: str | None = None
+    health_url: HttpUrl | None = None
+    api_key: Name | None = None
+    api_key_env: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.api_key and self.api_key_env:
+            raise ValueError("give api_key or api_key_env, not both")
+        return self
+
+
+class SloRange(Section):
+    """The least and the most milliseconds that a header may ask for, both allowed themselves."""
+
+    min: PositiveFloat = SLO_MS_MIN
+    max: PositiveFloat = SLO_MS_MAX
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {milliseconds(self.min)} exceeds max {milliseconds(self.max)}")
+        return self
+
+
+class SloLimits(Section):
+    """What requests of a class may ask for by headers (``x-slo-ttft-ms``, ...), and what becomes of a bound that cannot
+    be.
+
+    ``outside``: a header outside its range is refused with 400, or taken as the nearest value inside it;
+    ``infeasible``: a request with a bound that no backend could keep even when idle, whether it came by a header or
+    from the class, is served as best effort, or refused at once with 429.
+    """
+
+    ttft_ms: SloRange = SloRange()
+    tpot_ms: SloRange = SloRange()
+    e2e_ms: SloRange = SloRange()
+    outside: Literal["refuse", "clamp"] = "refuse"
+    infeasible: Literal["best_effort", "refuse"] = "best_effort"
+
+
+class SloClass(Section):
+    """What requests of one class are promised; a bound left out is no bound. ``priority``: smaller is more urgent."""
+
+    ttft_ms: PositiveFloat | None = None
+    tpot_ms: PositiveFloat | None = None
+    e2e_ms: PositiveFloat | None = None
+    quantile: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
+    priority: int = 0
+    slo_limits: SloLimits = SloLimits()
+
+
+class Key(Section):
+    """A secret in one of three forms: itself, the name of an environment variable, or its SHA-256 in hex."""
+
+    key: Annotated[str, Field(min_length=8)] | None = None
+    key_env: Name | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if sum(form is not None for form in (self.key, self.key_env, self.sha256)) != 1:
+            raise ValueError("give exactly one of key, key_env, sha256")
+        return self
+
+
+class ApiKey(Key):
+    """A client's key: whose it is and which SLO class its requests have unless they say otherwise."""
+
+    tenant: Name
+    slo_class: Name | None = None
+
+
+class Named(Section):
+    """A policy by name with its parameters; a bare name stands for its defaults."""
+
+    name: Name
+    parameters: dict[str, Any] = {}
+
+
+PolicyName = Annotated[Named, _named("name")]
+
+
+class Own(Section):
+    """A policy by name or by the path of a Python file (from the config's folder), with its parameters."""
+
+    name: Name | None = None
+    file: Path | None = None
+    parameters: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.name is None) == (self.file is None):
+            raise ValueError("give exactly one of name, file")
+        return self
+
+
+OwnPolicy = Annotated[Own, _named("name")]
+
+
+class Shadow(Section):
+    """A routing policy that decides for ``share`` of the decisions without effect."""
+
+    routing: OwnPolicy
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class Canary(Section):
+    """A routing policy on trial; ``Split`` and ``Trial`` in ``router.gateway.rollout.canary`` define each key."""
+
+    routing: OwnPolicy
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    by: Literal["request", "session", "tenant"] = "request"
+    tenants: frozenset[Name] = frozenset()
+    attainment_drop_max: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    sample_min: PositiveInt = 200
+    sample_max: PositiveInt = 100_000
+
+
+class Guard(Section):
+    """When a live policy's decision counts as a fault, and after how many it is rolled back."""
+
+    budget_ms: PositiveFloat = 5.0
+    faults_max: PositiveInt = 3
+    window_s: PositiveFloat = 60.0
+
+
+class Limits(Section):
+    """Bounds that hold for every policy; what each means is said at ``router.core.dispatcher.Limits``.
+
+    A key left out has the core's default; hedging is off unless ``hedge_slo_share`` is given.
+    """
+
+    attempts_max: PositiveInt | None = None
+    first_byte_s_max: PositiveFloat | None = None
+    first_byte_slo_factor: PositiveFloat | None = None
+    hedge_slo_share: PositiveFloat | None = None
+    hedges_max_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    failures_max: PositiveInt | None = None
+    eject_s: PositiveFloat | None = None
+    eject_s_max: PositiveFloat | None = None
+
+
+class Policy(Section):
+    """Who decides: routing, admission, scaling, the limits around them, and who may come to decide.
+
+    ``prefix_blocks_max``: how much of a prompt's beginning decisions look for in prefix caches, in blocks of 1024 bytes
+    (0: nothing). A microsecond a request and a fifth of one a block.
+    """
+
+    prefix_blocks_max: Annotated[int, Field(ge=0, le=4096)] = 64
+    routing: OwnPolicy = Own(name="slo_headroom")
+    admission: OwnPolicy = Own(name="deadline")
+    scaling: PolicyName = Named(name="headroom")
+    limits: Limits = Limits()
+    guard: Guard = Guard()
+    shadow: Shadow | None = None
+    canary: Canary | None = None
+
+
+class State(Section):
+    """Where routers share what they know; ``redis_url`` left out: one router alone, nothing to install."""
+
+    redis_url: RedisUrl | None = None
+    pool: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "default"
+    router_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
+    sync_s: PositiveFloat = 0.05
+    lease_s: PositiveFloat = 1.0
+    timeout_s: PositiveFloat = 0.25
+
+    @model_validator(mode="after")
+    def _lease_outlives_a_sync(self) -> Self:
+        if self.lease_s < 3 * self.sync_s:
+            raise ValueError(f"lease_s must be at least 3 x sync_s ({3 * self.sync_s:g}), or one late sync loses it")
+        return self
+
+
+class Scrape(Section):
+    """How often engines are asked for their metrics and health. ``source: state`` reads what sidecars publish."""
+
+    period_s: PositiveFloat = 1.0
+    timeout_s: PositiveFloat = 2.0
+    source: Literal["engines", "state"] = "engines"
+    down_after: PositiveInt = 2
+
+
+class Record(Section):
+    """A file of core events that can be replayed; the oldest part goes when it is full."""
+
+    file: Path
+    bytes_max: Annotated[int, Field(ge=4096)] = 256 * 2**20
+
+
+class Proof(Section):
+    """What changed decisions must show before they serve: by replay, no attainment lost beyond the bound.
+
+    ``trace``: a file of requests to replay instead of the gateway's own record; with neither, or fewer than
+    ``requests_min`` requests in the last ``last_s``, a workload is made for the pool.
+    """
+
+    enabled: bool = True
+    trace: Path | None = None
+    attainment_drop_max: Annotated[float, Field(ge=0, le=1)] = 0.02
+    last_s: PositiveFloat = 600.0
+    requests_min: Count = 100
+    requests_max: PositiveInt = 3_000
+    seconds_max: PositiveFloat = 60.0
+
+
+class Reload(Section):
+    """How a config comes to serve, and what is kept of those that did."""
+
+    proof: Proof = Proof()
+    history_max: Annotated[int, Field(ge=2, le=1000)] = 20
+    history_dir: Path | None = None
+    audit_file: Path | None = None
+
+
+class Variant(Section):
+    """One kind of replica the autoscaler may ask for; its backends are those that name it."""
+
+    min_replicas: Count = 1
+    max_replicas: PositiveInt = 8
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} exceeds max_replicas {self.max_replicas}")
+        return self
+
+
+class Autoscale(Section):
+    """The advisory loop: how often it looks, and within which bounds it speaks."""
+
+    period_s: PositiveFloat = 15.0
+    port: Port = 8081
+    variants: dict[Name, Variant] = {}
+
+
+class Settings(Section):
+    """The whole file."""
+
+    listen: Listen = Listen()
+    upstream: Upstream = Upstream()
+    backends: Annotated[tuple[Backend, ...], BeforeValidator(_some)]
+    slo_classes: dict[Name, SloClass] = {"default": SloClass()}
+    default_slo_class: Name = "default"
+    api_keys: tuple[ApiKey, ...] = ()
+    admin_key: Key | None = None
+    policy: Policy = Policy()
+    state: State = State()
+    scrape: Scrape = Scrape()
+    record: Record | None = None
+    reload: Reload = Reload()
+    autoscale: Autoscale = Autoscale()
+
+
+def load(path: Path) -> tuple[Settings, Document]:
+    """The settings in the file, and its text for placing later faults. Raises ConfigError naming every fault."""
+    text = read(path)
+    return text.parse(Settings), text

@@ -1,0 +1,1 @@
+"""The control plane: admin and health paths, explanations, the fleet page."""

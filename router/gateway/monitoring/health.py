@@ -1,0 +1,207 @@
+"""Asks each engine how it is: its health, and the numbers on its metrics page.
+
+Believes: /health (Triton: /v2/health/ready) is the only word on whether an engine is up. A page that cannot be had says
+nothing of that: the report just grows old. Must not know what the core makes of a report. An engine that answers its
+health check while its streams stand still is the relay's to find, not ours.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import uniform
+from typing import Final, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+from router.core.types import EngineReport
+from router.gateway.config import settings
+from router.gateway.monitoring import scrape
+from router.gateway.monitoring.probe import Asker, Unanswered
+from router.gateway.monitoring.scrape import Snapshot
+
+JITTER: Final = 0.1  # of the period: routers started together shall not ask together
+TRITON_METRICS_PORT: Final = 2  # above the HTTP port, as Triton numbers them: 8000, 8001 gRPC, 8002
+TRITON_HTTP_PORT: Final = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Where one engine answers. ``models``: the names it knows; ``scraped``: whether its metrics are ours to read."""
+
+    name: str
+    health_url: str
+    metrics_url: str
+    models: tuple[str, ...]
+    scraped: bool = True
+    key: str = ""
+
+
+class Told(Protocol):
+    """Who wants to know: the driver, or a sidecar's publisher."""
+
+    def asking(self, name: str) -> None:
+        """A scrape of this engine starts now."""
+
+    def reported(self, name: str, report: EngineReport) -> None:
+        """Its answer."""
+
+    def backend_health(self, name: str, up: bool) -> None:
+        """Its health changed."""
+
+
+class EngineObserver(Protocol):
+    """Who counts."""
+
+    def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
+        """A page was read."""
+
+    def scrape_failed(self, backend: str, why: str) -> None:
+        """A page was not to be had, or of no known engine."""
+
+    def health(self, backend: str, up: bool) -> None:
+        """The answer of a health check."""
+
+
+def engine(given: settings.Backend, scraped: bool, key: str = "") -> Engine:
+    """The addresses of a configured backend, by its protocol's customs where the config does not say."""
+    triton = given.protocol == "triton"
+    health = given.health_url or given.url + ("/v2/health/ready" if triton else "/health")
+    metrics = given.metrics_url or (_triton_metrics_url(given.url) if triton else given.url + "/metrics")
+    return Engine(given.name, health, metrics, tuple(set(given.models.values())), scraped, key)
+
+
+def _triton_metrics_url(url: str) -> str:
+    parts = urlsplit(url)
+    port = (parts.port or TRITON_HTTP_PORT) + TRITON_METRICS_PORT
+    return urlunsplit((parts.scheme, f"{parts.hostname}:{port}", "/metrics", "", ""))
+
+
+class Watch:
+    """One engine under watch."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        client: Asker,
+        told: Told,
+        observer: EngineObserver,
+        down_after: int,
+        clock: Callable[[], float],
+        scrapes: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        """``down_after``: failed checks in a row before an engine counts as down; one good one brings it back.
+
+        ``scrapes``: whether reading this engine's metrics is ours at the moment, and not another worker's.
+        """
+        self.engine = engine
+        self.up: bool | None = None  # None: never asked
+        self.last: Snapshot | None = None
+        self._client, self._told, self._observer = client, told, observer
+        self._down_after, self._clock, self._scrapes = down_after, clock, scrapes
+        self._failures = 0
+
+    async def run(self, period_s: float) -> None:
+        """Look for ever, about every ``period_s``; cancel to end."""
+        while True:
+            await self.look()
+            await asyncio.sleep(period_s * uniform(1 - JITTER, 1 + JITTER))
+
+    async def look(self) -> None:
+        """One health check and, beside it, one reading of the metrics."""
+        if self.engine.scraped and self._scrapes(self.engine.name):
+            await asyncio.gather(self._check(), self._scrape())
+        else:
+            await self._check()
+
+    async def _check(self) -> None:
+        try:
+            healthy = (await self._client.get(self.engine.health_url, self.engine.key)).is_success
+        except Unanswered:
+            healthy = False
+        self._failures = 0 if healthy else self._failures + 1
+        up = healthy or (bool(self.up) and self._failures < self._down_after)
+        self._observer.health(self.engine.name, up)
+        if up != self.up:
+            self.up = up
+            self._told.backend_health(self.engine.name, up)
+
+    async def _scrape(self) -> None:
+        asked_s = self._clock()
+        self._told.asking(self.engine.name)
+        try:
+            page = await self._client.get(self.engine.metrics_url, self.engine.key)
+        except Unanswered as why:
+            self._observer.scrape_failed(self.engine.name, f"{self.engine.metrics_url}: {why}")
+            return
+        if not page.is_success:
+            self._observer.scrape_failed(self.engine.name, f"{self.engine.metrics_url} answered {page.status}")
+            return
+        found = scrape.read(page.body, self.engine.models)
+        if found is None:
+            self._observer.scrape_failed(self.engine.name, f"no known engine's metrics at {self.engine.metrics_url}")
+            return
+        report = found.report(asked_s, self.last)
+        self.last = found
+        self._told.reported(self.engine.name, report)
+        self._observer.scraped(self.engine.name, report, self._clock() - asked_s)
+
+
+class Engines:
+    """All engines under watch; ``watch`` may be called again with another set while it runs."""
+
+    def __init__(
+        self,
+        told: Told,
+        observer: EngineObserver,
+        make_client: Callable[[float], Asker],
+        clock: Callable[[], float],
+        scrapes: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        """``make_client``: a client whose every wait is bounded by the seconds given; ``scrapes``: see Watch."""
+        self._told, self._observer, self._make_client = told, observer, make_client
+        self._clock, self._scrapes = clock, scrapes
+        self._client: Asker | None = None
+        self._timeout_s = 0.0
+        self._tasks: dict[str, tuple[tuple[Engine, float, int], asyncio.Task[None]]] = {}
+        self._watches: dict[str, Watch] = {}
+
+    @property
+    def watches(self) -> Mapping[str, Watch]:
+        """By backend name."""
+        return self._watches
+
+    async def watch(self, engines: tuple[Engine, ...], period_s: float, timeout_s: float, down_after: int) -> None:
+        """Watch these from now on: new ones begin, changed ones begin anew, the others end."""
+        await self._use_timeout(timeout_s)
+        wanted = {engine.name: (engine, period_s, down_after) for engine in engines}
+        for name, (how, task) in tuple(self._tasks.items()):
+            if wanted.get(name) != how or task.done():
+                await self._end(name)
+        for name, how in wanted.items():
+            if name not in self._tasks:
+                self._begin(how)
+
+    async def _use_timeout(self, timeout_s: float) -> None:
+        if self._client is None or timeout_s != self._timeout_s:
+            await self.close()
+            self._client, self._timeout_s = self._make_client(timeout_s), timeout_s
+
+    def _begin(self, how: tuple[Engine, float, int]) -> None:
+        engine, period_s, down_after = how
+        assert self._client is not None
+        watch = Watch(engine, self._client, self._told, self._observer, down_after, self._clock, self._scrapes)
+        self._watches[engine.name] = watch
+        self._tasks[engine.name] = how, asyncio.create_task(watch.run(period_s), name=f"watch {engine.name}")
+
+    async def _end(self, name: str) -> None:
+        _, task = self._tasks.pop(name)
+        del self._watches[name]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Watch nobody any more."""
+        for name in tuple(self._tasks):
+            await self._end(name)
+        if self._client is not None:
+            self._client.close()
+            self._client = None

@@ -1,0 +1,167 @@
+"""Small pages by GET over pooled connections of the data plane's own kind: health checks and metrics, many a second.
+
+A general HTTP client takes milliseconds of CPU for each, which a router that asks every engine every second pays out
+of its streams. Believes: llhttp. Must not know what is on a page. Redirects are not followed.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Final
+from urllib.parse import urlsplit
+
+from router.gateway.traffic.http import parse_head
+from router.gateway.traffic.upstream import Connection, PoolLimits, Reader, Target, Upstream
+
+_PAGE_BYTES_MAX: Final = 16 * 2**20
+_IDLE_MAX: Final = 8
+_OK: Final = range(200, 300)
+
+
+class Unanswered(Exception):
+    """The page was not to be had, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What was answered."""
+
+    status: int
+    body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        return self.status in _OK
+
+
+class _Question(Reader):
+    """One GET on one connection; an idle one that turns out dead is replaced by a fresh one."""
+
+    def __init__(self, upstream: Upstream, head: bytes, answer: "asyncio.Future[Page]") -> None:
+        self._in_body = False
+        self._upstream, self._head, self._answer = upstream, head, answer
+        self._connection: Connection | None = None
+        self._status = 0
+        self._until_close = False
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def start(self) -> None:
+        """Ask on an idle connection or a new one."""
+        connection = self._upstream.take()
+        if connection is not None:
+            self._ask(connection)
+        else:
+            self._upstream.dial(self._ask, self._fail)
+
+    def _ask(self, connection: Connection) -> None:
+        if self._answer.done():
+            self._upstream.idle(connection)
+            return
+        self._connection = connection
+        connection.ask(self, self._head, b"", decode=True, head_only=False)
+
+    def abort(self) -> None:
+        """Nobody waits any more."""
+        if self._connection is not None:
+            self._connection.abort()
+
+    def take(self, data: bytes) -> None:
+        """More of the answer."""
+        if self._in_body:
+            self._more()
+        else:
+            self._before_head(data)
+
+    def _before_head(self, data: bytes) -> None:
+        assert self._connection is not None
+        parts = self._connection.split_head(data)
+        if parts is None:
+            return
+        try:
+            head = parse_head(parts[0])
+        except ValueError:
+            self.abort()
+            self._fail("a head that cannot be read")
+            return
+        self._status, self._until_close = head.status, head.until_close
+        self._in_body = True
+        self._more()
+
+    def _more(self) -> None:
+        assert self._connection is not None
+        data = self._connection.decoded()
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > _PAGE_BYTES_MAX:
+            self.abort()
+            self._fail(f"a page over {_PAGE_BYTES_MAX} bytes")
+
+    def finished(self) -> None:
+        """The page is complete."""
+        if not self._answer.done():
+            self._answer.set_result(Page(self._status, b"".join(self._pieces)))
+
+    def closed(self) -> None:
+        """The end of the connection, which is the end of a page that has no other."""
+        if self._until_close:
+            self.finished()
+        else:
+            self._fail("the connection was closed in the middle")
+
+    def broken(self, why: str, *, unanswered: bool) -> None:
+        """The connection failed."""
+        if unanswered and self._connection is not None and self._connection.reused and not self._answer.done():
+            self._upstream.dial(self._ask, self._fail)
+        else:
+            self._fail(why)
+
+    def _fail(self, why: str) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(Unanswered(why))
+
+
+class Asker:
+    """Gets pages; every wait is bounded by ``timeout_s``."""
+
+    def __init__(self, timeout_s: float, clock: Callable[[], float] = monotonic) -> None:
+        self._timeout_s, self._clock = timeout_s, clock
+        self._limits = PoolLimits(connect_s=timeout_s, idle_max=_IDLE_MAX)
+        self._upstreams: dict[tuple[str, str], Upstream] = {}
+
+    async def get(self, url: str, key: str = "") -> Page:
+        """The page at ``http[s]://...``; *key*: a bearer token. Raises Unanswered."""
+        parts = urlsplit(url)
+        upstream = self._upstreams.get((parts.scheme, parts.netloc))
+        if upstream is None:
+            upstream = self._upstream(parts.scheme, parts.netloc)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        said = f"GET {path} HTTP/1.1\r\nhost: {upstream.target.authority}\r\naccept: */*\r\n"
+        answer: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
+        secret = f"authorization: Bearer {key}\r\n" if key else ""
+        question = _Question(upstream, f"{said}{secret}\r\n".encode("latin-1", "replace"), answer)
+        upstream.sweep()
+        question.start()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await answer
+        except TimeoutError:
+            raise Unanswered(f"no answer in {self._timeout_s:g} s") from None
+        finally:
+            if answer.cancelled() or not answer.done():
+                question.abort()
+
+    def _upstream(self, scheme: str, netloc: str) -> Upstream:
+        try:
+            target = Target.of_url(netloc, f"{scheme}://{netloc}")
+        except ValueError as error:
+            raise Unanswered(str(error)) from None
+        made = self._upstreams[scheme, netloc] = Upstream(target, self._clock, self._limits)
+        return made
+
+    def close(self) -> None:
+        """Close what is idle."""
+        for upstream in self._upstreams.values():
+            upstream.close()
+        self._upstreams.clear()

@@ -1,0 +1,297 @@
+"""A new config while the old one serves: build, prove, swap one reference; or keep the last good one and say why.
+
+Believes: a plan that was made and proved is whole. Must not know what is in it. A reload is asked for by a change of
+the file or of a policy file it names, by SIGHUP or by a call; reloads, rollbacks and the verdicts on canaries wait for
+each other, and each gets its own answer.
+"""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import time
+from typing import Any, Final, Protocol
+
+from watchfiles import awatch
+
+from router.core.policy import Routing
+from router.gateway.config import settings
+from router.gateway.config.plan import Plan, make
+from router.gateway.config.text import ConfigError
+from router.gateway.rollout.audit import Audit
+from router.gateway.rollout.policy_spec import key
+from router.gateway.rollout.validation import UNNEEDED, Proof, prove
+from router.gateway.rollout.versions import Version, Versions
+
+_log = logging.getLogger("headroom")
+
+FIXED_SECTIONS: Final = ("listen", "upstream", "state", "record")
+LOOK_MS: Final = 1_000  # how often the files are read where the file system does not tell of changes
+SWITCH_S: Final = 0.0005  # how long a thread that reads a config may keep the loop from the interpreter
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """How a reload went. ``version``: the config that serves now, new or old; ``error``: why it was refused."""
+
+    ok: bool
+    version: str
+    origin: str
+    at_s: float
+    error: str = ""
+    proof: Proof = UNNEEDED
+
+
+class ReloadObserver(Protocol):
+    """Who counts."""
+
+    def reloaded(self, ok: bool, version: str, at_s: float) -> None:
+        """A config was taken or refused."""
+
+    def proved(self, result: str, took_s: float, replays: tuple[Mapping[str, Any], ...]) -> None:
+        """Decisions were put to the proof."""
+
+
+class Unproved(ConfigError):
+    """The config is sound and its policies are not."""
+
+    def __init__(self, proof: Proof) -> None:
+        super().__init__([f"policy: {proof.why}"])
+        self.proof = proof
+
+
+def offered(path: Path, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Proof]:
+    """The plan of the file, proved against the running one and ready to serve. Raises ConfigError, Unproved."""
+    parsed, text = settings.load(path)
+    return _proved(make(parsed, text), running, trace)
+
+
+def _proved(plan: Plan, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Proof]:
+    proof = prove(plan, running, trace)
+    if not proof.ok:
+        raise Unproved(proof)
+    return plan.loaded(), proof
+
+
+class Reloader:
+    """Keeps the running plan and replaces it whole."""
+
+    def __init__(
+        self,
+        path: Path,
+        running: Plan,
+        swap: Callable[[Plan, Routing | None], Awaitable[None]],
+        observer: ReloadObserver,
+        audit: Audit,
+    ) -> None:
+        """``swap`` makes a plan the running one, over the last good routing; it must not fail for a plan that could
+        be made.
+        """
+        self.path = path
+        self.running = running
+        self.leads: Callable[[], bool] = lambda: True  # whether a changed file is ours to take, not another worker's
+        self.record: Path | None = None  # where this worker records, if not where the config says
+        self.last = Reloaded(True, running.version, "start", time())
+        self.versions = Versions(running.settings.reload.history_max, running.settings.reload.history_dir)
+        self._swap, self._observer, self._audit = swap, observer, audit
+        self._files = policy_files(running.settings, path)
+        self._seen = self._texts()  # as they were last tried
+        self._decided: dict[str, str] = {}  # what became of canaries
+        self._one_at_a_time = asyncio.Lock()
+        audit.file = running.settings.reload.audit_file
+        self._keep(running, "start", UNNEEDED)
+        observer.reloaded(True, running.version, self.last.at_s)
+
+    # -- ways to another config --------------------------------------------------------------------------------
+
+    async def reload(self, origin: str) -> Reloaded:
+        """Take the file as it is now, all of it or nothing."""
+        async with self._one_at_a_time:
+            return await self._try(origin, self._offered)
+
+    async def rollback(self, to: str | None, origin: str) -> Reloaded:
+        """Go back to a version that served: the one named, or the last good one. It was proved then."""
+        async with self._one_at_a_time:
+            left = self.running.version
+            outcome = await self._try(origin, lambda: self._earlier(to))
+            if outcome.ok:
+                self.versions.blame(left, f"rolled back ({origin})")
+            return outcome
+
+    async def follow(self, version: Version, bad: Mapping[str, str]) -> Plan:
+        """Take what another worker took, from the texts that were proved there, with what it holds against others.
+
+        Returns what serves then: what served before, should it be impossible here.
+        """
+        async with self._one_at_a_time:
+            for name, why in bad.items():
+                self.versions.blame(name, why)
+            self._seen = self._texts()
+            await self._try(version.origin, lambda: (self._followed(version), UNNEEDED))
+            return self.running
+
+    async def judged(self, plan: Plan, verdict: str, role: str, why: str) -> None:
+        """A live policy was dropped for its faults, or a canary's trial is over; of an older plan: too late."""
+        async with self._one_at_a_time:
+            if plan is not self.running:
+                return
+            self._audit.note(verdict, role=role, version=plan.version, why=why)
+            if role == "canary":
+                outcome = "promoted" if verdict == "promoted" else "returned"
+                self._decided[_trial(plan)] = outcome
+                await self._try(f"canary {outcome}", lambda: (settled(plan, outcome), UNNEEDED))
+            elif role == "serving":
+                self.versions.blame(plan.version, why)
+                await self._try("rolled back for its faults", lambda: self._earlier(None))
+
+    async def _try(self, origin: str, offer: Callable[[], tuple[Plan, Proof]]) -> Reloaded:
+        usual_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
+        try:
+            plan, proof = await asyncio.to_thread(offer)  # off the loop: streams go on meanwhile
+        except ConfigError as error:
+            return self._refused(origin, error)
+        finally:
+            sys.setswitchinterval(usual_s)
+        await self._swap(plan, self._last_good(plan))
+        self.running = plan
+        self.last = Reloaded(True, plan.version, origin, time(), proof=proof)
+        self._keep(plan, origin, proof)
+        _log.info("config %s taken (%s)", plan.version, origin)
+        return self._told()
+
+    def _refused(self, origin: str, error: ConfigError) -> Reloaded:
+        proof = error.proof if isinstance(error, Unproved) else UNNEEDED
+        self.last = Reloaded(False, self.running.version, origin, time(), str(error), proof)
+        self._audit.note("refused", origin=origin, serving=self.running.version, why=str(error))
+        _log.error("config refused (%s), %s serves on:\n%s", origin, self.running.version, error)
+        return self._told()
+
+    def _told(self) -> Reloaded:
+        last = self.last
+        self._observer.reloaded(last.ok, last.version, last.at_s)
+        if last.proof is not UNNEEDED:
+            self._observer.proved(last.proof.result, last.proof.took_s, last.proof.replays)
+        return last
+
+    # -- what they come from -----------------------------------------------------------------------------------
+
+    def _offered(self) -> tuple[Plan, Proof]:
+        """The file's plan. Runs in a thread."""
+        self._seen = self._texts()
+        parsed, text = settings.load(self.path)
+        self._files = policy_files(parsed, self.path)
+        self._seen = self._texts()
+        plan = make(parsed, text)
+        _check_swappable(self.running, plan)
+        plan = settled(plan, self._decided[_trial(plan)]) if _trial(plan) in self._decided else plan
+        own = None if plan.settings.reload.proof.trace else self.record
+        return _proved(plan, self.running, own if own is not None and own.exists() else None)
+
+    def _followed(self, version: Version) -> Plan:
+        plan, outcome = remade(version, self.path)
+        if outcome:
+            self._decided[_trial(plan)] = outcome
+        return settled(plan, outcome)
+
+    def _earlier(self, to: str | None) -> tuple[Plan, Proof]:
+        version = self.versions.find(to) if to else self.versions.before(self.running.version)
+        if version is None:
+            raise ConfigError(["there is no earlier good version to go back to"])
+        plan, outcome = (version.plan, "") if version.plan else remade(version, self.path)
+        plan = settled(plan, outcome or "returned")
+        _check_swappable(self.running, plan)
+        return plan, UNNEEDED
+
+    def _keep(self, plan: Plan, origin: str, proof: Proof) -> None:
+        sources = {path: source.text for path, source in plan.sources.items()}
+        self.versions.add(Version(plan.version, time(), origin, plan.text, sources, asdict(proof), plan=plan))
+        self._audit.file = plan.settings.reload.audit_file
+        self._audit.note("serves", version=plan.version, origin=origin, proof=asdict(proof))
+
+    def _last_good(self, plan: Plan) -> Routing | None:
+        """The routing of the newest good version that decides otherwise; None: there is none."""
+        own = key(plan.chosen["routing"].plain())
+        for version in self.versions:
+            earlier: Plan | None = version.plan
+            if earlier is not None and not version.bad and key(earlier.chosen["routing"].plain()) != own:
+                return earlier.routing
+        return None
+
+    # -- the files ---------------------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Reload whenever the text of the file, or of a policy file it names, changes, for ever; cancel to end.
+
+        The folders are watched, not the files: editors and ConfigMaps put another file in its place. A file system
+        that tells of no changes is looked at every second all the same.
+        """
+        folders = {self.path.resolve().parent, self.path.parent, *(file.parent for file in self._files)}
+        looks = awatch(*folders, debounce=200, step=50, recursive=False, rust_timeout=LOOK_MS, yield_on_timeout=True)
+        async for _ in looks:
+            if self._changed() and self.leads():
+                await self.reload("file changed")
+
+    def _changed(self) -> bool:
+        """Whether there is something new to take. A policy file that is away keeps nothing else from being taken."""
+        now = self._texts()
+        changed = [path for path, text in now.items() if text != self._seen.get(path)]
+        replaced = any(now[path] is None for path in changed)  # an editor puts another file in its place
+        return bool(changed) and (not replaced or (self.path in changed and now[self.path] is not None))
+
+    def _texts(self) -> dict[Path, bytes | None]:
+        return {path: _text(path) for path in (self.path, *self._files)}
+
+
+def policy_files(parsed: settings.Settings, path: Path) -> tuple[Path, ...]:
+    """The policy files that a config at *path* names."""
+    given = parsed.policy
+    roles = [given.routing, given.admission, *(each.routing for each in (given.shadow, given.canary) if each)]
+    return tuple(path.parent / own.file for own in roles if own.file is not None)
+
+
+def remade(version: Version, path: Path) -> tuple[Plan, str]:
+    """The plan of a version's text, and how its canary's trial had ended ("" if it had not). Raises ConfigError."""
+    plan = replace(version, plan=None).made(path)
+    return plan, version.version.removeprefix(plan.version).removeprefix("-")
+
+
+def settled(plan: Plan, outcome: str) -> Plan:
+    """The plan with its canary's trial over: ``promoted`` to serve all, or ``returned``; with no outcome as it is."""
+    policy = plan.settings.policy
+    if policy.canary is None or not outcome:
+        return plan
+    chosen = {role: each for role, each in plan.chosen.items() if role != "canary"}
+    changed: dict[str, Any] = {"canary": None}
+    routing = plan.routing
+    if outcome == "promoted":
+        assert plan.canary is not None  # its section is there
+        changed["routing"], chosen["routing"], routing = policy.canary.routing, plan.chosen["canary"], plan.canary
+    parsed = plan.settings.model_copy(update={"policy": policy.model_copy(update=changed)})
+    version = f"{plan.version}-{outcome}"
+    return replace(plan, settings=parsed, routing=routing, canary=None, chosen=chosen, version=version)
+
+
+def _trial(plan: Plan) -> str:
+    """Names a trial: who against whom, and how; empty for a plan without one."""
+    trial = plan.settings.policy.canary
+    if trial is None:
+        return ""
+    return key(plan.chosen["canary"].plain(), plan.chosen["routing"].plain(), trial.model_dump(mode="json"))
+
+
+def _text(path: Path) -> bytes | None:
+    """What the file holds; None in the moment in which it is being replaced."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _check_swappable(running: Plan, new: Plan) -> None:
+    """Sockets, stores and files that are open stay as they are: refuse rather than ignore a change to them."""
+    changed = [name for name in FIXED_SECTIONS if getattr(running.settings, name) != getattr(new.settings, name)]
+    if changed:
+        raise ConfigError([f"{name}: cannot change while running; restart to change it" for name in changed])

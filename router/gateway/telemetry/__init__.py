@@ -1,0 +1,1 @@
+"""What a gateway exports: metrics, demand, the record of core events."""

@@ -1,0 +1,461 @@
+"""Every metric name, once; all begin with ``headroom_``, so that no sum counts an engine's own numbers twice.
+
+Believes: one Account a request. Must not know why anything happened. What a request costs here is a few additions
+to plain lists; text is made of them only when somebody scrapes. Labels are bounded: a model nobody serves is "unknown".
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from math import isnan
+from typing import Any, Final, Protocol
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from router.core.border import PEER
+from router.core.decisions import Account, Outcome, Reason
+from router.core.score import STATES, Accuracy, Score
+from router.core.types import EngineReport, Load
+from router.gateway.telemetry.policy_metrics import PolicyMetrics
+from router.gateway.traffic.meter import GAP_EDGES_S, Gaps, edge_above
+
+TTFT_S: Final = (
+    .005, .01, .02, .03, .05, .075, .1, .15, .2, .3, .5, .75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60,
+)  # fmt: skip
+TPOT_S: Final = (
+    .001, .0025, .005, .0075, .01, .015, .02, .025, .03, .04, .05, .075, .1, .15, .2, .3, .5, 1, 2,
+)  # fmt: skip
+E2E_S: Final = (.01, .025, .05, .1, .25, .5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 300, 600)  # fmt: skip
+RATIO: Final = (.1, .25, .5, .67, .8, .9, .95, 1, 1.05, 1.1, 1.25, 1.5, 2, 3, 5, 10)  # fmt: skip
+SYNC_S: Final = (.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5)  # fmt: skip
+
+
+class Histogram:
+    """Counts by upper edge; ``counts[-1]`` is of all beyond the last."""
+
+    __slots__ = ("counts", "edges", "total")
+
+    def __init__(self, edges: tuple[float, ...]) -> None:
+        self.edges = tuple(map(float, edges))  # found among faster than whole numbers are
+        self.counts = [0] * (len(edges) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        """Count one value; nan, a time that never came, is none."""
+        if not isnan(value):
+            self.counts[edge_above(self.edges, value)] += 1
+            self.total += value
+
+
+class _Row:
+    """What one backend did for one model and class; what nobody did, where the backend has no name.
+
+    ``unserved``: requests by outcome and reason; ``kept`` and ``missed``: of those whose client stayed, by where their
+    SLO came from.
+    """
+
+    __slots__ = (
+        "attempts", "cached_tokens", "e2e", "kept", "missed", "output_tokens", "prompt_tokens", "served", "tpot",
+        "ttft", "unserved",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.ttft, self.tpot, self.e2e = Histogram(TTFT_S), Histogram(TPOT_S), Histogram(E2E_S)
+        self.prompt_tokens = self.output_tokens = self.cached_tokens = 0
+        self.attempts = self.served = 0
+        self.kept, self.missed = {"class": 0, "header": 0}, {"class": 0, "header": 0}
+        self.unserved: dict[tuple[str, str], int] = defaultdict(int)
+
+
+class _Errors:
+    """How far off the forecasts of one backend were: actual over predicted."""
+
+    __slots__ = ("e2e", "tpot", "ttft")
+
+    def __init__(self) -> None:
+        self.ttft, self.tpot, self.e2e = Histogram(RATIO), Histogram(RATIO), Histogram(RATIO)
+
+
+class _Engine:
+    """What one engine last said, and how often it could be asked."""
+
+    __slots__ = ("failures", "report", "scrapes", "up")
+
+    def __init__(self) -> None:
+        self.up = False
+        self.report: EngineReport | None = None
+        self.scrapes = self.failures = 0
+
+
+class Answered(Protocol):
+    """What is read of the driver's outcome of a request."""
+
+    @property
+    def account(self) -> Account:
+        """The core's account of it."""
+
+    @property
+    def path(self) -> str:
+        """The path's pattern."""
+
+    @property
+    def status(self) -> int:
+        """What was answered, 0 when the client left before."""
+
+    @property
+    def slo_source(self) -> str:
+        """``class`` or ``header``: where the request's SLO came from."""
+
+
+class Metrics(Collector):
+    """The books of one router. Implements what the driver, engines, sync and reload want counted."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """``clock``: the loop's time, for ages."""
+        self._clock = clock
+        self._rows: dict[tuple[str, str, str], _Row] = defaultdict(_Row)
+        self._responses: dict[tuple[str, int], int] = defaultdict(int)
+        self._errors: dict[str, _Errors] = defaultdict(_Errors)
+        self._engines: dict[str, _Engine] = defaultdict(_Engine)
+        self._sync = Histogram(SYNC_S)
+        self._sync_failures = self._peers = 0
+        self._state_up = True
+        self._reloads = {"ok": 0, "failed": 0}
+        self._reloaded_s = 0.0
+        self._version = ""
+        self._gaps: Callable[[], Mapping[str, Gaps]] = dict
+        self._scores: Callable[[], Mapping[str, Score]] = dict
+        self._load: Callable[[], tuple[int, int, Mapping[str, Load]]] = lambda: (0, 0, {})
+        self._dropped: Callable[[], Mapping[str, int]] = dict
+        self._unreadable = 0
+        self.policies = PolicyMetrics()
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def watch(
+        self,
+        load: Callable[[], tuple[int, int, Mapping[str, Load]]],
+        gaps: Callable[[], Mapping[str, Gaps]],
+        scores: Callable[[], Mapping[str, Score]],
+        dropped: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """Where to read, at a scrape, requests in flight, held and by backend, gaps between tokens, trust, and numbers
+        that were dropped, by source.
+        """
+        self._load, self._gaps, self._scores, self._dropped = load, gaps, scores, dropped
+
+    def text(self) -> bytes:
+        """The page, in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+    # -- what is counted ---------------------------------------------------------------------------------------
+
+    def ended(self, outcome: Answered) -> None:
+        """One request is over, and this is what its client was answered."""
+        self._responses[outcome.path, outcome.status] += 1
+        self.accounted(outcome.account, outcome.slo_source)
+
+    def rejected(self, path: str, status: int) -> None:
+        """A request was answered with an error before the core heard of it."""
+        self._responses[path, status] += 1
+
+    def accounted(self, account: Account, slo_source: str = "class") -> None:
+        """One request is over; ``slo_source``: ``class`` or ``header``."""
+        request, outcome = account.request, account.outcome
+        model = "unknown" if account.reason is Reason.UNKNOWN_MODEL else request.model
+        row = self._rows[model, request.slo_class, account.backend]
+        row.attempts += account.attempts
+        if outcome is Outcome.SERVED:
+            row.served += 1
+        else:
+            row.unserved[outcome.value, account.reason.value if account.reason else ""] += 1
+        if outcome is not Outcome.LEFT:
+            if account.slo_met:
+                row.kept[slo_source] += 1
+            else:
+                row.missed[slo_source] += 1
+        if account.backend:
+            self._timed(account, row)
+
+    def _timed(self, account: Account, row: _Row) -> None:
+        usage = account.usage
+        row.ttft.add(account.ttft_s)
+        row.prompt_tokens += usage.prompt_tokens or account.request.prompt_tokens
+        row.output_tokens += usage.output_tokens
+        row.cached_tokens += usage.cached_tokens
+        if account.outcome is Outcome.SERVED:
+            row.e2e.add(account.e2e_s)
+            if account.request.streamed and usage.output_tokens > 1:
+                row.tpot.add(account.tpot_s)
+            self._compared(account)
+
+    def _compared(self, account: Account) -> None:
+        """Actual over predicted, both counted from the send."""
+        errors = self._errors[account.backend]
+        if account.predicted_ttft_s > 0 and account.request.streamed:
+            errors.ttft.add((account.first_byte_s - account.sent_s) / account.predicted_ttft_s)
+        if account.predicted_tpot_s > 0 and account.request.streamed and account.usage.output_tokens > 1:
+            errors.tpot.add(account.tpot_s / account.predicted_tpot_s)
+        if account.predicted_e2e_s > 0:
+            errors.e2e.add((account.ended_s - account.sent_s) / account.predicted_e2e_s)
+
+    def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
+        """An engine's metrics were read."""
+        self._engines[backend].scrapes += 1
+
+    def reported(self, backend: str, report: EngineReport) -> None:
+        """What they said, whoever read them."""
+        self._engines[backend].report = report
+
+    def scrape_failed(self, backend: str, why: str) -> None:
+        """They were not to be had."""
+        self._engines[backend].failures += 1
+
+    def health(self, backend: str, up: bool) -> None:
+        """The answer of a health check."""
+        self._engines[backend].up = up
+
+    def forget(self, backend: str) -> None:
+        """A backend left: its gauges go; its counters stay, as counters do."""
+        self._engines.pop(backend, None)
+
+    def synced(self, took_s: float, peers: int) -> None:
+        """The store answered."""
+        self._sync.add(took_s)
+        self._state_up, self._peers = True, peers
+
+    def sync_failed(self, why: str) -> None:
+        """The store was gone."""
+        self._state_up = False
+        self._sync_failures += 1
+
+    def unreadable(self, peer: str) -> None:
+        """What a peer published cannot be read."""
+        self._unreadable += 1
+
+    def reloaded(self, ok: bool, version: str, at_s: float) -> None:
+        """A config was taken or refused; ``at_s``: seconds since the epoch."""
+        self._reloads["ok" if ok else "failed"] += 1
+        if ok:
+            self._version, self._reloaded_s = version, at_s
+
+    def proved(self, result: str, took_s: float, replays: Iterable[Mapping[str, Any]]) -> None:
+        """Decisions were put to the proof."""
+        self.policies.proved(result, took_s, replays)
+
+    # -- what is shown -----------------------------------------------------------------------------------------
+
+    def collect(self) -> Iterable[Metric]:
+        """All families, made of what was counted."""
+        yield from self._requests()
+        yield from self._latencies()
+        yield from self._forecasts()
+        yield from self._trust()
+        yield from self._fleet()
+        yield from self._engine_pages()
+        yield from self._house()
+        yield from self.policies.collect()
+
+    def _requests(self) -> Iterator[Metric]:
+        labels = ["model", "slo_class"]
+        total = CounterMetricFamily(
+            "headroom_requests", "Requests that are over, by how they ended", labels=[*labels, "outcome", "reason"]
+        )
+        for key, count in self._outcomes().items():
+            total.add_metric(key, count)
+        kept = CounterMetricFamily(
+            "headroom_slo_requests",
+            "Requests that kept every bound of their SLO (kept) or not; source: the class itself, or a header",
+            labels=[*labels, "source", "kept"],
+        )
+        for judged, count in self._promises().items():
+            kept.add_metric(judged, count)
+        attempts = CounterMetricFamily(
+            "headroom_attempts", "Attempts of requests that this backend was the last to try", labels=["backend"]
+        )
+        for backend, count in self._attempts().items():
+            attempts.add_metric([backend], count)
+        responses = CounterMetricFamily(
+            "headroom_responses",
+            "HTTP answers on routed paths (status 0: the client left before)",
+            labels=["path", "status"],
+        )
+        for (path, status), count in self._responses.items():
+            responses.add_metric([path, str(status)], count)
+        yield from (total, kept, attempts, responses, self._tokens())
+
+    def _outcomes(self) -> Mapping[tuple[str, str, str, str], int]:
+        """Requests by model, class, outcome and reason."""
+        sums: dict[tuple[str, str, str, str], int] = defaultdict(int)
+        for (model, slo_class, _), row in self._rows.items():
+            if row.served:
+                sums[model, slo_class, Outcome.SERVED.value, ""] += row.served
+            for (outcome, reason), count in row.unserved.items():
+                sums[model, slo_class, outcome, reason] += count
+        return sums
+
+    def _promises(self) -> Mapping[tuple[str, str, str, str], int]:
+        """Requests by model, class, where their SLO came from and whether it was kept."""
+        sums: dict[tuple[str, str, str, str], int] = defaultdict(int)
+        for (model, slo_class, _), row in self._rows.items():
+            for kept, counts in (("true", row.kept), ("false", row.missed)):
+                for source, count in counts.items():
+                    if count:
+                        sums[model, slo_class, source, kept] += count
+        return sums
+
+    def _attempts(self) -> Mapping[str, int]:
+        """By backend."""
+        sums: dict[str, int] = defaultdict(int)
+        for (_, _, backend), row in self._by_backend():
+            sums[backend] += row.attempts
+        return sums
+
+    def _by_backend(self) -> Iterator[tuple[tuple[str, str, str], _Row]]:
+        """The rows of requests that a backend was asked for."""
+        return (item for item in self._rows.items() if item[0][2])
+
+    def _tokens(self) -> Metric:
+        tokens = CounterMetricFamily(
+            "headroom_tokens",
+            "Tokens of requests; prompts estimated where engines do not say",
+            labels=["model", "backend", "kind"],
+        )
+        sums: dict[tuple[str, str, str], int] = defaultdict(int)
+        for (model, _, backend), row in self._by_backend():
+            for kind in ("prompt", "output", "cached"):
+                sums[model, backend, kind] += getattr(row, f"{kind}_tokens")
+        for key, count in sums.items():
+            tokens.add_metric(key, count)
+        return tokens
+
+    def _latencies(self) -> Iterator[Metric]:
+        labels = ["model", "slo_class", "backend"]
+        for name, kind, text in (
+            ("headroom_ttft_seconds", "ttft", "Arrival to first byte, holding and failed attempts included"),
+            ("headroom_tpot_seconds", "tpot", "Mean time per output token after the first, of one request"),
+            ("headroom_e2e_seconds", "e2e", "Arrival to last byte"),
+        ):
+            family = HistogramMetricFamily(name, text, labels=labels)
+            for key, row in self._by_backend():
+                _add_histogram(family, key, getattr(row, kind))
+            yield family
+        gaps = HistogramMetricFamily("headroom_itl_seconds", "Gaps between the events of streams", labels=["backend"])
+        for backend, seen in self._gaps().items():
+            _add(gaps, [backend], GAP_EDGES_S, seen.counts, seen.sum_s)
+        yield gaps
+
+    def _forecasts(self) -> Iterator[Metric]:
+        for kind in ("ttft", "tpot", "e2e"):
+            family = HistogramMetricFamily(
+                f"headroom_{kind}_prediction_ratio",
+                f"Actual over predicted mean {kind.upper()}, from the send: above 1 the forecast was too hopeful",
+                labels=["backend"],
+            )
+            for backend, errors in self._errors.items():
+                _add_histogram(family, [backend], getattr(errors, kind))
+            yield family
+
+    def _trust(self) -> Iterator[Metric]:
+        """How far each backend's forecast may be relied on, in the core's own judgement."""
+        state = GaugeMetricFamily("headroom_forecast_state", "1 for the state it is in", labels=["backend", "state"])
+        error = GaugeMetricFamily(
+            "headroom_forecast_error_ratio", "Median relative error of late", labels=["backend", "metric"]
+        )
+        coverage = GaugeMetricFamily(
+            "headroom_forecast_coverage_ratio",
+            "Share of outcomes within the promised quantile",
+            labels=["backend", "metric", "quantile"],
+        )
+        for backend, score in self._scores().items():
+            for name in STATES:
+                state.add_metric([backend, name], float(name == score.state))
+            for metric in ("ttft", "tpot", "e2e"):
+                accuracy: Accuracy = getattr(score, metric)
+                if accuracy.seen:
+                    error.add_metric([backend, metric], accuracy.error)
+                for quantile, share in accuracy.coverage.items():
+                    if not isnan(share):
+                        coverage.add_metric([backend, metric, f"{quantile:g}"], share)
+        yield from (state, error, coverage, self._dropped_numbers())
+
+    def _dropped_numbers(self) -> Metric:
+        """By source; what a peer wrote that cannot be read at all counts as one."""
+        family = CounterMetricFamily(
+            "headroom_dropped_numbers",
+            "Numbers from outside that were not finite, not in range or not plausible, and were ignored",
+            labels=["source"],
+        )
+        for source, count in self._dropped().items():
+            family.add_metric([source], count + (self._unreadable if source == PEER else 0))
+        return family
+
+    def _fleet(self) -> Iterator[Metric]:
+        in_flight, held, loads = self._load()
+        yield GaugeMetricFamily("headroom_requests_in_flight", "Requests not yet over, held ones included", in_flight)
+        yield GaugeMetricFamily("headroom_requests_held", "Requests that wait at the gateway", held)
+        family = GaugeMetricFamily(
+            "headroom_backend_requests", "This router's requests on a backend, by phase", labels=["backend", "phase"]
+        )
+        for backend, load in loads.items():
+            family.add_metric([backend, "prefill"], load.prefilling)
+            family.add_metric([backend, "decode"], load.decoding)
+        yield family
+
+    def _engine_pages(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("headroom_backend_up", "1 while the engine's health check is good", labels=["backend"])
+        scrapes = CounterMetricFamily(
+            "headroom_engine_scrapes", "Readings of engines' metrics", labels=["backend", "result"]
+        )
+        for backend, engine in self._engines.items():
+            up.add_metric([backend], float(engine.up))
+            scrapes.add_metric([backend, "ok"], engine.scrapes)
+            scrapes.add_metric([backend, "failed"], engine.failures)
+        yield from (up, scrapes)
+        for name, field, text in _REPORTED:
+            family = GaugeMetricFamily(name, text, labels=["backend"])
+            for backend, engine in self._engines.items():
+                if engine.report is not None and not isnan(value := getattr(engine.report, field)):
+                    family.add_metric([backend], self._clock() - value if field == "asked_s" else value)
+            yield family
+
+    def _house(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("headroom_state_up", "1 while the shared state answers", float(self._state_up))
+        yield GaugeMetricFamily("headroom_state_peers", "Other routers with a lease", self._peers)
+        yield CounterMetricFamily("headroom_state_failures", "Syncs that failed", self._sync_failures)
+        sync = HistogramMetricFamily("headroom_state_sync_seconds", "One sync with the shared state", labels=[])
+        _add_histogram(sync, [], self._sync)
+        yield sync
+        reloads = CounterMetricFamily("headroom_config_reloads", "Configs offered, by outcome", labels=["result"])
+        for result, count in self._reloads.items():
+            reloads.add_metric([result], count)
+        yield reloads
+        info = GaugeMetricFamily("headroom_config_info", "1 for the config that runs", labels=["version"])
+        info.add_metric([self._version], 1.0)
+        yield info
+        yield GaugeMetricFamily(
+            "headroom_config_last_good_timestamp_seconds", "When the running config was taken", self._reloaded_s
+        )
+
+
+_REPORTED: Final = (
+    ("headroom_engine_running", "running", "Sequences the engine says it runs"),
+    ("headroom_engine_waiting", "waiting", "Sequences the engine says wait in its queue"),
+    ("headroom_engine_kv_usage_ratio", "kv_usage", "Share of its KV cache the engine says is used"),
+    ("headroom_engine_prefix_hit_ratio", "prefix_hit_rate", "Share of prompt tokens found in its prefix cache lately"),
+    ("headroom_engine_report_age_seconds", "asked_s", "Age of the engine's last report"),
+)
+
+
+def _add_histogram(family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram) -> None:
+    _add(family, labels, histogram.edges, histogram.counts, histogram.total)
+
+
+def _add(
+    family: HistogramMetricFamily, labels: Sequence[str], edges: Sequence[float], counts: Sequence[int], total: float
+) -> None:
+    """One histogram's cumulative buckets."""
+    names = [*map(str, edges), "+Inf"]
+    family.add_metric(labels, list(zip(names, map(float, accumulate(counts)), strict=True)), total)

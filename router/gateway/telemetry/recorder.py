@@ -1,0 +1,149 @@
+"""Core events to a file, one JSON object a line: an incident becomes a trace, and a test.
+
+Believes: ``router.core.record`` says what an event is. Must not know what it means. The hot path appends to a list;
+a thread encodes and writes. Full, the file moves aside and the one before it goes: both together keep the bound.
+
+The first line is a header: the seed and the policies a fresh core needs. A file that begins after a rotation says so
+("continues"): its arrivals are a workload like any other, but the core's past is missing for a replay to the letter.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from math import isfinite
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import orjson
+
+from router.core.dispatcher import Dispatcher
+from router.core.flight import Limits
+from router.core.record import VERSION, Event, replay
+from router.gateway.rollout.canary import Canary, Split
+from router.gateway.rollout.policy_spec import of_plain
+
+FLUSH_S: Final = 0.25
+BUFFERED_MAX: Final = 100_000  # events; some seconds of the fastest traffic, should the disk stand still
+
+
+class RecordError(ValueError):
+    """A record that cannot be read or replayed; the message names the line."""
+
+
+class Recorder:
+    """The file sink. Open it before the first event; ``close`` writes what is left.
+
+    ``header`` holds ``seed`` and what ``decisions`` gives: what a fresh core needs to be like the recorded one.
+    """
+
+    def __init__(self, path: Path, bytes_max: int, header: Event) -> None:
+        """Raises OSError when the file cannot be written."""
+        self.lost = 0
+        self._path = path
+        self._half_bytes = bytes_max // 2
+        self._header = header
+        self._buffer: list[Event] = []
+        self._wake = threading.Event()
+        self._over = False
+        self._begin(continues=False)
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._thread.start()
+
+    def write(self, event: Event) -> None:
+        """Take one event; the caller must not change it afterwards. Over the bound it is counted as lost, and said."""
+        if len(self._buffer) < BUFFERED_MAX:
+            self._buffer.append(event)
+        else:
+            self.lost += 1
+
+    def adopted(self, decisions: Event) -> None:
+        """The policies were swapped between two requests."""
+        self._header = {**self._header, **decisions}
+        self.write({"event": "adopt", **decisions})
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        self._over = True
+        self._wake.set()
+        self._thread.join()
+
+    def _begin(self, *, continues: bool) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("wb")
+        self._written = self._file.write(_line({"record": VERSION, "continues": continues, **self._header}))
+
+    def _run(self) -> None:
+        while not self._over:
+            self._wake.wait(FLUSH_S)
+            self._flush()
+        self._flush()
+        self._file.close()
+
+    def _flush(self) -> None:
+        events, self._buffer = self._buffer, []
+        for event in events:
+            self._written += self._file.write(_line(event))
+            if self._written > self._half_bytes:
+                self._rotate()
+        if self.lost:
+            self._written += self._file.write(_line({"event": "gap", "lost": self.lost}))
+            self.lost = 0
+        self._file.flush()
+
+    def _rotate(self) -> None:
+        self._file.close()
+        self._path.replace(self._path.with_name(self._path.name + ".1"))
+        self._begin(continues=True)
+
+
+def decisions(named: Mapping[str, Mapping[str, Any]], limits: Limits) -> Event:
+    """Who decides within which bounds; ``named``: by role (routing, admission, canary), the policy as ``Chosen`` holds
+    it, and under ``split`` whose requests are the canary's.
+    """
+    return {**named, "limits": {name: value for name, value in asdict(limits).items() if isfinite(value)}}
+
+
+def differences(path: Path) -> Iterator[tuple[int, Event, list[Event]]]:
+    """Replay a record on a fresh core: yields (line, event, what the core answers now) wherever that differs.
+
+    Raises RecordError when the file is no record, or begins in the middle of a run.
+    """
+    lines = _lines(path)
+    _, first = next(lines, (0, {}))
+    if first.get("record") != VERSION:
+        raise RecordError(f"{path}:1: expected the header of a record of version {VERSION}")
+    if first.get("continues"):
+        raise RecordError(f"{path}:1: begins in the middle of a run; a replay to the letter needs its start")
+    core = Dispatcher(*_policies(first), Random(first["seed"]), Limits(**first["limits"]))
+    for number, event in lines:
+        if event.get("event") == "adopt":
+            core.adopt(*_policies(event))
+            core.limits = Limits(**event["limits"])
+        elif event.get("event") == "gap":
+            raise RecordError(f"{path}:{number}: {event['lost']} events were lost here; the replay ends")
+        else:
+            ((_, answer),) = replay([event], core)
+            if answer != event["answer"]:
+                yield number, event, answer
+
+
+def _policies(event: Event) -> tuple[Any, Any]:
+    routing, admission = (of_plain(kind, event[kind]).make() for kind in ("routing", "admission"))
+    if "canary" in event:
+        split = Split(**event["split"] | {"tenants": frozenset(event["split"]["tenants"])})
+        routing = Canary(routing, of_plain("routing", event["canary"]).make(), split)
+    return routing, admission
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Event]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield number, orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise RecordError(f"{path}:{number}: not JSON: {error}") from None
+
+
+def _line(event: Event) -> bytes:
+    return orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)

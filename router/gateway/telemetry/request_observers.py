@@ -1,0 +1,38 @@
+"""Whoever counts is told how each request ended: metrics, demand, the journal, the trial of a canary.
+
+Believes: the driver's outcomes as they pass. Must not know what any of them makes of it.
+"""
+
+from collections.abc import Callable
+
+from router.gateway.control.journal import Journal
+from router.gateway.rollout.policy_rollout import Steering
+from router.gateway.telemetry.demand import DemandWindow
+from router.gateway.telemetry.metrics import Metrics
+from router.gateway.traffic.driver import Outcome
+
+
+class Books:
+    """Tells everyone who counts how a request ended."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        demand: DemandWindow,
+        journal: Journal,
+        steering: Steering,
+        clock: Callable[[], float],
+    ) -> None:
+        self._metrics, self._demand, self._journal, self._clock = metrics, demand, journal, clock
+        self._steering = steering
+
+    def ended(self, outcome: Outcome) -> None:
+        """A request that the core knew is over."""
+        self._metrics.ended(outcome)
+        self._demand.accounted(outcome.account, self._clock(), outcome.class_slo)
+        self._journal.ended(outcome)
+        self._steering.accounted(outcome.account)
+
+    def rejected(self, path: str, status: int) -> None:
+        """A request was answered before the core heard of it."""
+        self._metrics.rejected(path, status)

@@ -1,0 +1,1 @@
+"""The way of a request: client connection, HTTP exchange, driver, attempt, upstream connection, and back."""

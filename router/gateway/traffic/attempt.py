@@ -1,0 +1,393 @@
+"""One attempt: a request on one engine's connection, and its reply on the way to the client, timed as it passes.
+
+Believes: the connection's word on where the answer ends, and the exchange's on whether anybody still waits.
+Until the first event has been seen nothing goes to the client, so that anything before it can be tried elsewhere;
+from then on one read is one write, and the bytes pass as they came unless the client or the engine needs them recast.
+"""
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from router.core.flight import Failure
+from router.core.types import Usage
+from router.gateway.traffic import faults
+from router.gateway.traffic.http import LAST_CHUNK, Head, chunk, dechunked, parse_head
+from router.gateway.traffic.meter import CHUNK_SEAM, Meter, first_event
+from router.gateway.traffic.upstream import Connection, Reader, Upstream
+
+if TYPE_CHECKING:
+    from router.gateway.traffic.http_exchange import Exchange
+
+_HELD_BYTES_MAX: Final = 1 << 20  # of an error body, or of what comes before a first event
+_OK: Final = range(200, 300)
+_CHUNK_OPENS: Final = re.compile(rb"\r\n[0-9a-fA-F]+\r\n$")
+ERROR_MARK: Final = b'data: {"error"'
+TYPED_ERROR_MARK: Final = b'data: {"type":"error"'
+
+# What an attempt does with the connection's next bytes. Numbers and no bound methods: those would be a cycle, and
+# compiled code compares a number for nothing.
+_BEFORE_HEAD: Final = 0
+_HELD_BACK: Final = 1  # until the first event has been seen
+_RELAYED: Final = 2  # an event stream, as it came
+_WHOLE: Final = 3  # another body, as it came
+_REFRAMED: Final = 4  # for a client that cannot take the engine's framing, or an engine that has none
+_RECAST: Final = 5  # for an engine of another protocol
+_DYING: Final = 6  # the engine has said that it failed: the rest of what it says of it
+_OVER: Final = 7
+
+
+class Attempt(Reader):
+    """One try of an exchange on one backend. ``number`` is the core's."""
+
+    __slots__ = (
+        "_body", "_clock", "_frame", "_head", "_mark", "_phase", "_recast", "_write", "connect_s", "connection",
+        "decodes", "engine_said", "exchange", "meter", "number", "paused", "predicted_ttft_s", "upstream",
+    )  # fmt: skip
+
+    def __init__(self, exchange: "Exchange", upstream: Upstream, number: int, predicted_ttft_s: float) -> None:
+        self.exchange = exchange
+        self.upstream = upstream
+        self.number = number
+        self.predicted_ttft_s = predicted_ttft_s
+        self.connection: Connection | None = None
+        self.connect_s = 0.0
+        self.paused = False
+        self.engine_said: faults.EngineError | None = None
+        self._mark = exchange.error_mark
+        self.meter = Meter(upstream.gaps, self._mark)
+        self._clock = exchange.clock
+        self._head: Head | None = None
+        self._body = b""
+        self._frame: Callable[[bytes], bytes] | None = None
+        self._phase = _BEFORE_HEAD
+        self._recast = exchange.recast_for(upstream.target)
+        self.decodes = exchange.http10 or self._recast is not None
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody listens to it any more."""
+        return self._phase == _OVER
+
+    @property
+    def recasts(self) -> bool:
+        """Whether the engine speaks another protocol than the client."""
+        return self._recast is not None
+
+    # -- the exchange's side -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Send the request on an idle connection or a new one."""
+        connection = self.upstream.take()
+        if connection is not None:
+            self._ask(connection)
+        else:
+            self._dial()
+
+    def _dial(self) -> None:
+        began_s = self._clock()
+
+        def ready(connection: Connection) -> None:
+            if self.over:
+                self.upstream.idle(connection)
+                return
+            self.connect_s = self._clock() - began_s
+            self._ask(connection)
+
+        self.upstream.dial(ready, lambda why: self._failed(Failure(why)))
+
+    def moved(self, upstream: Upstream) -> None:
+        """The backend has another address before a connection to the old one was there: ask at the new one."""
+        if upstream.target.protocol != self.upstream.target.protocol:
+            self._failed(Failure(f"{upstream.target.name} speaks another protocol now", backend_fault=False))
+            return
+        self.upstream = upstream
+        self._dial()
+
+    def _ask(self, connection: Connection) -> None:
+        self.connection = connection
+        self._phase = _BEFORE_HEAD
+        head, body = self.exchange.request_bytes(self.upstream, self._recast)
+        connection.ask(self, head, body, decode=self.decodes, head_only=self.exchange.head_only)
+
+    def abort(self) -> None:
+        """Close the connection at once; nothing more is heard from this attempt."""
+        self._phase = _OVER
+        if self.connection is not None:
+            self.connection.abort()
+
+    def pause(self) -> None:
+        """The client does not keep up: read no more from the engine until it does."""
+        if self.connection is not None and not self.over:
+            self.paused = True
+            self.connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        if self.paused and self.connection is not None and not self.over:
+            self.paused = False
+            self.meter.last_s = self._clock()
+            self.connection.transport.resume_reading()
+
+    # -- the connection's side ---------------------------------------------------------------------------------
+
+    def take(self, data: bytes) -> None:
+        """More bytes. A token of a stream is stamped, counted, and on its way as it came: the hot path."""
+        if self._phase != _RELAYED:
+            self._take_other(data)
+        elif self.meter.passes(data, self._clock()):
+            self._write(data)
+        else:
+            self._ends_with_error(data)
+
+    def _take_other(self, data: bytes) -> None:
+        phase = self._phase
+        if phase == _BEFORE_HEAD:
+            self._before_head(data)
+        elif phase == _HELD_BACK:
+            self._held_back(data)
+        elif phase == _WHOLE:
+            self._relay_whole(data)
+        elif phase == _REFRAMED:
+            self._reframe(data)
+        elif phase == _RECAST:
+            self._recast_body()
+        elif phase == _DYING:
+            self._dying(data)
+
+    def finished(self) -> None:
+        """The answer is complete."""
+        if self._head is None or self._head.status not in _OK:
+            self._answered_with_error()
+            return
+        self._end_of_body()
+
+    def closed(self) -> None:
+        """The engine closed the connection: the end of a body that has no other, else a cut."""
+        head = self._head
+        if head is None or not head.until_close:
+            self.broken(f"{self.upstream.target.name} closed the connection in the middle", unanswered=False)
+        elif head.status not in _OK:
+            self._answered_with_error()
+        elif self.exchange.must_say_done and head.event_stream and not self.meter.saw_done:
+            self._failed(Failure(f"{self.upstream.target.name} closed the connection before [DONE]"))
+        else:
+            if self.exchange.winner is not self:
+                self._judge(complete=True)
+            if not self.over:
+                self._end_of_body()
+
+    def broken(self, why: str, *, unanswered: bool) -> None:
+        """The connection failed. One that died while idle is no news about the engine: ask again on a fresh one."""
+        if unanswered and self.connection is not None and self.connection.reused and not self.over:
+            self._dial()
+        else:
+            self._failed(Failure(why))
+
+    def stalled(self, silent_s: float) -> None:
+        """No byte for too long in the middle of a reply."""
+        if self.connection is not None:
+            self.connection.abort()
+        self._failed(Failure(f"{self.upstream.target.name} sent nothing for {silent_s:.1f} s"))
+
+    def _failed(self, failure: Failure) -> None:
+        if not self.over:
+            self._phase = _OVER
+            self.exchange.failed(self, failure)
+
+    # -- before the first byte ---------------------------------------------------------------------------------
+
+    def _before_head(self, data: bytes) -> None:
+        assert self.connection is not None
+        parts = self.connection.split_head(data)
+        if parts is None:
+            return
+        try:
+            self._head = parse_head(parts[0])
+        except ValueError:  # llhttp and we do not find the same head in these bytes
+            self._give_up(f"{self.upstream.target.name} sent a head that cannot be read")
+            return
+        self._phase = _HELD_BACK
+        self._held_back(parts[1])
+
+    def _held_back(self, data: bytes) -> None:
+        assert self.connection is not None
+        self._body += self.connection.decoded() if self.decodes else data
+        self._judge(complete=self.connection.done)
+
+    def _judge(self, *, complete: bool) -> None:
+        """Whether what has come so far may go out: not an error's body, not a stream that opens with an error."""
+        head = self._head
+        assert head is not None
+        if len(self._body) > _HELD_BYTES_MAX and (head.status not in _OK or head.event_stream):
+            self._give_up(f"{self.upstream.target.name} sent over {_HELD_BYTES_MAX} bytes before a first event")
+        elif head.status not in _OK or (self._recast is not None and self._recast.whole and not complete):
+            return
+        elif not head.event_stream:
+            if self._body or complete:
+                self._open()
+        else:
+            verdict = first_event(self._body, chunked=head.chunked and not self.decodes, complete=complete)
+            if verdict is True:
+                self._open()
+            elif verdict is not None:
+                self._opens_with_error(bytes(verdict))
+
+    def _give_up(self, why: str) -> None:
+        if self.connection is not None:
+            self.connection.abort()
+        self._failed(Failure(why))
+
+    def _opens_with_error(self, payload: bytes) -> None:
+        self.engine_said = faults.event_error(payload)
+        if self.connection is not None:
+            self.connection.abort()
+        self._failed(faults.failure(self.upstream.target.name, self.engine_said))
+
+    def _answered_with_error(self) -> None:
+        head = self._head
+        assert head is not None
+        body = dechunked(self._body) if head.chunked and not self.decodes else self._body
+        self.engine_said = faults.engine_error(head.status, body, head.fields)
+        self._failed(faults.failure(self.upstream.target.name, self.engine_said))
+
+    def _open(self) -> None:
+        """The first byte: the status goes out, and what was held back with it."""
+        head, body = self._head, self._body
+        assert head is not None
+        self._body = b""
+        died = None
+        if self._recast is None and head.event_stream and body.find(self._mark) >= 0:
+            body, died = self._cut(body)
+        now_s = self._clock()
+        if body:
+            self.meter.begins(body, now_s)
+        else:
+            self.meter.first_s = self.meter.last_s = now_s
+        if self._recast is not None:
+            body = self._recast_bytes(body)
+            died = self._recast.error
+            if died is not None and not body:
+                self._opens_with_error(died)
+                return
+        self._frame = self.exchange.open(self, head, body, self._recast)
+        if self.over:  # by what the first byte set off
+            return
+        self._write = self.exchange.front.transport.write
+        if self._frame is not None:
+            self._phase = _RECAST if self._recast is not None else _REFRAMED
+        else:
+            self._phase = _RELAYED if head.event_stream else _WHOLE
+        if died is not None:
+            self._dies(died + b"\n" if self._recast is not None else died)
+
+    # -- after it ----------------------------------------------------------------------------------------------
+
+    def _relay_whole(self, data: bytes) -> None:
+        self.meter.continues(data, self._clock())
+        self._write(data)
+
+    def _reframe(self, data: bytes) -> None:
+        assert self.connection is not None
+        assert self._frame is not None
+        if self.decodes:
+            data = self.connection.decoded()
+        if not data:
+            return
+        if self.meter.passes(data, self._clock()):
+            self._write(self._frame(data))
+        else:
+            self._ends_with_error(data)
+
+    def _recast_body(self) -> None:
+        assert self.connection is not None
+        assert self._recast is not None
+        assert self._frame is not None
+        data = self.connection.decoded()
+        if not data:
+            return
+        self.meter.passes(data, self._clock())
+        out = self._recast_bytes(data)
+        if out:
+            self._write(self._frame(out))
+        if self._recast.error is not None:
+            self._break(self._recast.error)
+
+    def _recast_bytes(self, data: bytes) -> bytes:
+        assert self._recast is not None
+        try:
+            return self._recast.feed(data)
+        except ValueError as error:
+            self._recast.error = f"{self.upstream.target.name} sent what is not JSON: {error}".encode()
+            return b""
+
+    def _ends_with_error(self, data: bytes) -> None:
+        """The engine says in the stream that it failed: pass what came before, then end it as we end such streams."""
+        before, payload = self._cut(data)
+        if before:
+            self.meter.passes(before, self._clock())
+            self._write(before if self._frame is None else self._frame(before))
+        self._dies(payload)
+
+    def _cut(self, data: bytes) -> tuple[bytes, bytes]:
+        """What stands before the engine's error, up to the end of a chunk where there are chunks, and its payload."""
+        before, _, after = data.partition(self._mark)
+        payload = (self._mark + after).partition(b"data:")[2]
+        if self._head is None or not self._head.chunked or self.decodes:
+            return before, payload
+        own_chunk = _CHUNK_OPENS.search(before)
+        if own_chunk is not None:
+            return before[: own_chunk.start() + 2], payload
+        if self._phase != _RELAYED or self.meter.at_boundary:  # the read starts at a chunk
+            return chunk(dechunked(data).partition(self._mark)[0]), payload
+        return b"", payload  # inside a chunk: nothing of ours can follow
+
+    def _dies(self, payload: bytes) -> None:
+        """The engine's error, as much of it as has come."""
+        self._body = payload
+        self._phase = _DYING
+        self._dying(b"")
+
+    def _dying(self, data: bytes) -> None:
+        assert self.connection is not None
+        self._body += self.connection.decoded() if self.decodes else data
+        if b"\n" in self._body or self.connection.done or len(self._body) > _HELD_BYTES_MAX:
+            self._break(CHUNK_SEAM.sub(b"", self._body).partition(b"\n")[0])
+
+    def usage(self) -> Usage:
+        """Token counts of the reply."""
+        return Usage(self._recast.tokens) if self._recast is not None else self.meter.usage()
+
+    def _break(self, payload: bytes) -> None:
+        self.engine_said = faults.event_error(payload.strip())
+        if self.connection is not None:
+            self.connection.abort()
+        self._failed(Failure(f"{self.upstream.target.name} failed in mid-stream: {self.engine_said.message}"))
+
+    def can_say_more(self) -> bool:
+        """Whether an event of ours may follow what the client has of this stream."""
+        head = self._head
+        if head is None or not head.event_stream:
+            return False
+        if self._frame is not None:
+            return self._recast is not None or self.meter.at_event_end
+        return head.chunked and self.meter.at_boundary
+
+    def last_words(self, event: bytes) -> bytes:
+        """*event* and the end of the body, as framed for this client."""
+        if self._frame is None or self._frame is chunk:
+            return chunk(event) + LAST_CHUNK
+        return event
+
+    def _end_of_body(self) -> None:
+        if self.over:
+            return
+        self._phase = _OVER
+        self.upstream.gaps.sum_s += self.meter.last_s - self.meter.first_s
+        frame = self._frame
+        if frame is not None:
+            rest = self._recast.finish() if self._recast is not None else b""
+            end = LAST_CHUNK if frame is chunk else b""
+            if rest or end:
+                self._write((frame(rest) if rest else b"") + end)
+        self.exchange.ended(self)

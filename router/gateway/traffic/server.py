@@ -1,0 +1,89 @@
+"""uvicorn with our protocol class: token paths are relayed, the rest is the ASGI app's; SIGTERM lets streams end.
+
+Believes: uvicorn's life cycle. Must not know requests or backends.
+"""
+
+import asyncio
+import gc
+import socket
+from collections.abc import Sequence
+
+import uvicorn
+from uvicorn._types import ASGI3Application
+from uvicorn.server import Server
+
+from router.core.compiling import compile_all
+from router.gateway.traffic.client_connection import Front, FrontLimits, front
+from router.gateway.traffic.driver import Driver
+
+__all__ = ["FrontLimits", "serve", "server"]
+
+
+class _Server(Server):
+    """uvicorn's server with our end: streams may finish, for so long."""
+
+    def __init__(self, config: uvicorn.Config, driver: Driver, limits: FrontLimits) -> None:
+        super().__init__(config)
+        self._driver = driver
+        self._limits = limits
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._driver.on_sweep.append(self._sweep)
+        self._driver.start()
+        compile_all()  # not while the first request waits
+        gc.collect()
+        gc.freeze()  # what was loaded stays: not looked through again while streams run
+        gc.set_threshold(50_000, 20, 50)
+
+    def _sweep(self, now_s: float) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Front):
+                connection.swept(now_s)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drained = asyncio.ensure_future(self._driver.drain(self._limits.drain_s))
+        await super().shutdown(sockets)
+        await drained
+
+
+def server(
+    app: ASGI3Application,
+    driver: Driver,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    limits: FrontLimits | None = None,
+) -> Server:
+    """A server that relays token paths through *driver* and leaves the rest to *app*; ``serve()`` runs it."""
+    limits = limits or FrontLimits()
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=front(driver, limits),
+        ws="none",
+        interface="asgi3",
+        loop="uvloop",
+        timeout_keep_alive=round(limits.keep_alive_s),
+        timeout_graceful_shutdown=round(limits.drain_s) + 5,
+        server_header=False,
+        date_header=False,
+        access_log=False,
+        log_config=None,
+        backlog=4096,
+    )
+    return _Server(config, driver, limits)
+
+
+async def serve(
+    app: ASGI3Application,
+    driver: Driver,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    limits: FrontLimits | None = None,
+    sockets: Sequence[socket.socket] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then let streams end."""
+    await server(app, driver, host=host, port=port, limits=limits).serve(list(sockets) if sockets else None)

@@ -1,0 +1,365 @@
+"""Connections to engines: one pool a backend, and a connection that finds heads and ends of answers.
+
+Believes: llhttp's verdict on framing. Must not know what a reply means or who asked; it hands bytes to a reader.
+No task and no future per request: a task exists only while a new connection is being opened.
+"""
+
+import asyncio
+import ssl
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from router.gateway.traffic.http import HEAD_END
+from router.gateway.traffic.meter import Gaps
+
+CHAT_TEMPLATE: Final = "<|im_start|>{role}\n{content}<|im_end|>\n"
+CHAT_OPENING: Final = "<|im_start|>assistant\n"
+_HEAD_BYTES_MAX: Final = 64 * 1024
+_INTERIM: Final = range(100, 200)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a backend is and how to speak to it.
+
+    ``models`` maps the name clients ask for to the name the engine knows (a name that is not there passes as it is).
+    ``chat_template`` and ``chat_opening`` turn chat messages into a prompt for an engine that knows only prompts:
+    the first once a message with ``{role}`` and ``{content}``, the second at the end.
+    """
+
+    name: str
+    host: str
+    port: int
+    tls: bool = False
+    path_prefix: str = ""
+    protocol: str = "openai"
+    api_key: str | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
+    chat_template: str = CHAT_TEMPLATE
+    chat_opening: str = CHAT_OPENING
+
+    @classmethod
+    def of_url(cls, name: str, url: str, **more: Any) -> "Target":
+        """The target at ``http[s]://host[:port][/prefix]``. Raises ValueError when that is not what *url* is."""
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"expected http://host:port, not {url!r}")
+        tls = parts.scheme == "https"
+        port = parts.port or (443 if tls else 80)
+        return cls(name, parts.hostname, port, tls=tls, path_prefix=parts.path.rstrip("/"), **more)
+
+    @property
+    def authority(self) -> str:
+        """What ``Host`` says."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """``idle_s`` is below vLLM's and uvicorn's 5 s, so that an idle connection is rarely one the engine has closed."""
+
+    connect_s: float = 2.0
+    idle_s: float = 4.0
+    idle_max: int = 256
+
+
+class Reader(ABC):
+    """Whom a connection hands its bytes to: an attempt (relay.py), or who asks for a page (asking.py).
+
+    A base class and no protocol: compiled, its methods are called without a look-up, which every token pays for.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def take(self, data: bytes) -> None:
+        """More bytes as they came; ``done`` of the connection says whether the answer is complete with them."""
+
+    @abstractmethod
+    def finished(self) -> None:
+        """The answer is complete and the connection has been given back."""
+
+    @abstractmethod
+    def broken(self, why: str, *, unanswered: bool) -> None:
+        """The connection failed; ``unanswered``: not one byte had come."""
+
+    @abstractmethod
+    def closed(self) -> None:
+        """The engine closed the connection in good order, which ends a body that has no other end."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection to an engine: idle in its pool, or busy with one reader.
+
+    ``head``: the bytes of the answer until its head was complete, then None. ``done``: the answer has ended.
+    """
+
+    __slots__ = (
+        "_begun", "_decoder", "_feed", "_interim", "_keep", "_parser", "_plain", "done", "head", "head_only",
+        "idle_since_s", "reader", "reused", "touched", "transport", "upstream",
+    )  # fmt: skip
+
+    def __init__(self, upstream: "Upstream") -> None:
+        self.upstream = upstream
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.reader: Reader | None = None
+        self._plain: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._decoder: Decoder | None = None
+        self._parser: httptools.HttpResponseParser | None = self._plain
+        self._feed: Callable[[bytes], None] = self._plain.feed_data
+        self.head: bytes | None = b""
+        self.head_only = False
+        self.done = self._begun = self._keep = self.reused = self.touched = self._interim = False
+        self.idle_since_s = 0.0
+
+    # -- asyncio's side ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.upstream.open.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        reader, feed = self.reader, self._feed
+        if reader is None:  # bytes that nobody asked for
+            self.transport.abort()
+            return
+        try:
+            feed(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.touched = True
+            self._fail(f"{self.upstream.target.name} broke HTTP: {error}")
+            return
+        reader.take(data)
+        if self.done and self.reader is reader:
+            self._release(reader)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.upstream.lost(self)
+        reader, self.reader = self.reader, None
+        self._parser = self._plain = self._decoder = None
+        self._feed = _nothing
+        if reader is None:
+            return
+        if error is None and self.head is None:
+            reader.closed()
+        else:
+            why = f"{self.upstream.target.name} closed the connection" + (f": {error}" if error else "")
+            reader.broken(why, unanswered=not self.touched)
+
+    def pause_writing(self) -> None:
+        """The request's body is bounded and held whole, so there is no one to slow down."""
+
+    def resume_writing(self) -> None:
+        """As above."""
+
+    # -- llhttp's side -----------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self.done or (self._begun and not self._interim):  # a second answer to one question
+            raise ValueError("bytes after the end of the answer")
+        self._begun = True
+        self._interim = False
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        self._keep = self._parser.should_keep_alive()
+        self._interim = self._parser.get_status_code() in _INTERIM
+
+    def on_message_complete(self) -> None:
+        self.done = not self._interim
+
+    # -- the reader's side -------------------------------------------------------------------------------------
+
+    def ask(self, reader: Reader, request: bytes, body: bytes, *, decode: bool, head_only: bool) -> None:
+        """Send one request; the answer goes to *reader*, its body decoded too (``decoded``) if asked for."""
+        self.reader = reader
+        self.head = b""
+        self.done = self._begun = self.touched = self._interim = False
+        self.head_only = head_only
+        if decode and self._decoder is None:
+            self._decoder = Decoder(self)
+        parser = self._decoder.parser if decode and self._decoder else self._plain
+        assert parser is not None
+        self._parser, self._feed = parser, parser.feed_data
+        if len(body) <= _HEAD_BYTES_MAX:
+            self.transport.write(request + body)
+        else:
+            self.transport.writelines((request, body))
+
+    def decoded(self) -> bytes:
+        """What of the body has come since the last call, without its framing (only when asked to decode)."""
+        return self._decoder.take() if self._decoder else b""
+
+    def split_head(self, data: bytes) -> tuple[bytes, bytes] | None:
+        """More of the answer while its head is incomplete: head and what follows it, or None until then."""
+        assert self.head is not None
+        self.touched = True
+        held = (self.head + data).lstrip(b"\r\n")  # llhttp lets empty lines pass before an answer
+        while (end := held.find(HEAD_END)) >= 0:
+            end += len(HEAD_END)
+            if held[9:10] != b"1":
+                self.head = None
+                if self.head_only:
+                    self._headless()
+                return held[:end], held[end:]
+            held = held[end:]
+        self.head = held
+        if len(held) > _HEAD_BYTES_MAX:
+            self._fail(f"{self.upstream.target.name} sent a head over {_HEAD_BYTES_MAX} bytes")
+        return None
+
+    def _headless(self) -> None:
+        """A HEAD request's answer ends with its head; llhttp waits for a body, so it is replaced."""
+        self.done = True
+        self._plain = httptools.HttpResponseParser(self)
+
+    def abort(self) -> None:
+        """Close at once and say nothing more to the reader."""
+        self.reader = None
+        self.transport.abort()
+
+    def _release(self, reader: Reader) -> None:
+        self.reader = None
+        if self._keep:
+            self.upstream.idle(self)
+        else:
+            self.transport.close()
+        reader.finished()
+
+    def _fail(self, why: str) -> None:
+        reader, self.reader = self.reader, None
+        self.transport.abort()
+        if reader is not None:
+            reader.broken(why, unanswered=False)
+
+
+class Decoder:
+    """llhttp with its body callback: for the replies that cannot pass as they came."""
+
+    __slots__ = ("_pieces", "on_headers_complete", "on_message_begin", "on_message_complete", "parser")
+
+    def __init__(self, connection: Connection) -> None:
+        self._pieces: list[bytes] = []
+        self.on_message_begin = connection.on_message_begin
+        self.on_headers_complete = connection.on_headers_complete
+        self.on_message_complete = connection.on_message_complete
+        self.parser = httptools.HttpResponseParser(self)
+
+    def on_body(self, data: bytes) -> None:
+        self._pieces.append(data)
+
+    def take(self) -> bytes:
+        """All that came since the last call."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        return data
+
+
+def _opening(target: Target, method: bytes, path: bytes) -> bytes:
+    """What every head for that engine begins with: request line, ``Host``, its key; *path* with the client's query."""
+    key = f"authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
+    where = f"{target.path_prefix}{path.decode('latin-1')}"
+    return f"{method.decode()} {where} HTTP/1.1\r\nhost: {target.authority}\r\n{key}".encode("latin-1")
+
+
+def _nothing(_: bytes) -> None:
+    """What a closed connection feeds."""
+
+
+Ready = Callable[[Connection], None]
+Failed = Callable[[str], None]
+Dialler = Callable[["Upstream", Ready, Failed], None]
+
+
+class Upstream:
+    """The connections to one backend, newest first in use so that the rest may grow old and close."""
+
+    def __init__(
+        self,
+        target: Target,
+        clock: Callable[[], float],
+        limits: PoolLimits | None = None,
+        gaps: Gaps | None = None,
+        dialler: Dialler | None = None,
+    ) -> None:
+        self._dialler: Dialler = dialler or Upstream.connect
+        self.target = target
+        self.limits = limits or PoolLimits()
+        self.gaps = gaps or Gaps()
+        self.wire_name = target.name.encode("latin-1", "replace")
+        self.opening: Callable[[bytes, bytes], bytes] = lru_cache(maxsize=64)(partial(_opening, target))
+        self.open: set[Connection] = set()
+        self._clock = clock
+        self._idle: list[Connection] = []
+        self._dials: set[asyncio.Task[None]] = set()
+        self._tls = ssl.create_default_context() if target.tls else None
+
+    def take(self) -> Connection | None:
+        """An idle connection that is young enough, or None."""
+        oldest_s = self._clock() - self.limits.idle_s
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.idle_since_s >= oldest_s and not connection.transport.is_closing():
+                connection.reused = True
+                return connection
+            connection.transport.abort()
+        return None
+
+    def dial(self, ready: Ready, failed: Failed) -> None:
+        """Open a new connection: *ready* gets it, *failed* the reason why there is none."""
+        self._dialler(self, ready, failed)
+
+    def connect(self, ready: Ready, failed: Failed) -> None:
+        """The dialler of all but tests: TCP, and TLS where the target wants it."""
+        task = asyncio.get_running_loop().create_task(self._connected(ready, failed))
+        self._dials.add(task)
+        task.add_done_callback(self._dials.discard)
+
+    async def _connected(self, ready: Ready, failed: Failed) -> None:
+        target = self.target
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.limits.connect_s):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self), target.host, target.port, ssl=self._tls
+                )
+        except TimeoutError:
+            failed(f"{target.name} did not accept a connection in {self.limits.connect_s:g} s")
+        except OSError as error:
+            failed(f"{target.name} cannot be reached: {error.strerror or error}")
+        else:
+            ready(connection)
+
+    def idle(self, connection: Connection) -> None:
+        """The connection waits for its next request."""
+        if len(self._idle) >= self.limits.idle_max:
+            connection.transport.close()
+            return
+        connection.idle_since_s = self._clock()
+        self._idle.append(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """The connection is closed."""
+        self.open.discard(connection)
+        if connection.reader is None and connection in self._idle:
+            self._idle.remove(connection)
+
+    def sweep(self) -> None:
+        """Close what has been idle for too long."""
+        oldest_s = self._clock() - self.limits.idle_s
+        while self._idle and self._idle[0].idle_since_s < oldest_s:
+            self._idle.pop(0).transport.abort()
+
+    def close(self) -> None:
+        """Close every idle connection and stop opening; the busy ones end with their attempts."""
+        for task in self._dials:
+            task.cancel()
+        while self._idle:
+            self._idle.pop().transport.abort()

@@ -1,0 +1,1 @@
+"""What no policy can beat: the clairvoyant router and lower bounds."""

@@ -1,0 +1,1 @@
+"""A replica in real time behind HTTP, in the protocols of vLLM and Triton."""

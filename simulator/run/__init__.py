@@ -1,0 +1,1 @@
+"""One run on virtual time: arrivals, routers, engines, faults, results."""

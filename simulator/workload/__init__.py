@@ -1,0 +1,1 @@
+"""Arrivals: traces or generators, shaped into requests."""
