@@ -49,7 +49,7 @@ def scene(world: World) -> tuple[Fleet, Forecast]:
         bound_s = world.tpot_bounds_s[index]
         ledger.prefilled(ledger.reserve(index, 100.0, 200.0, bound_s, world.now_s), world.now_s)
         ledger.remember_prefix(index, world.request)
-    ledger.heard("peer", {b.name: load for b, load in zip(world.backends, world.loads, strict=True)})
+    ledger.on_peer_load("peer", {b.name: load for b, load in zip(world.backends, world.loads, strict=True)})
     for index in world.down:
         ledger.mark_state(index, up=False)
     held = world.held_ranks

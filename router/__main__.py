@@ -32,9 +32,9 @@ from router.gateway.config.plan import Plan, plan_file
 from router.gateway.config.text import ConfigError
 from router.gateway.monitoring.sidecar import sidecar as run_sidecar
 from router.gateway.rollout.reload import offered
-from router.gateway.rollout.validation import Proof
+from router.gateway.rollout.validation import Validation
 from router.gateway.telemetry.recorder import RecordError, differences
-from router.gateway.workers import Place
+from router.gateway.workers import WorkerIdentity
 from router.gateway.workers.member import worker
 from router.gateway.workers.parent import CannotStart, Parent
 from router.top import show
@@ -76,7 +76,7 @@ def one_worker(
     _log_to_stderr(verbose, f"worker {slot}: ")
     try:
         with socket.socket(fileno=parent) as pair:
-            _run(worker(config, Place(folder, slot, slots, name)).serve(port, pair))
+            _run(worker(config, WorkerIdentity(folder, slot, slots, name)).serve(port, pair))
     except (OSError, ConfigError) as error:
         _fail(f"worker {slot} cannot serve: {error}")
 
@@ -190,7 +190,7 @@ def _plan(file: Path) -> Plan:
         return plan_file(file)
 
 
-def _offered(file: Path, running: Plan | None, trace: Path | None) -> tuple[Plan, Proof]:
+def _offered(file: Path, running: Plan | None, trace: Path | None) -> tuple[Plan, Validation]:
     """The plan of the file, its policies proved where that is asked for or their code is new."""
     with _faults_told():
         return offered(file, running, trace)

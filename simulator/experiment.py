@@ -25,7 +25,7 @@ from simulator.bounds.gpu_seconds import gpu_seconds_least
 from simulator.pool import BUILT_IN, Pool, load_pool
 from simulator.report.summary import summarise
 from simulator.run.play import Played, Progress, Stop, play
-from simulator.traces import Entry, read_trace
+from simulator.traces import TraceEntry, read_trace
 from simulator.workload.arrivals import Arrival, Shaping, Workload, distinct, parse_seconds, parse_slo, shape
 from simulator.workload.generators import PREFIX, generate, parse_recipe
 
@@ -60,7 +60,7 @@ class Source:
             recipe = replace(recipe, requests=min(recipe.requests, self.limit))
         return generate(recipe, how, seed)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[TraceEntry]:
         """All lines of all traces in order of time."""
         limit = self.limit if len(self.traces) == 1 and self.to_s == inf and not self.from_s else None
         read = [_read(name, self.skip_bad, limit) for name in self.traces]
@@ -83,7 +83,7 @@ def _shaped(source: Source, how: Shaping, seed: int) -> Sequence[Arrival]:
 
 
 @lru_cache(maxsize=8)
-def _read(name: str, skip_bad: bool, limit: int | None) -> tuple[list[Entry], int, str]:
+def _read(name: str, skip_bad: bool, limit: int | None) -> tuple[list[TraceEntry], int, str]:
     reading = read_trace(Path(name), skip_bad=skip_bad, limit=limit)
     if not reading.entries:
         raise ValueError(f"{name}: no requests in this {reading.form} trace")

@@ -15,7 +15,7 @@ from router.core.models import model
 from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
 from router.core.step import MEASURABLE
 from router.core.types import Backend, Slo
-from simulator.replica.sequence import Limits
+from simulator.replica.sequence import EngineLimits
 from simulator.replica.truth import Hidden, Truth, true_of
 from simulator.run.world import Autoscaling, Clients, Fault, World
 from simulator.workload.arrivals import SloClass, parse_slo
@@ -73,10 +73,10 @@ class Member:
         """The names it answers to."""
         return self.served_as or (self.model,)
 
-    def limits(self) -> Limits:
+    def limits(self) -> EngineLimits:
         """What the engine is started with."""
         held = kv_capacity_tokens(self.shape, self.memory_utilization, self.block_tokens) // self.block_tokens
-        return Limits(
+        return EngineLimits(
             self.seqs_max,
             self.chunk_tokens,
             self.block_tokens,
@@ -99,7 +99,7 @@ class Site:
 
     name: str
     member: Member
-    limits: Limits
+    limits: EngineLimits
     backend: Backend
     truth: Truth
 

@@ -6,9 +6,9 @@ from itertools import count
 from typing import Any
 
 import policies
-from router.core.decisions import Account, Command, Refuse, Send
+from router.core.decisions import Command, Refuse, RequestRecord, Send
 from router.core.dispatcher import Dispatcher
-from router.core.flight import Limits
+from router.core.flight import DispatchLimits
 from router.core.physics import StepCoefficients
 from router.core.types import Backend, Load, Request, Slo
 
@@ -35,7 +35,7 @@ def core(
     routing: str = "least_request",
     parameters: dict[str, Any] | None = None,
     admission: dict[str, Any] | None = None,
-    limits: Limits | None = None,
+    limits: DispatchLimits | None = None,
     seed: int = 7,
 ) -> Dispatcher:
     """A dispatcher with these backends joined at 0 s."""
@@ -57,7 +57,7 @@ def busy_core(*, replies: int = 20, **facts: Any) -> Dispatcher:
     made = core(backend(slower=4.0), routing="slo_headroom", **facts)
     for _ in range(100):
         made.belief.lengths.saw("m", "default", replies)
-    made.heard("peer", {"a": Load(decoding=100.0, context_tokens=1e5)}, 0.0)
+    made.on_peer_load("peer", {"a": Load(decoding=100.0, context_tokens=1e5)}, 0.0)
     return made
 
 
@@ -73,9 +73,9 @@ def refused(commands: Sequence[Command]) -> Refuse:
     return refuse
 
 
-def account(commands: Sequence[Command]) -> Account:
-    """The one Account among the commands."""
-    (done,) = [c for c in commands if isinstance(c, Account)]
+def account(commands: Sequence[Command]) -> RequestRecord:
+    """The one RequestRecord among the commands."""
+    (done,) = [c for c in commands if isinstance(c, RequestRecord)]
     return done
 
 

@@ -6,7 +6,7 @@ Every step visits every request, every block is an object, time is a running sum
 
 from dataclasses import dataclass, field
 
-from simulator.replica.sequence import Limits
+from simulator.replica.sequence import EngineLimits
 from simulator.replica.truth import Drift, Truth
 
 
@@ -33,7 +33,7 @@ class PlainEngine:
     """vLLM V1's scheduler over explicit steps; no prefix cache."""
 
     truth: Truth
-    limits: Limits
+    limits: EngineLimits
 
     def run(self, jobs: list[Job]) -> list[Job]:
         """Fill in ``first_s`` and ``end_s`` of every job that is served."""

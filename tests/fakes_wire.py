@@ -11,11 +11,11 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
-from router.core.decisions import Outcome as Ending
+from router.core.decisions import EndState
 from router.core.dispatcher import Dispatcher
-from router.core.flight import Limits
-from router.gateway.traffic.client_connection import FrontLimits, front
-from router.gateway.traffic.driver import Driver, Outcome
+from router.core.flight import DispatchLimits
+from router.gateway.traffic.client_connection import ConnectionLimits, client_connection
+from router.gateway.traffic.driver import Driver, RequestLog
 from router.gateway.traffic.upstream import Target
 from tests import fakes
 
@@ -147,17 +147,17 @@ class ScriptedEngine:
 class Seen:
     """An observer that remembers."""
 
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[RequestLog] = field(default_factory=list)
     rejections: list[tuple[str, int]] = field(default_factory=list)
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: RequestLog) -> None:
         self.outcomes.append(outcome)
 
     def rejected(self, path: str, status: int) -> None:
         self.rejections.append((path, status))
 
     @property
-    def endings(self) -> list[Ending]:
+    def endings(self) -> list[EndState]:
         return [outcome.account.outcome for outcome in self.outcomes]
 
 
@@ -309,8 +309,8 @@ async def gateway(
     *targets: Target,
     models: tuple[str, ...] = ("m",),
     routing: str = "round_robin",
-    core_limits: Limits | None = None,
-    front_limits: FrontLimits | None = None,
+    core_limits: DispatchLimits | None = None,
+    front_limits: ConnectionLimits | None = None,
     core: Dispatcher | None = None,
     **options: Any,
 ) -> AsyncIterator[Gateway]:
@@ -320,7 +320,7 @@ async def gateway(
         core = fakes.core(*backends, routing=routing, limits=core_limits)
     seen = Seen()
     driver = Driver(core, targets, seen, **options)
-    protocol = front(driver, front_limits or FrontLimits())
+    protocol = client_connection(driver, front_limits or ConnectionLimits())
     config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None)
     config.load()
     state = ServerState()

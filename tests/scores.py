@@ -4,7 +4,7 @@ import numpy as np
 
 from router.core import lessons
 from router.core.kernels import PROMISED, TOLD
-from router.core.score import Books
+from router.core.score import ForecastStats
 
 
 def promised(tails, band, slot):
@@ -14,7 +14,7 @@ def promised(tails, band, slot):
 
 def saw(tails, metric, band, slot, score, spreads):
     """Fold in one score, and whether what was promised (as ``promised`` gave it) was kept."""
-    told, books = np.zeros(TOLD), Books(slot + 1)
+    told, books = np.zeros(TOLD), ForecastStats(slot + 1)
     told[PROMISED:] = spreads.ravel()
     own, pooled = tails.scores(metric, band, slot)
     books.joined(slot)

@@ -37,7 +37,7 @@ def test_a_record_told_again_gives_the_predictions_that_were_made(tmp_path: Path
     served(Recording(core(routing="slo_headroom", seed=seed), lines.append), random.Random(seed), 150)
     file = tmp_path / "record.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    told = {c["request_id"]: c for line in lines for c in line.get("answer", ()) if c["command"] == "Account"}
+    told = {c["request_id"]: c for line in lines for c in line.get("answer", ()) if c["command"] == "RequestRecord"}
     found = predicted(read(file), (0.9,))
     assert found.keys() == {name.replace("r", "s") for name in told}
     for request_id, account in told.items():

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from router.core import border, kernels, lessons
 from router.core.kernels import BANDS, E2E, EAGER, FULL, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
-from router.core.ledger import Floats, Mark
+from router.core.ledger import Floats, WorkSnapshot
 from router.core.lengths import Lengths, Prompts
 from router.core.regression import Regression
 from router.core.roof import Roofs
-from router.core.score import STATES, Books, Score
+from router.core.score import STATES, ForecastStats, Score
 from router.core.tails import Tails
 from router.core.types import Backend
 
@@ -82,7 +82,7 @@ class Belief:
         self.roofs = Roofs(capacity)
         self.regression = Regression(capacity, kinds=2)
         self.tails = Tails(capacity)
-        self.books = Books(capacity)
+        self.books = ForecastStats(capacity)
         self._backends: dict[int, Backend] = {}
         self.prior = np.zeros((capacity, PRIOR))
         self.lean = np.ones((2, BANDS, capacity))
@@ -151,7 +151,14 @@ class Belief:
         self._judge(TTFT, slot, expected, log(actual_s / predicted_s))
 
     def pace(
-        self, slot: int, model: str, expected: Expectation, predicted_s: float, steps: int, since: Mark, until: Mark
+        self,
+        slot: int,
+        model: str,
+        expected: Expectation,
+        predicted_s: float,
+        steps: int,
+        since: WorkSnapshot,
+        until: WorkSnapshot,
     ) -> None:
         """A stream decoded ``steps`` tokens after its first, between two marks; ``predicted_s`` a token."""
         actual_s = until.at_s - since.at_s
@@ -164,7 +171,7 @@ class Belief:
             self._settle_lean(TPOT, slot, expected.band, left)
         self._judge(TPOT, slot, expected, log(actual_s / (steps * predicted_s)), sure)
 
-    def _lived(self, slot: int, model: str, steps: int, since: Mark, until: Mark) -> Floats:
+    def _lived(self, slot: int, model: str, steps: int, since: WorkSnapshot, until: WorkSnapshot) -> Floats:
         """The terms, at factor 1, of the steps between two marks: of the mean batch, and of the prompts that came."""
         prompts, backend, terms = until.prefilled_tokens - since.prefilled_tokens, self._backends[slot], np.empty(TERMS)
         kernels.lived(

@@ -151,7 +151,7 @@ class Break(Fact):
     why: str
 
 
-class Outcome(StrEnum):
+class EndState(StrEnum):
     """How a request ended."""
 
     SERVED = "served"
@@ -161,7 +161,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
-class Account(Fact):
+class RequestRecord(Fact):
     """Command: write the request into the books. Exactly one for every request, when it is over.
 
     Times are on the shell's clock, nan where the moment never came; ``predicted_*`` are the means that stood when the
@@ -170,7 +170,7 @@ class Account(Fact):
     """
 
     request: Final[Request]
-    outcome: Final[Outcome]
+    outcome: Final[EndState]
     backend: Final[str]
     attempts: Final[int]
     sent_s: Final[float]
@@ -188,7 +188,7 @@ class Account(Fact):
     def __init__(
         self,
         request: Request,
-        outcome: Outcome,
+        outcome: EndState,
         backend: str,
         attempts: int,
         sent_s: float,
@@ -240,10 +240,10 @@ class Account(Fact):
     @property
     def slo_met(self) -> bool:
         """Served, and inside every bound that it was promised; of a whole reply only the end can be judged."""
-        if self.outcome is not Outcome.SERVED:
+        if self.outcome is not EndState.SERVED:
             return False
         slo = self.request.slo
         return slo.met(self.ttft_s, self.tpot_s, self.e2e_s) if self.request.streamed else self.e2e_s <= slo.e2e_s
 
 
-Command = Send | Refuse | Abort | Break | Account
+Command = Send | Refuse | Abort | Break | RequestRecord

@@ -19,15 +19,15 @@ from router.core import border
 from router.core.belief import Belief
 from router.core.decisions import (
     Abort,
-    Account,
     Break,
     Choice,
     Command,
     Dispatch,
+    EndState,
     Hold,
-    Outcome,
     Reason,
     Refuse,
+    RequestRecord,
     Send,
     Shed,
 )
@@ -35,7 +35,7 @@ from router.core.ejection import Ejection
 from router.core.errors import PolicyRejected
 from router.core.explain import KEPT, Explanation, Explanations
 from router.core.fleet import Fleet
-from router.core.flight import Attempt, Failure, Flight, Limits
+from router.core.flight import Attempt, DispatchLimits, Failure, Flight
 from router.core.forecast import Forecast, Prediction
 from router.core.holding import HeldQueue, Promise
 from router.core.ledger import Ledger, Slots
@@ -57,12 +57,17 @@ class Dispatcher:
     """The state machine that the gateway and the simulator both drive."""
 
     def __init__(
-        self, routing: Routing, admission: Admission, rng: Rng, limits: Limits | None = None, explained: int = KEPT
+        self,
+        routing: Routing,
+        admission: Admission,
+        rng: Rng,
+        limits: DispatchLimits | None = None,
+        explained: int = KEPT,
     ) -> None:
         """``explained``: the last so many choices are remembered for ``explain``."""
         self.routing = routing
         self.admission = admission
-        self.limits = limits or Limits()
+        self.limits = limits or DispatchLimits()
         self.ledger = Ledger()
         self.belief = Belief()
         self.dropped_numbers = border.DroppedNumbers()
@@ -131,11 +136,11 @@ class Dispatcher:
         self.ledger.mark_state(slot, **state)
         return self._serve_held(now_s)
 
-    def asking(self, name: str, now_s: float) -> None:
+    def probe_started(self, name: str, now_s: float) -> None:
         """The shell is about to ask this engine for its queue."""
         slot = self.ledger.slot(name)
         if slot is not None:
-            self.ledger.asking(slot, self._time(now_s))
+            self.ledger.probe_started(slot, self._time(now_s))
 
     def reported(self, name: str, report: EngineReport, now_s: float) -> Sequence[Command]:
         """The engine's answer."""
@@ -147,16 +152,16 @@ class Dispatcher:
         self.belief.reported(slot, plausible.prefix_hit_rate)
         return self._serve_held(now_s)
 
-    def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
+    def on_peer_load(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
         """What another router has in flight, by backend name; replaces what it said before."""
         now_s = self._time(now_s)
         self.ledger.meter(now_s)
-        self.ledger.heard(peer, border.loads(loads, peer, self.dropped_numbers))
+        self.ledger.on_peer_load(peer, border.loads(loads, peer, self.dropped_numbers))
         return self._serve_held(now_s)
 
     def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
         """Another router's lease ran out."""
-        return self.heard(peer, {}, now_s)
+        return self.on_peer_load(peer, {}, now_s)
 
     def loads(self) -> dict[str, Load]:
         """What we have in flight, by backend name: what peers should hear."""
@@ -171,7 +176,7 @@ class Dispatcher:
         """What was learnt, by backend name, as JSON can hold it: what other routers may start from."""
         return {name: self.belief.export(slot) for name, slot in self.ledger.slots}
 
-    def taught(self, name: str, learnt: Mapping[str, Any], now_s: float) -> Sequence[Command]:
+    def adopt_belief(self, name: str, learnt: Mapping[str, Any], now_s: float) -> Sequence[Command]:
         """What another router learnt of a backend: taken over while little was seen of it here.
 
         ValueError when it is of another version or other physics, or holds a number that is implausible.
@@ -278,7 +283,7 @@ class Dispatcher:
         usage = border.usage(usage, flight.request, done.backend, self._context_tokens(done), self.dropped_numbers)
         self._learn(flight, done, usage, now_s)
         self.ledger.release(done.reservation, now_s)
-        return self._over(flight, Outcome.SERVED, done, usage, now_s)
+        return self._over(flight, EndState.SERVED, done, usage, now_s)
 
     def failed(self, request_id: RequestId, attempt: int, failure: Failure, now_s: float) -> Sequence[Command]:
         """An attempt is dead: before the first byte try elsewhere, after it the stream is broken."""
@@ -290,7 +295,7 @@ class Dispatcher:
         if failure.backend_fault:
             self._blame(dead.backend, now_s)
         if flight.streaming:
-            return [Break(request_id, failure.why), *self._over(flight, Outcome.BROKEN, dead, NO_USAGE, now_s)]
+            return [Break(request_id, failure.why), *self._over(flight, EndState.BROKEN, dead, NO_USAGE, now_s)]
         flight.open.remove(dead)
         flight.why = failure.why
         if flight.open:
@@ -306,7 +311,7 @@ class Dispatcher:
         commands: list[Command] = [self._close(flight, a, "the client left", now_s) for a in flight.open]
         last = flight.open[-1] if flight.open else None
         self._unhold(flight, now_s)
-        commands.extend(self._over(flight, Outcome.LEFT, last, NO_USAGE, now_s))
+        commands.extend(self._over(flight, EndState.LEFT, last, NO_USAGE, now_s))
         return commands
 
     def _find(self, request_id: RequestId, attempt: int) -> tuple[Flight | None, Attempt | None]:
@@ -656,7 +661,7 @@ class Dispatcher:
 
     def _refuse(self, flight: Flight, shed: Shed, now_s: float) -> Sequence[Command]:
         refuse = Refuse(flight.request.id, shed.reason, shed.why, shed.retry_after_s)
-        return [refuse, *self._over(flight, Outcome.REFUSED, None, NO_USAGE, now_s, shed.reason)]
+        return [refuse, *self._over(flight, EndState.REFUSED, None, NO_USAGE, now_s, shed.reason)]
 
     def _context_tokens(self, done: Attempt) -> int:
         """The longest context of the backend that an attempt ran on (0: any, or it has left)."""
@@ -692,7 +697,7 @@ class Dispatcher:
     def _over(
         self,
         flight: Flight,
-        outcome: Outcome,
+        outcome: EndState,
         last: Attempt | None,
         usage: Usage,
         now_s: float,
@@ -701,7 +706,7 @@ class Dispatcher:
         """The request is over: account for it, and see whether someone who waits has room now."""
         del self._flights[flight.request.id]
         predicted = last.predicted if last else NO_PREDICTION
-        account = Account(
+        account = RequestRecord(
             flight.request,
             outcome,
             last.backend if last else "",
@@ -720,7 +725,7 @@ class Dispatcher:
         )
         if flight.note is not None:
             flight.note.account = account
-        if not self._held or outcome is Outcome.REFUSED:
+        if not self._held or outcome is EndState.REFUSED:
             return (account,)
         return [account, *self._serve_held(now_s, flight.request.model)]
 

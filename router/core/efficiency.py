@@ -13,7 +13,7 @@ from router.core.step import Number
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class EngineEfficiency:
     """What one engine era costs beside the roofline.
 
     ``step_s``: scheduler and launch, a step; ``layer_s``: kernels that neither bandwidth nor
@@ -137,7 +137,7 @@ def _share(product: Number) -> Any:
     return min(product, 1.0) if isinstance(product, float) else np.minimum(product, 1.0)
 
 
-def compose(costs: Engine, shares: Family, wire: Link, form: Precision) -> Efficiency:
+def compose(costs: EngineEfficiency, shares: Family, wire: Link, form: Precision) -> Efficiency:
     """Rows put together by multiplication; a share never exceeds the sheet. Rows of arrays give arrays."""
     read = _share(shares.read * form.read_gain * costs.read_gain)
     gemm = _share(shares.gemm * form.gemm_gain * costs.gemm_gain)

@@ -11,7 +11,7 @@ from itertools import repeat
 from math import nan
 from typing import Final
 
-from router.core.decisions import Account
+from router.core.decisions import RequestRecord
 from router.core.forecast import Forecast
 from router.core.kernels import METRICS, TAILS, TTFT
 from router.core.types import Backend, RequestId
@@ -49,7 +49,7 @@ class Explanation:
     why: str
     quantile: float
     candidates: tuple[Candidate, ...]
-    account: Account | None
+    account: RequestRecord | None
 
 
 class Note:
@@ -70,7 +70,7 @@ class Note:
         self.request_id = request_id
         self.decided_s, self.chosen, self.why, self.quantile = decided_s, chosen, why, quantile
         self.backends, self.slots, self.answer = backends, forecast.slots, forecast.answer
-        self.account: Account | None = None
+        self.account: RequestRecord | None = None
 
     def candidates(self) -> tuple[Candidate, ...]:
         """Every candidate's part of what was asked."""

@@ -7,12 +7,12 @@ from router.core.decisions import ADMIT
 from router.core.explain import Note
 from router.core.forecast import Prediction
 from router.core.holding import Promise, Rank
-from router.core.ledger import Mark, Reservation
+from router.core.ledger import Reservation, WorkSnapshot
 from router.core.types import Request
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class DispatchLimits:
     """Bounds that hold for every policy.
 
     ``attempts_max``: backends tried for one request; ``first_byte_s_max``: how long one attempt may stay silent;
@@ -57,7 +57,7 @@ class Attempt:
         self.backend = backend
         self.reservation = reservation
         self.predicted = predicted
-        self.prefilled: Mark | None = None  # what the backend had done by the first token
+        self.prefilled: WorkSnapshot | None = None  # what the backend had done by the first token
         self.resident_share = 0.0  # of the prompt, that the backend was sent before and should have cached
         self.sent_s = sent_s
 

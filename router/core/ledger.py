@@ -55,7 +55,8 @@ class _Place:
     """What is counted of one slot for every attempt, in plain numbers: an array's are made anew at each look.
 
     The first four are the slot's of ``Ledger.own``, which follows them. ``decoding_s`` to ``prefilled_tokens`` are what
-    a ``Mark`` tells, as of ``integrated_s``. ``others`` and ``foreign``: sequences that decode there, and their tokens.
+    a ``WorkSnapshot`` tells, as of ``integrated_s``. ``others`` and ``foreign``: sequences that decode there, and their
+    tokens.
     """
 
     __slots__ = (
@@ -91,7 +92,7 @@ class _Place:
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
-class Mark:
+class WorkSnapshot:
     """What a backend had done up to one moment; the difference of two marks is what a stream lived through.
 
     ``decoding_s`` and ``context_s`` are time integrals (sequences x s, tokens x s); ``prefilled_tokens`` a counter.
@@ -455,15 +456,15 @@ class Ledger:
         rate = float(self.prefill_rate @ np.exp(np.minimum(self.rate_at_s - now_s, 0.0) / RATE_TAU_S))
         self.prompt_tokens_per_s_each = rate / decoding if decoding >= 1.0 else 0.0
 
-    def mark(self, slot: int, now_s: float) -> Mark:
+    def mark(self, slot: int, now_s: float) -> WorkSnapshot:
         """What the backend has done so far, by our own books."""
         place = self._places[slot]
         place.integrate(now_s, self.prompt_tokens_per_s_each)
-        return Mark(now_s, place.decoding_s, place.context_s, place.prefilled_tokens)
+        return WorkSnapshot(now_s, place.decoding_s, place.context_s, place.prefilled_tokens)
 
     # -- what others say ---------------------------------------------------------------------------------------
 
-    def asking(self, slot: int, now_s: float) -> None:
+    def probe_started(self, slot: int, now_s: float) -> None:
         """A scrape starts: remember what we and our peers had in flight, for its answer speaks of this moment."""
         requests, tokens = self._carried(slot)
         self._asked[slot] = (now_s, requests, tokens)
@@ -519,7 +520,7 @@ class Ledger:
         place.others, place.others_tokens = m[_OTHERS + DECODING][slot], m[_OTHERS + CONTEXT_TOKENS][slot]
         place.foreign, place.foreign_tokens = m[_FOREIGN + DECODING][slot], m[_FOREIGN + CONTEXT_TOKENS][slot]
 
-    def heard(self, peer: str, loads: Mapping[str, Load]) -> None:
+    def on_peer_load(self, peer: str, loads: Mapping[str, Load]) -> None:
         """Replace what a peer has in flight; an empty mapping forgets it."""
         before = self._peers.get(peer, {})
         after = {self._slot_of[name]: load for name, load in loads.items() if name in self._slot_of}

@@ -40,7 +40,7 @@ ENDED, CUT = range(2)  # rows of weights
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class LengthEstimate:
     """A reply not yet begun: its mean length in tokens, and the standard deviation of its log."""
 
     tokens: float
@@ -51,7 +51,7 @@ def _bin(tokens: float) -> int:
     return min(BINS - 1, int(log2(max(1.0, tokens)) * BINS_PER_OCTAVE))
 
 
-class _Reading:
+class SurvivalCurve:
     """What weights say: the probability to reach each bin, and the moments of what ends before it."""
 
     __slots__ = ("_alive", "below", "reach")
@@ -98,14 +98,14 @@ class _Reading:
                 return float(_STARTS[i] * (_ENDS[i] / _STARTS[i]) ** min(max(share, 0.0), 1.0))
         return float(_ENDS[-1])
 
-    def outlook(self, cap: float) -> "Outlook":
+    def outlook(self, cap: float) -> "LengthEstimate":
         """Of the smaller of a length and its cap (0: none)."""
         whole = bisect_right(_ENDS, cap) if cap else BINS
         mean, first, second = self.below[0][whole], self.below[1][whole], self.below[2][whole]
         if whole < BINS:
             share, log_cap = self.reach[whole], log(cap)
             mean, first, second = mean + share * cap, first + share * log_cap, second + share * log_cap**2
-        return Outlook(max(1.0, mean), sqrt(max(0.0, second - first * first)))
+        return LengthEstimate(max(1.0, mean), sqrt(max(0.0, second - first * first)))
 
 
 class _Replies:
@@ -118,8 +118,8 @@ class _Replies:
         self._weights = (ended, [0.0] * BINS)  # of those that ended, and of those that were cut
         self._weight = 1.0
         self._since = 0
-        self._reading: _Reading | None = None
-        self._outlooks: dict[int, Outlook] = {}
+        self._reading: SurvivalCurve | None = None
+        self._outlooks: dict[int, LengthEstimate] = {}
         self._quantiles: dict[float, float] = {}
 
     def saw(self, tokens: int, cap: int) -> None:
@@ -139,16 +139,16 @@ class _Replies:
             ended, cut = (np.array(self._weights) / self._weight).tolist()
             self._weights, self._weight = (ended, cut), 1.0
 
-    def _read(self) -> _Reading:
+    def _read(self) -> SurvivalCurve:
         if self._reading is None:
-            self._reading = _Reading(*self._weights)
+            self._reading = SurvivalCurve(*self._weights)
         return self._reading
 
     def survival(self) -> Floats:
-        """Entry i: the probability to reach bin i; a cut reply was at risk until its cut. As last read."""
+        """Element i: the probability to reach bin i; a cut reply was at risk until its cut. As last read."""
         return self._read().alive
 
-    def outlook(self, cap: int) -> Outlook:
+    def outlook(self, cap: int) -> LengthEstimate:
         """Mean and log spread of the smaller of the length and the cap (0: none)."""
         known = self._outlooks.get(cap)
         if known is None:
@@ -215,7 +215,7 @@ class Lengths:
         known = self._means.get(model)
         return known[0] if known else otherwise
 
-    def outlook(self, model: str, slo_class: str, cap: int = 0) -> Outlook:
+    def outlook(self, model: str, slo_class: str, cap: int = 0) -> LengthEstimate:
         """What to expect of a new reply under its own cap (0: none)."""
         return self._replies.get((model, slo_class), self._unseen).outlook(cap)
 
@@ -233,7 +233,7 @@ class Lengths:
         return self.outlook(model, slo_class, cap).tokens
 
     def survival(self, model: str, slo_class: str) -> Floats:
-        """Entry i: the probability that a reply has at least ``2 ** (i / BINS_PER_OCTAVE)`` tokens; to be read."""
+        """Element i: the probability that a reply has at least ``2 ** (i / BINS_PER_OCTAVE)`` tokens; to be read."""
         return self._replies.get((model, slo_class), self._unseen).survival()
 
     def quantile(self, model: str, slo_class: str, quantile: float, cap: int = 0) -> float:

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from math import isfinite, nan
 from typing import Any, Final
 
-from router.core.decisions import Account, Command
+from router.core.decisions import Command, RequestRecord
 from router.core.dispatcher import Dispatcher
 from router.core.explain import Explanation
 from router.core.flight import Failure
@@ -48,27 +48,27 @@ class Recording:
         commands = self._core.backend_draining(name, draining, now_s)
         return self._note("backend_draining", now_s, commands, name=name, draining=draining)
 
-    def asking(self, name: str, now_s: float) -> None:
+    def probe_started(self, name: str, now_s: float) -> None:
         """See Dispatcher."""
-        self._core.asking(name, now_s)
-        self._note("asking", now_s, (), name=name)
+        self._core.probe_started(name, now_s)
+        self._note("probe_started", now_s, (), name=name)
 
     def reported(self, name: str, report: EngineReport, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
         return self._note("reported", now_s, self._core.reported(name, report, now_s), name=name, report=_plain(report))
 
-    def heard(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
+    def on_peer_load(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
         plain = {name: _finite(asdict(load)) for name, load in loads.items()}
-        return self._note("heard", now_s, self._core.heard(peer, loads, now_s), peer=peer, loads=plain)
+        return self._note("on_peer_load", now_s, self._core.on_peer_load(peer, loads, now_s), peer=peer, loads=plain)
 
     def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
-        return self.heard(peer, {}, now_s)
+        return self.on_peer_load(peer, {}, now_s)
 
-    def taught(self, name: str, learnt: Mapping[str, Any], now_s: float) -> Sequence[Command]:
+    def adopt_belief(self, name: str, learnt: Mapping[str, Any], now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
-        return self._note("taught", now_s, self._core.taught(name, learnt, now_s), name=name, learnt=learnt)
+        return self._note("adopt_belief", now_s, self._core.adopt_belief(name, learnt, now_s), name=name, learnt=learnt)
 
     def arrived(self, request: Request, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
@@ -191,7 +191,7 @@ def _finite(value: Any) -> Any:
 
 def plain_command(command: Command) -> Event:
     """A command in the record's form. An account names its request by id alone: the arrival holds the rest."""
-    if isinstance(command, Account):
+    if isinstance(command, RequestRecord):
         named = {f.name: getattr(command, f.name) for f in fields(command) if f.name not in ("request", "usage")}
         plain = {"request_id": command.request.id, **named, "usage": asdict(command.usage)}
     else:
@@ -217,10 +217,10 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "backend_left": lambda e: (e["name"],),
     "backend_health": lambda e: (e["name"], e["up"]),
     "backend_draining": lambda e: (e["name"], e["draining"]),
-    "asking": lambda e: (e["name"],),
+    "probe_started": lambda e: (e["name"],),
     "reported": lambda e: (e["name"], EngineReport(**{"asked_s": nan, **e["report"]})),
-    "heard": lambda e: (e["peer"], {name: Load(**load) for name, load in e["loads"].items()}),
-    "taught": lambda e: (e["name"], e["learnt"]),
+    "on_peer_load": lambda e: (e["peer"], {name: Load(**load) for name, load in e["loads"].items()}),
+    "adopt_belief": lambda e: (e["name"], e["learnt"]),
     "arrived": lambda e: (request_of(e["request"]),),
     "first_byte": lambda e: (e["id"], e["attempt"]),
     "ended": lambda e: (e["id"], e["attempt"], Usage(**e["usage"])),

@@ -30,7 +30,19 @@ from router.core.lessons import (
 )
 from router.core.readonly import view_of
 
-__all__ = ["E2E", "LEARNING", "OFF", "STATES", "TPOT", "TRUSTED", "TRUSTED_AFTER", "TTFT", "Accuracy", "Books", "Score"]
+__all__ = [
+    "E2E",
+    "LEARNING",
+    "OFF",
+    "STATES",
+    "TPOT",
+    "TRUSTED",
+    "TRUSTED_AFTER",
+    "TTFT",
+    "Accuracy",
+    "ForecastStats",
+    "Score",
+]
 STATES: Final = ("learning", "trusted", "off")
 ERROR_START: Final = 0.2
 COVERED_START: Final = 0.9
@@ -59,7 +71,7 @@ class Score:
     changes: int
 
 
-class Books:
+class ForecastStats:
     """The counts, one row a slot as ``lessons.judge`` books them, and what they say of trust."""
 
     def __init__(self, capacity: int) -> None:

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from router.core.efficiency import Engine, Family, Link, Precision
+from router.core.efficiency import EngineEfficiency, Family, Link, Precision
 
 DEFAULT: Final = "default"
 
-ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
+ENGINES: Final[Mapping[str, EngineEfficiency]] = MappingProxyType(
     {
-        DEFAULT: Engine(
+        DEFAULT: EngineEfficiency(
             step_s=0.001,
             layer_s=4e-05,
             seq_s=1e-05,
@@ -36,7 +36,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             latent_layer_s=2.5e-05,
             sigma=0.369,
         ),
-        "vllm": Engine(
+        "vllm": EngineEfficiency(
             step_s=0.000496,
             layer_s=3.2e-05,
             seq_s=1.02e-05,
@@ -52,7 +52,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             latent_layer_s=2.48e-05,
             sigma=0.254,
         ),
-        "vllm-2024": Engine(
+        "vllm-2024": EngineEfficiency(
             step_s=0.00201,
             layer_s=3.62e-05,
             seq_s=3.3e-05,
@@ -68,7 +68,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             latent_layer_s=2.5e-05,
             sigma=0.183,
         ),
-        "vllm-2023": Engine(
+        "vllm-2023": EngineEfficiency(
             step_s=0.00822,
             layer_s=2.99e-05,
             seq_s=6.63e-05,
@@ -84,7 +84,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             latent_layer_s=2.5e-05,
             sigma=0.185,
         ),
-        "tensorrt-llm": Engine(
+        "tensorrt-llm": EngineEfficiency(
             step_s=0.000305,
             layer_s=2.86e-05,
             seq_s=1.03e-05,
@@ -100,7 +100,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             latent_layer_s=2.51e-05,
             sigma=0.144,
         ),
-        "tensorrt-llm-2024": Engine(
+        "tensorrt-llm-2024": EngineEfficiency(
             step_s=0.000305,
             layer_s=3.18e-05,
             seq_s=1.03e-05,
@@ -116,7 +116,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             latent_layer_s=2.5e-05,
             sigma=0.254,
         ),
-        "sglang": Engine(
+        "sglang": EngineEfficiency(
             step_s=0.000504,
             layer_s=3.32e-05,
             seq_s=1.07e-05,
@@ -132,7 +132,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             latent_layer_s=2.5e-05,
             sigma=0.192,
         ),
-        "lmdeploy": Engine(
+        "lmdeploy": EngineEfficiency(
             step_s=0.000505,
             layer_s=3.25e-05,
             seq_s=9.39e-06,
@@ -148,7 +148,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             latent_layer_s=2.5e-05,
             sigma=0.164,
         ),
-        "fastertransformer": Engine(
+        "fastertransformer": EngineEfficiency(
             step_s=0.000524,
             layer_s=5.28e-05,
             seq_s=5.15e-06,
@@ -164,7 +164,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             latent_layer_s=2.5e-05,
             sigma=0.246,
         ),
-        "transformers": Engine(
+        "transformers": EngineEfficiency(
             step_s=0.00261,
             layer_s=5.77e-05,
             seq_s=4.99e-06,
@@ -180,7 +180,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             latent_layer_s=2.5e-05,
             sigma=0.673,
         ),
-        "megatron": Engine(
+        "megatron": EngineEfficiency(
             step_s=0.00309,
             layer_s=5.13e-05,
             seq_s=5e-06,
@@ -196,7 +196,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             latent_layer_s=2.5e-05,
             sigma=0.277,
         ),
-        "deepspeed": Engine(
+        "deepspeed": EngineEfficiency(
             step_s=0.00205,
             layer_s=5.15e-05,
             seq_s=2.1e-05,
@@ -212,7 +212,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             latent_layer_s=2.5e-05,
             sigma=0.42,
         ),
-        "llamacpp": Engine(
+        "llamacpp": EngineEfficiency(
             step_s=0.000902,
             layer_s=5.36e-05,
             seq_s=0.000222,

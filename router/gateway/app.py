@@ -27,10 +27,10 @@ from router.gateway.config.text import ConfigError
 from router.gateway.control.api import control_app
 from router.gateway.control.journal import Journal
 from router.gateway.monitoring.health import Engines, engine
-from router.gateway.monitoring.probe import Asker
+from router.gateway.monitoring.probe import ProbeClient
 from router.gateway.rollout.audit import Audit
-from router.gateway.rollout.policy_rollout import Steering
-from router.gateway.rollout.policy_spec import UNPROVED
+from router.gateway.rollout.policy_rollout import PolicyRollout
+from router.gateway.rollout.policy_spec import NOT_VALIDATED
 from router.gateway.rollout.reload import Reloader
 from router.gateway.state import ModelDemand, RouterView, Store
 from router.gateway.state.beliefs import Beliefs
@@ -41,11 +41,11 @@ from router.gateway.state.sync import Sync
 from router.gateway.telemetry import recorder
 from router.gateway.telemetry.demand import DemandWindow
 from router.gateway.telemetry.metrics import Metrics
-from router.gateway.telemetry.request_observers import Books
+from router.gateway.telemetry.request_observers import RequestObservers
 from router.gateway.traffic.driver import Driver, StreamLimits
-from router.gateway.traffic.server import FrontLimits, server
+from router.gateway.traffic.server import ConnectionLimits, server
 from router.gateway.traffic.upstream import PoolLimits, Target
-from router.gateway.workers import Place
+from router.gateway.workers import WorkerIdentity
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -60,7 +60,7 @@ class Gateway:
     """A router in one process. ``run`` serves until a signal ends it."""
 
     def __init__(
-        self, plan: Plan, path: Path, clock: Callable[[], float] = monotonic, place: Place | None = None
+        self, plan: Plan, path: Path, clock: Callable[[], float] = monotonic, place: WorkerIdentity | None = None
     ) -> None:
         """Opens no socket yet; raises OSError when the record's file cannot be written.
 
@@ -69,24 +69,24 @@ class Gateway:
         self.clock = clock
         self.path = path
         self.metrics, self.demand, self.journal = Metrics(clock), DemandWindow(), Journal()
-        if UNPROVED in (plan.routing, plan.admission):
+        if NOT_VALIDATED in (plan.routing, plan.admission):
             raise ConfigError(["policy: a policy file serves only once it is proved"])
         self.core, self.recorder, told = _core(plan, place)
         self.router_id = place.router_id if place else plan.router_id
         self.audit = Audit()
-        self.steering = Steering(self.core, self.audit, self._judge)
+        self.steering = PolicyRollout(self.core, self.audit, self._judge)
         upstream = plan.settings.upstream
         self.driver = Driver(
             told,
             (),
-            Books(self.metrics, self.demand, self.journal, self.steering, clock),
+            RequestObservers(self.metrics, self.demand, self.journal, self.steering, clock),
             clock,
             ingress=plan.ingress,
             pool=PoolLimits(upstream.connect_s, upstream.idle_s, upstream.idle_max),
             limits=StreamLimits(upstream.stall_s, upstream.reader_s),
         )
         self.store = _store(plan, self.router_id, place)
-        self.engines = Engines(self, self.metrics, Asker, clock)
+        self.engines = Engines(self, self.metrics, ProbeClient, clock)
         state = plan.settings.state
         self.sync = Sync(
             self.store,
@@ -128,9 +128,9 @@ class Gateway:
 
     # -- told by engines, the store and the driver -------------------------------------------------------------
 
-    def asking(self, name: str) -> None:
+    def probe_started(self, name: str) -> None:
         """A scrape starts."""
-        self.driver.core.asking(name, self.clock())
+        self.driver.core.probe_started(name, self.clock())
 
     def reported(self, name: str, report: EngineReport) -> None:
         """An engine's own word on its queue, read by us or by a sidecar."""
@@ -149,16 +149,16 @@ class Gateway:
         self._seen_up = self._seen_up | {name} if up else self._seen_up - {name}
         self.driver.perform(self.driver.core.backend_health(name, up, self.clock()))
 
-    def heard(self, peer: str, loads: Mapping[str, Load]) -> None:
+    def on_peer_load(self, peer: str, loads: Mapping[str, Load]) -> None:
         """Another router's work in flight."""
-        self.driver.perform(self.driver.core.heard(peer, loads, self.clock()))
+        self.driver.perform(self.driver.core.on_peer_load(peer, loads, self.clock()))
 
     def peer_lost(self, peer: str) -> None:
         """Another router's lease ran out."""
         self.driver.perform(self.driver.core.peer_lost(peer, self.clock()))
 
     def _teach(self, name: str, learnt: Mapping[str, Any]) -> None:
-        self.driver.perform(self.driver.core.taught(name, learnt, self.clock()))
+        self.driver.perform(self.driver.core.adopt_belief(name, learnt, self.clock()))
 
     def _view(self) -> RouterView:
         """What the others may know of us. Demand moves slowly and is summed once a second."""
@@ -319,12 +319,14 @@ class Gateway:
             await self.close()
 
 
-def front_limits(listen: settings.Listen) -> FrontLimits:
+def front_limits(listen: settings.Listen) -> ConnectionLimits:
     """What the data plane wants to know of the listen section."""
-    return FrontLimits(**listen.model_dump(exclude={"host", "port", "workers"}))
+    return ConnectionLimits(**listen.model_dump(exclude={"host", "port", "workers"}))
 
 
-def _core(plan: Plan, place: Place | None) -> tuple[Dispatcher, recorder.Recorder | None, Dispatcher | Recording]:
+def _core(
+    plan: Plan, place: WorkerIdentity | None
+) -> tuple[Dispatcher, recorder.Recorder | None, Dispatcher | Recording]:
     """A core, its recorder if one is configured, and whom to tell events."""
     seed = secrets.randbits(64)
     core = Dispatcher(plan.routing, plan.admission, Random(seed), plan.limits)
@@ -343,7 +345,7 @@ def _decisions(plan: Plan) -> dict[str, Any]:
     return recorder.decisions(named | ({"split": split} if split else {}), plan.limits)
 
 
-def _store(plan: Plan, router_id: str, place: Place | None) -> Store:
+def _store(plan: Plan, router_id: str, place: WorkerIdentity | None) -> Store:
     state = plan.settings.state
     if state.redis_url is not None:
         return RedisStore(state.redis_url, state.pool, router_id, state.lease_s, state.timeout_s)

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from router.core import Admission, Admit, Choice, Dispatch, Fleet, Forecast, Hold, Memory, Reason, Request, Rng, Shed
 from simulator.bounds.foresight import Foreseen, Promised, alone, follow, in_engine, shares_used
 from simulator.replica.sequence import Sequence
-from simulator.run.fleet import Engine
+from simulator.run.fleet import SimulatedEngine
 from simulator.workload.arrivals import Arrival
 
 Known = Callable[[str], tuple[Arrival, float] | None]
@@ -90,7 +90,7 @@ class _View:
         "promised",
     )
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: SimulatedEngine) -> None:
         """Nothing foreseen yet."""
         self.engine = engine
         self.coming: list[Sequence] = []  # chosen at this moment: not in the engine yet
@@ -161,7 +161,11 @@ class Clairvoyant:
     """Routing and admission that look into the engines. Not policies: a policy could not be so."""
 
     def __init__(
-        self, engines: Mapping[str, Engine], known: Known, admission: Admission, strategy: Strategy = PORTFOLIO[0]
+        self,
+        engines: Mapping[str, SimulatedEngine],
+        known: Known,
+        admission: Admission,
+        strategy: Strategy = PORTFOLIO[0],
     ) -> None:
         """*engines* as they are at any moment; *known* is a request that is not over, and when its first token came
         (nan: not yet), None for one that is over. As many may wait as *admission* lets wait, and for as long.
@@ -303,7 +307,7 @@ def _promised(known: tuple[Arrival, float] | None) -> Promised:
     return Promised(arrival.came_s, slo.ttft_s, slo.tpot_s, slo.e2e_s, had_s)
 
 
-def _work(engine: Engine, arrival: Arrival) -> float:
+def _work(engine: SimulatedEngine, arrival: Arrival) -> float:
     """What a request takes of an engine: its prompt where prompts fill steps, and its share of the steps of a typical
     batch; in steps of a single sequence, so that the same request weighs the same at any moment.
     """

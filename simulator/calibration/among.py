@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from math import isfinite
 from typing import Final
 
-from simulator.calibration.measurements import Measurement, Skipped, Told
+from simulator.calibration.measurements import Measurement, Observed, Skipped
 
 CONTRADICTION: Final = 1.5
 """How far apart two paces of one configuration may be. Real engines repeat within 1 % below saturation and within 15 %
@@ -16,7 +16,7 @@ near it, night to night: what is half as slow again differs in something that no
 instance (DeepSeek-R1 on eight H200 under one version of TensorRT-LLM: 13.8 and 8.6 ms)."""
 
 
-def consistent(told: Sequence[Told]) -> tuple[list[Measurement], list[Skipped]]:
+def consistent(told: Sequence[Observed]) -> tuple[list[Measurement], list[Skipped]]:
     """The measurements told once and not contradicted, and why the others are left out."""
     once, again = _once(told)
     apart = {id(each) for alike in _alike(once) if _contradict(alike) for each in alike}
@@ -28,9 +28,9 @@ _TWICE: Final = "the same measurement as in an earlier row"
 _APART: Final = f"one configuration, measured twice, paces more than {CONTRADICTION} times apart"
 
 
-def _once(told: Iterable[Told]) -> tuple[list[Told], list[Skipped]]:
+def _once(told: Iterable[Observed]) -> tuple[list[Observed], list[Skipped]]:
     known: set[Hashable] = set()
-    first: list[Told] = []
+    first: list[Observed] = []
     again: list[Skipped] = []
     for each in told:
         m = each.seen
@@ -43,14 +43,14 @@ def _once(told: Iterable[Told]) -> tuple[list[Told], list[Skipped]]:
     return first, again
 
 
-def _alike(told: Iterable[Told]) -> list[list[Told]]:
-    by: dict[Hashable, list[Told]] = {}
+def _alike(told: Iterable[Observed]) -> list[list[Observed]]:
+    by: dict[Hashable, list[Observed]] = {}
     for each in told:
         by.setdefault((each.wording, _configuration(each.seen)), []).append(each)
     return list(by.values())
 
 
-def _contradict(alike: Sequence[Told]) -> bool:
+def _contradict(alike: Sequence[Observed]) -> bool:
     paces = [each.seen.pace_s for each in alike if isfinite(each.seen.pace_s)]
     return len(paces) > 1 and max(paces) > CONTRADICTION * min(paces)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.core import tables
-from router.core.efficiency import Engine, Family, Link, Precision, compose
+from router.core.efficiency import EngineEfficiency, Family, Link, Precision, compose
 from router.core.physics import combine
 from simulator.calibration import prior
 from simulator.calibration.design import Column, Design, column, design
@@ -24,7 +24,7 @@ from simulator.calibration.expect import Expected, expected
 from simulator.calibration.measurements import Measurement
 from simulator.calibration.posterior import Posterior
 
-Row = Engine | Family | Link | Precision
+Row = EngineEfficiency | Family | Link | Precision
 Tables = Mapping[str, Mapping[str, Any]]
 
 PRIOR: Final[Tables] = {
@@ -39,7 +39,12 @@ COMMITTED: Final[Tables] = {
     "link": tables.LINKS,
     "precision": tables.PRECISIONS,
 }
-_ROW: Final[Mapping[str, type[Any]]] = {"engine": Engine, "family": Family, "link": Link, "precision": Precision}
+_ROW: Final[Mapping[str, type[Any]]] = {
+    "engine": EngineEfficiency,
+    "family": Family,
+    "link": Link,
+    "precision": Precision,
+}
 _FIXED: Final = {"sigma", "bytes_per_param", "peaks"}
 _SPREAD: Final = {
     # relative error a priori (logarithm); what is not named is a duration of an engine
@@ -56,7 +61,7 @@ Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class FitProblem:
     """The rows to fit, the entries they read, and the logarithms seen (nan: not seen)."""
 
     of: Design
@@ -68,12 +73,12 @@ class Problem:
     weight: Column
 
 
-def problem(measured: Sequence[Measurement], start: Tables = PRIOR) -> Problem:
+def problem(measured: Sequence[Measurement], start: Tables = PRIOR) -> FitProblem:
     """Everything a fit of *measured* needs, computed once."""
     of = design(measured)
     keys, index = _entries(of)
     values = [getattr(start[table][row], field) for table, row, field in keys]
-    return Problem(
+    return FitProblem(
         of,
         keys,
         index,
@@ -126,7 +131,7 @@ def _weights(measured: Sequence[Measurement]) -> Column:
     return np.array([min(1.0, _SOURCE_WEIGHT / counts[m.source]) for m in measured])
 
 
-def predict(p: Problem, values: Column) -> Expected:
+def predict(p: FitProblem, values: Column) -> Expected:
     """What each row should show with the tables' entries at exp(*values*)."""
     entries = np.exp(values)
     read = {table: _gathered(p, entries, table) for table in _ROW}
@@ -134,7 +139,7 @@ def predict(p: Problem, values: Column) -> Expected:
     return expected(combine(p.of.best, use, (0.0,) * 6), use.stream_s, p.of)
 
 
-def _gathered(p: Problem, entries: Column, table: str) -> Any:
+def _gathered(p: FitProblem, entries: Column, table: str) -> Any:
     """A row of columns: for every measurement the entry it reads."""
     given: dict[str, Any] = {field: entries[p.index[table, field]] for field in _free(table)}
     whole = {"sigma": 0.0, "bytes_per_param": 0.0, "peaks": ()}
@@ -142,7 +147,7 @@ def _gathered(p: Problem, entries: Column, table: str) -> Any:
     return kind(**given, **{f.name: whole[f.name] for f in fields(kind) if f.name in _FIXED})
 
 
-def _residuals(p: Problem, values: Column) -> Column:
+def _residuals(p: FitProblem, values: Column) -> Column:
     """Relative errors of what was seen, flat; nothing seen gives nothing."""
     e = predict(p, values)
     off = np.log(_shown(e)) - p.seen
@@ -165,7 +170,7 @@ def fit(measured: Sequence[Measurement], start: Tables = PRIOR, rounds: int = 15
     return changed
 
 
-def _jacobian(p: Problem, values: Column, at: Column) -> NDArray[np.float64]:
+def _jacobian(p: FitProblem, values: Column, at: Column) -> NDArray[np.float64]:
     """Forward differences in each entry's logarithm.
 
     A row reads one entry of each table field, so all entries of a field are moved together, and

@@ -67,7 +67,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Observed:
     """A measurement, the line that told it, and the *wording* (version, precision) that its shape leaves out."""
 
     line: int
@@ -132,13 +132,13 @@ _HIDES_PREFILL: Final = ("UPPER BOUND", "e2e/osl")
 _UNTRUSTED: Final = ("DO NOT FIT", "LOW TRUST", "ASSUMED")
 
 
-def parse(rows: Iterable[Row]) -> tuple[list[Told], list[Skipped]]:
+def parse(rows: Iterable[Row]) -> tuple[list[Observed], list[Skipped]]:
     """Measurements of *rows*; line numbers count the heading as 1."""
-    kept: list[Told] = []
+    kept: list[Observed] = []
     skipped: list[Skipped] = []
     for line, row in enumerate(rows, start=2):
         try:
-            kept.append(Told(line, f"{row.get('engine_version')} {row['precision']}", _measurement(row)))
+            kept.append(Observed(line, f"{row.get('engine_version')} {row['precision']}", _measurement(row)))
         except (ValueError, KeyError) as unusable:
             skipped.append(Skipped(line, str(unusable), isinstance(unusable, Unreadable)))
     return kept, skipped

@@ -40,7 +40,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from router.core.efficiency import Engine, Family, Link, Precision
+from router.core.efficiency import EngineEfficiency, Family, Link, Precision
 
 DEFAULT: Final = "default"
 
@@ -48,21 +48,23 @@ DEFAULT: Final = "default"
 # Eras and overheads: fixed cost a layer 30-35 us and a step 0.1-1 ms in current engines (attention
 # kernel floor 13-14 us, norm, rope, activation and add 17-21 us); Llama-70B TP8 on H100 takes
 # 30.5 ms with a 2023 vLLM and 13.8 ms with 0.6.
-ENGINES: Final[Mapping[str, Engine]] = MappingProxyType({
-    DEFAULT: Engine(1.0e-3, 40e-6, 10e-6, 15e-3, sigma=0.30),
-    "vllm": Engine(0.5e-3, 32e-6, 10e-6, 12e-3, reduce_gain=0.85, stream_s=25e-6, eager_layer_s=80e-6),
-    "vllm-2024": Engine(2.0e-3, 36e-6, 30e-6, 15e-3, eager_layer_s=100e-6),
-    "vllm-2023": Engine(8.0e-3, 30e-6, 60e-6, 20e-3, launch_layer_s=200e-6, eager_layer_s=5e-6, sigma=0.20),
-    "tensorrt-llm": Engine(0.3e-3, 28e-6, 10e-6, 8e-3, reduce_gain=0.6, stream_s=60e-6, eager_layer_s=300e-6),
+ENGINES: Final[Mapping[str, EngineEfficiency]] = MappingProxyType({
+    DEFAULT: EngineEfficiency(1.0e-3, 40e-6, 10e-6, 15e-3, sigma=0.30),
+    "vllm": EngineEfficiency(0.5e-3, 32e-6, 10e-6, 12e-3, reduce_gain=0.85, stream_s=25e-6, eager_layer_s=80e-6),
+    "vllm-2024": EngineEfficiency(2.0e-3, 36e-6, 30e-6, 15e-3, eager_layer_s=100e-6),
+    "vllm-2023": EngineEfficiency(8.0e-3, 30e-6, 60e-6, 20e-3, launch_layer_s=200e-6, eager_layer_s=5e-6, sigma=0.20),
+    "tensorrt-llm": EngineEfficiency(0.3e-3, 28e-6, 10e-6, 8e-3, reduce_gain=0.6, stream_s=60e-6, eager_layer_s=300e-6),
     # TensorRT-LLM's benchmarks of 2024 and before run in-process: no server
-    "tensorrt-llm-2024": Engine(0.3e-3, 30e-6, 10e-6, 1.5e-3, reduce_gain=0.8, stream_s=2e-6, eager_layer_s=20e-6),
-    "sglang": Engine(0.5e-3, 32e-6, 10e-6, 12e-3, reduce_gain=0.85, stream_s=30e-6, eager_layer_s=150e-6),
-    "lmdeploy": Engine(0.5e-3, 32e-6, 10e-6, 8e-3, eager_layer_s=20e-6, sigma=0.20),
-    "fastertransformer": Engine(0.5e-3, 45e-6, 5e-6, 3e-3, eager_layer_s=20e-6, sigma=0.20),
-    "transformers": Engine(3.0e-3, 60e-6, 5e-6, 5e-3, launch_layer_s=650e-6, eager_layer_s=5e-6, sigma=0.35),
-    "megatron": Engine(3.0e-3, 50e-6, 5e-6, 10e-3, launch_layer_s=500e-6, eager_layer_s=5e-6, sigma=0.35),
-    "deepspeed": Engine(2.0e-3, 50e-6, 20e-6, 10e-3, launch_layer_s=100e-6, eager_layer_s=5e-6, sigma=0.30),
-    "llamacpp": Engine(1.0e-3, 60e-6, 300e-6, 5e-3, read_gain=0.95, gemm_gain=0.5, sigma=0.60),
+    "tensorrt-llm-2024": EngineEfficiency(
+        0.3e-3, 30e-6, 10e-6, 1.5e-3, reduce_gain=0.8, stream_s=2e-6, eager_layer_s=20e-6
+    ),
+    "sglang": EngineEfficiency(0.5e-3, 32e-6, 10e-6, 12e-3, reduce_gain=0.85, stream_s=30e-6, eager_layer_s=150e-6),
+    "lmdeploy": EngineEfficiency(0.5e-3, 32e-6, 10e-6, 8e-3, eager_layer_s=20e-6, sigma=0.20),
+    "fastertransformer": EngineEfficiency(0.5e-3, 45e-6, 5e-6, 3e-3, eager_layer_s=20e-6, sigma=0.20),
+    "transformers": EngineEfficiency(3.0e-3, 60e-6, 5e-6, 5e-3, launch_layer_s=650e-6, eager_layer_s=5e-6, sigma=0.35),
+    "megatron": EngineEfficiency(3.0e-3, 50e-6, 5e-6, 10e-3, launch_layer_s=500e-6, eager_layer_s=5e-6, sigma=0.35),
+    "deepspeed": EngineEfficiency(2.0e-3, 50e-6, 20e-6, 10e-3, launch_layer_s=100e-6, eager_layer_s=5e-6, sigma=0.30),
+    "llamacpp": EngineEfficiency(1.0e-3, 60e-6, 300e-6, 5e-3, read_gain=0.95, gemm_gain=0.5, sigma=0.60),
 })  # fmt: skip
 
 # Shares of the sheet. Ampere and Hopper from A100/H100 decode and prefill tables (prefill MFU

@@ -11,7 +11,7 @@ from typing import Any, Final
 from simulator.calibration.fit import Tables
 
 _NAMES: Final = {"engine": "ENGINES", "family": "FAMILIES", "link": "LINKS", "precision": "PRECISIONS"}
-_TYPES: Final = {"engine": "Engine", "family": "Family", "link": "Link", "precision": "Precision"}
+_TYPES: Final = {"engine": "EngineEfficiency", "family": "Family", "link": "Link", "precision": "Precision"}
 
 _HEAD: Final = '''"""How much of a data sheet an engine gets, and what it adds of its own: the numbers.
 
@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from router.core.efficiency import Engine, Family, Link, Precision
+from router.core.efficiency import EngineEfficiency, Family, Link, Precision
 
 DEFAULT: Final = "default"
 '''

@@ -16,7 +16,7 @@ from simulator.commands.replay import write_json
 from simulator.experiment import CLAIRVOYANT, Case, executor_of, interval
 from simulator.report.progress import progress
 from simulator.report.table import print_capacity
-from simulator.run.result_table import Books
+from simulator.run.result_table import ResultTable
 
 _DOUBLINGS: Final = 8
 _LOWEST: Final = 1 / 64
@@ -191,7 +191,7 @@ def _played(case: Case, goal: float) -> tuple[float, float, str]:
     """
     requests = len(case.source.arrivals(case.pool, case.seed))
 
-    def missed(books: Books) -> int:
+    def missed(books: ResultTable) -> int:
         return len(books) - int(books.met().sum())
 
     run = case.play(stop=lambda books: missed(books) > (1.0 - goal) * requests, enough=goal or 1.0)

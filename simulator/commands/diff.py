@@ -11,7 +11,7 @@ from simulator.commands.replay import write_json
 from simulator.experiment import Case
 from simulator.report.progress import progress
 from simulator.report.table import print_diff
-from simulator.run.result_table import Books
+from simulator.run.result_table import ResultTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def run_diff(cases: tuple[Case, Case], worst: int, json_file: Path | None) -> No
         write_json(json_file, {"policies": names, **told})
 
 
-def paired(first: Books, second: Books) -> list[Difference]:
+def paired(first: ResultTable, second: ResultTable) -> list[Difference]:
     """The requests that both books know."""
     rows = [_rows(books) for books in (first, second)]
     return [
@@ -57,7 +57,7 @@ def paired(first: Books, second: Books) -> list[Difference]:
     ]
 
 
-def _rows(books: Books) -> dict[str, tuple[str, float, float, bool]]:
+def _rows(books: ResultTable) -> dict[str, tuple[str, float, float, bool]]:
     where, ttft_s, tpot_s, met = books.column("backend"), books.ttft_s(), books.tpot_s(), books.met()
     names = [*books.backends, "nowhere"]
     return {

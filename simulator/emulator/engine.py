@@ -77,7 +77,7 @@ class Serving:
     cached_tokens_told: bool = False
 
 
-class Engine:
+class EmulatedEngine:
     """One emulated engine: takes prompts, tells replies."""
 
     def __init__(self, serving: Serving, loop: asyncio.AbstractEventLoop) -> None:
@@ -194,13 +194,13 @@ def prompt_of_ids(ids: list[int]) -> Prompt:
     return Prompt(max(1, len(ids)), tuple(prefix))
 
 
-Dialect = Callable[[Engine], Callable[[Exchange], None]]
+Dialect = Callable[[EmulatedEngine], Callable[[Exchange], None]]
 
 
 async def listen(serving: Serving, dialect: Dialect, host: str, port: int) -> tuple[asyncio.Server, set[Connection]]:
     """Serve; the server and its open connections. Port 0 takes a free one."""
     loop = asyncio.get_running_loop()
-    handle = dialect(Engine(serving, loop))
+    handle = dialect(EmulatedEngine(serving, loop))
     connections: set[Connection] = set()
     server = await loop.create_server(lambda: Connection(handle, connections), host, port, reuse_address=True)
     return server, connections
@@ -221,4 +221,4 @@ async def serve(serving: Serving, dialect: Dialect, host: str, port: int, told: 
     await server.wait_closed()
 
 
-__all__ = ["Busy", "Engine", "Prompt", "Reply", "Serving", "listen", "prompt_of", "prompt_of_ids", "serve"]
+__all__ = ["Busy", "EmulatedEngine", "Prompt", "Reply", "Serving", "listen", "prompt_of", "prompt_of_ids", "serve"]

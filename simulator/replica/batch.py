@@ -14,13 +14,13 @@ from heapq import heappop, heappush
 from itertools import pairwise
 
 from simulator.replica.blocks import Blocks
-from simulator.replica.sequence import DECODE, OVER, PREFILL, WAITING, Limits, Sequence
+from simulator.replica.sequence import DECODE, OVER, PREFILL, WAITING, EngineLimits, Sequence
 
 
 class Batch:
     """The sequences of one engine: waiting, running, decoding. ``steps`` have been made so far."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: EngineLimits) -> None:
         """Nobody is there."""
         self.limits = limits
         self.steps = 0

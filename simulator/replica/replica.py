@@ -17,7 +17,7 @@ from math import nan, sqrt
 
 from router.core.types import EngineReport
 from simulator.replica.batch import Batch
-from simulator.replica.sequence import COMING, DECODE, OVER, WAITING, Limits, Sequence
+from simulator.replica.sequence import COMING, DECODE, OVER, WAITING, EngineLimits, Sequence
 from simulator.replica.truth import Drift, Truth
 from simulator.run.kernel import Clock
 
@@ -31,7 +31,7 @@ class Replica(Batch):
         self,
         name: str,
         truth: Truth,
-        limits: Limits,
+        limits: EngineLimits,
         clock: Clock,
         first_token: Heard,
         finished: Heard,

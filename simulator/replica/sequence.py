@@ -14,7 +14,7 @@ OVER: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Limits(Fact):
+class EngineLimits(Fact):
     """What an engine was started with (vLLM's names: max_num_seqs, max_num_batched_tokens, block_size,
         num_gpu_blocks, max_model_len, max_num_queued_reqs, enable_prefix_caching, scheduling_policy=priority).
 

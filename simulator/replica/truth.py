@@ -75,13 +75,13 @@ class Truth:
         return self.coefficients.token_context_s
 
     def decode_base_s(self, seqs_max: int) -> list[float]:
-        """Entry b: a step in which b sequences decode, without the reading of their context."""
+        """Element b: a step in which b sequences decode, without the reading of their context."""
         c = self.coefficients
         roof = self.roof_s(seqs_max)
         return [c.fixed_s + c.seq_s * b / c.stages + roof[-(-b // c.stages)] for b in range(seqs_max + 1)]
 
     def roof_s(self, tokens_max: int) -> list[float]:
-        """Entry n: what n tokens in a step add to the dense weight read (experts and compute, softly joined)."""
+        """Element n: what n tokens in a step add to the dense weight read (experts and compute, softly joined)."""
         c = self.coefficients
         decoding = c.stages * np.arange(tokens_max + 1, dtype=np.float64)
         return [float(x) for x in np.asarray(step_terms(c, decoding, 0.0).token_s)]

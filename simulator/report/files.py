@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from simulator.run.play import Played
-from simulator.run.result_table import COLUMNS, OUTCOMES, Books
+from simulator.run.result_table import COLUMNS, OUTCOMES, ResultTable
 
 _US = 1e6
 
@@ -35,7 +35,7 @@ def write_requests(path: Path, runs: Mapping[str, Played]) -> None:
             writer.writerows(_rows(policy, played.books))
 
 
-def _rows(policy: str, books: Books) -> Iterator[list[Any]]:
+def _rows(policy: str, books: ResultTable) -> Iterator[list[Any]]:
     columns = [books.column(name) for name in COLUMNS]
     more = (books.ttft_s(), books.tpot_s(), books.e2e_s())
     outcome, backend = COLUMNS.index("outcome"), COLUMNS.index("backend")
@@ -46,7 +46,7 @@ def _rows(policy: str, books: Books) -> Iterator[list[Any]]:
         yield [policy, name, books.slo_classes[n], *row, *(_cell(float(column[n])) for column in more)]
 
 
-def _backend(books: Books, n: int) -> str:
+def _backend(books: ResultTable, n: int) -> str:
     number = int(books.column("backend")[n])
     return books.backends[number] if number >= 0 else ""
 
@@ -72,7 +72,7 @@ def write_chrome_trace(path: Path, runs: Mapping[str, Played]) -> None:
         file.write("\n]}\n")
 
 
-def _events(process: int, policy: str, books: Books) -> Iterator[dict[str, Any]]:
+def _events(process: int, policy: str, books: ResultTable) -> Iterator[dict[str, Any]]:
     yield {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": policy}}
     lanes = _Lanes(books)
     for n in books.column("sent_s").argsort():
@@ -85,7 +85,7 @@ def _events(process: int, policy: str, books: Books) -> Iterator[dict[str, Any]]
 class _Lanes:
     """Requests that overlap on one backend lie on lanes of their own."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: ResultTable) -> None:
         self.threads: dict[tuple[str, int], int] = {}
         self._free_s: dict[str, list[float]] = {name: [] for name in books.backends}
 
@@ -98,7 +98,7 @@ class _Lanes:
         return self.threads.setdefault((backend, lane), len(self.threads) + 1)
 
 
-def _spans(process: int, n: int, books: Books, lanes: _Lanes) -> Iterator[dict[str, Any]]:
+def _spans(process: int, n: int, books: ResultTable, lanes: _Lanes) -> Iterator[dict[str, Any]]:
     sent_s, first_s, ended_s = (float(books.column(name)[n]) for name in ("sent_s", "first_s", "ended_s"))
     backend = _backend(books, n)
     if not backend or isnan(sent_s) or isnan(ended_s):

@@ -16,7 +16,7 @@ from simulator.experiment import Case
 from simulator.report.style import STYLE
 from simulator.report.svg import Axis, Mark, plot
 from simulator.run.play import Played
-from simulator.run.result_table import Books, Floats
+from simulator.run.result_table import Floats, ResultTable
 from simulator.run.timeline import Timeline
 
 _BINS: Final = 60
@@ -224,18 +224,18 @@ def _by_minute(at_s: Sequence[float], column: Sequence[float]) -> list[tuple[flo
     return [(at / 60, value) for at, value in zip(at_s, column, strict=True)]
 
 
-def _binned(books: Books, last: float, column: Floats) -> list[tuple[float, Floats]]:
+def _binned(books: ResultTable, last: float, column: Floats) -> list[tuple[float, Floats]]:
     """A column by minute of arrival, in bins up to minute *last*."""
     width = last / _BINS
     where = (books.column("arrived_s") / 60 / width).astype(int)
     return [((n + 0.5) * width, column[where == n]) for n in range(_BINS)]
 
 
-def _attained(books: Books, last: float) -> list[tuple[float, float]]:
+def _attained(books: ResultTable, last: float) -> list[tuple[float, float]]:
     return [(at, float(v.mean())) for at, v in _binned(books, last, books.column("met")) if len(v)]
 
 
-def _p99(books: Books, last: float) -> list[tuple[float, float]]:
+def _p99(books: ResultTable, last: float) -> list[tuple[float, float]]:
     binned = _binned(books, last, books.ttft_s())
     there = [(at, v[np.isfinite(v)]) for at, v in binned]
     return [(at, float(np.quantile(v, 0.99))) for at, v in there if len(v)]

@@ -4,10 +4,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from router.core.decisions import Outcome
+from router.core.decisions import EndState
 from simulator.pool import Site
 from simulator.run.play import Played
-from simulator.run.result_table import Books, Floats
+from simulator.run.result_table import Floats, ResultTable
 
 QUANTILES: Final = (("p50", 50.0), ("p90", 90.0), ("p99", 99.0))
 
@@ -17,7 +17,7 @@ def summarise(played: Played) -> dict[str, Any]:
     books = played.books
     span_s = span(played)
     outcome = books.column("outcome")
-    counts = {kind.value: int((outcome == number).sum()) for number, kind in enumerate(Outcome)}
+    counts = {kind.value: int((outcome == number).sum()) for number, kind in enumerate(EndState)}
     tokens = float(books.column("output_tokens").sum())
     cost = played.usd
     return {
@@ -65,7 +65,7 @@ def spread(values: Floats) -> dict[str, float | None]:
     return {"mean": float(there.mean()), **{name: float(x) for (name, _), x in zip(QUANTILES, at, strict=True)}}
 
 
-def forecast_errors(books: Books) -> dict[str, dict[str, float | None]]:
+def forecast_errors(books: ResultTable) -> dict[str, dict[str, float | None]]:
     """How far the predictions that stood at the send were from what came: median of |error|/actual, and of the bias."""
     sent_s = books.column("sent_s")
     pairs = {
@@ -84,7 +84,7 @@ def _error(predicted: Floats, actual: Floats) -> dict[str, float | None]:
     return {"error": float(np.median(np.abs(off))), "bias": float(np.median(off))}
 
 
-def by_class(books: Books) -> dict[str, dict[str, Any]]:
+def by_class(books: ResultTable) -> dict[str, dict[str, Any]]:
     """Requests and attainment of each SLO class."""
     names = np.array(books.slo_classes)
     met = books.met()

@@ -51,7 +51,7 @@ class Router(Owner, Protocol):
         ...
 
 
-class Engine:
+class SimulatedEngine:
     """A replica as routers see it: behind an API server and a network, with constant delays but for jitter."""
 
     __slots__ = (
@@ -139,22 +139,22 @@ def _finished(sequence: EngineSequence) -> None:
     sequence.owner.finished(sequence)
 
 
-class Fleet:
+class ReplicaFleet:
     """Every engine there was, by name; ``routers`` hear of what changes, health checks ``health_s`` late."""
 
     def __init__(self, pool: Pool, kernel: Kernel, seed: int, health_s: float) -> None:
         """No engine yet: ``start`` them."""
         self.pool, self.kernel, self.seed, self.health_s = pool, kernel, seed, health_s
-        self.engines: dict[str, Engine] = {}
+        self.engines: dict[str, SimulatedEngine] = {}
         self.routers: list[Router] = []
         self.log: list[tuple[float, str]] = []  # what happened, for reports
 
     # ---- coming and going --------------------------------------------------------
 
-    def start(self, site: Site, cold_s: float = 0.0) -> Engine:
+    def start(self, site: Site, cold_s: float = 0.0) -> SimulatedEngine:
         """An engine is ordered; the routers hear of it *cold_s* later."""
         replica = Replica(site.name, site.truth, site.limits, self.kernel, _first_token, _finished)
-        engine = self.engines[site.name] = Engine(site, replica, self.kernel.now_s)
+        engine = self.engines[site.name] = SimulatedEngine(site, replica, self.kernel.now_s)
         if cold_s:
             engine.alive = False
             self.kernel.at(self.kernel.now_s + cold_s, self._join, engine)
@@ -162,13 +162,13 @@ class Fleet:
             self._join(engine)
         return engine
 
-    def _join(self, engine: Engine) -> None:
+    def _join(self, engine: SimulatedEngine) -> None:
         if engine.ordered_s < 0:
             return
         engine.alive = engine.joined = True
         self._told(lambda core, now_s: core.backend_joined(engine.site.backend, now_s))
 
-    def another(self, member: Member, cold_s: float) -> Engine:
+    def another(self, member: Member, cold_s: float) -> SimulatedEngine:
         """One more replica of *member*, under a name of its own."""
         number = len([1 for engine in self.engines.values() if engine.site.member.name == member.name])
         single = replace(member, name=f"{member.name}-{number}", count=1)
@@ -177,14 +177,14 @@ class Fleet:
         self._note(f"{site.name} ordered")
         return self.start(site, cold_s)
 
-    def drain(self, engine: Engine) -> None:
+    def drain(self, engine: SimulatedEngine) -> None:
         """Nothing new goes there; when it is empty it is given back."""
         engine.draining = True
         self._note(f"{engine.name} draining")
         self._told(lambda core, now_s: core.backend_draining(engine.name, True, now_s))
         self._look(engine)
 
-    def _look(self, engine: Engine) -> None:
+    def _look(self, engine: SimulatedEngine) -> None:
         now_s = self.kernel.now_s
         if engine.replica.running or engine.replica.waiting_at_most:
             self.kernel.at(now_s + _GONE_AFTER_S, self._look, engine)
@@ -219,10 +219,10 @@ class Fleet:
         self._note(f"{engine.name} is back")
         self._health(engine)
 
-    def _health(self, engine: Engine) -> None:
+    def _health(self, engine: SimulatedEngine) -> None:
         self.kernel.at(self.kernel.now_s + self.health_s, self._checked, (engine, engine.alive))
 
-    def _checked(self, seen: tuple[Engine, bool]) -> None:
+    def _checked(self, seen: tuple[SimulatedEngine, bool]) -> None:
         engine, up = seen
         self._told(lambda core, now_s: core.backend_health(engine.name, up, now_s))
 
@@ -255,6 +255,6 @@ class Fleet:
         """USD for all of it."""
         return sum(engine.cost(until_s) for engine in self.engines.values())
 
-    def serving(self) -> list[Engine]:
+    def serving(self) -> list[SimulatedEngine]:
         """Those that are paid for and not on their way out."""
         return [engine for engine in self.engines.values() if engine.ordered_s >= 0 and not engine.draining]

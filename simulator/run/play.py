@@ -9,23 +9,23 @@ from random import Random
 from typing import cast
 
 import policies
-from router.core.decisions import Account, Outcome, Reason
+from router.core.decisions import EndState, Reason, RequestRecord
 from router.core.dispatcher import Dispatcher
-from router.core.flight import Limits
+from router.core.flight import DispatchLimits
 from router.core.policy import Admission, Routing
 from simulator.bounds.clairvoyant import Clairvoyant, Known
 from simulator.pool import Pool
-from simulator.run.fleet import Engine, Fleet
+from simulator.run.fleet import ReplicaFleet, SimulatedEngine
 from simulator.run.kernel import Kernel
-from simulator.run.result_table import Books
+from simulator.run.result_table import ResultTable
 from simulator.run.scaling import Autoscaler
 from simulator.run.shell import Flight, Shell
 from simulator.run.timeline import Timeline
 from simulator.workload.arrivals import Arrival, Workload
 
 Progress = Callable[[int], None]
-Stop = Callable[[Books], object]  # true or not; numpy has a truth of its own
-MakeClairvoyant = Callable[[Mapping[str, Engine], Known, Admission], Clairvoyant]
+Stop = Callable[[ResultTable], object]  # true or not; numpy has a truth of its own
+MakeClairvoyant = Callable[[Mapping[str, SimulatedEngine], Known, Admission], Clairvoyant]
 _PROGRESS_EVERY = 500
 _READING_S = 0.015  # a token, at a typical pace: where in its reply a client hangs up; a reply that is over stays so
 
@@ -36,8 +36,8 @@ class Played:
     of the clairvoyant, how it was played.
     """
 
-    books: Books
-    engines: dict[str, Engine]
+    books: ResultTable
+    engines: dict[str, SimulatedEngine]
     horizon_s: float
     held: int
     retried: int
@@ -54,7 +54,7 @@ def play(
     admission: Admission,
     seed: int,
     progress: Progress | None = None,
-    limits: Limits | None = None,
+    limits: DispatchLimits | None = None,
     *,
     sample_s: float = 0.0,
     clairvoyant: MakeClairvoyant | None = None,
@@ -92,8 +92,8 @@ class Run:
         """A fleet as the pool says, nobody in front of it yet."""
         world = pool.world
         self.pool, self.world, self.seed = pool, world, seed
-        self.kernel, self.books = Kernel(), Books()
-        self.fleet = Fleet(pool, self.kernel, seed, world.health_s)
+        self.kernel, self.books = Kernel(), ResultTable()
+        self.fleet = ReplicaFleet(pool, self.kernel, seed, world.health_s)
         self.routers: list[Shell] = []
         self.scaler: Autoscaler | None = None
         self.timeline: Timeline | None = None
@@ -113,7 +113,7 @@ class Run:
                 return router.arrival(request_id), router.core.first_byte_s(request_id)
         return None
 
-    def open_routers(self, routing: Routing, admission: Admission, limits: Limits | None) -> None:
+    def open_routers(self, routing: Routing, admission: Admission, limits: DispatchLimits | None) -> None:
         """Put the routers there, start the fleet, and set in motion what repeats."""
         world, kernel = self.world, self.kernel
         for number in range(world.routers):
@@ -199,7 +199,7 @@ class Run:
 
     # ---- ends ---------------------------------------------------------------------------
 
-    def _accounted(self, account: Account, flight: Flight) -> None:
+    def _accounted(self, account: RequestRecord, flight: Flight) -> None:
         """A request is over at its router; its client may come again."""
         arrival = flight.arrival
         if _may_come_again(account) and arrival.tries < self.world.clients.retries:
@@ -236,7 +236,7 @@ class Run:
         for router in self.routers:
             for name, load in loads.items():
                 if name != router.name:
-                    router.tell(router.core.heard(name, load, self.kernel.now_s))
+                    router.tell(router.core.on_peer_load(name, load, self.kernel.now_s))
         if self._going:
             self.kernel.at(self.kernel.now_s + self.world.sync_s, self._sync)
 
@@ -244,7 +244,7 @@ class Run:
 class Scraper:
     """One router asks every engine for its queue each *period_s*, spread over it; answers take the network's time."""
 
-    def __init__(self, router: Shell, fleet: Fleet, period_s: float, run: Run) -> None:
+    def __init__(self, router: Shell, fleet: ReplicaFleet, period_s: float, run: Run) -> None:
         """Start at once."""
         self._router, self._fleet, self._period_s, self._run = router, fleet, period_s, run
         self._seen: dict[str, tuple[int, int]] = {}
@@ -260,11 +260,11 @@ class Scraper:
         if engines:
             engine = engines[self._turn % len(engines)]
             self._turn += 1
-            self._router.core.asking(engine.name, kernel.now_s)
+            self._router.core.probe_started(engine.name, kernel.now_s)
             kernel.at(kernel.now_s + engine.delay_s, self._answered, (engine, kernel.now_s))
         kernel.at(kernel.now_s + self._period_s / max(1, len(engines)), self._ask)
 
-    def _answered(self, asked: tuple[Engine, float]) -> None:
+    def _answered(self, asked: tuple[SimulatedEngine, float]) -> None:
         engine, asked_s = asked
         if not engine.alive:
             return
@@ -275,6 +275,6 @@ class Scraper:
         router.tell(router.core.reported(engine.name, report, router.kernel.now_s))
 
 
-def _may_come_again(account: Account) -> bool:
+def _may_come_again(account: RequestRecord) -> bool:
     """Whether its client was refused and not told that to come again is of no use (``x-should-retry: false``)."""
-    return account.outcome is Outcome.REFUSED and account.reason is not Reason.INFEASIBLE
+    return account.outcome is EndState.REFUSED and account.reason is not Reason.INFEASIBLE

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core.decisions import Account, Outcome
+from router.core.decisions import EndState, RequestRecord
 
 Floats = NDArray[np.float64]
 
@@ -32,12 +32,12 @@ COLUMNS: Final = (
     "predicted_tpot_s",
     "predicted_e2e_s",
 )
-OUTCOMES: Final = tuple(Outcome)
+OUTCOMES: Final = tuple(EndState)
 _packed: Final = Struct(f"{len(COLUMNS)}d").pack
 _CODE: Final = {outcome: float(number) for number, outcome in enumerate(OUTCOMES)}
 
 
-class Books:
+class ResultTable:
     """Rows in the order in which requests ended; ``column`` gives one fact of all of them."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Books:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def write(self, account: Account, came_s: float) -> None:
+    def write(self, account: RequestRecord, came_s: float) -> None:
         """Add one request; what it was promised counts from *came_s*, when its client first came with it. A reply that
         came whole has no first token, and only its end can be judged.
         """
@@ -64,7 +64,7 @@ class Books:
             self.backends.append(account.backend)
         arrived_s, ended_s = came_s, account.ended_s
         first_s = account.first_byte_s if request.streamed else nan
-        served = account.outcome is Outcome.SERVED
+        served = account.outcome is EndState.SERVED
         after = usage.output_tokens - 1
         if request.streamed:
             tpot_s = (ended_s - first_s) / after if after > 0 else 0.0
@@ -103,7 +103,7 @@ class Books:
 
     def served(self) -> NDArray[np.bool_]:
         """Which were served to the end."""
-        served: NDArray[np.bool_] = self.column("outcome") == _CODE[Outcome.SERVED]
+        served: NDArray[np.bool_] = self.column("outcome") == _CODE[EndState.SERVED]
         return served
 
     def met(self) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from math import nan
 
 from router.core.policy import Demand, Scaling
 from router.core.types import Slo
-from simulator.run.fleet import Engine, Fleet
+from simulator.run.fleet import ReplicaFleet, SimulatedEngine
 from simulator.run.kernel import Kernel
 from simulator.run.world import Autoscaling
 from simulator.workload.arrivals import Arrival
@@ -38,7 +38,7 @@ class Measured:
 class Autoscaler:
     """Asks the policy, orders and drains."""
 
-    def __init__(self, kernel: Kernel, fleet: Fleet, settings: Autoscaling, policy: Scaling) -> None:
+    def __init__(self, kernel: Kernel, fleet: ReplicaFleet, settings: Autoscaling, policy: Scaling) -> None:
         """At work from now on, until ``stop``."""
         self._kernel, self._fleet, self._settings, self._policy = kernel, fleet, settings, policy
         self._models: dict[str, Measured] = {}
@@ -70,7 +70,7 @@ class Autoscaler:
             tally.output_tokens += output_tokens
             tally.met += met
 
-    def _demand(self, model: str, measured: Measured, engines: Mapping[str, list[Engine]]) -> Demand:
+    def _demand(self, model: str, measured: Measured, engines: Mapping[str, list[SimulatedEngine]]) -> Demand:
         tallies = measured.tallies
         arrived = sum(t.arrived for t in tallies)
         ended = sum(t.ended for t in tallies)
@@ -100,14 +100,14 @@ class Autoscaler:
                 measured.tallies.popleft()
         self._kernel.at(self._kernel.now_s + self._settings.every_s, self._ask)
 
-    def _engines(self, model: str) -> dict[str, list[Engine]]:
-        engines: dict[str, list[Engine]] = {}
+    def _engines(self, model: str) -> dict[str, list[SimulatedEngine]]:
+        engines: dict[str, list[SimulatedEngine]] = {}
         for engine in self._fleet.serving():
             if model in engine.site.backend.models:
                 engines.setdefault(engine.site.backend.variant, []).append(engine)
         return engines
 
-    def _turn(self, there: list[Engine], wanted: int) -> None:
+    def _turn(self, there: list[SimulatedEngine], wanted: int) -> None:
         settings, now_s = self._settings, self._kernel.now_s
         member = there[0].site.member
         wanted = min(max(wanted, settings.replicas_min), settings.replicas_max)

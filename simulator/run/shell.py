@@ -7,12 +7,12 @@ else.
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
-from router.core.decisions import Abort, Account, Command, Refuse, Send
+from router.core.decisions import Abort, Command, Refuse, RequestRecord, Send
 from router.core.dispatcher import Dispatcher
 from router.core.flight import Failure
 from router.core.types import Usage
 from simulator.replica.sequence import Sequence as EngineSequence
-from simulator.run.fleet import Engine
+from simulator.run.fleet import SimulatedEngine
 from simulator.run.kernel import Kernel
 from simulator.workload.arrivals import Arrival
 
@@ -31,14 +31,14 @@ class Flight:
         self.retry_after_s = 0.0  # what it was told when it was refused
 
 
-Accounted = Callable[[Account, Flight], None]
+Accounted = Callable[[RequestRecord, Flight], None]
 
 
 class Shell:
     """One router. *engines* by backend name; *accounted* is told of every request that is over."""
 
     def __init__(
-        self, name: str, core: Dispatcher, kernel: Kernel, engines: Mapping[str, Engine], accounted: Accounted
+        self, name: str, core: Dispatcher, kernel: Kernel, engines: Mapping[str, SimulatedEngine], accounted: Accounted
     ) -> None:
         """The core hears of backends through ``backend_joined``, as in life."""
         self.name, self.core, self.kernel, self.engines = name, core, kernel, engines
@@ -113,7 +113,7 @@ class Shell:
             kind = type(command)
             if kind is Send:
                 self._send(command)  # type: ignore[arg-type]
-            elif kind is Account:
+            elif kind is RequestRecord:
                 self._account(command)  # type: ignore[arg-type]
             elif kind is Abort:
                 self._abort(command)  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ class Shell:
             if sequence.attempt == abort.attempt and engine is not None:
                 self.kernel.at(self.kernel.now_s + engine.delay_s, engine.replica.drop, sequence)
 
-    def _account(self, account: Account) -> None:
+    def _account(self, account: RequestRecord) -> None:
         request_id = account.request.id
         if self._holding:
             self._holding.discard(request_id)

@@ -2,14 +2,14 @@
 
 from array import array
 
-from simulator.run.fleet import Fleet
+from simulator.run.fleet import ReplicaFleet
 from simulator.run.kernel import Kernel
 
 
 class Timeline:
     """Columns by engine, sampled every ``period_s``."""
 
-    def __init__(self, kernel: Kernel, fleet: Fleet, period_s: float) -> None:
+    def __init__(self, kernel: Kernel, fleet: ReplicaFleet, period_s: float) -> None:
         """From now until nothing else is to come."""
         self.period_s = period_s
         self.at_s = array("d")

@@ -24,7 +24,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from router.core.types import Slo
-from simulator.traces.reading import INFEASIBLE, Entry, Form, Parse, count, seconds, slo_of, whole
+from simulator.traces.reading import INFEASIBLE, Form, Parse, TraceEntry, count, seconds, slo_of, whole
 
 MOONCAKE_BLOCK_TOKENS: Final = 512
 BAILIAN_BLOCK_TOKENS: Final = 16
@@ -63,15 +63,15 @@ def _json(line: str) -> dict[str, Any]:
     return record
 
 
-def _by_record(read: Callable[[Mapping[str, Any]], Entry | None]) -> Callable[[str], Parse]:
+def _by_record(read: Callable[[Mapping[str, Any]], TraceEntry | None]) -> Callable[[str], Parse]:
     return lambda _first: lambda line: read(_json(line))
 
 
-def _by_columns(read: Callable[[Mapping[str, str]], Entry | None]) -> Callable[[str], Parse]:
+def _by_columns(read: Callable[[Mapping[str, str]], TraceEntry | None]) -> Callable[[str], Parse]:
     def parser(header: str) -> Parse:
         columns = [_plain(name) for name in next(csv.reader([header]))]
 
-        def parse(line: str) -> Entry | None:
+        def parse(line: str) -> TraceEntry | None:
             cells = next(csv.reader([line])) if '"' in line else line.rstrip("\r\n").split(",")
             if len(cells) != len(columns):
                 raise ValueError(f"expected {len(columns)} columns ({', '.join(columns)}), got {len(cells)}")
@@ -106,13 +106,13 @@ _OWN: Final = (
 )
 
 
-def _own(record: Mapping[str, Any]) -> Entry:
+def _own(record: Mapping[str, Any]) -> TraceEntry:
     for key in record:
         if key not in _OWN:
             near = get_close_matches(key, _OWN, n=1)
             raise ValueError(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
     prefix = _hashes(record, "prefix")
-    return Entry(
+    return TraceEntry(
         seconds(record.get("arrived_s"), "arrived_s"),
         count(record, "prompt_tokens"),
         count(record, "output_tokens"),
@@ -176,22 +176,22 @@ def _hashes(record: Mapping[str, Any], key: str) -> tuple[int, ...]:
 # ---- others' ---------------------------------------------------------------------
 
 
-def _azure(row: Mapping[str, str]) -> Entry:
+def _azure(row: Mapping[str, str]) -> TraceEntry:
     text = row["timestamp"].strip()
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"TIMESTAMP must be a date and time, got {text[:40]!r}") from None
     since_s = (at.replace(tzinfo=None) - _EPOCH).total_seconds()
-    return Entry(since_s, count(row, "contexttokens"), count(row, "generatedtokens"))
+    return TraceEntry(since_s, count(row, "contexttokens"), count(row, "generatedtokens"))
 
 
 _EPOCH: Final = datetime(2023, 1, 1)  # noqa: DTZ001 - only differences count
 
 
-def _mooncake(record: Mapping[str, Any]) -> Entry:
+def _mooncake(record: Mapping[str, Any]) -> TraceEntry:
     prefix = _hashes(record, "hash_ids")
-    return Entry(
+    return TraceEntry(
         seconds(record.get("timestamp"), "timestamp") / 1e3,
         count(record, "input_length"),
         count(record, "output_length"),
@@ -206,12 +206,12 @@ class _Bailian:
     def __init__(self) -> None:
         self.roots: dict[Any, str] = {}
 
-    def read(self, record: Mapping[str, Any]) -> Entry:
+    def read(self, record: Mapping[str, Any]) -> TraceEntry:
         chat, parent = record.get("chat_id"), record.get("parent_chat_id")
         root = self.roots.get(parent) or str(chat)
         self.roots[chat] = root
         prefix = _hashes(record, "hash_ids")
-        return Entry(
+        return TraceEntry(
             seconds(record.get("timestamp"), "timestamp"),
             count(record, "input_length"),
             count(record, "output_length"),
@@ -227,13 +227,13 @@ def _bailian_parser(_first: str) -> Parse:
     return lambda line: read(_json(line))
 
 
-def _burstgpt(row: Mapping[str, str]) -> Entry | None:
+def _burstgpt(row: Mapping[str, str]) -> TraceEntry | None:
     at_s = seconds(row["timestamp"], "Timestamp")
     prompt = count(row, "request tokens", 0)
     output = count(row, "response tokens", 0)
     if not output or not prompt:
         return None
-    return Entry(at_s, prompt, output, tenant=row.get("model", ""), session=row.get("session id", ""))
+    return TraceEntry(at_s, prompt, output, tenant=row.get("model", ""), session=row.get("session id", ""))
 
 
 class RecordParser:
@@ -241,9 +241,9 @@ class RecordParser:
 
     def __init__(self) -> None:
         """Nothing read yet; ``open`` are the requests whose end has not come."""
-        self.open: dict[str, Entry] = {}
+        self.open: dict[str, TraceEntry] = {}
 
-    def read_line(self, line: str) -> Entry | None:
+    def read_line(self, line: str) -> TraceEntry | None:
         """One event; the request that it ends, if it ends one. ValueError says what was expected."""
         event = _json(line)
         kind = event.get("event")
@@ -261,9 +261,9 @@ class RecordParser:
         return None
 
 
-def _recorded(request: Mapping[str, Any]) -> Entry:
+def _recorded(request: Mapping[str, Any]) -> TraceEntry:
     slo = request.get("slo") or {}
-    return Entry(
+    return TraceEntry(
         0.0,
         count(request, "prompt_tokens"),
         1,

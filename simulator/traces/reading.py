@@ -20,7 +20,7 @@ class BadLine(ValueError):
 
 
 @dataclass(init=False, slots=True)
-class Entry:
+class TraceEntry:
     """One line of a trace: who came when, asking what. ``arrived_s`` counts from the trace's own zero.
 
     ``model`` and ``slo_class`` are empty where the trace does not say; ``slo`` is None where it sets none.
@@ -79,13 +79,13 @@ class Reading:
     """What came out of a file: its form, its entries in order of arrival, and what was left out and why."""
 
     form: str
-    entries: list[Entry]
+    entries: list[TraceEntry]
     skipped: int = 0
     first_skipped: str = ""
     notes: list[str] = field(default_factory=list)
 
 
-Parse = Callable[[str], Entry | None]
+Parse = Callable[[str], TraceEntry | None]
 """A line to its entry; None for a line that holds no request; ValueError says what was expected."""
 
 
@@ -226,10 +226,10 @@ __all__ = [
     "INFEASIBLE",
     "NO_SLO",
     "BadLine",
-    "Entry",
     "Form",
     "Parse",
     "Reading",
+    "TraceEntry",
     "count",
     "read_trace",
     "seconds",

@@ -8,13 +8,13 @@ from statistics import median
 from typing import Final
 
 from simulator.traces.formats import RecordParser
-from simulator.traces.reading import Entry, read_trace
+from simulator.traces.reading import TraceEntry, read_trace
 
 TAIL_BYTES: Final = 64 * 2**20
 _WANTED: Final = (b'"event":"arrived"', b'"event":"ended"')
 
 
-def recent(path: Path, last_s: float, requests_max: int) -> list[Entry]:
+def recent(path: Path, last_s: float, requests_max: int) -> list[TraceEntry]:
     """At most *requests_max* entries of the last *last_s* seconds, in order of arrival. Raises BadLine, OSError."""
     entries = _tail(path) if _is_record(path) else read_trace(path).entries
     if not entries:
@@ -28,7 +28,7 @@ def _is_record(path: Path) -> bool:
         return file.read(10).startswith(b'{"record"')
 
 
-def _tail(path: Path) -> list[Entry]:
+def _tail(path: Path) -> list[TraceEntry]:
     """Requests of the record's last part; one that was refused or still runs is as long as the others' median."""
     parser, entries = RecordParser(), []
     for each in (path.with_name(path.name + ".1"), path):
@@ -55,7 +55,7 @@ def _last_lines(path: Path) -> list[bytes]:
     return lines[1 if start else 0 : -1]  # what stands at either end may be half a line
 
 
-def _read(parser: RecordParser, line: bytes) -> Entry | None:
+def _read(parser: RecordParser, line: bytes) -> TraceEntry | None:
     try:
         return parser.read_line(line.decode())
     except ValueError:  # such as a prompt of no tokens: nothing to replay

@@ -24,12 +24,12 @@ from policies._contract import check_admission, check_routing
 from router import loading
 from router.core import Admit, Choice, Fleet, Forecast, Request, Rng, Shed, Slo, compiling
 from router.core.errors import PolicyRejected
-from router.core.flight import Limits as CoreLimits
+from router.core.flight import DispatchLimits
 from router.core.policy import Memory
 from router.core.record import backend_of
 from router.core.types import Backend
 from simulator.pool import Member, Pool, Site
-from simulator.replica.sequence import Limits
+from simulator.replica.sequence import EngineLimits
 from simulator.replica.truth import true_of
 from simulator.run.play import play
 from simulator.traces.recent import recent
@@ -253,7 +253,7 @@ def _attainment(
 ) -> float:
     routing = Timed(made("routing", decisions["routing"]), question.budget_s)
     admission = Timed(made("admission", decisions["admission"]), question.budget_s)
-    limits = CoreLimits(**decisions.get("limits", {}))
+    limits = DispatchLimits(**decisions.get("limits", {}))
     try:
         played = play(arrivals, BackendPool(question.backends), routing, admission, question.seed, limits=limits)
         routing.check()
@@ -284,9 +284,9 @@ class BackendPool(Pool):
         ]
 
 
-def _started(backend: Backend) -> Limits:
+def _started(backend: Backend) -> EngineLimits:
     blocks = max(1, backend.kv_tokens_max // BLOCK_TOKENS)
-    return Limits(backend.seqs_max, max(backend.chunk_tokens, backend.seqs_max), BLOCK_TOKENS, blocks)
+    return EngineLimits(backend.seqs_max, max(backend.chunk_tokens, backend.seqs_max), BLOCK_TOKENS, blocks)
 
 
 def run(asked: TextIO, answered: TextIO) -> bool:

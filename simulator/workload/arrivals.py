@@ -13,7 +13,7 @@ from random import Random
 from typing import Final, Protocol
 
 from router.core.types import NO_SLO, Fact, Request, Slo
-from simulator.traces.reading import INFEASIBLE, Entry
+from simulator.traces.reading import INFEASIBLE, TraceEntry
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
@@ -106,7 +106,7 @@ class Shaper:
         self._draw = Random(f"{seed}/classes").random
         self._count = 0
 
-    def arrival(self, entry: Entry, arrived_s: float, known_prefix: tuple[Hashable, ...] = ()) -> Arrival:
+    def arrival(self, entry: TraceEntry, arrived_s: float, known_prefix: tuple[Hashable, ...] = ()) -> Arrival:
         """The next arrival."""
         drawn = self._classes[0] if len(self._classes) == 1 else self._drawn()
         slo = entry.slo or self._by_name.get(entry.slo_class) or drawn.slo
@@ -133,7 +133,7 @@ class Shaper:
         return next((c for c, bound in zip(self._classes, self._bounds, strict=True) if at < bound), self._classes[-1])
 
 
-def shape(entries: Sequence[Entry], how: Shaping, seed: int) -> list[Arrival]:
+def shape(entries: Sequence[TraceEntry], how: Shaping, seed: int) -> list[Arrival]:
     """The arrivals, from 0 s on, in order. ``entries`` must be in order of arrival."""
     if not entries:
         return []

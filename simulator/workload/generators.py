@@ -24,7 +24,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from simulator.traces import Entry, read_trace
+from simulator.traces import TraceEntry, read_trace
 from simulator.workload.arrivals import Arrival, Shaper, Shaping, parse_seconds, shape
 
 PREFIX: Final = "gen:"
@@ -119,7 +119,7 @@ def _independent(recipe: Recipe, how: Shaping, seed: int) -> Sequence[Arrival]:
     """Arrivals that nothing else decides, kept: every policy of a comparison is asked the same."""
     draw = Random(f"{seed}/{recipe.kind}")
     lengths, at_s = _lengths(recipe, draw), _ARRIVALS[recipe.kind](recipe, draw)
-    return shape([Entry(next(at_s), *lengths()) for _ in range(recipe.requests)], how, seed)
+    return shape([TraceEntry(next(at_s), *lengths()) for _ in range(recipe.requests)], how, seed)
 
 
 # ---- lengths -------------------------------------------------------------------
@@ -233,7 +233,7 @@ class Closed:
         return [self._arrival(ended_s + think_s)]
 
     def _arrival(self, at_s: float) -> Arrival:
-        return self._shaper.arrival(Entry(at_s, *self._lengths()), at_s)
+        return self._shaper.arrival(TraceEntry(at_s, *self._lengths()), at_s)
 
 
 @dataclass(slots=True)
@@ -295,7 +295,7 @@ class Sessions:
         prompt = talk.tokens + question
         talk.tokens = prompt + output
         known = self._units(talk)
-        entry = Entry(
+        entry = TraceEntry(
             at_s,
             prompt,
             output,

@@ -17,7 +17,7 @@ from router.core.models import model
 from router.core.physics import Shape, coefficients
 from router.core.types import Backend, Slo
 from router.gateway.protocols.ingress import Ingress, SloClass
-from router.gateway.traffic.driver import Driver, Outcome
+from router.gateway.traffic.driver import Driver, RequestLog
 from router.gateway.traffic.server import serve
 from router.gateway.traffic.upstream import Target
 
@@ -29,7 +29,7 @@ class Counter:
         self.outcomes = 0
         self.tokens = 0
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: RequestLog) -> None:
         self.outcomes += 1
         self.tokens += outcome.account.usage.output_tokens
 

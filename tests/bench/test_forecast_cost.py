@@ -14,7 +14,7 @@ import pytest
 import policies
 from router.core.decisions import Send
 from router.core.dispatcher import Dispatcher
-from router.core.ledger import Mark
+from router.core.ledger import WorkSnapshot
 from router.core.types import NO_SLO, Slo, Usage
 from tests.fakes import backend, request
 
@@ -98,8 +98,8 @@ def test_what_a_stream_teaches_costs_little():
     belief = it.belief
     it.arrived(request("one", slo=TIGHT), 1e4)
     expected = it._flights["one"].open[0].predicted.expectation
-    since = Mark(0.0, 0.0, 0.0, 0.0)
-    until = Mark(1.0, 8.0, 8000.0, 300.0)
+    since = WorkSnapshot(0.0, 0.0, 0.0, 0.0)
+    until = WorkSnapshot(1.0, 8.0, 8000.0, 300.0)
 
     def learn(n):
         belief.first_token(0, expected, 0.1, 0.11 + 0.001 * (n % 9))

@@ -5,7 +5,7 @@ from time import perf_counter
 import pytest
 
 from router.core import Dispatch
-from router.gateway.rollout.guard import Books, Bounds, Guarded
+from router.gateway.rollout.guard import Bounds, DecisionStats, Guarded
 from tests import fakes
 
 pytestmark = pytest.mark.benchmark
@@ -31,7 +31,7 @@ def test_the_guard_costs_under_a_microsecond() -> None:
 
     core.adopt(Look(), core.admission)
     core.arrived(fakes.request(), 0.0)
-    bare, net = Fixed(), Guarded(Fixed(), Fixed(), Bounds(), Books(), perf_counter, lambda fault: None)
+    bare, net = Fixed(), Guarded(Fixed(), Fixed(), Bounds(), DecisionStats(), perf_counter, lambda fault: None)
 
     def cost_us(policy) -> float:
         rounds = []

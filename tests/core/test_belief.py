@@ -35,7 +35,7 @@ class Engine:
         """Of the next request, whatever is there."""
         prefilling = self.chance.choice([0, 0, 1, 3])
         load = Load(prefilling, 700.0 * prefilling, self.chance.randrange(80), self.chance.randrange(60_000))
-        self.ledger.heard("peer", {"a": load})
+        self.ledger.on_peer_load("peer", {"a": load})
         fleet = Fleet(self.ledger, self.ledger.pool("m"), 0.0)
         return Forecast(request(prompt_tokens=self.chance.randrange(1, 4000)), fleet, self.belief)
 
@@ -209,11 +209,11 @@ def test_a_router_that_knows_enough_is_not_taught():
     it, fresh = core(backend(), routing="slo_headroom"), core(backend(), routing="slo_headroom")
     pace(it, 3.0, 40)
     learnt = it.beliefs()["a"]
-    fresh.taught("a", learnt, 0.0)
+    fresh.adopt_belief("a", learnt, 0.0)
     assert fresh.beliefs()["a"]["regression"] == learnt["regression"]
-    fresh.taught("nobody", learnt, 0.0)
+    fresh.adopt_belief("nobody", learnt, 0.0)
     cold = core(backend(), routing="slo_headroom").beliefs()["a"]
-    it.taught("a", cold, 0.0)
+    it.adopt_belief("a", cold, 0.0)
     assert it.beliefs()["a"]["regression"] == learnt["regression"]
 
 
@@ -248,7 +248,7 @@ def test_what_a_router_was_taught_is_part_of_its_record():
     pace(cold, 3.0, 40)
     warm = Recording(core(routing="slo_headroom"), lambda event: lines.append(json.dumps(event, allow_nan=False)))
     warm.backend_joined(backend(), 0.0)
-    warm.taught("a", cold.beliefs()["a"], 0.0)
+    warm.adopt_belief("a", cold.beliefs()["a"], 0.0)
     assert sent(warm.arrived(request("r"), 1.0)).predicted_ttft_s > 0.04
     assert warm.explain("r").chosen == "a"
     for event, commands in replay(map(json.loads, lines), core(routing="slo_headroom")):

@@ -8,16 +8,15 @@ import pytest
 
 import policies
 from router.core.cards import card
-from router.core.decisions import Account, Send
+from router.core.decisions import RequestRecord, Send
 from router.core.dispatcher import Dispatcher
-from router.core.flight import Limits
+from router.core.flight import DispatchLimits
 from router.core.kernels import CONTEXT, FIXED
 from router.core.models import model
 from router.core.physics import Shape, coefficients, kv_capacity_tokens
 from router.core.types import Backend, Request, Usage
 from simulator.replica.replica import Replica
-from simulator.replica.sequence import Limits as EngineLimits
-from simulator.replica.sequence import Sequence
+from simulator.replica.sequence import EngineLimits, Sequence
 from simulator.replica.truth import Hidden, true_of
 from simulator.run.kernel import Kernel
 
@@ -37,7 +36,7 @@ class World:
     def __init__(self, names, seed, hidden):
         self.clock, self.chance, self.hidden = Kernel(), random.Random(seed), hidden
         admission = policies.find("admission", "deadline", {})
-        self.core = Dispatcher(EvenlyAsked(), admission, random.Random(seed), Limits(first_byte_s_max=1e9))
+        self.core = Dispatcher(EvenlyAsked(), admission, random.Random(seed), DispatchLimits(first_byte_s_max=1e9))
         self.replicas, self.tokens, self.accounts, self.truths = {}, {}, [], {}
         for number, name in enumerate(names):
             shape = Shape(card(name), model("llama-3-8b"))
@@ -82,7 +81,7 @@ class World:
                     sequence = Sequence(command.request_id, *self.tokens[command.request_id], command.attempt)
                     late_s = self.hidden.api_s * (1.0 + self.hidden.api_jitter * self.chance.uniform(-1, 1))
                     self.replicas[command.backend].add(sequence, self.clock.now_s + late_s)
-                case Account():
+                case RequestRecord():
                     self.accounts.append(command)
 
 

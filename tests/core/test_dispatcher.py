@@ -5,9 +5,9 @@ import math
 import pytest
 
 import policies
-from router.core.decisions import Abort, Account, Break, Outcome, Reason, Send
+from router.core.decisions import Abort, Break, EndState, Reason, RequestRecord, Send
 from router.core.errors import PolicyRejected, status_of
-from router.core.flight import Failure, Limits
+from router.core.flight import DispatchLimits, Failure
 from router.core.types import Load, Slo, Usage
 from tests.fakes import account, backend, busy_core, core, refused, request, sent
 
@@ -15,13 +15,13 @@ FAULT = Failure("connection reset")
 
 
 def test_a_request_is_sent_accounted_and_forgotten():
-    """Down once, back once: Send, then one Account with the times as they were told."""
+    """Down once, back once: Send, then one RequestRecord with the times as they were told."""
     it = core(backend())
     send = sent(it.arrived(request("r", arrived_s=1.0), 1.0))
     assert (send.backend, send.attempt) == ("a", 1)
     assert not it.first_byte("r", 1, 1.5)
     done = account(it.ended("r", 1, Usage(11), 2.5))
-    assert (done.outcome, done.ttft_s, done.e2e_s, done.tpot_s) == (Outcome.SERVED, 0.5, 1.5, 0.1)
+    assert (done.outcome, done.ttft_s, done.e2e_s, done.tpot_s) == (EndState.SERVED, 0.5, 1.5, 0.1)
     assert it.in_flight == 0
     assert it.loads() == {"a": Load()}
 
@@ -76,7 +76,7 @@ def test_a_failure_after_the_first_byte_breaks_the_stream():
     it.first_byte("r", 1, 0.1)
     commands = it.failed("r", 1, FAULT, 0.2)
     assert commands[0] == Break("r", "connection reset")
-    assert account(commands).outcome is Outcome.BROKEN
+    assert account(commands).outcome is EndState.BROKEN
 
 
 def test_a_client_that_leaves_closes_what_is_open():
@@ -84,7 +84,7 @@ def test_a_client_that_leaves_closes_what_is_open():
     it = core(backend())
     it.arrived(request("r"), 0.0)
     commands = it.client_left("r", 0.1)
-    assert [type(c) for c in commands] == [Abort, Account]
+    assert [type(c) for c in commands] == [Abort, RequestRecord]
     assert it.loads() == {"a": Load()}
 
 
@@ -107,7 +107,7 @@ def test_an_id_in_flight_cannot_arrive_again():
 
 def test_a_silent_attempt_is_closed_at_its_deadline_and_tried_elsewhere():
     """The first-byte deadline is the core's own timer."""
-    it = core(backend("a"), backend("b"), limits=Limits(first_byte_s_max=2.0))
+    it = core(backend("a"), backend("b"), limits=DispatchLimits(first_byte_s_max=2.0))
     first = sent(it.arrived(request("r"), 0.0))
     assert it.wake_s == first.first_byte_due_s == 2.0
     commands = it.ticked(2.0)
@@ -119,20 +119,20 @@ def test_a_silent_attempt_is_closed_at_its_deadline_and_tried_elsewhere():
 
 def test_the_last_deadline_to_pass_answers_with_a_timeout():
     """504 when it was silence, not failure, that used up the attempts."""
-    it = core(backend(), limits=Limits(first_byte_s_max=2.0))
+    it = core(backend(), limits=DispatchLimits(first_byte_s_max=2.0))
     it.arrived(request("r"), 0.0)
     assert refused(it.ticked(2.0)).reason is Reason.FIRST_BYTE_LATE
 
 
 def test_the_slo_can_set_the_first_byte_deadline():
     """A multiple of what is left of the TTFT promise, when the operator asks for it."""
-    it = core(backend(), limits=Limits(first_byte_slo_factor=2.0))
+    it = core(backend(), limits=DispatchLimits(first_byte_slo_factor=2.0))
     assert sent(it.arrived(request(slo=Slo(ttft_s=0.5)), 0.0)).first_byte_due_s == 1.0
 
 
 def test_a_first_byte_stops_the_deadline():
     """A stream that runs is not late."""
-    it = core(backend(), limits=Limits(first_byte_s_max=2.0))
+    it = core(backend(), limits=DispatchLimits(first_byte_s_max=2.0))
     it.arrived(request("r"), 0.0)
     it.first_byte("r", 1, 1.0)
     assert it.wake_s == math.inf
@@ -186,7 +186,7 @@ def test_a_crash_that_cut_many_streams_is_forgiven_once_health_says_it_is_back()
 
 def test_when_every_backend_was_set_aside_all_are_tried():
     """A guess beats a certain refusal."""
-    it = core(backend("a"), limits=Limits(failures_max=1))
+    it = core(backend("a"), limits=DispatchLimits(failures_max=1))
     it.arrived(request("r"), 0.0)
     it.failed("r", 1, FAULT, 0.0)
     assert sent(it.arrived(request("s"), 0.1)).backend == "a"
@@ -194,7 +194,7 @@ def test_when_every_backend_was_set_aside_all_are_tried():
 
 def test_a_hedge_starts_after_its_share_of_the_slo_and_the_first_answer_wins():
     """The loser is closed and its reservation released."""
-    limits = Limits(hedge_slo_share=0.5, hedges_max_share=1.0)
+    limits = DispatchLimits(hedge_slo_share=0.5, hedges_max_share=1.0)
     it = core(backend("a"), backend("b"), limits=limits)
     first = sent(it.arrived(request("r", slo=Slo(ttft_s=1.0)), 0.0))
     assert it.wake_s == 0.5
@@ -208,14 +208,14 @@ def test_a_hedge_starts_after_its_share_of_the_slo_and_the_first_answer_wins():
 
 def test_hedges_keep_to_their_budget():
     """At a budget of 5 % the first of a few requests gets none."""
-    it = core(backend("a"), backend("b"), limits=Limits(hedge_slo_share=0.5))
+    it = core(backend("a"), backend("b"), limits=DispatchLimits(hedge_slo_share=0.5))
     it.arrived(request("r", slo=Slo(ttft_s=1.0)), 0.0)
     assert it.ticked(0.5) == []
 
 
 def test_a_failed_attempt_beside_a_hedge_leaves_the_other_running():
     """One of two dead is not a failed request."""
-    it = core(backend("a"), backend("b"), limits=Limits(hedge_slo_share=0.5, hedges_max_share=1.0))
+    it = core(backend("a"), backend("b"), limits=DispatchLimits(hedge_slo_share=0.5, hedges_max_share=1.0))
     it.arrived(request("r", slo=Slo(ttft_s=1.0)), 0.0)
     it.ticked(0.5)
     assert it.failed("r", 1, FAULT, 0.6) == ()
@@ -238,7 +238,7 @@ def test_without_headroom_a_request_is_held_and_served_when_room_appears(busy):
     """The peer's load goes: the held request is sent by the event that told so."""
     assert hold(busy, "r") == ()
     assert busy.held == 1
-    assert sent(busy.heard("peer", {}, 1.0)).request_id == "r"
+    assert sent(busy.on_peer_load("peer", {}, 1.0)).request_id == "r"
     assert busy.held == 0
 
 
@@ -248,7 +248,7 @@ def test_held_requests_are_served_in_deadline_order_and_priority_first(busy):
     hold(busy, "late", ttft_s=9.0)
     hold(busy, "early", ttft_s=8.0)
     hold(busy, "urgent", ttft_s=9.5, priority=-1)
-    order = [c.request_id for c in busy.heard("peer", {}, 1.0) if isinstance(c, Send)]
+    order = [c.request_id for c in busy.on_peer_load("peer", {}, 1.0) if isinstance(c, Send)]
     assert order == ["urgent", "early", "late"]
 
 
@@ -261,7 +261,7 @@ def test_the_hold_queue_has_a_bound(busy):
 
 def test_a_hold_ends_at_its_bound(busy):
     """Held for 5 s at most, whatever the policy wants: a request without an SLO would wait for ever."""
-    busy.heard("peer", {"a": Load(decoding=100.0, context_tokens=1e5, tpot_bound_s=0.06)}, 0.0)
+    busy.on_peer_load("peer", {"a": Load(decoding=100.0, context_tokens=1e5, tpot_bound_s=0.06)}, 0.0)
     assert busy.arrived(request("r"), 0.0) == ()
     while busy.held:
         assert busy.wake_s <= 5.0
@@ -282,14 +282,14 @@ def test_a_hold_ends_once_what_it_waits_for_would_come_too_late(busy):
 def test_a_held_client_that_leaves_is_forgotten(busy):
     """Nothing to abort; the queue is empty."""
     hold(busy, "r")
-    assert account(busy.client_left("r", 0.5)).outcome is Outcome.LEFT
+    assert account(busy.client_left("r", 0.5)).outcome is EndState.LEFT
     assert (busy.held, busy.wake_s) == (0, math.inf)
 
 
 def test_newcomers_do_not_overtake_those_who_wait(busy):
     """The same SLO and room for both: the newcomer queues behind all the same, and follows at once."""
     hold(busy, "first")
-    busy.ledger.heard("peer", {})  # the room is there before anybody who waits was asked
+    busy.ledger.on_peer_load("peer", {})  # the room is there before anybody who waits was asked
     assert hold(busy, "second", now_s=0.01) == ()
     assert busy.held == 2
     assert [c.request_id for c in busy.ticked(busy.wake_s) if isinstance(c, Send)] == ["first", "second"]
@@ -326,7 +326,7 @@ def test_a_reply_without_a_first_byte_event_still_counts_its_first_byte():
     it = core(backend())
     it.arrived(request("r"), 0.0)
     done = account(it.ended("r", 1, Usage(1), 0.5))
-    assert (done.outcome, done.first_byte_s) == (Outcome.SERVED, 0.5)
+    assert (done.outcome, done.first_byte_s) == (EndState.SERVED, 0.5)
 
 
 def test_a_whole_reply_holds_its_prefill_load_no_longer_than_forecast():

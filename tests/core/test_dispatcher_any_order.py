@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from router.core.decisions import Abort, Account, Break, Outcome, Refuse, Send
-from router.core.flight import Failure, Limits
+from router.core.decisions import Abort, Break, EndState, Refuse, RequestRecord, Send
+from router.core.flight import DispatchLimits, Failure
 from router.core.types import EngineReport, Load, Slo, Usage
 from tests.fakes import backend, core, request
 
@@ -27,7 +27,7 @@ class AnyOrder(RuleBasedStateMachine):
     @initialize(routing=POLICIES, hedge=st.booleans())
     def start(self, routing, hedge):
         """Three unequal backends, small bounds so that every path is walked."""
-        limits = Limits(
+        limits = DispatchLimits(
             first_byte_s_max=2.0, hedge_slo_share=0.5 if hedge else float("inf"), hedges_max_share=1.0, failures_max=2
         )
         fleet = [backend(name, slower=1.0 + i, seqs_max=2) for i, name in enumerate(NAMES)]
@@ -48,9 +48,9 @@ class AnyOrder(RuleBasedStateMachine):
                     self.open.discard((command.request_id, command.attempt))
                 case Refuse() | Break():
                     self.answered[command.request_id] += 1
-                case Account():
+                case RequestRecord():
                     self.accounted[command.request.id] += 1
-                    if command.outcome in (Outcome.SERVED, Outcome.LEFT):
+                    if command.outcome in (EndState.SERVED, EndState.LEFT):
                         self.answered[command.request.id] += 1
                     self.open = {pair for pair in self.open if pair[0] != command.request.id}
 
@@ -119,13 +119,13 @@ class AnyOrder(RuleBasedStateMachine):
     def reports(self, name, running, waiting, asked):
         """An engine's own view, which may contradict ours."""
         if asked:
-            self.core.asking(name, self.now_s)
+            self.core.probe_started(name, self.now_s)
         self.perform(self.core.reported(name, EngineReport(self.now_s, running, waiting, 0.5), self.now_s))
 
     @rule(name=st.sampled_from([*NAMES, "unknown"]), count=st.integers(0, 9))
     def peer(self, name, count):
         """Another router, whose fleet may differ from ours."""
-        self.perform(self.core.heard("peer", {name: Load(1.0, 10.0, count, 10.0 * count)}, self.now_s))
+        self.perform(self.core.on_peer_load("peer", {name: Load(1.0, 10.0, count, 10.0 * count)}, self.now_s))
 
     @invariant()
     def nothing_is_negative_and_nobody_is_answered_twice(self):

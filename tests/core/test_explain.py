@@ -2,7 +2,7 @@
 
 from math import isnan
 
-from router.core.decisions import Outcome, Reason, Shed
+from router.core.decisions import EndState, Reason, Shed
 from router.core.explain import KEPT
 from router.core.types import Slo, Usage
 from tests.fakes import backend, core, request, sent
@@ -19,7 +19,7 @@ def test_a_choice_is_explained_with_every_candidate_and_what_became_of_it():
     assert all(candidate.ttft_tail_s > candidate.ttft_s for candidate in told.candidates)
     it.first_byte("r", 1, 1.1)
     it.ended("r", 1, Usage(10), 1.3)
-    assert it.explain("r").account.outcome is Outcome.SERVED
+    assert it.explain("r").account.outcome is EndState.SERVED
 
 
 class Refuses:
@@ -37,7 +37,7 @@ def test_a_refusal_is_explained_too():
     it.arrived(request("r"), 0.0)
     told = it.explain("r")
     assert told.chosen == ""
-    assert told.account.outcome is Outcome.REFUSED
+    assert told.account.outcome is EndState.REFUSED
     (candidate,) = told.candidates
     assert (candidate.backend, f"soonest in {candidate.ttft_s:.3f} s") == ("a", told.why)
     assert candidate.tpot_tail_s > candidate.tpot_s > 0.0

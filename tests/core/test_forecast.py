@@ -41,7 +41,7 @@ def forecast(*loads, made=None, asked=None, now_s=0.0, **facts):
     for n, _ in enumerate(loads):
         joined = made(f"b{n}") if made else backend(f"b{n}", **facts)
         belief.joined(ledger.join(joined, 0.0), joined)
-    ledger.heard("peer", {f"b{n}": load for n, load in enumerate(loads)})
+    ledger.on_peer_load("peer", {f"b{n}": load for n, load in enumerate(loads)})
     fleet = Fleet(ledger, ledger.pool("m"), now_s)
     return Forecast(asked or request(prompt_tokens=1000, output_tokens_max=100), fleet, belief)
 

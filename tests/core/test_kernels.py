@@ -52,7 +52,7 @@ def drawn(chance, count):
         )
         spreads = promised(belief.tails, chance.randrange(3), slot)
         saw(belief.tails, chance.randrange(3), chance.randrange(3), slot, chance.gauss(0.0, 0.3), spreads)
-    ledger.heard("peer", {f"b{n}": Load(n % 3, 50.0 * (n % 3), n, 300.0 * n) for n in range(count)})
+    ledger.on_peer_load("peer", {f"b{n}": Load(n % 3, 50.0 * (n % 3), n, 300.0 * n) for n in range(count)})
     ledger.reported(0, EngineReport(1.0, running=9.0, waiting=2.0, kv_usage=0.1), 1.0)
     belief.lean[:] = np.random.default_rng(1).uniform(0.8, 1.2, belief.lean.shape)
     belief.hit[:] = np.linspace(0.0, 0.9, len(belief.hit))

@@ -76,17 +76,17 @@ def test_a_mark_difference_is_what_a_stream_lived_through(ledger):
 def test_traffic_that_no_router_knows_of_counts(ledger):
     """The engine runs five, we know of one: four are foreign, until its next report."""
     ledger.reserve(0, 10.0, 10.0, np.inf, 0.0)
-    ledger.asking(0, 1.0)
+    ledger.probe_started(0, 1.0)
     ledger.reported(0, EngineReport(1.0, running=5.0, waiting=0.0, kv_usage=0.1), 1.0)
     assert view(ledger).requests[0] == 5.0
-    ledger.asking(0, 2.0)
+    ledger.probe_started(0, 2.0)
     ledger.reported(0, EngineReport(2.0, running=1.0, waiting=0.0, kv_usage=0.1), 2.0)
     assert view(ledger).requests[0] == 1.0
 
 
 def test_what_was_sent_while_the_engine_was_asked_counts_on_top(ledger):
     """A report of an empty engine does not hide the send that came after the question."""
-    ledger.asking(0, 1.0)
+    ledger.probe_started(0, 1.0)
     ledger.reserve(0, 10.0, 10.0, np.inf, 1.1)
     ledger.reported(0, EngineReport(1.0, running=0.0, waiting=0.0, kv_usage=0.0), 1.0)
     assert view(ledger).requests[0] == 1.0
@@ -110,12 +110,12 @@ def test_foreign_load_is_forgotten_when_its_report_is_old(ledger):
 
 def test_peers_add_up_and_go_away(ledger):
     """Each peer's word replaces its last; an empty word forgets it."""
-    ledger.heard("one", {"a": Load(1.0, 10.0, 2.0, 20.0)})
-    ledger.heard("two", {"a": Load(1.0, 10.0, 0.0, 0.0), "b": Load(1.0, 5.0, 0.0, 0.0)})
+    ledger.on_peer_load("one", {"a": Load(1.0, 10.0, 2.0, 20.0)})
+    ledger.on_peer_load("two", {"a": Load(1.0, 10.0, 0.0, 0.0), "b": Load(1.0, 5.0, 0.0, 0.0)})
     assert list(view(ledger).requests) == [4.0, 1.0]
-    ledger.heard("one", {"b": Load(1.0, 1.0, 0.0, 0.0)})
+    ledger.on_peer_load("one", {"b": Load(1.0, 1.0, 0.0, 0.0)})
     assert list(view(ledger).requests) == [1.0, 2.0]
-    ledger.heard("two", {})
+    ledger.on_peer_load("two", {})
     assert list(view(ledger).requests) == [0.0, 1.0]
 
 

@@ -9,9 +9,9 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from router.core import Dispatch, Hold, Reason, Shed, Slo
-from router.core.decisions import Account, Outcome, Refuse, Send
+from router.core.decisions import EndState, Refuse, RequestRecord, Send
 from router.core.dispatcher import LOOK_AHEAD
-from router.core.flight import Failure, Limits
+from router.core.flight import DispatchLimits, Failure
 from router.core.holding import LINES_MAX
 from router.core.types import Load, Usage
 from tests.fakes import backend, busy_core, core, refused, request, sent
@@ -90,7 +90,7 @@ def test_one_promise_that_waits_is_not_in_the_way_of_another_that_waits(first, s
     comes(it, "first", first)
     comes(it, "second", second, 0.1)
     desk.sends.add(freed)
-    assert names(it.heard("peer", {}, 0.2)) == [freed]
+    assert names(it.on_peer_load("peer", {}, 0.2)) == [freed]
     assert it.held == 1
 
 
@@ -148,7 +148,7 @@ def test_order_within_a_promise_is_kept_even_where_a_later_one_would_fit():
     it, desk = at_a_desk("second", again_s=0.05)
     comes(it, "first")
     assert comes(it, "second", now_s=0.01) == ()
-    assert names(it.heard("peer", {}, 0.02)) == []
+    assert names(it.on_peer_load("peer", {}, 0.02)) == []
     while it.wake_s < 0.3:
         assert names(it.ticked(it.wake_s)) == []
     desk.sends.add("first")
@@ -214,7 +214,7 @@ def test_ahead_and_held_are_what_they_say():
         comes(it, name, slo, priority=priority)
         assert (desk.asked[-1].ahead, desk.asked[-1].held) == (ahead, held), name
     count = len(desk.asked)
-    it.heard("peer", {}, 0.1)
+    it.on_peer_load("peer", {}, 0.1)
     assert [(asked.id, asked.ahead, asked.held) for asked in desk.asked[count:]] == [("e", 0, 6), ("c", 0, 6)]
 
 
@@ -231,7 +231,7 @@ def test_how_long_a_request_may_wait_is_known_and_shrinks():
     """All of it for a newcomer; what is left of it later."""
     it, desk = at_a_desk(admission={"hold_s_max": 8.0})
     comes(it, "r", now_s=1.0)
-    it.heard("peer", {}, 3.0)
+    it.on_peer_load("peer", {}, 3.0)
     assert [asked.hold_s for asked in desk.asked] == pytest.approx([8.0, 6.0])
 
 
@@ -245,7 +245,7 @@ def test_a_newcomer_behind_others_is_asked_once_so_that_it_may_be_refused_early(
     comes(it, "second", now_s=0.2)
     assert (desk.asked[-1].ahead, it.held) == (1, 2)
     count = len(desk.asked)
-    it.heard("peer", {}, 0.3)
+    it.on_peer_load("peer", {}, 0.3)
     assert desk.asked_since(count) == ["first"]
 
 
@@ -285,7 +285,7 @@ def test_when_the_head_of_a_line_is_refused_left_or_over_time_the_next_is_asked_
         if way == "left":
             commands = it.client_left("first", 2.0)
         else:
-            commands = it.heard("peer", {}, 2.0) if way == "refused" else it.ticked(5.0)
+            commands = it.on_peer_load("peer", {}, 2.0) if way == "refused" else it.ticked(5.0)
         assert names(commands) == ["second"], way
 
 
@@ -309,7 +309,7 @@ def test_a_line_whose_time_has_come_does_not_take_the_room_that_is_kept_for_anot
     comes(it, "patient", priority=0)
     comes(it, "other", CODE, 0.01, priority=1)
     desk.alone.add("patient")
-    it.heard("peer", {}, 0.02)
+    it.on_peer_load("peer", {}, 0.02)
     desk.sends.add("other")
     while it.wake_s < 1.0:
         assert names(it.ticked(it.wake_s)) == []
@@ -362,7 +362,7 @@ class Shell:
     """Does what it is told, and notes who waits, who was sent and who has had an end."""
 
     def __init__(self, routing):
-        limits = Limits(failures_max=10**6, attempts_max=2)
+        limits = DispatchLimits(failures_max=10**6, attempts_max=2)
         admission = {"hold_s_max": HOLD_S_MAX, "held_max": 20}
         self.core = core(backend("a"), backend("b"), routing=routing, admission=admission, limits=limits)
         for _ in range(100):
@@ -387,7 +387,7 @@ class Shell:
                 self.open[command.request_id] = command.attempt
             elif isinstance(command, Refuse):
                 self.waiting.pop(command.request_id, None)
-            elif isinstance(command, Account):
+            elif isinstance(command, RequestRecord):
                 self.open.pop(command.request.id, None)
                 self.waiting.pop(command.request.id, None)
                 assert self.ends.setdefault(command.request.id, command.outcome) is command.outcome
@@ -423,7 +423,9 @@ class Shell:
         self.now_s = until_s
 
     def peer(self, tens):
-        self.perform(self.core.heard("peer", {n: Load(0, 0, 10 * tens, 10_000 * tens) for n in "ab"}, self.now_s))
+        self.perform(
+            self.core.on_peer_load("peer", {n: Load(0, 0, 10 * tens, 10_000 * tens) for n in "ab"}, self.now_s)
+        )
 
     def _open(self, which):
         return sorted(self.open.items())[which % len(self.open)] if self.open else ("nobody", 1)
@@ -464,4 +466,4 @@ def test_every_request_has_one_end_none_waits_too_long_and_equal_promises_keep_t
     assert shell.core.in_flight == 0
     assert set(shell.ends) == set(shell.came)
     assert shell.accounts == len(shell.came)
-    assert set(shell.ends.values()) <= {Outcome.SERVED, Outcome.REFUSED, Outcome.LEFT, Outcome.BROKEN}
+    assert set(shell.ends.values()) <= {EndState.SERVED, EndState.REFUSED, EndState.LEFT, EndState.BROKEN}

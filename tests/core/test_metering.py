@@ -16,7 +16,7 @@ def test_what_peers_had_decoding_counts_in_what_a_stream_lived_through():
         it.prefilled(it.reserve(slot, 100.0, 200.0, float("inf"), 0.0), 0.0)
     before = it.mark(slot, 0.0)
     it.meter(6.0)
-    it.heard("peer", {"a": Load(decoding=5.0, context_tokens=1000.0)})
+    it.on_peer_load("peer", {"a": Load(decoding=5.0, context_tokens=1000.0)})
     after = it.mark(slot, 10.0)
     assert after.decoding_s - before.decoding_s == pytest.approx(2 * 10 + 5 * 4)
     assert after.context_s - before.context_s == pytest.approx(400 * 10 + 1000 * 4)
@@ -28,7 +28,7 @@ def test_prompts_of_peers_count_at_the_rate_at_which_our_own_traffic_brings_them
     send = sent(it.arrived(request("r", prompt_tokens=1000), 0.0))
     it.first_byte("r", send.attempt, 0.0)
     it.backend_joined(backend("b"), 0.0)
-    it.heard("peer", {"b": Load(decoding=1.0)}, 0.0)
+    it.on_peer_load("peer", {"b": Load(decoding=1.0)}, 0.0)
     rate = it.ledger.prompt_tokens_per_s_each
     assert rate == pytest.approx(1000 / 5.0)
     assert it.ledger.mark(it.ledger.slot("b"), 2.0).prefilled_tokens == pytest.approx(2.0 * rate)
@@ -37,8 +37,8 @@ def test_prompts_of_peers_count_at_the_rate_at_which_our_own_traffic_brings_them
 def test_a_router_that_has_sent_nothing_knows_no_rate_of_prompts():
     """Nothing to go by: what peers bring in prompts is left to what engines report."""
     it = core(backend("a"))
-    it.heard("peer", {"a": Load(decoding=5.0)}, 1.0)
-    it.heard("peer", {}, 2.0)
+    it.on_peer_load("peer", {"a": Load(decoding=5.0)}, 1.0)
+    it.on_peer_load("peer", {}, 2.0)
     assert it.ledger.mark(0, 3.0).prefilled_tokens == 0.0
 
 
@@ -48,7 +48,7 @@ def two_routers():
     for name in "ab":
         it.join(backend(name), 0.0)
     it.reserve(0, 100.0, 200.0, float("inf"), 0.0)
-    it.heard("peer", {"b": Load(prefilling=1.0, prefill_tokens=100.0)})
+    it.on_peer_load("peer", {"b": Load(prefilling=1.0, prefill_tokens=100.0)})
     return it
 
 
@@ -64,13 +64,13 @@ def test_what_we_sent_since_a_peer_spoke_is_taken_to_be_matched_by_it():
     for _ in range(2):
         it.reserve(0, 100.0, 200.0, float("inf"), 0.0)
     assert requests_seen(it) == [5.0, 1.0]
-    it.heard("peer", {"a": Load(prefilling=2.0), "b": Load(prefilling=1.0)})
+    it.on_peer_load("peer", {"a": Load(prefilling=2.0), "b": Load(prefilling=1.0)})
     assert requests_seen(it) == [5.0, 1.0]
 
 
 def test_a_peer_that_is_gone_is_taken_to_send_nothing():
     """Alone again: what we have is all there is."""
     it = two_routers()
-    it.heard("peer", {})
+    it.on_peer_load("peer", {})
     it.reserve(0, 100.0, 200.0, float("inf"), 0.0)
     assert requests_seen(it) == [2.0, 0.0]

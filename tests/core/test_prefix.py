@@ -214,9 +214,9 @@ def test_what_was_learnt_of_an_engines_cache_is_passed_on():
     it, other = core(backend("a")), core(backend("a"))
     again(it, 100, 200)
     learnt = it.beliefs()["a"]
-    other.taught("a", learnt, 0.0)
+    other.adopt_belief("a", learnt, 0.0)
     assert other.belief.credit[0] == pytest.approx(0.5, abs=0.01)
-    other.taught("a", {key: value for key, value in learnt.items() if key != "credit"}, 0.0)
+    other.adopt_belief("a", {key: value for key, value in learnt.items() if key != "credit"}, 0.0)
     assert other.belief.credit[0] == 1.0
 
 

@@ -82,9 +82,9 @@ def test_routers_tell_each_other_the_tightest_pace_they_promised():
     ours.arrived(request("r", slo=Slo(tpot_s=0.05)), 0.0)
     theirs.arrived(request("s", slo=Slo(tpot_s=0.03)), 0.0)
     assert theirs.loads()["a"].tpot_bound_s == 0.03
-    ours.heard("peer", theirs.loads(), 0.1)
+    ours.on_peer_load("peer", theirs.loads(), 0.1)
     assert bounds(ours) == [0.03]
-    ours.heard("other", {"a": Load(decoding=1.0)}, 0.1)
+    ours.on_peer_load("other", {"a": Load(decoding=1.0)}, 0.1)
     assert bounds(ours) == [0.03]
     ours.peer_lost("peer", 0.2)
     assert bounds(ours) == [0.05]
@@ -94,8 +94,8 @@ def test_routers_tell_each_other_the_pace_that_e2e_bounds_leave():
     """The same of E2E bounds, until the reply is over."""
     ours, theirs = core(backend("a")), core(backend("a"), routing="slo_headroom")
     theirs.arrived(request("s", slo=Slo(e2e_s=30.0), output_tokens_max=101), 0.0)
-    ours.heard("peer", theirs.loads(), 0.1)
+    ours.on_peer_load("peer", theirs.loads(), 0.1)
     assert paces(ours) == paces(theirs) != [inf]
     theirs.client_left("s", 0.2)
-    ours.heard("peer", theirs.loads(), 0.2)
+    ours.on_peer_load("peer", theirs.loads(), 0.2)
     assert paces(ours) == [inf]

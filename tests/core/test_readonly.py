@@ -27,7 +27,7 @@ def scene(count, *, apart=False, prefix=()):
         belief.joined(ledger.join(backend(f"b{n}"), 0.0), backend(f"b{n}"))
     for n in range(1, count, 2):
         ledger.mark_state(n, up=not apart)
-    ledger.heard("peer", {"b0": next(iter(ledger.own_loads().values()))})
+    ledger.on_peer_load("peer", {"b0": next(iter(ledger.own_loads().values()))})
     asked = request(prompt_tokens=100, slo=Slo(ttft_s=1.0, quantile=0.9), prefix=prefix, prefix_block_tokens=16)
     fleet = Fleet(ledger, ledger.pool("m"), 1.0)
     return ledger, belief, asked, fleet, Forecast(asked, fleet, belief)

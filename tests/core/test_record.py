@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.core.decisions import Send
-from router.core.flight import Failure, Limits
+from router.core.flight import DispatchLimits, Failure
 from router.core.record import Recording, replay, request_of
 from router.core.types import EngineReport, Load, Slo, Usage
 from tests.fakes import backend, core, request
@@ -18,7 +18,7 @@ from tests.fakes import backend, core, request
 
 def world(routing, seed):
     """The same core twice: everything that is not an event."""
-    return core(routing=routing, seed=seed, limits=Limits(first_byte_s_max=2.0), admission={"hold_s_max": 1.0})
+    return core(routing=routing, seed=seed, limits=DispatchLimits(first_byte_s_max=2.0), admission={"hold_s_max": 1.0})
 
 
 def drive(it, chance):
@@ -35,9 +35,9 @@ def drive(it, chance):
         chance.shuffle(running)
         if running:
             happen(it, chance, running.pop(), now_s)
-        it.asking("b0", now_s)
+        it.probe_started("b0", now_s)
         it.reported("b0", EngineReport(now_s, chance.randrange(9), 0.0, chance.random()), now_s)
-        it.heard("peer", {"b1": Load(1.0, 100.0, chance.randrange(9), 500.0)}, now_s)
+        it.on_peer_load("peer", {"b1": Load(1.0, 100.0, chance.randrange(9), 500.0)}, now_s)
         if number == 60:
             it.backend_draining("b2", True, now_s)
             it.backend_health("b1", False, now_s)
@@ -93,7 +93,7 @@ def test_numbers_that_the_core_dropped_are_dropped_again():
     it.backend_joined(backend("a", price_per_hour=nan), 0.0)
     it.reported("a", EngineReport(inf, 3.0), 1.0)
     it.reported("a", EngineReport(1.0, nan, inf, -1.0, 48.0, 1e300), 1.0)
-    it.heard("peer", {"a": Load(2.0, nan, 3.0, inf, -1.0)}, nan)
+    it.on_peer_load("peer", {"a": Load(2.0, nan, 3.0, inf, -1.0)}, nan)
     made = request("r", arrived_s=2.0)
     it.arrived(made, 2.0)
     it.first_byte("r", 1, inf)

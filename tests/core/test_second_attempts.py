@@ -1,7 +1,7 @@
 """Hedging and re-routing before the first byte keep to one budget, on virtual time."""
 
 from router.core.decisions import Abort, Send
-from router.core.flight import Limits
+from router.core.flight import DispatchLimits
 from router.core.types import Slo
 from tests.fakes import backend, core, request
 
@@ -26,7 +26,7 @@ def commands_until(it, until_s):
 
 def test_a_pool_that_is_slow_as_a_whole_is_not_asked_everything_twice():
     """Of 40 silent requests 10 % of the sends are hedges, whoever is late."""
-    it = silent_pool(Limits(hedge_slo_share=0.5, hedges_max_share=0.1))
+    it = silent_pool(DispatchLimits(hedge_slo_share=0.5, hedges_max_share=0.1))
     hedges = [c for c in commands_until(it, 5.0) if isinstance(c, Send)]
     assert 3 <= len(hedges) <= 5
     assert all(send.attempt == 2 and send.why.startswith("hedge") for send in hedges)
@@ -34,7 +34,7 @@ def test_a_pool_that_is_slow_as_a_whole_is_not_asked_everything_twice():
 
 def test_re_routing_at_the_slos_own_deadline_keeps_to_the_same_budget():
     """The others stay where they are, silent, until the deadline that holds for every policy."""
-    limits = Limits(first_byte_slo_factor=0.8, hedges_max_share=0.1, first_byte_s_max=20.0, failures_max=1000)
+    limits = DispatchLimits(first_byte_slo_factor=0.8, hedges_max_share=0.1, first_byte_s_max=20.0, failures_max=1000)
     it = silent_pool(limits)
     moved = commands_until(it, 5.0)
     assert 3 <= sum(isinstance(c, Send) for c in moved) <= 5

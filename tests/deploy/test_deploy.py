@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from router.core.decisions import Outcome
+from router.core.decisions import EndState
 from router.core.score import STATES
 from router.gateway.telemetry.metrics import Metrics
 
@@ -77,7 +77,7 @@ def values_in_code():
     return {
         "kept": {"true", "false"},
         "kind": {"prompt", "output", "cached"},
-        "outcome": {outcome.value for outcome in Outcome},
+        "outcome": {outcome.value for outcome in EndState},
         "source": {"class", "header"},
         "result": set(re.findall(r'headroom_config_reloads_total\{result="([a-z]+)"', page)),
         "state": {*STATES, "configured", "answering"},

@@ -15,7 +15,7 @@ def beliefs(core: Dispatcher, store: MemoryStore) -> Beliefs:
     """Between this core and this store."""
 
     def teach(name: str, learnt: object) -> None:
-        core.taught(name, learnt, 0.0)  # type: ignore[arg-type]
+        core.adopt_belief(name, learnt, 0.0)  # type: ignore[arg-type]
 
     return Beliefs(store, core.beliefs, teach)
 

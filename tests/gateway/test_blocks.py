@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from router.gateway.protocols import triton
 from router.gateway.protocols.blocks import BLOCK_BYTES, blocks_of
 from router.gateway.protocols.ingress import Ingress
-from router.gateway.protocols.openai import SURFACES, read
+from router.gateway.protocols.openai import ENDPOINTS, read
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, pair, reply, stream
 from tests.pages import Pages
@@ -22,8 +22,8 @@ OTHER = "Pack my box with five dozen liquor jugs. Now! " * 60
 
 def prefix(path: str = "/v1/chat/completions", blocks_max: int = 64, **body: Any) -> tuple[int, ...]:
     """The blocks of one request for model m."""
-    surface = SURFACES[path.encode()]
-    return read(surface, path.encode(), json.dumps({"model": "m", **body}).encode(), blocks_max).prefix
+    endpoint = ENDPOINTS[path.encode()]
+    return read(endpoint, path.encode(), json.dumps({"model": "m", **body}).encode(), blocks_max).prefix
 
 
 def chat(*texts: str, **more: Any) -> tuple[int, ...]:

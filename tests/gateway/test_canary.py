@@ -5,16 +5,16 @@ from math import nan
 
 import pytest
 
-from router.core.decisions import Account, Outcome
+from router.core.decisions import EndState, RequestRecord
 from router.core.types import Slo, Usage
 from router.gateway.rollout.canary import FIRST_LOOK, Arm, Split, Trial, difference, fraction, wilson
 from tests import fakes
 
 
-def account(kept: bool, *, outcome: Outcome = Outcome.SERVED, **facts: object) -> Account:
+def account(kept: bool, *, outcome: EndState = EndState.SERVED, **facts: object) -> RequestRecord:
     """A request that kept its TTFT of 1 s, or did not."""
     request = fakes.request(slo=Slo(ttft_s=1.0), **facts)
-    return Account(request, outcome, "a", 1, 0.0, 0.5 if kept else 2.0, 3.0, Usage(3), None, nan, nan, nan)
+    return RequestRecord(request, outcome, "a", 1, 0.0, 0.5 if kept else 2.0, 3.0, Usage(3), None, nan, nan, nan)
 
 
 ENDED = [(account(True, request_id=f"q{n}"), account(False, request_id=f"q{n}")) for n in range(12_000)]
@@ -93,7 +93,7 @@ def test_a_worse_canary_is_seldom_promoted_and_a_good_one_seldom_returned() -> N
 def test_a_client_that_left_says_nothing() -> None:
     """Its request is in neither arm."""
     trial = Trial(Split(0.5))
-    trial.accounted(account(True, outcome=Outcome.LEFT))
+    trial.accounted(account(True, outcome=EndState.LEFT))
     assert [arm.requests for arm in trial.arms.values()] == [0, 0]
 
 

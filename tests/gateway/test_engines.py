@@ -9,8 +9,8 @@ import pytest
 
 from router.core.types import EngineReport
 from router.gateway.config import settings
-from router.gateway.monitoring.health import Engine, Engines, Watch, engine
-from router.gateway.monitoring.probe import Asker
+from router.gateway.monitoring.health import Engines, Watch, WatchedEngine, engine
+from router.gateway.monitoring.probe import ProbeClient
 from router.gateway.monitoring.scrape import Snapshot, read
 from tests.pages import Pages
 from tests.waiting import until
@@ -50,7 +50,7 @@ class Told:
         self.failures: list[str] = []
         self.checks = 0
 
-    def asking(self, name: str) -> None:
+    def probe_started(self, name: str) -> None:
         self.asked += 1
 
     def reported(self, name: str, report: EngineReport) -> None:
@@ -142,8 +142,8 @@ def test_pages_of_real_engines_are_read() -> None:
 
 def watch(pages: Pages, told: Told, down_after: int = 2) -> Watch:
     """A watch of one engine that those pages are of; close its client."""
-    at = Engine("e", pages.url + "/health", pages.url + "/metrics", ("m",))
-    return Watch(at, Asker(2.0), told, told, down_after, time.monotonic)
+    at = WatchedEngine("e", pages.url + "/health", pages.url + "/metrics", ("m",))
+    return Watch(at, ProbeClient(2.0), told, told, down_after, time.monotonic)
 
 
 async def test_a_healthy_engine_is_reported_with_the_time_it_was_asked() -> None:
@@ -195,8 +195,8 @@ async def test_the_set_of_engines_can_change_while_watched() -> None:
     """A new engine is asked, one that left is not any more, one that stayed is not disturbed."""
     async with Pages({"/health": (200, b"")}) as pages:
         told = Told()
-        engines = Engines(told, told, Asker, time.monotonic)
-        a, b, c = (Engine(name, f"{pages.url}/health?{name}", pages.url, (), scraped=False) for name in "abc")
+        engines = Engines(told, told, ProbeClient, time.monotonic)
+        a, b, c = (WatchedEngine(name, f"{pages.url}/health?{name}", pages.url, (), scraped=False) for name in "abc")
         await engines.watch((a, b), 0.01, 1.0, 2)
         await until(lambda: "/health?b" in pages.asked and "/health?a" in pages.asked)
         kept = engines.watches["b"]

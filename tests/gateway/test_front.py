@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from router.core.decisions import Outcome as Ending
+from router.core.decisions import EndState as Ending
 from router.core.types import Slo
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass
-from router.gateway.traffic.client_connection import FrontLimits
+from router.gateway.traffic.client_connection import ConnectionLimits
 from router.gateway.traffic.driver import StreamLimits
 from tests import fakes_wire as wire
 from tests.fakes_wire import Act, chat, chunked, event, pair, post, reply, stream, token
@@ -139,7 +139,7 @@ async def test_expect_100_continue_is_answered_before_the_body_comes() -> None:
 
 async def test_expect_100_continue_of_a_body_too_large_is_refused_at_once() -> None:
     """413 before a byte of it is sent."""
-    async with pair([reply(b"{}")], front_limits=FrontLimits(body_bytes_max=100)) as (gate, _):
+    async with pair([reply(b"{}")], front_limits=ConnectionLimits(body_bytes_max=100)) as (gate, _):
         client = await gate.client()
         client.send(HEAD + b"expect: 100-continue\r\ncontent-length: 101\r\n\r\n")
         assert (await client.reply()).status == 413
@@ -194,7 +194,7 @@ async def test_20_mb_get_a_clean_413() -> None:
 
 async def test_a_chunked_body_is_bounded_too() -> None:
     """It does not say its length, so it is counted."""
-    async with pair([reply(b"{}")], front_limits=FrontLimits(body_bytes_max=1000)) as (gate, _):
+    async with pair([reply(b"{}")], front_limits=ConnectionLimits(body_bytes_max=1000)) as (gate, _):
         client = await gate.client()
         client.send(HEAD + b"transfer-encoding: chunked\r\n\r\n" + chunked(*[b"x" * 100] * 11))
         assert (await client.reply()).status == 413
@@ -209,7 +209,7 @@ async def test_a_head_too_large_is_431() -> None:
 
 async def test_a_slow_sender_gets_408() -> None:
     """Half a request does not hold a connection for ever; an idle one closes without a word."""
-    async with pair([reply(b"{}")], front_limits=FrontLimits(request_s=5.0)) as (gate, _):
+    async with pair([reply(b"{}")], front_limits=ConnectionLimits(request_s=5.0)) as (gate, _):
         slow, silent = await gate.client(), await gate.client()
         slow.send(HEAD + b"content-length: 10\r\n\r\n{")
         await until(lambda: any(c._reading for c in gate.state.connections) and len(gate.state.connections) == 2)

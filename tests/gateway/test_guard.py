@@ -8,7 +8,7 @@ import pytest
 
 from router.core import ADMIT, Choice, Dispatch, Fleet, Forecast, Hold, Reason, Shed, decisions
 from router.core.dispatcher import Dispatcher
-from router.gateway.rollout.guard import Books, Bounds, Fault, Guarded, GuardedAdmission, is_valid
+from router.gateway.rollout.guard import Bounds, DecisionStats, Fault, Guarded, GuardedAdmission, is_valid
 from tests import fakes
 
 WRONG_KIND = "invalid" if decisions.__file__.endswith(".py") else "raised"
@@ -43,20 +43,20 @@ def broken(fleet: Any) -> Choice:
 
 def guarded(
     live: Answers, last_good: Any = None, bounds: Bounds | None = None
-) -> tuple[Dispatcher, Books, list[Fault]]:
+) -> tuple[Dispatcher, DecisionStats, list[Fault]]:
     """A core whose routing is *live* in its net over *last_good* (always slot 1)."""
-    core, books, heard = fakes.core(fakes.backend("a"), fakes.backend("b")), Books(), []
+    core, books, on_fault = fakes.core(fakes.backend("a"), fakes.backend("b")), DecisionStats(), []
     safe = last_good or Answers(to_slot(1))
-    core.adopt(Guarded(live, safe, bounds or Bounds(), books, live.clock, heard.append), core.admission)
-    return core, books, heard
+    core.adopt(Guarded(live, safe, bounds or Bounds(), books, live.clock, on_fault.append), core.admission)
+    return core, books, on_fault
 
 
 def test_a_policy_that_does_well_is_left_alone() -> None:
     """Its choice stands; it is counted with its time."""
     live = Answers(to_slot(0), takes_s=0.001)
-    core, books, heard = guarded(live)
+    core, books, on_fault = guarded(live)
     assert fakes.sent(core.arrived(fakes.request(), 0.0)).backend == "a"
-    assert (books.decisions, books.seconds, heard) == (1, pytest.approx(0.001), [])
+    assert (books.decisions, books.seconds, on_fault) == (1, pytest.approx(0.001), [])
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_a_policy_that_does_well_is_left_alone() -> None:
 def test_a_fault_is_counted_and_the_last_good_policy_decides(answer: Any, takes_s: float, kind: str) -> None:
     """For that request; the policy is asked again for the next."""
     live = Answers(answer, takes_s)
-    core, books, heard = guarded(live)
+    core, books, on_fault = guarded(live)
     assert fakes.sent(core.arrived(fakes.request(), 0.0)).backend == "b"
     assert books.faults[kind] == 1
-    assert [(fault.kind, fault.last) for fault in heard] == [(kind, False)]
+    assert [(fault.kind, fault.last) for fault in on_fault] == [(kind, False)]
     core.arrived(fakes.request(), 0.0)
     assert live.asked == 2
 
@@ -85,44 +85,44 @@ def test_a_fault_is_counted_and_the_last_good_policy_decides(answer: Any, takes_
 def test_a_policy_that_goes_on_failing_is_dropped() -> None:
     """After three faults within the window; from then on it is not asked."""
     live = Answers(broken)
-    core, _, heard = guarded(live)
+    core, _, on_fault = guarded(live)
     for _ in range(5):
         assert fakes.sent(core.arrived(fakes.request(), 0.0)).backend == "b"
     assert live.asked == 3
-    assert [fault.last for fault in heard] == [False, False, True]
+    assert [fault.last for fault in on_fault] == [False, False, True]
 
 
 def test_faults_far_apart_do_not_drop_a_policy() -> None:
     """One in ten thousand is a bug report, not an outage."""
     live = Answers(broken)
-    core, _, heard = guarded(live)
+    core, _, on_fault = guarded(live)
     for _ in range(5):
         live.now_s += 40.0
         core.arrived(fakes.request(), 0.0)
     assert live.asked == 5
-    assert not any(fault.last for fault in heard)
+    assert not any(fault.last for fault in on_fault)
 
 
 def test_a_policy_that_is_often_late_is_dropped_and_one_that_seldom_is_is_not() -> None:
     """Five overruns among twenty decisions; a busy machine makes a few of anybody's late."""
     often, seldom = Answers(to_slot(0)), Answers(to_slot(0))
     for live, every in ((often, 4), (seldom, 6)):
-        core, books, heard = guarded(live)
+        core, books, on_fault = guarded(live)
         for number in range(100):
             live.takes_s = 0.0 if number % every else 0.006
             core.arrived(fakes.request(), 0.0)
         assert books.faults["overran"] == (5 if live is often else 17)
-        assert any(fault.last for fault in heard) is (live is often)
+        assert any(fault.last for fault in on_fault) is (live is often)
 
 
 def test_one_decision_of_a_second_is_the_last() -> None:
     """Everybody waited for it."""
     live = Answers(to_slot(0), takes_s=1.0)
-    core, _, heard = guarded(live)
+    core, _, on_fault = guarded(live)
     for _ in range(3):
         core.arrived(fakes.request(), 0.0)
     assert live.asked == 1
-    assert heard[0].last
+    assert on_fault[0].last
 
 
 def test_when_the_last_good_policy_fails_too_the_request_is_still_served() -> None:
@@ -151,7 +151,7 @@ def test_an_admission_policy_that_fails_lets_through() -> None:
         pass
 
     def one(kind: type[Odd], answer: Any, memory: Any) -> Any:
-        books = Books()
+        books = DecisionStats()
         net = GuardedAdmission(kind(answer), Bounds(), books, lambda: 0.0, lambda fault: None)
         assert (net.held_max, net.hold_s_max) == (5, 1.0)
         return net.admit(request, fleet, Forecast(request, fleet, core.belief), memory), books
@@ -191,7 +191,7 @@ def test_the_guard_draws_no_chance() -> None:
     """The core's seed replays every choice, guarded or not."""
     plain = fakes.core(fakes.backend("a"), fakes.backend("b"), routing="random")
     net = fakes.core(fakes.backend("a"), fakes.backend("b"), routing="random")
-    net.adopt(Guarded(net.routing, net.routing, Bounds(), Books(), lambda: 0.0, lambda f: None), net.admission)
+    net.adopt(Guarded(net.routing, net.routing, Bounds(), DecisionStats(), lambda: 0.0, lambda f: None), net.admission)
     draw = random.Random(3)
     for _ in range(50):
         asked = fakes.request(prompt_tokens=1 + int(draw.random() * 500))

@@ -1,7 +1,7 @@
 """The last requests, found by either of their names."""
 
 from router.gateway.control.journal import Journal
-from router.gateway.traffic.driver import Outcome
+from router.gateway.traffic.driver import RequestLog
 from tests.fakes import backend, core, request
 
 
@@ -11,7 +11,7 @@ def test_a_request_is_found_by_either_name_the_newest_first_until_it_is_forgotte
     for name, wire_id in (("r1", "theirs"), ("r2", "theirs"), ("r3", "r3")):
         it.arrived(request(name), 0.0)
         account = it.client_left(name, 0.1)[-1]
-        journal.ended(Outcome(account, "/v1/completions", wire_id, True, 0, 0, 0.0, 0.0))
+        journal.ended(RequestLog(account, "/v1/completions", wire_id, True, 0, 0, 0.0, 0.0))
         found = journal.find(wire_id)
         assert found is not None
         assert found.outcome.account.request.id == name

@@ -5,18 +5,18 @@ from math import nan
 
 import pytest
 
-from router.core.decisions import Account, Outcome, Reason
+from router.core.decisions import EndState, Reason, RequestRecord
 from router.core.types import EngineReport, Load, Request, Slo, Usage
 from router.gateway.telemetry.demand import DemandWindow
 from router.gateway.telemetry.metrics import Metrics
 from router.gateway.traffic.meter import Gaps
 
 
-def account(outcome: Outcome = Outcome.SERVED, reason: Reason | None = None, ttft_ms: float = 500) -> Account:
+def account(outcome: EndState = EndState.SERVED, reason: Reason | None = None, ttft_ms: float = 500) -> RequestRecord:
     """A request that arrived at 0, was sent at 0.1, began at 0.3 and ended at 1.3 with 11 tokens."""
     request = Request("r", "tiny", 0.0, 100, slo=Slo(ttft_s=ttft_ms / 1e3), slo_class="chat")
-    served = outcome is Outcome.SERVED
-    return Account(
+    served = outcome is EndState.SERVED
+    return RequestRecord(
         request, outcome, "b1" if served else "", 1, 0.1, 0.3 if served else nan, 1.3, Usage(11, 120, 20), reason,
         predicted_ttft_s=0.1, predicted_tpot_s=0.1, predicted_e2e_s=nan,
     )  # fmt: skip
@@ -57,8 +57,8 @@ def test_a_served_request_is_in_every_family_it_belongs_to() -> None:
 def test_a_refusal_misses_its_slo_and_a_client_that_left_says_nothing_of_it() -> None:
     """Attainment is of those who waited for an answer."""
     books = metrics()
-    books.accounted(account(Outcome.REFUSED, Reason.SATURATED))
-    books.accounted(account(Outcome.LEFT))
+    books.accounted(account(EndState.REFUSED, Reason.SATURATED))
+    books.accounted(account(EndState.LEFT))
     text = page(books)
     assert 'headroom_slo_requests_total{kept="false",model="tiny",slo_class="chat",source="class"} 1.0' in text
     assert 'kept="true"' not in text
@@ -68,7 +68,7 @@ def test_a_refusal_misses_its_slo_and_a_client_that_left_says_nothing_of_it() ->
 def test_names_of_models_nobody_serves_make_no_new_series() -> None:
     """A client could otherwise fill the memory with labels."""
     books = metrics()
-    books.accounted(account(Outcome.REFUSED, Reason.UNKNOWN_MODEL))
+    books.accounted(account(EndState.REFUSED, Reason.UNKNOWN_MODEL))
     assert 'model="unknown"' in page(books)
     assert 'model="tiny"' not in page(books)
 
@@ -120,7 +120,7 @@ def test_the_demand_of_a_minute_is_a_rate_with_means() -> None:
     window = DemandWindow()
     for second in range(60):
         window.accounted(account(ttft_ms=500 if second % 2 else 100), float(second))
-    window.accounted(account(Outcome.REFUSED, Reason.UNKNOWN_MODEL), 59.0)
+    window.accounted(account(EndState.REFUSED, Reason.UNKNOWN_MODEL), 59.0)
     demand = window.view(59.9)["tiny"]
     assert demand.requests_per_s == pytest.approx(1.0, rel=0.05)
     assert (demand.prompt_tokens, demand.output_tokens, demand.slo_class) == (120, 11, "chat")

@@ -9,8 +9,8 @@ import pytest
 
 from router.gateway.config.plan import plan_file
 from router.gateway.config.text import ConfigError
-from router.gateway.rollout.policy_spec import UNPROVED
-from router.gateway.rollout.validation import prove
+from router.gateway.rollout.policy_spec import NOT_VALIDATED
+from router.gateway.rollout.validation import validate
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import ScriptedEngine, stream
 from tests.gateway.test_main import answers, command
@@ -125,7 +125,7 @@ async def test_the_code_of_a_policy_file_does_not_run_here_before_it_is_proved(t
     async with ScriptedEngine() as engine, Pages({}) as pages:
         write(path, two(engine, pages) + MINE)
         plan = plan_file(path)
-        assert plan.routing is UNPROVED
+        assert plan.routing is NOT_VALIDATED
         with pytest.raises(ConfigError, match="once it is proved"):
             async with router(path, two(engine, pages) + MINE, ready=False):
                 raise AssertionError("it served")
@@ -143,7 +143,7 @@ async def test_what_kills_the_proof_is_refused_and_hurts_nobody_else(
     policy_file(tmp_path, does)
     async with ScriptedEngine() as engine, Pages({}) as pages:
         write(path, two(engine, pages) + MINE + f"reload: {{proof: {{seconds_max: {seconds}}}}}\n")
-        proof = prove(plan_file(path), None)
+        proof = validate(plan_file(path), None)
     assert proof.result == "refused"
     assert re.search(words, proof.why)
 

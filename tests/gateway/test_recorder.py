@@ -5,7 +5,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from router.core.flight import Limits
+from router.core.flight import DispatchLimits
 from router.gateway.telemetry.recorder import Recorder, RecordError, decisions, differences
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, stream
@@ -13,7 +13,7 @@ from tests.pages import Pages
 
 DECISIONS = decisions(
     {"routing": {"name": "round_robin", "parameters": {}}, "admission": {"name": "deadline", "parameters": {}}},
-    Limits(),
+    DispatchLimits(),
 )
 
 

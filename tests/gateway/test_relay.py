@@ -6,8 +6,8 @@ from math import inf
 
 import pytest
 
-from router.core.decisions import Outcome as Ending
-from router.core.flight import Limits
+from router.core.decisions import EndState as Ending
+from router.core.flight import DispatchLimits
 from router.gateway.traffic.driver import StreamLimits
 from tests import fakes_wire as wire
 from tests.fakes_wire import (
@@ -229,7 +229,7 @@ async def test_no_first_byte_in_time_is_tried_elsewhere() -> None:
     async with (
         ScriptedEngine([Act.UNTIL_LEFT]) as silent,
         ScriptedEngine([stream("b")]) as good,
-        gateway(silent.target("a"), good.target("b"), core_limits=Limits(first_byte_s_max=0.05)) as gate,
+        gateway(silent.target("a"), good.target("b"), core_limits=DispatchLimits(first_byte_s_max=0.05)) as gate,
     ):
         got = await gate.chat()
         assert got.headers["x-headroom-backend"] == "b"
@@ -238,14 +238,14 @@ async def test_no_first_byte_in_time_is_tried_elsewhere() -> None:
 
 async def test_a_deadline_with_nobody_left_is_504() -> None:
     """Gateway Timeout, in OpenAI's form."""
-    async with pair([Act.UNTIL_LEFT], core_limits=Limits(first_byte_s_max=0.05)) as (gate, _):
+    async with pair([Act.UNTIL_LEFT], core_limits=DispatchLimits(first_byte_s_max=0.05)) as (gate, _):
         got = await gate.chat()
         assert (got.status, got.json()["error"]["code"]) == (504, "first-byte-late")
 
 
 async def test_a_hedge_that_answers_first_wins_and_the_other_is_closed() -> None:
     """Two attempts at once: one reply reaches the client, the loser's connection is aborted."""
-    limits = Limits(hedge_slo_share=0.01, hedges_max_share=inf)
+    limits = DispatchLimits(hedge_slo_share=0.01, hedges_max_share=inf)
     async with (
         ScriptedEngine([Act.UNTIL_LEFT]) as slow,
         ScriptedEngine([stream("b")]) as quick,

@@ -47,7 +47,7 @@ class Heard:
         self.bad: list[str] = []
         self.odd: list[str] = []
 
-    def heard(self, peer: str, loads: Mapping[str, Load]) -> None:
+    def on_peer_load(self, peer: str, loads: Mapping[str, Load]) -> None:
         self.loads[peer] = loads
 
     def peer_lost(self, peer: str) -> None:
@@ -158,7 +158,7 @@ async def test_what_stands_in_place_of_a_number_is_dropped_and_counted(server: R
     shared = await a.sync(RouterView(), ("b1",), 0.0)
     dispatcher.reported("b1", shared.reports["b1"], 1.0)
     assert dispatcher.ledger.foreign[:, 0].tolist() == [4.0, 0.0, 0.0, 0.0]
-    dispatcher.heard("odd", shared.routers["odd"].loads, 1.0)
+    dispatcher.on_peer_load("odd", shared.routers["odd"].loads, 1.0)
     assert dispatcher.ledger.others[:, 0].tolist() == [0.0, 0.0, 2.0, 0.0]
     counts = dispatcher.dropped_numbers.by_source
     assert (counts["peer"], counts["report"]) == (1, 1)

@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 
-from router.core.decisions import Outcome as Ending
+from router.core.decisions import EndState as Ending
 from tests import fakes_wire as wire
 from tests.fakes_wire import ScriptedEngine, chunked, event, gateway, pair, post, reply, stream, token
 from tests.waiting import until

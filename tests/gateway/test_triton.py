@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from router.core.decisions import Outcome as Ending
+from router.core.decisions import EndState as Ending
 from tests import fakes_wire as wire
 from tests.fakes_wire import Act, ScriptedEngine, chat, chunked, event, gateway, post, reply, stream
 from tests.waiting import until

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from router.core.decisions import Outcome as Ending
-from router.gateway.traffic.client_connection import Front, FrontLimits, front
+from router.core.decisions import EndState as Ending
+from router.gateway.traffic.client_connection import ClientConnection, ConnectionLimits, client_connection
 from router.gateway.traffic.driver import Driver
 from router.gateway.traffic.http import dechunked
 from router.gateway.traffic.upstream import Connection, Target, Upstream
@@ -79,18 +79,18 @@ class Bench:
         self.driver = Driver(core, [], self.seen)
         self.upstream = Upstream(Target("a", "engine", 80), self.driver.clock, dialler=leads_nowhere)
         self.driver._upstreams["a"] = self.upstream
-        protocol = front(self.driver, FrontLimits())
+        protocol = client_connection(self.driver, ConnectionLimits())
         config = uvicorn.Config(wire.app, http=protocol, ws="none", lifespan="off", log_config=None)
         config.load()
         self.client = MemoryTransport()
-        self.front: Front = protocol(config=config, server_state=ServerState(), app_state={})
-        self.front.connection_made(self.client)
+        self.client_connection: ClientConnection = protocol(config=config, server_state=ServerState(), app_state={})
+        self.client_connection.connection_made(self.client)
         self.lost = False
 
     def sends(self, data: bytes) -> None:
         """The client's next read."""
         if not self.client.closed:
-            self.front.data_received(data)
+            self.client_connection.data_received(data)
 
     def busy(self) -> list[Connection]:
         """Connections with a request on them."""
@@ -107,7 +107,7 @@ class Bench:
         """Everybody goes."""
         if not self.lost:
             self.lost = True
-            self.front.connection_lost(None)
+            self.client_connection.connection_lost(None)
         for connection in list(self.upstream.open):
             connection.connection_lost(None)
         assert self.driver.core.in_flight == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from router.gateway.config.plan import plan_file
 from router.gateway.rollout.reload import settled
 from router.gateway.rollout.versions import Version
-from router.gateway.workers import Place, running, sums, views
+from router.gateway.workers import WorkerIdentity, running, sums, views
 from router.gateway.workers.member import Worker, worker
 from tests.fakes_router import write
 
@@ -106,7 +106,7 @@ def pair(tmp_path: Path) -> tuple[Path, Worker, Worker]:
     """A config with a trial, and two workers of it that serve nobody yet."""
     path = tmp_path / "r.yaml"
     write(path, TRIAL)
-    places = [Place(tmp_path, slot, 2, "h") for slot in range(2)]
+    places = [WorkerIdentity(tmp_path, slot, 2, "h") for slot in range(2)]
     plan = plan_file(path)
     running.publish(places[0].running, Version(plan.version, time(), "start", plan.text), {})
     return path, worker(path, places[0]), worker(path, places[1])

@@ -24,7 +24,7 @@ from router.core.dispatcher import Dispatcher
 from router.gateway.config.plan import Plan, plan_file
 from router.gateway.monitoring.scrape import read as read_page
 from router.gateway.traffic.upstream import Target
-from simulator.emulator.engine import Engine, Serving, prompt_of
+from simulator.emulator.engine import EmulatedEngine, Serving, prompt_of
 from simulator.emulator.wire.vllm import Vllm, metrics
 from simulator.pool import Member, Pool
 from simulator.replica.sequence import Sequence
@@ -437,7 +437,7 @@ class VirtualLoop:
 def test_an_engines_page_reads_as_the_simulator_reports_it(caching: bool) -> None:
     """vLLM's metrics of an emulated engine, read as the gateway reads them, at rest, under load and after it."""
     loop, member = VirtualLoop(), replace(MEMBERS[0], prefix_caching=caching, seqs_max=1)
-    engine = Engine(Serving(member, "m", EXACT), cast("asyncio.AbstractEventLoop", loop))
+    engine = EmulatedEngine(Serving(member, "m", EXACT), cast("asyncio.AbstractEventLoop", loop))
     server, before, counted, kept = Vllm(engine), None, None, []
     for prompts in (0, 1, 3, 0):
         for _ in range(prompts):

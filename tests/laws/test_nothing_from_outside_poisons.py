@@ -141,23 +141,23 @@ class AnyNumbers(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), said=st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS), asked_s=NUMBERS)
     def reported(self, name, said, asked_s):
         """At a time of its own, and at the right one."""
-        self.core.asking(name, self.now_s)
+        self.core.probe_started(name, self.now_s)
         self.core.reported(name, EngineReport(asked_s, *said), self.now_s)
         self.core.reported(name, EngineReport(self.now_s, *said), self.now_s)
 
     @rule(peer=st.sampled_from("xy"), loads=st.dictionaries(st.sampled_from([*NAMES, "unknown"]), LOADS))
-    def heard(self, peer, loads):
+    def on_peer_load(self, peer, loads):
         """A peer."""
-        self.core.heard(peer, loads, self.now_s)
+        self.core.on_peer_load(peer, loads, self.now_s)
 
     @rule(name=st.sampled_from(NAMES), data=st.data(), value=NUMBERS)
-    def taught(self, name, data, value):
+    def adopt_belief(self, name, data, value):
         """A belief with one number replaced: taken whole, or refused whole."""
         learnt = self.core.beliefs()[name]
         path = data.draw(st.sampled_from(numbers_of(learnt)))
         before = copy.deepcopy(learnt)
         try:
-            self.core.taught(name, with_number(learnt, path, value), self.now_s)
+            self.core.adopt_belief(name, with_number(learnt, path, value), self.now_s)
         except ValueError:
             assert self.core.beliefs()[name] == before
 
@@ -287,7 +287,7 @@ def test_a_report_from_the_future_is_dropped_and_the_next_one_taken():
 def test_a_field_of_a_peers_load_that_cannot_be_counts_as_nothing():
     """The rest of it is taken; a sum of floats a little below 0 is 0 and no fault."""
     dispatcher = core(backend("a"))
-    dispatcher.heard("peer", {"a": Load(2.0, nan, 3.0, -1e-9, -1.0)}, 1.0)
+    dispatcher.on_peer_load("peer", {"a": Load(2.0, nan, 3.0, -1e-9, -1.0)}, 1.0)
     assert dispatcher.ledger.others[:, 0].tolist() == [2.0, 0.0, 3.0, 0.0]
     assert dispatcher.ledger.others_bound_s[0] == inf
     assert dispatcher.dropped_numbers.by_source["peer"] == 2
@@ -364,7 +364,7 @@ def test_a_poisoned_belief_is_refused_whole_counted_and_the_router_serves(path, 
     fresh = core(backend("a"), routing="slo_headroom")
     before = fresh.beliefs()
     with pytest.raises(border.Implausible, match=str(path[0])):
-        fresh.taught("a", with_number(old.beliefs()["a"], path, value), 0.0)
+        fresh.adopt_belief("a", with_number(old.beliefs()["a"], path, value), 0.0)
     assert fresh.beliefs() == before
     assert fresh.dropped_numbers.by_source["belief"] == 1
     check_every_forecast_and_policy(fresh, 0.0)
@@ -377,7 +377,7 @@ def test_the_lengths_of_models_that_a_backend_does_not_serve_are_not_taken():
     served(old, Usage(50, 1_000, 100), 30)
     learnt = old.beliefs()["a"]
     learnt = {**learnt, "lengths": {"other": learnt["lengths"]["m"]}}
-    fresh.taught("a", learnt, 0.0)
+    fresh.adopt_belief("a", learnt, 0.0)
     assert fresh.belief.lengths.export("other") == {}
 
 
@@ -406,7 +406,7 @@ def test_a_belief_of_the_widest_spreads_leaves_every_quantile_finite():
     served(old, Usage(50, 1_000, 100), 30)
     replies = {"ended": [10.0, *[0.0] * 70, 10.0], "cut": [0.0] * 72}
     learnt = with_number(old.beliefs()["a"], ("tails",), [[[-20.0] * 3] * 4 + [[20.0] * 3]] * 3)
-    fresh.taught("a", with_number(learnt, ("lengths", "m", "default"), replies), 0.0)
+    fresh.adopt_belief("a", with_number(learnt, ("lengths", "m", "default"), replies), 0.0)
     asked = request(slo=Slo(ttft_s=1.0, quantile=1.0 - 1e-16))
     forecast = Forecast(asked, Fleet(fresh.ledger, fresh.ledger.pool("m"), 0.0), fresh.belief)
     assert np.isfinite(forecast.tails_s(asked.slo.quantile)).all()

@@ -96,7 +96,7 @@ def test_under_some_load_too_it_is_served_from_spare_capacity_or_refused_but_nev
 def test_one_clients_impossible_headers_hold_nobody(load):
     """A TPOT of 1 ms and a TTFT of 10,000 s: sent or refused, not held; those after it of the same class are sent."""
     it = core(backend("a"), routing="slo_headroom")
-    it.heard("peer", {"a": load}, 0.0)
+    it.on_peer_load("peer", {"a": load}, 0.0)
     for n in range(5):
         impossible = request(f"i{n}", slo=Slo(ttft_s=10_000.0, tpot_s=0.001), slo_class="chat")
         assert it.arrived(impossible, 0.0)
@@ -111,11 +111,11 @@ def test_impossible_headers_among_those_that_wait_hold_nobody_either():
     it = core(backend("a", slower=4.0), routing="slo_headroom")
     for _ in range(100):
         it.belief.lengths.saw("m", "default", 20)
-    it.heard("peer", {"a": Load(decoding=100.0, context_tokens=1e5)}, 0.0)
+    it.on_peer_load("peer", {"a": Load(decoding=100.0, context_tokens=1e5)}, 0.0)
     assert it.arrived(request("waits", slo=Slo(ttft_s=10.0, tpot_s=0.06)), 0.0) == ()
     assert refused(it.arrived(request("impossible", slo=Slo(ttft_s=10_000.0, tpot_s=0.001)), 0.0))
     assert it.arrived(request("waits too", slo=Slo(ttft_s=10.0, tpot_s=0.06)), 0.0) == ()
-    assert [c.request_id for c in it.heard("peer", {}, 0.1) if isinstance(c, Send)] == ["waits", "waits too"]
+    assert [c.request_id for c in it.on_peer_load("peer", {}, 0.1) if isinstance(c, Send)] == ["waits", "waits too"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from router.core.types import Load
 from simulator.pool import Member, Pool
 from simulator.replica.truth import Hidden
 from simulator.run.play import play
-from simulator.traces import Entry
+from simulator.traces import TraceEntry
 from simulator.workload.arrivals import Shaping, parse_slo, shape
 from tests.fakes import backend, core, request
 
@@ -215,7 +215,7 @@ PROMISED = {"slo": Slo(ttft_s=1.0, tpot_s=0.0135), "slo_class": "chat"}
 
 def with_streams(it, count, now_s):
     """A peer has so many streams on the one backend, promised 13.5 ms a token."""
-    return it.heard("peer", {"a": Load(decoding=float(count), tpot_bound_s=0.0135)}, now_s)
+    return it.on_peer_load("peer", {"a": Load(decoding=float(count), tpot_bound_s=0.0135)}, now_s)
 
 
 def room_for_one():
@@ -271,7 +271,7 @@ def attainment(routing, rate, routers=1):
     for _ in range(800):
         at_s += draw.expovariate(rate)
         entries.append(
-            Entry(at_s, int(min(8000, draw.lognormvariate(6.6, 1.0))) + 1, int(draw.lognormvariate(5.0, 0.7)) + 1)
+            TraceEntry(at_s, int(min(8000, draw.lognormvariate(6.6, 1.0))) + 1, int(draw.lognormvariate(5.0, 0.7)) + 1)
         )
     classes = (parse_slo("chat@0.8:ttft=1s,tpot=60ms"), parse_slo("tight@0.2:ttft=0.5s,tpot=35ms"))
     arrivals = shape(entries, Shaping(POOL.default_model, classes), 5)

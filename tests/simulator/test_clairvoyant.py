@@ -10,7 +10,7 @@ from simulator.bounds.clairvoyant import PORTFOLIO, Clairvoyant, Strategy
 from simulator.pool import Member, Pool
 from simulator.replica.truth import EXACT
 from simulator.run.play import Played, play
-from simulator.run.result_table import Books
+from simulator.run.result_table import ResultTable
 from simulator.run.world import Fault, World
 from simulator.workload.arrivals import Arrival
 
@@ -34,7 +34,9 @@ def run_of(
     )
 
 
-def played(arrivals: list[Arrival], strategy: Strategy = SOONEST, hold_s_max: float = 30.0, pool: Pool = POOL) -> Books:
+def played(
+    arrivals: list[Arrival], strategy: Strategy = SOONEST, hold_s_max: float = 30.0, pool: Pool = POOL
+) -> ResultTable:
     """What became of each."""
     return run_of(arrivals, strategy, hold_s_max, pool).books
 
@@ -44,7 +46,7 @@ def asked(name: str, at_s: float, slo: Slo, prompt: int = 1_000, output: int = 1
     return Arrival(Request(name, "llama-3-8b", at_s, prompt, 0, slo), output)
 
 
-def waited_s(books: Books) -> dict[str, float]:
+def waited_s(books: ResultTable) -> dict[str, float]:
     """Seconds at the gateway, by id; nan for what was dropped."""
     waits = books.column("sent_s") - books.column("arrived_s")
     return dict(zip(books.ids, (float(wait) for wait in waits), strict=True))

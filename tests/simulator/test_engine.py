@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from simulator.__main__ import app
-from simulator.emulator.engine import Dialect, Engine, Serving, listen
+from simulator.emulator.engine import Dialect, EmulatedEngine, Serving, listen
 from simulator.emulator.serving import DIALECTS
 from simulator.pool import Member
 from simulator.replica.truth import EXACT
@@ -25,14 +25,14 @@ MESSAGES = [{"role": "user", "content": "Tell me of the sea"}]
 class Client(httpx.AsyncClient):
     """A client, and the engine it talks to."""
 
-    engine: Engine
+    engine: EmulatedEngine
 
 
 @asynccontextmanager
 async def serving(protocol: str = "vllm", started: Serving = SERVING) -> AsyncIterator[Client]:
-    made: list[Engine] = []
+    made: list[EmulatedEngine] = []
 
-    def dialect(engine: Engine):
+    def dialect(engine: EmulatedEngine):
         made.append(engine)
         return DIALECTS[protocol](engine)
 

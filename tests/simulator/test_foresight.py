@@ -9,17 +9,17 @@ import pytest
 from simulator.bounds.foresight import Promised, alone, follow, in_engine
 from simulator.pool import Member, Pool
 from simulator.replica.replica import Replica
-from simulator.replica.sequence import Limits, Sequence
+from simulator.replica.sequence import EngineLimits, Sequence
 from simulator.replica.truth import Hidden
 from simulator.run.kernel import Kernel
 
 SITE = Pool((Member("a", "l40s"),), truth=Hidden(drift=0.0)).sites(3)[0]
-ROOMY, TIGHT = Limits(kv_blocks=4_000), Limits(seqs_max=8, chunk_tokens=600, kv_blocks=4_000)
+ROOMY, TIGHT = EngineLimits(kv_blocks=4_000), EngineLimits(seqs_max=8, chunk_tokens=600, kv_blocks=4_000)
 
 
 @pytest.mark.parametrize("limits", [ROOMY, TIGHT])
 @pytest.mark.parametrize("seed", range(4))
-def test_every_first_and_last_token_comes_when_it_was_foreseen(limits: Limits, seed: int) -> None:
+def test_every_first_and_last_token_comes_when_it_was_foreseen(limits: EngineLimits, seed: int) -> None:
     """In the middle of chunks and runs, with some waiting and one more coming."""
     draw = random.Random(seed)
     kernel, replica, first, last = _engine(limits)
@@ -42,7 +42,7 @@ def test_every_first_and_last_token_comes_when_it_was_foreseen(limits: Limits, s
     assert first_s[~had] == pytest.approx(np.array([first[n] for n in names])[~had], rel=1e-6)
 
 
-def _engine(limits: Limits) -> tuple[Kernel, Replica, dict[str, float], dict[str, float]]:
+def _engine(limits: EngineLimits) -> tuple[Kernel, Replica, dict[str, float], dict[str, float]]:
     """A replica on a clock, and when its first and last tokens came."""
     kernel = Kernel()
     first: dict[str, float] = {}
@@ -77,7 +77,7 @@ def test_what_the_prefix_cache_holds_is_not_computed_again() -> None:
 
 def test_a_cache_that_is_too_small_for_all_is_foreseen() -> None:
     """Two that fit by their prompts and would not by their replies; one alone fits."""
-    kernel, replica, _, _ = _engine(Limits(kv_blocks=100))
+    kernel, replica, _, _ = _engine(EngineLimits(kv_blocks=100))
     replica.add(Sequence("a", 600, 400), 0.0)
     kernel.run_until(0.5)
     there, _ = in_engine(replica)

@@ -12,7 +12,7 @@ import yaml
 import policies
 from router.core.decisions import Command, Send
 from router.core.dispatcher import Dispatcher
-from router.core.flight import Limits
+from router.core.flight import DispatchLimits
 from router.core.physics import StepCoefficients, decode_step_s, prefill_s
 from router.core.record import Recording
 from router.core.types import Backend, Request, Usage
@@ -21,8 +21,7 @@ from simulator.calibration.from_record import fit_log
 from simulator.commands.calibrate import main
 from simulator.pool import BadPool, load_pool
 from simulator.replica.replica import Replica
-from simulator.replica.sequence import Limits as EngineLimits
-from simulator.replica.sequence import Sequence
+from simulator.replica.sequence import EngineLimits, Sequence
 from simulator.replica.truth import Hidden, Truth
 from simulator.run.kernel import Kernel
 
@@ -40,7 +39,7 @@ class World:
         self.clock, self.tokens = Kernel(), {f"{n}": each for n, each in enumerate(tokens)}
         written: list[str] = ['{"record": 1, "continues": false}']
         routing, admission = policies.find("routing", "round_robin", {}), policies.find("admission", "deadline", {})
-        core = Dispatcher(routing, admission, random.Random(1), Limits(first_byte_s_max=inf))
+        core = Dispatcher(routing, admission, random.Random(1), DispatchLimits(first_byte_s_max=inf))
         self.core = Recording(core, lambda event: written.append(json.dumps(event)))
         hidden = Hidden(spread=0.0, drift=0.0, slow_share=0.0, api_s=0.0)
         truth, limits = Truth(TRUE, hidden, 1), EngineLimits(seqs_max=64, chunk_tokens=2048, kv_blocks=50_000)
@@ -136,7 +135,7 @@ def test_a_stream_that_was_left_is_load_and_no_lesson(tmp_path: Path) -> None:
         policies.find("routing", "round_robin", {}),
         policies.find("admission", "deadline", {}),
         random.Random(1),
-        Limits(),
+        DispatchLimits(),
     )
     with path.open("w") as file:
         told = Recording(core, lambda event: print(json.dumps(event), file=file))

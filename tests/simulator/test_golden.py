@@ -4,7 +4,7 @@ from pathlib import Path
 
 from router.core.physics import StepCoefficients
 from simulator.replica.replica import Replica
-from simulator.replica.sequence import Limits, Sequence
+from simulator.replica.sequence import EngineLimits, Sequence
 from simulator.replica.truth import EXACT, true_of
 from simulator.run.kernel import Kernel
 
@@ -20,7 +20,7 @@ def morning() -> str:
         state = f"running {replica.running} waiting {replica.waiting} kv {replica.kv_usage():.0%}"
         lines.append(f"{kernel.now_s:8.4f} {sequence.id:<7} {what:<11} {state}")
 
-    limits = Limits(seqs_max=3, chunk_tokens=48, block_tokens=16, kv_blocks=12)
+    limits = EngineLimits(seqs_max=3, chunk_tokens=48, block_tokens=16, kv_blocks=12)
     replica = Replica(
         "r",
         true_of(STEP, EXACT, 0, "r"),

@@ -14,15 +14,15 @@ from simulator.__main__ import app
 from simulator.pool import BUILT_IN
 from simulator.report.summary import summarise
 from simulator.run.play import play
-from simulator.traces import Entry, read_trace
+from simulator.traces import TraceEntry, read_trace
 from simulator.workload.arrivals import Shaping, SloClass, shape
 
 CHAT = (SloClass("chat", Slo(ttft_s=1.0, tpot_s=0.06)),)
 AZURE = Path("../shared/data/traces/AzureLLMInferenceTrace_conv.csv.gz")
 
 
-def entries(count: int, every_s: float = 0.2) -> list[Entry]:
-    return [Entry(n * every_s, 200 + 37 * n % 2000, 1 + 53 * n % 300) for n in range(count)]
+def entries(count: int, every_s: float = 0.2) -> list[TraceEntry]:
+    return [TraceEntry(n * every_s, 200 + 37 * n % 2000, 1 + 53 * n % 300) for n in range(count)]
 
 
 def played(routing: str, count: int = 300, seed: int = 1, every_s: float = 0.2):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from router.core.physics import StepCoefficients
 from simulator.replica.replica import Replica
-from simulator.replica.sequence import Limits, Sequence
+from simulator.replica.sequence import EngineLimits, Sequence
 from simulator.replica.truth import EXACT, Hidden, Truth, true_of
 from simulator.run.kernel import Kernel
 from tests.fakes_sim import Job, PlainEngine
@@ -29,7 +29,7 @@ STEP = StepCoefficients(
 Times = dict[str, float]
 
 
-def walked(truth: Truth, limits: Limits, jobs: list[Job], coalesce: bool) -> tuple[Times, Times, Replica]:
+def walked(truth: Truth, limits: EngineLimits, jobs: list[Job], coalesce: bool) -> tuple[Times, Times, Replica]:
     """First-token and end times of every job, by a Replica."""
     kernel, first, end = Kernel(), {}, {}
     replica = Replica(
@@ -50,10 +50,10 @@ def walked(truth: Truth, limits: Limits, jobs: list[Job], coalesce: bool) -> tup
     return first, end, replica
 
 
-def world(draw: Random) -> tuple[Truth, Limits, list[Job]]:
+def world(draw: Random) -> tuple[Truth, EngineLimits, list[Job]]:
     """A small engine, often short of blocks, and some requests, of whom some leave."""
     blocks, size = draw.choice([12, 30, 80, 1000]), draw.choice([1, 4, 16])
-    limits = Limits(
+    limits = EngineLimits(
         seqs_max=draw.choice([1, 3, 8, 32]),
         chunk_tokens=draw.choice([32, 64, 200]),
         block_tokens=size,
@@ -104,7 +104,7 @@ def test_every_block_comes_back(seed: int, coalesce: bool) -> None:
 def prefixed(draw: Random, coalesce: bool, seed: int) -> tuple[Times, Times, Replica]:
     """Requests that share prefixes, in a cache too small for all of them."""
     kernel, first, end = Kernel(), {}, {}
-    limits = Limits(seqs_max=8, chunk_tokens=256, block_tokens=4, kv_blocks=draw.choice([60, 150, 400]))
+    limits = EngineLimits(seqs_max=8, chunk_tokens=256, block_tokens=4, kv_blocks=draw.choice([60, 150, 400]))
     replica = Replica(
         "r",
         true_of(STEP, Hidden(), seed, "r"),
@@ -139,7 +139,7 @@ def test_a_prefix_cache_changes_nothing_about_coalescing(seed: int) -> None:
 
 
 def served(
-    limits: Limits, sequences: list[tuple[float, Sequence]], truth: Truth | None = None
+    limits: EngineLimits, sequences: list[tuple[float, Sequence]], truth: Truth | None = None
 ) -> tuple[Times, Replica]:
     """End times on an engine without secrets."""
     kernel, end = Kernel(), {}
@@ -156,7 +156,7 @@ def test_a_second_request_with_the_same_prompt_computes_only_what_is_not_cached(
     prefix = ("a", "b", "c", "d")
     once = Sequence("once", 512, 2, prefix=prefix, unit_tokens=128)
     again = Sequence("again", 512, 2, prefix=prefix, unit_tokens=128)
-    _, replica = served(Limits(), [(0.0, once), (5.0, again)])
+    _, replica = served(EngineLimits(), [(0.0, once), (5.0, again)])
     assert (once.cached_tokens, again.cached_tokens) == (0, 496)
     assert replica.prefilled_tokens == 512 + 16
 
@@ -165,13 +165,13 @@ def test_without_prefix_caching_nothing_is_found() -> None:
     """enable_prefix_caching off: the same prompt is computed twice."""
     prefix = ("a", "b")
     pair = [(t, Sequence(str(t), 256, 2, prefix=prefix, unit_tokens=128)) for t in (0.0, 5.0)]
-    _, replica = served(Limits(prefix_caching=False), pair)
+    _, replica = served(EngineLimits(prefix_caching=False), pair)
     assert replica.prefilled_tokens == 512
 
 
 def test_cached_blocks_are_evicted_least_recently_freed_first() -> None:
     """A cache of two prompts that sees a third forgets the first and still knows the second."""
-    limits = Limits(block_tokens=16, kv_blocks=21)
+    limits = EngineLimits(block_tokens=16, kv_blocks=21)
     prompts = [Sequence(name, 160, 2, prefix=(name,), unit_tokens=160) for name in ("a", "b", "c", "b2", "a2")]
     for sequence in prompts:
         sequence.prefix = (sequence.id[0],)
@@ -183,7 +183,7 @@ def test_cached_blocks_are_evicted_least_recently_freed_first() -> None:
 
 def test_a_step_without_secrets_takes_what_physics_says() -> None:
     """One request alone on an exact truth: prefill step, then decode steps, as the coefficients add up."""
-    end, _ = served(Limits(), [(0.0, Sequence("one", 100, 3))])
+    end, _ = served(EngineLimits(), [(0.0, Sequence("one", 100, 3))])
     roof = (STEP.weights_s**3 + (STEP.gemm_token_s * 100) ** 3) ** (1 / 3) - STEP.weights_s
     prefill = STEP.fixed_s + roof + (STEP.token_s - STEP.gemm_token_s) * 100 + STEP.token_context_s * 100 * 50
     one = (STEP.weights_s**3 + STEP.gemm_token_s**3) ** (1 / 3) - STEP.weights_s
@@ -194,7 +194,7 @@ def test_a_step_without_secrets_takes_what_physics_says() -> None:
 def test_a_step_with_a_prompt_takes_at_least_its_launch() -> None:
     """What the prompt adds and what launching it adds join softly; decode steps know nothing of it."""
     launched, plain = (
-        served(Limits(), [(0.0, Sequence("one", 100, 3))], true_of(step, EXACT, 0, "r"))[0]["one"]
+        served(EngineLimits(), [(0.0, Sequence("one", 100, 3))], true_of(step, EXACT, 0, "r"))[0]["one"]
         for step in (replace(STEP, eager_s=0.5), STEP)
     )
     roof = (STEP.weights_s**3 + (STEP.gemm_token_s * 100) ** 3) ** (1 / 3) - STEP.weights_s
@@ -221,7 +221,7 @@ def test_steps_cost_the_same_work_whatever_the_length() -> None:
     calls = []
     for output in (2, 20_000):
         kernel = Counting()
-        limits = Limits(kv_blocks=10_000)
+        limits = EngineLimits(kv_blocks=10_000)
         replica = Replica("r", true_of(STEP, EXACT, 0, "r"), limits, kernel, lambda _: None, lambda _: None)
         replica.add(Sequence("one", 100, output), 0.0)
         kernel.kernel.run()
@@ -231,7 +231,7 @@ def test_steps_cost_the_same_work_whatever_the_length() -> None:
 
 def test_an_urgent_request_overtakes_under_priority_scheduling() -> None:
     """One slot, three waiting: the smaller priority number goes first."""
-    limits = Limits(seqs_max=1, priority=True)
+    limits = EngineLimits(seqs_max=1, priority=True)
     sequences = [Sequence("first", 10, 5), Sequence("late", 10, 5, priority=3), Sequence("urgent", 10, 5, priority=-5)]
     end, _ = served(limits, [(0.0, sequences[0]), (0.001, sequences[1]), (0.002, sequences[2])])
     assert end["urgent"] < end["late"]
@@ -240,7 +240,7 @@ def test_an_urgent_request_overtakes_under_priority_scheduling() -> None:
 def test_a_dead_engine_forgets_everything() -> None:
     """abandon gives back everybody who was in it, and leaves it empty and usable."""
     kernel, ended = Kernel(), []
-    replica = Replica("r", true_of(STEP, EXACT, 0, "r"), Limits(seqs_max=2), kernel, lambda _: None, ended.append)
+    replica = Replica("r", true_of(STEP, EXACT, 0, "r"), EngineLimits(seqs_max=2), kernel, lambda _: None, ended.append)
     for number in range(4):
         replica.add(Sequence(str(number), 50, 500), 0.0)
     kernel.run_until(0.5)
@@ -256,11 +256,11 @@ def test_a_slowed_replica_takes_longer_from_the_next_step_on() -> None:
     """slow(3) in the middle of a long reply: the rest takes three times as long."""
     kernel, end = Kernel(), {}
     truth = true_of(STEP, EXACT, 0, "r")
-    replica = Replica("r", truth, Limits(), kernel, lambda _: None, lambda s: end.__setitem__(s.id, kernel.now_s))
+    replica = Replica("r", truth, EngineLimits(), kernel, lambda _: None, lambda s: end.__setitem__(s.id, kernel.now_s))
     replica.add(Sequence("one", 10, 1000), 0.0)
     kernel.at(5.0, lambda _: replica.slow(3.0))
     kernel.run()
-    alone, _ = served(Limits(), [(0.0, Sequence("one", 10, 1000))])
+    alone, _ = served(EngineLimits(), [(0.0, Sequence("one", 10, 1000))])
     assert end["one"] == pytest.approx(5.0 + 3.0 * (alone["one"] - 5.0), rel=0.01)
 
 
@@ -268,13 +268,13 @@ def test_a_slowed_replica_takes_longer_from_the_next_step_on() -> None:
 def test_limits_that_cannot_be_are_refused(field: str) -> None:
     """Zero of anything names the field."""
     with pytest.raises(ValueError, match=field):
-        Limits(**{field: 0})
+        EngineLimits(**{field: 0})
 
 
 def test_a_chunk_smaller_than_the_batch_is_refused() -> None:
     """vLLM asks the same of max_num_batched_tokens and max_num_seqs."""
     with pytest.raises(ValueError, match="at least seqs_max"):
-        Limits(seqs_max=256, chunk_tokens=128)
+        EngineLimits(seqs_max=256, chunk_tokens=128)
 
 
 @settings(max_examples=60, deadline=None)
@@ -294,7 +294,7 @@ def test_with_no_evict_nobody_is_ever_preempted(seed: int) -> None:
 
 def test_a_reply_that_may_be_long_waits_for_room_with_no_evict() -> None:
     """Two requests of which either may fill the cache run one after the other, though both replies are short."""
-    limits = Limits(block_tokens=16, kv_blocks=10, no_evict=True)
+    limits = EngineLimits(block_tokens=16, kv_blocks=10, no_evict=True)
     pair = [Sequence(name, 32, 5) for name in ("one", "two")]
     for sequence in pair:
         sequence.reply_tokens_max = 100

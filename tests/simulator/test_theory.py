@@ -14,7 +14,7 @@ from simulator.bounds.clairvoyant import Clairvoyant
 from simulator.bounds.gpu_seconds import gpu_seconds_least
 from simulator.pool import BUILT_IN, Member, Pool, Site
 from simulator.replica.replica import Replica
-from simulator.replica.sequence import Limits, Sequence
+from simulator.replica.sequence import EngineLimits, Sequence
 from simulator.replica.truth import EXACT, true_of
 from simulator.report.summary import summarise
 from simulator.run.kernel import Kernel
@@ -32,7 +32,7 @@ def mean_wait_s(rate: float, steps: list[int], seed: int) -> float:
     replica = Replica(
         "r",
         true_of(CONSTANT, EXACT, 0, "r"),
-        Limits(seqs_max=1, kv_blocks=1_000_000),
+        EngineLimits(seqs_max=1, kv_blocks=1_000_000),
         kernel,
         lambda _: None,
         lambda s: ended.__setitem__(s.id, kernel.now_s),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from router.core.types import Slo
-from simulator.traces import BadLine, Entry, read_trace
+from simulator.traces import BadLine, TraceEntry, read_trace
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
@@ -50,14 +50,14 @@ def test_azure_lines_count_from_their_dates(tmp_path: Path) -> None:
 
 def test_mooncake_lines_are_milliseconds_and_bring_their_prefix(tmp_path: Path) -> None:
     """timestamp is ms, a hash covers 512 tokens."""
-    expected = Entry(3.052, 1300, 6, prefix=(46, 47, 48), prefix_block_tokens=512)
+    expected = TraceEntry(3.052, 1300, 6, prefix=(46, 47, 48), prefix_block_tokens=512)
     assert read_trace(written(tmp_path, MOONCAKE)).entries == [expected]
 
 
 def test_burstgpt_leaves_failed_requests_out(tmp_path: Path) -> None:
     """A row without response tokens is a request that failed there."""
     reading = read_trace(written(tmp_path, BURSTGPT))
-    assert reading.entries == [Entry(5.0, 472, 18, tenant="ChatGPT")]
+    assert reading.entries == [TraceEntry(5.0, 472, 18, tenant="ChatGPT")]
     assert "left out" in reading.notes[0]
 
 
@@ -69,14 +69,14 @@ def test_bailian_turns_share_the_session_of_their_first(tmp_path: Path) -> None:
 
 def test_own_lines_bring_their_slo(tmp_path: Path) -> None:
     """What a line promises is an Slo, the rest of it unbounded."""
-    assert read_trace(written(tmp_path, OWN)).entries == [Entry(1.5, 800, 120, model="m", slo=Slo(ttft_s=0.5))]
+    assert read_trace(written(tmp_path, OWN)).entries == [TraceEntry(1.5, 800, 120, model="m", slo=Slo(ttft_s=0.5))]
     refusing = OWN.replace('"model"', '"slo_infeasible": "refuse", "model"')
     assert read_trace(written(tmp_path, refusing)).entries[0].slo == Slo(ttft_s=0.5, refuse_infeasible=True)
 
 
 def test_a_gateway_record_is_a_trace_of_what_ended(tmp_path: Path) -> None:
     """Arrival and end are joined; a request that never ended has no length to replay."""
-    assert read_trace(written(tmp_path, RECORD)).entries == [Entry(2.0, 7, 33, id="a", model="m")]
+    assert read_trace(written(tmp_path, RECORD)).entries == [TraceEntry(2.0, 7, 33, id="a", model="m")]
 
 
 def test_a_gateway_record_keeps_what_becomes_of_bounds_that_cannot_be(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_gateway_record_keeps_what_becomes_of_bounds_that_cannot_be(tmp_path: 
 def test_whether_a_client_saw_its_reply_come_is_kept(tmp_path: Path) -> None:
     """Of a reply that comes whole only the end can be judged: replayed as a stream, it would be promised more."""
     whole = RECORD.replace('"prompt_tokens": 7}', '"prompt_tokens": 7, "streamed": false}')
-    assert read_trace(written(tmp_path, whole)).entries == [Entry(2.0, 7, 33, id="a", model="m", streamed=False)]
+    assert read_trace(written(tmp_path, whole)).entries == [TraceEntry(2.0, 7, 33, id="a", model="m", streamed=False)]
     own = OWN.replace('"m"}', '"m", "streamed": false}')
     assert not read_trace(written(tmp_path, own)).entries[0].streamed
 

@@ -3,10 +3,10 @@
 import pytest
 
 from router.core.types import NO_SLO, Slo
-from simulator.traces import Entry
+from simulator.traces import TraceEntry
 from simulator.workload.arrivals import Shaping, SloClass, distinct, parse_seconds, parse_slo, shape
 
-TEN = [Entry(100.0 + n, 10, 5) for n in range(10)]
+TEN = [TraceEntry(100.0 + n, 10, 5) for n in range(10)]
 
 
 def test_the_first_arrival_is_time_zero_and_the_rate_shortens_gaps() -> None:
@@ -24,7 +24,7 @@ def test_a_window_and_a_limit_cut() -> None:
 def test_classes_are_drawn_by_share_and_the_seed_replays_them() -> None:
     """Nine to one, over a thousand requests."""
     classes = (SloClass("a", Slo(ttft_s=1), 0.9), SloClass("b", Slo(ttft_s=9), 0.1))
-    entries = [Entry(float(n), 1, 1) for n in range(1000)]
+    entries = [TraceEntry(float(n), 1, 1) for n in range(1000)]
     names = [arrival.request.slo_class for arrival in shape(entries, Shaping("m", classes), 3)]
     assert names == [arrival.request.slo_class for arrival in shape(entries, Shaping("m", classes), 3)]
     assert 60 < names.count("b") < 140
@@ -33,7 +33,11 @@ def test_classes_are_drawn_by_share_and_the_seed_replays_them() -> None:
 def test_what_a_trace_says_itself_comes_first() -> None:
     """Its own SLO, its own class, its own model."""
     classes = (SloClass("a", Slo(ttft_s=1)), SloClass("b", Slo(ttft_s=9), 0.0))
-    entries = [Entry(0, 1, 1, slo=Slo(tpot_s=3)), Entry(1, 1, 1, slo_class="b", model="n"), Entry(2, 1, 1)]
+    entries = [
+        TraceEntry(0, 1, 1, slo=Slo(tpot_s=3)),
+        TraceEntry(1, 1, 1, slo_class="b", model="n"),
+        TraceEntry(2, 1, 1),
+    ]
     requests = [arrival.request for arrival in shape(entries, Shaping("m", classes), 0)]
     assert [request.slo for request in requests] == [Slo(tpot_s=3), Slo(ttft_s=9), Slo(ttft_s=1)]
     assert [request.model for request in requests] == ["m", "n", "m"]
@@ -46,7 +50,7 @@ def test_without_classes_nothing_is_promised() -> None:
 
 def test_ids_that_come_twice_are_told_apart() -> None:
     """A core takes an id for one request at a time."""
-    arrivals = distinct(shape([Entry(0, 1, 1, id="x"), Entry(1, 1, 1, id="x")], Shaping("m"), 0))
+    arrivals = distinct(shape([TraceEntry(0, 1, 1, id="x"), TraceEntry(1, 1, 1, id="x")], Shaping("m"), 0))
     assert len({arrival.request.id for arrival in arrivals}) == 2
 
 

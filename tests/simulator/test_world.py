@@ -14,7 +14,7 @@ from simulator.pool import Member, Pool
 from simulator.report.summary import summarise
 from simulator.run.play import Played, play
 from simulator.run.world import Autoscaling, Clients, Fault, World
-from simulator.traces import Entry
+from simulator.traces import TraceEntry
 from simulator.workload.arrivals import Arrival, Shaping, SloClass, shape
 
 CHAT = (SloClass("chat", Slo(ttft_s=1.0, tpot_s=0.06)),)
@@ -22,7 +22,7 @@ PAIR = Pool((Member("h100", "h100"), Member("a100", "a100-80g-sxm")), CHAT)
 
 
 def arrivals(count: int, every_s: float = 0.1) -> list[Arrival]:
-    entries = [Entry(n * every_s, 200 + 37 * n % 2000, 1 + 53 * n % 300) for n in range(count)]
+    entries = [TraceEntry(n * every_s, 200 + 37 * n % 2000, 1 + 53 * n % 300) for n in range(count)]
     return shape(entries, Shaping("llama-3-8b", CHAT), 0)
 
 
@@ -128,7 +128,9 @@ def test_scaling_orders_replicas_when_demand_comes_and_drains_them_when_it_goes(
     """One replica, a burst, then calm: more replicas for a while, then fewer, and nobody is cut off."""
     scaling = Autoscaling(every_s=5, window_s=10, cold_start_s=5, calm_s=10)
     pool = Pool((Member("a10", "a10", tp=2),), CHAT, world=World(scaling=scaling))
-    burst = [Entry(n * 0.1, 500, 150) for n in range(600)] + [Entry(60 + n * 5.0, 500, 150) for n in range(60)]
+    burst = [TraceEntry(n * 0.1, 500, 150) for n in range(600)] + [
+        TraceEntry(60 + n * 5.0, 500, 150) for n in range(60)
+    ]
     routing, admission = policies.find("routing", "least_work"), policies.find("admission", "deadline")
     run = play(shape(burst, Shaping("llama-3-8b", CHAT), 0), pool, routing, admission, 0, sample_s=1.0)
     assert summarise(run)["served"] == 660
@@ -144,7 +146,7 @@ def test_a_cold_start_is_paid_for_before_it_serves() -> None:
     """No request is sent to a new replica before its cold start is over."""
     scaling = Autoscaling(every_s=5, window_s=10, cold_start_s=20, calm_s=1000)
     pool = Pool((Member("a10", "a10", tp=2),), CHAT, world=World(scaling=scaling))
-    burst = [Entry(n * 0.1, 500, 150) for n in range(600)]
+    burst = [TraceEntry(n * 0.1, 500, 150) for n in range(600)]
     routing, admission = policies.find("routing", "least_work"), policies.find("admission", "deadline")
     run = play(shape(burst, Shaping("llama-3-8b", CHAT), 0), pool, routing, admission, 0)
     ordered_s = {what.split()[0]: at_s for at_s, what in run.log}

@@ -15,16 +15,16 @@ from typing import Any, TypeVar
 
 from router import loading
 from router.core.cards import GIB, Card, card
-from router.core.flight import Limits
+from router.core.flight import DispatchLimits
 from router.core.models import Model, make_model, model
 from router.core.physics import DoesNotFit, Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
 from router.core.policy import Admission, Routing, Scaling
 from router.core.types import Backend, Slo
 from router.gateway.config import settings
 from router.gateway.config.settings import Settings
-from router.gateway.config.text import ConfigError, Document, Loc, Problem, unknown
+from router.gateway.config.text import ConfigError, ConfigProblem, Document, Loc, unknown
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange, milliseconds
-from router.gateway.rollout.policy_spec import UNPROVED, Chosen, Read, chosen
+from router.gateway.rollout.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
 from router.loading import Source
 
 Made = TypeVar("Made")
@@ -43,14 +43,14 @@ class Plan:
     backends: tuple[Backend, ...]
     engine_keys: Mapping[str, str]
     ingress: Ingress
-    limits: Limits
+    limits: DispatchLimits
     admin_digest: str | None
     routing: Routing
     admission: Admission
     scaling: Scaling
     shadow: Routing | None
     canary: Routing | None
-    chosen: Mapping[str, Chosen]
+    chosen: Mapping[str, PolicySpec]
     router_id: str
     text: str = field(repr=False)
 
@@ -62,7 +62,7 @@ class Plan:
     def loaded(self) -> "Plan":
         """The same with the code of its policy files executed, here. Raises ConfigError when that fails."""
         try:
-            files = {role: each.make() for role, each in self.chosen.items() if getattr(self, role) is UNPROVED}
+            files = {role: each.make() for role, each in self.chosen.items() if getattr(self, role) is NOT_VALIDATED}
         except ValueError as error:
             raise ConfigError([str(error)]) from None
         return replace(self, **files) if files else self
@@ -97,14 +97,14 @@ def make(
         version=_version(text.data, plan["chosen"]),
         backends=tuple(each for each in backends if each is not None),
         ingress=Ingress(_classes(parsed), parsed.default_slo_class, keys, parsed.policy.prefix_blocks_max),
-        limits=Limits(**parsed.policy.limits.model_dump(exclude_none=True)),
+        limits=DispatchLimits(**parsed.policy.limits.model_dump(exclude_none=True)),
         text=text.text,
         router_id=parsed.state.router_id or f"{socket.gethostname()}-{os.getpid()}",
         **plan,
     )
 
 
-def _version(data: Any, chosen: Mapping[str, Chosen]) -> str:
+def _version(data: Any, chosen: Mapping[str, PolicySpec]) -> str:
     """Names the config and the policy files it is made of."""
     files = {role: each.source.version for role, each in chosen.items() if each.source is not None}
     return hashlib.sha256(repr((data, files) if files else data).encode()).hexdigest()[:12]
@@ -120,19 +120,19 @@ class _Work:
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
-        self.problems: list[Problem] = []
+        self.problems: list[ConfigProblem] = []
 
     def try_to(self, loc: Loc, make: Callable[[], Made]) -> Made | None:
         """What *make* gives, or None with its ValueError noted at *loc*."""
         try:
             return make()
         except ValueError as error:
-            self.problems.append(Problem(loc, str(error)))
+            self.problems.append(ConfigProblem(loc, str(error)))
             return None
 
     def fault(self, loc: Loc, message: str) -> None:
         """Note a fault."""
-        self.problems.append(Problem(loc, message))
+        self.problems.append(ConfigProblem(loc, message))
 
     def backend(self, index: int, given: settings.Backend) -> Backend | None:
         """The core's view of one configured engine."""
@@ -159,7 +159,7 @@ class _Work:
             found = self.try_to(loc, partial(chosen, kind, each, folder, source_of))
             if found is not None:
                 made["chosen"][role] = found
-                made[role] = UNPROVED if found.source else self.try_to(loc, found.make)
+                made[role] = NOT_VALIDATED if found.source else self.try_to(loc, found.make)
         return made
 
     def engine_keys(self, parsed: Settings) -> dict[str, str]:
@@ -298,38 +298,38 @@ def _slo_limits(given: settings.SloLimits) -> SloLimits:
     return SloLimits(ttft, tpot, e2e, clamp=given.outside == "clamp")
 
 
-def _twice(parsed: Settings) -> Iterator[Problem]:
+def _twice(parsed: Settings) -> Iterator[ConfigProblem]:
     seen: set[str] = set()
     for index, given in enumerate(parsed.backends):
         if given.name in seen:
-            yield Problem(("backends", index, "name"), f"two backends are named {given.name!r}")
+            yield ConfigProblem(("backends", index, "name"), f"two backends are named {given.name!r}")
         seen.add(given.name)
 
 
-def _unknown_classes(parsed: Settings) -> Iterator[Problem]:
+def _unknown_classes(parsed: Settings) -> Iterator[ConfigProblem]:
     if parsed.default_slo_class not in parsed.slo_classes:
-        yield Problem(("default_slo_class",), unknown("class", parsed.default_slo_class, parsed.slo_classes))
+        yield ConfigProblem(("default_slo_class",), unknown("class", parsed.default_slo_class, parsed.slo_classes))
     for index, given in enumerate(parsed.api_keys):
         if given.slo_class and given.slo_class not in parsed.slo_classes:
-            yield Problem(("api_keys", index, "slo_class"), unknown("class", given.slo_class, parsed.slo_classes))
+            yield ConfigProblem(("api_keys", index, "slo_class"), unknown("class", given.slo_class, parsed.slo_classes))
 
 
-def _outside_their_limits(parsed: Settings) -> Iterator[Problem]:
+def _outside_their_limits(parsed: Settings) -> Iterator[ConfigProblem]:
     """A class whose own bound its clients could not ask for is a mistake in one of the two."""
     for name, given in parsed.slo_classes.items():
         for bound in ("ttft_ms", "tpot_ms", "e2e_ms"):
             ms, within = getattr(given, bound), getattr(given.slo_limits, bound)
             if ms is not None and not within.min <= ms <= within.max:
                 allowed = f"{milliseconds(within.min)} to {milliseconds(within.max)} ms"
-                yield Problem(
+                yield ConfigProblem(
                     ("slo_classes", name, bound),
                     f"{milliseconds(ms)} is outside {allowed}, its own slo_limits.{bound}",
                 )
 
 
-def _variants(parsed: Settings) -> Iterator[Problem]:
+def _variants(parsed: Settings) -> Iterator[ConfigProblem]:
     """A variant's name must be some backend's, which is its pattern."""
     known = {given.variant for given in parsed.backends if given.variant}
     for name in parsed.autoscale.variants:
         if name not in known:
-            yield Problem(("autoscale", "variants", name), f"no backend has variant: {name}")
+            yield ConfigProblem(("autoscale", "variants", name), f"no backend has variant: {name}")

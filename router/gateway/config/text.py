@@ -22,7 +22,7 @@ Value = TypeVar("Value", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ConfigProblem:
     """One fault: the key's path and what was expected there."""
 
     loc: Loc
@@ -62,7 +62,7 @@ class Document:
                 node, line = found
         return line
 
-    def error(self, problems: Iterable[Problem]) -> ConfigError:
+    def error(self, problems: Iterable[ConfigProblem]) -> ConfigError:
         """The faults with their places, in the order of the text."""
         placed = sorted(((self.line(p.loc), p) for p in problems), key=lambda pair: (pair[0], key_path(pair[1].loc)))
         return ConfigError([f"{self.name}:{line}: {key_path(p.loc)}: {p.message}" for line, p in placed])
@@ -130,19 +130,19 @@ def _twice(node: Node) -> Iterator[tuple[int, str]]:
             yield from _twice(value)
 
 
-def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]:
+def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[ConfigProblem]:
     for fault in error.errors(include_url=False):
         loc = fault["loc"]
         match fault["type"]:
             case "extra_forbidden":
-                yield Problem(loc, unknown("key", str(loc[-1]), _keys_at(model, loc[:-1])))
+                yield ConfigProblem(loc, unknown("key", str(loc[-1]), _keys_at(model, loc[:-1])))
             case "missing":
-                yield Problem(loc, "is required and missing")
+                yield ConfigProblem(loc, "is required and missing")
             case "value_error":
-                yield Problem(loc, fault["msg"].removeprefix("Value error, "))
+                yield ConfigProblem(loc, fault["msg"].removeprefix("Value error, "))
             case _:
                 message = fault["msg"][0].lower() + fault["msg"][1:]
-                yield Problem(loc, f"{message}, not {_short(fault['input'])}")
+                yield ConfigProblem(loc, f"{message}, not {_short(fault['input'])}")
 
 
 def _short(value: object) -> str:

@@ -11,11 +11,11 @@ from itertools import islice
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
-from router.core.decisions import Account, Outcome
+from router.core.decisions import EndState, RequestRecord
 from router.core.ledger import DECODING, PREFILLING
 from router.core.score import Score
 from router.core.types import EngineReport, Load
-from router.gateway.control.journal import Entry, explained
+from router.gateway.control.journal import JournalEntry, explained
 
 if TYPE_CHECKING:
     from router.gateway.app import Gateway
@@ -29,7 +29,7 @@ def fleet(gateway: "Gateway") -> dict[str, Any]:
     now_s, plan = gateway.clock(), gateway.plan
     lately = [entry for entry in gateway.journal.recent() if now_s - entry.outcome.account.ended_s < RECENT_S]
     scores = gateway.scores()
-    by_backend: dict[str, list[Account]] = defaultdict(list)
+    by_backend: dict[str, list[RequestRecord]] = defaultdict(list)
     for entry in lately:
         by_backend[entry.outcome.account.backend].append(entry.outcome.account)
     return {
@@ -82,7 +82,7 @@ def _backends(gateway: "Gateway") -> list[dict[str, Any]]:
 
 
 def _backend(
-    gateway: "Gateway", facts: dict[str, Any], accounts: Sequence[Account], scores: Mapping[str, Score]
+    gateway: "Gateway", facts: dict[str, Any], accounts: Sequence[RequestRecord], scores: Mapping[str, Score]
 ) -> dict[str, Any]:
     name = facts["name"]
     watch = gateway.engines.watches.get(name)
@@ -100,19 +100,19 @@ def _backend(
     }
 
 
-def _kept(accounts: Iterable[Account]) -> dict[str, Any]:
+def _kept(accounts: Iterable[RequestRecord]) -> dict[str, Any]:
     """How many ended in the last minute, and how many of them kept their SLO."""
-    ended = [account for account in accounts if account.outcome is not Outcome.LEFT]
+    ended = [account for account in accounts if account.outcome is not EndState.LEFT]
     return {
         "requests": len(ended),
         "slo_kept": sum(account.slo_met for account in ended),
-        "refused": sum(account.outcome is Outcome.REFUSED for account in ended),
+        "refused": sum(account.outcome is EndState.REFUSED for account in ended),
     }
 
 
-def _times(accounts: Sequence[Account]) -> dict[str, Any]:
+def _times(accounts: Sequence[RequestRecord]) -> dict[str, Any]:
     """Means of the last minute, predicted beside actual, from the send; tokens a second."""
-    served = [a for a in accounts if a.outcome is Outcome.SERVED]
+    served = [a for a in accounts if a.outcome is EndState.SERVED]
     foretold = [a for a in served if isfinite(a.predicted_ttft_s) and a.request.streamed]
     paced = [a for a in foretold if a.usage.output_tokens > 1]
     return {
@@ -129,7 +129,7 @@ def _mean_ms(seconds: Iterable[float]) -> float | None:
     return round(sum(values) / len(values) * 1e3, 2) if values else None
 
 
-def _line(entry: Entry, now_s: float) -> Mapping[str, Any]:
+def _line(entry: JournalEntry, now_s: float) -> Mapping[str, Any]:
     """A request in short, for the list of the last ones."""
     full = explained(entry)
     short = ("request_id", "model", "backend", "outcome", "reason", "status", "prompt_tokens", "output_tokens")

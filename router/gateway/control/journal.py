@@ -11,42 +11,42 @@ from typing import Any, Final
 
 from router.core.decisions import Refuse, Send
 from router.core.explain import Candidate, Explanation
-from router.gateway.traffic.driver import Outcome
+from router.gateway.traffic.driver import RequestLog
 
 KEPT: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class JournalEntry:
     """One request that is over: every decision about it, in order, and its outcome."""
 
     decisions: Sequence[Send | Refuse]
-    outcome: Outcome
+    outcome: RequestLog
 
 
 class Journal:
     """The last ``KEPT`` requests. They are found by looking through them: many are noted, few are asked for."""
 
     def __init__(self, kept: int = KEPT) -> None:
-        self._ring: deque[Outcome] = deque(maxlen=kept)
+        self._ring: deque[RequestLog] = deque(maxlen=kept)
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: RequestLog) -> None:
         """The request is over."""
         self._ring.append(outcome)
 
-    def find(self, request_id: str) -> Entry | None:
+    def find(self, request_id: str) -> JournalEntry | None:
         """The last request of this id, ours or the client's."""
         for outcome in reversed(self._ring):
             if request_id in (outcome.account.request.id, outcome.wire_id):
-                return Entry(outcome.decisions, outcome)
+                return JournalEntry(outcome.decisions, outcome)
         return None
 
-    def recent(self) -> Iterator[Entry]:
+    def recent(self) -> Iterator[JournalEntry]:
         """Newest first."""
-        return (Entry(outcome.decisions, outcome) for outcome in reversed(self._ring))
+        return (JournalEntry(outcome.decisions, outcome) for outcome in reversed(self._ring))
 
 
-def explained(entry: Entry, choice: Explanation | None = None) -> dict[str, Any]:
+def explained(entry: JournalEntry, choice: Explanation | None = None) -> dict[str, Any]:
     """One request in words and numbers, milliseconds at this rim. ``choice``: what the core remembers of it."""
     account, outcome = entry.outcome.account, entry.outcome
     request, slo = account.request, account.request.slo

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 from router.core.types import EngineReport
 from router.gateway.config import settings
 from router.gateway.monitoring import scrape
-from router.gateway.monitoring.probe import Asker, Unanswered
+from router.gateway.monitoring.probe import ProbeClient, Unanswered
 from router.gateway.monitoring.scrape import Snapshot
 
 JITTER: Final = 0.1  # of the period: routers started together shall not ask together
@@ -24,7 +24,7 @@ TRITON_HTTP_PORT: Final = 8000
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class WatchedEngine:
     """Where one engine answers. ``models``: the names it knows; ``scraped``: whether its metrics are ours to read."""
 
     name: str
@@ -35,10 +35,10 @@ class Engine:
     key: str = ""
 
 
-class Told(Protocol):
+class EngineListener(Protocol):
     """Who wants to know: the driver, or a sidecar's publisher."""
 
-    def asking(self, name: str) -> None:
+    def probe_started(self, name: str) -> None:
         """A scrape of this engine starts now."""
 
     def reported(self, name: str, report: EngineReport) -> None:
@@ -61,12 +61,12 @@ class EngineObserver(Protocol):
         """The answer of a health check."""
 
 
-def engine(given: settings.Backend, scraped: bool, key: str = "") -> Engine:
+def engine(given: settings.Backend, scraped: bool, key: str = "") -> WatchedEngine:
     """The addresses of a configured backend, by its protocol's customs where the config does not say."""
     triton = given.protocol == "triton"
     health = given.health_url or given.url + ("/v2/health/ready" if triton else "/health")
     metrics = given.metrics_url or (_triton_metrics_url(given.url) if triton else given.url + "/metrics")
-    return Engine(given.name, health, metrics, tuple(set(given.models.values())), scraped, key)
+    return WatchedEngine(given.name, health, metrics, tuple(set(given.models.values())), scraped, key)
 
 
 def _triton_metrics_url(url: str) -> str:
@@ -80,9 +80,9 @@ class Watch:
 
     def __init__(
         self,
-        engine: Engine,
-        client: Asker,
-        told: Told,
+        engine: WatchedEngine,
+        client: ProbeClient,
+        told: EngineListener,
         observer: EngineObserver,
         down_after: int,
         clock: Callable[[], float],
@@ -126,7 +126,7 @@ class Watch:
 
     async def _scrape(self) -> None:
         asked_s = self._clock()
-        self._told.asking(self.engine.name)
+        self._told.probe_started(self.engine.name)
         try:
             page = await self._client.get(self.engine.metrics_url, self.engine.key)
         except Unanswered as why:
@@ -150,18 +150,18 @@ class Engines:
 
     def __init__(
         self,
-        told: Told,
+        told: EngineListener,
         observer: EngineObserver,
-        make_client: Callable[[float], Asker],
+        make_client: Callable[[float], ProbeClient],
         clock: Callable[[], float],
         scrapes: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """``make_client``: a client whose every wait is bounded by the seconds given; ``scrapes``: see Watch."""
         self._told, self._observer, self._make_client = told, observer, make_client
         self._clock, self._scrapes = clock, scrapes
-        self._client: Asker | None = None
+        self._client: ProbeClient | None = None
         self._timeout_s = 0.0
-        self._tasks: dict[str, tuple[tuple[Engine, float, int], asyncio.Task[None]]] = {}
+        self._tasks: dict[str, tuple[tuple[WatchedEngine, float, int], asyncio.Task[None]]] = {}
         self._watches: dict[str, Watch] = {}
 
     @property
@@ -169,7 +169,9 @@ class Engines:
         """By backend name."""
         return self._watches
 
-    async def watch(self, engines: tuple[Engine, ...], period_s: float, timeout_s: float, down_after: int) -> None:
+    async def watch(
+        self, engines: tuple[WatchedEngine, ...], period_s: float, timeout_s: float, down_after: int
+    ) -> None:
         """Watch these from now on: new ones begin, changed ones begin anew, the others end."""
         await self._use_timeout(timeout_s)
         wanted = {engine.name: (engine, period_s, down_after) for engine in engines}
@@ -185,7 +187,7 @@ class Engines:
             await self.close()
             self._client, self._timeout_s = self._make_client(timeout_s), timeout_s
 
-    def _begin(self, how: tuple[Engine, float, int]) -> None:
+    def _begin(self, how: tuple[WatchedEngine, float, int]) -> None:
         engine, period_s, down_after = how
         assert self._client is not None
         watch = Watch(engine, self._client, self._told, self._observer, down_after, self._clock, self._scrapes)

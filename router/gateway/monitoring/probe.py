@@ -35,7 +35,7 @@ class Page:
         return self.status in _OK
 
 
-class _Question(Reader):
+class Probe(Reader):
     """One GET on one connection; an idle one that turns out dead is replaced by a fresh one."""
 
     def __init__(self, upstream: Upstream, head: bytes, answer: "asyncio.Future[Page]") -> None:
@@ -122,7 +122,7 @@ class _Question(Reader):
             self._answer.set_exception(Unanswered(why))
 
 
-class Asker:
+class ProbeClient:
     """Gets pages; every wait is bounded by ``timeout_s``."""
 
     def __init__(self, timeout_s: float, clock: Callable[[], float] = monotonic) -> None:
@@ -140,7 +140,7 @@ class Asker:
         said = f"GET {path} HTTP/1.1\r\nhost: {upstream.target.authority}\r\naccept: */*\r\n"
         answer: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
         secret = f"authorization: Bearer {key}\r\n" if key else ""
-        question = _Question(upstream, f"{said}{secret}\r\n".encode("latin-1", "replace"), answer)
+        question = Probe(upstream, f"{said}{secret}\r\n".encode("latin-1", "replace"), answer)
         upstream.sweep()
         question.start()
         try:

@@ -11,7 +11,7 @@ from time import monotonic
 from router.core.types import EngineReport
 from router.gateway.config.plan import Plan
 from router.gateway.monitoring.health import Engines, engine
-from router.gateway.monitoring.probe import Asker
+from router.gateway.monitoring.probe import ProbeClient
 from router.gateway.state import Store, StoreGone
 from router.gateway.state.redis import RedisStore
 
@@ -26,7 +26,7 @@ class Publisher:
         self._reports: dict[str, EngineReport] = {}
         self._gone = False
 
-    def asking(self, name: str) -> None:
+    def probe_started(self, name: str) -> None:
         """Nobody here needs to know."""
 
     def reported(self, name: str, report: EngineReport) -> None:
@@ -70,7 +70,7 @@ async def sidecar(plan: Plan) -> None:
     assert state.redis_url is not None  # the caller has looked
     store = RedisStore(state.redis_url, state.pool, f"{plan.router_id}-sidecar", state.lease_s, state.timeout_s)
     publisher = Publisher(store)
-    engines = Engines(publisher, publisher, Asker, monotonic)
+    engines = Engines(publisher, publisher, ProbeClient, monotonic)
     watched = tuple(engine(given, True, plan.engine_keys.get(given.name, "")) for given in plan.settings.backends)
     try:
         await engines.watch(watched, scrape.period_s, scrape.timeout_s, scrape.down_after)

@@ -21,7 +21,7 @@ _SPEAKERS: Final = {"system": _SYSTEM, "developer": _SYSTEM, "user": _USER, "ass
 
 
 @dataclass(frozen=True, slots=True)
-class Surface:
+class Endpoint:
     """One path that is routed. ``prompt`` finds the text that an engine will read in the body.
 
     ``ends_with_done``: streams end with ``[DONE]``; ``output``: the body's caps on output tokens, the first one counts;
@@ -46,13 +46,22 @@ class Call:
     """
 
     __slots__ = (
-        "block_chars", "body", "document", "model", "output_tokens_max", "path", "prefix", "prompt_chars", "prompt_ids",
-        "stream", "surface",
+        "block_chars",
+        "body",
+        "document",
+        "endpoint",
+        "model",
+        "output_tokens_max",
+        "path",
+        "prefix",
+        "prompt_chars",
+        "prompt_ids",
+        "stream",
     )  # fmt: skip
 
     def __init__(
         self,
-        surface: Surface,
+        endpoint: Endpoint,
         path: bytes,
         model: str,
         stream: bool,
@@ -64,7 +73,7 @@ class Call:
         prefix: tuple[int, ...] = (),
         block_chars: float = 0.0,
     ) -> None:
-        self.surface = surface
+        self.endpoint = endpoint
         self.path = path
         self.model = model
         self.stream = stream
@@ -77,7 +86,7 @@ class Call:
         self.block_chars = block_chars
 
 
-def read(surface: Surface, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> Call:
+def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> Call:
     """The call in *body*. Raises Rejected with 400 naming the field that is wrong."""
     document = parse(body)
     model = document.get("model")
@@ -86,14 +95,14 @@ def read(surface: Surface, path: bytes, body: bytes, prefix_blocks_max: int = 0)
     stream = document.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise _wrong("stream", "true or false", stream)
-    blocks_max = prefix_blocks_max if surface.generates else 0
-    text, chars, ids = _measured(surface.prompt(document), blocks_max * BLOCK_BYTES)
+    blocks_max = prefix_blocks_max if endpoint.generates else 0
+    text, chars, ids = _measured(endpoint.prompt(document), blocks_max * BLOCK_BYTES)
     salt = document.get("cache_salt")
     prefix, block_chars = (
         blocks_of(text, model, salt if isinstance(salt, str) else "", blocks_max) if text else NO_BLOCKS
     )
-    output_max = _output_tokens_max(surface, document)
-    return Call(surface, path, model, bool(stream), body, document, chars, ids, output_max, prefix, block_chars)
+    output_max = _output_tokens_max(endpoint, document)
+    return Call(endpoint, path, model, bool(stream), body, document, chars, ids, output_max, prefix, block_chars)
 
 
 def _measured(pieces: Pieces, chars_max: int) -> tuple[list[str], int, int]:
@@ -127,8 +136,8 @@ def parse(body: bytes) -> dict[str, Any]:
     return document
 
 
-def _output_tokens_max(surface: Surface, document: Mapping[str, Any]) -> int:
-    for name in surface.output:
+def _output_tokens_max(endpoint: Endpoint, document: Mapping[str, Any]) -> int:
+    for name in endpoint.output:
         value = document.get(name)
         if value is None:
             continue
@@ -278,21 +287,21 @@ def _kind(value: Any) -> str:
 _CHAT_OUTPUT: Final = ("max_completion_tokens", "max_tokens")
 _RANKED: Final = _any("query", "documents", "text_1", "text_2", "queries", "items", "data_1", "data_2")
 
-SURFACES: Final = {
-    surface.path.encode(): surface
-    for surface in (
-        Surface("/v1/chat/completions", Dialect.OPENAI, _chat, _CHAT_OUTPUT, ends_with_done=True, generates=True),
-        Surface("/v1/completions", Dialect.OPENAI, _completion, ("max_tokens",), ends_with_done=True, generates=True),
-        Surface("/v1/embeddings", Dialect.OPENAI, _embedding),
-        Surface("/v1/responses", Dialect.RESPONSES, _responses, ("max_output_tokens",), generates=True),
-        Surface("/v1/messages", Dialect.ANTHROPIC, _anthropic, ("max_tokens",), generates=True),
-        Surface("/v1/messages/count_tokens", Dialect.ANTHROPIC, _anthropic),
-        Surface("/v1/rerank", Dialect.OPENAI, _RANKED),
-        Surface("/v2/rerank", Dialect.OPENAI, _RANKED),
-        Surface("/rerank", Dialect.OPENAI, _RANKED),
-        Surface("/score", Dialect.OPENAI, _RANKED),
-        Surface("/v1/score", Dialect.OPENAI, _RANKED),
-        Surface("/tokenize", Dialect.OPENAI, _any("prompt")),
-        Surface("/detokenize", Dialect.OPENAI, _any("tokens")),
+ENDPOINTS: Final = {
+    endpoint.path.encode(): endpoint
+    for endpoint in (
+        Endpoint("/v1/chat/completions", Dialect.OPENAI, _chat, _CHAT_OUTPUT, ends_with_done=True, generates=True),
+        Endpoint("/v1/completions", Dialect.OPENAI, _completion, ("max_tokens",), ends_with_done=True, generates=True),
+        Endpoint("/v1/embeddings", Dialect.OPENAI, _embedding),
+        Endpoint("/v1/responses", Dialect.RESPONSES, _responses, ("max_output_tokens",), generates=True),
+        Endpoint("/v1/messages", Dialect.ANTHROPIC, _anthropic, ("max_tokens",), generates=True),
+        Endpoint("/v1/messages/count_tokens", Dialect.ANTHROPIC, _anthropic),
+        Endpoint("/v1/rerank", Dialect.OPENAI, _RANKED),
+        Endpoint("/v2/rerank", Dialect.OPENAI, _RANKED),
+        Endpoint("/rerank", Dialect.OPENAI, _RANKED),
+        Endpoint("/score", Dialect.OPENAI, _RANKED),
+        Endpoint("/v1/score", Dialect.OPENAI, _RANKED),
+        Endpoint("/tokenize", Dialect.OPENAI, _any("prompt")),
+        Endpoint("/detokenize", Dialect.OPENAI, _any("tokens")),
     )
 }

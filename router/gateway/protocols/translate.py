@@ -48,7 +48,7 @@ _UNTRANSLATABLE: Final[tuple[tuple[str, tuple[Any, ...]], ...]] = (
 )
 
 
-class Unspoken(Exception):
+class UnsupportedFeature(Exception):
     """This engine cannot be asked that; ``param`` names the field that asks for too much. Another engine may."""
 
     def __init__(self, message: str, param: str) -> None:
@@ -56,18 +56,18 @@ class Unspoken(Exception):
         self.param = param
 
 
-def recast(call: Call, target: Target, request_id: str) -> "Recast":
-    """The call in Triton's words. Raises Unspoken when this protocol has none for it."""
-    if call.surface.path not in _TRANSLATED:
-        raise Unspoken(f"{target.name} speaks Triton's protocol, which has no {call.surface.path}", "path")
+def recast(call: Call, target: Target, request_id: str) -> "Translation":
+    """The call in Triton's words. Raises UnsupportedFeature when this protocol has none for it."""
+    if call.endpoint.path not in _TRANSLATED:
+        raise UnsupportedFeature(f"{target.name} speaks Triton's protocol, which has no {call.endpoint.path}", "path")
     document = call.document or {}
     for name, nothing in _UNTRANSLATABLE:
         if document.get(name) not in nothing:
-            raise Unspoken(f"{target.name} speaks Triton's protocol, which cannot give {name}", name)
-    return Recast(call, document, target, request_id)
+            raise UnsupportedFeature(f"{target.name} speaks Triton's protocol, which cannot give {name}", name)
+    return Translation(call, document, target, request_id)
 
 
-class Recast:
+class Translation:
     """One translated request and the state of its reply.
 
     ``path`` and ``body`` go to the engine, ``fields`` are the reply's header lines, ``whole``: the reply is one JSON
@@ -80,7 +80,7 @@ class Recast:
     )  # fmt: skip
 
     def __init__(self, call: Call, document: Mapping[str, Any], target: Target, request_id: str) -> None:
-        self._chat = call.surface.path == CHAT
+        self._chat = call.endpoint.path == CHAT
         self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{request_id}"
         self._model = call.model
         self._created = int(time())
@@ -200,7 +200,7 @@ def _one_prompt(prompt: Any) -> str:
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str):
-        raise Unspoken("Triton's protocol takes one prompt of text", "prompt")
+        raise UnsupportedFeature("Triton's protocol takes one prompt of text", "prompt")
     return prompt
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from router.gateway.protocols.blocks import NO_BLOCKS, blocks_of
-from router.gateway.protocols.openai import Call, Surface, parse
+from router.gateway.protocols.openai import Call, Endpoint, parse
 from router.gateway.traffic.answers import Dialect, rejected
 
 PREFIX: Final = b"/v2/models/"
@@ -17,8 +17,8 @@ def _none(_: Any) -> list[str | int]:
     return []
 
 
-def _surface(verb: str, method: bytes = b"POST") -> Surface:
-    return Surface(f"/v2/models/{{model}}/{verb}", Dialect.TRITON, _none, method=method)
+def _surface(verb: str, method: bytes = b"POST") -> Endpoint:
+    return Endpoint(f"/v2/models/{{model}}/{verb}", Dialect.TRITON, _none, method=method)
 
 
 _VERBS: Final = {
@@ -32,7 +32,7 @@ INFER: Final = _VERBS[b"infer"]
 READY: Final = _VERBS[b"ready"]
 
 
-def surface_of(path: bytes) -> Surface | None:
+def surface_of(path: bytes) -> Endpoint | None:
     """The surface of ``/v2/models/MODEL[/versions/N]/VERB``, None for any other path."""
     parts = path[len(PREFIX) :].split(b"/")
     versioned = len(parts) == 4 and parts[1] == b"versions"  # noqa: PLR2004 - model, "versions", number, verb
@@ -41,11 +41,11 @@ def surface_of(path: bytes) -> Surface | None:
     return _VERBS.get(parts[-1])
 
 
-def read(surface: Surface, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> Call:
+def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> Call:
     """The call in *body*. Raises Rejected with 400 naming the field that is wrong."""
     model = unquote(path[len(PREFIX) :].partition(b"/")[0].decode("latin-1"))
-    if surface is INFER or surface is READY:  # tensors, possibly binary: only their size counts
-        return Call(surface, path, model, stream=False, body=body, document=None, prompt_chars=len(body))
+    if endpoint is INFER or endpoint is READY:  # tensors, possibly binary: only their size counts
+        return Call(endpoint, path, model, stream=False, body=body, document=None, prompt_chars=len(body))
     document = parse(body)
     text = document.get("text_input", "")
     if not isinstance(text, str):
@@ -53,10 +53,10 @@ def read(surface: Surface, path: bytes, body: bytes, prefix_blocks_max: int = 0)
     cap = document.get("max_tokens", 0)
     prefix, block_chars = blocks_of([text], model, "", prefix_blocks_max) if prefix_blocks_max else NO_BLOCKS
     return Call(
-        surface=surface,
+        endpoint=endpoint,
         path=path,
         model=model,
-        stream=surface is STREAM,
+        stream=endpoint is STREAM,
         body=body,
         document=document,
         prompt_chars=len(text),

@@ -13,7 +13,7 @@ from statistics import NormalDist
 from typing import Any, Final, Literal
 
 from router.core import Choice, Fleet, Forecast, Request, Rng
-from router.core.decisions import Account, Outcome
+from router.core.decisions import EndState, RequestRecord
 from router.core.policy import Routing
 
 FIRST_LOOK: Final = 25  # requests of the canary's: a policy that fails most is returned here
@@ -94,9 +94,9 @@ class Trial:
     _next: int = FIRST_LOOK
     _looks: int = 0
 
-    def accounted(self, account: Account) -> Verdict | None:
+    def accounted(self, account: RequestRecord) -> Verdict | None:
         """One request is over; the verdict, once. A client that left says nothing of attainment."""
-        if self.verdict is not None or account.outcome is Outcome.LEFT:
+        if self.verdict is not None or account.outcome is EndState.LEFT:
             return None
         own = self.split.takes(account.request)
         arm = self.arms["canary" if own else "serving"]

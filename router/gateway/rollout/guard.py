@@ -32,7 +32,7 @@ class Bounds:
 
 
 @dataclass(slots=True)
-class Books:
+class DecisionStats:
     """What one role (serving, canary, shadow) did, for as long as the process lives."""
 
     decisions: int = 0
@@ -52,13 +52,13 @@ class Fault:
 class Faults:
     """The faults of one policy lately, and whether it has had its last."""
 
-    __slots__ = ("_books", "_bounds", "_clock", "_heard", "_late", "_lately", "dropped")
+    __slots__ = ("_books", "_bounds", "_clock", "_late", "_lately", "_on_fault", "dropped")
 
     def __init__(
-        self, bounds: Bounds, books: Books, clock: Callable[[], float], heard: Callable[[Fault], None]
+        self, bounds: Bounds, books: DecisionStats, clock: Callable[[], float], on_fault: Callable[[Fault], None]
     ) -> None:
-        """``heard`` is told each fault while the core decides: it must only note or schedule."""
-        self._bounds, self._books, self._clock, self._heard = bounds, books, clock, heard
+        """``on_fault`` is told each fault while the core decides: it must only note or schedule."""
+        self._bounds, self._books, self._clock, self._on_fault = bounds, books, clock, on_fault
         self._lately: deque[float] = deque(maxlen=bounds.faults_max)
         self._late: deque[int] = deque(maxlen=LATE[0])
         self.dropped = False
@@ -82,7 +82,7 @@ class Faults:
         last = enough and not self.dropped
         self.dropped = self.dropped or last
         self._books.faults[kind] += 1
-        self._heard(Fault(kind, why, last))
+        self._on_fault(Fault(kind, why, last))
 
 
 class Guarded:
@@ -95,16 +95,16 @@ class Guarded:
         live: Routing,
         fallback: Routing,
         bounds: Bounds,
-        books: Books,
+        books: DecisionStats,
         clock: Callable[[], float],
-        heard: Callable[[Fault], None],
+        on_fault: Callable[[Fault], None],
     ) -> None:
         """``fallback`` decides where ``live`` does not; ``clock``: monotonic seconds, fine enough for microseconds."""
         self._live: Any = live  # it may answer anything
         self._fallback: Any = fallback
         self._books = books
         self._budget_s, self._clock = bounds.budget_s, clock
-        self.faults = Faults(bounds, books, clock, heard)
+        self.faults = Faults(bounds, books, clock, on_fault)
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """See Routing."""
@@ -147,12 +147,17 @@ class GuardedAdmission:
     __slots__ = ("_bounds", "_clock", "_kind", "_live", "faults", "held_max", "hold_s_max")
 
     def __init__(
-        self, live: Admission, bounds: Bounds, books: Books, clock: Callable[[], float], heard: Callable[[Fault], None]
+        self,
+        live: Admission,
+        bounds: Bounds,
+        books: DecisionStats,
+        clock: Callable[[], float],
+        on_fault: Callable[[Fault], None],
     ) -> None:
         self._live: Any = live  # it may answer anything
         self._kind, self._bounds, self._clock = type(live), bounds, clock
         self.held_max, self.hold_s_max = live.held_max, live.hold_s_max
-        self.faults = Faults(bounds, books, clock, heard)
+        self.faults = Faults(bounds, books, clock, on_fault)
 
     def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit | Shed, Memory]:
         """See Admission."""

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any, Final, Literal
 
-from router.core.decisions import Account
+from router.core.decisions import RequestRecord
 from router.core.dispatcher import Dispatcher
 from router.core.policy import Routing
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.canary import Canary, Split, Trial
-from router.gateway.rollout.guard import SAFE, Books, Bounds, Fault, Guarded, GuardedAdmission
+from router.gateway.rollout.guard import SAFE, Bounds, DecisionStats, Fault, Guarded, GuardedAdmission
 from router.gateway.rollout.shadow import Comparison, Shadow
 
 _log = logging.getLogger("headroom")
@@ -28,7 +28,7 @@ ROLES: Final[tuple[Role, ...]] = ("serving", "canary", "shadow")
 Sample = tuple[str, dict[str, str], float]
 
 
-class Steering:
+class PolicyRollout:
     """Puts a plan's policies to work in one core."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Steering:
     ) -> None:
         """``act`` hears that a role's policy of a plan was dropped for its faults, or how its canary's trial ended."""
         self._core, self._audit, self._act, self._clock = core, audit, act, clock
-        self.books: dict[Role, Books] = {role: Books() for role in ROLES}
+        self.books: dict[Role, DecisionStats] = {role: DecisionStats() for role in ROLES}
         self.trials = 1  # that run side by side, one in each worker, the first verdict being for all
         self._plan: Plan | None = None
         self._shadow: Shadow | None = None
@@ -87,7 +87,7 @@ class Steering:
         if fault.last:
             self._later("dropped", role, fault.why)
 
-    def accounted(self, account: Account) -> None:
+    def accounted(self, account: RequestRecord) -> None:
         """One request is over: a trial may be, too."""
         trial = self._trial
         if trial is None or trial.verdict is not None:
@@ -113,7 +113,7 @@ class Steering:
         }
 
     @staticmethod
-    def _role(books: Books) -> dict[str, Any]:
+    def _role(books: DecisionStats) -> dict[str, Any]:
         mean_us = round(1e6 * books.seconds / books.decisions, 1) if books.decisions else None
         return {"decisions": books.decisions, "mean_us": mean_us, "faults": dict(books.faults)}
 

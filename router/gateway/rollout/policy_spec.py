@@ -15,11 +15,11 @@ from router import loading
 from router.gateway.config.settings import Named, Own
 
 Read = Callable[[Path], loading.Source]
-UNPROVED: Final = object()  # stands where a file's policy will be
+NOT_VALIDATED: Final = object()  # stands where a file's policy will be
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class PolicySpec:
     """``source``: of a policy file; None for one known by ``name``."""
 
     kind: str
@@ -40,24 +40,24 @@ class Chosen:
         return policies.find(self.kind, self.name, self.parameters)
 
 
-def chosen(kind: str, given: Own | Named, folder: Path, read: Read = loading.read) -> Chosen:
+def chosen(kind: str, given: Own | Named, folder: Path, read: Read = loading.read) -> PolicySpec:
     """What the config means; a file's path is taken from *folder*. ValueError when it cannot be read, or when its
     source or that of a named policy holds what a policy may not.
     """
     file = given.file if isinstance(given, Own) else None
     if file is None:
         loading.check_named(kind, given.name or "")
-        return Chosen(kind, given.name or "", given.parameters)
+        return PolicySpec(kind, given.name or "", given.parameters)
     source = read(folder / file)
-    return Chosen(kind, file.stem, given.parameters, source)
+    return PolicySpec(kind, file.stem, given.parameters, source)
 
 
-def of_plain(kind: str, plain: Mapping[str, Any]) -> Chosen:
+def of_plain(kind: str, plain: Mapping[str, Any]) -> PolicySpec:
     """The inverse of ``plain``."""
     if "text" in plain:
         path = plain["path"]
-        return Chosen(kind, Path(path).stem, plain["parameters"], loading.Source(path, plain["text"]))
-    return Chosen(kind, plain["name"], plain["parameters"])
+        return PolicySpec(kind, Path(path).stem, plain["parameters"], loading.Source(path, plain["text"]))
+    return PolicySpec(kind, plain["name"], plain["parameters"])
 
 
 def key(*parts: Any) -> str:

@@ -22,7 +22,7 @@ from router.gateway.config.plan import Plan, make
 from router.gateway.config.text import ConfigError
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.policy_spec import key
-from router.gateway.rollout.validation import UNNEEDED, Proof, prove
+from router.gateway.rollout.validation import UNNEEDED, Validation, validate
 from router.gateway.rollout.versions import Version, Versions
 
 _log = logging.getLogger("headroom")
@@ -41,7 +41,7 @@ class Reloaded:
     origin: str
     at_s: float
     error: str = ""
-    proof: Proof = UNNEEDED
+    proof: Validation = UNNEEDED
 
 
 class ReloadObserver(Protocol):
@@ -57,19 +57,19 @@ class ReloadObserver(Protocol):
 class Unproved(ConfigError):
     """The config is sound and its policies are not."""
 
-    def __init__(self, proof: Proof) -> None:
+    def __init__(self, proof: Validation) -> None:
         super().__init__([f"policy: {proof.why}"])
         self.proof = proof
 
 
-def offered(path: Path, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Proof]:
+def offered(path: Path, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Validation]:
     """The plan of the file, proved against the running one and ready to serve. Raises ConfigError, Unproved."""
     parsed, text = settings.load(path)
     return _proved(make(parsed, text), running, trace)
 
 
-def _proved(plan: Plan, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Proof]:
-    proof = prove(plan, running, trace)
+def _proved(plan: Plan, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Validation]:
+    proof = validate(plan, running, trace)
     if not proof.ok:
         raise Unproved(proof)
     return plan.loaded(), proof
@@ -146,7 +146,7 @@ class Reloader:
                 self.versions.blame(plan.version, why)
                 await self._try("rolled back for its faults", lambda: self._earlier(None))
 
-    async def _try(self, origin: str, offer: Callable[[], tuple[Plan, Proof]]) -> Reloaded:
+    async def _try(self, origin: str, offer: Callable[[], tuple[Plan, Validation]]) -> Reloaded:
         usual_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         try:
@@ -178,7 +178,7 @@ class Reloader:
 
     # -- what they come from -----------------------------------------------------------------------------------
 
-    def _offered(self) -> tuple[Plan, Proof]:
+    def _offered(self) -> tuple[Plan, Validation]:
         """The file's plan. Runs in a thread."""
         self._seen = self._texts()
         parsed, text = settings.load(self.path)
@@ -196,7 +196,7 @@ class Reloader:
             self._decided[_trial(plan)] = outcome
         return settled(plan, outcome)
 
-    def _earlier(self, to: str | None) -> tuple[Plan, Proof]:
+    def _earlier(self, to: str | None) -> tuple[Plan, Validation]:
         version = self.versions.find(to) if to else self.versions.before(self.running.version)
         if version is None:
             raise ConfigError(["there is no earlier good version to go back to"])
@@ -205,7 +205,7 @@ class Reloader:
         _check_swappable(self.running, plan)
         return plan, UNNEEDED
 
-    def _keep(self, plan: Plan, origin: str, proof: Proof) -> None:
+    def _keep(self, plan: Plan, origin: str, proof: Validation) -> None:
         sources = {path: source.text for path, source in plan.sources.items()}
         self.versions.add(Version(plan.version, time(), origin, plan.text, sources, asdict(proof), plan=plan))
         self._audit.file = plan.settings.reload.audit_file

@@ -12,7 +12,7 @@ from typing import Any
 from router.core import Choice, Dispatch, Fleet, Forecast, Request, Rng
 from router.core.belief import Belief
 from router.core.policy import Routing
-from router.gateway.rollout.guard import Books, Bounds, Fault, Faults, is_valid
+from router.gateway.rollout.guard import Bounds, DecisionStats, Fault, Faults, is_valid
 
 
 @dataclass(slots=True)
@@ -50,13 +50,13 @@ class Shadow:
         belief: Belief,
         seen: Comparison,
         bounds: Bounds,
-        books: Books,
+        books: DecisionStats,
         clock: Callable[[], float],
-        heard: Callable[[Fault], None],
+        on_fault: Callable[[Fault], None],
     ) -> None:
         self._serving, self._candidate, self._share, self._belief = serving, candidate, share, belief
         self._bounds, self._books, self._clock = bounds, books, clock
-        self._faults = Faults(bounds, books, clock, heard)
+        self._faults = Faults(bounds, books, clock, on_fault)
         self._draw = Random(0)  # the core's own chance must stay as it would be without us
         self._due = 0.0
         self.seen = seen

@@ -17,9 +17,9 @@ from typing import Any, Final, Literal
 
 import router
 from router.gateway.config.plan import Plan
-from router.gateway.rollout.policy_spec import Chosen, key
+from router.gateway.rollout.policy_spec import PolicySpec, key
 
-_COMMAND: Final = (sys.executable, "-P", "-m", "simulator.aside", "prove")
+_COMMAND: Final = (sys.executable, "-P", "-m", "simulator.aside", "validate")
 _ROOT: Final = Path(router.__file__).resolve().parent.parent
 _SAID_MAX: Final = 600
 _ASIDE_S: Final = 5.0  # for so long it takes only what nobody wants
@@ -29,7 +29,7 @@ Result = Literal["passed", "refused", "unneeded"]
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class Validation:
     """The verdict on one config. ``replays``: by workload, requests, attainment of both policies and the drop;
     ``decision_s``: seconds a decision took (mean, p99, max).
     """
@@ -46,10 +46,10 @@ class Proof:
         return self.result != "refused"
 
 
-UNNEEDED: Final = Proof("unneeded", "decisions are as they were")
+UNNEEDED: Final = Validation("unneeded", "decisions are as they were")
 
 
-def prove(new: Plan, running: Plan | None, trace: Path | None = None) -> Proof:
+def validate(new: Plan, running: Plan | None, trace: Path | None = None) -> Validation:
     """Ask for everything in *new* that would decide and does not yet: the serving policies, then a canary.
 
     *trace* is replayed instead of what the config names. Blocks, up to ``reload.proof.seconds_max`` for each.
@@ -111,11 +111,11 @@ def _finite(plain: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in plain.items() if isfinite(value)}
 
 
-def _has_source(chosen: Iterable[Chosen]) -> bool:
+def _has_source(chosen: Iterable[PolicySpec]) -> bool:
     return any(each.source is not None for each in chosen)
 
 
-def _asked(new: Plan, question: Mapping[str, Any]) -> Proof:
+def _asked(new: Plan, question: Mapping[str, Any]) -> Validation:
     """One question, answered within its time."""
     if not question["replay"] and not _has_source(new.chosen.values()):
         return UNNEEDED
@@ -123,15 +123,17 @@ def _asked(new: Plan, question: Mapping[str, Any]) -> Proof:
     try:
         done = _ran(json.dumps(question), limit_s)
     except OSError as problem:
-        return Proof("refused", f"the proof could not be started: {problem}")
+        return Validation("refused", f"the proof could not be started: {problem}")
     except subprocess.TimeoutExpired:
-        return Proof("refused", f"the proof did not end within {limit_s:g} s", took_s=limit_s)
+        return Validation("refused", f"the proof did not end within {limit_s:g} s", took_s=limit_s)
     try:
         verdict = json.loads(done.stdout)
     except json.JSONDecodeError:
-        return Proof("refused", f"the proof died (exit status {done.returncode}): {done.stderr.strip()[-_SAID_MAX:]}")
+        return Validation(
+            "refused", f"the proof died (exit status {done.returncode}): {done.stderr.strip()[-_SAID_MAX:]}"
+        )
     result: Result = "passed" if verdict.pop("passed") else "refused"
-    return Proof(result, **verdict | {"replays": tuple(verdict["replays"])})
+    return Validation(result, **verdict | {"replays": tuple(verdict["replays"])})
 
 
 def _ran(question: str, limit_s: float) -> subprocess.CompletedProcess[str]:
@@ -160,10 +162,10 @@ def _communicated(process: "subprocess.Popen[str]", question: str, limit_s: floa
         return process.communicate(timeout=max(0.0, limit_s - _ASIDE_S))
 
 
-def _joined(proofs: list[Proof]) -> Proof:
+def _joined(proofs: list[Validation]) -> Validation:
     if not proofs:
         return UNNEEDED
-    return Proof(
+    return Validation(
         proofs[-1].result,
         proofs[-1].why,
         tuple(replay for proof in proofs for replay in proof.replays),

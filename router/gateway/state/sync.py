@@ -18,7 +18,7 @@ RETRY_S_MAX: Final = 1.0
 class Listener(Protocol):
     """Who wants to know."""
 
-    def heard(self, peer: str, loads: Mapping[str, Load]) -> None:
+    def on_peer_load(self, peer: str, loads: Mapping[str, Load]) -> None:
         """What another router has in flight."""
 
     def peer_lost(self, peer: str) -> None:
@@ -88,7 +88,7 @@ class Sync:
             self._heard_s[peer] = now_s
             if view is UNREADABLE and self.peers.get(peer) is not UNREADABLE:
                 self._observer.unreadable(peer)
-            self._listener.heard(peer, view.loads)
+            self._listener.on_peer_load(peer, view.loads)
         for backend, report in shared.reports.items():
             if report.asked_s > self._reported_s.get(backend, float("-inf")) + 1e-3:  # clocks jitter; news do not
                 self._reported_s[backend] = min(report.asked_s, now_s)  # one from the future must not silence the next

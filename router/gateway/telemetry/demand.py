@@ -7,7 +7,7 @@ is a few additions and the oldest falls out by itself.
 from dataclasses import dataclass, field
 from typing import Final
 
-from router.core.decisions import Account, Outcome, Reason
+from router.core.decisions import EndState, Reason, RequestRecord
 from router.core.types import Slo
 from router.gateway.state import ModelDemand
 
@@ -35,7 +35,7 @@ class DemandWindow:
         self._rings: dict[str, list[_Bucket]] = {}
         self._began_s: float | None = None
 
-    def accounted(self, account: Account, now_s: float, class_slo: Slo | None = None) -> None:
+    def accounted(self, account: RequestRecord, now_s: float, class_slo: Slo | None = None) -> None:
         """One request is over. A client that left early says nothing of attainment.
 
         ``class_slo``: what its SLO class promises (None: the same as the request's SLO). Attainment is of requests
@@ -51,10 +51,10 @@ class DemandWindow:
         bucket.prompt_tokens += usage.prompt_tokens or request.prompt_tokens
         promised = request.slo if class_slo is None else class_slo
         bucket.classes[request.slo_class] = promised
-        if account.outcome is Outcome.SERVED:
+        if account.outcome is EndState.SERVED:
             bucket.served += 1
             bucket.output_tokens += usage.output_tokens
-        if account.outcome is not Outcome.LEFT and request.slo == promised:
+        if account.outcome is not EndState.LEFT and request.slo == promised:
             bucket.ended += 1
             bucket.attained += account.slo_met
 

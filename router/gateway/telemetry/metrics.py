@@ -1,6 +1,6 @@
 """Every metric name, once; all begin with ``headroom_``, so that no sum counts an engine's own numbers twice.
 
-Believes: one Account a request. Must not know why anything happened. What a request costs here is a few additions
+Believes: one RequestRecord a request. Must not know why anything happened. What a request costs here is a few additions
 to plain lists; text is made of them only when somebody scrapes. Labels are bounded: a model nobody serves is "unknown".
 """
 
@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from router.core.border import PEER
-from router.core.decisions import Account, Outcome, Reason
+from router.core.decisions import EndState, Reason, RequestRecord
 from router.core.score import STATES, Accuracy, Score
 from router.core.types import EngineReport, Load
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
@@ -93,7 +93,7 @@ class Answered(Protocol):
     """What is read of the driver's outcome of a request."""
 
     @property
-    def account(self) -> Account:
+    def account(self) -> RequestRecord:
         """The core's account of it."""
 
     @property
@@ -161,17 +161,17 @@ class Metrics(Collector):
         """A request was answered with an error before the core heard of it."""
         self._responses[path, status] += 1
 
-    def accounted(self, account: Account, slo_source: str = "class") -> None:
+    def accounted(self, account: RequestRecord, slo_source: str = "class") -> None:
         """One request is over; ``slo_source``: ``class`` or ``header``."""
         request, outcome = account.request, account.outcome
         model = "unknown" if account.reason is Reason.UNKNOWN_MODEL else request.model
         row = self._rows[model, request.slo_class, account.backend]
         row.attempts += account.attempts
-        if outcome is Outcome.SERVED:
+        if outcome is EndState.SERVED:
             row.served += 1
         else:
             row.unserved[outcome.value, account.reason.value if account.reason else ""] += 1
-        if outcome is not Outcome.LEFT:
+        if outcome is not EndState.LEFT:
             if account.slo_met:
                 row.kept[slo_source] += 1
             else:
@@ -179,19 +179,19 @@ class Metrics(Collector):
         if account.backend:
             self._timed(account, row)
 
-    def _timed(self, account: Account, row: _Row) -> None:
+    def _timed(self, account: RequestRecord, row: _Row) -> None:
         usage = account.usage
         row.ttft.add(account.ttft_s)
         row.prompt_tokens += usage.prompt_tokens or account.request.prompt_tokens
         row.output_tokens += usage.output_tokens
         row.cached_tokens += usage.cached_tokens
-        if account.outcome is Outcome.SERVED:
+        if account.outcome is EndState.SERVED:
             row.e2e.add(account.e2e_s)
             if account.request.streamed and usage.output_tokens > 1:
                 row.tpot.add(account.tpot_s)
             self._compared(account)
 
-    def _compared(self, account: Account) -> None:
+    def _compared(self, account: RequestRecord) -> None:
         """Actual over predicted, both counted from the send."""
         errors = self._errors[account.backend]
         if account.predicted_ttft_s > 0 and account.request.streamed:
@@ -291,7 +291,7 @@ class Metrics(Collector):
         sums: dict[tuple[str, str, str, str], int] = defaultdict(int)
         for (model, slo_class, _), row in self._rows.items():
             if row.served:
-                sums[model, slo_class, Outcome.SERVED.value, ""] += row.served
+                sums[model, slo_class, EndState.SERVED.value, ""] += row.served
             for (outcome, reason), count in row.unserved.items():
                 sums[model, slo_class, outcome, reason] += count
         return sums

@@ -1,6 +1,6 @@
 """What the metrics page says of policies and of how they change: the rest of every metric name, once.
 
-Believes: samples by short name, as ``Steering`` gives them. Must not know what they mean.
+Believes: samples by short name, as ``PolicyRollout`` gives them. Must not know what they mean.
 """
 
 from collections import defaultdict

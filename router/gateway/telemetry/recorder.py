@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 
 from router.core.dispatcher import Dispatcher
-from router.core.flight import Limits
+from router.core.flight import DispatchLimits
 from router.core.record import VERSION, Event, replay
 from router.gateway.rollout.canary import Canary, Split
 from router.gateway.rollout.policy_spec import of_plain
@@ -97,8 +97,8 @@ class Recorder:
         self._begin(continues=True)
 
 
-def decisions(named: Mapping[str, Mapping[str, Any]], limits: Limits) -> Event:
-    """Who decides within which bounds; ``named``: by role (routing, admission, canary), the policy as ``Chosen`` holds
+def decisions(named: Mapping[str, Mapping[str, Any]], limits: DispatchLimits) -> Event:
+    """Who decides within which bounds; ``named``: by role (routing, admission, canary), as ``PolicySpec`` holds
     it, and under ``split`` whose requests are the canary's.
     """
     return {**named, "limits": {name: value for name, value in asdict(limits).items() if isfinite(value)}}
@@ -115,11 +115,11 @@ def differences(path: Path) -> Iterator[tuple[int, Event, list[Event]]]:
         raise RecordError(f"{path}:1: expected the header of a record of version {VERSION}")
     if first.get("continues"):
         raise RecordError(f"{path}:1: begins in the middle of a run; a replay to the letter needs its start")
-    core = Dispatcher(*_policies(first), Random(first["seed"]), Limits(**first["limits"]))
+    core = Dispatcher(*_policies(first), Random(first["seed"]), DispatchLimits(**first["limits"]))
     for number, event in lines:
         if event.get("event") == "adopt":
             core.adopt(*_policies(event))
-            core.limits = Limits(**event["limits"])
+            core.limits = DispatchLimits(**event["limits"])
         elif event.get("event") == "gap":
             raise RecordError(f"{path}:{number}: {event['lost']} events were lost here; the replay ends")
         else:

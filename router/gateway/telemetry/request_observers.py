@@ -6,13 +6,13 @@ Believes: the driver's outcomes as they pass. Must not know what any of them mak
 from collections.abc import Callable
 
 from router.gateway.control.journal import Journal
-from router.gateway.rollout.policy_rollout import Steering
+from router.gateway.rollout.policy_rollout import PolicyRollout
 from router.gateway.telemetry.demand import DemandWindow
 from router.gateway.telemetry.metrics import Metrics
-from router.gateway.traffic.driver import Outcome
+from router.gateway.traffic.driver import RequestLog
 
 
-class Books:
+class RequestObservers:
     """Tells everyone who counts how a request ended."""
 
     def __init__(
@@ -20,13 +20,13 @@ class Books:
         metrics: Metrics,
         demand: DemandWindow,
         journal: Journal,
-        steering: Steering,
+        steering: PolicyRollout,
         clock: Callable[[], float],
     ) -> None:
         self._metrics, self._demand, self._journal, self._clock = metrics, demand, journal, clock
         self._steering = steering
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: RequestLog) -> None:
         """A request that the core knew is over."""
         self._metrics.ended(outcome)
         self._demand.accounted(outcome.account, self._clock(), outcome.class_slo)

@@ -17,7 +17,7 @@ from router.gateway.traffic.meter import CHUNK_SEAM, Meter, first_event
 from router.gateway.traffic.upstream import Connection, Reader, Upstream
 
 if TYPE_CHECKING:
-    from router.gateway.traffic.http_exchange import Exchange
+    from router.gateway.traffic.http_exchange import HttpExchange
 
 _HELD_BYTES_MAX: Final = 1 << 20  # of an error body, or of what comes before a first event
 _OK: Final = range(200, 300)
@@ -37,7 +37,7 @@ _DYING: Final = 6  # the engine has said that it failed: the rest of what it say
 _OVER: Final = 7
 
 
-class Attempt(Reader):
+class UpstreamAttempt(Reader):
     """One try of an exchange on one backend. ``number`` is the core's."""
 
     __slots__ = (
@@ -45,7 +45,7 @@ class Attempt(Reader):
         "decodes", "engine_said", "exchange", "meter", "number", "paused", "predicted_ttft_s", "upstream",
     )  # fmt: skip
 
-    def __init__(self, exchange: "Exchange", upstream: Upstream, number: int, predicted_ttft_s: float) -> None:
+    def __init__(self, exchange: "HttpExchange", upstream: Upstream, number: int, predicted_ttft_s: float) -> None:
         self.exchange = exchange
         self.upstream = upstream
         self.number = number

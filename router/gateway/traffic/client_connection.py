@@ -18,12 +18,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from router.gateway.protocols import triton
-from router.gateway.protocols.openai import SURFACES, Surface
+from router.gateway.protocols.openai import ENDPOINTS, Endpoint
 from router.gateway.traffic import answers
 from router.gateway.traffic.answers import Dialect, Problem, Rejected
 from router.gateway.traffic.driver import Driver
 from router.gateway.traffic.http import STATUS_LINES
-from router.gateway.traffic.http_exchange import Exchange
+from router.gateway.traffic.http_exchange import HttpExchange
 
 _log = logging.getLogger("headroom")
 
@@ -38,7 +38,7 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class FrontLimits:
+class ConnectionLimits:
     """What a client may send and how slowly. ``request_s``: from a request's first byte to its last."""
 
     body_bytes_max: int = 10 * 2**20
@@ -49,7 +49,7 @@ class FrontLimits:
     drain_s: float = 30.0
 
 
-class Front(HttpToolsProtocol):
+class ClientConnection(HttpToolsProtocol):
     """One client connection.
 
     What its head says is kept in fields of its own: uvicorn's are set for a request that is left to the app alone.
@@ -58,7 +58,7 @@ class Front(HttpToolsProtocol):
     def __init__(
         self,
         driver: Driver,
-        limits: FrontLimits,
+        limits: ConnectionLimits,
         *,
         config: uvicorn.Config,
         server_state: ServerState,
@@ -71,8 +71,8 @@ class Front(HttpToolsProtocol):
         self._target = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._expects_continue = False
-        self.active: Exchange | None = None  # whose turn it is, when it is a routed request's
-        self._reading: Exchange | None = None  # whose body is coming in
+        self.active: HttpExchange | None = None  # whose turn it is, when it is a routed request's
+        self._reading: HttpExchange | None = None  # whose body is coming in
         self._head_bytes = 0
         self._in_head = True
         self._since_s = self.driver.clock()  # when the client's part of the present message began
@@ -109,7 +109,7 @@ class Front(HttpToolsProtocol):
             self._fail(Problem(431, f"the head is over {self.limits.head_bytes_max} bytes"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if isinstance(self.cycle, Exchange):
+        if isinstance(self.cycle, HttpExchange):
             self.cycle = cast("RequestResponseCycle", None)
         active, self.active = self.active, None
         self.pipeline.clear()
@@ -149,7 +149,7 @@ class Front(HttpToolsProtocol):
         expects = fields.get(b"expect")
         self._expects_continue = expects is not None and expects.lower() == b"100-continue"
         path = self._target.partition(b"?")[0]
-        surface = SURFACES.get(path) or (triton.surface_of(path) if path.startswith(triton.PREFIX) else None)
+        endpoint = ENDPOINTS.get(path) or (triton.surface_of(path) if path.startswith(triton.PREFIX) else None)
         version = self.parser.get_http_version()
         if version not in {"1.0", "1.1"}:
             self._fail(Problem(505, f"HTTP/{version} is not spoken here"))
@@ -157,10 +157,10 @@ class Front(HttpToolsProtocol):
         problem = self._unsafe(version, fields, head_bytes)
         if problem is not None:
             self._fail(problem)
-        elif surface is None:
+        elif endpoint is None:
             self._leave_to_app()
         else:
-            self._begin_exchange(surface, version, fields)
+            self._begin_exchange(endpoint, version, fields)
 
     def on_body(self, body: bytes) -> None:
         if self._fault is not None:
@@ -184,12 +184,12 @@ class Front(HttpToolsProtocol):
 
     # -- a request that is routed ------------------------------------------------------------------------------
 
-    def _begin_exchange(self, surface: Surface, version: str, fields: dict[bytes, bytes]) -> None:
-        exchange = Exchange(self, self.driver, surface, self._target, self._fields, fields)
+    def _begin_exchange(self, endpoint: Endpoint, version: str, fields: dict[bytes, bytes]) -> None:
+        exchange = HttpExchange(self, self.driver, endpoint, self._target, self._fields, fields)
         self._fields = []  # trailers are no part of the head
         exchange.http10 = version == "1.0"
         exchange.keep_alive = not exchange.http10 and self.parser.should_keep_alive()
-        exchange.problem = self._judge(exchange, surface)
+        exchange.problem = self._judge(exchange, endpoint)
         self._reading = exchange
         before: RequestResponseCycle | None = self.cycle
         self.cycle = cast("RequestResponseCycle", exchange)
@@ -200,13 +200,13 @@ class Front(HttpToolsProtocol):
             if len(self.pipeline) >= _PIPELINE_MAX:  # not before: while we do not read we do not see a client leave
                 self.flow.pause_reading()
 
-    def _judge(self, exchange: Exchange, surface: Surface) -> Problem | None:
+    def _judge(self, exchange: HttpExchange, endpoint: Endpoint) -> Problem | None:
         """What the head alone already says against a request."""
         method = self.parser.get_method()
         exchange.head_only = method == b"HEAD"
-        if method != surface.method and not (exchange.head_only and surface.method == b"GET"):
-            allowed = surface.method + (b", HEAD" if surface.method == b"GET" else b"")
-            return Problem(405, f"{surface.path} takes {allowed.decode()}", fields=b"allow: %b\r\n" % allowed)
+        if method != endpoint.method and not (exchange.head_only and endpoint.method == b"GET"):
+            allowed = endpoint.method + (b", HEAD" if endpoint.method == b"GET" else b"")
+            return Problem(405, f"{endpoint.path} takes {allowed.decode()}", fields=b"allow: %b\r\n" % allowed)
         try:
             exchange.caller = self.driver.ingress.caller(exchange.fields)
         except Rejected as rejection:
@@ -215,7 +215,7 @@ class Front(HttpToolsProtocol):
             return Problem(413, f"the body is over {self.limits.body_bytes_max} bytes")
         return None
 
-    def _turn(self, exchange: Exchange) -> None:
+    def _turn(self, exchange: HttpExchange) -> None:
         """The requests before it are answered."""
         self.active = exchange
         if exchange.body_complete:
@@ -225,18 +225,18 @@ class Front(HttpToolsProtocol):
         elif self._expects_continue and self._reading is exchange:
             self.transport.write(_CONTINUE)
 
-    def _refuse_early(self, exchange: Exchange) -> None:
+    def _refuse_early(self, exchange: HttpExchange) -> None:
         """Answer before all of the request has come, and forget the rest of it."""
         assert exchange.problem is not None
         self._reading = None
         self._fault = exchange.problem
         exchange.reject(exchange.problem)
 
-    def exchange_over(self, exchange: Exchange) -> None:
+    def exchange_over(self, exchange: HttpExchange) -> None:
         """The active exchange has been answered."""
         self.active = None
         if exchange.request is None:
-            self.driver.observer.rejected(exchange.surface.path, exchange.status)
+            self.driver.observer.rejected(exchange.endpoint.path, exchange.status)
         if not exchange.keep_alive:
             self.pipeline.clear()
             if exchange.body_complete:
@@ -247,7 +247,7 @@ class Front(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """A cycle's turn has come; ours needs no task."""
-        if isinstance(cycle, Exchange):
+        if isinstance(cycle, HttpExchange):
             self._turn(cycle)
         else:
             super()._start_asgi_task(cycle, app)
@@ -375,6 +375,6 @@ class Front(HttpToolsProtocol):
                 self._fail(Problem(408, f"the request took over {self.limits.request_s:g} s to arrive"))
 
 
-def front(driver: Driver, limits: FrontLimits) -> type[asyncio.Protocol]:
+def client_connection(driver: Driver, limits: ConnectionLimits) -> type[asyncio.Protocol]:
     """What uvicorn makes a connection with, as it wants one: without arguments of ours."""
-    return cast("type[asyncio.Protocol]", partial(Front, driver, limits))
+    return cast("type[asyncio.Protocol]", partial(ClientConnection, driver, limits))

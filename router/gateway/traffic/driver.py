@@ -13,17 +13,17 @@ from math import inf
 from time import monotonic
 from typing import Final, Protocol
 
-from router.core.decisions import Abort, Account, Break, Command, Reason, Refuse, Send
+from router.core.decisions import Abort, Break, Command, Reason, Refuse, RequestRecord, Send
 from router.core.dispatcher import Dispatcher
 from router.core.flight import Failure
 from router.core.record import Recording
 from router.core.types import Request, RequestId, Slo, Usage
 from router.gateway.protocols.ingress import Ingress
-from router.gateway.protocols.translate import Unspoken
+from router.gateway.protocols.translate import UnsupportedFeature
 from router.gateway.traffic.answers import Problem
-from router.gateway.traffic.attempt import Attempt
+from router.gateway.traffic.attempt import UpstreamAttempt
 from router.gateway.traffic.faults import EngineError
-from router.gateway.traffic.http_exchange import Exchange
+from router.gateway.traffic.http_exchange import HttpExchange
 from router.gateway.traffic.upstream import PoolLimits, Target, Upstream
 
 _log = logging.getLogger("headroom")
@@ -31,7 +31,7 @@ _log = logging.getLogger("headroom")
 _TIMER_STEP_S: Final = 0.001  # the loop's own resolution: sooner would spin
 
 
-class Outcome:
+class RequestLog:
     """What one request's way through the gateway showed, beside the core's account of it. Never changed.
 
     ``decisions``: what the core said of it, in order;
@@ -48,7 +48,7 @@ class Outcome:
 
     def __init__(
         self,
-        account: Account,
+        account: RequestRecord,
         path: str,
         wire_id: str,
         stream: bool,
@@ -80,7 +80,7 @@ class Outcome:
 class Observer(Protocol):
     """Who is told how requests ended (metrics.py)."""
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: RequestLog) -> None:
         """A request that the core knew is over."""
 
     def rejected(self, path: str, status: int) -> None:
@@ -101,10 +101,10 @@ class _Entry:
 
     __slots__ = ("decisions", "exchange", "last", "open")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: HttpExchange) -> None:
         self.exchange = exchange
-        self.last: Attempt | None = None
-        self.open: dict[int, Attempt] = {}
+        self.last: UpstreamAttempt | None = None
+        self.open: dict[int, UpstreamAttempt] = {}
         self.decisions: list[Send | Refuse] = []
 
 
@@ -170,7 +170,7 @@ class Driver:
             attempt.abort()
             attempt.exchange.failed(attempt, Failure(f"{name} was removed", backend_fault=False))
 
-    def _attempts_on(self, upstream: Upstream) -> list[Attempt]:
+    def _attempts_on(self, upstream: Upstream) -> list[UpstreamAttempt]:
         return [each for entry in self._table.values() for each in entry.open.values() if each.upstream is upstream]
 
     # -- a request's events ------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ class Driver:
         self._count += 1
         return self._prefix + str(self._count)
 
-    def begin(self, exchange: Exchange, request: Request) -> None:
+    def begin(self, exchange: HttpExchange, request: Request) -> None:
         """A request has been read."""
         if self.draining:
             exchange.keep_alive = False
@@ -190,24 +190,24 @@ class Driver:
         self._table[request.id] = _Entry(exchange)
         self.perform(self.core.arrived(request, self.clock()))
 
-    def first_byte(self, exchange: Exchange, attempt: Attempt) -> None:
+    def first_byte(self, exchange: HttpExchange, attempt: UpstreamAttempt) -> None:
         """The status has gone out."""
         self.perform(self.core.first_byte(exchange.id, attempt.number, self.clock()))
 
-    def ended(self, exchange: Exchange, attempt: Attempt, usage: Usage) -> None:
+    def ended(self, exchange: HttpExchange, attempt: UpstreamAttempt, usage: Usage) -> None:
         """The reply is complete."""
         request_id = exchange.id
         self._close(request_id, attempt.number)
         self.perform(self.core.ended(request_id, attempt.number, usage, self.clock()))
 
-    def failed(self, exchange: Exchange, attempt: int, failure: Failure) -> None:
+    def failed(self, exchange: HttpExchange, attempt: int, failure: Failure) -> None:
         """An attempt is dead."""
         if failure.backend_fault:
             _log.warning("%s", failure.why)
         self._close(exchange.id, attempt)
         self.perform(self.core.failed(exchange.id, attempt, failure, self.clock()))
 
-    def left(self, exchange: Exchange) -> None:
+    def left(self, exchange: HttpExchange) -> None:
         """The client is gone."""
         if exchange.request is not None:
             self.perform(self.core.client_left(exchange.id, self.clock()))
@@ -224,7 +224,7 @@ class Driver:
         for command in commands:
             if isinstance(command, Send):
                 self._send(command)
-            elif isinstance(command, Account):
+            elif isinstance(command, RequestRecord):
                 self._account(command)
             elif isinstance(command, Refuse):
                 self._refuse(command)
@@ -246,8 +246,8 @@ class Driver:
             self.failed(exchange, command.attempt, gone)
             return
         try:
-            attempt = Attempt(exchange, upstream, command.attempt, command.predicted_ttft_s)
-        except Unspoken as unspoken:
+            attempt = UpstreamAttempt(exchange, upstream, command.attempt, command.predicted_ttft_s)
+        except UnsupportedFeature as unspoken:
             exchange.engine_said = EngineError(400, str(unspoken))
             self.failed(exchange, command.attempt, Failure(str(unspoken), backend_fault=False))
             return
@@ -273,7 +273,7 @@ class Driver:
         if entry is not None:
             entry.exchange.break_off(command.why)
 
-    def _account(self, account: Account) -> None:
+    def _account(self, account: RequestRecord) -> None:
         entry = self._table.pop(account.request.id, None)
         if entry is None:
             return
@@ -282,9 +282,9 @@ class Driver:
         exchange, last = entry.exchange, entry.last
         assert exchange.call is not None
         self.observer.ended(
-            Outcome(
+            RequestLog(
                 account,
-                exchange.surface.path,
+                exchange.endpoint.path,
                 exchange.wire_id.decode("latin-1"),
                 exchange.call.stream,
                 exchange.status,

@@ -15,17 +15,17 @@ from router.core.flight import Failure
 from router.core.types import NO_SLO, Request, RequestId
 from router.gateway.protocols import openai, translate, triton
 from router.gateway.protocols.ingress import Caller
-from router.gateway.protocols.openai import Call, Surface
-from router.gateway.protocols.translate import Recast
+from router.gateway.protocols.openai import Call, Endpoint
+from router.gateway.protocols.translate import Translation
 from router.gateway.traffic import answers
 from router.gateway.traffic.answers import Dialect, Problem, Rejected
-from router.gateway.traffic.attempt import ERROR_MARK, TYPED_ERROR_MARK, Attempt
+from router.gateway.traffic.attempt import ERROR_MARK, TYPED_ERROR_MARK, UpstreamAttempt
 from router.gateway.traffic.faults import EngineError, clients_own
 from router.gateway.traffic.http import HOP_BY_HOP, STATUS_LINES, Head, chunk, options
 from router.gateway.traffic.upstream import Target, Upstream
 
 if TYPE_CHECKING:
-    from router.gateway.traffic.client_connection import Front
+    from router.gateway.traffic.client_connection import ClientConnection
     from router.gateway.traffic.driver import Driver
 
 # What of a client's head is not for the engine: what stops at a hop, what we write ourselves, our own secrets, and
@@ -51,7 +51,7 @@ def identity(data: bytes) -> bytes:
     return data
 
 
-class Exchange:
+class HttpExchange:
     """One request of one client connection, from its head to the last byte of its answer.
 
     ``response_complete`` and ``keep_alive`` are read by uvicorn's protocol. ``wire_id``: the client's name for the
@@ -60,17 +60,42 @@ class Exchange:
     """
 
     __slots__ = (
-        "_bodies", "_body", "_body_bytes", "_clamped", "_forwarded", "_recast", "body_complete", "call", "caller",
-        "class_slo", "clock", "driver", "engine_said", "error_mark", "fields", "front", "head_only", "headers",
-        "http10", "keep_alive", "must_say_done", "path", "problem", "request", "response_complete", "status", "surface",
-        "winner", "wire_id",
+        "_bodies",
+        "_body",
+        "_body_bytes",
+        "_clamped",
+        "_forwarded",
+        "_recast",
+        "body_complete",
+        "call",
+        "caller",
+        "class_slo",
+        "clock",
+        "driver",
+        "endpoint",
+        "engine_said",
+        "error_mark",
+        "fields",
+        "front",
+        "head_only",
+        "headers",
+        "http10",
+        "keep_alive",
+        "must_say_done",
+        "path",
+        "problem",
+        "request",
+        "response_complete",
+        "status",
+        "winner",
+        "wire_id",
     )  # fmt: skip
 
     def __init__(
         self,
-        front: "Front",
+        front: "ClientConnection",
         driver: "Driver",
-        surface: Surface,
+        endpoint: Endpoint,
         path: bytes,
         headers: Sequence[tuple[bytes, bytes]],
         fields: Mapping[bytes, bytes],
@@ -78,7 +103,7 @@ class Exchange:
         self.front = front
         self.driver = driver
         self.clock = driver.clock
-        self.surface = surface
+        self.endpoint = endpoint
         self.path = path
         self.headers = headers
         self.fields = fields
@@ -91,9 +116,9 @@ class Exchange:
         self.class_slo = NO_SLO
         self.wire_id = b""
         self.status = 0
-        self.winner: Attempt | None = None
+        self.winner: UpstreamAttempt | None = None
         self.engine_said: EngineError | None = None
-        self.error_mark = TYPED_ERROR_MARK if surface.dialect in _TYPED else ERROR_MARK
+        self.error_mark = TYPED_ERROR_MARK if endpoint.dialect in _TYPED else ERROR_MARK
         self._body = b""
         self._bodies: list[bytes] = []
         self._body_bytes = 0
@@ -134,9 +159,9 @@ class Exchange:
         self.class_slo = applied.given.slo
         if applied.clamped:
             self._clamped = b"x-headroom-slo-clamped: %b\r\n" % ", ".join(applied.clamped).encode()
-        read = triton.read if self.surface.dialect is Dialect.TRITON else openai.read
-        call = self.call = read(self.surface, self.path, self._body, ingress.prefix_blocks_max)
-        self.must_say_done = call.stream and self.surface.ends_with_done
+        read = triton.read if self.endpoint.dialect is Dialect.TRITON else openai.read
+        call = self.call = read(self.endpoint, self.path, self._body, ingress.prefix_blocks_max)
+        self.must_say_done = call.stream and self.endpoint.ends_with_done
         request_id = driver.next_id()
         self.wire_id = fields.get(b"x-request-id", b"")[:_WIRE_ID_MAX] or request_id.encode()
         self._forwarded = _forwarded(self.headers, fields)
@@ -158,28 +183,30 @@ class Exchange:
 
     # -- the request goes out ----------------------------------------------------------------------------------
 
-    def recast_for(self, target: Target) -> Recast | None:
-        """How this call and its reply change for that engine; None: not at all. Raises Unspoken when it cannot."""
-        native = self.surface.dialect is Dialect.TRITON
+    def recast_for(self, target: Target) -> Translation | None:
+        """How this call and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""
+        native = self.endpoint.dialect is Dialect.TRITON
         if native == (target.protocol == "triton"):
             return None
         assert self.call is not None
         if native:
-            raise translate.Unspoken(f"{target.name} does not speak Triton's protocol", "path")
+            raise translate.UnsupportedFeature(f"{target.name} does not speak Triton's protocol", "path")
         return translate.recast(self.call, target, self.wire_id.decode("latin-1"))
 
-    def request_bytes(self, upstream: Upstream, recast: Recast | None) -> tuple[bytes, bytes]:
+    def request_bytes(self, upstream: Upstream, recast: Translation | None) -> tuple[bytes, bytes]:
         """Head and body as this engine is to get them."""
-        call, surface = self.call, self.surface
+        call, endpoint = self.call, self.endpoint
         assert call is not None
         path, body = (recast.path, recast.body) if recast is not None else _addressed(call, upstream.target)
-        opening = upstream.opening(b"HEAD" if self.head_only else surface.method, path)
-        length = b"content-length: %d\r\n" % len(body) if surface.method == b"POST" else b""
+        opening = upstream.opening(b"HEAD" if self.head_only else endpoint.method, path)
+        length = b"content-length: %d\r\n" % len(body) if endpoint.method == b"POST" else b""
         return b"%b%bx-request-id: %b\r\n%b\r\n" % (opening, length, self.wire_id, self._forwarded), body
 
     # -- the answer --------------------------------------------------------------------------------------------
 
-    def open(self, attempt: Attempt, head: Head, body: bytes, recast: Recast | None) -> Callable[[bytes], bytes] | None:
+    def open(
+        self, attempt: UpstreamAttempt, head: Head, body: bytes, recast: Translation | None
+    ) -> Callable[[bytes], bytes] | None:
         """Send status, fields and first bytes of a reply; the answer frames later bytes (None: as they come)."""
         self.winner = attempt
         self.status = head.status
@@ -204,7 +231,9 @@ class Exchange:
         self.driver.first_byte(self, attempt)
         return frame
 
-    def _framing(self, head: Head, body: bytes, recast: Recast | None) -> tuple[Callable[[bytes], bytes] | None, bytes]:
+    def _framing(
+        self, head: Head, body: bytes, recast: Translation | None
+    ) -> tuple[Callable[[bytes], bytes] | None, bytes]:
         if recast is not None and recast.whole:
             return identity, b"content-length: %d\r\n" % len(body)
         if self.http10:
@@ -214,12 +243,12 @@ class Exchange:
             return chunk if recast is not None or not head.chunked else None, b"transfer-encoding: chunked\r\n"
         return None, b"" if head.status in _NO_BODY or head.length < 0 else b"content-length: %d\r\n" % head.length
 
-    def ended(self, attempt: Attempt) -> None:
+    def ended(self, attempt: UpstreamAttempt) -> None:
         """The reply is complete and so is what went to the client."""
         self.driver.ended(self, attempt, attempt.usage())
         self._complete()
 
-    def failed(self, attempt: Attempt, failure: Failure) -> None:
+    def failed(self, attempt: UpstreamAttempt, failure: Failure) -> None:
         """An attempt is dead; the core says what follows."""
         self.engine_said = attempt.engine_said
         self._recast = attempt.recasts
@@ -238,7 +267,7 @@ class Exchange:
 
     def reject(self, problem: Problem) -> None:
         """Answer with an error of our own."""
-        body = answers.body(self.surface.dialect, problem)
+        body = answers.body(self.endpoint.dialect, problem)
         self._answer(problem.status, b"content-type: application/json\r\n" + problem.fields, body)
 
     def _answer(self, status: int, fields: bytes, body: bytes) -> None:
@@ -265,7 +294,7 @@ class Exchange:
         assert attempt is not None
         if attempt.can_say_more():
             said = self.engine_said.message if self.engine_said is not None else why
-            event = answers.event(self.surface.dialect, Problem(502, said, code=Reason.BACKEND_FAILED.value))
+            event = answers.event(self.endpoint.dialect, Problem(502, said, code=Reason.BACKEND_FAILED.value))
             transport.write(attempt.last_words(event))
         elif self.http10:
             transport.abort()  # the end of the connection would read as a clean end
@@ -320,7 +349,7 @@ def _addressed(call: Call, target: Target) -> tuple[bytes, bytes]:
     known_as = target.models.get(model, model)
     if known_as == model:
         return call.path, call.body
-    if call.surface.dialect is Dialect.TRITON:
+    if call.endpoint.dialect is Dialect.TRITON:
         rest = call.path[len(triton.PREFIX) :].partition(b"/")[2]
         return triton.PREFIX + known_as.encode() + b"/" + rest, call.body
     return call.path, orjson.dumps({**(call.document or {}), "model": known_as})

@@ -13,16 +13,16 @@ from uvicorn._types import ASGI3Application
 from uvicorn.server import Server
 
 from router.core.compiling import compile_all
-from router.gateway.traffic.client_connection import Front, FrontLimits, front
+from router.gateway.traffic.client_connection import ClientConnection, ConnectionLimits, client_connection
 from router.gateway.traffic.driver import Driver
 
-__all__ = ["FrontLimits", "serve", "server"]
+__all__ = ["ConnectionLimits", "serve", "server"]
 
 
 class _Server(Server):
     """uvicorn's server with our end: streams may finish, for so long."""
 
-    def __init__(self, config: uvicorn.Config, driver: Driver, limits: FrontLimits) -> None:
+    def __init__(self, config: uvicorn.Config, driver: Driver, limits: ConnectionLimits) -> None:
         super().__init__(config)
         self._driver = driver
         self._limits = limits
@@ -38,7 +38,7 @@ class _Server(Server):
 
     def _sweep(self, now_s: float) -> None:
         for connection in list(self.server_state.connections):
-            if isinstance(connection, Front):
+            if isinstance(connection, ClientConnection):
                 connection.swept(now_s)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -53,15 +53,15 @@ def server(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
-    limits: FrontLimits | None = None,
+    limits: ConnectionLimits | None = None,
 ) -> Server:
     """A server that relays token paths through *driver* and leaves the rest to *app*; ``serve()`` runs it."""
-    limits = limits or FrontLimits()
+    limits = limits or ConnectionLimits()
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=front(driver, limits),
+        http=client_connection(driver, limits),
         ws="none",
         interface="asgi3",
         loop="uvloop",
@@ -82,7 +82,7 @@ async def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
-    limits: FrontLimits | None = None,
+    limits: ConnectionLimits | None = None,
     sockets: Sequence[socket.socket] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then let streams end."""

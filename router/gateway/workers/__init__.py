@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WorkerIdentity:
     """One worker's seat. ``slot`` of ``slots``, from 0; ``name``: the router's id, of which each worker's begins."""
 
     folder: Path

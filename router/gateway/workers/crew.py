@@ -19,7 +19,7 @@ from uvicorn.server import Server
 
 from router.gateway.state import StoreGone
 from router.gateway.state.files import put
-from router.gateway.workers import Place, sums, views
+from router.gateway.workers import WorkerIdentity, sums, views
 
 _NOT_FOUND: Final = 404
 ASK_S: Final = 2.0
@@ -62,10 +62,10 @@ class Answer:
         await send({"type": "http.response.body", "body": self.body})
 
 
-class Crew:
+class ControlAggregator:
     """The application that a worker serves to clients, and the one that it serves to the other workers."""
 
-    def __init__(self, app: App, place: Place, versions: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(self, app: App, place: WorkerIdentity, versions: Callable[[], Mapping[str, str]]) -> None:
         """*app*: one worker's own; *versions*: of the workers alive by router id, this one's first."""
         self._app, self._place, self._versions = app, place, versions
         self._before = _bytes_of(place.counters(place.slot))  # what those in this seat counted before us

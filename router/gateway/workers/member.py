@@ -22,14 +22,14 @@ from router.gateway.app import Gateway, front_limits
 from router.gateway.config.plan import Plan
 from router.gateway.control.api import control_app
 from router.gateway.monitoring.health import Engines
-from router.gateway.monitoring.probe import Asker
+from router.gateway.monitoring.probe import ProbeClient
 from router.gateway.monitoring.sidecar import Publisher
 from router.gateway.rollout.reload import remade, settled
 from router.gateway.state.files import Stamp, stamp
 from router.gateway.telemetry.metrics import Metrics
 from router.gateway.traffic.server import server
-from router.gateway.workers import Place, running
-from router.gateway.workers.crew import Crew
+from router.gateway.workers import WorkerIdentity, running
+from router.gateway.workers.crew import ControlAggregator
 from router.gateway.workers.sockets import listening
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class _Told(Publisher):
 class Worker(Gateway):
     """A gateway in its seat. ``serve`` serves until a signal, or the end of its parent, ends it."""
 
-    def __init__(self, plan: Plan, path: Path, place: Place, number: int) -> None:
+    def __init__(self, plan: Plan, path: Path, place: WorkerIdentity, number: int) -> None:
         """``number``: of the change that *plan* came with (``running.py``)."""
         super().__init__(plan, path, monotonic, place)
         self.place = place
@@ -74,8 +74,8 @@ class Worker(Gateway):
         record = plan.settings.record
         self.reloader.record = place.record(record.file) if record else None
         self._told = _Told(self.metrics, self)
-        self.engines = Engines(self, self._told, Asker, self.clock, self._scrapes)
-        self.crew = Crew(cast("Any", control_app(self)), place, self._versions)
+        self.engines = Engines(self, self._told, ProbeClient, self.clock, self._scrapes)
+        self.crew = ControlAggregator(cast("Any", control_app(self)), place, self._versions)
         self._siblings = {place.id_of(slot): slot for slot in place.others}
         self._number, self._published = number, plan
         self._looked: Stamp = None
@@ -188,7 +188,7 @@ class Worker(Gateway):
                     await asyncio.sleep(0.01)
 
 
-def worker(path: Path, place: Place) -> Worker:
+def worker(path: Path, place: WorkerIdentity) -> Worker:
     """The worker of this seat, with the config that serves. Raises ConfigError, OSError."""
     found = running.read(place.running)
     if found is None:

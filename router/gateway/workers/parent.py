@@ -22,9 +22,9 @@ from typing import Final
 
 import router
 from router.gateway.config.plan import Plan
-from router.gateway.rollout.validation import Proof
+from router.gateway.rollout.validation import Validation
 from router.gateway.rollout.versions import Version
-from router.gateway.workers import Place, running
+from router.gateway.workers import WorkerIdentity, running
 from router.gateway.workers.sockets import reserved
 
 _log = logging.getLogger("headroom")
@@ -45,7 +45,7 @@ class CannotStart(RuntimeError):
 class _Seat:
     """One worker as its parent sees it."""
 
-    place: Place
+    place: WorkerIdentity
     process: Process | None = None
     up: bool = False
 
@@ -53,7 +53,7 @@ class _Seat:
 class Parent:
     """Keeps ``slots`` workers of one config alive until SIGTERM or SIGINT."""
 
-    def __init__(self, plan: Plan, proof: Proof, path: Path, slots: int, *more: str) -> None:
+    def __init__(self, plan: Plan, proof: Validation, path: Path, slots: int, *more: str) -> None:
         """*plan* is proved; *more*: options for the workers' command."""
         self._plan, self._proof, self._path, self._slots, self._more = plan, proof, path, slots, more
         self._seats: list[_Seat] = []
@@ -66,7 +66,7 @@ class Parent:
         """Until it is told to end. Raises OSError when the port is taken, CannotStart when no worker comes up."""
         listen = self._plan.settings.listen
         with reserved(listen.host, listen.port) as port, _folder() as folder:
-            places = [Place(folder, slot, self._slots, self._plan.router_id) for slot in range(self._slots)]
+            places = [WorkerIdentity(folder, slot, self._slots, self._plan.router_id) for slot in range(self._slots)]
             self._seats = [_Seat(place) for place in places]
             running.publish(places[0].running, self._version(), {})
             self._hear_signals()
@@ -110,7 +110,7 @@ class Parent:
                 self._give_up(f"worker {seat.place.slot} {_how(status)} before any worker was up")
                 return
             wait_s = WAIT_S if loop.time() - began_s > SOON_S else min(2 * wait_s, WAIT_S_MAX)
-            await self._mourn(seat, status, wait_s)
+            await self._on_worker_exit(seat, status, wait_s)
 
     async def _live(self, seat: _Seat, port: int) -> int:
         """One life of a worker; its exit status."""
@@ -125,7 +125,7 @@ class Parent:
                 watching.cancel()
                 seat.up = False
 
-    async def _spawn(self, place: Place, port: int, its: socket.socket) -> Process:
+    async def _spawn(self, place: WorkerIdentity, port: int, its: socket.socket) -> Process:
         seat = (str(place.folder), str(place.slot), str(place.slots), place.name, str(port), str(its.fileno()))
         return await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "router", "worker", str(self._path), *seat, *self._more,
@@ -138,7 +138,7 @@ class Parent:
             if await asyncio.get_running_loop().sock_recv(ours, 1):
                 seat.up = self._ever_up = True
 
-    async def _mourn(self, seat: _Seat, status: int, wait_s: float) -> None:
+    async def _on_worker_exit(self, seat: _Seat, status: int, wait_s: float) -> None:
         self._restarts += 1
         seat.place.restarts.write_text(str(self._restarts), encoding="utf-8")
         _log.error("worker %d %s; starting it again in %.1f s", seat.place.slot, _how(status), wait_s)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from simulator.emulator.engine import Busy, Engine, prompt_of
+from simulator.emulator.engine import Busy, EmulatedEngine, prompt_of
 from simulator.emulator.wire.http import Exchange
 from simulator.emulator.wire.metrics import metric
 from simulator.emulator.wire.words import encoded, text
@@ -21,7 +21,7 @@ _PATH_PARTS: Final = 2
 class Triton:
     """One emulated server: ``handle`` is given each request."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EmulatedEngine) -> None:
         """In front of *engine*."""
         self.engine = engine
 
@@ -108,7 +108,7 @@ def _error(exchange: Exchange, status: int, message: str) -> None:
 class Generation:
     """One generation on the wire."""
 
-    def __init__(self, engine: Engine, exchange: Exchange, stream: bool) -> None:
+    def __init__(self, engine: EmulatedEngine, exchange: Exchange, stream: bool) -> None:
         """``length`` is set before it starts."""
         self.exchange, self.stream = exchange, stream
         self.length, self.at = 1, 0
@@ -158,7 +158,7 @@ class Generation:
         )
 
 
-def metrics(engine: Engine) -> str:
+def metrics(engine: EmulatedEngine) -> str:
     """Triton's own counters, and those of the TensorRT-LLM backend."""
     replica, limits = engine.replica, engine.limits
     of = {"model": engine.serving.model_name, "version": "1"}

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from simulator.emulator.engine import Busy, Engine, Prompt, prompt_of, prompt_of_ids
+from simulator.emulator.engine import Busy, EmulatedEngine, Prompt, prompt_of, prompt_of_ids
 from simulator.emulator.wire.http import Exchange
 from simulator.emulator.wire.metrics import Histogram, metric
 from simulator.emulator.wire.words import encoded, text
@@ -37,7 +37,7 @@ class Refused(Exception):
 class Vllm:
     """One emulated server: ``handle`` is given each request."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EmulatedEngine) -> None:
         """In front of *engine*."""
         self.engine = engine
         self.created = int(time.time())
