@@ -269,11 +269,11 @@ def serve(
 
 
 @app.command(hidden=True)
-def prove() -> None:
-    """May a policy serve? A question in JSON on stdin, a verdict on stdout; `python -m router check` asks it."""
-    from simulator.validation.validate import run as run_proof  # noqa: PLC0415 - the same
+def validate() -> None:
+    """May a policy serve? A question in JSON on stdin, a verdict on stdout; `python -m router check` runs it."""
+    from simulator.validation.validate import run as run_validation  # noqa: PLC0415 - the same
 
-    if not run_proof(sys.stdin, sys.stdout):
+    if not run_validation(sys.stdin, sys.stdout):
         raise typer.Exit(1)
 
 

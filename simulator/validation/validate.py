@@ -1,4 +1,4 @@
-"""The command ``prove``: may this policy serve? A question on stdin, a verdict on stdout, both JSON.
+"""The command ``validate``: may this policy serve? A question on stdin, a verdict on stdout, both JSON.
 
 Believes: the question: who decides now, who is to decide, on which backends. The candidate is held to the contract,
 then both are played over the same arrivals; it is refused when it breaks the contract, raises, overruns its time, or

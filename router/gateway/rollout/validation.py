@@ -1,7 +1,7 @@
 """Whether new decisions may serve: asked of the simulator, in a process of its own, before anything here is touched.
 
 Believes: what the other process answers, and that silence within the bound is a no. Must not know the simulator: a
-question and a verdict in JSON are all that passes (``python -m simulator prove`` says what they hold).
+question and a verdict in JSON are all that passes (``python -m simulator validate`` says what they hold).
 """
 
 import json
