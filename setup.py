@@ -5,9 +5,14 @@ Everything else about the package stands in pyproject.toml, the list of modules 
 ``must`` fails where it cannot. ``python setup.py build_ext --inplace`` puts the extensions beside their sources.
 """
 
+import ast
+import json
 import os
 import sys
 import tomllib
+from collections.abc import Iterator
+from hashlib import sha256
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +21,7 @@ from setuptools.command.build_ext import build_ext
 
 HERE: Final = Path(__file__).parent
 WISH: Final = os.environ.get("HEADROOM_COMPILE", "auto")
+PACKAGES: Final = ("router", "policies", "simulator")
 GROUP: Final = "router.compiled"  # the one library that holds them all is router/compiled__mypyc
 
 
@@ -62,12 +68,12 @@ class AllOrNone(build_ext):
                 raise
             sys.stderr.write(f"not compiled, the modules run interpreted: {problem}\n")
             self.extensions: list[Extension] = []
-        for made in beside_sources():
-            made.touch()  # as new as they are, though a part of them was made before: the tests look
+        if self.extensions:
+            write_manifest(HERE if self.inplace else Path(self.build_lib))
 
     def forget(self) -> None:
         """Remove what an earlier build left beside the sources: it would be imported in their place."""
-        for stale in beside_sources():
+        for stale in (*beside_sources(), *HERE.glob("router/compiled.*.json")):
             stale.unlink()
 
 
@@ -75,6 +81,37 @@ def beside_sources() -> list[Path]:
     """What was compiled in place."""
     folders = {HERE / "router", *((HERE / name).parent for name in modules())}
     return [made for folder in folders for suffix in ("so", "pyd") for made in folder.glob(f"*.{suffix}")]
+
+
+def write_manifest(root: Path) -> None:
+    """Record the sources of what was compiled, for router/compiled.py to compare."""
+    hashes = {name: sha256((HERE / name).read_bytes()).hexdigest() for name in inputs()}
+    path = root / f"router/compiled{EXTENSION_SUFFIXES[0]}.json"
+    path.write_text(json.dumps({"modules": hashes}, indent=1), encoding="utf-8")
+
+
+def inputs() -> list[str]:
+    """The compiled modules and all of ours that they import: their constants and types are compiled in."""
+    found: set[str] = set()
+    left = modules()
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left.extend(imported(HERE / name))
+    return sorted(found)
+
+
+def imported(source: Path) -> Iterator[str]:
+    """The files of ours that a source imports."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [str(node.module), *(f"{node.module}.{name}" for name in names)]
+        for name in names:
+            path = name.replace(".", "/")
+            if path.partition("/")[0] in PACKAGES:
+                yield from (file for file in (f"{path}.py", f"{path}/__init__.py") if (HERE / file).is_file())
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": AllOrNone})

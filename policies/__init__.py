@@ -12,6 +12,8 @@ from numbers import Number
 from pkgutil import iter_modules
 from typing import Any, Final
 
+import router  # noqa: F401 - first: it decides whether compiled modules run or their sources
+
 KINDS: Final = ("routing", "admission", "scaling")
 
 

@@ -27,6 +27,7 @@ from rich.logging import RichHandler
 
 from router import demo as demonstration
 from router.autoscaler.loop import Autoscaler
+from router.compiled import refuse_stale
 from router.gateway.app import Gateway
 from router.gateway.config.plan import Plan, plan_file
 from router.gateway.config.text import ConfigError
@@ -243,6 +244,7 @@ def _log_to_stderr(verbose: bool, who: str = "") -> None:
 
 def main() -> None:
     """The ``headroom`` command."""
+    refuse_stale()
     app()
 
 

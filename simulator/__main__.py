@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from router.compiled import refuse_stale
+
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: nothing here is large enough to share
 gc.set_threshold(500_000, 50, 100)  # next to no cycles are made, but requests by the million
 atexit.register(gc.freeze)  # and the end is no time to look through them all
@@ -297,6 +299,7 @@ def _plain_errors() -> Iterator[None]:
 
 def main() -> None:
     """Entry point."""
+    refuse_stale()
     app()
 
 

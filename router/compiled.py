@@ -1,0 +1,110 @@
+"""Which code runs: what ``make fast`` compiled, or the Python sources.
+
+A build leaves a manifest beside this file: the files that went into it, each with the hash of its content. While every
+hash fits, the compiled modules run. Once one source has changed, none of them does: compiled modules share struct
+layouts and inlined constants, so one that is out of date makes all of them wrong. ``HEADROOM_COMPILE=no`` runs the
+sources in any case, the Python loops included.
+
+``router/__init__.py`` calls ``choose`` before any other module of the project is imported. Imports none itself.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from functools import cache
+from hashlib import sha256
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
+from os import environ
+from pathlib import Path
+from types import ModuleType
+from typing import Final, Literal
+
+ROOT: Final = Path(__file__).parents[1]
+MANIFEST: Final = f"router/compiled{EXTENSION_SUFFIXES[0]}.json"  # a build serves one version of Python
+PACKAGES: Final = ("router", "policies", "simulator")
+LOOPS: Final = "router.core._loops"  # plain C: it runs with interpreted modules too
+
+State = Literal["compiled", "interpreted", "stale"]
+
+
+@cache
+def state() -> State:
+    """What runs in this process; ``stale`` runs the sources, and no command starts with it."""
+    if not _wanted() or not _manifest().get("modules"):
+        return "interpreted"
+    return "stale" if changed() else "compiled"
+
+
+@cache
+def changed() -> tuple[str, ...]:
+    """The files that are not what was compiled, by path from the root of the project."""
+    parts = ("modules", "loops") if _wanted() else ()
+    recorded = {path: digest for part in parts for path, digest in _manifest().get(part, {}).items()}
+    return tuple(path for path, digest in sorted(recorded.items()) if not _fits(ROOT / path, digest))
+
+
+def refuse_stale() -> None:
+    """End the process with what to do, where compiled files are out of date. Every command begins with it."""
+    if not (paths := changed()):
+        return
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    raise SystemExit(
+        f"compiled files are out of date: {paths[0]}{more} changed since. `make fast` compiles again, "
+        "`make clean` removes them, HEADROOM_COMPILE=no runs the sources"
+    )
+
+
+def choose() -> None:
+    """Hide compiled modules from the import system, unless they are to run."""
+    if state() != "compiled":
+        sys.meta_path.insert(0, Sources())
+
+
+class Sources:
+    """Finds modules of the project as sources, whatever was compiled beside them."""
+
+    def __init__(self) -> None:
+        self._finders: dict[str, FileFinder] = {}
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of a source; None, so that the next finder looks, for everything else."""
+        if path is None or name.partition(".")[0] not in PACKAGES:
+            return None
+        if name == LOOPS:
+            if not _wanted() or changed():
+                raise ModuleNotFoundError(f"{name} is not used: HEADROOM_COMPILE=no, or out of date", name=name)
+            return None
+        found = (self._in(folder).find_spec(name, target) for folder in path)
+        return next(filter(None, found), None)
+
+    def _in(self, folder: str) -> FileFinder:
+        if folder not in self._finders:
+            self._finders[folder] = FileFinder(folder, (SourceFileLoader, SOURCE_SUFFIXES))
+        return self._finders[folder]
+
+
+def digest(path: Path) -> str:
+    """The hash of a file's content. Not its time of change: a checkout of git sets that anew."""
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def _fits(path: Path, recorded: str) -> bool:
+    try:
+        return digest(path) == recorded
+    except FileNotFoundError:
+        return path.suffix in {".c", ".h"}  # an installation holds no C
+
+
+def _wanted() -> bool:
+    return environ.get("HEADROOM_COMPILE") != "no"
+
+
+@cache
+def _manifest() -> dict[str, dict[str, str]]:
+    try:
+        recorded: dict[str, dict[str, str]] = json.loads((ROOT / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return {}
+    return recorded
