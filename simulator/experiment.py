@@ -86,7 +86,7 @@ def _shaped(source: Source, how: Shaping, seed: int) -> Sequence[Arrival]:
 def _read(name: str, skip_bad: bool, limit: int | None) -> tuple[list[TraceEntry], int, str]:
     reading = read_trace(Path(name), skip_bad=skip_bad, limit=limit)
     if not reading.entries:
-        raise ValueError(f"{name}: no requests in this {reading.form} trace")
+        raise ValueError(f"{name}: no requests in this {reading.format} trace")
     return reading.entries, reading.skipped, reading.first_skipped
 
 

@@ -1,5 +1,6 @@
-"""Traces of others and our own: which file is of what form, and its lines as requests."""
+"""Trace files to requests: the formats (``formats/``, one file each), and the reader that recognises them."""
 
-from simulator.traces.reading import BadLine, TraceEntry, read_trace
+from simulator.traces.entry import BadLine, TraceEntry
+from simulator.traces.reading import read_trace
 
 __all__ = ["BadLine", "TraceEntry", "read_trace"]

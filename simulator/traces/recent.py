@@ -7,8 +7,9 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from simulator.traces.formats import RecordParser
-from simulator.traces.reading import TraceEntry, read_trace
+from simulator.traces.entry import TraceEntry
+from simulator.traces.formats.gateway_record import RecordParser
+from simulator.traces.reading import read_trace
 
 TAIL_BYTES: Final = 64 * 2**20
 _WANTED: Final = (b'"event":"arrived"', b'"event":"ended"')

@@ -13,7 +13,7 @@ from random import Random
 from typing import Final, Protocol
 
 from router.core.types import NO_SLO, Fact, Request, Slo
-from simulator.traces.reading import INFEASIBLE, TraceEntry
+from simulator.traces.entry import INFEASIBLE, TraceEntry
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)

@@ -2,12 +2,16 @@
 
 import gzip
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from router.core.types import Slo
-from simulator.traces import BadLine, TraceEntry, read_trace
+from simulator.commands.replay import Workload
+from simulator.experiment import figures
+from simulator.traces import BadLine, TraceEntry, formats, read_trace
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
@@ -147,3 +151,52 @@ def test_entries_come_in_order_of_arrival(tmp_path: Path) -> None:
     """Whatever the order of the lines."""
     lines = [f'{{"arrived_s": {t}, "prompt_tokens": 1, "output_tokens": 1}}\n' for t in (3, 1, 2)]
     assert [entry.arrived_s for entry in read_trace(written(tmp_path, "".join(lines))).entries] == [1, 2, 3]
+
+
+TOY_FORMAT = '''
+"""One request a line: seconds, prompt tokens, output tokens, under keys of one letter."""
+
+from simulator.traces.entry import TraceEntry, TraceFormat
+from simulator.traces.fields import by_record, count, seconds
+
+
+def _read(record):
+    return TraceEntry(seconds(record.get("t"), "t"), count(record, "p"), count(record, "o"))
+
+
+FORMAT = TraceFormat("toy", line='{"t": 0.5, "p": 90, "o": 9}', arrival="seconds", parser=by_record(_read), keys=("t",))
+'''
+
+
+@pytest.fixture
+def toy_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A further file in the folder of formats, and nothing else."""
+    folder = tmp_path / "formats"
+    folder.mkdir()
+    (folder / "toy.py").write_text(TOY_FORMAT)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(folder)])
+    formats.formats.cache_clear()
+    yield
+    formats.formats.cache_clear()
+    monkeypatch.delitem(sys.modules, "simulator.traces.formats.toy")
+
+
+@pytest.mark.usefixtures("toy_format")
+def test_a_format_is_added_by_one_file(tmp_path: Path) -> None:
+    """A new file in traces/formats is recognised, replayed, and named where a line is of no format."""
+    trace = written(tmp_path, "".join(f'{{"t": {t}, "p": 90, "o": 9}}\n' for t in range(5)))
+    (case,) = Workload(traces=[str(trace)]).cases(["round_robin"])
+    assert figures(case)["served"] == 5
+    with pytest.raises(BadLine, match=r"expected a key among .*, t; found a"):
+        read_trace(written(tmp_path, '{"a": 1}\n', "other"))
+
+
+def test_the_readme_lists_every_format() -> None:
+    """The table of simulator/README.md has exactly one row for each format, with its line and its unit of time."""
+    readme = (Path(formats.__file__).parents[2] / "README.md").read_text()
+    rows = [
+        row
+        for row in readme.splitlines()
+        if row.startswith("| ") and row.endswith((" seconds |", " time |", " milliseconds |"))
+    ]
+    assert rows == [f"| {each.name} | `{each.line}` | {each.arrival} |" for each in formats.formats()]

@@ -1,0 +1,127 @@
+"""Checked fields of a trace line, and parsers for lines of JSON and CSV. Every ValueError says what was expected."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from textwrap import shorten
+from typing import Any
+
+from router.core.types import Slo
+from simulator.traces.entry import Parse, TraceEntry
+
+# ---- lines ----
+
+
+def column_names(header: str) -> list[str]:
+    """The column names of a CSV header, in lower case."""
+    return [name.strip().lstrip("\ufeff").lower() for name in next(csv.reader([header]))]
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """The JSON object on the line. Raises ValueError."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"expected a JSON object, {problem.msg} at column {problem.colno}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, got {type(record).__name__}")  # noqa: TRY004 - a bad line
+    return record
+
+
+def by_record(read: Callable[[Mapping[str, Any]], TraceEntry | None]) -> Callable[[str], Parse]:
+    """A ``TraceFormat.parser`` for JSONL whose lines do not depend on one another."""
+    return lambda _first: lambda line: read(json_object(line))
+
+
+def by_columns(read: Callable[[Mapping[str, str]], TraceEntry | None]) -> Callable[[str], Parse]:
+    """A ``TraceFormat.parser`` for CSV; *read* gets the cells by column name in lower case."""
+
+    def parser(header: str) -> Parse:
+        columns = column_names(header)
+
+        def parse(line: str) -> TraceEntry | None:
+            cells = next(csv.reader([line])) if '"' in line else line.rstrip("\r\n").split(",")
+            if len(cells) != len(columns):
+                raise ValueError(f"expected {len(columns)} columns ({', '.join(columns)}), got {len(cells)}")
+            return read(dict(zip(columns, cells, strict=True)))
+
+        return parse
+
+    return parser
+
+
+# ---- fields ----
+
+
+def count(record: Mapping[str, Any], key: str, least: int = 1) -> int:
+    """The whole number of at least *least* under *key*. Raises ValueError."""
+    return whole(record.get(key), key, least)
+
+
+def whole(value: object, key: str, least: int = 1) -> int:
+    """*value* as a whole number of at least *least*. Raises ValueError, which names *key*."""
+    if isinstance(value, str) and value.isdecimal():  # the common case of a CSV cell: no detour over float
+        digits = int(value)
+        if digits >= least:
+            return digits
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number.is_integer():
+        raise ValueError(f"{key} must be a whole number, got {_short(value)}")
+    if number < least:
+        raise ValueError(f"{key} must be at least {least}, got {_short(value)}")
+    return int(number)
+
+
+def seconds(value: object, key: str) -> float:
+    """*value* as finite seconds of 0 or more. Raises ValueError, which names *key*."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} must be a number of seconds, got {_short(value)}") from None
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{key} must be 0 or more and finite, got {_short(value)}")
+    return number
+
+
+def slo_of(
+    ttft_s: float | None,
+    tpot_s: float | None,
+    e2e_s: float | None,
+    quantile: float | None,
+    refuse_infeasible: bool = False,
+) -> Slo | None:
+    """An Slo of the numbers that are not None; None if all of them are."""
+    numbers = {"ttft_s": ttft_s, "tpot_s": tpot_s, "e2e_s": e2e_s, "quantile": quantile}
+    given = {key: value for key, value in numbers.items() if value is not None}
+    return Slo(**given, refuse_infeasible=refuse_infeasible) if given else None
+
+
+def _short(value: object) -> str:
+    return shorten(repr(value), 40, placeholder="...")
+
+
+def text_of(record: Mapping[str, Any], key: str) -> str:
+    """The text (or number, as text) under *key*, empty if absent. Raises ValueError."""
+    value = record.get(key, "")
+    if not isinstance(value, str | int):
+        raise ValueError(f"{key} must be text, got {type(value).__name__}")  # noqa: TRY004 - a bad line
+    return str(value)
+
+
+def flag(record: Mapping[str, Any], key: str) -> bool:
+    """The boolean under *key*, True if absent. Raises ValueError."""
+    value = record.get(key, True)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} must be true or false, got {value!r}")  # noqa: TRY004 - a bad line
+    return value
+
+
+def hashes(record: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """The list of prefix hashes under *key*, empty if absent. Raises ValueError."""
+    value = record.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
+        raise ValueError(f"{key} must be a list of whole numbers")
+    return tuple(value)

@@ -1,0 +1,26 @@
+"""BurstGPT traces: CSV with seconds (github.com/HPMLL/BurstGPT). Rows without response tokens failed there."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from simulator.traces.entry import TraceEntry, TraceFormat
+from simulator.traces.fields import by_columns, count, seconds
+
+
+def _read(row: Mapping[str, str]) -> TraceEntry | None:
+    at_s = seconds(row["timestamp"], "Timestamp")
+    prompt = count(row, "request tokens", 0)
+    output = count(row, "response tokens", 0)
+    if not output or not prompt:
+        return None
+    return TraceEntry(at_s, prompt, output, tenant=row.get("model", ""), session=row.get("session id", ""))
+
+
+FORMAT: Final = TraceFormat(
+    "BurstGPT",
+    line="Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type",
+    arrival="seconds",
+    parser=by_columns(_read),
+    columns=("Timestamp", "Request tokens", "Response tokens"),
+    note="failed requests (no response tokens) are left out",
+)

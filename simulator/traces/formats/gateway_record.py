@@ -1,0 +1,75 @@
+"""The gateway's own record: JSONL of core events with seconds, as ``router.core.record`` writes them.
+
+A request that never ended in the record has no reply length and is left out.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from simulator.traces.entry import Parse, TraceEntry, TraceFormat
+from simulator.traces.fields import count, flag, hashes, json_object, seconds, slo_of, text_of
+
+
+class RecordParser:
+    """Joins the arrival of each request with its end, which holds the length of the reply."""
+
+    def __init__(self) -> None:
+        """``open`` holds the requests whose end has not been read, by id."""
+        self.open: dict[str, TraceEntry] = {}
+
+    def read_line(self, line: str) -> TraceEntry | None:
+        """Read one event. Returns the request that it ends, or None. Raises ValueError: what was expected."""
+        event = json_object(line)
+        kind = event.get("event")
+        if kind == "arrived":
+            request = event.get("request")
+            if not isinstance(request, dict):
+                raise ValueError("an event 'arrived' needs its request")
+            entry = self.open[str(request.get("id"))] = _recorded(request)
+            entry.arrived_s = seconds(event.get("at_s"), "at_s")
+        elif kind == "ended":
+            ended = self.open.pop(str(event.get("id")), None)
+            if ended is not None:
+                ended.output_tokens = max(1, int((event.get("usage") or {}).get("output_tokens", 0)))
+            return ended
+        return None
+
+
+def _recorded(request: Mapping[str, Any]) -> TraceEntry:
+    slo = request.get("slo") or {}
+    return TraceEntry(
+        0.0,
+        count(request, "prompt_tokens"),
+        1,
+        id=text_of(request, "id"),
+        model=text_of(request, "model"),
+        slo_class=text_of(request, "slo_class"),
+        slo=slo_of(
+            slo.get("ttft_s"),
+            slo.get("tpot_s"),
+            slo.get("e2e_s"),
+            slo.get("quantile"),
+            slo.get("refuse_infeasible") is True,
+        ),
+        output_tokens_max=int(request.get("output_tokens_max", 0)),
+        priority=int(request.get("priority", 0)),
+        tenant=text_of(request, "tenant"),
+        session=text_of(request, "session"),
+        prefix=hashes(request, "prefix"),
+        prefix_block_tokens=int(request.get("prefix_block_tokens", 0)),
+        streamed=flag(request, "streamed"),
+    )
+
+
+def _parser(_first: str) -> Parse:
+    return RecordParser().read_line
+
+
+FORMAT: Final = TraceFormat(
+    "gateway record",
+    line='{"event": "arrived", "at_s": 2.0, "request": {"id": "a", "model": "m", "prompt_tokens": 7, ...}}',
+    arrival="seconds",
+    parser=_parser,
+    keys=("record", "event"),  # the header of a record, and its events
+    note="requests that never ended in the record are left out",
+)

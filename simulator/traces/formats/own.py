@@ -1,0 +1,92 @@
+"""Headroom's own trace format: JSONL, ``{"arrived_s": 1.5, "prompt_tokens": 800, "output_tokens": 120, ...}``.
+
+Optional keys: id, model, slo_class, ttft_slo_s, tpot_slo_s, e2e_slo_s, slo_quantile, slo_infeasible (refuse or
+best_effort: how a request is treated whose SLO no backend could meet even when idle), output_tokens_max, priority,
+tenant, session, prefix (hashes, each covering all text before it too), prefix_block_tokens (tokens a hash), streamed
+(true or false: whether the client receives tokens as they are generated). Any other key is an error, so that a
+misspelt SLO is not taken for no SLO.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Final
+
+from router.core.types import Slo
+from simulator.traces.entry import INFEASIBLE, TraceEntry, TraceFormat
+from simulator.traces.fields import by_record, count, flag, hashes, seconds, slo_of, text_of, whole
+
+_KEYS: Final = (
+    "arrived_s",
+    "prompt_tokens",
+    "output_tokens",
+    "id",
+    "model",
+    "slo_class",
+    "ttft_slo_s",
+    "tpot_slo_s",
+    "e2e_slo_s",
+    "slo_quantile",
+    "slo_infeasible",
+    "output_tokens_max",
+    "priority",
+    "tenant",
+    "session",
+    "prefix",
+    "prefix_block_tokens",
+    "streamed",
+)
+
+
+def _read(record: Mapping[str, Any]) -> TraceEntry:
+    for key in record:
+        if key not in _KEYS:
+            near = get_close_matches(key, _KEYS, n=1)
+            raise ValueError(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    prefix = hashes(record, "prefix")
+    return TraceEntry(
+        seconds(record.get("arrived_s"), "arrived_s"),
+        count(record, "prompt_tokens"),
+        count(record, "output_tokens"),
+        id=text_of(record, "id"),
+        model=text_of(record, "model"),
+        slo_class=text_of(record, "slo_class"),
+        slo=_slo(record),
+        output_tokens_max=count(record, "output_tokens_max", 0) if "output_tokens_max" in record else 0,
+        priority=whole(record.get("priority", 0), "priority", -(1 << 31)),
+        tenant=text_of(record, "tenant"),
+        session=text_of(record, "session"),
+        prefix=prefix,
+        prefix_block_tokens=count(record, "prefix_block_tokens") if prefix else 0,
+        streamed=flag(record, "streamed"),
+    )
+
+
+def _slo(record: Mapping[str, Any]) -> Slo | None:
+    ttft_s, tpot_s, e2e_s = (_bound(record, key) for key in ("ttft_slo_s", "tpot_slo_s", "e2e_slo_s"))
+    infeasible = record.get("slo_infeasible", INFEASIBLE[0])
+    if infeasible not in INFEASIBLE:
+        raise ValueError(f"slo_infeasible must be {' or '.join(INFEASIBLE)}, got {infeasible!r}")
+    if "slo_infeasible" in record and ttft_s is tpot_s is e2e_s is None:
+        raise ValueError("slo_infeasible needs a bound: ttft_slo_s, tpot_slo_s or e2e_slo_s")
+    return slo_of(ttft_s, tpot_s, e2e_s, _bound(record, "slo_quantile"), infeasible == INFEASIBLE[1])
+
+
+def _bound(record: Mapping[str, Any], key: str) -> float | None:
+    value = record.get(key)
+    if value is None:
+        return None
+    bound = seconds(value, key)
+    if bound <= 0 or (key == "slo_quantile" and bound >= 1):
+        raise ValueError(
+            f"{key} must be above 0" + (" and below 1" if key == "slo_quantile" else "") + f", got {value}"
+        )
+    return bound
+
+
+FORMAT: Final = TraceFormat(
+    "own JSONL",
+    line='{"arrived_s": 1.5, "prompt_tokens": 800, "output_tokens": 120, ...}',
+    arrival="seconds",
+    parser=by_record(_read),
+    keys=("arrived_s",),
+)
