@@ -18,7 +18,7 @@ import numpy as np
 
 from policies._worlds import World, idle_worlds, scene, worlds
 from router.core import (
-    BROKEN,
+    EXPECTED_TPOT_VIOLATIONS,
     Admission,
     Admit,
     Choice,
@@ -196,10 +196,10 @@ def _shown(of: Fleet | Forecast, request: Request) -> dict[str, Any]:
     if isinstance(of, Fleet):
         facts = {name: getattr(of, name) for name in _FLEET}
         return {**facts, "cached_tokens": of.cached_tokens(request)}
-    rows = of.rows[:BROKEN].copy()  # before BROKEN is asked for, which fills all of them anew
+    rows = of.rows[:EXPECTED_TPOT_VIOLATIONS].copy()  # the rest is filled on demand
     facts = {name: getattr(of, name) for name in _FORECAST}
     tails = {
-        "with_broken": of.with_broken(),
+        "with_tpot_violations": of.with_tpot_violations(),
         "tails_s": of.tails_s(request.slo.quantile),
         "tails_s(0.5)": of.tails_s(0.5),
     }

@@ -3,7 +3,7 @@
 import numpy as np
 
 from router.core import lessons
-from router.core.kernels import PROMISED, TOLD
+from router.core.columns import EXPECTATION, SPREADS
 from router.core.score import ForecastStats
 
 
@@ -14,8 +14,8 @@ def promised(tails, band, slot):
 
 def saw(tails, metric, band, slot, score, spreads):
     """Fold in one score, and whether what was promised (as ``promised`` gave it) was kept."""
-    told, books = np.zeros(TOLD), ForecastStats(slot + 1)
-    told[PROMISED:] = spreads.ravel()
+    told, books = np.zeros(EXPECTATION), ForecastStats(slot + 1)
+    told[SPREADS:] = spreads.ravel()
     own, pooled = tails.scores(metric, band, slot)
     books.joined(slot)
     if lessons.judge(

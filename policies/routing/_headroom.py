@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.core import (
-    BROKEN,
-    BUSY,
     DECODING,
     E2E,
-    E2E_PACE_S,
+    E2E_TPOT_BOUND_S,
+    EXPECTED_TPOT_VIOLATIONS,
+    IMPOSED_DELAY_S,
     LOADS,
     OFF,
-    OTHERS_BOUND_S,
-    OTHERS_E2E_PACE_S,
+    PEERS_E2E_TPOT_BOUND_S,
+    PEERS_TPOT_BOUND_S,
+    PREFILL_SHARE,
     PREFILLING,
     TAILS,
-    TOLL,
     TPOT,
     TPOT_BOUND_S,
     TTFT,
@@ -46,7 +46,7 @@ Z_90: Final = 1.2816  # standard deviations to the 0.9 quantile of a normal dist
 SIGMA_MIN, SIGMA_MAX = 0.03, 0.5  # of the log of a prediction
 SQRT_2: Final = sqrt(2.0)
 SQRT_2_PI: Final = sqrt(2.0 * pi)
-BROKEN_MAX: Final = 0.01  # replies that a prompt may be expected to cost their pace: less is chance
+TPOT_VIOLATIONS_MAX: Final = 0.01  # replies that a prompt may be expected to cost their pace: less is chance
 
 
 def used(request: Request, fleet: Fleet, ttft_s: Floats, tpot_s: Floats, e2e_s: Floats) -> Floats:
@@ -64,12 +64,13 @@ def used_of_others(fleet: Fleet, tpot_s: Floats) -> Floats:
     return share
 
 
-LIKELY, DOUBTED, OTHERS, FITS, PLACES, FIRST_S, PACE_S, GAIN = range(8)
+SLO_USE_MEAN, SLO_USE_TAIL, PEERS_SLO_USE, FITS, CANDIDATES, TTFT_S, TPOT_S, GAIN = range(8)
 WEIGHED: Final = 8
-"""Rows that ``weigh`` fills, one column a candidate: what it would use up of what was promised. ``LIKELY``: of this
-request's bounds and of those of others there, with as much doubt of its first token as waiting could lessen;
-``DOUBTED``: with all doubt; ``OTHERS``: of those of others alone; ``FITS``: 1 where every bound will be kept, else 0;
-``PLACES``: as far as there are any, the places of those to choose among; ``FIRST_S``, ``PACE_S``: the TTFT and TPOT
+"""Rows that ``weigh`` fills, one column a candidate: the largest share of any bound that it would use.
+``SLO_USE_MEAN``: of this request's bounds and of those of others there, with as much doubt of its first token as
+waiting could lessen; ``SLO_USE_TAIL``: with all doubt; ``PEERS_SLO_USE``: of those of others alone; ``FITS``: 1 where
+every bound will be met, else 0;
+``CANDIDATES``: as far as there are any, the places of those to choose among; ``TTFT_S``, ``TPOT_S``: the TTFT and TPOT
 that were counted with; ``GAIN``: see ``most_gained``.
 """
 NONE_FITS: Final = -1
@@ -100,10 +101,10 @@ def _bound_s(columns: Floats, slot: int, ends: bool) -> float:
     """The time per token that those on a backend leave to a newcomer. One that has an E2E itself (``ends``) is weighed
     against theirs as equals are, in SLOs met; others have to leave them their pace.
     """
-    bound_s = min(columns[TPOT_BOUND_S, slot], columns[OTHERS_BOUND_S, slot])
+    bound_s = min(columns[TPOT_BOUND_S, slot], columns[PEERS_TPOT_BOUND_S, slot])
     if ends:
         return float(bound_s)
-    return float(min(bound_s, columns[E2E_PACE_S, slot], columns[OTHERS_E2E_PACE_S, slot]))
+    return float(min(bound_s, columns[E2E_TPOT_BOUND_S, slot], columns[PEERS_E2E_TPOT_BOUND_S, slot]))
 
 
 @part
@@ -122,10 +123,10 @@ def _bearable(weights: Floats, rows: Floats, urgent_s: float) -> float:
     least, soonest_s = inf, inf
     for i in range(rows.shape[1]):
         if weights[FITS, i] > 0.0:
-            least, soonest_s = min(least, rows[BROKEN, i]), min(soonest_s, rows[TTFT, i])
-    if least > BROKEN_MAX and soonest_s < urgent_s:
+            least, soonest_s = min(least, rows[EXPECTED_TPOT_VIOLATIONS, i]), min(soonest_s, rows[TTFT, i])
+    if least > TPOT_VIOLATIONS_MAX and soonest_s < urgent_s:
         return -1.0
-    return max(least, BROKEN_MAX)
+    return max(least, TPOT_VIOLATIONS_MAX)
 
 
 @part
@@ -141,26 +142,26 @@ def _score(weights: Floats, rows: Floats, price_per_s: Floats, anything: bool, i
     With no bound in force all use is 0: then the time alone.
     """
     if len(price_per_s) > 0:
-        return float(price_per_s[i] * rows[E2E, i] * weights[DOUBTED, i] / (_in_flight(rows, i) + 1.0))
-    cost_s = rows[E2E, i] + OVERLAP * rows[TOLL, i]
-    use = weights[DOUBTED, i]
+        return float(price_per_s[i] * rows[E2E, i] * weights[SLO_USE_TAIL, i] / (_in_flight(rows, i) + 1.0))
+    cost_s = rows[E2E, i] + OVERLAP * rows[IMPOSED_DELAY_S, i]
+    use = weights[SLO_USE_TAIL, i]
     return float(use * cost_s / max(1.0 + EDGE - use, EDGE) if anything else cost_s)
 
 
 @part
 def _nearest(weights: Floats, rows: Floats, bearable: float, price_per_s: Floats) -> int:
-    """Fill PLACES with those that fit, break no more than is bearable and score near the lowest; how many."""
+    """Fill CANDIDATES with those that fit, break no more than is bearable and score near the lowest; how many."""
     anything, lowest, count = False, inf, rows.shape[1]
     for i in range(count):
-        anything = anything or weights[DOUBTED, i] > 0.0
+        anything = anything or weights[SLO_USE_TAIL, i] > 0.0
     for i in range(count):
-        if weights[FITS, i] > 0.0 and rows[BROKEN, i] <= bearable:
+        if weights[FITS, i] > 0.0 and rows[EXPECTED_TPOT_VIOLATIONS, i] <= bearable:
             lowest = min(lowest, _score(weights, rows, price_per_s, anything, i))
     found = 0
     for i in range(count):
-        remains = weights[FITS, i] > 0.0 and rows[BROKEN, i] <= bearable
+        remains = weights[FITS, i] > 0.0 and rows[EXPECTED_TPOT_VIOLATIONS, i] <= bearable
         if remains and _score(weights, rows, price_per_s, anything, i) <= lowest * (1.0 + NEAR):
-            weights[PLACES, found] = i
+            weights[CANDIDATES, found] = i
             found += 1
     return found
 
@@ -173,9 +174,9 @@ def weigh(
     """Fill ``weights``; returns how many there are to choose among, or NONE_FITS.
 
     The bounds are the request's; ``reply_tokens``: the length that its E2E is judged at; ``safety``: a factor on every
-    prediction; ``rows``: of its forecast, BROKEN among them. Of those that fit, those remain that break nobody's pace,
-    or the fewest (``_bearable``; none where the first token comes so early, before ``urgent_s``, that it may wait for
-    others' sake); of these the ones within ``NEAR`` of the lowest ``_score``.
+    prediction; ``rows``: of its forecast, EXPECTED_TPOT_VIOLATIONS filled. Of those that fit, those remain that violate
+    nobody's TPOT SLO, or the fewest (``_bearable``; none where the first token comes so early, before ``urgent_s``,
+    that it may wait for others' sake); of these the ones within ``NEAR`` of the lowest ``_score``.
 
     Where nothing is in flight the mean decides whether it fits: a tail learnt in a bad hour would otherwise keep a
     backend from ever being sent what it could be learnt anew from.
@@ -187,18 +188,18 @@ def weigh(
         first_s, mean_pace_s = rows[TTFT, i], rows[TPOT, i]
         first_tail_s = rows[TAILS + TTFT, i]
         pace_s = _pace_s(mean_pace_s, rows[TAILS + TPOT, i], states[i])
-        likely_s = _first_s(first_s, first_tail_s, rows[BUSY, i])
+        likely_s = _first_s(first_s, first_tail_s, rows[PREFILL_SHARE, i])
         bound_s = _bound_s(columns, slots[i], e2e_s < inf)
         others = pace_s / max(bound_s, BOUND_MIN_S)
         end_s = waited_s + after * pace_s
         use = _share(waited_s + likely_s, pace_s, end_s + likely_s, ttft_s, tpot_s, e2e_s)
-        weights[LIKELY, i] = safety * max(use, others)
+        weights[SLO_USE_MEAN, i] = safety * max(use, others)
         use = _share(waited_s + first_tail_s, pace_s, end_s + first_tail_s, ttft_s, tpot_s, e2e_s)
-        weights[DOUBTED, i] = max(use, others)
-        weights[OTHERS, i], weights[FIRST_S, i], weights[PACE_S, i] = others, likely_s, pace_s
+        weights[SLO_USE_TAIL, i] = max(use, others)
+        weights[PEERS_SLO_USE, i], weights[TTFT_S, i], weights[TPOT_S, i] = others, likely_s, pace_s
         end_s = waited_s + first_s + after * mean_pace_s
         alone = safety * _share(waited_s + first_s, mean_pace_s, end_s, ttft_s, tpot_s, e2e_s)
-        fits = weights[LIKELY, i] <= 1.0 or (_in_flight(rows, i) < 1.0 and alone <= 1.0)
+        fits = weights[SLO_USE_MEAN, i] <= 1.0 or (_in_flight(rows, i) < 1.0 and alone <= 1.0)
         weights[FITS, i] = 1.0 if fits else 0.0
         fit += 1 if fits else 0
     if fit == 0:
@@ -251,7 +252,7 @@ def room_in_s(
     queue_s = ahead / ends_per_s if ends_per_s > 0.0 else 0.0
     soonest_s = inf
     for i in range(len(slots)):
-        first_s, pace_s = safety * weights[FIRST_S, i], safety * weights[PACE_S, i]
+        first_s, pace_s = safety * weights[TTFT_S, i], safety * weights[TPOT_S, i]
         rest_s = pace_s * rest[TPOT, i] / rows[TPOT, i]
         left_s = e2e_s - waited_s - first_s
         own_s = min(tpot_s, left_s / after if after > 0.0 else inf)
@@ -328,10 +329,10 @@ def most_gained(
             if total_s > ttft_s:
                 continue
             at = log((ttft_s - waited_s) / (safety * first_s)) / sigma
-            busy = rows[BUSY, i]
+            busy = rows[PREFILL_SHARE, i]
             queue = busy / (1.0 - busy) * max(first_s - rest[TTFT, i], 0.0) / total_s * _density(at) / sigma
             chance *= _normal(at)
-        harm = rows[TOLL, i] / rows[E2E, i] * max(slope, others) + queue + rows[BROKEN, i]
+        harm = rows[IMPOSED_DELAY_S, i] / rows[E2E, i] * max(slope, others) + queue + rows[EXPECTED_TPOT_VIOLATIONS, i]
         weights[GAIN, i] = chance - harm
         if weights[GAIN, i] > weights[GAIN, best]:
             best = i

@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 
 from policies.routing import _headroom
 from policies.routing._headroom import (
-    BROKEN_MAX,
-    FIRST_S,
+    CANDIDATES,
     GAIN,
-    LIKELY,
     NONE_FITS,
-    OTHERS,
-    PACE_S,
-    PLACES,
+    PEERS_SLO_USE,
+    SLO_USE_MEAN,
+    TPOT_S,
+    TPOT_VIOLATIONS_MAX,
+    TTFT_S,
     WEIGHED,
 )
 from policies.routing._pick import lowest
@@ -106,7 +106,7 @@ class SloHeadroom:
             waited_s,
             self.safety,
             self._urgent_s(request, fleet, waited_s),
-            forecast.with_broken(),
+            forecast.with_tpot_violations(),
             forecast.state,
             fleet.columns,
             fleet.slots,
@@ -117,7 +117,7 @@ class SloHeadroom:
             return self._without_headroom(request, fleet, forecast, weights, reply_tokens, rng)
         if count == 0:
             return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its pace")
-        place = int(weights.item(PLACES, int(rng.random() * count)))
+        place = int(weights.item(CANDIDATES, int(rng.random() * count)))
         if request.prefix:
             best = self._most_gained(request, fleet, forecast, waited_s, weights)
             if weights.item(GAIN, best) > weights.item(GAIN, place) + GAIN_NEAR:
@@ -245,7 +245,7 @@ class SloHeadroom:
 
     def _least_harm(self, fleet: Fleet, weights: Floats, allowed: Bools, why: str, rng: Rng) -> Choice:
         """One of the backends that are allowed: where the request uses least of what was promised."""
-        return Dispatch(fleet.slots.item(lowest(np.where(allowed, weights[LIKELY], inf), rng)), why)
+        return Dispatch(fleet.slots.item(lowest(np.where(allowed, weights[SLO_USE_MEAN], inf), rng)), why)
 
     def _recovered(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Bools:
         """Idle backends that are taken for too slow, while by their data sheets they would do: now and then one is sent
@@ -270,7 +270,8 @@ class SloHeadroom:
         the load, wherever it harms no SLO in force and capacity is to spare while nobody waits. A request that has just
         come and that an idle backend could serve in time misses because of the load: then there is nothing to spare.
         """
-        harmless = (self.safety * weights[OTHERS] <= 1.0) & (forecast.broken <= BROKEN_MAX)
+        gentle = forecast.expected_tpot_violations <= TPOT_VIOLATIONS_MAX
+        harmless = gentle & (self.safety * weights[PEERS_SLO_USE] <= 1.0)
         if self.best_effort == "send":
             return harmless if harmless.any() else np.ones(len(fleet), dtype=np.bool_)
         tried: Bools = (fleet.requests < 1.0) | ((forecast.state != TRUSTED) & (fleet.requests < PROBES))
@@ -284,15 +285,15 @@ class SloHeadroom:
     def _missed(self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, infeasible: bool) -> str:
         """Which bound cannot be kept, and by how much, on the backend that comes closest."""
         slo, waited_s = request.slo, fleet.now_s - request.arrived_s
-        counted = forecast.rest if infeasible else np.vstack((weights[FIRST_S], weights[PACE_S], forecast.e2e_s))
+        counted = forecast.rest if infeasible else np.vstack((weights[TTFT_S], weights[TPOT_S], forecast.e2e_s))
         seconds = counted + np.array([[waited_s], [0.0], [waited_s]])
         bounds = np.maximum([[slo.ttft_s], [slo.tpot_s], [slo.e2e_s]], _headroom.BOUND_MIN_S)
         used = seconds / bounds
         best = int(used.max(axis=0).argmin())
         bound = int(used[:, best].argmax())
-        if used[bound, best] <= 1.0 < weights.item(OTHERS, best):
-            pace_s = weights.item(PACE_S, best)
-            bound_s = pace_s / weights.item(OTHERS, best)
+        if used[bound, best] <= 1.0 < weights.item(PEERS_SLO_USE, best):
+            pace_s = weights.item(TPOT_S, best)
+            bound_s = pace_s / weights.item(PEERS_SLO_USE, best)
             return f"no backend can keep the TPOT of {bound_s:.3g} s: {pace_s:.3g} s expected of the replies there"
         name, expected_s = ("TTFT", "TPOT", "E2E")[bound], seconds.item(bound, best)
         even = " even on an idle backend" if infeasible else ""

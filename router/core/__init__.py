@@ -7,33 +7,30 @@ For policies with compiled loops: ``compiled`` and ``part``; the rows of ``Forec
 of ``Fleet.columns`` (one column a slot), which policies/README.md lists; the states of a forecast.
 """
 
-from router.core.compiling import compiled, part
-from router.core.decisions import ADMIT, Admit, Choice, Dispatch, Hold, Reason, ScaleTo, Shed
-from router.core.fleet import Fleet
-from router.core.forecast import Forecast
-from router.core.hashing import hash64
-from router.core.kernels import (
+from router.core.columns import (
     BAND,
-    BROKEN,
-    BUSY,
     CACHED,
     CHUNK_TOKENS,
     CONTEXT_TOKENS,
     DECODING,
     E2E,
-    E2E_PACE_S,
+    E2E_TPOT_BOUND_S,
+    EXPECTED_TPOT_VIOLATIONS,
     FIRST_TOKEN_S,
-    FOREIGN,
     FULL,
+    IMPOSED_DELAY_S,
     KV_TOKENS_MAX,
     KV_USAGE,
     LAST_SENT,
+    LEARNING,
     LOADS,
     NETWORK_S,
-    OTHERS,
-    OTHERS_BOUND_S,
-    OTHERS_E2E_PACE_S,
+    OFF,
+    PEERS,
+    PEERS_E2E_TPOT_BOUND_S,
+    PEERS_TPOT_BOUND_S,
     PREFILL_RATE,
+    PREFILL_SHARE,
     PREFILL_TOKENS,
     PREFILLING,
     PREFIX_HIT_RATE,
@@ -42,32 +39,36 @@ from router.core.kernels import (
     REPORTED_S,
     SEQS_MAX,
     TAILS,
-    TOLL,
     TPOT,
     TPOT_BOUND_S,
+    TRUSTED,
     TTFT,
     TURN,
+    UNATTRIBUTED,
     WEIGHT,
 )
+from router.core.compiling import compiled, part
+from router.core.decisions import ADMIT, Admit, Choice, Dispatch, Hold, Reason, ScaleTo, Shed
+from router.core.fleet import Fleet
+from router.core.forecast import Forecast
+from router.core.hashing import hash64
 from router.core.ledger import Floats, Slots
-from router.core.lessons import LEARNING, OFF, TRUSTED
 from router.core.policy import Admission, Demand, Memory, Routing, Scaling
 from router.core.types import NO_SLO, Backend, EngineReport, Request, Rng, Slo, Usage
 
 __all__ = [
     "ADMIT",
     "BAND",
-    "BROKEN",
-    "BUSY",
     "CACHED",
     "CHUNK_TOKENS",
     "CONTEXT_TOKENS",
     "DECODING",
     "E2E",
-    "E2E_PACE_S",
+    "E2E_TPOT_BOUND_S",
+    "EXPECTED_TPOT_VIOLATIONS",
     "FIRST_TOKEN_S",
-    "FOREIGN",
     "FULL",
+    "IMPOSED_DELAY_S",
     "KV_TOKENS_MAX",
     "KV_USAGE",
     "LAST_SENT",
@@ -76,11 +77,12 @@ __all__ = [
     "NETWORK_S",
     "NO_SLO",
     "OFF",
-    "OTHERS",
-    "OTHERS_BOUND_S",
-    "OTHERS_E2E_PACE_S",
+    "PEERS",
+    "PEERS_E2E_TPOT_BOUND_S",
+    "PEERS_TPOT_BOUND_S",
     "PREFILLING",
     "PREFILL_RATE",
+    "PREFILL_SHARE",
     "PREFILL_TOKENS",
     "PREFIX_HIT_RATE",
     "PRICE_PER_S",
@@ -88,12 +90,12 @@ __all__ = [
     "REPORTED_S",
     "SEQS_MAX",
     "TAILS",
-    "TOLL",
     "TPOT",
     "TPOT_BOUND_S",
     "TRUSTED",
     "TTFT",
     "TURN",
+    "UNATTRIBUTED",
     "WEIGHT",
     "Admission",
     "Admit",

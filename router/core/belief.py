@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.core import border, kernels, lessons
-from router.core.kernels import BANDS, E2E, EAGER, FULL, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
+from router.core.columns import BANDS, E2E, EAGER, FULL, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
 from router.core.ledger import Floats, WorkSnapshot
 from router.core.lengths import Lengths, Prompts
 from router.core.regression import Regression
@@ -41,12 +41,12 @@ STEP_DOUBT: Final = 0.25  # variance of the log pace of a single step: a prompt 
 class Expectation:
     """What one send was expected to take, as it stood then, in seconds and logs.
 
-    ``told``: the terms of TTFT at factor 1, then the spreads that were promised, as ``kernels.expected`` fills them in;
-    ``beside_s``: network; ``doubt``: variance of the log of TTFT by the queue's chance; ``width``: expected spread of
-    the log of E2E.
+    ``terms_and_spreads``: the terms of TTFT at factor 1, then the spreads of each metric, as ``kernels.expected``
+    fills them in; ``beside_s``: network; ``doubt``: variance of the log of TTFT by the queue's chance; ``width``:
+    expected spread of the log of E2E.
     """
 
-    told: Final[Floats]
+    terms_and_spreads: Final[Floats]
     beside_s: Final[float]
     doubt: Final[float]
     band: Final[int]
@@ -54,13 +54,13 @@ class Expectation:
 
     def __init__(
         self,
-        told: Floats,
+        terms_and_spreads: Floats,
         beside_s: float,
         doubt: float,
         band: int,
         width: float,
     ) -> None:
-        self.told = told
+        self.terms_and_spreads = terms_and_spreads
         self.beside_s = beside_s
         self.doubt = doubt
         self.band = band
@@ -142,11 +142,11 @@ class Belief:
         """A first token came ``actual_s`` after its send."""
         if not (predicted_s > 0.0 and actual_s >= SHORTEST_S):
             return
-        told, beside_s = expected.told, expected.beside_s
+        terms, beside_s = expected.terms_and_spreads, expected.beside_s
         if expected.band == FULL:  # the wait for room is a matter of other replies' ends, not of this engine's steps
-            left = log(actual_s / (float(told[:TERMS] @ self.regression.factor[slot]) + beside_s))
+            left = log(actual_s / (float(terms[:TERMS] @ self.regression.factor[slot]) + beside_s))
         else:
-            left = self.regression.saw(slot, TTFT, told, beside_s, actual_s, expected.doubt)
+            left = self.regression.saw(slot, TTFT, terms, beside_s, actual_s, expected.doubt)
         self._settle_lean(TTFT, slot, expected.band, left)
         self._judge(TTFT, slot, expected, log(actual_s / predicted_s))
 
@@ -243,7 +243,7 @@ class Belief:
             slot,
             score,
             width,
-            expected.told,
+            expected.terms_and_spreads,
             sure,
         ):
             tails.lend(metric, band, slot)

@@ -15,9 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from router.core.kernels import BANDS, KEPT, METRICS, SPREAD_MOST, TERMS, Floats
+from router.core.columns import BANDS, KEPT_QUANTILES, METRICS, OFF, TERMS
+from router.core.kernels import SPREAD_MOST, Floats
 from router.core.lengths import BINS
-from router.core.lessons import LOG_FACTOR_MOST, NOISE_MAX, NOISE_MIN, OFF
+from router.core.lessons import LOG_FACTOR_MOST, NOISE_MAX, NOISE_MIN
 from router.core.physics import StepCoefficients
 from router.core.types import Backend, EngineReport, Load, Request, Usage
 
@@ -175,7 +176,7 @@ def _whole(load: Load) -> bool:
         and 0.0 <= load.decoding <= SEQUENCES_MOST
         and 0.0 <= load.context_tokens <= TOKENS_MOST
         and 0.0 <= load.tpot_bound_s <= BOUND_S_MOST
-        and 0.0 <= load.e2e_pace_s <= BOUND_S_MOST
+        and 0.0 <= load.e2e_tpot_bound_s <= BOUND_S_MOST
     )
 
 
@@ -186,7 +187,7 @@ def _checked(load: Load, name: str, peer: str, dropped: DroppedNumbers) -> Load:
         _load(load.decoding, SEQUENCES_MOST, name, peer, "decoding", dropped),
         _load(load.context_tokens, TOKENS_MOST, name, peer, "context_tokens", dropped),
         _load(load.tpot_bound_s, BOUND_S_MOST, name, peer, "tpot_bound_s", dropped),
-        _load(load.e2e_pace_s, BOUND_S_MOST, name, peer, "e2e_pace_s", dropped),
+        _load(load.e2e_tpot_bound_s, BOUND_S_MOST, name, peer, "e2e_tpot_bound_s", dropped),
     )
 
 
@@ -257,7 +258,7 @@ def belief(learnt: Mapping[str, Any]) -> None:
     _covariance(regression.get("covariance"))
     _array(regression.get("noise"), "regression.noise", (2,), NOISE_MIN, NOISE_MAX)
     _array(regression.get("seen"), "regression.seen", (), 0.0, SEEN_MOST)
-    spread = _array(learnt.get("tails"), "tails", (METRICS, KEPT, BANDS), -SPREAD_MOST, SPREAD_MOST)
+    spread = _array(learnt.get("tails"), "tails", (METRICS, KEPT_QUANTILES, BANDS), -SPREAD_MOST, SPREAD_MOST)
     if (np.diff(spread, axis=1) < 0.0).any():
         raise Implausible("tails: expected spreads that do not fall from one quantile to the next")
     _array(learnt.get("lean"), "lean", (2, BANDS), 1.0 / LEAN_MOST, LEAN_MOST)

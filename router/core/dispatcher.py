@@ -40,7 +40,7 @@ from router.core.forecast import Forecast, Prediction
 from router.core.holding import HeldQueue, Promise
 from router.core.ledger import Ledger, Slots
 from router.core.policy import Admission, Memory, Routing
-from router.core.promises import e2e_pace_s, tpot_bound_s
+from router.core.promises import e2e_tpot_bound_s, tpot_bound_s
 from router.core.readonly import frozen
 from router.core.score import TRUSTED_AFTER, Score
 from router.core.timers import Due, Timer, Timers
@@ -345,7 +345,7 @@ class Dispatcher:
         predicted = forecast.at(index) if forecast.made else NO_PREDICTION
         self._note(flight, backend, why, forecast, now_s)
         bound_s = tpot_bound_s(request, predicted.tpot_s)
-        pace_s = e2e_pace_s(request, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens)
+        pace_s = e2e_tpot_bound_s(request, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens)
         held = self.ledger.reserve(slot, forecast.prefill_tokens_at(index), forecast.tokens, bound_s, now_s, pace_s)
         flight.attempts += 1
         flight.tried = (*flight.tried, slot)

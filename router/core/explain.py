@@ -11,9 +11,9 @@ from itertools import repeat
 from math import nan
 from typing import Final
 
+from router.core.columns import METRICS, TAILS, TTFT
 from router.core.decisions import RequestRecord
 from router.core.forecast import Forecast
-from router.core.kernels import METRICS, TAILS, TTFT
 from router.core.types import Backend, RequestId
 
 _Backends = tuple[Backend | None, ...]

@@ -9,19 +9,23 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core.kernels import (
+from router.core.columns import (
     CHUNK_TOKENS,
+    CONTEXT_TOKENS,
+    DECODING,
     KV_TOKENS_MAX,
     KV_USAGE,
     LAST_SENT,
     NETWORK_S,
+    PREFILL_TOKENS,
+    PREFILLING,
     PREFIX_HIT_RATE,
     PRICE_PER_S,
     SEQS_MAX,
     TURN,
     WEIGHT,
 )
-from router.core.ledger import CONTEXT_TOKENS, DECODING, PREFILL_TOKENS, PREFILLING, RATE_TAU_S, Floats, Ledger, Slots
+from router.core.ledger import RATE_TAU_S, Floats, Ledger, Slots
 from router.core.readonly import frozen
 from router.core.types import Backend, Request
 
@@ -98,17 +102,17 @@ class Fleet:
         what the others should have sent since they spoke.
         """
         if self._gathered is None:
-            ledger, untold = self._ledger, self.untold
-            self._gathered = self.of(ledger.own) + self.of(ledger.others) + self.of(ledger.foreign)
-            if untold is not None:
-                self._gathered += untold
+            ledger, unreported_peer_load = self._ledger, self.unreported_peer_load
+            self._gathered = self.of(ledger.own) + self.of(ledger.peers) + self.of(ledger.unattributed)
+            if unreported_peer_load is not None:
+                self._gathered += unreported_peer_load
             self._gathered.setflags(write=False)
         return self._gathered
 
     @property
-    def untold(self) -> Floats | None:
-        """Of the candidates; see ``Ledger.untold``."""
-        return self._ledger.untold(self.slots)
+    def unreported_peer_load(self) -> Floats | None:
+        """Of the candidates; see ``Ledger.unreported_peer_load``."""
+        return self._ledger.unreported_peer_load(self.slots)
 
     @property
     def prefilling(self) -> Floats:
@@ -182,14 +186,14 @@ class Fleet:
     @property
     def tpot_bound_s(self) -> Floats:
         """The tightest pace promised to anybody running there, by this router or as its peers say (inf: none)."""
-        return frozen(np.minimum(self.of(self._ledger.tpot_bound_s), self.of(self._ledger.others_bound_s)))
+        return frozen(np.minimum(self.of(self._ledger.tpot_bound_s), self.of(self._ledger.peers_tpot_bound_s)))
 
     @property
-    def e2e_pace_s(self) -> Floats:
+    def e2e_tpot_bound_s(self) -> Floats:
         """The least time per token that E2E bounds leave to replies running there, by this router or as its peers say
         (inf: none).
         """
-        return frozen(np.minimum(self.of(self._ledger.e2e_pace_s), self.of(self._ledger.others_e2e_pace_s)))
+        return frozen(np.minimum(self.of(self._ledger.e2e_tpot_bound_s), self.of(self._ledger.peers_e2e_tpot_bound_s)))
 
     @property
     def kv_usage(self) -> Floats:
@@ -215,7 +219,7 @@ class Fleet:
         """
         ledger, slots = self._ledger, self.slots
         rate: Floats = ledger.prefill_rate[slots] * np.exp((self.now_s - ledger.rate_at_s[slots]) / -RATE_TAU_S)
-        beside = ledger.others[DECODING, slots] + ledger.foreign[DECODING, slots]
+        beside = ledger.peers[DECODING, slots] + ledger.unattributed[DECODING, slots]
         rate += beside * ledger.prompt_tokens_per_s_each
         return frozen(rate)
 

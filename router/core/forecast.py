@@ -23,8 +23,21 @@ from numpy.typing import NDArray
 
 from router.core import kernels
 from router.core.belief import Belief, Expectation
+from router.core.columns import (
+    BAND,
+    CACHED,
+    E2E,
+    EXPECTATION,
+    EXPECTED_TPOT_VIOLATIONS,
+    FORECAST,
+    IMPOSED_DELAY_S,
+    METRICS,
+    NETWORK_S,
+    TAILS,
+    TPOT,
+    TTFT,
+)
 from router.core.fleet import Fleet
-from router.core.kernels import BAND, BROKEN, CACHED, E2E, FORECAST, METRICS, NETWORK_S, TAILS, TOLD, TOLL, TPOT, TTFT
 from router.core.ledger import RATE_TAU_S, Floats, Slots
 from router.core.lengths import BINS_PER_OCTAVE
 from router.core.readonly import frozen
@@ -104,7 +117,7 @@ class Forecast:
         self._resident: Floats | None = None  # tokens of the prompt as estimated, by what was sent before
         self._rows: Floats | None = None
         self._rest: Floats | None = None
-        self._breaks = False  # whether BROKEN is filled
+        self._breaks = False  # whether EXPECTED_TPOT_VIOLATIONS is filled
         self._tails: dict[float, Floats] | None = None
         self._width = self._mean_output_tokens = 0.0
 
@@ -163,12 +176,12 @@ class Forecast:
     @property
     def rows(self) -> Floats:
         """All there is to know of every candidate, one column each, in the rows that ``router.core`` names (TTFT, TPOT,
-        E2E, ...); BROKEN only once that was asked for. Read-only, C-contiguous: what compiled loops are handed.
+        E2E, ...); EXPECTED_TPOT_VIOLATIONS is 0 until ``with_tpot_violations``. Read-only, C-contiguous.
         """
         return self._predicted(_NOTHING) if self._rows is None else self._rows
 
     def _predicted(self, alive: Floats) -> Floats:
-        """Fill the rows, BROKEN only with the share of replies that reach each length."""
+        """Fill the rows, EXPECTED_TPOT_VIOLATIONS only with the share of replies that reach each length."""
         fleet, belief, request, outlook = self._fleet, self._belief, self._request, self._outlook
         rows, hit = self._rows, belief.hit
         if rows is None:
@@ -177,13 +190,13 @@ class Forecast:
             rows.setflags(write=True)
         if request.prefix:
             rows[CACHED], hit = self.cached_tokens, _NOTHING
-        untold = fleet.untold
+        unreported_peer_load = fleet.unreported_peer_load
         row, share = between(request.slo.quantile)
         self._width = hypot(outlook.spread, WIDTH_MIN)
         self._mean_output_tokens = belief.lengths.mean_tokens(request.model, outlook.tokens)
         kernels.predicted(
             fleet.columns,
-            _NONE_UNTOLD if untold is None else untold,
+            _NONE_UNTOLD if unreported_peer_load is None else unreported_peer_load,
             hit,
             belief.prior,
             belief.regression.factor,
@@ -235,15 +248,15 @@ class Forecast:
         return row
 
     @property
-    def broken(self) -> Floats:
+    def expected_tpot_violations(self) -> Floats:
         """How many replies this prompt should cost the pace promised to them on each candidate: those so short that
         they end before what prompts take is made up for.
         """
-        row: Floats = self.with_broken()[BROKEN]
+        row: Floats = self.with_tpot_violations()[EXPECTED_TPOT_VIOLATIONS]
         return row
 
-    def with_broken(self) -> Floats:
-        """``rows``, BROKEN among them."""
+    def with_tpot_violations(self) -> Floats:
+        """``rows``, EXPECTED_TPOT_VIOLATIONS among them."""
         if not self._breaks:
             self._predicted(self._belief.lengths.survival(self._request.model, self._request.slo_class))
             self._breaks = True
@@ -302,9 +315,9 @@ class Forecast:
         return frozen(chances)
 
     @property
-    def toll_s(self) -> Floats:
+    def imposed_delay_s(self) -> Floats:
         """What a send would take from the replies running on each candidate: seconds, summed over all of them."""
-        row: Floats = self.rows[TOLL]
+        row: Floats = self.rows[IMPOSED_DELAY_S]
         return row
 
     @property
@@ -370,7 +383,7 @@ class Forecast:
         """What is predicted for the candidate at ``index``, with what learning will want to know of it."""
         rows, fleet, belief = self.rows, self._fleet, self._belief
         column: list[float] = rows[:, index].tolist()
-        slot, told = fleet.slots.item(index), np.empty(TOLD)
+        slot, expected = fleet.slots.item(index), np.empty(EXPECTATION)
         doubt = kernels.expected(
             fleet.columns,
             belief.prior,
@@ -384,7 +397,7 @@ class Forecast:
             self._mean_output_tokens,
             self.tokens,
             rows,
-            told,
+            expected,
         )
         return Prediction(
             column[TTFT],
@@ -393,5 +406,5 @@ class Forecast:
             column[TAILS + TTFT],
             column[TAILS + TPOT],
             column[TAILS + E2E],
-            Expectation(told, fleet.columns.item(NETWORK_S, slot), doubt, int(column[BAND]), self._width),
+            Expectation(expected, fleet.columns.item(NETWORK_S, slot), doubt, int(column[BAND]), self._width),
         )

@@ -10,51 +10,54 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from router.core.columns import (
+    AHEAD,
+    BAND,
+    CACHED,
+    CHUNK_TOKENS,
+    CONTEXT,
+    CONTEXT_TOKENS,
+    DECODING,
+    E2E,
+    EAGER,
+    EXPECTED_TPOT_VIOLATIONS,
+    FIRST,
+    FIRST_TOKEN_S,
+    FIXED,
+    FULL,
+    IMPOSED_DELAY_S,
+    KEPT_QUANTILES,
+    KV_TOKENS_MAX,
+    LOAD,
+    LOADS,
+    METRICS,
+    NETWORK_S,
+    PAIR,
+    PEERS,
+    PEERS_TPOT_BOUND_S,
+    PREFILL_RATE,
+    PREFILL_SHARE,
+    PREFILL_TOKENS,
+    PREFILLING,
+    RATE_AT_S,
+    ROOF_POINTS,
+    SCALE,
+    SEQ,
+    SEQS_MAX,
+    SHARE,
+    SPREADS,
+    TAILS,
+    TERMS,
+    TOKEN,
+    TPOT,
+    TPOT_BOUND_S,
+    TTFT,
+    UNATTRIBUTED,
+)
 from router.core.compiling import compiled, part
 
 Floats = NDArray[np.float64]
 Slots = NDArray[np.intp]
-
-# -- rows of the ledger's columns, as fleet.py lays them out ---------------------------------------------------------
-
-PREFILLING, PREFILL_TOKENS, DECODING, CONTEXT_TOKENS = range(4)
-LOAD: Final = 4  # such rows
-OTHERS, FOREIGN = 4, 8  # where the loads of peers and of nobody we know begin
-SEQS_MAX, KV_TOKENS_MAX, CHUNK_TOKENS, PRICE_PER_S, NETWORK_S, WEIGHT, LAST_SENT = range(12, 19)
-REPORTED_S, PREFILL_RATE, RATE_AT_S = 22, 23, 24
-TPOT_BOUND_S, KV_USAGE, PREFIX_HIT_RATE, TURN, OTHERS_BOUND_S, FIRST_TOKEN_S = range(25, 31)
-E2E_PACE_S, OTHERS_E2E_PACE_S = 31, 32
-
-# -- columns of a belief's rows --------------------------------------------------------------------------------------
-
-FIXED, SEQ, CONTEXT, TOKEN, PAIR, FIRST, AHEAD = range(7)
-TERMS: Final = 7
-# after a prior's terms: the share of a batch that one stage has; places of the roof a root token; what prompts add to a
-# step at least
-SHARE, SCALE, EAGER = 7, 8, 9
-PRIOR: Final = 10
-POINTS: Final = 128  # of a roof
-
-# -- rows of a forecast, one column a candidate: one matrix, for each that is handed to a loop costs -------------------
-
-TTFT, TPOT, E2E = range(3)
-METRICS: Final = 3
-BAND: Final = 3
-TAILS: Final = 4  # where the three at the quantile of the request's SLO begin
-CACHED: Final = 7  # tokens of the prompt
-LOADS: Final = 8  # where the four of a candidate's load begin
-BROKEN: Final = 12  # replies that the prompt should cost their pace; 0 unless asked for
-TOLL: Final = 13  # seconds that a send adds to the replies running there, all together
-BUSY: Final = 14  # share of its time that an engine spends on prompts
-FORECAST: Final = 15
-BANDS: Final = 3  # engines with no prompt ahead; with some; full
-FULL: Final = 2
-
-# -- what is told of one candidate: its terms, then what was promised --------------------------------------------------
-
-KEPT: Final = 5  # quantiles of each metric whose spreads are known
-PROMISED: Final = TERMS
-TOLD: Final = TERMS + METRICS * KEPT
 
 # -- the forecast ----------------------------------------------------------------------------------------------------
 
@@ -123,7 +126,7 @@ class _Ahead(NamedTuple):
 def roof_s(roofs: Floats, prior: Floats, slot: int, tokens: float) -> float:
     """The roof over so many tokens in a step, straight between the places of its table (``roof.py``)."""
     place = sqrt(tokens) * prior[slot, SCALE]
-    below = min(int(place), POINTS - 2)
+    below = min(int(place), ROOF_POINTS - 2)
     low, high = roofs[slot, below], roofs[slot, below + 1]
     return float(low + (place - below) * (high - low))
 
@@ -257,20 +260,20 @@ def _prefill_share(
 def _tokens_per_s(columns: Floats, slot: int, now_s: float, tau_s: float, beside_tokens_per_s: float) -> float:
     """Prompt tokens sent to an engine per second, lately: see ``Fleet.prefill_tokens_per_s``."""
     own = columns[PREFILL_RATE, slot] * exp((columns[RATE_AT_S, slot] - now_s) / tau_s)
-    beside = columns[OTHERS + DECODING, slot] + columns[FOREIGN + DECODING, slot]
+    beside = columns[PEERS + DECODING, slot] + columns[UNATTRIBUTED + DECODING, slot]
     return float(own + beside * beside_tokens_per_s)
 
 
 @part
-def _gather(columns: Floats, slots: Slots, untold: Floats, rows: Floats) -> None:
+def _gather(columns: Floats, slots: Slots, unreported: Floats, rows: Floats) -> None:
     """The load of each candidate: this router's own, its peers', nobody's we know and what peers have not told yet."""
     for row in range(LOAD):
         for i in range(len(slots)):
             slot = slots[i]
-            rows[LOADS + row, i] = columns[row, slot] + columns[OTHERS + row, slot] + columns[FOREIGN + row, slot]
-    for row in range(len(untold)):
+            rows[LOADS + row, i] = columns[row, slot] + columns[PEERS + row, slot] + columns[UNATTRIBUTED + row, slot]
+    for row in range(len(unreported)):
         for i in range(len(slots)):
-            rows[LOADS + row, i] += untold[row, i]
+            rows[LOADS + row, i] += unreported[row, i]
 
 
 @part
@@ -362,21 +365,22 @@ def _broken(
     " i8[::1], f8, f8, f8, f8, f8, f8, f8, f8, i8, f8, f8, f8[::1], f8, f8[:, ::1])"
 )
 def predicted(
-    columns: Floats, untold: Floats, hit: Floats, prior: Floats, factor: Floats, roofs: Floats, lean: Floats,
+    columns: Floats, unreported: Floats, hit: Floats, prior: Floats, factor: Floats, roofs: Floats, lean: Floats,
     spread: Floats, slots: Slots, now_s: float, prompt_tokens: float, mean_prompt_tokens: float, output_tokens: float,
     mean_output_tokens: float, held_tokens: float, tau_s: float, beside_tokens_per_s: float, row: int, share: float,
     e2e_width: float, alive: Floats, per_octave: float, rows: Floats,
 ) -> None:  # fmt: skip
     """Fill ``rows``, one column a candidate: TTFT, TPOT and E2E (seconds), the band of its load, the same three at a
-    quantile (``tails``), CACHED unless it is filled already, its load and, where that is asked for, BROKEN.
+    quantile (``tails``), CACHED unless it is filled already, its load and, where asked for,
+    EXPECTED_TPOT_VIOLATIONS.
 
-    ``columns``: the ledger's; ``untold``: see ``Ledger.untold``, empty where that is nothing; ``hit``: by slot, the
+    ``columns``: the ledger's; ``unreported``: ``Ledger.unreported_peer_load``, empty for none; ``hit``: by slot, the
     share of a prompt that is cached, empty where CACHED is filled; ``prior``, ``factor``, ``roofs``: one row a slot;
     ``lean`` and ``spread``: by metric, band and slot; ``tau_s`` and ``beside_tokens_per_s``: see ``_tokens_per_s``;
     ``alive``: of replies, the share that reaches each bin, ``per_octave`` of them from one power of two to the next
-    (empty: BROKEN is not asked for).
+    (empty: EXPECTED_TPOT_VIOLATIONS is not asked for).
     """
-    _gather(columns, slots, untold, rows)
+    _gather(columns, slots, unreported, rows)
     asked = _Asked(now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens)
     for i in range(len(slots)):
         slot = slots[i]
@@ -393,15 +397,17 @@ def predicted(
         rows[TPOT, i] = step_s / (1.0 - busy) * lean[TPOT, band, slot]
         rows[E2E, i] = rows[TTFT, i] + max(output_tokens - 1.0, 0.0) * rows[TPOT, i]
         rows[BAND, i] = band
-        rows[BUSY, i] = busy
+        rows[PREFILL_SHARE, i] = busy
         own_s = (ahead.prompt_s + ahead.pair_s) * e.own / max(ahead.tokens, 1.0)
-        rows[TOLL, i] = (e.batch + e.prefilling) * (own_s + output_tokens * (e.seq_s + e.context_s * held_tokens))
-        rows[BROKEN, i] = 0.0
-        spare_s = min(columns[TPOT_BOUND_S, slot], columns[OTHERS_BOUND_S, slot]) - e.step_s
+        rows[IMPOSED_DELAY_S, i] = (e.batch + e.prefilling) * (
+            own_s + output_tokens * (e.seq_s + e.context_s * held_tokens)
+        )
+        rows[EXPECTED_TPOT_VIOLATIONS, i] = 0.0
+        spare_s = min(columns[TPOT_BOUND_S, slot], columns[PEERS_TPOT_BOUND_S, slot]) - e.step_s
         if len(alive) > 0 and 0.0 < spare_s < inf:
             over_s = ahead.prompt_s + ahead.pair_s
             if over_s > spare_s:
-                rows[BROKEN, i] = _broken(columns, e, over_s, spare_s, now_s, alive, per_octave)
+                rows[EXPECTED_TPOT_VIOLATIONS, i] = _broken(columns, e, over_s, spare_s, now_s, alive, per_octave)
     _fill_tails(rows, spread, slots, row, share, e2e_width, rows[TAILS:CACHED])
 
 
@@ -431,7 +437,7 @@ def expected(
     prompt_tokens: float, mean_output_tokens: float, held_tokens: float, rows: Floats, out: Floats,
 ) -> float:  # fmt: skip
     """Fill ``out`` with the terms of TTFT at factor 1 on the candidate at ``i`` and with its spreads as they stand now,
-    KEPT a metric from PROMISED on; returns the variance of the log of TTFT by the queue's chance. ``rows``: as
+    KEPT_QUANTILES a metric from SPREADS on; returns the variance of the log of TTFT by the queue's chance. ``rows``: as
     ``predicted`` filled them.
     """
     asked = _Asked(now_s, prompt_tokens, prompt_tokens, mean_output_tokens, held_tokens)
@@ -448,8 +454,8 @@ def expected(
         out[term] /= factor[slot, term]
     band = int(rows[BAND, i])
     for metric in range(METRICS):
-        for kept in range(KEPT):
-            out[PROMISED + KEPT * metric + kept] = spread[metric, kept, band, slot]
+        for kept in range(KEPT_QUANTILES):
+            out[SPREADS + KEPT_QUANTILES * metric + kept] = spread[metric, kept, band, slot]
     step_share = e.step_s / rows[TTFT, i]
     return float(WAIT_DOUBT * (ahead.waiting * step_share) ** 2 + STEP_DOUBT * step_share**2)
 

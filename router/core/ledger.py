@@ -5,9 +5,9 @@ Facts are columns: one numpy array a fact, one slot a backend, so that a forecas
 of vector operations. A reservation is made once, released once, and belongs to the generation of its slot: one that
 outlives its backend releases nothing.
 
-Three sources add up to the load of a backend. ``own``: what this router sent, exact. ``others``: what its peers
-publish. ``foreign``: what the engine itself reports beyond those two at the moment it was asked. So a stale report can
-never hide what was sent since, and traffic that no router knows of still counts.
+Three sources add up to the load of a backend. ``own``: what this router sent, exact. ``peers``: what its peers
+publish. ``unattributed``: what the engine itself reports beyond those two at the moment it was asked. So a stale
+report can never hide what was sent since, and traffic that no router knows of still counts.
 """
 
 from collections.abc import Iterable, Mapping, MutableSequence, Sequence
@@ -18,6 +18,37 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from router.core.columns import (
+    CHUNK_TOKENS,
+    CONTEXT_TOKENS,
+    DECODING,
+    DRAINING,
+    E2E_TPOT_BOUND_S,
+    EJECTED,
+    FIRST_TOKEN_S,
+    KV_TOKENS_MAX,
+    KV_USAGE,
+    LAST_SENT,
+    LEDGER,
+    LOAD,
+    NETWORK_S,
+    PEERS,
+    PEERS_E2E_TPOT_BOUND_S,
+    PEERS_TPOT_BOUND_S,
+    PREFILL_RATE,
+    PREFILL_TOKENS,
+    PREFILLING,
+    PREFIX_HIT_RATE,
+    PRICE_PER_S,
+    RATE_AT_S,
+    REPORTED_S,
+    SEQS_MAX,
+    TPOT_BOUND_S,
+    TURN,
+    UNATTRIBUTED,
+    UP,
+    WEIGHT,
+)
 from router.core.hashing import hash64
 from router.core.prefix import PrefixIndex
 from router.core.readonly import frozen, view_of
@@ -26,28 +57,30 @@ from router.core.types import Backend, EngineReport, Load, Request
 Floats = NDArray[np.float64]
 Slots = NDArray[np.intp]
 
-PREFILLING: Final = 0  # one by one: compiled, each is then a number and not looked up
-PREFILL_TOKENS: Final = 1
-DECODING: Final = 2
-CONTEXT_TOKENS: Final = 3
 RATE_TAU_S: Final = 5.0  # memory of the prefill rate: a few requests' lives, so that it follows a burst
-FOREIGN_TTL_S: Final = 30.0  # a report older than this says nothing of now
+UNATTRIBUTED_TTL_S: Final = 30.0  # a report older than this says nothing of now
 
 
 class Reservation:
     """One attempt's place on one backend; the ledger alone changes it."""
 
-    __slots__ = ("context_tokens", "e2e_pace_s", "generation", "phase", "prompt_tokens", "slot", "tpot_bound_s")
+    __slots__ = ("context_tokens", "e2e_tpot_bound_s", "generation", "phase", "prompt_tokens", "slot", "tpot_bound_s")
 
     def __init__(
-        self, slot: int, generation: int, prompt_tokens: float, context_tokens: float, bound_s: float, e2e_pace_s: float
+        self,
+        slot: int,
+        generation: int,
+        prompt_tokens: float,
+        context_tokens: float,
+        bound_s: float,
+        e2e_tpot_bound_s: float,
     ) -> None:
         self.slot = slot
         self.generation = generation
         self.prompt_tokens = prompt_tokens
         self.context_tokens = context_tokens
         self.tpot_bound_s = bound_s
-        self.e2e_pace_s = e2e_pace_s
+        self.e2e_tpot_bound_s = e2e_tpot_bound_s
         self.phase = PREFILLING
 
 
@@ -55,8 +88,8 @@ class _Place:
     """What is counted of one slot for every attempt, in plain numbers: an array's are made anew at each look.
 
     The first four are the slot's of ``Ledger.own``, which follows them. ``decoding_s`` to ``prefilled_tokens`` are what
-    a ``WorkSnapshot`` tells, as of ``integrated_s``. ``others`` and ``foreign``: sequences that decode there, and their
-    tokens.
+    a ``WorkSnapshot`` tells, as of ``integrated_s``. ``peers`` and ``unattributed``: sequences that decode there, and
+    their tokens.
     """
 
     __slots__ = (
@@ -64,19 +97,19 @@ class _Place:
         "context_tokens",
         "decoding",
         "decoding_s",
-        "foreign",
-        "foreign_tokens",
         "integrated_s",
-        "others",
-        "others_tokens",
+        "peers",
+        "peers_tokens",
         "prefill_tokens",
         "prefilled_tokens",
         "prefilling",
+        "unattributed",
+        "unattributed_tokens",
     )
 
     def __init__(self, now_s: float) -> None:
         self.prefilling = self.prefill_tokens = self.decoding = self.context_tokens = 0.0
-        self.others = self.others_tokens = self.foreign = self.foreign_tokens = 0.0
+        self.peers = self.peers_tokens = self.unattributed = self.unattributed_tokens = 0.0
         self.decoding_s = self.context_s = self.prefilled_tokens = 0.0
         self.integrated_s = now_s
 
@@ -84,9 +117,9 @@ class _Place:
         """Bring the integrals up to now."""
         passed_s = now_s - self.integrated_s
         if passed_s > 0.0:
-            beside = self.others + self.foreign
+            beside = self.peers + self.unattributed
             self.decoding_s += (self.decoding + beside) * passed_s
-            self.context_s += (self.context_tokens + (self.others_tokens + self.foreign_tokens)) * passed_s
+            self.context_s += (self.context_tokens + (self.peers_tokens + self.unattributed_tokens)) * passed_s
             self.prefilled_tokens += beside * passed_s * prompt_tokens_per_s_each
             self.integrated_s = now_s
 
@@ -129,7 +162,7 @@ class Ledger:
         self._places: list[_Place] = []
         self._bounds: list[dict[float, int]] = []  # by slot: how many replies have each TPOT bound
         self._paces: list[dict[float, int]] = []  # the same of what E2E bounds leave to a token
-        self._peers: dict[str, dict[int, Load]] = {}
+        self._peer_loads: dict[str, dict[int, Load]] = {}
         self._asked: dict[int, tuple[float, float, float]] = {}
         self._pools: dict[str, Slots] = {}
         self._shortest: dict[str, float] = {}  # context in each pool
@@ -147,10 +180,10 @@ class Ledger:
     shown_rows: tuple[Floats, ...]  # its rows
     name_hashes: NDArray[np.uint64]  # by slot, of the backend's name; a policy sees ``shown_name_hashes``
     shown_name_hashes: NDArray[np.uint64]
-    columns: Floats  # all of them, as ``kernels.py`` reads them; these are its rows:
+    columns: Floats  # all of them, as ``columns.py`` names them; these are its rows:
     own: Floats  # rows as Load's fields: what this router sent
-    others: Floats  # the same, of its peers
-    foreign: Floats  # the same, of nobody we know
+    peers: Floats  # the same, of its peers
+    unattributed: Floats  # the same, of no router that we know
     seqs_max: Floats
     kv_tokens_max: Floats
     chunk_tokens: Floats
@@ -165,9 +198,9 @@ class Ledger:
     prefill_rate: Floats
     rate_at_s: Floats
     tpot_bound_s: Floats
-    others_bound_s: Floats  # the same, of what peers have there
-    e2e_pace_s: Floats  # the least time per token that E2E bounds leave to replies running there
-    others_e2e_pace_s: Floats  # the same, of what peers have there
+    peers_tpot_bound_s: Floats  # the same, of what peers have there
+    e2e_tpot_bound_s: Floats  # the least time per token that E2E bounds leave to replies running there
+    peers_e2e_tpot_bound_s: Floats  # the same, of what peers have there
     first_token_s: Floats  # when the last one came, of what this router sent (-inf: never)
     turn: Floats  # when each is next, on a clock that a send moves on by 1 / weight
     kv_usage: Floats
@@ -177,20 +210,24 @@ class Ledger:
 
     def _allocate(self, capacity: int) -> None:
         old = getattr(self, "columns", None)
-        columns = np.zeros((_ROWS, capacity))
+        columns = np.zeros((LEDGER, capacity))
         if old is not None:
             columns[:, : old.shape[1]] = old
         self.columns = columns
-        self.own = columns[0:4]
-        self.others = columns[4:8]
-        self.foreign = columns[8:12]
-        (self.seqs_max, self.kv_tokens_max, self.chunk_tokens, self.price_per_s, self.network_s, self.weight) = columns[
-            12:18
-        ]
-        (self.last_sent, self.up, self.draining, self.ejected, self.reported_s) = columns[18:23]
-        self.prefill_rate, self.rate_at_s = columns[23:25]
-        (self.tpot_bound_s, self.kv_usage, self.prefix_hit_rate, self.turn) = columns[25:29]
-        self.others_bound_s, self.first_token_s, self.e2e_pace_s, self.others_e2e_pace_s = columns[29:33]
+        self.own = columns[:LOAD]
+        self.peers = columns[PEERS : PEERS + LOAD]
+        self.unattributed = columns[UNATTRIBUTED : UNATTRIBUTED + LOAD]
+        self.seqs_max, self.kv_tokens_max = columns[SEQS_MAX], columns[KV_TOKENS_MAX]
+        self.chunk_tokens, self.price_per_s = columns[CHUNK_TOKENS], columns[PRICE_PER_S]
+        self.network_s, self.weight = columns[NETWORK_S], columns[WEIGHT]
+        self.last_sent, self.turn = columns[LAST_SENT], columns[TURN]
+        self.up, self.draining, self.ejected = columns[UP], columns[DRAINING], columns[EJECTED]
+        self.reported_s, self.first_token_s = columns[REPORTED_S], columns[FIRST_TOKEN_S]
+        self.prefill_rate, self.rate_at_s = columns[PREFILL_RATE], columns[RATE_AT_S]
+        self.kv_usage, self.prefix_hit_rate = columns[KV_USAGE], columns[PREFIX_HIT_RATE]
+        self.tpot_bound_s, self.peers_tpot_bound_s = columns[TPOT_BOUND_S], columns[PEERS_TPOT_BOUND_S]
+        self.e2e_tpot_bound_s = columns[E2E_TPOT_BOUND_S]
+        self.peers_e2e_tpot_bound_s = columns[PEERS_E2E_TPOT_BOUND_S]
         self.shown = view_of(columns)
         self.shown_rows = tuple(self.shown)
         hashes, known = np.zeros(capacity, dtype=np.uint64), getattr(self, "name_hashes", None)
@@ -237,7 +274,7 @@ class Ledger:
         self._paces[slot].clear()
         self.prefixes.forget(slot)
         self._asked.pop(slot, None)
-        for loads in self._peers.values():
+        for loads in self._peer_loads.values():
             loads.pop(slot, None)
         self._pools.clear()
         self._count_models()
@@ -265,8 +302,8 @@ class Ledger:
         self.first_token_s[slot] = -np.inf
         self.reported_s[slot] = -np.inf
         self.rate_at_s[slot] = now_s
-        self.tpot_bound_s[slot] = self.others_bound_s[slot] = np.inf
-        self.e2e_pace_s[slot] = self.others_e2e_pace_s[slot] = np.inf
+        self.tpot_bound_s[slot] = self.peers_tpot_bound_s[slot] = np.inf
+        self.e2e_tpot_bound_s[slot] = self.peers_e2e_tpot_bound_s[slot] = np.inf
         self.kv_usage[slot] = self.prefix_hit_rate[slot] = np.nan
 
     def _count_models(self) -> None:
@@ -381,7 +418,7 @@ class Ledger:
         context_tokens: float,
         tpot_bound_s: float,
         now_s: float,
-        e2e_pace_s: float = float("inf"),
+        e2e_tpot_bound_s: float = float("inf"),
     ) -> Reservation:
         """Put an attempt on the books: ``prompt_tokens`` to prefill, ``context_tokens`` it will hold while decoding."""
         place, m = self._places[slot], self._m
@@ -389,22 +426,24 @@ class Ledger:
         place.prefilling += 1.0
         place.prefill_tokens += prompt_tokens
         m[PREFILLING][slot], m[PREFILL_TOKENS][slot] = place.prefilling, place.prefill_tokens
-        m[_RATE][slot] = m[_RATE][slot] * exp((m[_RATE_AT][slot] - now_s) / RATE_TAU_S) + prompt_tokens / RATE_TAU_S
-        m[_RATE_AT][slot] = now_s
-        m[_LAST_SENT][slot] = self._sends
+        m[PREFILL_RATE][slot] = (
+            m[PREFILL_RATE][slot] * exp((m[RATE_AT_S][slot] - now_s) / RATE_TAU_S) + prompt_tokens / RATE_TAU_S
+        )
+        m[RATE_AT_S][slot] = now_s
+        m[LAST_SENT][slot] = self._sends
         self._sends += 1
         # Stride scheduling (Waldspurger 1995); whoever was away starts from where the others are.
-        self._turn = max(self._turn, m[_TURN][slot])
-        m[_TURN][slot] = self._turn + 1.0 / max(m[_WEIGHT][slot], WEIGHT_MIN)
+        self._turn = max(self._turn, m[TURN][slot])
+        m[TURN][slot] = self._turn + 1.0 / max(m[WEIGHT][slot], WEIGHT_MIN)
         if tpot_bound_s != _INF:
             bounds = self._bounds[slot]
             bounds[tpot_bound_s] = bounds.get(tpot_bound_s, 0) + 1
-            m[_BOUND][slot] = min(tpot_bound_s, m[_BOUND][slot])
-        if e2e_pace_s != _INF:
+            m[TPOT_BOUND_S][slot] = min(tpot_bound_s, m[TPOT_BOUND_S][slot])
+        if e2e_tpot_bound_s != _INF:
             paces = self._paces[slot]
-            paces[e2e_pace_s] = paces.get(e2e_pace_s, 0) + 1
-            m[_PACE][slot] = min(e2e_pace_s, m[_PACE][slot])
-        return Reservation(slot, self.generation[slot], prompt_tokens, context_tokens, tpot_bound_s, e2e_pace_s)
+            paces[e2e_tpot_bound_s] = paces.get(e2e_tpot_bound_s, 0) + 1
+            m[E2E_TPOT_BOUND_S][slot] = min(e2e_tpot_bound_s, m[E2E_TPOT_BOUND_S][slot])
+        return Reservation(slot, self.generation[slot], prompt_tokens, context_tokens, tpot_bound_s, e2e_tpot_bound_s)
 
     def prefilled(self, held: Reservation, now_s: float) -> None:
         """The first token came: prefill load becomes decode load."""
@@ -418,7 +457,7 @@ class Ledger:
         place.context_tokens += held.context_tokens
         place.prefilled_tokens += held.prompt_tokens
         m[DECODING][slot], m[CONTEXT_TOKENS][slot] = place.decoding, place.context_tokens
-        m[_FIRST_TOKEN][slot] = now_s
+        m[FIRST_TOKEN_S][slot] = now_s
         held.phase = DECODING
 
     def release(self, held: Reservation, now_s: float) -> None:
@@ -437,8 +476,10 @@ class Ledger:
             m[DECODING][slot], m[CONTEXT_TOKENS][slot] = place.decoding, place.context_tokens
         if held.tpot_bound_s != _INF:
             self.tpot_bound_s[slot] = _without(self._bounds[slot], held.tpot_bound_s, self.tpot_bound_s.item(slot))
-        if held.e2e_pace_s != _INF:
-            self.e2e_pace_s[slot] = _without(self._paces[slot], held.e2e_pace_s, self.e2e_pace_s.item(slot))
+        if held.e2e_tpot_bound_s != _INF:
+            self.e2e_tpot_bound_s[slot] = _without(
+                self._paces[slot], held.e2e_tpot_bound_s, self.e2e_tpot_bound_s.item(slot)
+            )
 
     def _prefill_over(self, place: _Place, held: Reservation, slot: int) -> None:
         """Sums of floats drift; with nobody there the truth is known."""
@@ -470,26 +511,26 @@ class Ledger:
         self._asked[slot] = (now_s, requests, tokens)
 
     def reported(self, slot: int, report: EngineReport, now_s: float) -> None:
-        """Fold in an engine's own report; what it shows beyond what the routers knew then is foreign load."""
+        """Fold in an engine's own report; what it shows beyond what the routers knew then is unattributed load."""
         m = self._m
-        if report.asked_s <= m[_REPORTED][slot]:
+        if report.asked_s <= m[REPORTED_S][slot]:
             return
         requests, tokens = self._known_at(slot, report.asked_s)
-        m[_REPORTED][slot] = report.asked_s
-        m[_KV_USAGE][slot], m[_HIT_RATE][slot] = report.kv_usage, report.prefix_hit_rate
+        m[REPORTED_S][slot] = report.asked_s
+        m[KV_USAGE][slot], m[PREFIX_HIT_RATE][slot] = report.kv_usage, report.prefix_hit_rate
         if report.kv_tokens_max > 0:
-            m[_KV_TOKENS_MAX][slot] = report.kv_tokens_max
+            m[KV_TOKENS_MAX][slot] = report.kv_tokens_max
         running, waiting = _said(report.running), _said(report.waiting)
         extra = max(0.0, running + waiting - requests)
         queued = min(extra, waiting)
-        held = max(0.0, _said(report.kv_usage) * m[_KV_TOKENS_MAX][slot] - tokens) if extra else 0.0
-        each = min(held / (extra - queued), m[_KV_TOKENS_MAX][slot]) if extra > queued else 0.0
-        foreign = (queued, queued * each, extra - queued, held)
+        held = max(0.0, _said(report.kv_usage) * m[KV_TOKENS_MAX][slot] - tokens) if extra else 0.0
+        each = min(held / (extra - queued), m[KV_TOKENS_MAX][slot]) if extra > queued else 0.0
+        unattributed = (queued, queued * each, extra - queued, held)
         place = self._places[slot]
-        prefilling, prefill_tokens = m[_FOREIGN + PREFILLING][slot], m[_FOREIGN + PREFILL_TOKENS][slot]
-        if foreign != (prefilling, prefill_tokens, place.foreign, place.foreign_tokens):
+        prefilling, prefill_tokens = m[UNATTRIBUTED + PREFILLING][slot], m[UNATTRIBUTED + PREFILL_TOKENS][slot]
+        if unattributed != (prefilling, prefill_tokens, place.unattributed, place.unattributed_tokens):
             self.meter(now_s)
-            self.foreign[:, slot] = foreign
+            self.unattributed[:, slot] = unattributed
             self._beside_changed(slot)
 
     def _known_at(self, slot: int, asked_s: float) -> tuple[float, float]:
@@ -501,41 +542,44 @@ class Ledger:
     def _carried(self, slot: int) -> tuple[float, float]:
         """Requests of ours and of our peers there, and their tokens."""
         place, m = self._places[slot], self._m
-        theirs = m[_OTHERS + PREFILLING][slot] + place.others
+        theirs = m[PEERS + PREFILLING][slot] + place.peers
         mine_tokens = place.prefill_tokens + place.context_tokens
-        tokens = mine_tokens + m[_OTHERS + PREFILL_TOKENS][slot] + place.others_tokens
+        tokens = mine_tokens + m[PEERS + PREFILL_TOKENS][slot] + place.peers_tokens
         return place.prefilling + place.decoding + theirs, tokens
 
     def forget_stale(self, now_s: float) -> None:
-        """Drop foreign load whose report is too old to speak of now."""
-        stale = now_s - self.reported_s > FOREIGN_TTL_S
-        self.foreign[:, stale] = 0.0
+        """Drop unattributed load whose report is too old to speak of now."""
+        stale = now_s - self.reported_s > UNATTRIBUTED_TTL_S
+        self.unattributed[:, stale] = 0.0
         for slot, place in enumerate(self._places):
-            if place.foreign or place.foreign_tokens:
+            if place.unattributed or place.unattributed_tokens:
                 self._beside_changed(slot)
 
     def _beside_changed(self, slot: int) -> None:
         """What others decode there is another from now on."""
         place, m = self._places[slot], self._m
-        place.others, place.others_tokens = m[_OTHERS + DECODING][slot], m[_OTHERS + CONTEXT_TOKENS][slot]
-        place.foreign, place.foreign_tokens = m[_FOREIGN + DECODING][slot], m[_FOREIGN + CONTEXT_TOKENS][slot]
+        place.peers, place.peers_tokens = m[PEERS + DECODING][slot], m[PEERS + CONTEXT_TOKENS][slot]
+        place.unattributed, place.unattributed_tokens = (
+            m[UNATTRIBUTED + DECODING][slot],
+            m[UNATTRIBUTED + CONTEXT_TOKENS][slot],
+        )
 
     def on_peer_load(self, peer: str, loads: Mapping[str, Load]) -> None:
         """Replace what a peer has in flight; an empty mapping forgets it."""
-        before = self._peers.get(peer, {})
+        before = self._peer_loads.get(peer, {})
         after = {self._slot_of[name]: load for name, load in loads.items() if name in self._slot_of}
-        self._peers[peer] = after
+        self._peer_loads[peer] = after
         if not loads:
-            del self._peers[peer]
+            del self._peer_loads[peer]
         for slot in before.keys() | after.keys():
-            parts = [part[slot] for part in self._peers.values() if slot in part]
-            self.others[PREFILLING, slot] = sum(p.prefilling for p in parts)
-            self.others[PREFILL_TOKENS, slot] = sum(p.prefill_tokens for p in parts)
-            self.others[DECODING, slot] = sum(p.decoding for p in parts)
-            self.others[CONTEXT_TOKENS, slot] = sum(p.context_tokens for p in parts)
+            parts = [part[slot] for part in self._peer_loads.values() if slot in part]
+            self.peers[PREFILLING, slot] = sum(p.prefilling for p in parts)
+            self.peers[PREFILL_TOKENS, slot] = sum(p.prefill_tokens for p in parts)
+            self.peers[DECODING, slot] = sum(p.decoding for p in parts)
+            self.peers[CONTEXT_TOKENS, slot] = sum(p.context_tokens for p in parts)
             self._beside_changed(slot)
-            self.others_bound_s[slot] = min((p.tpot_bound_s or _INF for p in parts), default=_INF)
-            self.others_e2e_pace_s[slot] = min((p.e2e_pace_s or _INF for p in parts), default=_INF)
+            self.peers_tpot_bound_s[slot] = min((p.tpot_bound_s or _INF for p in parts), default=_INF)
+            self.peers_e2e_tpot_bound_s[slot] = min((p.e2e_tpot_bound_s or _INF for p in parts), default=_INF)
         self._compare_with_peers(peer, bool(loads))
 
     def _compare_with_peers(self, peer: str, there: bool) -> None:
@@ -545,10 +589,10 @@ class Ledger:
             self._own_when_heard[peer] = self.own.copy()
         told = [own for own in self._own_when_heard.values() if own.shape == self.own.shape]
         self._own_told = np.mean(told, axis=0) if told else None
-        ours, theirs = (float(load[PREFILLING].sum() + load[DECODING].sum()) for load in (self.own, self.others))
+        ours, theirs = (float(load[PREFILLING].sum() + load[DECODING].sum()) for load in (self.own, self.peers))
         self._peer_ratio = min(theirs / ours, len(told)) if ours else 0.0
 
-    def untold(self, slots: Slots) -> Floats | None:
+    def unreported_peer_load(self, slots: Slots) -> Floats | None:
         """What peers should have sent since they spoke: they see what we see, so as much more as we, in proportion.
 
         Without it a burst that meets several routers at once goes to one backend, for none sees the others' part.
@@ -560,7 +604,7 @@ class Ledger:
 
     def own_loads(self) -> dict[str, Load]:
         """What this router has in flight, by backend name, to be published to its peers."""
-        bounds = np.vstack((self.tpot_bound_s, self.e2e_pace_s))
+        bounds = np.vstack((self.tpot_bound_s, self.e2e_tpot_bound_s))
         rows = np.vstack((self.own, np.where(bounds < _INF, bounds, 0.0))).T.tolist()
         return {name: Load(*rows[slot]) if any(rows[slot]) else _IDLE for name, slot in self._slot_of.items()}
 
@@ -581,20 +625,5 @@ def _said(number: float) -> float:
 
 _INF: Final = float("inf")
 _IDLE: Final = Load()
-_OTHERS: Final = 4
-_FOREIGN: Final = 8
 _RELEASED: Final = -1
-_KV_TOKENS_MAX: Final = 13
-_WEIGHT: Final = 17
-_LAST_SENT: Final = 18
-_REPORTED: Final = 22
-_RATE: Final = 23
-_RATE_AT: Final = 24
-_BOUND: Final = 25
-_KV_USAGE: Final = 26
-_HIT_RATE: Final = 27
-_TURN: Final = 28
-_FIRST_TOKEN: Final = 30
 WEIGHT_MIN: Final = 1e-6  # a weight of 0 has its turn once in a million of weight 1
-_PACE: Final = 31
-_ROWS: Final = 33

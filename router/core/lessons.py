@@ -10,22 +10,31 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from router.core.columns import (
+    CHANGES,
+    CUSUM_ABOVE,
+    CUSUM_BELOW,
+    KEPT_QUANTILES,
+    LEVELS,
+    OFF,
+    RANKED,
+    SEEN,
+    SEEN_SCORES,
+    SPREADS,
+    STATS_COVERAGE,
+    STATS_ERROR,
+    STATS_MET,
+    STATS_SEEN,
+    TPOT,
+    TRUSTED,
+    TTFT,
+    WINDOW,
+)
 from router.core.compiling import compiled, part
-from router.core.kernels import KEPT, PROMISED, TPOT, TTFT, Floats
+from router.core.kernels import Floats
 
-# -- what the columns of rows are ------------------------------------------------------------------------------------
-
-ABOVE, BELOW, SEEN, CHANGES = range(4)  # CUSUM to either side; outcomes; changes found
-WATCH: Final = 4
-QUANTILES: Final = (0.5, 0.75, 0.9, 0.95, 0.99)
-WINDOW: Final = 160  # scores that stand for the next one: the 0.99 rank needs 99
-RANKED: Final = WINDOW  # the scores by time, then by size
-LEVELS: Final = 2 * WINDOW  # then the level that each quantile is read at
-SEEN_SCORES: Final = LEVELS + KEPT
-SCORES: Final = SEEN_SCORES + 1
-assert len(QUANTILES) == KEPT
-BOOK_SEEN, BOOK_KEPT, BOOK_ERROR, BOOK_COVERED = 0, 3, 18, 21
-BOOK: Final = 22
+QUANTILES: Final = (0.5, 0.75, 0.9, 0.95, 0.99)  # the kept ones
+assert len(QUANTILES) == KEPT_QUANTILES
 
 # -- how to learn ----------------------------------------------------------------------------------------------------
 
@@ -52,14 +61,13 @@ COVERAGE_OFF: Final = 0.7  # a promised 0.9 that is kept so rarely is no promise
 RECOVERED: Final = 0.8  # an error must fall below this share of its limit before it counts as recovered
 ERROR_UP: Final = 1.08  # a step of the running median: a tenfold change takes 30 outcomes
 COVERAGE_GAIN: Final = 1.0 / 32
-LEARNING, TRUSTED, OFF = range(3)
 _P90: Final = 2  # the place of 0.9 among the kept quantiles
 
 
 @compiled("void(f8[:, :, ::1], f8[:, ::1], f8[:, ::1], i8)")
 def doubt(covariance: Floats, variance: Floats, watch: Floats, slot: int) -> None:
     """What was learnt of a backend may hold no longer, as a whole and term by term."""
-    watch[slot, ABOVE] = watch[slot, BELOW] = 0.0
+    watch[slot, CUSUM_ABOVE] = watch[slot, CUSUM_BELOW] = 0.0
     for j in range(covariance.shape[1]):
         for k in range(covariance.shape[1]):
             covariance[slot, j, k] += CHANGE_ALL**2
@@ -81,10 +89,10 @@ def _bound(covariance: Floats, variance: Floats, slot: int) -> None:
 @part
 def _watch(covariance: Floats, wander: Floats, variance: Floats, watch: Floats, slot: int, z: float) -> None:
     """Doubt what was learnt when innovations keep to one side; keep doubt within the data sheet's."""
-    watch[slot, ABOVE] = max(0.0, watch[slot, ABOVE] + z - SLACK)
-    watch[slot, BELOW] = max(0.0, watch[slot, BELOW] - z - SLACK)
+    watch[slot, CUSUM_ABOVE] = max(0.0, watch[slot, CUSUM_ABOVE] + z - SLACK)
+    watch[slot, CUSUM_BELOW] = max(0.0, watch[slot, CUSUM_BELOW] - z - SLACK)
     watch[slot, SEEN] += 1.0
-    if watch[slot, ABOVE] > ALARM or watch[slot, BELOW] > ALARM:
+    if watch[slot, CUSUM_ABOVE] > ALARM or watch[slot, CUSUM_BELOW] > ALARM:
         watch[slot, CHANGES] += 1.0
         doubt(covariance, variance, watch, slot)
     elif watch[slot, SEEN] % WANDER_EVERY == 0.0:
@@ -172,7 +180,7 @@ def spreads(scores: Floats, out: Floats) -> None:
     next; above the largest seen stands a guess that grows with spread.
     """
     count, ranked = int(min(scores[SEEN_SCORES], float(WINDOW))), scores[RANKED:LEVELS]
-    for i in range(KEPT):
+    for i in range(KEPT_QUANTILES):
         rank = ceil((count + 1) * scores[LEVELS + i])
         if rank <= count:
             out[i] = ranked[rank - 1]
@@ -185,7 +193,7 @@ def spreads(scores: Floats, out: Floats) -> None:
 @part
 def _adapt(scores: Floats, score: float, told: Floats, promised: int) -> None:
     """Move each level by whether its promise was kept; promises are in ``told`` from ``promised`` on."""
-    for i in range(KEPT):
+    for i in range(KEPT_QUANTILES):
         quantile = QUANTILES[i]
         least = quantile if quantile >= ONLY_WIDER else max(0.3, 1.5 * quantile - 0.5)
         if score <= told[promised + i]:
@@ -203,7 +211,7 @@ def _score(
     the pool has something new to lend.
     """
     _add(own, score)
-    _adapt(own, score, told, PROMISED + KEPT * metric)
+    _adapt(own, score, told, SPREADS + KEPT_QUANTILES * metric)
     seen = int(own[SEEN_SCORES])
     if seen >= FEW and (seen < SETTLED or seen % REFRESH == 0):
         spreads(own, spread[metric, :, band, slot])
@@ -217,13 +225,13 @@ def _score(
 @part
 def _trust(books: Floats, slot: int, before: int) -> int:
     """Whether a forecast may be trusted now; it takes more to come back than to stay."""
-    if books[slot, BOOK_SEEN + TTFT] < TRUSTED_AFTER:
+    if books[slot, STATS_SEEN + TTFT] < TRUSTED_AFTER:
         return before
     strict = RECOVERED if before == OFF else 1.0
     wrong = (
-        books[slot, BOOK_ERROR + TTFT] > strict * TTFT_ERROR_OFF
-        or books[slot, BOOK_ERROR + TPOT] > strict * TPOT_ERROR_OFF
-        or books[slot, BOOK_COVERED] < COVERAGE_OFF / strict
+        books[slot, STATS_ERROR + TTFT] > strict * TTFT_ERROR_OFF
+        or books[slot, STATS_ERROR + TPOT] > strict * TPOT_ERROR_OFF
+        or books[slot, STATS_COVERAGE] < COVERAGE_OFF / strict
     )
     return OFF if wrong else TRUSTED
 
@@ -233,17 +241,17 @@ def _note(
     books: Floats, state: NDArray[np.int8], slot: int, metric: int, score: float, told: Floats, width: float, sure: bool
 ) -> None:  # fmt: skip
     """Book an outcome ``score`` widths off its prediction; how far off only where that is ``sure`` to say something."""
-    promised = PROMISED + KEPT * metric
-    books[slot, BOOK_SEEN + metric] += 1.0
-    for i in range(KEPT):
+    promised = SPREADS + KEPT_QUANTILES * metric
+    books[slot, STATS_SEEN + metric] += 1.0
+    for i in range(KEPT_QUANTILES):
         if score <= told[promised + i]:
-            books[slot, BOOK_KEPT + KEPT * metric + i] += 1.0
-    size, error = abs(score) * width, books[slot, BOOK_ERROR + metric]
+            books[slot, STATS_MET + KEPT_QUANTILES * metric + i] += 1.0
+    size, error = abs(score) * width, books[slot, STATS_ERROR + metric]
     if sure:  # up when above and down when below settles where half are above
-        books[slot, BOOK_ERROR + metric] = error * ERROR_UP if size > error else error / ERROR_UP
+        books[slot, STATS_ERROR + metric] = error * ERROR_UP if size > error else error / ERROR_UP
     if metric == TTFT:
         kept = 1.0 if score <= told[promised + _P90] else 0.0
-        books[slot, BOOK_COVERED] += COVERAGE_GAIN * (kept - books[slot, BOOK_COVERED])
+        books[slot, STATS_COVERAGE] += COVERAGE_GAIN * (kept - books[slot, STATS_COVERAGE])
         state[slot] = _trust(books, slot, state[slot])
 
 

@@ -13,7 +13,7 @@ def tpot_bound_s(request: Request, tpot_s: float) -> float:
     return inf if tpot_s > bound_s else bound_s
 
 
-def e2e_pace_s(request: Request, ttft_s: float, tpot_s: float, output_tokens: float) -> float:
+def e2e_tpot_bound_s(request: Request, ttft_s: float, tpot_s: float, output_tokens: float) -> float:
     """The time per token that the E2E of this request's SLO leaves to ``output_tokens`` expected (inf: no bound, no
     prediction, or one that is broken already).
 

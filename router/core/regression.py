@@ -16,8 +16,9 @@ from typing import Any, Final
 import numpy as np
 
 from router.core import lessons
-from router.core.kernels import TERMS, Floats
-from router.core.lessons import CHANGES, SEEN, WANDER_EVERY, WATCH
+from router.core.columns import CHANGES, SEEN, TERMS, WATCH
+from router.core.kernels import Floats
+from router.core.lessons import WANDER_EVERY
 
 WANDER: Final = 0.03  # standard deviation, an outcome, of each log factor, as a share of its data sheet's error
 WANDER_ALL: Final = 0.01  # and of all of them together

@@ -15,19 +15,22 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core.kernels import E2E, KEPT, METRICS, TPOT, TTFT
-from router.core.lessons import (
-    BOOK,
-    BOOK_COVERED,
-    BOOK_ERROR,
-    BOOK_KEPT,
-    BOOK_SEEN,
+from router.core.columns import (
+    E2E,
+    KEPT_QUANTILES,
     LEARNING,
+    METRICS,
     OFF,
-    QUANTILES,
+    STATS,
+    STATS_COVERAGE,
+    STATS_ERROR,
+    STATS_MET,
+    STATS_SEEN,
+    TPOT,
     TRUSTED,
-    TRUSTED_AFTER,
+    TTFT,
 )
+from router.core.lessons import QUANTILES, TRUSTED_AFTER
 from router.core.readonly import view_of
 
 __all__ = [
@@ -75,14 +78,14 @@ class ForecastStats:
     """The counts, one row a slot as ``lessons.judge`` books them, and what they say of trust."""
 
     def __init__(self, capacity: int) -> None:
-        self.rows = np.zeros((capacity, BOOK))
+        self.rows = np.zeros((capacity, STATS))
         self.state: NDArray[np.int8] = np.zeros(capacity, dtype=np.int8)
         self.shown_state = view_of(self.state)  # what policies see
 
     def grow(self, capacity: int) -> None:
         """Make room for more slots."""
         rows, state = self.rows, self.state
-        self.rows = np.zeros((capacity, BOOK))
+        self.rows = np.zeros((capacity, STATS))
         self.state = np.zeros(capacity, dtype=np.int8)
         self.shown_state = view_of(self.state)
         self.rows[: len(rows)], self.state[: len(state)] = rows, state
@@ -90,17 +93,17 @@ class ForecastStats:
     def joined(self, slot: int) -> None:
         """Nothing was seen of what is now in the slot."""
         self.rows[slot] = 0.0
-        self.rows[slot, BOOK_ERROR : BOOK_ERROR + METRICS] = ERROR_START
-        self.rows[slot, BOOK_COVERED] = COVERED_START
+        self.rows[slot, STATS_ERROR : STATS_ERROR + METRICS] = ERROR_START
+        self.rows[slot, STATS_COVERAGE] = COVERED_START
         self.state[slot] = LEARNING
 
     def seen(self, slot: int, metric: int) -> int:
         """Outcomes seen."""
-        return int(self.rows[slot, BOOK_SEEN + metric])
+        return int(self.rows[slot, STATS_SEEN + metric])
 
     def accuracy(self, slot: int, metric: int) -> Accuracy:
         """One metric's counts."""
-        seen, first = self.seen(slot, metric), BOOK_KEPT + KEPT * metric
-        shares = [kept / seen if seen else nan for kept in self.rows[slot, first : first + KEPT].tolist()]
-        error = exp(self.rows[slot, BOOK_ERROR + metric]) - 1.0 if seen else nan
+        seen, first = self.seen(slot, metric), STATS_MET + KEPT_QUANTILES * metric
+        shares = [kept / seen if seen else nan for kept in self.rows[slot, first : first + KEPT_QUANTILES].tolist()]
+        error = exp(self.rows[slot, STATS_ERROR + metric]) - 1.0 if seen else nan
         return Accuracy(seen, error, dict(zip(QUANTILES, shares, strict=True)))

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.core import lessons
-from router.core.kernels import BANDS, METRICS, Floats, Slots
-from router.core.lessons import FEW, LEVELS, QUANTILES, SCORES, SEEN_SCORES
+from router.core.columns import BANDS, LEVELS, METRICS, SCORES, SEEN_SCORES
+from router.core.kernels import Floats, Slots
+from router.core.lessons import FEW, QUANTILES
 
 PRIOR_SIGMA: Final = (0.25, 0.25, 1.0)  # before any score: normal; as a data sheet is wrong, E2E in its own widths
 _Z: Final = tuple(NormalDist().inv_cdf(q) for q in QUANTILES)

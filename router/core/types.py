@@ -216,4 +216,4 @@ class Load(Fact):
     decoding: float = 0.0
     context_tokens: float = 0.0
     tpot_bound_s: float = 0.0
-    e2e_pace_s: float = 0.0
+    e2e_tpot_bound_s: float = 0.0

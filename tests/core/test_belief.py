@@ -8,13 +8,12 @@ from math import exp
 import numpy as np
 import pytest
 
-from router.core import kernels
 from router.core.belief import STEPS_AHEAD, Belief
+from router.core.columns import AHEAD, LEARNING, OFF, TERMS, TRUSTED
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.ledger import Ledger
 from router.core.record import Recording, replay
-from router.core.score import LEARNING, OFF, TRUSTED
 from router.core.types import Load, Usage
 from tests.fakes import backend, core, request, sent
 
@@ -44,7 +43,9 @@ class Engine:
         for _ in range(count):
             predicted = self.forecast().at(0)
             expected = predicted.expectation
-            actual_s = float(expected.told[: kernels.TERMS] @ self.truth) * exp(self.noise * self.chance.gauss(0, 1))
+            actual_s = float(expected.terms_and_spreads[:TERMS] @ self.truth) * exp(
+                self.noise * self.chance.gauss(0, 1)
+            )
             self.errors.append(abs(predicted.ttft_s / actual_s - 1.0))
             self.belief.first_token(0, expected, predicted.ttft_s, actual_s)
         return self
@@ -61,7 +62,7 @@ def test_a_hundred_first_tokens_teach_a_backend_unlike_its_data_sheet():
 def test_how_many_steps_an_engine_schedules_ahead_is_learnt(steps):
     """None (its newcomers wait for the step under way alone) or one: vLLM does either, by an option."""
     it = Engine(truth=np.array([1.0] * 6 + [steps / STEPS_AHEAD])).serve(150)
-    learnt = float(it.belief.prior[0, kernels.AHEAD] * it.belief.regression.factor[0, kernels.AHEAD])
+    learnt = float(it.belief.prior[0, AHEAD] * it.belief.regression.factor[0, AHEAD])
     assert learnt == pytest.approx(steps, abs=0.3)
     assert np.median(it.errors[100:]) < 0.08
 

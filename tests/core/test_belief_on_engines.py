@@ -8,10 +8,10 @@ import pytest
 
 import policies
 from router.core.cards import card
+from router.core.columns import CONTEXT, FIXED
 from router.core.decisions import RequestRecord, Send
 from router.core.dispatcher import Dispatcher
 from router.core.flight import DispatchLimits
-from router.core.kernels import CONTEXT, FIXED
 from router.core.models import model
 from router.core.physics import Shape, coefficients, kv_capacity_tokens
 from router.core.types import Backend, Request, Usage

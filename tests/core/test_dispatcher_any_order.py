@@ -131,7 +131,7 @@ class AnyOrder(RuleBasedStateMachine):
     def nothing_is_negative_and_nobody_is_answered_twice(self):
         """At every moment."""
         ledger = self.core.ledger
-        for part in (ledger.own, ledger.others, ledger.foreign):
+        for part in (ledger.own, ledger.peers, ledger.unattributed):
             assert (part >= -1e-6).all()
         assert all(n == 1 for n in [*self.answered.values(), *self.accounted.values()])
         assert self.core.in_flight == len(self.asked) - len(self.accounted)

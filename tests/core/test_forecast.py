@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from router.core import kernels
 from router.core.belief import Belief
+from router.core.columns import IMPOSED_DELAY_S, PRIOR, SCALE
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.ledger import Ledger
@@ -101,9 +102,9 @@ def test_the_toll_is_the_time_that_a_send_adds_to_all_that_run_there():
     """
     it = forecast(Load(), Load(0, 0, 10, 5000), Load(0, 0, 20, 5000))
     each_s = 1000 * 1e-4 + it.output_tokens * (1e-4 + 1e-7 * it.tokens)
-    assert it.toll_s[0] == 0.0
-    assert it.toll_s[1:] == pytest.approx([10 * each_s, 20 * each_s], rel=1e-6)
-    assert it.toll_s.tolist() == it.rows[kernels.TOLL].tolist()
+    assert it.imposed_delay_s[0] == 0.0
+    assert it.imposed_delay_s[1:] == pytest.approx([10 * each_s, 20 * each_s], rel=1e-6)
+    assert it.imposed_delay_s.tolist() == it.rows[IMPOSED_DELAY_S].tolist()
 
 
 def test_the_toll_of_a_cached_prompt_is_less():
@@ -111,7 +112,7 @@ def test_the_toll_of_a_cached_prompt_is_less():
     it = forecast(Load(0, 0, 10, 5000), Load(0, 0, 10, 5000), asked=request(prompt_tokens=1000, output_tokens_max=100))
     it._belief.hit[1] = 0.9
     again = Forecast(it._request, it._fleet, it._belief)
-    assert again.toll_s[0] - again.toll_s[1] == pytest.approx(10 * 900 * 1e-4, rel=1e-6)
+    assert again.imposed_delay_s[0] - again.imposed_delay_s[1] == pytest.approx(10 * 900 * 1e-4, rel=1e-6)
 
 
 def test_what_a_reply_may_be_is_asked_of_the_lengths_of_its_model_and_class_under_its_cap():
@@ -255,16 +256,16 @@ def test_a_prediction_promises_the_quantiles_it_would_have_answered():
 def test_replies_that_a_prompt_breaks_are_the_same_whenever_asked_for():
     """With the means, or after them."""
     first, later = (forecast(Load(2, 900, 7, 3000, 0.02), asked=request(prompt_tokens=4000)) for _ in range(2))
-    at_once = first.broken.tolist()
+    at_once = first.expected_tpot_violations.tolist()
     assert at_once[0] > 0.0
     assert later.ttft_s.tolist() == first.ttft_s.tolist()
-    assert later.broken.tolist() == at_once
+    assert later.expected_tpot_violations.tolist() == at_once
 
 
 def test_every_prompt_ahead_lengthens_what_breaks_a_reply():
     """Not the longest step alone: a reply that outlives one prompt does not outlive three."""
     few, more = (
-        forecast(Load(1, tokens, 1, 300, 0.02), asked=request(prompt_tokens=400)).broken[0]
+        forecast(Load(1, tokens, 1, 300, 0.02), asked=request(prompt_tokens=400)).expected_tpot_violations[0]
         for tokens in (4_000, 12_000)
     )
     assert 0.0 < few < more
@@ -287,6 +288,6 @@ def test_the_roof_is_read_from_its_table(tokens):
     roofs = Roofs(2)
     scale = roofs.joined(1, MOE, 2304.0)
     exact = float(roof_s(MOE, np.array([tokens]))[0])
-    prior = np.zeros((2, kernels.PRIOR))
-    prior[1, kernels.SCALE] = scale
+    prior = np.zeros((2, PRIOR))
+    prior[1, SCALE] = scale
     assert kernels.roof_s(roofs.rows, prior, 1, tokens) == pytest.approx(exact, abs=0.01 * MOE.fixed_s)

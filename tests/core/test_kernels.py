@@ -12,14 +12,30 @@ import numpy as np
 import pytest
 
 import router.core
-from router.core import kernels
+from router.core import columns, kernels
 from router.core.belief import Belief
+from router.core.columns import (
+    AHEAD,
+    CONTEXT,
+    EAGER,
+    FIRST,
+    FIXED,
+    KEPT_QUANTILES,
+    LEVELS,
+    PAIR,
+    RANKED,
+    SCALE,
+    SEQ,
+    SHARE,
+    TERMS,
+    TOKEN,
+    WINDOW,
+)
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
-from router.core.kernels import AHEAD, CONTEXT, EAGER, FIRST, FIXED, PAIR, SCALE, SEQ, SHARE, TERMS, TOKEN
 from router.core.ledger import RATE_TAU_S, Ledger
 from router.core.lengths import BINS, Lengths
-from router.core.lessons import BEYOND, KEPT, LEVELS, RANKED, WINDOW
+from router.core.lessons import BEYOND
 from router.core.physics import StepCoefficients
 from router.core.regression import Regression
 from router.core.tails import Tails
@@ -117,7 +133,7 @@ class Reference:
     def roof(self, tokens):
         """Straight between the places of the tables."""
         place = np.sqrt(tokens) * self.prior[:, SCALE]
-        below = np.minimum(place, kernels.POINTS - 1.001).astype(np.intp)
+        below = np.minimum(place, columns.ROOF_POINTS - 1.001).astype(np.intp)
         low, high = self.rows[self.each_row, below], self.rows[self.each_row, below + 1]
         return low + (place - below) * (high - low)
 
@@ -138,38 +154,38 @@ def test_forecasts_are_what_the_formulas_say(seed, prompt_tokens):
     np.testing.assert_allclose((it.ttft_s, it.tpot_s, it.e2e_s), (told.ttft, told.tpot, told.e2e), rtol=1e-9)
     for index, slot in enumerate(slots.tolist()):
         expected = it.at(index).expectation
-        np.testing.assert_allclose(expected.told[:TERMS], told.terms[index], rtol=1e-9, atol=1e-18)
+        np.testing.assert_allclose(expected.terms_and_spreads[:TERMS], told.terms[index], rtol=1e-9, atol=1e-18)
         assert expected.doubt == pytest.approx(told.doubt[index], rel=1e-9)
         spreads = belief.tails.spread[:, :, told.band[index], slot]
-        assert expected.told[TERMS:].tolist() == spreads.ravel().tolist()
+        assert expected.terms_and_spreads[TERMS:].tolist() == spreads.ravel().tolist()
         assert it.prefill_tokens_at(index) == pytest.approx(it.prefill_tokens[index], rel=1e-12)
 
 
-def test_the_loops_read_the_rows_that_the_ledger_writes():
-    """One matrix, two files that know its order."""
+def test_the_ledger_keeps_each_fact_in_the_row_of_its_name():
+    """Each of its arrays is the row that ``columns`` names, of what it writes and of what it shows."""
     ledger = Ledger()
     for row, column in (
-        (kernels.PREFILLING, ledger.own[0]),
-        (kernels.OTHERS, ledger.others[0]),
-        (kernels.FOREIGN, ledger.foreign[0]),
-        (kernels.SEQS_MAX, ledger.seqs_max),
-        (kernels.KV_TOKENS_MAX, ledger.kv_tokens_max),
-        (kernels.CHUNK_TOKENS, ledger.chunk_tokens),
-        (kernels.NETWORK_S, ledger.network_s),
-        (kernels.PREFILL_RATE, ledger.prefill_rate),
-        (kernels.RATE_AT_S, ledger.rate_at_s),
-        (kernels.PRICE_PER_S, ledger.price_per_s),
-        (kernels.WEIGHT, ledger.weight),
-        (kernels.LAST_SENT, ledger.last_sent),
-        (kernels.REPORTED_S, ledger.reported_s),
-        (kernels.TPOT_BOUND_S, ledger.tpot_bound_s),
-        (kernels.KV_USAGE, ledger.kv_usage),
-        (kernels.PREFIX_HIT_RATE, ledger.prefix_hit_rate),
-        (kernels.TURN, ledger.turn),
-        (kernels.OTHERS_BOUND_S, ledger.others_bound_s),
-        (kernels.FIRST_TOKEN_S, ledger.first_token_s),
-        (kernels.E2E_PACE_S, ledger.e2e_pace_s),
-        (kernels.OTHERS_E2E_PACE_S, ledger.others_e2e_pace_s),
+        (columns.PREFILLING, ledger.own[0]),
+        (columns.PEERS, ledger.peers[0]),
+        (columns.UNATTRIBUTED, ledger.unattributed[0]),
+        (columns.SEQS_MAX, ledger.seqs_max),
+        (columns.KV_TOKENS_MAX, ledger.kv_tokens_max),
+        (columns.CHUNK_TOKENS, ledger.chunk_tokens),
+        (columns.NETWORK_S, ledger.network_s),
+        (columns.PREFILL_RATE, ledger.prefill_rate),
+        (columns.RATE_AT_S, ledger.rate_at_s),
+        (columns.PRICE_PER_S, ledger.price_per_s),
+        (columns.WEIGHT, ledger.weight),
+        (columns.LAST_SENT, ledger.last_sent),
+        (columns.REPORTED_S, ledger.reported_s),
+        (columns.TPOT_BOUND_S, ledger.tpot_bound_s),
+        (columns.KV_USAGE, ledger.kv_usage),
+        (columns.PREFIX_HIT_RATE, ledger.prefix_hit_rate),
+        (columns.TURN, ledger.turn),
+        (columns.PEERS_TPOT_BOUND_S, ledger.peers_tpot_bound_s),
+        (columns.FIRST_TOKEN_S, ledger.first_token_s),
+        (columns.E2E_TPOT_BOUND_S, ledger.e2e_tpot_bound_s),
+        (columns.PEERS_E2E_TPOT_BOUND_S, ledger.peers_e2e_tpot_bound_s),
     ):
         assert np.shares_memory(ledger.columns[row], column)
         assert np.shares_memory(ledger.shown[row], column)
@@ -218,7 +234,7 @@ def test_scores_are_kept_in_order_and_read_at_their_rank():
         ranked = sorted(told[-WINDOW:])
         count = len(ranked)
         assert kept[RANKED : RANKED + count].tolist() == ranked
-    ranks = [ceil((count + 1) * level) for level in kept[LEVELS : LEVELS + KEPT]]
+    ranks = [ceil((count + 1) * level) for level in kept[LEVELS : LEVELS + KEPT_QUANTILES]]
     beyond = ranked[-1] + BEYOND * (ranked[-1] - ranked[count // 2])
     spreads = [ranked[rank - 1] if rank <= count else beyond for rank in ranks]
     assert promised(tails, 0, 0)[0].tolist() == np.maximum.accumulate(spreads).tolist()

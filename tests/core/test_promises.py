@@ -5,7 +5,7 @@ from math import inf, nan
 import pytest
 
 from router.core.fleet import Fleet
-from router.core.promises import e2e_pace_s, tpot_bound_s
+from router.core.promises import e2e_tpot_bound_s, tpot_bound_s
 from router.core.types import Load, Slo
 from tests.fakes import backend, core, request, sent
 
@@ -26,7 +26,7 @@ def test_the_pace_that_bounds_need(slo, predicted, expected):
     """TPOT as it is, E2E by what it leaves to the tokens, a lost bound not at all."""
     asked, (ttft_s, tpot_s) = request(slo=slo), predicted
     assert tpot_bound_s(asked, tpot_s) == expected[0]
-    assert e2e_pace_s(asked, ttft_s, tpot_s, output_tokens=101.0) == pytest.approx(expected[1])
+    assert e2e_tpot_bound_s(asked, ttft_s, tpot_s, output_tokens=101.0) == pytest.approx(expected[1])
 
 
 def bounds(it):
@@ -36,7 +36,7 @@ def bounds(it):
 
 def paces(it):
     """What E2E bounds leave to a token on each backend."""
-    return Fleet(it.ledger, it.ledger.pool("m"), 0.0).e2e_pace_s.tolist()
+    return Fleet(it.ledger, it.ledger.pool("m"), 0.0).e2e_tpot_bound_s.tolist()
 
 
 def test_a_promise_to_end_in_time_binds_the_backend_while_it_runs():
@@ -64,9 +64,9 @@ def test_the_time_that_a_request_has_waited_does_not_tighten_what_it_asks_of_oth
 def test_an_e2e_promise_leaves_what_is_left_after_the_first_token_to_the_expected_reply():
     """Divided by its tokens after the first; a reply of one token divides by one."""
     asked = request(slo=Slo(e2e_s=10.0))
-    assert e2e_pace_s(asked, 1.0, 0.01, output_tokens=91.0) == pytest.approx(0.1)
-    assert e2e_pace_s(asked, 1.0, 0.01, output_tokens=1.0) == pytest.approx(9.0)
-    assert e2e_pace_s(asked, 10.5, 0.01, output_tokens=91.0) == inf
+    assert e2e_tpot_bound_s(asked, 1.0, 0.01, output_tokens=91.0) == pytest.approx(0.1)
+    assert e2e_tpot_bound_s(asked, 1.0, 0.01, output_tokens=1.0) == pytest.approx(9.0)
+    assert e2e_tpot_bound_s(asked, 10.5, 0.01, output_tokens=91.0) == inf
 
 
 def test_a_promise_that_nobody_can_keep_binds_nobody():

@@ -16,7 +16,7 @@ METHODS = {
     "tails_s": lambda fleet, forecast, asked: forecast.tails_s(0.5),
     "ttft_tail_s": lambda fleet, forecast, asked: forecast.ttft_tail_s(0.9),
     "in_time": lambda fleet, forecast, asked: forecast.in_time(np.full(len(fleet), 10.0)),
-    "with_broken": lambda fleet, forecast, asked: forecast.with_broken(),
+    "with_tpot_violations": lambda fleet, forecast, asked: forecast.with_tpot_violations(),
 }
 
 
@@ -47,10 +47,23 @@ def test_no_array_that_a_policy_can_reach_can_be_written(count, apart, prefix):
     ledger, belief, asked, fleet, forecast = scene(count, apart=apart, prefix=prefix)
     shown = {**arrays(fleet), **{f"forecast.{name}": array for name, array in arrays(forecast).items()}}
     shown |= {name: method(fleet, forecast, asked) for name, method in METHODS.items()}
-    assert {"price_per_s", "columns", "load", "requests", "slots", "untold", "name_hashes", "kv_usage"} <= set(shown)
-    assert {"forecast.rows", "forecast.state", "forecast.cached_tokens", "forecast.rest", "forecast.toll_s"} <= set(
-        shown
-    )
+    assert {
+        "price_per_s",
+        "columns",
+        "load",
+        "requests",
+        "slots",
+        "unreported_peer_load",
+        "name_hashes",
+        "kv_usage",
+    } <= set(shown)
+    assert {
+        "forecast.rows",
+        "forecast.state",
+        "forecast.cached_tokens",
+        "forecast.rest",
+        "forecast.imposed_delay_s",
+    } <= set(shown)
     for name, array in shown.items():
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.core.kernels import FIRST, FIXED, TERMS
+from router.core.columns import FIRST, FIXED, TERMS
 from router.core.regression import Regression
 
 SIGMA = (0.3, 0.5, 0.3, 0.3, 0.5, 0.5, 1.0)

@@ -157,9 +157,9 @@ async def test_what_stands_in_place_of_a_number_is_dropped_and_counted(server: R
     await a.sync(RouterView(), ("b1",), 0.0)
     shared = await a.sync(RouterView(), ("b1",), 0.0)
     dispatcher.reported("b1", shared.reports["b1"], 1.0)
-    assert dispatcher.ledger.foreign[:, 0].tolist() == [4.0, 0.0, 0.0, 0.0]
+    assert dispatcher.ledger.unattributed[:, 0].tolist() == [4.0, 0.0, 0.0, 0.0]
     dispatcher.on_peer_load("odd", shared.routers["odd"].loads, 1.0)
-    assert dispatcher.ledger.others[:, 0].tolist() == [0.0, 0.0, 2.0, 0.0]
+    assert dispatcher.ledger.peers[:, 0].tolist() == [0.0, 0.0, 2.0, 0.0]
     counts = dispatcher.dropped_numbers.by_source
     assert (counts["peer"], counts["report"]) == (1, 1)
     await a.close()

@@ -70,7 +70,7 @@ def check_every_forecast_and_policy(dispatcher, now_s):
             forecast.tails_s(0.99),
             forecast.cached_tokens,
             forecast.prefill_tokens,
-            forecast.broken,
+            forecast.expected_tpot_violations,
             forecast.rows,
         )
         for part in parts:
@@ -173,7 +173,7 @@ class AnyNumbers(RuleBasedStateMachine):
         """At every moment."""
         if hasattr(self, "core"):
             ledger = self.core.ledger
-            for part in (ledger.own, ledger.others, ledger.foreign):
+            for part in (ledger.own, ledger.peers, ledger.unattributed):
                 assert np.isfinite(part).all()
                 assert (part >= -1e-6).all()
             check_every_forecast_and_policy(self.core, self.now_s)
@@ -281,15 +281,15 @@ def test_a_report_from_the_future_is_dropped_and_the_next_one_taken():
     dispatcher.reported("a", EngineReport(1e9, running=5.0, waiting=0.0), 10.0)
     assert dispatcher.dropped_numbers.by_source["clock"] == 1
     dispatcher.reported("a", EngineReport(11.0, running=7.0, waiting=0.0), 11.0)
-    assert dispatcher.ledger.foreign[:, 0].sum() == pytest.approx(7.0)
+    assert dispatcher.ledger.unattributed[:, 0].sum() == pytest.approx(7.0)
 
 
 def test_a_field_of_a_peers_load_that_cannot_be_counts_as_nothing():
     """The rest of it is taken; a sum of floats a little below 0 is 0 and no fault."""
     dispatcher = core(backend("a"))
     dispatcher.on_peer_load("peer", {"a": Load(2.0, nan, 3.0, -1e-9, -1.0)}, 1.0)
-    assert dispatcher.ledger.others[:, 0].tolist() == [2.0, 0.0, 3.0, 0.0]
-    assert dispatcher.ledger.others_bound_s[0] == inf
+    assert dispatcher.ledger.peers[:, 0].tolist() == [2.0, 0.0, 3.0, 0.0]
+    assert dispatcher.ledger.peers_tpot_bound_s[0] == inf
     assert dispatcher.dropped_numbers.by_source["peer"] == 2
     assert ("peer", "peer") in dispatcher.dropped_numbers.first
 
@@ -394,7 +394,7 @@ def test_a_share_of_a_sequence_does_not_hold_the_whole_queue():
     """Half of one waits, next to none runs, the cache is full: what waits is no larger than the cache."""
     dispatcher = core(backend("a"))
     dispatcher.reported("a", EngineReport(1.0, running=2e-16, waiting=0.5, kv_usage=1.0, kv_tokens_max=1e6), 1.0)
-    assert dispatcher.ledger.foreign[:, 0].max() <= 1e6
+    assert dispatcher.ledger.unattributed[:, 0].max() <= 1e6
     check_every_forecast_and_policy(dispatcher, 1.0)
 
 

@@ -10,8 +10,8 @@ import pytest
 import policies
 from policies._worlds import World, scene
 from router.core import Dispatch, Forecast, Hold, Reason, Shed, Slo
+from router.core.columns import OFF, TRUSTED
 from router.core.decisions import Send
-from router.core.score import OFF, TRUSTED
 from router.core.types import Load
 from simulator.pool import Member, Pool
 from simulator.replica.truth import Hidden
@@ -156,7 +156,7 @@ def test_a_reply_makes_no_tokens_while_a_prompt_is_taken_in_behind_it():
     for slot in (0, 1):
         fleet._ledger.reserve(slot, 8000.0, 8000.0, 0.05, 0.01)
     again = Forecast(asked, fleet, forecast._belief)
-    assert again.broken.min() >= 1.0 + forecast.broken.max()
+    assert again.expected_tpot_violations.min() >= 1.0 + forecast.expected_tpot_violations.max()
     assert isinstance(decided((asked, fleet, again)), Hold)
 
 

@@ -11,8 +11,8 @@ from itertools import islice
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
+from router.core.columns import DECODING, PREFILLING
 from router.core.decisions import EndState, RequestRecord
-from router.core.ledger import DECODING, PREFILLING
 from router.core.score import Score
 from router.core.types import EngineReport, Load
 from router.gateway.control.journal import JournalEntry, explained
@@ -88,7 +88,7 @@ def _backend(
     watch = gateway.engines.watches.get(name)
     load = gateway.core.loads().get(name, Load())
     slot, ledger = gateway.core.ledger.slot(name), gateway.core.ledger
-    others = 0.0 if slot is None else float(ledger.others[PREFILLING, slot] + ledger.others[DECODING, slot])
+    others = 0.0 if slot is None else float(ledger.peers[PREFILLING, slot] + ledger.peers[DECODING, slot])
     report = gateway.reports.get(name)
     return facts | {
         "up": bool(watch and watch.up),
