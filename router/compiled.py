@@ -3,7 +3,7 @@
 A build leaves a manifest beside this file: the files that went into it, each with the hash of its content. While every
 hash fits, the compiled modules run. Once one source has changed, none of them does: compiled modules share struct
 layouts and inlined constants, so one that is out of date makes all of them wrong. ``HEADROOM_COMPILE=no`` runs the
-sources in any case, the Python loops included.
+sources in any case, the Python loops in place of those in C too.
 
 ``router/__init__.py`` calls ``choose`` before any other module of the project is imported. Imports none itself.
 """
@@ -22,7 +22,6 @@ from typing import Final, Literal
 ROOT: Final = Path(__file__).parents[1]
 MANIFEST: Final = f"router/compiled{EXTENSION_SUFFIXES[0]}.json"  # a build serves one version of Python
 PACKAGES: Final = ("router", "policies", "simulator")
-LOOPS: Final = "router.core._loops"  # plain C: it runs with interpreted modules too
 
 State = Literal["compiled", "interpreted", "stale"]
 
@@ -61,7 +60,11 @@ def choose() -> None:
 
 
 class Sources:
-    """Finds modules of the project as sources, whatever was compiled beside them."""
+    """Finds modules of the project as sources, whatever was compiled beside them.
+
+    Loops written in C have no source of the same name. They run with interpreted modules too, unless
+    ``HEADROOM_COMPILE=no`` or a change since the build forbids it: the Python loops then serve in their place.
+    """
 
     def __init__(self) -> None:
         self._finders: dict[str, FileFinder] = {}
@@ -72,12 +75,11 @@ class Sources:
         """The spec of a source; None, so that the next finder looks, for everything else."""
         if path is None or name.partition(".")[0] not in PACKAGES:
             return None
-        if name == LOOPS:
-            if not _wanted() or changed():
-                raise ModuleNotFoundError(f"{name} is not used: HEADROOM_COMPILE=no, or out of date", name=name)
-            return None
         found = (self._in(folder).find_spec(name, target) for folder in path)
-        return next(filter(None, found), None)
+        spec = next(filter(None, found), None)
+        if spec is None and (not _wanted() or changed()):
+            raise ModuleNotFoundError(f"no source of {name}, and extensions are not to be used", name=name)
+        return spec
 
     def _in(self, folder: str) -> FileFinder:
         if folder not in self._finders:
