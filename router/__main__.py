@@ -28,16 +28,16 @@ from rich.logging import RichHandler
 from router import demo as demonstration
 from router.autoscaler.loop import Autoscaler
 from router.compiled import refuse_stale
+from router.core.errors import CannotStart, ConfigError, RecordError
 from router.gateway.app import Gateway
 from router.gateway.config.plan import Plan, plan_file
-from router.gateway.config.text import ConfigError
 from router.gateway.monitoring.sidecar import sidecar as run_sidecar
 from router.gateway.rollout.reload import offered
 from router.gateway.rollout.validation import Validation
-from router.gateway.telemetry.recorder import RecordError, differences
+from router.gateway.telemetry.recorder import differences
 from router.gateway.workers import WorkerIdentity
 from router.gateway.workers.member import worker
-from router.gateway.workers.parent import CannotStart, Parent
+from router.gateway.workers.parent import Parent
 from router.top import show
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="A latency-SLO router for LLM engines.")

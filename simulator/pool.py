@@ -15,14 +15,11 @@ from router.core.models import model
 from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
 from router.core.step import MEASURABLE
 from router.core.types import Backend, Slo
+from simulator.errors import BadPool
 from simulator.replica.sequence import EngineLimits
 from simulator.replica.truth import Hidden, Truth, true_of
 from simulator.run.world import Autoscaling, Clients, Fault, World
 from simulator.workload.arrivals import SloClass, parse_slo
-
-
-class BadPool(ValueError):
-    """A pool file that cannot be; the message names file, place and what was expected."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,11 @@ import httpx
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from router.core.decisions import ScaleTo
+from router.core.errors import StoreGone
 from router.core.policy import Demand
 from router.core.types import Backend
 from router.gateway.config.plan import Plan
-from router.gateway.state import ModelDemand, RouterView, Store, StoreGone
+from router.gateway.state import ModelDemand, RouterView, Store
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.wire import view_of
 

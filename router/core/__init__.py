@@ -48,7 +48,8 @@ from router.core.columns import (
     WEIGHT,
 )
 from router.core.compiling import compiled, part
-from router.core.decisions import ADMIT, Admit, Choice, Dispatch, Hold, Reason, ScaleTo, Shed
+from router.core.decisions import ADMIT, Admit, Choice, Dispatch, Hold, ScaleTo, Shed
+from router.core.errors import Reason
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.hashing import hash64

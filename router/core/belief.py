@@ -277,7 +277,7 @@ class Belief:
 
     def adopt(self, slot: int, learnt: Mapping[str, Any]) -> None:
         """Start from what another router learnt of the same backend, or refuse it whole: ValueError when it is of
-        another version or other physics, border.Implausible when it holds a number that nobody can have learnt.
+        another version or other physics, Implausible when it holds a number that nobody can have learnt.
         """
         if learnt.get("version") != VERSION:
             raise ValueError(f"a belief of version {learnt.get('version')!r}; expected {VERSION}")

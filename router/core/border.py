@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from router.core.columns import BANDS, KEPT_QUANTILES, METRICS, OFF, TERMS
+from router.core.errors import Implausible
 from router.core.kernels import SPREAD_MOST, Floats
 from router.core.lengths import BINS
 from router.core.lessons import LOG_FACTOR_MOST, NOISE_MAX, NOISE_MIN
@@ -52,10 +53,6 @@ COVARIANCE_MOST: Final = 1e3  # of log factors; a data sheet's is below 1, and e
 SEEN_MOST: Final = 1e12
 REPLIES_MOST: Final = 1e4  # weight of a distribution of reply lengths; learnt here it stays near 500
 CLASSES_MOST: Final = 256  # SLO classes of one model in a belief
-
-
-class Implausible(ValueError):
-    """A belief holds what no router can have learnt; the message names the field and what was expected."""
 
 
 class DroppedNumbers:

@@ -16,12 +16,10 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
+from router.core.errors import UnknownCard
+
 GIB: Final = float(2**30)
 _GDDR_ECC: Final = 15 / 16
-
-
-class UnknownCard(ValueError):
-    """No card of that name; the message lists the nearest names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,23 +9,8 @@ from enum import StrEnum
 from math import nan
 from typing import Final
 
+from router.core.errors import Reason
 from router.core.types import Fact, Request, RequestId, Usage
-
-
-class Reason(StrEnum):
-    """Why a request was refused; the value is what ``x-headroom-dropped-reason`` says."""
-
-    SATURATED = "saturated"  # nobody will have room before the SLO is missed
-    QUEUE_FULL = "queue-full"  # the hold queue is at its bound
-    HOLD_EXPIRED = "hold-expired"  # held as long as allowed and still no room
-    INFEASIBLE = "infeasible"  # no backend of this pool could keep this SLO even when idle
-    UNFAIR_SHARE = "unfair-share"  # its tenant is over its share while others wait
-    EVICTED = "evicted"  # a more urgent request took its place in the hold queue
-    NO_BACKEND = "no-backend"  # nobody who serves this model is up
-    UNKNOWN_MODEL = "unknown-model"  # nobody was ever configured to serve it
-    TOO_LONG = "too-long"  # its prompt is longer than anybody who serves this model takes
-    BACKEND_FAILED = "backend-failed"  # the engine failed before the first byte and no one is left to try
-    FIRST_BYTE_LATE = "first-byte-late"  # the first-byte deadline passed and no one is left to try
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)

@@ -25,14 +25,13 @@ from router.core.decisions import (
     Dispatch,
     EndState,
     Hold,
-    Reason,
     Refuse,
     RequestRecord,
     Send,
     Shed,
 )
 from router.core.ejection import Ejection
-from router.core.errors import PolicyRejected
+from router.core.errors import Implausible, PolicyRejected, Reason
 from router.core.explain import KEPT, Explanation, Explanations
 from router.core.fleet import Fleet
 from router.core.flight import Attempt, DispatchLimits, Failure, Flight
@@ -186,7 +185,7 @@ class Dispatcher:
             return ()
         try:
             self.belief.adopt(slot, learnt)
-        except border.Implausible as odd:
+        except Implausible as odd:
             self.dropped_numbers.add(border.BELIEF, name, str(odd))
             raise
         return self._serve_held(now_s)

@@ -1,14 +1,34 @@
-"""What a refusal means in HTTP, on one page, and the one fault that the core raises.
+"""Every error of Headroom on one page, with its HTTP status; and why a request is refused, with the status of that.
 
-Refusals are decisions (decisions.py), not exceptions. What is wrong with a request before the core hears of it (400
-with the field's name, 401, 413) is the gateway's to answer; a stream that breaks after its first byte has no status.
+A refusal (``Reason``) is a decision of the core and is returned, not raised: see decisions.py. An exception is a fault.
+Each class says when it is raised, who has to act, and whether the same call can succeed later. ``status`` is the HTTP
+status of a call that ends with the error; None: it never ends a client's call. An error after the first byte of a
+reply has no status either: the stream ends with an error event. The simulator's own errors are in simulator/errors.py.
+
+Depends on nothing else of the project, so that any module can raise and catch what stands here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from router.core.decisions import Reason
+
+class Reason(StrEnum):
+    """Why a request was refused; the value is what ``x-headroom-dropped-reason`` says."""
+
+    SATURATED = "saturated"  # nobody will have room before the SLO is missed
+    QUEUE_FULL = "queue-full"  # the hold queue is at its bound
+    HOLD_EXPIRED = "hold-expired"  # held as long as allowed and still no room
+    INFEASIBLE = "infeasible"  # no backend of this pool could keep this SLO even when idle
+    UNFAIR_SHARE = "unfair-share"  # its tenant is over its share while others wait
+    EVICTED = "evicted"  # a more urgent request took its place in the hold queue
+    NO_BACKEND = "no-backend"  # no backend that serves this model is up
+    UNKNOWN_MODEL = "unknown-model"  # no backend was ever configured to serve it
+    TOO_LONG = "too-long"  # its prompt is longer than any backend that serves this model takes
+    BACKEND_FAILED = "backend-failed"  # the engine failed before the first byte and no one is left to try
+    FIRST_BYTE_LATE = "first-byte-late"  # the first-byte deadline passed and no one is left to try
+
 
 STATUS: Final[Mapping[Reason, int]] = MappingProxyType(
     {
@@ -27,10 +47,147 @@ STATUS: Final[Mapping[Reason, int]] = MappingProxyType(
 )
 
 
-class PolicyRejected(Exception):
-    """A policy that may not serve: it broke the contract, chose a stranger, or lost the proof."""
-
-
 def status_of(reason: Reason) -> int:
     """The HTTP status that answers a refusal for this reason."""
     return STATUS[reason]
+
+
+class HeadroomError(Exception):
+    """The base of all errors of Headroom: catch it to catch every fault that the project itself names."""
+
+    status: int | None = None
+
+
+# -- a client's request ------------------------------------------------------------------------------------------------
+
+
+class Rejected(HeadroomError):
+    """The request cannot be read or may not be served (400, 401, 404, 413; ``status`` is the instance's own).
+
+    Raised while a request is parsed, before the core has seen it. The client has to change the request; sending the
+    same again is rejected again. ``param`` names the field or header at fault, ``code`` is OpenAI's error code.
+    """
+
+    status: int = 400
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+
+class UnsupportedFeature(HeadroomError):
+    """The backend's protocol cannot express what the request asks for in the field ``param`` (400).
+
+    Raised when a request is translated for one backend. The request is tried on another backend first; the client gets
+    400 when none is left, and has to leave the field out.
+    """
+
+    status: int = 400
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+# -- the operator's config ---------------------------------------------------------------------------------------------
+
+
+class ConfigError(HeadroomError, ValueError):
+    """A config file is not valid; ``str()`` is one line a fault: ``file:line: key: what was expected``.
+
+    422 on /admin/reload and /admin/rollback, exit status 2 of the command line. The operator has to correct the file;
+    the config that serves goes on serving.
+    """
+
+    status: int = 422
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        """``lines``: the faults, each complete."""
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
+
+
+class NotValidated(ConfigError):
+    """The config is valid, but its policies failed the pre-rollout validation (422); ``validation`` is its result.
+
+    The author of the policy has to act: the same policy can pass later only against other traffic.
+    """
+
+    def __init__(self, why: str, validation: Any) -> None:
+        """``validation``: a router.gateway.rollout.validation.Validation, which the core must not import."""
+        super().__init__([f"policy: {why}"])
+        self.validation = validation
+
+
+class UnknownCard(HeadroomError, ValueError):
+    """No accelerator of that name; the message lists the nearest names. A config with it is answered with 422.
+
+    The operator has to correct the name or describe the card in the config.
+    """
+
+    status: int = 422
+
+
+class UnknownModel(HeadroomError, ValueError):
+    """No model of that name; the message lists the nearest names. A config with it is answered with 422.
+
+    The operator has to correct the name or describe the model in the config.
+    """
+
+    status: int = 422
+
+
+class DoesNotFit(HeadroomError, ValueError):
+    """The model cannot be placed so: memory too small, or TP does not divide its heads. 422 for a config with it.
+
+    The operator has to choose other cards, another precision or another parallelism.
+    """
+
+    status: int = 422
+
+
+class PolicyRejected(HeadroomError):
+    """A policy may not serve: it broke the contract, chose a backend that it was not offered, or did worse on a replay.
+
+    Raised by validation (422 for the config that names the policy) and by the core; of a policy that serves, the
+    gateway's guard catches it and lets the last good policy decide. The author of the policy has to act.
+    """
+
+    status: int = 422
+
+
+# -- parts of a running router -----------------------------------------------------------------------------------------
+
+
+class StoreGone(HeadroomError, ConnectionError):
+    """The shared state did not answer in time or at all; the message says how (503 on /admin/routers).
+
+    Nobody's request fails for it: the router goes on without its peers' load and tries again at the next sync.
+    """
+
+    status: int = 503
+
+
+class Unanswered(HeadroomError):
+    """A health check or a scrape got no page from an engine, and why. No client sees it; it is tried again.
+
+    Several in a row mark the backend as down.
+    """
+
+
+class Implausible(HeadroomError, ValueError):
+    """A belief from a store or a file holds a value that no router can have learnt; the message names the field.
+
+    No client sees it. The belief is dropped whole and the backend starts from its prior.
+    """
+
+
+class CannotStart(HeadroomError, RuntimeError):
+    """No worker process comes up; the log says why. The command line ends with it: the operator has to act."""
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+class RecordError(HeadroomError, ValueError):
+    """A record of decisions cannot be read or replayed; the message names the line. For the command line alone."""

@@ -12,9 +12,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
-
-class UnknownModel(ValueError):
-    """No model of that name; the message lists the nearest names."""
+from router.core.errors import UnknownModel
 
 
 @dataclass(frozen=True, slots=True)

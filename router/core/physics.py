@@ -24,6 +24,7 @@ import numpy as np
 from router.core.cards import Card
 from router.core.coefficients import efficiency, precision, row_names
 from router.core.efficiency import Efficiency
+from router.core.errors import DoesNotFit
 from router.core.models import Model
 from router.core.step import (
     LINEAR,
@@ -43,7 +44,6 @@ from router.core.step import (
 __all__ = [
     "LINEAR",
     "PREFILL_CHUNK_TOKENS",
-    "DoesNotFit",
     "Ideal",
     "Number",
     "Shape",
@@ -64,10 +64,6 @@ __all__ = [
     "step_terms",
     "weight_bytes",
 ]
-
-
-class DoesNotFit(ValueError):
-    """The model cannot be placed so: memory too small, or TP does not divide its heads."""
 
 
 @dataclass(frozen=True, slots=True)

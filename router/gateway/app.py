@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from router.core.border import asked_in_time
 from router.core.dispatcher import Dispatcher
+from router.core.errors import ConfigError
 from router.core.policy import Routing
 from router.core.record import Recording
 from router.core.score import Score
 from router.core.types import Backend, EngineReport, Load
 from router.gateway.config import settings
 from router.gateway.config.plan import Plan
-from router.gateway.config.text import ConfigError
 from router.gateway.control.api import control_app
 from router.gateway.control.journal import Journal
 from router.gateway.monitoring.health import Engines, engine

@@ -13,12 +13,9 @@ from typing import Final, TextIO
 
 from simulator.calibration.among import consistent
 from simulator.calibration.measurements import Measurement, Skipped, parse
+from simulator.errors import BadFile
 
 _NEEDED: Final = ("engine", "card", "model", "precision", "load_kind", "batch_or_concurrency")
-
-
-class BadFile(ValueError):
-    """The file cannot be read as measurements; the message says where and why."""
 
 
 def read(path: Path) -> tuple[list[Measurement], list[Skipped]]:

@@ -17,12 +17,9 @@ from numpy.typing import NDArray
 from router.core.record import backend_of
 from router.core.types import Backend
 from simulator.calibration.files import opened
+from simulator.errors import BadRecord
 
 Event = Mapping[str, Any]
-
-
-class BadRecord(ValueError):
-    """A line that is no event of a record; the message names file and line."""
 
 
 @dataclass(slots=True)

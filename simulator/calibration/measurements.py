@@ -33,6 +33,7 @@ from typing import Final
 from router.core.cards import Card, card
 from router.core.models import Model, model
 from router.core.physics import Shape, weight_bytes
+from simulator.errors import Unreadable
 
 Row = Mapping[str, str]
 
@@ -82,10 +83,6 @@ class Skipped:
     line: int
     why: str
     broken: bool = False
-
-
-class Unreadable(ValueError):
-    """A column holds what no number can be made of."""
 
 
 _NAMES: Final = {

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from simulator.calibration.bands import COVERED, coverage, log_errors, widened
 from simulator.calibration.design import Column
-from simulator.calibration.files import BadFile, read
+from simulator.calibration.files import read
 from simulator.calibration.fit import COMMITTED, PRIOR, Tables, fit, predicted, seen
-from simulator.calibration.flights import BadRecord, read_flights
+from simulator.calibration.flights import read_flights
 from simulator.calibration.from_record import fit_log, fragment
 from simulator.calibration.measurements import Measurement, Skipped
 from simulator.calibration.report import QUANTITIES, errors, rank_correlation, text
 from simulator.calibration.write import tables_source
+from simulator.errors import BadFile, BadRecord
 
 _LEAVE_OUT: Final[dict[str, Callable[[Measurement], str]]] = {
     "source": lambda m: m.source,

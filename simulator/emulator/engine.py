@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from router.core.physics import coefficients
 from simulator.emulator.wire.http import Connection, Exchange
+from simulator.errors import Busy
 from simulator.pool import Member
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import Sequence
@@ -58,10 +59,6 @@ class Reply(Protocol):
     def last(self, sequence: Sequence) -> None:
         """The last."""
         ...
-
-
-class Busy(Exception):
-    """The engine's queue is at its bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,4 +218,4 @@ async def serve(serving: Serving, dialect: Dialect, host: str, port: int, told: 
     await server.wait_closed()
 
 
-__all__ = ["Busy", "EmulatedEngine", "Prompt", "Reply", "Serving", "listen", "prompt_of", "prompt_of_ids", "serve"]
+__all__ = ["EmulatedEngine", "Prompt", "Reply", "Serving", "listen", "prompt_of", "prompt_of_ids", "serve"]

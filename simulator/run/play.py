@@ -9,8 +9,9 @@ from random import Random
 from typing import cast
 
 import policies
-from router.core.decisions import EndState, Reason, RequestRecord
+from router.core.decisions import EndState, RequestRecord
 from router.core.dispatcher import Dispatcher
+from router.core.errors import Reason
 from router.core.flight import DispatchLimits
 from router.core.policy import Admission, Routing
 from simulator.bounds.clairvoyant import Clairvoyant, Known

@@ -1,4 +1,4 @@
-"""What a trace consists of: its requests, the errors of its lines, and the description of a trace format.
+"""What a trace consists of: its requests, and the description of a trace format.
 
 Must not depend on any single format, or on what is done with the requests.
 """
@@ -12,10 +12,6 @@ from router.core.types import Slo
 INFEASIBLE: Final = ("best_effort", "refuse")
 """Values of ``slo_infeasible``: how a request is treated whose SLO no backend could meet even when idle. They stand for
 ``Slo.refuse_infeasible`` False and True."""
-
-
-class BadLine(ValueError):
-    """A line does not follow its format. The message is ``file:line: what was expected``."""
 
 
 @dataclass(init=False, slots=True)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from simulator.traces.entry import BadLine, Parse, Reading
+from simulator.errors import BadLine
+from simulator.traces.entry import Parse, Reading
 from simulator.traces.formats import format_of
 
 

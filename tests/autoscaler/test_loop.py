@@ -9,11 +9,12 @@ import pytest
 
 from router.autoscaler.loop import Advice, Autoscaler, advise, together
 from router.core.decisions import ScaleTo
+from router.core.errors import StoreGone
 from router.core.policy import Demand
 from router.gateway.config.plan import Plan, make
 from router.gateway.config.settings import Settings
 from router.gateway.config.text import document
-from router.gateway.state import ModelDemand, RouterView, StoreGone
+from router.gateway.state import ModelDemand, RouterView
 from router.gateway.state.redis import RedisStore
 from tests.pages import Pages
 from tests.redis_server import RedisServer, server_binary

@@ -2,7 +2,8 @@
 
 import pytest
 
-from router.core.cards import CARDS, Card, UnknownCard, card
+from router.core.cards import CARDS, Card, card
+from router.core.errors import UnknownCard
 
 ARTICLE = ["H20", "L20", "A10", "A30", "A800", "H800", "910", "910A", "910B", "Kunlun", "A100", "L40s", "4090"]
 

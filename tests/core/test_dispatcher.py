@@ -5,8 +5,8 @@ import math
 import pytest
 
 import policies
-from router.core.decisions import Abort, Break, EndState, Reason, RequestRecord, Send
-from router.core.errors import PolicyRejected, status_of
+from router.core.decisions import Abort, Break, EndState, RequestRecord, Send
+from router.core.errors import PolicyRejected, Reason, status_of
 from router.core.flight import DispatchLimits, Failure
 from router.core.types import Load, Slo, Usage
 from tests.fakes import account, backend, busy_core, core, refused, request, sent

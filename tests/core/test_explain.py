@@ -2,7 +2,8 @@
 
 from math import isnan
 
-from router.core.decisions import EndState, Reason, Shed
+from router.core.decisions import EndState, Shed
+from router.core.errors import Reason
 from router.core.explain import KEPT
 from router.core.types import Slo, Usage
 from tests.fakes import backend, core, request, sent

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.decisions import Reason, Refuse
+from router.core.decisions import Refuse
+from router.core.errors import Reason
 from router.core.holding import HeldQueue
 from router.core.types import Slo
 from tests.fakes import account, busy_core, refused, request

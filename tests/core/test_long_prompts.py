@@ -1,7 +1,6 @@
 """Prompts that not every backend has room for."""
 
-from router.core.decisions import Reason
-from router.core.errors import status_of
+from router.core.errors import Reason, status_of
 from router.core.flight import Failure
 from tests.fakes import backend, core, refused, request, sent
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from router.core.models import MODELS, Model, UnknownModel, make_model, model
+from router.core.errors import UnknownModel
+from router.core.models import MODELS, Model, make_model, model
 
 
 @pytest.mark.parametrize(

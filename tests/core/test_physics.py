@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.cards import CARDS, card
+from router.core.errors import DoesNotFit
 from router.core.models import MODELS, model
 from router.core.physics import (
     LINEAR,
-    DoesNotFit,
     Shape,
     StepCoefficients,
     attention_pairs,

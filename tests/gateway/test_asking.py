@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from router.gateway.monitoring.probe import Page, ProbeClient, Unanswered
+from router.core.errors import Unanswered
+from router.gateway.monitoring.probe import Page, ProbeClient
 from tests.fakes_wire import LAST, Act, ScriptedEngine, chunked, reply
 from tests.waiting import until
 

@@ -4,8 +4,8 @@ import orjson
 import pytest
 
 from router.core.dispatcher import Dispatcher
+from router.core.errors import StoreGone
 from router.core.types import Usage
-from router.gateway.state import StoreGone
 from router.gateway.state.beliefs import Beliefs
 from router.gateway.state.memory import MemoryStore
 from tests import fakes

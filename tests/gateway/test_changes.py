@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from router.gateway.config.text import ConfigError
+from router.core.errors import ConfigError
 from router.gateway.rollout.versions import Version, Versions
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import ScriptedEngine, stream

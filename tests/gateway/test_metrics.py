@@ -5,7 +5,8 @@ from math import nan
 
 import pytest
 
-from router.core.decisions import EndState, Reason, RequestRecord
+from router.core.decisions import EndState, RequestRecord
+from router.core.errors import Reason
 from router.core.types import EngineReport, Load, Request, Slo, Usage
 from router.gateway.telemetry.demand import DemandWindow
 from router.gateway.telemetry.metrics import Metrics

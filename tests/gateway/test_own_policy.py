@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from router.core.errors import ConfigError
 from router.gateway.config.plan import plan_file
-from router.gateway.config.text import ConfigError
 from router.gateway.rollout.policy_spec import NOT_VALIDATED
 from router.gateway.rollout.validation import validate
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write

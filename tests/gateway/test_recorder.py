@@ -5,8 +5,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from router.core.errors import RecordError
 from router.core.flight import DispatchLimits
-from router.gateway.telemetry.recorder import Recorder, RecordError, decisions, differences
+from router.gateway.telemetry.recorder import Recorder, decisions, differences
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, stream
 from tests.pages import Pages

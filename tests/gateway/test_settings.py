@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from policies.routing.slo_headroom import SloHeadroom
+from router.core.errors import ConfigError
 from router.core.types import Slo
 from router.gateway.config.plan import Plan, digest, make, plan_file
 from router.gateway.config.settings import Settings
-from router.gateway.config.text import ConfigError, document
+from router.gateway.config.text import document
 from router.gateway.protocols.ingress import Caller
 
 BACKENDS = """

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 import policies
 from router.__main__ import app
 from router.core import Choice, Dispatch, Fleet, Forecast, Reason, Request, Rng, Shed
+from router.core.errors import Rejected
 from router.core.types import Slo
 from router.gateway.protocols.ingress import ANYONE, Ingress, SloClass, SloLimits, SloRange
-from router.gateway.traffic.answers import Rejected
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import Gateway, Reply, ScriptedEngine, pair, reply, stream
 from tests.pages import Pages
@@ -107,7 +107,7 @@ def test_whatever_a_header_says_the_slo_stays_inside_its_limits(ms: float, clamp
     else:
         with pytest.raises(Rejected) as caught:
             it.promised(headers, ANYONE)
-        assert caught.value.problem.status == 400
+        assert caught.value.status == 400
 
 
 # -- bounds that no backend could keep even idle -------------------------------------------------------------------

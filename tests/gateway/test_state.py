@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from router.core.errors import StoreGone
 from router.core.types import EngineReport, Load
-from router.gateway.state import ModelDemand, RouterView, Store, StoreGone
+from router.gateway.state import ModelDemand, RouterView, Store
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.sync import Sync

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from router.core.errors import StoreGone
 from router.core.types import EngineReport, Load
-from router.gateway.state import ModelDemand, RouterView, StoreGone
+from router.gateway.state import ModelDemand, RouterView
 from router.gateway.state.files import FileStore
 from router.gateway.state.wire import UNREADABLE
 

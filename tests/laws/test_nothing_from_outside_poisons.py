@@ -17,6 +17,7 @@ import policies
 from router.core import border
 from router.core.belief import Belief
 from router.core.decisions import Choice, Send
+from router.core.errors import Implausible
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.score import TRUSTED_AFTER
@@ -363,7 +364,7 @@ def test_a_poisoned_belief_is_refused_whole_counted_and_the_router_serves(path, 
     served(old, Usage(50, 1_000, 100), 30)
     fresh = core(backend("a"), routing="slo_headroom")
     before = fresh.beliefs()
-    with pytest.raises(border.Implausible, match=str(path[0])):
+    with pytest.raises(Implausible, match=str(path[0])):
         fresh.adopt_belief("a", with_number(old.beliefs()["a"], path, value), 0.0)
     assert fresh.beliefs() == before
     assert fresh.dropped_numbers.by_source["belief"] == 1

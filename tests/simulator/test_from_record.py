@@ -16,10 +16,11 @@ from router.core.flight import DispatchLimits
 from router.core.physics import StepCoefficients, decode_step_s, prefill_s
 from router.core.record import Recording
 from router.core.types import Backend, Request, Usage
-from simulator.calibration.flights import BadRecord, read_flights
+from simulator.calibration.flights import read_flights
 from simulator.calibration.from_record import fit_log
 from simulator.commands.calibrate import main
-from simulator.pool import BadPool, load_pool
+from simulator.errors import BadPool, BadRecord
+from simulator.pool import load_pool
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import EngineLimits, Sequence
 from simulator.replica.truth import Hidden, Truth

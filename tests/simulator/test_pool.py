@@ -7,7 +7,8 @@ import pytest
 
 from router.core.physics import coefficients
 from router.core.types import Slo
-from simulator.pool import BUILT_IN, BadPool, Member, load_pool
+from simulator.errors import BadPool
+from simulator.pool import BUILT_IN, Member, load_pool
 from simulator.replica.truth import EXACT
 from simulator.workload.arrivals import SloClass
 

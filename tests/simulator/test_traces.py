@@ -10,8 +10,9 @@ import pytest
 
 from router.core.types import Slo
 from simulator.commands.replay import Workload
+from simulator.errors import BadLine
 from simulator.experiment import figures
-from simulator.traces import BadLine, TraceEntry, formats, read_trace
+from simulator.traces import TraceEntry, formats, read_trace
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"

@@ -15,14 +15,15 @@ from typing import Any, TypeVar
 
 from router import loading
 from router.core.cards import GIB, Card, card
+from router.core.errors import ConfigError, DoesNotFit
 from router.core.flight import DispatchLimits
 from router.core.models import Model, make_model, model
-from router.core.physics import DoesNotFit, Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
+from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
 from router.core.policy import Admission, Routing, Scaling
 from router.core.types import Backend, Slo
 from router.gateway.config import settings
 from router.gateway.config.settings import Settings
-from router.gateway.config.text import ConfigError, ConfigProblem, Document, Loc, unknown
+from router.gateway.config.text import ConfigProblem, Document, Loc, unknown
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange, milliseconds
 from router.gateway.rollout.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
 from router.loading import Source

@@ -4,7 +4,7 @@ Believes: YAML 1.1 as PyYAML reads it, and pydantic's word on what a value may b
 that is ``settings.py``. A file is refused whole, with all its faults at once, so that one edit can mend it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode, Node, SequenceNode
+
+from router.core.errors import ConfigError
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is: a reload holds up streams less
 
@@ -27,15 +29,6 @@ class ConfigProblem:
 
     loc: Loc
     message: str
-
-
-class ConfigError(ValueError):
-    """The config was refused; ``str()`` is one line a fault: ``file:line: key: what was expected``."""
-
-    def __init__(self, lines: Sequence[str]) -> None:
-        """``lines``: the faults, each complete."""
-        super().__init__("\n".join(lines))
-        self.lines = tuple(lines)
 
 
 def key_path(loc: Loc) -> str:

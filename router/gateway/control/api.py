@@ -15,13 +15,13 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHttpError
 
+from router.core.errors import ConfigError, Rejected, StoreGone
 from router.gateway.config.plan import digest
 from router.gateway.control import fleet_view
 from router.gateway.control.journal import explained
-from router.gateway.state import StoreGone
 from router.gateway.state.wire import view_plain
 from router.gateway.traffic import answers
-from router.gateway.traffic.answers import Dialect, Problem, Rejected
+from router.gateway.traffic.answers import Dialect, Problem
 
 if TYPE_CHECKING:
     from router.gateway.app import Gateway
@@ -91,7 +91,7 @@ def _add_public(app: FastAPI, gateway: "Gateway") -> None:
         served = _served(gateway)
         if name not in served:
             there = ", ".join(served)
-            raise Rejected(Problem(404, f"no backend serves {name!r}; models: {there}", "model", "model_not_found"))
+            raise Rejected(404, f"no backend serves {name!r}; models: {there}", "model", "model_not_found")
         return _model(name, served[name])
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -130,13 +130,13 @@ def _add_calls(app: FastAPI, gateway: "Gateway", admin: Any) -> None:
     async def reload() -> JSONResponse:
         """Take the config file as it is now, whole or not at all; 422 says why not."""
         outcome = await gateway.reloader.reload("admin call")
-        return JSONResponse(asdict(outcome), 200 if outcome.ok else 422)
+        return JSONResponse(asdict(outcome), 200 if outcome.ok else ConfigError.status)
 
     @app.post("/admin/rollback", dependencies=[admin])
     async def rollback(to: str | None = None) -> JSONResponse:
         """Go back to the version named, or to the last good one; 422 says why not."""
         outcome = await gateway.reloader.rollback(to, "admin call")
-        return JSONResponse(asdict(outcome), 200 if outcome.ok else 422)
+        return JSONResponse(asdict(outcome), 200 if outcome.ok else ConfigError.status)
 
     @app.get("/admin/routers", dependencies=[admin])
     async def routers() -> Response:
@@ -144,7 +144,7 @@ def _add_calls(app: FastAPI, gateway: "Gateway", admin: Any) -> None:
         try:
             views = await gateway.store.routers(gateway.clock())
         except StoreGone as gone:
-            raise HTTPException(503, f"the shared state does not answer: {gone}") from gone
+            raise HTTPException(gone.status, f"the shared state does not answer: {gone}") from gone
         told = {name: view_plain(view) for name, view in views.items()}
         return Response(orjson.dumps(told), media_type="application/json")  # null for what a peer left without a number
 
@@ -166,9 +166,9 @@ def _model(name: str, backends: list[str]) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "headroom", "backends": backends}
 
 
-async def _say_rejected(_: Request, rejection: Exception) -> Response:
-    assert isinstance(rejection, Rejected)
-    problem = rejection.problem
+async def _say_rejected(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Rejected)
+    problem = answers.rejection(error)
     return Response(answers.body(Dialect.OPENAI, problem), problem.status, media_type="application/json")
 
 

@@ -12,10 +12,11 @@ from random import uniform
 from typing import Final, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
+from router.core.errors import Unanswered
 from router.core.types import EngineReport
 from router.gateway.config import settings
 from router.gateway.monitoring import scrape
-from router.gateway.monitoring.probe import ProbeClient, Unanswered
+from router.gateway.monitoring.probe import ProbeClient
 from router.gateway.monitoring.scrape import Snapshot
 
 JITTER: Final = 0.1  # of the period: routers started together shall not ask together

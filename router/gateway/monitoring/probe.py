@@ -11,16 +11,13 @@ from time import monotonic
 from typing import Final
 from urllib.parse import urlsplit
 
+from router.core.errors import Unanswered
 from router.gateway.traffic.http import parse_head
 from router.gateway.traffic.upstream import Connection, PoolLimits, Reader, Target, Upstream
 
 _PAGE_BYTES_MAX: Final = 16 * 2**20
 _IDLE_MAX: Final = 8
 _OK: Final = range(200, 300)
-
-
-class Unanswered(Exception):
-    """The page was not to be had, and why."""
 
 
 @dataclass(frozen=True, slots=True)

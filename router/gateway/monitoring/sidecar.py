@@ -8,11 +8,12 @@ import asyncio
 import logging
 from time import monotonic
 
+from router.core.errors import StoreGone
 from router.core.types import EngineReport
 from router.gateway.config.plan import Plan
 from router.gateway.monitoring.health import Engines, engine
 from router.gateway.monitoring.probe import ProbeClient
-from router.gateway.state import Store, StoreGone
+from router.gateway.state import Store
 from router.gateway.state.redis import RedisStore
 
 _log = logging.getLogger("headroom")

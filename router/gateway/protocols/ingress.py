@@ -10,8 +10,8 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Final
 
+from router.core.errors import Rejected
 from router.core.types import NO_SLO, Slo
-from router.gateway.traffic.answers import rejected
 
 Headers = Mapping[bytes, bytes]
 
@@ -109,10 +109,10 @@ class Ingress:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         key = given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
         if not key:
-            raise rejected(401, "no API key: send Authorization: Bearer KEY", code="invalid_api_key")
+            raise Rejected(401, "no API key: send Authorization: Bearer KEY", code="invalid_api_key")
         caller = self.keys.get(hashlib.sha256(key).hexdigest())
         if caller is None:
-            raise rejected(401, "this API key is not known here", code="invalid_api_key")
+            raise Rejected(401, "this API key is not known here", code="invalid_api_key")
         return caller
 
     def promised(self, headers: Headers, caller: Caller) -> AppliedSlo:
@@ -147,7 +147,7 @@ class Ingress:
         if name not in self.classes:
             near = get_close_matches(name, self.classes, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise rejected(
+            raise Rejected(
                 400, f"x-slo-class: no class {name!r}; classes: {', '.join(self.classes)}{hint}", "x-slo-class"
             )
         return name
@@ -167,7 +167,7 @@ def _within(limits: SloLimits, bound: str, slo_class: str, header: bytes, ms: fl
         return min(max(ms, allowed.min_ms), allowed.max_ms)
     name = header.decode()
     between = f"{milliseconds(allowed.min_ms)} to {milliseconds(allowed.max_ms)} ms"
-    raise rejected(400, f"{name}: {milliseconds(ms)} is outside {between}, the limits of class {slo_class!r}", name)
+    raise Rejected(400, f"{name}: {milliseconds(ms)} is outside {between}, the limits of class {slo_class!r}", name)
 
 
 def _read_ms(header: bytes, value: bytes) -> float:
@@ -178,5 +178,5 @@ def _read_ms(header: bytes, value: bytes) -> float:
     if not (isfinite(ms) and ms > 0.0):
         name = header.decode()
         text = value.decode("latin-1")[:_ECHO_MAX]
-        raise rejected(400, f"{name}: expected milliseconds above 0, not {text!r}", name)
+        raise Rejected(400, f"{name}: expected milliseconds above 0, not {text!r}", name)
     return ms

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import orjson
 
+from router.core.errors import Rejected
 from router.gateway.protocols.blocks import BLOCK_BYTES, NO_BLOCKS, blocks_of
-from router.gateway.traffic.answers import Dialect, rejected
+from router.gateway.traffic.answers import Dialect
 
 # Pieces of a prompt: text as it is; above 0, that many token ids; UNSEEN, what is not looked at, such as an image;
 # below 0, who speaks from here on.
@@ -130,9 +131,9 @@ def parse(body: bytes) -> dict[str, Any]:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise rejected(400, f"body is not JSON: {error}") from None
+        raise Rejected(400, f"body is not JSON: {error}") from None
     if not isinstance(document, dict):
-        raise rejected(400, f"body: expected a JSON object, not {_kind(document)}")
+        raise Rejected(400, f"body: expected a JSON object, not {_kind(document)}")
     return document
 
 
@@ -276,7 +277,7 @@ def _any(*names: str) -> Callable[[Mapping[str, Any]], Pieces]:
 
 def _wrong(name: str, expected: str, value: Any, *, missing: bool = False) -> Exception:
     said = f"{name} is missing" if missing else f"{name}: got {_kind(value)}"
-    return rejected(400, f"{said}; expected {expected}", name)
+    return Rejected(400, f"{said}; expected {expected}", name)
 
 
 def _kind(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 
+from router.core.errors import UnsupportedFeature
 from router.gateway.protocols.openai import Call
 from router.gateway.protocols.triton import PREFIX
 from router.gateway.traffic.upstream import Target
@@ -46,14 +47,6 @@ _UNTRANSLATABLE: Final[tuple[tuple[str, tuple[Any, ...]], ...]] = (
     ("suffix", (None, "")),
     ("logit_bias", (None, {})),
 )
-
-
-class UnsupportedFeature(Exception):
-    """This engine cannot be asked that; ``param`` names the field that asks for too much. Another engine may."""
-
-    def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 def recast(call: Call, target: Target, request_id: str) -> "Translation":

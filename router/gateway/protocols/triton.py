@@ -6,9 +6,10 @@ Believes: the path and the body. Must not know what OpenAI's requests look like;
 from typing import Any, Final
 from urllib.parse import unquote
 
+from router.core.errors import Rejected
 from router.gateway.protocols.blocks import NO_BLOCKS, blocks_of
 from router.gateway.protocols.openai import Call, Endpoint, parse
-from router.gateway.traffic.answers import Dialect, rejected
+from router.gateway.traffic.answers import Dialect
 
 PREFIX: Final = b"/v2/models/"
 
@@ -49,7 +50,7 @@ def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 
     document = parse(body)
     text = document.get("text_input", "")
     if not isinstance(text, str):
-        raise rejected(400, "text_input: expected text", "text_input")
+        raise Rejected(400, "text_input: expected text", "text_input")
     cap = document.get("max_tokens", 0)
     prefix, block_chars = blocks_of([text], model, "", prefix_blocks_max) if prefix_blocks_max else NO_BLOCKS
     return Call(

@@ -16,10 +16,10 @@ from typing import Any, Final, Protocol
 
 from watchfiles import awatch
 
+from router.core.errors import ConfigError, NotValidated
 from router.core.policy import Routing
 from router.gateway.config import settings
 from router.gateway.config.plan import Plan, make
-from router.gateway.config.text import ConfigError
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.policy_spec import key
 from router.gateway.rollout.validation import UNNEEDED, Validation, validate
@@ -54,16 +54,8 @@ class ReloadObserver(Protocol):
         """Decisions were put to the proof."""
 
 
-class Unproved(ConfigError):
-    """The config is sound and its policies are not."""
-
-    def __init__(self, proof: Validation) -> None:
-        super().__init__([f"policy: {proof.why}"])
-        self.proof = proof
-
-
 def offered(path: Path, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Validation]:
-    """The plan of the file, proved against the running one and ready to serve. Raises ConfigError, Unproved."""
+    """The plan of the file, proved against the running one and ready to serve. Raises ConfigError, NotValidated."""
     parsed, text = settings.load(path)
     return _proved(make(parsed, text), running, trace)
 
@@ -71,7 +63,7 @@ def offered(path: Path, running: Plan | None, trace: Path | None = None) -> tupl
 def _proved(plan: Plan, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Validation]:
     proof = validate(plan, running, trace)
     if not proof.ok:
-        raise Unproved(proof)
+        raise NotValidated(proof.why, proof)
     return plan.loaded(), proof
 
 
@@ -163,7 +155,7 @@ class Reloader:
         return self._told()
 
     def _refused(self, origin: str, error: ConfigError) -> Reloaded:
-        proof = error.proof if isinstance(error, Unproved) else UNNEEDED
+        proof = error.validation if isinstance(error, NotValidated) else UNNEEDED
         self.last = Reloaded(False, self.running.version, origin, time(), str(error), proof)
         self._audit.note("refused", origin=origin, serving=self.running.version, why=str(error))
         _log.error("config refused (%s), %s serves on:\n%s", origin, self.running.version, error)

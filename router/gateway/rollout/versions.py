@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from router.core.errors import ConfigError
 from router.gateway.config.plan import Plan, make
 from router.gateway.config.settings import Settings
-from router.gateway.config.text import ConfigError, document
+from router.gateway.config.text import document
 from router.loading import Source
 
 _log = logging.getLogger("headroom")

@@ -12,10 +12,6 @@ from typing import Protocol
 from router.core.types import EngineReport, Load
 
 
-class StoreGone(ConnectionError):
-    """The store did not answer in time or at all; the message says how."""
-
-
 @dataclass(frozen=True, slots=True)
 class ModelDemand:
     """What one router was asked of one model over its last window.

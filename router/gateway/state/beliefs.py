@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import orjson
 
-from router.gateway.state import Store, StoreGone
+from router.core.errors import StoreGone
+from router.gateway.state import Store
 
 _log = logging.getLogger("headroom")
 KEEP_S: Final = 10.0  # what is lost with a router is learnt again in seconds

@@ -13,8 +13,9 @@ from typing import Any, Final
 import orjson
 
 from router.core.border import asked_in_time, number
+from router.core.errors import StoreGone
 from router.core.types import EngineReport
-from router.gateway.state import RouterView, Shared, StoreGone
+from router.gateway.state import RouterView, Shared
 from router.gateway.state.wire import report_of, report_plain, view_of, view_plain
 
 Stamp = tuple[int, int] | None

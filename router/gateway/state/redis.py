@@ -23,8 +23,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import MovedError, RedisError
 
+from router.core.errors import StoreGone
 from router.core.types import EngineReport
-from router.gateway.state import RouterView, Shared, StoreGone
+from router.gateway.state import RouterView, Shared
 from router.gateway.state.wire import report_from, report_json, view_from, view_json
 
 REPORT_LEASE_MS: Final = 30_000  # as long as the core believes a report at all

@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
+from router.core.errors import StoreGone
 from router.core.types import EngineReport, Load
-from router.gateway.state import RouterView, Shared, Store, StoreGone
+from router.gateway.state import RouterView, Shared, Store
 from router.gateway.state.wire import UNREADABLE
 
 RETRY_S_MAX: Final = 1.0

@@ -7,7 +7,8 @@ is a few additions and the oldest falls out by itself.
 from dataclasses import dataclass, field
 from typing import Final
 
-from router.core.decisions import EndState, Reason, RequestRecord
+from router.core.decisions import EndState, RequestRecord
+from router.core.errors import Reason
 from router.core.types import Slo
 from router.gateway.state import ModelDemand
 

@@ -15,7 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from router.core.border import PEER
-from router.core.decisions import EndState, Reason, RequestRecord
+from router.core.decisions import EndState, RequestRecord
+from router.core.errors import Reason
 from router.core.score import STATES, Accuracy, Score
 from router.core.types import EngineReport, Load
 from router.gateway.telemetry.policy_metrics import PolicyMetrics

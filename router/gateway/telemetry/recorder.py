@@ -18,6 +18,7 @@ from typing import Any, Final
 import orjson
 
 from router.core.dispatcher import Dispatcher
+from router.core.errors import RecordError
 from router.core.flight import DispatchLimits
 from router.core.record import VERSION, Event, replay
 from router.gateway.rollout.canary import Canary, Split
@@ -25,10 +26,6 @@ from router.gateway.rollout.policy_spec import of_plain
 
 FLUSH_S: Final = 0.25
 BUFFERED_MAX: Final = 100_000  # events; some seconds of the fastest traffic, should the disk stand still
-
-
-class RecordError(ValueError):
-    """A record that cannot be read or replayed; the message names the line."""
 
 
 class Recorder:

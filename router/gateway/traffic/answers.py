@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import orjson
 
-from router.core.decisions import Reason, Refuse
-from router.core.errors import status_of
+from router.core.decisions import Refuse
+from router.core.errors import Reason, Rejected, status_of
 
 
 class Dialect(Enum):
@@ -34,17 +34,9 @@ class Problem:
     fields: bytes = b""
 
 
-class Rejected(Exception):
-    """The request gets *problem* for an answer; raised while it is read, before the core hears of it."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.message)
-        self.problem = problem
-
-
-def rejected(status: int, message: str, param: str | None = None, code: str | None = None) -> Rejected:
-    """Shorthand for the readers: ``raise rejected(400, ...)``."""
-    return Rejected(Problem(status, message, param, code))
+def rejection(error: Rejected) -> Problem:
+    """What to answer to a request that was rejected while it was read."""
+    return Problem(error.status, error.message, error.param, error.code)
 
 
 # https://platform.openai.com/docs/guides/error-codes and docs.claude.com/en/api/errors, by status

@@ -17,10 +17,11 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from router.core.errors import Rejected
 from router.gateway.protocols import triton
 from router.gateway.protocols.openai import ENDPOINTS, Endpoint
 from router.gateway.traffic import answers
-from router.gateway.traffic.answers import Dialect, Problem, Rejected
+from router.gateway.traffic.answers import Dialect, Problem
 from router.gateway.traffic.driver import Driver
 from router.gateway.traffic.http import STATUS_LINES
 from router.gateway.traffic.http_exchange import HttpExchange
@@ -209,8 +210,8 @@ class ClientConnection(HttpToolsProtocol):
             return Problem(405, f"{endpoint.path} takes {allowed.decode()}", fields=b"allow: %b\r\n" % allowed)
         try:
             exchange.caller = self.driver.ingress.caller(exchange.fields)
-        except Rejected as rejection:
-            return rejection.problem
+        except Rejected as error:
+            return answers.rejection(error)
         if int(exchange.fields.get(b"content-length", b"0")) > self.limits.body_bytes_max:
             return Problem(413, f"the body is over {self.limits.body_bytes_max} bytes")
         return None

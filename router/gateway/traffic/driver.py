@@ -13,13 +13,13 @@ from math import inf
 from time import monotonic
 from typing import Final, Protocol
 
-from router.core.decisions import Abort, Break, Command, Reason, Refuse, RequestRecord, Send
+from router.core.decisions import Abort, Break, Command, Refuse, RequestRecord, Send
 from router.core.dispatcher import Dispatcher
+from router.core.errors import Reason, UnsupportedFeature
 from router.core.flight import Failure
 from router.core.record import Recording
 from router.core.types import Request, RequestId, Slo, Usage
 from router.gateway.protocols.ingress import Ingress
-from router.gateway.protocols.translate import UnsupportedFeature
 from router.gateway.traffic.answers import Problem
 from router.gateway.traffic.attempt import UpstreamAttempt
 from router.gateway.traffic.faults import EngineError
@@ -248,7 +248,7 @@ class Driver:
         try:
             attempt = UpstreamAttempt(exchange, upstream, command.attempt, command.predicted_ttft_s)
         except UnsupportedFeature as unspoken:
-            exchange.engine_said = EngineError(400, str(unspoken))
+            exchange.engine_said = EngineError(unspoken.status, str(unspoken))
             self.failed(exchange, command.attempt, Failure(str(unspoken), backend_fault=False))
             return
         exchange.engine_said = None

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from router.core.decisions import Reason, Refuse
+from router.core.decisions import Refuse
+from router.core.errors import Reason, Rejected, UnsupportedFeature
 from router.core.flight import Failure
 from router.core.types import NO_SLO, Request, RequestId
 from router.gateway.protocols import openai, translate, triton
@@ -18,7 +19,7 @@ from router.gateway.protocols.ingress import Caller
 from router.gateway.protocols.openai import Call, Endpoint
 from router.gateway.protocols.translate import Translation
 from router.gateway.traffic import answers
-from router.gateway.traffic.answers import Dialect, Problem, Rejected
+from router.gateway.traffic.answers import Dialect, Problem
 from router.gateway.traffic.attempt import ERROR_MARK, TYPED_ERROR_MARK, UpstreamAttempt
 from router.gateway.traffic.faults import EngineError, clients_own
 from router.gateway.traffic.http import HOP_BY_HOP, STATUS_LINES, Head, chunk, options
@@ -146,8 +147,8 @@ class HttpExchange:
             return
         try:
             request = self._read()
-        except Rejected as rejection:
-            self.reject(rejection.problem)
+        except Rejected as error:
+            self.reject(answers.rejection(error))
             return
         self.driver.begin(self, request)
 
@@ -190,7 +191,7 @@ class HttpExchange:
             return None
         assert self.call is not None
         if native:
-            raise translate.UnsupportedFeature(f"{target.name} does not speak Triton's protocol", "path")
+            raise UnsupportedFeature(f"{target.name} does not speak Triton's protocol", "path")
         return translate.recast(self.call, target, self.wire_id.decode("latin-1"))
 
     def request_bytes(self, upstream: Upstream, recast: Translation | None) -> tuple[bytes, bytes]:

@@ -17,7 +17,7 @@ import orjson
 import uvicorn
 from uvicorn.server import Server
 
-from router.gateway.state import StoreGone
+from router.core.errors import StoreGone
 from router.gateway.state.files import put
 from router.gateway.workers import WorkerIdentity, sums, views
 

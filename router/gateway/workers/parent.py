@@ -21,6 +21,7 @@ from time import time
 from typing import Final
 
 import router
+from router.core.errors import CannotStart
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.validation import Validation
 from router.gateway.rollout.versions import Version
@@ -35,10 +36,6 @@ SOON_S: Final = 30.0
 GRACE_S: Final = 5.0  # beyond ``listen.drain_s``, until a worker that does not end is killed
 _MEMORY: Final = Path("/dev/shm")
 _ROOT: Final = Path(router.__file__).resolve().parent.parent
-
-
-class CannotStart(RuntimeError):
-    """The workers do not come up; the log says why."""
 
 
 @dataclass(slots=True)

@@ -9,10 +9,11 @@ from typing import Any, Final
 
 import orjson
 
-from simulator.emulator.engine import Busy, EmulatedEngine, prompt_of
+from simulator.emulator.engine import EmulatedEngine, prompt_of
 from simulator.emulator.wire.http import Exchange
 from simulator.emulator.wire.metrics import metric
 from simulator.emulator.wire.words import encoded, text
+from simulator.errors import Busy
 from simulator.replica.sequence import Sequence
 
 _PATH_PARTS: Final = 2

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import orjson
 
-from simulator.emulator.engine import Busy, EmulatedEngine, Prompt, prompt_of, prompt_of_ids
+from simulator.emulator.engine import EmulatedEngine, Prompt, prompt_of, prompt_of_ids
 from simulator.emulator.wire.http import Exchange
 from simulator.emulator.wire.metrics import Histogram, metric
 from simulator.emulator.wire.words import encoded, text
+from simulator.errors import Busy, Refused
 from simulator.replica.sequence import Sequence
 
 FINGERPRINT: Final = "vllm-0.32.0-emulated"
@@ -22,16 +23,6 @@ _BUSY: Final = (
     "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
 )
 _DONE: Final = b"data: [DONE]\n\n"
-
-
-class Refused(Exception):
-    """An error in vLLM's words."""
-
-    def __init__(self, status: int, kind: str, message: str, param: str | None = None) -> None:
-        """*kind* is OpenAI's error type."""
-        super().__init__(message)
-        self.status = status
-        self.body = orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}})
 
 
 class Vllm:
