@@ -15,6 +15,7 @@ from router.core.models import model
 from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
 from router.core.step import MEASURABLE
 from router.core.types import Backend, Slo
+from router.engines import EngineKind, Scheduler, find
 from simulator.errors import BadPool
 from simulator.replica.sequence import EngineLimits
 from simulator.replica.truth import Hidden, Truth, true_of
@@ -51,9 +52,14 @@ class Member:
     labels: Mapping[str, str] = field(default_factory=dict)  # beside card, model, tp and pp, which every replica has
 
     @property
+    def kind(self) -> EngineKind:
+        """What kind of engine it is. Raises UnknownEngine."""
+        return find(self.engine)
+
+    @property
     def shape(self) -> Shape:
         """What physics makes of it."""
-        return Shape(card(self.card), model(self.model), self.tp, self.pp, self.precision, engine=self.engine)
+        return Shape(card(self.card), model(self.model), self.tp, self.pp, self.precision, engine=self.kind.prior)
 
     @property
     def prior(self) -> StepCoefficients:
@@ -82,7 +88,7 @@ class Member:
             self.queue_max,
             self.prefix_caching,
             self.priority,
-            self.engine.startswith("trtllm"),
+            self.kind.scheduler is Scheduler.NO_EVICT,
         )
 
     def price(self) -> float:

@@ -18,6 +18,7 @@ STATUS = {  # of what can end a client's call, an admin's included; those of a r
     "NotValidated": 422,
     "UnknownCard": 422,
     "UnknownModel": 422,
+    "UnknownEngine": 422,
     "DoesNotFit": 422,
     "PolicyRejected": 422,
     "StoreGone": 503,

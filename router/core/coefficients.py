@@ -1,8 +1,8 @@
 """Finds the rows of the efficiency tables for an engine, a card family, a link and a precision.
 
-Believes: `tables.py`. Names of an engine are ``family`` or ``family-era`` ("vllm", "vllm-2023");
-what a table lacks reads its default row, whose errors are wide. Must not know: any particular
-backend (that is learnt in `belief.py`).
+Believes: `tables.py`. Names of an engine are rows of the table, ``family`` or ``family-era`` ("vllm", "vllm-2023");
+aliases are resolved by ``router.engines``. What a table lacks reads its default row, whose errors are wide. Must not
+know: any particular backend (that is learnt in `belief.py`).
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,6 @@ _PRECISION_ALIASES: Final[Mapping[str, str]] = MappingProxyType({
 })  # fmt: skip
 
 
-_ENGINE_ALIASES: Final[Mapping[str, str]] = MappingProxyType({
-    "trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "llama.cpp": "llamacpp", "llama-cpp": "llamacpp",
-})  # fmt: skip
-
-
 def efficiency(engine: str, family: str, link: str, precision: str) -> Efficiency:
     """The rows of the tables for these keys, put together; shares never exceed the sheet."""
     row = row_names(engine, family, link, precision)
@@ -35,7 +30,7 @@ def row_names(engine: str, family: str, link: str, precision: str) -> Mapping[st
 
     An engine era falls back to its family. ValueError for a precision that is not there.
     """
-    era = _ENGINE_ALIASES.get(engine.lower(), engine.lower())
+    era = engine.lower()
     stored = _PRECISION_ALIASES.get(precision.lower(), precision.lower())
     if stored not in PRECISIONS:
         raise ValueError(f"no precision named {precision!r}; expected one of {', '.join(PRECISIONS)}")

@@ -137,6 +137,15 @@ class UnknownModel(HeadroomError, ValueError):
     status: int = 422
 
 
+class UnknownEngine(HeadroomError, ValueError):
+    """No engine kind or protocol of that name; the message gives the nearest one. 422 for a config with it.
+
+    The operator has to correct the name, or add a file to router/engines.
+    """
+
+    status: int = 422
+
+
 class DoesNotFit(HeadroomError, ValueError):
     """The model cannot be placed so: memory too small, or TP does not divide its heads. 422 for a config with it.
 

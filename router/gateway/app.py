@@ -356,7 +356,7 @@ def _target(given: settings.Backend, key: str | None) -> Target:
     """Where the data plane finds a configured backend."""
     templates = {name: getattr(given, name) for name in ("chat_template", "chat_opening")}
     said = {name: text for name, text in templates.items() if text is not None}
-    return Target.of_url(given.name, given.url, protocol=given.protocol, api_key=key, models=given.models, **said)
+    return Target.of_url(given.name, given.url, engine=given.kind, api_key=key, models=given.models, **said)
 
 
 def _say_why_it_ended(task: asyncio.Task[None]) -> None:

@@ -31,8 +31,10 @@ from math import isfinite, nan
 from typing import Final
 
 from router.core.cards import Card, card
+from router.core.errors import UnknownEngine
 from router.core.models import Model, model
 from router.core.physics import Shape, weight_bytes
+from router.engines import find
 from simulator.errors import Unreadable
 
 Row = Mapping[str, str]
@@ -85,18 +87,6 @@ class Skipped:
     broken: bool = False
 
 
-_NAMES: Final = {
-    "trtllm": "tensorrt-llm", "tensorrt-llm": "tensorrt-llm", "trt-llm": "tensorrt-llm",
-    "llama.cpp": "llamacpp", "chatglm.cpp": "llamacpp", "lmdeploy-turbomind": "lmdeploy",
-    "deepspeed-mii": "deepspeed", "deepspeed-inference": "deepspeed", "hf-accelerate": "transformers",
-}  # fmt: skip
-
-_ERAS: Final = {
-    # family: (first version of an era, its key), newest first; vLLM 0.4 had CUDA graphs settled,
-    # the V1 engine came with 0.8; TensorRT-LLM 1.0 made the PyTorch backend the default
-    "vllm": (((0, 8), "vllm"), ((0, 4), "vllm-2024"), ((0, 0), "vllm-2023")),
-    "tensorrt-llm": (((1, 0), "tensorrt-llm"), ((0, 0), "tensorrt-llm-2024")),
-}
 _NOW: Final = (99, 0)
 _YEARS: Final = {"2022": (0, 0), "2023": (0, 0), "2024": (0, 5), "2025": _NOW, "2026": _NOW}
 
@@ -104,11 +94,10 @@ _YEARS: Final = {"2022": (0, 0), "2023": (0, 0), "2024": (0, 5), "2025": _NOW, "
 def engine_key(name: str, version: str) -> str:
     """The efficiency table's key of an engine and its version; no version means today's."""
     plain = re.sub(r"[(?].*", "", name.lower()).strip()
-    family = _NAMES.get(plain, plain)
-    for least, key in _ERAS.get(family, ()):
-        if _version(version) >= least:
-            return key
-    return family
+    try:
+        return find(plain).prior_of(_version(version))
+    except UnknownEngine:
+        return plain
 
 
 def _version(text: str) -> tuple[int, int]:

@@ -5,14 +5,15 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
+from router.engines import find
 from simulator.emulator.engine import Dialect, Serving, serve
 from simulator.emulator.wire.triton import Triton
 from simulator.emulator.wire.vllm import Vllm
 from simulator.pool import Member
 from simulator.replica.truth import Hidden
 
-DIALECTS: Final[dict[str, Dialect]] = {
-    "vllm": lambda engine: Vllm(engine).handle,
+DIALECTS: Final[dict[str, Dialect]] = {  # by protocol
+    "openai": lambda engine: Vllm(engine).handle,
     "triton": lambda engine: Triton(engine).handle,
 }
 
@@ -47,8 +48,9 @@ class Started:
 
 def serving_of(typed: Started) -> Serving:
     """What was typed, understood. ValueError names what cannot be."""
-    if typed.protocol not in DIALECTS:
-        raise ValueError(f"--protocol: expected one of {', '.join(DIALECTS)}, got {typed.protocol!r}")
+    protocol = find(typed.protocol).protocol
+    if protocol not in DIALECTS:
+        raise ValueError(f"--protocol: expected an engine that serves one of {', '.join(DIALECTS)}, not {protocol}")
     if typed.speedup <= 0 or typed.mean_output_tokens < 1:
         raise ValueError("--speedup must be above 0 and --mean-output-tokens at least 1")
     member = Member(
@@ -65,7 +67,7 @@ def serving_of(typed: Started) -> Serving:
         model_tokens_max=typed.model_tokens_max,
         queue_max=typed.queue_max,
         priority=typed.priority,
-        engine="trtllm" if typed.protocol == "triton" else "vllm",
+        engine=typed.protocol,
     )
     member.limits()  # whether it fits its cards is known now, not at the first request
     return Serving(
@@ -90,7 +92,7 @@ def run_engine(typed: Started) -> None:
         sys.stdout.flush()
 
     with asyncio.Runner(loop_factory=_loop) as runner:
-        runner.run(serve(serving, DIALECTS[typed.protocol], typed.host, typed.port, told))
+        runner.run(serve(serving, DIALECTS[serving.member.kind.protocol], typed.host, typed.port, told))
 
 
 def _loop() -> asyncio.AbstractEventLoop:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from router.core.types import EngineReport
+from router.engines import Snapshot, read_metrics
 from router.gateway.config import settings
 from router.gateway.monitoring.health import Engines, Watch, WatchedEngine, engine
 from router.gateway.monitoring.probe import ProbeClient
-from router.gateway.monitoring.scrape import Snapshot, read
 from tests.pages import Pages
 from tests.waiting import until
 
@@ -71,7 +71,7 @@ class Told:
 
 def test_ranks_of_one_engine_are_summed_and_shares_averaged() -> None:
     """Data parallelism shows one sample a rank; longer names that begin alike are not counted in."""
-    found = read(VLLM)
+    found = read_metrics(VLLM)
     assert found == Snapshot("vllm", 7.0, 2.0, 0.3, 3200.0, 250.0, 1000.0)
 
 
@@ -94,7 +94,7 @@ def test_the_prefix_hit_rate_is_of_what_came_since_the_last_page() -> None:
         ),
         (
             b"trtllm_num_requests_running 2\ntrtllm_num_requests_waiting 1\ntrtllm_kv_cache_utilization 0.5",
-            Snapshot("trtllm-serve", 2, 1, 0.5),
+            Snapshot("tensorrt-llm", 2, 1, 0.5),
         ),
         (
             b"llamacpp:requests_processing 1\nllamacpp:requests_deferred 2\n"
@@ -106,7 +106,7 @@ def test_the_prefix_hit_rate_is_of_what_came_since_the_last_page() -> None:
 )
 def test_each_engine_is_known_by_its_names(page: bytes, expected: Snapshot) -> None:
     """SGLang, trtllm-serve, llama.cpp; a sample that is no number is passed over; a timestamp is not the value."""
-    assert same(read(page), expected)
+    assert same(read_metrics(page), expected)
 
 
 def test_a_triton_that_serves_others_too_is_read_for_our_models_alone() -> None:
@@ -118,22 +118,22 @@ def test_a_triton_that_serves_others_too_is_read_for_our_models_alone() -> None:
         b'\nnv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="%b",model="a",version="1"} %d' % row
         for row in [(b"used", 50), (b"max", 100), (b"tokens_per", 64), (b"fraction", 0)]
     )
-    assert same(read(page, ["a"]), Snapshot("triton", 2, 1, 0.5, 6400))
-    other = read(page, ["outer-ensemble"])
+    assert same(read_metrics(page, ["a"]), Snapshot("triton", 2, 1, 0.5, 6400))
+    other = read_metrics(page, ["outer-ensemble"])
     assert other is not None
     assert other.running == 22
 
 
 def test_a_page_of_no_known_engine_says_nothing() -> None:
     """Neither does an empty one."""
-    assert read(b"node_load1 0.5\n") is None
-    assert read(b"") is None
+    assert read_metrics(b"node_load1 0.5\n") is None
+    assert read_metrics(b"") is None
 
 
 @pytest.mark.skipif(not CAPTURES.exists(), reason="no captures of real engines beside the repository")
 def test_pages_of_real_engines_are_read() -> None:
     """vLLM 0.32 under load, and Triton 2.51 idle."""
-    vllm, triton = (read((CAPTURES / name).read_bytes()) for name in ("vllm_metrics.txt", "triton_metrics.txt"))
+    vllm, triton = (read_metrics((CAPTURES / name).read_bytes()) for name in ("vllm_metrics.txt", "triton_metrics.txt"))
     assert vllm is not None
     assert triton is not None
     assert (vllm.running, vllm.waiting, vllm.kv_tokens_max) == (3.0, 8.0, 8192.0)

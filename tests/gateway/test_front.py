@@ -7,6 +7,7 @@ import pytest
 
 from router.core.decisions import EndState as Ending
 from router.core.types import Slo
+from router.engines.triton import KIND as TRITON
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass
 from router.gateway.traffic.client_connection import ConnectionLimits
 from router.gateway.traffic.driver import StreamLimits
@@ -223,7 +224,7 @@ async def test_a_slow_sender_gets_408() -> None:
 async def test_head_is_answered_without_a_body() -> None:
     """Where GET is routed, HEAD is."""
     length = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
-    async with wire.ScriptedEngine([length]) as engine, wire.gateway(engine.target(protocol="triton")) as gate:
+    async with wire.ScriptedEngine([length]) as engine, wire.gateway(engine.target(engine=TRITON)) as gate:
         client = await gate.client()
         for _ in range(2):
             client.send(b"HEAD /v2/models/m/ready HTTP/1.1\r\nhost: g\r\n\r\n")

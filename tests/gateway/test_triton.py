@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from router.core.decisions import EndState as Ending
+from router.engines.triton import KIND as TRITON
 from tests import fakes_wire as wire
 from tests.fakes_wire import Act, ScriptedEngine, chat, chunked, event, gateway, post, reply, stream
 from tests.waiting import until
@@ -37,7 +38,7 @@ async def test_a_chat_stream_of_triton_reads_as_openais() -> None:
     """Role first, a chunk a token, the reason it ended, usage when asked for, and ``[DONE]``."""
     async with (
         ScriptedEngine([generated("was", " in", " at")]) as engine,
-        gateway(engine.target(protocol="triton", models={"m": "ensemble"})) as gate,
+        gateway(engine.target(engine=TRITON, models={"m": "ensemble"})) as gate,
     ):
         got = await gate.chat(
             max_tokens=3,
@@ -66,7 +67,7 @@ async def test_a_chat_stream_of_triton_reads_as_openais() -> None:
 
 async def test_a_stream_below_its_cap_has_stopped() -> None:
     """The engine does not say why it ended."""
-    async with ScriptedEngine([generated("a")]) as engine, gateway(engine.target(protocol="triton")) as gate:
+    async with ScriptedEngine([generated("a")]) as engine, gateway(engine.target(engine=TRITON)) as gate:
         got = await gate.ask(completion(stream=True, max_tokens=9))
         frames = [json.loads(each) for each in got.events()[:-1]]
         assert [f["choices"][0]["text"] for f in frames] == ["a", ""]
@@ -79,7 +80,7 @@ async def test_a_whole_reply_of_triton_reads_as_openais() -> None:
     body = json.dumps({"sequence_length": 2, "text_output": "was in"}).encode()
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
     script = [head + chunked(body[:9]), chunked(body[9:]) + wire.LAST]
-    async with ScriptedEngine(script) as engine, gateway(engine.target(protocol="triton")) as gate:
+    async with ScriptedEngine(script) as engine, gateway(engine.target(engine=TRITON)) as gate:
         got = await gate.chat(stream=False, max_tokens=5)
         answer = got.json()
         assert answer["object"] == "chat.completion"
@@ -94,7 +95,7 @@ async def test_frames_split_anywhere_translate_the_same() -> None:
     """A token's frame may come in any number of reads and chunks."""
     whole = b"".join(frame(text) for text in ("a", " b", " c"))
     script: wire.Script = [wire.STREAM_HEAD, *[chunked(whole[i : i + 7]) for i in range(0, len(whole), 7)], wire.LAST]
-    async with ScriptedEngine(script) as engine, gateway(engine.target(protocol="triton")) as gate:
+    async with ScriptedEngine(script) as engine, gateway(engine.target(engine=TRITON)) as gate:
         got = await gate.chat()
         texts = [json.loads(each)["choices"][0]["delta"].get("content") for each in got.events()[:-1]]
         assert texts == ["", "a", " b", " c", None]
@@ -110,8 +111,8 @@ async def test_what_triton_cannot_give_is_400_naming_it(field: str, value: Any) 
     async with (
         ScriptedEngine([generated("a")]) as engine,
         ScriptedEngine([stream("b")]) as other,
-        gateway(engine.target(protocol="triton")) as alone,
-        gateway(engine.target("a", protocol="triton"), other.target("b")) as both,
+        gateway(engine.target(engine=TRITON)) as alone,
+        gateway(engine.target("a", engine=TRITON), other.target("b")) as both,
     ):
         got = await alone.chat(**{field: value})
         assert (got.status, engine.requests) == (400, [])
@@ -122,7 +123,7 @@ async def test_what_triton_cannot_give_is_400_naming_it(field: str, value: Any) 
 async def test_an_error_before_the_first_token_is_an_answer_in_openais_words() -> None:
     """Triton sends 400 with an event for a body."""
     answer = reply(b'data: {"error":"injected"}\n\n', 400, content_type="text/event-stream")
-    async with ScriptedEngine([answer]) as engine, gateway(engine.target(protocol="triton")) as gate:
+    async with ScriptedEngine([answer]) as engine, gateway(engine.target(engine=TRITON)) as gate:
         got = await gate.chat()
         assert (got.status, got.json()["error"]["message"]) == (400, "injected")
 
@@ -133,7 +134,7 @@ async def test_a_400_from_a_dead_stub_is_the_backends_fault() -> None:
     async with (
         ScriptedEngine([dead]) as engine,
         ScriptedEngine([generated("b")]) as good,
-        gateway(engine.target("a", protocol="triton"), good.target("b", protocol="triton")) as gate,
+        gateway(engine.target("a", engine=TRITON), good.target("b", engine=TRITON)) as gate,
     ):
         assert (await gate.chat()).headers["x-headroom-backend"] == "b"
 
@@ -145,7 +146,7 @@ async def test_an_error_in_the_middle_of_a_translated_stream_ends_it_without_don
     slow = [wire.STREAM_HEAD + chunked(frame("a")), more, chunked(event({"error": "injected"})) + wire.LAST]
     more.set()
     for each in (script, slow):
-        async with ScriptedEngine(each) as engine, gateway(engine.target(protocol="triton")) as gate:
+        async with ScriptedEngine(each) as engine, gateway(engine.target(engine=TRITON)) as gate:
             got = await gate.chat()
             assert json.loads(got.events()[-1])["error"]["message"] == "injected"
             assert gate.seen.endings == [Ending.BROKEN]
@@ -155,7 +156,7 @@ async def test_a_translated_stream_cut_in_the_middle_ends_with_an_error() -> Non
     """The stub died and the connection with it."""
     async with (
         ScriptedEngine([wire.STREAM_HEAD + chunked(frame("a")), Act.CLOSE]) as engine,
-        gateway(engine.target(protocol="triton")) as gate,
+        gateway(engine.target(engine=TRITON)) as gate,
     ):
         got = await gate.chat()
         assert "error" in json.loads(got.events()[-1])
@@ -166,7 +167,7 @@ async def test_an_error_in_a_whole_reply_of_200_is_no_success() -> None:
     """Triton answers 200 with an error for a model that sends several responses."""
     async with (
         ScriptedEngine([reply(b'{"error":"generate expects model to produce exactly 1 response"}')]) as engine,
-        gateway(engine.target(protocol="triton")) as gate,
+        gateway(engine.target(engine=TRITON)) as gate,
     ):
         assert (await gate.chat(stream=False)).status == 500
         assert gate.seen.endings == [Ending.REFUSED]
@@ -176,7 +177,7 @@ async def test_native_paths_are_routed_by_the_model_in_them() -> None:
     """As they came, with the engine's name for the model."""
     async with (
         ScriptedEngine([generated("a", "b")]) as engine,
-        gateway(engine.target(protocol="triton", models={"m": "ensemble"})) as gate,
+        gateway(engine.target(engine=TRITON, models={"m": "ensemble"})) as gate,
     ):
         body = b'{"text_input":"hi","max_tokens":2,"stream":true}'
         got = await gate.ask(post("/v2/models/m/versions/1/generate_stream", body))
@@ -188,7 +189,7 @@ async def test_native_paths_are_routed_by_the_model_in_them() -> None:
 async def test_a_native_error_keeps_tritons_form() -> None:
     """The engine's own words and status, and ours in the same form."""
     answer = reply(b'data: {"error":"injected"}\n\n', 400, content_type="text/event-stream")
-    async with ScriptedEngine([answer]) as engine, gateway(engine.target(protocol="triton")) as gate:
+    async with ScriptedEngine([answer]) as engine, gateway(engine.target(engine=TRITON)) as gate:
         got = await gate.ask(post("/v2/models/m/generate_stream", b'{"text_input":"x"}'))
         assert (got.status, got.body) == (400, b'data: {"error":"injected"}\n\n')
         bad = await gate.ask(post("/v2/models/m/generate", b'{"text_input":7}'))
@@ -200,7 +201,7 @@ async def test_a_native_request_goes_to_an_engine_that_speaks_it() -> None:
     async with (
         ScriptedEngine([stream("x")]) as vllm,
         ScriptedEngine([reply(b'{"text_output":"y"}')]) as triton,
-        gateway(vllm.target("a"), triton.target("b", protocol="triton")) as gate,
+        gateway(vllm.target("a"), triton.target("b", engine=TRITON)) as gate,
     ):
         for _ in range(2):
             got = await gate.ask(post("/v2/models/m/generate", b'{"text_input":"x"}'))
@@ -212,7 +213,7 @@ async def test_tensors_pass_as_they_are() -> None:
     """``infer`` with a binary body."""
     async with (
         ScriptedEngine([reply(b"\x00\x01")]) as engine,
-        gateway(engine.target(protocol="triton")) as gate,
+        gateway(engine.target(engine=TRITON)) as gate,
     ):
         got = await gate.ask(post("/v2/models/m/infer", b"{}\x00\xff", "inference-header-content-length: 2\r\n"))
         assert got.body == b"\x00\x01"
@@ -224,7 +225,7 @@ async def test_a_translated_client_that_leaves_frees_the_engine() -> None:
     """The connection is aborted, which is how Triton hears of it."""
     async with (
         ScriptedEngine([wire.STREAM_HEAD + chunked(frame("a")), Act.UNTIL_LEFT]) as engine,
-        gateway(engine.target(protocol="triton")) as gate,
+        gateway(engine.target(engine=TRITON)) as gate,
     ):
         client = await gate.client()
         client.send(chat())

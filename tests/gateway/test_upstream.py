@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
+from router.engines.triton import KIND as TRITON
 from router.gateway.traffic.upstream import PoolLimits, Target
 from tests.fakes_wire import Gateway, ScriptedEngine, gateway, stream
 from tests.waiting import until
@@ -52,7 +53,7 @@ async def test_a_request_that_is_dialling_fails_at_once_when_its_backend_changes
         async with ScriptedEngine([stream("a")]) as engine, gateway(old, pool=PATIENT) as gate:
             asked = asyncio.create_task(gate.chat())
             await dialling(gate)
-            gate.driver.join(engine.target(protocol="triton"))
+            gate.driver.join(engine.target(engine=TRITON))
             assert (await asked).status == 502
             assert not engine.requests
 

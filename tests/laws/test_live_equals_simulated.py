@@ -21,8 +21,8 @@ import pytest
 import policies
 from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Request, Rng
 from router.core.dispatcher import Dispatcher
+from router.engines import read_metrics as read_page
 from router.gateway.config.plan import Plan, plan_file
-from router.gateway.monitoring.scrape import read as read_page
 from router.gateway.traffic.upstream import Target
 from simulator.emulator.engine import EmulatedEngine, Serving, prompt_of
 from simulator.emulator.wire.vllm import Vllm, metrics

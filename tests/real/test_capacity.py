@@ -14,7 +14,7 @@ from deploy.local import catalog, processes
 from router.core.cards import card
 from router.core.models import make_model
 from router.core.physics import Shape, kv_capacity_tokens
-from router.gateway.monitoring import scrape
+from router.engines import read_metrics
 from tests.real.world import Engines
 
 BLOCK_TOKENS = 32
@@ -67,7 +67,7 @@ async def test_a_kv_cache_is_as_large_as_physics_says(have: Callable[..., Engine
         pytest.skip(reason)
     with _started(engine, home) as running:
         async with httpx.AsyncClient() as client:
-            found = scrape.read((await client.get(engine.metrics_url)).content)
+            found = read_metrics((await client.get(engine.metrics_url)).content)
         asked = REQUESTED.search(running.log.read_text(errors="replace"))
     assert found is not None
     assert asked is not None

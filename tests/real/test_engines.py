@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from deploy.local import catalog
-from router.gateway.monitoring import scrape
+from router.engines import read_metrics
 from tests.real.world import MODEL, Engines, events_of, long_chat, metric
 from tests.waiting import until_async
 
@@ -21,7 +21,7 @@ async def test_an_engines_metrics_page_is_read_as_its_own(have: Have, name: str)
     have(name)
     async with httpx.AsyncClient() as client:
         page = (await client.get(catalog.ENGINES[name].metrics_url)).content
-    found = scrape.read(page, ["ensemble" if name == "triton" else MODEL])
+    found = read_metrics(page, ["ensemble" if name == "triton" else MODEL])
     assert found is not None
     assert found.engine == name.partition("-")[0]
     assert (found.running, found.waiting) == (0, 0)
@@ -33,7 +33,7 @@ async def test_the_size_of_the_kv_cache_is_on_the_page(have: Have, name: str, to
     have(name)
     async with httpx.AsyncClient() as client:
         page = (await client.get(catalog.ENGINES[name].metrics_url)).content
-    found = scrape.read(page)
+    found = read_metrics(page)
     assert found is not None
     assert found.kv_tokens_max == tokens
 

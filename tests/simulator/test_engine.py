@@ -10,6 +10,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from router.engines import find
 from simulator.__main__ import app
 from simulator.emulator.engine import Dialect, EmulatedEngine, Serving, listen
 from simulator.emulator.serving import DIALECTS
@@ -34,7 +35,7 @@ async def serving(protocol: str = "vllm", started: Serving = SERVING) -> AsyncIt
 
     def dialect(engine: EmulatedEngine):
         made.append(engine)
-        return DIALECTS[protocol](engine)
+        return DIALECTS[find(protocol).protocol](engine)
 
     kept: Dialect = dialect
     server, connections = await listen(started, kept, "127.0.0.1", 0)

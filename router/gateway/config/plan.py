@@ -254,12 +254,10 @@ def _model(given: settings.Backend) -> Model:
 
 
 _PLAIN = StepCoefficients(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-_ENGINE_OF = {"openai": "vllm", "triton": "tensorrt-llm"}
 
 
 def _backend(given: settings.Backend, on: Card, runs: Model) -> Backend:
-    engine = given.engine or _ENGINE_OF[given.protocol]
-    shape = Shape(on, runs, given.tp, given.pp, given.precision, engine=engine)
+    shape = Shape(on, runs, given.tp, given.pp, given.precision, engine=given.kind.prior)
     cards = given.tp * given.pp
     price = given.price_per_hour
     return Backend(

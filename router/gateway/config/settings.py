@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from router.engines import EngineKind, find, find_or_default
 from router.gateway.config.text import Document, read
 from router.gateway.protocols.ingress import SLO_MS_MAX, SLO_MS_MIN, milliseconds
 
@@ -140,8 +141,9 @@ class Backend(Section):
     """One engine replica: where it is, what it serves, what it runs on.
 
     ``models`` maps the name clients ask for to the name the engine knows. ``card`` and ``model`` are names of the
-    built-in tables or facts given in place; ``engine`` is whose overheads are believed (vllm, tensorrt-llm, sglang,
-    llamacpp, ...). ``chat_template`` and ``chat_opening`` make a prompt of chat messages for an engine that knows
+    built-in tables or facts given in place; ``engine`` is the kind of server (a name or alias of ``router.engines``),
+    ``protocol`` the API it serves where that is not the kind's own (``triton``: TensorRT-LLM behind Triton).
+    ``chat_template`` and ``chat_opening`` make a prompt of chat messages for an engine that knows
     prompts alone (Triton): once a message with {role} and {content}, and at the end. ``context_tokens_max`` is the
     longest prompt with its reply that the engine takes (any when left out: the engine judges). ``kv_tokens_max`` and
     ``price_per_hour`` follow from the tables when left out, and so do those of a step's ``coefficients`` (seconds, as
@@ -150,7 +152,7 @@ class Backend(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     url: HttpUrl
-    protocol: Literal["openai", "triton"] = "openai"
+    protocol: Name | None = None
     models: ServedModels
     card: Annotated[CardFacts, _named("like")]
     model: Annotated[ModelFacts, _named("like")]
@@ -174,6 +176,25 @@ class Backend(Section):
     health_url: HttpUrl | None = None
     api_key: Name | None = None
     api_key_env: Name | None = None
+
+    @property
+    def kind(self) -> EngineKind:
+        """What kind of engine it is."""
+        return find_or_default(self.engine, self.protocol)
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, name: str | None) -> str | None:
+        if name is not None:
+            find(name)
+        return name
+
+    @field_validator("protocol")
+    @classmethod
+    def _known_protocol(cls, name: str | None) -> str | None:
+        if name is not None:
+            find_or_default(None, name)
+        return name
 
     @model_validator(mode="after")
     def _one_key(self) -> Self:

@@ -1,8 +1,8 @@
-"""Asks each engine how it is: its health, and the numbers on its metrics page.
+"""Watches each engine: its health checks, and the numbers on its metrics page.
 
-Believes: /health (Triton: /v2/health/ready) is the only word on whether an engine is up. A page that cannot be had says
-nothing of that: the report just grows old. Must not know what the core makes of a report. An engine that answers its
-health check while its streams stand still is the relay's to find, not ours.
+Only the health path decides whether an engine is up. A metrics page that cannot be read changes nothing of that: the
+last report just grows old. Must not depend on what the core does with a report. An engine that answers its health check
+while its streams stand still is detected by the relay, not here.
 """
 
 import asyncio
@@ -10,18 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import uniform
 from typing import Final, Protocol
-from urllib.parse import urlsplit, urlunsplit
 
 from router.core.errors import Unanswered
 from router.core.types import EngineReport
+from router.engines import Snapshot, read_metrics
 from router.gateway.config import settings
-from router.gateway.monitoring import scrape
 from router.gateway.monitoring.probe import ProbeClient
-from router.gateway.monitoring.scrape import Snapshot
 
 JITTER: Final = 0.1  # of the period: routers started together shall not ask together
-TRITON_METRICS_PORT: Final = 2  # above the HTTP port, as Triton numbers them: 8000, 8001 gRPC, 8002
-TRITON_HTTP_PORT: Final = 8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +59,10 @@ class EngineObserver(Protocol):
 
 
 def engine(given: settings.Backend, scraped: bool, key: str = "") -> WatchedEngine:
-    """The addresses of a configured backend, by its protocol's customs where the config does not say."""
-    triton = given.protocol == "triton"
-    health = given.health_url or given.url + ("/v2/health/ready" if triton else "/health")
-    metrics = given.metrics_url or (_triton_metrics_url(given.url) if triton else given.url + "/metrics")
+    """The addresses of a configured backend; its engine kind's where the config gives none."""
+    kind = given.kind
+    health, metrics = given.health_url or kind.health_url(given.url), given.metrics_url or kind.metrics_url(given.url)
     return WatchedEngine(given.name, health, metrics, tuple(set(given.models.values())), scraped, key)
-
-
-def _triton_metrics_url(url: str) -> str:
-    parts = urlsplit(url)
-    port = (parts.port or TRITON_HTTP_PORT) + TRITON_METRICS_PORT
-    return urlunsplit((parts.scheme, f"{parts.hostname}:{port}", "/metrics", "", ""))
 
 
 class Watch:
@@ -136,7 +125,7 @@ class Watch:
         if not page.is_success:
             self._observer.scrape_failed(self.engine.name, f"{self.engine.metrics_url} answered {page.status}")
             return
-        found = scrape.read(page.body, self.engine.models)
+        found = read_metrics(page.body, self.engine.models)
         if found is None:
             self._observer.scrape_failed(self.engine.name, f"no known engine's metrics at {self.engine.metrics_url}")
             return

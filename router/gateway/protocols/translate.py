@@ -1,201 +1,36 @@
-"""OpenAI's completions for an engine that speaks Triton's generate protocol, and its replies on the way back.
+"""Whether a call has to be translated for an engine, by the protocol that its kind serves.
 
-Believes: TensorRT-LLM's tensor names (``text_input``, ``max_tokens``, ``stop_words``, ...; triton-inference-server/
-tensorrtllm_backend, docs/llm_features and all_models/inflight_batcher_llm/ensemble/config.pbtxt), and that
-``text_output`` of a stream's frame is what is new. Must not know sockets or who is asked.
+Must not depend on sockets, or on the name of any engine: the translations are in ``router.engines``.
 """
 
-from collections.abc import Mapping
-from time import time
-from typing import Any, Final
-
-import orjson
-
 from router.core.errors import UnsupportedFeature
+from router.engines import OPENAI_PROTOCOL, OpenAICall, Translation
 from router.gateway.protocols.openai import Call
-from router.gateway.protocols.triton import PREFIX
+from router.gateway.protocols.triton import PROTOCOL
+from router.gateway.traffic.answers import Dialect
 from router.gateway.traffic.upstream import Target
 
-CHAT: Final = "/v1/chat/completions"
-_TRANSLATED: Final = {CHAT, "/v1/completions"}
-_MAX_TOKENS: Final = 16  # OpenAI's default for completions; Triton's ensemble does not check that it is there
-_CHAT_MAX_TOKENS: Final = 1024
 
-# OpenAI's field -> tensor of the same meaning and type
-_SAME: Final = (
-    ("temperature", "temperature"),
-    ("top_p", "top_p"),
-    ("top_k", "top_k"),
-    ("min_p", "min_p"),
-    ("seed", "random_seed"),
-    ("presence_penalty", "presence_penalty"),
-    ("frequency_penalty", "frequency_penalty"),
-    ("repetition_penalty", "repetition_penalty"),
-    ("length_penalty", "length_penalty"),
-    ("min_tokens", "min_length"),
-)
-# Fields that ask for what this protocol cannot give, with the values that ask for nothing.
-_UNTRANSLATABLE: Final[tuple[tuple[str, tuple[Any, ...]], ...]] = (
-    ("n", (None, 1)),
-    ("best_of", (None, 1)),
-    ("tools", (None, [])),
-    ("functions", (None, [])),
-    ("response_format", (None, {"type": "text"})),
-    ("logprobs", (None, False, 0)),
-    ("top_logprobs", (None, 0)),
-    ("echo", (None, False)),
-    ("suffix", (None, "")),
-    ("logit_bias", (None, {})),
-)
-
-
-def recast(call: Call, target: Target, request_id: str) -> "Translation":
-    """The call in Triton's words. Raises UnsupportedFeature when this protocol has none for it."""
-    if call.endpoint.path not in _TRANSLATED:
-        raise UnsupportedFeature(f"{target.name} speaks Triton's protocol, which has no {call.endpoint.path}", "path")
-    document = call.document or {}
-    for name, nothing in _UNTRANSLATABLE:
-        if document.get(name) not in nothing:
-            raise UnsupportedFeature(f"{target.name} speaks Triton's protocol, which cannot give {name}", name)
-    return Translation(call, document, target, request_id)
-
-
-class Translation:
-    """One translated request and the state of its reply.
-
-    ``path`` and ``body`` go to the engine, ``fields`` are the reply's header lines, ``whole``: the reply is one JSON
-    document. ``error``: the payload of an error frame, once one came; ``tokens``: how many have come.
-    """
-
-    __slots__ = (
-        "_chat", "_created", "_id", "_line", "_max_tokens", "_model", "_prompt_chars", "_said_role", "_stop",
-        "_usage_wanted", "body", "error", "fields", "path", "tokens", "whole",
-    )  # fmt: skip
-
-    def __init__(self, call: Call, document: Mapping[str, Any], target: Target, request_id: str) -> None:
-        self._chat = call.endpoint.path == CHAT
-        self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{request_id}"
-        self._model = call.model
-        self._created = int(time())
-        self._stop = _stop_words(document.get("stop"))
-        self._max_tokens = call.output_tokens_max or (_CHAT_MAX_TOKENS if self._chat else _MAX_TOKENS)
-        self._prompt_chars = call.prompt_chars
-        self.tokens = 0
-        self._line = b""
-        self._said_role = False
-        options = document.get("stream_options")
-        self._usage_wanted = isinstance(options, dict) and bool(options.get("include_usage"))
-        self.whole = not call.stream
-        self.error: bytes | None = None
-        verb = "generate" if self.whole else "generate_stream"
-        self.path = PREFIX + f"{target.models.get(call.model, call.model)}/{verb}".encode()
-        self.fields = b"content-type: %b\r\n" % (b"application/json" if self.whole else b"text/event-stream")
-        self.body = orjson.dumps(self._asked(document, target))
-
-    def _asked(self, document: Mapping[str, Any], target: Target) -> dict[str, Any]:
-        prompt = render(document["messages"], target) if self._chat else _one_prompt(document.get("prompt"))
-        asked: dict[str, Any] = {"text_input": prompt, "max_tokens": self._max_tokens, "stream": not self.whole}
-        asked |= {to: document[name] for name, to in _SAME if document.get(name) is not None}
-        if self._stop:
-            asked["stop_words"] = self._stop
-        return asked
-
-    # -- the way back ------------------------------------------------------------------------------------------
-
-    def feed(self, data: bytes) -> bytes:
-        """More of the engine's body; what the client gets for it."""
-        if self.whole:
-            return self._document(data)
-        *lines, self._line = (self._line + data).split(b"\n")
-        return b"".join([self._frame(line[5:]) for line in lines if line.startswith(b"data:")])
-
-    def finish(self) -> bytes:
-        """The end of a stream: finish reason, usage if it was asked for, and ``[DONE]``."""
-        if self.whole:
-            return b""
-        last = self._event(self._choice("", self._finish_reason(), last=True))
-        usage = self._event([], self._usage()) if self._usage_wanted else b""
-        return last + usage + b"data: [DONE]\n\n"
-
-    def _frame(self, payload: bytes) -> bytes:
-        frame = orjson.loads(payload)
-        if "error" in frame:
-            self.error = payload
-            return b""
-        self.tokens += 1
-        text = frame.get("text_output", "")
-        role = b""
-        if self._chat and not self._said_role:
-            self._said_role = True
-            role = self._event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
-        return role + self._event(self._choice(text, None))
-
-    def _choice(self, text: str, finish_reason: str | None, *, last: bool = False) -> list[dict[str, Any]]:
-        said: dict[str, Any] = {"delta": {} if last else {"content": text}} if self._chat else {"text": text}
-        return [{"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}]
-
-    def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
-        kind = "chat.completion.chunk" if self._chat else "text_completion"
-        frame: dict[str, Any] = self._envelope(kind) | {"choices": choices}
-        if usage is not None:
-            frame["usage"] = usage
-        return b"data: " + orjson.dumps(frame) + b"\n\n"
-
-    def _envelope(self, kind: str) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
-
-    def _finish_reason(self) -> str:
-        """The engine does not say why it stopped: at the cap it was the cap."""
-        return "length" if self.tokens >= self._max_tokens else "stop"
-
-    def _usage(self) -> dict[str, int]:
-        """Prompt tokens are an estimate from the text: this protocol does not count them."""
-        prompt = max(1, self._prompt_chars // 4)
-        return {"prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens}
-
-    def _document(self, data: bytes) -> bytes:
-        answer = orjson.loads(data)
-        if "error" in answer:
-            self.error = data
-            return b""
-        text = answer.get("text_output", "")
-        self.tokens = _length(answer.get("sequence_length"), text)
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": self._finish_reason()}
-        choice |= {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
-        kind = "chat.completion" if self._chat else "text_completion"
-        return orjson.dumps(self._envelope(kind) | {"choices": [choice], "usage": self._usage()})
-
-
-def _length(stated: Any, text: str) -> int:
-    """Tokens of a whole reply: the ensemble's ``sequence_length``, nested by beam or not, else four characters each."""
-    while isinstance(stated, list) and stated:
-        stated = stated[0]
-    return stated if isinstance(stated, int) and stated > 0 else max(1, len(text) // 4)
-
-
-def render(messages: list[Mapping[str, Any]], target: Target) -> str:
-    """Chat messages as one prompt, by the target's template."""
-    turns = [
-        target.chat_template.replace("{role}", str(message.get("role", "user"))).replace("{content}", _text(message))
-        for message in messages
-    ]
-    return "".join(turns) + target.chat_opening
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
-    return content if isinstance(content, str) else ""
-
-
-def _one_prompt(prompt: Any) -> str:
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if not isinstance(prompt, str):
-        raise UnsupportedFeature("Triton's protocol takes one prompt of text", "prompt")
-    return prompt
-
-
-def _stop_words(stop: Any) -> list[str]:
-    return [stop] if isinstance(stop, str) else [word for word in stop or () if isinstance(word, str)]
+def translation(call: Call, target: Target, request_id: str) -> Translation | None:
+    """How *call* and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""
+    kind = target.engine
+    protocol = PROTOCOL if call.endpoint.dialect is Dialect.TRITON else OPENAI_PROTOCOL
+    if protocol == kind.protocol:
+        return None
+    if protocol != OPENAI_PROTOCOL or kind.translate is None:
+        raise UnsupportedFeature(f"{target.name} does not serve the {protocol} protocol", "path")
+    return kind.translate(
+        OpenAICall(
+            backend=target.name,
+            path=call.endpoint.path,
+            document=call.document or {},
+            model=call.model,
+            engine_model=target.models.get(call.model, call.model),
+            stream=call.stream,
+            output_tokens_max=call.output_tokens_max,
+            prompt_chars=call.prompt_chars,
+            request_id=request_id,
+            chat_template=target.chat_template,
+            chat_opening=target.chat_opening,
+        )
+    )

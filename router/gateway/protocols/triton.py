@@ -1,6 +1,6 @@
-"""Triton's own paths: which model they name and what their bodies hold.
+"""Triton's own paths as clients call them: which model they name and what their bodies hold.
 
-Believes: the path and the body. Must not know what OpenAI's requests look like; translate.py knows both.
+Must not depend on OpenAI's request format; the translation between the two is ``router.engines.triton``.
 """
 
 from typing import Any, Final
@@ -12,6 +12,7 @@ from router.gateway.protocols.openai import Call, Endpoint, parse
 from router.gateway.traffic.answers import Dialect
 
 PREFIX: Final = b"/v2/models/"
+PROTOCOL: Final = "triton"  # as engine kinds name it
 
 
 def _none(_: Any) -> list[str | int]:

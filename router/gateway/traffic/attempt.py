@@ -98,7 +98,7 @@ class UpstreamAttempt(Reader):
 
     def moved(self, upstream: Upstream) -> None:
         """The backend has another address before a connection to the old one was there: ask at the new one."""
-        if upstream.target.protocol != self.upstream.target.protocol:
+        if upstream.target.engine.protocol != self.upstream.target.engine.protocol:
             self._failed(Failure(f"{upstream.target.name} speaks another protocol now", backend_fault=False))
             return
         self.upstream = upstream
@@ -239,7 +239,7 @@ class UpstreamAttempt(Reader):
         self._failed(Failure(why))
 
     def _opens_with_error(self, payload: bytes) -> None:
-        self.engine_said = faults.event_error(payload)
+        self.engine_said = faults.event_error(payload, self.upstream.target.engine.errors)
         if self.connection is not None:
             self.connection.abort()
         self._failed(faults.failure(self.upstream.target.name, self.engine_said))
@@ -248,7 +248,7 @@ class UpstreamAttempt(Reader):
         head = self._head
         assert head is not None
         body = dechunked(self._body) if head.chunked and not self.decodes else self._body
-        self.engine_said = faults.engine_error(head.status, body, head.fields)
+        self.engine_said = faults.engine_error(head.status, body, head.fields, self.upstream.target.engine.errors)
         self._failed(faults.failure(self.upstream.target.name, self.engine_said))
 
     def _open(self) -> None:
@@ -359,7 +359,7 @@ class UpstreamAttempt(Reader):
         return Usage(self._recast.tokens) if self._recast is not None else self.meter.usage()
 
     def _break(self, payload: bytes) -> None:
-        self.engine_said = faults.event_error(payload.strip())
+        self.engine_said = faults.event_error(payload.strip(), self.upstream.target.engine.errors)
         if self.connection is not None:
             self.connection.abort()
         self._failed(Failure(f"{self.upstream.target.name} failed in mid-stream: {self.engine_said.message}"))

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from router.core.decisions import Refuse
-from router.core.errors import Reason, Rejected, UnsupportedFeature
+from router.core.errors import Reason, Rejected
 from router.core.flight import Failure
 from router.core.types import NO_SLO, Request, RequestId
-from router.gateway.protocols import openai, translate, triton
+from router.engines import Translation
+from router.gateway.protocols import openai, triton
 from router.gateway.protocols.ingress import Caller
 from router.gateway.protocols.openai import Call, Endpoint
-from router.gateway.protocols.translate import Translation
+from router.gateway.protocols.translate import translation
 from router.gateway.traffic import answers
 from router.gateway.traffic.answers import Dialect, Problem
 from router.gateway.traffic.attempt import ERROR_MARK, TYPED_ERROR_MARK, UpstreamAttempt
-from router.gateway.traffic.faults import EngineError, clients_own
+from router.gateway.traffic.faults import EngineError
 from router.gateway.traffic.http import HOP_BY_HOP, STATUS_LINES, Head, chunk, options
 from router.gateway.traffic.upstream import Target, Upstream
 
@@ -186,13 +187,8 @@ class HttpExchange:
 
     def recast_for(self, target: Target) -> Translation | None:
         """How this call and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""
-        native = self.endpoint.dialect is Dialect.TRITON
-        if native == (target.protocol == "triton"):
-            return None
         assert self.call is not None
-        if native:
-            raise UnsupportedFeature(f"{target.name} does not speak Triton's protocol", "path")
-        return translate.recast(self.call, target, self.wire_id.decode("latin-1"))
+        return translation(self.call, target, self.wire_id.decode("latin-1"))
 
     def request_bytes(self, upstream: Upstream, recast: Translation | None) -> tuple[bytes, bytes]:
         """Head and body as this engine is to get them."""
@@ -263,7 +259,7 @@ class HttpExchange:
         elif said.body and not self._recast:
             self._answer(said.status, said.fields, said.body)
         else:
-            status = 400 if clients_own(said) else said.status
+            status = 400 if said.client_fault else said.status
             self.reject(Problem(status, said.message, code=None))
 
     def reject(self, problem: Problem) -> None:

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from router.engines import EngineKind
+from router.engines.openai import KIND as OPENAI
 from router.gateway.traffic.http import HEAD_END
 from router.gateway.traffic.meter import Gaps
 
@@ -38,7 +40,7 @@ class Target:
     port: int
     tls: bool = False
     path_prefix: str = ""
-    protocol: str = "openai"
+    engine: EngineKind = OPENAI
     api_key: str | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     chat_template: str = CHAT_TEMPLATE

@@ -1,0 +1,177 @@
+"""What an engine kind is: one frozen value that holds all in which one kind of inference server differs from another.
+
+Must not depend on anything but ``router.core``: both the gateway and the simulator read these values, and a kind opens
+no socket itself. Pages and error bodies are passed in as bytes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import orjson
+
+from router.engines.prometheus import Snapshot
+
+OPENAI_PROTOCOL: Final = "openai"
+_MESSAGE_CHARS_MAX: Final = 2_000
+
+
+class Scheduler(Enum):
+    """How an engine admits and batches requests; the simulator has an implementation of each."""
+
+    CHUNKED_PREFILL = "chunked prefill"
+    """vLLM V1: prompts in chunks beside decodes; a request is preempted when the KV cache is full."""
+
+    NO_EVICT = "guaranteed no evict"
+    """TensorRT-LLM's in-flight batching: a request starts once the KV cache can hold its longest reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAICall:
+    """A request of OpenAI's API as a translation reads it.
+
+    ``backend``: the name for messages; ``engine_model``: the engine's name for ``model``. ``chat_template`` and
+    ``chat_opening`` render chat messages for engines that take plain prompts.
+    """
+
+    backend: str
+    path: str
+    document: Mapping[str, Any]
+    model: str
+    engine_model: str
+    stream: bool
+    output_tokens_max: int
+    prompt_chars: int
+    request_id: str
+    chat_template: str
+    chat_opening: str
+
+
+class Translation(ABC):
+    """One translated request and the state of its reply.
+
+    ``path`` and ``body`` go to the engine, ``fields`` are the reply's header lines, ``whole``: the reply is one JSON
+    document. ``error``: the payload of an error frame, once one came; ``tokens``: how many have come.
+    """
+
+    __slots__ = ("body", "error", "fields", "path", "tokens", "whole")
+
+    path: bytes
+    body: bytes
+    fields: bytes
+    whole: bool
+    error: bytes | None
+    tokens: int
+
+    @abstractmethod
+    def feed(self, data: bytes) -> bytes:
+        """Translate more of the engine's body. Raises ValueError for what is not of the engine's protocol."""
+
+    @abstractmethod
+    def finish(self) -> bytes:
+        """The end of a stream as OpenAI's clients expect it."""
+
+
+Translate = Callable[[OpenAICall], Translation]
+"""Starts the translation of a request. Raises UnsupportedFeature when the protocol cannot express it."""
+
+
+def read_error(payload: bytes) -> tuple[int, str]:
+    """Status code (0: none) and message of an error body: OpenAI's, FastAPI's ``detail``, Triton's plain string."""
+    try:
+        document: Any = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return 0, payload[:_MESSAGE_CHARS_MAX].decode("utf-8", "replace") or "(no body)"
+    inner = document.get("error", document.get("detail", document)) if isinstance(document, dict) else document
+    if not isinstance(inner, dict):
+        return 0, str(inner)[:_MESSAGE_CHARS_MAX]
+    code = inner.get("code")
+    return (code if isinstance(code, int) else 0), str(inner.get("message", inner))[:_MESSAGE_CHARS_MAX]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorDialect:
+    """How an engine words its errors.
+
+    ``read``: status code (0: none) and message of an error body. ``engine_faults``: a message that contains one of
+    these is a fault of the engine whatever its status says; ``client_faults``: a message that begins with one of these
+    is about the client's request, though the status says otherwise.
+    """
+
+    read: Callable[[bytes], tuple[int, str]] = read_error
+    engine_faults: tuple[str, ...] = ("is not healthy", "not ready", "unavailable")
+    client_faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsPage:
+    """How a Prometheus page is recognised and read. ``signatures``: beginnings of lines, each proof of the kind.
+
+    ``read`` gets the page with a line feed before it and the engine's names of the models that are routed to it.
+    """
+
+    signatures: tuple[bytes, ...]
+    read: Callable[[bytes, Collection[str]], Snapshot]
+
+
+@dataclass(frozen=True, slots=True)
+class Era:
+    """From version ``since`` (major, minor) on, the row of ``router.core.tables.ENGINES`` that fits."""
+
+    since: tuple[int, int]
+    row: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """One kind of inference server. Every place that depends on the kind of an engine reads one of these fields.
+
+    ``name`` and ``aliases`` are what configs may call it. ``protocol``: the API it serves; for all but OpenAI's,
+    ``translate`` serves OpenAI's requests through it. ``health_path`` answers 2xx while the engine is up;
+    ``metrics_port_offset``: from the API's port to that of ``metrics_path``. ``prior``: the row of the efficiency table
+    its step times are predicted from before any measurement; ``eras``: rows of older versions, newest first.
+    """
+
+    name: str
+    prior: str
+    aliases: tuple[str, ...] = ()
+    eras: tuple[Era, ...] = ()
+    protocol: str = OPENAI_PROTOCOL
+    health_path: str = "/health"
+    metrics_path: str = "/metrics"
+    metrics_port_offset: int = 0
+    default_port: int = 80
+    metrics: MetricsPage | None = None
+    errors: ErrorDialect = ErrorDialect()
+    translate: Translate | None = None
+    scheduler: Scheduler = Scheduler.CHUNKED_PREFILL
+
+    def __post_init__(self) -> None:
+        """A protocol of its own without a translation would leave OpenAI's clients without an answer."""
+        if (self.protocol == OPENAI_PROTOCOL) != (self.translate is None):
+            raise ValueError(f"engine kind {self.name!r}: a translation is needed for, and only for, an own protocol")
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Every row of the efficiency table that belongs to this kind."""
+        return tuple(dict.fromkeys((self.prior, *(era.row for era in self.eras))))
+
+    def prior_of(self, version: tuple[int, int]) -> str:
+        """The row of the efficiency table for this version."""
+        return next((era.row for era in self.eras if version >= era.since), self.prior)
+
+    def health_url(self, url: str) -> str:
+        """Where an engine at *url* answers health checks."""
+        return url + self.health_path
+
+    def metrics_url(self, url: str) -> str:
+        """Where an engine at *url* has its metrics."""
+        if not self.metrics_port_offset:
+            return url + self.metrics_path
+        parts = urlsplit(url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        port = (parts.port or self.default_port) + self.metrics_port_offset
+        return urlunsplit((parts.scheme, f"{host}:{port}", self.metrics_path, "", ""))

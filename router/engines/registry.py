@@ -1,0 +1,102 @@
+"""Finds engine kinds by name, and metrics pages by what they contain.
+
+The modules of this package are imported at the first look-up. Must not depend on any one kind.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+from router.core.errors import UnknownEngine
+from router.engines.kind import OPENAI_PROTOCOL, EngineKind
+from router.engines.prometheus import Snapshot
+
+
+@cache
+def kinds() -> tuple[EngineKind, ...]:
+    """Every engine kind, by name. Raises ValueError when two claim one name."""
+    found = tuple(sorted(_modules_kinds(), key=lambda kind: kind.name))
+    claimed: dict[str, str] = {}
+    for kind in found:
+        for name in {_plain(each) for each in (kind.name, *kind.aliases)}:
+            if name in claimed:
+                raise ValueError(f"engine kinds {claimed[name]!r} and {kind.name!r} both claim the name {name!r}")
+            claimed[name] = kind.name
+    return found
+
+
+def _modules_kinds() -> Iterator[EngineKind]:
+    package = import_module(__name__.rpartition(".")[0])
+    for module in iter_modules(package.__path__, f"{package.__name__}."):
+        contents = vars(import_module(module.name))
+        yield from contents.get("KINDS", [contents["KIND"]] if "KIND" in contents else [])
+
+
+@cache
+def _by_name() -> dict[str, EngineKind]:
+    table: dict[str, EngineKind] = {}
+    for kind in kinds():
+        table |= {
+            _plain(row): replace(kind, prior=row, eras=()) for row in kind.rows if _plain(row).startswith(kind.name)
+        }
+    for kind in kinds():
+        table |= {_plain(name): kind for name in (kind.name, *kind.aliases)}
+    return table
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("_", "-")
+
+
+def find(name: str, protocol: str | None = None) -> EngineKind:
+    """The kind of that name or alias, or of an era such as ``vllm-2024``. Raises UnknownEngine.
+
+    *protocol*: the API it serves when that is not the kind's own, such as TensorRT-LLM behind Triton.
+    """
+    kind = _by_name().get(_plain(name))
+    if kind is None:
+        raise UnknownEngine(_unknown("engine", name, _by_name()))
+    if protocol is None or protocol == kind.protocol:
+        return kind
+    return replace(_serving(protocol), prior=kind.prior, eras=kind.eras, scheduler=kind.scheduler)
+
+
+def _serving(protocol: str) -> EngineKind:
+    """The kind that stands for a protocol: the one that bears its name."""
+    serving = {each.protocol: each for each in kinds() if each.name == each.protocol}
+    if protocol not in serving:
+        raise UnknownEngine(_unknown("protocol", protocol, serving))
+    return serving[protocol]
+
+
+def forget() -> None:
+    """Look for the package's modules anew at the next look-up."""
+    kinds.cache_clear()
+    _by_name.cache_clear()
+
+
+def _unknown(what: str, name: str, known: Collection[str]) -> str:
+    near = get_close_matches(_plain(name), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
+    return f"unknown {what} {name!r}; {hint}"
+
+
+def find_or_default(engine: str | None, protocol: str | None) -> EngineKind:
+    """The kind a config describes with either key, both or none. Raises UnknownEngine."""
+    return find(engine, protocol) if engine else _serving(protocol or OPENAI_PROTOCOL)
+
+
+def read_metrics(page: bytes, models: Collection[str] = ()) -> Snapshot | None:
+    """The metrics on *page*, or None when it is of no known engine.
+
+    *models*: the engine's names of the models routed to it; a Triton that serves others too is read for these alone.
+    """
+    text = b"\n" + page
+    for kind in kinds():
+        metrics = kind.metrics
+        if metrics is not None and any(b"\n" + signature in text for signature in metrics.signatures):
+            return metrics.read(text, models)
+    return None

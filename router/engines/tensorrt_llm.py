@@ -1,0 +1,33 @@
+"""TensorRT-LLM behind its own OpenAI server, trtllm-serve."""
+
+from collections.abc import Collection
+from typing import Final
+
+from router.engines.kind import EngineKind, Era, MetricsPage, Scheduler
+from router.engines.prometheus import Snapshot, mean, samples_of_first, total
+
+
+def _metrics(page: bytes, _: Collection[str]) -> Snapshot:
+    return Snapshot(
+        "tensorrt-llm",
+        running=total(samples_of_first(page, b"trtllm_num_requests_running")),
+        waiting=total(samples_of_first(page, b"trtllm_num_requests_waiting")),
+        kv_usage=mean(samples_of_first(page, b"trtllm_kv_cache_utilization")),
+        hit_rate=mean(samples_of_first(page, b"trtllm_kv_cache_hit_rate")),
+    )
+
+
+ERAS: Final = (  # 1.0 made the PyTorch backend the default
+    Era((1, 0), "tensorrt-llm"),
+    Era((0, 0), "tensorrt-llm-2024"),
+)
+
+KIND: Final = EngineKind(
+    name="tensorrt-llm",
+    aliases=("trtllm", "trt-llm", "trtllm-serve"),
+    prior="tensorrt-llm",
+    eras=ERAS,
+    default_port=8000,
+    metrics=MetricsPage((b"trtllm_num_requests_", b"trtllm_kv_cache_utilization"), _metrics),
+    scheduler=Scheduler.NO_EVICT,
+)

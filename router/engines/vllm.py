@@ -1,0 +1,48 @@
+"""vLLM: its OpenAI server, and the metrics of V1 and V0."""
+
+from collections.abc import Collection
+from math import nan
+from typing import Final
+
+from router.engines.kind import EngineKind, Era, MetricsPage
+from router.engines.prometheus import Labels, Snapshot, mean, samples_of_first, total
+
+
+def _metrics(page: bytes, _: Collection[str]) -> Snapshot:
+    """vLLM V1 names; ``gpu_cache_usage_perc`` is what V0 called it."""
+    info = [labels for labels, _ in samples_of_first(page, b"vllm:cache_config_info")]
+    never = any(labels.get("enable_prefix_caching") == "False" for labels in info)
+    return Snapshot(
+        "vllm",
+        running=total(samples_of_first(page, b"vllm:num_requests_running")),
+        waiting=total(samples_of_first(page, b"vllm:num_requests_waiting")),
+        kv_usage=mean(samples_of_first(page, b"vllm:kv_cache_usage_perc", b"vllm:gpu_cache_usage_perc")),
+        kv_tokens_max=sum(map(_kv_tokens, info)) if info else nan,
+        hits=total(samples_of_first(page, b"vllm:prefix_cache_hits_total", b"vllm:gpu_prefix_cache_hits_total")),
+        queries=total(
+            samples_of_first(page, b"vllm:prefix_cache_queries_total", b"vllm:gpu_prefix_cache_queries_total")
+        ),
+        hit_rate=0.0 if never else nan,
+    )
+
+
+def _kv_tokens(labels: Labels) -> float:
+    """Tokens of one rank's cache: stated by current versions, blocks x block size in older ones."""
+    stated = labels.get("kv_cache_size_tokens", "None")
+    try:
+        return float(stated) if stated != "None" else float(labels["num_gpu_blocks"]) * float(labels["block_size"])
+    except (KeyError, ValueError):
+        return nan
+
+
+KIND: Final = EngineKind(
+    name="vllm",
+    prior="vllm",
+    eras=(  # 0.4 had CUDA graphs settled; the V1 engine came with 0.8
+        Era((0, 8), "vllm"),
+        Era((0, 4), "vllm-2024"),
+        Era((0, 0), "vllm-2023"),
+    ),
+    default_port=8000,
+    metrics=MetricsPage((b"vllm:num_requests_running",), _metrics),
+)
