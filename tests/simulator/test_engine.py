@@ -268,7 +268,7 @@ async def test_what_is_not_http_is_refused() -> None:
     [
         (["--card", "a11"], "a10"),
         (["--card", "t4", "--model", "llama-3-70b"], "left for KV"),
-        (["--card", "a10", "--protocol", "grpc"], "expected one of vllm, triton"),
+        (["--card", "a10", "--protocol", "grpc"], "unknown engine"),
         (["--card", "a10", "--tp", "2", "--speedup", "0"], "--speedup must be above 0"),
     ],
 )
