@@ -5,14 +5,13 @@ the one verb of its kind (router/core/policy.py). Its file name is its name.
 """
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from numbers import Number
 from pkgutil import iter_modules
 from typing import Any, Final
 
-import router  # noqa: F401 - first: it decides whether compiled modules run or their sources
+from router.spelling import suggestion  # router is imported first: it decides what runs compiled
 
 KINDS: Final = ("routing", "admission", "scaling")
 
@@ -29,7 +28,7 @@ def find(kind: str, name: str, parameters: Mapping[str, Any] | None = None) -> A
     """The policy of this name with these parameters; ValueError names the choices when there is none such."""
     known = names(kind)
     if name not in known:
-        raise ValueError(f"unknown {kind} policy {name!r}{_hint(name, known)}; there are {', '.join(known)}")
+        raise ValueError(f"unknown {kind} policy {name!r}; {suggestion(name, known)}")
     return build(f"{kind} policy {name!r}", import_module(f"policies.{kind}.{name}").policy, parameters or {})
 
 
@@ -43,10 +42,7 @@ def build(what: str, make: Callable[..., Any], parameters: Mapping[str, Any]) ->
         wrong = [key for key in parameters if key not in allowed]
         if not wrong:
             raise ValueError(f"{what}: {problem}") from problem
-        takes = ", ".join(allowed) or "none"
-        raise ValueError(
-            f"{what} has no parameter {wrong[0]!r}{_hint(wrong[0], allowed)}; it takes {takes}"
-        ) from problem
+        raise ValueError(f"{what} has no parameter {wrong[0]!r}; {suggestion(wrong[0], allowed)}") from problem
 
 
 _WANTED: Final = {
@@ -64,8 +60,3 @@ def _check_kinds(what: str, takes: Mapping[str, Parameter], parameters: Mapping[
         kind, wanted = _WANTED.get(type(default), (object, ""))
         if not isinstance(value, kind) or (kind is Number and isinstance(value, bool)):
             raise ValueError(f"{what}: {name} must be {wanted} like {default!r}, not {value!r}")
-
-
-def _hint(word: str, known: list[str]) -> str:
-    near = get_close_matches(word, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -6,7 +6,6 @@ the `Backend` a router is told (belief) and the `Truth` a replica runs on.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from router.core.physics import Shape, StepCoefficients, coefficients, kv_capaci
 from router.core.step import MEASURABLE
 from router.core.types import Backend, Slo
 from router.engines import EngineKind, Scheduler, find
+from router.spelling import suggestion
 from simulator.errors import BadPool
 from simulator.replica.sequence import EngineLimits
 from simulator.replica.truth import Hidden, Truth, true_of
@@ -312,6 +312,4 @@ def _mapping(value: object, place: str) -> Mapping[str, Any]:
 def _known(entry: Mapping[str, Any], wanted: tuple[str, ...], place: str) -> None:
     for key in entry:
         if key not in wanted:
-            near = get_close_matches(str(key), wanted, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(wanted)}"
-            raise ValueError(f"unknown key {place}{key}{hint}")
+            raise ValueError(f"unknown key {place}{key}; {suggestion(str(key), wanted)}")

@@ -93,7 +93,7 @@ def test_compiled_loops_of_a_file_load_in_whatever_order_files_are_loaded(tmp_pa
         ("def policy():\n    raise KeyError('k')\n", r"p\.py:2: policy\(\) raised KeyError"),
         ("def policy(): return 3\n", r"p\.py: int has no method 'choose'"),
         ("def policy(depth): return 3\n", r"routing policy p\.py"),
-        ("def policy(dept=1): return 3\n", r"has no parameter 'depth' \(did you mean 'dept'\?\)"),
+        ("def policy(dept=1): return 3\n", r"has no parameter 'depth'; did you mean 'dept'\?"),
         ("def policy(depth):\n    raise ValueError('depth must be even')\n", "depth must be even"),
     ],
 )

@@ -12,11 +12,11 @@ their name says. Prices are examples in USD per hour, to be replaced by an opera
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
 from router.core.errors import UnknownCard
+from router.spelling import suggestion
 
 GIB: Final = float(2**30)
 _GDDR_ECC: Final = 15 / 16
@@ -235,6 +235,5 @@ def card(name: str) -> Card:
     key = _spelled(name)
     found = CARDS.get(_ALIASES.get(key, key))
     if found is None:
-        near = get_close_matches(key, [*CARDS, *_ALIASES], n=4, cutoff=0.3) or sorted(CARDS)
-        raise UnknownCard(f"no card named {name!r}; did you mean {', '.join(near)}?")
+        raise UnknownCard(f"no card named {name!r}; {suggestion(key, [*CARDS, *_ALIASES], count=4, cutoff=0.3)}")
     return found

@@ -8,11 +8,11 @@ what runs the model or where. An operator's own model is made with ``make_model`
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
 from router.core.errors import UnknownModel
+from router.spelling import suggestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +289,5 @@ def model(name: str) -> Model:
     key = _spelled(name)
     found = MODELS.get(_ALIASES.get(key, key))
     if found is None:
-        near = get_close_matches(key, [*MODELS, *_ALIASES], n=4, cutoff=0.3) or sorted(MODELS)
-        raise UnknownModel(f"no model named {name!r}; did you mean {', '.join(near)}?")
+        raise UnknownModel(f"no model named {name!r}; {suggestion(key, [*MODELS, *_ALIASES], count=4, cutoff=0.3)}")
     return found

@@ -5,7 +5,6 @@ The modules of this package are imported at the first look-up. Must not depend o
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -13,6 +12,7 @@ from pkgutil import iter_modules
 from router.core.errors import UnknownEngine
 from router.engines.kind import OPENAI_PROTOCOL, EngineKind
 from router.engines.prometheus import Snapshot
+from router.spelling import suggestion
 
 
 @cache
@@ -79,9 +79,7 @@ def forget() -> None:
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> str:
-    near = get_close_matches(_plain(name), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
-    return f"unknown {what} {name!r}; {hint}"
+    return f"unknown {what} {name!r}; {suggestion(_plain(name), sorted(known))}"
 
 
 def find_or_default(engine: str | None, protocol: str | None) -> EngineKind:

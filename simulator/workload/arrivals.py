@@ -6,13 +6,13 @@ Must not know: policies, replicas.
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import accumulate, islice
 from math import inf
 from random import Random
 from typing import Final, Protocol
 
 from router.core.types import NO_SLO, Fact, Request, Slo
+from router.spelling import suggestion
 from simulator.traces.entry import INFEASIBLE, TraceEntry
 
 
@@ -203,6 +203,4 @@ def parse_slo(text: str) -> SloClass:
 
 
 def _unknown_key(key: str) -> str:
-    near = get_close_matches(key, [*_BOUNDS, "quantile", "infeasible"], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown key {key!r}, expected ttft, tpot, e2e, quantile or infeasible{hint}"
+    return f"unknown key {key!r}; {suggestion(key, [*_BOUNDS, 'quantile', 'infeasible'])}"

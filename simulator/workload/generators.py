@@ -17,13 +17,13 @@ seed.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import lru_cache
 from math import exp, log, pi, sin, sqrt
 from pathlib import Path
 from random import Random
 from typing import Final
 
+from router.spelling import suggestion
 from simulator.traces import TraceEntry, read_trace
 from simulator.workload.arrivals import Arrival, Shaper, Shaping, parse_seconds, shape
 
@@ -85,9 +85,7 @@ def parse_recipe(text: str) -> Recipe:
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         if not equals or key not in _KEYS[kind]:
-            near = get_close_matches(key, _KEYS[kind], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{text!r}: expected key=value with a key among {', '.join(_KEYS[kind])}{hint}")
+            raise ValueError(f"{text!r}: expected key=value, got {part!r}; {suggestion(key, _KEYS[kind])}")
         values[key] = _value(key, value, text)
     return Recipe(kind, **values)  # type: ignore[arg-type]
 

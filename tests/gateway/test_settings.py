@@ -138,17 +138,17 @@ backends:
         ("", "r.yaml:1: expected keys with values"),
         ("a: 1\nb: 2\na: 3", "r.yaml:3: key 'a' is given twice"),
         ("backends: []", "r.yaml:1: backends: needs at least one entry"),
-        (BACKENDS.replace("l20", "l21"), "r.yaml:3: backends[0].card: no card named 'l21'; did you mean l2"),
+        (BACKENDS.replace("l20", "l21"), "r.yaml:3: backends[0].card: no card named 'l21'; did you mean 'l2"),
         (
             BACKENDS.replace("7b", "7x"),
-            "r.yaml:3: backends[0].model: no model named 'qwen2.5-7x'; did you mean qwen2.5-7b",
+            "r.yaml:3: backends[0].model: no model named 'qwen2.5-7x'; did you mean 'qwen2.5-7b",
         ),
         (BACKENDS.replace("l20", "t4").replace("tp: 2", "tp: 1"), "r.yaml:3: backends[0].model: does not fit"),
         (BACKENDS.replace("tp: 2", "tp: 3"), "r.yaml:3: backends[0].model: does not fit: TP 3 does not divide"),
         (BACKENDS.replace("tp: 2", "precision: fp7"), "r.yaml:3: backends[0].precision: no precision named 'fp7'"),
         (BACKENDS + BACKENDS.split("\n")[2], "r.yaml:4: backends[1].name: two backends are named 'a'"),
         (BACKENDS.replace(":8001", ":80a1"), "r.yaml:3: backends[0].url: expected http://host:port"),
-        (BACKENDS + "default_slo_class: chat", "r.yaml:4: default_slo_class: unknown class; known here: default"),
+        (BACKENDS + "default_slo_class: chat", "r.yaml:4: default_slo_class: unknown class; expected one of default"),
         (BACKENDS + "policy: {routing: slo_hedroom}", "r.yaml:4: policy.routing: unknown routing policy 'slo_hedroom'"),
         (
             BACKENDS + "policy: {routing: {name: slo_headroom, parameters: {sfety: 2}}}",
@@ -160,7 +160,7 @@ backends:
         (BACKENDS + "state: {redis_url: localhost}", "r.yaml:4: state.redis_url: expected redis://host:port/db"),
         (
             BACKENDS.replace("tp: 2", "tp: 2, variant: big") + "autoscale: {variants: {big: {start_s: 60}}}",
-            "r.yaml:4: autoscale.variants.big.start_s: unknown key; known here: max_replicas, min_replicas",
+            "r.yaml:4: autoscale.variants.big.start_s: unknown key; expected one of max_replicas, min_replicas",
         ),
         (
             BACKENDS + "autoscale: {variants: {big: {}}}",

@@ -131,7 +131,7 @@ def test_how_many_is_known_beforehand() -> None:
         ("gen:poisson:rat=1", "did you mean 'rate'"),
         ("gen:poisson:rate=fast", "rate: could not convert"),
         ("gen:poisson:rate=0", "rate must be above 0"),
-        ("gen:poisson:clients=3", "key among rate"),
+        ("gen:poisson:zz=3", "expected one of rate"),
         ("gen:poisson:prompt=3", "given together"),
         ("gen:poisson:sigma=0.5", "sigma must be 0 or more, and goes with prompt"),
         ("gen:diurnal:peak=99", "peak must be 1 to"),

@@ -117,7 +117,7 @@ def test_a_gzipped_trace_reads_as_the_plain_one(tmp_path: Path, text: str) -> No
         (OWN + '{"arrived_s": 1, "prompt_tokens": 0, "output_tokens": 1}\n', ":2: prompt_tokens must be at least 1"),
         (OWN + '{"arrived_s": -1, "prompt_tokens": 1, "output_tokens": 1}\n', ":2: arrived_s must be 0 or more"),
         (OWN.replace('"m"}', '"m", "streamed": "no"}'), ":1: streamed must be true or false, got 'no'"),
-        (OWN.replace("ttft_slo_s", "ttft_slo"), ":1: unknown key 'ttft_slo', did you mean 'ttft_slo_s'?"),
+        (OWN.replace("ttft_slo_s", "ttft_slo"), ":1: unknown key 'ttft_slo'; did you mean 'ttft_slo_s'?"),
         (
             OWN.replace('"m"', '"m", "slo_infeasible": "no"'),
             ":1: slo_infeasible must be best_effort or refuse, got 'no'",

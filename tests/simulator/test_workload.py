@@ -71,5 +71,5 @@ def test_an_slo_in_words() -> None:
 @pytest.mark.parametrize("text", ["ttft", "tftt=1s", "ttft=soon", "ttft=0s", "quantile=1", "ttft=1s,infeasible=yes"])
 def test_an_slo_that_cannot_be_is_refused(text: str) -> None:
     """With what was expected."""
-    with pytest.raises(ValueError, match=r"expected|must be"):
+    with pytest.raises(ValueError, match=r"expected|must be|did you mean 'ttft'"):
         parse_slo(text)

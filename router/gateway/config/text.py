@@ -6,7 +6,6 @@ that is ``settings.py``. A file is refused whole, with all its faults at once, s
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode, Node, SequenceNode
 
 from router.core.errors import ConfigError
+from router.spelling import suggestion
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is: a reload holds up streams less
 
@@ -144,11 +144,8 @@ def _short(value: object) -> str:
 
 
 def unknown(what: str, word: str, known: Iterable[str]) -> str:
-    """What to say of a word nobody knows: the nearest one, else all there are."""
-    names = sorted(known)
-    near = get_close_matches(word, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
-    return f"unknown {what}; {hint}"
+    """The message for a *word* that is not among the *known* ones."""
+    return f"unknown {what}; {suggestion(word, sorted(known))}"
 
 
 def _keys_at(model: type[BaseModel], loc: Loc) -> list[str]:

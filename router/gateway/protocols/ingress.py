@@ -6,12 +6,12 @@ Believes: header values as bytes, names in lower case. Must not know the config 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from math import isfinite
 from typing import Final
 
 from router.core.errors import Rejected
 from router.core.types import NO_SLO, Slo
+from router.spelling import suggestion
 
 Headers = Mapping[bytes, bytes]
 
@@ -145,11 +145,7 @@ class Ingress:
     def _class_named(self, value: bytes) -> str:
         name = value.decode("latin-1").strip()
         if name not in self.classes:
-            near = get_close_matches(name, self.classes, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise Rejected(
-                400, f"x-slo-class: no class {name!r}; classes: {', '.join(self.classes)}{hint}", "x-slo-class"
-            )
+            raise Rejected(400, f"x-slo-class: no class {name!r}; {suggestion(name, self.classes)}", "x-slo-class")
         return name
 
 

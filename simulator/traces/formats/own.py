@@ -8,10 +8,10 @@ misspelt SLO is not taken for no SLO.
 """
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, Final
 
 from router.core.types import Slo
+from router.spelling import suggestion
 from simulator.traces.entry import INFEASIBLE, TraceEntry, TraceFormat
 from simulator.traces.fields import by_record, count, flag, hashes, seconds, slo_of, text_of, whole
 
@@ -40,8 +40,7 @@ _KEYS: Final = (
 def _read(record: Mapping[str, Any]) -> TraceEntry:
     for key in record:
         if key not in _KEYS:
-            near = get_close_matches(key, _KEYS, n=1)
-            raise ValueError(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"unknown key {key!r}; {suggestion(key, _KEYS)}")
     prefix = hashes(record, "prefix")
     return TraceEntry(
         seconds(record.get("arrived_s"), "arrived_s"),
