@@ -45,15 +45,16 @@ def scene(world: World) -> tuple[Fleet, Forecast]:
     ledger, belief = Ledger(), Belief()
     for backend in world.backends:
         belief.joined(ledger.join(backend, world.now_s), backend)
+    loads = {b.name: load for b, load in zip(world.backends, world.loads, strict=True)}
+    ledger.peers.on_peer_load("peer", loads, world.now_s)
     for index in world.turns:
         bound_s = world.tpot_bounds_s[index]
-        ledger.prefilled(ledger.reserve(index, 100.0, 200.0, bound_s, world.now_s), world.now_s)
+        ledger.load.prefilled(ledger.load.reserve(index, 100.0, 200.0, bound_s, world.now_s), world.now_s)
         ledger.remember_prefix(index, world.request)
-    ledger.on_peer_load("peer", {b.name: load for b, load in zip(world.backends, world.loads, strict=True)})
     for index in world.down:
         ledger.mark_state(index, up=False)
     held = world.held_ranks
-    fleet = Fleet(ledger, ledger.pool(world.request.model), world.now_s, len(held), min(held, default=()))
+    fleet = Fleet(ledger, ledger.roster.pool(world.request.model), world.now_s, len(held), min(held, default=()))
     return fleet, Forecast(world.request, fleet, belief)
 
 

@@ -7,6 +7,7 @@ For policies with compiled loops: ``compiled`` and ``part``; the rows of ``Forec
 of ``Fleet.columns`` (one column a slot), which policies/README.md lists; the states of a forecast.
 """
 
+from router.core.arrays import Floats, Slots
 from router.core.columns import (
     BAND,
     CACHED,
@@ -53,7 +54,6 @@ from router.core.errors import Reason
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.hashing import hash64
-from router.core.ledger import Floats, Slots
 from router.core.policy import Admission, Demand, Memory, Routing, Scaling
 from router.core.types import NO_SLO, Backend, EngineReport, Request, Rng, Slo, Usage
 

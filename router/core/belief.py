@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.core import border, kernels, lessons
+from router.core.arrays import Floats
 from router.core.columns import BANDS, E2E, EAGER, FULL, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
-from router.core.ledger import Floats, WorkSnapshot
 from router.core.lengths import Lengths, Prompts
+from router.core.metering import WorkSnapshot
 from router.core.regression import Regression
 from router.core.roof import Roofs
 from router.core.score import STATES, ForecastStats, Score

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from router.core import border
+from router.core.arrays import Slots, frozen
 from router.core.belief import Belief
 from router.core.decisions import (
     Abort,
@@ -37,10 +38,9 @@ from router.core.fleet import Fleet
 from router.core.flight import Attempt, DispatchLimits, Failure, Flight
 from router.core.forecast import Forecast, Prediction
 from router.core.holding import HeldQueue, Promise
-from router.core.ledger import Ledger, Slots
+from router.core.ledger import Ledger
 from router.core.policy import Admission, Memory, Routing
 from router.core.promises import e2e_tpot_bound_s, tpot_bound_s
-from router.core.readonly import frozen
 from router.core.score import TRUSTED_AFTER, Score
 from router.core.timers import Due, Timer, Timers
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
@@ -98,8 +98,8 @@ class Dispatcher:
         now_s, plausible = self._time(now_s), border.backend(backend, self.dropped_numbers)
         if plausible is None:
             return ()
-        known = self.ledger.slot(plausible.name)
-        same = known is not None and self.ledger.backends[known] == plausible
+        known = self.ledger.roster.slot(plausible.name)
+        same = known is not None and self.ledger.roster.backends[known] == plausible
         slot = self.ledger.join(plausible, now_s)
         if not same:
             self.belief.joined(slot, plausible)
@@ -117,8 +117,8 @@ class Dispatcher:
     def backend_health(self, name: str, up: bool, now_s: float) -> Sequence[Command]:
         """A health check's answer changed."""
         now_s = self._time(now_s)
-        slot = self.ledger.slot(name)
-        if up and slot is not None and not self.ledger.up[slot]:
+        slot = self.ledger.roster.slot(name)
+        if up and slot is not None and not self.ledger.roster.is_up(slot):
             self.belief.restarted(slot)
             self._ejection.forget(name)  # one crash that cut many streams was no row of faults
             return self._mark(name, now_s, up=True, ejected=False)
@@ -129,7 +129,7 @@ class Dispatcher:
         return self._mark(name, self._time(now_s), draining=draining)
 
     def _mark(self, name: str, now_s: float, **state: bool) -> Sequence[Command]:
-        slot = self.ledger.slot(name)
+        slot = self.ledger.roster.slot(name)
         if slot is None:
             return ()
         self.ledger.mark_state(slot, **state)
@@ -137,25 +137,24 @@ class Dispatcher:
 
     def probe_started(self, name: str, now_s: float) -> None:
         """The shell is about to ask this engine for its queue."""
-        slot = self.ledger.slot(name)
+        slot = self.ledger.roster.slot(name)
         if slot is not None:
-            self.ledger.probe_started(slot, self._time(now_s))
+            self.ledger.reports.probe_started(slot, self._time(now_s))
 
     def reported(self, name: str, report: EngineReport, now_s: float) -> Sequence[Command]:
         """The engine's answer."""
-        now_s, slot = self._time(now_s), self.ledger.slot(name)
+        now_s, slot = self._time(now_s), self.ledger.roster.slot(name)
         plausible = border.report(report, name, now_s, self.dropped_numbers) if slot is not None else None
         if slot is None or plausible is None:
             return ()
-        self.ledger.reported(slot, plausible, now_s)
+        self.ledger.reports.reported(slot, plausible, now_s)
         self.belief.reported(slot, plausible.prefix_hit_rate)
         return self._serve_held(now_s)
 
     def on_peer_load(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
         """What another router has in flight, by backend name; replaces what it said before."""
         now_s = self._time(now_s)
-        self.ledger.meter(now_s)
-        self.ledger.on_peer_load(peer, border.loads(loads, peer, self.dropped_numbers))
+        self.ledger.peers.on_peer_load(peer, border.loads(loads, peer, self.dropped_numbers), now_s)
         return self._serve_held(now_s)
 
     def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
@@ -164,23 +163,23 @@ class Dispatcher:
 
     def loads(self) -> dict[str, Load]:
         """What we have in flight, by backend name: what peers should hear."""
-        return self.ledger.own_loads()
+        return self.ledger.peers.own_loads()
 
     def score(self, name: str) -> Score | None:
         """How the forecasts of a backend did; None for one that is not there."""
-        slot = self.ledger.slot(name)
+        slot = self.ledger.roster.slot(name)
         return None if slot is None else self.belief.score(slot)
 
     def beliefs(self) -> dict[str, Mapping[str, Any]]:
         """What was learnt, by backend name, as JSON can hold it: what other routers may start from."""
-        return {name: self.belief.export(slot) for name, slot in self.ledger.slots}
+        return {name: self.belief.export(slot) for name, slot in self.ledger.roster.slots}
 
     def adopt_belief(self, name: str, learnt: Mapping[str, Any], now_s: float) -> Sequence[Command]:
         """What another router learnt of a backend: taken over while little was seen of it here.
 
         ValueError when it is of another version or other physics, or holds a number that is implausible.
         """
-        now_s, slot = self._time(now_s), self.ledger.slot(name)
+        now_s, slot = self._time(now_s), self.ledger.roster.slot(name)
         if slot is None or self.belief.seen(slot) >= TRUSTED_AFTER:
             return ()
         try:
@@ -220,7 +219,7 @@ class Dispatcher:
         now_s = self._time(now_s)
         flight = self._flights[request.id] = Flight(request)
         queue = self._held.get(request.model)
-        slots = self.ledger.holding(request)
+        slots = self.ledger.roster.taking(request)
         if not len(slots):
             return self._no_backend(flight, now_s)
         fleet = self._fleet(flight, slots, queue, now_s)
@@ -257,7 +256,7 @@ class Dispatcher:
         if flight is None or won is None or flight.streaming:
             return ()
         flight.first_byte_s = now_s
-        self.ledger.prefilled(won.reservation, now_s)
+        self.ledger.load.prefilled(won.reservation, now_s)
         self._ejection.answered(won.backend)
         if flight.request.streamed:
             self._learn_first_token(won, now_s)
@@ -281,7 +280,7 @@ class Dispatcher:
             return [*early, *self.ended(request_id, attempt, usage, now_s)]
         usage = border.usage(usage, flight.request, done.backend, self._context_tokens(done), self.dropped_numbers)
         self._learn(flight, done, usage, now_s)
-        self.ledger.release(done.reservation, now_s)
+        self.ledger.load.release(done.reservation, now_s)
         return self._over(flight, EndState.SERVED, done, usage, now_s)
 
     def failed(self, request_id: RequestId, attempt: int, failure: Failure, now_s: float) -> Sequence[Command]:
@@ -290,7 +289,7 @@ class Dispatcher:
         flight, dead = self._find(request_id, attempt)
         if flight is None or dead is None:
             return ()
-        self.ledger.release(dead.reservation, now_s)
+        self.ledger.load.release(dead.reservation, now_s)
         if failure.backend_fault:
             self._blame(dead.backend, now_s)
         if flight.streaming:
@@ -340,12 +339,14 @@ class Dispatcher:
         index = fleet.index(slot)
         if index < 0:
             raise PolicyRejected(f"{type(self.routing).__name__} chose slot {slot}, which is not among the candidates")
-        backend = self.ledger.name(slot)
+        backend = self.ledger.roster.name(slot)
         predicted = forecast.at(index) if forecast.made else NO_PREDICTION
         self._note(flight, backend, why, forecast, now_s)
         bound_s = tpot_bound_s(request, predicted.tpot_s)
         pace_s = e2e_tpot_bound_s(request, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens)
-        held = self.ledger.reserve(slot, forecast.prefill_tokens_at(index), forecast.tokens, bound_s, now_s, pace_s)
+        held = self.ledger.load.reserve(
+            slot, forecast.prefill_tokens_at(index), forecast.tokens, bound_s, now_s, pace_s
+        )
         flight.attempts += 1
         flight.tried = (*flight.tried, slot)
         attempt = Attempt(flight.attempts, backend, held, predicted, now_s)
@@ -367,7 +368,7 @@ class Dispatcher:
     def _note(self, flight: Flight, chosen: str, why: str, forecast: Forecast, now_s: float) -> None:
         request = flight.request
         flight.note = self._explanations.note(
-            request.id, chosen, why, request.slo.quantile, forecast, self.ledger.backends, now_s
+            request.id, chosen, why, request.slo.quantile, forecast, self.ledger.roster.backends, now_s
         )
 
     def explain(self, request_id: RequestId) -> Explanation | None:
@@ -391,7 +392,7 @@ class Dispatcher:
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 
     def _untried(self, flight: Flight, now_s: float) -> Fleet | None:
-        slots = self.ledger.holding(flight.request)
+        slots = self.ledger.roster.taking(flight.request)
         left = frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
         return self._fleet(flight, left, self._held.get(flight.request.model), now_s) if len(left) else None
 
@@ -404,12 +405,12 @@ class Dispatcher:
 
     def _no_backend(self, flight: Flight, now_s: float) -> Sequence[Command]:
         model = flight.request.model
-        if not self.ledger.serves(model):
-            there = ", ".join(self.ledger.models) or "none"
+        if not self.ledger.roster.serves(model):
+            there = ", ".join(self.ledger.roster.models) or "none"
             return self._refuse(
                 flight, Shed(Reason.UNKNOWN_MODEL, f"no backend serves {model!r}; models: {there}"), now_s
             )
-        tokens, longest = flight.request.prompt_tokens, self.ledger.longest(model)
+        tokens, longest = flight.request.prompt_tokens, self.ledger.roster.longest(model)
         if tokens >= longest:
             why = f"a prompt of {tokens} tokens; the longest context of any backend of {model!r} is {longest:.0f}"
             return self._refuse(flight, Shed(Reason.TOO_LONG, why), now_s)
@@ -421,7 +422,7 @@ class Dispatcher:
         """What tells lines of held requests apart: the bounds, and how many backends may take the request where that is
         not all of them. A client may name any bound, so near ones stand in one line.
         """
-        slo, all_slots = request.slo, self.ledger.pool(request.model)
+        slo, all_slots = request.slo, self.ledger.roster.pool(request.model)
         some = 0.0 if slots is all_slots else float(len(slots))
         return _step(slo.ttft_s), _step(slo.tpot_s), _step(slo.e2e_s), slo.quantile, some
 
@@ -436,7 +437,7 @@ class Dispatcher:
         if flight.hold_until_s == inf:
             flight.hold_until_s = now_s + self.admission.hold_s_max
         if not flight.promise:
-            flight.promise = self._promise(request, self.ledger.holding(request))
+            flight.promise = self._promise(request, self.ledger.roster.taking(request))
         flight.promise = queue.push(flight.rank, request.id, flight.promise)
         flight.asked_again_s, flight.alone = inf, choice.alone
         self._timers.set(flight.hold_until_s, request.id, 0, Due.ASK_HELD)
@@ -523,7 +524,7 @@ class Dispatcher:
 
     def _nobody_left(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
         """With nobody up it goes on waiting; when everybody up has failed it already, it must not block the others."""
-        if not len(self.ledger.pool(flight.request.model)):
+        if not len(self.ledger.roster.pool(flight.request.model)):
             return False
         queue.discard(flight.request.id)
         why = flight.why or "no backend that is up takes a prompt so long"
@@ -555,7 +556,7 @@ class Dispatcher:
         """Act on every timer that is due."""
         now_s = self._time(now_s)
         commands: list[Command] = []
-        self.ledger.forget_stale(now_s)
+        self.ledger.reports.forget_stale(now_s)
         while timer := self._timers.pop(now_s):
             commands.extend(self._act(timer, now_s))
         return commands
@@ -622,7 +623,7 @@ class Dispatcher:
         """Of a whole reply only the forecast tells when its prompt is done with: prefill load must not outlive that."""
         attempt = flight.attempt(number)
         assert attempt is not None  # _stands has just looked
-        self.ledger.prefilled(attempt.reservation, now_s)
+        self.ledger.load.prefilled(attempt.reservation, now_s)
         return self._serve_held(now_s, flight.request.model)
 
     def _spent(self) -> bool:
@@ -644,7 +645,7 @@ class Dispatcher:
     # -- blame -------------------------------------------------------------------------------------------------
 
     def _blame(self, backend: str, now_s: float) -> None:
-        slot, limits = self.ledger.slot(backend), self.limits
+        slot, limits = self.ledger.roster.slot(backend), self.limits
         if slot is None:
             return
         aside_s = self._ejection.fault(backend, limits.failures_max, limits.eject_s, limits.eject_s_max)
@@ -655,7 +656,7 @@ class Dispatcher:
     # -- ends --------------------------------------------------------------------------------------------------
 
     def _close(self, flight: Flight, attempt: Attempt, why: str, now_s: float) -> Abort:
-        self.ledger.release(attempt.reservation, now_s)
+        self.ledger.load.release(attempt.reservation, now_s)
         return Abort(flight.request.id, attempt.backend, attempt.number, why)
 
     def _refuse(self, flight: Flight, shed: Shed, now_s: float) -> Sequence[Command]:
@@ -665,15 +666,15 @@ class Dispatcher:
     def _context_tokens(self, done: Attempt) -> int:
         """The longest context of the backend that an attempt ran on (0: any, or it has left)."""
         held, ledger = done.reservation, self.ledger
-        backend = ledger.backends[held.slot] if held.generation == ledger.generation[held.slot] else None
+        backend = ledger.roster.backends[held.slot] if held.generation == ledger.table.generation[held.slot] else None
         return backend.context_tokens_max if backend is not None else 0
 
     def _learn_first_token(self, won: Attempt, now_s: float) -> None:
         held, predicted = won.reservation, won.predicted
-        if predicted.expectation is None or held.generation != self.ledger.generation[held.slot]:
+        if predicted.expectation is None or held.generation != self.ledger.table.generation[held.slot]:
             return
         self.belief.first_token(held.slot, predicted.expectation, predicted.ttft_s, now_s - won.sent_s)
-        won.prefilled = self.ledger.mark(held.slot, now_s)
+        won.prefilled = self.ledger.metering.snapshot(held.slot, now_s)
 
     def _learn(self, flight: Flight, done: Attempt, usage: Usage, now_s: float) -> None:
         request, held, predicted, belief = flight.request, done.reservation, done.predicted, self.belief
@@ -681,14 +682,14 @@ class Dispatcher:
             return
         belief.lengths.saw(request.model, request.slo_class, usage.output_tokens, request.output_tokens_max)
         belief.prompts.saw(request.model, request.prompt_tokens, usage.prompt_tokens)
-        if held.generation != self.ledger.generation[held.slot]:
+        if held.generation != self.ledger.table.generation[held.slot]:
             return
         if usage.prompt_tokens > 0:
             share = usage.cached_tokens / usage.prompt_tokens
             belief.cached(held.slot, share, done.resident_share, usage.cached_stated)
         if predicted.expectation is None or done.prefilled is None:
             return
-        slot, expected, until = held.slot, predicted.expectation, self.ledger.mark(held.slot, now_s)
+        slot, expected, until = held.slot, predicted.expectation, self.ledger.metering.snapshot(held.slot, now_s)
         if usage.output_tokens > 1:
             belief.pace(slot, request.model, expected, predicted.tpot_s, usage.output_tokens - 1, done.prefilled, until)
         belief.end(slot, expected, predicted.e2e_s, now_s - done.sent_s)

@@ -9,24 +9,33 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from router.core.arrays import Floats, Slots, frozen
 from router.core.columns import (
     CHUNK_TOKENS,
     CONTEXT_TOKENS,
     DECODING,
+    E2E_TPOT_BOUND_S,
     KV_TOKENS_MAX,
     KV_USAGE,
     LAST_SENT,
     NETWORK_S,
+    PEERS,
+    PEERS_E2E_TPOT_BOUND_S,
+    PEERS_TPOT_BOUND_S,
+    PREFILL_RATE,
     PREFILL_TOKENS,
     PREFILLING,
     PREFIX_HIT_RATE,
     PRICE_PER_S,
+    RATE_AT_S,
     SEQS_MAX,
+    TPOT_BOUND_S,
     TURN,
+    UNATTRIBUTED,
     WEIGHT,
 )
-from router.core.ledger import RATE_TAU_S, Floats, Ledger, Slots
-from router.core.readonly import frozen
+from router.core.ledger import Ledger
+from router.core.metering import RATE_TAU_S
 from router.core.types import Backend, Request
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -43,7 +52,7 @@ class Fleet:
     Every array is read-only, most of them views of the ledger's memory: writing one raises ValueError.
     """
 
-    __slots__ = ("_gathered", "_ledger", "_span", "ahead", "held", "held_rank", "hold_s", "now_s", "slots")
+    __slots__ = ("_gathered", "_ledger", "_span", "_table", "ahead", "held", "held_rank", "hold_s", "now_s", "slots")
 
     def __init__(
         self,
@@ -55,9 +64,10 @@ class Fleet:
         hold_s: float = inf,
     ) -> None:
         self._ledger = ledger
+        self._table = ledger.table
         self._gathered: Floats | None = None
         self.slots = slots
-        self._span = ledger.span(slots)
+        self._span = ledger.roster.span(slots)
         self.now_s = now_s
         self.held = held
         self.held_rank = held_rank
@@ -85,12 +95,12 @@ class Fleet:
         """Every fact of every slot (facts x slots, read-only), in the rows that ``router.core`` names (SEQS_MAX, ...):
         for compiled loops, for which one matrix is cheaper than many arrays. A candidate's column is its slot.
         """
-        return self._ledger.shown
+        return self._table.shown
 
     @property
     def beside_tokens_per_s(self) -> float:
         """Prompt tokens a second that each request of others brings, by this router's own traffic."""
-        return self._ledger.prompt_tokens_per_s_each
+        return self._ledger.metering.prompt_tokens_per_s_each
 
     def _row(self, row: int) -> Floats:
         facts: Floats = self.load[row]
@@ -102,17 +112,17 @@ class Fleet:
         what the others should have sent since they spoke.
         """
         if self._gathered is None:
-            ledger, unreported_peer_load = self._ledger, self.unreported_peer_load
-            self._gathered = self.of(ledger.own) + self.of(ledger.peers) + self.of(ledger.unattributed)
-            if unreported_peer_load is not None:
-                self._gathered += unreported_peer_load
+            table, unreported = self._table, self.unreported_peer_load
+            self._gathered = self.of(table.own) + self.of(table.peers) + self.of(table.unattributed)
+            if unreported is not None:
+                self._gathered += unreported
             self._gathered.setflags(write=False)
         return self._gathered
 
     @property
     def unreported_peer_load(self) -> Floats | None:
-        """Of the candidates; see ``Ledger.unreported_peer_load``."""
-        return self._ledger.unreported_peer_load(self.slots)
+        """Of the candidates; see ``Peers.unreported_load``."""
+        return self._ledger.peers.unreported_load(self.slots)
 
     @property
     def prefilling(self) -> Floats:
@@ -146,98 +156,89 @@ class Fleet:
     @property
     def last_sent(self) -> Floats:
         """Sequence number of this router's last send to each; -1 before the first."""
-        return self.of(self._ledger.shown_rows[LAST_SENT])
+        return self.of(self._table.shown_rows[LAST_SENT])
 
     @property
     def turn(self) -> Floats:
         """When each is next in turn by weight: the lowest is."""
-        return self.of(self._ledger.shown_rows[TURN])
+        return self.of(self._table.shown_rows[TURN])
 
     @property
     def seqs_max(self) -> Floats:
         """Sequences each engine runs at once."""
-        return self.of(self._ledger.shown_rows[SEQS_MAX])
+        return self.of(self._table.shown_rows[SEQS_MAX])
 
     @property
     def kv_tokens_max(self) -> Floats:
         """Tokens each KV cache holds."""
-        return self.of(self._ledger.shown_rows[KV_TOKENS_MAX])
+        return self.of(self._table.shown_rows[KV_TOKENS_MAX])
 
     @property
     def chunk_tokens(self) -> Floats:
         """Tokens each engine takes into one step."""
-        return self.of(self._ledger.shown_rows[CHUNK_TOKENS])
+        return self.of(self._table.shown_rows[CHUNK_TOKENS])
 
     @property
     def price_per_s(self) -> Floats:
         """USD per second of each backend's cards."""
-        return self.of(self._ledger.shown_rows[PRICE_PER_S])
+        return self.of(self._table.shown_rows[PRICE_PER_S])
 
     @property
     def network_s(self) -> Floats:
         """One way out and back between the router and each backend."""
-        return self.of(self._ledger.shown_rows[NETWORK_S])
+        return self.of(self._table.shown_rows[NETWORK_S])
 
     @property
     def weight(self) -> Floats:
         """The operator's weight of each, for weighted baselines."""
-        return self.of(self._ledger.shown_rows[WEIGHT])
+        return self.of(self._table.shown_rows[WEIGHT])
 
     @property
     def tpot_bound_s(self) -> Floats:
-        """The tightest pace promised to anybody running there, by this router or as its peers say (inf: none)."""
-        return frozen(np.minimum(self.of(self._ledger.tpot_bound_s), self.of(self._ledger.peers_tpot_bound_s)))
+        """The tightest TPOT SLO of anybody running there, by this router or as its peers say (inf: none)."""
+        return self._tightest(TPOT_BOUND_S, PEERS_TPOT_BOUND_S)
 
     @property
     def e2e_tpot_bound_s(self) -> Floats:
-        """The least time per token that E2E bounds leave to replies running there, by this router or as its peers say
+        """The least time per token that E2E SLOs leave to replies running there, by this router or as its peers say
         (inf: none).
         """
-        return frozen(np.minimum(self.of(self._ledger.e2e_tpot_bound_s), self.of(self._ledger.peers_e2e_tpot_bound_s)))
+        return self._tightest(E2E_TPOT_BOUND_S, PEERS_E2E_TPOT_BOUND_S)
+
+    def _tightest(self, own: int, peers: int) -> Floats:
+        rows = self._table.shown_rows
+        return frozen(np.minimum(self.of(rows[own]), self.of(rows[peers])))
 
     @property
     def kv_usage(self) -> Floats:
         """Share of each KV cache in use, 0 to 1, as the engine last reported it (nan: it never did)."""
-        return self.of(self._ledger.shown_rows[KV_USAGE])
+        return self.of(self._table.shown_rows[KV_USAGE])
 
     @property
     def prefix_hit_rate(self) -> Floats:
         """Share of the prompt tokens that each engine lately found in its prefix cache, as it last reported it (nan: it
         never did, or took in no prompt since it was last asked).
         """
-        return self.of(self._ledger.shown_rows[PREFIX_HIT_RATE])
-
-    @property
-    def report_age_s(self) -> Floats:
-        """Seconds since each engine was last asked with success (inf: never)."""
-        return frozen(self.now_s - self.of(self._ledger.reported_s))
+        return self.of(self._table.shown_rows[PREFIX_HIT_RATE])
 
     @property
     def prefill_tokens_per_s(self) -> Floats:
         """Prompt tokens sent to each per second, lately: this router's own, and for what others have in flight there
         the rate at which this router's own traffic brings prompts.
         """
-        ledger, slots = self._ledger, self.slots
-        rate: Floats = ledger.prefill_rate[slots] * np.exp((self.now_s - ledger.rate_at_s[slots]) / -RATE_TAU_S)
-        beside = ledger.peers[DECODING, slots] + ledger.unattributed[DECODING, slots]
-        rate += beside * ledger.prompt_tokens_per_s_each
+        columns, slots = self._table.columns, self.slots
+        rate: Floats = columns[PREFILL_RATE, slots] * np.exp((self.now_s - columns[RATE_AT_S, slots]) / -RATE_TAU_S)
+        others = columns[PEERS + DECODING, slots] + columns[UNATTRIBUTED + DECODING, slots]
+        rate += others * self.beside_tokens_per_s
         return frozen(rate)
-
-    @property
-    def unanswered_s(self) -> Floats:
-        """Seconds since this router's last send to each, where one of its sends waits for a first token; else nan."""
-        ledger = self._ledger
-        since_s: Floats = self.now_s - self.of(ledger.rate_at_s)
-        since_s[self.of(ledger.own[PREFILLING]) <= 0.0] = np.nan
-        return frozen(since_s)
 
     @property
     def name_hashes(self) -> NDArray[np.uint64]:
         """``hash64`` of each backend's name: the same on every router, whatever slot the backend has there."""
-        return self.of(self._ledger.shown_name_hashes)
+        return self.of(self._ledger.roster.shown_name_hashes)
 
     def backend(self, index: int) -> Backend:
         """The facts of the candidate at ``index`` (a position in ``slots``, not a slot)."""
-        backend = self._ledger.backends[int(self.slots[index])]
+        backend = self._ledger.roster.backends[int(self.slots[index])]
         assert backend is not None
         return backend

@@ -7,7 +7,8 @@ from router.core.decisions import ADMIT
 from router.core.explain import Note
 from router.core.forecast import Prediction
 from router.core.holding import Promise, Rank
-from router.core.ledger import Reservation, WorkSnapshot
+from router.core.load import Reservation
+from router.core.metering import WorkSnapshot
 from router.core.types import Request
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.core import kernels
+from router.core.arrays import Floats, Slots, frozen
 from router.core.belief import Belief, Expectation
 from router.core.columns import (
     BAND,
@@ -38,9 +39,8 @@ from router.core.columns import (
     TTFT,
 )
 from router.core.fleet import Fleet
-from router.core.ledger import RATE_TAU_S, Floats, Slots
 from router.core.lengths import BINS_PER_OCTAVE
-from router.core.readonly import frozen
+from router.core.metering import RATE_TAU_S
 from router.core.tails import between
 from router.core.types import Request
 

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from router.core.arrays import view_of
 from router.core.columns import (
     E2E,
     KEPT_QUANTILES,
@@ -31,7 +32,6 @@ from router.core.columns import (
     TTFT,
 )
 from router.core.lessons import QUANTILES, TRUSTED_AFTER
-from router.core.readonly import view_of
 
 __all__ = [
     "E2E",

@@ -178,7 +178,7 @@ class Gateway:
 
     def scores(self) -> Mapping[str, Score]:
         """How far each backend's forecast can be trusted."""
-        return {name: self.core.belief.score(slot) for name, slot in self.core.ledger.slots}
+        return {name: self.core.belief.score(slot) for name, slot in self.core.ledger.roster.slots}
 
     # -- the running config ------------------------------------------------------------------------------------
 

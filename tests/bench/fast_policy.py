@@ -40,7 +40,7 @@ def costs_us(policy, backends):
     def decided(n):
         asked = request(f"timed{n}", arrived_s=1e3, prompt_tokens=100 + n % 900, slo=TIGHT)
         began = time.thread_time_ns()
-        fleet = Fleet(it.ledger, it.ledger.pool("m"), 1e3)
+        fleet = Fleet(it.ledger, it.ledger.roster.pool("m"), 1e3)
         policy.choose(asked, fleet, Forecast(asked, fleet, it.belief), rng)
         return (time.thread_time_ns() - began) / 1e3
 

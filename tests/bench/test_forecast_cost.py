@@ -14,7 +14,7 @@ import pytest
 import policies
 from router.core.decisions import Send
 from router.core.dispatcher import Dispatcher
-from router.core.ledger import WorkSnapshot
+from router.core.metering import WorkSnapshot
 from router.core.types import NO_SLO, Slo, Usage
 from tests.fakes import backend, request
 

@@ -34,8 +34,8 @@ class Engine:
         """Of the next request, whatever is there."""
         prefilling = self.chance.choice([0, 0, 1, 3])
         load = Load(prefilling, 700.0 * prefilling, self.chance.randrange(80), self.chance.randrange(60_000))
-        self.ledger.on_peer_load("peer", {"a": load})
-        fleet = Fleet(self.ledger, self.ledger.pool("m"), 0.0)
+        self.ledger.peers.on_peer_load("peer", {"a": load}, 0.0)
+        fleet = Fleet(self.ledger, self.ledger.roster.pool("m"), 0.0)
         return Forecast(request(prompt_tokens=self.chance.randrange(1, 4000)), fleet, self.belief)
 
     def serve(self, count):

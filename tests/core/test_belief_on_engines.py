@@ -127,8 +127,8 @@ def learnt_over_true(seed):
     world = World(POOL, seed, Hidden(spread=0.25)).run(1000, 16.0)
     rows = []
     for name, truth in world.truths.items():
-        slot = world.core.ledger.slot(name)
-        prior = world.core.ledger.backends[slot].prior
+        slot = world.core.ledger.roster.slot(name)
+        prior = world.core.ledger.roster.backends[slot].prior
         true = truth.coefficients.fixed_s / prior.fixed_s, truth.coefficients.context_s / prior.context_s
         rows.append(world.core.belief.regression.factor[slot, [FIXED, CONTEXT]] / true)
     return rows

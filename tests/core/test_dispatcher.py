@@ -5,6 +5,7 @@ import math
 import pytest
 
 import policies
+from router.core.columns import EJECTED
 from router.core.decisions import Abort, Break, EndState, RequestRecord, Send
 from router.core.errors import PolicyRejected, Reason, status_of
 from router.core.flight import DispatchLimits, Failure
@@ -66,7 +67,7 @@ def test_a_failure_that_is_the_clients_own_is_not_retried_nor_blamed():
     for _ in range(5):
         send = sent(it.arrived(request("r"), 0.0))
         refused(it.failed("r", send.attempt, Failure("bad", backend_fault=False, retryable=False), 0.1))
-    assert len(it.ledger.pool("m")) == 2
+    assert len(it.ledger.roster.pool("m")) == 2
 
 
 def test_a_failure_after_the_first_byte_breaks_the_stream():
@@ -151,14 +152,14 @@ def test_three_faults_in_a_row_set_a_backend_aside_for_twice_as_long_each_time()
 
     for _ in range(3):
         fail_on_a(0.0)
-    assert list(it.ledger.pool("m")) == [it.ledger.slot("b")]
+    assert list(it.ledger.roster.pool("m")) == [it.ledger.roster.slot("b")]
     it.ticked(1.0)
-    assert len(it.ledger.pool("m")) == 2
+    assert len(it.ledger.roster.pool("m")) == 2
     fail_on_a(1.0)
     it.ticked(2.9)
-    assert len(it.ledger.pool("m")) == 1
+    assert len(it.ledger.roster.pool("m")) == 1
     it.ticked(3.0)
-    assert len(it.ledger.pool("m")) == 2
+    assert len(it.ledger.roster.pool("m")) == 2
 
 
 def test_a_crash_that_cut_many_streams_is_forgiven_once_health_says_it_is_back():
@@ -173,15 +174,15 @@ def test_a_crash_that_cut_many_streams_is_forgiven_once_health_says_it_is_back()
     for name in ids:
         it.failed(name, 1, FAULT, 1.0)
     it.backend_health("a", False, 1.1)
-    assert list(it.ledger.pool("m")) == [it.ledger.slot("b")]
+    assert list(it.ledger.roster.pool("m")) == [it.ledger.roster.slot("b")]
     it.backend_health("a", True, 1.2)
-    assert len(it.ledger.pool("m")) == 2
+    assert len(it.ledger.roster.pool("m")) == 2
     it.backend_draining("b", True, 1.3)
     it.arrived(request("again"), 1.4)
     it.failed("again", 1, FAULT, 1.5)
-    assert not it.ledger.ejected.any()
+    assert not it.ledger.table.columns[EJECTED].any()
     it.ticked(70.0)
-    assert not it.ledger.ejected.any()
+    assert not it.ledger.table.columns[EJECTED].any()
 
 
 def test_when_every_backend_was_set_aside_all_are_tried():
@@ -289,7 +290,7 @@ def test_a_held_client_that_leaves_is_forgotten(busy):
 def test_newcomers_do_not_overtake_those_who_wait(busy):
     """The same SLO and room for both: the newcomer queues behind all the same, and follows at once."""
     hold(busy, "first")
-    busy.ledger.on_peer_load("peer", {})  # the room is there before anybody who waits was asked
+    busy.ledger.peers.on_peer_load("peer", {}, 0.0)  # the room is there before anybody who waits was asked
     assert hold(busy, "second", now_s=0.01) == ()
     assert busy.held == 2
     assert [c.request_id for c in busy.ticked(busy.wake_s) if isinstance(c, Send)] == ["first", "second"]

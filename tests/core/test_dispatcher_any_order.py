@@ -42,7 +42,7 @@ class AnyOrder(RuleBasedStateMachine):
             match command:
                 case Send():
                     assert command.request_id in self.asked
-                    assert self.core.ledger.slot(command.backend) is not None
+                    assert self.core.ledger.roster.slot(command.backend) is not None
                     self.open.add((command.request_id, command.attempt))
                 case Abort():
                     self.open.discard((command.request_id, command.attempt))
@@ -131,7 +131,7 @@ class AnyOrder(RuleBasedStateMachine):
     def nothing_is_negative_and_nobody_is_answered_twice(self):
         """At every moment."""
         ledger = self.core.ledger
-        for part in (ledger.own, ledger.peers, ledger.unattributed):
+        for part in (ledger.table.own, ledger.table.peers, ledger.table.unattributed):
             assert (part >= -1e-6).all()
         assert all(n == 1 for n in [*self.answered.values(), *self.accounted.values()])
         assert self.core.in_flight == len(self.asked) - len(self.accounted)
@@ -146,7 +146,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.perform(self.core.client_left(request_id, self.now_s))
         assert self.core.in_flight == self.core.held == 0
         assert not self.open
-        np.testing.assert_allclose(self.core.ledger.own, 0.0, atol=1e-6)
+        np.testing.assert_allclose(self.core.ledger.table.own, 0.0, atol=1e-6)
         assert self.asked == set(self.answered) == set(self.accounted)
 
 

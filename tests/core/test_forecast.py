@@ -42,8 +42,8 @@ def forecast(*loads, made=None, asked=None, now_s=0.0, **facts):
     for n, _ in enumerate(loads):
         joined = made(f"b{n}") if made else backend(f"b{n}", **facts)
         belief.joined(ledger.join(joined, 0.0), joined)
-    ledger.on_peer_load("peer", {f"b{n}": load for n, load in enumerate(loads)})
-    fleet = Fleet(ledger, ledger.pool("m"), now_s)
+    ledger.peers.on_peer_load("peer", {f"b{n}": load for n, load in enumerate(loads)}, 0.0)
+    fleet = Fleet(ledger, ledger.roster.pool("m"), now_s)
     return Forecast(asked or request(prompt_tokens=1000, output_tokens_max=100), fleet, belief)
 
 
@@ -159,8 +159,8 @@ def test_a_prompt_sent_a_moment_ago_shares_its_step_with_the_next():
     it = forecast(Load(0, 0, 10, 1000), asked=request(prompt_tokens=100), now_s=1.0)
     alone = it.ttft_s[0]
     ledger = it._fleet._ledger
-    ledger.reserve(0, 500.0, 600.0, np.inf, 0.999)
-    together = Forecast(request(prompt_tokens=100), Fleet(ledger, ledger.pool("m"), 1.0), it._belief).ttft_s[0]
+    ledger.load.reserve(0, 500.0, 600.0, np.inf, 0.999)
+    together = Forecast(request(prompt_tokens=100), Fleet(ledger, ledger.roster.pool("m"), 1.0), it._belief).ttft_s[0]
     assert together - alone == pytest.approx(0.05, rel=0.05)
 
 

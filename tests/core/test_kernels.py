@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import router.core
-from router.core import columns, kernels
+from router.core import kernels
 from router.core.belief import Belief
 from router.core.columns import (
     AHEAD,
@@ -21,9 +21,13 @@ from router.core.columns import (
     FIRST,
     FIXED,
     KEPT_QUANTILES,
+    KV_TOKENS_MAX,
     LEVELS,
     PAIR,
+    PREFILLING,
     RANKED,
+    RATE_AT_S,
+    ROOF_POINTS,
     SCALE,
     SEQ,
     SHARE,
@@ -33,9 +37,10 @@ from router.core.columns import (
 )
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
-from router.core.ledger import RATE_TAU_S, Ledger
+from router.core.ledger import Ledger
 from router.core.lengths import BINS, Lengths
 from router.core.lessons import BEYOND
+from router.core.metering import RATE_TAU_S
 from router.core.physics import StepCoefficients
 from router.core.regression import Regression
 from router.core.tails import Tails
@@ -60,16 +65,16 @@ def drawn(chance, count):
         belief.joined(ledger.join(joined, 0.0), joined)
     for _ in range(5 * count):
         now_s, slot = chance.uniform(0.0, 3.0), chance.randrange(count)
-        held = ledger.reserve(slot, chance.choice((0.0, 3.0, 4000.0)), 700.0, np.inf, now_s)
+        held = ledger.load.reserve(slot, chance.choice((0.0, 3.0, 4000.0)), 700.0, np.inf, now_s)
         if chance.random() < 0.7:
-            ledger.prefilled(held, now_s)
+            ledger.load.prefilled(held, now_s)
         belief.regression.saw(
             slot, 0, np.array([0.1, 0.0, 0.01, 0.02, 0.001, 0.005, 0.03]), 0.0, chance.uniform(0.05, 0.5)
         )
         spreads = promised(belief.tails, chance.randrange(3), slot)
         saw(belief.tails, chance.randrange(3), chance.randrange(3), slot, chance.gauss(0.0, 0.3), spreads)
-    ledger.on_peer_load("peer", {f"b{n}": Load(n % 3, 50.0 * (n % 3), n, 300.0 * n) for n in range(count)})
-    ledger.reported(0, EngineReport(1.0, running=9.0, waiting=2.0, kv_usage=0.1), 1.0)
+    ledger.peers.on_peer_load("peer", {f"b{n}": Load(n % 3, 50.0 * (n % 3), n, 300.0 * n) for n in range(count)}, 0.0)
+    ledger.reports.reported(0, EngineReport(1.0, running=9.0, waiting=2.0, kv_usage=0.1), 1.0)
     belief.lean[:] = np.random.default_rng(1).uniform(0.8, 1.2, belief.lean.shape)
     belief.hit[:] = np.linspace(0.0, 0.9, len(belief.hit))
     return ledger, belief
@@ -100,7 +105,8 @@ class Reference:
 
         step = c[FIXED] + f[FIXED] * now + c[SEQ] * batch + c[CONTEXT] * context
         prompt = f[TOKEN] * beyond(first) + first * (c[TOKEN] + c[PAIR] * (0.5 * each))
-        since = fleet.unanswered_s
+        since = fleet.now_s - fleet.of(fleet.columns[RATE_AT_S])
+        since[fleet.of(fleet.columns[PREFILLING]) <= 0.0] = np.nan
         gone = np.where(batch > 0.0, np.maximum(since - step, 0.0) + 0.5 * step, since)
         known = (queued > 0.0) & (queued <= room) & (since >= 0.0)
         share = np.clip(1.0 - gone / (step + prompt), 0.1, 1.0)
@@ -133,7 +139,7 @@ class Reference:
     def roof(self, tokens):
         """Straight between the places of the tables."""
         place = np.sqrt(tokens) * self.prior[:, SCALE]
-        below = np.minimum(place, columns.ROOF_POINTS - 1.001).astype(np.intp)
+        below = np.minimum(place, ROOF_POINTS - 1.001).astype(np.intp)
         low, high = self.rows[self.each_row, below], self.rows[self.each_row, below + 1]
         return low + (place - below) * (high - low)
 
@@ -146,7 +152,7 @@ def test_forecasts_are_what_the_formulas_say(seed, prompt_tokens):
     ledger, belief = drawn(chance, 30)
     belief.prompts.saw("m", 500.0, 700)
     belief.lengths.saw("m", "default", 90)
-    slots = np.array(sorted(chance.sample(range(30), 20))) if seed % 2 else ledger.pool("m")
+    slots = np.array(sorted(chance.sample(range(30), 20))) if seed % 2 else ledger.roster.pool("m")
     fleet = Fleet(ledger, slots, 3.0)
     it = Forecast(request(prompt_tokens=prompt_tokens, output_tokens_max=chance.choice((0, 60))), fleet, belief)
     told = Reference(fleet, belief, it, 700.0, 90.0)
@@ -159,36 +165,6 @@ def test_forecasts_are_what_the_formulas_say(seed, prompt_tokens):
         spreads = belief.tails.spread[:, :, told.band[index], slot]
         assert expected.terms_and_spreads[TERMS:].tolist() == spreads.ravel().tolist()
         assert it.prefill_tokens_at(index) == pytest.approx(it.prefill_tokens[index], rel=1e-12)
-
-
-def test_the_ledger_keeps_each_fact_in_the_row_of_its_name():
-    """Each of its arrays is the row that ``columns`` names, of what it writes and of what it shows."""
-    ledger = Ledger()
-    for row, column in (
-        (columns.PREFILLING, ledger.own[0]),
-        (columns.PEERS, ledger.peers[0]),
-        (columns.UNATTRIBUTED, ledger.unattributed[0]),
-        (columns.SEQS_MAX, ledger.seqs_max),
-        (columns.KV_TOKENS_MAX, ledger.kv_tokens_max),
-        (columns.CHUNK_TOKENS, ledger.chunk_tokens),
-        (columns.NETWORK_S, ledger.network_s),
-        (columns.PREFILL_RATE, ledger.prefill_rate),
-        (columns.RATE_AT_S, ledger.rate_at_s),
-        (columns.PRICE_PER_S, ledger.price_per_s),
-        (columns.WEIGHT, ledger.weight),
-        (columns.LAST_SENT, ledger.last_sent),
-        (columns.REPORTED_S, ledger.reported_s),
-        (columns.TPOT_BOUND_S, ledger.tpot_bound_s),
-        (columns.KV_USAGE, ledger.kv_usage),
-        (columns.PREFIX_HIT_RATE, ledger.prefix_hit_rate),
-        (columns.TURN, ledger.turn),
-        (columns.PEERS_TPOT_BOUND_S, ledger.peers_tpot_bound_s),
-        (columns.FIRST_TOKEN_S, ledger.first_token_s),
-        (columns.E2E_TPOT_BOUND_S, ledger.e2e_tpot_bound_s),
-        (columns.PEERS_E2E_TPOT_BOUND_S, ledger.peers_e2e_tpot_bound_s),
-    ):
-        assert np.shares_memory(ledger.columns[row], column)
-        assert np.shares_memory(ledger.shown[row], column)
 
 
 def filtered(it, terms, beside, actual, doubt):
@@ -292,12 +268,12 @@ def test_at_rest_is_what_is_predicted_where_nothing_is_in_flight(seed):
     ledger, belief = drawn(chance, 20)
     asked = request(prompt_tokens=chance.choice((1, 700, 3000)), output_tokens_max=chance.choice((1, 60, 400)))
     unused = Ledger()
-    for joined in ledger.backends:
+    for joined in ledger.roster.backends:
         unused.join(joined, 0.0)
-    idle = Forecast(asked, Fleet(unused, unused.pool("m"), 3.0), belief)
-    slots = np.array(sorted(chance.sample(range(20), 9))) if seed % 2 else ledger.pool("m")
+    idle = Forecast(asked, Fleet(unused, unused.roster.pool("m"), 3.0), belief)
+    slots = np.array(sorted(chance.sample(range(20), 9))) if seed % 2 else ledger.roster.pool("m")
     loaded = Forecast(asked, Fleet(ledger, slots, 3.0), belief)
-    assert loaded.tokens < ledger.kv_tokens_max[:20].min()
+    assert loaded.tokens < ledger.table.columns[KV_TOKENS_MAX][:20].min()
     np.testing.assert_allclose(loaded.rest, idle.means_s[:, slots], rtol=1e-12)
     assert (loaded.rest != loaded.means_s).any()
 
@@ -305,9 +281,9 @@ def test_at_rest_is_what_is_predicted_where_nothing_is_in_flight(seed):
 def test_the_rate_of_prompts_is_that_of_the_fleet():
     """The one fact that a loop works out for itself as well."""
     ledger, _ = drawn(random.Random(3), 9)
-    fleet = Fleet(ledger, ledger.pool("m"), 4.0)
+    fleet = Fleet(ledger, ledger.roster.pool("m"), 4.0)
     rates = [
-        kernels._tokens_per_s(ledger.columns, slot, 4.0, RATE_TAU_S, fleet.beside_tokens_per_s)
+        kernels._tokens_per_s(ledger.table.columns, slot, 4.0, RATE_TAU_S, fleet.beside_tokens_per_s)
         for slot in fleet.slots.tolist()
     ]
     assert rates == pytest.approx(fleet.prefill_tokens_per_s.tolist(), rel=1e-12)

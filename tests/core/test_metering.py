@@ -13,11 +13,10 @@ def test_what_peers_had_decoding_counts_in_what_a_stream_lived_through():
     it = Ledger()
     slot = it.join(backend("a"), 0.0)
     for _ in range(2):
-        it.prefilled(it.reserve(slot, 100.0, 200.0, float("inf"), 0.0), 0.0)
-    before = it.mark(slot, 0.0)
-    it.meter(6.0)
-    it.on_peer_load("peer", {"a": Load(decoding=5.0, context_tokens=1000.0)})
-    after = it.mark(slot, 10.0)
+        it.load.prefilled(it.load.reserve(slot, 100.0, 200.0, float("inf"), 0.0), 0.0)
+    before = it.metering.snapshot(slot, 0.0)
+    it.peers.on_peer_load("peer", {"a": Load(decoding=5.0, context_tokens=1000.0)}, 6.0)
+    after = it.metering.snapshot(slot, 10.0)
     assert after.decoding_s - before.decoding_s == pytest.approx(2 * 10 + 5 * 4)
     assert after.context_s - before.context_s == pytest.approx(400 * 10 + 1000 * 4)
 
@@ -29,9 +28,9 @@ def test_prompts_of_peers_count_at_the_rate_at_which_our_own_traffic_brings_them
     it.first_byte("r", send.attempt, 0.0)
     it.backend_joined(backend("b"), 0.0)
     it.on_peer_load("peer", {"b": Load(decoding=1.0)}, 0.0)
-    rate = it.ledger.prompt_tokens_per_s_each
+    rate = it.ledger.metering.prompt_tokens_per_s_each
     assert rate == pytest.approx(1000 / 5.0)
-    assert it.ledger.mark(it.ledger.slot("b"), 2.0).prefilled_tokens == pytest.approx(2.0 * rate)
+    assert it.ledger.metering.snapshot(it.ledger.roster.slot("b"), 2.0).prefilled_tokens == pytest.approx(2.0 * rate)
 
 
 def test_a_router_that_has_sent_nothing_knows_no_rate_of_prompts():
@@ -39,7 +38,7 @@ def test_a_router_that_has_sent_nothing_knows_no_rate_of_prompts():
     it = core(backend("a"))
     it.on_peer_load("peer", {"a": Load(decoding=5.0)}, 1.0)
     it.on_peer_load("peer", {}, 2.0)
-    assert it.ledger.mark(0, 3.0).prefilled_tokens == 0.0
+    assert it.ledger.metering.snapshot(0, 3.0).prefilled_tokens == 0.0
 
 
 def two_routers():
@@ -47,14 +46,14 @@ def two_routers():
     it = Ledger()
     for name in "ab":
         it.join(backend(name), 0.0)
-    it.reserve(0, 100.0, 200.0, float("inf"), 0.0)
-    it.on_peer_load("peer", {"b": Load(prefilling=1.0, prefill_tokens=100.0)})
+    it.load.reserve(0, 100.0, 200.0, float("inf"), 0.0)
+    it.peers.on_peer_load("peer", {"b": Load(prefilling=1.0, prefill_tokens=100.0)}, 0.0)
     return it
 
 
 def requests_seen(it):
     """Requests in flight by backend, as a decision sees them."""
-    return Fleet(it, it.pool("m"), 0.0).requests.tolist()
+    return Fleet(it, it.roster.pool("m"), 0.0).requests.tolist()
 
 
 def test_what_we_sent_since_a_peer_spoke_is_taken_to_be_matched_by_it():
@@ -62,15 +61,15 @@ def test_what_we_sent_since_a_peer_spoke_is_taken_to_be_matched_by_it():
     it = two_routers()
     assert requests_seen(it) == [1.0, 1.0]
     for _ in range(2):
-        it.reserve(0, 100.0, 200.0, float("inf"), 0.0)
+        it.load.reserve(0, 100.0, 200.0, float("inf"), 0.0)
     assert requests_seen(it) == [5.0, 1.0]
-    it.on_peer_load("peer", {"a": Load(prefilling=2.0), "b": Load(prefilling=1.0)})
+    it.peers.on_peer_load("peer", {"a": Load(prefilling=2.0), "b": Load(prefilling=1.0)}, 0.0)
     assert requests_seen(it) == [5.0, 1.0]
 
 
 def test_a_peer_that_is_gone_is_taken_to_send_nothing():
     """Alone again: what we have is all there is."""
     it = two_routers()
-    it.on_peer_load("peer", {})
-    it.reserve(0, 100.0, 200.0, float("inf"), 0.0)
+    it.peers.on_peer_load("peer", {}, 0.0)
+    it.load.reserve(0, 100.0, 200.0, float("inf"), 0.0)
     assert requests_seen(it) == [2.0, 0.0]

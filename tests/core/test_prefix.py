@@ -103,9 +103,9 @@ def test_a_prompt_that_comes_again_is_credited_where_it_went():
     """All blocks but the token that has to be computed in any case; the other backend has none."""
     it = core(backend("a"), backend("b"))
     first = sent(it.arrived(request("r", **PROMPT), 0.0))
-    slots = it.ledger.pool("m")
+    slots = it.ledger.roster.pool("m")
     cached = it.ledger.cached_tokens(slots, request("s", **PROMPT))
-    here = it.ledger.slot(first.backend)
+    here = it.ledger.roster.slot(first.backend)
     np.testing.assert_array_equal(cached, np.where(slots == here, 399.0, 0.0))
 
 
@@ -127,7 +127,7 @@ def test_a_backend_that_went_down_is_taken_to_have_lost_its_cache():
     it.arrived(request("r", **PROMPT), 0.0)
     it.backend_health("a", False, 0.1)
     it.backend_health("a", True, 0.2)
-    assert it.ledger.cached_tokens(it.ledger.pool("m"), request("s", **PROMPT)).sum() == 0.0
+    assert it.ledger.cached_tokens(it.ledger.roster.pool("m"), request("s", **PROMPT)).sum() == 0.0
 
 
 def test_a_retry_elsewhere_gets_no_credit_for_the_first_attempt():

@@ -31,12 +31,12 @@ def test_the_pace_that_bounds_need(slo, predicted, expected):
 
 def bounds(it):
     """What a decision sees promised on each backend."""
-    return Fleet(it.ledger, it.ledger.pool("m"), 0.0).tpot_bound_s.tolist()
+    return Fleet(it.ledger, it.ledger.roster.pool("m"), 0.0).tpot_bound_s.tolist()
 
 
 def paces(it):
     """What E2E bounds leave to a token on each backend."""
-    return Fleet(it.ledger, it.ledger.pool("m"), 0.0).e2e_tpot_bound_s.tolist()
+    return Fleet(it.ledger, it.ledger.roster.pool("m"), 0.0).e2e_tpot_bound_s.tolist()
 
 
 def test_a_promise_to_end_in_time_binds_the_backend_while_it_runs():

@@ -103,7 +103,7 @@ def test_numbers_that_the_core_dropped_are_dropped_again():
     for event, commands in replay(events, again):
         assert json.loads(json.dumps(commands)) == event["answer"], event
     assert len(events) == 7
-    assert again.ledger.peers[:, 0].tolist() == [2.0, 0.0, 3.0, 0.0]
+    assert again.ledger.table.peers[:, 0].tolist() == [2.0, 0.0, 3.0, 0.0]
 
 
 def test_an_unknown_event_is_named():

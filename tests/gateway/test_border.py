@@ -47,6 +47,6 @@ async def test_a_page_of_metrics_whose_numbers_cannot_be_harms_nobody(tmp_path: 
     ):
         dropped = it.gateway.core.dropped_numbers.by_source
         await until(lambda: dropped["report"] >= 3)
-        assert not it.gateway.core.ledger.unattributed.any()
+        assert not it.gateway.core.ledger.table.unattributed.any()
         assert (await it.chat()).status_code == 200
         assert (await it.get("/admin/fleet")).status_code == 200

@@ -136,7 +136,7 @@ def test_an_admission_policy_that_fails_lets_through() -> None:
     """Routing still decides; a policy of another kind does not see its memory."""
 
     core, request = fakes.core(fakes.backend("a")), fakes.request()
-    fleet = Fleet(core.ledger, core.ledger.pool(request.model), 0.0)
+    fleet = Fleet(core.ledger, core.ledger.roster.pool(request.model), 0.0)
 
     class Odd:
         held_max, hold_s_max = 5, 1.0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from router.core.columns import REPORTED_S
 from router.core.errors import StoreGone
 from router.core.types import EngineReport, Load
 from router.gateway.state import ModelDemand, RouterView, Store
@@ -158,9 +159,9 @@ async def test_what_stands_in_place_of_a_number_is_dropped_and_counted(server: R
     await a.sync(RouterView(), ("b1",), 0.0)
     shared = await a.sync(RouterView(), ("b1",), 0.0)
     dispatcher.reported("b1", shared.reports["b1"], 1.0)
-    assert dispatcher.ledger.unattributed[:, 0].tolist() == [4.0, 0.0, 0.0, 0.0]
+    assert dispatcher.ledger.table.unattributed[:, 0].tolist() == [4.0, 0.0, 0.0, 0.0]
     dispatcher.on_peer_load("odd", shared.routers["odd"].loads, 1.0)
-    assert dispatcher.ledger.peers[:, 0].tolist() == [0.0, 0.0, 2.0, 0.0]
+    assert dispatcher.ledger.table.peers[:, 0].tolist() == [0.0, 0.0, 2.0, 0.0]
     counts = dispatcher.dropped_numbers.by_source
     assert (counts["peer"], counts["report"]) == (1, 1)
     await a.close()
@@ -176,7 +177,7 @@ async def test_a_report_without_a_time_is_dropped_and_counted(server: RedisServe
     for report in (await a.sync(RouterView(), ("b1",), 0.0)).reports.values():
         assert dispatcher.reported("b1", report, 1.0) == ()
     assert dispatcher.dropped_numbers.by_source["report"] == (1 if text else 0)
-    assert dispatcher.ledger.reported_s[0] == -inf
+    assert dispatcher.ledger.table.columns[REPORTED_S][0] == -inf
     await a.close()
 
 

@@ -122,7 +122,7 @@ FACTS: Final[Mapping[str, Callable[[Seen], Any] | str]] = {
     ),
     **_of("fleet", "prefilling", "prefill_tokens", "decoding", "context_tokens", "requests", "last_sent", "turn"),
     **_of("fleet", "seqs_max", "kv_tokens_max", "chunk_tokens", "price_per_s", "network_s", "weight", "tpot_bound_s"),
-    **_of("fleet", "kv_usage", "prefix_hit_rate", "report_age_s", "prefill_tokens_per_s", "unanswered_s"),
+    **_of("fleet", "kv_usage", "prefix_hit_rate", "prefill_tokens_per_s"),
     **_of("fleet", "name_hashes", "ahead", "hold_s", "e2e_tpot_bound_s"),
     "Fleet.index": lambda seen: [seen.fleet.index(slot) for slot in range(4)],
     "Fleet.of": lambda seen: seen.fleet.of(seen.fleet.columns),
@@ -460,5 +460,5 @@ def test_an_engines_page_reads_as_the_simulator_reports_it(caching: bool) -> Non
     core = Dispatcher(Watcher(), policies.find("admission", "deadline"), Random(0))
     core.backend_joined(Pool(MEMBERS).sites(0)[0].backend, 0.0)
     core.reported("a", kept[1][0], 1.0)
-    fleet = Fleet(core.ledger, core.ledger.pool("m"), 2.0)
-    assert same(plain([fleet.kv_usage, fleet.report_age_s]), [[kept[1][1].kv_usage], [1.0]])
+    fleet = Fleet(core.ledger, core.ledger.roster.pool("m"), 2.0)
+    assert same(plain(fleet.kv_usage), [kept[1][1].kv_usage])

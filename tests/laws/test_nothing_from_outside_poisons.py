@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import policies
 from router.core import border
 from router.core.belief import Belief
+from router.core.columns import PEERS_TPOT_BOUND_S, PREFILL_RATE
 from router.core.decisions import Choice, Send
 from router.core.errors import Implausible
 from router.core.fleet import Fleet
@@ -59,7 +60,7 @@ def with_number(plain, path, value):
 
 def check_every_forecast_and_policy(dispatcher, now_s):
     """Means, tails, cached tokens and load of every candidate are finite and not negative; every policy answers."""
-    slots = dispatcher.ledger.pool("m")
+    slots = dispatcher.ledger.roster.pool("m")
     if not len(slots):
         return
     for asked in ASKED:
@@ -174,7 +175,7 @@ class AnyNumbers(RuleBasedStateMachine):
         """At every moment."""
         if hasattr(self, "core"):
             ledger = self.core.ledger
-            for part in (ledger.own, ledger.peers, ledger.unattributed):
+            for part in (ledger.table.own, ledger.table.peers, ledger.table.unattributed):
                 assert np.isfinite(part).all()
                 assert (part >= -1e-6).all()
             check_every_forecast_and_policy(self.core, self.now_s)
@@ -282,15 +283,15 @@ def test_a_report_from_the_future_is_dropped_and_the_next_one_taken():
     dispatcher.reported("a", EngineReport(1e9, running=5.0, waiting=0.0), 10.0)
     assert dispatcher.dropped_numbers.by_source["clock"] == 1
     dispatcher.reported("a", EngineReport(11.0, running=7.0, waiting=0.0), 11.0)
-    assert dispatcher.ledger.unattributed[:, 0].sum() == pytest.approx(7.0)
+    assert dispatcher.ledger.table.unattributed[:, 0].sum() == pytest.approx(7.0)
 
 
 def test_a_field_of_a_peers_load_that_cannot_be_counts_as_nothing():
     """The rest of it is taken; a sum of floats a little below 0 is 0 and no fault."""
     dispatcher = core(backend("a"))
     dispatcher.on_peer_load("peer", {"a": Load(2.0, nan, 3.0, -1e-9, -1.0)}, 1.0)
-    assert dispatcher.ledger.peers[:, 0].tolist() == [2.0, 0.0, 3.0, 0.0]
-    assert dispatcher.ledger.peers_tpot_bound_s[0] == inf
+    assert dispatcher.ledger.table.peers[:, 0].tolist() == [2.0, 0.0, 3.0, 0.0]
+    assert dispatcher.ledger.table.columns[PEERS_TPOT_BOUND_S][0] == inf
     assert dispatcher.dropped_numbers.by_source["peer"] == 2
     assert ("peer", "peer") in dispatcher.dropped_numbers.first
 
@@ -305,13 +306,13 @@ def test_a_clock_that_goes_back_or_is_no_number_stands_still(odd_s):
     dispatcher.first_byte(asked.id, attempt, 5.1)
     assert dispatcher.first_byte_s(asked.id) == 5.1
     assert dispatcher.dropped_numbers.by_source["clock"] == 1
-    assert np.isfinite(dispatcher.ledger.prefill_rate).all()
+    assert np.isfinite(dispatcher.ledger.table.columns[PREFILL_RATE]).all()
 
 
 def test_a_fact_of_a_backend_that_cannot_be_is_its_default():
     """The backend serves all the same."""
     dispatcher = core(replace(backend("a"), price_per_hour=nan, weight=-1.0, network_s=inf, kv_tokens_max=0))
-    assert dispatcher.ledger.backends[0] == backend("a")
+    assert dispatcher.ledger.roster.backends[0] == backend("a")
     assert dispatcher.dropped_numbers.by_source["backend"] == 4
     check_every_forecast_and_policy(dispatcher, 0.0)
 
@@ -321,7 +322,7 @@ def test_a_backend_whose_physics_cannot_be_does_not_join(slower):
     """Nothing could be predicted for it; the others serve."""
     dispatcher = core(backend("a"))
     dispatcher.backend_joined(backend("b", slower=slower), 0.0)
-    assert dispatcher.ledger.slot("b") is None
+    assert dispatcher.ledger.roster.slot("b") is None
     assert dispatcher.dropped_numbers.by_source["backend"] == 1
     assert sent(dispatcher.arrived(request(), 0.0)).backend == "a"
 
@@ -395,7 +396,7 @@ def test_a_share_of_a_sequence_does_not_hold_the_whole_queue():
     """Half of one waits, next to none runs, the cache is full: what waits is no larger than the cache."""
     dispatcher = core(backend("a"))
     dispatcher.reported("a", EngineReport(1.0, running=2e-16, waiting=0.5, kv_usage=1.0, kv_tokens_max=1e6), 1.0)
-    assert dispatcher.ledger.unattributed[:, 0].max() <= 1e6
+    assert dispatcher.ledger.table.unattributed[:, 0].max() <= 1e6
     check_every_forecast_and_policy(dispatcher, 1.0)
 
 
@@ -409,7 +410,7 @@ def test_a_belief_of_the_widest_spreads_leaves_every_quantile_finite():
     learnt = with_number(old.beliefs()["a"], ("tails",), [[[-20.0] * 3] * 4 + [[20.0] * 3]] * 3)
     fresh.adopt_belief("a", with_number(learnt, ("lengths", "m", "default"), replies), 0.0)
     asked = request(slo=Slo(ttft_s=1.0, quantile=1.0 - 1e-16))
-    forecast = Forecast(asked, Fleet(fresh.ledger, fresh.ledger.pool("m"), 0.0), fresh.belief)
+    forecast = Forecast(asked, Fleet(fresh.ledger, fresh.ledger.roster.pool("m"), 0.0), fresh.belief)
     assert np.isfinite(forecast.tails_s(asked.slo.quantile)).all()
     assert np.isfinite(forecast.tails_s(0.999999)).all()
 
@@ -437,7 +438,7 @@ def test_outcomes_however_far_off_leave_every_quantile_finite():
         dispatcher.ended(asked.id, attempt, Usage(1, 100), now_s + 2 * day_s)
         now_s += 3 * day_s
     asked = request(arrived_s=now_s, slo=Slo(ttft_s=1.0, quantile=1.0 - 1e-16))
-    forecast = Forecast(asked, Fleet(dispatcher.ledger, dispatcher.ledger.pool("m"), now_s), dispatcher.belief)
+    forecast = Forecast(asked, Fleet(dispatcher.ledger, dispatcher.ledger.roster.pool("m"), now_s), dispatcher.belief)
     for quantile in (1e-300, 0.5, 0.999999, 1.0 - 1e-16):
         assert np.isfinite(forecast.tails_s(quantile)).all()
     border.belief(dispatcher.beliefs()["a"])

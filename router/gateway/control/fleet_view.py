@@ -87,8 +87,8 @@ def _backend(
     name = facts["name"]
     watch = gateway.engines.watches.get(name)
     load = gateway.core.loads().get(name, Load())
-    slot, ledger = gateway.core.ledger.slot(name), gateway.core.ledger
-    others = 0.0 if slot is None else float(ledger.peers[PREFILLING, slot] + ledger.peers[DECODING, slot])
+    slot, ledger = gateway.core.ledger.roster.slot(name), gateway.core.ledger
+    others = 0.0 if slot is None else float(ledger.table.peers[PREFILLING, slot] + ledger.table.peers[DECODING, slot])
     report = gateway.reports.get(name)
     return facts | {
         "up": bool(watch and watch.up),

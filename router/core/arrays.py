@@ -1,7 +1,8 @@
-"""Arrays that policies are shown and cannot write.
+"""The types of the core's arrays, and arrays that policies read and cannot write.
 
-A policy is a value: what it is shown is the ledger's own memory, or it would cost a copy at each decision. So the
-ledger and the belief keep a second, read-only view of their columns, and a slice of a read-only array is read-only.
+A policy is a pure value, and what it reads is the ledger's own memory: a copy at each decision would cost too much. So
+the ledger and the belief keep a second, read-only view of their columns, and a slice of a read-only array is read-only.
+Must not depend on any other module of the core.
 """
 
 from typing import TypeVar
@@ -9,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
+Slots = NDArray[np.intp]
 _Number = TypeVar("_Number", bound=np.generic)
 
 

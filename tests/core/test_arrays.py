@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from router.core.arrays import frozen, view_of
 from router.core.belief import Belief
+from router.core.columns import PRICE_PER_S
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.ledger import Ledger
-from router.core.readonly import frozen, view_of
 from router.core.types import Slo
 from tests.fakes import backend, request
 
@@ -27,9 +28,9 @@ def scene(count, *, apart=False, prefix=()):
         belief.joined(ledger.join(backend(f"b{n}"), 0.0), backend(f"b{n}"))
     for n in range(1, count, 2):
         ledger.mark_state(n, up=not apart)
-    ledger.on_peer_load("peer", {"b0": next(iter(ledger.own_loads().values()))})
+    ledger.peers.on_peer_load("peer", {"b0": next(iter(ledger.peers.own_loads().values()))}, 0.0)
     asked = request(prompt_tokens=100, slo=Slo(ttft_s=1.0, quantile=0.9), prefix=prefix, prefix_block_tokens=16)
-    fleet = Fleet(ledger, ledger.pool("m"), 1.0)
+    fleet = Fleet(ledger, ledger.roster.pool("m"), 1.0)
     return ledger, belief, asked, fleet, Forecast(asked, fleet, belief)
 
 
@@ -67,7 +68,7 @@ def test_no_array_that_a_policy_can_reach_can_be_written(count, apart, prefix):
     for name, array in shown.items():
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
-        if any(np.shares_memory(array, own) for own in (ledger.columns, ledger.name_hashes, belief.state)):
+        if any(np.shares_memory(array, own) for own in (ledger.table.columns, ledger.roster.name_hashes, belief.state)):
             with pytest.raises(ValueError, match="cannot set WRITEABLE"):
                 array.setflags(write=True)
         assert not array.flags.writeable, name
@@ -76,10 +77,10 @@ def test_no_array_that_a_policy_can_reach_can_be_written(count, apart, prefix):
 def test_a_view_follows_what_the_ledger_writes_and_costs_no_copy():
     """The same memory."""
     ledger, belief, _, fleet, forecast = scene(40)
-    ledger.price_per_s[3], belief.state[3] = 7.0, 2
+    ledger.table.columns[PRICE_PER_S, 3], belief.state[3] = 7.0, 2
     assert fleet.price_per_s[3] == 7.0
     assert forecast.state[3] == 2
-    assert np.shares_memory(fleet.price_per_s, ledger.price_per_s)
+    assert np.shares_memory(fleet.price_per_s, ledger.table.columns[PRICE_PER_S])
 
 
 def test_a_view_stays_read_only_and_a_frozen_array_is_itself():

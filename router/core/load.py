@@ -1,0 +1,185 @@
+"""What this router has in flight on each backend: one reservation an attempt, from its send to its end.
+
+A reservation is made once and released once, and it belongs to the generation of its slot: one that outlives its
+backend releases nothing. Must not depend on peers or reports, which say what others have there, nor on how a backend
+was chosen.
+"""
+
+from math import exp
+from typing import Final
+
+from router.core.columns import (
+    CONTEXT_TOKENS,
+    DECODING,
+    E2E_TPOT_BOUND_S,
+    FIRST_TOKEN_S,
+    LAST_SENT,
+    PREFILL_RATE,
+    PREFILL_TOKENS,
+    PREFILLING,
+    RATE_AT_S,
+    TPOT_BOUND_S,
+    TURN,
+    WEIGHT,
+)
+from router.core.metering import RATE_TAU_S, Metering
+from router.core.slot_table import SlotTable
+
+WEIGHT_MIN: Final = 1e-6  # a weight of 0 has its turn once in a million of weight 1
+_RELEASED: Final = -1
+_INF: Final = float("inf")
+
+
+class Reservation:
+    """One attempt's place on one backend; ``Loads`` alone changes it. ``phase``: PREFILLING, DECODING or released."""
+
+    __slots__ = ("context_tokens", "e2e_tpot_bound_s", "generation", "phase", "prompt_tokens", "slot", "tpot_bound_s")
+
+    def __init__(
+        self,
+        slot: int,
+        generation: int,
+        prompt_tokens: float,
+        context_tokens: float,
+        tpot_bound_s: float,
+        e2e_tpot_bound_s: float,
+    ) -> None:
+        self.slot = slot
+        self.generation = generation
+        self.prompt_tokens = prompt_tokens
+        self.context_tokens = context_tokens
+        self.tpot_bound_s = tpot_bound_s
+        self.e2e_tpot_bound_s = e2e_tpot_bound_s
+        self.phase = PREFILLING
+
+
+class _Bounds:
+    """Bounds in force at once: how many have each value, so that the least is known when one goes."""
+
+    __slots__ = ("_count",)
+
+    def __init__(self) -> None:
+        self._count: dict[float, int] = {}
+
+    def add(self, bound_s: float) -> None:
+        """One more."""
+        self._count[bound_s] = self._count.get(bound_s, 0) + 1
+
+    def remove(self, bound_s: float, least_s: float) -> float:
+        """The least that is left (inf: none); ``least_s``: the least before."""
+        count = self._count
+        count[bound_s] -= 1
+        if count[bound_s]:
+            return least_s
+        del count[bound_s]
+        return min(count, default=_INF) if bound_s == least_s else least_s
+
+
+class _Prefill:
+    """What is prefilling in one slot, in plain numbers, and the bounds of all that is in flight there."""
+
+    __slots__ = ("e2e_tpot_bounds", "prefilling", "tokens", "tpot_bounds")
+
+    def __init__(self) -> None:
+        self.prefilling = self.tokens = 0.0
+        self.tpot_bounds = _Bounds()
+        self.e2e_tpot_bounds = _Bounds()
+
+    def end(self, prompt_tokens: float) -> None:
+        """One is over. Sums of floats drift; with nobody there the truth is known."""
+        self.prefilling -= 1.0
+        self.tokens = self.tokens - prompt_tokens if self.prefilling else 0.0
+
+
+class Loads:
+    """This router's own rows of the table: load, prefill rate, tightest bounds, turns."""
+
+    def __init__(self, table: SlotTable, metering: Metering) -> None:
+        self._table = table
+        self._metering = metering
+        self._prefills: list[_Prefill] = []
+        self._sends = 0
+        self._turn = 0.0
+
+    def start(self, slot: int) -> None:
+        """Nothing is in flight on what is now in the slot; its turn comes with those who are there."""
+        if slot == len(self._prefills):
+            self._prefills.append(_Prefill())
+        else:
+            self._prefills[slot] = _Prefill()
+        self._table.cells[TURN][slot] = self._turn
+
+    def reserve(
+        self,
+        slot: int,
+        prompt_tokens: float,
+        context_tokens: float,
+        tpot_bound_s: float,
+        now_s: float,
+        e2e_tpot_bound_s: float = float("inf"),
+    ) -> Reservation:
+        """Count an attempt from now on: ``prompt_tokens`` to prefill, ``context_tokens`` it will hold while decoding;
+        the bounds are those that later requests have to leave it (inf: none).
+        """
+        there, cells = self._prefills[slot], self._table.cells
+        self._metering.meters[slot].integrate(now_s, self._metering.prompt_tokens_per_s_each)
+        there.prefilling += 1.0
+        there.tokens += prompt_tokens
+        cells[PREFILLING][slot], cells[PREFILL_TOKENS][slot] = there.prefilling, there.tokens
+        decayed = cells[PREFILL_RATE][slot] * exp((cells[RATE_AT_S][slot] - now_s) / RATE_TAU_S)
+        cells[PREFILL_RATE][slot] = decayed + prompt_tokens / RATE_TAU_S
+        cells[RATE_AT_S][slot] = now_s
+        cells[LAST_SENT][slot] = self._sends
+        self._sends += 1
+        # Stride scheduling (Waldspurger 1995); whoever was away starts from where the others are.
+        self._turn = max(self._turn, cells[TURN][slot])
+        cells[TURN][slot] = self._turn + 1.0 / max(cells[WEIGHT][slot], WEIGHT_MIN)
+        if tpot_bound_s != _INF:
+            there.tpot_bounds.add(tpot_bound_s)
+            cells[TPOT_BOUND_S][slot] = min(tpot_bound_s, cells[TPOT_BOUND_S][slot])
+        if e2e_tpot_bound_s != _INF:
+            there.e2e_tpot_bounds.add(e2e_tpot_bound_s)
+            cells[E2E_TPOT_BOUND_S][slot] = min(e2e_tpot_bound_s, cells[E2E_TPOT_BOUND_S][slot])
+        generation = self._table.generation[slot]
+        return Reservation(slot, generation, prompt_tokens, context_tokens, tpot_bound_s, e2e_tpot_bound_s)
+
+    def prefilled(self, held: Reservation, now_s: float) -> None:
+        """The first token came: prefill load becomes decode load."""
+        slot = held.slot
+        if held.generation != self._table.generation[slot] or held.phase != PREFILLING:
+            return
+        meter, cells = self._metering.meters[slot], self._table.cells
+        meter.integrate(now_s, self._metering.prompt_tokens_per_s_each)
+        self._end_prefill(held, slot)
+        meter.decoding += 1.0
+        meter.context_tokens += held.context_tokens
+        meter.prefilled_tokens += held.prompt_tokens
+        cells[DECODING][slot], cells[CONTEXT_TOKENS][slot] = meter.decoding, meter.context_tokens
+        cells[FIRST_TOKEN_S][slot] = now_s
+        held.phase = DECODING
+
+    def release(self, held: Reservation, now_s: float) -> None:
+        """The attempt is over, whatever phase it was in; a second release does nothing."""
+        slot, phase = held.slot, held.phase
+        held.phase = _RELEASED
+        if phase == _RELEASED or held.generation != self._table.generation[slot]:
+            return
+        meter, cells, there = self._metering.meters[slot], self._table.cells, self._prefills[slot]
+        meter.integrate(now_s, self._metering.prompt_tokens_per_s_each)
+        if phase == PREFILLING:
+            self._end_prefill(held, slot)
+        else:
+            meter.decoding -= 1.0
+            meter.context_tokens = meter.context_tokens - held.context_tokens if meter.decoding else 0.0
+            cells[DECODING][slot], cells[CONTEXT_TOKENS][slot] = meter.decoding, meter.context_tokens
+        if held.tpot_bound_s != _INF:
+            least = cells[TPOT_BOUND_S]
+            least[slot] = there.tpot_bounds.remove(held.tpot_bound_s, least[slot])
+        if held.e2e_tpot_bound_s != _INF:
+            least = cells[E2E_TPOT_BOUND_S]
+            least[slot] = there.e2e_tpot_bounds.remove(held.e2e_tpot_bound_s, least[slot])
+
+    def _end_prefill(self, held: Reservation, slot: int) -> None:
+        there, cells = self._prefills[slot], self._table.cells
+        there.end(held.prompt_tokens)
+        cells[PREFILLING][slot], cells[PREFILL_TOKENS][slot] = there.prefilling, there.tokens

@@ -1,0 +1,114 @@
+"""What each backend has done over time: integrals of its load, read before and after a stream to learn from it.
+
+A step does not depend on who sent the sequences in it, so the integrals count everybody's: this router's own load
+exactly, that of others as reported, their prompts at the rate at which this router's own traffic brings prompts. Must
+not depend on how load comes about (load, reports, peers): those call ``integrate`` before they change something.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from router.core.columns import CONTEXT_TOKENS, DECODING, PEERS, PREFILL_RATE, RATE_AT_S, UNATTRIBUTED
+from router.core.slot_table import SlotTable
+
+RATE_TAU_S: Final = 5.0  # memory of the prefill rate: a few requests' lives, so that it follows a burst
+
+
+@dataclass(init=False, slots=True, unsafe_hash=True)
+class WorkSnapshot:
+    """What a backend had done up to one moment; the difference of two is what a stream lived through.
+
+    ``decoding_s`` and ``context_s`` are time integrals (sequences x s, tokens x s); ``prefilled_tokens`` a counter.
+    """
+
+    at_s: Final[float]
+    decoding_s: Final[float]
+    context_s: Final[float]
+    prefilled_tokens: Final[float]
+
+    def __init__(
+        self,
+        at_s: float,
+        decoding_s: float,
+        context_s: float,
+        prefilled_tokens: float,
+    ) -> None:
+        self.at_s = at_s
+        self.decoding_s = decoding_s
+        self.context_s = context_s
+        self.prefilled_tokens = prefilled_tokens
+
+
+class Meter:
+    """The integrals of one slot as of ``integrated_s``, and the load that they grow by from then on.
+
+    ``decoding`` and ``context_tokens`` are this router's, ``others`` and ``others_tokens`` the sequences that peers and
+    unknown senders decode there, and their tokens. Plain numbers: reading an array's would make an object each time.
+    """
+
+    __slots__ = (
+        "context_s",
+        "context_tokens",
+        "decoding",
+        "decoding_s",
+        "integrated_s",
+        "others",
+        "others_tokens",
+        "prefilled_tokens",
+    )
+
+    def __init__(self, now_s: float) -> None:
+        self.decoding = self.context_tokens = self.others = self.others_tokens = 0.0
+        self.decoding_s = self.context_s = self.prefilled_tokens = 0.0
+        self.integrated_s = now_s
+
+    def integrate(self, now_s: float, prompt_tokens_per_s_each: float) -> None:
+        """Bring the integrals up to now."""
+        passed_s = now_s - self.integrated_s
+        if passed_s > 0.0:
+            self.decoding_s += (self.decoding + self.others) * passed_s
+            self.context_s += (self.context_tokens + self.others_tokens) * passed_s
+            self.prefilled_tokens += self.others * passed_s * prompt_tokens_per_s_each
+            self.integrated_s = now_s
+
+
+class Metering:
+    """The meters, by slot, and the rate that a request of others is taken to bring prompts at."""
+
+    def __init__(self, table: SlotTable) -> None:
+        self._table = table
+        self.meters: list[Meter] = []
+        self.prompt_tokens_per_s_each = 0.0  # that each request in flight brings, by this router's own traffic
+
+    def start(self, slot: int, now_s: float) -> None:
+        """Nothing was done yet by what is now in the slot."""
+        if slot == len(self.meters):
+            self.meters.append(Meter(now_s))
+        else:
+            self.meters[slot] = Meter(now_s)
+
+    def integrate_all(self, now_s: float) -> None:
+        """The load of others is about to change somewhere: bring all integrals up to now, and measure anew how many
+        prompt tokens a request in flight brings.
+        """
+        for meter in self.meters:
+            meter.integrate(now_s, self.prompt_tokens_per_s_each)
+        table = self._table
+        decoding = float(table.own[DECODING].sum())
+        rate_at_s = table.columns[RATE_AT_S]
+        rate = float(table.columns[PREFILL_RATE] @ np.exp(np.minimum(rate_at_s - now_s, 0.0) / RATE_TAU_S))
+        self.prompt_tokens_per_s_each = rate / decoding if decoding >= 1.0 else 0.0
+
+    def others_changed(self, slot: int) -> None:
+        """The load of others in this slot of the table is another from now on."""
+        meter, cells = self.meters[slot], self._table.cells
+        meter.others = cells[PEERS + DECODING][slot] + cells[UNATTRIBUTED + DECODING][slot]
+        meter.others_tokens = cells[PEERS + CONTEXT_TOKENS][slot] + cells[UNATTRIBUTED + CONTEXT_TOKENS][slot]
+
+    def snapshot(self, slot: int, now_s: float) -> WorkSnapshot:
+        """What the backend has done so far, as far as this router can count it."""
+        meter = self.meters[slot]
+        meter.integrate(now_s, self.prompt_tokens_per_s_each)
+        return WorkSnapshot(now_s, meter.decoding_s, meter.context_s, meter.prefilled_tokens)

@@ -1,0 +1,176 @@
+"""Which backends there are, in which slot, and which of them may be sent a model's requests.
+
+Holds names, facts, and the states up, draining and ejected. Must not depend on load, metering, reports or peers: a
+backend is a candidate by its facts and its state alone, never by how busy it is.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.core.arrays import Slots, frozen, view_of
+from router.core.columns import (
+    CHUNK_TOKENS,
+    DRAINING,
+    EJECTED,
+    KV_TOKENS_MAX,
+    NETWORK_S,
+    PRICE_PER_S,
+    SEQS_MAX,
+    UP,
+    WEIGHT,
+)
+from router.core.hashing import hash64
+from router.core.slot_table import SlotTable
+from router.core.types import Backend, Request
+
+_INF: Final = float("inf")
+
+
+class Roster:
+    """Backends by slot; a slot is used again after its backend has left."""
+
+    name_hashes: NDArray[np.uint64]  # by slot, of the backend's name; a policy sees ``shown_name_hashes``
+    shown_name_hashes: NDArray[np.uint64]
+
+    def __init__(self, table: SlotTable) -> None:
+        self._table = table
+        self._slot_of: dict[str, int] = {}
+        self.backends: list[Backend | None] = []
+        self._pools: dict[str, Slots] = {}
+        self._shortest: dict[str, float] = {}  # context of any backend in each pool, tokens
+        self._spanned: tuple[Slots | None, slice | None] = (None, None)
+        self._replicas: dict[str, int] = {}  # by model
+        self.name_hashes = np.zeros(table.capacity, dtype=np.uint64)
+        self.shown_name_hashes = view_of(self.name_hashes)
+
+    # -- who is there ------------------------------------------------------------------------------------------
+
+    def slot(self, name: str) -> int | None:
+        """The slot of a backend, or None when there is none of this name."""
+        return self._slot_of.get(name)
+
+    def name(self, slot: int) -> str:
+        """The name of the backend in a slot that is taken."""
+        backend = self.backends[slot]
+        assert backend is not None
+        return backend.name
+
+    @property
+    def slots(self) -> Iterable[tuple[str, int]]:
+        """Every backend there is, by name, with its slot."""
+        return self._slot_of.items()
+
+    @property
+    def models(self) -> Sequence[str]:
+        """Every model that a backend serves, up or not."""
+        return sorted(self._replicas)
+
+    def serves(self, model: str) -> bool:
+        """Whether any backend, up or not, answers to this model name."""
+        return model in self._replicas
+
+    def claim(self, name: str) -> int:
+        """A slot for a newcomer: the lowest that is free."""
+        if None in self.backends:
+            slot = self.backends.index(None)
+        else:
+            slot = self._table.add()
+            self.backends.append(None)
+        if len(self.name_hashes) < self._table.capacity:
+            hashes = np.zeros(self._table.capacity, dtype=np.uint64)
+            hashes[: len(self.name_hashes)] = self.name_hashes
+            self.name_hashes, self.shown_name_hashes = hashes, view_of(hashes)
+        self._slot_of[name] = slot
+        return slot
+
+    def describe(self, slot: int, backend: Backend) -> None:
+        """Take over the facts of the backend in a slot."""
+        self.backends[slot] = backend
+        self.name_hashes[slot] = hash64(backend.name)
+        columns = self._table.columns
+        columns[SEQS_MAX, slot] = backend.seqs_max
+        columns[KV_TOKENS_MAX, slot] = backend.kv_tokens_max
+        columns[CHUNK_TOKENS, slot] = backend.chunk_tokens
+        columns[PRICE_PER_S, slot] = backend.price_per_hour / 3600
+        columns[NETWORK_S, slot] = backend.network_s
+        columns[WEIGHT, slot] = backend.weight
+        self._changed()
+
+    def remove(self, name: str) -> int | None:
+        """Forget a backend; the slot that it had, None when there is none of this name."""
+        slot = self._slot_of.pop(name, None)
+        if slot is not None:
+            self.backends[slot] = None
+            self._changed()
+        return slot
+
+    def mark_state(
+        self, slot: int, *, up: bool | None = None, draining: bool | None = None, ejected: bool | None = None
+    ) -> None:
+        """Change who may be sent requests; what is in flight there stays."""
+        for row, value in ((UP, up), (DRAINING, draining), (EJECTED, ejected)):
+            if value is not None:
+                self._table.columns[row, slot] = value
+        self._pools.clear()
+
+    def is_up(self, slot: int) -> bool:
+        """Whether the backend's last health check succeeded."""
+        return self._table.cells[UP][slot] != 0.0
+
+    def _changed(self) -> None:
+        self._pools.clear()
+        self._replicas = {}
+        for backend in self.backends:
+            for model in backend.models if backend else ():
+                self._replicas[model] = self._replicas.get(model, 0) + 1
+
+    # -- who may be sent a request -----------------------------------------------------------------------------
+
+    def pool(self, model: str) -> Slots:
+        """Slots, ascending, of the backends that may be sent this model's requests now: up, not draining, not ejected.
+
+        When all that are up were ejected, all of them are tried again: a guess beats a certain refusal.
+        """
+        slots = self._pools.get(model)
+        if slots is None:
+            up, draining, ejected = (self._table.columns[row] for row in (UP, DRAINING, EJECTED))
+            serving = [s for s, b in enumerate(self.backends) if b and model in b.models]
+            there = [s for s in serving if up[s] and not draining[s]]
+            chosen = [s for s in there if not ejected[s]] or there
+            slots = self._pools[model] = frozen(np.array(chosen, dtype=np.intp))
+            self._shortest[model] = min(map(self._context_tokens, chosen), default=_INF)
+        return slots
+
+    def taking(self, request: Request) -> Slots:
+        """Those of the pool whose context holds the prompt, with its whole reply where there are such. Empty: the
+        prompt is too long for all of them.
+        """
+        slots = self.pool(request.model)
+        reply = max(request.output_tokens_max, 1)
+        if request.prompt_tokens + reply <= self._shortest[request.model]:
+            return slots
+        most = np.array([self._context_tokens(slot) for slot in slots.tolist()])
+        whole = slots[most >= request.prompt_tokens + reply]
+        return frozen(whole if len(whole) else slots[most > request.prompt_tokens])
+
+    def span(self, slots: Slots) -> slice | None:
+        """The slots as a slice, where they are neighbours, as those of one model mostly are. The last answer is kept:
+        decisions come for the same pool again and again.
+        """
+        if slots is not self._spanned[0]:
+            ends = slots[[0, -1]].tolist() if len(slots) else (0, -2)  # slots ascend
+            near = ends[1] - ends[0] == len(slots) - 1
+            self._spanned = slots, slice(ends[0], ends[1] + 1) if near else None
+        return self._spanned[1]
+
+    def longest(self, model: str) -> float:
+        """The longest context of any backend, up or not, that serves this model, in tokens (inf: one takes any)."""
+        serving = (slot for slot, b in enumerate(self.backends) if b and model in b.models)
+        return max(map(self._context_tokens, serving), default=0.0)
+
+    def _context_tokens(self, slot: int) -> float:
+        backend = self.backends[slot]
+        return float(backend.context_tokens_max or _INF) if backend else 0.0
