@@ -19,8 +19,8 @@ from router.spelling import suggestion
 from simulator.errors import BadPool
 from simulator.replica.sequence import EngineLimits
 from simulator.replica.truth import Hidden, Truth, true_of
-from simulator.run.world import Autoscaling, Clients, Fault, World
 from simulator.workload.arrivals import SloClass, parse_slo
+from simulator.world import Autoscaling, Clients, Fault, World
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from router.core.types import NO_SLO, Slo
 from simulator.experiment import Case, Source
 from simulator.pool import Member, Pool, Site
 from simulator.run.result_table import Floats
-from simulator.run.world import Fault, World
 from simulator.workload.arrivals import Arrival, SloClass
 from simulator.workload.generators import UNIT_TOKENS, Sessions
+from simulator.world import Fault, World
 
 WORKLOADS: Final[Mapping[str, str]] = {
     "chat": "gen:poisson:prompt=150,output=250,sigma=0.8",

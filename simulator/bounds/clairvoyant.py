@@ -1,23 +1,23 @@
 """A router that reads what routers never see: every reply's length, every engine's true step, who is where just now.
 
-It follows each engine to its last token (``foresight.py``) and sends where nobody misses an SLO. A request that finds
+It follows each engine to its last token (``projection.py``) and sends where nobody misses an SLO. A request that finds
 no such engine waits only as long as an engine with nobody else could still keep every bound of it. After that it is
 lost: it is served where an engine stands idle, else dropped, so that it takes nothing from those that keep theirs.
 The clairvoyant decides request by request and does not know who will come; a few ``Strategy``s guess that differently.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, isnan, nan
 from typing import Final, Literal
 
 from router.core import Admission, Admit, Choice, Dispatch, Fleet, Forecast, Hold, Memory, Reason, Request, Rng, Shed
-from simulator.bounds.foresight import Foreseen, Promised, alone, follow, in_engine, shares_used
+from simulator.bounds.projection import Foreseen, Promised, alone, follow, in_engine, shares_used
 from simulator.replica.sequence import Sequence
 from simulator.run.fleet import SimulatedEngine
+from simulator.run.play import RequestLookup
 from simulator.workload.arrivals import Arrival
 
-Known = Callable[[str], tuple[Arrival, float] | None]
 _ASK_AGAIN_S: Final = 0.1
 _VALID_S: Final = 0.1  # of what was foreseen of an engine to which nothing happened: its speed drifts
 _BEFORE_S: Final = 1e-3  # the end of the time for which a request may be held
@@ -112,7 +112,7 @@ class _View:
         """Changes whenever somebody comes, ends, or has its first token."""
         return (*self.engine.replica.turns_so_far(), len(self.coming))
 
-    def look(self, now_s: float, known: Known) -> None:
+    def look(self, now_s: float, known: RequestLookup) -> None:
         """See who is there, and what becomes of them."""
         replica, mark, before = self.engine.replica, self.mark(), self._sequences
         self._sequences, self._enters_s = in_engine(replica)
@@ -130,7 +130,7 @@ class _View:
         self.keeps = [share <= 1.0 for share in shares_used(self.promised, foreseen, now_s, 1.0)]
         self.fits = foreseen.fits
 
-    def _promises(self, known: Known) -> None:
+    def _promises(self, known: RequestLookup) -> None:
         """Of everybody there: nothing changes any more of one that had its first token when last looked at."""
         before = self._promised_to
         self._promised_to = {}
@@ -163,7 +163,7 @@ class Clairvoyant:
     def __init__(
         self,
         engines: Mapping[str, SimulatedEngine],
-        known: Known,
+        known: RequestLookup,
         admission: Admission,
         strategy: Strategy = PORTFOLIO[0],
     ) -> None:

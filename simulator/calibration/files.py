@@ -1,6 +1,6 @@
 """A file of measurements: opened, checked for its columns, read row by row and row against row.
 
-Believes: what `measurements.py` says of a row and `among.py` of rows. Must not know: what is done with them.
+Believes: what `measurements.py` says of a row and `consistency.py` of rows. Must not know: what is done with them.
 """
 
 import csv
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TextIO
 
-from simulator.calibration.among import consistent
+from simulator.calibration.consistency import consistent
 from simulator.calibration.measurements import Measurement, Skipped, parse
 from simulator.errors import BadFile
 

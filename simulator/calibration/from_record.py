@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from router.core.step import LINEAR, MEASURABLE, StepCoefficients, attention_pairs, step_terms
 from router.core.types import Backend
-from simulator.calibration.flights import Log
+from simulator.calibration.attempts import Log
 from simulator.calibration.posterior import Column, Posterior
 
 ENOUGH: Final = 20

@@ -21,7 +21,7 @@ A user's own file needs only these columns (others may be absent or empty):
     note, scope     "DO NOT FIT", "LOW TRUST", "per-POOL" and data-parallel attention are left out
 
 Left out besides: a closed loop of which more than half wait for a first token (its batch is not known), and what
-rows say against one another (`among.py`).
+rows say against one another (`consistency.py`).
 """
 
 import re

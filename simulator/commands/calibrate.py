@@ -15,11 +15,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.calibration.attempts import read_flights
 from simulator.calibration.bands import COVERED, coverage, log_errors, widened
 from simulator.calibration.design import Column
 from simulator.calibration.files import read
 from simulator.calibration.fit import COMMITTED, PRIOR, Tables, fit, predicted, seen
-from simulator.calibration.flights import read_flights
 from simulator.calibration.from_record import fit_log, fragment
 from simulator.calibration.measurements import Measurement, Skipped
 from simulator.calibration.report import QUANTITIES, errors, rank_correlation, text

@@ -124,7 +124,7 @@ def _bounded(
     """Of the bound, seed by seed the highest rate that anybody found for the same workload and pool; else *found*."""
     if bound.policy != CLAIRVOYANT:
         return found
-    beside = [of_case for case, of_case in zip(cases, each, strict=True) if case.same_world(bound)]
+    beside = [of_case for case, of_case in zip(cases, each, strict=True) if case.same_workload(bound)]
     return [highest_of(own, seeded) for own, seeded in zip(found, zip(*beside, strict=True), strict=True)]
 
 

@@ -16,13 +16,13 @@ from simulator.experiment import (
     admission_of,
     bounded,
     executor_of,
+    figures_of,
     in_parallel,
     interval,
     pool_of,
     rate_of,
     routing_of,
     strategies_of,
-    told,
     window_of,
 )
 from simulator.pool import Pool
@@ -98,7 +98,7 @@ def _played(case: Case, notes: Console, sampled: bool) -> tuple[dict[str, Any], 
     with progress(notes, case.policy, len(arrivals)) as tell:
         began_s = process_time()
         played = case.play(tell, max(1.0, span_s / _SAMPLES) if sampled else 0.0)
-        return told(case, played, began_s), played
+        return figures_of(played, began_s), played
 
 
 def _span_s(arrivals: Any) -> float:

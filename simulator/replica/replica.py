@@ -17,9 +17,9 @@ from math import nan, sqrt
 
 from router.core.types import EngineReport
 from simulator.replica.batch import Batch
+from simulator.replica.clock import Clock
 from simulator.replica.sequence import COMING, DECODE, OVER, WAITING, EngineLimits, Sequence
 from simulator.replica.truth import Drift, Truth
-from simulator.run.kernel import Clock
 
 Heard = Callable[[Sequence], None]
 

@@ -15,8 +15,8 @@ from simulator.pool import Member, Pool, Site
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import Sequence as EngineSequence
 from simulator.run.kernel import Kernel
-from simulator.run.world import Fault
 from simulator.workload.arrivals import Arrival
+from simulator.world import Fault
 
 REFUSED: Final = Failure("connection refused", backend_fault=True, retryable=True)
 RESET: Final = Failure("connection reset", backend_fault=True, retryable=True)

@@ -8,20 +8,7 @@ replica hands along): cheaper than searching the heap.
 from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
-from typing import Any, Protocol
-
-
-class Clock(Protocol):
-    """What a replica needs of time: the simulator's heap here, an event loop in ``engine.py``."""
-
-    @property
-    def now_s(self) -> float:
-        """The time."""
-        ...
-
-    def at(self, when_s: float, act: Callable[[Any], None], argument: Any) -> None:
-        """Call ``act(argument)`` at ``when_s``."""
-        ...
+from typing import Any
 
 
 class Kernel:

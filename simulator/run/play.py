@@ -6,7 +6,7 @@ The routers are the gateway's own core; everything here only carries events to i
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from random import Random
-from typing import cast
+from typing import Protocol, cast
 
 import policies
 from router.core.decisions import EndState, RequestRecord
@@ -14,32 +14,36 @@ from router.core.dispatcher import Dispatcher
 from router.core.errors import Reason
 from router.core.flight import DispatchLimits
 from router.core.policy import Admission, Routing
-from simulator.bounds.clairvoyant import Clairvoyant, Known
 from simulator.pool import Pool
 from simulator.run.fleet import ReplicaFleet, SimulatedEngine
 from simulator.run.kernel import Kernel
 from simulator.run.result_table import ResultTable
+from simulator.run.router import Flight, Shell
 from simulator.run.scaling import Autoscaler
-from simulator.run.shell import Flight, Shell
 from simulator.run.timeline import Timeline
 from simulator.workload.arrivals import Arrival, Workload
 
 Progress = Callable[[int], None]
 Stop = Callable[[ResultTable], object]  # true or not; numpy has a truth of its own
-MakeClairvoyant = Callable[[Mapping[str, SimulatedEngine], Known, Admission], Clairvoyant]
+RequestLookup = Callable[[str], tuple[Arrival, float] | None]
+"""An open request by id, and the time of its first token (nan: none yet); None for a request that is over."""
 _PROGRESS_EVERY = 500
 _READING_S = 0.015  # a token, at a typical pace: where in its reply a client hangs up; a reply that is over stays so
 
 
+class Decider(Routing, Admission, Protocol):
+    """Routing and admission in one object, such as the clairvoyant router."""
+
+
+MakeDecider = Callable[[Mapping[str, SimulatedEngine], RequestLookup, Admission], Decider]
+
+
 @dataclass(frozen=True, slots=True)
 class Played:
-    """One run, over: its books, its engines as they ended, and how long it lasted on the virtual clock. ``strategy``:
-    of the clairvoyant, how it was played.
-    """
+    """One run, over: its books and its engines as they ended. ``strategy``: of the clairvoyant, how it was played."""
 
     books: ResultTable
     engines: dict[str, SimulatedEngine]
-    horizon_s: float
     held: int
     retried: int
     usd: float
@@ -58,7 +62,7 @@ def play(
     limits: DispatchLimits | None = None,
     *,
     sample_s: float = 0.0,
-    clairvoyant: MakeClairvoyant | None = None,
+    clairvoyant: MakeDecider | None = None,
     stop: Stop | None = None,
 ) -> Played:
     """Run every arrival through the routers in front of *pool*; the same arguments give the same books.
@@ -77,7 +81,6 @@ def play(
     return Played(
         run.books,
         run.fleet.engines,
-        run.kernel.now_s,
         sum(router.held for router in run.routers),
         run.retried,
         run.fleet.cost(run.last_s),

@@ -12,8 +12,8 @@ from router.core.policy import Demand, Scaling
 from router.core.types import Slo
 from simulator.run.fleet import ReplicaFleet, SimulatedEngine
 from simulator.run.kernel import Kernel
-from simulator.run.world import Autoscaling
 from simulator.workload.arrivals import Arrival
+from simulator.world import Autoscaling
 
 
 @dataclass(slots=True)

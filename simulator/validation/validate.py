@@ -35,7 +35,7 @@ from simulator.run.play import play
 from simulator.traces.recent import recent
 from simulator.validation.auditing import check_state, state_of, watched
 from simulator.workload.arrivals import Arrival, Shaping, SloClass, distinct, shape
-from simulator.workload.generated import LOAD, generated, promise
+from simulator.workload.for_pool import LOAD, generated, promise
 
 BLOCK_TOKENS: Final = 16
 GROSS: Final = 40.0  # times the budget: no scheduler's whim; two such decisions are enough

@@ -23,9 +23,9 @@ import policies
 from router.core.types import Slo
 from simulator.pool import Member, Pool
 from simulator.run.play import play
-from simulator.run.world import World
 from simulator.workload.arrivals import Arrival, Shaping, SloClass
 from simulator.workload.generators import generate, parse_recipe
+from simulator.world import World
 from tests.bench.test_reload_load import process, up
 from tests.redis_server import free_port
 from tests.streams import Ask, Seen, open_loop

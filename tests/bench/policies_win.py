@@ -22,8 +22,8 @@ from simulator.commands.capacity import Summary, highest_of, searched, summary
 from simulator.experiment import CLAIRVOYANT, Case, Source, interval
 from simulator.pool import BUILT_IN, Member, Pool
 from simulator.replica.truth import Hidden
-from simulator.run.world import World
 from simulator.workload.arrivals import parse_slo
+from simulator.world import World
 
 POLICY = "slo_headroom"
 GOAL, OVERLOAD = 0.99, (1.1, 1.2)
@@ -84,7 +84,7 @@ def measured(source: Source, baselines: Sequence[str], asked: Asked) -> dict[str
     found = searched(list(cases.values()), GOAL, asked.precision, seeds=asked.seeds, beyond=OVERLOAD, jobs=asked.jobs)
     bound = Case(source, asked.pool, CLAIRVOYANT, seed=asked.first_seed)
     known = searched([bound], GOAL, asked.precision, seeds=asked.bound_seeds, jobs=asked.jobs)
-    alike = [one.found for one, case in zip(found, cases.values(), strict=True) if case.same_world(bound)]
+    alike = [one.found for one, case in zip(found, cases.values(), strict=True) if case.same_workload(bound)]
     beside = zip(*alike, strict=True)
     best = [highest_of(own, others) for own, others in zip(known[0].found, beside, strict=False)]
     return {**dict(zip(cases, found, strict=True)), CLAIRVOYANT: summary(best)}

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 import policies
 from simulator.pool import Member, Pool
 from simulator.run.play import play
-from simulator.run.world import World
 from simulator.workload.arrivals import Arrival, Shaping
 from simulator.workload.generators import generate, parse_recipe
+from simulator.world import World
 
 WORKLOAD = "gen:poisson:rate=4,requests=200"
 QUANTILES = (50, 90, 99)

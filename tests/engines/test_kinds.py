@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from simulator.report.summary import summarise
 
 import policies
 from router import engines
@@ -13,7 +14,6 @@ from router.core.errors import UnknownEngine
 from router.core.tables import ENGINES
 from router.engines import EngineKind, Scheduler, find, find_or_default, kinds, read_metrics, registry
 from simulator.pool import Member, Pool
-from simulator.report.summary import summarise
 from simulator.run.play import play
 from simulator.traces import TraceEntry
 from simulator.workload.arrivals import Shaping, shape

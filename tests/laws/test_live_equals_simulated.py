@@ -31,9 +31,9 @@ from simulator.replica.sequence import Sequence
 from simulator.replica.truth import EXACT
 from simulator.run.kernel import Kernel
 from simulator.run.play import Played, play
-from simulator.run.world import World
 from simulator.traces import read_trace
 from simulator.workload.arrivals import Arrival, Shaping, shape
+from simulator.world import World
 from tests import fakes_wire as wire
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, chunked, event, gateway, post, reply, stream, token

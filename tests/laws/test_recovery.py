@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from simulator.experiment import Source
-from simulator.run.world import Fault, World
+from simulator.world import Fault, World
 from tests.cell_runs import POLICY, among, paired_error, played
 from tests.cells import POOLS, Cell, generator
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from router.core.physics import coefficients, decode_step_s
-from simulator.calibration.among import consistent
 from simulator.calibration.bands import coverage, widened
+from simulator.calibration.consistency import consistent
 from simulator.calibration.fit import COMMITTED, PRIOR, fit, predicted, seen
 from simulator.calibration.measurements import Measurement, engine_key, parse
 from simulator.calibration.report import errors, headline, rank_correlation

@@ -11,8 +11,8 @@ from simulator.pool import Member, Pool
 from simulator.replica.truth import EXACT
 from simulator.run.play import Played, play
 from simulator.run.result_table import ResultTable
-from simulator.run.world import Fault, World
 from simulator.workload.arrivals import Arrival
+from simulator.world import Fault, World
 
 POOL = Pool((Member("a", "a100-80g-sxm", "llama-3-8b"),), truth=EXACT)
 SOONEST, LIGHTEST = PORTFOLIO[0], PORTFOLIO[1]

@@ -16,7 +16,7 @@ from router.core.flight import DispatchLimits
 from router.core.physics import StepCoefficients, decode_step_s, prefill_s
 from router.core.record import Recording
 from router.core.types import Backend, Request, Usage
-from simulator.calibration.flights import read_flights
+from simulator.calibration.attempts import read_flights
 from simulator.calibration.from_record import fit_log
 from simulator.commands.calibrate import main
 from simulator.errors import BadPool, BadRecord

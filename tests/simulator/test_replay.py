@@ -12,8 +12,8 @@ import policies
 from router.core.types import Slo
 from simulator.__main__ import app
 from simulator.pool import BUILT_IN
-from simulator.report.summary import summarise
 from simulator.run.play import play
+from simulator.run.summary import summarise
 from simulator.traces import TraceEntry, read_trace
 from simulator.workload.arrivals import Shaping, SloClass, shape
 

@@ -16,9 +16,9 @@ from simulator.pool import BUILT_IN, Member, Pool, Site
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import EngineLimits, Sequence
 from simulator.replica.truth import EXACT, true_of
-from simulator.report.summary import summarise
 from simulator.run.kernel import Kernel
 from simulator.run.play import play
+from simulator.run.summary import summarise
 from simulator.workload.arrivals import Shaping, SloClass
 from simulator.workload.generators import generate, parse_recipe
 

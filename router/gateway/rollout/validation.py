@@ -19,7 +19,7 @@ import router
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.policy_spec import PolicySpec, key
 
-_COMMAND: Final = (sys.executable, "-P", "-m", "simulator.aside", "validate")
+_COMMAND: Final = (sys.executable, "-P", "-m", "simulator.background", "validate")
 _ROOT: Final = Path(router.__file__).resolve().parent.parent
 _SAID_MAX: Final = 600
 _ASIDE_S: Final = 5.0  # for so long it takes only what nobody wants

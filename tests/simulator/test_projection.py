@@ -6,7 +6,7 @@ from math import inf, nan
 import numpy as np
 import pytest
 
-from simulator.bounds.foresight import Promised, alone, follow, in_engine
+from simulator.bounds.projection import Promised, alone, follow, in_engine
 from simulator.pool import Member, Pool
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import EngineLimits, Sequence

@@ -11,7 +11,7 @@ import pytest
 from simulator.run.play import play
 from simulator.traces.recent import recent
 from simulator.validation.validate import BackendPool, judge, question_of, run
-from simulator.workload.generated import LOAD, generated, promise
+from simulator.workload.for_pool import LOAD, generated, promise
 from tests import fakes
 from tests.policy_files import policy_text
 
