@@ -14,9 +14,11 @@ from uvicorn.server import ServerState
 from router.core.decisions import EndState
 from router.core.dispatcher import Dispatcher
 from router.core.flight import DispatchLimits
+from router.core.record import Recording
+from router.gateway.protocols.target import Target
 from router.gateway.traffic.client_connection import ConnectionLimits, client_connection
-from router.gateway.traffic.driver import Driver, RequestLog
-from router.gateway.traffic.upstream import Target
+from router.gateway.traffic.driver import Driver
+from router.gateway.traffic.request_log import RequestLog
 from tests import fakes
 
 WITHIN_S = 10.0
@@ -255,7 +257,7 @@ class Gateway:
 
     port: int
     driver: Driver
-    core: Dispatcher
+    core: Dispatcher | Recording
     seen: Seen
     state: ServerState
     clients: list[Client] = field(default_factory=list)
@@ -311,7 +313,7 @@ async def gateway(
     routing: str = "round_robin",
     core_limits: DispatchLimits | None = None,
     front_limits: ConnectionLimits | None = None,
-    core: Dispatcher | None = None,
+    core: Dispatcher | Recording | None = None,
     **options: Any,
 ) -> AsyncIterator[Gateway]:
     """A gateway on a free port in front of these targets, with the real core (or the one given, which knows them)."""

@@ -28,6 +28,7 @@ from router.gateway.control.api import control_app
 from router.gateway.control.journal import Journal
 from router.gateway.monitoring.health import Engines, engine
 from router.gateway.monitoring.probe import ProbeClient
+from router.gateway.protocols.target import Target
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.policy_rollout import PolicyRollout
 from router.gateway.rollout.policy_spec import NOT_VALIDATED
@@ -44,7 +45,7 @@ from router.gateway.telemetry.metrics import Metrics
 from router.gateway.telemetry.request_observers import RequestObservers
 from router.gateway.traffic.driver import Driver, StreamLimits
 from router.gateway.traffic.server import ConnectionLimits, server
-from router.gateway.traffic.upstream import PoolLimits, Target
+from router.gateway.traffic.upstream import PoolLimits
 from router.gateway.workers import WorkerIdentity
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from router.core.models import model
 from router.core.physics import Shape, coefficients
 from router.core.types import Backend, Slo
 from router.gateway.protocols.ingress import Ingress, SloClass
-from router.gateway.traffic.driver import Driver, RequestLog
+from router.gateway.protocols.target import Target
+from router.gateway.traffic.driver import Driver
+from router.gateway.traffic.request_log import RequestLog
 from router.gateway.traffic.server import serve
-from router.gateway.traffic.upstream import Target
 
 
 class Counter:

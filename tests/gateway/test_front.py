@@ -343,7 +343,7 @@ async def test_a_client_that_does_not_read_pauses_its_engine() -> None:
         client = await gate.client()
         client.writer.transport.pause_reading()
         client.send(chat())
-        await until(lambda: any(e.exchange.winner and e.exchange.winner.paused for e in gate.driver._table.values()))
+        await until(lambda: any(e.winner and e.winner.paused for e in gate.driver._in_flight.values()))
         (connection,) = gate.state.connections
         assert connection.transport.get_write_buffer_size() < 500_000
         client.writer.transport.resume_reading()
@@ -360,7 +360,7 @@ async def test_a_client_that_never_reads_is_dropped_in_the_end() -> None:
         client = await gate.client()
         client.writer.transport.pause_reading()
         client.send(chat())
-        await until(lambda: any(e.exchange.winner and e.exchange.winner.paused for e in gate.driver._table.values()))
+        await until(lambda: any(e.winner and e.winner.paused for e in gate.driver._in_flight.values()))
         gate.driver.sweep(gate.driver.clock() + StreamLimits().reader_s - 1.0)
         assert gate.core.in_flight == 1
         gate.driver.sweep(gate.driver.clock() + StreamLimits().reader_s + 1.0)

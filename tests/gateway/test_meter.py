@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.types import Usage
+from router.gateway.protocols.answers import Dialect, error_mark
 from router.gateway.traffic.http import dechunked, parse_head
 from router.gateway.traffic.meter import GAP_EDGES_S, Gaps, Meter, first_event
 from tests.fakes_wire import chunked, event, token
@@ -23,9 +24,12 @@ def cut(data: bytes, at: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in pairwise(places)]
 
 
+MARK = error_mark(Dialect.OPENAI)
+
+
 def metered(reads: list[bytes]) -> Meter:
     """A meter that these reads passed, a millisecond apart."""
-    meter = Meter(Gaps())
+    meter = Meter(Gaps(), MARK)
     meter.begins(reads[0], 1.0)
     for index, read in enumerate(reads[1:]):
         meter.passes(read, 1.001 + index / 1000)
@@ -73,7 +77,7 @@ def test_usage_of_each_protocol_is_understood() -> None:
         b'"nothing":1': Usage(0),
     }
     for text, usage in said.items():
-        meter = Meter(Gaps())
+        meter = Meter(Gaps(), MARK)
         meter.begins(b"{" + text + b"}", 0.0)
         assert meter.usage() == usage
 
@@ -87,7 +91,7 @@ def test_a_role_without_text_is_no_token() -> None:
 
 def test_gaps_fall_into_their_buckets() -> None:
     """Several tokens of one read have no gap between them; the longest is kept."""
-    meter = Meter(Gaps())
+    meter = Meter(Gaps(), MARK)
     meter.begins(event(token()), 0.0)
     meter.passes(event(token()), 0.012)
     meter.passes(event(token()) + event(token()), 0.512)
@@ -133,7 +137,7 @@ def test_a_head_is_read_into_facts() -> None:
 @pytest.mark.parametrize("name", [b"completion_tokens", b"sequence_length"])
 def test_a_count_of_thousands_of_digits_is_none(name: bytes) -> None:
     """Python refuses to read such a number, and that must not end the request."""
-    meter = Meter(Gaps())
+    meter = Meter(Gaps(), MARK)
     meter.begins(b'{"usage": {"prompt_tokens": 7, "' + name + b'": ' + b"9" * 3000, 0.0)
     meter.continues(b"9" * 3000 + b"}}", 0.1)
     assert meter.usage().output_tokens == 0

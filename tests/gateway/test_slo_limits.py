@@ -16,7 +16,7 @@ from router.__main__ import app
 from router.core import Choice, Dispatch, Fleet, Forecast, Reason, Request, Rng, Shed
 from router.core.errors import Rejected
 from router.core.types import Slo
-from router.gateway.protocols.ingress import ANYONE, Ingress, SloClass, SloLimits, SloRange
+from router.gateway.protocols.ingress import ANONYMOUS, Ingress, SloClass, SloLimits, SloRange
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import Gateway, Reply, ScriptedEngine, pair, reply, stream
 from tests.pages import Pages
@@ -101,12 +101,12 @@ def test_whatever_a_header_says_the_slo_stays_inside_its_limits(ms: float, clamp
     allowed = getattr(it.classes["chat"].limits, f"{bound}_s")
     inside = allowed.min_ms <= ms <= allowed.max_ms
     if inside or (clamp and 0 < ms < inf):
-        applied = it.promised(headers, ANYONE)
+        applied = it.apply_slo(headers, ANONYMOUS)
         assert allowed.min_ms / 1e3 <= getattr(applied.slo, f"{bound}_s") <= allowed.max_ms / 1e3
         assert bool(applied.clamped) != inside
     else:
         with pytest.raises(Rejected) as caught:
-            it.promised(headers, ANYONE)
+            it.apply_slo(headers, ANONYMOUS)
         assert caught.value.status == 400
 
 

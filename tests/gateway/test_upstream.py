@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
 from router.engines.triton import KIND as TRITON
-from router.gateway.traffic.upstream import PoolLimits, Target
+from router.gateway.protocols.target import Target
+from router.gateway.traffic.upstream import PoolLimits
 from tests.fakes_wire import Gateway, ScriptedEngine, gateway, stream
 from tests.waiting import until
 

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from router.core.decisions import EndState as Ending
+from router.gateway.protocols.target import Target
 from router.gateway.traffic.client_connection import ClientConnection, ConnectionLimits, client_connection
 from router.gateway.traffic.driver import Driver
 from router.gateway.traffic.http import dechunked
-from router.gateway.traffic.upstream import Connection, Target, Upstream
+from router.gateway.traffic.upstream import Connection, Upstream
 from tests import fakes
 from tests import fakes_wire as wire
 from tests.fakes_wire import Act, Seen, chat, chunked, event, pair, post, reply, stream, token
@@ -111,7 +112,7 @@ class Bench:
         for connection in list(self.upstream.open):
             connection.connection_lost(None)
         assert self.driver.core.in_flight == 0
-        assert not self.driver._table
+        assert not self.driver._in_flight
         self.driver.stop()
 
 
@@ -304,7 +305,7 @@ async def test_clients_that_leave_at_random_leak_nothing() -> None:
         for _ in range(10):
             await asyncio.gather(*(visit() for _ in range(20)))
         await until(lambda: gate.core.in_flight == 0 and not gate.state.connections)
-        assert not gate.driver._table
+        assert not gate.driver._in_flight
         assert len(gate.seen.outcomes) == len({outcome.account.request.id for outcome in gate.seen.outcomes})
         for upstream in gate.driver.upstreams.values():
             assert all(connection.reader is None for connection in upstream.open)

@@ -23,7 +23,7 @@ from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Request, Rng
 from router.core.dispatcher import Dispatcher
 from router.engines import read_metrics as read_page
 from router.gateway.config.plan import Plan, plan_file
-from router.gateway.traffic.upstream import Target
+from router.gateway.protocols.target import Target
 from simulator.emulator.engine import EmulatedEngine, Serving, prompt_of
 from simulator.emulator.wire.vllm import Vllm, metrics
 from simulator.pool import Member, Pool

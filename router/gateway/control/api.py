@@ -19,9 +19,9 @@ from router.core.errors import ConfigError, Rejected, StoreGone
 from router.gateway.config.plan import digest
 from router.gateway.control import fleet_view
 from router.gateway.control.journal import explained
+from router.gateway.protocols import answers
+from router.gateway.protocols.answers import Dialect, Problem
 from router.gateway.state.wire import view_plain
-from router.gateway.traffic import answers
-from router.gateway.traffic.answers import Dialect, Problem
 
 if TYPE_CHECKING:
     from router.gateway.app import Gateway

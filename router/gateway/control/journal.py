@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from router.core.decisions import Refuse, Send
 from router.core.explain import Candidate, Explanation
-from router.gateway.traffic.driver import RequestLog
+from router.gateway.traffic.request_log import RequestLog
 
 KEPT: Final = 1_000
 

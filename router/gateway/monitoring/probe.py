@@ -12,8 +12,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from router.core.errors import Unanswered
+from router.gateway.protocols.target import Target
 from router.gateway.traffic.http import parse_head
-from router.gateway.traffic.upstream import Connection, PoolLimits, Reader, Target, Upstream
+from router.gateway.traffic.upstream import Connection, PoolLimits, Reader, Upstream
 
 _PAGE_BYTES_MAX: Final = 16 * 2**20
 _IDLE_MAX: Final = 8
@@ -57,7 +58,7 @@ class Probe(Reader):
             self._upstream.idle(connection)
             return
         self._connection = connection
-        connection.ask(self, self._head, b"", decode=True, head_only=False)
+        connection.send(self, self._head, b"", decode=True, head_only=False)
 
     def abort(self) -> None:
         """Nobody waits any more."""

@@ -1,6 +1,6 @@
-"""Who asks, and what they were promised: API keys and SLO headers, within the limits of the request's SLO class.
+"""Authentication and SLO of a request: API keys, SLO classes and SLO headers within the limits of the class.
 
-Believes: header values as bytes, names in lower case. Must not know the config file or any socket.
+Header values are bytes, names in lower case. Must not depend on the config file or sockets.
 """
 
 import hashlib
@@ -31,18 +31,18 @@ _ECHO_MAX: Final = 40  # characters of a wrong value that the answer repeats
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is; ``slo_class`` empty: the default one."""
+    """The tenant of a request and its SLO class; ``slo_class`` empty: the default one."""
 
     tenant: str = ""
     slo_class: str = ""
 
 
-ANYONE: Final = Caller()
+ANONYMOUS: Final = Caller()
 
 
 @dataclass(frozen=True, slots=True)
 class SloRange:
-    """The least and the most milliseconds a header may ask for, both allowed themselves."""
+    """The smallest and the largest value of a header, in milliseconds, both allowed."""
 
     min_ms: float = SLO_MS_MIN
     max_ms: float = SLO_MS_MAX
@@ -68,7 +68,7 @@ SANE_LIMITS: Final = SloLimits()
 
 @dataclass(frozen=True, slots=True)
 class SloClass:
-    """What requests of a class are promised, how urgent they are (smaller is more), and what headers may change."""
+    """The SLO of a class, its priority (smaller is more urgent), and the limits of what headers may set."""
 
     slo: Slo = NO_SLO
     priority: int = 0
@@ -76,8 +76,8 @@ class SloClass:
 
 
 class AppliedSlo:
-    """What one request is promised, and by which class; ``clamped``: the headers whose values were moved to the nearest
-    one allowed, each with that value (``x-slo-tpot-ms=15``).
+    """The SLO of one request, and its class; ``clamped``: the headers whose values were moved to the nearest one
+    allowed, each with that value (``x-slo-tpot-ms=15``).
     No dataclass: one is made for every request, and a dataclass's own constructor is never compiled.
     """
 
@@ -92,9 +92,9 @@ class AppliedSlo:
 
 @dataclass(frozen=True, slots=True)
 class Ingress:
-    """The door. ``keys``: caller by SHA-256 digest (hex) of the key, empty: anyone may come in.
+    """Keys and SLO classes. ``keys``: caller by SHA-256 digest (hex) of the key, empty: no key is needed.
 
-    ``prefix_blocks_max``: blocks of a prompt, from its beginning, that are looked for in prefix caches (0: none).
+    ``prefix_blocks_max``: blocks of a prompt, from its beginning, that are matched with prefix caches (0: none).
     """
 
     classes: Mapping[str, SloClass] = field(default_factory=lambda: {"default": SloClass()})
@@ -103,20 +103,20 @@ class Ingress:
     prefix_blocks_max: int = 0
 
     def caller(self, headers: Headers) -> Caller:
-        """Whose key it is (``Authorization: Bearer`` or Anthropic's ``x-api-key``). Raises Rejected with 401."""
+        """The caller with this key (``Authorization: Bearer`` or ``x-api-key``). Raises Rejected with 401."""
         if not self.keys:
-            return ANYONE
+            return ANONYMOUS
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         key = given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
         if not key:
             raise Rejected(401, "no API key: send Authorization: Bearer KEY", code="invalid_api_key")
         caller = self.keys.get(hashlib.sha256(key).hexdigest())
         if caller is None:
-            raise Rejected(401, "this API key is not known here", code="invalid_api_key")
+            raise Rejected(401, "invalid API key", code="invalid_api_key")
         return caller
 
-    def promised(self, headers: Headers, caller: Caller) -> AppliedSlo:
-        """What a request is promised. Raises Rejected with 400 naming the header that is wrong or outside limits."""
+    def apply_slo(self, headers: Headers, caller: Caller) -> AppliedSlo:
+        """The SLO of a request. Raises Rejected with 400 naming the header that is wrong or outside the limits."""
         name = caller.slo_class or self.default_class
         if _NAMES.isdisjoint(headers):
             given = self.classes[name]
@@ -124,14 +124,16 @@ class Ingress:
         if b"x-slo-class" in headers:
             name = self._class_named(headers[b"x-slo-class"])
         given = self.classes[name]
-        asked = {to: (header, _read_ms(header, headers[header])) for header, to in _SLO_HEADERS if header in headers}
+        requested = {
+            to: (header, _read_ms(header, headers[header])) for header, to in _SLO_HEADERS if header in headers
+        }
         bounds: dict[str, float] = {}
         clamped: list[str] = []
-        for to, (header, ms) in asked.items():
-            held_ms = _within(given.limits, to, name, header, ms)
-            bounds[to] = held_ms / 1e3
-            if held_ms != ms:
-                clamped.append(f"{header.decode()}={milliseconds(held_ms)}")
+        for to, (header, ms) in requested.items():
+            applied_ms = _within(given.limits, to, name, header, ms)
+            bounds[to] = applied_ms / 1e3
+            if applied_ms != ms:
+                clamped.append(f"{header.decode()}={milliseconds(applied_ms)}")
         own = given.slo
         slo = Slo(
             bounds.get("ttft_s", own.ttft_s),
@@ -155,7 +157,7 @@ def milliseconds(ms: float) -> str:
 
 
 def _within(limits: SloLimits, bound: str, slo_class: str, header: bytes, ms: float) -> float:
-    """The value that holds: the one asked for, or the nearest allowed. Raises Rejected where the class refuses it."""
+    """The value that applies: the requested one, or the nearest allowed. Raises Rejected where the class refuses it."""
     allowed: SloRange = getattr(limits, bound)
     if allowed.min_ms <= ms <= allowed.max_ms:
         return ms

@@ -1,6 +1,6 @@
-"""What a request looks like on the wire: OpenAI's paths, Anthropic's messages, rerank, tokenize.
+"""Reads request bodies: OpenAI's paths, Anthropic's messages, rerank, tokenize.
 
-Believes: the body alone. Must not know where it will go; what the gateway does not need is for the engine to judge.
+Must not depend on backends. Only fields that the gateway uses are checked; the engine judges the rest.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,20 +10,20 @@ from typing import Any, Final
 import orjson
 
 from router.core.errors import Rejected
+from router.gateway.protocols.answers import Dialect, error_mark
 from router.gateway.protocols.blocks import BLOCK_BYTES, NO_BLOCKS, blocks_of
-from router.gateway.traffic.answers import Dialect
 
-# Pieces of a prompt: text as it is; above 0, that many token ids; UNSEEN, what is not looked at, such as an image;
-# below 0, who speaks from here on.
+# Pieces of a prompt: text as it is; above 0, that many token ids; UNSEEN, content that is not read, such as an image;
+# below 0, the role of the message that begins here.
 Pieces = list[str | int]
 UNSEEN: Final = 0
-_SYSTEM, _USER, _ASSISTANT, _TOOL, _SOMEBODY = range(-1, -6, -1)
-_SPEAKERS: Final = {"system": _SYSTEM, "developer": _SYSTEM, "user": _USER, "assistant": _ASSISTANT, "tool": _TOOL}
+_SYSTEM, _USER, _ASSISTANT, _TOOL, _OTHER_ROLE = range(-1, -6, -1)
+_ROLES: Final = {"system": _SYSTEM, "developer": _SYSTEM, "user": _USER, "assistant": _ASSISTANT, "tool": _TOOL}
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One path that is routed. ``prompt`` finds the text that an engine will read in the body.
+    """One path that is routed. ``prompt`` finds the engine's prompt in the body.
 
     ``ends_with_done``: streams end with ``[DONE]``; ``output``: the body's caps on output tokens, the first one counts;
     ``generates``: a reply is generated, so that the prompt's KV is in the engine's prefix cache afterwards.
@@ -37,9 +37,14 @@ class Endpoint:
     method: bytes = b"POST"
     generates: bool = False
 
+    @property
+    def error_mark(self) -> bytes:
+        """The beginning of an error event in a stream of this endpoint."""
+        return error_mark(self.dialect)
 
-class Call:
-    """One request as read, never changed: ``document`` is the body parsed, None where only its size counts.
+
+class RequestBody:
+    """A request's body as read, never changed: ``document`` is the body parsed, None where only its size counts.
 
     ``prompt_chars`` of text and ``prompt_ids`` token ids make up the prompt, which begins with the blocks that
     ``prefix`` names, each of ``block_chars`` characters on average; ``path`` as sent, query included.
@@ -87,8 +92,8 @@ class Call:
         self.block_chars = block_chars
 
 
-def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> Call:
-    """The call in *body*. Raises Rejected with 400 naming the field that is wrong."""
+def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> RequestBody:
+    """Read *body*. Raises Rejected with 400 naming the field that is wrong."""
     document = parse(body)
     model = document.get("model")
     if not isinstance(model, str) or not model:
@@ -103,12 +108,12 @@ def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 
         blocks_of(text, model, salt if isinstance(salt, str) else "", blocks_max) if text else NO_BLOCKS
     )
     output_max = _output_tokens_max(endpoint, document)
-    return Call(endpoint, path, model, bool(stream), body, document, chars, ids, output_max, prefix, block_chars)
+    return RequestBody(endpoint, path, model, bool(stream), body, document, chars, ids, output_max, prefix, block_chars)
 
 
 def _measured(pieces: Pieces, chars_max: int) -> tuple[list[str], int, int]:
     """The prompt's first characters, ``chars_max`` or a piece more, as far as they are seen; how many characters it has
-    in all, and how many token ids. Who speaks is one character of the first and none of the second.
+    in all, and how many token ids. A role is one character of the first and none of the second.
     """
     text: list[str] = []
     chars = ids = 0
@@ -158,20 +163,20 @@ def _chat(document: Mapping[str, Any]) -> Pieces:
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise _wrong(f"messages[{index}]", "an object", message)
-        speaker = _speaker(message)
-        if tools and speaker != _SYSTEM:
+        role = _role(message)
+        if tools and role != _SYSTEM:
             pieces += tools
             tools = []
-        pieces.append(speaker)
+        pieces.append(role)
         pieces += _content(message.get("content"), f"messages[{index}].content")
         if "tool_calls" in message:
             pieces += _as_text(message["tool_calls"])
     return pieces + tools
 
 
-def _speaker(message: Mapping[str, Any]) -> int:
+def _role(message: Mapping[str, Any]) -> int:
     role = message.get("role")
-    return _SPEAKERS.get(role, _SOMEBODY) if isinstance(role, str) else _SOMEBODY
+    return _ROLES.get(role, _OTHER_ROLE) if isinstance(role, str) else _OTHER_ROLE
 
 
 def _as_text(value: Any) -> Pieces:
@@ -194,7 +199,7 @@ def _content(content: Any, name: str) -> Pieces:
 
 
 def _part(part: Mapping[str, Any], name: str) -> Pieces:
-    """One part of a message: text, what Anthropic says of tools in parts, or something that is not read."""
+    """One part of a message: text, Anthropic's tool parts, or content that is not read."""
     text = part.get("text")
     if isinstance(text, str):
         return [text]
@@ -250,20 +255,20 @@ def _responses(document: Mapping[str, Any]) -> Pieces:
         raise _wrong("input", "text or a list of items", None, missing=True)
     if not isinstance(given, str | list):
         raise _wrong("input", "text or a list of items", given)
-    pieces: Pieces = [UNSEEN] if document.get("previous_response_id") else []  # what came before is the engine's alone
+    pieces: Pieces = [UNSEEN] if document.get("previous_response_id") else []  # only the engine has the earlier turns
     pieces += [_SYSTEM, *_content(document.get("instructions"), "instructions"), *_as_text(document.get("tools"))]
     if isinstance(given, str):
         return [*pieces, _USER, given]
     for index, item in enumerate(given):
         if isinstance(item, dict):
-            pieces.append(_speaker(item))
+            pieces.append(_role(item))
             pieces += _content(item.get("content"), f"input[{index}].content")
             pieces += [item[key] for key in ("arguments", "output") if isinstance(item.get(key), str)]
     return pieces
 
 
 def _any(*names: str) -> Callable[[Mapping[str, Any]], Pieces]:
-    """Text under any of these names, none of them asked for: the engine knows what it needs."""
+    """Text under any of these names, none of them required: the engine checks its own fields."""
 
     def pieces(document: Mapping[str, Any]) -> Pieces:
         found: Pieces = []
@@ -276,8 +281,8 @@ def _any(*names: str) -> Callable[[Mapping[str, Any]], Pieces]:
 
 
 def _wrong(name: str, expected: str, value: Any, *, missing: bool = False) -> Exception:
-    said = f"{name} is missing" if missing else f"{name}: got {_kind(value)}"
-    return Rejected(400, f"{said}; expected {expected}", name)
+    found = f"{name} is missing" if missing else f"{name}: got {_kind(value)}"
+    return Rejected(400, f"{found}; expected {expected}", name)
 
 
 def _kind(value: Any) -> str:

@@ -5,13 +5,13 @@ Must not depend on sockets, or on the name of any engine: the translations are i
 
 from router.core.errors import UnsupportedFeature
 from router.engines import OPENAI_PROTOCOL, OpenAICall, Translation
-from router.gateway.protocols.openai import Call
+from router.gateway.protocols.answers import Dialect
+from router.gateway.protocols.openai import RequestBody
+from router.gateway.protocols.target import Target
 from router.gateway.protocols.triton import PROTOCOL
-from router.gateway.traffic.answers import Dialect
-from router.gateway.traffic.upstream import Target
 
 
-def translation(call: Call, target: Target, request_id: str) -> Translation | None:
+def translation(call: RequestBody, target: Target, request_id: str) -> Translation | None:
     """How *call* and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""
     kind = target.engine
     protocol = PROTOCOL if call.endpoint.dialect is Dialect.TRITON else OPENAI_PROTOCOL

@@ -1,4 +1,4 @@
-"""Triton's own paths as clients call them: which model they name and what their bodies hold.
+"""Reads requests on Triton's own paths: the model they name and what their bodies hold.
 
 Must not depend on OpenAI's request format; the translation between the two is ``router.engines.triton``.
 """
@@ -7,9 +7,9 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from router.core.errors import Rejected
+from router.gateway.protocols.answers import Dialect
 from router.gateway.protocols.blocks import NO_BLOCKS, blocks_of
-from router.gateway.protocols.openai import Call, Endpoint, parse
-from router.gateway.traffic.answers import Dialect
+from router.gateway.protocols.openai import Endpoint, RequestBody, parse
 
 PREFIX: Final = b"/v2/models/"
 PROTOCOL: Final = "triton"  # as engine kinds name it
@@ -19,23 +19,23 @@ def _none(_: Any) -> list[str | int]:
     return []
 
 
-def _surface(verb: str, method: bytes = b"POST") -> Endpoint:
+def _endpoint(verb: str, method: bytes = b"POST") -> Endpoint:
     return Endpoint(f"/v2/models/{{model}}/{verb}", Dialect.TRITON, _none, method=method)
 
 
 _VERBS: Final = {
-    b"generate_stream": _surface("generate_stream"),
-    b"generate": _surface("generate"),
-    b"infer": _surface("infer"),
-    b"ready": _surface("ready", b"GET"),
+    b"generate_stream": _endpoint("generate_stream"),
+    b"generate": _endpoint("generate"),
+    b"infer": _endpoint("infer"),
+    b"ready": _endpoint("ready", b"GET"),
 }
 STREAM: Final = _VERBS[b"generate_stream"]
 INFER: Final = _VERBS[b"infer"]
 READY: Final = _VERBS[b"ready"]
 
 
-def surface_of(path: bytes) -> Endpoint | None:
-    """The surface of ``/v2/models/MODEL[/versions/N]/VERB``, None for any other path."""
+def endpoint_of(path: bytes) -> Endpoint | None:
+    """The endpoint of ``/v2/models/MODEL[/versions/N]/VERB``, None for any other path."""
     parts = path[len(PREFIX) :].split(b"/")
     versioned = len(parts) == 4 and parts[1] == b"versions"  # noqa: PLR2004 - model, "versions", number, verb
     if not parts[0] or not (len(parts) == 2 or versioned):  # noqa: PLR2004 - model, verb
@@ -43,18 +43,18 @@ def surface_of(path: bytes) -> Endpoint | None:
     return _VERBS.get(parts[-1])
 
 
-def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> Call:
-    """The call in *body*. Raises Rejected with 400 naming the field that is wrong."""
+def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> RequestBody:
+    """Read *body*. Raises Rejected with 400 naming the field that is wrong."""
     model = unquote(path[len(PREFIX) :].partition(b"/")[0].decode("latin-1"))
     if endpoint is INFER or endpoint is READY:  # tensors, possibly binary: only their size counts
-        return Call(endpoint, path, model, stream=False, body=body, document=None, prompt_chars=len(body))
+        return RequestBody(endpoint, path, model, stream=False, body=body, document=None, prompt_chars=len(body))
     document = parse(body)
     text = document.get("text_input", "")
     if not isinstance(text, str):
         raise Rejected(400, "text_input: expected text", "text_input")
     cap = document.get("max_tokens", 0)
     prefix, block_chars = blocks_of([text], model, "", prefix_blocks_max) if prefix_blocks_max else NO_BLOCKS
-    return Call(
+    return RequestBody(
         endpoint=endpoint,
         path=path,
         model=model,

@@ -9,7 +9,7 @@ from router.gateway.control.journal import Journal
 from router.gateway.rollout.policy_rollout import PolicyRollout
 from router.gateway.telemetry.demand import DemandWindow
 from router.gateway.telemetry.metrics import Metrics
-from router.gateway.traffic.driver import RequestLog
+from router.gateway.traffic.request_log import RequestLog
 
 
 class RequestObservers:

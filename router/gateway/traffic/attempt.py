@@ -1,86 +1,81 @@
-"""One attempt: a request on one engine's connection, and its reply on the way to the client, timed as it passes.
+"""One attempt: a call on one engine's connection, and its reply on the way to the client, timed as it passes.
 
-Believes: the connection's word on where the answer ends, and the exchange's on whether anybody still waits.
-Until the first event has been seen nothing goes to the client, so that anything before it can be tried elsewhere;
-from then on one read is one write, and the bytes pass as they came unless the client or the engine needs them recast.
+Depends on the call, the upstream and a ReplySink (ports.py), and on nothing else of a request.
+Until the first event has been seen nothing goes to the client, so that any failure before it can be retried elsewhere;
+from then on one read is one write, and the bytes pass unchanged unless client or engine needs another framing or form.
 """
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import Final
 
 from router.core.flight import Failure
 from router.core.types import Usage
 from router.gateway.traffic import faults
+from router.gateway.traffic.call import Call
+from router.gateway.traffic.faults import EngineError
 from router.gateway.traffic.http import LAST_CHUNK, Head, chunk, dechunked, parse_head
 from router.gateway.traffic.meter import CHUNK_SEAM, Meter, first_event
+from router.gateway.traffic.ports import Frame, ReplySink
 from router.gateway.traffic.upstream import Connection, Reader, Upstream
 
-if TYPE_CHECKING:
-    from router.gateway.traffic.http_exchange import HttpExchange
-
-_HELD_BYTES_MAX: Final = 1 << 20  # of an error body, or of what comes before a first event
+_HELD_BYTES_MAX: Final = 1 << 20  # of an error body, or before a first event
 _OK: Final = range(200, 300)
 _CHUNK_OPENS: Final = re.compile(rb"\r\n[0-9a-fA-F]+\r\n$")
-ERROR_MARK: Final = b'data: {"error"'
-TYPED_ERROR_MARK: Final = b'data: {"type":"error"'
 
 # What an attempt does with the connection's next bytes. Numbers and no bound methods: those would be a cycle, and
 # compiled code compares a number for nothing.
 _BEFORE_HEAD: Final = 0
 _HELD_BACK: Final = 1  # until the first event has been seen
-_RELAYED: Final = 2  # an event stream, as it came
-_WHOLE: Final = 3  # another body, as it came
+_RELAYED: Final = 2  # an event stream, unchanged
+_WHOLE: Final = 3  # another body, unchanged
 _REFRAMED: Final = 4  # for a client that cannot take the engine's framing, or an engine that has none
-_RECAST: Final = 5  # for an engine of another protocol
-_DYING: Final = 6  # the engine has said that it failed: the rest of what it says of it
+_TRANSLATED: Final = 5  # for an engine of another protocol
+_DYING: Final = 6  # the engine has sent an error: the rest of its payload
 _OVER: Final = 7
 
 
 class UpstreamAttempt(Reader):
-    """One try of an exchange on one backend. ``number`` is the core's."""
+    """One attempt of a call on one backend. ``number`` is the core's."""
 
     __slots__ = (
-        "_body", "_clock", "_frame", "_head", "_mark", "_phase", "_recast", "_write", "connect_s", "connection",
-        "decodes", "engine_said", "exchange", "meter", "number", "paused", "predicted_ttft_s", "upstream",
+        "_body", "_clock", "_decodes", "_frame", "_head", "_phase", "_sink", "_translation", "_write", "call",
+        "connect_s", "connection", "meter", "number", "paused", "predicted_ttft_s", "upstream",
     )  # fmt: skip
 
-    def __init__(self, exchange: "HttpExchange", upstream: Upstream, number: int, predicted_ttft_s: float) -> None:
-        self.exchange = exchange
+    def __init__(self, call: Call, upstream: Upstream, sink: ReplySink, number: int, predicted_ttft_s: float) -> None:
+        """Raises UnsupportedFeature when the engine's protocol has no form for the call."""
+        self.call = call
         self.upstream = upstream
+        self._sink = sink
         self.number = number
         self.predicted_ttft_s = predicted_ttft_s
         self.connection: Connection | None = None
         self.connect_s = 0.0
         self.paused = False
-        self.engine_said: faults.EngineError | None = None
-        self._mark = exchange.error_mark
-        self.meter = Meter(upstream.gaps, self._mark)
-        self._clock = exchange.clock
+        self.meter = Meter(upstream.gaps, call.endpoint.error_mark)
+        self._clock = upstream.clock
         self._head: Head | None = None
         self._body = b""
-        self._frame: Callable[[bytes], bytes] | None = None
+        self._frame: Frame | None = None
         self._phase = _BEFORE_HEAD
-        self._recast = exchange.recast_for(upstream.target)
-        self.decodes = exchange.http10 or self._recast is not None
+        self._translation = call.for_engine(upstream.target)
+        self._decodes = call.http10 or self._translation is not None
+        self._write: Callable[[bytes], object] = _nowhere
 
     @property
     def over(self) -> bool:
-        """Whether nobody listens to it any more."""
+        """Whether it has ended: no further byte of it counts."""
         return self._phase == _OVER
 
-    @property
-    def recasts(self) -> bool:
-        """Whether the engine speaks another protocol than the client."""
-        return self._recast is not None
-
-    # -- the exchange's side -----------------------------------------------------------------------------------
+    # -- the driver's side -------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Send the request on an idle connection or a new one."""
         connection = self.upstream.take()
         if connection is not None:
-            self._ask(connection)
+            self._send(connection)
         else:
             self._dial()
 
@@ -92,32 +87,35 @@ class UpstreamAttempt(Reader):
                 self.upstream.idle(connection)
                 return
             self.connect_s = self._clock() - began_s
-            self._ask(connection)
+            self._send(connection)
 
         self.upstream.dial(ready, lambda why: self._failed(Failure(why)))
 
     def moved(self, upstream: Upstream) -> None:
-        """The backend has another address before a connection to the old one was there: ask at the new one."""
+        """The backend's address changed before a connection to the old one was open: connect to the new one."""
         if upstream.target.engine.protocol != self.upstream.target.engine.protocol:
-            self._failed(Failure(f"{upstream.target.name} speaks another protocol now", backend_fault=False))
+            self._failed(Failure(f"{upstream.target.name} was configured with another protocol", backend_fault=False))
             return
         self.upstream = upstream
         self._dial()
 
-    def _ask(self, connection: Connection) -> None:
+    def _send(self, connection: Connection) -> None:
         self.connection = connection
         self._phase = _BEFORE_HEAD
-        head, body = self.exchange.request_bytes(self.upstream, self._recast)
-        connection.ask(self, head, body, decode=self.decodes, head_only=self.exchange.head_only)
+        upstream = self.upstream
+        head, body = self.call.request_bytes(upstream.target, upstream.opening, self._translation)
+        connection.send(self, head, body, decode=self._decodes, head_only=self.call.head_only)
 
     def abort(self) -> None:
-        """Close the connection at once; nothing more is heard from this attempt."""
+        """Close the connection at once; the sink gets no further call."""
+        if self.over:
+            return  # its connection may be another attempt's by now
         self._phase = _OVER
         if self.connection is not None:
             self.connection.abort()
 
     def pause(self) -> None:
-        """The client does not keep up: read no more from the engine until it does."""
+        """Read no more from the engine: the client reads more slowly than the engine writes."""
         if self.connection is not None and not self.over:
             self.paused = True
             self.connection.transport.pause_reading()
@@ -132,7 +130,7 @@ class UpstreamAttempt(Reader):
     # -- the connection's side ---------------------------------------------------------------------------------
 
     def take(self, data: bytes) -> None:
-        """More bytes. A token of a stream is stamped, counted, and on its way as it came: the hot path."""
+        """More bytes. A token of a stream is stamped, counted and written unchanged: the hot path."""
         if self._phase != _RELAYED:
             self._take_other(data)
         elif self.meter.passes(data, self._clock()):
@@ -150,8 +148,8 @@ class UpstreamAttempt(Reader):
             self._relay_whole(data)
         elif phase == _REFRAMED:
             self._reframe(data)
-        elif phase == _RECAST:
-            self._recast_body()
+        elif phase == _TRANSLATED:
+            self._translate_body()
         elif phase == _DYING:
             self._dying(data)
 
@@ -169,16 +167,16 @@ class UpstreamAttempt(Reader):
             self.broken(f"{self.upstream.target.name} closed the connection in the middle", unanswered=False)
         elif head.status not in _OK:
             self._answered_with_error()
-        elif self.exchange.must_say_done and head.event_stream and not self.meter.saw_done:
+        elif self.call.expects_done and head.event_stream and not self.meter.saw_done:
             self._failed(Failure(f"{self.upstream.target.name} closed the connection before [DONE]"))
         else:
-            if self.exchange.winner is not self:
+            if self._phase == _HELD_BACK:
                 self._judge(complete=True)
             if not self.over:
                 self._end_of_body()
 
     def broken(self, why: str, *, unanswered: bool) -> None:
-        """The connection failed. One that died while idle is no news about the engine: ask again on a fresh one."""
+        """The connection failed. One that the engine closed while it was idle is replaced by a new one."""
         if unanswered and self.connection is not None and self.connection.reused and not self.over:
             self._dial()
         else:
@@ -190,10 +188,10 @@ class UpstreamAttempt(Reader):
             self.connection.abort()
         self._failed(Failure(f"{self.upstream.target.name} sent nothing for {silent_s:.1f} s"))
 
-    def _failed(self, failure: Failure) -> None:
+    def _failed(self, failure: Failure, engine_error: EngineError | None = None) -> None:
         if not self.over:
             self._phase = _OVER
-            self.exchange.failed(self, failure)
+            self._sink.failed(self.number, failure, engine_error)
 
     # -- before the first byte ---------------------------------------------------------------------------------
 
@@ -204,7 +202,7 @@ class UpstreamAttempt(Reader):
             return
         try:
             self._head = parse_head(parts[0])
-        except ValueError:  # llhttp and we do not find the same head in these bytes
+        except ValueError:  # llhttp and parse_head do not find the same head in these bytes
             self._give_up(f"{self.upstream.target.name} sent a head that cannot be read")
             return
         self._phase = _HELD_BACK
@@ -212,22 +210,22 @@ class UpstreamAttempt(Reader):
 
     def _held_back(self, data: bytes) -> None:
         assert self.connection is not None
-        self._body += self.connection.decoded() if self.decodes else data
+        self._body += self.connection.decoded() if self._decodes else data
         self._judge(complete=self.connection.done)
 
     def _judge(self, *, complete: bool) -> None:
-        """Whether what has come so far may go out: not an error's body, not a stream that opens with an error."""
+        """Whether the bytes so far may be sent: not an error's body, not a stream that opens with an error."""
         head = self._head
         assert head is not None
         if len(self._body) > _HELD_BYTES_MAX and (head.status not in _OK or head.event_stream):
             self._give_up(f"{self.upstream.target.name} sent over {_HELD_BYTES_MAX} bytes before a first event")
-        elif head.status not in _OK or (self._recast is not None and self._recast.whole and not complete):
+        elif head.status not in _OK or (self._translation is not None and self._translation.whole and not complete):
             return
         elif not head.event_stream:
             if self._body or complete:
                 self._open()
         else:
-            verdict = first_event(self._body, chunked=head.chunked and not self.decodes, complete=complete)
+            verdict = first_event(self._body, chunked=head.chunked and not self._decodes, complete=complete)
             if verdict is True:
                 self._open()
             elif verdict is not None:
@@ -239,47 +237,50 @@ class UpstreamAttempt(Reader):
         self._failed(Failure(why))
 
     def _opens_with_error(self, payload: bytes) -> None:
-        self.engine_said = faults.event_error(payload, self.upstream.target.engine.errors)
+        error = faults.event_error(payload, self.upstream.target.engine.errors)
         if self.connection is not None:
             self.connection.abort()
-        self._failed(faults.failure(self.upstream.target.name, self.engine_said))
+        self._failed(faults.failure(self.upstream.target.name, error), error)
 
     def _answered_with_error(self) -> None:
         head = self._head
         assert head is not None
-        body = dechunked(self._body) if head.chunked and not self.decodes else self._body
-        self.engine_said = faults.engine_error(head.status, body, head.fields, self.upstream.target.engine.errors)
-        self._failed(faults.failure(self.upstream.target.name, self.engine_said))
+        body = dechunked(self._body) if head.chunked and not self._decodes else self._body
+        error = faults.engine_error(head.status, body, head.fields, self.upstream.target.engine.errors)
+        failure = faults.failure(self.upstream.target.name, error)
+        if self._translation is not None:  # a body in the engine's form is not for this client
+            error = replace(error, fields=b"", body=b"")
+        self._failed(failure, error)
 
     def _open(self) -> None:
-        """The first byte: the status goes out, and what was held back with it."""
+        """The first byte: send the status and the bytes that were held back."""
         head, body = self._head, self._body
         assert head is not None
         self._body = b""
         died = None
-        if self._recast is None and head.event_stream and body.find(self._mark) >= 0:
+        if self._translation is None and head.event_stream and body.find(self.meter.mark) >= 0:
             body, died = self._cut(body)
         now_s = self._clock()
         if body:
             self.meter.begins(body, now_s)
         else:
             self.meter.first_s = self.meter.last_s = now_s
-        if self._recast is not None:
-            body = self._recast_bytes(body)
-            died = self._recast.error
+        if self._translation is not None:
+            body = self._translated(body)
+            died = self._translation.error
             if died is not None and not body:
                 self._opens_with_error(died)
                 return
-        self._frame = self.exchange.open(self, head, body, self._recast)
-        if self.over:  # by what the first byte set off
+        self._write = self._sink.writer()
+        self._frame = self._sink.open(self.number, head, body, self._translation)
+        if self.over:  # aborted by the core's answer to the first byte
             return
-        self._write = self.exchange.front.transport.write
         if self._frame is not None:
-            self._phase = _RECAST if self._recast is not None else _REFRAMED
+            self._phase = _TRANSLATED if self._translation is not None else _REFRAMED
         else:
             self._phase = _RELAYED if head.event_stream else _WHOLE
         if died is not None:
-            self._dies(died + b"\n" if self._recast is not None else died)
+            self._dies(died + b"\n" if self._translation is not None else died)
 
     # -- after it ----------------------------------------------------------------------------------------------
 
@@ -290,7 +291,7 @@ class UpstreamAttempt(Reader):
     def _reframe(self, data: bytes) -> None:
         assert self.connection is not None
         assert self._frame is not None
-        if self.decodes:
+        if self._decodes:
             data = self.connection.decoded()
         if not data:
             return
@@ -299,30 +300,30 @@ class UpstreamAttempt(Reader):
         else:
             self._ends_with_error(data)
 
-    def _recast_body(self) -> None:
+    def _translate_body(self) -> None:
         assert self.connection is not None
-        assert self._recast is not None
+        assert self._translation is not None
         assert self._frame is not None
         data = self.connection.decoded()
         if not data:
             return
         self.meter.passes(data, self._clock())
-        out = self._recast_bytes(data)
+        out = self._translated(data)
         if out:
             self._write(self._frame(out))
-        if self._recast.error is not None:
-            self._break(self._recast.error)
+        if self._translation.error is not None:
+            self._break(self._translation.error)
 
-    def _recast_bytes(self, data: bytes) -> bytes:
-        assert self._recast is not None
+    def _translated(self, data: bytes) -> bytes:
+        assert self._translation is not None
         try:
-            return self._recast.feed(data)
+            return self._translation.feed(data)
         except ValueError as error:
-            self._recast.error = f"{self.upstream.target.name} sent what is not JSON: {error}".encode()
+            self._translation.error = f"{self.upstream.target.name} sent what is not JSON: {error}".encode()
             return b""
 
     def _ends_with_error(self, data: bytes) -> None:
-        """The engine says in the stream that it failed: pass what came before, then end it as we end such streams."""
+        """The engine sent an error in the stream: pass the bytes before it, then end the stream as a broken one."""
         before, payload = self._cut(data)
         if before:
             self.meter.passes(before, self._clock())
@@ -331,49 +332,49 @@ class UpstreamAttempt(Reader):
 
     def _cut(self, data: bytes) -> tuple[bytes, bytes]:
         """What stands before the engine's error, up to the end of a chunk where there are chunks, and its payload."""
-        before, _, after = data.partition(self._mark)
-        payload = (self._mark + after).partition(b"data:")[2]
-        if self._head is None or not self._head.chunked or self.decodes:
+        before, _, after = data.partition(self.meter.mark)
+        payload = (self.meter.mark + after).partition(b"data:")[2]
+        if self._head is None or not self._head.chunked or self._decodes:
             return before, payload
         own_chunk = _CHUNK_OPENS.search(before)
         if own_chunk is not None:
             return before[: own_chunk.start() + 2], payload
         if self._phase != _RELAYED or self.meter.at_boundary:  # the read starts at a chunk
-            return chunk(dechunked(data).partition(self._mark)[0]), payload
-        return b"", payload  # inside a chunk: nothing of ours can follow
+            return chunk(dechunked(data).partition(self.meter.mark)[0]), payload
+        return b"", payload  # inside a chunk: no event of ours can follow
 
     def _dies(self, payload: bytes) -> None:
-        """The engine's error, as much of it as has come."""
+        """Collect the engine's error payload, of which *payload* is the beginning."""
         self._body = payload
         self._phase = _DYING
         self._dying(b"")
 
     def _dying(self, data: bytes) -> None:
         assert self.connection is not None
-        self._body += self.connection.decoded() if self.decodes else data
+        self._body += self.connection.decoded() if self._decodes else data
         if b"\n" in self._body or self.connection.done or len(self._body) > _HELD_BYTES_MAX:
             self._break(CHUNK_SEAM.sub(b"", self._body).partition(b"\n")[0])
 
-    def usage(self) -> Usage:
+    def _usage(self) -> Usage:
         """Token counts of the reply."""
-        return Usage(self._recast.tokens) if self._recast is not None else self.meter.usage()
+        return Usage(self._translation.tokens) if self._translation is not None else self.meter.usage()
 
     def _break(self, payload: bytes) -> None:
-        self.engine_said = faults.event_error(payload.strip(), self.upstream.target.engine.errors)
+        error = faults.event_error(payload.strip(), self.upstream.target.engine.errors)
         if self.connection is not None:
             self.connection.abort()
-        self._failed(Failure(f"{self.upstream.target.name} failed in mid-stream: {self.engine_said.message}"))
+        self._failed(Failure(f"{self.upstream.target.name} failed in mid-stream: {error.message}"), error)
 
-    def can_say_more(self) -> bool:
-        """Whether an event of ours may follow what the client has of this stream."""
+    def takes_event(self) -> bool:
+        """Whether an event of ours may follow what was sent of this stream."""
         head = self._head
         if head is None or not head.event_stream:
             return False
         if self._frame is not None:
-            return self._recast is not None or self.meter.at_event_end
+            return self._translation is not None or self.meter.at_event_end
         return head.chunked and self.meter.at_boundary
 
-    def last_words(self, event: bytes) -> bytes:
+    def ending(self, event: bytes) -> bytes:
         """*event* and the end of the body, as framed for this client."""
         if self._frame is None or self._frame is chunk:
             return chunk(event) + LAST_CHUNK
@@ -386,8 +387,12 @@ class UpstreamAttempt(Reader):
         self.upstream.gaps.sum_s += self.meter.last_s - self.meter.first_s
         frame = self._frame
         if frame is not None:
-            rest = self._recast.finish() if self._recast is not None else b""
+            rest = self._translation.finish() if self._translation is not None else b""
             end = LAST_CHUNK if frame is chunk else b""
             if rest or end:
                 self._write((frame(rest) if rest else b"") + end)
-        self.exchange.ended(self)
+        self._sink.ended(self.number, self._usage())
+
+
+def _nowhere(_: bytes) -> None:
+    """The write of an attempt that has not opened yet."""

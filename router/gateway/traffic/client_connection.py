@@ -1,7 +1,7 @@
-"""One client's connection: heads judged, bodies bounded, requests answered one after another.
+"""One client's connection: heads are checked, bodies bounded, requests answered one after another.
 
-Believes: llhttp's verdict on requests, sharpened by a few checks of its own against smuggling. Must not know backends.
-Requests of one connection are answered one after another; a request that is routed is a cycle without a task.
+llhttp parses requests; a few checks against request smuggling are added here. Must not depend on backends: routed
+requests go to a RequestDriver (ports.py), each as one of uvicorn's cycles without a task.
 """
 
 import asyncio
@@ -18,13 +18,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from router.core.errors import Rejected
-from router.gateway.protocols import triton
+from router.gateway.protocols import answers, triton
+from router.gateway.protocols.answers import Dialect, Problem
 from router.gateway.protocols.openai import ENDPOINTS, Endpoint
-from router.gateway.traffic import answers
-from router.gateway.traffic.answers import Dialect, Problem
-from router.gateway.traffic.driver import Driver
 from router.gateway.traffic.http import STATUS_LINES
 from router.gateway.traffic.http_exchange import HttpExchange
+from router.gateway.traffic.ports import RequestDriver
 
 _log = logging.getLogger("headroom")
 
@@ -33,8 +32,8 @@ _LINGER_BYTES_MAX: Final = 64 * 2**20
 _PIPELINE_MAX: Final = 16
 _TOO_LARGE: Final = 413
 _ONE_HOST: Final = Problem(400, "expected exactly one Host header")
-_ONE_CODING: Final = Problem(400, "the only Transfer-Encoding taken is chunked, once, over HTTP/1.1")
-_NO_UPGRADE: Final = Problem(400, "this server speaks HTTP/1.1 alone and upgrades to nothing")
+_ONE_CODING: Final = Problem(400, "Transfer-Encoding: expected chunked, once, over HTTP/1.1")
+_NO_UPGRADE: Final = Problem(400, "Upgrade: this server has HTTP/1.1 alone")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -53,12 +52,12 @@ class ConnectionLimits:
 class ClientConnection(HttpToolsProtocol):
     """One client connection.
 
-    What its head says is kept in fields of its own: uvicorn's are set for a request that is left to the app alone.
+    The head is kept in fields of its own: uvicorn's are set only for a request that is left to the app.
     """
 
     def __init__(
         self,
-        driver: Driver,
+        driver: RequestDriver,
         limits: ConnectionLimits,
         *,
         config: uvicorn.Config,
@@ -72,14 +71,14 @@ class ClientConnection(HttpToolsProtocol):
         self._target = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._expects_continue = False
-        self.active: HttpExchange | None = None  # whose turn it is, when it is a routed request's
-        self._reading: HttpExchange | None = None  # whose body is coming in
+        self.active: HttpExchange | None = None  # the routed request that is being answered
+        self._reading: HttpExchange | None = None  # the request whose body is being read
         self._head_bytes = 0
         self._in_head = True
-        self._since_s = self.driver.clock()  # when the client's part of the present message began
+        self._since_s = self.driver.clock()  # since when the client has been sending the present message
         self._waiting = True  # for the client
         self._idle_since_s = self._since_s
-        self._fault: Problem | None = None  # what ends this connection once its turn has come
+        self._fault: Problem | None = None  # answered once those before it are, then the connection is closed
         self._linger_bytes = 0
         self._lingering = False
 
@@ -150,10 +149,10 @@ class ClientConnection(HttpToolsProtocol):
         expects = fields.get(b"expect")
         self._expects_continue = expects is not None and expects.lower() == b"100-continue"
         path = self._target.partition(b"?")[0]
-        endpoint = ENDPOINTS.get(path) or (triton.surface_of(path) if path.startswith(triton.PREFIX) else None)
+        endpoint = ENDPOINTS.get(path) or (triton.endpoint_of(path) if path.startswith(triton.PREFIX) else None)
         version = self.parser.get_http_version()
         if version not in {"1.0", "1.1"}:
-            self._fail(Problem(505, f"HTTP/{version} is not spoken here"))
+            self._fail(Problem(505, f"HTTP/{version} is not supported; expected HTTP/1.1"))
             return
         problem = self._unsafe(version, fields, head_bytes)
         if problem is not None:
@@ -186,11 +185,13 @@ class ClientConnection(HttpToolsProtocol):
     # -- a request that is routed ------------------------------------------------------------------------------
 
     def _begin_exchange(self, endpoint: Endpoint, version: str, fields: dict[bytes, bytes]) -> None:
-        exchange = HttpExchange(self, self.driver, endpoint, self._target, self._fields, fields)
+        exchange = HttpExchange(
+            self.transport, self.exchange_over, self.driver, endpoint, self._target, self._fields, fields
+        )
         self._fields = []  # trailers are no part of the head
         exchange.http10 = version == "1.0"
         exchange.keep_alive = not exchange.http10 and self.parser.should_keep_alive()
-        exchange.problem = self._judge(exchange, endpoint)
+        exchange.problem = self._head_problem(exchange, endpoint)
         self._reading = exchange
         before: RequestResponseCycle | None = self.cycle
         self.cycle = cast("RequestResponseCycle", exchange)
@@ -198,11 +199,11 @@ class ClientConnection(HttpToolsProtocol):
             self._turn(exchange)
         else:  # its turn comes when those before it are answered
             self.pipeline.appendleft((self.cycle, self.app))
-            if len(self.pipeline) >= _PIPELINE_MAX:  # not before: while we do not read we do not see a client leave
+            if len(self.pipeline) >= _PIPELINE_MAX:  # not before: a client's close is not seen while reading is paused
                 self.flow.pause_reading()
 
-    def _judge(self, exchange: HttpExchange, endpoint: Endpoint) -> Problem | None:
-        """What the head alone already says against a request."""
+    def _head_problem(self, exchange: HttpExchange, endpoint: Endpoint) -> Problem | None:
+        """The error that the head alone shows, if any."""
         method = self.parser.get_method()
         exchange.head_only = method == b"HEAD"
         if method != endpoint.method and not (exchange.head_only and endpoint.method == b"GET"):
@@ -227,7 +228,7 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.write(_CONTINUE)
 
     def _refuse_early(self, exchange: HttpExchange) -> None:
-        """Answer before all of the request has come, and forget the rest of it."""
+        """Answer before all of the request has come, and discard the rest of it."""
         assert exchange.problem is not None
         self._reading = None
         self._fault = exchange.problem
@@ -236,8 +237,8 @@ class ClientConnection(HttpToolsProtocol):
     def exchange_over(self, exchange: HttpExchange) -> None:
         """The active exchange has been answered."""
         self.active = None
-        if exchange.request is None:
-            self.driver.observer.rejected(exchange.endpoint.path, exchange.status)
+        if not exchange.accepted:
+            self.driver.rejected(exchange.endpoint.path, exchange.status)
         if not exchange.keep_alive:
             self.pipeline.clear()
             if exchange.body_complete:
@@ -247,14 +248,14 @@ class ClientConnection(HttpToolsProtocol):
         self.on_response_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        """A cycle's turn has come; ours needs no task."""
+        """A cycle's turn has come; a routed request needs no task."""
         if isinstance(cycle, HttpExchange):
             self._turn(cycle)
         else:
             super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        """Whose turn is next; uvicorn's own would set a timer for each answer, where the sweep does for all."""
+        """Start the next request; uvicorn's own method sets a timer for each answer, which the sweep does for all."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -263,12 +264,12 @@ class ClientConnection(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self._fault is not None and not self._lingering:
-            self._say_fault()
+            self._answer_fault()
 
     # -- the rest ----------------------------------------------------------------------------------------------
 
     def _leave_to_app(self) -> None:
-        """Not a path of ours: give the request to uvicorn's own way, whose scope was not made until now."""
+        """Not a routed path: uvicorn handles the request, whose scope was not made until now."""
         super().on_message_begin()
         self.url, self.expect_100_continue = self._target, self._expects_continue
         self.headers.extend(self._fields)
@@ -297,17 +298,17 @@ class ClientConnection(HttpToolsProtocol):
     # -- ends --------------------------------------------------------------------------------------------------
 
     def _fail(self, problem: Problem) -> None:
-        """What the client sends makes no sense from here on: answer what came before, say so, close."""
+        """No later byte of the client can be parsed: answer the requests before, then the error, then close."""
         if self._fault is not None:
             return
         self._fault = problem
         self._reading = None
         if self._idle:
-            self._say_fault()
-        elif self.active is not None and not self.active.body_complete:  # its own body is what is broken
+            self._answer_fault()
+        elif self.active is not None and not self.active.body_complete:  # the fault is in its own body
             exchange, self.active = self.active, None
             exchange.response_complete = True
-            self._say_fault()
+            self._answer_fault()
 
     @property
     def _idle(self) -> bool:
@@ -316,31 +317,34 @@ class ClientConnection(HttpToolsProtocol):
         return self.active is None and (cycle is None or cycle.response_complete)
 
     def _crashed(self, error: Exception) -> None:
-        """A fault of ours while a request was read: it must not leave the client waiting or the ledger holding it."""
-        _log.error("a request failed inside the gateway", exc_info=error.__context__ or error)
+        """An exception of the gateway while a request was read: the client gets 500, and the core drops the request."""
+        _log.error(
+            "a request failed with an exception in the gateway; its client gets status 500",
+            exc_info=error.__context__ or error,
+        )
         exchange = self.active
         if exchange is None or exchange.response_complete:
-            self._fail(Problem(500, "the gateway failed"))
+            self._fail(Problem(500, "internal error in the gateway; see its log"))
             return
-        self.driver.left(exchange)
+        exchange.withdraw()
         exchange.keep_alive = False
         if exchange.status:
             self.transport.abort()
         else:
-            exchange.reject(Problem(500, "the gateway failed"))
+            exchange.reject(Problem(500, "internal error in the gateway; see its log"))
 
-    def _say_fault(self) -> None:
+    def _answer_fault(self) -> None:
         assert self._fault is not None
         if self.transport.is_closing():
             return
         body = answers.body(Dialect.OPENAI, self._fault)
         head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(head % (STATUS_LINES[self._fault.status], len(body)) + body)
-        self.driver.observer.rejected("", self._fault.status)
+        self.driver.rejected("", self._fault.status)
         self._linger()
 
     def _linger(self) -> None:
-        """Closing now would reset the connection under the answer while the client still sends: let it read first."""
+        """Close for writing only: closing both ways resets the connection before the client has read the answer."""
         self._lingering, self._waiting = True, True
         self._since_s = self.driver.clock()
         if self._fault is None:
@@ -360,7 +364,7 @@ class ClientConnection(HttpToolsProtocol):
             super().shutdown()
 
     def swept(self, now_s: float) -> None:
-        """Close a connection whose client takes too long over its part."""
+        """Close a connection whose client has been idle or sending for too long."""
         if not self._waiting:
             if self._idle and now_s - self._idle_since_s > self.limits.keep_alive_s:
                 self.transport.close()
@@ -376,6 +380,6 @@ class ClientConnection(HttpToolsProtocol):
                 self._fail(Problem(408, f"the request took over {self.limits.request_s:g} s to arrive"))
 
 
-def client_connection(driver: Driver, limits: ConnectionLimits) -> type[asyncio.Protocol]:
-    """What uvicorn makes a connection with, as it wants one: without arguments of ours."""
+def client_connection(driver: RequestDriver, limits: ConnectionLimits) -> type[asyncio.Protocol]:
+    """The protocol class for uvicorn, with our arguments bound."""
     return cast("type[asyncio.Protocol]", partial(ClientConnection, driver, limits))

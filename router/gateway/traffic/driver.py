@@ -1,90 +1,41 @@
-"""Performs the core's commands and feeds it what happens: the one place where decisions meet sockets.
+"""Performs the core's commands on sockets, and reports what happens there to the core.
 
-Believes: the core's answers, in order. Must not know policies, or how bytes are framed. Every method is synchronous;
-one loop timer serves all of the core's deadlines, and one sweep a second looks for streams that have gone silent.
+Must not depend on policies, or on how bytes are framed. Every method is synchronous; one loop timer serves all of the
+core's deadlines, and one sweep a second finds streams that have gone silent. Commands are performed in the order of the
+core's answers: one that arises while another is performed joins the end of the queue.
 """
 
 import asyncio
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final
 
 from router.core.decisions import Abort, Break, Command, Refuse, RequestRecord, Send
 from router.core.dispatcher import Dispatcher
 from router.core.errors import Reason, UnsupportedFeature
 from router.core.flight import Failure
 from router.core.record import Recording
-from router.core.types import Request, RequestId, Slo, Usage
+from router.core.types import RequestId, Usage
+from router.engines import Translation
+from router.gateway.protocols.answers import Problem
 from router.gateway.protocols.ingress import Ingress
-from router.gateway.traffic.answers import Problem
+from router.gateway.protocols.target import Target
 from router.gateway.traffic.attempt import UpstreamAttempt
+from router.gateway.traffic.call import Call
 from router.gateway.traffic.faults import EngineError
-from router.gateway.traffic.http_exchange import HttpExchange
-from router.gateway.traffic.upstream import PoolLimits, Target, Upstream
+from router.gateway.traffic.http import Head
+from router.gateway.traffic.ports import Client, Frame, ReplySink, RequestDriver, RequestObserver
+from router.gateway.traffic.request_log import RequestLog
+from router.gateway.traffic.upstream import PoolLimits, Upstream
 
 _log = logging.getLogger("headroom")
 
 _TIMER_STEP_S: Final = 0.001  # the loop's own resolution: sooner would spin
-
-
-class RequestLog:
-    """What one request's way through the gateway showed, beside the core's account of it. Never changed.
-
-    ``decisions``: what the core said of it, in order;
-    ``status``: the HTTP status sent (0: the client left before any); ``events``: data lines of the stream;
-    ``gap_max_s``: the longest silence between two reads with tokens; ``connect_s``: opening a connection, 0 when one
-    was idle; ``wire_id``: the client's ``x-request-id`` or ours; ``class_slo``: what the request's SLO class promises,
-    whatever its headers asked for (None: the same as the request's SLO).
-    No dataclass: one is made for every request, and a dataclass's own constructor is never compiled.
-    """
-
-    __slots__ = (
-        "account", "class_slo", "connect_s", "decisions", "events", "gap_max_s", "path", "status", "stream", "wire_id",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        account: RequestRecord,
-        path: str,
-        wire_id: str,
-        stream: bool,
-        status: int,
-        events: int,
-        gap_max_s: float,
-        connect_s: float,
-        decisions: Sequence[Send | Refuse] = (),
-        class_slo: Slo | None = None,
-    ) -> None:
-        self.account = account
-        self.path = path
-        self.wire_id = wire_id
-        self.stream = stream
-        self.status = status
-        self.events = events
-        self.gap_max_s = gap_max_s
-        self.connect_s = connect_s
-        self.decisions = decisions
-        self.class_slo = account.request.slo if class_slo is None else class_slo
-
-    @property
-    def slo_source(self) -> str:
-        """``class``: the request's SLO is that of its class; ``header``: its headers asked for another."""
-        slo = self.account.request.slo
-        return "class" if slo is self.class_slo or slo == self.class_slo else "header"
-
-
-class Observer(Protocol):
-    """Who is told how requests ended (metrics.py)."""
-
-    def ended(self, outcome: RequestLog) -> None:
-        """A request that the core knew is over."""
-
-    def rejected(self, path: str, status: int) -> None:
-        """A request was answered with an error before the core heard of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,26 +47,58 @@ class StreamLimits:
     sweep_s: float = 1.0
 
 
-class _Entry:
-    """A request that the core has not accounted for yet."""
+class _InFlight(ReplySink):
+    """A request from its arrival to its record.
 
-    __slots__ = ("decisions", "exchange", "last", "open")
+    ``attempts``: all that were started, each ``over`` or open; ``winner``: the one whose reply the client gets;
+    ``engine_error``: the last attempt's, where its engine answered with one.
+    """
 
-    def __init__(self, exchange: HttpExchange) -> None:
-        self.exchange = exchange
-        self.last: UpstreamAttempt | None = None
-        self.open: dict[int, UpstreamAttempt] = {}
+    __slots__ = ("attempts", "call", "client", "decisions", "driver", "engine_error", "winner")
+
+    def __init__(self, driver: "Driver", call: Call, client: Client) -> None:
+        self.driver = driver
+        self.call = call
+        self.client = client
+        self.attempts: list[UpstreamAttempt] = []
+        self.winner: UpstreamAttempt | None = None
+        self.engine_error: EngineError | None = None
         self.decisions: list[Send | Refuse] = []
 
+    def find(self, number: int) -> UpstreamAttempt | None:
+        """The attempt of this number."""
+        for attempt in self.attempts:
+            if attempt.number == number:
+                return attempt
+        return None
 
-class Driver:
+    def open(self, attempt: int, head: Head, body: bytes, translation: Translation | None) -> Frame | None:
+        winner = self.winner = self.find(attempt)
+        assert winner is not None
+        frame = self.client.open(head, body, translation, winner.upstream.wire_name, winner.predicted_ttft_s)
+        self.driver.first_byte(self.call.request.id, attempt)
+        return frame
+
+    def writer(self) -> Callable[[bytes], object]:
+        return self.client.writer()
+
+    def ended(self, attempt: int, usage: Usage) -> None:
+        self.driver.ended(self.call.request.id, attempt, usage)
+        self.client.finish()
+
+    def failed(self, attempt: int, failure: Failure, engine_error: EngineError | None) -> None:
+        self.engine_error = engine_error
+        self.driver.failed(self.call.request.id, attempt, failure)
+
+
+class Driver(RequestDriver):
     """The shell around one core: its requests in flight, its backends' connections, its clock."""
 
     def __init__(
         self,
         core: Dispatcher | Recording,
         upstreams: Iterable[Target],
-        observer: Observer,
+        observer: RequestObserver,
         clock: Callable[[], float] = monotonic,
         *,
         ingress: Ingress | None = None,
@@ -123,15 +106,17 @@ class Driver:
         limits: StreamLimits | None = None,
     ) -> None:
         self.core = core
-        self.observer = observer
         self.clock = clock
         self.ingress = ingress or Ingress()
         self.draining = False
         self.on_sweep: list[Callable[[float], None]] = []
+        self._observer = observer
         self._pool = pool or PoolLimits()
         self._limits = limits or StreamLimits()
         self._upstreams: dict[str, Upstream] = {}
-        self._table: dict[RequestId, _Entry] = {}
+        self._in_flight: dict[RequestId, _InFlight] = {}
+        self._commands: deque[Command] = deque()
+        self._performing = False
         self._prefix = secrets.token_hex(6)
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -149,157 +134,164 @@ class Driver:
         return self._upstreams
 
     def join(self, target: Target) -> None:
-        """Know where a backend is (or is now); telling the core that it joined is the caller's next step."""
+        """Add a backend or change its address; ``core.backend_joined`` is the caller's next step."""
         known = self._upstreams.get(target.name)
         if known is not None and known.target == target:
             return
         new = self._upstreams[target.name] = Upstream(target, self.clock, self._pool, known.gaps if known else None)
         if known is not None:
             known.close()
-            for attempt in self._attempts_on(known):
-                if attempt.connection is None:  # it was dialling, and that has just been given up
+            for _, attempt in self._attempts_on(known):
+                if attempt.connection is None:  # it was connecting, and that has just been cancelled
                     attempt.moved(new)
 
     def leave(self, name: str) -> None:
-        """Forget a backend that the core was told has left: what is open there fails, one by one."""
+        """Remove a backend, after ``core.backend_left``: its open attempts fail, one by one."""
         upstream = self._upstreams.pop(name, None)
         if upstream is None:
             return
         upstream.close()
-        for attempt in self._attempts_on(upstream):
+        for request, attempt in self._attempts_on(upstream):
             attempt.abort()
-            attempt.exchange.failed(attempt, Failure(f"{name} was removed", backend_fault=False))
+            request.failed(attempt.number, Failure(f"{name} was removed", backend_fault=False), None)
 
-    def _attempts_on(self, upstream: Upstream) -> list[UpstreamAttempt]:
-        return [each for entry in self._table.values() for each in entry.open.values() if each.upstream is upstream]
+    def _attempts_on(self, upstream: Upstream) -> list[tuple[_InFlight, UpstreamAttempt]]:
+        return [
+            (request, attempt)
+            for request in self._in_flight.values()
+            for attempt in request.attempts
+            if attempt.upstream is upstream and not attempt.over
+        ]
 
     # -- a request's events ------------------------------------------------------------------------------------
 
     def next_id(self) -> RequestId:
-        """A name for a request that no other has."""
+        """A new, unique request id."""
         self._count += 1
         return self._prefix + str(self._count)
 
-    def begin(self, exchange: HttpExchange, request: Request) -> None:
-        """A request has been read."""
-        if self.draining:
-            exchange.keep_alive = False
-            exchange.reject(Problem(503, "this router is shutting down", code=Reason.NO_BACKEND.value))
-            return
-        exchange.request = request
-        self._table[request.id] = _Entry(exchange)
+    def begin(self, call: Call, client: Client) -> None:
+        """Route a call; its answer goes to *client*."""
+        request = call.request
+        self._in_flight[request.id] = _InFlight(self, call, client)
         self.perform(self.core.arrived(request, self.clock()))
 
-    def first_byte(self, exchange: HttpExchange, attempt: UpstreamAttempt) -> None:
-        """The status has gone out."""
-        self.perform(self.core.first_byte(exchange.id, attempt.number, self.clock()))
+    def first_byte(self, request_id: RequestId, attempt: int) -> None:
+        """The status has been sent."""
+        self.perform(self.core.first_byte(request_id, attempt, self.clock()))
 
-    def ended(self, exchange: HttpExchange, attempt: UpstreamAttempt, usage: Usage) -> None:
+    def ended(self, request_id: RequestId, attempt: int, usage: Usage) -> None:
         """The reply is complete."""
-        request_id = exchange.id
-        self._close(request_id, attempt.number)
-        self.perform(self.core.ended(request_id, attempt.number, usage, self.clock()))
+        self.perform(self.core.ended(request_id, attempt, usage, self.clock()))
 
-    def failed(self, exchange: HttpExchange, attempt: int, failure: Failure) -> None:
-        """An attempt is dead."""
+    def failed(self, request_id: RequestId, attempt: int, failure: Failure) -> None:
+        """An attempt has failed."""
         if failure.backend_fault:
             _log.warning("%s", failure.why)
-        self._close(exchange.id, attempt)
-        self.perform(self.core.failed(exchange.id, attempt, failure, self.clock()))
+        self.perform(self.core.failed(request_id, attempt, failure, self.clock()))
 
-    def left(self, exchange: HttpExchange) -> None:
-        """The client is gone."""
-        if exchange.request is not None:
-            self.perform(self.core.client_left(exchange.id, self.clock()))
+    def left(self, request_id: RequestId) -> None:
+        """The client has closed its connection."""
+        self.perform(self.core.client_left(request_id, self.clock()))
 
-    def _close(self, request_id: RequestId, attempt: int) -> None:
-        entry = self._table.get(request_id)
-        if entry is not None:
-            entry.open.pop(attempt, None)
+    def pause(self, request_id: RequestId) -> None:
+        """The client reads more slowly than the engine writes."""
+        request = self._in_flight.get(request_id)
+        if request is not None and request.winner is not None:
+            request.winner.pause()
+
+    def resume(self, request_id: RequestId) -> None:
+        """The client has caught up."""
+        request = self._in_flight.get(request_id)
+        if request is not None and request.winner is not None:
+            request.winner.resume()
+
+    def rejected(self, path: str, status: int) -> None:
+        """A request was answered with an error before it reached the core."""
+        self._observer.rejected(path, status)
 
     # -- commands ----------------------------------------------------------------------------------------------
 
     def perform(self, commands: Sequence[Command]) -> None:
-        """Do what the core answered to any event; scrapers and reloads hand theirs here too."""
-        for command in commands:
-            if isinstance(command, Send):
-                self._send(command)
-            elif isinstance(command, RequestRecord):
-                self._account(command)
-            elif isinstance(command, Refuse):
-                self._refuse(command)
-            elif isinstance(command, Abort):
-                self._abort(command)
-            else:
-                self._break(command)
+        """Perform the core's answer to an event, here or reported by scrapers and reloads.
+
+        Called while a command is performed, it appends to the queue: nothing is performed inside of another command.
+        """
+        self._commands.extend(commands)
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while self._commands:
+                self._perform_one(self._commands.popleft())
+        finally:
+            self._performing = False
         self._arm()
 
-    def _send(self, command: Send) -> None:
-        entry = self._table.get(command.request_id)
-        if entry is None:
+    def _perform_one(self, command: Command) -> None:
+        if isinstance(command, RequestRecord):
+            self._log_request(command)
             return
-        entry.decisions.append(command)
-        exchange = entry.exchange
+        request = self._in_flight.get(command.request_id)
+        if request is None:
+            return
+        if isinstance(command, Send):
+            self._send(command, request)
+        elif isinstance(command, Refuse):
+            request.decisions.append(command)
+            request.client.refuse(command, request.engine_error)
+        elif isinstance(command, Abort):
+            attempt = request.find(command.attempt)
+            if attempt is not None:
+                attempt.abort()
+        else:
+            _break_off(command, request)
+
+    def _send(self, command: Send, request: _InFlight) -> None:
+        request.decisions.append(command)
         upstream = self._upstreams.get(command.backend)
         if upstream is None:
             gone = Failure(f"{command.backend} is not configured here", backend_fault=False)
-            self.failed(exchange, command.attempt, gone)
+            request.failed(command.attempt, gone, request.engine_error)
             return
         try:
-            attempt = UpstreamAttempt(exchange, upstream, command.attempt, command.predicted_ttft_s)
-        except UnsupportedFeature as unspoken:
-            exchange.engine_said = EngineError(unspoken.status, str(unspoken))
-            self.failed(exchange, command.attempt, Failure(str(unspoken), backend_fault=False))
+            attempt = UpstreamAttempt(request.call, upstream, request, command.attempt, command.predicted_ttft_s)
+        except UnsupportedFeature as unsupported:
+            error = EngineError(unsupported.status, str(unsupported))
+            request.failed(command.attempt, Failure(str(unsupported), backend_fault=False), error)
             return
-        exchange.engine_said = None
-        entry.open[command.attempt] = entry.last = attempt
+        request.engine_error = None
+        request.attempts.append(attempt)
         attempt.start()
 
-    def _refuse(self, command: Refuse) -> None:
-        entry = self._table.get(command.request_id)
-        if entry is not None:
-            entry.decisions.append(command)
-            entry.exchange.refuse(command)
-
-    def _abort(self, command: Abort) -> None:
-        entry = self._table.get(command.request_id)
-        if entry is not None:
-            attempt = entry.open.pop(command.attempt, None)
-            if attempt is not None:
-                attempt.abort()
-
-    def _break(self, command: Break) -> None:
-        entry = self._table.get(command.request_id)
-        if entry is not None:
-            entry.exchange.break_off(command.why)
-
-    def _account(self, account: RequestRecord) -> None:
-        entry = self._table.pop(account.request.id, None)
-        if entry is None:
+    def _log_request(self, record: RequestRecord) -> None:
+        request = self._in_flight.pop(record.request.id, None)
+        if request is None:
             return
-        if self._emptied is not None and not self._table:
+        if self._emptied is not None and not self._in_flight:
             self._emptied.set()
-        exchange, last = entry.exchange, entry.last
-        assert exchange.call is not None
-        self.observer.ended(
+        call, last = request.call, request.attempts[-1] if request.attempts else None
+        self._observer.ended(
             RequestLog(
-                account,
-                exchange.endpoint.path,
-                exchange.wire_id.decode("latin-1"),
-                exchange.call.stream,
-                exchange.status,
+                record,
+                call.endpoint.path,
+                call.wire_id.decode("latin-1"),
+                call.body.stream,
+                request.client.status,
                 last.meter.events if last else 0,
                 last.meter.gap_max_s if last else 0.0,
                 last.connect_s if last else 0.0,
-                entry.decisions,
-                exchange.class_slo,
+                request.decisions,
+                call.class_slo,
             )
         )
+        request.attempts.clear()  # they refer to the request: no cycle is left to the garbage collector
+        request.winner = None
 
     # -- time --------------------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
-        """Keep one timer at the core's next deadline. One that is set too early does no harm: it sets the next."""
+        """Keep one timer at the core's next deadline. One that fires too early does no harm: it sets the next."""
         if self.core.soonest_s >= self._timer_s:
             return
         wake_s = self.core.wake_s
@@ -316,7 +308,7 @@ class Driver:
         self.perform(self.core.ticked(self.clock()))
 
     def start(self) -> None:
-        """Begin to look for silent streams, once a sweep."""
+        """Start the periodic sweep."""
         self._sweeper = asyncio.get_running_loop().call_later(self._limits.sweep_s, self._swept)
 
     def _swept(self) -> None:
@@ -325,20 +317,20 @@ class Driver:
 
     def sweep(self, now_s: float) -> None:
         """End replies whose engine has been silent, drop clients that do not read, close old idle connections."""
-        for entry in list(self._table.values()):
-            winner = entry.exchange.winner
+        for request in list(self._in_flight.values()):
+            winner = request.winner
             if winner is None or winner.over:
                 continue
             silent_s = now_s - winner.meter.last_s
             if winner.paused:
                 if silent_s > self._limits.reader_s:
-                    entry.exchange.front.transport.abort()
+                    request.client.drop()
             elif silent_s > self._limits.stall_s:
                 winner.stalled(silent_s)
         for upstream in self._upstreams.values():
             upstream.sweep()
-        for look in self.on_sweep:
-            look(now_s)
+        for callback in self.on_sweep:
+            callback(now_s)
 
     def stop(self) -> None:
         """Stop all timers and close idle connections; nothing is in flight any more."""
@@ -352,7 +344,7 @@ class Driver:
     async def drain(self, timeout_s: float) -> None:
         """Take no more requests and wait for those in flight; after *timeout_s* the rest are ended honestly."""
         self.draining = True
-        if self._table:
+        if self._in_flight:
             self._emptied = asyncio.Event()
             try:
                 async with asyncio.timeout(timeout_s):
@@ -363,11 +355,18 @@ class Driver:
 
     def _end_all(self) -> None:
         why = Failure("this router is shutting down", backend_fault=False, retryable=False)
-        for entry in list(self._table.values()):
-            for attempt in list(entry.open.values()):
-                attempt.abort()
-                entry.exchange.failed(attempt, why)
-            if not entry.exchange.response_complete:
-                problem = Problem(503, why.why, code=Reason.NO_BACKEND.value)
-                self.left(entry.exchange)
-                entry.exchange.reject(problem)
+        for request in list(self._in_flight.values()):
+            for attempt in tuple(request.attempts):
+                if not attempt.over:
+                    attempt.abort()
+                    request.failed(attempt.number, why, None)
+            if not request.client.response_complete:
+                self.left(request.call.request.id)
+                request.client.reject(Problem(503, why.why, code=Reason.NO_BACKEND.value))
+
+
+def _break_off(command: Break, request: _InFlight) -> None:
+    """End the client's stream; the error event, where one may follow, has the engine's own message if there is one."""
+    winner, error = request.winner, request.engine_error
+    assert winner is not None
+    request.client.break_off(error.message if error else command.why, winner.ending if winner.takes_event() else None)

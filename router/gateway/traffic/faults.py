@@ -1,4 +1,4 @@
-"""Whose fault an engine's error is: from an engine's error answer to the core's Failure.
+"""Classifies an engine's error answer: the Failure that the core gets for it.
 
 How an engine words its errors is its kind's ``ErrorDialect``. Must not depend on sockets or on any one engine.
 """
@@ -10,12 +10,12 @@ from router.core.flight import Failure
 from router.engines import ErrorDialect
 
 _SERVER_ERRORS: Final = range(500, 600)
-_FINAL: Final = {501, 505}  # it will not do so elsewhere either
+_FINAL: Final = {501, 505}  # another backend would answer the same
 
 
 @dataclass(frozen=True, slots=True)
 class EngineError:
-    """An engine's answer instead of a reply: kept until it is known whether another backend will do better.
+    """An engine's answer instead of a reply: kept until another backend has answered or none is left.
 
     ``fields`` are its header lines; ``body`` as sent, without chunk framing. ``engine_fault``: it is the engine's own,
     whatever the status; ``client_fault``: the client's, whatever the status.
@@ -35,7 +35,7 @@ def engine_error(status: int, body: bytes, fields: bytes, dialect: ErrorDialect)
     if payload.startswith(b"data:"):  # an error before the first token that is wrapped in an event
         payload = payload[5:].strip()
     _, message = dialect.read(payload)
-    return _judged(EngineError(status, message, fields, body), dialect)
+    return _classified(EngineError(status, message, fields, body), dialect)
 
 
 def event_error(payload: bytes, dialect: ErrorDialect) -> EngineError:
@@ -43,11 +43,11 @@ def event_error(payload: bytes, dialect: ErrorDialect) -> EngineError:
     code, message = dialect.read(payload)
     if not payload.startswith(b"{") or not payload.endswith(b"}"):
         message = "the engine failed in mid-stream"
-    return _judged(EngineError(code if code in range(400, 600) else 500, message), dialect)
+    return _classified(EngineError(code if code in range(400, 600) else 500, message), dialect)
 
 
-def _judged(error: EngineError, dialect: ErrorDialect) -> EngineError:
-    """The same with what the dialect's wordings say of whose fault it is."""
+def _classified(error: EngineError, dialect: ErrorDialect) -> EngineError:
+    """The same with the faults that the dialect's wordings show."""
     engine_fault = error.status != 404 and any(part in error.message for part in dialect.engine_faults)  # noqa: PLR2004 - not found is no fault
     return replace(
         error,
@@ -57,13 +57,13 @@ def _judged(error: EngineError, dialect: ErrorDialect) -> EngineError:
 
 
 def failure(backend: str, error: EngineError) -> Failure:
-    """What the core should make of it: a client's own mistake is nobody's fault, and is not tried again."""
+    """The failure for the core: an error of the client is not the backend's fault, and is not retried."""
     why = f"{backend} answered {error.status}: {error.message}"
     if error.engine_fault:
         return Failure(why)
-    if error.status == 429 or (error.status == 503 and error.body.lstrip()[:1] == b"{"):  # noqa: PLR2004 - HTTP's words for busy
+    if error.status == 429 or (error.status == 503 and error.body.lstrip()[:1] == b"{"):  # noqa: PLR2004 - HTTP's statuses for busy
         return Failure(why, backend_fault=False)
-    theirs = error.status in _SERVER_ERRORS and error.status not in _FINAL
-    if theirs and not error.client_fault:
+    server_error = error.status in _SERVER_ERRORS and error.status not in _FINAL
+    if server_error and not error.client_fault:
         return Failure(why)
     return Failure(why, backend_fault=False, retryable=False)

@@ -1,6 +1,6 @@
-"""HTTP/1.1 heads and chunks as bytes: which fields stop at a hop, what an engine's head says, how chunks are framed.
+"""HTTP/1.1 heads and chunks as bytes: fields that stop at a hop, an engine's head, chunk framing (RFC 9110, 9112).
 
-Believes: RFC 9110 and 9112, and that llhttp has already refused what is malformed. Must not know sockets or requests.
+llhttp has already refused what is malformed. Must not depend on sockets or requests.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ HOP_BY_HOP: Final = frozenset(
         b"proxy-authorization",
     }
 )
-# Fields of an engine's answer that are ours to write.
+# Fields of an engine's answer that the gateway writes itself.
 _REWRITTEN: Final = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 
 
@@ -40,7 +40,7 @@ STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """An engine's answer up to its body. ``fields``: what passes on, as header lines; ``length`` -1: not said.
+    """An engine's answer up to its body. ``fields``: header lines to forward; ``length`` -1: not stated.
 
     ``until_close``: neither a length nor chunks, so the end of the connection is the end of the body.
     """
@@ -56,7 +56,7 @@ class Head:
         return not self.chunked and self.length < 0 and self.status not in {204, 304}
 
 
-@lru_cache(maxsize=512)  # an engine says the same head for every stream of a second
+@lru_cache(maxsize=512)  # an engine sends the same head for every stream of a second
 def parse_head(head: bytes) -> Head:
     """Read a head that llhttp has accepted, ``HTTP/1.1 200 OK`` line to empty line included."""
     lines = head.split(b"\r\n")
@@ -98,8 +98,3 @@ def dechunked(raw: bytes) -> bytes:
         pieces.append(raw[end + 2 : end + 2 + size])
         at = end + 2 + size + 2
     return b"".join(pieces)
-
-
-def answer(status: int, body: bytes, fields: bytes = b"", content_type: bytes = b"application/json") -> bytes:
-    """A whole answer of our own but for the empty line and body, which ``finish`` adds."""
-    return b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b" % (STATUS_LINES[status], content_type, len(body), fields)

@@ -1,7 +1,7 @@
-"""Counting what passes: events, gaps between them, and the usage that the last of them states.
+"""Counts a reply as it passes: events, gaps between them, and the usage that the last of them states.
 
-Believes: an event stream's ``data:`` lines start after a line feed, and JSON holds no raw line feed, so text that
-looks like an event is never counted as one. Must not know sockets; keeps a few KB of a stream at most.
+An event stream's ``data:`` lines start after a line feed, and JSON holds no raw line feed, so that text that looks like
+an event is never counted as one. Must not depend on sockets; keeps a few KB of a stream at most.
 """
 
 import re
@@ -54,22 +54,22 @@ class Gaps:
 
 
 class Meter:
-    """What one reply has shown so far. ``events``: data lines; ``first_s`` and ``last_s``: on the caller's clock.
+    """Counts of one reply so far. ``events``: data lines; ``first_s`` and ``last_s``: on the caller's clock.
 
-    ``mark`` is what a stream says when its engine has failed; ``passes`` looks for it.
+    ``mark``: the beginning of an engine's error event, found by ``passes``.
     """
 
     __slots__ = (
-        "_before", "_edge", "_last", "_mark", "_prelude", "_ragged", "events", "first_s", "gap_max_s", "gaps", "last_s",
+        "_before", "_edge", "_last", "_prelude", "_ragged", "events", "first_s", "gap_max_s", "gaps", "last_s", "mark",
     )  # fmt: skip
 
-    def __init__(self, gaps: Gaps, mark: bytes = b'data: {"error"') -> None:
+    def __init__(self, gaps: Gaps, mark: bytes) -> None:
         self.gaps = gaps
         self.events = 0
         self.first_s = 0.0
         self.last_s = 0.0
         self.gap_max_s = 0.0
-        self._mark = mark
+        self.mark = mark
         self._last = b""  # the newest bytes, and those before them: enough for usage, [DONE] and the last chunk
         self._before = b""
         self._ragged = False  # the last read ended inside a line; _edge is then its end
@@ -86,16 +86,16 @@ class Meter:
         self._seam(data)
 
     def passes(self, data: bytes, now_s: float) -> bool:
-        """More of an event stream; False, and nothing counted, when the engine says in it that it failed.
+        """More of an event stream; False, and nothing counted, when it holds an error event.
 
         Called for every read, so it is flat, and makes nothing that outlives it. (``find``, since ``in`` first takes
         its bytes for a number and formats the error.)
         """
-        if data.find(self._mark) >= 0:
+        if data.find(self.mark) >= 0:
             return False
         count = data.count(_DATA)
         if self._ragged or data[-1] != _LF:
-            if self._ragged and self._mark in self._last[1 - len(self._mark) :] + data[: len(self._mark) - 1]:
+            if self._ragged and self.mark in self._last[1 - len(self.mark) :] + data[: len(self.mark) - 1]:
                 return False
             count += self._seam(data)
         elif data[0] == _D and data.startswith(b"data:"):
@@ -154,7 +154,7 @@ class Meter:
 
     @property
     def saw_done(self) -> bool:
-        """Whether the stream has said ``[DONE]``."""
+        """Whether ``[DONE]`` has come."""
         tail = b"\n" + self._tail
         return tail.find(_DONE[0]) >= 0 or tail.find(_DONE[1]) >= 0
 

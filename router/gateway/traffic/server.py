@@ -1,6 +1,6 @@
-"""uvicorn with our protocol class: token paths are relayed, the rest is the ASGI app's; SIGTERM lets streams end.
+"""uvicorn with our protocol class: routed paths go to the driver, others to the ASGI app; SIGTERM lets streams end.
 
-Believes: uvicorn's life cycle. Must not know requests or backends.
+Must not depend on requests or backends.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ __all__ = ["ConnectionLimits", "serve", "server"]
 
 
 class _Server(Server):
-    """uvicorn's server with our end: streams may finish, for so long."""
+    """uvicorn's server; at shutdown, streams may go on for ``drain_s``."""
 
     def __init__(self, config: uvicorn.Config, driver: Driver, limits: ConnectionLimits) -> None:
         super().__init__(config)
@@ -31,9 +31,9 @@ class _Server(Server):
         await super().startup(sockets)
         self._driver.on_sweep.append(self._sweep)
         self._driver.start()
-        compile_all()  # not while the first request waits
+        compile_all()  # before the first request
         gc.collect()
-        gc.freeze()  # what was loaded stays: not looked through again while streams run
+        gc.freeze()  # loaded modules stay: they are not scanned again while streams run
         gc.set_threshold(50_000, 20, 50)
 
     def _sweep(self, now_s: float) -> None:
@@ -55,7 +55,7 @@ def server(
     port: int = 8080,
     limits: ConnectionLimits | None = None,
 ) -> Server:
-    """A server that relays token paths through *driver* and leaves the rest to *app*; ``serve()`` runs it."""
+    """A server that routes token paths through *driver* and leaves others to *app*; ``serve()`` runs it."""
     limits = limits or ConnectionLimits()
     config = uvicorn.Config(
         app,

@@ -1,66 +1,25 @@
 """Connections to engines: one pool a backend, and a connection that finds heads and ends of answers.
 
-Believes: llhttp's verdict on framing. Must not know what a reply means or who asked; it hands bytes to a reader.
-No task and no future per request: a task exists only while a new connection is being opened.
+llhttp decides on framing. Must not depend on what a reply means or on who sent the request: bytes go to a reader.
+No task and no future per request; a task exists only while a new connection is being opened.
 """
 
 import asyncio
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Final, cast
-from urllib.parse import urlsplit
+from typing import Final, cast
 
 import httptools
 
-from router.engines import EngineKind
-from router.engines.openai import KIND as OPENAI
+from router.gateway.protocols.target import Target
 from router.gateway.traffic.http import HEAD_END
 from router.gateway.traffic.meter import Gaps
 
-CHAT_TEMPLATE: Final = "<|im_start|>{role}\n{content}<|im_end|>\n"
-CHAT_OPENING: Final = "<|im_start|>assistant\n"
 _HEAD_BYTES_MAX: Final = 64 * 1024
 _INTERIM: Final = range(100, 200)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a backend is and how to speak to it.
-
-    ``models`` maps the name clients ask for to the name the engine knows (a name that is not there passes as it is).
-    ``chat_template`` and ``chat_opening`` turn chat messages into a prompt for an engine that knows only prompts:
-    the first once a message with ``{role}`` and ``{content}``, the second at the end.
-    """
-
-    name: str
-    host: str
-    port: int
-    tls: bool = False
-    path_prefix: str = ""
-    engine: EngineKind = OPENAI
-    api_key: str | None = None
-    models: Mapping[str, str] = field(default_factory=dict)
-    chat_template: str = CHAT_TEMPLATE
-    chat_opening: str = CHAT_OPENING
-
-    @classmethod
-    def of_url(cls, name: str, url: str, **more: Any) -> "Target":
-        """The target at ``http[s]://host[:port][/prefix]``. Raises ValueError when that is not what *url* is."""
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"expected http://host:port, not {url!r}")
-        tls = parts.scheme == "https"
-        port = parts.port or (443 if tls else 80)
-        return cls(name, parts.hostname, port, tls=tls, path_prefix=parts.path.rstrip("/"), **more)
-
-    @property
-    def authority(self) -> str:
-        """What ``Host`` says."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +32,9 @@ class PoolLimits:
 
 
 class Reader(ABC):
-    """Whom a connection hands its bytes to: an attempt (relay.py), or who asks for a page (asking.py).
+    """Receives the bytes of one answer: an attempt (attempt.py) or a probe (monitoring/probe.py).
 
-    A base class and no protocol: compiled, its methods are called without a look-up, which every token pays for.
+    A base class and no protocol: compiled, its methods are called without a look-up, once for every token.
     """
 
     __slots__ = ()
@@ -129,14 +88,14 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         reader, feed = self.reader, self._feed
-        if reader is None:  # bytes that nobody asked for
+        if reader is None:  # bytes without a request
             self.transport.abort()
             return
         try:
             feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.touched = True
-            self._fail(f"{self.upstream.target.name} broke HTTP: {error}")
+            self._fail(f"{self.upstream.target.name} sent an answer that is not HTTP: {error}")
             return
         reader.take(data)
         if self.done and self.reader is reader:
@@ -156,7 +115,7 @@ class Connection(asyncio.Protocol):
             reader.broken(why, unanswered=not self.touched)
 
     def pause_writing(self) -> None:
-        """The request's body is bounded and held whole, so there is no one to slow down."""
+        """The request's body is bounded and held whole, so nothing needs to slow down."""
 
     def resume_writing(self) -> None:
         """As above."""
@@ -164,7 +123,7 @@ class Connection(asyncio.Protocol):
     # -- llhttp's side -----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self.done or (self._begun and not self._interim):  # a second answer to one question
+        if self.done or (self._begun and not self._interim):  # a second answer to one request
             raise ValueError("bytes after the end of the answer")
         self._begun = True
         self._interim = False
@@ -179,8 +138,8 @@ class Connection(asyncio.Protocol):
 
     # -- the reader's side -------------------------------------------------------------------------------------
 
-    def ask(self, reader: Reader, request: bytes, body: bytes, *, decode: bool, head_only: bool) -> None:
-        """Send one request; the answer goes to *reader*, its body decoded too (``decoded``) if asked for."""
+    def send(self, reader: Reader, request: bytes, body: bytes, *, decode: bool, head_only: bool) -> None:
+        """Send one request; the answer goes to *reader*. *decode*: ``decoded`` gives the body without its framing."""
         self.reader = reader
         self.head = b""
         self.done = self._begun = self.touched = self._interim = False
@@ -196,7 +155,7 @@ class Connection(asyncio.Protocol):
             self.transport.writelines((request, body))
 
     def decoded(self) -> bytes:
-        """What of the body has come since the last call, without its framing (only when asked to decode)."""
+        """What of the body has come since the last call, without its framing (only where ``send`` had *decode*)."""
         return self._decoder.take() if self._decoder else b""
 
     def split_head(self, data: bytes) -> tuple[bytes, bytes] | None:
@@ -223,7 +182,7 @@ class Connection(asyncio.Protocol):
         self._plain = httptools.HttpResponseParser(self)
 
     def abort(self) -> None:
-        """Close at once and say nothing more to the reader."""
+        """Close at once; the reader gets no further call."""
         self.reader = None
         self.transport.abort()
 
@@ -265,14 +224,14 @@ class Decoder:
 
 
 def _opening(target: Target, method: bytes, path: bytes) -> bytes:
-    """What every head for that engine begins with: request line, ``Host``, its key; *path* with the client's query."""
+    """The beginning of every head for that engine: request line, ``Host``, its key; *path* with the client's query."""
     key = f"authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
     where = f"{target.path_prefix}{path.decode('latin-1')}"
     return f"{method.decode()} {where} HTTP/1.1\r\nhost: {target.authority}\r\n{key}".encode("latin-1")
 
 
 def _nothing(_: bytes) -> None:
-    """What a closed connection feeds."""
+    """The feed of a closed connection."""
 
 
 Ready = Callable[[Connection], None]
@@ -281,7 +240,7 @@ Dialler = Callable[["Upstream", Ready, Failed], None]
 
 
 class Upstream:
-    """The connections to one backend, newest first in use so that the rest may grow old and close."""
+    """The connections to one backend. The newest is used first, so that the others become idle and close."""
 
     def __init__(
         self,
@@ -298,14 +257,14 @@ class Upstream:
         self.wire_name = target.name.encode("latin-1", "replace")
         self.opening: Callable[[bytes, bytes], bytes] = lru_cache(maxsize=64)(partial(_opening, target))
         self.open: set[Connection] = set()
-        self._clock = clock
+        self.clock = clock
         self._idle: list[Connection] = []
         self._dials: set[asyncio.Task[None]] = set()
         self._tls = ssl.create_default_context() if target.tls else None
 
     def take(self) -> Connection | None:
         """An idle connection that is young enough, or None."""
-        oldest_s = self._clock() - self.limits.idle_s
+        oldest_s = self.clock() - self.limits.idle_s
         while self._idle:
             connection = self._idle.pop()
             if connection.idle_since_s >= oldest_s and not connection.transport.is_closing():
@@ -319,7 +278,7 @@ class Upstream:
         self._dialler(self, ready, failed)
 
     def connect(self, ready: Ready, failed: Failed) -> None:
-        """The dialler of all but tests: TCP, and TLS where the target wants it."""
+        """The default dialler: TCP, and TLS where the target has it."""
         task = asyncio.get_running_loop().create_task(self._connected(ready, failed))
         self._dials.add(task)
         task.add_done_callback(self._dials.discard)
@@ -344,7 +303,7 @@ class Upstream:
         if len(self._idle) >= self.limits.idle_max:
             connection.transport.close()
             return
-        connection.idle_since_s = self._clock()
+        connection.idle_since_s = self.clock()
         self._idle.append(connection)
 
     def lost(self, connection: Connection) -> None:
@@ -355,7 +314,7 @@ class Upstream:
 
     def sweep(self) -> None:
         """Close what has been idle for too long."""
-        oldest_s = self._clock() - self.limits.idle_s
+        oldest_s = self.clock() - self.limits.idle_s
         while self._idle and self._idle[0].idle_since_s < oldest_s:
             self._idle.pop(0).transport.abort()
 

@@ -1,6 +1,6 @@
-"""Errors in the words of each protocol: the body before the first byte, the event after it.
+"""Error answers in the form of each protocol: the body before the first byte, the event after it.
 
-Believes: the status that was decided elsewhere. Must not know why it came to it, or any socket.
+The status is decided elsewhere. Must not depend on sockets or requests.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from router.core.errors import Reason, Rejected, status_of
 
 
 class Dialect(Enum):
-    """Whose form an answer takes."""
+    """The protocol whose form an answer has."""
 
     OPENAI = "openai"  # {"error": {"message", "type", "param", "code"}}
     RESPONSES = "responses"  # OpenAI's, but events are typed
@@ -23,9 +23,19 @@ class Dialect(Enum):
     TRITON = "triton"  # {"error": "..."}
 
 
+_ERROR_MARK: Final = b'data: {"error"'
+_TYPED_ERROR_MARK: Final = b'data: {"type":"error"'
+
+
+def error_mark(dialect: Dialect) -> bytes:
+    """The beginning of an error event inside a stream of this dialect."""
+    typed = dialect is Dialect.ANTHROPIC or dialect is Dialect.RESPONSES  # no set: hashing an enum's member is slow
+    return _TYPED_ERROR_MARK if typed else _ERROR_MARK
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What to answer instead of a reply. ``param`` names the field or header at fault; ``fields``: header lines."""
+    """An error answer instead of a reply. ``param`` names the field or header at fault; ``fields``: header lines."""
 
     status: int
     message: str
@@ -35,7 +45,7 @@ class Problem:
 
 
 def rejection(error: Rejected) -> Problem:
-    """What to answer to a request that was rejected while it was read."""
+    """The error answer to a request that was rejected while it was read."""
     return Problem(error.status, error.message, error.param, error.code)
 
 
@@ -77,11 +87,11 @@ def event(dialect: Dialect, problem: Problem) -> bytes:
 
 
 def refusal(command: Refuse) -> Problem:
-    """What a refusal of the core says to the client: its status, its reason, and when to come back, if ever."""
+    """The error answer for a refusal of the core: status, reason, and when to try again, if at all."""
     status = status_of(command.reason)
     fields = b"x-headroom-dropped-reason: %b\r\n" % command.reason.value.encode()
-    if command.reason is Reason.INFEASIBLE:  # no load explains it: to come again changes nothing, so no Retry-After
-        fields += b"x-should-retry: false\r\n"  # what OpenAI's and Anthropic's clients heed
+    if command.reason is Reason.INFEASIBLE:  # independent of load: trying again changes nothing, so no Retry-After
+        fields += b"x-should-retry: false\r\n"  # OpenAI's and Anthropic's clients obey it
     elif status in {429, 503}:
         fields += b"retry-after: %d\r\n" % max(1, ceil(command.retry_after_s))
     code = "model_not_found" if command.reason is Reason.UNKNOWN_MODEL else command.reason.value

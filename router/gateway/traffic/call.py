@@ -1,0 +1,154 @@
+"""One client call as it was read: what its attempts need of it, never changed.
+
+Must not depend on sockets, the core's decisions or the state of a reply.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+from typing import Final
+
+import orjson
+
+from router.core.types import Request, RequestId, Slo
+from router.engines import Translation
+from router.gateway.protocols import openai, translate, triton
+from router.gateway.protocols.answers import Dialect
+from router.gateway.protocols.ingress import AppliedSlo
+from router.gateway.protocols.openai import Endpoint, RequestBody
+from router.gateway.protocols.target import Target
+from router.gateway.traffic.http import HOP_BY_HOP, options
+
+# Fields of a client's head that are not forwarded: those that stop at a hop, those that the gateway writes itself, the
+# gateway's own keys, and Accept-Encoding, since the tokens of a compressed stream cannot be counted.
+_NOT_FORWARDED: Final = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"authorization",
+    b"x-api-key",
+    b"expect",
+    b"accept-encoding",
+    b"x-request-id",
+}
+CHARS_PER_TOKEN: Final = 4.0  # a fixed rule for English text; the core learns each model's deviation from it
+_WIRE_ID_MAX: Final = 256
+
+
+class Call:
+    """One client call. ``request``: its facts for the core; ``class_slo``: the SLO of its class, without its headers.
+
+    ``wire_id``: the client's ``x-request-id`` or ours; ``forwarded``: header lines for the engine; ``http10`` and
+    ``head_only``: what the client can take of a reply.
+    No dataclass: one is made for every request, and a dataclass's own constructor is never compiled.
+    """
+
+    __slots__ = ("body", "class_slo", "endpoint", "forwarded", "head_only", "http10", "request", "wire_id")
+
+    endpoint: Final[Endpoint]
+    body: Final[RequestBody]
+    request: Final[Request]
+    class_slo: Final[Slo]
+    wire_id: Final[bytes]
+    forwarded: Final[bytes]
+    http10: Final[bool]
+    head_only: Final[bool]
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        body: RequestBody,
+        request: Request,
+        class_slo: Slo,
+        wire_id: bytes,
+        forwarded: bytes,
+        http10: bool,
+        head_only: bool,
+    ) -> None:
+        self.endpoint = endpoint
+        self.body = body
+        self.request = request
+        self.class_slo = class_slo
+        self.wire_id = wire_id
+        self.forwarded = forwarded
+        self.http10 = http10
+        self.head_only = head_only
+
+    @property
+    def expects_done(self) -> bool:
+        """Whether a complete reply ends with ``[DONE]``."""
+        return self.body.stream and self.endpoint.ends_with_done
+
+    def for_engine(self, target: Target) -> Translation | None:
+        """How this call and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""
+        return translate.translation(self.body, target, self.wire_id.decode("latin-1"))
+
+    def request_bytes(
+        self, target: Target, opening: Callable[[bytes, bytes], bytes], translation: Translation | None
+    ) -> tuple[bytes, bytes]:
+        """Head and body for this engine; *opening* gives the head's first lines for a method and a path."""
+        if translation is not None:
+            path, body = translation.path, translation.body
+        else:
+            path, body = _addressed(self.body, target)
+        method = self.endpoint.method
+        head = opening(b"HEAD" if self.head_only else method, path)
+        length = b"content-length: %d\r\n" % len(body) if method == b"POST" else b""
+        return b"%b%bx-request-id: %b\r\n%b\r\n" % (head, length, self.wire_id, self.forwarded), body
+
+
+def read_call(
+    endpoint: Endpoint,
+    path: bytes,
+    headers: Sequence[tuple[bytes, bytes]],
+    fields: Mapping[bytes, bytes],
+    body: bytes,
+    applied: AppliedSlo,
+    tenant: str,
+    prefix_blocks_max: int,
+    request_id: RequestId,
+    arrived_s: float,
+    http10: bool,
+    head_only: bool,
+) -> Call:
+    """Read the call. Raises Rejected with 400 naming the field that is wrong."""
+    read = triton.read if endpoint.dialect is Dialect.TRITON else openai.read
+    document = read(endpoint, path, body, prefix_blocks_max)
+    request = Request(
+        id=request_id,
+        model=document.model,
+        arrived_s=arrived_s,
+        prompt_tokens=max(1, document.prompt_ids + ceil(document.prompt_chars / CHARS_PER_TOKEN)),
+        output_tokens_max=document.output_tokens_max,
+        slo=applied.slo,
+        slo_class=applied.slo_class,
+        priority=applied.given.priority,
+        tenant=tenant or fields.get(b"x-llm-d-inference-fairness-id", b"").decode("latin-1"),
+        session=fields.get(b"x-session-id", b"").decode("latin-1"),
+        prefix=document.prefix,
+        prefix_block_tokens=max(1, round(document.block_chars / CHARS_PER_TOKEN)) if document.prefix else 0,
+        streamed=document.stream,
+    )
+    wire_id = fields.get(b"x-request-id", b"")[:_WIRE_ID_MAX] or request_id.encode()
+    forwarded = _forwarded(headers, fields)
+    return Call(endpoint, document, request, applied.given.slo, wire_id, forwarded, http10, head_only)
+
+
+def _forwarded(headers: Sequence[tuple[bytes, bytes]], fields: Mapping[bytes, bytes]) -> bytes:
+    dropped: frozenset[bytes] = _NOT_FORWARDED
+    if b"connection" in fields:
+        dropped |= options([value for name, value in headers if name == b"connection"])
+    pieces: list[bytes] = []
+    for name, value in headers:
+        if name not in dropped:
+            pieces += (name, b": ", value, b"\r\n")
+    return b"".join(pieces)
+
+
+def _addressed(body: RequestBody, target: Target) -> tuple[bytes, bytes]:
+    """Path and body with the model's name at this engine."""
+    engine_name = target.models.get(body.model, body.model)
+    if engine_name == body.model:
+        return body.path, body.body
+    if body.endpoint.dialect is Dialect.TRITON:
+        rest = body.path[len(triton.PREFIX) :].partition(b"/")[2]
+        return triton.PREFIX + engine_name.encode() + b"/" + rest, body.body
+    return body.path, orjson.dumps({**(body.document or {}), "model": engine_name})

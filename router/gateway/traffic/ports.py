@@ -1,0 +1,136 @@
+"""The ports of one request's way: all that one part may call of the next.
+
+A client connection calls a ``RequestDriver``; the driver starts attempts; an attempt calls a ``ReplySink``; the sink
+calls a ``Client``. No implementation is imported here, so that no part depends on the one before it. Base classes and
+no protocols: compiled, a call through one costs as much as a direct call.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol
+
+from router.core.decisions import Refuse
+from router.core.flight import Failure
+from router.core.types import RequestId, Usage
+from router.engines import Translation
+from router.gateway.protocols.answers import Problem
+from router.gateway.protocols.ingress import Ingress
+from router.gateway.traffic.call import Call
+from router.gateway.traffic.faults import EngineError
+from router.gateway.traffic.http import Head
+from router.gateway.traffic.request_log import RequestLog
+
+Frame = Callable[[bytes], bytes]
+
+
+class Client(ABC):
+    """The client's side of one call: implemented by HttpExchange.
+
+    ``response_complete``: the answer has ended; ``status``: the HTTP status sent, 0 before any.
+    """
+
+    __slots__ = ("response_complete", "status")
+
+    response_complete: bool
+    status: int
+
+    @abstractmethod
+    def open(
+        self, head: Head, body: bytes, translation: Translation | None, backend: bytes, predicted_ttft_s: float
+    ) -> Frame | None:
+        """Send status, fields and first bytes of a reply. Returns the framing of later bytes, None: unchanged."""
+
+    @abstractmethod
+    def writer(self) -> Callable[[bytes], object]:
+        """The function that sends later bytes: called once for every token."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """The reply is complete and sent."""
+
+    @abstractmethod
+    def refuse(self, command: Refuse, engine_error: EngineError | None) -> None:
+        """Answer with an error: the last engine's own where it answered with one, else the reason of the refusal."""
+
+    @abstractmethod
+    def reject(self, problem: Problem) -> None:
+        """Answer with *problem*."""
+
+    @abstractmethod
+    def break_off(self, why: str, ending: Frame | None) -> None:
+        """End a stream that has failed, never as if it were whole.
+
+        *ending* frames an error event and the end of the body; None: no event may follow what was sent.
+        """
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Close the client's connection at once."""
+
+
+class ReplySink(ABC):
+    """Receives what happens to an attempt: implemented by the driver's record of a request in flight."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def open(self, attempt: int, head: Head, body: bytes, translation: Translation | None) -> Frame | None:
+        """The reply begins with these bytes; the framing of later ones as in ``Client.open``."""
+
+    @abstractmethod
+    def writer(self) -> Callable[[bytes], object]:
+        """The function that sends later bytes to the client."""
+
+    @abstractmethod
+    def ended(self, attempt: int, usage: Usage) -> None:
+        """The reply is complete."""
+
+    @abstractmethod
+    def failed(self, attempt: int, failure: Failure, engine_error: EngineError | None) -> None:
+        """The attempt has failed; *engine_error*: the engine's own answer, if it gave one."""
+
+
+class RequestDriver(ABC):
+    """Routes calls: implemented by Driver.
+
+    ``clock``: seconds on the loop's clock; ``ingress``: keys and SLO classes of the running config; ``draining``: no
+    more requests are taken.
+    """
+
+    clock: Callable[[], float]
+    ingress: Ingress
+    draining: bool
+
+    @abstractmethod
+    def next_id(self) -> RequestId:
+        """A new, unique request id."""
+
+    @abstractmethod
+    def begin(self, call: Call, client: Client) -> None:
+        """Route a call; its answer goes to *client*."""
+
+    @abstractmethod
+    def left(self, request_id: RequestId) -> None:
+        """The client has closed its connection."""
+
+    @abstractmethod
+    def pause(self, request_id: RequestId) -> None:
+        """The client reads more slowly than the engine writes."""
+
+    @abstractmethod
+    def resume(self, request_id: RequestId) -> None:
+        """The client has caught up."""
+
+    @abstractmethod
+    def rejected(self, path: str, status: int) -> None:
+        """A request was answered with an error before it reached the core."""
+
+
+class RequestObserver(Protocol):
+    """Receives the end of every request: metrics, journal, demand."""
+
+    def ended(self, log: RequestLog) -> None:
+        """A request that the core routed has ended."""
+
+    def rejected(self, path: str, status: int) -> None:
+        """A request was answered with an error before it reached the core."""
