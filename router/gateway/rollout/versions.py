@@ -6,13 +6,13 @@ file a version with the texts of its policy files, readable by this user alone b
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from router.core.errors import ConfigError
+from router.gateway.atomic_file import replace_content
 from router.gateway.config.plan import Plan, make
 from router.gateway.config.settings import Settings
 from router.gateway.config.text import document
@@ -102,11 +102,8 @@ class Versions:
         if self._folder is None:
             return
         facts = {name: getattr(version, name) for name in ("text", "sources")} | version.plain()
-        fresh = self._folder / f".{version.version}.{os.getpid()}.new"  # workers share the folder
         try:
-            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-                json.dump(facts, file)
-            fresh.replace(self._folder / f"{version.version}.json")
+            replace_content(self._folder / f"{version.version}.json", json.dumps(facts).encode())
         except OSError as problem:
             _log.error("history: %s", problem)
 

@@ -15,6 +15,7 @@ import orjson
 from router.core.border import asked_in_time, number
 from router.core.errors import StoreGone
 from router.core.types import EngineReport
+from router.gateway.atomic_file import replace_content
 from router.gateway.state import RouterView, Shared
 from router.gateway.state.wire import report_of, report_plain, view_of, view_plain
 
@@ -131,10 +132,8 @@ def stamp(path: Path) -> Stamp:
 
 def put(path: Path, data: bytes) -> None:
     """Replace a file's content in one step. Raises StoreGone."""
-    fresh = path.with_name(f".{path.name}.new")
     try:
-        fresh.write_bytes(data)
-        fresh.replace(path)
+        replace_content(path, data)
     except OSError as error:
         raise StoreGone(f"{path}: {error.strerror or error}") from error
 

@@ -5,7 +5,6 @@ stands; a worker that finds a higher one than its own follows, so that all end a
 """
 
 import fcntl
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from router.gateway.atomic_file import replace_content
 from router.gateway.rollout.versions import Version
 
 
@@ -31,10 +31,8 @@ def publish(file: Path, version: Version, bad: Mapping[str, str]) -> int:
     with _alone(file):
         before = read(file)
         number = before.number + 1 if before else 1
-        fresh = file.with_name(f".{file.name}.new")
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-            out.write(orjson.dumps({"number": number, "version": _plain(version), "bad": dict(bad)}, default=str))
-        fresh.replace(file)
+        content = {"number": number, "version": _plain(version), "bad": dict(bad)}
+        replace_content(file, orjson.dumps(content, default=str))
         return number
 
 
