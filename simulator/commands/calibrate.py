@@ -5,8 +5,8 @@ Of a CSV prints errors in sample, or of each source or card left out in turn, an
 tables as Python literals when asked; of a record prints each backend's coefficients as YAML.
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from router.arguments import WRONG_USE, Stop
 from simulator.calibration.attempts import read_flights
 from simulator.calibration.bands import COVERED, coverage, log_errors, widened
 from simulator.calibration.design import Column
@@ -32,9 +33,10 @@ _LEAVE_OUT: Final[dict[str, Callable[[Measurement], str]]] = {
 }
 
 
-def main(argv: Sequence[str]) -> int:
+def run(given: Namespace) -> int:
     """Run the command; 0, or 2 when the file has nothing to fit."""
-    given = _parser().parse_args(argv)
+    if (given.csv is None) == (given.record is None):
+        raise Stop("error: give either a CSV or --record FILE", WRONG_USE)
     if given.record:
         return _from_record(given.record)
     try:
@@ -78,18 +80,6 @@ def _covered(measured: Sequence[Measurement], off: Column, part: Callable[[Measu
     return "\n".join([f"errors inside the promised {COVERED:.0%} band (each widened by the others' errors)", *lines])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="simulator calibrate", description=__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("csv", type=Path, nargs="?", help="measurements, plain or .gz")
-    what.add_argument("--record", type=Path, help="a gateway's record: fit the coefficients of each backend in it")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--leave-one-out", choices=list(_LEAVE_OUT), help="judge each on a fit of the others")
-    how.add_argument("--as-is", action="store_true", help="judge the committed tables, fit nothing")
-    parser.add_argument("--write", type=Path, help="write the tables fitted to everything as Python")
-    return parser
-
-
 def _from_record(path: Path) -> int:
     """Print what each backend of the record was measured to take; 2 when none had enough streams."""
     try:
@@ -107,7 +97,7 @@ def _from_record(path: Path) -> int:
     return 0 if fitted else 2
 
 
-def _predictions(measured: Sequence[Measurement], given: argparse.Namespace) -> NDArray[np.float64]:
+def _predictions(measured: Sequence[Measurement], given: Namespace) -> NDArray[np.float64]:
     if given.as_is:
         return predicted(measured, COMMITTED)
     if given.leave_one_out:

@@ -4,6 +4,7 @@ Every policy is searched for under every seed on its own, so that seeds give a c
 requests offered: requests over the time in which they came.
 """
 
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -12,7 +13,8 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from simulator.commands.replay import write_json
+from simulator.commands.replay import BASELINES, typed, write_json
+from simulator.commands.shared import plain_errors
 from simulator.experiment import CLAIRVOYANT, Case, executor_of, interval
 from simulator.report.progress import progress
 from simulator.report.table import print_capacity
@@ -53,6 +55,21 @@ class Summary:
     attainment: tuple[float, float]
     goodput_left: tuple[float, float]
     found: tuple[Found, ...]
+
+
+def run(options: Namespace) -> None:
+    """Search, print what each policy attains."""
+    with plain_errors():
+        run_capacity(
+            replace(typed(options), pool=options.pool).cases(options.policy or BASELINES),
+            options.goal,
+            options.precision,
+            options.json,
+            seeds=options.seeds,
+            beyond=options.beyond or (),
+            executor=options.executor,
+            jobs=options.jobs,
+        )
 
 
 def highest(kept: Callable[[float], bool], precision: float) -> float:

@@ -1,5 +1,6 @@
 """The command ``compare``: policies x pools x rates x seeds, on all cores or a cluster."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +8,21 @@ from typing import Any
 
 from rich.console import Console
 
-from simulator.commands.replay import Workload, intervals, write_json
+from simulator.commands.replay import BASELINES, Workload, intervals, typed, write_json
+from simulator.commands.shared import plain_errors
 from simulator.experiment import Case, executor_of, in_parallel
 from simulator.report.progress import progress
 from simulator.report.table import print_comparison
 
 Key = tuple[str, str, str]
+
+
+def run(options: Namespace) -> None:
+    """Play every combination, print a row each."""
+    policies, pools, rates = options.policy or BASELINES, options.pool or [None], options.rate or ["x1"]
+    with plain_errors():
+        grid = cases_of(typed(options), policies, pools, rates, options.seeds)
+        run_compare(grid, options.executor, options.jobs, options.json)
 
 
 def cases_of(

@@ -1,13 +1,15 @@
 """The command ``diff``: what two policies did differently, request by request."""
 
-from dataclasses import dataclass
+from argparse import Namespace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from simulator.commands.replay import write_json
+from simulator.commands.replay import typed, write_json
+from simulator.commands.shared import plain_errors
 from simulator.experiment import Case
 from simulator.report.progress import progress
 from simulator.report.table import print_diff
@@ -28,6 +30,16 @@ class Difference:
     def gain(self) -> float:
         """By how much the second is better: a kept SLO first, then the first token."""
         return 1e6 * (self.met[1] - self.met[0]) + float(np.nan_to_num(self.ttft_s[0] - self.ttft_s[1]))
+
+
+def run(options: Namespace) -> None:
+    """Play under both, print what differs."""
+    workload = replace(typed(options), pool=options.pool, rate=options.rate)
+    with plain_errors():
+        cases = workload.cases(options.policy or ("least_work", "slo_headroom"))
+        if len(cases) != 2:  # noqa: PLR2004 - one and the other
+            raise ValueError(f"diff compares two policies; give --policy twice, not {len(cases)} times")
+    run_diff((cases[0], cases[1]), options.worst, options.json)
 
 
 def run_diff(cases: tuple[Case, Case], worst: int, json_file: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from simulator.commands.shared import plain_errors
 from simulator.experiment import (
     Case,
     Source,
@@ -73,6 +75,30 @@ class Outputs:
     html: Path | None = None
     requests: Path | None = None
     chrome_trace: Path | None = None
+
+
+def typed(options: Namespace) -> Workload:
+    """The workload that a command line describes; without the pool and the rate where a command takes several."""
+    return Workload(
+        traces=options.traces,
+        admission=options.admission,
+        slos=options.slo or (),
+        window=options.window,
+        limit=options.limit,
+        seed=options.seed,
+        skip_bad=options.skip_bad,
+    )
+
+
+def run(options: Namespace) -> None:
+    """Play, print tables, write files."""
+    workload = replace(typed(options), pool=options.pool, rate=options.rate)
+    with plain_errors():
+        cases = workload.cases(options.policy or BASELINES)
+    outputs = Outputs(
+        json_file=options.json, html=options.html, requests=options.requests, chrome_trace=options.chrome_trace
+    )
+    run_replay(cases, options.seeds, options.jobs, outputs)
 
 
 def run_replay(cases: Sequence[Case], seeds: int, jobs: int, outputs: Outputs) -> None:

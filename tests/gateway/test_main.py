@@ -8,10 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
-from router.__main__ import app
-from tests.commands import command
+from tests.commands import command, router_command
 from tests.fakes_router import HEALTHY, backend, config, write
 from tests.fakes_wire import ScriptedEngine, stream
 from tests.pages import Pages
@@ -36,7 +34,7 @@ def test_check_says_ok_and_exits_with_0(tmp_path: Path) -> None:
     """With the version that reload and metrics will name."""
     path = tmp_path / "r.yaml"
     path.write_text(GOOD, encoding="utf-8")
-    result = CliRunner().invoke(app, ["check", str(path)])
+    result = router_command(["check", str(path)])
     assert result.exit_code == 0
     assert f"{path}: OK, version" in result.output
 
@@ -44,7 +42,7 @@ def test_check_says_ok_and_exits_with_0(tmp_path: Path) -> None:
 def test_the_example_config_is_good() -> None:
     """What the docs show must serve."""
     example = Path(__file__).parents[2] / "deploy" / "router.yaml"
-    assert CliRunner().invoke(app, ["check", str(example)]).exit_code == 0
+    assert router_command(["check", str(example)]).exit_code == 0
 
 
 def test_every_key_the_example_comments_out_shows_the_default() -> None:
@@ -58,7 +56,7 @@ def test_check_names_every_fault_and_exits_with_1(tmp_path: Path) -> None:
     """On stderr, one a line."""
     path = tmp_path / "r.yaml"
     path.write_text(GOOD.replace("card: l4", "card: l5") + "polcy: {}\n", encoding="utf-8")
-    result = CliRunner().invoke(app, ["check", str(path)])
+    result = router_command(["check", str(path)])
     assert result.exit_code == 1
     assert f"{path}:4: polcy: unknown key; did you mean 'policy'?" in result.stderr
 
@@ -69,7 +67,7 @@ def test_check_refuses_a_policy_file_by_its_line_and_runs_none_of_it(tmp_path: P
     impure = policy_text("good").replace("@dataclass", f"open({str(ran)!r}, 'w').close()\n\n@dataclass")
     (tmp_path / "mine.py").write_text(impure, encoding="utf-8")
     path.write_text(f"{GOOD}policy: {{routing: {{file: mine.py}}}}\n", encoding="utf-8")
-    result = CliRunner().invoke(app, ["check", str(path)])
+    result = router_command(["check", str(path)])
     assert result.exit_code == 1
     assert f"{tmp_path / 'mine.py'}:6: uses open; a policy reads and writes nothing outside" in result.stderr
     assert not ran.exists()
@@ -79,7 +77,7 @@ def test_a_sidecar_without_redis_says_what_it_lacks(tmp_path: Path) -> None:
     """It could only talk to itself."""
     path = tmp_path / "r.yaml"
     path.write_text(GOOD, encoding="utf-8")
-    result = CliRunner().invoke(app, ["sidecar", "--config", str(path)])
+    result = router_command(["sidecar", "--config", str(path)])
     assert result.exit_code == 1
     assert "state.redis_url" in result.stderr
 
@@ -88,7 +86,7 @@ def test_replay_record_tells_a_broken_record_from_a_difference(tmp_path: Path) -
     """Exit status 1 and the line."""
     path = tmp_path / "x.jsonl"
     path.write_text("{}", encoding="utf-8")
-    result = CliRunner().invoke(app, ["replay-record", str(path)])
+    result = router_command(["replay-record", str(path)])
     assert result.exit_code == 1
     assert "expected the header" in result.stderr
 

@@ -9,14 +9,13 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 import policies
-from router.__main__ import app
 from router.core import Choice, Dispatch, Fleet, Forecast, Reason, Request, Rng, Shed
 from router.core.errors import Rejected
 from router.core.types import Slo
 from router.gateway.protocols.ingress import ANONYMOUS, Ingress, SloClass, SloLimits, SloRange
+from tests.commands import router_command
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import Gateway, Reply, ScriptedEngine, pair, reply, stream
 from tests.pages import Pages
@@ -235,7 +234,7 @@ def checked(tmp_path: Path, text: str) -> str:
     """What `check` says of this config."""
     path = tmp_path / "r.yaml"
     path.write_text(text, encoding="utf-8")
-    result = CliRunner().invoke(app, ["check", str(path)])
+    result = router_command(["check", str(path)])
     return result.output.replace(str(path), "r.yaml")
 
 

@@ -21,7 +21,7 @@ REFUSE = "from router import compiled; compiled.refuse_stale(); print('started')
 @pytest.fixture
 def project(tmp_path):
     """A project of one module, and a compiled file beside it that no Python could load."""
-    for name in ("router/__init__.py", "router/compiled.py"):
+    for name in ("router/__init__.py", "router/compiled.py", "router/search_path.py"):
         target = tmp_path / name
         target.parent.mkdir(exist_ok=True)
         shutil.copy(Path(compiled.ROOT, name), target)

@@ -15,7 +15,8 @@ from simulator.calibration.fit import COMMITTED, PRIOR, fit, predicted, seen
 from simulator.calibration.measurements import Measurement, engine_key, parse
 from simulator.calibration.report import errors, headline, rank_correlation
 from simulator.calibration.write import tables_source
-from simulator.commands.calibrate import leave_one_out, main
+from simulator.commands.calibrate import leave_one_out
+from tests.commands import calibrate
 
 MEASURED = Path(__file__).parents[2].parent / "shared" / "data" / "engine_measurements.csv.gz"
 
@@ -374,7 +375,7 @@ def test_the_command_reads_fits_reports_and_writes(tmp_path: Path, capsys: pytes
         writer = csv.DictWriter(file, list(ROW))
         writer.writeheader()
         writer.writerows([ROW, ROW | {"tp": "3"}])
-    assert main([str(path), "--write", str(tmp_path / "tables.py")]) == 0
+    assert calibrate([str(path), "--write", str(tmp_path / "tables.py")]) == 0
     said = capsys.readouterr().out
     assert "1 rows used, 1 left out" in said
     assert "TP 3 does not divide" in said
@@ -385,7 +386,7 @@ def test_the_command_reads_fits_reports_and_writes(tmp_path: Path, capsys: pytes
 def test_a_file_with_nothing_to_fit_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 2, and where the columns are described."""
     (tmp_path / "empty.csv").write_text("source,engine\nme,vllm\n")
-    assert main([str(tmp_path / "empty.csv")]) == 2
+    assert calibrate([str(tmp_path / "empty.csv")]) == 2
     assert "measurements.py" in capsys.readouterr().out
 
 
@@ -402,9 +403,9 @@ def test_a_file_that_is_none_says_where(
 ) -> None:
     """One line and status 2, no traceback."""
     (tmp_path / name).write_bytes(content)
-    assert main([str(tmp_path / name)]) == 2
+    assert calibrate([str(tmp_path / name)]) == 2
     assert told in capsys.readouterr().out
-    assert main([str(tmp_path / "absent.csv")]) == 2
+    assert calibrate([str(tmp_path / "absent.csv")]) == 2
     assert "No such file" in capsys.readouterr().out
 
 
@@ -415,7 +416,7 @@ def test_a_number_that_is_none_is_told_with_its_line(tmp_path: Path, capsys: pyt
         writer = csv.DictWriter(file, list(ROW))
         writer.writeheader()
         writer.writerows([ROW, ROW | {"itl_ms_mean": "fast"}])
-    assert main([str(path), "--as-is"]) == 0
+    assert calibrate([str(path), "--as-is"]) == 0
     said = capsys.readouterr()
     assert f"{path}:3: itl_ms_mean 'fast': expected a number" in said.err
     assert "1 rows used, 1 left out" in said.out
@@ -424,7 +425,7 @@ def test_a_number_that_is_none_is_told_with_its_line(tmp_path: Path, capsys: pyt
 @pytest.mark.skipif(not MEASURED.exists(), reason="the measurements lie beside the repository, not in it")
 def test_the_committed_tables_predict_the_measurements(capsys: pytest.CaptureFixture[str]) -> None:
     """In sample: a change of physics that loses the fit shows here."""
-    assert main([str(MEASURED), "--as-is"]) == 0
+    assert calibrate([str(MEASURED), "--as-is"]) == 0
     lines = capsys.readouterr().out.splitlines()
     pace = next(line for line in lines if line.startswith("all") and " pace " in line)
     order = next(line for line in lines if line.startswith("rank correlation") and "pace" in line)

@@ -6,18 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from simulator.__main__ import app
 from simulator.commands.capacity import Found, highest, highest_of
 from simulator.experiment import Case, Source, interval
 from simulator.pool import BUILT_IN
+from tests.commands import simulator_command
 
 GEN = "gen:poisson:rate=8,requests=150"
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, [*arguments])
+    result = simulator_command(arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -90,7 +89,7 @@ def test_a_strategy_of_the_clairvoyant_can_be_played_alone(tmp_path: Path) -> No
     run("replay", GEN, "--policy", "clairvoyant:strategy=lightest", "--json", str(path))
     played = json.loads(path.read_text())["runs"]["clairvoyant:strategy=lightest"]
     assert played["strategy"] == "clairvoyant:strategy=lightest"
-    result = CliRunner().invoke(app, ["replay", GEN, "--policy", "clairvoyant:strategy=best"])
+    result = simulator_command(["replay", GEN, "--policy", "clairvoyant:strategy=best"])
     assert result.exit_code == 2
     assert "soonest, lightest, greedy, fastest" in " ".join(result.stderr.split())
 
@@ -122,7 +121,7 @@ def test_compare_makes_one_row_a_combination(tmp_path: Path) -> None:
 
 def test_compare_refuses_an_executor_it_does_not_know() -> None:
     """In one line."""
-    result = CliRunner().invoke(app, ["compare", GEN, "--executor", "threads"])
+    result = simulator_command(["compare", GEN, "--executor", "threads"])
     assert (result.exit_code, "expected 'processes' or dask://" in result.stderr) == (2, True)
 
 
@@ -195,7 +194,7 @@ def test_diff_pairs_requests(tmp_path: Path) -> None:
 
 def test_diff_needs_two_policies() -> None:
     """Not one, not three."""
-    result = CliRunner().invoke(app, ["diff", GEN, "--policy", "least_work"])
+    result = simulator_command(["diff", GEN, "--policy", "least_work"])
     assert (result.exit_code, "give --policy twice" in result.stderr) == (2, True)
 
 
@@ -222,5 +221,5 @@ backends:
     assert "broken" in run("replay", GEN, "--pool", str(pool), "--policy", "least_work")
     for wrong, expected in (("backend: b, kind", "a backend among a, b"), ("kind: crash", "kind must be one of")):
         pool.write_text(text.replace(wrong, {"backend: b, kind": "backend: c, kind"}.get(wrong, "kind: burn")))
-        result = CliRunner().invoke(app, ["replay", GEN, "--pool", str(pool)])
+        result = simulator_command(["replay", GEN, "--pool", str(pool)])
         assert (result.exit_code, expected in result.stderr) == (2, True)

@@ -8,14 +8,13 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
 from router.engines import find
-from simulator.__main__ import app
 from simulator.emulator.engine import Dialect, EmulatedEngine, Serving, listen
 from simulator.emulator.serving import DIALECTS
 from simulator.pool import Member
 from simulator.replica.truth import EXACT
+from tests.commands import simulator_command
 from tests.waiting import until
 
 MEMBER = Member("one", "h100", model="qwen2.5-0.5b", seqs_max=4, chunk_tokens=512, model_tokens_max=2048)
@@ -274,5 +273,5 @@ async def test_what_is_not_http_is_refused() -> None:
 )
 def test_an_engine_that_cannot_be_is_not_started(options: list[str], expected: str) -> None:
     """Said at once, in one line."""
-    result = CliRunner().invoke(app, ["serve", "--port", "0", *options])
+    result = simulator_command(["serve", "--port", "0", *options])
     assert (result.exit_code, expected in result.stderr) == (2, True)

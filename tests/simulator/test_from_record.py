@@ -18,13 +18,13 @@ from router.core.record import Recording
 from router.core.types import Backend, Request, Usage
 from simulator.calibration.attempts import read_flights
 from simulator.calibration.from_record import fit_log
-from simulator.commands.calibrate import main
 from simulator.errors import BadPool, BadRecord
 from simulator.pool import load_pool
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import EngineLimits, Sequence
 from simulator.replica.truth import Hidden, Truth
 from simulator.run.kernel import Kernel
+from tests.commands import calibrate
 
 SHEET = StepCoefficients(
     10e-3, 20e-6, 1e-7, 50e-6, 1e-9, 10e-3, weights_s=8e-3, gemm_token_s=45e-6, sigma=(0.5, 0.6, 0.6, 0.5, 0.8, 0.8)
@@ -103,7 +103,7 @@ def test_the_command_prints_what_a_pool_can_take(
     record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The fragment goes under a backend as it stands, and is what its replicas take."""
-    assert main(["--record", str(record)]) == 0
+    assert calibrate(["--record", str(record)]) == 0
     told = capsys.readouterr().out
     line = next(line for line in told.splitlines() if line.startswith("coefficients:"))
     pool = tmp_path / "pool.yaml"
@@ -125,7 +125,7 @@ def test_too_few_streams_are_no_measurement(tmp_path: Path, capsys: pytest.Captu
     """Nothing is printed that could be pasted, and the exit status says so."""
     path = tmp_path / "short.jsonl"
     World(path, [(20, 20)] * 5)
-    assert main(["--record", str(path)]) == 2
+    assert calibrate(["--record", str(path)]) == 2
     assert "r: 5 streams of 8 tokens or more; needs 20" in capsys.readouterr().out
 
 
@@ -161,7 +161,7 @@ def test_a_record_that_is_none_is_told_in_a_line(tmp_path: Path, capsys: pytest.
     """Where it is wrong, and status 2; no traceback."""
     path = tmp_path / "record.jsonl"
     path.write_text("junk\n")
-    assert main(["--record", str(path)]) == 2
+    assert calibrate(["--record", str(path)]) == 2
     assert f"{path}:1: expected an event" in capsys.readouterr().out
-    assert main(["--record", str(tmp_path / "absent.jsonl")]) == 2
+    assert calibrate(["--record", str(tmp_path / "absent.jsonl")]) == 2
     assert "No such file" in capsys.readouterr().out

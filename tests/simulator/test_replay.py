@@ -6,16 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import policies
 from router.core.types import Slo
-from simulator.__main__ import app
 from simulator.pool import BUILT_IN
 from simulator.run.play import play
 from simulator.run.summary import summarise
 from simulator.traces import TraceEntry, read_trace
 from simulator.workload.arrivals import Shaping, SloClass, shape
+from tests.commands import simulator_command
 
 CHAT = (SloClass("chat", Slo(ttft_s=1.0, tpot_s=0.06)),)
 AZURE = Path("../shared/data/traces/AzureLLMInferenceTrace_conv.csv.gz")
@@ -93,7 +92,7 @@ def test_replay_prints_tables_and_writes_json(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     names = ["round_robin", "least_work", "slo_headroom"]
     options = [part for name in names for part in ("--policy", name)]
-    result = CliRunner().invoke(app, ["replay", written(tmp_path), *options, "--json", str(out)])
+    result = simulator_command(["replay", written(tmp_path), *options, "--json", str(out)])
     assert result.exit_code == 0, result.output
     for word in ("SLO attainment", "goodput", "TTFT p99", "TPOT p50", "E2E mean", "shed", "held", "busy", "truth:"):
         assert word in result.stdout
@@ -105,9 +104,9 @@ def test_replay_prints_tables_and_writes_json(tmp_path: Path) -> None:
 
 def test_policy_parameters_reach_the_policy(tmp_path: Path) -> None:
     """NAME:key=value,...: an unknown key is refused with what there is."""
-    ok = CliRunner().invoke(app, ["replay", written(tmp_path), "--policy", "slo_headroom:safety=1.2,prefer=pack"])
+    ok = simulator_command(["replay", written(tmp_path), "--policy", "slo_headroom:safety=1.2,prefer=pack"])
     assert ok.exit_code == 0, ok.output
-    bad = CliRunner().invoke(app, ["replay", written(tmp_path), "--policy", "slo_headroom:safty=1.2"])
+    bad = simulator_command(["replay", written(tmp_path), "--policy", "slo_headroom:safty=1.2"])
     assert (bad.exit_code, "did you mean 'safety'" in bad.stderr) == (2, True)
 
 
@@ -125,7 +124,7 @@ def test_policy_parameters_reach_the_policy(tmp_path: Path) -> None:
 )
 def test_what_was_typed_wrong_is_said_in_one_line(tmp_path: Path, options: list[str], expected: str) -> None:
     """No traceback: exit status 2 and what was expected."""
-    result = CliRunner().invoke(app, ["replay", written(tmp_path), *options])
+    result = simulator_command(["replay", written(tmp_path), *options])
     assert result.exit_code == 2
     assert expected in result.stderr
     assert result.stderr.count("\n") == 1
@@ -135,8 +134,8 @@ def test_skip_bad_says_how_many(tmp_path: Path) -> None:
     """The good lines are played, the bad ones counted."""
     path = written(tmp_path)
     Path(path).write_text(Path(path).read_text() + "{bad\n")
-    assert CliRunner().invoke(app, ["replay", path]).exit_code == 2
-    result = CliRunner().invoke(app, ["replay", path, "--skip-bad", "--policy", "round_robin"])
+    assert simulator_command(["replay", path]).exit_code == 2
+    result = simulator_command(["replay", path, "--skip-bad", "--policy", "round_robin"])
     assert (result.exit_code, "skipped 1 bad lines" in result.stderr) == (0, True)
 
 

@@ -21,8 +21,9 @@ from router.core.policy import Routing
 from router.gateway.config import settings
 from router.gateway.config.plan import Plan, make
 from router.gateway.rollout.audit import Audit
+from router.gateway.rollout.offered import validated
 from router.gateway.rollout.policy_spec import key
-from router.gateway.rollout.validation import UNNEEDED, Validation, validate
+from router.gateway.rollout.validation import UNNEEDED, Validation
 from router.gateway.rollout.versions import Version, Versions
 
 _log = logging.getLogger("headroom")
@@ -52,19 +53,6 @@ class ReloadObserver(Protocol):
 
     def proved(self, result: str, took_s: float, replays: tuple[Mapping[str, Any], ...]) -> None:
         """Decisions were put to the proof."""
-
-
-def offered(path: Path, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Validation]:
-    """The plan of the file, proved against the running one and ready to serve. Raises ConfigError, NotValidated."""
-    parsed, text = settings.load(path)
-    return _proved(make(parsed, text), running, trace)
-
-
-def _proved(plan: Plan, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Validation]:
-    proof = validate(plan, running, trace)
-    if not proof.ok:
-        raise NotValidated(proof.why, proof)
-    return plan.loaded(), proof
 
 
 class Reloader:
@@ -180,7 +168,7 @@ class Reloader:
         _check_swappable(self.running, plan)
         plan = settled(plan, self._decided[_trial(plan)]) if _trial(plan) in self._decided else plan
         own = None if plan.settings.reload.proof.trace else self.record
-        return _proved(plan, self.running, own if own is not None and own.exists() else None)
+        return validated(plan, self.running, own if own is not None and own.exists() else None)
 
     def _followed(self, version: Version) -> Plan:
         plan, outcome = remade(version, self.path)

@@ -1,0 +1,165 @@
+"""The commands of ``headroom`` and their options. Imports nothing of what they do."""
+
+import os
+from argparse import ArgumentParser
+from pathlib import Path
+
+from router.arguments import Command, Program, at_least, number_within, port
+from router.version import version
+
+GATEWAY_URL = "http://127.0.0.1:8080"
+DEMO_PORT = 8080
+
+
+def _config(parser: ArgumentParser) -> None:
+    parser.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="the YAML config file")
+
+
+def _verbose(parser: ArgumentParser) -> None:
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+
+
+def _key(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--key",
+        default=os.environ.get("HEADROOM_ADMIN_KEY", ""),
+        help="the gateway's admin key; default: the environment variable HEADROOM_ADMIN_KEY",
+    )
+
+
+def _url(parser: ArgumentParser) -> None:
+    parser.add_argument("--url", default=GATEWAY_URL, help=f"a running gateway; default: {GATEWAY_URL}")
+    _key(parser)
+
+
+def _serve(parser: ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument(
+        "--workers",
+        type=at_least(1),
+        metavar="N",
+        help="processes that share the port; default: `listen.workers` of the config",
+    )
+    _verbose(parser)
+
+
+def _worker(parser: ArgumentParser) -> None:
+    parser.add_argument("config", type=Path)
+    parser.add_argument("folder", type=Path)
+    for name in ("slot", "slots"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("name")
+    parser.add_argument("port", type=int)
+    parser.add_argument("parent", type=int, help="the descriptor of this worker's end of a socket pair")
+    _verbose(parser)
+
+
+def _check(parser: ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="the YAML config file")
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="replay these requests: a gateway's record, or any trace"
+    )
+    parser.add_argument(
+        "--current",
+        type=Path,
+        metavar="FILE",
+        help="the config that serves now, whose SLO attainment must not drop; default: the policy least_work",
+    )
+
+
+def _rollback(parser: ArgumentParser) -> None:
+    parser.add_argument("--to", metavar="VERSION", help="a version from /admin/policy; default: the last good one")
+    _url(parser)
+
+
+def _demo(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--port",
+        type=port,
+        metavar="PORT",
+        help=f"where to listen; default: {DEMO_PORT}, or the next free port",
+    )
+    parser.add_argument(
+        "--speed", type=number_within(0.01), default=1.0, metavar="X", help="run the engines X times as fast as real"
+    )
+
+
+def _autoscale(parser: ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--once", action="store_true", help="print the advice once and end")
+    _key(parser)
+    _verbose(parser)
+
+
+def _sidecar(parser: ArgumentParser) -> None:
+    _config(parser)
+    _verbose(parser)
+
+
+def _replay_record(parser: ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="what `record.file` of the config named")
+
+
+PROGRAM = Program(
+    name="headroom",
+    module="router",
+    help="A latency-SLO router for LLM engines.",
+    version=version,
+    commands=(
+        Command(
+            "serve",
+            "router.commands.serve",
+            "Route requests to the engines of a config.\n\n"
+            "Serves until SIGTERM or Ctrl-C, then lets streams end.\n"
+            "SIGHUP, or a change of the file, reloads the config.",
+            _serve,
+            serves=True,
+        ),
+        Command(
+            "check",
+            "router.commands.check",
+            "Validate a config: print file, line and key of every fault.\n\n"
+            "With --trace or --current, replay its policies as a reload would; SLO attainment must not drop.\n"
+            "Exit status: 0 when the config is good, else 1.",
+            _check,
+        ),
+        Command(
+            "demo",
+            "router.commands.demo",
+            "Run the gateway with three emulated engines of different cards, sizes and protocols.",
+            _demo,
+            serves=True,
+        ),
+        Command("top", "router.commands.top", "Show a running gateway's fleet in the terminal.", _url, serves=True),
+        Command(
+            "rollback",
+            "router.commands.rollback",
+            "Return a running gateway to a config that served before.\n\nThe config file stays as it is.",
+            _rollback,
+        ),
+        Command(
+            "sidecar",
+            "router.commands.sidecar",
+            "Read the engines' metrics and publish them to Redis.\n\n"
+            "For gateways whose config has `scrape: {source: state}`.",
+            _sidecar,
+            serves=True,
+        ),
+        Command(
+            "autoscale",
+            "router.commands.autoscale",
+            "Compute how many replicas of each variant the demand needs.\n\n"
+            "Writes the advice and its reason to the log, and to a Prometheus gauge.",
+            _autoscale,
+            serves=True,
+        ),
+        Command(
+            "replay-record",
+            "router.commands.replay_record",
+            "Check that a record's events give the decisions recorded.\n\n"
+            "Prints every decision that differs. Exit status: 0 when none does, else 1.",
+            _replay_record,
+        ),
+        Command("worker", "router.commands.worker", "One of several workers; `serve` starts it.", _worker, True, True),
+    ),
+)

@@ -1,0 +1,25 @@
+"""A config file that is offered: built, and its policies validated against those that serve.
+
+Apart from ``reload.py``, for ``check`` and the start of ``serve`` need no more than this.
+"""
+
+from pathlib import Path
+
+from router.core.errors import NotValidated
+from router.gateway.config import settings
+from router.gateway.config.plan import Plan, make
+from router.gateway.rollout.validation import Validation, validate
+
+
+def offered(path: Path, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Validation]:
+    """The plan of the file, validated against the running one and ready to serve. Raises ConfigError, NotValidated."""
+    parsed, text = settings.load(path)
+    return validated(make(parsed, text), running, trace)
+
+
+def validated(plan: Plan, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Validation]:
+    """The same of a plan."""
+    proof = validate(plan, running, trace)
+    if not proof.ok:
+        raise NotValidated(proof.why, proof)
+    return plan.loaded(), proof

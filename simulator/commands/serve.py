@@ -1,0 +1,36 @@
+"""The command ``serve``: an emulated engine."""
+
+from argparse import Namespace
+
+from simulator.commands.shared import plain_errors
+from simulator.emulator.serving import Started, run_engine
+
+
+def run(options: Namespace) -> None:
+    """Serve until a signal."""
+    typed = Started(
+        card=options.card,
+        port=options.port,
+        model=options.model,
+        tp=options.tp,
+        pp=options.pp,
+        precision=options.precision,
+        protocol=options.protocol,
+        host=options.host,
+        model_name=options.model_name,
+        name=options.name,
+        seed=options.seed,
+        spread=options.spread,
+        speedup=options.speedup,
+        mean_output_tokens=options.mean_output_tokens,
+        seqs_max=options.max_num_seqs,
+        chunk_tokens=options.max_num_batched_tokens,
+        model_tokens_max=options.max_model_len,
+        queue_max=options.max_num_queued_reqs,
+        block_tokens=options.block_size,
+        kv_blocks=options.num_gpu_blocks,
+        priority=options.priority,
+        cached_tokens_told=options.enable_prompt_tokens_details,
+    )
+    with plain_errors():
+        run_engine(typed)

@@ -1,0 +1,238 @@
+"""The commands of ``headroom-simulator`` and their options. Imports nothing of what they do."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from router.arguments import Command, Program, at_least, number_within, port
+from router.version import version
+
+CALIBRATE_HELP = """Fit the efficiency tables to measurements, or one engine to a gateway's record.
+
+Reads a CSV as simulator/calibration/measurements.py describes it, or a record as a gateway writes it.
+Of a CSV it prints errors in sample, or of each source or card left out in turn, and writes the fitted
+tables as Python literals; of a record it prints each backend's coefficients as YAML."""
+
+
+def calibrate(parser: ArgumentParser) -> None:
+    """The options of ``calibrate``."""
+    parser.add_argument("csv", type=Path, nargs="?", metavar="CSV", help="measurements, plain or .gz")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="instead of a CSV: a gateway's record; fits the coefficients of each backend in it",
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--leave-one-out", choices=["source", "card"], help="test each on a fit of the others")
+    how.add_argument("--as-is", action="store_true", help="test the committed tables, fit nothing")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the tables fitted to everything as Python")
+
+
+def _workload(parser: ArgumentParser, *, policies: str = "slo_headroom and baselines") -> None:
+    """What every command that plays takes."""
+    parser.add_argument(
+        "traces",
+        nargs="+",
+        metavar="TRACE",
+        help="trace files (JSONL or CSV, plain or gzipped), or gen:KIND:key=value,...",
+    )
+    parser.add_argument(
+        "--policy",
+        action="append",
+        metavar="NAME[:KEY=VALUE,...]",
+        help="a routing policy, a file of your own (./mine.py), or 'clairvoyant', the bound (one strategy of it: "
+        f"clairvoyant:strategy=NAME); may be repeated; default: {policies}",
+    )
+    parser.add_argument(
+        "--admission",
+        default="deadline",
+        metavar="NAME[:KEY=VALUE,...]",
+        help="the admission policy; default: deadline",
+    )
+    parser.add_argument(
+        "--slo",
+        action="append",
+        metavar="[CLASS@SHARE:]ttft=2s,tpot=100ms,e2e=60s",
+        help="the SLO of requests that bring none of their own; may be repeated, for several classes by share; with "
+        "infeasible=refuse a request with a bound that no idle backend could meet may be refused at once",
+    )
+    parser.add_argument("--window", default="", metavar="FROM-TO", help="only this part of the trace, such as 5m-10m")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="at most N requests")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all random draws; default: 0")
+    parser.add_argument("--skip-bad", action="store_true", help="count bad lines and continue")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there; - for stdout")
+
+
+def _pool(parser: ArgumentParser) -> None:
+    parser.add_argument("--pool", type=Path, metavar="FILE", help="pool.yaml; default: a built-in mixed pool")
+
+
+def _rate(parser: ArgumentParser) -> None:
+    parser.add_argument("--rate", default="x1", metavar="xN", help="play the trace N times as fast; default: x1")
+
+
+def _seeds(parser: ArgumentParser, default: int) -> None:
+    parser.add_argument(
+        "--seeds",
+        type=at_least(1),
+        default=default,
+        metavar="N",
+        help=f"play under N seeds, print 95 %% confidence intervals; default: {default}",
+    )
+    parser.add_argument(
+        "--jobs", type=at_least(0), default=0, metavar="N", help="processes; default: as many as there are cores"
+    )
+
+
+def _executor(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--executor",
+        default="processes",
+        metavar="WHERE",
+        help="processes, or dask://HOST:PORT for a cluster; default: processes",
+    )
+
+
+def _replay(parser: ArgumentParser) -> None:
+    _workload(parser)
+    _pool(parser)
+    _rate(parser)
+    _seeds(parser, 1)
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a report there: one file, needs no network")
+    parser.add_argument(
+        "--requests", type=Path, metavar="FILE", help="write one row a request there (CSV; .gz compresses it)"
+    )
+    parser.add_argument("--chrome-trace", type=Path, metavar="FILE", help="write a trace for Perfetto there")
+
+
+def _compare(parser: ArgumentParser) -> None:
+    _workload(parser)
+    parser.add_argument("--pool", type=Path, action="append", metavar="FILE", help="a pool.yaml; may be repeated")
+    parser.add_argument("--rate", action="append", metavar="xN", help="may be repeated; default: x1")
+    _seeds(parser, 3)
+    _executor(parser)
+
+
+def _capacity(parser: ArgumentParser) -> None:
+    _workload(parser)
+    _pool(parser)
+    parser.add_argument(
+        "--goal",
+        type=number_within(0, 1),
+        default=0.99,
+        metavar="SHARE",
+        help="the SLO attainment to hold; default: 0.99",
+    )
+    parser.add_argument(
+        "--precision",
+        type=number_within(0.001),
+        default=0.02,
+        metavar="SHARE",
+        help="relative precision of the rate found; default: 0.02",
+    )
+    parser.add_argument(
+        "--beyond",
+        type=number_within(1),
+        action="append",
+        metavar="N",
+        help="print the goodput left at N times that rate; may be repeated",
+    )
+    _seeds(parser, 1)
+    _executor(parser)
+
+
+def _diff(parser: ArgumentParser) -> None:
+    _workload(parser, policies="least_work and slo_headroom")
+    _pool(parser)
+    _rate(parser)
+    parser.add_argument(
+        "--worst", type=at_least(1), default=8, metavar="N", help="print the N largest changes each way; default: 8"
+    )
+
+
+def _serve(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--card", required=True, metavar="NAME", help="the accelerator")
+    add("--port", type=port, required=True, metavar="PORT", help="where to listen; 0 takes a free port")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1")
+    add("--model", default="llama-3-8b", metavar="NAME", help="the model; default: llama-3-8b")
+    add("--model-name", default="", metavar="NAME", help="its name in the API; default: the model's own")
+    add("--protocol", default="vllm", metavar="NAME", help="vllm or triton; default: vllm")
+    add("--tp", type=at_least(1), default=1, metavar="N", help="cards that share each layer; default: 1")
+    add("--pp", type=at_least(1), default=1, metavar="N", help="pipeline stages; default: 1")
+    add("--precision", default="bf16", metavar="NAME", help="of the weights; default: bf16")
+    add("--name", default="", metavar="NAME", help="of the replica: a replay draws the same model error for this name")
+    add("--seed", type=int, default=0, metavar="N", help="of the model error; default: 0")
+    add(
+        "--spread",
+        type=float,
+        default=0.15,
+        metavar="X",
+        help="log-standard deviation of the model error against the data sheet; default: 0.15",
+    )
+    add("--speedup", type=float, default=1.0, metavar="X", help="virtual seconds in a real one; default: 1")
+    add(
+        "--mean-output-tokens",
+        type=float,
+        default=200.0,
+        metavar="N",
+        help="of replies that end by themselves; default: 200",
+    )
+    add("--max-num-seqs", type=int, default=256, metavar="N", help="default: 256")
+    add("--max-num-batched-tokens", type=int, default=2048, metavar="N", help="default: 2048")
+    add("--max-model-len", type=int, default=131_072, metavar="N", help="default: 131072")
+    add("--max-num-queued-reqs", type=int, default=1 << 30, metavar="N", help="default: no limit")
+    add("--block-size", type=int, default=16, metavar="N", help="default: 16")
+    add("--num-gpu-blocks", type=int, default=0, metavar="N", help="default: 0, as many as the card holds")
+    add("--priority", action="store_true", help="schedule by priority")
+    add("--enable-prompt-tokens-details", action="store_true", help="report in usage how much of a prompt was cached")
+
+
+def _none(_: ArgumentParser) -> None:
+    """No options."""
+
+
+PROGRAM = Program(
+    name="headroom-simulator",
+    module="simulator",
+    help="Replay traces through the router's own decision code, on a virtual clock.",
+    version=version,
+    commands=(
+        Command(
+            "replay",
+            "simulator.commands.replay",
+            "Play a trace under each policy: attainment, goodput, latencies, shares, cost.",
+            _replay,
+        ),
+        Command(
+            "compare",
+            "simulator.commands.compare",
+            "Play policies x pools x rates x seeds on all cores: one row each, with confidence intervals.",
+            _compare,
+        ),
+        Command(
+            "capacity",
+            "simulator.commands.capacity",
+            "Search for the highest rate at which each policy still attains the goal.",
+            _capacity,
+        ),
+        Command(
+            "diff", "simulator.commands.diff", "Show what two policies did differently, request by request.", _diff
+        ),
+        Command(
+            "serve",
+            "simulator.commands.serve",
+            "Emulate an engine: one replica in real time, with vLLM's or Triton's protocol and metrics.",
+            _serve,
+            serves=True,
+        ),
+        Command("calibrate", "simulator.commands.calibrate", CALIBRATE_HELP, calibrate),
+        Command(
+            "validate",
+            "simulator.commands.validate",
+            "May a policy serve? A question in JSON on stdin, a verdict on stdout; the gateway runs it.",
+            _none,
+            hidden=True,
+        ),
+    ),
+)
