@@ -1,6 +1,7 @@
 """The command ``serve``: the gateway of a config, in one process or several."""
 
 from argparse import Namespace
+from errno import EADDRINUSE
 
 from router.arguments import Stop
 from router.commands.shared import config_faults, log_to_stderr
@@ -23,5 +24,8 @@ def run(options: Namespace) -> None:
             run_loop(Parent(plan, validation, options.config, count, *more).run())
         else:
             run_loop(Gateway(plan, options.config).run())
-    except (OSError, CannotStart) as error:
+    except OSError as error:
+        advice = f"; set another `listen.port` in {options.config}" if error.errno == EADDRINUSE else ""
+        raise Stop(f"cannot serve: {error}{advice}") from None
+    except CannotStart as error:
         raise Stop(f"cannot serve: {error}") from None

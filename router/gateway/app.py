@@ -47,6 +47,8 @@ from router.gateway.traffic.driver import Driver, StreamLimits
 from router.gateway.traffic.server import ConnectionLimits, server
 from router.gateway.traffic.upstream import PoolLimits
 from router.gateway.workers import WorkerIdentity
+from router.gateway.workers.sockets import owned
+from router.version import build
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -298,10 +300,8 @@ class Gateway:
         return server(app, self.driver, host=listen.host, port=listen.port, limits=limits)
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then let streams end. SIGHUP reloads."""
+        """Serve until a signal (``router/event_loop.py``), then let streams end. SIGHUP reloads."""
         loop = asyncio.get_running_loop()
-        for ending in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again once it has shut down
-            signal.signal(ending, lambda *_: None)
         reloads: set[asyncio.Task[Any]] = set()
 
         def hang_up() -> None:
@@ -310,14 +310,19 @@ class Gateway:
             task.add_done_callback(reloads.discard)
 
         loop.add_signal_handler(signal.SIGHUP, hang_up)
-        await self.start()
-        listen, policy = self.plan.settings.listen, self.plan.settings.policy.routing.name
-        where = f"http://{listen.host}:{listen.port}"
-        _log.info("router %s: %s before %d backends, by %s", self.router_id, where, len(self.plan.backends), policy)
+        listen = self.plan.settings.listen
         try:
-            await self.server().serve()
+            with owned(listen.host, listen.port) as sockets:
+                await self.start()
+                self._say_start(sockets[0].getsockname()[1])
+                await self.server().serve(sockets)
         finally:
             await self.close()
+
+    def _say_start(self, port: int) -> None:
+        host, policy = self.plan.settings.listen.host, self.plan.settings.policy.routing.name
+        what = f"{len(self.plan.backends)} backends, policy {policy}; {build()}"
+        _log.info("router %s: listening on http://%s:%d, %s", self.router_id, host, port, what)
 
 
 def front_limits(listen: settings.Listen) -> ConnectionLimits:

@@ -6,7 +6,6 @@ every token has to be sent when it is made). Must not know: routers. How request
 """
 
 import asyncio
-import signal
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from math import exp
@@ -14,6 +13,7 @@ from random import Random
 from typing import Any, Final, Protocol
 
 from router.core.physics import coefficients
+from router.event_loop import on_signal
 from simulator.emulator.wire.http import Connection, Exchange
 from simulator.errors import Busy
 from simulator.pool import Member
@@ -207,11 +207,9 @@ async def serve(serving: Serving, dialect: Dialect, host: str, port: int, told: 
     """Serve until SIGINT or SIGTERM; then hang up on everybody at once."""
     server, connections = await listen(serving, dialect, host, port)
     over = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, over.set)
-    told(f"http://{host}:{server.sockets[0].getsockname()[1]}")
-    await over.wait()
+    with on_signal(lambda _: over.set()):
+        told(f"http://{host}:{server.sockets[0].getsockname()[1]}")
+        await over.wait()
     server.close()
     for connection in list(connections):
         connection.close()

@@ -1,11 +1,11 @@
 """The command ``serve``: from what was typed to an emulated engine that runs."""
 
-import asyncio
 import sys
 from dataclasses import dataclass
 from typing import Final
 
 from router.engines import find
+from router.event_loop import run
 from simulator.emulator.engine import Dialect, Serving, serve
 from simulator.emulator.wire.triton import Triton
 from simulator.emulator.wire.vllm import Vllm
@@ -91,14 +91,4 @@ def run_engine(typed: Started) -> None:
         sys.stdout.write(f"{what} speaks {typed.protocol} as {serving.model_name!r} at {address}\n")
         sys.stdout.flush()
 
-    with asyncio.Runner(loop_factory=_loop) as runner:
-        runner.run(serve(serving, DIALECTS[serving.member.kind.protocol], typed.host, typed.port, told))
-
-
-def _loop() -> asyncio.AbstractEventLoop:
-    """uvloop where it is installed: half the CPU a token."""
-    try:
-        from uvloop import new_event_loop  # noqa: PLC0415
-    except ImportError:
-        return asyncio.new_event_loop()
-    return new_event_loop()
+    run(serve(serving, DIALECTS[serving.member.kind.protocol], typed.host, typed.port, told))

@@ -15,12 +15,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import router
+from router import signals
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.policy_spec import PolicySpec, key
+from router.search_path import environment, module_command
 
-_COMMAND: Final = (sys.executable, "-P", "-m", "simulator.background", "validate")
-_ROOT: Final = Path(router.__file__).resolve().parent.parent
+_COMMAND: Final = module_command("simulator.background", "validate")
 _SAID_MAX: Final = 600
 _ASIDE_S: Final = 5.0  # for so long it takes only what nobody wants
 _NICE: Final = 10
@@ -140,15 +140,18 @@ def _ran(question: str, limit_s: float) -> subprocess.CompletedProcess[str]:
     """The other process, over within *limit_s*. It has what processor time traffic leaves, and, should that be too
     little for some seconds, a small share of its own.
     """
-    environment = os.environ | {"PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+    with signals.child(_started) as process, process:
         try:
             said = _communicated(process, question, limit_s)
         except BaseException:
             process.kill()
             raise
     return subprocess.CompletedProcess(_COMMAND, process.returncode, *said)
+
+
+def _started() -> "subprocess.Popen[str]":
+    pipe, alone = subprocess.PIPE, environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    return subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=alone)
 
 
 def _communicated(process: "subprocess.Popen[str]", question: str, limit_s: float) -> tuple[str, str]:

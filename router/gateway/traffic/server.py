@@ -6,13 +6,15 @@ Must not depend on requests or backends.
 import asyncio
 import gc
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import uvicorn
 from uvicorn._types import ASGI3Application
 from uvicorn.server import Server
 
 from router.core.compiling import compile_all
+from router.event_loop import on_signal
 from router.gateway.traffic.client_connection import ClientConnection, ConnectionLimits, client_connection
 from router.gateway.traffic.driver import Driver
 
@@ -26,6 +28,12 @@ class _Server(Server):
         super().__init__(config)
         self._driver = driver
         self._limits = limits
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A first signal lets streams end, a second SIGINT does not wait for them."""
+        with on_signal(lambda number: self.handle_exit(number, None)):
+            yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

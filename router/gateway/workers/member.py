@@ -155,8 +155,6 @@ class Worker(Gateway):
         """Serve on *port* until a signal or the end of the parent, then let streams end."""
         loop = asyncio.get_running_loop()
         made = self.server()
-        for ending in (signal.SIGINT, signal.SIGTERM):  # uvicorn's take their place, and raise them again
-            signal.signal(ending, lambda *_: setattr(made, "should_exit", True))
         asked: set[asyncio.Task[Any]] = set()
         loop.add_signal_handler(signal.SIGHUP, lambda: asked.add(asyncio.create_task(self.reloader.reload("SIGHUP"))))
 
@@ -166,8 +164,8 @@ class Worker(Gateway):
             signal.raise_signal(signal.SIGTERM)
 
         loop.add_reader(parent, orphaned)  # all it ever says is its end
-        await self.start()
         try:
+            await self.start()
             await self._seen_engines()
             with listening(self.plan.settings.listen.host, port) as sockets:
                 serving = asyncio.create_task(made.serve(sockets))

@@ -7,10 +7,8 @@ that the parent is gone. A worker is a new process, not a fork: no thread, lock 
 
 import asyncio
 import logging
-import os
 import signal
 import socket
-import sys
 import tempfile
 from asyncio.subprocess import Process
 from collections.abc import Iterator
@@ -20,13 +18,15 @@ from pathlib import Path
 from time import time
 from typing import Final
 
-import router
 from router.core.errors import CannotStart
+from router.event_loop import on_signal
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.validation import Validation
 from router.gateway.rollout.versions import Version
 from router.gateway.workers import WorkerIdentity, running
 from router.gateway.workers.sockets import reserved
+from router.search_path import environment, module_command
+from router.version import build
 
 _log = logging.getLogger("headroom")
 
@@ -35,7 +35,6 @@ WAIT_S_MAX: Final = 10.0
 SOON_S: Final = 30.0
 GRACE_S: Final = 5.0  # beyond ``listen.drain_s``, until a worker that does not end is killed
 _MEMORY: Final = Path("/dev/shm")
-_ROOT: Final = Path(router.__file__).resolve().parent.parent
 
 
 @dataclass(slots=True)
@@ -66,12 +65,13 @@ class Parent:
             places = [WorkerIdentity(folder, slot, self._slots, self._plan.router_id) for slot in range(self._slots)]
             self._seats = [_Seat(place) for place in places]
             running.publish(places[0].running, self._version(), {})
-            self._hear_signals()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._pass_on)
             where = f"http://{listen.host}:{port}"
-            _log.info("router %s: %s by %d workers", self._plan.router_id, where, self._slots)
-            keepers = [asyncio.create_task(self._keep(seat, port)) for seat in self._seats]
-            await self._ending.wait()
-            await self._end(keepers)
+            _log.info("router %s: %s by %d workers; %s", self._plan.router_id, where, self._slots, build())
+            with on_signal(lambda _: self._ending.set()):
+                keepers = [asyncio.create_task(self._keep(seat, port)) for seat in self._seats]
+                await self._ending.wait()
+                await self._end(keepers)
         if self._why_not:
             raise CannotStart(self._why_not)
 
@@ -79,12 +79,6 @@ class Parent:
         plan = self._plan
         sources = {path: source.text for path, source in plan.sources.items()}
         return Version(plan.version, time(), "start", plan.text, sources, asdict(self._proof))
-
-    def _hear_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for ending in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(ending, self._ending.set)
-        loop.add_signal_handler(signal.SIGHUP, self._pass_on)
 
     def _pass_on(self) -> None:
         """A reload asked of one worker reaches all."""
@@ -115,6 +109,8 @@ class Parent:
         with ours:
             with its:
                 seat.process = await self._spawn(seat.place, port, its)
+            if self._ending.is_set():  # while it was started, so it was not among those to end
+                self._signal(seat, signal.SIGTERM)
             watching = asyncio.create_task(self._until_up(seat, ours))
             try:
                 return await seat.process.wait()
@@ -125,8 +121,8 @@ class Parent:
     async def _spawn(self, place: WorkerIdentity, port: int, its: socket.socket) -> Process:
         seat = (str(place.folder), str(place.slot), str(place.slots), place.name, str(port), str(its.fileno()))
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "router", "worker", str(self._path), *seat, *self._more,
-            env=os.environ | {"PYTHONPATH": str(_ROOT)}, pass_fds=(its.fileno(),),
+            *module_command("router", "worker", str(self._path), *seat, *self._more),
+            env=environment(), pass_fds=(its.fileno(),),
         )  # fmt: skip
 
     async def _until_up(self, seat: _Seat, ours: socket.socket) -> None:

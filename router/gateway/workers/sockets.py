@@ -46,6 +46,20 @@ def reserved(host: str, port: int) -> Iterator[int]:
 
 
 @contextmanager
+def owned(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """The sockets of a process that serves alone, one for each address that *host* stands for.
+
+    Raises OSError when somebody else has the port.
+    """
+    with ExitStack() as stack:
+        made: list[socket.socket] = []
+        for family, address in _addresses(host, port):
+            made.append(stack.enter_context(_bound(family, (address[0], port, *address[2:]), shared=False)))  # type: ignore[index]
+            port = made[-1].getsockname()[1]  # for port 0: the same on every address
+        yield made
+
+
+@contextmanager
 def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
     """A worker's own sockets on the shared port, one for each address that *host* stands for."""
     with ExitStack() as stack:
