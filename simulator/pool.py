@@ -18,7 +18,7 @@ from router.engines import EngineKind, Scheduler, find
 from router.spelling import suggestion
 from simulator.errors import BadPool
 from simulator.replica.sequence import EngineLimits
-from simulator.replica.truth import Hidden, Truth, true_of
+from simulator.replica.truth import HiddenFactors, Truth, true_of
 from simulator.workload.arrivals import SloClass, parse_slo
 from simulator.world import Autoscaling, Clients, Fault, World
 
@@ -115,7 +115,7 @@ class Pool:
 
     members: tuple[Member, ...]
     classes: tuple[SloClass, ...] = ()
-    truth: Hidden = field(default_factory=Hidden)
+    truth: HiddenFactors = field(default_factory=HiddenFactors)
     belief: str = "learnt"
     wrong_factor: float = 2.0
     world: World = field(default_factory=World)
@@ -222,7 +222,7 @@ def _pool(loaded: Mapping[str, Any], name: str) -> Pool:
     return Pool(
         members,
         tuple(parse_slo(text) for text in ([slos] if isinstance(slos, str) else slos)),
-        Hidden(**_values(Hidden, _mapping(loaded.get("truth", {}), "truth"), "truth")),
+        HiddenFactors(**_values(HiddenFactors, _mapping(loaded.get("truth", {}), "truth"), "truth")),
         belief,
         _number(loaded.get("wrong_factor", 2.0), "wrong_factor"),
         _world(loaded, names),

@@ -1,7 +1,4 @@
-"""What surrounds engines and routers in a run: faults, clients' patience, how stale each router's view is, scaling.
-
-Plain facts; `fleet.py` and `run.py` make them happen.
-"""
+"""What surrounds engines and routers: faults, client behaviour, the age of each router's view, scaling. Plain data."""
 
 from dataclasses import dataclass, field
 from math import inf

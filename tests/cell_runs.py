@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from simulator.experiment import CLAIRVOYANT, Source, admission_of, executor_of, routing_of
 from simulator.pool import Pool
-from simulator.run.play import Played, play
+from simulator.run.play import RunResult, play
 from simulator.workload.arrivals import Arrival
 from tests.cells import Cell, generator
 
@@ -137,14 +137,14 @@ def goodput_kept(runs: Mapping[float, Run]) -> tuple[float, float]:
     return ratio, ratio * sqrt(relative) if least != top else 0.0
 
 
-def summed(run: Played, began_s: float) -> Run:
+def summed(run: RunResult, began_s: float) -> Run:
     """What the grid keeps of a run whose CPU time counts from *began_s*."""
-    books = run.books
-    met, e2e_s = books.met(), books.e2e_s()[books.served()]
-    names = frozenset(name for name, kept in zip(books.ids, met.tolist(), strict=True) if kept)
-    span_s = float(books.column("arrived_s").max()) if len(books) else 0.0
+    table = run.table
+    met, e2e_s = table.met(), table.e2e_s()[table.served()]
+    names = frozenset(name for name, kept in zip(table.ids, met.tolist(), strict=True) if kept)
+    span_s = float(table.column("arrived_s").max()) if len(table) else 0.0
     mean_s = float(e2e_s.mean()) if len(e2e_s) else nan
-    return Run(float(met.mean()), mean_s, len(books), span_s, process_time() - began_s, names)
+    return Run(float(met.mean()), mean_s, len(table), span_s, process_time() - began_s, names)
 
 
 def results(cells: Sequence[Cell], policies: Sequence[str], jobs: int) -> Iterator[Result]:

@@ -1,1 +1,1 @@
-"""What no policy can beat: the clairvoyant router and lower bounds."""
+"""Bounds on what a policy can attain: the clairvoyant router, and lower bounds on cost."""

@@ -1,8 +1,8 @@
-"""What will become of everybody on one engine if nobody else comes: followed event by event to the last token.
+"""The projection of one engine to its last token, event by event, if no further request comes.
 
-Believes: the engine's truth, at its speed of this moment, and what its prefix cache holds now. Not followed:
-preemption (a prompt waits until the cache has room for it), priorities among those who wait, and prefixes that are
-computed or evicted from here on.
+It uses the engine's true step at its present speed and the present content of its prefix cache. Not modelled:
+preemption (a prompt waits until the cache has room), priorities among waiting sequences, and prefixes that are computed
+or evicted later.
 """
 
 from collections.abc import Sequence as Many
@@ -11,14 +11,15 @@ from heapq import heapify, heappop, heappush
 from math import inf, isnan, nan
 
 from simulator.replica.replica import Replica
-from simulator.replica.sequence import DECODE, OVER, Sequence
+from simulator.replica.sequence import DECODE, ENDED, Sequence
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
-    """Seconds from now to the first and to the last token, and the reply's length: an entry for each sequence, in the
-    order in which they were given. ``first_s`` is 0 for those that have theirs. ``fits``: whether all find room in the
-    KV cache to the end; where they do not, somebody will be preempted, and the times are too early.
+class Projection:
+    """Seconds from now to the first and to the last token, and the reply length, for each sequence in the given order.
+
+    ``first_s`` is 0 for a sequence that has its first token. ``fits``: whether the KV cache has room for all of them to
+    the end; if not, a sequence will be preempted, and the times are too early.
     """
 
     first_s: list[float]
@@ -27,43 +28,45 @@ class Foreseen:
     fits: bool
 
 
-class Promised:
-    """What one request was promised, and since when: ``had_s`` is when its first token came (nan: not yet)."""
+class SloState:
+    """The SLO of one request and the times its bounds count from; ``first_token_s`` is nan before the first token."""
 
-    __slots__ = ("came_s", "e2e_s", "had_s", "tpot_s", "ttft_s")
+    __slots__ = ("e2e_s", "first_arrived_s", "first_token_s", "tpot_s", "ttft_s")
 
-    def __init__(self, came_s: float, ttft_s: float, tpot_s: float, e2e_s: float, had_s: float) -> None:
-        self.came_s = came_s
+    def __init__(
+        self, first_arrived_s: float, ttft_s: float, tpot_s: float, e2e_s: float, first_token_s: float
+    ) -> None:
+        self.first_arrived_s = first_arrived_s
         self.ttft_s = ttft_s
         self.tpot_s = tpot_s
         self.e2e_s = e2e_s
-        self.had_s = had_s
+        self.first_token_s = first_token_s
 
-    def used(self, now_s: float, first_s: float, end_s: float, output_tokens: int) -> float:
-        """The largest share of a bound that is used up by the last token; the times are seconds from *now_s*."""
-        came_s, end_s = self.came_s, now_s + end_s
-        first_s = now_s + first_s if isnan(self.had_s) else self.had_s
-        share = (first_s - came_s) / self.ttft_s
+    def slo_use(self, now_s: float, first_s: float, end_s: float, output_tokens: int) -> float:
+        """The largest used share of a bound at the last token. *first_s* and *end_s* are seconds from *now_s*."""
+        first_arrived_s, end_s = self.first_arrived_s, now_s + end_s
+        first_s = now_s + first_s if isnan(self.first_token_s) else self.first_token_s
+        share = (first_s - first_arrived_s) / self.ttft_s
         if self.tpot_s != inf and output_tokens > 1:
             share = max(share, (end_s - first_s) / (output_tokens - 1) / self.tpot_s)
-        return max(share, (end_s - came_s) / self.e2e_s)
+        return max(share, (end_s - first_arrived_s) / self.e2e_s)
 
 
-def shares_used(promised: Many[Promised], foreseen: Foreseen, now_s: float, stretch: float) -> list[float]:
-    """The largest share of a bound that each will have used up, where decoding takes *stretch* times as long."""
+def slo_uses(slos: Many[SloState], projection: Projection, now_s: float, stretch: float) -> list[float]:
+    """``SloState.slo_use`` of each request if decoding takes *stretch* times as long as projected."""
     shares: list[float] = []
-    for index, promise in enumerate(promised):
-        first_s = foreseen.first_s[index]
-        end_s = first_s + (foreseen.end_s[index] - first_s) * stretch
-        shares.append(promise.used(now_s, first_s, end_s, foreseen.output_tokens[index]))
+    for index, slo in enumerate(slos):
+        first_s = projection.first_s[index]
+        end_s = first_s + (projection.end_s[index] - first_s) * stretch
+        shares.append(slo.slo_use(now_s, first_s, end_s, projection.output_tokens[index]))
     return shares
 
 
 class _Walk:
-    """The engine from the end of the step under way on. Who decodes stands in a heap by the step that ends it."""
+    """The engine from the end of the present step on. ``ends`` is a heap of decoding sequences by their last step."""
 
     def __init__(self, replica: Replica, sequences: Many[Sequence], enters_s: Many[float]) -> None:
-        """*enters_s*: when each of the last of the *sequences* reaches the engine, seconds from now."""
+        """*enters_s*: seconds until the last ``len(enters_s)`` of the *sequences* reach the engine."""
         self.replica, self.now_s, self.step = replica, replica.step_left_s(), 0
         gone = replica.steps_under_way()
         count = len(sequences)
@@ -71,8 +74,8 @@ class _Walk:
         self.end_s: list[float] = [nan] * count
         self.batch, self.context = replica.decoding, replica.context_tokens + replica.decoding * gone
         self.ends: list[tuple[int, int, int]] = []
-        self.queue: list[tuple[int, int, int]] = []  # index, prompt tokens, and those of them to be computed
-        self.later: list[tuple[float, int, int, int]] = []  # on their way: when they enter, and the same
+        self.queue: list[tuple[int, int, int]] = []  # index, prompt tokens, prompt tokens not computed yet
+        self.later: list[tuple[float, int, int, int]] = []  # not in the engine yet: arrival time, and the same
         self.reply: list[int] = [0] * count
         self.ended_before = replica.steps + gone
         limits = replica.limits
@@ -120,20 +123,20 @@ class _Walk:
             self.context -= tokens
 
     def prefill(self) -> None:
-        """Steps until every prompt is computed."""
+        """Walk the steps until every prompt is computed."""
         while self.queue or self.later:
             self._enter()
             done, tokens, pairs = self._chunks()
             if tokens or not self.queue:
                 self.now_s += self.replica.step_s(self.batch, self.context, tokens, pairs)
                 self._passed(1)
-            else:  # full: until somebody ends
+            else:  # the cache is full: until a sequence ends
                 self._leap()
             for index, whole in done:
                 self._first_token(index, whole)
 
     def _enter(self) -> None:
-        """Who has reached the engine by now stands in its queue; an idle engine waits for the next of them."""
+        """Move arrived sequences into the queue; an idle engine waits for the next arrival."""
         later = self.later
         if later and not self.queue and not self.batch:
             self.now_s = max(self.now_s, later[0][0])
@@ -142,7 +145,7 @@ class _Walk:
             self.queue.append((index, whole, left))
 
     def _chunks(self) -> tuple[list[tuple[int, int]], int, float]:
-        """What of the queue the next step takes in: who is done with it, tokens, attention pairs."""
+        """The prompt chunks of the next step: (prompts completed by it, tokens, attention pairs)."""
         limits = self.replica.limits
         done: list[tuple[int, int]] = []
         tokens, pairs, held = 0, 0.0, self.context
@@ -176,13 +179,13 @@ class _Walk:
         self._ended()
 
     def _leap(self) -> None:
-        """To the next end of a reply, with nobody's prompt to compute: its steps have a closed form."""
+        """Jump to the next end of a reply; without prompts the time of several steps has a closed form."""
         steps = self.ends[0][0] - self.step
         self.now_s += steps * self.replica.step_s(self.batch, self.context + self.batch * (steps - 1) / 2, 0, 0.0)
         self._passed(steps)
 
     def decode(self) -> None:
-        """From here on nobody has a prompt to compute: from end to end, as ``_leap`` does it."""
+        """Once every prompt is computed: jump from end to end, as ``_leap`` does."""
         replica, room, block_tokens = self.replica, self.room, self.block_tokens
         step, now_s, batch, context = self.step, self.now_s, self.batch, self.context
         self.ends.sort()
@@ -199,18 +202,18 @@ class _Walk:
             context -= tokens
 
 
-def follow(replica: Replica, sequences: Many[Sequence], enters_s: Many[float] = ()) -> Foreseen:
-    """*sequences* to their last tokens: those in the engine, in the order of ``Replica.there``, then those that are
-    not, of whom each reaches it in ``enters_s`` seconds (ascending).
+def project(replica: Replica, sequences: Many[Sequence], enters_s: Many[float] = ()) -> Projection:
+    """Project *sequences* to their last tokens: those in the engine, in the order of ``Replica.sequences``, then those
+    that reach it in *enters_s* seconds (ascending).
     """
     walk = _Walk(replica, sequences, enters_s)
     walk.prefill()
     walk.decode()
-    return Foreseen(walk.first_s, walk.end_s, [sequence.output_tokens for sequence in sequences], walk.fits)
+    return Projection(walk.first_s, walk.end_s, [sequence.output_tokens for sequence in sequences], walk.fits)
 
 
-def alone(replica: Replica, sequence: Sequence, enters_s: float) -> tuple[float, float]:
-    """Seconds to the first and to the last token of *sequence* if the engine had nobody else: the least they can be."""
+def project_alone(replica: Replica, sequence: Sequence, enters_s: float) -> tuple[float, float]:
+    """Seconds to the first and to the last token of *sequence* on an otherwise empty engine: lower bounds of both."""
     whole = sequence.prompt_tokens
     done, now_s = replica.cached_tokens_of(sequence), enters_s
     while done < whole:
@@ -222,9 +225,9 @@ def alone(replica: Replica, sequence: Sequence, enters_s: float) -> tuple[float,
 
 
 def in_engine(replica: Replica) -> tuple[list[Sequence], list[float]]:
-    """Everybody in the engine who is not over, and the seconds until each of the last of them reaches it."""
-    there, enters_s = replica.there(), replica.on_their_way_s()
+    """The live sequences of the engine, and the seconds until the last of them, still in transit, reach it."""
+    there, enters_s = replica.sequences(), replica.arrives_in_s()
     inside = len(there) - len(enters_s)
-    on_their_way = [(s, at_s) for s, at_s in zip(there[inside:], enters_s, strict=True) if s.state != OVER]
-    sequences = [s for s in there[:inside] if s.state != OVER]
+    on_their_way = [(s, at_s) for s, at_s in zip(there[inside:], enters_s, strict=True) if s.state != ENDED]
+    sequences = [s for s in there[:inside] if s.state != ENDED]
     return [*sequences, *(s for s, _ in on_their_way)], [at_s for _, at_s in on_their_way]

@@ -23,7 +23,7 @@ Event = Mapping[str, Any]
 
 
 @dataclass(slots=True)
-class Flight:
+class AttemptTimes:
     """One attempt on one backend, on the gateway's clock: seconds, ``inf`` for what never came.
 
     ``uncached_tokens``: of the prompt, those the engine had to prefill. ``output_tokens`` is nan for a
@@ -39,18 +39,18 @@ class Flight:
 
 
 @dataclass(slots=True)
-class Log:
+class BackendLog:
     """One backend and all its attempts."""
 
     backend: Backend
-    flights: list[Flight] = field(default_factory=list)
+    attempts: list[AttemptTimes] = field(default_factory=list)
 
     def columns(self) -> NDArray[np.float64]:
-        """The flights that reached a first token, a row a field of ``Flight``; what was open at the end of the
+        """The attempts that reached a first token, a row a field of ``AttemptTimes``; what was open at the end of the
         record runs on to infinity."""
         rows = [
             (f.sent_s, f.prompt_tokens, f.first_s, f.ended_s, f.uncached_tokens, f.output_tokens)
-            for f in self.flights
+            for f in self.attempts
             if f.first_s < inf
         ]
         return np.array(rows, dtype=np.float64).reshape(-1, 6).T
@@ -63,16 +63,16 @@ class _Reader:
     """Events in order, to logs by backend."""
 
     def __init__(self) -> None:
-        self.logs: dict[str, Log] = {}
+        self.logs: dict[str, BackendLog] = {}
         self._prompts: dict[str, float] = {}
-        self._open: dict[str, Flight] = {}
+        self._open: dict[str, AttemptTimes] = {}
 
     def take(self, event: Event) -> None:
         """One event and the commands it was answered with."""
         kind, now_s = event.get("event"), float(event.get("at_s", nan))
         if kind == "backend_joined":
             joined = backend_of(event["backend"])
-            self.logs.setdefault(joined.name, Log(joined))
+            self.logs.setdefault(joined.name, BackendLog(joined))
         elif kind == "arrived":
             self._prompts[event["request"]["id"]] = float(event["request"]["prompt_tokens"])
         elif kind == "first_byte" and event["id"] in self._open:
@@ -84,24 +84,24 @@ class _Reader:
         for command in event.get("answer", ()):
             self._answered(command, now_s)
 
-    def _ended(self, flight: Flight, usage: Event, now_s: float) -> None:
-        flight.ended_s = now_s
-        flight.output_tokens = float(usage["output_tokens"])
-        flight.prompt_tokens = float(usage.get("prompt_tokens") or flight.prompt_tokens)
-        flight.uncached_tokens = max(flight.prompt_tokens - float(usage.get("cached_tokens", 0)), 1.0)
+    def _ended(self, attempt: AttemptTimes, usage: Event, now_s: float) -> None:
+        attempt.ended_s = now_s
+        attempt.output_tokens = float(usage["output_tokens"])
+        attempt.prompt_tokens = float(usage.get("prompt_tokens") or attempt.prompt_tokens)
+        attempt.uncached_tokens = max(attempt.prompt_tokens - float(usage.get("cached_tokens", 0)), 1.0)
 
     def _answered(self, command: Event, now_s: float) -> None:
         request = command.get("request_id", "")
         if command.get("command") == "Send" and command["backend"] in self.logs:
             prompt = self._prompts.get(request, nan)
-            flight = Flight(now_s, prompt, uncached_tokens=prompt)
-            self.logs[command["backend"]].flights.append(flight)
-            self._open[request] = flight
+            attempt = AttemptTimes(now_s, prompt, uncached_tokens=prompt)
+            self.logs[command["backend"]].attempts.append(attempt)
+            self._open[request] = attempt
         elif command.get("command") == "Abort" and request in self._open:
             self._open.pop(request).ended_s = now_s
 
 
-def read_flights(path: Path) -> dict[str, Log]:
+def read_attempts(path: Path) -> dict[str, BackendLog]:
     """Every backend's log in the record at *path* (plain or .gz). BadRecord names the line that is no event."""
     reader = _Reader()
     for number, line in _lines(path):

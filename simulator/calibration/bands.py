@@ -46,9 +46,9 @@ class _Errors:
         return _Errors(self.off[which], self.source[which], self.engine[which], self.family[which])
 
 
-def log_errors(seen: NDArray[np.float64], said: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The logarithm of said over seen of each measurement: of the first of its quantities that was measured."""
-    off = np.log(said / seen)
+def log_errors(seen: NDArray[np.float64], estimates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logarithm of estimates over seen of each measurement: of the first of its quantities that was measured."""
+    off = np.log(estimates / seen)
     return _first_finite(off)
 
 
@@ -141,8 +141,8 @@ def _unseen(given: Tables, errors: _Errors) -> float:
 def _quantile(values: Column, votes: Column) -> float:
     """The value that ``COVERED`` of the votes do not exceed."""
     order = np.argsort(values)
-    heard = np.cumsum(votes[order])
-    return float(values[order][np.searchsorted(heard, COVERED * heard[-1])])
+    cumulative = np.cumsum(votes[order])
+    return float(values[order][np.searchsorted(cumulative, COVERED * cumulative[-1])])
 
 
 def _bands(given: Tables, errors: _Errors) -> Column:

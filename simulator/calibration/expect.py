@@ -27,7 +27,7 @@ length that were prefilled in one step end in one step and come back together, f
 class Expected:
     """Seconds, a column each: mean gap between tokens, mean first token, whole request."""
 
-    pace_s: Column
+    tpot_s: Column
     ttft_s: Column
     e2e_s: Column
 
@@ -36,30 +36,30 @@ def expected(c: StepCoefficients, stream_s: Any, of: Design) -> Expected:
     """What each measurement of *of* should show; the fields of *c* and *stream_s* are columns."""
     running = of.batch
     for _ in range(_LITTLE_ROUNDS):
-        pace_s = _pace_s(c, stream_s, of, running)
-        running = np.where(of.lockstep, of.batch, _running(of, pace_s, running, _sat_out_s(c, of, running)))
-    pace_s = _pace_s(c, stream_s, of, running)
-    ttft_s = np.where(of.lockstep, _batch_ttft_s(c, of), _loop_ttft_s(c, of, pace_s))
-    return Expected(pace_s, ttft_s, ttft_s + (of.output_tokens - 1) * pace_s)
+        tpot_s = _tpot_s(c, stream_s, of, running)
+        running = np.where(of.lockstep, of.batch, _running(of, tpot_s, running, _sat_out_s(c, of, running)))
+    tpot_s = _tpot_s(c, stream_s, of, running)
+    ttft_s = np.where(of.lockstep, _batch_ttft_s(c, of), _loop_ttft_s(c, of, tpot_s))
+    return Expected(tpot_s, ttft_s, ttft_s + (of.output_tokens - 1) * tpot_s)
 
 
 _LITTLE_ROUNDS: Final = 4
 
 
-def _running(of: Design, pace_s: Column, before: Column, sat_out_s: Column) -> Column:
+def _running(of: Design, tpot_s: Column, before: Column, sat_out_s: Column) -> Column:
     """Users that decode, by Little's law: those who wait for a first token are not in the batch.
 
     The wait is the measured one (nothing measured: everybody runs); the decode is the expected one,
-    so no measured pace comes into the expected pace. Nobody decodes while an engine that puts prompts first
+    so no measured TPOT comes into the expected TPOT. Nobody decodes while an engine that puts prompts first
     runs them, so what was sat out so takes nobody from the batch. Half-way steps keep the rounds from swinging.
     """
-    decode_s = of.output_tokens * pace_s
+    decode_s = of.output_tokens * tpot_s
     waited_s = of.waited_s - np.where(of.prefill_first, sat_out_s, 0.0)
     wanted = of.batch * decode_s / (decode_s + waited_s)
     return np.maximum(1.0, (before + wanted) / 2)
 
 
-def _pace_s(c: StepCoefficients, stream_s: Any, of: Design, running: Column) -> Column:
+def _tpot_s(c: StepCoefficients, stream_s: Any, of: Design, running: Column) -> Column:
     """Mean gap of a request: a decode step, and in a closed loop the prompts that join meanwhile; or,
     where that is longer, the API server's time to send a token to each of those that run."""
     engine_s = _decode_s(c, of, running) / of.yielded + np.where(of.lockstep, 0.0, _stall_s(c, of, running))
@@ -118,7 +118,7 @@ def _batch_ttft_s(c: StepCoefficients, of: Design) -> Column:
     return np.asarray(c.first_token_s + _prefill_s(c, of, of.batch))
 
 
-def _loop_ttft_s(c: StepCoefficients, of: Design, pace_s: Column) -> Column:
+def _loop_ttft_s(c: StepCoefficients, of: Design, tpot_s: Column) -> Column:
     """Own prefill, half a step under way, others' prefills met by chance, and the warm-up wave.
 
     A user is in prefill for ``S`` of every cycle, so an arrival meets ``rho = (C - 1) S / cycle``
@@ -126,8 +126,8 @@ def _loop_ttft_s(c: StepCoefficients, of: Design, pace_s: Column) -> Column:
     """
     own: Column = _prefill_s(c, of, 1.0)
     others = of.batch - 1
-    rho = np.minimum(others * own / (own + of.output_tokens * pace_s), 0.95)
+    rho = np.minimum(others * own / (own + of.output_tokens * tpot_s), 0.95)
     chance = rho / (2 * (1 - rho)) * own
     wave = WARM_UP_SHARE * others / 2 * own
-    residual = np.where(others > 0, 0.5 * pace_s, 0.0)
+    residual = np.where(others > 0, 0.5 * tpot_s, 0.0)
     return np.asarray(c.first_token_s + own + residual + chance + wave)

@@ -21,13 +21,13 @@ _NEEDED: Final = ("engine", "card", "model", "precision", "load_kind", "batch_or
 def read(path: Path) -> tuple[list[Measurement], list[Skipped]]:
     """Every usable row of a CSV (plain or .gz), and what was left out with the reason, by line. ``BadFile`` if it is
     no such file at all."""
-    with _told_where(path), opened(path) as lines:
+    with _naming_the_file(path), opened(path) as lines:
         rows = csv.DictReader(lines)
         absent = [name for name in _NEEDED if name not in (rows.fieldnames or ())]
         if absent:
             raise BadFile(f"{path}:1: no column {', '.join(absent)}; see simulator/calibration/measurements.py")
-        told, unusable = parse(rows)
-    kept, doubtful = consistent(told)
+        observed, unusable = parse(rows)
+    kept, doubtful = consistent(observed)
     return kept, sorted([*unusable, *doubtful], key=lambda each: each.line)
 
 
@@ -39,7 +39,7 @@ def opened(path: Path) -> TextIO:
 
 
 @contextmanager
-def _told_where(path: Path) -> Iterator[None]:
+def _naming_the_file(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as unreadable:

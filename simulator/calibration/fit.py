@@ -90,11 +90,11 @@ def problem(measured: Sequence[Measurement], start: Tables = PRIOR) -> FitProble
 
 
 def seen(measured: Sequence[Measurement]) -> NDArray[np.float64]:
-    """Seconds of pace, unqueued first token, whole request and derived pace (nan: not measured); a queued
+    """Seconds of TPOT, unqueued first token, whole request and derived TPOT (nan: not measured); a queued
     first token says more of the load than of the engine, and is no part of it."""
     unqueued = np.array([m.unqueued for m in measured])
     ttft_s = np.where(unqueued, column(measured, "ttft_s"), np.nan)
-    return np.stack([column(measured, "pace_s"), ttft_s, column(measured, "e2e_s"), column(measured, "derived_pace_s")])
+    return np.stack([column(measured, "tpot_s"), ttft_s, column(measured, "e2e_s"), column(measured, "derived_tpot_s")])
 
 
 def predicted(measured: Sequence[Measurement], given: Tables) -> NDArray[np.float64]:
@@ -105,8 +105,8 @@ def predicted(measured: Sequence[Measurement], given: Tables) -> NDArray[np.floa
 
 
 def _shown(e: Expected) -> NDArray[np.float64]:
-    """The quantities as rows, in the order of ``seen``; a derived pace is expected as a direct one is."""
-    return np.stack([e.pace_s, e.ttft_s, e.e2e_s, e.pace_s])
+    """The quantities as rows, in the order of ``seen``; a derived TPOT is expected as a direct one is."""
+    return np.stack([e.tpot_s, e.ttft_s, e.e2e_s, e.tpot_s])
 
 
 def _entries(of: Design) -> tuple[tuple[Key, ...], dict[tuple[str, str], NDArray[np.intp]]]:

@@ -1,7 +1,7 @@
 """One engine's coefficients from what a gateway saw of it.
 
-Believes: flights on one backend, and the step of `router.core.step`; what was in the engine at any time is
-known from the flights themselves. Must not know: other backends, policies, files.
+Believes: attempts on one backend, and the step of `router.core.step`; what was in the engine at any time is
+known from the attempts themselves. Must not know: other backends, policies, files.
 
 A time is a sum of terms, each linear in one coefficient of ``LINEAR``; the logarithm of a factor on each is normal a
 priori with the coefficient's own error, and the most probable factors are found as calibration finds its tables.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from router.core.step import LINEAR, MEASURABLE, StepCoefficients, attention_pairs, step_terms
 from router.core.types import Backend
-from simulator.calibration.attempts import Log
+from simulator.calibration.attempts import BackendLog
 from simulator.calibration.posterior import Column, Posterior
 
 ENOUGH: Final = 20
@@ -30,7 +30,7 @@ Terms = NDArray[np.float64]
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """Coefficients with the error that is left of each, from how many *streams*, and the median relative error of
-    pace and first token ``before`` and ``after``."""
+    tpot and first token ``before`` and ``after``."""
 
     coefficients: StepCoefficients
     streams: int
@@ -38,21 +38,21 @@ class Fitted:
     after: tuple[float, float]
 
 
-def fit_log(log: Log) -> Fitted:
+def fit_log(log: BackendLog) -> Fitted:
     """The most probable coefficients of the backend of *log*; ValueError when too few streams ended."""
-    flights = log.columns()
-    ended = np.flatnonzero(np.isfinite(flights[5]) & (flights[5] >= _SHORT_REPLY))[-_STREAMS_MOST:]
+    attempts = log.columns()
+    ended = np.flatnonzero(np.isfinite(attempts[5]) & (attempts[5] >= _SHORT_REPLY))[-_STREAMS_MOST:]
     if ended.size < ENOUGH:
         raise ValueError(f"{log.backend.name}: {ended.size} streams of {_SHORT_REPLY} tokens or more; needs {ENOUGH}")
-    each = [_observed(log.backend, flights, int(i)) for i in ended]
+    each = [_observed(log.backend, attempts, int(i)) for i in ended]
     terms = np.concatenate([np.stack([one[kind] for one in each]) for kind in (0, 1)])
-    seconds = np.concatenate([flights[3, ended] - flights[2, ended], flights[2, ended] - flights[0, ended]])
+    seconds = np.concatenate([attempts[3, ended] - attempts[2, ended], attempts[2, ended] - attempts[0, ended]])
     network = np.repeat([0.0, log.backend.network_s], ended.size)
     return _fit(log.backend.prior, terms, np.maximum(seconds - network, 1e-6))
 
 
 def _fit(prior: StepCoefficients, terms: Terms, seconds: Column) -> Fitted:
-    """*terms*: seconds each of ``LINEAR`` adds to each time at factor 1; first all paces, then first tokens."""
+    """*terms*: seconds each of ``LINEAR`` adds to each time at factor 1; first all TPOTs, then first tokens."""
 
     def residuals(values: Column) -> Column:
         return np.log(np.maximum(terms @ np.exp(values), 1e-9) / seconds)
@@ -86,21 +86,21 @@ def _scaled(prior: StepCoefficients, factor: Column, error: Column) -> StepCoeff
     return replace(prior, **seconds, sigma=(fixed, seq, context, token, pair, first))
 
 
-def _observed(backend: Backend, flights: Terms, i: int) -> tuple[Column, Column]:
-    """Terms of the decode and of the first token of flight *i*, in the order of ``LINEAR``."""
-    sent, _, first, ended, _, output = flights[:, i]
+def _observed(backend: Backend, attempts: Terms, i: int) -> tuple[Column, Column]:
+    """Terms of the decode and of the first token of attempt *i*, in the order of ``LINEAR``."""
+    sent, _, first, ended, _, output = attempts[:, i]
     steps = max(float(output) - 1.0, 1.0)
-    meanwhile = (flights[2] > first) & (flights[2] < ended)
-    decode = _mixed(backend, flights, meanwhile, (first, ended), steps)
-    ahead = (flights[2] > sent) & (flights[2] <= first)
-    until_first = _mixed(backend, flights, ahead, (sent, first), 0.0)
+    meanwhile = (attempts[2] > first) & (attempts[2] < ended)
+    decode = _mixed(backend, attempts, meanwhile, (first, ended), steps)
+    ahead = (attempts[2] > sent) & (attempts[2] <= first)
+    until_first = _mixed(backend, attempts, ahead, (sent, first), 0.0)
     until_first[LINEAR.index("first_token_s")] = backend.prior.first_token_s
     return decode, until_first
 
 
 def _mixed(
     backend: Backend,
-    flights: Terms,
+    attempts: Terms,
     prompts: NDArray[np.bool_],
     between: tuple[float, float],
     steps: float,
@@ -110,26 +110,26 @@ def _mixed(
     With no steps (a first token is waited for) half a step was under way when others decode, and
     the chunks are steps of their own.
     """
-    batch, context = _decoding(flights, *between)
-    uncached = flights[4, prompts]
+    batch, context = _decoding(attempts, *between)
+    uncached = attempts[4, prompts]
     chunks = float(np.ceil(uncached / backend.chunk_tokens).sum())
     plain = _terms(backend.prior, batch, context, 0.0, 0.0)
     total = plain * (steps or 0.5 * (batch >= 1))
     if chunks:
-        pairs = float(np.sum(attention_pairs(uncached, flights[1, prompts] - uncached)))
+        pairs = float(np.sum(attention_pairs(uncached, attempts[1, prompts] - uncached)))
         chunked = _terms(backend.prior, batch, context, float(uncached.sum()) / chunks, pairs / chunks)
         total = total + chunks * (chunked - plain if steps else chunked)
     return total
 
 
-def _decoding(flights: Terms, since: float, until: float) -> tuple[float, float]:
+def _decoding(attempts: Terms, since: float, until: float) -> tuple[float, float]:
     """Mean number of sequences that decode between two moments, and of their tokens of context."""
     length = max(until - since, 1e-9)
-    begin, end = np.maximum(flights[2], since), np.minimum(flights[3], until)
+    begin, end = np.maximum(attempts[2], since), np.minimum(attempts[3], until)
     share = np.maximum(end - begin, 0.0) / length
-    lived = np.where(np.isfinite(flights[3]), flights[3] - flights[2], np.inf)
-    grown = np.nan_to_num(flights[5], nan=0.0) * np.clip(((begin + end) / 2 - flights[2]) / lived, 0.0, 1.0)
-    return float(share.sum()), float((share * (flights[1] + np.nan_to_num(grown))).sum())
+    lived = np.where(np.isfinite(attempts[3]), attempts[3] - attempts[2], np.inf)
+    grown = np.nan_to_num(attempts[5], nan=0.0) * np.clip(((begin + end) / 2 - attempts[2]) / lived, 0.0, 1.0)
+    return float(share.sum()), float((share * (attempts[1] + np.nan_to_num(grown))).sum())
 
 
 def _terms(prior: StepCoefficients, batch: float, context: float, prompt: float, pairs: float) -> Column:
@@ -140,9 +140,9 @@ def _terms(prior: StepCoefficients, batch: float, context: float, prompt: float,
 def fragment(name: str, found: Fitted) -> str:
     """The coefficients as a line of YAML for that backend in a pool or a router's config."""
     values = ", ".join(f"{each}: {float(f'{getattr(found.coefficients, each):.4g}')!r}" for each in MEASURABLE)
-    (pace, first), (pace_before, first_before) = found.after, found.before
-    told = (
-        f"# {name}: {found.streams} streams; median error of pace {pace_before:.1%} -> {pace:.1%}, "
+    (tpot, first), (tpot_before, first_before) = found.after, found.before
+    comment = (
+        f"# {name}: {found.streams} streams; median error of TPOT {tpot_before:.1%} -> {tpot:.1%}, "
         f"of the first token {first_before:.1%} -> {first:.1%}"
     )
-    return f"{told}\ncoefficients: {{{values}}}"
+    return f"{comment}\ncoefficients: {{{values}}}"

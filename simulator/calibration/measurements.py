@@ -4,7 +4,7 @@ Believes: the columns below and nothing else of a source. Must not know: how a s
 
 A user's own file needs only these columns (others may be absent or empty):
 
-    source          who measured; errors are told and left out by it
+    source          who measured; errors are reported, and rows left out, by it
     engine          vllm, sglang, tensorrt-llm, ...    engine_version  "0.6.3", "2023", "" = current
     card, model     names or aliases of `router.core.cards` and `router.core.models`
     precision       fp16, bf16, fp8, int8, int4, ...   tp, pp, ep      default 1
@@ -44,8 +44,8 @@ Row = Mapping[str, str]
 class Measurement:
     """One configuration and what was seen: seconds, ``nan`` for what was not.
 
-    ``pace_s`` is the mean gap between tokens where it was measured itself (ITL is direct),
-    ``derived_pace_s`` where it was computed from other figures; ``e2e_s`` the whole of a request. ``lockstep``:
+    ``tpot_s`` is the mean gap between tokens where it was measured itself (ITL is direct),
+    ``derived_tpot_s`` where it was computed from other figures; ``e2e_s`` the whole of a request. ``lockstep``:
     a static batch whose prompts are prefilled together, else a closed loop of ``batch`` users. ``drafted``: tokens
     proposed a step by speculative decoding, each accepted at the rate ``acceptance``.
     """
@@ -56,10 +56,10 @@ class Measurement:
     prompt_tokens: float
     output_tokens: float
     lockstep: bool
-    pace_s: float
+    tpot_s: float
     ttft_s: float
     e2e_s: float
-    derived_pace_s: float = nan
+    derived_tpot_s: float = nan
     drafted: float = 0.0
     acceptance: float = 0.0
 
@@ -71,7 +71,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A measurement, the line that told it, and the *wording* (version, precision) that its shape leaves out."""
+    """A measurement, the number of its line, and the *wording* (version, precision) that its shape does not hold."""
 
     line: int
     wording: str
@@ -80,11 +80,11 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A row that cannot be used, and why; ``broken`` where it is no matter of choice: it cannot be read."""
+    """A row that is left out, and why; ``unreadable``: its text is not valid, rather than left out by a rule."""
 
     line: int
     why: str
-    broken: bool = False
+    unreadable: bool = False
 
 
 _NOW: Final = (99, 0)
@@ -143,7 +143,7 @@ def _measurement(row: Row) -> Measurement:
     hides, derived = kind.startswith(_HIDES_PREFILL), kind.startswith("derived")
     batch, output = _number(row, "batch_or_concurrency"), _number(row, "osl", _SHORT)
     middle_first = "mean derived" in kind  # its percentiles were measured, its mean is from throughput
-    pace_s = _first(row, *("itl_ms_mean", "itl_ms_p50")[:: -1 if middle_first else 1]) / 1e3
+    tpot_s = _first(row, *("itl_ms_mean", "itl_ms_p50")[:: -1 if middle_first else 1]) / 1e3
     seen = Measurement(
         source=row.get("source") or "unnamed",
         shape=shape,
@@ -151,18 +151,18 @@ def _measurement(row: Row) -> Measurement:
         prompt_tokens=_number(row, "isl", _SHORT),
         output_tokens=output,
         lockstep=lockstep,
-        pace_s=nan if hides or derived else pace_s,
+        tpot_s=nan if hides or derived else tpot_s,
         ttft_s=_first(row, "ttft_ms_mean", "ttft_ms_p50") / 1e3,
-        e2e_s=_e2e_s(row, pace_s * output) if hides else nan,
-        derived_pace_s=pace_s if derived else nan,
+        e2e_s=_e2e_s(row, tpot_s * output) if hides else nan,
+        derived_tpot_s=tpot_s if derived else nan,
         drafted=_first(row, "spec_drafted", missing=0.0),
         acceptance=_first(row, "spec_acceptance", missing=0.0),
     )
     if seen.drafted < 0 or not 0 <= seen.acceptance <= 1:
         raise ValueError("expected spec_drafted of at least 0 and spec_acceptance from 0 to 1")
-    if not any(isfinite(each) for each in (seen.pace_s, seen.derived_pace_s, seen.ttft_s, seen.e2e_s)):
+    if not any(isfinite(each) for each in (seen.tpot_s, seen.derived_tpot_s, seen.ttft_s, seen.e2e_s)):
         raise ValueError("nothing was measured: expected ttft, itl or e2e")
-    if not (lockstep or batch == 1) and seen.ttft_s > seen.output_tokens * seen.pace_s:
+    if not (lockstep or batch == 1) and seen.ttft_s > seen.output_tokens * seen.tpot_s:
         raise ValueError("more than half of the users wait for a first token: the batch is not known")
     return seen
 
@@ -204,7 +204,7 @@ def _shape(row: Row) -> Shape:
 
 _EXPERTS_COUNTED_AGAIN: Final = {"inferencemax_via_aic"}
 """Sources that multiply TP by EP where both are over the same cards. Seen by engines of 64 cards in nodes of 8, whose
-paces are those of TP 8, and by the paces of TP 4 with EP 2, which are those of TP 2."""
+TPOT is that of TP 8, and by TP 4 with EP 2, whose TPOT is that of TP 2."""
 
 
 def _tp(row: Row) -> int:

@@ -20,7 +20,7 @@ those errors are somewhat kinder than a stranger's would be:
                   llama.cpp: ``read_gain``, q4, q5, q8   bytes from ggml's blocks; shares after chatglm.cpp's errors and
                                                          an RTX 3090's 155 tokens/s of an 8B Q4_0, 77 % of its sheet
                                                          (llama.cpp pull request 15802): no longer left out in truth
-    router.core   ``EXPERT_EVENNESS`` 0.5, tile 64       best of 0.3, 0.5, 1, 2, 8; the median of the pace by 0.3 points
+    router.core   ``EXPERT_EVENNESS`` 0.5, tile 64       best of 0.3, 0.5, 1, 2, 8; the median of the TPOT by 0.3 points
                   ``roof_power`` 2.5                     best of 2, 2.5, 3, 4 by left-out source; 2, 2.5, 3 by card
                   a launch joins a prompt's work by      best of the maximum, power 2 and power 2.5; 2 is the cheapest
                   power 2

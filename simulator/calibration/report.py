@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from simulator.calibration.design import Column
 from simulator.calibration.measurements import Measurement
 
-QUANTITIES: Final = ("pace", "unqueued ttft", "e2e", "derived pace")
+QUANTITIES: Final = ("TPOT", "unqueued ttft", "e2e", "derived TPOT")
 """Rows of a table of errors: mean gap where ITL is direct; first token that waited for nobody; whole request;
 mean gap that a source computed from other figures."""
 
@@ -41,9 +41,9 @@ class Errors:
     bias: float
 
 
-def errors(measured: Sequence[Measurement], seen: NDArray[np.float64], said: NDArray[np.float64]) -> list[Errors]:
-    """Errors of every group and quantity that has any; *seen* and *said* are seconds, a row a quantity."""
-    off = said / seen - 1
+def errors(measured: Sequence[Measurement], seen: NDArray[np.float64], estimates: NDArray[np.float64]) -> list[Errors]:
+    """Errors of every group and quantity that has any; *seen* and *estimates* are seconds, a row a quantity."""
+    off = estimates / seen - 1
     found: list[Errors] = []
     for group, of in _GROUPS.items():
         names = np.array([of(m) for m in measured])
@@ -68,12 +68,12 @@ def _group(group: str, name: str, off: NDArray[np.float64]) -> Iterator[Errors]:
             )
 
 
-def rank_correlation(seen: Column, said: Column) -> float:
+def rank_correlation(seen: Column, estimates: Column) -> float:
     """Spearman's: the correlation of ranks, ties sharing theirs; nan for fewer than two pairs."""
-    both = np.isfinite(seen) & np.isfinite(said)
+    both = np.isfinite(seen) & np.isfinite(estimates)
     if np.count_nonzero(both) <= 1:
         return float("nan")
-    return float(np.corrcoef(_ranks(seen[both]), _ranks(said[both]))[0, 1])
+    return float(np.corrcoef(_ranks(seen[both]), _ranks(estimates[both]))[0, 1])
 
 
 def _ranks(values: Column) -> Column:

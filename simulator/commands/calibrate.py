@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.arguments import WRONG_USE, Stop
-from simulator.calibration.attempts import read_flights
+from simulator.calibration.attempts import read_attempts
 from simulator.calibration.bands import COVERED, coverage, log_errors, widened
 from simulator.calibration.design import Column
 from simulator.calibration.files import read
@@ -42,28 +42,28 @@ def run(given: Namespace) -> int:
     try:
         measured, skipped = read(given.csv)
     except BadFile as bad:
-        _say(str(bad))
+        _print(str(bad))
         return 2
-    _say(_left_out(measured, skipped))
-    _tell_broken(given.csv, skipped)
+    _print(_left_out(measured, skipped))
+    _print_unreadable(given.csv, skipped)
     if not measured:
-        _say(f"{given.csv}: no usable measurement; see simulator/calibration/measurements.py for the columns")
+        _print(f"{given.csv}: no usable measurement; see simulator/calibration/measurements.py for the columns")
         return 2
-    said = _predictions(measured, given)
+    estimates = _predictions(measured, given)
     actual = seen(measured)
-    ranks = [(name, rank_correlation(*rows)) for name, *rows in zip(QUANTITIES, actual, said, strict=True)]
-    _say(_RULE)
-    _say(text(errors(measured, actual, said), ranks))
+    ranks = [(name, rank_correlation(*rows)) for name, *rows in zip(QUANTITIES, actual, estimates, strict=True)]
+    _print(_RULE)
+    _print(text(errors(measured, actual, estimates), ranks))
     if given.leave_one_out:
-        _say(_covered(measured, log_errors(actual, said), _LEAVE_OUT[given.leave_one_out]))
+        _print(_covered(measured, log_errors(actual, estimates), _LEAVE_OUT[given.leave_one_out]))
     if given.write:
         given.write.write_text(tables_source(_fitted_with_bands(measured), _made_from(measured)), encoding="utf-8")
-        _say(f"wrote {given.write}")
+        _print(f"wrote {given.write}")
     return 0
 
 
 _RULE: Final = (
-    "pace: rows whose ITL is direct (measured itself; not 'derived ...', not an upper bound). In a closed loop the\n"
+    "TPOT: rows whose ITL is direct (measured itself; not 'derived ...', not an upper bound). In a closed loop the\n"
     "batch is not known, so it is expected from the users and the measured first token (Little's law)."
 )
 
@@ -83,17 +83,17 @@ def _covered(measured: Sequence[Measurement], off: Column, part: Callable[[Measu
 def _from_record(path: Path) -> int:
     """Print what each backend of the record was measured to take; 2 when none had enough streams."""
     try:
-        logs = read_flights(path)
+        logs = read_attempts(path)
     except (BadRecord, OSError) as bad:
-        _say(str(bad))
+        _print(str(bad))
         return 2
     fitted = 0
     for name, log in logs.items():
         try:
-            _say(fragment(name, fit_log(log)))
+            _print(fragment(name, fit_log(log)))
             fitted += 1
         except ValueError as few:
-            _say(f"# {few}")
+            _print(f"# {few}")
     return 0 if fitted else 2
 
 
@@ -111,7 +111,7 @@ def leave_one_out(
     fitted: Callable[[Sequence[Measurement]], Tables] = fit,
 ) -> NDArray[np.float64]:
     """Predictions of each part by tables fitted to all the other parts."""
-    said = np.full((len(QUANTITIES), len(measured)), np.nan)
+    estimates = np.full((len(QUANTITIES), len(measured)), np.nan)
     names = np.array([part(m) for m in measured])
     parts = sorted(set(names.tolist()))
     for number, name in enumerate(parts, start=1):
@@ -119,8 +119,8 @@ def leave_one_out(
         out = np.flatnonzero(names == name)
         others = [m for m, each in zip(measured, names, strict=True) if each != name]
         tables = fitted(others) if others else PRIOR
-        said[:, out] = predicted([measured[int(i)] for i in out], tables)
-    return said
+        estimates[:, out] = predicted([measured[int(i)] for i in out], tables)
+    return estimates
 
 
 def _left_out(measured: Sequence[Measurement], skipped: Sequence[Skipped]) -> str:
@@ -129,12 +129,12 @@ def _left_out(measured: Sequence[Measurement], skipped: Sequence[Skipped]) -> st
     return "\n".join([f"{len(measured)} rows used, {len(skipped)} left out", *(f"  {n:5d}  {w}" for w, n in why)])
 
 
-_BROKEN_TOLD: Final = 10
+_UNREADABLE_SHOWN: Final = 10
 
 
-def _tell_broken(path: Path, skipped: Sequence[Skipped]) -> None:
+def _print_unreadable(path: Path, skipped: Sequence[Skipped]) -> None:
     """Where the file is wrong: the first rows that could not be read, as ``file:line``."""
-    for each in [row for row in skipped if row.broken][:_BROKEN_TOLD]:
+    for each in [row for row in skipped if row.unreadable][:_UNREADABLE_SHOWN]:
         sys.stderr.write(f"{path}:{each.line}: {each.why}\n")
 
 
@@ -149,5 +149,5 @@ def _progress(text: str) -> None:
         sys.stderr.write(f"\r\x1b[K{text}")
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(line + "\n")

@@ -208,14 +208,14 @@ def _played(case: Case, goal: float) -> tuple[float, float, str]:
     """
     requests = len(case.source.arrivals(case.pool, case.seed))
 
-    def missed(books: ResultTable) -> int:
-        return len(books) - int(books.met().sum())
+    def missed(table: ResultTable) -> int:
+        return len(table) - int(table.met().sum())
 
-    run = case.play(stop=lambda books: missed(books) > (1.0 - goal) * requests, enough=goal or 1.0)
-    books = run.books
-    arrived_s = books.column("arrived_s")
-    span_s = float(arrived_s.max() - arrived_s.min()) if len(books) else 0.0
-    return 1.0 - missed(books) / requests, len(books) / span_s if span_s > 0.0 else 0.0, run.strategy
+    run = case.play(stop=lambda table: missed(table) > (1.0 - goal) * requests, enough=goal or 1.0)
+    table = run.table
+    arrived_s = table.column("arrived_s")
+    span_s = float(arrived_s.max() - arrived_s.min()) if len(table) else 0.0
+    return 1.0 - missed(table) / requests, len(table) / span_s if span_s > 0.0 else 0.0, run.strategy
 
 
 __all__ = ["Found", "Summary", "highest", "highest_of", "run_capacity", "searched", "summary"]

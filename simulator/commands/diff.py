@@ -45,11 +45,11 @@ def run(options: Namespace) -> None:
 def run_diff(cases: tuple[Case, Case], worst: int, json_file: Path | None) -> None:
     """Play both, pair the requests, show the sums and the largest changes."""
     notes = Console(stderr=True)
-    books = []
+    tables = []
     for case in cases:
         with progress(notes, case.policy, len(case.source.arrivals(case.pool, case.seed))) as tell:
-            books.append(case.play(tell).books)
-    differences = paired(books[0], books[1])
+            tables.append(case.play(tell).table)
+    differences = paired(tables[0], tables[1])
     told = summed(differences)
     ranked = sorted(differences, key=lambda one: one.gain)
     names = (cases[0].policy, cases[1].policy)
@@ -60,8 +60,8 @@ def run_diff(cases: tuple[Case, Case], worst: int, json_file: Path | None) -> No
 
 
 def paired(first: ResultTable, second: ResultTable) -> list[Difference]:
-    """The requests that both books know."""
-    rows = [_rows(books) for books in (first, second)]
+    """The requests that both table know."""
+    rows = [_rows(table) for table in (first, second)]
     return [
         Difference(name, *zip(rows[0][name], rows[1][name], strict=True))  # type: ignore[arg-type]
         for name in rows[0]
@@ -69,12 +69,12 @@ def paired(first: ResultTable, second: ResultTable) -> list[Difference]:
     ]
 
 
-def _rows(books: ResultTable) -> dict[str, tuple[str, float, float, bool]]:
-    where, ttft_s, tpot_s, met = books.column("backend"), books.ttft_s(), books.tpot_s(), books.met()
-    names = [*books.backends, "nowhere"]
+def _rows(table: ResultTable) -> dict[str, tuple[str, float, float, bool]]:
+    where, ttft_s, tpot_s, met = table.column("backend"), table.ttft_s(), table.tpot_s(), table.met()
+    names = [*table.backends, "nowhere"]
     return {
         name: (names[int(where[n])], float(ttft_s[n]), float(tpot_s[n]), bool(met[n]))
-        for n, name in enumerate(books.ids)
+        for n, name in enumerate(table.ids)
     }
 
 

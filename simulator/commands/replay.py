@@ -31,7 +31,7 @@ from simulator.pool import Pool
 from simulator.report.files import write_chrome_trace, write_requests
 from simulator.report.progress import progress
 from simulator.report.table import print_intervals, print_runs
-from simulator.run.play import Played
+from simulator.run.play import RunResult
 
 BASELINES: Final = ("round_robin", "least_work", "slo_headroom")
 _SAMPLES: Final = 300
@@ -107,7 +107,7 @@ def run_replay(cases: Sequence[Case], seeds: int, jobs: int, outputs: Outputs) -
     for told_of in cases[0].source.skipped() if not cases[0].source.traces[0].startswith("gen:") else ():
         notes.print(told_of, style="dim", soft_wrap=True, markup=False)
     results: dict[str, dict[str, Any]] = {}
-    runs: dict[str, Played] = {}
+    runs: dict[str, RunResult] = {}
     for case in cases:
         results[case.policy], runs[case.policy] = _played(case, notes, bool(outputs.html))
     for case, result in zip(cases, bounded(cases, list(results.values())), strict=True):
@@ -118,7 +118,7 @@ def run_replay(cases: Sequence[Case], seeds: int, jobs: int, outputs: Outputs) -
     _write(cases, results, runs, spreads, outputs)
 
 
-def _played(case: Case, notes: Console, sampled: bool) -> tuple[dict[str, Any], Played]:
+def _played(case: Case, notes: Console, sampled: bool) -> tuple[dict[str, Any], RunResult]:
     arrivals = case.source.arrivals(case.pool, case.seed)
     span_s = 0.0 if not sampled else _span_s(arrivals)
     with progress(notes, case.policy, len(arrivals)) as tell:
@@ -179,7 +179,7 @@ def _show(
 def _write(
     cases: Sequence[Case],
     results: dict[str, dict[str, Any]],
-    runs: dict[str, Played],
+    runs: dict[str, RunResult],
     spreads: dict[str, dict[str, tuple[float, float]]],
     outputs: Outputs,
 ) -> None:

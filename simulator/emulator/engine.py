@@ -19,7 +19,7 @@ from simulator.errors import Busy
 from simulator.pool import Member
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import Sequence
-from simulator.replica.truth import Hidden, true_of
+from simulator.replica.truth import HiddenFactors, true_of
 
 PREFIX_UNIT_TOKENS: Final = 128
 BYTES_PER_TOKEN: Final = 4  # the usual ratio of English text; an emulated engine has no tokenizer
@@ -67,7 +67,7 @@ class Serving:
 
     member: Member
     model_name: str
-    hidden: Hidden
+    hidden: HiddenFactors
     seed: int = 0
     speedup: float = 1.0
     mean_output_tokens: float = 200.0
@@ -117,7 +117,7 @@ class EmulatedEngine:
 
     def generate(self, prompt: "Prompt", output_tokens: int, priority: int, reply: Reply) -> Sequence:
         """Start on a prompt; Busy when the queue is full."""
-        if self.replica.waiting_at_most >= self.limits.queue_max:
+        if self.replica.waiting_max >= self.limits.queue_max:
             self.rejected += 1
             raise Busy
         self.started += 1

@@ -10,7 +10,7 @@ from simulator.emulator.engine import Dialect, Serving, serve
 from simulator.emulator.wire.triton import Triton
 from simulator.emulator.wire.vllm import Vllm
 from simulator.pool import Member
-from simulator.replica.truth import Hidden
+from simulator.replica.truth import HiddenFactors
 
 DIALECTS: Final[dict[str, Dialect]] = {  # by protocol
     "openai": lambda engine: Vllm(engine).handle,
@@ -73,7 +73,7 @@ def serving_of(typed: Started) -> Serving:
     return Serving(
         member,
         typed.model_name or typed.model,
-        Hidden(spread=typed.spread),
+        HiddenFactors(spread=typed.spread),
         typed.seed,
         typed.speedup,
         typed.mean_output_tokens,

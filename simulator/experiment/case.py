@@ -12,11 +12,11 @@ from typing import Any
 
 from router.core import Routing
 from simulator.bounds.clairvoyant import Clairvoyant, Strategy
-from simulator.bounds.gpu_seconds import gpu_seconds_least
+from simulator.bounds.gpu_seconds import gpu_seconds_lower_bound
 from simulator.experiment.options import CLAIRVOYANT, STRATEGY_PREFIX, admission_of, routing_of, strategies_of
 from simulator.experiment.source import Source
 from simulator.pool import Pool
-from simulator.run.play import Played, Progress, Stop, play
+from simulator.run.play import Progress, RunResult, Stop, play
 from simulator.run.summary import summarise
 
 
@@ -43,26 +43,26 @@ class Case:
         stop: Stop | None = None,
         *,
         enough: float = 1.0,
-    ) -> Played:
+    ) -> RunResult:
         """Play the case; *sample_s* and *stop* are those of ``run.play``. The clairvoyant bound is the best of several
         runs; once one attains *enough*, the others are not played.
         """
         strategies = strategies_of(self.policy)
         if not strategies:
             return self._played(routing_of(self.policy), progress, sample_s, stop)
-        best: Played | None = None
+        best: RunResult | None = None
         for strategy in strategies:
             played = self._played(strategy, progress, sample_s, stop)
             if best is None or _met(played) > _met(best):
                 best = played
-            if _met(played) and _met(played) >= enough * len(played.books):
+            if _met(played) and _met(played) >= enough * len(played.table):
                 break
         assert best is not None
         return best
 
     def _played(
         self, routing: Routing | Strategy, progress: Progress | None, sample_s: float, stop: Stop | None
-    ) -> Played:
+    ) -> RunResult:
         arrivals = self.source.arrivals(self.pool, self.seed)
         strategy = routing if isinstance(routing, Strategy) else None
         gc.freeze()  # the arrivals live as long as the run: the collector need not scan them again and again
@@ -83,8 +83,8 @@ class Case:
         return replace(played, strategy=STRATEGY_PREFIX + strategy.name) if strategy is not None else played
 
 
-def _met(played: Played) -> int:
-    return int(played.books.met().sum())
+def _met(played: RunResult) -> int:
+    return int(played.table.met().sum())
 
 
 def figures(case: Case) -> dict[str, Any]:
@@ -93,13 +93,13 @@ def figures(case: Case) -> dict[str, Any]:
     return figures_of(case.play(), began_s)
 
 
-def figures_of(played: Played, began_s: float) -> dict[str, Any]:
+def figures_of(played: RunResult, began_s: float) -> dict[str, Any]:
     """The figures of a finished run; ``cpu_s`` is the CPU time since *began_s*."""
     strategy = {"strategy": played.strategy} if played.strategy else {}
     return {
         **summarise(played),
         **strategy,
-        "gpu_seconds_least": gpu_seconds_least(played),
+        "gpu_seconds_lower_bound": gpu_seconds_lower_bound(played),
         "cpu_s": process_time() - began_s,
     }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from simulator.pool import Pool
 from simulator.traces import TraceEntry, read_trace
-from simulator.workload.arrivals import Arrival, Shaping, Workload, distinct, shape
+from simulator.workload.arrivals import Arrival, Shaping, Workload, shape, with_distinct_ids
 from simulator.workload.generators import PREFIX, generate, parse_recipe
 
 
@@ -57,7 +57,7 @@ class Source:
 @lru_cache(maxsize=1)
 def _shaped(source: Source, how: Shaping, seed: int) -> Sequence[Arrival]:
     """A trace as requests; cached, for every policy of a comparison is given the same."""
-    arrivals = distinct(shape(source.entries(), how, seed))
+    arrivals = with_distinct_ids(shape(source.entries(), how, seed))
     if not arrivals:
         raise ValueError("--window: no requests in it")
     return arrivals

@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from itertools import pairwise
 
 from simulator.replica.blocks import Blocks
-from simulator.replica.sequence import DECODE, OVER, PREFILL, WAITING, EngineLimits, Sequence
+from simulator.replica.sequence import DECODE, ENDED, PREFILL, WAITING, EngineLimits, Sequence
 
 
 class Batch:
@@ -35,7 +35,7 @@ class Batch:
         self._exact = False  # whether blocks are counted
         self._phase = [0] * (2 * self._size)  # how many open a block at a step of this remainder; twice, for slices
         self._waiting: list[tuple[int, int, Sequence]] = []  # urgent and old first
-        self._ghosts = 0  # dropped ones among them
+        self._dropped_waiting = 0  # dropped ones among them
         self._running: dict[Sequence, None] = {}  # in order of admission
         self._ends: list[tuple[int, int, Sequence]] = []  # those decoding, by the step that ends them
         self._stale = 0  # entries there of sequences that were preempted or dropped
@@ -43,7 +43,7 @@ class Batch:
         self._context = 0  # and how many tokens of theirs are in KV
         self._partial: Sequence | None = None  # the one with prompt left to do
         self._chunks: list[Sequence] = []  # who has a chunk in this step
-        self._promised = 0  # blocks promised to those running, with no_evict
+        self._reserved_blocks = 0  # blocks promised to those running, with no_evict
         self._taken = 0  # blocks taken for the first step under way
         self._squeezed = False  # whether somebody was preempted for them
         self._served: set[Sequence] | None = None  # who has its block for this step, while blocks are short
@@ -83,8 +83,8 @@ class Batch:
         elif sequence is self._partial:
             self._partial = None
         del self._running[sequence]
-        self._promised -= sequence.promised_blocks
-        sequence.promised_blocks = 0
+        self._reserved_blocks -= sequence.reserved_blocks
+        sequence.reserved_blocks = 0
         if self._exact:
             self._release(sequence)
 
@@ -176,15 +176,15 @@ class Batch:
         budget = self.limits.chunk_tokens - self._batch - tokens
         while waiting and budget > 0 and len(running) < seqs_max and not self._squeezed:
             sequence = waiting[0][2]
-            if sequence.state == OVER:
+            if sequence.state == ENDED:
                 heappop(waiting)
-                self._ghosts -= 1
+                self._dropped_waiting -= 1
                 continue
-            if self._no_evict and not self._promise(sequence, budget):
+            if self._no_evict and not self._reserve_whole(sequence, budget):
                 break
             chunk = self._admit(sequence, budget)
             if not chunk:
-                self._promised -= sequence.promised_blocks
+                self._reserved_blocks -= sequence.reserved_blocks
                 break
             heappop(waiting)
             tokens += chunk
@@ -192,17 +192,17 @@ class Batch:
             pairs += chunk * (sequence.computed - chunk / 2)
         return tokens, pairs
 
-    def _promise(self, sequence: Sequence, budget: int) -> bool:
+    def _reserve_whole(self, sequence: Sequence, budget: int) -> bool:
         """With no_evict: whether the cache can hold prompt and longest reply beside all that is promised already.
 
         A prompt that does not fit what is left of the step waits for the next, unless it would be the first in it.
         """
         whole = sequence.prompt_tokens + max(sequence.reply_tokens_max, sequence.output_tokens)
         blocks = min(-(-whole // self._size), self.limits.kv_blocks)
-        if self._promised + blocks > self.limits.kv_blocks or (self._chunks and sequence.prompt_tokens > budget):
+        if self._reserved_blocks + blocks > self.limits.kv_blocks or (self._chunks and sequence.prompt_tokens > budget):
             return False
-        self._promised += blocks
-        sequence.promised_blocks = blocks
+        self._reserved_blocks += blocks
+        sequence.reserved_blocks = blocks
         return True
 
     def _admit(self, sequence: Sequence, budget: int) -> int:

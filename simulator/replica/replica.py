@@ -18,10 +18,10 @@ from math import nan, sqrt
 from router.core.types import EngineReport
 from simulator.replica.batch import Batch
 from simulator.replica.clock import Clock
-from simulator.replica.sequence import COMING, DECODE, OVER, WAITING, EngineLimits, Sequence
+from simulator.replica.sequence import ARRIVING, DECODE, ENDED, WAITING, EngineLimits, Sequence
 from simulator.replica.truth import Drift, Truth
 
-Heard = Callable[[Sequence], None]
+OnSequence = Callable[[Sequence], None]
 
 
 class Replica(Batch):
@@ -33,8 +33,8 @@ class Replica(Batch):
         truth: Truth,
         limits: EngineLimits,
         clock: Clock,
-        first_token: Heard,
-        finished: Heard,
+        first_token: OnSequence,
+        finished: OnSequence,
         *,
         coalesce: bool = True,
         tokens: Callable[[list[Sequence]], None] | None = None,
@@ -81,11 +81,11 @@ class Replica(Batch):
 
     def drop(self, sequence: Sequence) -> None:
         """The client is gone: *sequence* leaves at the end of the step under way."""
-        if sequence.state == OVER:
+        if sequence.state == ENDED:
             return
-        if sequence.state in {COMING, WAITING}:
-            self._ghosts += sequence.state == WAITING
-            sequence.state = OVER
+        if sequence.state in {ARRIVING, WAITING}:
+            self._dropped_waiting += sequence.state == WAITING
+            sequence.state = ENDED
         else:
             self._dropped.append(sequence)
         if self._run > 1 and not self._deciding:
@@ -115,11 +115,11 @@ class Replica(Batch):
         here = 0
         if self._arrivals:
             now_s = self._clock.now_s
-            here = sum(1 for at_s, sequence in self._arrivals if at_s <= now_s and sequence.state == COMING)
-        return len(self._waiting) - self._ghosts + here
+            here = sum(1 for at_s, sequence in self._arrivals if at_s <= now_s and sequence.state == ARRIVING)
+        return len(self._waiting) - self._dropped_waiting + here
 
     @property
-    def waiting_at_most(self) -> int:
+    def waiting_max(self) -> int:
         """The same with those still on their way, and with those whose clients have left: no less than ``waiting``."""
         return len(self._waiting) + len(self._arrivals)
 
@@ -136,7 +136,7 @@ class Replica(Batch):
         used = self.blocks.used + self._opened(k) - self._taken if self._exact else self._held(k)
         return used / self.blocks.total
 
-    def report(self, asked_s: float, before: tuple[int, int] | None) -> EngineReport:
+    def report(self, requested_s: float, before: tuple[int, int] | None) -> EngineReport:
         """What its metrics page says, as a router reads it. ``before``: prompt tokens, and those of them found cached,
         that it had counted when it was last asked (None: never).
         """
@@ -144,7 +144,7 @@ class Replica(Batch):
         if before is not None and self.prompt_tokens > before[0]:
             rate = (self.cached_tokens - before[1]) / (self.prompt_tokens - before[0])
         return EngineReport(
-            asked_s,
+            requested_s,
             float(self.running),
             float(self.waiting),
             self.kv_usage(),
@@ -159,13 +159,13 @@ class Replica(Batch):
         """Tokens in KV of those decoding, as of the last event."""
         return self._context
 
-    def there(self) -> list[Sequence]:
+    def sequences(self) -> list[Sequence]:
         """Everybody in the engine: running, oldest first; waiting, in their order; on their way in."""
         waiting = [entry[2] for entry in sorted(self._waiting)]
         return [*self._running, *waiting, *(sequence for _, sequence in self._arrivals)]
 
-    def on_their_way_s(self) -> list[float]:
-        """Seconds until each of those on their way reaches the engine, in the order in which ``there`` ends."""
+    def arrives_in_s(self) -> list[float]:
+        """Seconds until each of those on their way reaches the engine, in the order in which ``sequences`` ends."""
         now_s = self._clock.now_s
         return [max(0.0, at_s - now_s) for at_s, _ in self._arrivals]
 
@@ -182,7 +182,7 @@ class Replica(Batch):
             return 0
         return max(0, (self._held(0) - self.blocks.used + self._taken) * self._size)
 
-    def turns_so_far(self) -> tuple[int, int, int]:
+    def change_counts(self) -> tuple[int, int, int]:
         """Sequences ever added, those of them that have left, those that have ever begun to decode or left: what an
         engine's future follows from changes only when one of these does.
         """
@@ -217,18 +217,18 @@ class Replica(Batch):
         tokens = self.limits.chunk_tokens - self._batch
         return (self.step_s(self._batch, 0, tokens, 0.0) - self.step_s(self._batch, 0, 0, 0.0)) / tokens
 
-    def least_share_s(self) -> float:
+    def step_share_min_s(self) -> float:
         """The least of a step that one sequence can cost, at any batch."""
         return min(self._base_s[b] / b for b in range(1, len(self._base_s)))
 
     def abandon(self) -> list[Sequence]:
         """The engine dies: everything in it is lost, its cache too. Who was there, oldest first."""
         lost = [*self._running, *(entry[2] for entry in sorted(self._waiting)), *(s for _, s in self._arrivals)]
-        lost = [sequence for sequence in lost if sequence.state != OVER]
+        lost = [sequence for sequence in lost if sequence.state != ENDED]
         if self._run:
             self.busy_s += self._clock.now_s - self._started_s
         for sequence in lost:
-            sequence.state = OVER
+            sequence.state = ENDED
         self._empty()
         self._arrivals.clear()
         self._dropped.clear()
@@ -252,7 +252,7 @@ class Replica(Batch):
         if self._run:
             self._settle(now_s)
         if self._dropped or (self._arrivals and self._arrivals[0][0] <= now_s):
-            self._hear(now_s)
+            self._take_arrivals(now_s)
         self._deciding = False
         if now_s >= self._drift.until_s:
             self._drift.move(now_s)
@@ -264,14 +264,14 @@ class Replica(Batch):
         elif self._arrivals:
             self._wake(self._arrivals[0][0])
 
-    def _hear(self, now_s: float) -> None:
+    def _take_arrivals(self, now_s: float) -> None:
         """Who left lets go, who has come by now waits."""
         if self._dropped:
-            self._let_go()
+            self._remove_dropped()
         arrivals = self._arrivals
         while arrivals and arrivals[0][0] <= now_s:
             sequence = arrivals.popleft()[1]
-            if sequence.state == COMING:
+            if sequence.state == ARRIVING:
                 self._queue(sequence)
 
     def _settle(self, now_s: float) -> None:
@@ -304,8 +304,8 @@ class Replica(Batch):
             if sequence.unit_blocks:
                 self._remember(sequence)
             self._release(sequence)
-        sequence.state = OVER
-        self._promised -= sequence.promised_blocks
+        sequence.state = ENDED
+        self._reserved_blocks -= sequence.reserved_blocks
         del self._running[sequence]
         self._finished(sequence)
 
@@ -324,15 +324,15 @@ class Replica(Batch):
             if sequence.generated >= sequence.output_tokens:
                 self._finish(sequence)
 
-    def _let_go(self) -> None:
+    def _remove_dropped(self) -> None:
         """Those whose clients have left give back what they hold."""
         dropped, self._dropped = self._dropped, []
         for sequence in dropped:
             if sequence.state == WAITING:  # preempted in the meantime
-                self._ghosts += 1
-            elif sequence.state != OVER:
+                self._dropped_waiting += 1
+            elif sequence.state != ENDED:
                 self._vacate(sequence)
-            sequence.state = OVER
+            sequence.state = ENDED
 
     # ---- deciding the next step ------------------------------------------------
 
@@ -394,8 +394,8 @@ class Replica(Batch):
         gone_s = at_s - self._started_s
         if gone_s <= first_s:
             return 1
-        lean_s = first_s - half_s
-        k = int(2 * gone_s / (lean_s + sqrt(lean_s * lean_s + 4 * half_s * gone_s)))
+        middle_s = first_s - half_s
+        k = int(2 * gone_s / (middle_s + sqrt(middle_s * middle_s + 4 * half_s * gone_s)))
         while k > 1 and (k - 1) * (first_s + half_s * (k - 2)) >= gone_s:
             k -= 1
         while k * (first_s + half_s * (k - 1)) < gone_s:

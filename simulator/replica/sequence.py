@@ -6,11 +6,11 @@ from typing import Any, Final
 
 from router.core.types import Fact
 
-COMING: Final = 0
+ARRIVING: Final = 0
 WAITING: Final = 1
 PREFILL: Final = 2
 DECODE: Final = 3
-OVER: Final = 4
+ENDED: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,16 @@ class Sequence:
         "generated",
         "id",
         "known_tokens",
+        "listener",
         "offset",
         "order",
         "output_tokens",
-        "owner",
         "preemptions",
         "prefix",
         "priority",
-        "promised_blocks",
         "prompt_tokens",
         "reply_tokens_max",
+        "reserved_blocks",
         "shared_blocks",
         "state",
         "unit_blocks",
@@ -90,19 +90,19 @@ class Sequence:
         first *known_tokens* of the text, prompt and reply (0: of the prompt).
         """
         self.id = id
-        self.owner: Any = None  # whoever sent it
+        self.listener: Any = None  # whoever sent it
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
         self.attempt = attempt
         self.priority = priority
-        self.state = COMING
+        self.state = ARRIVING
         self.order = self.generated = self.preemptions = 0
         self.computed = 0  # tokens in KV while prefilling; while decoding it is offset + the engine's step number
         self.offset = self.finish_step = 0
         self.cached_tokens = -1  # of the prompt, found at first admission
         self.prefix = prefix
         self.reply_tokens_max = output_tokens  # the longest it may be, as the engine is told
-        self.promised_blocks = 0
+        self.reserved_blocks = 0
         self.shared_blocks = 0  # of the blocks it uses, those that lie in units
         if prefix:
             self.unit_tokens = unit_tokens

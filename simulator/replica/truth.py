@@ -22,7 +22,7 @@ from router.core.types import Fact
 
 
 @dataclass(frozen=True, slots=True)
-class Hidden(Fact):
+class HiddenFactors(Fact):
     """What a seed draws for each replica. Spreads are standard deviations of log factors.
 
     ``spread``: between replicas, for each term of the step on its own; ``slow_share`` of the nodes are
@@ -51,7 +51,7 @@ class Hidden(Fact):
                 raise ValueError(f"truth: {name} must be above 0, got {getattr(self, name)}")
 
 
-EXACT: Final = Hidden(spread=0.0, drift=0.0, api_s=0.0, api_token_s=0.0, api_jitter=0.0)
+EXACT: Final = HiddenFactors(spread=0.0, drift=0.0, api_s=0.0, api_token_s=0.0, api_jitter=0.0)
 """A truth without secrets: the data sheet itself. For tests and for lower bounds."""
 
 
@@ -60,7 +60,7 @@ class Truth:
     """One replica's step as it really is; seconds throughout."""
 
     coefficients: StepCoefficients
-    hidden: Hidden
+    hidden: HiddenFactors
     seed: int
     slow: bool = False
 
@@ -96,7 +96,7 @@ class Truth:
         return self.coefficients.eager_s
 
 
-def true_of(prior: StepCoefficients, hidden: Hidden, seed: int, name: str) -> Truth:
+def true_of(prior: StepCoefficients, hidden: HiddenFactors, seed: int, name: str) -> Truth:
     """The truth of replica *name* under *seed*: the prior's form with numbers of its own."""
     draw = Random(f"{seed}/{name}")
     slow = draw.random() < hidden.slow_share

@@ -9,7 +9,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any, TextIO
 
-from simulator.run.play import Played
+from simulator.run.play import RunResult
 from simulator.run.result_table import COLUMNS, OUTCOMES, ResultTable
 
 _US = 1e6
@@ -17,7 +17,7 @@ _US = 1e6
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
-    """For writing; gzipped where the name says so."""
+    """The file, open for writing; gzipped if its name ends in .gz."""
     if path.suffix == ".gz":
         with gzip.open(path, "wt", encoding="utf-8", newline="") as file:
             yield file
@@ -26,29 +26,31 @@ def _opened(path: Path) -> Iterator[TextIO]:
             yield file
 
 
-def write_requests(path: Path, runs: Mapping[str, Played]) -> None:
-    """One row a request and policy: the books' columns, outcome and backend by name, empty where nothing came."""
+def write_requests(path: Path, runs: Mapping[str, RunResult]) -> None:
+    """One row a request and policy: the columns of the result table, end state and backend by name, empty where
+    undefined.
+    """
     with _opened(path) as file:
         writer = csv.writer(file)
         writer.writerow(("policy", "request", "slo_class", *COLUMNS, "ttft_s", "tpot_s", "e2e_s"))
         for policy, played in runs.items():
-            writer.writerows(_rows(policy, played.books))
+            writer.writerows(_rows(policy, played.table))
 
 
-def _rows(policy: str, books: ResultTable) -> Iterator[list[Any]]:
-    columns = [books.column(name) for name in COLUMNS]
-    more = (books.ttft_s(), books.tpot_s(), books.e2e_s())
+def _rows(policy: str, table: ResultTable) -> Iterator[list[Any]]:
+    columns = [table.column(name) for name in COLUMNS]
+    more = (table.ttft_s(), table.tpot_s(), table.e2e_s())
     outcome, backend = COLUMNS.index("outcome"), COLUMNS.index("backend")
-    for n, name in enumerate(books.ids):
+    for n, name in enumerate(table.ids):
         row: list[Any] = [_cell(float(column[n])) for column in columns]
         row[outcome] = OUTCOMES[int(columns[outcome][n])].value
-        row[backend] = _backend(books, n)
-        yield [policy, name, books.slo_classes[n], *row, *(_cell(float(column[n])) for column in more)]
+        row[backend] = _backend(table, n)
+        yield [policy, name, table.slo_classes[n], *row, *(_cell(float(column[n])) for column in more)]
 
 
-def _backend(books: ResultTable, n: int) -> str:
-    number = int(books.column("backend")[n])
-    return books.backends[number] if number >= 0 else ""
+def _backend(table: ResultTable, n: int) -> str:
+    number = int(table.column("backend")[n])
+    return table.backends[number] if number >= 0 else ""
 
 
 def _cell(value: float) -> str | int:
@@ -57,7 +59,7 @@ def _cell(value: float) -> str | int:
     return int(value) if value.is_integer() else f"{value:.9g}"
 
 
-def write_chrome_trace(path: Path, runs: Mapping[str, Played]) -> None:
+def write_chrome_trace(path: Path, runs: Mapping[str, RunResult]) -> None:
     """Spans of every request on its backend: waiting for the first token, then the stream. One process a policy.
 
     The form is Chrome's trace event format ("X" complete events, microseconds), which Perfetto opens.
@@ -66,28 +68,28 @@ def write_chrome_trace(path: Path, runs: Mapping[str, Played]) -> None:
         file.write('{"traceEvents":[\n')
         first = True
         for number, (policy, played) in enumerate(runs.items(), 1):
-            for event in _events(number, policy, played.books):
+            for event in _events(number, policy, played.table):
                 file.write(("" if first else ",\n") + json.dumps(event, allow_nan=False))
                 first = False
         file.write("\n]}\n")
 
 
-def _events(process: int, policy: str, books: ResultTable) -> Iterator[dict[str, Any]]:
+def _events(process: int, policy: str, table: ResultTable) -> Iterator[dict[str, Any]]:
     yield {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": policy}}
-    lanes = _Lanes(books)
-    for n in books.column("sent_s").argsort():
-        yield from _spans(process, int(n), books, lanes)
+    lanes = _Lanes(table)
+    for n in table.column("sent_s").argsort():
+        yield from _spans(process, int(n), table, lanes)
     for (backend, lane), thread in lanes.threads.items():
         label = {"name": f"{backend} {lane:03d}"}
         yield {"ph": "M", "name": "thread_name", "pid": process, "tid": thread, "args": label}
 
 
 class _Lanes:
-    """Requests that overlap on one backend lie on lanes of their own."""
+    """Requests that overlap on one backend get different lanes."""
 
-    def __init__(self, books: ResultTable) -> None:
+    def __init__(self, table: ResultTable) -> None:
         self.threads: dict[tuple[str, int], int] = {}
-        self._free_s: dict[str, list[float]] = {name: [] for name in books.backends}
+        self._free_s: dict[str, list[float]] = {name: [] for name in table.backends}
 
     def take(self, backend: str, from_s: float, to_s: float) -> int:
         free_s = self._free_s[backend]
@@ -98,16 +100,16 @@ class _Lanes:
         return self.threads.setdefault((backend, lane), len(self.threads) + 1)
 
 
-def _spans(process: int, n: int, books: ResultTable, lanes: _Lanes) -> Iterator[dict[str, Any]]:
-    sent_s, first_s, ended_s = (float(books.column(name)[n]) for name in ("sent_s", "first_s", "ended_s"))
-    backend = _backend(books, n)
+def _spans(process: int, n: int, table: ResultTable, lanes: _Lanes) -> Iterator[dict[str, Any]]:
+    sent_s, first_s, ended_s = (float(table.column(name)[n]) for name in ("sent_s", "first_s", "ended_s"))
+    backend = _backend(table, n)
     if not backend or isnan(sent_s) or isnan(ended_s):
         return
     thread = lanes.take(backend, sent_s, ended_s)
     args = {
-        "prompt_tokens": int(books.column("prompt_tokens")[n]),
-        "output_tokens": int(books.column("output_tokens")[n]),
-        "slo": "kept" if books.met()[n] else "missed",
+        "prompt_tokens": int(table.column("prompt_tokens")[n]),
+        "output_tokens": int(table.column("output_tokens")[n]),
+        "slo": "met" if table.met()[n] else "violated",
     }
     stages = [("first token", sent_s, ended_s if isnan(first_s) else first_s)]
     if not isnan(first_s):
@@ -115,7 +117,7 @@ def _spans(process: int, n: int, books: ResultTable, lanes: _Lanes) -> Iterator[
     for stage, from_s, to_s in stages:
         yield {
             "ph": "X",
-            "name": f"{books.ids[n]} {stage}",
+            "name": f"{table.ids[n]} {stage}",
             "cat": stage,
             "pid": process,
             "tid": thread,

@@ -1,4 +1,4 @@
-"""One HTML page a person likes to read: figures, distributions against the SLO, the run over time, each backend.
+"""One HTML page: figures, distributions against the SLO, the run over time, each backend.
 
 Self-contained: styles and plots are in the file, and nothing is fetched.
 """
@@ -15,7 +15,7 @@ from router.core.types import Slo
 from simulator.experiment import Case
 from simulator.report.style import STYLE
 from simulator.report.svg import Axis, Mark, plot
-from simulator.run.play import Played
+from simulator.run.play import RunResult
 from simulator.run.result_table import Floats, ResultTable
 from simulator.run.timeline import Timeline
 
@@ -24,7 +24,7 @@ _CURVE: Final = 160
 _DOTS: Final = 900
 _SLOTS: Final = 8
 Results = Mapping[str, Mapping[str, Any]]
-Runs = Mapping[str, Played]
+Runs = Mapping[str, RunResult]
 
 
 def write_page(path: Path, cases: Sequence[Case], results: Results, runs: Runs) -> None:
@@ -40,7 +40,7 @@ def page(cases: Sequence[Case], results: Results, runs: Runs) -> str:
     slos = [(c.name, c.slo) for c in pool.classes]
     parts = [
         f"<header><h1>{escape(what)} on {escape(pool.name)}</h1><p>{count:,} requests, seed {cases[0].seed}. "
-        f"{escape(pool.described())}.</p>{_promises(slos)}</header>",
+        f"{escape(pool.described())}.</p>{_slos_text(slos)}</header>",
         _legend(list(runs)),
         _figures(results),
         _section("Latency against the SLO", _distributions(runs, slos)),
@@ -56,9 +56,9 @@ def page(cases: Sequence[Case], results: Results, runs: Runs) -> str:
     )
 
 
-def _promises(slos: Sequence[tuple[str, Slo]]) -> str:
-    told = [f"<b>{escape(name)}</b>: {_slo_text(slo)}" for name, slo in slos]
-    return f"<p>SLO {'; '.join(told)}.</p>" if told else "<p>No SLO was promised.</p>"
+def _slos_text(slos: Sequence[tuple[str, Slo]]) -> str:
+    texts = [f"<b>{escape(name)}</b>: {_slo_text(slo)}" for name, slo in slos]
+    return f"<p>SLO {'; '.join(texts)}.</p>" if texts else "<p>No SLO is set.</p>"
 
 
 def _slo_text(slo: Slo) -> str:
@@ -89,11 +89,11 @@ _ROWS: Final = (
     ("E2E p99", ("e2e_s", "p99"), "seconds", -1),
     ("shed", ("shed",), "count", -1),
     ("held", ("held",), "count", 0),
-    ("broken", ("broken",), "count", -1),
-    ("clients left", ("left",), "count", -1),
+    ("failed mid-stream", ("broken",), "count", -1),
+    ("clients disconnected", ("left",), "count", -1),
     ("USD per 1M output tokens", ("usd_per_million_output_tokens",), "number", -1),
     ("busy GPU-seconds", ("gpu_seconds",), "count", -1),
-    ("least GPU-seconds possible", ("gpu_seconds_least",), "count", 0),
+    ("GPU-seconds, lower bound", ("gpu_seconds_lower_bound",), "count", 0),
 )
 
 
@@ -105,7 +105,7 @@ def _figures(results: Results) -> str:
 
 
 def _bound_note(results: Results) -> str:
-    """What attained the bound, where there is one."""
+    """The strategy or policy that attained the bound, if there is a bound."""
     named = [(name, result["strategy"]) for name, result in results.items() if "strategy" in result]
     return "".join(f"<p>{escape(name)}: attained by {escape(strategy)}.</p>" for name, strategy in named)
 
@@ -145,9 +145,9 @@ def _seconds(value: float) -> str:
 
 def _distributions(runs: Runs, slos: Sequence[tuple[str, Slo]]) -> list[str]:
     kinds = (
-        ("Time to first token", {name: played.books.ttft_s() for name, played in runs.items()}, "ttft_s"),
-        ("Time per output token", {name: played.books.tpot_s() for name, played in runs.items()}, "tpot_s"),
-        ("Whole reply", {name: played.books.e2e_s() for name, played in runs.items()}, "e2e_s"),
+        ("Time to first token", {name: played.table.ttft_s() for name, played in runs.items()}, "ttft_s"),
+        ("Time per output token", {name: played.table.tpot_s() for name, played in runs.items()}, "tpot_s"),
+        ("Whole reply", {name: played.table.e2e_s() for name, played in runs.items()}, "e2e_s"),
     )
     return [_distribution(title, values, _bounds(slos, bound)) for title, values, bound in kinds]
 
@@ -187,22 +187,22 @@ def _tick_seconds(value: float) -> str:
 
 
 def _time_axis(runs: Runs) -> Axis:
-    last_s = max(float(np.nanmax(played.books.column("ended_s"))) for played in runs.values())
+    last_s = max(float(np.nanmax(played.table.column("ended_s"))) for played in runs.values())
     return Axis("minutes", "{:g}".format, 0.0, max(1.0, float(ceil(last_s / 60))))
 
 
 def _over_time(runs: Runs) -> list[str]:
     x = _time_axis(runs)
-    attained = [Mark(name, _attained(p.books, x.high), n % _SLOTS) for n, (name, p) in enumerate(runs.items())]
-    first = [Mark(name, _p99(p.books, x.high), n % _SLOTS) for n, (name, p) in enumerate(runs.items())]
+    attained = [Mark(name, _attained(p.table, x.high), n % _SLOTS) for n, (name, p) in enumerate(runs.items())]
+    first = [Mark(name, _p99(p.table, x.high), n % _SLOTS) for n, (name, p) in enumerate(runs.items())]
     top = max((b for mark in first for _, b in mark.points if isfinite(b)), default=1.0)
     y_first = Axis("TTFT p99", _tick_seconds, 0.0, top * 1.05)
     lines = {n: played.timeline for n, played in enumerate(runs.values()) if played.timeline is not None}
     return [
-        plot("SLO attainment", x, Axis("share kept", lambda v: f"{v:.0%}", 0.0, 1.0), attained),
+        plot("SLO attainment", x, Axis("share met", lambda v: f"{v:.0%}", 0.0, 1.0), attained),
         plot("Time to first token, p99", x, y_first, first),
         _stepped("Replicas", x, {n: t.replicas for n, t in lines.items()}, lines, list(runs), "{:g}"),
-        _stepped("Money spent", x, {n: t.usd for n, t in lines.items()}, lines, list(runs), "${:.3g}"),
+        _stepped("Cost, USD", x, {n: t.usd for n, t in lines.items()}, lines, list(runs), "${:.3g}"),
     ]
 
 
@@ -224,19 +224,19 @@ def _by_minute(at_s: Sequence[float], column: Sequence[float]) -> list[tuple[flo
     return [(at / 60, value) for at, value in zip(at_s, column, strict=True)]
 
 
-def _binned(books: ResultTable, last: float, column: Floats) -> list[tuple[float, Floats]]:
+def _binned(table: ResultTable, last: float, column: Floats) -> list[tuple[float, Floats]]:
     """A column by minute of arrival, in bins up to minute *last*."""
     width = last / _BINS
-    where = (books.column("arrived_s") / 60 / width).astype(int)
+    where = (table.column("arrived_s") / 60 / width).astype(int)
     return [((n + 0.5) * width, column[where == n]) for n in range(_BINS)]
 
 
-def _attained(books: ResultTable, last: float) -> list[tuple[float, float]]:
-    return [(at, float(v.mean())) for at, v in _binned(books, last, books.column("met")) if len(v)]
+def _attained(table: ResultTable, last: float) -> list[tuple[float, float]]:
+    return [(at, float(v.mean())) for at, v in _binned(table, last, table.column("met")) if len(v)]
 
 
-def _p99(books: ResultTable, last: float) -> list[tuple[float, float]]:
-    binned = _binned(books, last, books.ttft_s())
+def _p99(table: ResultTable, last: float) -> list[tuple[float, float]]:
+    binned = _binned(table, last, table.ttft_s())
     there = [(at, v[np.isfinite(v)]) for at, v in binned]
     return [(at, float(np.quantile(v, 0.99))) for at, v in there if len(v)]
 
@@ -244,27 +244,29 @@ def _p99(books: ResultTable, last: float) -> list[tuple[float, float]]:
 def _predicted(runs: Runs) -> list[str]:
     drawn = []
     for n, (name, played) in enumerate(runs.items()):
-        books = played.books
-        actual, said = books.column("first_s") - books.column("sent_s"), books.column("predicted_ttft_s")
-        there = np.isfinite(actual) & np.isfinite(said) & (actual > 0) & (said > 0)
+        table = played.table
+        actual, predicted = table.column("first_s") - table.column("sent_s"), table.column("predicted_ttft_s")
+        there = np.isfinite(actual) & np.isfinite(predicted) & (actual > 0) & (predicted > 0)
         if there.any():
-            drawn.append(_scatter(f"TTFT from the send, {name}", said[there], actual[there], n % _SLOTS))
+            drawn.append(_scatter(f"TTFT from the send, {name}", predicted[there], actual[there], n % _SLOTS))
     return drawn
 
 
-def _scatter(title: str, said: Floats, actual: Floats, slot: int) -> str:
-    every = max(1, len(said) // _DOTS)
-    low, high = _log_range(np.concatenate([said, actual]))
+def _scatter(title: str, predicted: Floats, actual: Floats, slot: int) -> str:
+    every = max(1, len(predicted) // _DOTS)
+    low, high = _log_range(np.concatenate([predicted, actual]))
     x = Axis("predicted, log scale", _tick_seconds, low, high, log=True)
     y = Axis("actual", _tick_seconds, low, high, log=True)
-    dots = [(float(a), float(b)) for a, b in zip(said[::every], actual[::every], strict=True)]
-    return plot(title, x, y, [Mark("as predicted", [(low, low), (high, high)], -1), Mark(title, dots, slot, "dots")])
+    dots = [(float(a), float(b)) for a, b in zip(predicted[::every], actual[::every], strict=True)]
+    return plot(
+        title, x, y, [Mark("actual = predicted", [(low, low), (high, high)], -1), Mark(title, dots, slot, "dots")]
+    )
 
 
 # ---- one run -------------------------------------------------------------------------
 
 
-def _run(policy: str, played: Played, result: Mapping[str, Any]) -> str:
+def _run(policy: str, played: RunResult, result: Mapping[str, Any]) -> str:
     timeline = played.timeline
     if timeline is None:
         return ""
@@ -284,9 +286,11 @@ def _backend(name: str, timeline: Timeline, facts: Mapping[str, Any], x: Axis) -
     at_s = timeline.at_s[-len(running) :]
     top = max([*running, *waiting, 1.0])
     y = Axis("sequences", lambda v: f"{v:g}", 0.0, top * 1.1)
-    told = f"{name} ({facts.get('card', '')}): {facts.get('share', 0):.0%} of requests, busy {facts.get('busy', 0):.0%}"
+    title = (
+        f"{name} ({facts.get('card', '')}): {facts.get('share', 0):.0%} of requests, busy {facts.get('busy', 0):.0%}"
+    )
     marks = [
         Mark("running", _by_minute(at_s, running), 0, "area"),
         Mark("waiting", _by_minute(at_s, waiting), 1),
     ]
-    return plot(told, x, y, marks)
+    return plot(title, x, y, marks)

@@ -1,4 +1,4 @@
-"""A bar for whatever takes over two seconds, on a terminal, with rate and time left."""
+"""A progress bar with rate and time left, on a terminal, for what takes longer than two seconds."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ SHOW_AFTER_S = 2.0
 
 @contextmanager
 def progress(console: Console, label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields what to call with the number done so far. Off a terminal nothing is drawn."""
+    """Yields a function of the number done so far. Draws nothing if *console* is not a terminal."""
     if not console.is_terminal:
         yield lambda _done: None
         return

@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 def print_runs(console: Console, runs: Mapping[str, Mapping[str, Any]], heading: str) -> None:
-    """One table of figures, a column a run, and one of backends."""
+    """A table of figures with one column a run, and a table of the backends."""
     _widen(console, 60 + 16 * len(runs))  # a file has no margin to wrap at
     console.print(heading, highlight=False, style="dim")
     console.print(_figures(runs))
@@ -50,9 +50,9 @@ _BOUND: Final[Row] = ("bound attained by", lambda run: run.get("strategy", "").r
 _LAST: Final[tuple[Row, ...]] = (
     ("shed", lambda run: f"{run['shed']:,}"),
     ("held", lambda run: f"{run['held']:,}"),
-    ("broken, left", lambda run: f"{run['broken']:,}, {run['left']:,}"),
+    ("failed mid-stream, client left", lambda run: f"{run['broken']:,}, {run['left']:,}"),
     ("TTFT forecast error", lambda run: _share(run["forecast"]["ttft"]["error"])),
-    ("GPU-seconds over least", lambda run: _times(run["gpu_seconds"], run.get("gpu_seconds_least"))),
+    ("GPU-seconds / lower bound", lambda run: _times(run["gpu_seconds"], run.get("gpu_seconds_lower_bound"))),
     ("USD per 1M output tokens", lambda run: _money(run["usd_per_million_output_tokens"])),
 )
 
@@ -85,8 +85,8 @@ def _rate(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}/s"
 
 
-def _times(value: float, least: float | None) -> str:
-    return f"x{value / least:.2f}" if least else "-"
+def _times(value: float, lower: float | None) -> str:
+    return f"x{value / lower:.2f}" if lower else "-"
 
 
 def _money(value: float | None) -> str:
@@ -153,7 +153,7 @@ def _interval_text(interval: tuple[float, float], form: str) -> str:
 
 
 def print_capacity(console: Console, found: Sequence[Any], goal: float, beyond: float, world: str) -> None:
-    """The highest rate of each policy, and what is left of its goodput at *beyond* times that rate (1: not asked)."""
+    """The highest rate of each policy, and the goodput left at *beyond* times that rate (1: not measured)."""
     seeds = len(found[0].found)
     over = f", means over {seeds} seeds, +- 95 % confidence" if seeds > 1 else ""
     title = f"highest rate with attainment >= {goal:.1%}{over}"
@@ -171,18 +171,18 @@ def print_capacity(console: Console, found: Sequence[Any], goal: float, beyond: 
 
 
 def print_diff(
-    console: Console, names: tuple[str, str], told: Figures, worse: Sequence[Any], better: Sequence[Any]
+    console: Console, names: tuple[str, str], sums: Figures, worse: Sequence[Any], better: Sequence[Any]
 ) -> None:
     """Counts, flows, and the requests that changed most."""
     _widen(console, 110)
     first, second = names
     console.print(
-        f"{told['requests']:,} requests, {told['routed_differently']:,} routed differently. SLO kept by both "
-        f"{told['both_met']:,}, only by {first} {told['only_first_met']:,}, only by {second} "
-        f"{told['only_second_met']:,}, by neither {told['neither_met']:,}.",
+        f"{sums['requests']:,} requests, {sums['routed_differently']:,} routed differently. SLO met by both "
+        f"{sums['both_met']:,}, only by {first} {sums['only_first_met']:,}, only by {second} "
+        f"{sums['only_second_met']:,}, by neither {sums['neither_met']:,}.",
         highlight=False,
     )
-    flows = list(told["flows"].items())[:10]
+    flows = list(sums["flows"].items())[:10]
     console.print("moved: " + ", ".join(f"{flow} {count:,}" for flow, count in flows), highlight=False)
     for title, ranked in ((f"where {second} loses most", worse), (f"where {second} gains most", better)):
         console.print(_changes(title, ranked))
@@ -193,11 +193,11 @@ def _changes(title: str, ranked: Sequence[Any]) -> Table:
     for name in ("request", "backend", "TTFT", "TPOT", "SLO"):
         table.add_column(name, no_wrap=True)
     for one in ranked:
-        kept = ["kept" if met else "missed" for met in one.met]
+        slo = ["met" if met else "violated" for met in one.met]
         ttft, tpot = (
             [_seconds(None if isnan(value) else value) for value in pair] for pair in (one.ttft_s, one.tpot_s)
         )
-        table.add_row(one.request, *(" -> ".join(pair) for pair in (one.backends, ttft, tpot, kept)))
+        table.add_row(one.request, *(" -> ".join(pair) for pair in (one.backends, ttft, tpot, slo)))
     return table
 
 

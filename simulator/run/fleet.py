@@ -1,6 +1,6 @@
-"""The engines of a run, as they come, fail, slow down and go; and what they cost meanwhile.
+"""The engines of a run: how they start, fail, slow down and stop, and what they cost.
 
-Believes: the pool and the world's faults. Must not know: what the routers decide.
+Depends on the pool and the faults of the world. Must not depend on the routers' decisions.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,37 +22,37 @@ REFUSED: Final = Failure("connection refused", backend_fault=True, retryable=Tru
 RESET: Final = Failure("connection reset", backend_fault=True, retryable=True)
 QUEUE_FULL: Final = Failure("refused: the engine's queue is full", backend_fault=False, retryable=True)
 TOO_LONG: Final = Failure("refused: prompt too long", backend_fault=False, retryable=False)
-_GONE_AFTER_S: Final = 1.0  # how often a draining replica is looked at
+_DRAIN_CHECK_S: Final = 1.0  # period of checks whether a draining replica is empty
 
 
-class Owner(Protocol):
-    """Who sent a sequence and hears of it."""
+class SequenceListener(Protocol):
+    """The sender of a sequence, notified of its progress."""
 
-    def first_token(self, sequence: EngineSequence) -> None:
-        """Its first token has come."""
+    def on_first_token(self, sequence: EngineSequence) -> None:
+        """The first token has arrived."""
         ...
 
-    def finished(self, sequence: EngineSequence) -> None:
-        """Its reply is complete."""
+    def on_finished(self, sequence: EngineSequence) -> None:
+        """The reply is complete."""
         ...
 
-    def fail(self, lost: tuple[EngineSequence, Failure]) -> None:
-        """It is lost."""
+    def on_failed(self, lost: tuple[EngineSequence, Failure]) -> None:
+        """The sequence is lost."""
         ...
 
 
-class Router(Owner, Protocol):
-    """What the fleet tells a router."""
+class Router(SequenceListener, Protocol):
+    """A router as the fleet sees it."""
 
     core: Dispatcher
 
-    def tell(self, commands: Sequence[Command]) -> None:
-        """The core answered to news of the fleet."""
+    def on_commands(self, commands: Sequence[Command]) -> None:
+        """The dispatcher returned *commands* for an event of the fleet."""
         ...
 
 
 class SimulatedEngine:
-    """A replica as routers see it: behind an API server and a network, with constant delays but for jitter."""
+    """A replica behind an API server and a network, with constant delays except for jitter."""
 
     __slots__ = (
         "_api_jitter",
@@ -72,7 +72,7 @@ class SimulatedEngine:
     )
 
     def __init__(self, site: Site, replica: Replica, ordered_s: float) -> None:
-        """The overheads are the truth's; it is paid for from *ordered_s* on."""
+        """The overheads come from the truth; costs count from *ordered_s* on."""
         hidden = site.truth.hidden
         self.name, self.site, self.replica = site.name, site, replica
         self.delay_s = site.member.network_s
@@ -82,14 +82,14 @@ class SimulatedEngine:
         self._api_s, self._api_token_s, self._api_jitter = hidden.api_s, hidden.api_token_s, hidden.api_jitter
         self._draw = Random(f"{site.truth.seed}/api").random
 
-    def sequence(self, arrival: Arrival, attempt: int, owner: Owner) -> EngineSequence:
-        """The request as this engine will run it: its reply ends at its cap, or where the engine has no room."""
+    def sequence(self, arrival: Arrival, attempt: int, listener: SequenceListener) -> EngineSequence:
+        """The request as this engine runs it. The reply ends at its cap, or where the engine has no room for it."""
         sequence = self.preview(arrival, attempt)
-        sequence.owner = owner
+        sequence.listener = listener
         return sequence
 
     def preview(self, arrival: Arrival, attempt: int = 0) -> EngineSequence:
-        """The same, sent by nobody yet."""
+        """The same sequence without a listener."""
         request, length = arrival.request, arrival.output_tokens
         if 0 < request.output_tokens_max < length:
             length = request.output_tokens_max
@@ -108,51 +108,53 @@ class SimulatedEngine:
             sequence.reply_tokens_max = max(sequence.output_tokens, min(request.output_tokens_max, room))
         return sequence
 
-    def way_s(self, prompt_tokens: int) -> float:
-        """Seconds from the router to the engine's queue, on average: network and API server."""
+    def send_s(self, prompt_tokens: int) -> float:
+        """Mean seconds from the router to the engine's queue: network and API server."""
         return self.delay_s + self._api_s + self._api_token_s * prompt_tokens
 
     def accept(self, sequence: EngineSequence, now_s: float) -> Failure | None:
-        """Send it: it is in the engine's queue after the network and the API server. Or why not."""
+        """Send the sequence into the engine's queue, after network and API server. Returns the failure if it is
+        refused.
+        """
         replica = self.replica
         if not self.alive:
             return REFUSED
         if sequence.prompt_tokens >= self.room_tokens:
             return TOO_LONG
-        if replica.waiting_at_most >= replica.limits.queue_max:
+        if replica.waiting_max >= replica.limits.queue_max:
             return QUEUE_FULL
         api_s = self._api_s * (1.0 + self._api_jitter * (2.0 * self._draw() - 1.0))
         replica.add(sequence, now_s + self.delay_s + api_s + self._api_token_s * sequence.prompt_tokens)
         return None
 
     def cost(self, until_s: float) -> float:
-        """USD for it so far."""
+        """USD spent on it until *until_s*."""
         seconds = self.paid_s if self.ordered_s < 0 else self.paid_s + until_s - self.ordered_s
         return self.site.backend.price_per_hour / 3600 * seconds
 
 
 def _first_token(sequence: EngineSequence) -> None:
-    sequence.owner.first_token(sequence)
+    sequence.listener.on_first_token(sequence)
 
 
 def _finished(sequence: EngineSequence) -> None:
-    sequence.owner.finished(sequence)
+    sequence.listener.on_finished(sequence)
 
 
 class ReplicaFleet:
-    """Every engine there was, by name; ``routers`` hear of what changes, health checks ``health_s`` late."""
+    """All engines of the run, by name. Changes are passed to ``routers``; health checks see them ``health_s`` later."""
 
     def __init__(self, pool: Pool, kernel: Kernel, seed: int, health_s: float) -> None:
-        """No engine yet: ``start`` them."""
+        """No engine yet; ``start`` adds one."""
         self.pool, self.kernel, self.seed, self.health_s = pool, kernel, seed, health_s
         self.engines: dict[str, SimulatedEngine] = {}
         self.routers: list[Router] = []
-        self.log: list[tuple[float, str]] = []  # what happened, for reports
+        self.log: list[tuple[float, str]] = []  # events, for reports
 
     # ---- coming and going --------------------------------------------------------
 
     def start(self, site: Site, cold_s: float = 0.0) -> SimulatedEngine:
-        """An engine is ordered; the routers hear of it *cold_s* later."""
+        """Order an engine; it joins the routers after *cold_s*."""
         replica = Replica(site.name, site.truth, site.limits, self.kernel, _first_token, _finished)
         engine = self.engines[site.name] = SimulatedEngine(site, replica, self.kernel.now_s)
         if cold_s:
@@ -166,10 +168,10 @@ class ReplicaFleet:
         if engine.ordered_s < 0:
             return
         engine.alive = engine.joined = True
-        self._told(lambda core, now_s: core.backend_joined(engine.site.backend, now_s))
+        self._notify(lambda core, now_s: core.backend_joined(engine.site.backend, now_s))
 
-    def another(self, member: Member, cold_s: float) -> SimulatedEngine:
-        """One more replica of *member*, under a name of its own."""
+    def add_replica(self, member: Member, cold_s: float) -> SimulatedEngine:
+        """Order one more replica of *member*, under a name of its own."""
         number = len([1 for engine in self.engines.values() if engine.site.member.name == member.name])
         single = replace(member, name=f"{member.name}-{number}", count=1)
         site = replace(self.pool.site(single, single.name, self.seed), member=member)
@@ -178,28 +180,28 @@ class ReplicaFleet:
         return self.start(site, cold_s)
 
     def drain(self, engine: SimulatedEngine) -> None:
-        """Nothing new goes there; when it is empty it is given back."""
+        """Stop sending to the engine, and remove it once it is empty."""
         engine.draining = True
         self._note(f"{engine.name} draining")
-        self._told(lambda core, now_s: core.backend_draining(engine.name, True, now_s))
-        self._look(engine)
+        self._notify(lambda core, now_s: core.backend_draining(engine.name, True, now_s))
+        self._remove_when_empty(engine)
 
-    def _look(self, engine: SimulatedEngine) -> None:
+    def _remove_when_empty(self, engine: SimulatedEngine) -> None:
         now_s = self.kernel.now_s
-        if engine.replica.running or engine.replica.waiting_at_most:
-            self.kernel.at(now_s + _GONE_AFTER_S, self._look, engine)
+        if engine.replica.running or engine.replica.waiting_max:
+            self.kernel.at(now_s + _DRAIN_CHECK_S, self._remove_when_empty, engine)
             return
         if engine.ordered_s >= 0:
             engine.paid_s += now_s - engine.ordered_s
             engine.ordered_s, engine.alive = -1.0, False
-            self._told(lambda core, now_s: core.backend_left(engine.name, now_s))
+            self._notify(lambda core, now_s: core.backend_left(engine.name, now_s))
 
     # ---- faults -----------------------------------------------------------------------
 
-    def plan(self, faults: tuple[Fault, ...]) -> None:
-        """Have every fault happen in its time."""
-        begin = {"crash": self._crash, "slow": self._slow, "drain": self._put_aside}
-        end = {"crash": self._recover, "slow": self._quicken, "drain": self._take_back}
+    def schedule(self, faults: tuple[Fault, ...]) -> None:
+        """Schedule begin and end of every fault."""
+        begin = {"crash": self._crash, "slow": self._begin_slow, "drain": self._begin_drain}
+        end = {"crash": self._recover, "slow": self._end_slow, "drain": self._end_drain}
         for fault in faults:
             self.kernel.at(fault.at_s, begin[fault.kind], fault)
             if fault.for_s < float("inf"):
@@ -210,51 +212,51 @@ class ReplicaFleet:
         engine.alive = False
         self._note(f"{engine.name} crashed")
         for sequence in engine.replica.abandon():
-            self.kernel.at(self.kernel.now_s + engine.delay_s, sequence.owner.fail, (sequence, RESET))
-        self._health(engine)
+            self.kernel.at(self.kernel.now_s + engine.delay_s, sequence.listener.on_failed, (sequence, RESET))
+        self._schedule_health_check(engine)
 
     def _recover(self, fault: Fault) -> None:
         engine = self.engines[fault.backend]
         engine.alive = True
         self._note(f"{engine.name} is back")
-        self._health(engine)
+        self._schedule_health_check(engine)
 
-    def _health(self, engine: SimulatedEngine) -> None:
-        self.kernel.at(self.kernel.now_s + self.health_s, self._checked, (engine, engine.alive))
+    def _schedule_health_check(self, engine: SimulatedEngine) -> None:
+        self.kernel.at(self.kernel.now_s + self.health_s, self._on_health_check, (engine, engine.alive))
 
-    def _checked(self, seen: tuple[SimulatedEngine, bool]) -> None:
+    def _on_health_check(self, seen: tuple[SimulatedEngine, bool]) -> None:
         engine, up = seen
-        self._told(lambda core, now_s: core.backend_health(engine.name, up, now_s))
+        self._notify(lambda core, now_s: core.backend_health(engine.name, up, now_s))
 
-    def _slow(self, fault: Fault) -> None:
+    def _begin_slow(self, fault: Fault) -> None:
         self._note(f"{fault.backend} is {fault.factor:g} times slower")
         self.engines[fault.backend].replica.slow(fault.factor)
 
-    def _quicken(self, fault: Fault) -> None:
-        self._note(f"{fault.backend} is as fast as ever")
+    def _end_slow(self, fault: Fault) -> None:
+        self._note(f"{fault.backend} is back to its normal speed")
         self.engines[fault.backend].replica.slow(1.0)
 
-    def _put_aside(self, fault: Fault) -> None:
+    def _begin_drain(self, fault: Fault) -> None:
         self._note(f"{fault.backend} draining")
-        self._told(lambda core, now_s: core.backend_draining(fault.backend, True, now_s))
+        self._notify(lambda core, now_s: core.backend_draining(fault.backend, True, now_s))
 
-    def _take_back(self, fault: Fault) -> None:
-        self._note(f"{fault.backend} takes requests again")
-        self._told(lambda core, now_s: core.backend_draining(fault.backend, False, now_s))
+    def _end_drain(self, fault: Fault) -> None:
+        self._note(f"{fault.backend} no longer draining")
+        self._notify(lambda core, now_s: core.backend_draining(fault.backend, False, now_s))
 
-    def _told(self, say: Callable[[Dispatcher, float], Sequence[Command]]) -> None:
+    def _notify(self, say: Callable[[Dispatcher, float], Sequence[Command]]) -> None:
         for router in self.routers:
-            router.tell(say(router.core, self.kernel.now_s))
+            router.on_commands(say(router.core, self.kernel.now_s))
 
     def _note(self, what: str) -> None:
         self.log.append((self.kernel.now_s, what))
 
-    # ---- what can be asked ---------------------------------------------------------------
+    # ---- queries ------------------------------------------------------------------------
 
     def cost(self, until_s: float) -> float:
-        """USD for all of it."""
+        """USD spent on all engines until *until_s*."""
         return sum(engine.cost(until_s) for engine in self.engines.values())
 
     def serving(self) -> list[SimulatedEngine]:
-        """Those that are paid for and not on their way out."""
+        """The engines that are paid for and not draining."""
         return [engine for engine in self.engines.values() if engine.ordered_s >= 0 and not engine.draining]

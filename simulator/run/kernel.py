@@ -1,8 +1,8 @@
-"""Virtual time: a heap of callbacks, ties by the order in which they were asked for.
+"""Virtual time: a heap of callbacks; ties run in the order in which they were scheduled.
 
-Believes: time only moves forward, and only between callbacks. Must not know: requests, engines,
-policies. A caller that no longer wants a callback lets it come and ignores it (see the version a
-replica hands along): cheaper than searching the heap.
+Time moves forward only, and only between callbacks. Must not depend on requests, engines or policies. A callback cannot
+be cancelled: the caller ignores it when it comes (see the version of a replica), which is cheaper than searching the
+heap.
 """
 
 from collections.abc import Callable

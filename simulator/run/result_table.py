@@ -1,6 +1,6 @@
-"""What became of every request, in columns: one row a request, numbers only, so a million fit in little.
+"""The results of a run, in columns: one row a request, numbers only, so that a million requests need little memory.
 
-Must not know: how it came to be so.
+Must not depend on how a result came about.
 """
 
 from array import array
@@ -38,10 +38,10 @@ _CODE: Final = {outcome: float(number) for number, outcome in enumerate(OUTCOMES
 
 
 class ResultTable:
-    """Rows in the order in which requests ended; ``column`` gives one fact of all of them."""
+    """Rows in the order in which requests ended; ``column`` returns one column."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
+        """No row yet."""
         self._rows = array("d")
         self._table: Floats | None = None
         self.ids: list[str] = []
@@ -53,18 +53,19 @@ class ResultTable:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def write(self, account: RequestRecord, came_s: float) -> None:
-        """Add one request; what it was promised counts from *came_s*, when its client first came with it. A reply that
-        came whole has no first token, and only its end can be judged.
+    def add(self, record: RequestRecord, first_arrived_s: float) -> None:
+        """Add one request. Its SLO counts from *first_arrived_s*, when its client sent it first.
+
+        A reply that is not streamed has no first token: only its end is compared with the SLO.
         """
-        request, usage = account.request, account.usage
-        backend = self._numbers.get(account.backend)
+        request, usage = record.request, record.usage
+        backend = self._numbers.get(record.backend)
         if backend is None:
-            backend = self._numbers[account.backend] = float(len(self.backends))
-            self.backends.append(account.backend)
-        arrived_s, ended_s = came_s, account.ended_s
-        first_s = account.first_byte_s if request.streamed else nan
-        served = account.outcome is EndState.SERVED
+            backend = self._numbers[record.backend] = float(len(self.backends))
+            self.backends.append(record.backend)
+        arrived_s, ended_s = first_arrived_s, record.ended_s
+        first_s = record.first_byte_s if request.streamed else nan
+        served = record.outcome is EndState.SERVED
         after = usage.output_tokens - 1
         if request.streamed:
             tpot_s = (ended_s - first_s) / after if after > 0 else 0.0
@@ -74,40 +75,40 @@ class ResultTable:
         self._rows.frombytes(
             _packed(
                 arrived_s,
-                account.sent_s,
+                record.sent_s,
                 first_s,
                 ended_s,
                 request.prompt_tokens,
                 usage.output_tokens,
                 usage.cached_tokens,
-                account.attempts,
-                _CODE[account.outcome],
+                record.attempts,
+                _CODE[record.outcome],
                 backend,
                 met,
-                account.predicted_ttft_s,
-                account.predicted_tpot_s,
-                account.predicted_e2e_s,
+                record.predicted_ttft_s,
+                record.predicted_tpot_s,
+                record.predicted_e2e_s,
             )
         )
         self.ids.append(request.id)
         self.slo_classes.append(request.slo_class)
-        if account.reason is not None:
-            self.reasons[account.reason.value] += 1
+        if record.reason is not None:
+            self.reasons[record.reason.value] += 1
 
     def column(self, name: str) -> Floats:
-        """One fact of every request, in the order of ``ids``."""
+        """One column, in the order of ``ids``."""
         if self._table is None or len(self._table) != len(self.ids):
             self._table = np.array(self._rows, dtype=np.float64).reshape(-1, len(COLUMNS))
         column: Floats = self._table[:, COLUMNS.index(name)]
         return column
 
     def served(self) -> NDArray[np.bool_]:
-        """Which were served to the end."""
+        """Which requests were served to the end."""
         served: NDArray[np.bool_] = self.column("outcome") == _CODE[EndState.SERVED]
         return served
 
     def met(self) -> NDArray[np.bool_]:
-        """Which kept every bound of their SLO."""
+        """Which requests met every bound of their SLO."""
         met: NDArray[np.bool_] = self.column("met") > 0
         return met
 
@@ -116,11 +117,11 @@ class ResultTable:
         return self.column("first_s") - self.column("arrived_s")
 
     def tpot_s(self) -> Floats:
-        """Mean time per token after the first; nan for replies of one token or none."""
+        """Mean time per token after the first; nan for replies of fewer than two tokens."""
         after = self.column("output_tokens") - 1
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(after > 0, (self.column("ended_s") - self.column("first_s")) / after, np.nan)
 
     def e2e_s(self) -> Floats:
-        """Arrival to last token."""
+        """Arrival to last token; nan unless served."""
         return np.where(self.served(), self.column("ended_s") - self.column("arrived_s"), np.nan)

@@ -1,7 +1,7 @@
-"""One router on the kernel: the core's dispatcher and the hands that perform its commands, as a gateway's driver does.
+"""One simulated router: the dispatcher of the core on the kernel's time, and the execution of its commands.
 
-Believes: the dispatcher decides. Must not know: why. Output lengths pass from the arrival to the replica and nowhere
-else.
+The gateway's driver does the same for a live router. Must not depend on how the dispatcher decides. The length of a
+reply passes from the arrival to the replica and nowhere else.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,110 +19,110 @@ from simulator.workload.arrivals import Arrival
 Commands = Sequence[Command]
 
 
-class Flight:
-    """One request that is not over: its arrival, and the attempts that were sent."""
+class OpenRequest:
+    """A request that is not over: its arrival, and the attempts that were sent."""
 
     __slots__ = ("arrival", "attempts", "retry_after_s")
 
     def __init__(self, arrival: Arrival) -> None:
-        """Nothing sent yet."""
+        """No attempt has been sent."""
         self.arrival = arrival
         self.attempts: list[EngineSequence] = []
-        self.retry_after_s = 0.0  # what it was told when it was refused
+        self.retry_after_s = 0.0  # of the refusal
 
 
-Accounted = Callable[[RequestRecord, Flight], None]
+OnEnd = Callable[[RequestRecord, OpenRequest], None]
 
 
-class Shell:
-    """One router. *engines* by backend name; *accounted* is told of every request that is over."""
+class SimulatedRouter:
+    """One router. *engines* by backend name; *on_end* is called for every request that is over."""
 
     def __init__(
-        self, name: str, core: Dispatcher, kernel: Kernel, engines: Mapping[str, SimulatedEngine], accounted: Accounted
+        self, name: str, core: Dispatcher, kernel: Kernel, engines: Mapping[str, SimulatedEngine], on_end: OnEnd
     ) -> None:
-        """The core hears of backends through ``backend_joined``, as in life."""
+        """The dispatcher has no backends yet; the fleet adds them by ``backend_joined``."""
         self.name, self.core, self.kernel, self.engines = name, core, kernel, engines
-        self._accounted = accounted
-        self._flights: dict[str, Flight] = {}
+        self._on_end = on_end
+        self._open: dict[str, OpenRequest] = {}
         self._wake_s = inf
         self._hedges = core.limits.hedge_slo_share != inf
         self._holding: set[str] = set()
         self.held = 0
 
-    # ---- what happens ----------------------------------------------------------
+    # ---- events ----------------------------------------------------------------
 
     def arrive(self, arrival: Arrival) -> None:
-        """A request comes to this router, now."""
+        """A request arrives at this router now."""
         request = arrival.request
-        self._flights[request.id] = Flight(arrival)
+        self._open[request.id] = OpenRequest(arrival)
         commands = self.core.arrived(request, self.kernel.now_s)
         if commands:
             self.perform(commands)
         else:
             self.held += 1
             self._holding.add(request.id)
-            self._look_at_clock()
+            self._schedule_tick()
 
-    def first_token(self, sequence: EngineSequence) -> None:
-        """An engine's first token of an attempt has come; of a whole reply nobody sees it."""
-        flight = self._flights.get(sequence.id)
-        if flight is not None and not flight.arrival.request.streamed:
+    def on_first_token(self, sequence: EngineSequence) -> None:
+        """The first token of an attempt has arrived. A reply that is not streamed has no visible first token."""
+        open_request = self._open.get(sequence.id)
+        if open_request is not None and not open_request.arrival.request.streamed:
             return
         commands = self.core.first_byte(sequence.id, sequence.attempt, self.kernel.now_s)
         if commands or self._holding:
             self.perform(commands)
 
-    def finished(self, sequence: EngineSequence) -> None:
-        """An attempt's reply is complete."""
+    def on_finished(self, sequence: EngineSequence) -> None:
+        """The reply of an attempt is complete."""
         usage = Usage(sequence.generated, sequence.prompt_tokens, max(0, sequence.cached_tokens), True)
         self.perform(self.core.ended(sequence.id, sequence.attempt, usage, self.kernel.now_s))
 
-    def fail(self, lost: tuple[EngineSequence, Failure]) -> None:
-        """An attempt is dead."""
+    def on_failed(self, lost: tuple[EngineSequence, Failure]) -> None:
+        """An attempt has failed."""
         sequence, failure = lost
         self.perform(self.core.failed(sequence.id, sequence.attempt, failure, self.kernel.now_s))
 
     def leave(self, request_id: str) -> None:
-        """The client hangs up, if its request is not over."""
-        if request_id in self._flights:
+        """The client disconnects, unless its request is over."""
+        if request_id in self._open:
             self.perform(self.core.client_left(request_id, self.kernel.now_s))
 
     def has(self, request_id: str) -> bool:
         """Whether the request is here and not over."""
-        return request_id in self._flights
+        return request_id in self._open
 
     def arrival(self, request_id: str) -> Arrival:
-        """The arrival of a request that is not over."""
-        return self._flights[request_id].arrival
+        """The arrival of an open request."""
+        return self._open[request_id].arrival
 
-    def waits(self, request_id: str) -> bool:
-        """Whether the request is not over and has no first token."""
-        flight = self._flights.get(request_id)
-        return flight is not None and not any(attempt.generated for attempt in flight.attempts)
+    def awaits_first_token(self, request_id: str) -> bool:
+        """Whether the request is open and no attempt has a token."""
+        open_request = self._open.get(request_id)
+        return open_request is not None and not any(attempt.generated for attempt in open_request.attempts)
 
-    def tell(self, commands: Commands) -> None:
-        """The core was told of something else, and answered."""
+    def on_commands(self, commands: Commands) -> None:
+        """Execute the commands that the dispatcher returned for an event of the fleet."""
         if commands or self._holding:
             self.perform(commands)
 
-    # ---- what is commanded -------------------------------------------------------
+    # ---- commands ----------------------------------------------------------------
 
     def perform(self, commands: Commands) -> None:
-        """Do what the core says; look when it wants to be woken if that may have changed."""
+        """Execute commands, and schedule the next tick if it may have changed."""
         for command in commands:
             kind = type(command)
             if kind is Send:
                 self._send(command)  # type: ignore[arg-type]
             elif kind is RequestRecord:
-                self._account(command)  # type: ignore[arg-type]
+                self._end(command)  # type: ignore[arg-type]
             elif kind is Abort:
                 self._abort(command)  # type: ignore[arg-type]
             elif kind is Refuse:
-                self._flights[command.request_id].retry_after_s = command.retry_after_s  # type: ignore[union-attr]
+                self._open[command.request_id].retry_after_s = command.retry_after_s  # type: ignore[union-attr]
         if self._holding:
-            self._look_at_clock()
+            self._schedule_tick()
 
-    def _look_at_clock(self) -> None:
+    def _schedule_tick(self) -> None:
         wake_s = self.core.wake_s
         if wake_s < self._wake_s:
             self._wake_s = wake_s
@@ -132,30 +132,30 @@ class Shell:
         if due_s == self._wake_s:
             self._wake_s = inf
             self.perform(self.core.ticked(self.kernel.now_s))
-            self._look_at_clock()
+            self._schedule_tick()
 
     def _send(self, send: Send) -> None:
-        flight = self._flights[send.request_id]
+        open_request = self._open[send.request_id]
         engine = self.engines[send.backend]
-        sequence = engine.sequence(flight.arrival, send.attempt, self)
-        flight.attempts.append(sequence)
+        sequence = engine.sequence(open_request.arrival, send.attempt, self)
+        open_request.attempts.append(sequence)
         if self._holding:
             self._holding.discard(send.request_id)
         now_s = self.kernel.now_s
         failure = engine.accept(sequence, now_s)
         if failure is not None:
-            self.kernel.at(now_s + engine.delay_s, self.fail, (sequence, failure))
-        if self._hedges or send.first_byte_due_s < self._wake_s or not flight.arrival.request.streamed:
-            self._look_at_clock()
+            self.kernel.at(now_s + engine.delay_s, self.on_failed, (sequence, failure))
+        if self._hedges or send.first_byte_due_s < self._wake_s or not open_request.arrival.request.streamed:
+            self._schedule_tick()
 
     def _abort(self, abort: Abort) -> None:
         engine = self.engines.get(abort.backend)
-        for sequence in self._flights[abort.request_id].attempts:
+        for sequence in self._open[abort.request_id].attempts:
             if sequence.attempt == abort.attempt and engine is not None:
                 self.kernel.at(self.kernel.now_s + engine.delay_s, engine.replica.drop, sequence)
 
-    def _account(self, account: RequestRecord) -> None:
-        request_id = account.request.id
+    def _end(self, record: RequestRecord) -> None:
+        request_id = record.request.id
         if self._holding:
             self._holding.discard(request_id)
-        self._accounted(account, self._flights.pop(request_id))
+        self._on_end(record, self._open.pop(request_id))

@@ -1,6 +1,6 @@
-"""A scaling policy at work in a run: demand measured at the routers, replicas ordered and drained.
+"""A scaling policy in a run: demand is measured at the routers, replicas are ordered and drained.
 
-Believes: what came and what became of it lately. Must not know: lengths of replies still to come.
+Depends on past arrivals and ends. Must not depend on the lengths of replies still to come.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ from simulator.world import Autoscaling
 
 @dataclass(slots=True)
 class Tally:
-    """What one model was asked for in one stretch of time."""
+    """Requests for one model in one interval."""
 
     arrived: int = 0
     prompt_tokens: int = 0
@@ -28,35 +28,35 @@ class Tally:
 
 
 @dataclass(slots=True)
-class Measured:
-    """One model's tallies, the newest last, and the SLO its requests brought."""
+class ModelDemand:
+    """The tallies of one model, newest last, and the SLO of its requests."""
 
     slo: Slo
     tallies: deque[Tally] = field(default_factory=deque)
 
 
 class Autoscaler:
-    """Asks the policy, orders and drains."""
+    """Evaluates the scaling policy, orders replicas and drains them."""
 
     def __init__(self, kernel: Kernel, fleet: ReplicaFleet, settings: Autoscaling, policy: Scaling) -> None:
-        """At work from now on, until ``stop``."""
+        """Active from now until ``stop``."""
         self._kernel, self._fleet, self._settings, self._policy = kernel, fleet, settings, policy
-        self._models: dict[str, Measured] = {}
+        self._models: dict[str, ModelDemand] = {}
         self._low_since_s: dict[str, float] = {}
         self._kept = max(1, round(settings.window_s / settings.every_s))
         self._going = True
-        kernel.at(settings.every_s, self._ask)
+        kernel.at(settings.every_s, self._evaluate)
 
     def stop(self) -> None:
-        """No more."""
+        """Evaluate no more."""
         self._going = False
 
     # ---- measuring ------------------------------------------------------------------
 
     def arrived(self, arrival: Arrival) -> None:
-        """A request came."""
+        """A request has arrived."""
         request = arrival.request
-        measured = self._models.setdefault(request.model, Measured(request.slo, deque([Tally()])))
+        measured = self._models.setdefault(request.model, ModelDemand(request.slo, deque([Tally()])))
         tally = measured.tallies[-1]
         tally.arrived += 1
         tally.prompt_tokens += request.prompt_tokens
@@ -70,7 +70,7 @@ class Autoscaler:
             tally.output_tokens += output_tokens
             tally.met += met
 
-    def _demand(self, model: str, measured: Measured, engines: Mapping[str, list[SimulatedEngine]]) -> Demand:
+    def _demand(self, model: str, measured: ModelDemand, engines: Mapping[str, list[SimulatedEngine]]) -> Demand:
         tallies = measured.tallies
         arrived = sum(t.arrived for t in tallies)
         ended = sum(t.ended for t in tallies)
@@ -87,18 +87,18 @@ class Autoscaler:
 
     # ---- turning ----------------------------------------------------------------------
 
-    def _ask(self, _: object) -> None:
+    def _evaluate(self, _: object) -> None:
         if not self._going:
             return
         for model, measured in self._models.items():
             engines = self._engines(model)
             if engines and any(t.ended for t in measured.tallies):
                 for answer in self._policy.scale(self._demand(model, measured, engines)):
-                    self._turn(engines[answer.variant], answer.replicas)
+                    self._scale(engines[answer.variant], answer.replicas)
             measured.tallies.append(Tally())
             while len(measured.tallies) > self._kept:
                 measured.tallies.popleft()
-        self._kernel.at(self._kernel.now_s + self._settings.every_s, self._ask)
+        self._kernel.at(self._kernel.now_s + self._settings.every_s, self._evaluate)
 
     def _engines(self, model: str) -> dict[str, list[SimulatedEngine]]:
         engines: dict[str, list[SimulatedEngine]] = {}
@@ -107,14 +107,14 @@ class Autoscaler:
                 engines.setdefault(engine.site.backend.variant, []).append(engine)
         return engines
 
-    def _turn(self, there: list[SimulatedEngine], wanted: int) -> None:
+    def _scale(self, there: list[SimulatedEngine], replicas: int) -> None:
         settings, now_s = self._settings, self._kernel.now_s
         member = there[0].site.member
-        wanted = min(max(wanted, settings.replicas_min), settings.replicas_max)
-        if wanted >= len(there):
+        replicas = min(max(replicas, settings.replicas_min), settings.replicas_max)
+        if replicas >= len(there):
             self._low_since_s.pop(member.name, None)
-            for _ in range(wanted - len(there)):
-                self._fleet.another(member, settings.cold_start_s)
+            for _ in range(replicas - len(there)):
+                self._fleet.add_replica(member, settings.cold_start_s)
         elif now_s - self._low_since_s.setdefault(member.name, now_s) >= settings.calm_s:
             del self._low_since_s[member.name]
             self._fleet.drain(there[-1])

@@ -1,4 +1,4 @@
-"""What the engines looked like at regular moments of a run: for plots. Must not know: requests."""
+"""The engines' load sampled at a fixed period, for plots. Must not depend on requests."""
 
 from array import array
 

@@ -1,1 +1,1 @@
-"""May a policy serve? Its replay against the policy that serves, and an audit of its side effects."""
+"""Pre-rollout validation of a policy: contract, time per decision, side effects, replay against the present policy."""

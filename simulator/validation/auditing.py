@@ -1,8 +1,9 @@
-"""What a policy does beside answering, seen while it is asked: files, sockets, processes, threads, and what it keeps.
+"""Side effects of a policy during its decisions: files, sockets, processes, threads, and state kept between calls.
 
-Believes: the interpreter's audit events (PEP 578), and the names of modules: a policy's own code is in ``policies`` or
-was loaded from a file (``router/loading.py``). Must not know what it answers. The syntax was checked before
-(``policies/_purity.py``); this finds what a name did not show. Clocks raise no event: the syntax alone finds those.
+Relies on the interpreter's audit events (PEP 578) and on module names: a policy's own code is in ``policies`` or was
+loaded from a file (``router/loading.py``). Does not look at the decisions. The syntax was checked before
+(``policies/_purity.py``); this finds what no name shows. Reading a clock raises no event: only the syntax check finds
+that.
 """
 
 import sys
@@ -34,15 +35,15 @@ _OF_THE_INTERPRETER: Final = frozenset(  # they open files on their own account
 
 
 class _Watch:
-    """The one hook of this process, which cannot be taken away again; it looks only while a policy is asked."""
+    """The one audit hook of this process, which cannot be removed again. It acts only while a policy decides."""
 
     def __init__(self) -> None:
         self.installed = False
-        self.thread = 0  # that asks a policy now; 0: none
+        self.thread = 0  # in which a policy decides now; 0: none
         self.caught: list[str] = []
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """PolicyRejected out of what the policy tried."""
+        """Raises PolicyRejected inside the policy's call."""
         if self.thread != get_ident() or not event.startswith(_EVENTS):
             return
         place = _place(direct=event == "import")
@@ -56,7 +57,9 @@ _watch: Final = _Watch()
 
 
 def watched(act: Callable[[], _Made]) -> _Made:
-    """What *act* gives; PolicyRejected, with file and line, when a policy reached outside meanwhile, caught or not."""
+    """The result of *act*. Raises PolicyRejected, with file and line, if a policy had a side effect meanwhile, even if
+    it caught the error.
+    """
     if not _watch.installed:
         _watch.installed = True
         sys.addaudithook(_watch.hook)
@@ -67,16 +70,16 @@ def watched(act: Callable[[], _Made]) -> _Made:
         _watch.thread = around
         caught, _watch.caught = _watch.caught, []
         if caught:
-            raise PolicyRejected(caught[0])  # whatever the policy made of it
+            raise PolicyRejected(caught[0])  # even if the policy caught it
     return made
 
 
 def _place(*, direct: bool) -> str:
-    """``file:line`` of the policy's code that led here; empty when none did, or the interpreter did for itself.
-    *direct*: only when no other code is between.
+    """``file:line`` of the policy's code that led to the event; empty if there is none, or if the interpreter caused
+    it. *direct*: only if no other code is in between.
     """
     frame = currentframe()
-    frame = frame.f_back.f_back if frame and frame.f_back else None  # beyond the hook
+    frame = frame.f_back.f_back if frame and frame.f_back else None  # skip the hook
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
         if module.startswith(_OF_POLICIES):
@@ -88,8 +91,8 @@ def _place(*, direct: bool) -> str:
 
 
 def state_of(policy: Any) -> dict[str, str]:
-    """All that a policy could keep between calls, by name, as text: its fields, its class, its module and what its
-    methods close over. Equal before and after it was asked, or it has state.
+    """Everything a policy could keep between calls, by name, as text: its fields, its class, its module, and what its
+    methods close over. If it differs after a decision, the policy has state.
     """
     kind = type(policy)
     module = sys.modules.get(kind.__module__)
@@ -126,7 +129,7 @@ def _is_filled(cell: Any) -> bool:
 
 
 def check_state(before: dict[str, str], policy: Any) -> None:
-    """PolicyRejected, naming what changed since ``state_of`` gave *before*."""
+    """Raise PolicyRejected, naming what has changed since ``state_of`` returned *before*."""
     after = state_of(policy)
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if changed:

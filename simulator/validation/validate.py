@@ -1,9 +1,9 @@
-"""The command ``validate``: may this policy serve? A question on stdin, a verdict on stdout, both JSON.
+"""The command ``validate``: may this policy serve? A job on stdin, a verdict on stdout, both JSON.
 
-Believes: the question: who decides now, who is to decide, on which backends. The candidate is held to the contract,
-then both are played over the same arrivals; it is refused when it breaks the contract, raises, overruns its time, or
-keeps its SLO for fewer requests than the other by more than the bound. Runs in a process of its own, so that nothing
-a policy does here (sleep, spin, die) reaches a request. Must not know the gateway: the question holds all it needs.
+The job holds the candidate, the policy that serves now, and the backends. The candidate is checked against the policy
+contract, then both are played over the same arrivals. It is rejected if it breaks the contract, raises, exceeds its
+time budget, or attains its SLOs for fewer requests than the present policy by more than the allowed drop. It runs in a
+process of its own, so that nothing a policy does here reaches a request. Must not depend on the gateway.
 """
 
 import json
@@ -34,30 +34,32 @@ from simulator.replica.truth import true_of
 from simulator.run.play import play
 from simulator.traces.recent import recent
 from simulator.validation.auditing import check_state, state_of, watched
-from simulator.workload.arrivals import Arrival, Shaping, SloClass, distinct, shape
-from simulator.workload.for_pool import LOAD, generated, promise
+from simulator.workload.arrivals import Arrival, Shaping, SloClass, shape, with_distinct_ids
+from simulator.workload.for_pool import LOAD, capacity_of, workload_for
 
 BLOCK_TOKENS: Final = 16
-GROSS: Final = 40.0  # times the budget: no scheduler's whim; two such decisions are enough
-SHARE: Final = 0.95  # of the decisions that must be inside the budget
+HARD_FACTOR: Final = 40.0  # times the budget: beyond scheduling noise; the second such decision rejects the policy
+ON_TIME_SHARE: Final = 0.95  # share of the decisions that must be within the budget
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked. ``candidate``, ``current`` (None: nobody served yet) and ``shadow`` hold ``routing`` and
-    ``admission``, each by ``name`` or by ``path`` and ``text``, with ``parameters``; ``trace``: a file of any known
-    form, the gateway's record among them, of which the last ``last_s`` and ``requests_max`` count; with fewer than
-    ``requests_min``, or where ``generate`` says so, a workload is generated for the pool.
+class Job:
+    """What to validate. ``candidate`` and ``current`` (None: no policy has served yet) hold ``routing`` and
+    ``admission``, each by ``name`` or by ``path`` and ``text``, with ``parameters``.
+
+    ``trace``: a file of any trace format, such as the gateway's record, of which the last ``last_s`` and at most
+    ``requests_max`` requests are played. With fewer than ``requests_min`` requests, or with ``generate``, a workload is
+    generated for the pool.
     """
 
     candidate: Mapping[str, Any]
     backends: tuple[Backend, ...]
     current: Mapping[str, Any] | None = None
-    others: Sequence[Mapping[str, Any]] = ()  # routings that must keep the contract and their time, no more
+    others: Sequence[Mapping[str, Any]] = ()  # routings checked for contract and time only
     classes: Sequence[Mapping[str, Any]] = ()
     trace: str = ""
     generate: bool = False
-    replay: bool = True  # False: the contract and the time of a decision are all that is asked
+    replay: bool = True  # False: check the contract and the time of a decision only
     last_s: float = 600.0
     requests_min: int = 100
     requests_max: int = 3_000
@@ -76,31 +78,32 @@ class Verdict:
     decision_s: dict[str, float] = field(default_factory=dict)
 
 
-def question_of(plain: Mapping[str, Any]) -> Question:
-    """The question in the JSON; TypeError or KeyError when it is none."""
-    return Question(**{**plain, "backends": tuple(backend_of(each) for each in plain["backends"])})
+def job_of(plain: Mapping[str, Any]) -> Job:
+    """The job in the JSON. Raises TypeError or KeyError if it is not one."""
+    return Job(**{**plain, "backends": tuple(backend_of(each) for each in plain["backends"])})
 
 
 if sys.platform == "linux":
     import resource
 
-    def _slept() -> int:
-        """How often this thread gave up its processor by itself: a decision in which it did is one that waited."""
+    def _waits() -> int:
+        """Voluntary context switches of this thread: a decision during which it grows has waited."""
         return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
-else:  # nobody says: every decision is taken to have waited, and is timed by the wall clock
-    _slept = count().__next__
+else:  # unknown: every decision counts as one that waited and is timed by the wall clock
+    _waits = count().__next__
 
 
-class Timed:
-    """A policy whose every decision is timed: by its own work, so that a busy machine is not held against it, and by
-    the wall clock where it sleeps or waits; and watched for what it does beside deciding (``auditing.py``).
+class TimedPolicy:
+    """A policy with every decision timed and audited for side effects (``auditing.py``).
+
+    The time is CPU time, so that a busy machine does not count against the policy, or wall time if the decision waited.
     """
 
     def __init__(self, policy: Any, budget_s: float) -> None:
-        """PolicyRejected from a decision: the second one that took ``GROSS`` times the budget."""
+        """The second decision that takes ``HARD_FACTOR`` times the budget raises PolicyRejected."""
         self._policy, self._budget_s = policy, budget_s
-        self._gross = 0
+        self._hard_overruns = 0
         self.took_s: list[float] = []
 
     @property
@@ -131,131 +134,131 @@ class Timed:
 
     @staticmethod
     def _now() -> tuple[float, float, int]:
-        return perf_counter(), thread_time(), _slept()
+        return perf_counter(), thread_time(), _waits()
 
     def _note(self, began: tuple[float, float, int]) -> None:
-        wall_s, work_s, slept = (now - then for now, then in zip(self._now(), began, strict=True))
-        took_s = wall_s if slept else work_s
+        wall_s, work_s, waits = (now - then for now, then in zip(self._now(), began, strict=True))
+        took_s = wall_s if waits else work_s
         self.took_s.append(took_s)
-        if took_s > GROSS * self._budget_s:
-            self._gross += 1
-            if self._gross > 1:
+        if took_s > HARD_FACTOR * self._budget_s:
+            self._hard_overruns += 1
+            if self._hard_overruns > 1:
                 raise PolicyRejected(f"a decision took {took_s:.3f} s; its budget is {self._budget_s * 1e3:g} ms")
 
     def check(self) -> None:
-        """PolicyRejected when too many decisions overran."""
+        """Raise PolicyRejected if too many decisions exceeded the budget."""
         if not self.took_s:
             return
-        late_s = sorted(self.took_s)[int(SHARE * (len(self.took_s) - 1))]
+        late_s = sorted(self.took_s)[int(ON_TIME_SHARE * (len(self.took_s) - 1))]
         if late_s > self._budget_s:
-            told = f"{SHARE:.0%} of its decisions take up to {late_s * 1e3:.1f} ms"
-            raise PolicyRejected(f"{told}; its budget is {self._budget_s * 1e3:g} ms")
+            took = f"{ON_TIME_SHARE:.0%} of its decisions take up to {late_s * 1e3:.1f} ms"
+            raise PolicyRejected(f"{took}; its budget is {self._budget_s * 1e3:g} ms")
 
     def summary(self) -> dict[str, float]:
-        """Seconds a decision took."""
+        """Mean, 99th percentile and maximum of the seconds a decision took."""
         if len(self.took_s) < 2:  # noqa: PLR2004 - quantiles need two
             return {}
         return {"mean": fmean(self.took_s), "p99": quantiles(self.took_s, n=100)[-1], "max": max(self.took_s)}
 
 
-def made(kind: str, plain: Mapping[str, Any]) -> Any:
-    """The policy of that name, or of that source."""
+def build_policy(kind: str, plain: Mapping[str, Any]) -> Any:
+    """The policy of this name, or of this source text. Raises PolicyRejected or ValueError."""
     if "text" in plain:
         source = loading.Source(plain["path"], plain["text"])
         return watched(lambda: loading.load(kind, source, plain["parameters"]))
     return policies.find(kind, plain["name"], plain["parameters"])
 
 
-def judge(question: Question) -> Verdict:
-    """Contract, then the replays; the first fault is the verdict's."""
+def validate(job: Job) -> Verdict:
+    """Check the contract, then play the workloads. The first fault decides the verdict."""
     verdict = Verdict()
     try:
-        for plain in (question.candidate["routing"], *question.others):
-            _vet("routing", plain, question, check_routing)
-        _vet("admission", question.candidate["admission"], question, check_admission)
-        for told, arrivals in workloads(question) if question.replay else ():
-            _compare(question, told, arrivals, verdict)
+        for plain in (job.candidate["routing"], *job.others):
+            _check_contract("routing", plain, job, check_routing)
+        _check_contract("admission", job.candidate["admission"], job, check_admission)
+        for name, arrivals in workloads(job) if job.replay else ():
+            _compare(job, name, arrivals, verdict)
     except (PolicyRejected, ValueError) as problem:
         verdict.passed, verdict.why = False, str(problem)
     return verdict
 
 
-def _vet(kind: str, plain: Mapping[str, Any], question: Question, check: Callable[[Timed, Random], None]) -> None:
-    """The contract, against the clock; PolicyRejected names the policy."""
-    policy = made(kind, plain)
-    timed, before = Timed(policy, question.budget_s), state_of(policy)
+def _check_contract(
+    kind: str, plain: Mapping[str, Any], job: Job, check: Callable[[TimedPolicy, Random], None]
+) -> None:
+    """Check contract, time and state. Raises PolicyRejected, which names the policy."""
+    policy = build_policy(kind, plain)
+    timed, before = TimedPolicy(policy, job.budget_s), state_of(policy)
     try:
-        check(timed, Random(question.seed))
+        check(timed, Random(job.seed))
         check_state(before, policy)
         timed.check()
     except PolicyRejected as problem:
-        name, told = plain.get("path") or plain["name"], str(problem)
-        raise PolicyRejected(told if told.startswith(f"{name}:") else f"{name}: {told}") from None
+        name, why = plain.get("path") or plain["name"], str(problem)
+        raise PolicyRejected(why if why.startswith(f"{name}:") else f"{name}: {why}") from None
 
 
-def workloads(question: Question) -> list[tuple[str, list[Arrival]]]:
-    """What is played, each with its name."""
+def workloads(job: Job) -> list[tuple[str, list[Arrival]]]:
+    """The workloads to play, each with its name."""
     found = []
-    if question.trace:
-        arrivals = _recent(question)
-        if len(arrivals) >= question.requests_min:
-            found.append((question.trace, arrivals))
-    if question.generate or not found:
-        told = f"a workload made for this pool at {LOAD:.0%} of its capacity"
-        found.append((told, generated(question.backends, question.requests_max, question.seed)))
+    if job.trace:
+        arrivals = _recent(job)
+        if len(arrivals) >= job.requests_min:
+            found.append((job.trace, arrivals))
+    if job.generate or not found:
+        name = f"a workload made for this pool at {LOAD:.0%} of its capacity"
+        found.append((name, workload_for(job.backends, job.requests_max, job.seed)))
     return found
 
 
-def _recent(question: Question) -> list[Arrival]:
-    """The trace's last requests. Who was promised nothing is promised here what the pool could keep: without a bound
-    any policy would do.
+def _recent(job: Job) -> list[Arrival]:
+    """The last requests of the trace. Requests without an SLO get one that the pool can meet: without any bound, every
+    policy would pass.
     """
-    promised = promise(question.backends).slo
-    classes = tuple(SloClass(each["name"], _bounded(Slo(**each["slo"]), promised)) for each in question.classes)
-    entries = recent(Path(question.trace), question.last_s, question.requests_max)
+    pool_slo = capacity_of(job.backends).slo
+    classes = tuple(SloClass(each["name"], _bounded(Slo(**each["slo"]), pool_slo)) for each in job.classes)
+    entries = recent(Path(job.trace), job.last_s, job.requests_max)
     for entry in entries:
         if entry.slo is not None:
-            entry.slo = _bounded(entry.slo, promised)
-    how = Shaping(question.backends[0].models[0], classes or (SloClass("default", promised),))
-    return distinct(shape(entries, how, question.seed))
+            entry.slo = _bounded(entry.slo, pool_slo)
+    how = Shaping(job.backends[0].models[0], classes or (SloClass("default", pool_slo),))
+    return with_distinct_ids(shape(entries, how, job.seed))
 
 
 def _bounded(slo: Slo, otherwise: Slo) -> Slo:
     return otherwise if min(slo.ttft_s, slo.tpot_s, slo.e2e_s) == inf else slo
 
 
-def _compare(question: Question, told: str, arrivals: list[Arrival], verdict: Verdict) -> None:
-    """Play both; PolicyRejected says by how much the candidate is worse."""
-    candidate = _attainment(question, question.candidate, arrivals, verdict)
-    replay = {"workload": told, "requests": len(arrivals), "candidate": candidate, "current": None, "drop": 0.0}
+def _compare(job: Job, name: str, arrivals: list[Arrival], verdict: Verdict) -> None:
+    """Play both policies. Raises PolicyRejected if the candidate attains too much less."""
+    candidate = _attainment(job, job.candidate, arrivals, verdict)
+    replay = {"workload": name, "requests": len(arrivals), "candidate": candidate, "current": None, "drop": 0.0}
     verdict.replays.append(replay)
-    current = _of_current(question, arrivals)
+    current = _current_attainment(job, arrivals)
     replay |= {"current": current, "drop": current - candidate}
-    if current - candidate > question.attainment_drop_max:
-        against = "the policy that serves" if question.current else "least_work"
+    if current - candidate > job.attainment_drop_max:
+        against = "the policy that serves" if job.current else "least_work"
         raise PolicyRejected(
             f"attainment drops by {current - candidate:.1%}: {candidate:.1%} of {len(arrivals)} requests, {against}"
-            f" keeps {current:.1%} ({told}); at most {question.attainment_drop_max:.1%} is allowed"
+            f" attains {current:.1%} ({name}); at most {job.attainment_drop_max:.1%} is allowed"
         )
 
 
-def _of_current(question: Question, arrivals: list[Arrival]) -> float:
-    """What the other keeps; a policy that fails at it keeps nothing, and may well be replaced."""
-    current = question.current or {**question.candidate, "routing": {"name": "least_work", "parameters": {}}}
+def _current_attainment(job: Job, arrivals: list[Arrival]) -> float:
+    """The attainment of the present policy; 0 if it fails, for then it may well be replaced."""
+    current = job.current or {**job.candidate, "routing": {"name": "least_work", "parameters": {}}}
     try:
-        return _attainment(question, current, arrivals, None)
+        return _attainment(job, current, arrivals, None)
     except (PolicyRejected, ValueError):
         return 0.0
 
 
-def _attainment(
-    question: Question, decisions: Mapping[str, Any], arrivals: list[Arrival], verdict: Verdict | None
-) -> float:
-    routing = Timed(made("routing", decisions["routing"]), question.budget_s)
-    admission = Timed(made("admission", decisions["admission"]), question.budget_s)
+def _attainment(job: Job, decisions: Mapping[str, Any], arrivals: list[Arrival], verdict: Verdict | None) -> float:
+    routing = TimedPolicy(build_policy("routing", decisions["routing"]), job.budget_s)
+    admission = TimedPolicy(build_policy("admission", decisions["admission"]), job.budget_s)
     limits = DispatchLimits(**decisions.get("limits", {}))
     try:
-        played = play(arrivals, BackendPool(question.backends), routing, admission, question.seed, limits=limits)
+        played = play(arrivals, BackendPool(job.backends), routing, admission, job.seed, limits=limits)
         routing.check()
     except PolicyRejected:
         raise
@@ -263,11 +266,11 @@ def _attainment(
         raise PolicyRejected(f"raised {type(problem).__name__}: {problem} in the replay") from problem
     if verdict is not None:
         verdict.decision_s = routing.summary()
-    return float(played.books.met().mean())
+    return float(played.table.met().mean())
 
 
 class BackendPool(Pool):
-    """A pool of which only what a router believes is known: its truth is that, times hidden factors."""
+    """A pool of which only the router's belief is known. The truth is that belief times hidden factors."""
 
     def __init__(self, backends: Sequence[Backend]) -> None:
         """One replica for each backend."""
@@ -277,25 +280,26 @@ class BackendPool(Pool):
     backends: tuple[Backend, ...]
 
     def sites(self, seed: int) -> list[Site]:
-        """Every replica under *seed*."""
+        """The replicas, with the truth drawn from *seed*."""
         return [
-            Site(b.name, member, _started(b), b, true_of(b.prior, self.truth, seed, b.name))
+            Site(b.name, member, _limits_of(b), b, true_of(b.prior, self.truth, seed, b.name))
             for member, b in zip(self.members, self.backends, strict=True)
         ]
 
 
-def _started(backend: Backend) -> EngineLimits:
+def _limits_of(backend: Backend) -> EngineLimits:
     blocks = max(1, backend.kv_tokens_max // BLOCK_TOKENS)
     return EngineLimits(backend.seqs_max, max(backend.chunk_tokens, backend.seqs_max), BLOCK_TOKENS, blocks)
 
 
-def run(asked: TextIO, answered: TextIO) -> bool:
-    """Read one question, write its verdict; whether it passed. What a policy prints goes to stderr. From here on this
-    process checks what loops are handed: a policy's may not write what it is shown.
+def run(stdin: TextIO, stdout: TextIO) -> bool:
+    """Read one job and write its verdict. Returns whether it passed. Output printed by a policy goes to stderr.
+
+    From here on this process checks the arrays given to compiled loops: a policy's loop must not write to its inputs.
     """
     began_s, compiling.checked = perf_counter(), True
     with redirect_stdout(sys.stderr):
-        verdict = judge(question_of(json.load(asked)))
-    json.dump(asdict(verdict) | {"took_s": perf_counter() - began_s}, answered)
-    answered.write("\n")
+        verdict = validate(job_of(json.load(stdin)))
+    json.dump(asdict(verdict) | {"took_s": perf_counter() - began_s}, stdout)
+    stdout.write("\n")
     return verdict.passed

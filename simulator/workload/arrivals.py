@@ -21,14 +21,14 @@ class Arrival(Fact):
     """A request and the length its reply will have.
 
     ``known_prefix``: hashes of prompt and reply together, where a later turn will begin with both; ``tries``: how often
-    its client has come with it before, the first time at ``since_s``.
+    its client has come with it before, the first time at ``first_try_s``.
     """
 
     request: Final[Request]
     output_tokens: Final[int]
     known_prefix: Final[tuple[Hashable, ...]]
     tries: Final[int]
-    since_s: Final[float]
+    first_try_s: Final[float]
 
     def __init__(
         self,
@@ -36,18 +36,18 @@ class Arrival(Fact):
         output_tokens: int,
         known_prefix: tuple[Hashable, ...] = (),
         tries: int = 0,
-        since_s: float = 0.0,
+        first_try_s: float = 0.0,
     ) -> None:
         self.request = request
         self.output_tokens = output_tokens
         self.known_prefix = known_prefix
         self.tries = tries
-        self.since_s = since_s
+        self.first_try_s = first_try_s
 
     @property
-    def came_s(self) -> float:
+    def first_arrived_s(self) -> float:
         """When its client first came with it: what it was promised counts from there."""
-        return self.since_s if self.tries else self.request.arrived_s
+        return self.first_try_s if self.tries else self.request.arrived_s
 
 
 class Workload(Protocol):
@@ -143,8 +143,8 @@ def shape(entries: Sequence[TraceEntry], how: Shaping, seed: int) -> list[Arriva
     return [shaper.arrival(entry, (entry.arrived_s - start_s) / how.rate) for entry in islice(inside, how.limit)]
 
 
-def distinct(arrivals: Iterable[Arrival]) -> list[Arrival]:
-    """The same arrivals with ids made distinct: a core takes an id for one request at a time."""
+def with_distinct_ids(arrivals: Iterable[Arrival]) -> list[Arrival]:
+    """The same arrivals with ids made with_distinct_ids: a core takes an id for one request at a time."""
     seen: set[str] = set()
     result = []
     for arrival in arrivals:

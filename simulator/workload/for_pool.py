@@ -20,54 +20,54 @@ LOAD: Final = 0.6  # of what the pool could serve within the SLO
 PROMPT_TOKENS: Final = 400.0  # medians of log-normal lengths, as chats have them
 OUTPUT_TOKENS: Final = 80.0
 SPREAD: Final = 0.7
-PACE_FACTOR: Final = 2.5  # the SLO's pace over the slowest backend's when idle
+TPOT_FACTOR: Final = 2.5  # the SLO's pace over the slowest backend's when idle
 WAIT_FACTOR: Final = 4.0
 API_S: Final = 0.25
 SPAN_S: Final = 90.0  # long enough for a queue of 20 % overload to show
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
-    """The SLO of a generated workload and what each backend could serve within it, requests per second."""
+class PoolCapacity:
+    """The SLO of a workload_for workload and what each backend could serve within it, requests per second."""
 
     slo: Slo
     rates: tuple[float, ...]
 
 
-def promise(backends: Sequence[Backend]) -> Promise:
+def capacity_of(backends: Sequence[Backend]) -> PoolCapacity:
     """What every one of these backends could keep, and how fast."""
     idle = [decode_step_s(b.prior, 1.0, PROMPT_TOKENS + OUTPUT_TOKENS / 2) for b in backends]
-    pace_s = PACE_FACTOR * float(max(idle))
+    tpot_s = TPOT_FACTOR * float(max(idle))
     first_s = max(prefill_s(b.prior, PROMPT_TOKENS, b.chunk_tokens) + b.network_s for b in backends)
-    slo = Slo(ttft_s=WAIT_FACTOR * (first_s + pace_s) + API_S, tpot_s=pace_s)
-    return Promise(slo, tuple(_rate(b, 0.8 * pace_s) for b in backends))
+    slo = Slo(ttft_s=WAIT_FACTOR * (first_s + tpot_s) + API_S, tpot_s=tpot_s)
+    return PoolCapacity(slo, tuple(_rate(b, 0.8 * tpot_s) for b in backends))
 
 
-def _rate(backend: Backend, pace_s: float) -> float:
+def _rate(backend: Backend, tpot_s: float) -> float:
     """Requests per second at the largest batch whose step keeps the pace."""
     context = PROMPT_TOKENS + OUTPUT_TOKENS / 2
     low, high = 1, max(1, min(backend.seqs_max, int(backend.kv_tokens_max / context)))
     while low < high:
         batch = (low + high + 1) // 2
-        kept = decode_step_s(backend.prior, float(batch), batch * context) <= pace_s
+        kept = decode_step_s(backend.prior, float(batch), batch * context) <= tpot_s
         low, high = (batch, high) if kept else (low, batch - 1)
     step_s = float(decode_step_s(backend.prior, float(low), low * context))
     mean_output = OUTPUT_TOKENS * exp(SPREAD**2 / 2)
     return 1.0 / (mean_output * step_s / low + prefill_s(backend.prior, PROMPT_TOKENS, backend.chunk_tokens))
 
 
-def generated(backends: Sequence[Backend], requests_max: int, seed: int) -> list[Arrival]:
+def workload_for(backends: Sequence[Backend], requests_max: int, seed: int) -> list[Arrival]:
     """Poisson arrivals with log-normal lengths, at most so many; models in proportion to who could serve them."""
-    told, draw = promise(backends), Random(f"{seed}/generated")
-    rate = LOAD * sum(told.rates)
-    upto = list(accumulate(told.rates))
+    capacity, draw = capacity_of(backends), Random(f"{seed}/workload_for")
+    rate = LOAD * sum(capacity.rates)
+    upto = list(accumulate(capacity.rates))
     count = max(50, min(requests_max, int(rate * SPAN_S)))
     now_s, arrivals = 0.0, []
     for number in range(count):
         now_s += draw.expovariate(rate)
         at = draw.random() * upto[-1]
         model = next(b for b, bound in zip(backends, upto, strict=True) if at <= bound).models[0]
-        arrivals.append(_arrival(number, model, now_s, told.slo, draw))
+        arrivals.append(_arrival(number, model, now_s, capacity.slo, draw))
     return arrivals
 
 
@@ -76,5 +76,5 @@ def _arrival(number: int, model: str, now_s: float, slo: Slo, draw: Random) -> A
         min(int(4 * median), max(1, int(median * exp(SPREAD * draw.gauss(0.0, 1.0)))))
         for median in (PROMPT_TOKENS, OUTPUT_TOKENS)
     )
-    request = Request(f"g{number}", model, now_s, prompt, slo=slo, slo_class="generated", tenant=f"t{number % 7}")
+    request = Request(f"g{number}", model, now_s, prompt, slo=slo, slo_class="workload_for", tenant=f"t{number % 7}")
     return Arrival(request, output)

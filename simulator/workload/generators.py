@@ -101,14 +101,14 @@ def _value(key: str, value: str, text: str) -> float | int | str:
         raise ValueError(f"{text!r}: {key}: {problem}") from None
 
 
-def generate(recipe: Recipe, how: Shaping, seed: int) -> "Sequence[Arrival] | Closed | Sessions":
+def generate(recipe: Recipe, how: Shaping, seed: int) -> "Sequence[Arrival] | ClosedLoop | Sessions":
     """The workload of a recipe, shaped. Raises ValueError and OSError for a ``lengths`` that cannot be."""
     if recipe.kind in _ARRIVALS:
         return _independent(recipe, how, seed)
     draw = Random(f"{seed}/{recipe.kind}")
     lengths = _lengths(recipe, draw)
     if recipe.kind == "closed":
-        return Closed(recipe, lengths, Shaper(how, seed), draw)
+        return ClosedLoop(recipe, lengths, Shaper(how, seed), draw)
     return Sessions(replace(recipe, rate=recipe.rate * how.rate), lengths, Shaper(how, seed), draw)
 
 
@@ -204,7 +204,7 @@ _ARRIVALS: Final = {"poisson": _poisson, "gamma": _gamma, "diurnal": _diurnal}
 # ---- arrivals that follow from others -----------------------------------------------
 
 
-class Closed:
+class ClosedLoop:
     """A number of clients, each of whom has one request under way or thinks."""
 
     def __init__(self, recipe: Recipe, lengths: Lengths, shaper: Shaper, draw: Random) -> None:
@@ -235,7 +235,7 @@ class Closed:
 
 
 @dataclass(slots=True)
-class Talk:
+class Conversation:
     """One conversation: what has been said, and how many turns are left."""
 
     number: int  # from 1
@@ -257,19 +257,19 @@ class Sessions:
     shaper: Shaper
     draw: Random
     pending: int = 0
-    _asked: int = 0
-    _talks: dict[str, Talk] = field(default_factory=dict)
+    _started: int = 0
+    _conversations: dict[str, Conversation] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.recipe.requests
 
     def __iter__(self) -> Iterator[Arrival]:
         at_s = 0.0
-        while self._asked < self.recipe.requests:
+        while self._started < self.recipe.requests:
             at_s += self.draw.expovariate(self.recipe.rate)
-            talk = Talk(len(self._talks) + 1, self._turns(), self.recipe.system)
-            self._talks[talk.name] = talk
-            yield self._ask(talk, at_s)
+            conversation = Conversation(len(self._conversations) + 1, self._turns(), self.recipe.system)
+            self._conversations[conversation.name] = conversation
+            yield self._next_turn(conversation, at_s)
 
     def _turns(self) -> int:
         turns, more = 1, 1 - 1 / self.recipe.turns
@@ -279,31 +279,31 @@ class Sessions:
 
     def after(self, arrival: Arrival, ended_s: float) -> list[Arrival]:
         """The next turn of the same conversation, if it has one."""
-        talk = self._talks.get(arrival.request.session)
-        if talk is None or not talk.turns or self._asked >= self.recipe.requests:
+        conversation = self._conversations.get(arrival.request.session)
+        if conversation is None or not conversation.turns or self._started >= self.recipe.requests:
             return []
         self.pending += 1
         think_s = self.draw.expovariate(1 / self.recipe.think) if self.recipe.think else 0.0
-        return [self._ask(talk, ended_s + think_s)]
+        return [self._next_turn(conversation, ended_s + think_s)]
 
-    def _ask(self, talk: Talk, at_s: float) -> Arrival:
+    def _next_turn(self, conversation: Conversation, at_s: float) -> Arrival:
         question, output = self.lengths()
-        self._asked += 1
-        talk.turns -= 1
-        prompt = talk.tokens + question
-        talk.tokens = prompt + output
-        known = self._units(talk)
+        self._started += 1
+        conversation.turns -= 1
+        prompt = conversation.tokens + question
+        conversation.tokens = prompt + output
+        known = self._units(conversation)
         entry = TraceEntry(
             at_s,
             prompt,
             output,
-            session=talk.name,
+            session=conversation.name,
             prefix=known[: prompt // UNIT_TOKENS],
             prefix_block_tokens=UNIT_TOKENS,
         )
         return self.shaper.arrival(entry, at_s, known)
 
-    def _units(self, talk: Talk) -> tuple[int, ...]:
+    def _units(self, conversation: Conversation) -> tuple[int, ...]:
         """Hashes of what has been said by the end of this turn; the system prompt's are the same for all."""
-        shared, whole = self.recipe.system // UNIT_TOKENS, talk.tokens // UNIT_TOKENS
-        return tuple(n if n < shared else (talk.number << 32) + n for n in range(whole))
+        shared, whole = self.recipe.system // UNIT_TOKENS, conversation.tokens // UNIT_TOKENS
+        return tuple(n if n < shared else (conversation.number << 32) + n for n in range(whole))

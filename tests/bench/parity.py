@@ -49,8 +49,8 @@ def arrivals_of(rate: float, seconds: float, seed: int) -> list[Arrival]:
 
 def simulated(arrivals: Sequence[Arrival], policy: str, seed: int) -> Table:
     """A replay's figures."""
-    books = play(arrivals, POOL, policies.find("routing", policy), policies.find("admission", "deadline"), seed).books
-    return figures(books.ttft_s(), books.tpot_s(), books.e2e_s(), books.met())
+    table = play(arrivals, POOL, policies.find("routing", policy), policies.find("admission", "deadline"), seed).table
+    return figures(table.ttft_s(), table.tpot_s(), table.e2e_s(), table.met())
 
 
 def figures(ttft_s: Floats, tpot_s: Floats, e2e_s: Floats, met: NDArray[np.bool_]) -> Table:

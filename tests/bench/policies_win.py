@@ -21,7 +21,7 @@ import policies
 from simulator.commands.capacity import Summary, highest_of, searched, summary
 from simulator.experiment import CLAIRVOYANT, Case, Source, interval
 from simulator.pool import BUILT_IN, Member, Pool
-from simulator.replica.truth import Hidden
+from simulator.replica.truth import HiddenFactors
 from simulator.workload.arrivals import parse_slo
 from simulator.world import World
 
@@ -36,7 +36,7 @@ POOL = Pool(
         Member("a10x2", "a10", tp=2, count=2),
     ),
     classes=BUILT_IN.classes,
-    truth=Hidden(spread=0.2),
+    truth=HiddenFactors(spread=0.2),
     name="mixed",
 )
 Row = tuple[float, float]

@@ -28,8 +28,8 @@ def replayed(arrivals: Sequence[Arrival]) -> tuple[Floats, Floats]:
     """TTFT and TPOT of the replay, in order of arrival."""
     pool = Pool((Member("live", "a100", network_s=0.0003),), world=World(scrape_s=0.0))
     run = play(arrivals, pool, policies.find("routing", "round_robin"), policies.find("admission", "deadline"), 0)
-    order = np.argsort(run.books.column("arrived_s"))
-    return run.books.ttft_s()[order], run.books.tpot_s()[order]
+    order = np.argsort(run.table.column("arrived_s"))
+    return run.table.ttft_s()[order], run.table.tpot_s()[order]
 
 
 async def asked(port: int, number: int, arrival: Arrival, zero_s: float) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from router.core.physics import Shape, coefficients, kv_capacity_tokens
 from router.core.types import Backend, Request, Usage
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import EngineLimits, Sequence
-from simulator.replica.truth import Hidden, true_of
+from simulator.replica.truth import HiddenFactors, true_of
 from simulator.run.kernel import Kernel
 
 
@@ -107,7 +107,7 @@ POOL = ("a10", "a100-80g-sxm", "h100-sxm")
 @pytest.mark.parametrize("per_s", [1.0, 8.0, 16.0])
 def test_forecasts_are_right_at_the_median_from_idle_to_busy_and_promises_hold(per_s):
     """1,000 requests after 200 to learn by: TTFT and TPOT within 15 %, unbiased; promised p90 in 87 to 93 %."""
-    accounts = World(POOL, 3, Hidden()).run(1200, per_s).accounts[200:]
+    accounts = World(POOL, 3, HiddenFactors()).run(1200, per_s).accounts[200:]
     for off in errors(accounts):
         assert np.median(np.abs(off)) < 0.15
         assert abs(np.median(off)) < 0.05
@@ -117,14 +117,14 @@ def test_forecasts_are_right_at_the_median_from_idle_to_busy_and_promises_hold(p
 
 def test_a_machine_ten_times_slower_than_its_sheet_is_known_after_a_hundred_requests():
     """What a CPU is, or a card nobody listed."""
-    accounts = World(("a10",), 4, Hidden(bias=10.0)).run(200, 0.05).accounts[100:]
+    accounts = World(("a10",), 4, HiddenFactors(bias=10.0)).run(200, 0.05).accounts[100:]
     for off in errors(accounts):
         assert np.median(np.abs(off)) < 0.15
 
 
 def learnt_over_true(seed):
     """Believed over true factors after 1,000 busy requests: a row a card, of the weights' read and of the context's."""
-    world = World(POOL, seed, Hidden(spread=0.25)).run(1000, 16.0)
+    world = World(POOL, seed, HiddenFactors(spread=0.25)).run(1000, 16.0)
     rows = []
     for name, truth in world.truths.items():
         slot = world.core.ledger.roster.slot(name)
@@ -148,7 +148,7 @@ def test_what_is_learnt_is_what_is_true():
 
 def test_an_engine_throttled_to_half_speed_is_known_again_within_50_requests():
     """Error over 40 % at once, under 20 % soon, and promises hold again."""
-    world = World(("a100-80g-sxm",), 6, Hidden()).run(300, 1.0)
+    world = World(("a100-80g-sxm",), 6, HiddenFactors()).run(300, 1.0)
     for replica in world.replicas.values():
         replica.slow(2.0)
     del world.accounts[:]

@@ -30,7 +30,7 @@ from simulator.pool import Member, Pool
 from simulator.replica.sequence import Sequence
 from simulator.replica.truth import EXACT
 from simulator.run.kernel import Kernel
-from simulator.run.play import Played, play
+from simulator.run.play import RunResult, play
 from simulator.traces import read_trace
 from simulator.workload.arrivals import Arrival, Shaping, shape
 from simulator.world import World
@@ -237,7 +237,7 @@ async def recorded(path: Path) -> tuple[list[Arrival], Plan]:
     return shape(entries, Shaping("m"), 0), plan
 
 
-def simulated(arrivals: list[Arrival]) -> tuple[Watcher, Played]:
+def simulated(arrivals: list[Arrival]) -> tuple[Watcher, RunResult]:
     """The same arrivals in the simulator."""
     watcher = Watcher()
     pool = Pool(MEMBERS, world=World(scrape_s=0.0))
@@ -253,9 +253,9 @@ class Moment:
     number: int
 
 
-def moments(arrivals: list[Arrival], played: Played) -> list[Moment]:
+def moments(arrivals: list[Arrival], played: RunResult) -> list[Moment]:
     """All of them in order: each request comes, is sent, has its first token (if one can see it) and ends."""
-    books, made = played.books, []
+    books, made = played.table, []
     assert books.served().all()
     for row, request_id in enumerate(books.ids):
         number = next(n for n, arrival in enumerate(arrivals) if arrival.request.id == request_id)
@@ -278,10 +278,10 @@ class Clock:
 class Engines:
     """The engines of one gateway: every request waits until the test lets its first token and its end come."""
 
-    def __init__(self, arrivals: list[Arrival], played: Played, order: list[int]) -> None:
+    def __init__(self, arrivals: list[Arrival], played: RunResult, order: list[int]) -> None:
         self.first = [asyncio.Event() for _ in arrivals]
         self.end = [asyncio.Event() for _ in arrivals]
-        cached = dict(zip(played.books.ids, played.books.column("cached_tokens"), strict=True))
+        cached = dict(zip(played.table.ids, played.table.column("cached_tokens"), strict=True))
         self.scripts: list[wire.Script] = []
         for number in order:
             arrival = arrivals[number]
@@ -342,7 +342,7 @@ class Life:
         return sum(flight.streaming for flight in self.gate.core._flights.values())
 
 
-async def lived(arrivals: list[Arrival], played: Played, plan: Plan) -> Watcher:
+async def lived(arrivals: list[Arrival], played: RunResult, plan: Plan) -> Watcher:
     """The scenario through the gateway, over sockets, each event at the moment that the simulator had it."""
     watcher, clock, happened = Watcher(), Clock(), moments(arrivals, played)
     engines = Engines(arrivals, played, [moment.number for moment in happened if moment.kind == "sent"])

@@ -28,7 +28,7 @@ BUSY = Load(decoding=60.0, context_tokens=30_000.0)
 
 def books(recipe, slo, policy="slo_headroom", seed=0, pool=ONE):
     """What one A100 makes of generated requests with this SLO."""
-    return Case(Source((recipe,)), replace(pool, classes=(parse_slo(slo),)), policy, seed=seed).play().books
+    return Case(Source((recipe,)), replace(pool, classes=(parse_slo(slo),)), policy, seed=seed).play().table
 
 
 def answer(situation, *, state=TRUSTED, seed=1, hold_s=inf, **parameters):

@@ -20,7 +20,7 @@ from router import loading
 from router.core import E2E, TTFT
 from router.core.errors import PolicyRejected
 from router.loading import Source
-from simulator.validation.validate import Question, judge
+from simulator.validation.validate import Job, validate
 from tests.contract.strategies import any_world
 from tests.fakes import backend
 
@@ -112,7 +112,7 @@ def test_the_fast_example_is_proved_before_it_serves():
         "admission": {"name": "deadline", "parameters": {}},
     }
     pool = (backend("a"), backend("b", slower=2.0))
-    verdict = judge(Question(candidate=decisions, backends=pool, requests_max=300))
+    verdict = validate(Job(candidate=decisions, backends=pool, requests_max=300))
     assert verdict.passed, verdict.why
 
 

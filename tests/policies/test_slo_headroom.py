@@ -14,7 +14,7 @@ from router.core.columns import OFF, TRUSTED
 from router.core.decisions import Send
 from router.core.types import Load
 from simulator.pool import Member, Pool
-from simulator.replica.truth import Hidden
+from simulator.replica.truth import HiddenFactors
 from simulator.run.play import play
 from simulator.traces import TraceEntry
 from simulator.workload.arrivals import Shaping, parse_slo, shape
@@ -261,7 +261,7 @@ def test_a_request_with_an_earlier_deadline_does_not_wait_at_all():
 
 POOL = Pool(
     (Member("h100", "h100-sxm"), Member("a100", "a100-80g-sxm"), Member("l40s", "l40s"), Member("a10x2", "a10", tp=2)),
-    truth=Hidden(spread=0.2),
+    truth=HiddenFactors(spread=0.2),
 )
 
 
@@ -277,7 +277,7 @@ def attainment(routing, rate, routers=1):
     arrivals = shape(entries, Shaping(POOL.default_model, classes), 5)
     pool = replace(POOL, world=replace(POOL.world, routers=routers, sync_s=0.1))
     made = policies.find("routing", routing), policies.find("admission", "deadline")
-    return play(arrivals, pool, *made, 5).books.met().mean()
+    return play(arrivals, pool, *made, 5).table.met().mean()
 
 
 def test_it_keeps_slos_at_a_load_where_the_baselines_have_given_up():

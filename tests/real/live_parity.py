@@ -87,7 +87,7 @@ def judge(out: Path, policy: str, seed: int) -> None:
     rows = orjson.loads((out / "judge.seen.json").read_bytes())
     seen = [Seen(**{**row, "ask": Ask(**row["ask"])}) for row in rows]
     arrivals = [_arrival(each) for each in seen if each.tokens]
-    books = play(arrivals, pool, policies.find("routing", policy), policies.find("admission", "deadline"), seed).books
+    books = play(arrivals, pool, policies.find("routing", policy), policies.find("admission", "deadline"), seed).table
     said = figures(books.ttft_s(), books.tpot_s(), books.e2e_s(), books.met())
     print(f"{len(seen)} requests under {policy}, {len(seen) - len(arrivals)} not served live")
     print("to each live:", _counts([each.backend for each in seen]))

@@ -72,7 +72,7 @@ def test_an_engines_version_tells_its_era(name: str, version: str, key: str) -> 
 def test_an_upper_bound_is_never_taken_for_the_gap() -> None:
     """E2E over output hides the prefill: only the whole request is used."""
     m = one(itl_kind="UPPER BOUND e2e/osl (includes prefill)", e2e_ms="2000")
-    assert np.isnan(m.pace_s)
+    assert np.isnan(m.tpot_s)
     assert m.e2e_s == 2.0
 
 
@@ -107,12 +107,12 @@ def test_a_measurement_told_twice_counts_once() -> None:
     """Under another name of the same model, say; another figure is another measurement."""
     again = ROW | {"model": "meta-llama/Llama-3.1-8B"}
     kept, skipped = consistent(parse([ROW, again, ROW | {"itl_ms_mean": "8.1"}])[0])
-    assert [m.pace_s for m in kept] == [0.008, 0.0081]
+    assert [m.tpot_s for m in kept] == [0.008, 0.0081]
     assert [(each.line, each.why) for each in skipped] == [(3, "the same measurement as in an earlier row")]
 
 
 def test_what_contradicts_itself_is_believed_in_neither_way() -> None:
-    """One configuration at twice the pace differs in what no column names; other versions and formats may differ."""
+    """One configuration at twice the TPOT differs in what no column names; other versions and formats may differ."""
     rows = [ROW, ROW | {"itl_ms_mean": "16"}, ROW | {"tp": "2"}]
     kept, skipped = consistent(parse(rows)[0])
     assert [m.shape.tp for m in kept] == [2]
@@ -171,8 +171,8 @@ def test_llama_cpp_formats_have_rows_of_their_own() -> None:
 def test_a_static_batch_is_expected_as_the_core_predicts_it() -> None:
     """One mechanism: calibration and forecast read the same step, behind which four streams' sending all but hides."""
     m = one()
-    pace_s = predicted([m], COMMITTED)[0, 0]
-    assert pace_s == pytest.approx(decode_step_s(coefficients(m.shape), 4, 4 * 1100), rel=1e-4)
+    tpot_s = predicted([m], COMMITTED)[0, 0]
+    assert tpot_s == pytest.approx(decode_step_s(coefficients(m.shape), 4, 4 * 1100), rel=1e-4)
 
 
 def test_a_closed_loop_is_slowed_by_the_prompts_of_others() -> None:
@@ -225,19 +225,19 @@ def test_a_server_sends_only_so_many_tokens_a_second() -> None:
 def test_a_derived_pace_is_judged_apart() -> None:
     """From throughput it may hide what a gap between tokens does not."""
     m = one(itl_kind="derived batch/tok_s")
-    assert np.isnan(m.pace_s)
-    assert m.derived_pace_s == 0.008
+    assert np.isnan(m.tpot_s)
+    assert m.derived_tpot_s == 0.008
     assert seen([m])[3, 0] == 0.008
 
 
 def test_where_only_the_mean_is_derived_the_median_is_direct() -> None:
     """A source's percentiles were measured though its mean was computed."""
     m = one(itl_kind="p50 reported; mean derived (includes prefill)", itl_ms_p50="7")
-    assert m.pace_s == 0.007
+    assert m.tpot_s == 0.007
 
 
 def test_layers_split_over_cards_work_one_card_at_a_time() -> None:
-    """llama.cpp and Accelerate: memory of several cards, the pace of one."""
+    """llama.cpp and Accelerate: memory of several cards, the TPOT of one."""
     m = one(engine="llama.cpp", tp="1", pp="4", model="Llama-2-70B", precision="fp16")
     assert (m.shape.tp, m.shape.pp) == (1, 1)
     assert "does not fit 1 x" in why_not(engine="llama.cpp", tp="1", pp="1", model="Llama-2-70B", precision="fp16")
@@ -246,8 +246,8 @@ def test_layers_split_over_cards_work_one_card_at_a_time() -> None:
 def test_a_capped_card_keeps_its_bandwidth_and_loses_compute() -> None:
     """A power cap slows prompts, hardly decode (Splitwise, arXiv 2311.18677)."""
     pair = [one(card=name, ttft_ms_mean="100", isl="4000") for name in ("H100", "H100-powercapped")]
-    pace, ttft = predicted(pair, PRIOR)[:2]
-    assert pace[1] < 1.1 * pace[0]
+    tpot, ttft = predicted(pair, PRIOR)[:2]
+    assert tpot[1] < 1.1 * tpot[0]
     assert ttft[1] > 1.2 * ttft[0]
 
 
@@ -292,7 +292,7 @@ def test_the_headline_gives_a_large_source_one_vote() -> None:
     rows[0] = 1.0
     said = rows * [1.1 if m.source == "big" else 1.3 for m in measured]
     first = headline(errors(measured, rows, said))[0]
-    assert first == "pace: 66 rows of 2 sources, median 10.0%, p90 10.0%; median of the sources' medians 20.0%"
+    assert first == "TPOT: 66 rows of 2 sources, median 10.0%, p90 10.0%; median of the sources' medians 20.0%"
 
 
 def test_only_a_first_token_that_waited_for_nobody_is_judged() -> None:
@@ -306,8 +306,8 @@ def test_only_a_first_token_that_waited_for_nobody_is_judged() -> None:
 def world(slower: float) -> list[Measurement]:
     """Measurements of an engine whose decode takes *slower* times what the tables say."""
     plain = [one(batch_or_concurrency=str(b), card=c) for b in (1, 8, 64) for c in ("H100", "A100")]
-    paces = predicted(plain, PRIOR)[0] * slower
-    return [replace(m, pace_s=float(pace)) for m, pace in zip(plain, paces, strict=True)]
+    tpots = predicted(plain, PRIOR)[0] * slower
+    return [replace(m, tpot_s=float(tpot)) for m, tpot in zip(plain, tpots, strict=True)]
 
 
 def test_a_fit_moves_towards_what_was_measured() -> None:
@@ -325,7 +325,7 @@ def test_a_fit_leaves_what_no_measurement_reads() -> None:
 def test_outliers_do_not_bend_the_tables() -> None:
     """One row ten times too slow among twelve moves nobody much."""
     honest = world(1.0) * 2
-    bent = fit([*honest, replace(honest[0], pace_s=10 * honest[0].pace_s)])
+    bent = fit([*honest, replace(honest[0], tpot_s=10 * honest[0].tpot_s)])
     assert predicted(honest, bent)[0] == pytest.approx(seen(honest)[0], rel=0.03)
 
 
@@ -347,7 +347,7 @@ def test_errors_are_told_by_group() -> None:
     measured = world(1.0)
     rows = np.ones((4, len(measured)))
     found = errors(measured, rows, rows * 1.1)
-    everything = next(e for e in found if e.group == "all" and e.quantity == "pace")
+    everything = next(e for e in found if e.group == "all" and e.quantity == "TPOT")
     assert [everything.count, everything.median, everything.bias] == pytest.approx([6, 0.1, 0.1])
     assert {e.name for e in found if e.group == "card"} == {"h100-sxm", "a100-80g-sxm"}
 
@@ -427,7 +427,7 @@ def test_the_committed_tables_predict_the_measurements(capsys: pytest.CaptureFix
     """In sample: a change of physics that loses the fit shows here."""
     assert calibrate([str(MEASURED), "--as-is"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    pace = next(line for line in lines if line.startswith("all") and " pace " in line)
-    order = next(line for line in lines if line.startswith("rank correlation") and "pace" in line)
-    assert float(pace.split()[4].rstrip("%")) < 10
+    tpot = next(line for line in lines if line.startswith("all") and " TPOT " in line)
+    order = next(line for line in lines if line.startswith("rank correlation") and "TPOT" in line)
+    assert float(tpot.split()[4].rstrip("%")) < 10
     assert float(order.split()[-1]) > 0.94

@@ -57,7 +57,7 @@ def test_replay_writes_a_page_that_needs_no_network(tmp_path: Path) -> None:
         "Predicted against actual",
         "a100",
         "Replicas",
-        "Money",
+        "Cost, USD",
         "truth:",
     ):
         assert word in page
@@ -165,8 +165,8 @@ def test_a_run_that_has_missed_too_much_is_not_played_to_its_end() -> None:
     """The search learns no more from it."""
     source = Source(("gen:poisson:rate=40,requests=4000",))
     case = Case(source, BUILT_IN, "least_work")
-    books = case.play(stop=lambda books: len(books) - books.met().sum() > 40).books
-    assert 40 < len(books) - books.met().sum() < len(books) < 4000
+    table = case.play(stop=lambda table: len(table) - table.met().sum() > 40).table
+    assert 40 < len(table) - table.met().sum() < len(table) < 4000
 
 
 @pytest.mark.parametrize("edge", [0.3, 1.0, 1.7, 40.0])
@@ -218,7 +218,7 @@ backends:
   - {name: b, card: a10, tp: 2, model: llama-3-8b}
 """
     pool.write_text(text)
-    assert "broken" in run("replay", GEN, "--pool", str(pool), "--policy", "least_work")
+    assert "failed mid-stream" in run("replay", GEN, "--pool", str(pool), "--policy", "least_work")
     for wrong, expected in (("backend: b, kind", "a backend among a, b"), ("kind: crash", "kind must be one of")):
         pool.write_text(text.replace(wrong, {"backend: b, kind": "backend: c, kind"}.get(wrong, "kind: burn")))
         result = simulator_command(["replay", GEN, "--pool", str(pool)])

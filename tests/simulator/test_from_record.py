@@ -16,13 +16,13 @@ from router.core.flight import DispatchLimits
 from router.core.physics import StepCoefficients, decode_step_s, prefill_s
 from router.core.record import Recording
 from router.core.types import Backend, Request, Usage
-from simulator.calibration.attempts import read_flights
+from simulator.calibration.attempts import read_attempts
 from simulator.calibration.from_record import fit_log
 from simulator.errors import BadPool, BadRecord
 from simulator.pool import load_pool
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import EngineLimits, Sequence
-from simulator.replica.truth import Hidden, Truth
+from simulator.replica.truth import HiddenFactors, Truth
 from simulator.run.kernel import Kernel
 from tests.commands import calibrate
 
@@ -42,7 +42,7 @@ class World:
         routing, admission = policies.find("routing", "round_robin", {}), policies.find("admission", "deadline", {})
         core = Dispatcher(routing, admission, random.Random(1), DispatchLimits(first_byte_s_max=inf))
         self.core = Recording(core, lambda event: written.append(json.dumps(event)))
-        hidden = Hidden(spread=0.0, drift=0.0, slow_share=0.0, api_s=0.0)
+        hidden = HiddenFactors(spread=0.0, drift=0.0, slow_share=0.0, api_s=0.0)
         truth, limits = Truth(TRUE, hidden, 1), EngineLimits(seqs_max=64, chunk_tokens=2048, kv_blocks=50_000)
         self.replica = Replica("r", truth, limits, self.clock, self.first, self.finished)
         self.core.backend_joined(Backend("r", ("m",), SHEET), 0.0)
@@ -83,15 +83,15 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_record_of_an_engine_twice_as_slow_says_so(record: Path) -> None:
     """A step, a long context and a prompt are told as the engine takes them."""
-    found = fit_log(read_flights(record)["r"]).coefficients
+    found = fit_log(read_attempts(record)["r"]).coefficients
     for batch, context in ((1, 500), (16, 16_000)):
         assert decode_step_s(found, batch, context) == pytest.approx(decode_step_s(TRUE, batch, context), rel=0.06)
     assert prefill_s(found, 2000) == pytest.approx(prefill_s(TRUE, 2000), rel=0.1)
 
 
 def test_what_is_left_of_the_error_is_small_and_told(record: Path) -> None:
-    """Median error of pace and first token, before and after; each coefficient is better known than it was."""
-    found = fit_log(read_flights(record)["r"])
+    """Median error of TPOT and first token, before and after; each coefficient is better known than it was."""
+    found = fit_log(read_attempts(record)["r"])
     assert found.streams == 300
     assert found.before[0] > 0.4
     assert found.after[0] < 0.05
@@ -144,9 +144,9 @@ def test_a_stream_that_was_left_is_load_and_no_lesson(tmp_path: Path) -> None:
         told.arrived(Request("a", "m", 0.0, 10), 0.0)
         told.first_byte("a", 1, 1.0)
         told.client_left("a", 3.0)
-    (flight,) = read_flights(path)["r"].flights
-    assert (flight.sent_s, flight.first_s, flight.ended_s) == (0.0, 1.0, 3.0)
-    assert flight.output_tokens != flight.output_tokens
+    (attempt,) = read_attempts(path)["r"].attempts
+    assert (attempt.sent_s, attempt.first_s, attempt.ended_s) == (0.0, 1.0, 3.0)
+    assert attempt.output_tokens != attempt.output_tokens
 
 
 def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"record": 1}\n{"event": "arrived"}\n')
     with pytest.raises(BadRecord, match=r"bad\.jsonl:2: expected an event"):
-        read_flights(path)
+        read_attempts(path)
 
 
 def test_a_record_that_is_none_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 import policies
 from simulator.pool import BUILT_IN
-from simulator.run.play import Played, play
+from simulator.run.play import RunResult, play
 from simulator.workload.arrivals import Arrival, Shaping
-from simulator.workload.generators import PUBLISHED, UNIT_TOKENS, Closed, Sessions, generate, parse_recipe
+from simulator.workload.generators import PUBLISHED, UNIT_TOKENS, ClosedLoop, Sessions, generate, parse_recipe
 
 HOW = Shaping("llama-3-8b")
 
@@ -25,7 +25,7 @@ def gaps(arrivals: list[Arrival]) -> list[float]:
     return [b - a for a, b in pairwise(at)]
 
 
-def played(text: str) -> Played:
+def played(text: str) -> RunResult:
     routing, admission = policies.find("routing", "least_work"), policies.find("admission", "deadline")
     return play(generate(parse_recipe(text), HOW, 0), BUILT_IN, routing, admission, 0)
 
@@ -87,8 +87,8 @@ def test_the_seed_replays_a_workload(kind: str) -> None:
 def test_closed_clients_wait_for_their_answers() -> None:
     """Four clients: never more than four requests at once, and all that were asked for come."""
     run = played("gen:closed:clients=4,requests=60,think=0.1")
-    assert len(run.books) == 60
-    events = [(at, 1) for at in run.books.column("arrived_s")] + [(at, -1) for at in run.books.column("ended_s")]
+    assert len(run.table) == 60
+    events = [(at, 1) for at in run.table.column("arrived_s")] + [(at, -1) for at in run.table.column("ended_s")]
     level = highest = 0
     for _, change in sorted(events):
         level += change
@@ -102,8 +102,8 @@ def test_turns_of_a_session_come_after_each_other_and_find_what_was_said() -> No
     assert isinstance(workload, Sessions)
     routing, admission = policies.find("routing", "session_affinity"), policies.find("admission", "deadline")
     run = play(workload, BUILT_IN, routing, admission, 0)
-    assert len(run.books) == 30
-    cached, prompts = run.books.column("cached_tokens"), run.books.column("prompt_tokens")
+    assert len(run.table) == 30
+    cached, prompts = run.table.column("cached_tokens"), run.table.column("prompt_tokens")
     assert cached.sum() > 0.5 * prompts.sum()
     assert (cached <= prompts).all()
 
@@ -120,7 +120,7 @@ def test_the_system_prompt_is_everybodys() -> None:
 def test_how_many_is_known_beforehand() -> None:
     """For progress bars."""
     closed = generate(parse_recipe("gen:closed:requests=7"), HOW, 0)
-    assert isinstance(closed, Closed)
+    assert isinstance(closed, ClosedLoop)
     assert len(closed) == 7
 
 

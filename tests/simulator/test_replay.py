@@ -44,7 +44,7 @@ def test_every_request_is_accounted_once_under_every_policy(routing: str) -> Non
     """As many rows as arrivals, each id once, and the outcomes add up."""
     run = played(routing)
     figures = summarise(run)
-    assert sorted(run.books.ids) == sorted(f"r{n}" for n in range(300))
+    assert sorted(run.table.ids) == sorted(f"r{n}" for n in range(300))
     assert sum(figures[kind] for kind in ("served", "refused", "broken", "left")) == 300
 
 
@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 def test_output_lengths_come_back_as_served() -> None:
     """What was asked for in the trace is what the replicas made."""
     run = played("least_work")
-    assert run.books.column("output_tokens").sum() == sum(e.output_tokens for e in entries(300))
+    assert run.table.column("output_tokens").sum() == sum(e.output_tokens for e in entries(300))
 
 
 def test_a_reply_that_comes_whole_is_judged_by_its_end_alone() -> None:
@@ -72,17 +72,17 @@ def test_a_reply_that_comes_whole_is_judged_by_its_end_alone() -> None:
         policies.find("admission", "deadline"),
         1,
     )
-    assert run.books.served().all()
-    assert np.isnan(run.books.ttft_s()).all()
-    assert np.isnan(run.books.tpot_s()).all()
-    assert run.books.met().all()
+    assert run.table.served().all()
+    assert np.isnan(run.table.ttft_s()).all()
+    assert np.isnan(run.table.tpot_s()).all()
+    assert run.table.met().all()
 
 
 def test_time_of_a_lone_request_is_network_api_and_steps() -> None:
     """TTFT is no less than the round trip and one step, E2E no less than TTFT and the decode steps."""
     run = played("round_robin", count=1)
-    site = run.engines[run.books.backends[0]].site
-    ttft_s, e2e_s = float(run.books.ttft_s()[0]), float(run.books.e2e_s()[0])
+    site = run.engines[run.table.backends[0]].site
+    ttft_s, e2e_s = float(run.table.ttft_s()[0]), float(run.table.e2e_s()[0])
     assert ttft_s > site.member.network_s + site.truth.coefficients.fixed_s * 0.8
     assert e2e_s >= ttft_s
 

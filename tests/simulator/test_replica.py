@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from router.core.physics import StepCoefficients
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import EngineLimits, Sequence
-from simulator.replica.truth import EXACT, Hidden, Truth, true_of
+from simulator.replica.truth import EXACT, HiddenFactors, Truth, true_of
 from simulator.run.kernel import Kernel
 from tests.fakes_sim import Job, PlainEngine
 
@@ -60,7 +60,7 @@ def world(draw: Random) -> tuple[Truth, EngineLimits, list[Job]]:
         kv_blocks=blocks,
         priority=draw.random() < 0.3,
     )
-    hidden = Hidden(drift=draw.choice([0.0, 0.1]), drift_every_s=draw.choice([0.05, 10.0]))
+    hidden = HiddenFactors(drift=draw.choice([0.0, 0.1]), drift_every_s=draw.choice([0.05, 10.0]))
     jobs, at_s, rate, room = [], 0.0, draw.choice([1, 10, 100]), blocks * size
     for number in range(draw.choice([1, 3, 10, 40])):
         at_s += draw.expovariate(rate)
@@ -107,7 +107,7 @@ def prefixed(draw: Random, coalesce: bool, seed: int) -> tuple[Times, Times, Rep
     limits = EngineLimits(seqs_max=8, chunk_tokens=256, block_tokens=4, kv_blocks=draw.choice([60, 150, 400]))
     replica = Replica(
         "r",
-        true_of(STEP, Hidden(), seed, "r"),
+        true_of(STEP, HiddenFactors(), seed, "r"),
         limits,
         kernel,
         lambda s: first.__setitem__(s.id, kernel.now_s),

@@ -11,7 +11,7 @@ from router.core.models import model
 from router.core.physics import StepCoefficients
 from router.core.types import Backend, Slo
 from simulator.bounds.clairvoyant import Clairvoyant
-from simulator.bounds.gpu_seconds import gpu_seconds_least
+from simulator.bounds.gpu_seconds import gpu_seconds_lower_bound
 from simulator.pool import BUILT_IN, Member, Pool, Site
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import EngineLimits, Sequence
@@ -77,12 +77,12 @@ def test_littles_law_holds_for_a_whole_fleet() -> None:
     routing, admission = policies.find("routing", "least_work"), policies.find("admission", "deadline")
     run = play(arrivals, BUILT_IN, routing, admission, 0, sample_s=0.25)
     assert run.timeline is not None
-    until_s = max(run.books.column("arrived_s"))
+    until_s = max(run.table.column("arrived_s"))
     inside = [n for n, at_s in enumerate(run.timeline.at_s) if 60 <= at_s <= until_s]
     columns = [*run.timeline.running.values(), *run.timeline.waiting.values()]
     in_system = sum(column[n] for column in columns for n in inside) / len(inside)
     rate = 3000 / until_s
-    assert in_system == pytest.approx(rate * float(run.books.e2e_s().mean()), rel=0.05)
+    assert in_system == pytest.approx(rate * float(run.table.e2e_s().mean()), rel=0.05)
 
 
 def test_tokens_and_work_are_conserved() -> None:
@@ -96,12 +96,12 @@ def test_tokens_and_work_are_conserved() -> None:
     roomy = Pool((Member("h100", "h100", count=3, kv_blocks=10**6),))
     run = play(arrivals, roomy, routing, admission, 0)
     replicas = [engine.replica for engine in run.engines.values()]
-    prompts = int(run.books.column("prompt_tokens").sum())
-    assert prompts + int(run.books.column("output_tokens").sum()) < 16 * 10**6
+    prompts = int(run.table.column("prompt_tokens").sum())
+    assert prompts + int(run.table.column("output_tokens").sum()) < 16 * 10**6
     assert not any(replica.preemptions for replica in replicas)
     assert sum(r.prefilled_tokens + r.cached_tokens for r in replicas) == prompts
-    assert sum(r.generated_tokens for r in replicas) == int(run.books.column("output_tokens").sum())
-    assert sum(r.cached_tokens for r in replicas) == int(run.books.column("cached_tokens").sum()) > 0
+    assert sum(r.generated_tokens for r in replicas) == int(run.table.column("output_tokens").sum())
+    assert sum(r.cached_tokens for r in replicas) == int(run.table.column("cached_tokens").sum()) > 0
 
 
 def test_no_engine_is_faster_than_its_hardware() -> None:
@@ -113,7 +113,7 @@ def test_no_engine_is_faster_than_its_hardware() -> None:
         run = play(arrivals, pool, routing, admission, seed)
         body = model("llama-3-8b").active_params - model("llama-3-8b").embedding_params
         floor_s = 2 * body * 4000 / card("a100-80g-sxm").flops_per_s["bf16"]
-        assert float(run.books.ttft_s()[0]) > floor_s
+        assert float(run.table.ttft_s()[0]) > floor_s
 
 
 def test_a_clairvoyant_attains_no_less_than_any_policy() -> None:
@@ -125,7 +125,7 @@ def test_a_clairvoyant_attains_no_less_than_any_policy() -> None:
     for name in ("round_robin", "least_work", "slo_headroom"):
         run = play(arrivals, BUILT_IN, policies.find("routing", name), admission, 0)
         attained[name] = summarise(run)["attainment"]
-        assert 0 < gpu_seconds_least(run) < summarise(run)["gpu_seconds"]
+        assert 0 < gpu_seconds_lower_bound(run) < summarise(run)["gpu_seconds"]
     bound = play(arrivals, BUILT_IN, policies.find("routing", "round_robin"), admission, 0, clairvoyant=Clairvoyant)
     assert summarise(bound)["attainment"] >= max(attained.values()) - 0.01
 

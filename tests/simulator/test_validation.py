@@ -10,8 +10,8 @@ import pytest
 
 from simulator.run.play import play
 from simulator.traces.recent import recent
-from simulator.validation.validate import BackendPool, judge, question_of, run
-from simulator.workload.for_pool import LOAD, generated, promise
+from simulator.validation.validate import BackendPool, job_of, run, validate
+from simulator.workload.for_pool import LOAD, capacity_of, workload_for
 from tests import fakes
 from tests.policy_files import policy_text
 
@@ -31,14 +31,14 @@ def own(does: str) -> dict[str, Any]:
 
 
 def asked(candidate: dict[str, Any], **more: Any) -> Any:
-    """A question about this pool, through JSON as the gateway asks it."""
+    """A job about this pool, through JSON as the gateway asks it."""
     plain = {"candidate": candidate, "current": decisions("least_work"), "backends": [asdict(b) for b in POOL], **more}
-    return question_of(json.loads(json.dumps(plain)))
+    return job_of(json.loads(json.dumps(plain)))
 
 
 def test_a_policy_as_good_as_the_serving_one_passes() -> None:
     """With both attainments in the verdict, and how long a decision took."""
-    verdict = judge(asked(own("good"), requests_max=800))
+    verdict = validate(asked(own("good"), requests_max=800))
     assert verdict.passed, verdict.why
     (replay,) = verdict.replays
     assert replay["candidate"] > 0.9
@@ -58,23 +58,23 @@ def test_a_policy_as_good_as_the_serving_one_passes() -> None:
 )
 def test_a_bad_policy_is_refused_and_the_verdict_says_why(does: str, words: str) -> None:
     """By how much, where it is a matter of how much."""
-    verdict = judge(asked(own(does), requests_max=800))
+    verdict = validate(asked(own(does), requests_max=800))
     assert not verdict.passed
     assert words in verdict.why
 
 
 def test_the_bound_on_the_drop_is_the_operators() -> None:
     """Round robin over unequal engines loses some; how much may be lost is a setting."""
-    lax = judge(asked(decisions("round_robin"), requests_max=800, attainment_drop_max=1.0))
+    lax = validate(asked(decisions("round_robin"), requests_max=800, attainment_drop_max=1.0))
     assert lax.passed
     drop = lax.replays[0]["drop"]
-    assert judge(asked(decisions("round_robin"), requests_max=800, attainment_drop_max=drop + 0.001)).passed
-    assert not judge(asked(decisions("round_robin"), requests_max=800, attainment_drop_max=drop - 0.001)).passed
+    assert validate(asked(decisions("round_robin"), requests_max=800, attainment_drop_max=drop + 0.001)).passed
+    assert not validate(asked(decisions("round_robin"), requests_max=800, attainment_drop_max=drop - 0.001)).passed
 
 
 def test_a_serving_policy_that_fails_may_be_replaced_by_anything_sound() -> None:
     """It keeps nothing in the replay."""
-    verdict = judge(asked(own("good"), requests_max=200, current=own("raises")))
+    verdict = validate(asked(own("good"), requests_max=200, current=own("raises")))
     assert verdict.passed
     assert verdict.replays[0]["current"] == 0.0
 
@@ -82,22 +82,22 @@ def test_a_serving_policy_that_fails_may_be_replaced_by_anything_sound() -> None
 def test_a_shadow_is_held_to_the_contract_alone() -> None:
     """It decides nothing, but it runs in the gateway."""
     slow, sound = own("overruns")["routing"], own("slowest")["routing"]
-    assert judge(asked(decisions("least_work"), others=[sound], requests_max=100)).passed
-    assert "a decision took" in judge(asked(decisions("least_work"), others=[slow])).why
+    assert validate(asked(decisions("least_work"), others=[sound], requests_max=100)).passed
+    assert "a decision took" in validate(asked(decisions("least_work"), others=[slow])).why
 
 
 def test_what_is_generated_every_sensible_policy_keeps_and_one_place_does_not() -> None:
     """The rate is a share of what the pool could serve within the SLO."""
-    arrivals = generated(POOL, 2_000, seed=1)
-    told = promise(POOL)
+    arrivals = workload_for(POOL, 2_000, seed=1)
+    told = capacity_of(POOL)
     rate = len(arrivals) / arrivals[-1].request.arrived_s
     assert rate == pytest.approx(LOAD * sum(told.rates), rel=0.1)
     assert {arrival.request.slo for arrival in arrivals} == {told.slo}
-    assert generated(POOL, 2_000, seed=1) == arrivals
+    assert workload_for(POOL, 2_000, seed=1) == arrivals
 
     def kept(name: str, pool: list[Any]) -> float:
         core = fakes.core(routing=name)
-        return float(play(arrivals, BackendPool(pool), core.routing, core.admission, 1).books.met().mean())
+        return float(play(arrivals, BackendPool(pool), core.routing, core.admission, 1).table.met().mean())
 
     assert kept("least_work", POOL) > 0.95
     assert kept("least_work", POOL[1:2]) < 0.3
@@ -131,9 +131,9 @@ def test_the_end_of_a_record_is_read_and_what_never_ended_counts_too(tmp_path: P
 def test_a_record_of_requests_without_slo_is_played_with_one_that_the_pool_could_keep(tmp_path: Path) -> None:
     """Without a bound any policy would do."""
     name = record(tmp_path / "run.jsonl", 300, {"quantile": 0.9})
-    verdict = judge(asked(decisions("least_work"), trace=name))
+    verdict = validate(asked(decisions("least_work"), trace=name))
     assert verdict.replays[0]["workload"] == name
-    assert judge(asked(decisions("least_work"), trace=name, requests_min=301)).replays[0]["workload"] != name
+    assert validate(asked(decisions("least_work"), trace=name, requests_min=301)).replays[0]["workload"] != name
 
 
 def test_the_command_answers_in_json_and_keeps_what_policies_print_out_of_it(

@@ -4,7 +4,7 @@ import pytest
 
 from router.core.types import NO_SLO, Slo
 from simulator.traces import TraceEntry
-from simulator.workload.arrivals import Shaping, SloClass, distinct, parse_seconds, parse_slo, shape
+from simulator.workload.arrivals import Shaping, SloClass, parse_seconds, parse_slo, shape, with_distinct_ids
 
 TEN = [TraceEntry(100.0 + n, 10, 5) for n in range(10)]
 
@@ -50,7 +50,7 @@ def test_without_classes_nothing_is_promised() -> None:
 
 def test_ids_that_come_twice_are_told_apart() -> None:
     """A core takes an id for one request at a time."""
-    arrivals = distinct(shape([TraceEntry(0, 1, 1, id="x"), TraceEntry(1, 1, 1, id="x")], Shaping("m"), 0))
+    arrivals = with_distinct_ids(shape([TraceEntry(0, 1, 1, id="x"), TraceEntry(1, 1, 1, id="x")], Shaping("m"), 0))
     assert len({arrival.request.id for arrival in arrivals}) == 2
 
 

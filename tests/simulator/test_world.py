@@ -11,7 +11,7 @@ import policies
 from router.core import Choice, Fleet, Forecast, Reason, Request, Rng, Shed
 from router.core.types import Slo
 from simulator.pool import Member, Pool
-from simulator.run.play import Played, play
+from simulator.run.play import RunResult, play
 from simulator.run.summary import summarise
 from simulator.traces import TraceEntry
 from simulator.workload.arrivals import Arrival, Shaping, SloClass, shape
@@ -26,7 +26,9 @@ def arrivals(count: int, every_s: float = 0.1) -> list[Arrival]:
     return shape(entries, Shaping("llama-3-8b", CHAT), 0)
 
 
-def played(world: World, count: int = 300, every_s: float = 0.1, routing: str = "least_work", seed: int = 0) -> Played:
+def played(
+    world: World, count: int = 300, every_s: float = 0.1, routing: str = "least_work", seed: int = 0
+) -> RunResult:
     pool = replace(PAIR, world=world)
     admission = policies.find("admission", "deadline")
     return play(arrivals(count, every_s), pool, policies.find("routing", routing), admission, seed, sample_s=1.0)
@@ -38,8 +40,8 @@ def test_a_crash_loses_streams_and_spares_what_has_no_token_yet() -> None:
     figures = summarise(run)
     assert figures["broken"] > 0
     assert figures["served"] + figures["broken"] == 1000
-    sent_s, where = run.books.column("sent_s"), run.books.column("backend")
-    number = run.books.backends.index("h100")
+    sent_s, where = run.table.column("sent_s"), run.table.column("backend")
+    number = run.table.backends.index("h100")
     assert not ((sent_s > 11.1) & (sent_s < 15.9) & (where == number)).any()
     assert ((sent_s > 80) & (where == number)).any()  # set aside for up to a minute
     assert [what for _, what in run.log] == ["h100 crashed", "h100 is back"]
@@ -52,10 +54,10 @@ def test_a_slow_engine_gets_less_once_it_is_seen() -> None:
     assert share(run, "h100", 12, 25) < share(calm, "h100", 12, 25)
 
 
-def share(run: Played, backend: str, from_s: float, to_s: float) -> float:
-    sent_s, where = run.books.column("sent_s"), run.books.column("backend")
+def share(run: RunResult, backend: str, from_s: float, to_s: float) -> float:
+    sent_s, where = run.table.column("sent_s"), run.table.column("backend")
     then = (sent_s > from_s) & (sent_s < to_s)
-    return float((where[then] == run.books.backends.index(backend)).mean()) if backend in run.books.backends else 0.0
+    return float((where[then] == run.table.backends.index(backend)).mean()) if backend in run.table.backends else 0.0
 
 
 def test_a_draining_engine_gets_nothing_new() -> None:
@@ -89,7 +91,7 @@ def test_refused_clients_come_again_and_are_counted_once() -> None:
     for retries in (0, 2):
         world = World(clients=Clients(retries=retries))
         run = play(arrivals(200, 0.02), replace(pool, world=world), routing, admission, 0)
-        assert len(run.books) == 200
+        assert len(run.table) == 200
         assert (run.retried > 0) == (retries > 0)
         served.append(summarise(run)["served"])
     assert served[1] > served[0]
@@ -139,7 +141,7 @@ def test_scaling_orders_replicas_when_demand_comes_and_drains_them_when_it_goes(
     assert max(replicas) > 1
     assert replicas[-1] == 1
     flat = run.engines["a10"].site.backend.price_per_hour / 3600
-    assert run.usd > flat * float(run.books.column("ended_s").max()) * 1.05
+    assert run.usd > flat * float(run.table.column("ended_s").max()) * 1.05
 
 
 def test_a_cold_start_is_paid_for_before_it_serves() -> None:
@@ -150,9 +152,9 @@ def test_a_cold_start_is_paid_for_before_it_serves() -> None:
     routing, admission = policies.find("routing", "least_work"), policies.find("admission", "deadline")
     run = play(shape(burst, Shaping("llama-3-8b", CHAT), 0), pool, routing, admission, 0)
     ordered_s = {what.split()[0]: at_s for at_s, what in run.log}
-    where, sent_s = run.books.column("backend"), run.books.column("sent_s")
+    where, sent_s = run.table.column("backend"), run.table.column("sent_s")
     first, at_s = next(iter(ordered_s.items()))
-    assert sent_s[where == run.books.backends.index(first)].min() >= at_s + 20
+    assert sent_s[where == run.table.backends.index(first)].min() >= at_s + 20
 
 
 @settings(max_examples=40, deadline=None)
@@ -173,7 +175,7 @@ def test_whatever_happens_every_request_is_accounted_once(seed: int) -> None:
     world = World(draw.randint(1, 3), 0.2, draw.choice([0.0, 0.5]), draw.choice([0.0, 0.5]), faults, clients)
     routing = draw.choice(policies.names("routing"))
     run = played(world, count=120, every_s=draw.choice([0.01, 0.1]), routing=routing, seed=seed)
-    assert len({request_id.partition("~")[0] for request_id in run.books.ids}) == len(run.books) == 120
+    assert len({request_id.partition("~")[0] for request_id in run.table.ids}) == len(run.table) == 120
     for engine in run.engines.values():
         assert (engine.replica.running, engine.replica.kv_usage()) == (0, 0)
 
