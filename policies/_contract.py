@@ -241,7 +241,7 @@ def _line(problem: Exception) -> str:
     return place
 
 
-_NOT_OF_A_POLICY: Final = ("router", "simulator", "numpy", "numba")
+_NOT_OF_A_POLICY: Final = ("router", "simulator", "numpy")
 
 
 def _tape(rng: Rng) -> tuple[float, ...]:

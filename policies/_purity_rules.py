@@ -32,7 +32,7 @@ HINTS: Final = MappingProxyType(
     | dict.fromkeys(
         ("threading", "asyncio", "multiprocessing", "subprocess"), "a policy answers at once, from its arguments"
     )
-    | {"numba": "from router.core import compiled, part", "functools": "what was computed is state between calls"}
+    | {"functools": "what was computed is state between calls"}
 )
 DENIED: Final = MappingProxyType(
     {

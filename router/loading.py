@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import policies
 from policies import _purity
-from router.core import compiling
 
 VERBS: Final = {"routing": "choose", "admission": "admit"}
 _KEPT: Final = 64  # modules in sys.modules at a time
@@ -86,8 +85,8 @@ def _check_part(name: str, seen: set[str]) -> None:
 
 
 def load(kind: str, source: Source, parameters: Mapping[str, Any]) -> Any:
-    """Execute the source, compile its loops and make its policy. ValueError names the file, and the line where there is
-    one: nothing is executed of a source that ``check`` refuses.
+    """Execute the source and make its policy. ValueError names the file, and the line where there is one:
+    nothing is executed of a source that ``check`` refuses.
     """
     if kind not in VERBS:
         raise ValueError(f"a {kind} policy cannot be a file; only {' and '.join(VERBS)} policies can")
@@ -125,7 +124,6 @@ def _executed(source: Source) -> ModuleType:
     sys.modules[module.__name__] = module
     try:
         exec(code, vars(module))
-        compiling.compile_module(module.__name__)
     except Exception as problem:  # the file is anybody's code
         del sys.modules[module.__name__]
         raise ValueError(f"{_place(source, problem)}: raised {_told(problem)} when loaded") from problem

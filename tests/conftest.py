@@ -1,7 +1,5 @@
 """What is tested is what runs: compiled modules that fit their sources, or the sources (``HEADROOM_COMPILE=no``)."""
 
-import importlib
-
 import pytest
 
 from router import compiled
@@ -18,5 +16,3 @@ def pytest_configure(config):
         with pytest.raises(SystemExit) as stale:
             compiled.refuse_stale()
         pytest.exit(str(stale.value), returncode=2)
-    compiling = importlib.import_module("router.core.compiling")
-    compiling.checked = config.getoption("markexpr") != "benchmark"  # figures are of loops as they serve

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from router.core import lessons
+from router.core import loops
 from router.core.columns import EXPECTATION, SPREADS
 from router.core.score import ForecastStats
 
@@ -18,7 +18,7 @@ def saw(tails, metric, band, slot, score, spreads):
     told[SPREADS:] = spreads.ravel()
     own, pooled = tails.scores(metric, band, slot)
     books.joined(slot)
-    if lessons.judge(
+    if loops.judge(
         own, pooled, tails.spread, tails.borrows, books.rows, books.state, metric, band, slot, score, 1.0, told, True
     ):
         tails.lend(metric, band, slot)

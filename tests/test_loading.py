@@ -1,7 +1,5 @@
 """A policy file from its source: what it may be, and what is said of one that is not."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -36,51 +34,6 @@ def test_an_edit_of_equal_size_in_the_same_second_is_seen(tmp_path: Path) -> Non
     second = loading.load("routing", loading.read(path), {})
     assert (first.among, second.among) == (1, 2)
     assert [each.name for each in tmp_path.iterdir()] == ["mine.py"]
-
-
-LOOP = """
-from dataclasses import dataclass
-
-import numpy as np
-
-from router.core import Dispatch, Floats, compiled, part
-
-
-@part
-def doubled(number: float) -> float:
-    return 2.0 * number
-
-
-@compiled("i8(f8[:, ::1])")
-def least(rows: Floats) -> int:
-    best = 0
-    for i in range(rows.shape[1]):
-        if doubled(rows[0, i]) < doubled(rows[0, best]):
-            best = i
-    return best
-
-
-@dataclass(frozen=True, slots=True)
-class Least:
-    def choose(self, request, fleet, forecast, rng):
-        return Dispatch(int(fleet.slots[least(forecast.rows)]), "soonest first token")
-
-
-policy = Least
-"""
-
-
-def test_compiled_loops_of_a_file_load_in_whatever_order_files_are_loaded(tmp_path: Path) -> None:
-    """What one process kept the next finds, though it loaded another file before this one."""
-    one, other = tmp_path / "one.py", tmp_path / "other.py"
-    one.write_text(LOOP, encoding="utf-8")
-    other.write_text(LOOP.replace("2.0", "3.0"), encoding="utf-8")
-    for order in ((one, other), (other, one), (one, one, other)):
-        script = "from pathlib import Path\nfrom router import loading\n" + "".join(
-            f"loading.load('routing', loading.read(Path({str(path)!r})), {{}})\n" for path in order
-        )
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
-"""How much of what was promised a prediction uses up: the quantity that headroom policies score by.
+"""How much of its SLO a prediction uses up: the quantity that headroom policies score by, and the loops that weigh it.
 
-1 is the bound itself, less is headroom, more is a miss. No bound at all uses nothing.
+1 is the bound itself, less is headroom, more is a miss. No bound at all uses nothing. The loops over candidates are the
+reference: ``_headroom_loops.c`` has the same in C, equal bit for bit, and ``_loops.py`` says which of them run. What is
+changed here has to be changed there.
 """
 
-from math import erf, exp, inf, log, pi, sqrt
+from math import erf, inf, pi, sqrt
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router.core import (
     DECODING,
@@ -28,18 +29,16 @@ from router.core import (
     Fleet,
     Floats,
     Request,
-    Slots,
-    compiled,
-    part,
 )
+from router.core.arithmetic import Cells, Places, exp, log, over
 
 BOUND_MIN_S: Final = 1e-9  # a promise of 0 s is broken by any prediction, without dividing by it
 FIRST_TAIL_MAX: Final = 1.3  # doubt of a first token that is worth waiting for: more load drains, doubt does not
 FIRST_TAIL_MIN: Final = 0.04  # of a first token, beyond 1: a backend drifts so far while its outcomes are under way
 SURER: Final = 2.0  # times the doubt on an engine that does nothing but prompts; see _first_s
-PACE_TAIL_MAX: Final = 1.2  # error of a step's model and drift of an engine; see _pace_s
-PACE_TAIL_MAX_OFF: Final = 1.5
-NEAR: Final = 0.05  # scores this close are equal: the forecast is no better than that
+TPOT_TAIL_MAX: Final = 1.2  # error of a step's model and drift of an engine; see _pace_s
+TPOT_TAIL_MAX_OFF: Final = 1.5
+NEAR_SHARE: Final = 0.05  # scores this close are equal: the forecast is no better than that
 EDGE: Final = 0.3  # of a bound: how far from it a share of it begins to weigh more than in proportion
 OVERLAP: Final = 2.0  # times the toll on those there: as many again will come while the request runs
 Z_90: Final = 1.2816  # standard deviations to the 0.9 quantile of a normal distribution
@@ -69,59 +68,53 @@ WEIGHED: Final = 8
 """Rows that ``weigh`` fills, one column a candidate: the largest share of any bound that it would use.
 ``SLO_USE_MEAN``: of this request's bounds and of those of others there, with as much doubt of its first token as
 waiting could lessen; ``SLO_USE_TAIL``: with all doubt; ``PEERS_SLO_USE``: of those of others alone; ``FITS``: 1 where
-every bound will be met, else 0;
-``CANDIDATES``: as far as there are any, the places of those to choose among; ``TTFT_S``, ``TPOT_S``: the TTFT and TPOT
-that were counted with; ``GAIN``: see ``most_gained``.
+every bound will be met, else 0; ``CANDIDATES``: the places of those to choose among, as many as ``weigh`` counts;
+``TTFT_S``, ``TPOT_S``: the TTFT and TPOT that were counted with; ``GAIN``: see ``most_gained``.
 """
 NONE_FITS: Final = -1
 
 
-@part
-def _pace_s(mean_s: float, tail_s: float, state: int) -> float:
+def _usable_tpot_s(mean_s: float, tail_s: float, state: float) -> float:
     """The pace to count with.
 
     The tail of TPOT is mostly what came after the send: load that grew. That is no chance but our own later decisions,
     and each of those keeps the pace of whoever runs there. So the mean is widened by no more than the error of a step's
     model, and by more where that is off.
     """
-    return min(tail_s, (PACE_TAIL_MAX_OFF if state == OFF else PACE_TAIL_MAX) * mean_s)
+    return min(tail_s, (TPOT_TAIL_MAX_OFF if state == OFF else TPOT_TAIL_MAX) * mean_s)
 
 
-@part
-def _first_s(mean_s: float, tail_s: float, busy: float) -> float:
+def _usable_ttft_s(mean_s: float, tail_s: float, busy: float) -> float:
     """The first token to count with: doubt that waiting could lessen. An engine that is busy with prompts has others to
     come, which a request that misses keeps from being served in time: the busier, the surer it has to be.
     """
-    doubt = max(tail_s / mean_s - 1.0, FIRST_TAIL_MIN) * (1.0 + SURER * busy)
-    return float(min(1.0 + doubt, FIRST_TAIL_MAX) * mean_s)
+    doubt = max(over(tail_s, mean_s) - 1.0, FIRST_TAIL_MIN) * (1.0 + SURER * busy)
+    return min(1.0 + doubt, FIRST_TAIL_MAX) * mean_s
 
 
-@part
-def _bound_s(columns: Floats, slot: int, ends: bool) -> float:
+def _bound_s(columns: Cells, slot: int, ends: bool) -> float:
     """The time per token that those on a backend leave to a newcomer. One that has an E2E itself (``ends``) is weighed
     against theirs as equals are, in SLOs met; others have to leave them their pace.
     """
     bound_s = min(columns[TPOT_BOUND_S, slot], columns[PEERS_TPOT_BOUND_S, slot])
     if ends:
-        return float(bound_s)
-    return float(min(bound_s, columns[E2E_TPOT_BOUND_S, slot], columns[PEERS_E2E_TPOT_BOUND_S, slot]))
+        return bound_s
+    return min(bound_s, columns[E2E_TPOT_BOUND_S, slot], columns[PEERS_E2E_TPOT_BOUND_S, slot])
 
 
-@part
 def _share(first_s: float, pace_s: float, end_s: float, ttft_s: float, tpot_s: float, e2e_s: float) -> float:
     """The largest share of any bound that predictions take."""
     return max(first_s / ttft_s, pace_s / tpot_s, end_s / e2e_s)
 
 
-@part
-def _bearable(weights: Floats, rows: Floats, urgent_s: float) -> float:
+def _bearable(weights: Cells, rows: Cells, count: int, urgent_s: float) -> float:
     """How many replies the prompt may break the pace of.
 
     None, within chance, or the fewest that one of those that fit would; but where even that is some and the soonest
     first token is before ``urgent_s``, less than none.
     """
     least, soonest_s = inf, inf
-    for i in range(rows.shape[1]):
+    for i in range(count):
         if weights[FITS, i] > 0.0:
             least, soonest_s = min(least, rows[EXPECTED_TPOT_VIOLATIONS, i]), min(soonest_s, rows[TTFT, i])
     if least > TPOT_VIOLATIONS_MAX and soonest_s < urgent_s:
@@ -129,54 +122,54 @@ def _bearable(weights: Floats, rows: Floats, urgent_s: float) -> float:
     return max(least, TPOT_VIOLATIONS_MAX)
 
 
-@part
-def _in_flight(rows: Floats, i: int) -> float:
+def _in_flight(rows: Cells, i: int) -> float:
     """Requests of any phase."""
-    return float(rows[LOADS + PREFILLING, i] + rows[LOADS + DECODING, i])
+    return rows[LOADS + PREFILLING, i] + rows[LOADS + DECODING, i]
 
 
-@part
-def _score(weights: Floats, rows: Floats, price_per_s: Floats, anything: bool, i: int) -> float:
+def _score(weights: Cells, rows: Cells, price_per_s: Cells, anything: bool, i: int) -> float:
     """What is lowest where it is best: the time that the send costs everybody, times the use of the bounds.
 
     With no bound in force all use is 0: then the time alone.
     """
     if len(price_per_s) > 0:
-        return float(price_per_s[i] * rows[E2E, i] * weights[SLO_USE_TAIL, i] / (_in_flight(rows, i) + 1.0))
+        return over(price_per_s[i] * rows[E2E, i] * weights[SLO_USE_TAIL, i], _in_flight(rows, i) + 1.0)
     cost_s = rows[E2E, i] + OVERLAP * rows[IMPOSED_DELAY_S, i]
     use = weights[SLO_USE_TAIL, i]
-    return float(use * cost_s / max(1.0 + EDGE - use, EDGE) if anything else cost_s)
+    return use * cost_s / max(1.0 + EDGE - use, EDGE) if anything else cost_s
 
 
-@part
-def _nearest(weights: Floats, rows: Floats, bearable: float, price_per_s: Floats) -> int:
-    """Fill CANDIDATES with those that fit, break no more than is bearable and score near the lowest; how many."""
-    anything, lowest, count = False, inf, rows.shape[1]
+def _nearest(weights: Cells, rows: Cells, count: int, bearable: float, price_per_s: Cells) -> int:
+    """Fill CANDIDATES with those that fit, violate no more than is bearable and score near the lowest; how many. Until
+    then CANDIDATES holds the scores; inf of those that do not remain.
+    """
+    anything, lowest = False, inf
     for i in range(count):
         anything = anything or weights[SLO_USE_TAIL, i] > 0.0
     for i in range(count):
+        weights[CANDIDATES, i] = inf
         if weights[FITS, i] > 0.0 and rows[EXPECTED_TPOT_VIOLATIONS, i] <= bearable:
-            lowest = min(lowest, _score(weights, rows, price_per_s, anything, i))
-    found = 0
+            weights[CANDIDATES, i] = _score(weights, rows, price_per_s, anything, i)
+            lowest = min(lowest, weights[CANDIDATES, i])
+    near, found = lowest * (1.0 + NEAR_SHARE), 0
     for i in range(count):
         remains = weights[FITS, i] > 0.0 and rows[EXPECTED_TPOT_VIOLATIONS, i] <= bearable
-        if remains and _score(weights, rows, price_per_s, anything, i) <= lowest * (1.0 + NEAR):
+        if remains and weights[CANDIDATES, i] <= near:
             weights[CANDIDATES, found] = i
             found += 1
     return found
 
 
-@compiled("i8(f8, f8, f8, f8, f8, f8, f8, f8[:, ::1], i1[::1], f8[:, ::1], i8[::1], f8[::1], f8[:, ::1])")
 def weigh(
     ttft_s: float, tpot_s: float, e2e_s: float, reply_tokens: float, waited_s: float, safety: float, urgent_s: float,
-    rows: Floats, states: NDArray[np.int8], columns: Floats, slots: Slots, price_per_s: Floats, weights: Floats,
+    rows: Cells, states: Cells, columns: Cells, slots: Places, price_per_s: Cells, weights: Cells,
 ) -> int:  # fmt: skip
     """Fill ``weights``; returns how many there are to choose among, or NONE_FITS.
 
     The bounds are the request's; ``reply_tokens``: the length that its E2E is judged at; ``safety``: a factor on every
     prediction; ``rows``: of its forecast, EXPECTED_TPOT_VIOLATIONS filled. Of those that fit, those remain that violate
     nobody's TPOT SLO, or the fewest (``_bearable``; none where the first token comes so early, before ``urgent_s``,
-    that it may wait for others' sake); of these the ones within ``NEAR`` of the lowest ``_score``.
+    that it may wait for others' sake); of these the ones within ``NEAR_SHARE`` of the lowest ``_score``.
 
     Where nothing is in flight the mean decides whether it fits: a tail learnt in a bad hour would otherwise keep a
     backend from ever being sent what it could be learnt anew from.
@@ -187,8 +180,8 @@ def weigh(
     for i in range(len(slots)):
         first_s, mean_pace_s = rows[TTFT, i], rows[TPOT, i]
         first_tail_s = rows[TAILS + TTFT, i]
-        pace_s = _pace_s(mean_pace_s, rows[TAILS + TPOT, i], states[i])
-        likely_s = _first_s(first_s, first_tail_s, rows[PREFILL_SHARE, i])
+        pace_s = _usable_tpot_s(mean_pace_s, rows[TAILS + TPOT, i], states[i])
+        likely_s = _usable_ttft_s(first_s, first_tail_s, rows[PREFILL_SHARE, i])
         bound_s = _bound_s(columns, slots[i], e2e_s < inf)
         others = pace_s / max(bound_s, BOUND_MIN_S)
         end_s = waited_s + after * pace_s
@@ -204,14 +197,13 @@ def weigh(
         fit += 1 if fits else 0
     if fit == 0:
         return NONE_FITS
-    return _nearest(weights, rows, _bearable(weights, rows, urgent_s), price_per_s)
+    return _nearest(weights, rows, len(slots), _bearable(weights, rows, len(slots), urgent_s), price_per_s)
 
 
 # -- what waiting can change -----------------------------------------------------------------------------------------
 
 
-@compiled("f8(f8, f8, f8, f8[:, ::1])")
-def longest_reply(ttft_s: float, tpot_s: float, e2e_s: float, rest: Floats) -> float:
+def longest_reply(ttft_s: float, tpot_s: float, e2e_s: float, rest: Cells) -> float:
     """The longest reply, in tokens, with which every bound is met on some candidate where nothing else is in flight:
     0 where there is none, inf where no bound depends on it. ``rest``: ``Forecast.rest``.
     """
@@ -222,22 +214,20 @@ def longest_reply(ttft_s: float, tpot_s: float, e2e_s: float, rest: Floats) -> f
     return longest
 
 
-@part
 def _pace_in_s(pace_s: float, rest_s: float, bound_s: float, shrinks: float, life_s: float) -> float:
     """Seconds until a pace that falls to ``rest_s`` as those there end within ``life_s`` is inside a bound that falls
     itself by ``shrinks`` a second; inf where it never is.
     """
     if pace_s <= bound_s:
         return 0.0
-    gain = (pace_s - rest_s) / life_s - shrinks
+    gain = over(pace_s - rest_s, life_s) - shrinks
     return min((pace_s - bound_s) / gain, life_s) if gain > 0.0 else inf
 
 
-@compiled("f8(f8, f8, f8, f8, f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], i8[::1], f8[:, ::1])")
 def room_in_s(
     ttft_s: float, tpot_s: float, e2e_s: float, reply_tokens: float, mean_reply_tokens: float, waited_s: float,
-    safety: float, hold_s: float, ahead: float, rows: Floats, rest: Floats, columns: Floats, slots: Slots,
-    weights: Floats,
+    safety: float, hold_s: float, ahead: float, rows: Cells, rest: Cells, columns: Cells, slots: Places,
+    weights: Cells,
 ) -> float:  # fmt: skip
     """Seconds until so many sequences have ended somewhere that every bound could be met there, with ``ahead`` requests
     served before; inf where that comes too late everywhere, or waiting cannot bring it about.
@@ -248,12 +238,12 @@ def room_in_s(
     after = max(reply_tokens - 1.0, 0.0)
     ends_per_s = 0.0
     for i in range(len(slots)):
-        ends_per_s += _in_flight(rows, i) / (mean_reply_tokens * rows[TPOT, i])
+        ends_per_s += over(_in_flight(rows, i), mean_reply_tokens * rows[TPOT, i])
     queue_s = ahead / ends_per_s if ends_per_s > 0.0 else 0.0
     soonest_s = inf
     for i in range(len(slots)):
         first_s, pace_s = safety * weights[TTFT_S, i], safety * weights[TPOT_S, i]
-        rest_s = pace_s * rest[TPOT, i] / rows[TPOT, i]
+        rest_s = over(pace_s * rest[TPOT, i], rows[TPOT, i])
         left_s = e2e_s - waited_s - first_s
         own_s = min(tpot_s, left_s / after if after > 0.0 else inf)
         bound_s = min(own_s, _bound_s(columns, slots[i], e2e_s < inf))
@@ -262,7 +252,7 @@ def room_in_s(
             latest_s = min(latest_s, left_s - after * min(pace_s, bound_s))
         if latest_s < 0.0 or rest_s > own_s:
             continue
-        shrinks = 1.0 / after if bound_s < tpot_s and bound_s == own_s else 0.0
+        shrinks = over(1.0, after) if bound_s < tpot_s and bound_s == own_s else 0.0
         in_s = queue_s + _pace_in_s(pace_s, rest_s, bound_s, shrinks, mean_reply_tokens * rows[TPOT, i])
         if in_s <= latest_s:
             soonest_s = min(soonest_s, in_s)
@@ -272,32 +262,25 @@ def room_in_s(
 # -- what a send gains -----------------------------------------------------------------------------------------------
 
 
-@part
 def _normal(z: float) -> float:
     """The standard normal distribution function."""
     return 0.5 * (1.0 + erf(z / SQRT_2))
 
 
-@part
 def _density(z: float) -> float:
     """Its density."""
     return exp(-0.5 * z * z) / SQRT_2_PI
 
 
-@part
 def _sigma(mean_s: float, tail_s: float) -> float:
     """Standard deviation of the log of a prediction of this mean and 0.9 quantile."""
-    return min(max(log(tail_s / mean_s) / Z_90, SIGMA_MIN), SIGMA_MAX)
+    return min(max(log(over(tail_s, mean_s)) / Z_90, SIGMA_MIN), SIGMA_MAX)
 
 
-@compiled(
-    "i8(f8, f8, f8, f8, f8, f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], i1[::1], f8[:, ::1], i8[::1], f8,"
-    " f8[:, ::1])"
-)
 def most_gained(
-    ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, safety: float, rows: Floats, tails: Floats,
-    rest: Floats, in_time: Floats, states: NDArray[np.int8], columns: Floats, slots: Slots, sharing: float,
-    weights: Floats,
+    ttft_s: float, tpot_s: float, e2e_s: float, waited_s: float, safety: float, rows: Cells, tails: Cells,
+    rest: Cells, in_time: Cells, states: Cells, columns: Cells, slots: Places, sharing: float,
+    weights: Cells,
 ) -> int:  # fmt: skip
     """Fill GAIN of ``weights``, what a send gains in SLOs met (-inf: its own bound or others' would be broken); returns
     the candidate where that is most.
@@ -316,23 +299,25 @@ def most_gained(
         if safety * pace_s > min(bound_s, tpot_s):
             continue
         chance, slope, others, queue = in_time[0, i], sharing * in_time[1, i], 0.0, 0.0
-        sigma = _sigma(pace_s, _pace_s(pace_s, tails[TPOT, i], states[i]))
+        sigma = _sigma(pace_s, _usable_tpot_s(pace_s, tails[TPOT, i], states[i]))
         if tpot_s < inf:
-            at = log(tpot_s / (safety * pace_s)) / sigma
+            at = log(over(tpot_s, safety * pace_s)) / sigma
             kept = _normal(at)
             slope = slope * kept + chance * _density(at) / sigma
             chance *= kept
         if bound_s < inf:
-            others = _density(log(bound_s / (safety * pace_s)) / sigma) / sigma
+            others = _density(log(over(bound_s, safety * pace_s)) / sigma) / sigma
         if ttft_s < inf:
             total_s, sigma = waited_s + safety * first_s, _sigma(first_s, tails[TTFT, i])
             if total_s > ttft_s:
                 continue
-            at = log((ttft_s - waited_s) / (safety * first_s)) / sigma
+            at = log(over(ttft_s - waited_s, safety * first_s)) / sigma
             busy = rows[PREFILL_SHARE, i]
-            queue = busy / (1.0 - busy) * max(first_s - rest[TTFT, i], 0.0) / total_s * _density(at) / sigma
+            queue = over(busy, 1.0 - busy) * max(first_s - rest[TTFT, i], 0.0)
+            queue = over(queue, total_s) * _density(at) / sigma
             chance *= _normal(at)
-        harm = rows[IMPOSED_DELAY_S, i] / rows[E2E, i] * max(slope, others) + queue + rows[EXPECTED_TPOT_VIOLATIONS, i]
+        harm = over(rows[IMPOSED_DELAY_S, i], rows[E2E, i]) * max(slope, others) + queue
+        harm += rows[EXPECTED_TPOT_VIOLATIONS, i]
         weights[GAIN, i] = chance - harm
         if weights[GAIN, i] > weights[GAIN, best]:
             best = i

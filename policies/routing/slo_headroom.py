@@ -24,7 +24,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.routing import _headroom
+from policies.routing import _headroom, _loops
 from policies.routing._headroom import (
     CANDIDATES,
     GAIN,
@@ -98,7 +98,7 @@ class SloHeadroom:
         """Dispatch into headroom, or hold for it, or do the least harm."""
         slo, waited_s, weights = request.slo, fleet.now_s - request.arrived_s, np.empty((WEIGHED, len(fleet)))
         reply_tokens = forecast.reply_tokens(slo.quantile) if slo.e2e_s < inf else 1.0
-        count = _headroom.weigh(
+        count = _loops.weigh(
             slo.ttft_s,
             slo.tpot_s,
             slo.e2e_s,
@@ -174,7 +174,7 @@ class SloHeadroom:
         slo = request.slo
         if slo.ttft_s == slo.tpot_s == slo.e2e_s == inf:
             return True
-        room_s = _headroom.room_in_s(
+        room_s = _loops.room_in_s(
             slo.ttft_s,
             slo.tpot_s,
             slo.e2e_s,
@@ -202,7 +202,7 @@ class SloHeadroom:
         slo = request.slo
         left_s = slo.e2e_s - waited_s - forecast.ttft_s
         tokens = np.maximum(1.0 + left_s / forecast.tpot_s, 0.0)
-        return _headroom.most_gained(
+        return _loops.most_gained(
             slo.ttft_s,
             slo.tpot_s,
             slo.e2e_s,
@@ -240,7 +240,7 @@ class SloHeadroom:
     def _infeasible(self, request: Request, forecast: Forecast, rest: Floats) -> bool:
         """Whether no backend could keep the bounds with nothing else in flight, as ``rest`` says."""
         slo = request.slo
-        longest = _headroom.longest_reply(slo.ttft_s, slo.tpot_s, slo.e2e_s, self.safety * rest)
+        longest = _loops.longest_reply(slo.ttft_s, slo.tpot_s, slo.e2e_s, self.safety * rest)
         return longest < 1.0 or forecast.in_time(np.array([longest])).item(0) < CHANCE_MIN
 
     def _least_harm(self, fleet: Fleet, weights: Floats, allowed: Bools, why: str, rng: Rng) -> Choice:

@@ -3,8 +3,8 @@
 One import line is enough to write a policy:
 ``from router.core import Choice, Dispatch, Fleet, Forecast, Request, Rng``. A policy imports nothing deeper.
 
-For policies with compiled loops: ``compiled`` and ``part``; the rows of ``Forecast.rows`` (one column a candidate) and
-of ``Fleet.columns`` (one column a slot), which policies/README.md lists; the states of a forecast.
+For policies that read whole arrays: the rows of ``Forecast.rows`` (one column a candidate) and of ``Fleet.columns``
+(one column a slot), which policies/README.md lists; the states of a forecast.
 """
 
 from router.core.arrays import Floats, Slots
@@ -48,7 +48,6 @@ from router.core.columns import (
     UNATTRIBUTED,
     WEIGHT,
 )
-from router.core.compiling import compiled, part
 from router.core.decisions import ADMIT, Admit, Choice, Dispatch, Hold, ScaleTo, Shed
 from router.core.errors import Reason
 from router.core.fleet import Fleet
@@ -120,7 +119,5 @@ __all__ = [
     "Slo",
     "Slots",
     "Usage",
-    "compiled",
     "hash64",
-    "part",
 ]

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core import border, kernels, lessons
+from router.core import border, loops
 from router.core.arrays import Floats
 from router.core.columns import BANDS, E2E, EAGER, FULL, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
 from router.core.lengths import Lengths, Prompts
@@ -175,7 +175,7 @@ class Belief:
     def _lived(self, slot: int, model: str, steps: int, since: WorkSnapshot, until: WorkSnapshot) -> Floats:
         """The terms, at factor 1, of the steps between two marks: of the mean batch, and of the prompts that came."""
         prompts, backend, terms = until.prefilled_tokens - since.prefilled_tokens, self._backends[slot], np.empty(TERMS)
-        kernels.lived(
+        loops.lived(
             self.prior,
             self.roofs.rows,
             slot,
@@ -232,7 +232,7 @@ class Belief:
         tails, books, band = self.tails, self.books, expected.band
         own, pooled = tails.scores(metric, band, slot)
         width = expected.width if metric == E2E else 1.0
-        if lessons.judge(
+        if loops.judge(
             own,
             pooled,
             tails.spread,

@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core import kernels
+from router.core import loops
 from router.core.arrays import Floats, Slots, frozen
 from router.core.belief import Belief, Expectation
 from router.core.columns import (
@@ -194,7 +194,7 @@ class Forecast:
         row, share = between(request.slo.quantile)
         self._width = hypot(outlook.spread, WIDTH_MIN)
         self._mean_output_tokens = belief.lengths.mean_tokens(request.model, outlook.tokens)
-        kernels.predicted(
+        loops.predicted(
             fleet.columns,
             _NONE_UNTOLD if unreported_peer_load is None else unreported_peer_load,
             hit,
@@ -283,7 +283,7 @@ class Forecast:
     def _at_rest(self, factor: Floats, lean: Floats) -> Floats:
         rows, belief = np.zeros((FORECAST, len(self._fleet.slots))), self._belief
         rows[CACHED] = self.rows[CACHED]
-        kernels.at_rest(
+        loops.at_rest(
             self._fleet.columns,
             belief.prior,
             factor,
@@ -311,7 +311,7 @@ class Forecast:
         request, chances = self._request, np.empty((2, len(tokens)))
         tokens = np.ascontiguousarray(tokens, dtype=np.float64)
         alive = self._belief.lengths.survival(request.model, request.slo_class)
-        kernels.in_time(alive, float(BINS_PER_OCTAVE), float(request.output_tokens_max), tokens, chances)
+        loops.in_time(alive, float(BINS_PER_OCTAVE), float(request.output_tokens_max), tokens, chances)
         return frozen(chances)
 
     @property
@@ -346,7 +346,7 @@ class Forecast:
         if known is None:
             row, share = between(quantile)
             known = self._tails[quantile] = np.empty((METRICS, len(self._fleet.slots)))
-            kernels.tails(rows, self._belief.tails.spread, self._fleet.slots, row, share, self._width, known)
+            loops.tails(rows, self._belief.tails.spread, self._fleet.slots, row, share, self._width, known)
             known.setflags(write=False)
         return known
 
@@ -384,7 +384,7 @@ class Forecast:
         rows, fleet, belief = self.rows, self._fleet, self._belief
         column: list[float] = rows[:, index].tolist()
         slot, expected = fleet.slots.item(index), np.empty(EXPECTATION)
-        doubt = kernels.expected(
+        doubt = loops.expected(
             fleet.columns,
             belief.prior,
             belief.regression.factor,

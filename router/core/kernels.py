@@ -1,15 +1,15 @@
-"""One engine as a request meets it, and what it makes of a forecast: loops over candidates, compiled, in plain numbers.
+"""One engine as a request meets it, and what it makes of a forecast: loops over candidates, in plain numbers.
 
-Believes: the model that ``forecast.py`` tells, and the arrays it is handed. Must not know: where those come from, any
-policy.
+These are the reference: ``_kernels.c`` has the same loops in C, equal bit for bit, and ``loops.py`` says which of them
+run. What is changed here has to be changed there. Believes the model that ``forecast.py`` describes, and the arrays it
+is handed; must not know where those come from, nor any policy.
 """
 
-from math import ceil, exp, floor, inf, log, log2, sqrt
+from math import inf
+from math import log as ln
 from typing import Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from router.core.arithmetic import Cells, Places, ceil, exp, floor, log2, over, place_below, root
 from router.core.columns import (
     AHEAD,
     BAND,
@@ -54,10 +54,6 @@ from router.core.columns import (
     TTFT,
     UNATTRIBUTED,
 )
-from router.core.compiling import compiled, part
-
-Floats = NDArray[np.float64]
-Slots = NDArray[np.intp]
 
 # -- the forecast ----------------------------------------------------------------------------------------------------
 
@@ -68,19 +64,23 @@ SPREAD_MOST: Final = 20.0  # at any quantile: in widths of E2E, which stay below
 STEPS_MOST: Final = 1e6  # since the last first token: longer ago is as good as never
 NONE_REACH: Final = 1e-9  # a smaller share of replies is rounding
 REPLY_MOST: Final = 2.0**17  # tokens; no reply is longer
-LOG_2: Final = log(2.0)
+LOG_2: Final = ln(2.0)
 OCTAVE_STEP: Final = 2.0**0.25
 STEP_DOUBT: Final = 1.0 / 12.0  # variance of how much of a step under way is left, in steps
 
 
 class _Asked(NamedTuple):
-    """What a request asks of an engine. ``held_tokens``: when half of its reply is out; ``mean_*``: what others ask."""
+    """What a request asks of an engine. ``held_tokens``: when half of its reply is out; ``mean_*``: what others ask;
+    ``tau_s``, ``beside_tokens_per_s``: see ``_tokens_per_s``.
+    """
 
     now_s: float
     prompt_tokens: float
     mean_prompt_tokens: float
     mean_output_tokens: float
     held_tokens: float
+    tau_s: float = 1.0
+    beside_tokens_per_s: float = 0.0
 
 
 class _Engine(NamedTuple):
@@ -122,18 +122,16 @@ class _Ahead(NamedTuple):
     pair_s: float
 
 
-@part
-def roof_s(roofs: Floats, prior: Floats, slot: int, tokens: float) -> float:
+def roof_s(roofs: Cells, prior: Cells, slot: int, tokens: float) -> float:
     """The roof over so many tokens in a step, straight between the places of its table (``roof.py``)."""
-    place = sqrt(tokens) * prior[slot, SCALE]
-    below = min(int(place), ROOF_POINTS - 2)
+    place = root(tokens) * prior[slot, SCALE]
+    below = place_below(place, ROOF_POINTS - 2)
     low, high = roofs[slot, below], roofs[slot, below + 1]
-    return float(low + (place - below) * (high - low))
+    return low + (place - below) * (high - low)
 
 
-@part
 def _engine(
-    columns: Floats, rows: Floats, prior: Floats, factor: Floats, roofs: Floats, slot: int, i: int, prompt_tokens: float
+    columns: Cells, rows: Cells, prior: Cells, factor: Cells, roofs: Cells, slot: int, i: int, prompt_tokens: float
 ) -> _Engine:  # fmt: skip
     """The candidate at ``i``, whose load and cached tokens are in ``rows``.
 
@@ -170,16 +168,14 @@ def _engine(
     )  # fmt: skip
 
 
-@part
-def _beyond_s(roofs: Floats, prior: Floats, e: _Engine, prompt_tokens: float) -> float:
+def _beyond_s(roofs: Cells, prior: Cells, e: _Engine, prompt_tokens: float) -> float:
     """What prompt tokens in a step add to the roof over its batch, softly no less than the launch of their kernels."""
     over_s = roof_s(roofs, prior, e.slot, prompt_tokens + e.batch * prior[e.slot, SHARE]) - e.over_batch_s
     eager_s = prior[e.slot, EAGER] * min(prompt_tokens, 1.0)
-    return sqrt(over_s * over_s + eager_s * eager_s)
+    return root(over_s * over_s + eager_s * eager_s)
 
 
-@part
-def _under_way(columns: Floats, e: _Engine, first_roof_s: float, now_s: float) -> float:
+def _under_way(columns: Cells, e: _Engine, first_roof_s: float, now_s: float) -> float:
     """How much of the step under way is left, as a share of it.
 
     Half on average. But when the newest prompt ahead was sent ``unanswered_s`` ago by this router, and one step holds
@@ -192,25 +188,23 @@ def _under_way(columns: Floats, e: _Engine, first_roof_s: float, now_s: float) -
     prompt_s = e.token_factor * first_roof_s + e.first * (e.token_s + e.pair_s * (0.5 * e.each))
     joined_s = max(unanswered_s - e.step_s, 0.0) + 0.5 * e.step_s
     gone_s = joined_s if e.batch > 0.0 else unanswered_s
-    return float(min(1.0, max(LEFT_MIN, 1.0 - gone_s / (e.step_s + prompt_s))))
+    return min(1.0, max(LEFT_MIN, 1.0 - over(gone_s, e.step_s + prompt_s)))
 
 
-@part
-def _steps_to_room(columns: Floats, e: _Engine, asked: _Asked) -> float:
+def _steps_to_room(columns: Cells, e: _Engine, asked: _Asked) -> float:
     """Steps until enough sequences have ended, where slots or KV are taken; 0 when there is room.
 
     With ``n`` sequences of mean life L tokens (theirs, not this request's) one ends every L / n steps (they are spread
     evenly over their lives), so the k-th from now is k L / n steps away.
     """
     requests, held = e.prefilling + e.batch, e.queued + e.context
-    over = requests + 1.0 - columns[SEQS_MAX, e.slot]
+    seqs_over = requests + 1.0 - columns[SEQS_MAX, e.slot]
     kv_over = held + asked.held_tokens - columns[KV_TOKENS_MAX, e.slot]
-    ahead = max(over, kv_over / asked.held_tokens, 0.0)
-    return float(ahead * asked.mean_output_tokens / max(min(requests, columns[SEQS_MAX, e.slot]), 1.0))
+    ahead = max(seqs_over, over(kv_over, asked.held_tokens), 0.0)
+    return ahead * asked.mean_output_tokens / max(min(requests, columns[SEQS_MAX, e.slot]), 1.0)
 
 
-@part
-def _ahead(columns: Floats, prior: Floats, roofs: Floats, e: _Engine, asked: _Asked) -> _Ahead:
+def _ahead(columns: Cells, prior: Cells, roofs: Cells, e: _Engine, asked: _Asked) -> _Ahead:
     """The steps before the first token, and what prompt tokens add to them: by roof and network, and by attention."""
     first_roof_s = _beyond_s(roofs, prior, e, e.first)
     under_way = _under_way(columns, e, first_roof_s, asked.now_s)
@@ -224,48 +218,44 @@ def _ahead(columns: Floats, prior: Floats, roofs: Floats, e: _Engine, asked: _As
     return _Ahead(steps, waiting, tokens, beyond_s * e.token_factor + e.token_s * tokens, pairs * e.pair_s)
 
 
-@part
-def _first_token_s(columns: Floats, e: _Engine, ahead: _Ahead) -> float:
+def _first_token_s(columns: Cells, e: _Engine, ahead: _Ahead) -> float:
     """The mean, as modelled."""
     network_s: float = columns[NETWORK_S, e.slot]
     return ahead.steps * e.step_s + e.scheduled_s + network_s + ahead.prompt_s + ahead.pair_s + e.first_s
 
 
-@part
-def _step_of_life_s(columns: Floats, prior: Floats, factor: Floats, roofs: Floats, e: _Engine, held: float) -> float:
+def _step_of_life_s(columns: Cells, prior: Cells, factor: Cells, roofs: Cells, e: _Engine, held: float) -> float:
     """A step with this request and those queued before it in the batch."""
     over_batch_s = roof_s(roofs, prior, e.slot, e.growing * prior[e.slot, SHARE])
     fixed_s = (prior[e.slot, FIXED] + over_batch_s) * factor[e.slot, FIXED]
     held = min(e.context + e.queued + held, columns[KV_TOKENS_MAX, e.slot])
-    return float(fixed_s + e.seq_s * e.growing + e.context_s * held)
+    return fixed_s + e.seq_s * e.growing + e.context_s * held
 
 
-@part
 def _prefill_share(
-    prior: Floats, roofs: Floats, e: _Engine, asked: _Asked, full: bool, step_s: float, tokens_per_s: float
+    columns: Cells, prior: Cells, roofs: Cells, e: _Engine, asked: _Asked, full: bool, step_s: float
 ) -> float:
     """The share of its time that an engine spends on prompts: on those that are sent to it; on a full engine, which
     takes in one whenever one ends, on those that take the places of its batch (Little 1961).
     """
     mean, piece = asked.mean_prompt_tokens, min(asked.mean_prompt_tokens, e.room)
-    each_s = e.token_factor * _beyond_s(roofs, prior, e, piece) / piece + e.token_s + e.pair_s * (mean / 2.0)
-    share = tokens_per_s * each_s
+    each_s = e.token_factor * over(_beyond_s(roofs, prior, e, piece), piece) + e.token_s + e.pair_s * (mean / 2.0)
     if full:
-        taken_in = e.growing * mean * each_s / (asked.mean_output_tokens * step_s)
-        share = taken_in / (1.0 + taken_in)
+        taken_in = over(e.growing * mean * each_s, asked.mean_output_tokens * step_s)
+        share = over(taken_in, 1.0 + taken_in)
+    else:
+        share = each_s * _tokens_per_s(columns, e.slot, asked)
     return min(share, PREFILL_SHARE_MAX)
 
 
-@part
-def _tokens_per_s(columns: Floats, slot: int, now_s: float, tau_s: float, beside_tokens_per_s: float) -> float:
+def _tokens_per_s(columns: Cells, slot: int, asked: _Asked) -> float:
     """Prompt tokens sent to an engine per second, lately: see ``Fleet.prefill_tokens_per_s``."""
-    own = columns[PREFILL_RATE, slot] * exp((columns[RATE_AT_S, slot] - now_s) / tau_s)
+    own = columns[PREFILL_RATE, slot] * exp(over(columns[RATE_AT_S, slot] - asked.now_s, asked.tau_s))
     beside = columns[PEERS + DECODING, slot] + columns[UNATTRIBUTED + DECODING, slot]
-    return float(own + beside * beside_tokens_per_s)
+    return own + beside * asked.beside_tokens_per_s
 
 
-@part
-def _gather(columns: Floats, slots: Slots, unreported: Floats, rows: Floats) -> None:
+def _gather(columns: Cells, slots: Places, unreported: Cells, rows: Cells) -> None:
     """The load of each candidate: this router's own, its peers', nobody's we know and what peers have not told yet."""
     for row in range(LOAD):
         for i in range(len(slots)):
@@ -276,9 +266,8 @@ def _gather(columns: Floats, slots: Slots, unreported: Floats, rows: Floats) -> 
             rows[LOADS + row, i] += unreported[row, i]
 
 
-@part
 def _fill_tails(
-    rows: Floats, spread: Floats, slots: Slots, row: int, share: float, e2e_width: float, out: Floats
+    rows: Cells, spread: Cells, slots: Places, row: int, share: float, e2e_width: float, out: Cells, at: int
 ) -> None:
     for metric in range(METRICS):
         width = e2e_width if metric == E2E else 1.0
@@ -287,29 +276,26 @@ def _fill_tails(
             low = spread[metric, row, band, slot]
             if share != 0.0:
                 low = min(low + share * (spread[metric, row + 1, band, slot] - low), SPREAD_MOST)
-            out[metric, i] = rows[metric, i] * exp(low * width)
+            out[at + metric, i] = rows[metric, i] * exp(low * width)
 
 
-@compiled("void(f8[:, ::1], f8[:, :, :, ::1], i8[::1], i8, f8, f8, f8[:, ::1])")
-def tails(rows: Floats, spread: Floats, slots: Slots, row: int, share: float, e2e_width: float, out: Floats) -> None:
+def tails(rows: Cells, spread: Cells, slots: Places, row: int, share: float, e2e_width: float, out: Cells) -> None:
     """Fill ``out`` (metrics x candidates) with a quantile of each: the mean times e to the spread at that quantile.
 
     ``rows``: as ``predicted`` filled them; ``spread``: by metric, kept quantile, band and slot, of which the quantile
     lies ``share`` of the way from ``row`` to the next; ``e2e_width``: E2E's spread is in widths of this.
     """
-    _fill_tails(rows, spread, slots, row, share, e2e_width, out)
+    _fill_tails(rows, spread, slots, row, share, e2e_width, out, 0)
 
 
-@part
-def _alive(alive: Floats, per_octave: float, tokens: float) -> float:
+def _alive(alive: Cells, per_octave: float, tokens: float) -> float:
     """The probability that a reply has at least so many tokens; ``alive`` by bins of a logarithmic scale."""
     place = per_octave * log2(tokens)
-    below = min(int(place), len(alive) - 2)
-    return float(alive[below] + min(place - below, 1.0) * (alive[below + 1] - alive[below]))
+    below = place_below(place, len(alive) - 2)
+    return alive[below] + min(place - below, 1.0) * (alive[below + 1] - alive[below])
 
 
-@compiled("void(f8[::1], f8, f8, f8[::1], f8[:, ::1])")
-def in_time(alive: Floats, per_octave: float, cap: float, tokens: Floats, out: Floats) -> None:
+def in_time(alive: Cells, per_octave: float, cap: float, tokens: Cells, out: Cells) -> None:
     """Fill row 0 of ``out`` with the probability that a reply has at most ``tokens`` tokens, row 1 with what that gains
     by a reply's time of an e-th more: its slope over the log of tokens. ``cap``: no reply is longer (0: any length).
     """
@@ -322,30 +308,27 @@ def in_time(alive: Floats, per_octave: float, cap: float, tokens: Floats, out: F
             out[1, i] = (1.0 - _alive(alive, per_octave, tokens[i] * OCTAVE_STEP) - out[0, i]) * per_octave / LOG_2
 
 
-@part
-def _ends(alive: Floats, per_octave: float, past: float, by: float) -> float:
+def _ends(alive: Cells, per_octave: float, past: float, by: float) -> float:
     """The probability that a reply longer than ``past`` tokens is no longer than ``by``."""
     if by <= past:
         return 0.0
     reached = _alive(alive, per_octave, past + 1.0)
-    return 1.0 - _alive(alive, per_octave, by + 1.0) / reached if reached > NONE_REACH else 0.0
+    return 1.0 - over(_alive(alive, per_octave, by + 1.0), reached) if reached > NONE_REACH else 0.0
 
 
-@part
-def _made(columns: Floats, e: _Engine, now_s: float) -> float:
+def _made(columns: Cells, e: _Engine, now_s: float) -> float:
     """Tokens that the reply whose first came last should have by now: it made no more once a prompt behind it began,
     half a step after that was sent. (Where several wait, the newest is known; an earlier one matters little more.)
     """
     until_s = now_s
     if columns[PREFILLING, e.slot] > 0.0:
         until_s = min(now_s, columns[RATE_AT_S, e.slot] + 0.5 * e.step_s)
-    steps = (until_s - columns[FIRST_TOKEN_S, e.slot]) / e.step_s
-    return float(floor(1.0 + max(0.0, min(steps, STEPS_MOST))))
+    steps = over(until_s - columns[FIRST_TOKEN_S, e.slot], e.step_s)
+    return floor(1.0 + max(0.0, min(steps, STEPS_MOST)))
 
 
-@part
-def _broken(
-    columns: Floats, e: _Engine, over_s: float, spare_s: float, now_s: float, alive: Floats, per_octave: float
+def _expected_violations(
+    columns: Cells, e: _Engine, over_s: float, spare_s: float, now_s: float, alive: Cells, per_octave: float
 ) -> float:
     """How many replies should lose the pace promised to them where prompts are about to take ``over_s``, and every step
     has ``spare_s``.
@@ -353,22 +336,18 @@ def _broken(
     Prompts delay everybody's next token. Who has many to come makes up for it; a reply that ends within ``by`` tokens
     does not. So it matters to those that wait for their first token there, and to the one that had it last.
     """
-    by = floor(1.0 + over_s / spare_s)
+    by = floor(1.0 + over(over_s, spare_s))
     some = e.prefilling * _ends(alive, per_octave, 1.0, by)
     if e.batch > 0.0:
         some += _ends(alive, per_octave, _made(columns, e, now_s), by)
-    return float(some)
+    return some
 
 
-@compiled(
-    "void(f8[:, ::1], f8[:, ::1], f8[::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, :, ::1], f8[:, :, :, ::1],"
-    " i8[::1], f8, f8, f8, f8, f8, f8, f8, f8, i8, f8, f8, f8[::1], f8, f8[:, ::1])"
-)
 def predicted(
-    columns: Floats, unreported: Floats, hit: Floats, prior: Floats, factor: Floats, roofs: Floats, lean: Floats,
-    spread: Floats, slots: Slots, now_s: float, prompt_tokens: float, mean_prompt_tokens: float, output_tokens: float,
+    columns: Cells, unreported: Cells, hit: Cells, prior: Cells, factor: Cells, roofs: Cells, lean: Cells,
+    spread: Cells, slots: Places, now_s: float, prompt_tokens: float, mean_prompt_tokens: float, output_tokens: float,
     mean_output_tokens: float, held_tokens: float, tau_s: float, beside_tokens_per_s: float, row: int, share: float,
-    e2e_width: float, alive: Floats, per_octave: float, rows: Floats,
+    e2e_width: float, alive: Cells, per_octave: float, rows: Cells,
 ) -> None:  # fmt: skip
     """Fill ``rows``, one column a candidate: TTFT, TPOT and E2E (seconds), the band of its load, the same three at a
     quantile (``tails``), CACHED unless it is filled already, its load and, where asked for,
@@ -381,7 +360,9 @@ def predicted(
     (empty: EXPECTED_TPOT_VIOLATIONS is not asked for).
     """
     _gather(columns, slots, unreported, rows)
-    asked = _Asked(now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens)
+    asked = _Asked(
+        now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens, tau_s, beside_tokens_per_s
+    )
     for i in range(len(slots)):
         slot = slots[i]
         if len(hit) > 0:
@@ -391,8 +372,7 @@ def predicted(
         full = ahead.waiting > 0.0
         band = FULL if full else int(e.queued > 0.0)
         step_s = _step_of_life_s(columns, prior, factor, roofs, e, held_tokens)
-        tokens_per_s = _tokens_per_s(columns, slot, now_s, tau_s, beside_tokens_per_s)
-        busy = _prefill_share(prior, roofs, e, asked, full, step_s, tokens_per_s)
+        busy = _prefill_share(columns, prior, roofs, e, asked, full, step_s)
         rows[TTFT, i] = _first_token_s(columns, e, ahead) * lean[TTFT, band, slot]
         rows[TPOT, i] = step_s / (1.0 - busy) * lean[TPOT, band, slot]
         rows[E2E, i] = rows[TTFT, i] + max(output_tokens - 1.0, 0.0) * rows[TPOT, i]
@@ -407,14 +387,15 @@ def predicted(
         if len(alive) > 0 and 0.0 < spare_s < inf:
             over_s = ahead.prompt_s + ahead.pair_s
             if over_s > spare_s:
-                rows[EXPECTED_TPOT_VIOLATIONS, i] = _broken(columns, e, over_s, spare_s, now_s, alive, per_octave)
-    _fill_tails(rows, spread, slots, row, share, e2e_width, rows[TAILS:CACHED])
+                rows[EXPECTED_TPOT_VIOLATIONS, i] = _expected_violations(
+                    columns, e, over_s, spare_s, now_s, alive, per_octave
+                )
+    _fill_tails(rows, spread, slots, row, share, e2e_width, rows, TAILS)
 
 
-@compiled("void(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, :, ::1], i8[::1], f8, f8, f8, f8[:, ::1])")
 def at_rest(
-    columns: Floats, prior: Floats, factor: Floats, roofs: Floats, lean: Floats, slots: Slots, prompt_tokens: float,
-    output_tokens: float, held_tokens: float, rows: Floats,
+    columns: Cells, prior: Cells, factor: Cells, roofs: Cells, lean: Cells, slots: Places, prompt_tokens: float,
+    output_tokens: float, held_tokens: float, rows: Cells,
 ) -> None:  # fmt: skip
     """Fill TTFT, TPOT and E2E of ``rows`` as they would be with nothing else in flight: what waiting could lead to at
     best. ``rows``: as ``predicted`` filled them but for the load, which is 0.
@@ -429,12 +410,9 @@ def at_rest(
         rows[E2E, i] = rows[TTFT, i] + max(output_tokens - 1.0, 0.0) * rows[TPOT, i]
 
 
-@compiled(
-    "f8(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, :, :, ::1], i8, i8, f8, f8, f8, f8, f8[:, ::1], f8[::1])"
-)
 def expected(
-    columns: Floats, prior: Floats, factor: Floats, roofs: Floats, spread: Floats, slot: int, i: int, now_s: float,
-    prompt_tokens: float, mean_output_tokens: float, held_tokens: float, rows: Floats, out: Floats,
+    columns: Cells, prior: Cells, factor: Cells, roofs: Cells, spread: Cells, slot: int, i: int, now_s: float,
+    prompt_tokens: float, mean_output_tokens: float, held_tokens: float, rows: Cells, out: Cells,
 ) -> float:  # fmt: skip
     """Fill ``out`` with the terms of TTFT at factor 1 on the candidate at ``i`` and with its spreads as they stand now,
     KEPT_QUANTILES a metric from SPREADS on; returns the variance of the log of TTFT by the queue's chance. ``rows``: as
@@ -451,33 +429,33 @@ def expected(
     out[FIRST] = e.first_s
     out[AHEAD] = e.scheduled_s
     for term in range(TERMS):
-        out[term] /= factor[slot, term]
+        out[term] = over(out[term], factor[slot, term])
     band = int(rows[BAND, i])
     for metric in range(METRICS):
         for kept in range(KEPT_QUANTILES):
             out[SPREADS + KEPT_QUANTILES * metric + kept] = spread[metric, kept, band, slot]
-    step_share = e.step_s / rows[TTFT, i]
-    return float(WAIT_DOUBT * (ahead.waiting * step_share) ** 2 + STEP_DOUBT * step_share**2)
+    step_share = over(e.step_s, rows[TTFT, i])
+    waited = ahead.waiting * step_share
+    return WAIT_DOUBT * (waited * waited) + STEP_DOUBT * (step_share * step_share)
 
 
-@compiled("void(f8[:, ::1], f8[:, ::1], i8, f8, f8, f8, f8, f8, f8, f8, f8, f8[::1])")
 def lived(
-    prior: Floats, roofs: Floats, slot: int, stages: float, chunk_tokens: float, steps: float, lasted_s: float,
-    decoding_s: float, context_s: float, prompts: float, mean_prompt_tokens: float, out: Floats,
+    prior: Cells, roofs: Cells, slot: int, stages: float, chunk_tokens: float, steps: float, lasted_s: float,
+    decoding_s: float, context_s: float, prompts: float, mean_prompt_tokens: float, out: Cells,
 ) -> None:  # fmt: skip
     """Fill ``out`` with the terms, at factor 1, of ``steps`` that lasted so long: of the mean batch and context, whose
     integrals over that time are given, and of the prompt tokens that came.
     """
-    batch, sheet = decoding_s / lasted_s, prior[slot]
-    rows = batch / stages
+    batch = over(decoding_s, lasted_s)
+    rows = over(batch, stages)
     over_batch_s = roof_s(roofs, prior, slot, rows)
-    out[FIXED] = (sheet[FIXED] + over_batch_s) * steps
-    out[SEQ] = sheet[SEQ] * (steps * batch)
-    out[CONTEXT] = sheet[CONTEXT] * (steps * (context_s / lasted_s))
-    out[TOKEN] = sheet[TOKEN] * prompts
-    out[PAIR] = sheet[PAIR] * prompts * mean_prompt_tokens / 2.0
+    out[FIXED] = (prior[slot, FIXED] + over_batch_s) * steps
+    out[SEQ] = prior[slot, SEQ] * (steps * batch)
+    out[CONTEXT] = prior[slot, CONTEXT] * (steps * over(context_s, lasted_s))
+    out[TOKEN] = prior[slot, TOKEN] * prompts
+    out[PAIR] = prior[slot, PAIR] * prompts * mean_prompt_tokens / 2.0
     out[FIRST] = out[AHEAD] = 0.0
     if prompts != 0.0:
-        piece = min(mean_prompt_tokens, chunk_tokens)
+        piece, eager_s = min(mean_prompt_tokens, chunk_tokens), prior[slot, EAGER]
         over_s = roof_s(roofs, prior, slot, rows + piece) - over_batch_s
-        out[TOKEN] += prompts / piece * sqrt(over_s * over_s + sheet[EAGER] * sheet[EAGER])
+        out[TOKEN] += over(prompts, piece) * root(over_s * over_s + eager_s * eager_s)

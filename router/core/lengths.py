@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from router.core.kernels import Floats
+from router.core.arrays import Floats
 
 START_TOKENS: Final = 211.0  # mean reply of production chat: Azure LLM inference trace 2023, conversation
 START_SIGMA: Final = 1.0  # and its spread on the log scale, rounded

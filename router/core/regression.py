@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from router.core import lessons
+from router.core import loops
+from router.core.arrays import Floats
 from router.core.columns import CHANGES, SEEN, TERMS, WATCH
-from router.core.kernels import Floats
 from router.core.lessons import WANDER_EVERY
 
 WANDER: Final = 0.03  # standard deviation, an outcome, of each log factor, as a share of its data sheet's error
@@ -72,7 +72,7 @@ class Regression:
         ``doubt``: variance of the log of this prediction that has nothing to do with factors (a queue's chance).
         Returns the log of actual over predicted that is left, to first order, after learning. Both must be above 0.
         """
-        return lessons.learn(
+        return loops.learn(
             self.factor,
             self._log,
             self._covariance,
@@ -90,7 +90,7 @@ class Regression:
 
     def doubt(self, slot: int) -> None:
         """What was learnt may hold no longer: keep it, and let the next few outcomes settle it."""
-        lessons.doubt(self._covariance, self._variance, self._watch, slot)
+        loops.doubt(self._covariance, self._variance, self._watch, slot)
 
     def changes(self, slot: int) -> int:
         """How often the backend was found to have changed."""

@@ -10,8 +10,8 @@ from math import sqrt
 
 import numpy as np
 
+from router.core.arrays import Floats
 from router.core.columns import ROOF_POINTS
-from router.core.kernels import Floats
 from router.core.physics import StepCoefficients, step_terms
 
 

@@ -17,9 +17,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core import lessons
+from router.core import loops
+from router.core.arrays import Floats, Slots
 from router.core.columns import BANDS, LEVELS, METRICS, SCORES, SEEN_SCORES
-from router.core.kernels import Floats, Slots
 from router.core.lessons import FEW, QUANTILES
 
 PRIOR_SIGMA: Final = (0.25, 0.25, 1.0)  # before any score: normal; as a data sheet is wrong, E2E in its own widths
@@ -76,7 +76,7 @@ class Tails:
     def _lend(self, metric: int, band: int, slots: Slots, pooled: Floats) -> None:
         """A pool hears all of the new and one in FEW of the old."""
         spreads = np.empty(len(QUANTILES))
-        lessons.spreads(pooled, spreads)
+        loops.spreads(pooled, spreads)
         self.spread[metric, :, band, slots] = spreads
 
     def _slots(self, pool: str) -> Slots:

@@ -29,7 +29,6 @@ _OF_THE_INTERPRETER: Final = frozenset(  # they open files on their own account
         "linecache",
         "warnings",
         "zipimport",
-        "router.core.compiling",
     ]
 )
 

@@ -22,7 +22,7 @@ from typing import Any, Final, TextIO
 import policies
 from policies._contract import check_admission, check_routing
 from router import loading
-from router.core import Admit, Choice, Fleet, Forecast, Request, Rng, Shed, Slo, compiling
+from router.core import Admit, Choice, Fleet, Forecast, Request, Rng, Shed, Slo
 from router.core.errors import PolicyRejected
 from router.core.flight import DispatchLimits
 from router.core.policy import Memory
@@ -293,11 +293,8 @@ def _limits_of(backend: Backend) -> EngineLimits:
 
 
 def run(stdin: TextIO, stdout: TextIO) -> bool:
-    """Read one job and write its verdict. Returns whether it passed. Output printed by a policy goes to stderr.
-
-    From here on this process checks the arrays given to compiled loops: a policy's loop must not write to its inputs.
-    """
-    began_s, compiling.checked = perf_counter(), True
+    """Read one job and write its verdict. Returns whether it passed. Output printed by a policy goes to stderr."""
+    began_s = perf_counter()
     with redirect_stdout(sys.stderr):
         verdict = validate(job_of(json.load(stdin)))
     json.dump(asdict(verdict) | {"took_s": perf_counter() - began_s}, stdout)

@@ -38,7 +38,7 @@ def frees_the_fleet(request, fleet, forecast, rng):
 
 
 def spoils_a_row_of_the_forecast(request, fleet, forecast, rng):
-    """As a compiled loop would be handed it."""
+    """In place, through the row."""
     forecast.rows[0, 0] = 0.0
     return first(fleet)
 

@@ -1,18 +1,12 @@
-"""The compiled loops against the same formulas over whole arrays: equal to rounding on fleets drawn at random."""
+"""The loops against the same formulas over whole arrays: equal to rounding on fleets drawn at random."""
 
-import os
 import random
-import shutil
-import subprocess
-import sys
 from math import ceil, log
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import router.core
-from router.core import kernels
+from router.core import kernels, loops
 from router.core.belief import Belief
 from router.core.columns import (
     AHEAD,
@@ -246,7 +240,7 @@ def test_the_chance_to_end_in_time_and_its_slope_are_those_of_the_survival_curve
     alive = np.concatenate(([1.0], np.sort(shape.uniform(0.0, 1.0, BINS - 1))[::-1], [0.0]))
     tokens = np.concatenate(([0.0, 0.5, 1.0, 2.0, 49.9, 50.0, 2.0**17, 1e9], np.exp(shape.uniform(0.0, 11.7, 40))))
     out = np.empty((2, len(tokens)))
-    kernels.in_time(alive, 4.0, float(cap), tokens, out)
+    loops.in_time(alive, 4.0, float(cap), tokens, out)
 
     def within(asked):
         return 1.0 - np.interp(4.0 * np.log2(np.maximum(asked, 1e-9)), np.arange(BINS + 1), alive)
@@ -282,100 +276,6 @@ def test_the_rate_of_prompts_is_that_of_the_fleet():
     """The one fact that a loop works out for itself as well."""
     ledger, _ = drawn(random.Random(3), 9)
     fleet = Fleet(ledger, ledger.roster.pool("m"), 4.0)
-    rates = [
-        kernels._tokens_per_s(ledger.table.columns, slot, 4.0, RATE_TAU_S, fleet.beside_tokens_per_s)
-        for slot in fleet.slots.tolist()
-    ]
+    asked = kernels._Asked(4.0, 1.0, 1.0, 1.0, 1.0, RATE_TAU_S, fleet.beside_tokens_per_s)
+    rates = [kernels._tokens_per_s(ledger.table.columns, slot, asked) for slot in fleet.slots.tolist()]
     assert rates == pytest.approx(fleet.prefill_tokens_per_s.tolist(), rel=1e-12)
-
-
-def said(folder: Path, loops: str, script: str, *arguments: str, **more: str) -> tuple[str, str]:
-    """What a script says and complains of in a folder that holds ``compiling`` and, in ``loop``, these loops, written
-    once: a newer file would be compiled anew.
-    """
-    if not (folder / "loop.py").exists():
-        shutil.copy(Path(router.core.__file__).parent / "compiling.py", folder / "compiling.py")
-        (folder / "loop.py").write_text(loops)
-    done = subprocess.run(
-        [sys.executable, "-B", "-W", "error", "-c", script, *arguments],
-        cwd=folder,
-        env={**os.environ, **more},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout, done.stderr
-
-
-def test_without_a_place_to_keep_what_was_compiled_all_works_and_nothing_is_said(tmp_path: Path) -> None:
-    """An install that cannot be written, a home that cannot either: compiled in memory, in silence."""
-    (tmp_path / "__pycache__").write_text("not a folder")
-    loops = 'from compiling import compiled\n\n@compiled("f8(f8)")\ndef twice(x: float) -> float:\n    return 2.0 * x\n'
-    nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/none"}
-    assert said(tmp_path, loops, "from loop import twice; print(twice(2.0))", **nowhere) == ("4.0\n", "")
-
-
-def test_a_constant_of_another_file_that_has_changed_is_not_taken_from_what_was_kept(tmp_path: Path) -> None:
-    """Compiled loops are kept by their own file; the numbers in them may stand in another."""
-    loops = (
-        "from compiling import compiled, part\nfrom other import ROW\n\n"
-        "@part\ndef row() -> int:\n    return ROW\n\n"
-        '@compiled("i8(i8)")\ndef above(x: int) -> int:\n    return x + row()\n'
-    )
-
-    def told(row: int) -> tuple[str, str]:
-        (tmp_path / "other.py").write_text(f"ROW = {row}\n")
-        return said(tmp_path, loops, "from loop import above; print(above(1))")
-
-    assert (told(30), told(26)) == (("31\n", ""), ("27\n", ""))
-
-
-def test_a_loop_is_called_straight_unless_arguments_are_to_be_checked(tmp_path: Path) -> None:
-    """Whole numbers are taken for a loop's floats either way; what is no such array is refused where it is checked."""
-    loops = (
-        "from compiling import compiled\n\n"
-        '@compiled("f8(f8[::1])")\ndef total(x):\n    return x.sum()\n\n'
-        '@compiled("f8(f8[::1], f8)")\ndef times(x, y):\n    return total(x) * y\n'
-    )
-    script = (
-        "import compiling, loop, numpy, sys\n"
-        "compiling.checked = bool(int(sys.argv[1]))\n"
-        "print(loop.times(numpy.ones(3), 2), type(loop.times).__name__)\n"
-        "print(loop.total(numpy.ones(6)[::2]))\n"
-    )
-    straight, _ = said(tmp_path, loops, script, "0")
-    checked, refused = said(tmp_path, loops, script, "1")
-    assert straight.startswith("6.0 builtin_function_or_method\n")
-    assert checked == "6.0 function\n"
-    assert "No matching definition" in refused
-
-
-def test_a_loop_may_be_handed_what_is_read_only_and_is_refused_where_it_writes_it(tmp_path: Path) -> None:
-    """Checked, the array stays as it was."""
-    loops = (
-        "from compiling import compiled\n\n"
-        '@compiled("f8(f8[::1])")\ndef total(x):\n    return x.sum()\n\n'
-        '@compiled("void(i8, f8[::1])")\ndef spoil(at, x):\n    x[at] = 7.0\n'
-    )
-    script = (
-        "import compiling, loop, numpy\n"
-        "compiling.checked = True\n"
-        "x = numpy.ones(3)\nx.setflags(write=False)\nprint(loop.total(x))\n"
-        "try:\n    loop.spoil(1, x)\nexcept TypeError as refused:\n    print(refused, x.sum())\n"
-    )
-    assert said(tmp_path, loops, script) == (
-        "3.0\nspoil writes into its argument 1, which it was handed read-only 3.0\n",
-        "",
-    )
-
-
-def test_code_that_was_changed_after_it_was_read_is_not_kept_for_what_the_file_says_now(tmp_path: Path) -> None:
-    """Numba keeps what it compiled by the file's time: a part's own code is in the mark."""
-    before, after = (
-        f"from compiling import compiled, part\n\n@part\ndef one():\n    return {number}\n\n"
-        '@compiled("i8(i8)")\ndef above(x):\n    return x + one()\n'
-        for number in (1, 2)
-    )
-    changed = f"import loop, pathlib\npathlib.Path('loop.py').write_text({after!r})\nprint(loop.above(1))"
-    assert said(tmp_path, before, changed) == ("2\n", "")
-    assert said(tmp_path, after, "import loop; print(loop.above(1))") == ("3\n", "")

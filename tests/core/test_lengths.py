@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core import kernels
+from router.core import kernels, loops
 from router.core.lengths import BINS, BINS_PER_OCTAVE, Lengths, Prompts
 
 
@@ -43,7 +43,7 @@ def of_weights(weights):
 def in_time(it, tokens, cap=0.0):
     """The probability of a reply of at most so many tokens, by the loop that decisions use."""
     out = np.empty((2, 1))
-    kernels.in_time(it.survival("m", "default"), float(BINS_PER_OCTAVE), cap, np.array([tokens]), out)
+    loops.in_time(it.survival("m", "default"), float(BINS_PER_OCTAVE), cap, np.array([tokens]), out)
     return out[0, 0]
 
 

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from router.core.kernels import tails as tails_s
 from router.core.lessons import FEW, QUANTILES
+from router.core.loops import tails as tails_s
 from router.core.tails import Tails, between
 from tests.scores import promised, saw
 

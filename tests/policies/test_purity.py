@@ -46,7 +46,6 @@ IMPURE = {
     "another's random": ({"body": "statistics.random.random()"}, BODY, "imports statistics.random"),
     "numpy's files": ({"body": "np.load('x')"}, BODY, "uses numpy.load"),
     "numpy by another name": ({"body": "n = np; n.random.random()"}, BODY, "hands np on, a module"),
-    "numba": ({"module": "import numba"}, MODULE, "imports numba; .*from router.core import compiled, part"),
     "environment": ({"body": "import os; os.environ['X']"}, BODY, "imports os; .*parameters"),
     "a file beside": ({"module": "from helpers import x"}, MODULE, "imports helpers"),
     "a relative import": ({"module": "from . import x"}, MODULE, r"imports \."),
@@ -112,7 +111,7 @@ PURE = {
     "own methods": {"field": "def _add(self, x): return x", "body": "self._add(1)"},
     "own init": {"field": "def __post_init__(self):\n        object.__setattr__(self, 'among', 2)"},
     "names like a builtin": {"body": "id = 1; request.prefix.count(id)"},
-    "loops": {"module": "from router.core import compiled, part, TTFT\n@part\ndef f(x):\n    return x + TTFT"},
+    "rows": {"module": "from router.core import TTFT\ndef f(x):\n    return x + TTFT"},
     "partial": {"body": "functools.reduce(max, (1, 2))"},
 }
 
@@ -128,8 +127,8 @@ FILES = sorted((ROOT / "policies").glob("*/*.py"))
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_the_policies_here_are_held_to_the_same(path):
-    """Also what they share."""
-    assert faults(path.read_text(encoding="utf-8")) == []
+    """Also what they share. Loops that exist in C too need more of the core than a policy does: see pyproject.toml."""
+    assert faults(path.read_text(encoding="utf-8"), built_in=path.stem in ("_headroom", "_loops")) == []
 
 
 def test_what_a_policy_imports_from_the_folder_is_checked_too(tmp_path, monkeypatch):

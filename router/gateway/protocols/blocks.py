@@ -14,14 +14,11 @@ from hashlib import blake2b
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from router.core.compiling import compiled
+from router.core import loops
+from router.core.hashing import BLOCK_WORDS
 
-BLOCK_BYTES: Final = 1024
-WORDS: Final = BLOCK_BYTES // 8
-MULTIPLIER: Final = 0x9E3779B97F4A7C15  # odd, its bits evenly spread: 2**64 over the golden ratio
-SHIFT: Final = 32
+BLOCK_BYTES: Final = 8 * BLOCK_WORDS
 NO_BLOCKS: Final[tuple[tuple[int, ...], float]] = ((), 0.0)
 
 
@@ -34,9 +31,9 @@ def blocks_of(pieces: Sequence[str], model: str, salt: str, blocks_max: int) -> 
     count = min(len(data) // BLOCK_BYTES, blocks_max)
     if not count:
         return NO_BLOCKS
-    words = np.frombuffer(data, np.uint64, count * WORDS).copy()  # a loop's arrays can be written to
+    words = np.frombuffer(data, np.uint64, count * BLOCK_WORDS)
     hashes = np.empty(count, np.uint64)
-    _chain(words, _seed(model, salt), hashes)
+    loops.chain(words, _seed(model, salt), hashes)
     return tuple(hashes.tolist()), BLOCK_BYTES * len(text) / len(data)
 
 
@@ -45,14 +42,3 @@ def _seed(model: str, salt: str) -> int:
     """Where the hashes of a model's prompts start; below 2**63."""
     named = f"{model}\0{salt}".encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(named, digest_size=8).digest(), "little") >> 1
-
-
-@compiled("void(u8[::1], i8, u8[::1])")
-def _chain(words: NDArray[np.uint64], seed: int, hashes: NDArray[np.uint64]) -> None:
-    """Fill ``hashes``, one for each ``WORDS`` words, below 2**63: other readers of a record have no larger number."""
-    so_far = np.uint64(seed)
-    for block in range(len(hashes)):
-        for word in range(block * WORDS, block * WORDS + WORDS):
-            so_far = (so_far ^ words[word]) * np.uint64(MULTIPLIER)
-            so_far ^= so_far >> np.uint64(SHIFT)
-        hashes[block] = so_far >> np.uint64(1)

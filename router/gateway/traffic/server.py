@@ -13,7 +13,6 @@ import uvicorn
 from uvicorn._types import ASGI3Application
 from uvicorn.server import Server
 
-from router.core.compiling import compile_all
 from router.event_loop import on_signal
 from router.gateway.traffic.client_connection import ClientConnection, ConnectionLimits, client_connection
 from router.gateway.traffic.driver import Driver
@@ -39,7 +38,6 @@ class _Server(Server):
         await super().startup(sockets)
         self._driver.on_sweep.append(self._sweep)
         self._driver.start()
-        compile_all()  # before the first request
         gc.collect()
         gc.freeze()  # loaded modules stay: they are not scanned again while streams run
         gc.set_threshold(50_000, 20, 50)
