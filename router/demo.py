@@ -22,6 +22,7 @@ from rich.console import Console
 
 from router.gateway.app import Gateway
 from router.gateway.config.plan import plan_file
+from router.gateway.serving import serve
 
 READY_WITHIN_S: Final = 60.0
 END_WITHIN_S: Final = 5.0
@@ -90,7 +91,7 @@ async def _serve(config: Path, engines: list[Process], console: Console) -> None
     gateway = Gateway(plan_file(config), config)
     watching = asyncio.create_task(_announce(gateway, engines, console))
     try:
-        await gateway.run()
+        await serve(gateway)
     finally:
         watching.cancel()
         with suppress(asyncio.CancelledError):

@@ -10,6 +10,8 @@ import httpx
 
 from router.gateway.app import Gateway
 from router.gateway.config.plan import plan_file
+from router.gateway.serving import server_of
+from router.gateway.state import Store
 from tests.fakes_wire import ScriptedEngine
 from tests.pages import Pages
 from tests.waiting import until
@@ -58,12 +60,12 @@ class Router:
 
 
 @asynccontextmanager
-async def router(path: Path, text: str, *, ready: bool = True) -> AsyncIterator[Router]:
+async def router(path: Path, text: str, *, ready: bool = True, store: Store | None = None) -> AsyncIterator[Router]:
     """The router of this config, written to *path*; with ``ready`` one that has an engine up."""
     write(path, text)
-    gateway = Gateway(plan_file(path), path)
+    gateway = Gateway(plan_file(path), path, store=store)
     await gateway.start()
-    server = gateway.server()
+    server = server_of(gateway)
     serving = asyncio.create_task(server.serve())
     try:
         await until(lambda: server.started or serving.done())

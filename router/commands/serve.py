@@ -9,6 +9,7 @@ from router.core.errors import CannotStart
 from router.event_loop import run as run_loop
 from router.gateway.app import Gateway
 from router.gateway.rollout.offered import offered
+from router.gateway.serving import serve
 from router.gateway.workers.parent import Parent
 
 
@@ -23,7 +24,7 @@ def run(options: Namespace) -> None:
             more = ["--verbose"] if options.verbose else []
             run_loop(Parent(plan, validation, options.config, count, *more).run())
         else:
-            run_loop(Gateway(plan, options.config).run())
+            run_loop(serve(Gateway(plan, options.config)))
     except OSError as error:
         advice = f"; set another `listen.port` in {options.config}" if error.errno == EADDRINUSE else ""
         raise Stop(f"cannot serve: {error}{advice}") from None

@@ -7,7 +7,7 @@ from router.arguments import Stop
 from router.commands.shared import log_to_stderr
 from router.core.errors import ConfigError
 from router.event_loop import run as run_loop
-from router.gateway.workers import WorkerIdentity
+from router.gateway.worker_identity import WorkerIdentity
 from router.gateway.workers.member import worker
 
 

@@ -125,9 +125,8 @@ async def test_a_peers_load_that_is_no_number_is_shown_as_null(tmp_path: Path) -
     async with (
         ScriptedEngine([stream("a")]) as engine,
         Pages(dict(HEALTHY)) as pages,
-        router(tmp_path / "r.yaml", config(backend("a", engine, pages))) as it,
+        router(tmp_path / "r.yaml", config(backend("a", engine, pages)), store=OddPeer("r")) as it,
     ):
-        it.gateway.store = OddPeer("r")
         it.gateway.on_peer_load("odd", {"a": Load(inf, nan, 3.0)})
         load = (await it.get("/admin/routers")).json()["odd"]["loads"]["a"]
         assert (load["prefilling"], load["prefill_tokens"], load["decoding"]) == (None, None, 0.0)

@@ -10,7 +10,7 @@ import pytest
 from router.core.types import EngineReport
 from router.engines import Snapshot, read_metrics
 from router.gateway.config import settings
-from router.gateway.monitoring.health import Engines, Watch, WatchedEngine, engine
+from router.gateway.monitoring.health import Engines, HealthChange, Watch, WatchedEngine, engine
 from router.gateway.monitoring.probe import ProbeClient
 from tests.pages import Pages
 from tests.waiting import until
@@ -40,15 +40,14 @@ def same(found: Snapshot | None, expected: Snapshot) -> bool:
     ]
 
 
-class Told:
-    """Notes what it is told, and counts."""
+class Listener:
+    """Notes every call."""
 
     def __init__(self) -> None:
         self.reports: list[EngineReport] = []
         self.asked = 0
-        self.healths: list[bool] = []
+        self.changes: list[HealthChange] = []
         self.failures: list[str] = []
-        self.checks = 0
 
     def probe_started(self, name: str) -> None:
         self.asked += 1
@@ -56,17 +55,18 @@ class Told:
     def reported(self, name: str, report: EngineReport) -> None:
         self.reports.append(report)
 
-    def backend_health(self, name: str, up: bool) -> None:
-        self.healths.append(up)
+    def backend_health(self, name: str, change: HealthChange) -> None:
+        self.changes.append(change)
+
+    @property
+    def healths(self) -> list[bool]:
+        return [change.up for change in self.changes]
 
     def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
         pass
 
     def scrape_failed(self, backend: str, why: str) -> None:
         self.failures.append(why)
-
-    def health(self, backend: str, up: bool) -> None:
-        self.checks += 1
 
 
 def test_ranks_of_one_engine_are_summed_and_shares_averaged() -> None:
@@ -140,52 +140,56 @@ def test_pages_of_real_engines_are_read() -> None:
     assert (triton.running, triton.waiting) == (0.0, 0.0)
 
 
-def watch(pages: Pages, told: Told, down_after: int = 2) -> Watch:
+def watch(pages: Pages, listener: Listener, down_after: int = 2) -> Watch:
     """A watch of one engine that those pages are of; close its client."""
     at = WatchedEngine("e", pages.url + "/health", pages.url + "/metrics", ("m",))
-    return Watch(at, ProbeClient(2.0), told, told, down_after, time.monotonic)
+    return Watch(at, ProbeClient(2.0), listener, listener, down_after, time.monotonic)
 
 
 async def test_a_healthy_engine_is_reported_with_the_time_it_was_asked() -> None:
     """Health first turns up, then stays; the report carries the moment of the question."""
     async with Pages({"/health": (200, b""), "/metrics": (200, VLLM)}) as pages:
-        told = Told()
-        one = watch(pages, told)
+        listener = Listener()
+        one = watch(pages, listener)
         before_s = time.monotonic()
         await one.look()
         await one.look()
-        assert told.healths == [True]
-        assert told.asked == 2
-        assert before_s <= told.reports[0].asked_s <= time.monotonic()
-        assert told.reports[0].running == 7.0
+        assert listener.healths == [True]
+        assert listener.asked == 2
+        assert before_s <= listener.reports[0].asked_s <= time.monotonic()
+        assert listener.reports[0].running == 7.0
         one._client.close()
 
 
 async def test_a_failing_scrape_does_not_take_a_backend_down() -> None:
     """Only its health does."""
     async with Pages({"/health": (200, b""), "/metrics": (500, b"")}) as pages:
-        told = Told()
-        one = watch(pages, told)
+        listener = Listener()
+        one = watch(pages, listener)
         for _ in range(5):
             await one.look()
-        assert told.healths == [True]
-        assert len(told.failures) == 5
+        assert listener.healths == [True]
+        assert len(listener.failures) == 5
         one._client.close()
 
 
 async def test_one_missed_check_is_forgiven_and_two_are_not() -> None:
     """Down after ``down_after`` in a row, up again with the first good one; never asked counts as down at once."""
     async with Pages({"/health": (200, b"")}) as pages:
-        told = Told()
-        one = watch(pages, told)
+        listener = Listener()
+        one = watch(pages, listener)
         for status in (200, 503, 200, 503, 503, 503, 200):
             pages.pages["/health"] = (status, b"")
             await one.look()
-        assert told.healths == [True, False, True]
+        assert listener.healths == [True, False, True]
         await pages.stop()
-        fresh = watch(pages, Told())
+        fresh_listener = Listener()
+        fresh = watch(pages, fresh_listener)
         await fresh.look()
         assert fresh.up is False
+        down, refused = listener.changes[1], fresh_listener.changes[0]
+        assert str(down).startswith(f"health check failed (status 503 at {pages.url}/health), 2 in a row, down since ")
+        assert f"at {pages.url}/health), 1 in a row, down since " in str(refused)
         for each in (one, fresh):
             each._client.close()
         await pages.start()
@@ -194,8 +198,8 @@ async def test_one_missed_check_is_forgiven_and_two_are_not() -> None:
 async def test_the_set_of_engines_can_change_while_watched() -> None:
     """A new engine is asked, one that left is not any more, one that stayed is not disturbed."""
     async with Pages({"/health": (200, b"")}) as pages:
-        told = Told()
-        engines = Engines(told, told, ProbeClient, time.monotonic)
+        listener = Listener()
+        engines = Engines(listener, listener, ProbeClient, time.monotonic)
         a, b, c = (WatchedEngine(name, f"{pages.url}/health?{name}", pages.url, (), scraped=False) for name in "abc")
         await engines.watch((a, b), 0.01, 1.0, 2)
         await until(lambda: "/health?b" in pages.asked and "/health?a" in pages.asked)

@@ -1,6 +1,6 @@
 """The last requests, found by either of their names."""
 
-from router.gateway.control.journal import Journal
+from router.gateway.telemetry.journal import Journal
 from router.gateway.traffic.request_log import RequestLog
 from tests.fakes import backend, core, request
 

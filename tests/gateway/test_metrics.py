@@ -76,11 +76,16 @@ def test_names_of_models_nobody_serves_make_no_new_series() -> None:
 
 def test_the_page_shows_the_fleet_as_it_is_when_asked() -> None:
     """Loads, gaps, engines, state and config are read at the scrape."""
-    books, gaps = metrics(), Gaps()
+    books, gaps, up = metrics(), Gaps(), {"b1": True}
     gaps.counts[3] += 2
-    books.watch(lambda: (5, 2, {"b1": Load(1, 10, 3, 40)}), lambda: {"b1": gaps}, dict, lambda: {"usage": 3, "peer": 1})
+    books.watch(
+        lambda: (5, 2, {"b1": Load(1, 10, 3, 40)}),
+        lambda: {"b1": gaps},
+        dict,
+        lambda: {"usage": 3, "peer": 1},
+        lambda: up,
+    )
     books.reported("b1", EngineReport(7.5, running=4, kv_usage=0.5))
-    books.health("b1", True)
     books.scrape_failed("b2", "gone")
     books.synced(0.003, 2)
     books.sync_failed("gone")
@@ -105,8 +110,9 @@ def test_the_page_shows_the_fleet_as_it_is_when_asked() -> None:
     ):
         assert line in text
     assert "headroom_engine_waiting{" not in text  # it did not say
+    del up["b1"]
     books.forget("b1")
-    assert 'headroom_backend_up{backend="b1"}' not in page(books)
+    assert 'backend="b1"' not in "".join(line for line in page(books).splitlines() if "_up{" in line or "_age_" in line)
 
 
 def test_every_name_bears_our_prefix() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from router.core.errors import ConfigError
 from router.gateway.config.plan import plan_file
-from router.gateway.rollout.policy_spec import NOT_VALIDATED
+from router.gateway.config.policy_spec import NOT_VALIDATED
 from router.gateway.rollout.validation import validate
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import ScriptedEngine, stream

@@ -61,7 +61,7 @@ async def test_a_backend_taken_out_and_put_back_at_once_serves_on(tmp_path: Path
             await reloaded(it, path, both)
             go_on.set()
             assert (await running).text.endswith("data: [DONE]\n\n")
-            it.gateway._sweep(it.gateway.clock())
+            it.gateway.backends.sweep(it.gateway.clock())
             assert set(it.gateway.core.loads()) == {"a", "b"}
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from router.gateway.config.plan import plan_file
 from router.gateway.rollout.reload import settled
 from router.gateway.rollout.versions import Version
-from router.gateway.workers import WorkerIdentity, running, sums, views
+from router.gateway.worker_identity import WorkerIdentity
+from router.gateway.workers import running, sums, views
 from router.gateway.workers.member import Worker, worker
 from tests.fakes_router import write
 
@@ -115,37 +116,37 @@ def pair(tmp_path: Path) -> tuple[Path, Worker, Worker]:
 async def test_the_verdict_on_a_trial_in_one_worker_is_that_of_all(tmp_path: Path) -> None:
     """The other one follows, does not put it to the test again, and one that is started later begins there."""
     path, one, other = pair(tmp_path)
-    await one.reloader.judged(one.plan, "promoted", "canary", "as good")
-    assert one.plan.version.endswith("-promoted")
+    await one.gateway.reloader.judged(one.gateway.plan, "promoted", "canary", "as good")
+    assert one.gateway.plan.version.endswith("-promoted")
     for each in (one, other):
         await each._agree()
-    later = worker(path, other.place)
+    later = worker(path, other.identity)
     for each in (other, later):
-        assert each.plan.version == one.plan.version
-        assert each.plan.settings.policy.canary is None
-        assert each.plan.settings.policy.routing.name == "least_work"
-    assert (await other.reloader.reload("test")).version == one.plan.version
+        assert each.gateway.plan.version == one.gateway.plan.version
+        assert each.gateway.plan.settings.policy.canary is None
+        assert each.gateway.plan.settings.policy.routing.name == "least_work"
+    assert (await other.gateway.reloader.reload("test")).version == one.gateway.plan.version
     for each in (one, other, later):
-        await each.engines.close()
+        await each.gateway.engines.close()
 
 
 async def test_a_version_that_failed_in_one_worker_is_bad_in_all(tmp_path: Path) -> None:
     """No worker goes back to it by itself."""
     path, one, other = pair(tmp_path)
-    first = one.plan.version
+    first = one.gateway.plan.version
     write(path, TRIAL.replace("round_robin", "least_request"))
-    assert (await one.reloader.reload("test")).ok
+    assert (await one.gateway.reloader.reload("test")).ok
     await one._agree()
     await other._agree()
-    second = other.plan.version
+    second = other.gateway.plan.version
     assert second != first
-    assert (await one.reloader.rollback(None, "test")).version == f"{first}-returned"
+    assert (await one.gateway.reloader.rollback(None, "test")).version == f"{first}-returned"
     await one._agree()
     await other._agree()
-    assert other.plan.version == one.plan.version
-    assert other.reloader.versions.find(second).bad
+    assert other.gateway.plan.version == one.gateway.plan.version
+    assert other.gateway.reloader.versions.find(second).bad
     for each in (one, other):
-        await each.engines.close()
+        await each.gateway.engines.close()
 
 
 async def test_of_two_changes_at_once_the_later_one_stands_in_both(tmp_path: Path) -> None:
@@ -153,13 +154,13 @@ async def test_of_two_changes_at_once_the_later_one_stands_in_both(tmp_path: Pat
     path, one, other = pair(tmp_path)
     for each, name in ((one, "least_request"), (other, "least_kv")):
         write(path, TRIAL.replace("round_robin", name))
-        assert (await each.reloader.reload("test")).ok
+        assert (await each.gateway.reloader.reload("test")).ok
     for each in (one, other, one):
         await each._agree()
-    assert one.plan.version == other.plan.version
-    assert one.plan.settings.policy.routing.name == "least_kv"
+    assert one.gateway.plan.version == other.gateway.plan.version
+    assert one.gateway.plan.settings.policy.routing.name == "least_kv"
     for each in (one, other):
-        await each.engines.close()
+        await each.gateway.engines.close()
 
 
 def test_a_plan_without_an_outcome_is_as_it_was(tmp_path: Path) -> None:
@@ -175,13 +176,13 @@ async def test_each_engine_is_read_by_exactly_one_of_the_workers_alive(tmp_path:
     _, one, other = pair(tmp_path)
     names = [f"engine-{number}" for number in range(50)]
     for each in (one, other, one):
-        await each.sync.once(each.clock)
-    mine = [{name for name in names if each._scrapes(name)} for each in (one, other)]
+        await each.gateway.sync.once(each.gateway.clock)
+    mine = [{name for name in names if each.gateway.scrapes(name)} for each in (one, other)]
     assert mine[0] | mine[1] == set(names)
     assert not mine[0] & mine[1]
     assert all(mine)
-    assert [each._leads() for each in (one, other)] == [True, False]
-    await one.store.close()
-    await other.sync.once(lambda: other.clock() + 10.0)
-    assert all(other._scrapes(name) for name in names)
-    assert other._leads()
+    assert [each.gateway.leads() for each in (one, other)] == [True, False]
+    await one.gateway.store.close()
+    await other.gateway.sync.once(lambda: other.gateway.clock() + 10.0)
+    assert all(other.gateway.scrapes(name) for name in names)
+    assert other.gateway.leads()

@@ -22,10 +22,10 @@ from router.core.physics import Shape, StepCoefficients, coefficients, kv_capaci
 from router.core.policy import Admission, Routing, Scaling
 from router.core.types import Backend, Slo
 from router.gateway.config import settings
+from router.gateway.config.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
 from router.gateway.config.settings import Settings
 from router.gateway.config.text import ConfigProblem, Document, Loc, unknown
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange, milliseconds
-from router.gateway.rollout.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
 from router.loading import Source
 
 Made = TypeVar("Made")

@@ -1,14 +1,14 @@
-"""All that is not a token stream: health, models, metrics, admin, explain, the fleet page.
+"""The control plane: health, models, metrics, admin, explain, the fleet page.
 
-Believes: the gateway's parts. Must not know the data plane. Admin paths want the admin key; with none configured they
-answer only to clients on this machine, so put a key in the config when a proxy on this machine serves others.
+Must not depend on the data plane. Admin paths need the admin key; with none configured they answer only clients on this
+machine, so put a key in the config when a proxy on this machine serves others.
 """
 
 import hmac
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import orjson
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -18,38 +18,39 @@ from starlette.exceptions import HTTPException as AnyHttpError
 from router.core.errors import ConfigError, Rejected, StoreGone
 from router.gateway.config.plan import digest
 from router.gateway.control import fleet_view
-from router.gateway.control.journal import explained
+from router.gateway.control.parts import ControlParts
 from router.gateway.protocols import answers
 from router.gateway.protocols.answers import Dialect, Problem
 from router.gateway.state.wire import view_plain
-
-if TYPE_CHECKING:
-    from router.gateway.app import Gateway
+from router.gateway.telemetry.journal import explained
 
 _LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def control_app(gateway: "Gateway") -> FastAPI:
+def control_app(parts: ControlParts) -> FastAPI:
     """The application beside the token paths."""
     app = FastAPI(title="Headroom", version=_version(), summary="A latency-SLO router for LLM engines")
 
     def admin(request: Request) -> None:
-        """Who may ask about or change this router."""
-        wanted = gateway.plan.admin_digest
+        """Whether this client may read and change the router."""
+        wanted = parts.plan.admin_digest
         if wanted is None:
             if not (request.client and request.client.host.startswith(_LOOPBACK)):
-                raise HTTPException(403, "no admin_key is configured, so this path answers to this machine alone")
+                raise HTTPException(
+                    403,
+                    "no admin_key is configured, so this path answers clients on this machine alone",
+                )
             return
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(digest(given), wanted):
             raise HTTPException(401, "send Authorization: Bearer ADMIN_KEY", {"www-authenticate": "Bearer"})
 
-    _add_public(app, gateway)
-    _add_views(app, gateway, Depends(admin))
-    _add_calls(app, gateway, Depends(admin))
-    app.add_exception_handler(Rejected, _say_rejected)
-    app.add_exception_handler(AnyHttpError, _say_http)
+    _add_public(app, parts)
+    _add_views(app, parts, Depends(admin))
+    _add_calls(app, parts, Depends(admin))
+    app.add_exception_handler(Rejected, _answer_rejected)
+    app.add_exception_handler(AnyHttpError, _answer_http)
     return app
 
 
@@ -60,35 +61,35 @@ def _version() -> str:
         return "0"
 
 
-def _add_public(app: FastAPI, gateway: "Gateway") -> None:
+def _add_public(app: FastAPI, parts: ControlParts) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether this process lives."""
+        """Whether this process runs."""
         return {"status": "ok"}
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
         """Whether to send requests here: not while draining, nor with no backend up."""
-        up = sorted(name for name, watch in gateway.engines.watches.items() if watch.up)
-        body = {"ready": gateway.ready, "draining": gateway.driver.draining, "backends_up": up}
-        return JSONResponse(body, 200 if gateway.ready else 503)
+        up = sorted(name for name, watch in parts.engines.watches.items() if watch.up)
+        body = {"ready": parts.ready(), "draining": parts.driver.draining, "backends_up": up}
+        return JSONResponse(body, 200 if parts.ready() else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus's text format."""
-        return Response(gateway.metrics.text(), media_type=_METRICS_TYPE)
+        return Response(parts.metrics.text(), media_type=_METRICS_TYPE)
 
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
         """The models there are, in OpenAI's form."""
-        _known_caller(gateway, request)
-        return {"object": "list", "data": [_model(name, owners) for name, owners in _served(gateway).items()]}
+        _authenticate(parts, request)
+        return {"object": "list", "data": [_model(name, owners) for name, owners in _served(parts).items()]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str, request: Request) -> dict[str, Any]:
         """One of them."""
-        _known_caller(gateway, request)
-        served = _served(gateway)
+        _authenticate(parts, request)
+        served = _served(parts)
         if name not in served:
             there = ", ".join(served)
             raise Rejected(404, f"no backend serves {name!r}; models: {there}", "model", "model_not_found")
@@ -100,63 +101,63 @@ def _add_public(app: FastAPI, gateway: "Gateway") -> None:
         return files("router.gateway.control").joinpath("fleet.html").read_text(encoding="utf-8")
 
 
-def _add_views(app: FastAPI, gateway: "Gateway", admin: Any) -> None:
+def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:
     @app.get("/admin/fleet", dependencies=[admin])
     async def fleet() -> dict[str, Any]:
-        """Backends, load, forecasts beside what happened, the last requests."""
-        return fleet_view.fleet(gateway)
+        """Backends, load, forecasts beside measurements, the last requests."""
+        return fleet_view.fleet(parts)
 
     @app.get("/admin/config", dependencies=[admin])
     async def config() -> dict[str, Any]:
-        """Which config serves, and how the last reload went."""
-        return {"file": str(gateway.path), "version": gateway.plan.version, "last": asdict(gateway.reloader.last)}
+        """The config that serves, and the result of the last reload."""
+        return {"file": str(parts.path), "version": parts.plan.version, "last": asdict(parts.reloader.last)}
 
     @app.get("/admin/policy", dependencies=[admin])
     async def policy() -> dict[str, Any]:
-        """Who decides, with its parameters; how policies fare; which served before, and why they changed."""
-        return fleet_view.policy(gateway) | fleet_view.changes(gateway)
+        """The policies with their parameters, their statistics, and the history of configs."""
+        return fleet_view.policy(parts) | fleet_view.changes(parts)
 
     @app.get("/explain/{request_id}", dependencies=[admin])
     async def explain(request_id: str) -> dict[str, Any]:
-        """Why one of the last requests went where it went, and how that turned out."""
-        entry = gateway.journal.find(request_id)
+        """The decisions about one of the last requests, with forecast and measurement."""
+        entry = parts.journal.find(request_id)
         if entry is None:
             raise HTTPException(404, f"no request {request_id!r} among the last ones")
-        return explained(entry, gateway.core.explain(entry.outcome.account.request.id))
+        return explained(entry, parts.core.explain(entry.outcome.account.request.id))
 
 
-def _add_calls(app: FastAPI, gateway: "Gateway", admin: Any) -> None:
+def _add_calls(app: FastAPI, parts: ControlParts, admin: Any) -> None:
     @app.post("/admin/reload", dependencies=[admin])
     async def reload() -> JSONResponse:
         """Take the config file as it is now, whole or not at all; 422 says why not."""
-        outcome = await gateway.reloader.reload("admin call")
+        outcome = await parts.reloader.reload("admin call")
         return JSONResponse(asdict(outcome), 200 if outcome.ok else ConfigError.status)
 
     @app.post("/admin/rollback", dependencies=[admin])
     async def rollback(to: str | None = None) -> JSONResponse:
         """Go back to the version named, or to the last good one; 422 says why not."""
-        outcome = await gateway.reloader.rollback(to, "admin call")
+        outcome = await parts.reloader.rollback(to, "admin call")
         return JSONResponse(asdict(outcome), 200 if outcome.ok else ConfigError.status)
 
     @app.get("/admin/routers", dependencies=[admin])
     async def routers() -> Response:
-        """What every router of the pool says of itself, from the shared state: load and demand."""
+        """Load and demand of every router of the pool, from the shared state."""
         try:
-            views = await gateway.store.routers(gateway.clock())
+            views = await parts.store.routers(parts.clock())
         except StoreGone as gone:
             raise HTTPException(gone.status, f"the shared state does not answer: {gone}") from gone
-        told = {name: view_plain(view) for name, view in views.items()}
-        return Response(orjson.dumps(told), media_type="application/json")  # null for what a peer left without a number
+        plain = {name: view_plain(view) for name, view in views.items()}
+        return Response(orjson.dumps(plain), media_type="application/json")  # null where a peer has no number
 
 
-def _known_caller(gateway: "Gateway", request: Request) -> None:
-    gateway.driver.ingress.caller(dict(request.headers.raw))
+def _authenticate(parts: ControlParts, request: Request) -> None:
+    parts.driver.ingress.caller(dict(request.headers.raw))
 
 
-def _served(gateway: "Gateway") -> dict[str, list[str]]:
+def _served(parts: ControlParts) -> dict[str, list[str]]:
     """Model names with the backends that serve them, in the config's order."""
     served: dict[str, list[str]] = {}
-    for backend in gateway.plan.backends:
+    for backend in parts.plan.backends:
         for name in backend.models:
             served.setdefault(name, []).append(backend.name)
     return served
@@ -166,13 +167,13 @@ def _model(name: str, backends: list[str]) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "headroom", "backends": backends}
 
 
-async def _say_rejected(_: Request, error: Exception) -> Response:
+async def _answer_rejected(_: Request, error: Exception) -> Response:
     assert isinstance(error, Rejected)
     problem = answers.rejection(error)
     return Response(answers.body(Dialect.OPENAI, problem), problem.status, media_type="application/json")
 
 
-async def _say_http(request: Request, error: Exception) -> Response:
+async def _answer_http(request: Request, error: Exception) -> Response:
     """FastAPI's own errors in the same form as all others here."""
     status = getattr(error, "status_code", 500)
     detail = str(getattr(error, "detail", error))

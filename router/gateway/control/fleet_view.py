@@ -9,69 +9,65 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from router.core.columns import DECODING, PREFILLING
 from router.core.decisions import EndState, RequestRecord
-from router.core.score import Score
 from router.core.types import EngineReport, Load
-from router.gateway.control.journal import JournalEntry, explained
-
-if TYPE_CHECKING:
-    from router.gateway.app import Gateway
+from router.gateway.control.parts import ControlParts
+from router.gateway.telemetry.journal import JournalEntry, explained
 
 RECENT_S: Final = 60.0
 SHOWN: Final = 30
 
 
-def fleet(gateway: "Gateway") -> dict[str, Any]:
+def fleet(parts: ControlParts) -> dict[str, Any]:
     """Everything the fleet page shows."""
-    now_s, plan = gateway.clock(), gateway.plan
-    lately = [entry for entry in gateway.journal.recent() if now_s - entry.outcome.account.ended_s < RECENT_S]
-    scores = gateway.scores()
+    now_s, plan = parts.clock(), parts.plan
+    lately = [entry for entry in parts.journal.recent() if now_s - entry.outcome.account.ended_s < RECENT_S]
     by_backend: dict[str, list[RequestRecord]] = defaultdict(list)
     for entry in lately:
         by_backend[entry.outcome.account.backend].append(entry.outcome.account)
     return {
-        "router": gateway.router_id,
+        "router": parts.router_id,
         "pid": os.getpid(),
         "version": plan.version,
-        "ready": gateway.ready,
-        "draining": gateway.driver.draining,
-        "policy": policy(gateway),
-        "in_flight": gateway.core.in_flight,
-        "held": gateway.core.held,
-        "peers": {peer: view.version for peer, view in gateway.sync.peers.items()},
+        "ready": parts.ready(),
+        "draining": parts.driver.draining,
+        "policy": policy(parts),
+        "in_flight": parts.core.in_flight,
+        "held": parts.core.held,
+        "peers": {peer: view.version for peer, view in parts.sync.peers.items()},
         "last": _kept(entry.outcome.account for entry in lately),
-        "backends": [_backend(gateway, given, by_backend[given["name"]], scores) for given in _backends(gateway)],
-        "recent": [_line(entry, now_s) for entry in islice(gateway.journal.recent(), SHOWN)],
+        "backends": [_backend(parts, given, by_backend[given["name"]]) for given in _backends(parts)],
+        "recent": [_line(entry, now_s) for entry in islice(parts.journal.recent(), SHOWN)],
     }
 
 
-def policy(gateway: "Gateway") -> dict[str, Any]:
+def policy(parts: ControlParts) -> dict[str, Any]:
     """Who decides, with its parameters."""
-    given = gateway.plan.settings.policy
+    given = parts.plan.settings.policy
     shown = {role: getattr(given, role).model_dump(mode="json") for role in ("routing", "admission", "scaling")}
-    for role, each in gateway.plan.chosen.items():
+    for role, each in parts.plan.chosen.items():
         if role in shown:
             shown[role]["name"] = each.name  # a policy file's is the file's
     return shown
 
 
-def changes(gateway: "Gateway") -> dict[str, Any]:
+def changes(parts: ControlParts) -> dict[str, Any]:
     """What policies do, which configs served, and every step from one to the other."""
-    reloader = gateway.reloader
+    reloader = parts.reloader
     return {
-        "version": gateway.plan.version,
-        "live": gateway.steering.plain(),
+        "version": parts.plan.version,
+        "live": parts.rollout.plain(),
         "history": [version.plain() for version in reloader.versions],
-        "audit": list(gateway.audit.last),
+        "audit": list(parts.audit.last),
     }
 
 
-def _backends(gateway: "Gateway") -> list[dict[str, Any]]:
+def _backends(parts: ControlParts) -> list[dict[str, Any]]:
     shown = {"name", "url", "protocol", "models", "tp", "pp", "precision", "seqs_max"}
-    plan = gateway.plan
+    plan = parts.plan
     pairs = zip(plan.settings.backends, plan.backends, strict=True)
     return [
         given.model_dump(include=shown)
@@ -81,21 +77,19 @@ def _backends(gateway: "Gateway") -> list[dict[str, Any]]:
     ]
 
 
-def _backend(
-    gateway: "Gateway", facts: dict[str, Any], accounts: Sequence[RequestRecord], scores: Mapping[str, Score]
-) -> dict[str, Any]:
+def _backend(parts: ControlParts, facts: dict[str, Any], accounts: Sequence[RequestRecord]) -> dict[str, Any]:
     name = facts["name"]
-    watch = gateway.engines.watches.get(name)
-    load = gateway.core.loads().get(name, Load())
-    slot, ledger = gateway.core.ledger.roster.slot(name), gateway.core.ledger
+    watch = parts.engines.watches.get(name)
+    load = parts.core.loads().get(name, Load())
+    slot, ledger = parts.core.ledger.roster.slot(name), parts.core.ledger
     others = 0.0 if slot is None else float(ledger.table.peers[PREFILLING, slot] + ledger.table.peers[DECODING, slot])
-    report = gateway.reports.get(name)
+    report, score = parts.reports.get(name), parts.core.score(name)
     return facts | {
         "up": bool(watch and watch.up),
         "load": {key: round(value) for key, value in asdict(load).items()},
-        "forecast": scores[name].state if name in scores else None,
+        "forecast": score.state if score is not None else None,
         "others": round(others),
-        "engine": None if report is None else _engine(report, gateway.clock()),
+        "engine": None if report is None else _engine(report, parts.clock()),
         "last": _kept(accounts) | _times(accounts),
     }
 

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import uniform
+from time import localtime, strftime, time
 from typing import Final, Protocol
 
 from router.core.errors import Unanswered
@@ -17,7 +18,7 @@ from router.engines import Snapshot, read_metrics
 from router.gateway.config import settings
 from router.gateway.monitoring.probe import ProbeClient
 
-JITTER: Final = 0.1  # of the period: routers started together shall not ask together
+JITTER: Final = 0.1  # of the period: routers started together shall not probe together
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,29 @@ class WatchedEngine:
     key: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class HealthChange:
+    """The result of a backend's health checks has changed; the text is for the log.
+
+    ``why``: what the last check got instead of a 2xx status; ``failures``: checks that failed in a row; ``at_s``: since
+    when it is so, in seconds since the epoch.
+    """
+
+    up: bool
+    url: str
+    at_s: float
+    why: str = ""
+    failures: int = 0
+
+    def __str__(self) -> str:
+        at = strftime("%H:%M:%S", localtime(self.at_s))
+        if self.up:
+            return f"health check passed ({self.url}), up since {at}"
+        return f"health check failed ({self.why} at {self.url}), {self.failures} in a row, down since {at}"
+
+
 class EngineListener(Protocol):
-    """Who wants to know: the driver, or a sidecar's publisher."""
+    """Receives what changes at an engine: the gateway, or a sidecar's publisher."""
 
     def probe_started(self, name: str) -> None:
         """A scrape of this engine starts now."""
@@ -41,21 +63,18 @@ class EngineListener(Protocol):
     def reported(self, name: str, report: EngineReport) -> None:
         """Its answer."""
 
-    def backend_health(self, name: str, up: bool) -> None:
+    def backend_health(self, name: str, change: HealthChange) -> None:
         """Its health changed."""
 
 
 class EngineObserver(Protocol):
-    """Who counts."""
+    """Counts scrapes."""
 
     def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
         """A page was read."""
 
     def scrape_failed(self, backend: str, why: str) -> None:
-        """A page was not to be had, or of no known engine."""
-
-    def health(self, backend: str, up: bool) -> None:
-        """The answer of a health check."""
+        """A page could not be read, or is of no known engine."""
 
 
 def engine(given: settings.Backend, scraped: bool, key: str = "") -> WatchedEngine:
@@ -72,7 +91,7 @@ class Watch:
         self,
         engine: WatchedEngine,
         client: ProbeClient,
-        told: EngineListener,
+        listener: EngineListener,
         observer: EngineObserver,
         down_after: int,
         clock: Callable[[], float],
@@ -83,14 +102,14 @@ class Watch:
         ``scrapes``: whether reading this engine's metrics is ours at the moment, and not another worker's.
         """
         self.engine = engine
-        self.up: bool | None = None  # None: never asked
+        self.up: bool | None = None  # None: not checked yet
         self.last: Snapshot | None = None
-        self._client, self._told, self._observer = client, told, observer
+        self._client, self._listener, self._observer = client, listener, observer
         self._down_after, self._clock, self._scrapes = down_after, clock, scrapes
         self._failures = 0
 
     async def run(self, period_s: float) -> None:
-        """Look for ever, about every ``period_s``; cancel to end."""
+        """Probe about every ``period_s``; cancel to end."""
         while True:
             await self.look()
             await asyncio.sleep(period_s * uniform(1 - JITTER, 1 + JITTER))
@@ -103,20 +122,22 @@ class Watch:
             await self._check()
 
     async def _check(self) -> None:
+        url, why = self.engine.health_url, ""
         try:
-            healthy = (await self._client.get(self.engine.health_url, self.engine.key)).is_success
-        except Unanswered:
-            healthy = False
-        self._failures = 0 if healthy else self._failures + 1
-        up = healthy or (bool(self.up) and self._failures < self._down_after)
-        self._observer.health(self.engine.name, up)
+            page = await self._client.get(url, self.engine.key)
+            if not page.is_success:
+                why = f"status {page.status}"
+        except Unanswered as error:
+            why = str(error)
+        self._failures = self._failures + 1 if why else 0
+        up = not why or (bool(self.up) and self._failures < self._down_after)
         if up != self.up:
             self.up = up
-            self._told.backend_health(self.engine.name, up)
+            self._listener.backend_health(self.engine.name, HealthChange(up, url, time(), why, self._failures))
 
     async def _scrape(self) -> None:
         asked_s = self._clock()
-        self._told.probe_started(self.engine.name)
+        self._listener.probe_started(self.engine.name)
         try:
             page = await self._client.get(self.engine.metrics_url, self.engine.key)
         except Unanswered as why:
@@ -131,7 +152,7 @@ class Watch:
             return
         report = found.report(asked_s, self.last)
         self.last = found
-        self._told.reported(self.engine.name, report)
+        self._listener.reported(self.engine.name, report)
         self._observer.scraped(self.engine.name, report, self._clock() - asked_s)
 
 
@@ -140,14 +161,14 @@ class Engines:
 
     def __init__(
         self,
-        told: EngineListener,
+        listener: EngineListener,
         observer: EngineObserver,
         make_client: Callable[[float], ProbeClient],
         clock: Callable[[], float],
         scrapes: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """``make_client``: a client whose every wait is bounded by the seconds given; ``scrapes``: see Watch."""
-        self._told, self._observer, self._make_client = told, observer, make_client
+        self._listener, self._observer, self._make_client = listener, observer, make_client
         self._clock, self._scrapes = clock, scrapes
         self._client: ProbeClient | None = None
         self._timeout_s = 0.0
@@ -180,7 +201,7 @@ class Engines:
     def _begin(self, how: tuple[WatchedEngine, float, int]) -> None:
         engine, period_s, down_after = how
         assert self._client is not None
-        watch = Watch(engine, self._client, self._told, self._observer, down_after, self._clock, self._scrapes)
+        watch = Watch(engine, self._client, self._listener, self._observer, down_after, self._clock, self._scrapes)
         self._watches[engine.name] = watch
         self._tasks[engine.name] = how, asyncio.create_task(watch.run(period_s), name=f"watch {engine.name}")
 
@@ -191,7 +212,7 @@ class Engines:
         await asyncio.gather(task, return_exceptions=True)
 
     async def close(self) -> None:
-        """Watch nobody any more."""
+        """Stop all watches."""
         for name in tuple(self._tasks):
             await self._end(name)
         if self._client is not None:

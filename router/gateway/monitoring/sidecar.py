@@ -11,7 +11,7 @@ from time import monotonic
 from router.core.errors import StoreGone
 from router.core.types import EngineReport
 from router.gateway.config.plan import Plan
-from router.gateway.monitoring.health import Engines, engine
+from router.gateway.monitoring.health import EngineObserver, Engines, HealthChange, engine
 from router.gateway.monitoring.probe import ProbeClient
 from router.gateway.state import Store
 from router.gateway.state.redis import RedisStore
@@ -20,7 +20,7 @@ _log = logging.getLogger("headroom")
 
 
 class Publisher:
-    """Gathers reports and publishes them together, once a period. Told and Observer of the engines at once."""
+    """Collects reports and publishes them together, once a period: an EngineListener and an EngineObserver."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -28,25 +28,22 @@ class Publisher:
         self._gone = False
 
     def probe_started(self, name: str) -> None:
-        """Nobody here needs to know."""
+        """Not published."""
 
     def reported(self, name: str, report: EngineReport) -> None:
-        """To be published with the next."""
+        """Publish it with the next."""
         self._reports[name] = report
 
-    def backend_health(self, name: str, up: bool) -> None:
-        """Routers check health themselves: what this machine reaches, theirs may not."""
-        _log.info("engine %s is %s", name, "up" if up else "down")
+    def backend_health(self, name: str, change: HealthChange) -> None:
+        """Only logged: routers check health themselves, since what this machine reaches, theirs may not."""
+        (_log.info if change.up else _log.warning)("engine %s: %s", name, change)
 
     def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
         """Counted by those who read it."""
 
     def scrape_failed(self, backend: str, why: str) -> None:
-        """A page was not to be had."""
-        _log.warning("engine %s: %s", backend, why)
-
-    def health(self, backend: str, up: bool) -> None:
-        """Only changes are told."""
+        """A page could not be read."""
+        _log.warning("engine %s: metrics not read: %s", backend, why)
 
     async def publish(self) -> None:
         """Publish what has come since the last time; say once when the store goes and once when it is back."""
@@ -63,6 +60,23 @@ class Publisher:
         if self._gone:
             _log.info("the shared state answers again")
         self._gone = False
+
+
+class WorkerPublisher(Publisher):
+    """Publishes the reports that one of several workers reads, for the others; *observer* counts its scrapes."""
+
+    def __init__(self, store: Store, observer: EngineObserver) -> None:
+        super().__init__(store)
+        self._observer = observer
+
+    def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
+        """A page was read."""
+        self._observer.scraped(backend, report, took_s)
+        self.reported(backend, report)
+
+    def scrape_failed(self, backend: str, why: str) -> None:
+        """A page could not be read."""
+        self._observer.scrape_failed(backend, why)
 
 
 async def sidecar(plan: Plan) -> None:

@@ -20,16 +20,16 @@ _log = logging.getLogger("headroom")
 class Audit:
     """The audit log of one router."""
 
-    def __init__(self, clock: Callable[[], float] = time) -> None:
-        """``clock``: seconds since the epoch."""
+    def __init__(self, clock: Callable[[], float] = time, worker: str = "") -> None:
+        """``clock``: seconds since the epoch; ``worker``: its id, where several workers share the file."""
         self.file: Path | None = None
-        self.worker = ""  # whose steps these are, where several workers share the file
+        self._worker = worker
         self.last: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._clock = clock
 
     def note(self, event: str, **facts: Any) -> None:
         """One step."""
-        who = {"worker": self.worker} if self.worker else {}
+        who = {"worker": self._worker} if self._worker else {}
         entry = {"at_s": round(self._clock(), 3), "event": event, **who, **facts}
         self.last.append(entry)
         if self.file is None:

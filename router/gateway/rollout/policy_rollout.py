@@ -37,11 +37,15 @@ class PolicyRollout:
         audit: Audit,
         act: Callable[[Plan, Verdict, Role, str], None],
         clock: Callable[[], float] = perf_counter,
+        trials: int = 1,
     ) -> None:
-        """``act`` hears that a role's policy of a plan was dropped for its faults, or how its canary's trial ended."""
+        """``act`` is called when a role's policy was dropped for its faults, or when its canary's trial has ended.
+
+        ``trials``: that run side by side, one in each worker; the first verdict is for all.
+        """
         self._core, self._audit, self._act, self._clock = core, audit, act, clock
         self.books: dict[Role, DecisionStats] = {role: DecisionStats() for role in ROLES}
-        self.trials = 1  # that run side by side, one in each worker, the first verdict being for all
+        self._trials = trials
         self._plan: Plan | None = None
         self._shadow: Shadow | None = None
         self._trial: Trial | None = None
@@ -66,7 +70,7 @@ class PolicyRollout:
         trial, shadow = plan.settings.policy.canary, plan.settings.policy.shadow
         if trial is not None and plan.canary is not None:
             split = Split(trial.share, trial.by, trial.tenants)
-            confidence = 1.0 - (1.0 - trial.confidence) / self.trials  # Bonferroni's
+            confidence = 1.0 - (1.0 - trial.confidence) / self._trials  # Bonferroni's
             self._trial = Trial(split, trial.attainment_drop_max, confidence, trial.sample_min, trial.sample_max)
             told = (bounds, self.books["canary"], self._clock, self._hears("canary", "routing"))
             routing = Canary(routing, Guarded(plan.canary, plan.routing, *told), split)

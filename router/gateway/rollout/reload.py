@@ -20,9 +20,9 @@ from router.core.errors import ConfigError, NotValidated
 from router.core.policy import Routing
 from router.gateway.config import settings
 from router.gateway.config.plan import Plan, make
+from router.gateway.config.policy_spec import key
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.offered import validated
-from router.gateway.rollout.policy_spec import key
 from router.gateway.rollout.validation import UNNEEDED, Validation
 from router.gateway.rollout.versions import Version, Versions
 
@@ -65,17 +65,19 @@ class Reloader:
         swap: Callable[[Plan, Routing | None], Awaitable[None]],
         observer: ReloadObserver,
         audit: Audit,
+        leads: Callable[[], bool] = lambda: True,
+        record: Path | None = None,
     ) -> None:
         """``swap`` makes a plan the running one, over the last good routing; it must not fail for a plan that could
-        be made.
+        be made. ``leads``: whether a changed file is this process's to take, not another worker's; ``record``: the file
+        of this worker's record, if not the config's.
         """
         self.path = path
         self.running = running
-        self.leads: Callable[[], bool] = lambda: True  # whether a changed file is ours to take, not another worker's
-        self.record: Path | None = None  # where this worker records, if not where the config says
         self.last = Reloaded(True, running.version, "start", time())
         self.versions = Versions(running.settings.reload.history_max, running.settings.reload.history_dir)
         self._swap, self._observer, self._audit = swap, observer, audit
+        self._leads, self._record = leads, record
         self._files = policy_files(running.settings, path)
         self._seen = self._texts()  # as they were last tried
         self._decided: dict[str, str] = {}  # what became of canaries
@@ -167,7 +169,7 @@ class Reloader:
         plan = make(parsed, text)
         _check_swappable(self.running, plan)
         plan = settled(plan, self._decided[_trial(plan)]) if _trial(plan) in self._decided else plan
-        own = None if plan.settings.reload.proof.trace else self.record
+        own = None if plan.settings.reload.proof.trace else self._record
         return validated(plan, self.running, own if own is not None and own.exists() else None)
 
     def _followed(self, version: Version) -> Plan:
@@ -211,7 +213,7 @@ class Reloader:
         folders = {self.path.resolve().parent, self.path.parent, *(file.parent for file in self._files)}
         looks = awatch(*folders, debounce=200, step=50, recursive=False, rust_timeout=LOOK_MS, yield_on_timeout=True)
         async for _ in looks:
-            if self._changed() and self.leads():
+            if self._changed() and self._leads():
                 await self.reload("file changed")
 
     def _changed(self) -> bool:

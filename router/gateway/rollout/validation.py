@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from router import signals
 from router.gateway.config.plan import Plan
-from router.gateway.rollout.policy_spec import PolicySpec, key
+from router.gateway.config.policy_spec import PolicySpec, key
 from router.search_path import environment, module_command
 
 _COMMAND: Final = module_command("simulator.background", "validate")

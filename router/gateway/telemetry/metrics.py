@@ -82,10 +82,9 @@ class _Errors:
 class _Engine:
     """What one engine last said, and how often it could be asked."""
 
-    __slots__ = ("failures", "report", "scrapes", "up")
+    __slots__ = ("failures", "report", "scrapes")
 
     def __init__(self) -> None:
-        self.up = False
         self.report: EngineReport | None = None
         self.scrapes = self.failures = 0
 
@@ -130,6 +129,7 @@ class Metrics(Collector):
         self._scores: Callable[[], Mapping[str, Score]] = dict
         self._load: Callable[[], tuple[int, int, Mapping[str, Load]]] = lambda: (0, 0, {})
         self._dropped: Callable[[], Mapping[str, int]] = dict
+        self._up: Callable[[], Mapping[str, bool]] = dict
         self._unreadable = 0
         self.policies = PolicyMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
@@ -141,11 +141,12 @@ class Metrics(Collector):
         gaps: Callable[[], Mapping[str, Gaps]],
         scores: Callable[[], Mapping[str, Score]],
         dropped: Callable[[], Mapping[str, int]],
+        up: Callable[[], Mapping[str, bool]],
     ) -> None:
-        """Where to read, at a scrape, requests in flight, held and by backend, gaps between tokens, trust, and numbers
-        that were dropped, by source.
+        """Where to read, at a scrape: requests in flight, held and by backend; gaps between tokens; the accuracy of
+        forecasts; dropped numbers by source; whether each backend is up.
         """
-        self._load, self._gaps, self._scores, self._dropped = load, gaps, scores, dropped
+        self._load, self._gaps, self._scores, self._dropped, self._up = load, gaps, scores, dropped, up
 
     def text(self) -> bytes:
         """The page, in Prometheus's text format."""
@@ -213,10 +214,6 @@ class Metrics(Collector):
     def scrape_failed(self, backend: str, why: str) -> None:
         """They were not to be had."""
         self._engines[backend].failures += 1
-
-    def health(self, backend: str, up: bool) -> None:
-        """The answer of a health check."""
-        self._engines[backend].up = up
 
     def forget(self, backend: str) -> None:
         """A backend left: its gauges go; its counters stay, as counters do."""
@@ -410,8 +407,9 @@ class Metrics(Collector):
         scrapes = CounterMetricFamily(
             "headroom_engine_scrapes", "Readings of engines' metrics", labels=["backend", "result"]
         )
+        for backend, is_up in self._up().items():
+            up.add_metric([backend], float(is_up))
         for backend, engine in self._engines.items():
-            up.add_metric([backend], float(engine.up))
             scrapes.add_metric([backend, "ok"], engine.scrapes)
             scrapes.add_metric([backend, "failed"], engine.failures)
         yield from (up, scrapes)

@@ -21,8 +21,8 @@ from router.core.dispatcher import Dispatcher
 from router.core.errors import RecordError
 from router.core.flight import DispatchLimits
 from router.core.record import VERSION, Event, replay
+from router.gateway.config.policy_spec import of_plain
 from router.gateway.rollout.canary import Canary, Split
-from router.gateway.rollout.policy_spec import of_plain
 
 FLUSH_S: Final = 0.25
 BUFFERED_MAX: Final = 100_000  # events; some seconds of the fastest traffic, should the disk stand still

@@ -5,9 +5,9 @@ Believes: the driver's outcomes as they pass. Must not know what any of them mak
 
 from collections.abc import Callable
 
-from router.gateway.control.journal import Journal
 from router.gateway.rollout.policy_rollout import PolicyRollout
 from router.gateway.telemetry.demand import DemandWindow
+from router.gateway.telemetry.journal import Journal
 from router.gateway.telemetry.metrics import Metrics
 from router.gateway.traffic.request_log import RequestLog
 

@@ -19,7 +19,8 @@ from uvicorn.server import Server
 
 from router.core.errors import StoreGone
 from router.gateway.state.files import put
-from router.gateway.workers import WorkerIdentity, sums, views
+from router.gateway.worker_identity import WorkerIdentity
+from router.gateway.workers import sums, views
 
 _NOT_FOUND: Final = 404
 ASK_S: Final = 2.0

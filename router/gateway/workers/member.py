@@ -1,7 +1,7 @@
-"""One worker: a gateway that shares its port, its config and its sight of the engines with the others.
+"""One worker: a gateway that shares its port, its config and its reports of engines with the other workers.
 
-Believes: the seat that the parent gave it. Must not know how many of the others live; it sees that in the shared state.
-Each engine's metrics are read by one worker, chosen by the engine's name among those alive, and told to the others.
+Must not depend on the parent process beyond its end of a socket pair. Which workers are alive comes from the shared
+state. Each engine's metrics are read by one worker, chosen by the engine's name, and published to the others.
 """
 
 import asyncio
@@ -14,181 +14,143 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, cast
-from zlib import crc32
+from typing import Any, Final, cast
 
-from router.core.types import EngineReport
-from router.gateway.app import Gateway, front_limits
+from uvicorn import Server
+from uvicorn._types import ASGI3Application
+
+from router.gateway.app import Gateway
 from router.gateway.config.plan import Plan
-from router.gateway.control.api import control_app
-from router.gateway.monitoring.health import Engines
-from router.gateway.monitoring.probe import ProbeClient
-from router.gateway.monitoring.sidecar import Publisher
+from router.gateway.monitoring.sidecar import WorkerPublisher
 from router.gateway.rollout.reload import remade, settled
+from router.gateway.serving import connection_limits, control_of, reload_on_hangup
+from router.gateway.sockets import listening
 from router.gateway.state.files import Stamp, stamp
-from router.gateway.telemetry.metrics import Metrics
 from router.gateway.traffic.server import server
-from router.gateway.workers import WorkerIdentity, running
+from router.gateway.worker_identity import WorkerIdentity
+from router.gateway.workers import running
 from router.gateway.workers.crew import ControlAggregator
-from router.gateway.workers.sockets import listening
 
-if TYPE_CHECKING:
-    from uvicorn import Server
-    from uvicorn._types import ASGI3Application
-
-UP: Final = b"u"  # what a worker tells its parent once it serves
+UP: Final = b"u"  # sent to the parent once the worker serves
 _log = logging.getLogger("headroom")
 
 
-class _Told(Publisher):
-    """Counts what this worker reads of engines, and publishes it for the others."""
+class Worker:
+    """A gateway and what it shares. ``serve`` serves until a signal, or the end of its parent, ends it."""
 
-    def __init__(self, metrics: Metrics, gateway: Gateway) -> None:
-        super().__init__(gateway.store)
-        self._metrics = metrics
-
-    def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
-        """A page was read."""
-        self._metrics.scraped(backend, report, took_s)
-        self.reported(backend, report)
-
-    def scrape_failed(self, backend: str, why: str) -> None:
-        """A page was not to be had."""
-        self._metrics.scrape_failed(backend, why)
-
-    def health(self, backend: str, up: bool) -> None:
-        """The answer of a health check."""
-        self._metrics.health(backend, up)
-
-
-class Worker(Gateway):
-    """A gateway in its seat. ``serve`` serves until a signal, or the end of its parent, ends it."""
-
-    def __init__(self, plan: Plan, path: Path, place: WorkerIdentity, number: int) -> None:
+    def __init__(self, plan: Plan, path: Path, identity: WorkerIdentity, number: int) -> None:
         """``number``: of the change that *plan* came with (``running.py``)."""
-        super().__init__(plan, path, monotonic, place)
-        self.place = place
-        self.audit.worker = self.router_id
-        self.steering.trials = place.slots
-        self.reloader.leads = self._leads
-        record = plan.settings.record
-        self.reloader.record = place.record(record.file) if record else None
-        self._told = _Told(self.metrics, self)
-        self.engines = Engines(self, self._told, ProbeClient, self.clock, self._scrapes)
-        self.crew = ControlAggregator(cast("Any", control_app(self)), place, self._versions)
-        self._siblings = {place.id_of(slot): slot for slot in place.others}
+        self.identity = identity
+        self.gateway = Gateway(plan, path, monotonic, identity)
+        assert self.gateway.publisher is not None  # it has an identity
+        self._publisher: WorkerPublisher = self.gateway.publisher
+        self._control = ControlAggregator(cast("Any", control_of(self.gateway)), identity, self._versions)
         self._number, self._published = number, plan
-        self._looked: Stamp = None
+        self._seen: Stamp = None  # of the file of the running config, when it was last read
+        self._sharing: asyncio.Task[None] | None = None
 
-    # -- among the others --------------------------------------------------------------------------------------
-
-    def _alive(self) -> list[int]:
-        """The slots of the workers alive, this one's among them."""
-        return sorted([self.place.slot, *(self._siblings[peer] for peer in self.sync.peers if peer in self._siblings)])
-
-    def _leads(self) -> bool:
-        """Whether what only one may do is ours."""
-        return self._alive()[0] == self.place.slot
-
-    def _scrapes(self, name: str) -> bool:
-        """Whether this engine's metrics are ours to read."""
-        alive = self._alive()
-        return alive[crc32(name.encode()) % len(alive)] == self.place.slot
-
-    def _reported_by_sidecars(self) -> tuple[str, ...]:
-        if self.plan.settings.scrape.source == "state":
-            return super()._reported_by_sidecars()
-        return tuple(backend.name for backend in self.plan.backends if not self._scrapes(backend.name))
+    # -- with the other workers --------------------------------------------------------------------------------
 
     def _versions(self) -> Mapping[str, str]:
-        peers = {name: view.version for name, view in self.sync.peers.items() if name in self._siblings}
-        return {self.router_id: self.plan.version} | dict(sorted(peers.items()))
+        """The config version of each worker alive, this one's first."""
+        workers = {self.identity.id_of(slot) for slot in self.identity.others}
+        peers = {name: view.version for name, view in self.gateway.sync.peers.items() if name in workers}
+        return {self.gateway.router_id: self.gateway.plan.version} | dict(sorted(peers.items()))
 
-    async def _keep_together(self) -> None:
-        """Publish what engines say and what config was taken here; follow what was taken elsewhere. For ever."""
-        period_s = self.plan.settings.state.sync_s
+    async def _share(self) -> None:
+        """Publish reports of engines and a config taken here, and follow one taken elsewhere; cancel to end."""
+        period_s = self.gateway.plan.settings.state.sync_s
         while True:
             await asyncio.sleep(period_s)
-            await self._told.publish()
+            await self._publisher.publish()
             try:
                 await self._agree()
             except OSError as error:
-                _log.error("%s: %s", self.place.running, error)
+                _log.error("%s: cannot share the running config with the other workers: %s", self._file, error)
+
+    @property
+    def _file(self) -> Path:
+        return self.identity.running
 
     async def _agree(self) -> None:
         """Every worker ends at the change with the highest number."""
-        plan = self.plan
-        if plan is not self._published:
-            newest = next(iter(self.reloader.versions))
-            bad = {version.version: version.bad for version in self.reloader.versions if version.bad}
-            self._number = running.publish(self.place.running, newest, bad)
-            self._published = plan
+        reloader = self.gateway.reloader
+        if reloader.running is not self._published:
+            newest = next(iter(reloader.versions))
+            bad = {version.version: version.bad for version in reloader.versions if version.bad}
+            self._published = reloader.running
+            self._number = running.publish(self._file, newest, bad)
             return
-        now = stamp(self.place.running)
-        if now == self._looked:
+        now = stamp(self._file)
+        if now == self._seen:
             return
-        self._looked = now
-        found = running.read(self.place.running)
+        self._seen = now
+        found = running.read(self._file)
         if found is not None and found.number > self._number:
             self._number = found.number
-            self._published = await self.reloader.follow(found.version, found.bad)
+            self._published = await reloader.follow(found.version, found.bad)
 
     # -- life --------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Begin all that runs beside the traffic, and answer the other workers."""
-        await super().start()
-        self._tasks.append(asyncio.create_task(self._keep_together(), name="workers"))
-        await self.crew.start()
+        """Start everything that runs beside the traffic, and answer the other workers."""
+        await self.gateway.start()
+        self._sharing = asyncio.create_task(self._share(), name="workers")
+        await self._control.start()
 
     async def close(self) -> None:
-        """End all of it."""
-        await self.crew.close()
-        await super().close()
+        """Stop it."""
+        await self._control.close()
+        if self._sharing is not None:
+            self._sharing.cancel()
+            await asyncio.gather(self._sharing, return_exceptions=True)
+        await self.gateway.close()
 
-    def server(self) -> "Server":
-        """The server of this worker; it is to be given its sockets."""
-        limits = front_limits(self.plan.settings.listen)
-        return server(cast("ASGI3Application", self.crew.outside), self.driver, limits=limits)
+    def _server(self) -> Server:
+        """The server of this worker; its sockets are given when it serves."""
+        limits = connection_limits(self.gateway.plan.settings.listen)
+        return server(cast("ASGI3Application", self._control.outside), self.gateway.driver, limits=limits)
 
     async def serve(self, port: int, parent: socket.socket) -> None:
         """Serve on *port* until a signal or the end of the parent, then let streams end."""
         loop = asyncio.get_running_loop()
-        made = self.server()
-        asked: set[asyncio.Task[Any]] = set()
-        loop.add_signal_handler(signal.SIGHUP, lambda: asked.add(asyncio.create_task(self.reloader.reload("SIGHUP"))))
+        serving = self._server()
 
         def orphaned() -> None:
             loop.remove_reader(parent)
-            atexit.register(shutil.rmtree, self.place.folder, ignore_errors=True)
+            atexit.register(shutil.rmtree, self.identity.folder, ignore_errors=True)
             signal.raise_signal(signal.SIGTERM)
 
-        loop.add_reader(parent, orphaned)  # all it ever says is its end
-        try:
-            await self.start()
-            await self._seen_engines()
-            with listening(self.plan.settings.listen.host, port) as sockets:
-                serving = asyncio.create_task(made.serve(sockets))
-                while not (made.started or serving.done()):  # noqa: ASYNC110 - uvicorn tells nobody
-                    await asyncio.sleep(0.005)
-                with suppress(OSError):
-                    parent.send(UP)
-                await serving
-        finally:
-            loop.remove_reader(parent)
-            await self.close()
+        with reload_on_hangup(self.gateway):
+            loop.add_reader(parent, orphaned)  # readable only when its other end has been closed
+            try:
+                await self.start()
+                await self._engines_checked()
+                await self._serve_on(port, serving, parent)
+            finally:
+                loop.remove_reader(parent)
+                await self.close()
 
-    async def _seen_engines(self) -> None:
-        """Until each engine's health is known or too slow to wait for: what comes in may then go somewhere."""
+    async def _serve_on(self, port: int, serving: Server, parent: socket.socket) -> None:
+        with listening(self.gateway.plan.settings.listen.host, port) as sockets:
+            task = asyncio.create_task(serving.serve(sockets))
+            while not (serving.started or task.done()):  # noqa: ASYNC110 - uvicorn has no callback
+                await asyncio.sleep(0.005)
+            with suppress(OSError):
+                parent.send(UP)
+            await task
+
+    async def _engines_checked(self) -> None:
+        """Wait for each engine's first health check, at most for a probe's timeout: requests can then be routed."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.plan.settings.scrape.timeout_s):
-                while any(watch.up is None for watch in self.engines.watches.values()):  # noqa: ASYNC110 - one condition
+            async with asyncio.timeout(self.gateway.plan.settings.scrape.timeout_s):
+                while any(watch.up is None for watch in self.gateway.engines.watches.values()):  # noqa: ASYNC110 - one condition
                     await asyncio.sleep(0.01)
 
 
-def worker(path: Path, place: WorkerIdentity) -> Worker:
-    """The worker of this seat, with the config that serves. Raises ConfigError, OSError."""
-    found = running.read(place.running)
+def worker(path: Path, identity: WorkerIdentity) -> Worker:
+    """The worker of this identity, with the config that serves. Raises ConfigError, OSError."""
+    found = running.read(identity.running)
     if found is None:
-        raise FileNotFoundError(f"{place.running}: a parent puts the config there")
-    return Worker(settled(*remade(found.version, path)), path, place, found.number)
+        raise FileNotFoundError(f"{identity.running}: expected the running config here; `headroom serve` writes it")
+    return Worker(settled(*remade(found.version, path)), path, identity, found.number)

@@ -23,8 +23,9 @@ from router.event_loop import on_signal
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.validation import Validation
 from router.gateway.rollout.versions import Version
-from router.gateway.workers import WorkerIdentity, running
-from router.gateway.workers.sockets import reserved
+from router.gateway.sockets import reserved
+from router.gateway.worker_identity import WorkerIdentity
+from router.gateway.workers import running
 from router.search_path import environment, module_command
 from router.version import build
 

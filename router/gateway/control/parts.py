@@ -1,0 +1,44 @@
+"""The parts of one router that its control plane reads and calls. Must not depend on how they were put together."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from router.core.dispatcher import Dispatcher
+from router.core.types import EngineReport
+from router.gateway.config.plan import Plan
+from router.gateway.monitoring.health import Engines
+from router.gateway.rollout.audit import Audit
+from router.gateway.rollout.policy_rollout import PolicyRollout
+from router.gateway.rollout.reload import Reloader
+from router.gateway.state import Store
+from router.gateway.state.sync import Sync
+from router.gateway.telemetry.journal import Journal
+from router.gateway.telemetry.metrics import Metrics
+from router.gateway.traffic.ports import RequestDriver
+
+
+@dataclass(frozen=True, slots=True)
+class ControlParts:
+    """``path``: the config file; ``ready``: whether a request can be routed now; ``reports``: each engine's last."""
+
+    router_id: str
+    path: Path
+    clock: Callable[[], float]
+    ready: Callable[[], bool]
+    core: Dispatcher
+    driver: RequestDriver
+    engines: Engines
+    reports: Mapping[str, EngineReport]
+    store: Store
+    sync: Sync
+    reloader: Reloader
+    rollout: PolicyRollout
+    audit: Audit
+    journal: Journal
+    metrics: Metrics
+
+    @property
+    def plan(self) -> Plan:
+        """The config that serves."""
+        return self.reloader.running

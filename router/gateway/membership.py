@@ -1,0 +1,61 @@
+"""Backends join, drain and leave as the config says: streams in flight on one that leaves run to their end.
+
+The one place that holds which backends are draining. Must not depend on the config's text or on engines' health.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from router.core.types import Backend, Load
+from router.gateway.protocols.target import Target
+from router.gateway.traffic.driver import Driver
+
+IDLE: Final = Load()
+
+
+class Membership:
+    """The backends of one router."""
+
+    def __init__(self, driver: Driver, loads: Callable[[], Mapping[str, Load]], on_left: Callable[[str], None]) -> None:
+        """``loads``: the core's own load by backend; ``on_left`` is called when a backend has left."""
+        self._driver, self._loads, self._on_left = driver, loads, on_left
+        self._known: dict[str, Backend] = {}  # as the core has them
+        self._draining: set[str] = set()
+
+    def update(self, backends: Iterable[tuple[Target, Backend]]) -> frozenset[str]:
+        """Make these the backends; the others drain. Returns the new ones, down until their first health check."""
+        before = frozenset(self._known)
+        driver, core, now_s = self._driver, self._driver.core, self._driver.clock()
+        wanted: set[str] = set()
+        for target, backend in backends:
+            name = backend.name
+            wanted.add(name)
+            driver.join(target)
+            known = self._known.get(name)
+            if known != backend:
+                driver.perform(core.backend_joined(backend, now_s))
+            if known is None:
+                driver.perform(core.backend_health(name, False, now_s))
+            self._known[name] = backend
+        for name in self._draining & wanted:
+            self._draining.discard(name)
+            driver.perform(core.backend_draining(name, False, now_s))
+        for name in set(driver.upstreams) - wanted:
+            self._draining.add(name)
+            driver.perform(core.backend_draining(name, True, now_s))
+        self.sweep(now_s)
+        return frozenset(self._known) - before
+
+    def sweep(self, now_s: float) -> None:
+        """Remove the draining backends that have nothing in flight any more."""
+        if not self._draining:
+            return
+        loads = self._loads()
+        for name in tuple(self._draining):
+            load = loads.get(name, IDLE)
+            if load.prefilling + load.decoding == 0:
+                self._draining.discard(name)
+                self._known.pop(name, None)
+                self._driver.perform(self._driver.core.backend_left(name, now_s))
+                self._driver.leave(name)
+                self._on_left(name)

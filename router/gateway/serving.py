@@ -1,0 +1,97 @@
+"""Serves one router: its HTTP server, from start to the end of the last stream.
+
+Must not depend on how a router is put together (app.py) beyond its parts.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from fastapi import FastAPI
+from uvicorn import Server
+from uvicorn._types import ASGI3Application
+
+from router.gateway.app import Gateway
+from router.gateway.config import settings
+from router.gateway.control.api import control_app
+from router.gateway.control.parts import ControlParts
+from router.gateway.sockets import owned
+from router.gateway.traffic.server import ConnectionLimits, server
+from router.version import build
+
+_log = logging.getLogger("headroom")
+
+
+def connection_limits(listen: settings.Listen) -> ConnectionLimits:
+    """The limits of client connections in the listen section."""
+    return ConnectionLimits(**listen.model_dump(exclude={"host", "port", "workers"}))
+
+
+def control_of(gateway: Gateway) -> FastAPI:
+    """The control plane of one router."""
+    return control_app(
+        ControlParts(
+            router_id=gateway.router_id,
+            path=gateway.path,
+            clock=gateway.clock,
+            ready=lambda: gateway.ready,
+            core=gateway.core,
+            driver=gateway.driver,
+            engines=gateway.engines,
+            reports=gateway.reports,
+            store=gateway.store,
+            sync=gateway.sync,
+            reloader=gateway.reloader,
+            rollout=gateway.rollout,
+            audit=gateway.audit,
+            journal=gateway.journal,
+            metrics=gateway.metrics,
+        )
+    )
+
+
+def server_of(gateway: Gateway) -> Server:
+    """The server of one router; its ``serve`` returns once streams have ended after a signal."""
+    listen = gateway.plan.settings.listen
+    app = cast("ASGI3Application", control_of(gateway))
+    return server(app, gateway.driver, host=listen.host, port=listen.port, limits=connection_limits(listen))
+
+
+async def serve(gateway: Gateway) -> None:
+    """Serve until a signal (``router/event_loop.py``), then let streams end. SIGHUP reloads."""
+    listen = gateway.plan.settings.listen
+    with reload_on_hangup(gateway):
+        try:
+            with owned(listen.host, listen.port) as sockets:
+                await gateway.start()
+                _log_start(gateway, sockets[0].getsockname()[1])
+                await server_of(gateway).serve(sockets)
+        finally:
+            await gateway.close()
+
+
+def _log_start(gateway: Gateway, port: int) -> None:
+    host, policy = gateway.plan.settings.listen.host, gateway.plan.settings.policy.routing.name
+    facts = f"{len(gateway.plan.backends)} backends, policy {policy}; {build()}"
+    _log.info("router %s: listening on http://%s:%d, %s", gateway.router_id, host, port, facts)
+
+
+@contextmanager
+def reload_on_hangup(gateway: Gateway) -> Iterator[None]:
+    """SIGHUP reloads the config."""
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[object]] = set()  # keeps them alive until they have ended
+
+    def reload() -> None:
+        task: asyncio.Task[object] = asyncio.create_task(gateway.reloader.reload("SIGHUP"))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
