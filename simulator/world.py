@@ -12,7 +12,7 @@ class Fault:
     """Something happens to a backend at ``at_s``, and ends ``for_s`` later.
 
     ``crash``: everything in it is lost, connections are refused until it is back, its cache is empty then;
-    ``slow``: its steps take ``factor`` times as long; ``drain``: the routers are told to send nothing new.
+    ``slow``: its steps take ``factor`` times as long; ``drain``: the routers stop sending to it.
     """
 
     at_s: float
@@ -22,7 +22,7 @@ class Fault:
     factor: float = 2.0
 
     def __post_init__(self) -> None:
-        """ValueError names what cannot be."""
+        """Raises ValueError for an invalid field."""
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.at_s < 0 or self.for_s <= 0 or self.factor <= 0:
@@ -31,10 +31,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """How clients behave: they leave after ``timeout_s`` without a first token, come again up to ``retries`` times
-    when refused (after the Retry-After they were given, as a new request that has already waited; not with an SLO that
-    is infeasible, which they are told not to try again), and a
-    ``leave_share`` of them means to hang up somewhere in the reply, if it is still coming then.
+    """The behaviour of clients.
+
+    They disconnect after ``timeout_s`` without a first token. If refused they retry up to ``retries`` times, after the
+    Retry-After of the refusal and with the wait so far counted; not if the SLO is infeasible: such a refusal forbids
+    retries. A share ``leave_share`` of them disconnects at a random point of the reply.
     """
 
     timeout_s: float = inf
@@ -42,20 +43,22 @@ class Clients:
     leave_share: float = 0.0
 
     def __post_init__(self) -> None:
-        """ValueError names what cannot be."""
+        """Raises ValueError for an invalid field."""
         if self.timeout_s <= 0 or self.retries < 0 or not 0 <= self.leave_share <= 1:
             raise ValueError("timeout_s must be above 0, retries 0 or more, leave_share 0 to 1")
 
     @property
     def patient(self) -> bool:
-        """Whether they all wait for ever and never come twice."""
+        """Whether no client ever disconnects or retries."""
         return self.timeout_s == inf and not self.retries and not self.leave_share
 
 
 @dataclass(frozen=True, slots=True)
 class Autoscaling:
-    """A scaling policy at work: asked every ``every_s`` about the last ``window_s``; a new replica serves after
-    ``cold_start_s``; it is paid for from its order on; fewer are wanted for ``calm_s`` before one is drained.
+    """A scaling policy, evaluated every ``every_s`` over the demand of the last ``window_s``.
+
+    A new replica serves after ``cold_start_s`` and is paid for from its order on. One is drained only after the policy
+    has asked for fewer replicas during ``calm_s``.
     """
 
     policy: str = "headroom"
@@ -67,7 +70,7 @@ class Autoscaling:
     replicas_max: int = 16
 
     def __post_init__(self) -> None:
-        """ValueError names what cannot be."""
+        """Raises ValueError for an invalid field."""
         if min(self.every_s, self.window_s) <= 0 or self.cold_start_s < 0 or self.calm_s < 0:
             raise ValueError("every_s and window_s must be above 0, cold_start_s and calm_s 0 or more")
         if not 0 < self.replicas_min <= self.replicas_max:
@@ -76,8 +79,8 @@ class Autoscaling:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """``routers`` share the arrivals at random; each hears the others' load every ``sync_s``, asks each engine every
-    ``scrape_s`` (0: never) and learns of a crash or a recovery ``health_s`` late.
+    """``routers`` share the arrivals at random. Each receives the load of the others every ``sync_s``, scrapes each
+    engine every ``scrape_s`` (0: never), and sees a crash or a recovery ``health_s`` later.
     """
 
     routers: int = 1
@@ -89,6 +92,6 @@ class World:
     scaling: Autoscaling | None = None
 
     def __post_init__(self) -> None:
-        """ValueError names what cannot be."""
+        """Raises ValueError for an invalid field."""
         if self.routers < 1 or self.sync_s <= 0 or self.scrape_s < 0 or self.health_s < 0:
             raise ValueError("routers must be 1 or more, sync_s above 0, scrape_s and health_s 0 or more")

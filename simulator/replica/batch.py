@@ -1,13 +1,13 @@
-"""Who is in an engine's next step, and which blocks they hold: the scheduler of vLLM V1, without time.
+"""Which sequences are in an engine's next step, and which blocks they hold: the scheduler of vLLM V1, without time.
 
-A step gives every running sequence its next token (or its next chunk of prompt), oldest first, within
-``chunk_tokens``; only then come waiting ones, while there is room for their first chunk. No block free for a running
-sequence: the youngest is preempted, loses its blocks and is recomputed later.
+A step gives every running sequence its next token (or its next chunk of prompt), oldest first, within ``chunk_tokens``;
+then waiting sequences follow, while there is room for their first chunk. If no block is free for a running sequence,
+the youngest is preempted, loses its blocks and is recomputed later.
 
-Those who decode are counted and not walked: one is as long as its offset plus the step number, it ends at a step known
-in advance, and it opens a block whenever its length is a multiple of the block size. While blocks abound (a bound says
-so) and no prefix is cached, they are not even counted.
-Must not know: time, routers, policies.
+Decoding sequences are counted, not walked: a sequence is as long as its offset plus the step number, it ends at a step
+known in advance, and it opens a block whenever its length is a multiple of the block size. While a bound shows that
+blocks cannot run short and no prefix is cached, blocks are not counted at all. Must not depend on time, routers or
+policies.
 """
 
 from heapq import heappop, heappush
@@ -18,10 +18,10 @@ from simulator.replica.sequence import DECODE, ENDED, PREFILL, WAITING, EngineLi
 
 
 class Batch:
-    """The sequences of one engine: waiting, running, decoding. ``steps`` have been made so far."""
+    """The sequences of one engine: waiting, running, decoding. ``steps`` counts the steps so far."""
 
     def __init__(self, limits: EngineLimits) -> None:
-        """Nobody is there."""
+        """No sequences."""
         self.limits = limits
         self.steps = 0
         self.preemptions = 0
@@ -42,11 +42,13 @@ class Batch:
         self._batch = 0  # how many decode
         self._context = 0  # and how many tokens of theirs are in KV
         self._partial: Sequence | None = None  # the one with prompt left to do
-        self._chunks: list[Sequence] = []  # who has a chunk in this step
-        self._reserved_blocks = 0  # blocks promised to those running, with no_evict
+        self._chunks: list[Sequence] = []  # sequences with a chunk in this step
+        self._reserved_blocks = 0  # blocks reserved for running sequences, with no_evict
         self._taken = 0  # blocks taken for the first step under way
-        self._squeezed = False  # whether somebody was preempted for them
-        self._served: set[Sequence] | None = None  # who has its block for this step, while blocks are short
+        self._squeezed = False  # whether a sequence was preempted for them
+        self._served: set[Sequence] | None = (
+            None  # sequences that have their block for this step, while blocks are short
+        )
 
     # ---- coming and going ------------------------------------------------------
 
@@ -75,7 +77,7 @@ class Batch:
             self._mark(-sequence.offset, -1)
 
     def _vacate(self, sequence: Sequence) -> None:
-        """Out of the batch, with its blocks given back; what it generated is remembered."""
+        """Remove a sequence from the batch and release its blocks; its generated tokens are kept."""
         if sequence.state == DECODE:
             sequence.generated = sequence.output_tokens - (sequence.finish_step - self.steps)
             self._leave_decode(sequence)
@@ -89,7 +91,7 @@ class Batch:
             self._release(sequence)
 
     def _next_end(self) -> int:
-        """The step at which somebody is done."""
+        """The step at which the next sequence ends."""
         ends = self._ends
         while self._stale and not _live(ends[0]):
             heappop(ends)
@@ -99,7 +101,7 @@ class Batch:
     # ---- counting blocks ---------------------------------------------------------
 
     def _count(self) -> None:
-        """From here on blocks are counted: what runs now holds what its length says (nothing is shared yet)."""
+        """Count blocks from here on: running sequences hold what their lengths say (nothing is shared yet)."""
         self._exact = True
         self.blocks.used = self._held(0)
         self._phase = [0] * (2 * self._size)
@@ -108,7 +110,7 @@ class Batch:
                 self._mark(-sequence.offset, 1)
 
     def _held(self, later: int) -> int:
-        """Blocks held after *later* more steps of decoding, while none is shared."""
+        """Blocks held after *later* more decode steps, while none is shared."""
         size, steps = self._size, self.steps + later
         held = 0
         for s in self._running:
@@ -116,7 +118,7 @@ class Batch:
         return held
 
     def _choose_counting(self) -> None:
-        """Count while blocks might run short in the next step, or while prefixes are cached."""
+        """Count blocks while they might run short in the next step, or while prefixes are cached."""
         limits, partial = self.limits, self._partial
         most = self._context + (partial.computed if partial is not None else 0) + limits.chunk_tokens
         most += (len(self._running) + min(len(self._waiting), limits.seqs_max) + 1) * self._size
@@ -135,14 +137,14 @@ class Batch:
         self._phase[at + self._size] += change
 
     def _opened(self, k: int) -> int:
-        """Blocks that those decoding open in the next *k* steps: each opens one whenever its last is full."""
+        """Blocks that the decoding sequences open in the next *k* steps; each opens one when its last is full."""
         size = self._size
         whole, rest = divmod(k, size)
         start = self.steps % size
         return whole * self._batch + (sum(self._phase[start : start + rest]) if rest else 0)
 
     def _open(self) -> None:
-        """Take the blocks that those decoding open in the next step."""
+        """Take the blocks that decoding sequences open in the next step."""
         opened = self._opened(1)
         if opened > self.blocks.total - self.blocks.used:
             self._squeeze()
@@ -151,7 +153,7 @@ class Batch:
             self._taken = opened
 
     def _steps_in(self, room: int) -> int:
-        """The most steps for which *room* blocks suffice (1 at least: the first step has its blocks)."""
+        """The most steps for which *room* blocks suffice (at least 1: the first step has its blocks)."""
         size = self._size
         whole, rest = divmod(room, self._batch)
         k, at = whole * size, self.steps % size
@@ -168,7 +170,7 @@ class Batch:
     # ---- prompts -------------------------------------------------------------------
 
     def _fill(self) -> tuple[int, float]:
-        """Chunks of prompt for this step: the one under way, then waiting ones; (tokens, attention pairs)."""
+        """Prompt chunks of this step: the unfinished one, then waiting sequences. Returns (tokens, attention pairs)."""
         tokens, pairs = 0, 0.0
         if self._partial is not None:
             tokens, pairs = self._continue(self._partial)
@@ -193,9 +195,10 @@ class Batch:
         return tokens, pairs
 
     def _reserve_whole(self, sequence: Sequence, budget: int) -> bool:
-        """With no_evict: whether the cache can hold prompt and longest reply beside all that is promised already.
+        """With no_evict: reserve blocks for prompt and longest reply. False if there is no room beside earlier
+        reservations.
 
-        A prompt that does not fit what is left of the step waits for the next, unless it would be the first in it.
+        A prompt that does not fit the rest of the step waits for the next one, unless it would be the first in it.
         """
         whole = sequence.prompt_tokens + max(sequence.reply_tokens_max, sequence.output_tokens)
         blocks = min(-(-whole // self._size), self.limits.kv_blocks)
@@ -206,7 +209,9 @@ class Batch:
         return True
 
     def _admit(self, sequence: Sequence, budget: int) -> int:
-        """Into the batch with a first chunk, cached prefix left out; its tokens, 0 without room."""
+        """Put a waiting sequence into the batch with a first chunk, without its cached prefix. Returns the tokens; 0:
+        no room.
+        """
         target = sequence.prompt_tokens + sequence.generated
         cached = 0
         if self._exact:
@@ -225,7 +230,7 @@ class Batch:
         return chunk
 
     def _reserve(self, sequence: Sequence, target: int, budget: int) -> int:
-        """Blocks for a first chunk; the tokens found in the cache, -1 without room."""
+        """Take the blocks of a first chunk. Returns the tokens found in the cache; -1: no room."""
         size, blocks = self._size, self.blocks
         found = idle = 0
         if sequence.prefix and self.limits.prefix_caching:
@@ -241,7 +246,7 @@ class Batch:
         return found * size
 
     def _continue(self, sequence: Sequence) -> tuple[int, float]:
-        """The next chunk of the prompt under way: (tokens, pairs), none when it had to give way itself."""
+        """The next chunk of the unfinished prompt, as (tokens, pairs); (0, 0) if it was preempted itself."""
         target = sequence.prompt_tokens + sequence.generated
         chunk = min(self.limits.chunk_tokens - self._batch, target - sequence.computed)
         if self._exact and not self._extend(sequence, chunk):
@@ -251,7 +256,7 @@ class Batch:
         return chunk, chunk * (sequence.computed - chunk / 2)
 
     def _extend(self, sequence: Sequence, chunk: int) -> bool:
-        """Blocks for *chunk* more tokens; False when the sequence itself had to give way."""
+        """Take blocks for *chunk* more tokens; False if the sequence itself was preempted."""
         size = self._size
         need = -(-(sequence.computed + chunk) // size) - -(-sequence.computed // size)
         while need > self.blocks.total - self.blocks.used:
@@ -272,7 +277,7 @@ class Batch:
     # ---- prefixes --------------------------------------------------------------------
 
     def _unit_blocks(self, sequence: Sequence) -> list[int]:
-        """Whole blocks in each unit of what is known of its text."""
+        """Whole blocks in each prefix unit of the sequence."""
         if not sequence.unit_blocks:
             size, unit, known = self._size, sequence.unit_tokens, sequence.known_tokens
             edges = [min(i * unit, known) // size for i in range(len(sequence.prefix) + 1)]
@@ -280,7 +285,7 @@ class Batch:
         return sequence.unit_blocks
 
     def _remember(self, sequence: Sequence) -> None:
-        """Units now computed can be found by others (vLLM: as soon as they are scheduled)."""
+        """Publish computed units to the cache (vLLM: as soon as they are scheduled)."""
         done, units, sizes = sequence.computed // self._size, sequence.units, sequence.unit_blocks
         at = sum(sizes[: len(units)])
         for key, count in zip(sequence.prefix[len(units) :], sizes[len(units) :], strict=True):
@@ -293,13 +298,13 @@ class Batch:
     # ---- when blocks run short ---------------------------------------------------------
 
     def _youngest(self) -> Sequence:
-        """Who gives way: the last admitted, or the least urgent and latest where priorities count."""
+        """The sequence to preempt: the last admitted, or the least urgent and latest if priorities count."""
         if self._by_priority:
             return max(self._running, key=lambda s: (s.priority, s.order))
         return next(reversed(self._running))
 
     def _squeeze(self) -> None:
-        """Blocks do not suffice for a step: oldest first take theirs, youngest are preempted until it is enough."""
+        """Blocks do not suffice for the step: oldest first take theirs, youngest are preempted until they do."""
         blocks, size, steps = self.blocks, self._size, self.steps
         self._served = served = set()
         for sequence in list(self._running):
@@ -316,7 +321,7 @@ class Batch:
         self._served = None
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to waiting with nothing computed; a block it had opened for this very step goes back too."""
+        """Back to waiting with nothing computed; a block opened for this very step is released too."""
         self._squeezed = True
         opens = sequence.state == DECODE and (sequence.offset + self.steps) % self._size == 0
         if opens and (self._served is None or sequence in self._served):

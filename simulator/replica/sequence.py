@@ -1,4 +1,4 @@
-"""What one engine was started with, and one request inside it. Plain facts; `replica.py` moves them."""
+"""The start parameters of an engine, and one request inside it. Plain data; `replica.py` changes it."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -48,7 +48,9 @@ class EngineLimits(Fact):
 
 
 class Sequence:
-    """One request inside an engine. ``output_tokens`` is the future, known to the engine's truth alone."""
+    """One request inside an engine. ``output_tokens`` is the future length of the reply, known to
+    the simulation alone.
+    """
 
     __slots__ = (
         "attempt",
@@ -90,7 +92,7 @@ class Sequence:
         first *known_tokens* of the text, prompt and reply (0: of the prompt).
         """
         self.id = id
-        self.listener: Any = None  # whoever sent it
+        self.listener: Any = None  # the router that sent it (see run.fleet.SequenceListener)
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
         self.attempt = attempt
@@ -101,7 +103,7 @@ class Sequence:
         self.offset = self.finish_step = 0
         self.cached_tokens = -1  # of the prompt, found at first admission
         self.prefix = prefix
-        self.reply_tokens_max = output_tokens  # the longest it may be, as the engine is told
+        self.reply_tokens_max = output_tokens  # the longest reply the request allows
         self.reserved_blocks = 0
         self.shared_blocks = 0  # of the blocks it uses, those that lie in units
         if prefix:

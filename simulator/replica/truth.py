@@ -1,9 +1,9 @@
-"""What is true of one replica: how long its steps really take, in numbers no router is told.
+"""The truth of one replica: its real step times, which no router can read.
 
 The form is the roofline of `router.core.physics`; the numbers are that form's coefficients times
 hidden factors drawn from a seed, with a roof of another sharpness, the API server's overhead, a
-wander over time and, now and then, a slow node. Rule: nothing here is ever handed to a policy
-unless the run says ``belief: given``, and the report prints which truth a run had.
+drift over time and sometimes a slow node. Nothing of it is passed to a policy, unless the pool says
+``belief: given``; the report states the truth of the run.
 
 A step with ``b`` decoding sequences over ``S`` tokens of context and ``n`` prompt tokens is
 ``base[b, n] + context_s * S + pair_s * pairs``: linear in S, so k decode-only steps in a row cost
@@ -52,12 +52,12 @@ class HiddenFactors(Fact):
 
 
 EXACT: Final = HiddenFactors(spread=0.0, drift=0.0, api_s=0.0, api_token_s=0.0, api_jitter=0.0)
-"""A truth without secrets: the data sheet itself. For tests and for lower bounds."""
+"""No hidden factors: the truth is the data sheet itself. For tests and lower bounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """One replica's step as it really is; seconds throughout."""
+    """The true step of one replica; seconds throughout."""
 
     coefficients: StepCoefficients
     hidden: HiddenFactors

@@ -1,6 +1,6 @@
-"""The last minutes of a trace; of a gateway's record, which may be huge and still growing, only its end is read.
+"""The last minutes of a trace. Of a gateway's record, which may be huge and still growing, only the end is read.
 
-Believes: the gateway's record ends with what is newest. Must not know what the requests are for.
+Relies on the record being in order of time. Must not depend on how the requests are used.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from simulator.traces.formats.gateway_record import RecordParser
 from simulator.traces.reading import read_trace
 
 TAIL_BYTES: Final = 64 * 2**20
-_WANTED: Final = (b'"event":"arrived"', b'"event":"ended"')
+_EVENTS: Final = (b'"event":"arrived"', b'"event":"ended"')
 
 
 def recent(path: Path, last_s: float, requests_max: int) -> list[TraceEntry]:
@@ -30,11 +30,11 @@ def _is_record(path: Path) -> bool:
 
 
 def _tail(path: Path) -> list[TraceEntry]:
-    """Requests of the record's last part; one that was refused or still runs is as long as the others' median."""
+    """Requests of the end of the record. One that was refused or still runs gets the median length of the others."""
     parser, entries = RecordParser(), []
     for each in (path.with_name(path.name + ".1"), path):
         for line in _last_lines(each):
-            if any(mark in line for mark in _WANTED):
+            if any(mark in line for mark in _EVENTS):
                 entry = _read(parser, line)
                 if entry is not None:
                     entries.append(entry)

@@ -1,7 +1,6 @@
-"""What comes to the router and when: entries of traces or generators, shaped, as the core's requests.
+"""Trace entries or generated requests as arrivals: the core's requests with their times, SLOs and reply lengths.
 
-``output_tokens`` goes with a request only as far as the replica that serves it: nobody else knows it at arrival.
-Must not know: policies, replicas.
+``output_tokens`` is passed with a request only to the replica that serves it. Must not depend on policies or replicas.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -18,10 +17,10 @@ from simulator.traces.entry import INFEASIBLE, TraceEntry
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
 class Arrival(Fact):
-    """A request and the length its reply will have.
+    """A request and the length of its reply.
 
-    ``known_prefix``: hashes of prompt and reply together, where a later turn will begin with both; ``tries``: how often
-    its client has come with it before, the first time at ``first_try_s``.
+    ``known_prefix``: hashes of prompt and reply together, if a later turn begins with both; ``tries``: earlier attempts
+    of its client, the first at ``first_try_s``.
     """
 
     request: Final[Request]
@@ -46,34 +45,34 @@ class Arrival(Fact):
 
     @property
     def first_arrived_s(self) -> float:
-        """When its client first came with it: what it was promised counts from there."""
+        """When its client first sent it: its SLO counts from there."""
         return self.first_try_s if self.tries else self.request.arrived_s
 
 
 class Workload(Protocol):
-    """Arrivals of which some follow from others: ``after`` says what comes once one is over.
+    """Arrivals of which some follow from others: ``after`` returns those that follow from an end.
 
-    What it returns is counted in ``pending`` until it has come.
+    ``pending`` counts what ``after`` has returned and has not arrived yet.
     """
 
     pending: int
 
     def __iter__(self) -> Iterator[Arrival]:
-        """The arrivals that depend on none, in order."""
+        """The arrivals that follow from no other, in order."""
         ...
 
     def __len__(self) -> int:
-        """How many there will be in all."""
+        """The number of arrivals in all."""
         ...
 
     def after(self, arrival: Arrival, ended_s: float) -> Sequence[Arrival]:
-        """What comes next because *arrival* is over since *ended_s*, each at its ``arrived_s``."""
+        """The arrivals that follow because *arrival* ended at *ended_s*, each at its ``arrived_s``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SloClass(Fact):
-    """An SLO and the share of requests (of those that bring none) that are of this class."""
+    """An SLO, and the share of the requests without an SLO of their own that get it."""
 
     name: str
     slo: Slo
@@ -95,10 +94,10 @@ class Shaping:
 
 
 class Shaper:
-    """Entries to arrivals, one by one: who asks for what, promised what."""
+    """Turns entries into arrivals, one by one: model, SLO class, id."""
 
     def __init__(self, how: Shaping, seed: int) -> None:
-        """Classes are drawn under *seed*."""
+        """Classes are drawn from *seed*."""
         self._model = how.model
         self._classes = how.classes or (SloClass("default", NO_SLO),)
         self._bounds = list(accumulate(c.share for c in self._classes))
@@ -144,7 +143,7 @@ def shape(entries: Sequence[TraceEntry], how: Shaping, seed: int) -> list[Arriva
 
 
 def with_distinct_ids(arrivals: Iterable[Arrival]) -> list[Arrival]:
-    """The same arrivals with ids made with_distinct_ids: a core takes an id for one request at a time."""
+    """The same arrivals with distinct ids, as the core requires of concurrent requests."""
     seen: set[str] = set()
     result = []
     for arrival in arrivals:
@@ -162,7 +161,7 @@ _BOUNDS: Final = {"ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s"}
 
 
 def parse_seconds(text: str) -> float:
-    """``2s``, ``100ms``, ``1.5`` (seconds) or ``3m`` to seconds; ValueError otherwise."""
+    """Seconds of ``2s``, ``100ms``, ``1.5`` (seconds) or ``3m``. Raises ValueError."""
     for unit, scale in (("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)):
         if text.endswith(unit):
             try:
@@ -173,10 +172,10 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_slo(text: str) -> SloClass:
-    """``ttft=2s,tpot=100ms,e2e=60s,quantile=0.95``, before it a class and its share: ``chat@0.7:ttft=1s``.
+    """The class of ``ttft=2s,tpot=100ms,e2e=60s,quantile=0.95``, optionally after name and share: ``chat@0.7:ttft=1s``.
 
-    ``infeasible=refuse`` (or ``best_effort``, the default) says what becomes of bounds that no backend could keep even
-    when idle. ValueError says what was expected.
+    ``infeasible=refuse`` (or ``best_effort``, the default) says how a request is treated whose bounds no backend could
+    meet even when idle. Raises ValueError: what was expected.
     """
     head, colon, body = text.rpartition(":")
     name, _, share = head.partition("@")

@@ -1,8 +1,8 @@
-"""A workload made for a pool, where no trace is at hand: enough to tell a good policy from one that would hurt.
+"""A workload generated for a pool without a trace: enough to tell a good policy from a harmful one.
 
-Believes: what is believed of the backends. The rate is a share of what they could serve together, and the SLO is one
-that the slowest of them keeps while it is not overloaded: whoever spreads sensibly keeps all of it, whoever sends
-everything to one place, or nothing anywhere, does not. Must not know: policies, truth.
+It is derived from the router's belief about the backends. The rate is a share of what they could serve together, and
+the SLO is one that the slowest of them meets while it is not overloaded. A policy that spreads the load meets all of
+it; one that sends everything to one backend, or nowhere, does not. Must not depend on policies or the truth.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ LOAD: Final = 0.6  # of what the pool could serve within the SLO
 PROMPT_TOKENS: Final = 400.0  # medians of log-normal lengths, as chats have them
 OUTPUT_TOKENS: Final = 80.0
 SPREAD: Final = 0.7
-TPOT_FACTOR: Final = 2.5  # the SLO's pace over the slowest backend's when idle
+TPOT_FACTOR: Final = 2.5  # TPOT bound over the TPOT of the slowest backend when idle
 WAIT_FACTOR: Final = 4.0
 API_S: Final = 0.25
 SPAN_S: Final = 90.0  # long enough for a queue of 20 % overload to show
@@ -28,14 +28,14 @@ SPAN_S: Final = 90.0  # long enough for a queue of 20 % overload to show
 
 @dataclass(frozen=True, slots=True)
 class PoolCapacity:
-    """The SLO of a workload_for workload and what each backend could serve within it, requests per second."""
+    """The SLO of the generated workload, and the rate each backend could serve within it, requests per second."""
 
     slo: Slo
     rates: tuple[float, ...]
 
 
 def capacity_of(backends: Sequence[Backend]) -> PoolCapacity:
-    """What every one of these backends could keep, and how fast."""
+    """An SLO that each of these backends can meet, and how fast each could serve."""
     idle = [decode_step_s(b.prior, 1.0, PROMPT_TOKENS + OUTPUT_TOKENS / 2) for b in backends]
     tpot_s = TPOT_FACTOR * float(max(idle))
     first_s = max(prefill_s(b.prior, PROMPT_TOKENS, b.chunk_tokens) + b.network_s for b in backends)
@@ -44,20 +44,20 @@ def capacity_of(backends: Sequence[Backend]) -> PoolCapacity:
 
 
 def _rate(backend: Backend, tpot_s: float) -> float:
-    """Requests per second at the largest batch whose step keeps the pace."""
+    """Requests per second at the largest batch whose step meets the TPOT."""
     context = PROMPT_TOKENS + OUTPUT_TOKENS / 2
     low, high = 1, max(1, min(backend.seqs_max, int(backend.kv_tokens_max / context)))
     while low < high:
         batch = (low + high + 1) // 2
-        kept = decode_step_s(backend.prior, float(batch), batch * context) <= tpot_s
-        low, high = (batch, high) if kept else (low, batch - 1)
+        met = decode_step_s(backend.prior, float(batch), batch * context) <= tpot_s
+        low, high = (batch, high) if met else (low, batch - 1)
     step_s = float(decode_step_s(backend.prior, float(low), low * context))
     mean_output = OUTPUT_TOKENS * exp(SPREAD**2 / 2)
     return 1.0 / (mean_output * step_s / low + prefill_s(backend.prior, PROMPT_TOKENS, backend.chunk_tokens))
 
 
 def workload_for(backends: Sequence[Backend], requests_max: int, seed: int) -> list[Arrival]:
-    """Poisson arrivals with log-normal lengths, at most so many; models in proportion to who could serve them."""
+    """At most *requests_max* Poisson arrivals with log-normal lengths; models in proportion to the backends' rates."""
     capacity, draw = capacity_of(backends), Random(f"{seed}/workload_for")
     rate = LOAD * sum(capacity.rates)
     upto = list(accumulate(capacity.rates))

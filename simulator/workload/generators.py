@@ -5,10 +5,10 @@
   2401.17644: 1 to 4).
 * ``diurnal`` (rate, requests, peak, period): a sine over ``period`` whose peak is ``peak`` times its mean (ServeGen,
   arXiv 2505.09999: about 3).
-* ``closed`` (clients, think, requests): ``clients`` who each ask again ``think`` (mean) after an answer.
+* ``closed`` (clients, think, requests): ``clients`` clients that each send again ``think`` (mean) after a reply.
 * ``sessions`` (rate, requests, turns, think, system): conversations that begin at ``rate``, of ``turns`` turns (mean,
-  geometric) with ``think`` between them; each prompt holds all that was said before, and a system prompt of
-  ``system`` tokens that is everybody's.
+  geometric) with ``think`` between them; each prompt holds all earlier turns, and a system prompt of
+  ``system`` tokens that all share.
 
 Lengths of every kind: ``lengths=azure-conv`` (default), ``azure-code``, a trace file to draw pairs from, or
 ``prompt=`` and ``output=``: fixed, or with ``sigma=`` log-normal about these means. Every draw comes from the run's
@@ -35,7 +35,7 @@ Lengths = Callable[[], tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a generator was asked for; each kind takes some of these."""
+    """The parameters of a generator; each kind takes some of them."""
 
     kind: str
     rate: float = 10.0
@@ -77,7 +77,7 @@ _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def parse_recipe(text: str) -> Recipe:
-    """``gen:poisson:rate=20,requests=1000`` as a recipe; ValueError names the kinds and keys there are."""
+    """The recipe of ``gen:poisson:rate=20,requests=1000``. Raises ValueError, which lists the kinds and keys."""
     kind, _, rest = text.removeprefix(PREFIX).partition(":")
     if kind not in _KEYS:
         raise ValueError(f"{text!r}: expected gen:KIND with a kind among {', '.join(_KEYS)}")
@@ -102,7 +102,7 @@ def _value(key: str, value: str, text: str) -> float | int | str:
 
 
 def generate(recipe: Recipe, how: Shaping, seed: int) -> "Sequence[Arrival] | ClosedLoop | Sessions":
-    """The workload of a recipe, shaped. Raises ValueError and OSError for a ``lengths`` that cannot be."""
+    """The workload of a recipe, shaped. Raises ValueError or OSError if ``lengths`` cannot be read."""
     if recipe.kind in _ARRIVALS:
         return _independent(recipe, how, seed)
     draw = Random(f"{seed}/{recipe.kind}")
@@ -114,7 +114,7 @@ def generate(recipe: Recipe, how: Shaping, seed: int) -> "Sequence[Arrival] | Cl
 
 @lru_cache(maxsize=1)
 def _independent(recipe: Recipe, how: Shaping, seed: int) -> Sequence[Arrival]:
-    """Arrivals that nothing else decides, kept: every policy of a comparison is asked the same."""
+    """Arrivals that depend on nothing else; cached, for every policy of a comparison is given the same."""
     draw = Random(f"{seed}/{recipe.kind}")
     lengths, at_s = _lengths(recipe, draw), _ARRIVALS[recipe.kind](recipe, draw)
     return shape([TraceEntry(next(at_s), *lengths()) for _ in range(recipe.requests)], how, seed)
@@ -205,10 +205,10 @@ _ARRIVALS: Final = {"poisson": _poisson, "gamma": _gamma, "diurnal": _diurnal}
 
 
 class ClosedLoop:
-    """A number of clients, each of whom has one request under way or thinks."""
+    """A number of clients, each of which has one request in flight or pauses (think time)."""
 
     def __init__(self, recipe: Recipe, lengths: Lengths, shaper: Shaper, draw: Random) -> None:
-        """Nobody has asked yet."""
+        """No request has been sent."""
         self._recipe, self._lengths, self._shaper, self._draw = recipe, lengths, shaper, draw
         self._left = recipe.requests
         self.pending = 0
@@ -222,7 +222,7 @@ class ClosedLoop:
             yield self._arrival(0.0)
 
     def after(self, arrival: Arrival, ended_s: float) -> list[Arrival]:
-        """The same client's next request."""
+        """The next request of the same client."""
         if not self._left:
             return []
         self._left -= 1
@@ -236,7 +236,7 @@ class ClosedLoop:
 
 @dataclass(slots=True)
 class Conversation:
-    """One conversation: what has been said, and how many turns are left."""
+    """One conversation: its tokens so far, and the turns left."""
 
     number: int  # from 1
     turns: int
@@ -244,13 +244,13 @@ class Conversation:
 
     @property
     def name(self) -> str:
-        """What the session is called."""
+        """The session id."""
         return f"s{self.number}"
 
 
 @dataclass
 class Sessions:
-    """Conversations: every prompt is all that was said before and a new question; the system prompt is everybody's."""
+    """Conversations: every prompt holds all earlier turns and a new question; the system prompt is shared by all."""
 
     recipe: Recipe
     lengths: Lengths
@@ -278,7 +278,7 @@ class Sessions:
         return turns
 
     def after(self, arrival: Arrival, ended_s: float) -> list[Arrival]:
-        """The next turn of the same conversation, if it has one."""
+        """The next turn of the same conversation, if there is one."""
         conversation = self._conversations.get(arrival.request.session)
         if conversation is None or not conversation.turns or self._started >= self.recipe.requests:
             return []
@@ -304,6 +304,6 @@ class Sessions:
         return self.shaper.arrival(entry, at_s, known)
 
     def _units(self, conversation: Conversation) -> tuple[int, ...]:
-        """Hashes of what has been said by the end of this turn; the system prompt's are the same for all."""
+        """Hashes of the conversation up to the end of this turn; those of the system prompt are the same for all."""
         shared, whole = self.recipe.system // UNIT_TOKENS, conversation.tokens // UNIT_TOKENS
         return tuple(n if n < shared else (conversation.number << 32) + n for n in range(whole))
