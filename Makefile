@@ -29,7 +29,7 @@ else
 endif
 
 run: env  ## the gateway in front of three emulated engines; Ctrl-C ends all of it
-	@exec $(BIN)/python -m router demo
+	@exec $(BIN)/python -m router demo $(if $(PORT),--port $(PORT))
 
 test: env  ## the tests
 	@$(BIN)/python -m pytest -q
