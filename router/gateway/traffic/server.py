@@ -68,6 +68,7 @@ def server(
         host=host,
         port=port,
         http=client_connection(driver, limits),
+        lifespan="off",  # the app has none; left pending by a signal during start-up, it would log a traceback
         ws="none",
         interface="asgi3",
         loop="uvloop",
