@@ -11,6 +11,7 @@ import simulator
 from router.core.errors import HeadroomError, Reason, status_of
 
 PAGES = ("router.core.errors", "simulator.errors")
+ELSEWHERE = {("router.arguments", "Stop")}  # ends the reading of a command line, which must not wait for the core
 STATUS = {  # of what can end a client's call, an admin's included; those of a request are per instance
     "Rejected": 400,
     "UnsupportedFeature": 400,
@@ -39,7 +40,9 @@ def defined_errors():
     """The exception classes of the project, by the module that defines them."""
     for module in modules():
         for thing in vars(module).values():
-            if isinstance(thing, type) and issubclass(thing, BaseException) and thing.__module__ == module.__name__:
+            if not (isinstance(thing, type) and issubclass(thing, BaseException)):
+                continue
+            if thing.__module__ == module.__name__ and (module.__name__, thing.__name__) not in ELSEWHERE:
                 yield module.__name__, thing
 
 
