@@ -280,11 +280,6 @@ class Gateway:
         """One chat completion."""
         return await self.ask(chat(stream=stream, more=more, **body))
 
-    @property
-    def held_connections(self) -> int:
-        """Connections to engines that are open."""
-        return sum(len(upstream.open) for upstream in self.driver.upstreams.values())
-
 
 def post(path: str, body: bytes, more: str = "", version: str = "1.1") -> bytes:
     """A POST as clients send it."""

@@ -15,6 +15,10 @@ from router.core.physics import StepCoefficients
 
 RequestId = str
 
+# Of English text, as OpenAI's "What are tokens and how to count them" has it. The core learns by how much it is off for
+# each model and tokenizer.
+CHARS_PER_TOKEN: Final = 4.0
+
 
 class Rng(Protocol):
     """A source of chance, handed in by the shell (``random.Random`` fits), so that a seed replays every choice."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 
 from router.core.errors import UnsupportedFeature
+from router.core.types import CHARS_PER_TOKEN
 from router.engines.kind import (
     EngineKind,
     ErrorDialect,
@@ -156,7 +157,7 @@ class TritonTranslation(Translation):
 
     def _usage(self) -> dict[str, int]:
         """Prompt tokens are an estimate from the text: this protocol does not count them."""
-        prompt = max(1, self._prompt_chars // 4)
+        prompt = max(1, int(self._prompt_chars / CHARS_PER_TOKEN))
         return {"prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens}
 
     def _document(self, data: bytes) -> bytes:
@@ -176,7 +177,7 @@ def _length(stated: Any, text: str) -> int:
     """Tokens of a whole reply: the ensemble's ``sequence_length``, nested by beam or not, else four characters each."""
     while isinstance(stated, list) and stated:
         stated = stated[0]
-    return stated if isinstance(stated, int) and stated > 0 else max(1, len(text) // 4)
+    return stated if isinstance(stated, int) and stated > 0 else max(1, int(len(text) / CHARS_PER_TOKEN))
 
 
 def render(messages: list[Mapping[str, Any]], call: OpenAICall) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 import orjson
 
-from router.core.types import Request, RequestId, Slo
+from router.core.types import CHARS_PER_TOKEN, Request, RequestId, Slo
 from router.engines import Translation
 from router.gateway.protocols import openai, translate, triton
 from router.gateway.protocols.answers import Dialect
@@ -29,7 +29,6 @@ _NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"accept-encoding",
     b"x-request-id",
 }
-CHARS_PER_TOKEN: Final = 4.0  # a fixed rule for English text; the core learns each model's deviation from it
 _WIRE_ID_MAX: Final = 256
 
 
