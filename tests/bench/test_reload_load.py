@@ -55,7 +55,7 @@ def told(seen: list[list[float]], from_s: float, to_s: float) -> dict[str, float
 
 
 async def test_no_request_is_lost_or_slowed_by_reloads(tmp_path: Path) -> None:
-    """Ten quiet seconds, then a reload a second (half of them bad, the good ones proved), twice as long."""
+    """Ten quiet seconds, then a reload a second (half of them bad, the good ones validated), twice as long."""
     port, engine = free_port(), free_port()
     path = tmp_path / "r.yaml"
 
@@ -86,7 +86,9 @@ async def test_no_request_is_lost_or_slowed_by_reloads(tmp_path: Path) -> None:
                     await asyncio.sleep(1.0)
             out, _ = await client.communicate()
     run = json.loads(out)
-    proofs = [outcome["proof"]["took_s"] for outcome in outcomes if outcome["proof"]["result"] == "passed"]
+    validations = [
+        outcome["validation"]["took_s"] for outcome in outcomes if outcome["validation"]["result"] == "passed"
+    ]
     quiet, busy = told(run["seen"], 1, QUIET_S), told(run["seen"], QUIET_S, QUIET_S + BUSY_S)
     limit = quiet["p50"] + 20
     late = {
@@ -94,13 +96,18 @@ async def test_no_request_is_lost_or_slowed_by_reloads(tmp_path: Path) -> None:
         for name, low, high in (("quiet", 1, QUIET_S), ("reloading", QUIET_S, QUIET_S + BUSY_S))
     }
     lost = run["asked"] - sum(ms >= 0 for _, ms in run["seen"])
-    print(f"\n{RATE} req/s; {len(outcomes)} reloads, {sum(o['ok'] for o in outcomes)} taken, {len(proofs)} proved")
-    print(f"quiet:     {quiet}\nreloading: {busy}\nover quiet p50 + 20 ms: {late}; lost {lost}; proofs (s) {proofs}")
+    print(
+        f"\n{RATE} req/s; {len(outcomes)} reloads, {sum(o['ok'] for o in outcomes)} taken, {len(validations)} validated"
+    )
+    print(
+        f"quiet:     {quiet}\nreloading: {busy}\nover quiet p50 + 20 ms: {late}; lost {lost}"
+        f"; validations (s) {validations}"
+    )
     for at_s, until_s, outcome in zip(asked_s, [*asked_s[1:], QUIET_S + BUSY_S], outcomes, strict=True):
         after = [
             round(sent_s - at_s, 2) for sent_s, ms in run["seen"] if at_s - 0.1 <= sent_s < until_s - 0.1 and ms > limit
         ]
-        result = outcome["proof"]["result"] if outcome["ok"] else "bad"
+        result = outcome["validation"]["result"] if outcome["ok"] else "bad"
         print(f"  reload at {at_s:5.1f} s ({result}): {len(after)} late, sent {after[:1]} to {after[-1:]} s after it")
     assert lost == 0
     assert {outcome["ok"] for outcome in outcomes} == {True, False}

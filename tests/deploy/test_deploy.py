@@ -75,7 +75,7 @@ def values_in_code():
     """By label, the values that alerts and dashboards may ask for."""
     page = Metrics(lambda: 0.0).text().decode()
     return {
-        "kept": {"true", "false"},
+        "met": {"true", "false"},
         "kind": {"prompt", "output", "cached"},
         "outcome": {outcome.value for outcome in EndState},
         "source": {"class", "header"},

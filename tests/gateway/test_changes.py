@@ -15,7 +15,7 @@ from tests.pages import Pages
 from tests.policy_files import policy_file
 from tests.waiting import until
 
-UNPROVED_OK = "reload: {proof: {enabled: false}}\n"
+NO_VALIDATION = "reload: {validation: {enabled: false}}\n"
 
 
 async def policy(it: Router) -> dict[str, Any]:
@@ -51,10 +51,10 @@ async def test_a_live_policy_that_fails_is_stood_in_for_and_rolled_back(tmp_path
 
 
 async def test_a_rollback_goes_back_one_version_and_by_name_to_any(tmp_path: Path) -> None:
-    """Without a new proof; an unknown name is refused with those there are; the file is not touched."""
+    """Without a new validation; an unknown name is refused with those there are; the file is not touched."""
     path = tmp_path / "r.yaml"
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
-        text = config(backend("a", engine, pages)) + UNPROVED_OK
+        text = config(backend("a", engine, pages)) + NO_VALIDATION
         async with router(path, text + "policy: {routing: least_work}\n") as it:
             names = ["least_request", "round_robin"]
             for name in names:
@@ -115,7 +115,7 @@ async def test_a_canary_that_does_as_well_gets_all_the_traffic(tmp_path: Path) -
     """By its own verdict; the same trial offered again is already decided."""
     path = tmp_path / "r.yaml"
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
-        text = config(backend("a", engine, pages)) + UNPROVED_OK
+        text = config(backend("a", engine, pages)) + NO_VALIDATION
         trial = text + CANARY + ", attainment_drop_max: 0.6}}\n"
         async with router(path, text + "policy: {routing: round_robin}\n") as it:
             assert (await offer(it, path, trial))["ok"]
@@ -178,7 +178,7 @@ def test_the_history_is_bounded_in_memory_and_on_disk(tmp_path: Path) -> None:
 
 
 async def test_a_version_on_disk_serves_again_after_a_restart_with_the_code_it_had(tmp_path: Path) -> None:
-    """The policy file has changed since; the text that was proved is what comes back."""
+    """The policy file has changed since; the text that was validated is what comes back."""
     path = tmp_path / "r.yaml"
     policy_file(tmp_path, "good")
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:

@@ -25,7 +25,7 @@ def numbered(text: str, number: int) -> str:
         + f"policy:\n  routing: {names[number % 3]}\n  limits: {{attempts_max: {1 + number}}}\n"
         + f"  admission: {{name: deadline, parameters: {{held_max: {1 + number}}}}}\n"
         + f"api_keys: [{{key: client-key-{number}, tenant: t{number}}}]\n"
-        + "reload: {proof: {enabled: false}}\n"
+        + "reload: {validation: {enabled: false}}\n"
     )
 
 

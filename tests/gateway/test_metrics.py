@@ -40,7 +40,7 @@ def test_a_served_request_is_in_every_family_it_belongs_to() -> None:
     text = page(books)
     for line in (
         'headroom_requests_total{model="tiny",outcome="served",reason="",slo_class="chat"} 1.0',
-        'headroom_slo_requests_total{kept="true",model="tiny",slo_class="chat",source="class"} 1.0',
+        'headroom_slo_requests_total{met="true",model="tiny",slo_class="chat",source="class"} 1.0',
         'headroom_ttft_seconds_bucket{backend="b1",le="0.3",model="tiny",slo_class="chat"} 1.0',
         'headroom_ttft_seconds_bucket{backend="b1",le="0.2",model="tiny",slo_class="chat"} 0.0',
         'headroom_tpot_seconds_bucket{backend="b1",le="0.15",model="tiny",slo_class="chat"} 1.0',
@@ -61,8 +61,8 @@ def test_a_refusal_misses_its_slo_and_a_client_that_left_says_nothing_of_it() ->
     books.accounted(account(EndState.REFUSED, Reason.SATURATED))
     books.accounted(account(EndState.LEFT))
     text = page(books)
-    assert 'headroom_slo_requests_total{kept="false",model="tiny",slo_class="chat",source="class"} 1.0' in text
-    assert 'kept="true"' not in text
+    assert 'headroom_slo_requests_total{met="false",model="tiny",slo_class="chat",source="class"} 1.0' in text
+    assert 'met="true"' not in text
     assert 'outcome="refused",reason="saturated"' in text
 
 

@@ -56,7 +56,7 @@ async def test_a_bad_policy_offered_to_a_serving_gateway_never_reaches_traffic(d
             told = (await client.get("/admin/policy")).json()
             assert told["routing"]["name"] == "least_work"
             assert [step["event"] for step in told["audit"]] == ["serves", "refused"]
-            assert 'headroom_reload_proofs_total{result="refused"}' in (await client.get("/metrics")).text
+            assert 'headroom_reload_validations_total{result="refused"}' in (await client.get("/metrics")).text
 
 
 async def offer(it: Router, path: Path, text: str) -> dict[str, object]:
@@ -66,7 +66,7 @@ async def offer(it: Router, path: Path, text: str) -> dict[str, object]:
     return told
 
 
-async def test_a_good_policy_file_serves_once_it_is_proved_and_again_when_it_changes(tmp_path: Path) -> None:
+async def test_a_good_policy_file_serves_once_it_is_validated_and_again_when_it_changes(tmp_path: Path) -> None:
     """Also when the edit is of equal size and within the same second; its reasons are its own."""
     path = tmp_path / "r.yaml"
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
@@ -75,8 +75,8 @@ async def test_a_good_policy_file_serves_once_it_is_proved_and_again_when_it_cha
             mine = policy_file(tmp_path, "good")
             outcome = await offer(it, path, text + MINE)
             assert outcome["ok"], outcome
-            assert outcome["proof"]["result"] == "passed"  # type: ignore[index]
-            assert outcome["proof"]["replays"][0]["requests"] >= 50  # type: ignore[index]
+            assert outcome["validation"]["result"] == "passed"  # type: ignore[index]
+            assert outcome["validation"]["replays"][0]["requests"] >= 50  # type: ignore[index]
             await it.chat(headers={"x-request-id": "x"})
             assert "the fewest requests" in (await it.get("/explain/x")).text
             before, stamp = it.gateway.plan.version, mine.stat()
@@ -102,7 +102,7 @@ async def test_a_policy_file_that_is_mended_is_tried_again_by_itself(tmp_path: P
 
 
 async def test_a_reload_refuses_what_a_policy_may_not_hold_by_its_line(tmp_path: Path) -> None:
-    """A clock, module state; the old policy serves on, and is not asked to prove anything."""
+    """A clock, module state; the old policy serves on, and is not asked to validate anything."""
     path, mine = tmp_path / "r.yaml", tmp_path / "mine.py"
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
         text = two(engine, pages)
@@ -118,37 +118,37 @@ async def test_a_reload_refuses_what_a_policy_may_not_hold_by_its_line(tmp_path:
             assert it.gateway.plan.chosen["routing"].name != "mine"
 
 
-async def test_the_code_of_a_policy_file_does_not_run_here_before_it_is_proved(tmp_path: Path) -> None:
-    """A config that is read executes nothing; a gateway without the proof does not start."""
+async def test_the_code_of_a_policy_file_does_not_run_here_before_it_is_validated(tmp_path: Path) -> None:
+    """A config that is read executes nothing; a gateway without the validation does not start."""
     path = tmp_path / "r.yaml"
     policy_file(tmp_path, "dies")
     async with ScriptedEngine() as engine, Pages({}) as pages:
         write(path, two(engine, pages) + MINE)
         plan = plan_file(path)
         assert plan.routing is NOT_VALIDATED
-        with pytest.raises(ConfigError, match="once it is proved"):
+        with pytest.raises(ConfigError, match="once it is validated"):
             async with router(path, two(engine, pages) + MINE, ready=False):
                 raise AssertionError("it served")
 
 
 @pytest.mark.parametrize(
     ("does", "seconds", "words"),
-    [("spins", 3, "did not end within 3 s"), ("dies", 120, r"the proof died \(exit status 3\)")],
+    [("spins", 3, "did not end within 3 s"), ("dies", 120, r"the validation ended with exit status 3")],
 )
-async def test_what_kills_the_proof_is_refused_and_hurts_nobody_else(
+async def test_what_kills_the_validation_is_refused_and_hurts_nobody_else(
     does: str, seconds: int, words: str, tmp_path: Path
 ) -> None:
     """It runs in a process of its own with an end that is certain."""
     path = tmp_path / "r.yaml"
     policy_file(tmp_path, does)
     async with ScriptedEngine() as engine, Pages({}) as pages:
-        write(path, two(engine, pages) + MINE + f"reload: {{proof: {{seconds_max: {seconds}}}}}\n")
-        proof = validate(plan_file(path), None)
-    assert proof.result == "refused"
-    assert re.search(words, proof.why)
+        write(path, two(engine, pages) + MINE + f"reload: {{validation: {{seconds_max: {seconds}}}}}\n")
+        validation = validate(plan_file(path), None)
+    assert validation.result == "refused"
+    assert re.search(words, validation.why)
 
 
-async def test_only_a_change_of_what_decides_is_put_to_the_proof(tmp_path: Path) -> None:
+async def test_only_a_change_of_what_decides_is_validated(tmp_path: Path) -> None:
     """Keys, SLOs and backends change at once: a dead engine must be taken out without delay."""
     path = tmp_path / "r.yaml"
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
@@ -156,15 +156,15 @@ async def test_only_a_change_of_what_decides_is_put_to_the_proof(tmp_path: Path)
         async with router(path, text) as it:
             one = config(backend("fast", engine, pages, card="h20"))
             outcome = await offer(it, path, one + "slo_classes: {default: {ttft_ms: 70}}\n")
-            assert outcome["proof"]["result"] == "unneeded"  # type: ignore[index]
+            assert outcome["validation"]["result"] == "unneeded"  # type: ignore[index]
             outcome = await offer(it, path, one + "policy: {limits: {attempts_max: 2}}\n")
-            assert outcome["proof"]["result"] == "passed"  # type: ignore[index]
+            assert outcome["validation"]["result"] == "passed"  # type: ignore[index]
 
 
 async def test_the_gateways_own_record_is_what_is_replayed(tmp_path: Path) -> None:
     """With enough requests in it; the verdict names the file."""
     path, record = tmp_path / "r.yaml", tmp_path / "run.jsonl"
-    more = f"record: {{file: {record}}}\nreload: {{proof: {{requests_min: 20}}}}\n"
+    more = f"record: {{file: {record}}}\nreload: {{validation: {{requests_min: 20}}}}\n"
     usage = {"completion_tokens": 3, "prompt_tokens": 9}
     async with ScriptedEngine([stream("a", usage=usage)]) as engine, Pages(dict(HEALTHY)) as pages:
         text = two(engine, pages) + more
@@ -173,5 +173,5 @@ async def test_the_gateways_own_record_is_what_is_replayed(tmp_path: Path) -> No
                 await it.chat()
             await until(lambda: record.read_bytes().count(b'"event":"ended"') >= 25)
             outcome = await offer(it, path, text + "policy: {routing: least_work}\n")
-    (replay,) = outcome["proof"]["replays"]  # type: ignore[index]
+    (replay,) = outcome["validation"]["replays"]  # type: ignore[index]
     assert (replay["workload"], replay["requests"]) == (str(record), 25)

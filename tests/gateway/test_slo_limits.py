@@ -178,8 +178,8 @@ async def test_attainment_of_a_class_and_of_headers_is_told_apart(tmp_path: Path
                 await it.chat(headers=headers)
             page = (await it.get("/metrics")).text
             name = "headroom_slo_requests_total"
-            assert f'{name}{{kept="true",model="m",slo_class="default",source="class"}} 2.0' in page
-            assert f'{name}{{kept="false",model="m",slo_class="default",source="header"}} 1.0' in page
+            assert f'{name}{{met="true",model="m",slo_class="default",source="class"}} 2.0' in page
+            assert f'{name}{{met="false",model="m",slo_class="default",source="header"}} 1.0' in page
             demand = it.gateway.demand.view(it.gateway.clock())["m"]
             assert (demand.ended, demand.attained, demand.slo_class) == (2, 2, "default")
             told = (await it.get("/explain/mine")).json()["slo"]

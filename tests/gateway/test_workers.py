@@ -141,7 +141,7 @@ async def test_a_worker_sees_what_another_has_in_flight_and_forgets_it_when_that
 
 async def test_a_reload_asked_of_one_reaches_all(tmp_path: Path) -> None:
     """By call, by SIGHUP to the parent, by a changed file; the answer says what each worker runs, a refusal too."""
-    async with workers(tmp_path, [WHOLE], more="reload: {proof: {enabled: false}}\n") as made:
+    async with workers(tmp_path, [WHOLE], more="reload: {validation: {enabled: false}}\n") as made:
         text = made.path.read_text(encoding="utf-8")
 
         async def versions() -> set[str]:

@@ -39,7 +39,7 @@ backends:
 policy:
   routing: round_robin
   canary: {routing: least_work}
-reload: {proof: {enabled: false}}
+reload: {validation: {enabled: false}}
 """
 
 

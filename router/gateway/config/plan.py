@@ -1,7 +1,7 @@
 """Settings to what they stand for: backends with physics, policies by name, secrets from the environment.
 
 Believes: the built-in tables of cards and models, and the policies there are. Must not know sockets: a plan is whole
-and proved before anything that runs is touched, and a fault in it is named by its line like one of the text.
+and validated before anything that runs is touched, and a fault in it is named by its line like one of the text.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ Environment = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A config proved whole. Clients' and admin keys are held as SHA-256 digests, never in clear.
+    """A config validated whole. Clients' and admin keys are held as SHA-256 digests, never in clear.
 
     ``engine_keys``: by backend, the bearer token its engine wants; ``version`` names the text it was made from.
     """
@@ -72,7 +72,7 @@ class Plan:
 def plan_file(path: Path, environment: Environment = os.environ) -> Plan:
     """The plan of a config file. Raises ConfigError naming every fault found.
 
-    The code of policy files is read and not yet executed: ``Plan.loaded`` does that, once it is proved.
+    The code of policy files is read and not yet executed: ``Plan.loaded`` does that, once it is validated.
     """
     parsed, text = settings.load(path)
     return make(parsed, text, environment)

@@ -1,7 +1,7 @@
-"""A policy as the config chose it: by name or as a file's text, with its parameters; not made yet.
+"""A policy as the config specifies it: a name or the text of a file, with parameters. It is not constructed yet.
 
-Believes: the text as it was read, so that what was proved is what serves, whatever becomes of the file. Must not know
-whether it is any good: a file's code runs in this process only after it has run in the proof's.
+Keeps the text that was read, so that what was validated is what serves, even if the file changes. A file's code is
+executed in this process only after it was executed in the validation's process.
 """
 
 import json
@@ -28,21 +28,22 @@ class PolicySpec:
     source: loading.Source | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it: for the proof, the record and comparison."""
+        """The policy as plain JSON values, for validation, records and comparison."""
         if self.source is None:
             return {"name": self.name, "parameters": dict(self.parameters)}
         return {"path": self.source.path, "text": self.source.text, "parameters": dict(self.parameters)}
 
     def make(self) -> Any:
-        """The policy. ValueError says what is wrong with it."""
+        """Construct the policy. Raises ValueError, which says what is wrong with it."""
         if self.source is not None:
             return loading.load(self.kind, self.source, self.parameters)
         return policies.find(self.kind, self.name, self.parameters)
 
 
 def chosen(kind: str, given: Own | Named, folder: Path, read: Read = loading.read) -> PolicySpec:
-    """What the config means; a file's path is taken from *folder*. ValueError when it cannot be read, or when its
-    source or that of a named policy holds what a policy may not.
+    """The policy that the config specifies; a file's path is relative to *folder*.
+
+    Raises ValueError when the file cannot be read, or when the source contains what a policy may not.
     """
     file = given.file if isinstance(given, Own) else None
     if file is None:
@@ -61,5 +62,5 @@ def of_plain(kind: str, plain: Mapping[str, Any]) -> PolicySpec:
 
 
 def key(*parts: Any) -> str:
-    """A text that is equal when the parts are, for comparison."""
+    """A text that is the same for equal parts, for comparison."""
     return json.dumps(parts, sort_keys=True, default=str)

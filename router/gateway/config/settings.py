@@ -385,7 +385,7 @@ class Record(Section):
     bytes_max: Annotated[int, Field(ge=4096)] = 256 * 2**20
 
 
-class Proof(Section):
+class PolicyValidation(Section):
     """What changed decisions must show before they serve: by replay, no attainment lost beyond the bound.
 
     ``trace``: a file of requests to replay instead of the gateway's own record; with neither, or fewer than
@@ -404,7 +404,7 @@ class Proof(Section):
 class Reload(Section):
     """How a config comes to serve, and what is kept of those that did."""
 
-    proof: Proof = Proof()
+    validation: PolicyValidation = PolicyValidation()
     history_max: Annotated[int, Field(ge=2, le=1000)] = 20
     history_dir: Path | None = None
     audit_file: Path | None = None

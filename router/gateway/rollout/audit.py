@@ -1,7 +1,7 @@
-"""What was done to the policies and the config, and why: one line a step, on disk where the config says so.
+"""The audit log of changes to config and policies: what changed and why, one JSON line each, on disk if configured.
 
-Believes: who calls. Must not know what the steps mean. The last ones stay in memory for /admin/policy. Steps are
-seldom, so a line is written and flushed at once; a disk that fails is said in the log and stops nobody.
+Must not depend on what the steps mean. The last entries stay in memory for /admin/policy. Entries are rare, so each is
+written and flushed at once; an error of the disk is logged and stops nothing.
 """
 
 import json
@@ -28,7 +28,7 @@ class Audit:
         self._clock = clock
 
     def note(self, event: str, **facts: Any) -> None:
-        """One step."""
+        """Write one entry."""
         who = {"worker": self._worker} if self._worker else {}
         entry = {"at_s": round(self._clock(), 3), "event": event, **who, **facts}
         self.last.append(entry)

@@ -1,8 +1,8 @@
-"""A policy on trial: a share of the traffic is its own, and what becomes of that decides whether it gets the rest.
+"""A canary: a policy that serves a share of the traffic until its attainment decides whether it gets the rest.
 
-Believes: accounts, one a request. Must not know what either policy decides. Which requests are its own follows from a
-hash alone, so that a tenant or a session sees one policy. The test is sequential: looks at sample sizes that double,
-each at a level that makes the chance of a wrong verdict over all looks at most ``1 - confidence``.
+Reads request records. Must not depend on what either policy decides. Which requests are the canary's follows from a
+hash alone, so that a tenant or a session always gets the same policy. The test is sequential: looks at doubling sample
+sizes, each at a level that makes the chance of a wrong verdict over all looks at most ``1 - confidence``.
 """
 
 from collections.abc import Set as AbstractSet
@@ -16,15 +16,15 @@ from router.core import Choice, Fleet, Forecast, Request, Rng
 from router.core.decisions import EndState, RequestRecord
 from router.core.policy import Routing
 
-FIRST_LOOK: Final = 25  # requests of the canary's: a policy that fails most is returned here
+FIRST_LOOK: Final = 25  # requests of the canary: a policy that fails most of them is returned here
 Verdict = Literal["promoted", "returned"]
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Whose request it is: of these ``tenants``, or of the ``share`` of keys whose hash is lowest.
+    """Selects the canary's requests: those of ``tenants``, or the ``share`` of keys whose hash is lowest.
 
-    ``by``: what is hashed: the request's id, its session (its tenant, its id where there is none), or its tenant.
+    ``by``: the key that is hashed: the request's id, its session (else its tenant, else its id), or its tenant.
     """
 
     share: float = 0.05
@@ -49,7 +49,7 @@ def fraction(key: str) -> float:
 
 
 class Canary:
-    """Two routing policies, each for its own requests."""
+    """A routing policy that calls one of two, by request."""
 
     __slots__ = ("_candidate", "_serving", "_split")
 
@@ -64,23 +64,23 @@ class Canary:
 
 @dataclass(slots=True)
 class Arm:
-    """Requests that ended, and how many of them kept their SLO."""
+    """Requests that ended, and how many of them met their SLO."""
 
     requests: int = 0
-    kept: int = 0
+    met: int = 0
 
     @property
     def attainment(self) -> float | None:
-        """Share that kept it; None before the first."""
-        return self.kept / self.requests if self.requests else None
+        """Share that met the SLO; None before the first request."""
+        return self.met / self.requests if self.requests else None
 
 
 @dataclass(slots=True)
 class Trial:
-    """The two arms and the rule that ends it.
+    """The two arms of the test and the rule that ends it.
 
-    ``drop_max``: how much less attainment is as good as none less; ``sample_min``: requests of each arm before a
-    promotion; after ``sample_max`` of the canary's without a verdict it is returned: not shown to be as good.
+    ``drop_max``: the tolerated drop of attainment; ``sample_min``: requests of each arm before a promotion. After
+    ``sample_max`` requests of the canary without a verdict it is returned.
     """
 
     split: Split
@@ -95,13 +95,13 @@ class Trial:
     _looks: int = 0
 
     def accounted(self, account: RequestRecord) -> Verdict | None:
-        """One request is over; the verdict, once. A client that left says nothing of attainment."""
+        """Count a finished request; returns the verdict once. Requests whose client left are not counted."""
         if self.verdict is not None or account.outcome is EndState.LEFT:
             return None
         own = self.split.takes(account.request)
         arm = self.arms["canary" if own else "serving"]
         arm.requests += 1
-        arm.kept += account.slo_met
+        arm.met += account.slo_met
         if own and arm.requests >= self._next:
             self._next *= 2
             self._look()
@@ -115,18 +115,18 @@ class Trial:
             return
         low, high = difference(serving, canary, level)
         if low > self.drop_max:
-            self._decide("returned", f"keeps at least {low:.1%} fewer of its SLOs")
+            self._decide("returned", f"attainment is lower by at least {low:.1%}")
         elif high < self.drop_max and min(canary.requests, serving.requests) >= self.sample_min:
-            self._decide("promoted", f"keeps at most {max(high, 0.0):.1%} fewer of its SLOs")
+            self._decide("promoted", f"attainment is lower by at most {max(high, 0.0):.1%}")
         elif canary.requests >= self.sample_max:
             self._decide("returned", f"not shown to be as good within {self.sample_max} requests")
 
     def _decide(self, verdict: Verdict, why: str) -> None:
-        told = ", ".join(f"{name} {arm.kept}/{arm.requests}" for name, arm in self.arms.items())
-        self.verdict, self.why = verdict, f"{why} ({told}; look {self._looks}, confidence {self.confidence:.0%})"
+        counts = ", ".join(f"{name} {arm.met}/{arm.requests}" for name, arm in self.arms.items())
+        self.verdict, self.why = verdict, f"{why} ({counts}; look {self._looks}, confidence {self.confidence:.0%})"
 
     def plain(self) -> dict[str, Any]:
-        """For people."""
+        """Plain JSON values."""
         arms = {name: {**asdict(arm), "attainment": arm.attainment} for name, arm in self.arms.items()}
         return {
             "arms": arms,
@@ -142,7 +142,7 @@ def difference(serving: Arm, canary: Arm, level: float) -> tuple[float, float]:
 
     Newcombe's hybrid of two Wilson intervals (Statistics in Medicine 17, 1998, method 10): right also near 100 %.
     """
-    p, q = serving.kept / serving.requests, canary.kept / canary.requests
+    p, q = serving.met / serving.requests, canary.met / canary.requests
     p_low, p_high = wilson(serving, level)
     q_low, q_high = wilson(canary, level)
     low = (p - q) - sqrt((p - p_low) ** 2 + (q_high - q) ** 2)
@@ -152,6 +152,6 @@ def difference(serving: Arm, canary: Arm, level: float) -> tuple[float, float]:
 
 def wilson(arm: Arm, level: float) -> tuple[float, float]:
     """Wilson's score bounds of a share (JASA 22, 1927), each wrong with a chance of *level*."""
-    n, p, z = arm.requests, arm.kept / arm.requests, NormalDist().inv_cdf(1.0 - level)
+    n, p, z = arm.requests, arm.met / arm.requests, NormalDist().inv_cdf(1.0 - level)
     middle, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)

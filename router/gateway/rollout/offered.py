@@ -19,7 +19,7 @@ def offered(path: Path, running: Plan | None, trace: Path | None = None) -> tupl
 
 def validated(plan: Plan, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Validation]:
     """The same of a plan."""
-    proof = validate(plan, running, trace)
-    if not proof.ok:
-        raise NotValidated(proof.why, proof)
-    return plan.loaded(), proof
+    validation = validate(plan, running, trace)
+    if not validation.ok:
+        raise NotValidated(validation.why, validation)
+    return plan.loaded(), validation

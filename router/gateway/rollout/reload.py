@@ -1,8 +1,7 @@
-"""A new config while the old one serves: build, prove, swap one reference; or keep the last good one and say why.
+"""Takes a new config while the old one serves: build, validate, swap one reference; or keep the old one and say why.
 
-Believes: a plan that was made and proved is whole. Must not know what is in it. A reload is asked for by a change of
-the file or of a policy file it names, by SIGHUP or by a call; reloads, rollbacks and the verdicts on canaries wait for
-each other, and each gets its own answer.
+Must not depend on what is in a plan. A reload is triggered by a change of the config file or of a policy file it names,
+by SIGHUP or by a call. Reloads, rollbacks and verdicts on canaries run one at a time, each with its own result.
 """
 
 import asyncio
@@ -29,34 +28,34 @@ from router.gateway.rollout.versions import Version, Versions
 _log = logging.getLogger("headroom")
 
 FIXED_SECTIONS: Final = ("listen", "upstream", "state", "record")
-LOOK_MS: Final = 1_000  # how often the files are read where the file system does not tell of changes
-SWITCH_S: Final = 0.0005  # how long a thread that reads a config may keep the loop from the interpreter
+LOOK_MS: Final = 1_000  # how often the files are read where the file system reports no changes
+SWITCH_S: Final = 0.0005  # switch interval while a thread reads a config, so that the event loop gets its turn
 
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """How a reload went. ``version``: the config that serves now, new or old; ``error``: why it was refused."""
+    """The result of a reload. ``version``: the config that serves now, new or old; ``error``: why it was refused."""
 
     ok: bool
     version: str
     origin: str
     at_s: float
     error: str = ""
-    proof: Validation = UNNEEDED
+    validation: Validation = UNNEEDED
 
 
 class ReloadObserver(Protocol):
-    """Who counts."""
+    """Counts reloads and validations."""
 
     def reloaded(self, ok: bool, version: str, at_s: float) -> None:
-        """A config was taken or refused."""
+        """A config was taken (*ok*) or refused."""
 
-    def proved(self, result: str, took_s: float, replays: tuple[Mapping[str, Any], ...]) -> None:
-        """Decisions were put to the proof."""
+    def validated(self, result: str, took_s: float, replays: tuple[Mapping[str, Any], ...]) -> None:
+        """Policies were validated."""
 
 
 class Reloader:
-    """Keeps the running plan and replaces it whole."""
+    """Holds the running plan and replaces it."""
 
     def __init__(
         self,
@@ -68,9 +67,9 @@ class Reloader:
         leads: Callable[[], bool] = lambda: True,
         record: Path | None = None,
     ) -> None:
-        """``swap`` makes a plan the running one, over the last good routing; it must not fail for a plan that could
-        be made. ``leads``: whether a changed file is this process's to take, not another worker's; ``record``: the file
-        of this worker's record, if not the config's.
+        """``swap`` makes a plan the running one, with the last good routing as its fallback; it must not fail for a
+        plan that could be made. ``leads``: whether this worker is the one that takes a changed file; ``record``: the
+        file this worker records to, if not the config's.
         """
         self.path = path
         self.running = running
@@ -79,8 +78,8 @@ class Reloader:
         self._swap, self._observer, self._audit = swap, observer, audit
         self._leads, self._record = leads, record
         self._files = policy_files(running.settings, path)
-        self._seen = self._texts()  # as they were last tried
-        self._decided: dict[str, str] = {}  # what became of canaries
+        self._seen = self._texts()  # the texts of the last attempt
+        self._decided: dict[str, str] = {}  # outcomes of canary trials
         self._one_at_a_time = asyncio.Lock()
         audit.file = running.settings.reload.audit_file
         self._keep(running, "start", UNNEEDED)
@@ -89,12 +88,12 @@ class Reloader:
     # -- ways to another config --------------------------------------------------------------------------------
 
     async def reload(self, origin: str) -> Reloaded:
-        """Take the file as it is now, all of it or nothing."""
+        """Take the file as it is now, whole or not at all."""
         async with self._one_at_a_time:
             return await self._try(origin, self._offered)
 
     async def rollback(self, to: str | None, origin: str) -> Reloaded:
-        """Go back to a version that served: the one named, or the last good one. It was proved then."""
+        """Go back to a version that served: *to*, or the last good one. It is not validated again."""
         async with self._one_at_a_time:
             left = self.running.version
             outcome = await self._try(origin, lambda: self._earlier(to))
@@ -103,9 +102,9 @@ class Reloader:
             return outcome
 
     async def follow(self, version: Version, bad: Mapping[str, str]) -> Plan:
-        """Take what another worker took, from the texts that were proved there, with what it holds against others.
+        """Take the version that another worker took, from the texts that were validated there; *bad*: its bad versions.
 
-        Returns what serves then: what served before, should it be impossible here.
+        Returns the plan that serves then: the one that served before, if the version cannot be taken here.
         """
         async with self._one_at_a_time:
             for name, why in bad.items():
@@ -115,7 +114,7 @@ class Reloader:
             return self.running
 
     async def judged(self, plan: Plan, verdict: str, role: str, why: str) -> None:
-        """A live policy was dropped for its faults, or a canary's trial is over; of an older plan: too late."""
+        """React to a policy dropped for its faults, or to the end of a canary's trial; ignored for an old plan."""
         async with self._one_at_a_time:
             if plan is not self.running:
                 return
@@ -132,33 +131,33 @@ class Reloader:
         usual_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         try:
-            plan, proof = await asyncio.to_thread(offer)  # off the loop: streams go on meanwhile
+            plan, validation = await asyncio.to_thread(offer)  # in a thread: the event loop goes on serving streams
         except ConfigError as error:
             return self._refused(origin, error)
         finally:
             sys.setswitchinterval(usual_s)
         await self._swap(plan, self._last_good(plan))
         self.running = plan
-        self.last = Reloaded(True, plan.version, origin, time(), proof=proof)
-        self._keep(plan, origin, proof)
-        _log.info("config %s taken (%s)", plan.version, origin)
-        return self._told()
+        self.last = Reloaded(True, plan.version, origin, time(), validation=validation)
+        self._keep(plan, origin, validation)
+        _log.info("config %s serves (%s)", plan.version, origin)
+        return self._report()
 
     def _refused(self, origin: str, error: ConfigError) -> Reloaded:
-        proof = error.validation if isinstance(error, NotValidated) else UNNEEDED
-        self.last = Reloaded(False, self.running.version, origin, time(), str(error), proof)
+        validation = error.validation if isinstance(error, NotValidated) else UNNEEDED
+        self.last = Reloaded(False, self.running.version, origin, time(), str(error), validation)
         self._audit.note("refused", origin=origin, serving=self.running.version, why=str(error))
-        _log.error("config refused (%s), %s serves on:\n%s", origin, self.running.version, error)
-        return self._told()
+        _log.error("config refused (%s), %s goes on serving:\n%s", origin, self.running.version, error)
+        return self._report()
 
-    def _told(self) -> Reloaded:
+    def _report(self) -> Reloaded:
         last = self.last
         self._observer.reloaded(last.ok, last.version, last.at_s)
-        if last.proof is not UNNEEDED:
-            self._observer.proved(last.proof.result, last.proof.took_s, last.proof.replays)
+        if last.validation is not UNNEEDED:
+            self._observer.validated(last.validation.result, last.validation.took_s, last.validation.replays)
         return last
 
-    # -- what they come from -----------------------------------------------------------------------------------
+    # -- sources of a plan -----------------------------------------------------------------------------------
 
     def _offered(self) -> tuple[Plan, Validation]:
         """The file's plan. Runs in a thread."""
@@ -169,7 +168,7 @@ class Reloader:
         plan = make(parsed, text)
         _check_swappable(self.running, plan)
         plan = settled(plan, self._decided[_trial(plan)]) if _trial(plan) in self._decided else plan
-        own = None if plan.settings.reload.proof.trace else self._record
+        own = None if plan.settings.reload.validation.trace else self._record
         return validated(plan, self.running, own if own is not None and own.exists() else None)
 
     def _followed(self, version: Version) -> Plan:
@@ -187,14 +186,14 @@ class Reloader:
         _check_swappable(self.running, plan)
         return plan, UNNEEDED
 
-    def _keep(self, plan: Plan, origin: str, proof: Validation) -> None:
+    def _keep(self, plan: Plan, origin: str, validation: Validation) -> None:
         sources = {path: source.text for path, source in plan.sources.items()}
-        self.versions.add(Version(plan.version, time(), origin, plan.text, sources, asdict(proof), plan=plan))
+        self.versions.add(Version(plan.version, time(), origin, plan.text, sources, asdict(validation), plan=plan))
         self._audit.file = plan.settings.reload.audit_file
-        self._audit.note("serves", version=plan.version, origin=origin, proof=asdict(proof))
+        self._audit.note("serves", version=plan.version, origin=origin, validation=asdict(validation))
 
     def _last_good(self, plan: Plan) -> Routing | None:
-        """The routing of the newest good version that decides otherwise; None: there is none."""
+        """The routing of the newest good version that differs from the plan's; None when there is none."""
         own = key(plan.chosen["routing"].plain())
         for version in self.versions:
             earlier: Plan | None = version.plan
@@ -205,10 +204,10 @@ class Reloader:
     # -- the files ---------------------------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        """Reload whenever the text of the file, or of a policy file it names, changes, for ever; cancel to end.
+        """Reload whenever the text of the file, or of a policy file it names, changes. Runs until cancelled.
 
-        The folders are watched, not the files: editors and ConfigMaps put another file in its place. A file system
-        that tells of no changes is looked at every second all the same.
+        The folders are watched, not the files: editors and ConfigMaps put another file in its place. Where the file
+        system reports no changes, the files are read every second.
         """
         folders = {self.path.resolve().parent, self.path.parent, *(file.parent for file in self._files)}
         looks = awatch(*folders, debounce=200, step=50, recursive=False, rust_timeout=LOOK_MS, yield_on_timeout=True)
@@ -217,7 +216,7 @@ class Reloader:
                 await self.reload("file changed")
 
     def _changed(self) -> bool:
-        """Whether there is something new to take. A policy file that is away keeps nothing else from being taken."""
+        """Whether there is a new text to take. A policy file that is missing does not prevent a new config."""
         now = self._texts()
         changed = [path for path, text in now.items() if text != self._seen.get(path)]
         replaced = any(now[path] is None for path in changed)  # an editor puts another file in its place
@@ -257,7 +256,7 @@ def settled(plan: Plan, outcome: str) -> Plan:
 
 
 def _trial(plan: Plan) -> str:
-    """Names a trial: who against whom, and how; empty for a plan without one."""
+    """A key for a trial: its two policies and its settings; empty for a plan without one."""
     trial = plan.settings.policy.canary
     if trial is None:
         return ""
@@ -265,7 +264,7 @@ def _trial(plan: Plan) -> str:
 
 
 def _text(path: Path) -> bytes | None:
-    """What the file holds; None in the moment in which it is being replaced."""
+    """The content of the file; None while it is being replaced."""
     try:
         return path.read_bytes()
     except OSError:
@@ -273,7 +272,7 @@ def _text(path: Path) -> bytes | None:
 
 
 def _check_swappable(running: Plan, new: Plan) -> None:
-    """Sockets, stores and files that are open stay as they are: refuse rather than ignore a change to them."""
+    """Refuse a change to sections whose sockets, stores and files are open."""
     changed = [name for name in FIXED_SECTIONS if getattr(running.settings, name) != getattr(new.settings, name)]
     if changed:
         raise ConfigError([f"{name}: cannot change while running; restart to change it" for name in changed])

@@ -1,7 +1,7 @@
-"""Whether new decisions may serve: asked of the simulator, in a process of its own, before anything here is touched.
+"""Validates a config's policies before they serve, in a process of its own (``python -m simulator validate``).
 
-Believes: what the other process answers, and that silence within the bound is a no. Must not know the simulator: a
-question and a verdict in JSON are all that passes (``python -m simulator validate`` says what they hold).
+The simulator is not imported: a question and a verdict in JSON are exchanged with the process. No verdict within the
+time limit counts as a refusal.
 """
 
 import json
@@ -21,8 +21,8 @@ from router.gateway.config.policy_spec import PolicySpec, key
 from router.search_path import environment, module_command
 
 _COMMAND: Final = module_command("simulator.background", "validate")
-_SAID_MAX: Final = 600
-_ASIDE_S: Final = 5.0  # for so long it takes only what nobody wants
+_STDERR_MAX: Final = 600
+_IDLE_ONLY_S: Final = 5.0  # for so long it runs only on idle processor time
 _NICE: Final = 10
 
 Result = Literal["passed", "refused", "unneeded"]
@@ -30,7 +30,7 @@ Result = Literal["passed", "refused", "unneeded"]
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The verdict on one config. ``replays``: by workload, requests, attainment of both policies and the drop;
+    """The verdict on one config. ``replays``: by workload, requests, attainment of both policies and its drop;
     ``decision_s``: seconds a decision took (mean, p99, max).
     """
 
@@ -50,22 +50,26 @@ UNNEEDED: Final = Validation("unneeded", "decisions are as they were")
 
 
 def validate(new: Plan, running: Plan | None, trace: Path | None = None) -> Validation:
-    """Ask for everything in *new* that would decide and does not yet: the serving policies, then a canary.
+    """Validate the policies in *new* that *running* does not have: the serving ones, then a canary.
 
-    *trace* is replayed instead of what the config names. Blocks, up to ``reload.proof.seconds_max`` for each.
+    *trace* is replayed instead of the one that the config names. Blocks for up to
+    ``reload.validation.seconds_max`` for each.
     """
-    proofs = [UNNEEDED]
+    validations = [UNNEEDED]
     if is_new(new, running, asked=trace is not None):
-        proofs.append(_asked(new, _question(new, _decisions(new, "routing"), running, trace)))
-    if "canary" in new.chosen and _changed(new, running, "canary") and proofs[-1].ok:
+        validations.append(_verdict(new, _question(new, _decisions(new, "routing"), running, trace)))
+    if "canary" in new.chosen and _changed(new, running, "canary") and validations[-1].ok:
         serving = _decisions(new, "routing")
-        proofs.append(_asked(new, _question(new, _decisions(new, "canary"), running, trace) | {"current": serving}))
-    return _joined([proof for proof in proofs if proof is not UNNEEDED])
+        validations.append(
+            _verdict(new, _question(new, _decisions(new, "canary"), running, trace) | {"current": serving})
+        )
+    return _joined([validation for validation in validations if validation is not UNNEEDED])
 
 
 def is_new(new: Plan, running: Plan | None, *, asked: bool = False) -> bool:
-    """Whether *new* decides otherwise than *running*. At the start only code that nobody has seen needs a proof, unless
-    one is asked for.
+    """Whether *new* has other policies or limits than *running*.
+
+    At the start, when *running* is None, only policy files need a validation, unless it is requested (*asked*).
     """
     if running is None:
         return asked or any(each.source is not None for each in new.chosen.values())
@@ -89,7 +93,7 @@ def _decisions(plan: Plan, role: str) -> dict[str, Any]:
 
 
 def _question(new: Plan, candidate: Mapping[str, Any], running: Plan | None, trace: Path | None) -> dict[str, Any]:
-    how, record = new.settings.reload.proof, new.settings.record
+    how, record = new.settings.reload.validation, new.settings.record
     replayed = trace or how.trace or (record.file if record and record.file.exists() else None)
     shadow = new.chosen.get("shadow")
     classes = [{"name": name, "slo": _finite(asdict(each.slo))} for name, each in new.ingress.classes.items()]
@@ -115,38 +119,39 @@ def _has_source(chosen: Iterable[PolicySpec]) -> bool:
     return any(each.source is not None for each in chosen)
 
 
-def _asked(new: Plan, question: Mapping[str, Any]) -> Validation:
-    """One question, answered within its time."""
+def _verdict(new: Plan, question: Mapping[str, Any]) -> Validation:
+    """Validate one set of policies within the time limit."""
     if not question["replay"] and not _has_source(new.chosen.values()):
         return UNNEEDED
-    limit_s = new.settings.reload.proof.seconds_max
+    limit_s = new.settings.reload.validation.seconds_max
     try:
         done = _ran(json.dumps(question), limit_s)
     except OSError as problem:
-        return Validation("refused", f"the proof could not be started: {problem}")
+        return Validation("refused", f"the validation could not be started: {problem}")
     except subprocess.TimeoutExpired:
-        return Validation("refused", f"the proof did not end within {limit_s:g} s", took_s=limit_s)
+        return Validation("refused", f"the validation did not end within {limit_s:g} s", took_s=limit_s)
     try:
         verdict = json.loads(done.stdout)
     except json.JSONDecodeError:
         return Validation(
-            "refused", f"the proof died (exit status {done.returncode}): {done.stderr.strip()[-_SAID_MAX:]}"
+            "refused", f"the validation ended with exit status {done.returncode}: {done.stderr.strip()[-_STDERR_MAX:]}"
         )
     result: Result = "passed" if verdict.pop("passed") else "refused"
     return Validation(result, **verdict | {"replays": tuple(verdict["replays"])})
 
 
 def _ran(question: str, limit_s: float) -> subprocess.CompletedProcess[str]:
-    """The other process, over within *limit_s*. It has what processor time traffic leaves, and, should that be too
-    little for some seconds, a small share of its own.
+    """Run the validation's process for at most *limit_s*.
+
+    It runs on processor time that traffic leaves idle; after ``_IDLE_ONLY_S`` it gets a small share of its own.
     """
     with signals.child(_started) as process, process:
         try:
-            said = _communicated(process, question, limit_s)
+            output = _communicated(process, question, limit_s)
         except BaseException:
             process.kill()
             raise
-    return subprocess.CompletedProcess(_COMMAND, process.returncode, *said)
+    return subprocess.CompletedProcess(_COMMAND, process.returncode, *output)
 
 
 def _started() -> "subprocess.Popen[str]":
@@ -156,22 +161,22 @@ def _started() -> "subprocess.Popen[str]":
 
 def _communicated(process: "subprocess.Popen[str]", question: str, limit_s: float) -> tuple[str, str]:
     try:
-        return process.communicate(question, timeout=min(_ASIDE_S, limit_s))
+        return process.communicate(question, timeout=min(_IDLE_ONLY_S, limit_s))
     except subprocess.TimeoutExpired:
         if sys.platform == "linux":
-            with suppress(PermissionError, ProcessLookupError):  # needs a privilege where it is not our own to give
+            with suppress(PermissionError, ProcessLookupError):  # needs a privilege on some systems
                 os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
                 os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
-        return process.communicate(timeout=max(0.0, limit_s - _ASIDE_S))
+        return process.communicate(timeout=max(0.0, limit_s - _IDLE_ONLY_S))
 
 
-def _joined(proofs: list[Validation]) -> Validation:
-    if not proofs:
+def _joined(validations: list[Validation]) -> Validation:
+    if not validations:
         return UNNEEDED
     return Validation(
-        proofs[-1].result,
-        proofs[-1].why,
-        tuple(replay for proof in proofs for replay in proof.replays),
-        proofs[-1].decision_s,
-        sum(proof.took_s for proof in proofs),
+        validations[-1].result,
+        validations[-1].why,
+        tuple(replay for validation in validations for replay in validation.replays),
+        validations[-1].decision_s,
+        sum(validation.took_s for validation in validations),
     )

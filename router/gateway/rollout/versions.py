@@ -1,7 +1,7 @@
-"""The configs that served, each with its proof: what a rollback goes back to.
+"""The configs that served, each with its validation, for rollback.
 
-Believes: a version that served is whole. Bounded, the oldest goes; on disk as well where the config names a folder, one
-file a version with the texts of its policy files, readable by this user alone because a config may hold keys.
+Bounded: the oldest one is dropped. Kept on disk as well where the config names a folder: one file a version, with the
+texts of its policy files, readable by this user alone because a config may hold keys.
 """
 
 import json
@@ -23,8 +23,8 @@ _log = logging.getLogger("headroom")
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One config as it served. ``plan`` is None for one read from disk until it is wanted; ``bad``: why it may not
-    serve again by itself.
+    """One config as it served. ``plan`` is None for one read from disk, until it is needed; ``bad``: why no automatic
+    rollback may choose it.
     """
 
     version: str
@@ -32,12 +32,12 @@ class Version:
     origin: str
     text: str
     sources: Mapping[str, str] = field(default_factory=dict)
-    proof: Mapping[str, Any] = field(default_factory=dict)
+    validation: Mapping[str, Any] = field(default_factory=dict)
     bad: str = ""
     plan: Plan | None = None
 
     def made(self, path: Path) -> Plan:
-        """Its plan, ready to serve, from the texts that were proved then. Raises ConfigError."""
+        """Its plan, ready to serve, made from the texts that were validated. Raises ConfigError."""
         if self.plan is not None:
             return self.plan
         text = document(self.text, str(path))
@@ -47,15 +47,15 @@ class Version:
         return Source(str(path), self.sources[str(path)])
 
     def plain(self) -> dict[str, Any]:
-        """For people: no text, which may hold keys."""
-        return {name: getattr(self, name) for name in ("version", "at_s", "origin", "proof", "bad")}
+        """Plain JSON values without the text, which may hold keys."""
+        return {name: getattr(self, name) for name in ("version", "at_s", "origin", "validation", "bad")}
 
 
 class Versions:
-    """The last ones, oldest first."""
+    """The last versions, in the order in which they served."""
 
     def __init__(self, kept: int, folder: Path | None) -> None:
-        """Reads what *folder* holds from before."""
+        """Reads the versions in *folder*."""
         self._kept, self._folder = kept, folder
         self._list: list[Version] = []
         if folder is not None:
@@ -68,28 +68,28 @@ class Versions:
         return reversed(self._list)
 
     def add(self, new: Version) -> None:
-        """It serves now; the same version from before gives way to it."""
+        """Add the version that serves now; an earlier entry of the same version is removed."""
         self._list = [each for each in self._list if each.version != new.version]
         self._list.append(new)
         self._write(new)
         self._trim()
 
     def blame(self, version: str, why: str) -> None:
-        """No rollback without a name goes there."""
+        """Exclude a version from automatic rollback."""
         self._list = [replace(v, bad=why) if v.version == version else v for v in self._list]
         for each in self._list:
             if each.version == version:
                 self._write(each)
 
     def find(self, version: str) -> Version:
-        """By its name. Raises ConfigError listing those there are."""
+        """The version of that name. Raises ConfigError, which lists the versions kept."""
         for each in reversed(self._list):
             if each.version == version:
                 return each
-        raise ConfigError([f"no version {version!r} is kept; there are {', '.join(v.version for v in self._list)}"])
+        raise ConfigError([f"no version {version!r} is kept; kept: {', '.join(v.version for v in self._list)}"])
 
     def before(self, running: str) -> Version | None:
-        """The newest good one other than *running*; None with no such."""
+        """The newest version other than *running* that is not bad; None when there is none."""
         return next((v for v in reversed(self._list) if v.version != running and not v.bad), None)
 
     def _trim(self) -> None:
@@ -105,12 +105,12 @@ class Versions:
         try:
             replace_content(self._folder / f"{version.version}.json", json.dumps(facts).encode())
         except OSError as problem:
-            _log.error("history: %s", problem)
+            _log.error("history: version not written: %s", problem)
 
 
 def _read(path: Path) -> Version | None:
     try:
         return Version(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as problem:
-        _log.warning("history: %s is left out: %s", path, problem)
+        _log.warning("history: version file %s is skipped: %s", path, problem)
         return None

@@ -53,12 +53,12 @@ class Histogram:
 class _Row:
     """What one backend did for one model and class; what nobody did, where the backend has no name.
 
-    ``unserved``: requests by outcome and reason; ``kept`` and ``missed``: of those whose client stayed, by where their
+    ``unserved``: requests by outcome and reason; ``met`` and ``missed``: of those whose client stayed, by where their
     SLO came from.
     """
 
     __slots__ = (
-        "attempts", "cached_tokens", "e2e", "kept", "missed", "output_tokens", "prompt_tokens", "served", "tpot",
+        "attempts", "cached_tokens", "e2e", "met", "missed", "output_tokens", "prompt_tokens", "served", "tpot",
         "ttft", "unserved",
     )  # fmt: skip
 
@@ -66,7 +66,7 @@ class _Row:
         self.ttft, self.tpot, self.e2e = Histogram(TTFT_S), Histogram(TPOT_S), Histogram(E2E_S)
         self.prompt_tokens = self.output_tokens = self.cached_tokens = 0
         self.attempts = self.served = 0
-        self.kept, self.missed = {"class": 0, "header": 0}, {"class": 0, "header": 0}
+        self.met, self.missed = {"class": 0, "header": 0}, {"class": 0, "header": 0}
         self.unserved: dict[tuple[str, str], int] = defaultdict(int)
 
 
@@ -175,7 +175,7 @@ class Metrics(Collector):
             row.unserved[outcome.value, account.reason.value if account.reason else ""] += 1
         if outcome is not EndState.LEFT:
             if account.slo_met:
-                row.kept[slo_source] += 1
+                row.met[slo_source] += 1
             else:
                 row.missed[slo_source] += 1
         if account.backend:
@@ -239,9 +239,9 @@ class Metrics(Collector):
         if ok:
             self._version, self._reloaded_s = version, at_s
 
-    def proved(self, result: str, took_s: float, replays: Iterable[Mapping[str, Any]]) -> None:
-        """Decisions were put to the proof."""
-        self.policies.proved(result, took_s, replays)
+    def validated(self, result: str, took_s: float, replays: Iterable[Mapping[str, Any]]) -> None:
+        """Decisions were validated."""
+        self.policies.validated(result, took_s, replays)
 
     # -- what is shown -----------------------------------------------------------------------------------------
 
@@ -263,13 +263,13 @@ class Metrics(Collector):
         )
         for key, count in self._outcomes().items():
             total.add_metric(key, count)
-        kept = CounterMetricFamily(
+        judged = CounterMetricFamily(
             "headroom_slo_requests",
-            "Requests that kept every bound of their SLO (kept) or not; source: the class itself, or a header",
-            labels=[*labels, "source", "kept"],
+            "Requests that met every bound of their SLO (met) or not; source of the SLO: the class itself, or a header",
+            labels=[*labels, "source", "met"],
         )
-        for judged, count in self._promises().items():
-            kept.add_metric(judged, count)
+        for key, count in self._judged().items():
+            judged.add_metric(key, count)
         attempts = CounterMetricFamily(
             "headroom_attempts", "Attempts of requests that this backend was the last to try", labels=["backend"]
         )
@@ -282,7 +282,7 @@ class Metrics(Collector):
         )
         for (path, status), count in self._responses.items():
             responses.add_metric([path, str(status)], count)
-        yield from (total, kept, attempts, responses, self._tokens())
+        yield from (total, judged, attempts, responses, self._tokens())
 
     def _outcomes(self) -> Mapping[tuple[str, str, str, str], int]:
         """Requests by model, class, outcome and reason."""
@@ -294,14 +294,14 @@ class Metrics(Collector):
                 sums[model, slo_class, outcome, reason] += count
         return sums
 
-    def _promises(self) -> Mapping[tuple[str, str, str, str], int]:
-        """Requests by model, class, where their SLO came from and whether it was kept."""
+    def _judged(self) -> Mapping[tuple[str, str, str, str], int]:
+        """Requests by model, class, where their SLO came from and whether it was met."""
         sums: dict[tuple[str, str, str, str], int] = defaultdict(int)
         for (model, slo_class, _), row in self._rows.items():
-            for kept, counts in (("true", row.kept), ("false", row.missed)):
+            for met, counts in (("true", row.met), ("false", row.missed)):
                 for source, count in counts.items():
                     if count:
-                        sums[model, slo_class, source, kept] += count
+                        sums[model, slo_class, source, met] += count
         return sums
 
     def _attempts(self) -> Mapping[str, int]:

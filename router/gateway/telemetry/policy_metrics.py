@@ -37,23 +37,28 @@ _FAMILIES: Final[Mapping[str, tuple[Family, str, str, tuple[str, ...]]]] = {
     "canary_requests": (
         GaugeMetricFamily,
         "headroom_policy_canary_requests",
-        "Requests of the trial that runs, by policy and by whether their SLO was kept",
-        ("arm", "kept"),
+        "Requests of the running canary trial, by policy and by whether their SLO was met",
+        ("arm", "met"),
     ),
     "changes": (CounterMetricFamily, "headroom_policy_changes", "Verdicts on live policies", ("verdict",)),
-    "proofs": (CounterMetricFamily, "headroom_reload_proofs", "Decisions put to the proof", ("result",)),
-    "proof_seconds": (GaugeMetricFamily, "headroom_reload_proof_seconds", "How long the last proof took", ()),
-    "proof_attainment": (
+    "validations": (CounterMetricFamily, "headroom_reload_validations", "Validations of changed policies", ("result",)),
+    "validation_seconds": (
         GaugeMetricFamily,
-        "headroom_reload_proof_attainment",
-        "Lowest attainment in the last proof's replays",
+        "headroom_reload_validation_seconds",
+        "How long the last validation took",
+        (),
+    ),
+    "validation_attainment": (
+        GaugeMetricFamily,
+        "headroom_reload_validation_attainment",
+        "Lowest attainment in the last validation's replays",
         ("policy",),
     ),
 }
 
 
 class PolicyMetrics:
-    """Counts proofs and verdicts; asks for the rest when somebody scrapes."""
+    """Counts validations and verdicts; asks for the rest when somebody scrapes."""
 
     def __init__(self) -> None:
         self._watched: Callable[[], Iterable[Sample]] = tuple
@@ -68,14 +73,14 @@ class PolicyMetrics:
         """A live policy was dropped, promoted, returned or rolled back."""
         self._counts["changes", verdict] += 1
 
-    def proved(self, result: str, took_s: float, replays: Iterable[Mapping[str, Any]]) -> None:
-        """Decisions were put to the proof."""
-        self._counts["proofs", result] += 1
-        self._gauges = [("proof_seconds", {}, took_s)]
+    def validated(self, result: str, took_s: float, replays: Iterable[Mapping[str, Any]]) -> None:
+        """Decisions were validated."""
+        self._counts["validations", result] += 1
+        self._gauges = [("validation_seconds", {}, took_s)]
         for policy in ("candidate", "current"):
             seen = [replay[policy] for replay in replays if replay[policy] is not None]
             if seen:
-                self._gauges.append(("proof_attainment", {"policy": policy}, min(seen)))
+                self._gauges.append(("validation_attainment", {"policy": policy}, min(seen)))
 
     def collect(self) -> Iterator[Metric]:
         """All families that have a sample."""
@@ -90,4 +95,4 @@ class PolicyMetrics:
 
     def _counted(self) -> Iterator[Sample]:
         for (name, value), count in self._counts.items():
-            yield name, {"result" if name == "proofs" else "verdict": value}, count
+            yield name, {"result" if name == "validations" else "verdict": value}, count

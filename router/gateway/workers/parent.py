@@ -50,9 +50,9 @@ class _Seat:
 class Parent:
     """Keeps ``slots`` workers of one config alive until SIGTERM or SIGINT."""
 
-    def __init__(self, plan: Plan, proof: Validation, path: Path, slots: int, *more: str) -> None:
-        """*plan* is proved; *more*: options for the workers' command."""
-        self._plan, self._proof, self._path, self._slots, self._more = plan, proof, path, slots, more
+    def __init__(self, plan: Plan, validation: Validation, path: Path, slots: int, *more: str) -> None:
+        """*plan* is validated; *more*: options for the workers' command."""
+        self._plan, self._validation, self._path, self._slots, self._more = plan, validation, path, slots, more
         self._seats: list[_Seat] = []
         self._ending = asyncio.Event()
         self._restarts = 0
@@ -79,7 +79,7 @@ class Parent:
     def _version(self) -> Version:
         plan = self._plan
         sources = {path: source.text for path, source in plan.sources.items()}
-        return Version(plan.version, time(), "start", plan.text, sources, asdict(self._proof))
+        return Version(plan.version, time(), "start", plan.text, sources, asdict(self._validation))
 
     def _pass_on(self) -> None:
         """A reload asked of one worker reaches all."""

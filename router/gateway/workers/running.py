@@ -1,7 +1,7 @@
-"""The config that all workers serve: one file, numbered, that whoever takes another config replaces.
+"""The config that all workers serve: one numbered file, which the worker that takes another config replaces.
 
-Believes: a version that was proved in one worker is proved for all. Must not know what is in it. The highest number
-stands; a worker that finds a higher one than its own follows, so that all end at the same, whoever was first.
+A version that was validated in one worker is valid for all. The highest number counts: a worker that finds a higher
+number than its own takes that version, so that all end with the same one, whichever worker was first.
 """
 
 import fcntl
