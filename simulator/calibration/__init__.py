@@ -1,1 +1,1 @@
-"""Fits the efficiency tables of `router.core.coefficients` to measurements and says how right they are."""
+"""Fits the efficiency tables of `router.core.coefficients` to measurements, and reports the errors of the fit."""

@@ -1,7 +1,7 @@
-"""What a gateway's record says of each backend: who was sent to it when, and how it went.
+"""The attempts on each backend in a gateway's record: when each was sent, and its times and token counts.
 
-Believes: lines of JSON as `router.core.record` writes them, a header first. Must not know: why a request went where it
-did, or what a step takes.
+Reads lines of JSON as `router.core.record` writes them, a header first. Must not depend on routing decisions or step
+times.
 """
 
 import json
@@ -26,8 +26,8 @@ Event = Mapping[str, Any]
 class AttemptTimes:
     """One attempt on one backend, on the gateway's clock: seconds, ``inf`` for what never came.
 
-    ``uncached_tokens``: of the prompt, those the engine had to prefill. ``output_tokens`` is nan for a
-    stream that did not end by itself: it was load on the engine, but teaches nothing.
+    ``uncached_tokens``: prompt tokens the engine had to prefill. ``output_tokens`` is nan for a stream that did not end
+    by itself: it counts as load, but is not fitted to.
     """
 
     sent_s: float
@@ -40,14 +40,15 @@ class AttemptTimes:
 
 @dataclass(slots=True)
 class BackendLog:
-    """One backend and all its attempts."""
+    """One backend and all attempts on it."""
 
     backend: Backend
     attempts: list[AttemptTimes] = field(default_factory=list)
 
     def columns(self) -> NDArray[np.float64]:
-        """The attempts that reached a first token, a row a field of ``AttemptTimes``; what was open at the end of the
-        record runs on to infinity."""
+        """The attempts that reached a first token, one row a field of ``AttemptTimes``; one still open at the end of
+        the record lasts to infinity.
+        """
         rows = [
             (f.sent_s, f.prompt_tokens, f.first_s, f.ended_s, f.uncached_tokens, f.output_tokens)
             for f in self.attempts
@@ -102,7 +103,7 @@ class _Reader:
 
 
 def read_attempts(path: Path) -> dict[str, BackendLog]:
-    """Every backend's log in the record at *path* (plain or .gz). BadRecord names the line that is no event."""
+    """The log of every backend in the record at *path* (plain or .gz). Raises BadRecord, which names the line."""
     reader = _Reader()
     for number, line in _lines(path):
         try:

@@ -1,7 +1,7 @@
-"""How wide the promised error is: sigmas from errors on measurements that were left out of the fit.
+"""The width of the predicted error bands: sigmas from errors on measurements that were left out of the fit.
 
-Believes: errors of left-out rows, in the logarithm; that an engine's and a card family's errors are independent and add
-as squares. Must not know: how predictions were made.
+Uses the logarithmic errors of left-out rows; assumes that the errors of an engine and of a card family are independent
+and add as squares. Must not depend on how predictions were made.
 
 The sigma of an engine is chosen so that ``COVERED`` of its left-out errors lie inside the band that a normal error of
 that sigma would have; few sources are held by a prior, as if ``_PRIOR_SOURCES`` more had the prior's sigma.
@@ -69,8 +69,9 @@ def coverage(
     off: NDArray[np.float64],
     part: Callable[[Measurement], str],
 ) -> Mapping[str, tuple[int, float]]:
-    """Rows and share of errors inside the band, of each part and of ``everything``; bands are widened by the
-    errors of the other parts alone, so that no part says how wide its own band is."""
+    """Rows and share of errors inside the band, for each part and for ``everything``. The bands of a part are widened
+    by the errors of the other parts alone, so that no part sets the width of its own band.
+    """
     known = np.isfinite(off)
     parts = np.array([part(m) for m in measured])[known]
     errors = _errors(measured, off)

@@ -1,6 +1,6 @@
 """Measurements as columns: the ideal roofline of each, and which table rows it depends on.
 
-Believes: one row, one measurement. Must not know: the tables' values or how a fit moves them.
+One row is one measurement. Must not depend on the tables' values or on how a fit changes them.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""What a measurement should show if a step takes what its coefficients say.
+"""The measurement expected if a step takes the time that its coefficients give.
 
-Believes: how static batches and closed loops fill an engine. Must not know: where coefficients
+Models how static batches and closed loops fill an engine. Must not depend on where coefficients
 come from. The step is the core's own (`router.core.step`), on columns instead of numbers.
 
 A static batch prefills its prompts together, then decodes in step. In a closed loop of ``C`` users every user
@@ -33,7 +33,7 @@ class Expected:
 
 
 def expected(c: StepCoefficients, stream_s: Any, of: Design) -> Expected:
-    """What each measurement of *of* should show; the fields of *c* and *stream_s* are columns."""
+    """The expected times of each measurement of *of*; the fields of *c* and *stream_s* are columns."""
     running = of.batch
     for _ in range(_LITTLE_ROUNDS):
         tpot_s = _tpot_s(c, stream_s, of, running)

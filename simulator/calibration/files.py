@@ -1,6 +1,6 @@
 """A file of measurements: opened, checked for its columns, read row by row and row against row.
 
-Believes: what `measurements.py` says of a row and `consistency.py` of rows. Must not know: what is done with them.
+`measurements.py` checks a row, `consistency.py` compares rows. Must not depend on how measurements are used.
 """
 
 import csv
@@ -19,8 +19,9 @@ _NEEDED: Final = ("engine", "card", "model", "precision", "load_kind", "batch_or
 
 
 def read(path: Path) -> tuple[list[Measurement], list[Skipped]]:
-    """Every usable row of a CSV (plain or .gz), and what was left out with the reason, by line. ``BadFile`` if it is
-    no such file at all."""
+    """Every usable row of a CSV (plain or .gz), and the rows left out, with line and reason. Raises BadFile if it is no
+    such file.
+    """
     with _naming_the_file(path), opened(path) as lines:
         rows = csv.DictReader(lines)
         absent = [name for name in _NEEDED if name not in (rows.fieldnames or ())]

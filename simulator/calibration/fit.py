@@ -1,7 +1,7 @@
-"""Moves the efficiency tables until what is expected is what was measured.
+"""Fits the efficiency tables to measurements.
 
-Believes: the tables of `prior.py` hold, each entry known to a relative error; errors of
-measurements are relative too, with outliers. Must not know: files, or what a column was called.
+The tables of `prior.py` are the prior, each entry with a relative error; errors of measurements
+are relative too, with outliers. Must not depend on files or column names.
 
 Maximum a posteriori in the logarithm of every entry (`posterior.py`), on numeric derivatives.
 Entries no measurement reads stay at their prior.
@@ -90,15 +90,16 @@ def problem(measured: Sequence[Measurement], start: Tables = PRIOR) -> FitProble
 
 
 def seen(measured: Sequence[Measurement]) -> NDArray[np.float64]:
-    """Seconds of TPOT, unqueued first token, whole request and derived TPOT (nan: not measured); a queued
-    first token says more of the load than of the engine, and is no part of it."""
+    """Measured seconds of TPOT, unqueued TTFT, E2E and derived TPOT (nan: not measured). A queued TTFT depends more on
+    the load than on the engine and is left out.
+    """
     unqueued = np.array([m.unqueued for m in measured])
     ttft_s = np.where(unqueued, column(measured, "ttft_s"), np.nan)
     return np.stack([column(measured, "tpot_s"), ttft_s, column(measured, "e2e_s"), column(measured, "derived_tpot_s")])
 
 
 def predicted(measured: Sequence[Measurement], given: Tables) -> NDArray[np.float64]:
-    """Seconds expected of the same quantities with the tables *given*."""
+    """Expected seconds of the same quantities with the tables *given*."""
     p = problem(measured, given)
     e = predict(p, p.prior)
     return _shown(e)
@@ -155,7 +156,7 @@ def _residuals(p: FitProblem, values: Column) -> Column:
 
 
 def fit(measured: Sequence[Measurement], start: Tables = PRIOR, rounds: int = 15) -> Tables:
-    """The tables with every entry that *measured* reads moved to its most probable value."""
+    """The tables, with every entry that *measured* depends on moved to its most probable value."""
     p = problem(measured, start)
     values = Posterior(
         residuals=lambda values: _residuals(p, values),

@@ -1,7 +1,7 @@
-"""One engine's coefficients from what a gateway saw of it.
+"""The coefficients of one engine, fitted to the times a gateway measured on it.
 
-Believes: attempts on one backend, and the step of `router.core.step`; what was in the engine at any time is
-known from the attempts themselves. Must not know: other backends, policies, files.
+Uses the attempts on one backend and the step of `router.core.step`; the load of the engine at any time follows from the
+attempts themselves. Must not depend on other backends, policies or files.
 
 A time is a sum of terms, each linear in one coefficient of ``LINEAR``; the logarithm of a factor on each is normal a
 priori with the coefficient's own error, and the most probable factors are found as calibration finds its tables.
@@ -39,7 +39,7 @@ class Fitted:
 
 
 def fit_log(log: BackendLog) -> Fitted:
-    """The most probable coefficients of the backend of *log*; ValueError when too few streams ended."""
+    """The most probable coefficients of the backend of *log*. Raises ValueError if too few streams ended."""
     attempts = log.columns()
     ended = np.flatnonzero(np.isfinite(attempts[5]) & (attempts[5] >= _SHORT_REPLY))[-_STREAMS_MOST:]
     if ended.size < ENOUGH:

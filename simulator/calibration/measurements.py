@@ -1,6 +1,6 @@
-"""Measured engines from a CSV: one row, one configuration, what was seen of it.
+"""Measured engines from a CSV: one row is one configuration and its measured times.
 
-Believes: the columns below and nothing else of a source. Must not know: how a step is predicted.
+Uses the columns below only. Must not depend on how a step is predicted.
 
 A user's own file needs only these columns (others may be absent or empty):
 
@@ -225,7 +225,7 @@ def _narrow_kv(row: Row, engine: str, stored: str, of: Model) -> bool:
 
 
 def _card(row: Row) -> Card:
-    """The card named; one that says it was power-capped keeps its sheet and gets another name."""
+    """The card named. A power-capped one keeps its data sheet and gets a name and family of its own."""
     name = row["card"]
     capped = name.removesuffix("-powercapped")
     found = card(capped)

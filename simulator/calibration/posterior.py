@@ -1,7 +1,7 @@
 """The most probable values of logarithms with a normal prior, given relative errors with outliers.
 
-Believes: residuals are logarithms of said over seen, Student-t distributed with a scale of ``NOISE``. Must not
-know: what the values are, or how residuals come of them.
+Residuals are logarithms of predicted over measured, Student-t distributed with a scale of ``NOISE``. Must not depend on
+what the values are, or on how residuals follow from them.
 
 Iterated weights (so that odd rows do not bend the rest; Lange, Little & Taylor 1989) and Levenberg-Marquardt.
 """
@@ -37,7 +37,7 @@ class Posterior:
         return float(surprise.sum() + ((values - self.prior) ** 2 / self.spread**2).sum() / 2)
 
     def curvature(self, values: Column) -> tuple[Column, NDArray[np.float64]]:
-        """Gradient and Gauss-Newton Hessian of the loss, each residual weighted as Student's t asks."""
+        """Gradient and Gauss-Newton Hessian of the loss, with each residual weighted by Student's t distribution."""
         off = self.residuals(values)
         w = self.weight / NOISE**2 * (_STUDENT + 1) / (_STUDENT + (off / NOISE) ** 2)
         jacobian = self.jacobian(values, off)
@@ -57,5 +57,5 @@ class Posterior:
         return values
 
     def standard_errors(self, values: Column) -> Column:
-        """How well each value is known at *values*."""
+        """The standard error of each value at *values*."""
         return np.asarray(np.sqrt(np.diag(np.linalg.inv(self.curvature(values)[1]))))

@@ -1,6 +1,6 @@
 """The tables before any measurement was fitted: what a fit starts from, so that what is left out is not in it.
 
-Believes: data sheets, published kernel and all-reduce tables, and likeness. Must not know: the fitted tables.
+Sources: data sheets, published kernel and all-reduce tables, and likeness. Must not depend on the fitted tables.
 
 Most was set before the first fit. What follows was set, or set anew, after a look at errors on left-out sources, so
 those errors are somewhat kinder than a stranger's would be:

@@ -1,6 +1,6 @@
-"""How right the tables are: error by source, card, TP and precision, and the order of configurations.
+"""The errors of the tables, by source, card, TP and precision, and the rank correlation of configurations.
 
-Believes: predictions beside what was measured. Must not know: how either came to be.
+Compares predictions with measurements. Must not depend on how either was made.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from simulator.calibration.design import Column
 from simulator.calibration.measurements import Measurement
 
 QUANTITIES: Final = ("TPOT", "unqueued ttft", "e2e", "derived TPOT")
-"""Rows of a table of errors: mean gap where ITL is direct; first token that waited for nobody; whole request;
+"""Rows of a table of errors: mean gap where ITL is direct; first token without queueing; whole request;
 mean gap that a source computed from other figures."""
 
 _GROUPS: Final[dict[str, Callable[[Measurement], str]]] = {
@@ -83,7 +83,7 @@ def _ranks(values: Column) -> Column:
 
 
 def headline(found: Sequence[Errors]) -> list[str]:
-    """What a reader wants first, of each quantity: error by row, and by source so that a large one has one vote."""
+    """One line for each quantity: the error by row, and by source, so that a large source has one vote."""
     lines = []
     for whole in (e for e in found if e.group == "all"):
         parts = [e.median for e in found if e.group == "source" and e.quantity == whole.quantity]

@@ -1,6 +1,6 @@
 """Fitted tables as the Python literals of `router/core/tables.py`.
 
-Believes: tables in the order they stand. Must not know: how they were fitted.
+Keeps the order of the tables. Must not depend on how they were fitted.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ DEFAULT: Final = "default"
 
 
 def tables_source(given: Tables, made_from: str) -> str:
-    """The whole module, three digits a number (no entry is known better); `ruff format` lays it out."""
+    """The source of the whole module, three significant digits a number; `ruff format` lays it out."""
     return _HEAD.format(made_from=fill(f"Fitted to, source (rows): {made_from}", 100)) + "".join(
         _table(name, given[name]) for name in _NAMES
     )

@@ -1,6 +1,6 @@
 """`python -m simulator calibrate`: fit the efficiency tables to measurements, or one engine to a gateway's record.
 
-Believes: a CSV as `simulator.calibration.measurements` describes, or a record as a gateway writes it.
+Reads a CSV as `simulator.calibration.measurements` describes, or a record as a gateway writes it.
 Of a CSV prints errors in sample, or of each source or card left out in turn, and writes the fitted
 tables as Python literals when asked; of a record prints each backend's coefficients as YAML.
 """
@@ -77,7 +77,7 @@ def _fitted_with_bands(measured: Sequence[Measurement]) -> Tables:
 def _covered(measured: Sequence[Measurement], off: Column, part: Callable[[Measurement], str]) -> str:
     found = coverage(PRIOR, measured, off, part)
     lines = [f"  {name[:30]:30} {rows:6d} {share:8.1%}" for name, (rows, share) in found.items()]
-    return "\n".join([f"errors inside the promised {COVERED:.0%} band (each widened by the others' errors)", *lines])
+    return "\n".join([f"errors inside the predicted {COVERED:.0%} band (each widened by the others' errors)", *lines])
 
 
 def _from_record(path: Path) -> int:
@@ -144,7 +144,7 @@ def _made_from(measured: Sequence[Measurement]) -> str:
 
 
 def _progress(text: str) -> None:
-    """What is under way, where somebody watches."""
+    """Show progress if stderr is a terminal."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
 

@@ -26,8 +26,10 @@ _LOWEST: Final = 1 / 64
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One policy under one seed: ``rate`` x the workload's own keeps the goal, ``rate * (1 + precision)`` does not (0:
-    no rate tried does). ``goodput_per_s``: requests per second inside their SLO at ``rate`` (key 1) and at multiples.
+    """The result of one policy under one seed. At ``rate`` times the workload's own rate it attains the goal, at ``rate
+    * (1 + precision)`` it does not (0: it attains it at no rate tried).
+
+    ``goodput_per_s``: requests per second that met their SLO at ``rate`` (key 1) and at multiples of it.
     """
 
     policy: str
@@ -72,25 +74,27 @@ def run(options: Namespace) -> None:
         )
 
 
-def highest(kept: Callable[[float], bool], precision: float) -> float:
-    """The highest rate that is *kept*, within *precision* (relative), by doubling and halving from 1; 0 for none."""
+def highest(attained: Callable[[float], bool], precision: float) -> float:
+    """The highest rate at which *attained* is true, within *precision* (relative), by doubling and halving from 1; 0:
+    none.
+    """
     low, high = 1.0, 1.0
-    if kept(1.0):
+    if attained(1.0):
         for _ in range(_DOUBLINGS):
             high = 2 * low
-            if not kept(high):
+            if not attained(high):
                 break
             low = high
     else:
         while low > _LOWEST:
             high, low = low, low / 2
-            if kept(low):
+            if attained(low):
                 break
         else:
             return 0.0
     while high / low > 1 + precision:
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if kept(middle) else (low, middle)
+        low, high = (middle, high) if attained(middle) else (low, middle)
     return low
 
 

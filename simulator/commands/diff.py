@@ -18,7 +18,7 @@ from simulator.run.result_table import ResultTable
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One request under two policies: where it went, what it took, whether it kept its SLO."""
+    """One request under two policies: backend, TTFT, TPOT, and whether it met its SLO."""
 
     request: str
     backends: tuple[str, str]
@@ -28,7 +28,7 @@ class Difference:
 
     @property
     def gain(self) -> float:
-        """By how much the second is better: a kept SLO first, then the first token."""
+        """How much better the second policy was: a met SLO counts first, then the TTFT."""
         return 1e6 * (self.met[1] - self.met[0]) + float(np.nan_to_num(self.ttft_s[0] - self.ttft_s[1]))
 
 
@@ -60,7 +60,7 @@ def run_diff(cases: tuple[Case, Case], worst: int, json_file: Path | None) -> No
 
 
 def paired(first: ResultTable, second: ResultTable) -> list[Difference]:
-    """The requests that both table know."""
+    """The requests that are in both tables."""
     rows = [_rows(table) for table in (first, second)]
     return [
         Difference(name, *zip(rows[0][name], rows[1][name], strict=True))  # type: ignore[arg-type]

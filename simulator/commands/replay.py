@@ -52,7 +52,7 @@ class Workload:
     skip_bad: bool = False
 
     def source(self) -> Source:
-        """The workload; ValueError says what was wrong."""
+        """The source of the requests. Raises ValueError."""
         from_s, to_s = window_of(self.window)
         return Source(tuple(self.traces), rate_of(self.rate), from_s, to_s, self.limit, self.skip_bad)
 

@@ -44,8 +44,8 @@ class LoopClock:
 
 
 class Reply(Protocol):
-    """Who hears of one sequence's tokens: ``first``, then ``token`` for each in between, then ``last`` (for a reply of
-    one token both at once).
+    """The receiver of one sequence's tokens: ``first``, then ``token`` for each in between, then ``last``. For a reply
+    of one token, ``first`` and ``last``.
     """
 
     def first(self) -> None:
@@ -75,7 +75,7 @@ class Serving:
 
 
 class EmulatedEngine:
-    """One emulated engine: takes prompts, tells replies."""
+    """One emulated engine: prompts in, tokens of replies out."""
 
     def __init__(self, serving: Serving, loop: asyncio.AbstractEventLoop) -> None:
         """Idle. Its truth is that of the replica of the same name and seed in a replay."""

@@ -1,13 +1,13 @@
-"""The KV blocks of one engine: how many are in use, and which prefixes still lie in the free ones.
+"""The KV blocks of one engine: how many are in use, and which prefixes are still cached in the free ones.
 
-As vLLM V1's block pool: a block that nobody uses keeps its content until it is needed; free blocks are
-taken least recently freed first, and a request's blocks are freed from its tail, so that the longest
-common prefixes live longest. Traces name a prefix by *units* (Mooncake: 512 tokens a hash), so a unit is
-``count`` blocks here and loses them from its own tail.
+As in vLLM V1's block pool, a block that is no longer used keeps its content until it is needed again; free blocks are
+taken least recently freed first, and a request's blocks are freed from its tail, so that the longest common prefixes
+live longest. Traces name a prefix by *units* (Mooncake: 512 tokens a hash), so a unit is ``count`` blocks here and
+loses them from its own tail.
 
-Must not know: time, sequences, scheduling. Until the first prefix comes, counting is all there is.
-Two simplifications, both rare: a unit that another request recomputes while it is cached is not cached twice,
-and a unit of which only a part was found stays whole while anybody uses it.
+Two simplifications, both rare: a unit that another request recomputes while it is cached is not cached twice, and a
+unit of which only a part was found stays whole while it is in use. Before the first prefix, blocks are only counted.
+Must not depend on time, sequences or scheduling.
 """
 
 from collections import OrderedDict

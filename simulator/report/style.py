@@ -1,4 +1,6 @@
-"""How the page looks, by day and by night. Eight colours told apart by colour-blind eyes too (Okabe and Ito 2008)."""
+"""The style of the page, light and dark. Eight colours that colour-blind readers can tell apart
+(Okabe and Ito 2008).
+"""
 
 from typing import Final
 

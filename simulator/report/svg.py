@@ -1,4 +1,4 @@
-"""Plots as SVG text: lines, areas and points on axes with round ticks. Must not know what is plotted."""
+"""Plots as SVG text: lines, areas and points on axes with round ticks. Must not depend on what is plotted."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
