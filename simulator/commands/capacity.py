@@ -114,8 +114,8 @@ def run_capacity(
     if json_file is None or str(json_file) != "-":
         print_capacity(Console(), found, goal, max(beyond, default=1.0), cases[0].pool.described())
     if json_file is not None:
-        told = {"goal": goal, "precision": precision, "world": cases[0].pool.described()}
-        write_json(json_file, {**told, "found": [_plain(one) for one in found]})
+        facts = {"goal": goal, "precision": precision, "world": cases[0].pool.described()}
+        write_json(json_file, {**facts, "found": [_plain(one) for one in found]})
 
 
 def searched(

@@ -50,13 +50,13 @@ def run_diff(cases: tuple[Case, Case], worst: int, json_file: Path | None) -> No
         with progress(notes, case.policy, len(case.source.arrivals(case.pool, case.seed))) as tell:
             tables.append(case.play(tell).table)
     differences = paired(tables[0], tables[1])
-    told = summed(differences)
+    sums = summed(differences)
     ranked = sorted(differences, key=lambda one: one.gain)
     names = (cases[0].policy, cases[1].policy)
     if json_file is None or str(json_file) != "-":
-        print_diff(Console(), names, told, ranked[:worst], ranked[::-1][:worst])
+        print_diff(Console(), names, sums, ranked[:worst], ranked[::-1][:worst])
     if json_file is not None:
-        write_json(json_file, {"policies": names, **told})
+        write_json(json_file, {"policies": names, **sums})
 
 
 def paired(first: ResultTable, second: ResultTable) -> list[Difference]:

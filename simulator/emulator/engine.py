@@ -203,12 +203,12 @@ async def listen(serving: Serving, dialect: Dialect, host: str, port: int) -> tu
     return server, connections
 
 
-async def serve(serving: Serving, dialect: Dialect, host: str, port: int, told: Callable[[str], None]) -> None:
+async def serve(serving: Serving, dialect: Dialect, host: str, port: int, announce: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; then hang up on everybody at once."""
     server, connections = await listen(serving, dialect, host, port)
     over = asyncio.Event()
     with on_signal(lambda _: over.set()):
-        told(f"http://{host}:{server.sockets[0].getsockname()[1]}")
+        announce(f"http://{host}:{server.sockets[0].getsockname()[1]}")
         await over.wait()
     server.close()
     for connection in list(connections):

@@ -129,7 +129,7 @@ class Drift:
     """The wander of one replica's speed: a factor that holds for ``drift_every_s`` at a time.
 
     Drawn in order of time as a first-order autoregression (correlation 0.9 between neighbours), so that the
-    same moments see the same factors however finely they are asked for.
+    same moments see the same factors whatever the moments at which the drift is read.
     """
 
     __slots__ = ("_draw", "_every_s", "_next_s", "_sigma", "_value", "factor", "until_s")

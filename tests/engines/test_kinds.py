@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from simulator.report.summary import summarise
 
 import policies
 from router import engines
@@ -15,6 +14,7 @@ from router.core.tables import ENGINES
 from router.engines import EngineKind, Scheduler, find, find_or_default, kinds, read_metrics, registry
 from simulator.pool import Member, Pool
 from simulator.run.play import play
+from simulator.run.summary import summarise
 from simulator.traces import TraceEntry
 from simulator.workload.arrivals import Shaping, shape
 from tests.fakes_router import config, router
