@@ -1,14 +1,13 @@
-"""The advisory loop: demand in, replicas wanted out, with the reason in words. It turns nothing itself.
+"""The scaling loop: demand in, replicas wanted out, with the reason in words; the config's target applies them.
 
-Believes: what routers say of themselves, in Redis or, where one router keeps its state alone, at that router's admin
-path. Must not know how replicas are started. A router that is silent says nothing; then the last advice stands.
+Demand is what routers publish of themselves, in Redis or, where one router keeps its state alone, at that router's
+admin path. Without an answer the last advice stands. Must not depend on any one target or on how replicas are started.
 """
 
 import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import nan
 from time import monotonic
 from typing import Final
@@ -24,22 +23,12 @@ from router.gateway.config.plan import Plan
 from router.gateway.state import ModelDemand, RouterView, Store
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.wire import view_of
+from router.targets import Advice, Outcome, Target
 
 _log = logging.getLogger("headroom")
 _ASK_S: Final = 2.0
 
 Views = Mapping[str, RouterView]
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """What one model needs of one variant; ``replicas`` is already within the config's bounds."""
-
-    model: str
-    variant: str
-    replicas: int
-    running: int
-    why: str
 
 
 def together(views: Sequence[Mapping[str, ModelDemand]]) -> dict[str, ModelDemand]:
@@ -105,20 +94,25 @@ def _bounded(plan: Plan, model: str, answer: ScaleTo, running: int) -> Advice:
 
 
 class Autoscaler:
-    """Asks, thinks, says."""
+    """Reads the demand, computes the advice, sets the gauges, and applies the advice to the target."""
 
-    def __init__(self, plan: Plan, admin_key: str = "") -> None:
-        """``admin_key``: of the router, where one is asked over HTTP and wants a key."""
-        self._plan, self._admin_key = plan, admin_key
+    def __init__(self, plan: Plan, target: Target, admin_key: str = "") -> None:
+        """``admin_key``: of the router, where its demand is read over HTTP and that needs a key."""
+        self._plan, self._target, self._admin_key = plan, target, admin_key
         self.registry = CollectorRegistry()
         labels = ["model", "variant"]
         self._wanted = Gauge("headroom_replicas_wanted", "Replicas the SLO needs", labels, registry=self.registry)
         self._running = Gauge("headroom_replicas_running", "Replicas configured", labels, registry=self.registry)
         self._failures = Counter("headroom_autoscale_failures", "Rounds without an answer", registry=self.registry)
-        self._said: dict[tuple[str, str], int] = {}
+        self._applied = Counter(
+            "headroom_autoscale_applied",
+            "Advice given to the scaling target, by model, variant and outcome",
+            [*labels, "outcome"],
+            registry=self.registry,
+        )
 
     async def round(self, source: Callable[[], Awaitable[Views]]) -> list[Advice]:
-        """Ask once and say what follows; a source that does not answer leaves the gauges as they are."""
+        """Read the demand once and apply what follows; without an answer the gauges stay and nothing is applied."""
         try:
             views = await source()
         except (StoreGone, httpx.HTTPError, ValueError) as error:
@@ -127,19 +121,26 @@ class Autoscaler:
             return []
         advice = advise(self._plan, together([view.demand for view in views.values()]))
         for one in advice:
-            self._say(one)
+            await self._apply(one)
         return advice
 
-    def _say(self, one: Advice) -> None:
-        """The gauge always, the log when it changes."""
+    async def _apply(self, one: Advice) -> None:
+        """Set the gauges and apply; a failure is counted and logged."""
         self._wanted.labels(one.model, one.variant).set(one.replicas)
         self._running.labels(one.model, one.variant).set(one.running)
-        if self._said.get((one.model, one.variant)) != one.replicas:
-            self._said[one.model, one.variant] = one.replicas
-            _log.info("%s: %d x %s (now %d): %s", one.model, one.replicas, one.variant, one.running, one.why)
+        applied = await self._target.apply(one)
+        self._applied.labels(one.model, one.variant, applied.outcome.value).inc()
+        if applied.outcome is Outcome.FAILED:
+            _log.warning("%s: %d x %s was not applied: %s", one.model, one.replicas, one.variant, applied.reason)
 
     async def run(self, *, once: bool = False) -> None:
-        """Go round until cancelled; with ``once`` a single time, and without opening the metrics port."""
+        """Go round until cancelled, then close the target; with ``once`` a single time, without the metrics port."""
+        try:
+            await self._run(once)
+        finally:
+            await self._target.close()
+
+    async def _run(self, once: bool) -> None:
         settings = self._plan.settings.autoscale
         async with _Sources(self._plan, self._admin_key) as sources:
             source = sources.views

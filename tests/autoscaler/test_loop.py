@@ -7,7 +7,7 @@ from math import isnan
 
 import pytest
 
-from router.autoscaler.loop import Advice, Autoscaler, advise, together
+from router.autoscaler.loop import Autoscaler, advise, together
 from router.core.decisions import ScaleTo
 from router.core.errors import StoreGone
 from router.core.policy import Demand
@@ -16,6 +16,7 @@ from router.gateway.config.settings import Settings
 from router.gateway.config.text import document
 from router.gateway.state import ModelDemand, RouterView
 from router.gateway.state.redis import RedisStore
+from router.targets import Advice
 from tests.pages import Pages
 from tests.redis_server import RedisServer, server_binary
 
@@ -55,6 +56,11 @@ def test_more_demand_never_asks_for_less() -> None:
         wanted.append(sum(one.replicas for one in advise(plan(), demand)))
     assert wanted == sorted(wanted)
     assert wanted[-1] > wanted[0]
+
+
+def scaler(made: Plan) -> Autoscaler:
+    """The loop of that plan, with the target of its config."""
+    return Autoscaler(made, made.target.make({}))
 
 
 class Fixed:
@@ -98,7 +104,7 @@ def test_nobody_is_asked_about_a_model_that_no_backend_serves_or_that_gave_no_to
 async def test_a_round_sets_the_gauge_and_a_silent_source_leaves_it() -> None:
     """The last advice stands while nobody answers."""
     made, _ = fixed(plan())
-    loop = Autoscaler(made)
+    loop = scaler(made)
 
     async def views() -> Mapping[str, RouterView]:
         return {"r1": RouterView(demand={"m": ASKED})}
@@ -126,7 +132,7 @@ async def test_one_router_alone_is_asked_at_its_admin_path(caplog: pytest.LogCap
     async with Pages({"/admin/routers": (200, json.dumps(view).encode())}) as pages:
         made, _ = fixed(plan(CONFIG + f"listen: {{port: {pages.port}}}\n"))
         with caplog.at_level("INFO", "headroom"):
-            await Autoscaler(made).run(once=True)
+            await scaler(made).run(once=True)
     assert "m: 5 x small (now 1): because" in caplog.text
 
 
@@ -135,7 +141,7 @@ async def test_an_answer_that_cannot_be_read_gives_no_advice_and_ends_nothing(an
     """The last advice stands."""
     async with Pages({"/admin/routers": (200, answer)}) as pages:
         made, policy = fixed(plan(CONFIG + f"listen: {{port: {pages.port}}}\n"))
-        await Autoscaler(made).run(once=True)
+        await scaler(made).run(once=True)
     assert policy.asked == []
 
 
@@ -148,7 +154,7 @@ async def test_several_routers_are_heard_through_redis(caplog: pytest.LogCapture
             await each.sync(RouterView(demand={"m": ASKED}), (), 0.0)
         made, policy = fixed(plan(CONFIG + f"state: {{redis_url: '{server.url}', timeout_s: 1}}\n"))
         with caplog.at_level("INFO", "headroom"):
-            await Autoscaler(made).run(once=True)
+            await scaler(made).run(once=True)
         assert policy.asked[0].requests_per_s == 6.0
         for each in routers:
             await each.close()

@@ -163,6 +163,20 @@ backends:
             "r.yaml:4: autoscale.variants.big.start_s: unknown key; expected one of max_replicas, min_replicas",
         ),
         (
+            BACKENDS + "autoscale: {target: webhok}",
+            "r.yaml:4: autoscale.target.name: unknown scaling target 'webhok'; did you mean 'webhook'?",
+        ),
+        (BACKENDS + "autoscale: {target: webhook}", "r.yaml:4: autoscale.target.url: is required and missing"),
+        (
+            BACKENDS + "autoscale:\n  target:\n    name: webhook\n    url: 'http://h:1'\n    timout_s: 3",
+            "r.yaml:8: autoscale.target.timout_s: unknown key; did you mean 'timeout_s'?",
+        ),
+        (
+            BACKENDS + "autoscale: {target: {name: webhook, url: 'h:1'}}",
+            "r.yaml:4: autoscale.target.url: expected http://host:port, not 'h:1'",
+        ),
+        (BACKENDS + "autoscale: {target: {name: advise, url: x}}", "r.yaml:4: autoscale.target.url: unknown key"),
+        (
             BACKENDS + "autoscale: {variants: {big: {}}}",
             "r.yaml:4: autoscale.variants.big: no backend has variant: big",
         ),

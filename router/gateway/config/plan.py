@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from router import loading
 from router.core.cards import GIB, Card, card
 from router.core.errors import ConfigError, DoesNotFit
@@ -24,9 +26,10 @@ from router.core.types import Backend, Slo
 from router.gateway.config import settings
 from router.gateway.config.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
 from router.gateway.config.settings import Settings
-from router.gateway.config.text import ConfigProblem, Document, Loc, unknown
+from router.gateway.config.text import ConfigProblem, Document, Loc, problems, unknown
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange, milliseconds
 from router.loading import Source
+from router.targets import TargetSpec, spec_of
 
 Made = TypeVar("Made")
 Environment = Mapping[str, str]
@@ -49,6 +52,7 @@ class Plan:
     routing: Routing
     admission: Admission
     scaling: Scaling
+    target: TargetSpec
     shadow: Routing | None
     canary: Routing | None
     chosen: Mapping[str, PolicySpec]
@@ -89,6 +93,7 @@ def make(
     plan = {
         "engine_keys": work.engine_keys(parsed),
         "admin_digest": work.digest(("admin_key",), parsed.admin_key) if parsed.admin_key else None,
+        "target": work.target(parsed.autoscale.target),
         **work.policies(parsed.policy, Path(text.name).parent, source_of),
     }
     if work.problems:
@@ -162,6 +167,18 @@ class _Work:
                 made["chosen"][role] = found
                 made[role] = NOT_VALIDATED if found.source else self.try_to(loc, found.make)
         return made
+
+    def target(self, given: settings.Target) -> TargetSpec | None:
+        """Where the autoscaler's advice goes."""
+        at: Loc = ("autoscale", "target")
+        spec = self.try_to((*at, "name"), lambda: spec_of(given.name))
+        if spec is None:
+            return None
+        try:
+            return spec.model_validate(given.options)
+        except ValidationError as error:
+            self.problems += problems(error, spec, at)
+        return None
 
     def engine_keys(self, parsed: Settings) -> dict[str, str]:
         """By backend, the bearer token its engine wants."""

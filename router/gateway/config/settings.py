@@ -6,13 +6,13 @@ Believes: the text. Must not know: cards, policies or sockets; what the names in
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from router.engines import EngineKind, find, find_or_default
 from router.gateway.config.text import Document, read
 from router.gateway.protocols.ingress import SLO_MS_MAX, SLO_MS_MIN, milliseconds
+from router.urls import http_url
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -21,24 +21,13 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-def _http_url(text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, or half an IPv6 address
-        good = False
-    if not good:
-        raise ValueError(f"expected http://host:port, not {text!r}")
-    return text.rstrip("/")
-
-
 def _redis_url(text: str) -> str:
     if text.partition("://")[0] not in {"redis", "rediss", "unix"}:
         raise ValueError(f"expected redis://host:port/db, not {text!r}")
     return text
 
 
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
+HttpUrl = Annotated[str, AfterValidator(http_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 
 
@@ -423,12 +412,26 @@ class Variant(Section):
         return self
 
 
+class Target(Section):
+    """Where advice goes: a scaling target by name (``router.targets``) and its options, which ``plan.py`` checks."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys beside the name."""
+        return dict(self.model_extra or {})
+
+
 class Autoscale(Section):
-    """The advisory loop: how often it looks, and within which bounds it speaks."""
+    """The scaling loop: how often it looks, within which bounds its advice stays, and where the advice goes."""
 
     period_s: PositiveFloat = 15.0
     port: Port = 8081
     variants: dict[Name, Variant] = {}
+    target: Annotated[Target, _named("name")] = Target(name="advise")
 
 
 class Settings(Section):

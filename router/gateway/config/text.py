@@ -65,7 +65,7 @@ class Document:
         try:
             return model.model_validate(self.data)
         except ValidationError as error:
-            raise self.error(_problems(error, model)) from None
+            raise self.error(problems(error, model)) from None
 
 
 def read(path: Path) -> Document:
@@ -123,12 +123,13 @@ def _twice(node: Node) -> Iterator[tuple[int, str]]:
             yield from _twice(value)
 
 
-def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[ConfigProblem]:
+def problems(error: ValidationError, model: type[BaseModel], at: Loc = ()) -> Iterator[ConfigProblem]:
+    """The faults that *error* lists. *at*: the place of a *model* that is a part of the file."""
     for fault in error.errors(include_url=False):
-        loc = fault["loc"]
+        loc = (*at, *fault["loc"])
         match fault["type"]:
             case "extra_forbidden":
-                yield ConfigProblem(loc, unknown("key", str(loc[-1]), _keys_at(model, loc[:-1])))
+                yield ConfigProblem(loc, unknown("key", str(loc[-1]), _keys_at(model, fault["loc"][:-1])))
             case "missing":
                 yield ConfigProblem(loc, "is required and missing")
             case "value_error":
