@@ -56,7 +56,7 @@ def busy_core(*, replies: int = 20, **facts: Any) -> Dispatcher:
     """
     made = core(backend(slower=4.0), routing="slo_headroom", **facts)
     for _ in range(100):
-        made.belief.lengths.saw("m", "default", replies)
+        made.belief.lengths.update("m", "default", replies)
     made.on_peer_load("peer", {"a": Load(decoding=100.0, context_tokens=1e5)}, 0.0)
     return made
 

@@ -147,11 +147,11 @@ class Belief:
         if expected.band == FULL:  # the wait for room is a matter of other replies' ends, not of this engine's steps
             left = log(actual_s / (float(terms[:TERMS] @ self.regression.factor[slot]) + beside_s))
         else:
-            left = self.regression.saw(slot, TTFT, terms, beside_s, actual_s, expected.doubt)
+            left = self.regression.update(slot, TTFT, terms, beside_s, actual_s, expected.doubt)
         self._settle_lean(TTFT, slot, expected.band, left)
         self._judge(TTFT, slot, expected, log(actual_s / predicted_s))
 
-    def pace(
+    def tpot(
         self,
         slot: int,
         model: str,
@@ -168,7 +168,7 @@ class Belief:
         sure = steps >= STEPS_MIN
         if sure:
             terms = self._lived(slot, model, steps, since, until)
-            left = self.regression.saw(slot, TPOT, terms, 0.0, actual_s, STEP_DOUBT / steps)
+            left = self.regression.update(slot, TPOT, terms, 0.0, actual_s, STEP_DOUBT / steps)
             self._settle_lean(TPOT, slot, expected.band, left)
         self._judge(TPOT, slot, expected, log(actual_s / (steps * predicted_s)), sure)
 

@@ -1,16 +1,13 @@
 """Events in, commands out: admit, hold, choose, retry, hedge, account.
 
-The shell tells facts with their times; the answer is what to do. This file opens nothing, waits for nothing and knows
-no policy by name. What it guarantees, whatever the order of events: a reservation is released exactly once, every
-request is answered exactly once and accounted exactly once, and events about what is already over change nothing.
-
-    HELD --Send--> SENT --first byte--> STREAMING --ended--> over
-      ^             |  \\--failed, late: another backend, or held again, or refused
-      '-------------'      STREAMING --failed--> broken        any --client left--> over
+The shell hands in facts with their times; the answer is what to do. What it guarantees, whatever the order of events:
+a reservation is released exactly once, every request is answered exactly once and accounted exactly once, and events
+about what is already over change nothing. Which events a request's state allows stands in ``lifecycle.py``. Must not
+open anything, wait for anything, or depend on any policy by name.
 """
 
 from collections.abc import Mapping, Sequence
-from math import inf, log, nan
+from math import inf, nan
 from typing import Any, Final
 
 import numpy as np
@@ -37,8 +34,11 @@ from router.core.explain import KEPT, Explanation, Explanations
 from router.core.fleet import Fleet
 from router.core.flight import Attempt, DispatchLimits, Failure, Flight
 from router.core.forecast import Forecast, Prediction
-from router.core.holding import HeldQueue, Promise
+from router.core.held_queue import HeldQueue, LineKey
+from router.core.holding import Holding, line_of
+from router.core.learning import learn_first_token, learn_reply
 from router.core.ledger import Ledger
+from router.core.lifecycle import Event, State, allows
 from router.core.policy import Admission, Memory, Routing
 from router.core.promises import e2e_tpot_bound_s, tpot_bound_s
 from router.core.score import TRUSTED_AFTER, Score
@@ -46,9 +46,6 @@ from router.core.timers import Due, Timer, Timers
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
 
 NO_USAGE: Final = Usage(0)
-PROMISE_STEP: Final = 0.05  # of the log of a bound: promises as near as that are served in one line
-BOUND_S_MIN: Final = 1e-9
-LOOK_AHEAD: Final = 16  # lines of held requests looked at whenever room may have appeared
 NO_PREDICTION: Final = Prediction(nan, nan, nan)
 
 
@@ -75,8 +72,8 @@ class Dispatcher:
         self._rng = rng
         self._memory: Memory = None
         self._flights: dict[RequestId, Flight] = {}
-        self._held: dict[str, HeldQueue] = {}
         self._timers = Timers(self._stands)
+        self._holding = Holding(self._flights, self._timers, self._ask_held)
         self._ejection = Ejection()
         self._sends = 0
         self._hedges = 0
@@ -203,7 +200,7 @@ class Dispatcher:
     @property
     def held(self) -> int:
         """Requests that wait at the gateway."""
-        return sum(len(queue) for queue in self._held.values())
+        return len(self._holding)
 
     def first_byte_s(self, request_id: RequestId) -> float:
         """When the first byte of a request that is not over came (nan: not yet, or over)."""
@@ -218,7 +215,7 @@ class Dispatcher:
             raise ValueError(f"request {request.id!r} is already in flight")
         now_s = self._time(now_s)
         flight = self._flights[request.id] = Flight(request)
-        queue = self._held.get(request.model)
+        queue = self._holding.queue(request.model)
         slots = self.ledger.roster.taking(request)
         if not len(slots):
             return self._no_backend(flight, now_s)
@@ -229,11 +226,11 @@ class Dispatcher:
             return self._refuse(flight, answer, now_s)
         flight.rank = answer.rank
         if queue:
-            flight.promise = self._promise(request, slots)
-            fleet.ahead = queue.ahead(flight.promise, flight.rank)
-            keeper = self._keeper(queue, flight)
+            flight.line = self._line(request, slots)
+            fleet.ahead = queue.ahead(flight.line, flight.rank)
+            keeper = self._holding.keeper(queue, flight)
             if fleet.ahead or keeper is not None:
-                until_s = inf if keeper is None else max(keeper.asked_again_s, now_s)
+                until_s = inf if keeper is None else max(keeper.ask_again_s, now_s)
                 return self._behind(flight, fleet, forecast, until_s, now_s)
         return self._route(flight, fleet, forecast, now_s)
 
@@ -253,13 +250,14 @@ class Dispatcher:
         """An attempt's first token; other open attempts of the request are closed."""
         now_s = self._time(now_s)
         flight, won = self._find(request_id, attempt)
-        if flight is None or won is None or flight.streaming:
+        if flight is None or won is None or not allows(flight.state, Event.FIRST_BYTE):
             return ()
+        flight.move(Event.FIRST_BYTE)
         flight.first_byte_s = now_s
         self.ledger.load.prefilled(won.reservation, now_s)
         self._ejection.answered(won.backend)
         if flight.request.streamed:
-            self._learn_first_token(won, now_s)
+            learn_first_token(self.belief, self.ledger, won, now_s)
         if len(flight.open) == 1:
             return self._serve_held(now_s, flight.request.model)
         commands: list[Command] = [
@@ -275,13 +273,13 @@ class Dispatcher:
         flight, done = self._find(request_id, attempt)
         if flight is None or done is None:
             return ()
-        if not flight.streaming:
+        if not allows(flight.state, Event.COMPLETE):
             early = list(self.first_byte(request_id, attempt, now_s))
             return [*early, *self.ended(request_id, attempt, usage, now_s)]
         usage = border.usage(usage, flight.request, done.backend, self._context_tokens(done), self.dropped_numbers)
-        self._learn(flight, done, usage, now_s)
+        learn_reply(self.belief, self.ledger, flight.request, done, usage, now_s)
         self.ledger.load.release(done.reservation, now_s)
-        return self._over(flight, EndState.SERVED, done, usage, now_s)
+        return self._over(flight, Event.COMPLETE, done, usage, now_s)
 
     def failed(self, request_id: RequestId, attempt: int, failure: Failure, now_s: float) -> Sequence[Command]:
         """An attempt is dead: before the first byte try elsewhere, after it the stream is broken."""
@@ -292,12 +290,14 @@ class Dispatcher:
         self.ledger.load.release(dead.reservation, now_s)
         if failure.backend_fault:
             self._blame(dead.backend, now_s)
-        if flight.streaming:
-            return [Break(request_id, failure.why), *self._over(flight, EndState.BROKEN, dead, NO_USAGE, now_s)]
+        if flight.state is State.STREAMING:
+            return [Break(request_id, failure.why), *self._over(flight, Event.FAIL, dead, NO_USAGE, now_s)]
         flight.open.remove(dead)
         flight.why = failure.why
         if flight.open:
+            flight.move(Event.LOSE_ATTEMPT)
             return self._serve_held(now_s)
+        flight.move(Event.FAIL)
         return [*self._again(flight, failure, now_s), *self._serve_held(now_s, flight.request.model)]
 
     def client_left(self, request_id: RequestId, now_s: float) -> Sequence[Command]:
@@ -308,8 +308,8 @@ class Dispatcher:
             return ()
         commands: list[Command] = [self._close(flight, a, "the client left", now_s) for a in flight.open]
         last = flight.open[-1] if flight.open else None
-        self._unhold(flight, now_s)
-        commands.extend(self._over(flight, EndState.LEFT, last, NO_USAGE, now_s))
+        self._holding.remove(flight, now_s)
+        commands.extend(self._over(flight, Event.LEAVE, last, NO_USAGE, now_s))
         return commands
 
     def _find(self, request_id: RequestId, attempt: int) -> tuple[Flight | None, Attempt | None]:
@@ -347,6 +347,7 @@ class Dispatcher:
         held = self.ledger.load.reserve(
             slot, forecast.prefill_tokens_at(index), forecast.tokens, bound_s, now_s, pace_s
         )
+        flight.move(Event.SEND)
         flight.attempts += 1
         flight.tried = (*flight.tried, slot)
         attempt = Attempt(flight.attempts, backend, held, predicted, now_s)
@@ -388,13 +389,13 @@ class Dispatcher:
         if not failure.retryable or flight.attempts >= self.limits.attempts_max or fleet is None:
             reason = Reason.FIRST_BYTE_LATE if failure.late else Reason.BACKEND_FAILED
             return self._refuse(flight, Shed(reason, failure.why), now_s)
-        flight.promise = (*self._promise(flight.request, fleet.slots), *[float(slot) for slot in flight.tried])
+        flight.line = (*self._line(flight.request, fleet.slots), *[float(slot) for slot in flight.tried])
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 
     def _untried(self, flight: Flight, now_s: float) -> Fleet | None:
         slots = self.ledger.roster.taking(flight.request)
         left = frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
-        return self._fleet(flight, left, self._held.get(flight.request.model), now_s) if len(left) else None
+        return self._fleet(flight, left, self._holding.queue(flight.request.model), now_s) if len(left) else None
 
     def _fleet(self, flight: Flight, slots: Slots, queue: HeldQueue | None, now_s: float) -> Fleet:
         hold_s = self.admission.hold_s_max if flight.hold_until_s == inf else flight.hold_until_s - now_s
@@ -418,111 +419,55 @@ class Dispatcher:
 
     # -- holding -----------------------------------------------------------------------------------------------
 
-    def _promise(self, request: Request, slots: Slots) -> Promise:
-        """What tells lines of held requests apart: the bounds, and how many backends may take the request where that is
-        not all of them. A client may name any bound, so near ones stand in one line.
-        """
-        slo, all_slots = request.slo, self.ledger.roster.pool(request.model)
-        some = 0.0 if slots is all_slots else float(len(slots))
-        return _step(slo.ttft_s), _step(slo.tpot_s), _step(slo.e2e_s), slo.quantile, some
+    def _line(self, request: Request, slots: Slots) -> LineKey:
+        """The line in which a request waits that these backends may take."""
+        all_slots = self.ledger.roster.pool(request.model)
+        return line_of(request.slo, 0.0 if slots is all_slots else float(len(slots)))
 
     def _hold(self, flight: Flight, choice: Hold, now_s: float) -> Sequence[Command]:
-        request = flight.request
-        queue = self._held.setdefault(request.model, HeldQueue())
-        evicted: Sequence[Command] = ()
-        if len(queue) >= self.admission.held_max:
+        queue = self._holding.queue(flight.request.model)
+        count, evicted = len(queue) if queue is not None else 0, None
+        if count >= self.admission.held_max:
             if not queue or queue.last_rank <= flight.rank:
-                return self._refuse(flight, Shed(Reason.QUEUE_FULL, f"{len(queue)} requests already wait"), now_s)
+                return self._refuse(flight, Shed(Reason.QUEUE_FULL, f"{count} requests already wait"), now_s)
             evicted = self._evict(queue, now_s)
+        flight.move(Event.HOLD)
         if flight.hold_until_s == inf:
             flight.hold_until_s = now_s + self.admission.hold_s_max
-        if not flight.promise:
-            flight.promise = self._promise(request, self.ledger.roster.taking(request))
-        flight.promise = queue.push(flight.rank, request.id, flight.promise)
-        flight.asked_again_s, flight.alone = inf, choice.alone
-        self._timers.set(flight.hold_until_s, request.id, 0, Due.ASK_HELD)
-        self._ask_again(flight, choice.until_s)
-        return evicted
+        line = flight.line or self._line(flight.request, self.ledger.roster.taking(flight.request))
+        self._holding.add(flight, line, choice.until_s, choice.alone)
+        return evicted or ()
 
     def _evict(self, queue: HeldQueue, now_s: float) -> Sequence[Command]:
         """Make room in a full queue for a lower rank: whoever would be served last has to go."""
         last = self._flights[queue.last]
-        self._unhold(last, now_s)
+        self._holding.remove(last, now_s)
         return self._refuse(last, Shed(Reason.EVICTED, "the queue is full and a more urgent request came"), now_s)
 
-    def _ask_again(self, flight: Flight, until_s: float) -> None:
-        """Set the held request's timer, unless one is set that is as early."""
-        when_s = min(until_s, flight.hold_until_s)
-        if when_s < flight.asked_again_s and when_s < flight.hold_until_s:
-            flight.asked_again_s = when_s
-            self._timers.set(when_s, flight.request.id, 0, Due.ASK_HELD)
-
-    def _unhold(self, flight: Flight, now_s: float) -> None:
-        """Take a request out of its queue; the new head of its line gets a timer of its own."""
-        queue = self._held.get(flight.request.model)
-        if queue is None or flight.request.id not in queue:
-            return
-        queue.discard(flight.request.id)
-        first = queue.first_of(flight.promise)
-        if first is not None:
-            self._ask_again(self._flights[first], now_s)
-
     def _serve_held(self, now_s: float, model: str | None = None) -> Sequence[Command]:
-        """Room may have appeared: ask again for those at the head of the queue, until one has to go on waiting."""
-        if not self._held:
+        """Room may have appeared, for one model or (None) for any."""
+        if not self._holding:
             return ()
         commands: list[Command] = []
-        for name in [model] if model is not None else list(self._held):
-            queue = self._held.get(name)
-            if queue:
-                self._serve_queue(queue, now_s, commands)
-            if queue is not None and not queue:
-                del self._held[name]
+        self._holding.serve(now_s, model, commands)
         return commands
 
-    def _keeper(self, queue: HeldQueue, flight: Flight) -> Flight | None:
-        """The held request before this one in rank to which the next room belongs (see ``Hold.alone``)."""
-        for request_id in queue.heads(LOOK_AHEAD):
-            held = self._flights[request_id]
-            if held is flight or held.rank > flight.rank:
-                return None
-            if held.alone:
-                return held
-        return None
-
-    def _serve_queue(self, queue: HeldQueue, now_s: float, commands: list[Command]) -> None:
-        """Ask for the first of each line, in order of rank: a backend that does not suit one may suit another."""
-        for request_id in queue.heads(LOOK_AHEAD):
-            flight = self._flights.get(request_id)
-            if flight is not None and not self._serve_line(flight.promise, queue, now_s, commands):
-                return
-
-    def _serve_line(self, promise: Promise, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
-        """Ask for those of one line until one has to go on waiting; False where that one keeps the next room for
-        itself.
-        """
-        while (request_id := queue.first_of(promise)) is not None:
-            flight = self._flights[request_id]
-            if not self._serve_one(flight, queue, now_s, commands):
-                return not flight.alone
-        return True
-
-    def _serve_one(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
-        """Ask for one of those held; whether it is no longer held."""
+    def _ask_held(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
+        """Decide anew about one of those held; whether it is no longer held (see ``holding.Ask``)."""
         fleet = self._untried(flight, now_s)
         if fleet is None:
-            return self._nobody_left(flight, queue, now_s, commands)
+            return self._no_untried(flight, queue, now_s, commands)
         forecast = Forecast(flight.request, fleet, self.belief)
         choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
         if isinstance(choice, Hold):
             flight.alone = choice.alone
-            self._ask_again(flight, choice.until_s)
+            self._holding.ask_again(flight, choice.until_s)
             return False
         queue.discard(flight.request.id)
         commands.extend(self._perform(flight, choice, fleet, forecast, now_s))
         return True
 
-    def _nobody_left(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
+    def _no_untried(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
         """With nobody up it goes on waiting; when everybody up has failed it already, it must not block the others."""
         if not len(self.ledger.roster.pool(flight.request.model)):
             return False
@@ -548,9 +493,11 @@ class Dispatcher:
         if timer.due is Due.READMIT:
             return True
         flight = self._flights.get(timer.subject)
-        if flight is None or flight.streaming:
+        if flight is None:
             return False
-        return not flight.open if timer.due is Due.ASK_HELD else flight.attempt(timer.attempt) is not None
+        if timer.due is Due.ASK_HELD:
+            return flight.state is State.HELD
+        return flight.state is State.SENT and flight.attempt(timer.attempt) is not None
 
     def ticked(self, now_s: float) -> Sequence[Command]:
         """Act on every timer that is due."""
@@ -577,32 +524,15 @@ class Dispatcher:
 
     def _hold_over(self, flight: Flight, now_s: float) -> Sequence[Command]:
         """A held request's time is up, or its policy wanted to be asked again by now."""
-        queue = self._held[flight.request.model]
         commands: list[Command] = []
+        queue = self._holding.queue(flight.request.model)
+        assert queue is not None  # _stands has just looked
         if now_s >= flight.hold_until_s:
             queue.discard(flight.request.id)
             waited = Shed(Reason.HOLD_EXPIRED, f"held {now_s - flight.request.arrived_s:.2f} s without room")
             commands.extend(self._refuse(flight, waited, now_s))
-        flight.asked_again_s = inf
-        self._serve_due(flight, queue, now_s, commands)
-        if not queue:
-            del self._held[flight.request.model]
+        self._holding.serve_due(flight, now_s, commands)
         return commands
-
-    def _serve_due(self, due: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> None:
-        """Ask for those of one line whose time has come, unless the next room belongs to another one; and for all lines
-        once the one to which it belonged no longer keeps it.
-        """
-        first = queue.first_of(due.promise)
-        head = self._flights[first] if first is not None else due
-        keeper = self._keeper(queue, head)
-        if keeper is not None:
-            self._ask_again(head, keeper.asked_again_s)
-            return
-        kept = due.alone or head.alone
-        self._serve_line(due.promise, queue, now_s, commands)
-        if kept and not (head.alone and head.request.id in queue):
-            self._serve_queue(queue, now_s, commands)
 
     def _late(self, flight: Flight, number: int, now_s: float) -> Sequence[Command]:
         """Close the silent attempt, then go on as with any failure."""
@@ -661,7 +591,7 @@ class Dispatcher:
 
     def _refuse(self, flight: Flight, shed: Shed, now_s: float) -> Sequence[Command]:
         refuse = Refuse(flight.request.id, shed.reason, shed.why, shed.retry_after_s)
-        return [refuse, *self._over(flight, EndState.REFUSED, None, NO_USAGE, now_s, shed.reason)]
+        return [refuse, *self._over(flight, Event.REFUSE, None, NO_USAGE, now_s, shed.reason)]
 
     def _context_tokens(self, done: Attempt) -> int:
         """The longest context of the backend that an attempt ran on (0: any, or it has left)."""
@@ -669,41 +599,17 @@ class Dispatcher:
         backend = ledger.roster.backends[held.slot] if held.generation == ledger.table.generation[held.slot] else None
         return backend.context_tokens_max if backend is not None else 0
 
-    def _learn_first_token(self, won: Attempt, now_s: float) -> None:
-        held, predicted = won.reservation, won.predicted
-        if predicted.expectation is None or held.generation != self.ledger.table.generation[held.slot]:
-            return
-        self.belief.first_token(held.slot, predicted.expectation, predicted.ttft_s, now_s - won.sent_s)
-        won.prefilled = self.ledger.metering.snapshot(held.slot, now_s)
-
-    def _learn(self, flight: Flight, done: Attempt, usage: Usage, now_s: float) -> None:
-        request, held, predicted, belief = flight.request, done.reservation, done.predicted, self.belief
-        if usage.output_tokens <= 0:
-            return
-        belief.lengths.saw(request.model, request.slo_class, usage.output_tokens, request.output_tokens_max)
-        belief.prompts.saw(request.model, request.prompt_tokens, usage.prompt_tokens)
-        if held.generation != self.ledger.table.generation[held.slot]:
-            return
-        if usage.prompt_tokens > 0:
-            share = usage.cached_tokens / usage.prompt_tokens
-            belief.cached(held.slot, share, done.resident_share, usage.cached_stated)
-        if predicted.expectation is None or done.prefilled is None:
-            return
-        slot, expected, until = held.slot, predicted.expectation, self.ledger.metering.snapshot(held.slot, now_s)
-        if usage.output_tokens > 1:
-            belief.pace(slot, request.model, expected, predicted.tpot_s, usage.output_tokens - 1, done.prefilled, until)
-        belief.end(slot, expected, predicted.e2e_s, now_s - done.sent_s)
-
     def _over(
         self,
         flight: Flight,
-        outcome: EndState,
+        event: Event,
         last: Attempt | None,
         usage: Usage,
         now_s: float,
         reason: Reason | None = None,
     ) -> Sequence[Command]:
         """The request is over: account for it, and see whether someone who waits has room now."""
+        outcome = flight.end(event)
         del self._flights[flight.request.id]
         predicted = last.predicted if last else NO_PREDICTION
         account = RequestRecord(
@@ -725,11 +631,6 @@ class Dispatcher:
         )
         if flight.note is not None:
             flight.note.account = account
-        if not self._held or outcome is EndState.REFUSED:
+        if not self._holding or outcome is EndState.REFUSED:
             return (account,)
         return [account, *self._serve_held(now_s, flight.request.model)]
-
-
-def _step(bound_s: float) -> float:
-    """A bound as a number that those within some percent of it share."""
-    return round(log(max(bound_s, BOUND_S_MIN)) / PROMISE_STEP) if bound_s < inf else inf

@@ -1,12 +1,13 @@
 """One request in flight as the dispatcher keeps it, its attempts, and the bounds and failures they meet."""
 
 from dataclasses import dataclass
-from math import inf, isnan, nan
+from math import inf, nan
 
-from router.core.decisions import ADMIT
+from router.core.decisions import ADMIT, EndState
 from router.core.explain import Note
 from router.core.forecast import Prediction
-from router.core.holding import Promise, Rank
+from router.core.held_queue import LineKey, Rank
+from router.core.lifecycle import Event, State, after
 from router.core.load import Reservation
 from router.core.metering import WorkSnapshot
 from router.core.types import Request
@@ -64,40 +65,50 @@ class Attempt:
 
 
 class Flight:
-    """One request that is not over: held while ``open`` is empty, streaming once ``first_byte_s`` is a number."""
+    """One request that is not over; ``state`` changes by the table of ``lifecycle.py`` alone."""
 
     __slots__ = (
         "alone",
-        "asked_again_s",
+        "ask_again_s",
         "attempts",
         "first_byte_s",
         "hold_until_s",
+        "line",
         "note",
         "open",
-        "promise",
         "rank",
         "request",
+        "state",
         "tried",
         "why",
     )
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.state: State = State.DECIDING
         self.open: list[Attempt] = []
         self.attempts = 0
         self.tried: tuple[int, ...] = ()
         self.first_byte_s = nan
         self.hold_until_s = inf
-        self.asked_again_s = inf
+        self.ask_again_s = inf
         self.why = ""
         self.note: Note | None = None  # of the last choice about it
         self.rank: Rank = ADMIT.rank
-        self.promise: Promise = ()
+        self.line: LineKey = ()
         self.alone = False
 
-    @property
-    def streaming(self) -> bool:
-        return not isnan(self.first_byte_s)
+    def move(self, event: Event) -> None:
+        """What happened to the request, which goes on."""
+        state = after(self.state, event)
+        assert isinstance(state, State)
+        self.state = state
+
+    def end(self, event: Event) -> EndState:
+        """What ended the request; the state in which it is over."""
+        state = after(self.state, event)
+        assert isinstance(state, EndState)
+        return state
 
     def attempt(self, number: int) -> Attempt | None:
         """The open attempt of this number."""

@@ -92,7 +92,7 @@ class Forecast:
         "_cached",
         "_fleet",
         "_mean_output_tokens",
-        "_outlook",
+        "_reply",
         "_request",
         "_resident",
         "_rest",
@@ -110,9 +110,9 @@ class Forecast:
         self._request = request
         self._fleet = fleet
         self._belief = belief
-        self._outlook = belief.lengths.outlook(request.model, request.slo_class, request.output_tokens_max)
+        self._reply = belief.lengths.estimate(request.model, request.slo_class, request.output_tokens_max)
         self.prompt_tokens = request.prompt_tokens * belief.prompts.scale(request.model)
-        self.tokens = max(self.prompt_tokens + self._outlook.tokens / 2, 1.0)
+        self.tokens = max(self.prompt_tokens + self._reply.tokens / 2, 1.0)
         self._cached: Floats | None = None
         self._resident: Floats | None = None  # tokens of the prompt as estimated, by what was sent before
         self._rows: Floats | None = None
@@ -129,7 +129,7 @@ class Forecast:
     @property
     def output_tokens(self) -> float:
         """Expected output tokens of this request."""
-        return self._outlook.tokens
+        return self._reply.tokens
 
     @property
     def state(self) -> NDArray[np.int8]:
@@ -182,7 +182,7 @@ class Forecast:
 
     def _predicted(self, alive: Floats) -> Floats:
         """Fill the rows, EXPECTED_TPOT_VIOLATIONS only with the share of replies that reach each length."""
-        fleet, belief, request, outlook = self._fleet, self._belief, self._request, self._outlook
+        fleet, belief, request, reply = self._fleet, self._belief, self._request, self._reply
         rows, hit = self._rows, belief.hit
         if rows is None:
             rows = np.empty((FORECAST, len(fleet.slots)))
@@ -192,8 +192,8 @@ class Forecast:
             rows[CACHED], hit = self.cached_tokens, _NOTHING
         unreported_peer_load = fleet.unreported_peer_load
         row, share = between(request.slo.quantile)
-        self._width = hypot(outlook.spread, WIDTH_MIN)
-        self._mean_output_tokens = belief.lengths.mean_tokens(request.model, outlook.tokens)
+        self._width = hypot(reply.spread, WIDTH_MIN)
+        self._mean_output_tokens = belief.lengths.mean_tokens(request.model, reply.tokens)
         loops.predicted(
             fleet.columns,
             _NONE_UNTOLD if unreported_peer_load is None else unreported_peer_load,
@@ -207,7 +207,7 @@ class Forecast:
             fleet.now_s,
             self.prompt_tokens,
             max(1.0, belief.prompts.mean_tokens(request.model, self.prompt_tokens)),
-            outlook.tokens,
+            reply.tokens,
             self._mean_output_tokens,
             self.tokens,
             RATE_TAU_S,
@@ -291,7 +291,7 @@ class Forecast:
             lean,
             self._fleet.slots,
             self.prompt_tokens,
-            self._outlook.tokens,
+            self._reply.tokens,
             self.tokens,
             rows,
         )
@@ -325,12 +325,12 @@ class Forecast:
         """How many times its share in time a reply of mean length has with the replies that run beside it: those that a
         newcomer meets are longer than the mean, the more so the more lengths differ. E[n^2] / E[n]^2, of a lognormal.
         """
-        return exp(min(self._outlook.spread**2, SHARING_LOG_MAX))
+        return exp(min(self._reply.spread**2, SHARING_LOG_MAX))
 
     @property
     def mean_reply_tokens(self) -> float:
         """The mean reply of this model lately, whoever asked for it."""
-        return self._belief.lengths.mean_tokens(self._request.model, self._outlook.tokens)
+        return self._belief.lengths.mean_tokens(self._request.model, self._reply.tokens)
 
     # -- tails ---------------------------------------------------------------------------------------------------
 

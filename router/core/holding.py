@@ -1,118 +1,141 @@
-"""The requests that wait at the gateway for one model, lowest rank first, in one line for each promise.
+"""The requests that wait at the gateway: when each is asked for again, and who goes first.
 
-Requests with the same SLO and the same choice of backends stand in one line and are served in order. Lines are
-independent: a request whose bounds cannot be met now must not block another that could be sent.
-
-Sorted lists: at the few thousand requests that a queue may hold, moving memory costs less than a heap's bookkeeping,
-and both ends are at hand: the first to serve, and the last, which a more urgent request displaces.
+A held request is asked for again when room may have appeared and when its policy wants it, at the end of its hold at
+the latest. The order is that of ``HeldQueue``: ranks, in lines that do not block each other. Asking itself, which is a
+decision, is the dispatcher's: it hands in ``ask``. Must not depend on policies, forecasts or backends.
 """
 
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
-from heapq import nsmallest
+from collections.abc import Callable, Mapping
+from math import inf, log
 from typing import Final
 
-from router.core.types import RequestId
+from router.core.decisions import Command
+from router.core.flight import Flight
+from router.core.held_queue import HeldQueue, LineKey
+from router.core.timers import Due, Timers
+from router.core.types import RequestId, Slo
 
-Rank = tuple[float, ...]
-Promise = tuple[float, ...]
-_Key = tuple[Rank, int, RequestId]
-LINES_MAX: Final = 32
-SHARED: Final[Promise] = (-1.0,)
+BOUND_STEP: Final = 0.05  # of the log of a bound: requests whose bounds are as near as that are served in one line
+BOUND_S_MIN: Final = 1e-9
+LOOK_AHEAD: Final = 16  # lines of held requests looked at whenever room may have appeared
+Ask = Callable[[Flight, HeldQueue, float, list[Command]], bool]
+"""Decide anew about one of those held, add the commands, and return whether it is no longer held."""
 
 
-class HeldQueue:
-    """Request ids by rank; equal ranks in the order in which they came."""
+class Holding:
+    """A queue a model. ``flights`` has every held request among others; ``timers`` wake it."""
 
-    __slots__ = ("_key_of", "_lines", "_promise_of", "_pushed", "_sorted")
-
-    def __init__(self) -> None:
-        self._sorted: list[_Key] = []
-        self._key_of: dict[RequestId, _Key] = {}
-        self._promise_of: dict[RequestId, Promise] = {}
-        self._lines: dict[Promise, list[_Key]] = {}
-        self._pushed = 0
+    def __init__(self, flights: Mapping[RequestId, Flight], timers: Timers, ask: Ask) -> None:
+        self._flights = flights
+        self._timers = timers
+        self._ask = ask
+        self._queues: dict[str, HeldQueue] = {}
 
     def __len__(self) -> int:
-        return len(self._sorted)
+        return sum(len(queue) for queue in self._queues.values())
 
     def __bool__(self) -> bool:
-        return bool(self._sorted)  # compiled code calls this where it has no length to ask for
+        return bool(self._queues)
 
-    def __contains__(self, request_id: object) -> bool:
-        return request_id in self._key_of
+    def queue(self, model: str) -> HeldQueue | None:
+        """Those who wait for a model, if any do."""
+        return self._queues.get(model)
 
-    def __iter__(self) -> Iterator[RequestId]:
-        """In the order of service, as it stands now: changes do not disturb it."""
-        return iter([key[2] for key in self._sorted])
+    # -- who waits ---------------------------------------------------------------------------------------------
 
-    def push(self, rank: Rank, request_id: RequestId, promise: Promise = ()) -> Promise:
-        """Add a request to the line of its *promise*, and return the line; pushing it again moves it behind its equals.
+    def add(self, flight: Flight, line: LineKey, until_s: float, alone: bool) -> None:
+        """Hold a request in a line until its ``hold_until_s``, to be asked for again at *until_s* at the latest."""
+        request = flight.request
+        queue = self._queues.setdefault(request.model, HeldQueue())
+        flight.line = queue.push(flight.rank, request.id, line)
+        flight.ask_again_s, flight.alone = inf, alone
+        self._timers.set(flight.hold_until_s, request.id, 0, Due.ASK_HELD)
+        self.ask_again(flight, until_s)
 
-        Beyond ``LINES_MAX`` promises the further ones share one line: what a client names must not multiply the work.
-        """
-        self.discard(request_id)
-        promise = self._line_of(promise)
-        self._pushed += 1
-        key = self._key_of[request_id] = (rank, self._pushed, request_id)
-        self._promise_of[request_id] = promise
-        insort(self._sorted, key)
-        line = self._lines.get(promise)
-        if line is None:
-            self._lines[promise] = [key]
-        else:
-            insort(line, key)
-        return promise
+    def ask_again(self, flight: Flight, until_s: float) -> None:
+        """Set the held request's timer, unless one is set that is as early."""
+        when_s = min(until_s, flight.hold_until_s)
+        if when_s < flight.ask_again_s and when_s < flight.hold_until_s:
+            flight.ask_again_s = when_s
+            self._timers.set(when_s, flight.request.id, 0, Due.ASK_HELD)
 
-    def _line_of(self, promise: Promise) -> Promise:
-        return promise if promise in self._lines or len(self._lines) < LINES_MAX else SHARED
-
-    def discard(self, request_id: RequestId) -> None:
-        """Take a request out, if it is there."""
-        key = self._key_of.pop(request_id, None)
-        if key is None:
+    def remove(self, flight: Flight, now_s: float) -> None:
+        """Take a request out of its queue, if it is there; the new head of its line gets a timer of its own."""
+        queue = self._queues.get(flight.request.model)
+        if queue is None or flight.request.id not in queue:
             return
-        del self._sorted[bisect_left(self._sorted, key)]
-        promise = self._promise_of.pop(request_id)
-        line = self._lines[promise]
-        del line[bisect_left(line, key)]
-        if not line:
-            del self._lines[promise]
+        queue.discard(flight.request.id)
+        first = queue.first_of(flight.line)
+        if first is not None:
+            self.ask_again(self._flights[first], now_s)
 
-    def ahead(self, promise: Promise, rank: Rank) -> int:
-        """How many of this promise a newcomer of that rank would wait behind."""
-        line = self._lines.get(self._line_of(promise))
-        if line is None:
-            return 0
-        return bisect_right(line, (rank, self._pushed + 1, ""))
+    def keeper(self, queue: HeldQueue, flight: Flight) -> Flight | None:
+        """The held request before this one in rank to which the next room belongs (see ``Hold.alone``)."""
+        for request_id in queue.heads(LOOK_AHEAD):
+            held = self._flights[request_id]
+            if held is flight or held.rank > flight.rank:
+                return None
+            if held.alone:
+                return held
+        return None
 
-    def first_of(self, promise: Promise) -> RequestId | None:
-        """The request at the head of a line; None where nobody waits in it."""
-        line = self._lines.get(promise)
-        return line[0][2] if line else None
+    # -- who goes first ----------------------------------------------------------------------------------------
 
-    def heads(self, most: int) -> list[RequestId]:
-        """The first of each line in the order of service, ``most`` of them."""
-        if len(self._lines) == 1:
-            return [self._sorted[0][2]]
-        return [key[2] for key in nsmallest(most, [line[0] for line in self._lines.values()])]
+    def serve(self, now_s: float, model: str | None, commands: list[Command]) -> None:
+        """Room may have appeared, for one model or (None) for any: ask for those at the head of the queue again, until
+        one has to go on waiting.
+        """
+        for name in [model] if model is not None else list(self._queues):
+            queue = self._queues.get(name)
+            if queue:
+                self._serve_queue(queue, now_s, commands)
+            if queue is not None and not queue:
+                del self._queues[name]
 
-    @property
-    def first(self) -> RequestId:
-        """The request to serve next; IndexError when nobody waits."""
-        return self._sorted[0][2]
+    def serve_due(self, due: Flight, now_s: float, commands: list[Command]) -> None:
+        """The time of one request, held or just refused, has come: ask for those of its line, unless the next room
+        belongs to another one; and for all lines once the one to which it belonged no longer keeps it.
+        """
+        queue = self._queues[due.request.model]
+        due.ask_again_s = inf
+        first = queue.first_of(due.line)
+        head = self._flights[first] if first is not None else due
+        keeper = self.keeper(queue, head)
+        if keeper is not None:
+            self.ask_again(head, keeper.ask_again_s)
+        else:
+            kept = due.alone or head.alone
+            self._serve_line(due.line, queue, now_s, commands)
+            if kept and not (head.alone and head.request.id in queue):
+                self._serve_queue(queue, now_s, commands)
+        if not queue:
+            del self._queues[due.request.model]
 
-    @property
-    def first_rank(self) -> Rank:
-        """Its rank."""
-        return self._sorted[0][0]
+    def _serve_queue(self, queue: HeldQueue, now_s: float, commands: list[Command]) -> None:
+        """Ask for the first of each line, in order of rank: a backend that does not suit one may suit another."""
+        for request_id in queue.heads(LOOK_AHEAD):
+            flight = self._flights.get(request_id)
+            if flight is not None and not self._serve_line(flight.line, queue, now_s, commands):
+                return
 
-    @property
-    def last(self) -> RequestId:
-        """The request that would be served last; IndexError when nobody waits."""
-        return self._sorted[-1][2]
+    def _serve_line(self, line: LineKey, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
+        """Ask for those of one line until one has to go on waiting; False where that one keeps the next room for
+        itself.
+        """
+        while (request_id := queue.first_of(line)) is not None:
+            flight = self._flights[request_id]
+            if not self._ask(flight, queue, now_s, commands):
+                return not flight.alone
+        return True
 
-    @property
-    def last_rank(self) -> Rank:
-        """Its rank."""
-        return self._sorted[-1][0]
+
+def line_of(slo: Slo, backends: float) -> LineKey:
+    """What requests of one line have in common: bounds, and how many backends may take them where that is not all
+    (``backends``, else 0). A client may ask for any bound, so near ones are served in one line.
+    """
+    return _step(slo.ttft_s), _step(slo.tpot_s), _step(slo.e2e_s), slo.quantile, backends
+
+
+def _step(bound_s: float) -> float:
+    """A bound as a number that those within some percent of it share."""
+    return round(log(max(bound_s, BOUND_S_MIN)) / BOUND_STEP) if bound_s < inf else inf

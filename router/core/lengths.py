@@ -24,7 +24,7 @@ BINS_PER_OCTAVE: Final = 4
 BINS: Final = 18 * BINS_PER_OCTAVE  # up to 2**18 tokens
 REFRESH: Final = 16  # replies between two readings of a distribution: a mean over 500 moves little in 16
 WEIGHT_MAX: Final = 1e6  # of one reply, before all are scaled back
-CAPS_KEPT: Final = 256  # caps whose outlook is kept between two readings
+CAPS_KEPT: Final = 256  # caps whose estimate is kept between two readings
 MEAN_GAIN_MIN: Final = 0.02  # of the newest reply in the mean of a model's
 RATIO_MOST: Final = 32.0  # of a count to its estimate, either way, as far as one prompt teaches
 EXACT: Final = 0.01  # a log ratio below this is a tokenizer's whim
@@ -98,7 +98,7 @@ class SurvivalCurve:
                 return float(_STARTS[i] * (_ENDS[i] / _STARTS[i]) ** min(max(share, 0.0), 1.0))
         return float(_ENDS[-1])
 
-    def outlook(self, cap: float) -> "LengthEstimate":
+    def estimate(self, cap: float) -> LengthEstimate:
         """Of the smaller of a length and its cap (0: none)."""
         whole = bisect_right(_ENDS, cap) if cap else BINS
         mean, first, second = self.below[0][whole], self.below[1][whole], self.below[2][whole]
@@ -111,26 +111,26 @@ class SurvivalCurve:
 class _Replies:
     """One distribution: weights of replies that ended, and of those that were cut, in each bin."""
 
-    __slots__ = ("_outlooks", "_quantiles", "_reading", "_since", "_weight", "_weights")
+    __slots__ = ("_curve", "_estimates", "_quantiles", "_since", "_weight", "_weights")
 
     def __init__(self) -> None:
         ended: list[float] = (START_WEIGHT * _START_SHARES).tolist()
         self._weights = (ended, [0.0] * BINS)  # of those that ended, and of those that were cut
         self._weight = 1.0
         self._since = 0
-        self._reading: SurvivalCurve | None = None
-        self._outlooks: dict[int, LengthEstimate] = {}
+        self._curve: SurvivalCurve | None = None
+        self._estimates: dict[int, LengthEstimate] = {}
         self._quantiles: dict[float, float] = {}
 
-    def saw(self, tokens: int, cap: int) -> None:
+    def update(self, tokens: int, cap: int) -> None:
         """One reply: what is new weighs ever more, which is the same as what is old ever less."""
         self._weights[CUT if cap and tokens >= cap else ENDED][_bin(tokens)] += self._weight
         self._weight *= 1.0 + FADE
         self._since += 1
         if self._since >= REFRESH:
             self._since = 0
-            self._reading = None
-            self._outlooks.clear()
+            self._curve = None
+            self._estimates.clear()
             self._quantiles.clear()
             self._rescale()
 
@@ -139,22 +139,22 @@ class _Replies:
             ended, cut = (np.array(self._weights) / self._weight).tolist()
             self._weights, self._weight = (ended, cut), 1.0
 
-    def _read(self) -> SurvivalCurve:
-        if self._reading is None:
-            self._reading = SurvivalCurve(*self._weights)
-        return self._reading
+    def _survival(self) -> SurvivalCurve:
+        if self._curve is None:
+            self._curve = SurvivalCurve(*self._weights)
+        return self._curve
 
     def survival(self) -> Floats:
         """Element i: the probability to reach bin i; a cut reply was at risk until its cut. As last read."""
-        return self._read().alive
+        return self._survival().alive
 
-    def outlook(self, cap: int) -> LengthEstimate:
+    def estimate(self, cap: int) -> LengthEstimate:
         """Mean and log spread of the smaller of the length and the cap (0: none)."""
-        known = self._outlooks.get(cap)
+        known = self._estimates.get(cap)
         if known is None:
-            if len(self._outlooks) > CAPS_KEPT:
-                self._outlooks.clear()
-            known = self._outlooks[cap] = self._read().outlook(float(cap))
+            if len(self._estimates) > CAPS_KEPT:
+                self._estimates.clear()
+            known = self._estimates[cap] = self._survival().estimate(float(cap))
         return known
 
     def quantile(self, quantile: float, cap: int) -> float:
@@ -163,7 +163,7 @@ class _Replies:
         if known is None:
             if len(self._quantiles) > CAPS_KEPT:
                 self._quantiles.clear()
-            known = self._quantiles[quantile] = self._read().quantile(quantile)
+            known = self._quantiles[quantile] = self._survival().quantile(quantile)
         return min(known, float(cap)) if cap else known
 
     def plain(self) -> dict[str, list[float]]:
@@ -200,13 +200,13 @@ class Lengths:
         self._unseen = _Replies()
         self._means: dict[str, tuple[float, int]] = {}  # of a model's replies of all classes; seen
 
-    def saw(self, model: str, slo_class: str, output_tokens: int, cap: int = 0) -> None:
+    def update(self, model: str, slo_class: str, output_tokens: int, cap: int = 0) -> None:
         """Fold in one finished reply and the cap it ran under (0: none)."""
         key = model, slo_class
         replies = self._replies.get(key)
         if replies is None:
             replies = self._replies[key] = _Replies()
-        replies.saw(output_tokens, cap)
+        replies.update(output_tokens, cap)
         mean, seen = self._means.get(model, (0.0, 0))
         self._means[model] = mean + max(MEAN_GAIN_MIN, 1.0 / (seen + 1.0)) * (output_tokens - mean), seen + 1
 
@@ -215,9 +215,9 @@ class Lengths:
         known = self._means.get(model)
         return known[0] if known else otherwise
 
-    def outlook(self, model: str, slo_class: str, cap: int = 0) -> LengthEstimate:
+    def estimate(self, model: str, slo_class: str, cap: int = 0) -> LengthEstimate:
         """What to expect of a new reply under its own cap (0: none)."""
-        return self._replies.get((model, slo_class), self._unseen).outlook(cap)
+        return self._replies.get((model, slo_class), self._unseen).estimate(cap)
 
     def export(self, model: str) -> dict[str, dict[str, list[float]]]:
         """What was learnt of one model's replies, by SLO class, as plain numbers."""
@@ -227,10 +227,6 @@ class Lengths:
         """Take over classes of which nothing was seen here."""
         for kind, plain in learnt.items():
             self._replies.setdefault((model, kind), _Replies.of(plain))
-
-    def expected(self, model: str, slo_class: str, cap: int = 0) -> float:
-        """Mean output tokens of a new request; never above its own cap (0: none)."""
-        return self.outlook(model, slo_class, cap).tokens
 
     def survival(self, model: str, slo_class: str) -> Floats:
         """Element i: the probability that a reply has at least ``2 ** (i / BINS_PER_OCTAVE)`` tokens; to be read."""
@@ -249,7 +245,7 @@ class Prompts:
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, float, int]] = {}  # log of the ratio, mean tokens, seen
 
-    def saw(self, model: str, estimated_tokens: float, counted_tokens: int) -> None:
+    def update(self, model: str, estimated_tokens: float, counted_tokens: int) -> None:
         """Fold in one engine's count (0: it did not say)."""
         if counted_tokens <= 0 or estimated_tokens <= 0:
             return

@@ -12,11 +12,8 @@ from typing import Any, Final
 
 from router.core.decisions import Command, RequestRecord
 from router.core.dispatcher import Dispatcher
-from router.core.explain import Explanation
 from router.core.flight import Failure
 from router.core.physics import StepCoefficients
-from router.core.policy import Admission, Routing
-from router.core.score import Score
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Slo, Usage
 
 VERSION: Final = 1
@@ -97,26 +94,6 @@ class Recording:
         """See Dispatcher."""
         return self._note("ticked", now_s, self._core.ticked(now_s))
 
-    def adopt(self, routing: Routing, admission: Admission) -> None:
-        """See Dispatcher. A swap of policies is not written: a record is of one policy, the shell starts a new one."""
-        self._core.adopt(routing, admission)
-
-    def loads(self) -> dict[str, Load]:
-        """See Dispatcher."""
-        return self._core.loads()
-
-    def score(self, name: str) -> Score | None:
-        """See Dispatcher."""
-        return self._core.score(name)
-
-    def beliefs(self) -> dict[str, Mapping[str, Any]]:
-        """See Dispatcher."""
-        return self._core.beliefs()
-
-    def explain(self, request_id: RequestId) -> Explanation | None:
-        """See Dispatcher."""
-        return self._core.explain(request_id)
-
     @property
     def wake_s(self) -> float:
         """See Dispatcher."""
@@ -126,16 +103,6 @@ class Recording:
     def soonest_s(self) -> float:
         """See Dispatcher."""
         return self._core.soonest_s
-
-    @property
-    def in_flight(self) -> int:
-        """See Dispatcher."""
-        return self._core.in_flight
-
-    @property
-    def held(self) -> int:
-        """See Dispatcher."""
-        return self._core.held
 
     def _note(self, event: str, now_s: float, commands: Sequence[Command], **arguments: Any) -> Sequence[Command]:
         self._write(

@@ -66,10 +66,12 @@ class Regression:
         self._noise[slot] = NOISE_START
         self._watch[slot] = 0.0
 
-    def saw(self, slot: int, kind: int, terms_s: Floats, beside_s: float, actual_s: float, doubt: float = 0.0) -> float:
-        """Fold in one outcome that should have taken the terms, at their factors, and ``beside_s``.
+    def update(
+        self, slot: int, kind: int, terms_s: Floats, constant_s: float, actual_s: float, log_variance: float = 0.0
+    ) -> float:
+        """Fold in one outcome that should have taken the terms, at their factors, and ``constant_s``.
 
-        ``doubt``: variance of the log of this prediction that has nothing to do with factors (a queue's chance).
+        ``log_variance``: variance of the log of this prediction that has nothing to do with factors (a queue's chance).
         Returns the log of actual over predicted that is left, to first order, after learning. Both must be above 0.
         """
         return loops.learn(
@@ -83,9 +85,9 @@ class Regression:
             slot,
             kind,
             terms_s,
-            beside_s,
+            constant_s,
             actual_s,
-            doubt,
+            log_variance,
         )
 
     def doubt(self, slot: int) -> None:
@@ -95,11 +97,6 @@ class Regression:
     def changes(self, slot: int) -> int:
         """How often the backend was found to have changed."""
         return int(self._watch[slot, CHANGES])
-
-    def uncertainty(self, slot: int) -> Floats:
-        """Relative standard error of each factor, as believed now."""
-        deviations: Floats = np.sqrt(self._covariance[slot].diagonal())
-        return deviations
 
     def plain(self, slot: int) -> dict[str, Any]:
         """What was learnt of one backend as plain numbers."""

@@ -103,7 +103,7 @@ def test_what_a_stream_teaches_costs_little():
 
     def learn(n):
         belief.first_token(0, expected, 0.1, 0.11 + 0.001 * (n % 9))
-        belief.pace(0, "m", expected, 0.02, 50, since, until)
+        belief.tpot(0, "m", expected, 0.02, 50, since, until)
         belief.end(0, expected, 1.0, 1.1)
 
     took, slow = [used_us(learn, n)[0] for n in range(4000)], slowness()

@@ -178,7 +178,7 @@ def test_a_policy_that_asks_no_forecast_teaches_lengths_alone():
     it = core(backend())
     pace(it, 2.0, 20)
     assert it.belief.seen(0) == 0
-    assert it.belief.lengths.expected("m", "default") != pytest.approx(211, rel=0.05)
+    assert it.belief.lengths.estimate("m", "default").tokens != pytest.approx(211, rel=0.05)
 
 
 def test_the_same_streams_teach_the_same():
@@ -247,11 +247,12 @@ def test_what_a_router_was_taught_is_part_of_its_record():
     """A replay predicts what the warm router predicted, not what a cold one would."""
     lines, cold = [], core(backend(), routing="slo_headroom")
     pace(cold, 3.0, 40)
-    warm = Recording(core(routing="slo_headroom"), lambda event: lines.append(json.dumps(event, allow_nan=False)))
+    it = core(routing="slo_headroom")
+    warm = Recording(it, lambda event: lines.append(json.dumps(event, allow_nan=False)))
     warm.backend_joined(backend(), 0.0)
     warm.adopt_belief("a", cold.beliefs()["a"], 0.0)
     assert sent(warm.arrived(request("r"), 1.0)).predicted_ttft_s > 0.04
-    assert warm.explain("r").chosen == "a"
+    assert it.explain("r").chosen == "a"
     for event, commands in replay(map(json.loads, lines), core(routing="slo_headroom")):
         assert commands == event["answer"]
 

@@ -121,8 +121,8 @@ def test_what_a_reply_may_be_is_asked_of_the_lengths_of_its_model_and_class_unde
     it = forecast(Load(), Load(), asked=asked)
     lengths = it._belief.lengths
     for n in range(400):
-        lengths.saw("m", "chat", 40 + n % 100)
-        lengths.saw("m", "batch", 1000)
+        lengths.update("m", "chat", 40 + n % 100)
+        lengths.update("m", "batch", 1000)
     it = Forecast(asked, it._fleet, it._belief)
     assert it.reply_tokens(0.9) == lengths.quantile("m", "chat", 0.9, 300) < 250
     assert it.mean_reply_tokens == pytest.approx(545, rel=0.1)
@@ -178,7 +178,7 @@ def test_the_wait_for_room_goes_by_how_long_others_reply(own):
     full = Load(decoding=8, context_tokens=8_000)
     short, long = (forecast(full, asked=request(prompt_tokens=10, output_tokens_max=own), seqs_max=8) for _ in range(2))
     for it, tokens in ((short, 50), (long, 500)):
-        it._belief.lengths.saw("m", "another", tokens)
+        it._belief.lengths.update("m", "another", tokens)
     step = forecast(full).tpot_s[0]
     assert long.ttft_s[0] - short.ttft_s[0] == pytest.approx(450 / 8 * step, rel=0.1)
 

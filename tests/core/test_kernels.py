@@ -62,7 +62,7 @@ def drawn(chance, count):
         held = ledger.load.reserve(slot, chance.choice((0.0, 3.0, 4000.0)), 700.0, np.inf, now_s)
         if chance.random() < 0.7:
             ledger.load.prefilled(held, now_s)
-        belief.regression.saw(
+        belief.regression.update(
             slot, 0, np.array([0.1, 0.0, 0.01, 0.02, 0.001, 0.005, 0.03]), 0.0, chance.uniform(0.05, 0.5)
         )
         spreads = promised(belief.tails, chance.randrange(3), slot)
@@ -144,8 +144,8 @@ def test_forecasts_are_what_the_formulas_say(seed, prompt_tokens):
     """Every mean, and for every candidate what learning is told, to nine digits."""
     chance = random.Random(seed)
     ledger, belief = drawn(chance, 30)
-    belief.prompts.saw("m", 500.0, 700)
-    belief.lengths.saw("m", "default", 90)
+    belief.prompts.update("m", 500.0, 700)
+    belief.lengths.update("m", "default", 90)
     slots = np.array(sorted(chance.sample(range(30), 20))) if seed % 2 else ledger.roster.pool("m")
     fleet = Fleet(ledger, slots, 3.0)
     it = Forecast(request(prompt_tokens=prompt_tokens, output_tokens_max=chance.choice((0, 60))), fleet, belief)
@@ -184,7 +184,7 @@ def test_lessons_are_what_the_filter_says():
         actual, doubt = 2.0 * float(terms.sum()) * chance.uniform(0.8, 1.2), chance.choice((0.0, 0.3))
         log_factor, covariance, noise = filtered(it, terms, 0.1, actual, doubt)
         changes = it.changes(0)
-        it.saw(0, 0, terms, 0.1, actual, doubt)
+        it.update(0, 0, terms, 0.1, actual, doubt)
         np.testing.assert_allclose(it._log[0], log_factor, rtol=1e-9)
         np.testing.assert_allclose(it.factor[0], np.exp(log_factor), rtol=1e-9)
         assert it._noise[0, 0] == pytest.approx(noise, rel=1e-9)
@@ -225,7 +225,7 @@ def test_outlooks_are_what_the_product_limit_says(cap):
     if whole == BINS:
         share[-1] = 0.0
     mean, first, second = (float(share @ f) for f in (tokens, np.log(tokens), np.log(tokens) ** 2))
-    told = it.outlook("m", "default", cap)
+    told = it.estimate("m", "default", cap)
     assert told.tokens == pytest.approx(max(1.0, mean), rel=1e-9)
     assert told.spread == pytest.approx(np.sqrt(max(0.0, second - first**2)), rel=1e-7, abs=1e-7)
 

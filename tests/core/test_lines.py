@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from router.core import Dispatch, Hold, Reason, Shed, Slo
 from router.core.decisions import EndState, Refuse, RequestRecord, Send
-from router.core.dispatcher import LOOK_AHEAD
 from router.core.flight import DispatchLimits, Failure
-from router.core.holding import LINES_MAX
+from router.core.held_queue import LINES_MAX
+from router.core.holding import LOOK_AHEAD
 from router.core.types import Load, Usage
 from tests.fakes import backend, busy_core, core, refused, request, sent
 
@@ -366,7 +366,7 @@ class Shell:
         admission = {"hold_s_max": HOLD_S_MAX, "held_max": 20}
         self.core = core(backend("a"), backend("b"), routing=routing, admission=admission, limits=limits)
         for _ in range(100):
-            self.core.belief.lengths.saw("m", "default", 10)
+            self.core.belief.lengths.update("m", "default", 10)
         self.now_s, self.came, self.waiting, self.open, self.ends = 0.0, {}, {}, {}, {}
         self.most_held = 0
 

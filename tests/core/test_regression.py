@@ -29,7 +29,7 @@ def taught(chance, truth, count, noise=0.05, it=None):
         it = Regression(1, kinds=1)
         it.joined(0, SIGMA)
     for terms in outcomes(chance, count):
-        it.saw(0, 0, terms, 0.0, float(terms @ truth) * np.exp(noise * chance.gauss(0, 1)))
+        it.update(0, 0, terms, 0.0, float(terms @ truth) * np.exp(noise * chance.gauss(0, 1)))
     return it
 
 
@@ -74,7 +74,7 @@ def test_outliers_move_little():
     it = taught(chance, TRUTH, 200)
     for terms in outcomes(chance, 200):
         odd = 10.0 if chance.random() < 0.1 else 1.0
-        it.saw(0, 0, terms, 0.0, float(terms @ TRUTH) * odd)
+        it.update(0, 0, terms, 0.0, float(terms @ TRUTH) * odd)
     assert error(it, TRUTH, chance) < 0.2
 
 
@@ -84,7 +84,7 @@ def test_what_an_outcome_is_doubted_for_teaches_less():
     terms = np.array([0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     for it, doubt in ((sure, 0.0), (unsure, 1.0)):
         it.joined(0, SIGMA)
-        it.saw(0, 0, terms, 0.0, 0.2, doubt)
+        it.update(0, 0, terms, 0.0, 0.2, doubt)
     assert 1.0 < unsure.factor[0, FIXED] < sure.factor[0, FIXED]
 
 
@@ -93,7 +93,7 @@ def test_what_lies_beside_the_terms_is_not_put_on_them():
     it = Regression(1, 1)
     it.joined(0, SIGMA)
     for _ in range(50):
-        it.saw(0, 0, np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 0.0]), 0.1, 0.2)
+        it.update(0, 0, np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 0.0]), 0.1, 0.2)
     assert it.factor[0, FIRST] == pytest.approx(1.0, abs=0.02)
 
 
@@ -104,7 +104,7 @@ def test_factors_stay_positive_and_covariance_a_covariance_whatever_comes(times,
     it, chance = Regression(1, 1), random.Random(seed)
     it.joined(0, SIGMA)
     for (actual_s, doubt), terms in zip(times, outcomes(chance, len(times)), strict=True):
-        it.saw(0, 0, terms, 0.0, actual_s, doubt)
+        it.update(0, 0, terms, 0.0, actual_s, doubt)
     assert np.isfinite(it.factor).all()
     assert (it.factor > 0.0).all()
     assert np.linalg.eigvalsh(it._covariance[0]).min() > -1e-9
@@ -115,8 +115,8 @@ def test_a_term_never_seen_stays_as_uncertain_as_its_data_sheet():
     it = Regression(1, 1)
     it.joined(0, SIGMA)
     for _ in range(3000):
-        it.saw(0, 0, np.array([0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]), 0.0, 0.1)
-    assert it.uncertainty(0)[FIRST] < 0.8
+        it.update(0, 0, np.array([0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]), 0.0, 0.1)
+    assert np.sqrt(it._covariance[0, FIRST, FIRST]) < 0.8
 
 
 def test_slots_are_apart_and_survive_growth():

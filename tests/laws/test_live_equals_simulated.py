@@ -21,6 +21,7 @@ import pytest
 import policies
 from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Request, Rng
 from router.core.dispatcher import Dispatcher
+from router.core.lifecycle import State
 from router.engines import read_metrics as read_page
 from router.gateway.config.plan import Plan, plan_file
 from router.gateway.protocols.target import Target
@@ -339,7 +340,7 @@ class Life:
 
     @property
     def _streaming(self) -> int:
-        return sum(flight.streaming for flight in self.gate.core._flights.values())
+        return sum(flight.state is State.STREAMING for flight in self.gate.core._flights.values())
 
 
 async def lived(arrivals: list[Arrival], played: RunResult, plan: Plan) -> Watcher:

@@ -110,7 +110,7 @@ def test_impossible_headers_among_those_that_wait_hold_nobody_either():
     """Requests wait for sequences to end: the impossible one is refused at once, they are served when room comes."""
     it = core(backend("a", slower=4.0), routing="slo_headroom")
     for _ in range(100):
-        it.belief.lengths.saw("m", "default", 20)
+        it.belief.lengths.update("m", "default", 20)
     it.on_peer_load("peer", {"a": Load(decoding=100.0, context_tokens=1e5)}, 0.0)
     assert it.arrived(request("waits", slo=Slo(ttft_s=10.0, tpot_s=0.06)), 0.0) == ()
     assert refused(it.arrived(request("impossible", slo=Slo(ttft_s=10_000.0, tpot_s=0.001)), 0.0))

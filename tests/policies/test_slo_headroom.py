@@ -41,7 +41,7 @@ def answer(situation, *, states=None, seed=1, replies=0, **parameters):
     fleet, forecast = scene(situation)
     if replies:
         for _ in range(400):
-            forecast._belief.lengths.saw("m", "default", replies)
+            forecast._belief.lengths.update("m", "default", replies)
         forecast = Forecast(situation.request, fleet, forecast._belief)
     forecast._belief.state[: len(situation.backends)] = TRUSTED if states is None else states
     policy = policies.find("routing", "slo_headroom", parameters)
@@ -125,7 +125,7 @@ def young(short, *, turns, now_s=0.02, **facts):
     fleet, forecast = scene(replace(situation, now_s=0.0))
     fleet.now_s = now_s
     for _ in range(400):
-        forecast._belief.lengths.saw("m", "default", short)
+        forecast._belief.lengths.update("m", "default", short)
     forecast._belief.state[:2] = TRUSTED
     return situation.request, fleet, Forecast(situation.request, fleet, forecast._belief)
 

@@ -1,0 +1,114 @@
+"""The requests that wait at the gateway for one model: lowest rank first, in lines.
+
+Requests with nearly the same SLO and the same choice of backends stand in one line and are served in order. Lines are
+independent: a request whose bounds cannot be met now must not block another that could be sent. Holds ids and ranks
+alone; must not depend on requests, backends or time.
+
+Sorted lists: at the few thousand requests that a queue may hold, moving memory costs less than a heap's bookkeeping,
+and both ends are at hand: the first to serve, and the last, which a more urgent request displaces.
+"""
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
+from heapq import nsmallest
+from typing import Final
+
+from router.core.types import RequestId
+
+Rank = tuple[float, ...]
+LineKey = tuple[float, ...]  # what the requests of one line have in common
+_Key = tuple[Rank, int, RequestId]
+LINES_MAX: Final = 32
+SHARED: Final[LineKey] = (-1.0,)
+
+
+class HeldQueue:
+    """Request ids by rank; equal ranks in the order in which they came."""
+
+    __slots__ = ("_key_of", "_line_of", "_lines", "_pushed", "_sorted")
+
+    def __init__(self) -> None:
+        self._sorted: list[_Key] = []
+        self._key_of: dict[RequestId, _Key] = {}
+        self._line_of: dict[RequestId, LineKey] = {}
+        self._lines: dict[LineKey, list[_Key]] = {}
+        self._pushed = 0
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def __bool__(self) -> bool:
+        return bool(self._sorted)  # compiled code calls this where it has no length to ask for
+
+    def __contains__(self, request_id: object) -> bool:
+        return request_id in self._key_of
+
+    def __iter__(self) -> Iterator[RequestId]:
+        """In the order of service, as it stands now: changes do not disturb it."""
+        return iter([key[2] for key in self._sorted])
+
+    def push(self, rank: Rank, request_id: RequestId, line: LineKey = ()) -> LineKey:
+        """Add a request to a line and return the line; pushing it again moves it behind its equals.
+
+        Beyond ``LINES_MAX`` lines the further ones share one: what a client asks for must not multiply the work.
+        """
+        self.discard(request_id)
+        line = self._shared(line)
+        self._pushed += 1
+        key = self._key_of[request_id] = (rank, self._pushed, request_id)
+        self._line_of[request_id] = line
+        insort(self._sorted, key)
+        waiting = self._lines.get(line)
+        if waiting is None:
+            self._lines[line] = [key]
+        else:
+            insort(waiting, key)
+        return line
+
+    def _shared(self, line: LineKey) -> LineKey:
+        return line if line in self._lines or len(self._lines) < LINES_MAX else SHARED
+
+    def discard(self, request_id: RequestId) -> None:
+        """Take a request out, if it is there."""
+        key = self._key_of.pop(request_id, None)
+        if key is None:
+            return
+        del self._sorted[bisect_left(self._sorted, key)]
+        line = self._line_of.pop(request_id)
+        waiting = self._lines[line]
+        del waiting[bisect_left(waiting, key)]
+        if not waiting:
+            del self._lines[line]
+
+    def ahead(self, line: LineKey, rank: Rank) -> int:
+        """How many of this line a newcomer of that rank would wait behind."""
+        waiting = self._lines.get(self._shared(line))
+        if waiting is None:
+            return 0
+        return bisect_right(waiting, (rank, self._pushed + 1, ""))
+
+    def first_of(self, line: LineKey) -> RequestId | None:
+        """The request at the head of a line; None where nobody waits in it."""
+        waiting = self._lines.get(line)
+        return waiting[0][2] if waiting else None
+
+    def heads(self, most: int) -> list[RequestId]:
+        """The first of each line in the order of service, ``most`` of them."""
+        if len(self._lines) == 1:
+            return [self._sorted[0][2]]
+        return [key[2] for key in nsmallest(most, [waiting[0] for waiting in self._lines.values()])]
+
+    @property
+    def first_rank(self) -> Rank:
+        """The rank of the request to serve next; IndexError when nobody waits."""
+        return self._sorted[0][0]
+
+    @property
+    def last(self) -> RequestId:
+        """The request that would be served last; IndexError when nobody waits."""
+        return self._sorted[-1][2]
+
+    @property
+    def last_rank(self) -> Rank:
+        """Its rank."""
+        return self._sorted[-1][0]

@@ -1,0 +1,40 @@
+"""What an attempt teaches the belief: its first token, and its end.
+
+Compares what was predicted at the send with what came. An attempt whose backend has left its slot teaches nothing of
+whatever is there now. Must not depend on the dispatcher, nor on why a backend was chosen.
+"""
+
+from router.core.belief import Belief
+from router.core.flight import Attempt
+from router.core.ledger import Ledger
+from router.core.types import Request, Usage
+
+
+def learn_first_token(belief: Belief, ledger: Ledger, won: Attempt, now_s: float) -> None:
+    """The first token of an attempt came; its TPOT will be measured from here."""
+    held, predicted = won.reservation, won.predicted
+    if predicted.expectation is None or held.generation != ledger.table.generation[held.slot]:
+        return
+    belief.first_token(held.slot, predicted.expectation, predicted.ttft_s, now_s - won.sent_s)
+    won.prefilled = ledger.metering.snapshot(held.slot, now_s)
+
+
+def learn_reply(belief: Belief, ledger: Ledger, request: Request, done: Attempt, usage: Usage, now_s: float) -> None:
+    """The reply of an attempt is complete: lengths, cache hits, TPOT and E2E."""
+    held, predicted = done.reservation, done.predicted
+    if usage.output_tokens <= 0:
+        return
+    belief.lengths.update(request.model, request.slo_class, usage.output_tokens, request.output_tokens_max)
+    belief.prompts.update(request.model, request.prompt_tokens, usage.prompt_tokens)
+    if held.generation != ledger.table.generation[held.slot]:
+        return
+    if usage.prompt_tokens > 0:
+        share = usage.cached_tokens / usage.prompt_tokens
+        belief.cached(held.slot, share, done.resident_share, usage.cached_stated)
+    if predicted.expectation is None or done.prefilled is None:
+        return
+    slot, expected, until = held.slot, predicted.expectation, ledger.metering.snapshot(held.slot, now_s)
+    if usage.output_tokens > 1:
+        steps = usage.output_tokens - 1
+        belief.tpot(slot, request.model, expected, predicted.tpot_s, steps, done.prefilled, until)
+    belief.end(slot, expected, predicted.e2e_s, now_s - done.sent_s)

@@ -1,0 +1,73 @@
+"""The life of a request as a table: which events a state allows, and the state that each leads to.
+
+The dispatcher moves requests by this table and by nothing else. A fact that comes late, such as the first byte of a
+request that streams already, is no event of the request's state and is dropped; a move that the dispatcher makes and
+the table lacks is a fault and raises. ``README.md`` beside this file draws the table. Must not depend on what a move
+does: reservations, timers and commands are the dispatcher's.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+
+from router.core.decisions import EndState
+
+
+class State(StrEnum):
+    """Where a request is that is not over; ``EndState`` has the states in which it is."""
+
+    DECIDING = "deciding"  # it has just come, or its last attempt has failed; left before the dispatcher answers
+    HELD = "held"  # it waits at the gateway
+    SENT = "sent"  # at least one attempt is open, and no first byte has come
+    STREAMING = "streaming"  # the first byte came; exactly one attempt is open
+
+
+class Event(StrEnum):
+    """What moves a request."""
+
+    HOLD = "hold"
+    SEND = "send"  # one more attempt
+    REFUSE = "refuse"
+    FIRST_BYTE = "first byte"
+    LOSE_ATTEMPT = "lose attempt"  # one failed while another is open
+    FAIL = "fail"  # the only open attempt failed
+    COMPLETE = "complete"
+    LEAVE = "leave"  # the client did
+
+
+NEXT: Final[Mapping[State, Mapping[Event, State | EndState]]] = {
+    State.DECIDING: {
+        Event.HOLD: State.HELD,
+        Event.SEND: State.SENT,
+        Event.REFUSE: EndState.REFUSED,
+    },
+    State.HELD: {
+        Event.SEND: State.SENT,
+        Event.REFUSE: EndState.REFUSED,
+        Event.LEAVE: EndState.LEFT,
+    },
+    State.SENT: {
+        Event.SEND: State.SENT,
+        Event.LOSE_ATTEMPT: State.SENT,
+        Event.FAIL: State.DECIDING,
+        Event.FIRST_BYTE: State.STREAMING,
+        Event.LEAVE: EndState.LEFT,
+    },
+    State.STREAMING: {
+        Event.FAIL: EndState.BROKEN,
+        Event.COMPLETE: EndState.SERVED,
+        Event.LEAVE: EndState.LEFT,
+    },
+}
+
+
+def allows(state: State, event: Event) -> bool:
+    """Whether the event can happen in this state."""
+    return event in NEXT[state]
+
+
+def after(state: State, event: Event) -> State | EndState:
+    """The state that an event leads to; AssertionError where the table has none."""
+    following = NEXT[state].get(event)
+    assert following is not None, f"a request that is {state} cannot {event}"
+    return following
