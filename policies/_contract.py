@@ -1,6 +1,6 @@
 """What every policy must keep to before it may serve, checked by asking it: ``check_routing``, ``check_admission``.
 
-Pure: the same arguments and chance give the same answer, in whatever order it is asked, and nothing it was shown is
+Pure: the same arguments and chance give the same answer, in whatever order it is called, and nothing it was shown is
 changed. Total: no situation makes it raise, however absurd. Closed: it names only candidates, waits only for a future,
 and says why. Willing: an idle pool serves a request that asks for nothing.
 
@@ -56,11 +56,11 @@ def check_routing(policy: Routing, rng: Rng) -> None:
     """Raise PolicyRejected, saying what broke and where, unless the policy keeps the contract of Routing."""
     some = [(world, _tape(rng)) for world in worlds(rng, WORLDS)]
     first = [check_choice(policy, world, tape) for world, tape in some]
-    # Asked again in reverse: an answer that depends on what was asked before comes out different.
+    # Called again in reverse: an answer that depends on earlier calls comes out different.
     for (world, tape), before in zip(reversed(some), reversed(first), strict=True):
         again = ask(policy, world, tape)
         if again != before:
-            _reject("choose", world, f"answered {before} and, asked again, {again}: it remembers or draws chance")
+            _reject("choose", world, f"answered {before} and, called again, {again}: it remembers or draws chance")
     for world in idle_worlds(rng, WORLDS // 4):
         check_willing(policy, world, _tape(rng))
 
@@ -175,7 +175,7 @@ def _check_why(verb: str, world: World, why: Any) -> None:
 
 def _check_facts(verb: str, world: World, before: str, fleet: Fleet, forecast: Forecast) -> None:
     """Everything the policy was shown must be what a fresh look at the same world shows; ``before``: that world's facts
-    (``_facts``) before the policy was asked.
+    (``_facts``) before the policy was called.
     """
     if _facts(world) != before:
         _reject(verb, world, "changed the request or a backend that it was shown")

@@ -1,4 +1,4 @@
-"""Situations that a policy may be asked in, as plain facts: a pool, what runs on it, one request.
+"""Situations that a policy may have to decide in, as plain facts: a pool, what runs on it, one request.
 
 A world is a value; ``scene`` makes the arguments of a decision from it, anew each time, so that a policy that changed
 what it was shown is caught by comparison. ``worlds`` draws them from a handed-in source of chance: the usual, the

@@ -45,4 +45,4 @@ def test_a_record_told_again_gives_the_predictions_that_were_made(tmp_path: Path
         means = tuple(account[f"predicted_{name}_s"] for name in ("ttft", "tpot", "e2e"))
         assert each.means_s == pytest.approx(means, rel=1e-12)
         assert each.backend == account["backend"]
-        assert each.quantiles_s[0.9][0] == pytest.approx(account["promised_ttft_s"], rel=1e-12)
+        assert each.quantiles_s[0.9][0] == pytest.approx(account["predicted_ttft_tail_s"], rel=1e-12)

@@ -9,7 +9,7 @@ def drain_s(fleet: Fleet, forecast: Forecast) -> float:
     """Seconds until as many running sequences have ended as requests wait at the gateway.
 
     By Little's law (1961): with ``n`` sequences of life L running, n / L end a second, and each end makes room for one.
-    L is this request's expected reply at the pace of each backend now; an idle pool drains at once.
+    L is this request's expected reply at the TPOT of each backend now; an idle pool drains at once.
     """
     if not fleet.held:
         return 0.0

@@ -7,7 +7,7 @@ urgent request of the greediest tenant has its turn.
 The lead is kept as in Virtual Clock (Zhang 1990): a tenant's clock advances by tokens over its share of the rate at
 which the pool serves tokens now, and never falls behind real time. Who stays within its share has no lead, whatever
 others do; of those over it, the lowest clock goes first, which serves them in proportion to their weights. Tenants are
-told apart by a hash into ``LANES`` (stochastic fairness queueing, McKenney 1990), so what is remembered is bounded.
+distinguished by a hash into ``LANES`` (stochastic fairness queueing, McKenney 1990), so what is remembered is bounded.
 
 While others wait, a request that they will not let through in time is refused at once, with the time after which they
 should be served. What would be late even on an idle pool is routing's to judge.

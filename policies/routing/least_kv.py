@@ -1,7 +1,7 @@
 """The emptiest KV cache: what vLLM's production stack and llm-d call KV-cache-aware routing.
 
-Counts the tokens our books put there (prompts on their way in included) as a share of what the cache holds, so a
-small card is not taken for an idle one. What engines report beyond our books is in them as foreign load.
+Counts the tokens that the ledger has there (prompts on their way in included) as a share of what the cache holds, so a
+small card is not taken for an idle one. What engines report beyond it is in it as unattributed load.
 """
 
 from dataclasses import dataclass

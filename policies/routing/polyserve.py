@@ -1,8 +1,8 @@
 """PolyServe's rule (arXiv 2507.17769): the most loaded backend that still attains the SLO.
 
-Load gradient instead of balance: whoever is fullest and still fits is filled further, and the others stay empty enough
+Load gradient instead of balance: the fullest backend that still fits is filled further, and the others stay empty enough
 to be given away or to take a tighter class. "Attains" is by predicted means, as there; TPOT against the tightest bound
-running there. When nobody attains, the backend that would miss by the least.
+running there. When none attains, the backend that would miss by the least.
 """
 
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class PolyServe:
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """The fullest backend on which every bound is predicted to be kept."""
-        pace_s = forecast.tpot_s
-        own = used(request, fleet, forecast.ttft_s, pace_s, forecast.e2e_s)
-        use = self.safety * np.maximum(own, used_of_others(fleet, pace_s))
+        tpot_s = forecast.tpot_s
+        own = used(request, fleet, forecast.ttft_s, tpot_s, forecast.e2e_s)
+        use = self.safety * np.maximum(own, used_of_others(fleet, tpot_s))
         attains = use <= 1.0
         if not attains.any():
-            return Dispatch(int(fleet.slots[lowest(use, rng)]), "nobody attains: the smallest miss")
+            return Dispatch(int(fleet.slots[lowest(use, rng)]), "no backend attains: the smallest miss")
         held = fleet.prefill_tokens + fleet.context_tokens + forecast.tokens
         load = np.maximum((fleet.requests + 1.0) / fleet.seqs_max, held / fleet.kv_tokens_max)
         return Dispatch(int(fleet.slots[lowest(np.where(attains, -load, inf), rng)]), "most loaded that still attains")

@@ -1,4 +1,4 @@
-"""Any backend, all alike: what a load balancer that knows nothing does, and the floor that others are measured from."""
+"""Any backend, all alike: what a load balancer without information does; the floor for all others."""
 
 from dataclasses import dataclass
 

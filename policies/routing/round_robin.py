@@ -10,7 +10,7 @@ from router.core import Choice, Dispatch, Fleet, Forecast, Request, Rng
 
 @dataclass(frozen=True, slots=True)
 class RoundRobin:
-    """No parameters; knows nothing of load or hardware."""
+    """No parameters; blind to load and hardware."""
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """The one that was sent to longest ago."""

@@ -12,7 +12,7 @@ send gains the probability that this request's bounds are met, and costs what it
 none gains, the request is served from spare capacity, where it takes nothing from an SLO in force, or refused, for work
 on it would cost others theirs: that is how overload collapses.
 
-An idle backend is always sent what nobody else can do for. Trust goes in steps: a trusted forecast is widened by the
+An idle backend is always sent what no other backend can serve in time. Trust goes in steps: a trusted forecast is widened by the
 error of its model, one that is off by more, and where it is off or still being learnt a few requests are sent whatever
 it says.
 """
@@ -57,11 +57,11 @@ from router.core import (
 
 Bools = NDArray[np.bool_]
 TURN_S: Final = 0.25  # long enough for a busy engine to end a sequence
-TURNS: Final = 20  # so those without a promise hold up the others 5 % of the time at most
+TURNS: Final = 20  # so those without an SLO hold up the others 5 % of the time at most
 PROBES: Final = 4  # in flight at once on a backend whose forecast is not trusted, whatever it says
 TRICKLE: Final = 0.05  # of what is refused on principle goes to an idle backend all the same: a forecast must be tried
 SLOWED: Final = 1.5  # times what the data sheet says: more than sheets are off, so something ails the backend
-GENTLE_SHARE: Final = 0.8  # of the time to the first token: as far as a prompt waits for the sake of others' pace
+GENTLE_SHARE: Final = 0.8  # of the time to the first token: as far as a prompt waits for the sake of others' TPOT
 CHANCE_MIN: Final = 0.1  # a reply that is less likely to end in time even on an idle backend cannot
 GAIN_MIN: Final = 0.1  # of SLOs met, as a probability: a send that gains less is not worth its work
 GAIN_NEAR: Final = 0.05  # gains this close are equal
@@ -73,8 +73,8 @@ _NO_PRICE: Final = np.empty(0)
 @dataclass(frozen=True, slots=True)
 class SloHeadroom:
     """``prefer``: ``spread`` to where the request takes least time from everybody, or ``pack`` to where it costs least;
-    ``safety``: factor on every prediction; ``ask_again_s``: how long a hold lasts before the policy is asked again;
-    ``best_effort``: what becomes of a request whose SLO nobody can keep: ``spare`` serves it where that harms no SLO in
+    ``safety``: factor on every prediction; ``ask_again_s``: how long a hold lasts before the policy decides anew;
+    ``best_effort``: what becomes of a request whose SLO no backend can meet: ``spare`` serves it where that harms no SLO in
     force and capacity is to spare, else refuses it; ``shed`` refuses it but for a trickle to idle backends; ``send``
     sends it where it harms least; ``patience_s``: how long a request without an SLO may have to give way to all others.
     """
@@ -116,7 +116,7 @@ class SloHeadroom:
         if count == NONE_FITS or fleet.ahead:
             return self._without_headroom(request, fleet, forecast, weights, reply_tokens, rng)
         if count == 0:
-            return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its pace")
+            return Hold(fleet.now_s + self.ask_again_s, "it would cost a reply that has just begun its TPOT SLO")
         place = int(weights.item(CANDIDATES, int(rng.random() * count)))
         if request.prefix:
             best = self._most_gained(request, fleet, forecast, waited_s, weights)
@@ -125,7 +125,7 @@ class SloHeadroom:
         return Dispatch(fleet.slots.item(place), "keeps every SLO")
 
     def _urgent_s(self, request: Request, fleet: Fleet, waited_s: float) -> float:
-        """A first token that would come sooner than in so long may wait for the sake of others' pace.
+        """A first token that would come sooner than in so long may wait for the sake of others' TPOT.
 
         A reply of a few tokens cannot make up for a step that takes a prompt in. Where the first token is not urgent
         it comes a few steps later instead; in the end the prompt goes where it breaks the least.
@@ -244,12 +244,12 @@ class SloHeadroom:
         return longest < 1.0 or forecast.in_time(np.array([longest])).item(0) < CHANCE_MIN
 
     def _least_harm(self, fleet: Fleet, weights: Floats, allowed: Bools, why: str, rng: Rng) -> Choice:
-        """One of the backends that are allowed: where the request uses least of what was promised."""
+        """One of the backends that are allowed: where the request uses least of the bounds."""
         return Dispatch(fleet.slots.item(lowest(np.where(allowed, weights[SLO_USE_MEAN], inf), rng)), why)
 
     def _recovered(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Bools:
         """Idle backends that are taken for too slow, while by their data sheets they would do: now and then one is sent
-        a request that nobody has headroom for, as nothing else would show that it has recovered.
+        a request that no backend has headroom for, as nothing else would show that it has recovered.
         """
         idle: Bools = fleet.requests < 1.0
         if fleet.ahead or not idle.any() or rng.random() >= TRICKLE:
@@ -292,15 +292,15 @@ class SloHeadroom:
         best = int(used.max(axis=0).argmin())
         bound = int(used[:, best].argmax())
         if used[bound, best] <= 1.0 < weights.item(PEERS_SLO_USE, best):
-            pace_s = weights.item(TPOT_S, best)
-            bound_s = pace_s / weights.item(PEERS_SLO_USE, best)
-            return f"no backend can keep the TPOT of {bound_s:.3g} s: {pace_s:.3g} s expected of the replies there"
+            tpot_s = weights.item(TPOT_S, best)
+            bound_s = tpot_s / weights.item(PEERS_SLO_USE, best)
+            return f"no backend can keep the TPOT of {bound_s:.3g} s: {tpot_s:.3g} s expected of the replies there"
         name, expected_s = ("TTFT", "TPOT", "E2E")[bound], seconds.item(bound, best)
         even = " even on an idle backend" if infeasible else ""
         return f"no backend can keep its {name} of {bounds.item(bound, 0):.3g} s: {expected_s:.3g} s expected{even}"
 
     def _has_its_turn(self, waited_s: float, now_s: float) -> bool:
-        """Whether this moment belongs to those without a promise who have waited long: one turn in ``TURNS``."""
+        """Whether this moment belongs to those without an SLO that have waited long: one turn in ``TURNS``."""
         return waited_s >= self.patience_s and int(now_s / TURN_S) % TURNS == 0
 
 

@@ -1,6 +1,6 @@
 """As many replicas of each variant as the demand needs to keep its SLO, and the reason in words.
 
-Per replica: the largest batch whose predicted pace and first token keep the SLO; by Little's law (Little 1961) that
+Per replica: the largest batch whose predicted TPOT and TTFT meet the SLO; by Little's law (Little 1961) that
 batch serves ``batch / life`` requests per second. Demand over that rate, with a margin for bursts, is the count.
 """
 

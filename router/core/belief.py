@@ -1,11 +1,11 @@
-"""What we hold true of each backend: its physics as its streams corrected it, how far off we tend to be, whether to
-trust it.
+"""What is believed of each backend: its physics as its streams corrected it, how far off predictions tend to be, and
+whether to trust them.
 
-Believes: data-sheet physics (``Backend.prior``) times learnt factors (``regression.py``), a small factor left over in
-each load band, conformal tails (``tails.py``), reply lengths (``lengths.py``). Must not know: what is true in the
-simulator; it learns there as it does in production, from the streams it sent.
+Assumes: data-sheet physics (``Backend.prior``) times learnt factors (``regression.py``), a small factor left over in
+each load band, conformal tails (``tails.py``), reply lengths (``lengths.py``). Must not depend on: what is true in the
+simulator; the belief learns there as in production, from the streams it sent.
 
-A stream teaches twice. Its first token: the steps and prompt tokens that stood ahead when it was sent. Its pace: the
+A stream is two measurements. Its first token: the steps and prompt tokens that stood ahead when it was sent. Its TPOT: the
 mean batch, context and prompt load that the backend carried while it decoded.
 """
 
@@ -28,14 +28,14 @@ from router.core.score import STATES, ForecastStats, Score
 from router.core.tails import Tails
 from router.core.types import Backend
 
-VERSION: Final = 2  # of an exported belief
+VERSION: Final = 3  # of an exported belief
 STEPS_AHEAD: Final = 0.5  # that a busy engine has scheduled beyond the one under way: none, or (vLLM's async) one
 STEPS_AHEAD_SIGMA: Final = 1.0
 BIAS_GAIN: Final = 0.04
 CREDIT_GAIN: Final = 0.1  # of a prompt that should be cached whole: an engine that caches nothing is known after 30
-STEPS_MIN: Final = 4  # a shorter reply says more of rounding than of pace
+STEPS_MIN: Final = 4  # a shorter reply says more of rounding than of TPOT
 SHORTEST_S: Final = 1e-9  # what took less was not timed: the log of its ratio would know no bound
-STEP_DOUBT: Final = 0.25  # variance of the log pace of a single step: a prompt may or may not be in it
+STEP_LOG_VARIANCE: Final = 0.25  # of the TPOT of a single step: a prompt may or may not be in it
 
 
 @dataclass(init=False, slots=True, eq=False)
@@ -43,27 +43,27 @@ class Expectation:
     """What one send was expected to take, as it stood then, in seconds and logs.
 
     ``terms_and_spreads``: the terms of TTFT at factor 1, then the spreads of each metric, as ``kernels.expected``
-    fills them in; ``beside_s``: network; ``doubt``: variance of the log of TTFT by the queue's chance; ``width``:
-    expected spread of the log of E2E.
+    fills them in; ``constant_s``: network; ``log_variance``: of TTFT, by the queue's chance; ``width``: expected spread
+    of the log of E2E.
     """
 
     terms_and_spreads: Final[Floats]
-    beside_s: Final[float]
-    doubt: Final[float]
+    constant_s: Final[float]
+    log_variance: Final[float]
     band: Final[int]
     width: Final[float]
 
     def __init__(
         self,
         terms_and_spreads: Floats,
-        beside_s: float,
-        doubt: float,
+        constant_s: float,
+        log_variance: float,
         band: int,
         width: float,
     ) -> None:
         self.terms_and_spreads = terms_and_spreads
-        self.beside_s = beside_s
-        self.doubt = doubt
+        self.constant_s = constant_s
+        self.log_variance = log_variance
         self.band = band
         self.width = width
 
@@ -72,7 +72,7 @@ class Belief:
     """Columns and rows over the ledger's slots."""
 
     prior: Floats  # a row a slot: a step's seconds by the data sheet, of one stage's share of the batch; SHARE, SCALE
-    lean: Floats  # of TTFT and TPOT, by band and slot: what is left between model and outcome, as a factor
+    load_band_bias: Floats  # of TTFT and TPOT, by band and slot: what is left between model and outcome, as a factor
     hit: Floats  # share of prompt tokens found in the prefix cache, by slot
     credit: Floats  # of the tokens that should be there by what was sent, the share that is found; 1 until known
     finds: Floats  # whether the engine's own metrics have ever shown a hit: 1 or 0 (nan: they have none)
@@ -83,10 +83,10 @@ class Belief:
         self.roofs = Roofs(capacity)
         self.regression = Regression(capacity, kinds=2)
         self.tails = Tails(capacity)
-        self.books = ForecastStats(capacity)
+        self.stats = ForecastStats(capacity)
         self._backends: dict[int, Backend] = {}
         self.prior = np.zeros((capacity, PRIOR))
-        self.lean = np.ones((2, BANDS, capacity))
+        self.load_band_bias = np.ones((2, BANDS, capacity))
         self.hit = np.zeros(capacity)
         self.credit = np.ones(capacity)
         self.finds = np.full(capacity, nan)
@@ -94,7 +94,7 @@ class Belief:
     @property
     def state(self) -> NDArray[np.int8]:
         """How far each backend's forecast can be trusted: LEARNING, TRUSTED or OFF."""
-        return self.books.state
+        return self.stats.state
 
     # -- who is there --------------------------------------------------------------------------------------------
 
@@ -117,24 +117,24 @@ class Belief:
         self.prior[slot, SHARE], self.prior[slot, SCALE], self.prior[slot, EAGER] = 1.0 / p.stages, scale, p.eager_s
         self.regression.joined(slot, (*p.sigma, STEPS_AHEAD_SIGMA))
         self.tails.joined(slot, backend.models[0] if backend.models else "")
-        self.books.joined(slot)
-        self.lean[..., slot] = 1.0
+        self.stats.joined(slot)
+        self.load_band_bias[..., slot] = 1.0
         self.hit[slot] = 0.0
         self.credit[slot], self.finds[slot] = 1.0, nan
 
     def restarted(self, slot: int) -> None:
         """The backend was away and is back: it may be another version, or have others on its machine."""
-        self.regression.doubt(slot)
+        self.regression.widen(slot)
 
     def _grow(self, capacity: int) -> None:
-        prior, lean, hit = self.prior, self.lean, self.hit
+        prior, bias, hit = self.prior, self.load_band_bias, self.hit
         self.prior = np.zeros((capacity, PRIOR))
-        self.lean = np.ones((2, BANDS, capacity))
+        self.load_band_bias = np.ones((2, BANDS, capacity))
         self.hit = np.zeros(capacity)
-        self.prior[: len(hit)], self.lean[..., : len(hit)], self.hit[: len(hit)] = prior, lean, hit
+        self.prior[: len(hit)], self.load_band_bias[..., : len(hit)], self.hit[: len(hit)] = prior, bias, hit
         self.credit = np.concatenate((self.credit, np.ones(capacity - len(hit))))
         self.finds = np.concatenate((self.finds, np.full(capacity - len(hit), nan)))
-        for part in (self.roofs, self.regression, self.tails, self.books):
+        for part in (self.roofs, self.regression, self.tails, self.stats):
             part.grow(capacity)
 
     # -- what happened -------------------------------------------------------------------------------------------
@@ -143,12 +143,12 @@ class Belief:
         """A first token came ``actual_s`` after its send."""
         if not (predicted_s > 0.0 and actual_s >= SHORTEST_S):
             return
-        terms, beside_s = expected.terms_and_spreads, expected.beside_s
+        terms, constant_s = expected.terms_and_spreads, expected.constant_s
         if expected.band == FULL:  # the wait for room is a matter of other replies' ends, not of this engine's steps
-            left = log(actual_s / (float(terms[:TERMS] @ self.regression.factor[slot]) + beside_s))
+            left = log(actual_s / (float(terms[:TERMS] @ self.regression.factor[slot]) + constant_s))
         else:
-            left = self.regression.update(slot, TTFT, terms, beside_s, actual_s, expected.doubt)
-        self._settle_lean(TTFT, slot, expected.band, left)
+            left = self.regression.update(slot, TTFT, terms, constant_s, actual_s, expected.log_variance)
+        self._update_load_band_bias(TTFT, slot, expected.band, left)
         self._judge(TTFT, slot, expected, log(actual_s / predicted_s))
 
     def tpot(
@@ -168,8 +168,8 @@ class Belief:
         sure = steps >= STEPS_MIN
         if sure:
             terms = self._lived(slot, model, steps, since, until)
-            left = self.regression.update(slot, TPOT, terms, 0.0, actual_s, STEP_DOUBT / steps)
-            self._settle_lean(TPOT, slot, expected.band, left)
+            left = self.regression.update(slot, TPOT, terms, 0.0, actual_s, STEP_LOG_VARIANCE / steps)
+            self._update_load_band_bias(TPOT, slot, expected.band, left)
         self._judge(TPOT, slot, expected, log(actual_s / (steps * predicted_s)), sure)
 
     def _lived(self, slot: int, model: str, steps: int, since: WorkSnapshot, until: WorkSnapshot) -> Floats:
@@ -201,7 +201,7 @@ class Belief:
         sent there; ``stated``: the reply's usage says what was found.
 
         Engines leave a count of 0 out, and many all counts: where none was ever stated that says nothing, unless the
-        engine's own pages tell whether anything is ever found.
+        engine's own metrics show whether anything is ever found.
         """
         hit = self.hit.item(slot)
         if hit != share:
@@ -216,20 +216,20 @@ class Belief:
         self.credit[slot] += CREDIT_GAIN * (found - expected * self.credit.item(slot))
 
     def reported(self, slot: int, hit_rate: float) -> None:
-        """The share of prompt tokens that the engine itself says it found lately (nan: it does not say)."""
+        """The share of prompt tokens that the engine itself says it found lately (nan: it does not report it)."""
         if hit_rate > 0.0:
             self.finds[slot] = 1.0
         elif hit_rate == 0.0 and isnan(self.finds.item(slot)):
             self.finds[slot] = 0.0
 
-    def _settle_lean(self, metric: int, slot: int, band: int, left: float) -> None:
+    def _update_load_band_bias(self, metric: int, slot: int, band: int, left: float) -> None:
         """Learn what the factors leave over in this load band: the queue is modelled only so well."""
-        lean = self.lean.item(metric, band, slot)
-        self.lean[metric, band, slot] = lean * exp(BIAS_GAIN * (min(1.0, max(-1.0, left)) - log(lean)))
+        bias = self.load_band_bias.item(metric, band, slot)
+        self.load_band_bias[metric, band, slot] = bias * exp(BIAS_GAIN * (min(1.0, max(-1.0, left)) - log(bias)))
 
     def _judge(self, metric: int, slot: int, expected: Expectation, score: float, sure: bool = True) -> None:
-        """Book an outcome against what was promised for it; ``sure``: its error is one of the model, not of chance."""
-        tails, books, band = self.tails, self.books, expected.band
+        """Count an outcome against its predicted quantiles; ``sure``: its error is one of the model, not of chance."""
+        tails, stats, band = self.tails, self.stats, expected.band
         own, pooled = tails.scores(metric, band, slot)
         width = expected.width if metric == E2E else 1.0
         if loops.judge(
@@ -237,8 +237,8 @@ class Belief:
             pooled,
             tails.spread,
             tails.borrows,
-            books.rows,
-            books.state,
+            stats.rows,
+            stats.state,
             metric,
             band,
             slot,
@@ -253,11 +253,11 @@ class Belief:
 
     def seen(self, slot: int) -> int:
         """First tokens observed on this backend."""
-        return self.books.seen(slot, TTFT)
+        return self.stats.seen(slot, TTFT)
 
     def score(self, slot: int) -> Score:
         """How its predictions did."""
-        ttft, tpot, e2e = (self.books.accuracy(slot, metric) for metric in (TTFT, TPOT, E2E))
+        ttft, tpot, e2e = (self.stats.accuracy(slot, metric) for metric in (TTFT, TPOT, E2E))
         return Score(STATES[self.state[slot]], ttft, tpot, e2e, self.regression.changes(slot))
 
     # -- warm start ----------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class Belief:
             "prior": self.prior[slot, :TERMS].tolist(),
             "regression": self.regression.plain(slot),
             "tails": self.tails.plain(slot),
-            "lean": self.lean[..., slot].tolist(),
+            "load_band_bias": self.load_band_bias[..., slot].tolist(),
             "hit": float(self.hit[slot]),
             "credit": float(self.credit[slot]),
             "state": int(self.state[slot]),
@@ -278,7 +278,7 @@ class Belief:
 
     def adopt(self, slot: int, learnt: Mapping[str, Any]) -> None:
         """Start from what another router learnt of the same backend, or refuse it whole: ValueError when it is of
-        another version or other physics, Implausible when it holds a number that nobody can have learnt.
+        another version or other physics, Implausible when it holds a number that cannot have been learnt.
         """
         if learnt.get("version") != VERSION:
             raise ValueError(f"a belief of version {learnt.get('version')!r}; expected {VERSION}")
@@ -290,7 +290,7 @@ class Belief:
                 self.lengths.adopt(model, classes)
         self.regression.adopt(slot, learnt["regression"])
         self.tails.adopt(slot, learnt["tails"])
-        self.lean[..., slot] = learnt["lean"]
+        self.load_band_bias[..., slot] = learnt["load_band_bias"]
         self.hit[slot] = learnt["hit"]
         self.credit[slot] = min(1.0, max(0.0, learnt.get("credit", 1.0)))
         self.state[slot] = learnt["state"]

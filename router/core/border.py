@@ -5,7 +5,7 @@ as not given, nothing is learnt from it, and it is counted by source. Nothing he
 or a peer; only a belief is refused as a whole (``Implausible``), as half of one is of no use.
 
 Bounds are wide. They do not tell a wrong number from a right one; they keep every later sum, logarithm and exponential
-finite, and keep out what contradicts itself. Must not know how any of these numbers is used.
+finite, and keep out what contradicts itself. Must not depend on how any of these numbers is used.
 """
 
 from collections.abc import Mapping
@@ -44,10 +44,10 @@ SHARE_OVERSHOOT: Final = 0.05  # of a share above 1 that is rounding, and is cli
 DRIFT: Final = 1e-3  # below 0 that is rounding of a sum, and is clipped
 AHEAD_S: Final = 1.0  # by which clocks that are compared through a store may differ
 FAR_S: Final = 1e12  # a clock never shows so much
-BOUND_S_MOST: Final = 1e6  # of a promised TPOT
+BOUND_S_MOST: Final = 1e6  # of the TPOT of an SLO
 COEFFICIENT_S_MOST: Final = 1e3  # of one term of one step
 SIGMA_MOST: Final = 10.0  # relative error of a data sheet
-LEAN_MOST: Final = 3.0  # what is left between model and outcome, as a factor
+LOAD_BAND_BIAS_MOST: Final = 3.0  # what is left between model and outcome, as a factor
 FLOAT_MOST: Final = 1e300  # an integer beyond it may be no float
 SHOWN_MOST: Final = 1 << 60  # a count beyond it is not written out
 COVARIANCE_MOST: Final = 1e3  # of log factors; a data sheet's is below 1, and each restart adds a quarter
@@ -78,21 +78,21 @@ class DroppedNumbers:
 
 
 def asked_in_time(report: EngineReport, now_s: float) -> bool:
-    """Whether a report can have been asked for by now."""
+    """Whether a report's scrape can have begun by now."""
     return -FAR_S < report.asked_s <= now_s + AHEAD_S
 
 
 # -- the usage of a reply ----------------------------------------------------------------------------------------------
 
 
-def usage(said: Usage, request: Request, backend: str, context_tokens_max: int, dropped: DroppedNumbers) -> Usage:
+def usage(given: Usage, request: Request, backend: str, context_tokens_max: int, dropped: DroppedNumbers) -> Usage:
     """The usage with what is plausible for this request; a count that is not becomes 0 (not given).
 
     ``backend``: the name of the one that served it; ``context_tokens_max``: the longest prompt it takes (0: any).
     Cached tokens that are more than the prompt, or come without it, drop both counts: one of the two is wrong, and
     nothing says which.
     """
-    output, prompt, cached = said.output_tokens, said.prompt_tokens, said.cached_tokens
+    output, prompt, cached = given.output_tokens, given.prompt_tokens, given.cached_tokens
     cap, estimated = request.output_tokens_max, request.prompt_tokens
     output_most = min(OUTPUT_TOKENS_MOST, OUTPUT_FACTOR * cap + OUTPUT_SLACK_TOKENS) if cap else OUTPUT_TOKENS_MOST
     prompt_most = PROMPT_FACTOR * estimated + PROMPT_SLACK_TOKENS
@@ -102,7 +102,7 @@ def usage(said: Usage, request: Request, backend: str, context_tokens_max: int, 
     prompt_good = prompt == 0 or (estimated <= PROMPT_FACTOR * prompt and prompt <= prompt_most)
     cached_good = 0 <= cached <= prompt or cached == 0
     if output_good and prompt_good and cached_good:
-        return said
+        return given
     if not output_good:
         dropped.add(USAGE, backend, f"{_shown(output)} output tokens; expected 0 to {output_most}")
     if not prompt_good:
@@ -114,7 +114,7 @@ def usage(said: Usage, request: Request, backend: str, context_tokens_max: int, 
         output if output_good else 0,
         prompt if counted else 0,
         cached if counted else 0,
-        counted and said.cached_stated,
+        counted and given.cached_stated,
     )
 
 
@@ -126,30 +126,30 @@ def _shown(count: int) -> str:
 # -- an engine's report ------------------------------------------------------------------------------------------------
 
 
-def report(said: EngineReport, name: str, now_s: float, dropped: DroppedNumbers) -> EngineReport | None:
-    """The report with what is plausible; a field that is not becomes nan (not said). None when its time is not."""
-    if not asked_in_time(said, now_s):
-        source = CLOCK if -FAR_S < said.asked_s < FAR_S else REPORT  # of another clock, or no time at all
-        dropped.add(source, name, f"a report asked for at {said.asked_s} s, read at {now_s} s")
+def report(given: EngineReport, name: str, now_s: float, dropped: DroppedNumbers) -> EngineReport | None:
+    """The report with what is plausible; a field that is not becomes nan (not reported). None when its time is not."""
+    if not asked_in_time(given, now_s):
+        source = CLOCK if -FAR_S < given.asked_s < FAR_S else REPORT  # of another clock, or no time at all
+        dropped.add(source, name, f"a report of a scrape begun at {given.asked_s} s, read at {now_s} s")
         return None
     return EngineReport(
-        said.asked_s,
-        _said(said.running, 0.0, SEQUENCES_MOST, name, "running", dropped),
-        _said(said.waiting, 0.0, SEQUENCES_MOST, name, "waiting", dropped),
-        _share(said.kv_usage, name, "kv_usage", dropped),
-        _share(said.prefix_hit_rate, name, "prefix_hit_rate", dropped),
-        _said(said.kv_tokens_max or nan, 1.0, TOKENS_MOST, name, "kv_tokens_max", dropped),  # 0: it has not said yet
+        given.asked_s,
+        _in_range(given.running, 0.0, SEQUENCES_MOST, name, "running", dropped),
+        _in_range(given.waiting, 0.0, SEQUENCES_MOST, name, "waiting", dropped),
+        _share(given.kv_usage, name, "kv_usage", dropped),
+        _share(given.prefix_hit_rate, name, "prefix_hit_rate", dropped),
+        _in_range(given.kv_tokens_max or nan, 1.0, TOKENS_MOST, name, "kv_tokens_max", dropped),  # 0: not known yet
     )
 
 
 def _share(value: float, name: str, field: str, dropped: DroppedNumbers) -> float:
-    """A share, at most 1; nan (not said) stays nan."""
-    said = _said(value, 0.0, 1.0 + SHARE_OVERSHOOT, name, field, dropped)
-    return 1.0 if said > 1.0 else said
+    """A share, at most 1; nan (not reported) stays nan."""
+    given = _in_range(value, 0.0, 1.0 + SHARE_OVERSHOOT, name, field, dropped)
+    return 1.0 if given > 1.0 else given
 
 
-def _said(value: float, least: float, most: float, name: str, field: str, dropped: DroppedNumbers) -> float:
-    """The value where it is in range; nan (not said) stays nan, and anything else becomes it."""
+def _in_range(value: float, least: float, most: float, name: str, field: str, dropped: DroppedNumbers) -> float:
+    """The value where it is in range; nan (not reported) stays nan, and anything else becomes it."""
     if least <= value <= most or isnan(value):
         return value
     dropped.add(REPORT, name, f"{field} {value}; expected {least:g} to {most:g}")
@@ -159,12 +159,12 @@ def _said(value: float, least: float, most: float, name: str, field: str, droppe
 # -- a peer's load -----------------------------------------------------------------------------------------------------
 
 
-def loads(said: Mapping[str, Load], peer: str, dropped: DroppedNumbers) -> Mapping[str, Load]:
+def loads(given: Mapping[str, Load], peer: str, dropped: DroppedNumbers) -> Mapping[str, Load]:
     """The loads with what is plausible; a field that is not becomes 0 (nothing there, no bound)."""
-    for load in said.values():
+    for load in given.values():
         if not _whole(load):
-            return {name: _checked(load, name, peer, dropped) for name, load in said.items()}
-    return said
+            return {name: _checked(load, name, peer, dropped) for name, load in given.items()}
+    return given
 
 
 def _whole(load: Load) -> bool:
@@ -215,21 +215,21 @@ _SECONDS: Final = (
 )  # fmt: skip
 
 
-def backend(said: Backend, dropped: DroppedNumbers) -> Backend | None:
+def backend(given: Backend, dropped: DroppedNumbers) -> Backend | None:
     """The backend with what is plausible; another fact becomes its default. None when its physics are not: nothing can
     be predicted for it.
     """
-    odd = _odd_coefficient(said.prior)
+    odd = _odd_coefficient(given.prior)
     if odd:
-        dropped.add(BACKEND, said.name, odd)
+        dropped.add(BACKEND, given.name, odd)
         return None
     instead: dict[str, Any] = {}
     for field, least, most, default in _FACTS:
-        value = getattr(said, field)
+        value = getattr(given, field)
         if not least <= value <= most:
-            dropped.add(BACKEND, said.name, f"{field} {value}; expected {least:g} to {most:g}")
+            dropped.add(BACKEND, given.name, f"{field} {value}; expected {least:g} to {most:g}")
             instead[field] = default
-    return replace(said, **instead) if instead else said
+    return replace(given, **instead) if instead else given
 
 
 def _odd_coefficient(prior: StepCoefficients) -> str:
@@ -259,7 +259,7 @@ def belief(learnt: Mapping[str, Any]) -> None:
     spread = _array(learnt.get("tails"), "tails", (METRICS, KEPT_QUANTILES, BANDS), -SPREAD_MOST, SPREAD_MOST)
     if (np.diff(spread, axis=1) < 0.0).any():
         raise Implausible("tails: expected spreads that do not fall from one quantile to the next")
-    _array(learnt.get("lean"), "lean", (2, BANDS), 1.0 / LEAN_MOST, LEAN_MOST)
+    _array(learnt.get("load_band_bias"), "load_band_bias", (2, BANDS), 1.0 / LOAD_BAND_BIAS_MOST, LOAD_BAND_BIAS_MOST)
     _array(learnt.get("hit"), "hit", (), 0.0, 1.0)
     _array(learnt.get("credit", 1.0), "credit", (), 0.0, 1.0)
     state = _array(learnt.get("state"), "state", (), 0.0, float(OFF))
@@ -269,11 +269,11 @@ def belief(learnt: Mapping[str, Any]) -> None:
         _lengths(_mapping(classes, f"lengths.{model}"), f"lengths.{model}")
 
 
-def _covariance(told: Any) -> None:
+def _covariance(given: Any) -> None:
     """A matrix that is no covariance makes a variance negative, and its root nan. What passes for rounding here is far
     below the least noise, which is added before a root is taken.
     """
-    matrix = _array(told, "regression.covariance", (TERMS, TERMS), -COVARIANCE_MOST, COVARIANCE_MOST)
+    matrix = _array(given, "regression.covariance", (TERMS, TERMS), -COVARIANCE_MOST, COVARIANCE_MOST)
     rounding = 1e-9 * max(1.0, float(np.abs(matrix).max()))
     if float(np.abs(matrix - matrix.T).max()) > rounding:
         raise Implausible("regression.covariance: expected a symmetric matrix")
@@ -284,24 +284,24 @@ def _covariance(told: Any) -> None:
 def _lengths(classes: Mapping[str, Any], where: str) -> None:
     if len(classes) > CLASSES_MOST:
         raise Implausible(f"{where}: expected at most {CLASSES_MOST} classes, not {len(classes)}")
-    for kind, told in classes.items():
-        plain, place = _mapping(told, f"{where}.{kind}"), f"{where}.{kind}"
+    for kind, given in classes.items():
+        plain, place = _mapping(given, f"{where}.{kind}"), f"{where}.{kind}"
         ended = _array(plain.get("ended"), f"{place}.ended", (BINS,), 0.0, REPLIES_MOST)
         cut = _array(plain.get("cut"), f"{place}.cut", (BINS,), 0.0, REPLIES_MOST)
         if not 0.0 < float(ended.sum() + cut.sum()) <= REPLIES_MOST:
             raise Implausible(f"{place}: expected weights that sum to more than 0 and at most {REPLIES_MOST:g}")
 
 
-def _mapping(told: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(told, Mapping):
+def _mapping(given: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
         raise Implausible(f"{where}: expected an object")
-    return told
+    return given
 
 
-def _array(told: Any, where: str, shape: tuple[int, ...], least: float, most: float) -> Floats:
-    """As numbers of this shape, each in range (rounding aside)."""
+def _array(given: Any, where: str, shape: tuple[int, ...], least: float, most: float) -> Floats:
+    """As numbers of this shape, each in range (but for rounding)."""
     try:
-        numbers: Floats = np.asarray(told, dtype=np.float64)
+        numbers: Floats = np.asarray(given, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
         raise Implausible(f"{where}: expected numbers") from None
     if numbers.shape != shape:
@@ -315,8 +315,8 @@ def _array(told: Any, where: str, shape: tuple[int, ...], least: float, most: fl
 # -- numbers that were parsed from text --------------------------------------------------------------------------------
 
 
-def number(told: Any) -> float:
+def number(given: Any) -> float:
     """A number as a float; inf, which every check above drops, for what is none."""
-    if isinstance(told, bool) or not isinstance(told, int | float):
+    if isinstance(given, bool) or not isinstance(given, int | float):
         return inf
-    return float(told) if -FLOAT_MOST <= told <= FLOAT_MOST else inf
+    return float(given) if -FLOAT_MOST <= given <= FLOAT_MOST else inf

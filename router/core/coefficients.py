@@ -1,6 +1,6 @@
 """Finds the rows of the efficiency tables for an engine, a card family, a link and a precision.
 
-Believes: `tables.py`. Names of an engine are rows of the table, ``family`` or ``family-era`` ("vllm", "vllm-2023");
+Assumes: `tables.py`. Names of an engine are rows of the table, ``family`` or ``family-era`` ("vllm", "vllm-2023");
 aliases are resolved by ``router.engines``. What a table lacks reads its default row, whose errors are wide. Must not
 know: any particular backend (that is learnt in `belief.py`).
 """

@@ -147,11 +147,11 @@ class EndState(StrEnum):
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
 class RequestRecord(Fact):
-    """Command: write the request into the books. Exactly one for every request, when it is over.
+    """Command: account for the request. Exactly one for every request, when it is over.
 
     Times are on the shell's clock, nan where the moment never came; ``predicted_*`` are the means that stood when the
-    attempt that served it was sent, in seconds from that send, nan when the policy asked for no forecast;
-    ``promised_*`` are the same at the quantile of the request's SLO.
+    attempt that served it was sent, in seconds from that send, nan when the policy read no forecast;
+    ``predicted_*_tail_s`` are the same at the quantile of the request's SLO.
     """
 
     request: Final[Request]
@@ -166,9 +166,9 @@ class RequestRecord(Fact):
     predicted_ttft_s: Final[float]
     predicted_tpot_s: Final[float]
     predicted_e2e_s: Final[float]
-    promised_ttft_s: Final[float]
-    promised_tpot_s: Final[float]
-    promised_e2e_s: Final[float]
+    predicted_ttft_tail_s: Final[float]
+    predicted_tpot_tail_s: Final[float]
+    predicted_e2e_tail_s: Final[float]
 
     def __init__(
         self,
@@ -184,9 +184,9 @@ class RequestRecord(Fact):
         predicted_ttft_s: float,
         predicted_tpot_s: float,
         predicted_e2e_s: float,
-        promised_ttft_s: float = nan,
-        promised_tpot_s: float = nan,
-        promised_e2e_s: float = nan,
+        predicted_ttft_tail_s: float = nan,
+        predicted_tpot_tail_s: float = nan,
+        predicted_e2e_tail_s: float = nan,
     ) -> None:
         self.request = request
         self.outcome = outcome
@@ -200,9 +200,9 @@ class RequestRecord(Fact):
         self.predicted_ttft_s = predicted_ttft_s
         self.predicted_tpot_s = predicted_tpot_s
         self.predicted_e2e_s = predicted_e2e_s
-        self.promised_ttft_s = promised_ttft_s
-        self.promised_tpot_s = promised_tpot_s
-        self.promised_e2e_s = promised_e2e_s
+        self.predicted_ttft_tail_s = predicted_ttft_tail_s
+        self.predicted_tpot_tail_s = predicted_tpot_tail_s
+        self.predicted_e2e_tail_s = predicted_e2e_tail_s
 
     @property
     def ttft_s(self) -> float:
@@ -224,7 +224,7 @@ class RequestRecord(Fact):
 
     @property
     def slo_met(self) -> bool:
-        """Served, and inside every bound that it was promised; of a whole reply only the end can be judged."""
+        """Served, and inside every bound of its SLO; of a whole reply only the end can be judged."""
         if self.outcome is not EndState.SERVED:
             return False
         slo = self.request.slo

@@ -30,7 +30,7 @@ from router.core.decisions import (
 )
 from router.core.ejection import Ejection
 from router.core.errors import Implausible, PolicyRejected, Reason
-from router.core.explain import KEPT, Explanation, Explanations
+from router.core.explain import CHOICES_KEPT, Explanation, Explanations
 from router.core.fleet import Fleet
 from router.core.flight import Attempt, DispatchLimits, Failure, Flight
 from router.core.forecast import Forecast, Prediction
@@ -40,8 +40,8 @@ from router.core.learning import learn_first_token, learn_reply
 from router.core.ledger import Ledger
 from router.core.lifecycle import Event, State, allows
 from router.core.policy import Admission, Memory, Routing
-from router.core.promises import e2e_tpot_bound_s, tpot_bound_s
 from router.core.score import TRUSTED_AFTER, Score
+from router.core.slo_bounds import e2e_tpot_bound_s, tpot_bound_s
 from router.core.timers import Due, Timer, Timers
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
 
@@ -58,7 +58,7 @@ class Dispatcher:
         admission: Admission,
         rng: Rng,
         limits: DispatchLimits | None = None,
-        explained: int = KEPT,
+        explained: int = CHOICES_KEPT,
     ) -> None:
         """``explained``: the last so many choices are remembered for ``explain``."""
         self.routing = routing
@@ -89,8 +89,8 @@ class Dispatcher:
     # -- the fleet ---------------------------------------------------------------------------------------------
 
     def backend_joined(self, backend: Backend, now_s: float) -> Sequence[Command]:
-        """A backend is there, or its facts changed; it is taken to be up until told otherwise. One whose physics are
-        implausible does not join.
+        """A backend is there, or its facts changed; it is taken to be up until a health check fails. One whose
+        physics are implausible does not join.
         """
         now_s, plausible = self._time(now_s), border.backend(backend, self.dropped_numbers)
         if plausible is None:
@@ -149,7 +149,7 @@ class Dispatcher:
         return self._serve_held(now_s)
 
     def on_peer_load(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
-        """What another router has in flight, by backend name; replaces what it said before."""
+        """What another router has in flight, by backend name; replaces its last message."""
         now_s = self._time(now_s)
         self.ledger.peers.on_peer_load(peer, border.loads(loads, peer, self.dropped_numbers), now_s)
         return self._serve_held(now_s)
@@ -159,7 +159,7 @@ class Dispatcher:
         return self.on_peer_load(peer, {}, now_s)
 
     def loads(self) -> dict[str, Load]:
-        """What we have in flight, by backend name: what peers should hear."""
+        """What we have in flight, by backend name, to be published to peers."""
         return self.ledger.peers.own_loads()
 
     def score(self, name: str) -> Score | None:
@@ -239,7 +239,7 @@ class Dispatcher:
     ) -> Sequence[Command]:
         """Others go first: the policy may refuse the request at once; where it would send it now, it waits.
 
-        ``until_s``: when the one that keeps the next room is asked again (inf: none does).
+        ``until_s``: when the policy decides anew about the one that keeps the next room (inf: none does).
         """
         choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
         if isinstance(choice, Dispatch):
@@ -343,9 +343,9 @@ class Dispatcher:
         predicted = forecast.at(index) if forecast.made else NO_PREDICTION
         self._note(flight, backend, why, forecast, now_s)
         bound_s = tpot_bound_s(request, predicted.tpot_s)
-        pace_s = e2e_tpot_bound_s(request, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens)
+        e2e_bound_s = e2e_tpot_bound_s(request, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens)
         held = self.ledger.load.reserve(
-            slot, forecast.prefill_tokens_at(index), forecast.tokens, bound_s, now_s, pace_s
+            slot, forecast.prefill_tokens_at(index), forecast.tokens, bound_s, now_s, e2e_bound_s
         )
         flight.move(Event.SEND)
         flight.attempts += 1
@@ -439,7 +439,7 @@ class Dispatcher:
         return evicted or ()
 
     def _evict(self, queue: HeldQueue, now_s: float) -> Sequence[Command]:
-        """Make room in a full queue for a lower rank: whoever would be served last has to go."""
+        """Make room in a full queue for a lower rank: the one that would be served last has to go."""
         last = self._flights[queue.last]
         self._holding.remove(last, now_s)
         return self._refuse(last, Shed(Reason.EVICTED, "the queue is full and a more urgent request came"), now_s)
@@ -468,7 +468,7 @@ class Dispatcher:
         return True
 
     def _no_untried(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
-        """With nobody up it goes on waiting; when everybody up has failed it already, it must not block the others."""
+        """With no backend up it goes on waiting; when all that are up have failed it already, it must not block the others."""
         if not len(self.ledger.roster.pool(flight.request.model)):
             return False
         queue.discard(flight.request.id)
@@ -480,7 +480,7 @@ class Dispatcher:
 
     @property
     def wake_s(self) -> float:
-        """When ``ticked`` wants to be called next (inf: never)."""
+        """When ``ticked`` is to be called next (inf: never)."""
         return self._timers.next_s
 
     @property
@@ -523,7 +523,7 @@ class Dispatcher:
                 return self._hedge(self._flights[timer.subject], now_s)
 
     def _hold_over(self, flight: Flight, now_s: float) -> Sequence[Command]:
-        """A held request's time is up, or its policy wanted to be asked again by now."""
+        """A held request's time is up, or its policy is to decide anew by now."""
         commands: list[Command] = []
         queue = self._holding.queue(flight.request.model)
         assert queue is not None  # _stands has just looked
@@ -539,7 +539,7 @@ class Dispatcher:
         attempt = flight.attempt(number)
         assert attempt is not None  # _stands has just looked
         last_s = attempt.sent_s + self.limits.first_byte_s_max
-        if now_s < last_s:  # the SLO's own deadline: a pool that is slow as a whole must not be asked everything twice
+        if now_s < last_s:  # the SLO's own deadline: a pool that is slow as a whole must not get all its work twice
             if self._spent():
                 self._timers.set(last_s, flight.request.id, number, Due.FIRST_BYTE)
                 return ()
@@ -561,7 +561,7 @@ class Dispatcher:
         return self._hedges + 1 > self.limits.hedges_max_share * self._sends
 
     def _hedge(self, flight: Flight, now_s: float) -> Sequence[Command]:
-        """A second attempt beside a silent one, if the budget and the fleet have room for it."""
+        """A second attempt while the first is silent, if the budget and the fleet have room for it."""
         fleet = self._untried(flight, now_s)
         if self._spent() or fleet is None or flight.attempts >= self.limits.attempts_max:
             return ()
@@ -578,10 +578,10 @@ class Dispatcher:
         slot, limits = self.ledger.roster.slot(backend), self.limits
         if slot is None:
             return
-        aside_s = self._ejection.fault(backend, limits.failures_max, limits.eject_s, limits.eject_s_max)
-        if aside_s:
+        ejected_s = self._ejection.fault(backend, limits.failures_max, limits.eject_s, limits.eject_s_max)
+        if ejected_s:
             self.ledger.mark_state(slot, ejected=True)
-            self._timers.set(now_s + aside_s, backend, 0, Due.READMIT)
+            self._timers.set(now_s + ejected_s, backend, 0, Due.READMIT)
 
     # -- ends --------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """How an engine's use of a card is written down: rows of four tables, and how rows make one whole.
 
-Believes: shares of the data sheet multiply, overheads add. Must not know: any row's numbers
+Assumes: shares of the data sheet multiply, overheads add. Must not depend on: any row's numbers
 (`tables.py`) or how seconds of a step come of them (`physics.py`).
 """
 

@@ -1,26 +1,26 @@
-"""Backends set aside after faults in a row, each time for twice as long.
+"""Backends ejected after faults in a row, each time for twice as long (outlier ejection).
 
 Counts a backend's own faults alone: a client's 4xx never gets here, and a first token wipes the count.
 """
 
 
 class Ejection:
-    """Faults by backend, and who is aside now; the bounds are handed in, for a reload may change them."""
+    """Faults by backend, and who is ejected now; the bounds are handed in, for a reload may change them."""
 
-    __slots__ = ("_aside", "_faults")
+    __slots__ = ("_ejected", "_faults")
 
     def __init__(self) -> None:
         self._faults: dict[str, int] = {}
-        self._aside: set[str] = set()
+        self._ejected: set[str] = set()
 
     def fault(self, backend: str, failures_max: int, eject_s: float, eject_s_max: float) -> float:
-        """Count a fault; for how long the backend is to be set aside from now, 0 when it is not."""
-        if backend in self._aside:
+        """Count a fault; for how long the backend is ejected from now, 0 when it is not."""
+        if backend in self._ejected:
             return 0.0
         faults = self._faults[backend] = self._faults.get(backend, 0) + 1
         if faults < failures_max:
             return 0.0
-        self._aside.add(backend)
+        self._ejected.add(backend)
         return float(min(eject_s * 2.0 ** (faults - failures_max), eject_s_max))
 
     def answered(self, backend: str) -> None:
@@ -29,10 +29,10 @@ class Ejection:
             self._faults.pop(backend, None)
 
     def readmit(self, backend: str) -> None:
-        """Its time aside is over; the next fault sets it aside again, for twice as long."""
-        self._aside.discard(backend)
+        """Its ejection is over; the next fault ejects it again, for twice as long."""
+        self._ejected.discard(backend)
 
     def forget(self, backend: str) -> None:
-        """It is gone for good, or back from the dead: what was counted says nothing of whoever is there now."""
+        """It is gone for good, or back after a restart: what was counted says nothing of what is there now."""
         self._faults.pop(backend, None)
-        self._aside.discard(backend)
+        self._ejected.discard(backend)

@@ -1,7 +1,7 @@
 """Why a request went where it went: what was predicted for each backend, the choice, and what happened.
 
-Believes: the forecast that stood at the choice; its arrays are kept, not copied, and read only when somebody asks.
-Must not know: how a prediction or a choice is made. Bounded: the oldest choice is forgotten for the newest.
+Assumes: the forecast that stood at the choice; its arrays are kept, not copied, and read only for an explanation.
+Must not depend on: how a prediction or a choice is made. Bounded: the oldest choice is forgotten for the newest.
 """
 
 from collections import deque
@@ -17,13 +17,13 @@ from router.core.forecast import Forecast
 from router.core.types import Backend, RequestId
 
 _Backends = tuple[Backend | None, ...]
-KEPT: Final = 512  # choices remembered: a minute of a busy router; 50 MB over a thousand backends
-_NOT_ASKED: Final = (nan,) * METRICS
+CHOICES_KEPT: Final = 512  # choices remembered: a minute of a busy router; 50 MB over a thousand backends
+_NO_FORECAST: Final = (nan,) * METRICS
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One backend as it looked when the choice was made; seconds from then, nan where the policy asked no forecast.
+    """One backend as it looked when the choice was made; seconds from then, nan where the policy read no forecast.
 
     ``*_tail_s``: at the quantile of the request's SLO.
     """
@@ -39,7 +39,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """``chosen``: the backend of the last attempt ("": nobody); ``why``: the policy's own words; ``account``: how the
+    """``chosen``: the backend of the last attempt ("": none); ``why``: the policy's own words; ``account``: how the
     request ended (None: it runs).
     """
 
@@ -73,10 +73,11 @@ class Note:
         self.account: RequestRecord | None = None
 
     def candidates(self) -> tuple[Candidate, ...]:
-        """Every candidate's part of what was asked."""
+        """Every candidate's part of the forecast."""
         rows = self.answer
         mean, tail = (
-            repeat(_NOT_ASKED) if rows is None else rows[first : first + METRICS].T.tolist() for first in (TTFT, TAILS)
+            repeat(_NO_FORECAST) if rows is None else rows[first : first + METRICS].T.tolist()
+            for first in (TTFT, TAILS)
         )
         named = zip(self.slots.tolist(), mean, tail, strict=False)
         return tuple(Candidate(self._name(slot), *seconds, *late) for slot, seconds, late in named)
@@ -87,9 +88,9 @@ class Note:
 
 
 class Explanations:
-    """The last ``kept`` choices. They are found by looking through them: many are noted, few are asked for."""
+    """The last ``kept`` choices. They are found by a linear search: many are noted, few are read."""
 
-    def __init__(self, kept: int = KEPT) -> None:
+    def __init__(self, kept: int = CHOICES_KEPT) -> None:
         self._notes: deque[Note] = deque(maxlen=kept)
         self._backends: _Backends | None = None
 

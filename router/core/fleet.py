@@ -1,6 +1,6 @@
 """What one decision sees of the ledger: the backends that may take this request, as arrays.
 
-Believes: the ledger's books. Must not know: who asks, or what it will choose. Reading changes nothing.
+Must not depend on policies. Reading changes nothing.
 """
 
 from math import inf
@@ -44,7 +44,7 @@ _Number = TypeVar("_Number", bound=np.generic)
 class Fleet:
     """What one decision sees: the backends that may take this request, as arrays aligned with ``slots``.
 
-    Arrays are made when first asked for, so a policy pays only for the facts it reads. ``held`` is the number of other
+    Arrays are made when first read, so a policy pays only for the facts it reads. ``held`` is the number of other
     requests for this model that wait at the gateway, ``held_rank`` the rank of the one to be served next (empty when
     nobody waits), ``ahead`` how many of them have the same SLO and go before this request, ``hold_s`` for how long the
     admission policy lets this request wait from now.
@@ -98,7 +98,7 @@ class Fleet:
         return self._table.shown
 
     @property
-    def beside_tokens_per_s(self) -> float:
+    def prompt_tokens_per_s_each(self) -> float:
         """Prompt tokens a second that each request of others brings, by this router's own traffic."""
         return self._ledger.metering.prompt_tokens_per_s_each
 
@@ -108,8 +108,8 @@ class Fleet:
 
     @property
     def load(self) -> Floats:
-        """Rows prefilling, prefill_tokens, decoding, context_tokens, one column a backend: own + others + foreign, and
-        what the others should have sent since they spoke.
+        """Rows prefilling, prefill_tokens, decoding, context_tokens, one column a backend: own + peers + unattributed,
+        and what peers should have sent since their last messages.
         """
         if self._gathered is None:
             table, unreported = self._table, self.unreported_peer_load
@@ -195,12 +195,12 @@ class Fleet:
 
     @property
     def tpot_bound_s(self) -> Floats:
-        """The tightest TPOT SLO of anybody running there, by this router or as its peers say (inf: none)."""
+        """The tightest TPOT SLO of the requests running there, this router's and its peers' (inf: none)."""
         return self._tightest(TPOT_BOUND_S, PEERS_TPOT_BOUND_S)
 
     @property
     def e2e_tpot_bound_s(self) -> Floats:
-        """The least time per token that E2E SLOs leave to replies running there, by this router or as its peers say
+        """The least time per token that E2E SLOs leave to replies running there, this router's and its peers'
         (inf: none).
         """
         return self._tightest(E2E_TPOT_BOUND_S, PEERS_E2E_TPOT_BOUND_S)
@@ -217,7 +217,7 @@ class Fleet:
     @property
     def prefix_hit_rate(self) -> Floats:
         """Share of the prompt tokens that each engine lately found in its prefix cache, as it last reported it (nan: it
-        never did, or took in no prompt since it was last asked).
+        never did, or took in no prompt since its last report).
         """
         return self.of(self._table.shown_rows[PREFIX_HIT_RATE])
 
@@ -229,7 +229,7 @@ class Fleet:
         columns, slots = self._table.columns, self.slots
         rate: Floats = columns[PREFILL_RATE, slots] * np.exp((self.now_s - columns[RATE_AT_S, slots]) / -RATE_TAU_S)
         others = columns[PEERS + DECODING, slots] + columns[UNATTRIBUTED + DECODING, slots]
-        rate += others * self.beside_tokens_per_s
+        rate += others * self.prompt_tokens_per_s_each
         return frozen(rate)
 
     @property

@@ -22,7 +22,7 @@ class DispatchLimits:
     deadline); ``hedge_slo_share``: a second attempt starts after this share of the TTFT SLO has passed in silence
     (inf: never); ``hedges_max_share``: such second attempts, and those that the SLO's deadline calls for, are at most
     this share of all; ``failures_max``: consecutive faults of a backend
-    before it is set aside, first for ``eject_s``, doubling up to ``eject_s_max``.
+    before it is ejected, first for ``eject_s``, doubling up to ``eject_s_max``.
     """
 
     attempts_max: int = 3

@@ -11,7 +11,7 @@ times its learnt factor. The loops over candidates are in ``kernels.py``.
   engine spends on prompts, as lately seen.
 - E2E = TTFT + (expected output - 1) x TPOT.
 
-Nothing is computed before it is asked for, so a policy that needs no forecast pays nothing.
+Nothing is computed before it is read, so a policy that needs no forecast pays nothing.
 """
 
 from dataclasses import dataclass
@@ -45,15 +45,15 @@ from router.core.tails import between
 from router.core.types import Request
 
 _NOTHING: Final = np.empty(0)
-_NONE_UNTOLD: Final = np.empty((0, 0))
+_NONE_UNREPORTED: Final = np.empty((0, 0))
 SHARING_LOG_MAX: Final = 1.4  # about 4 times: what is learnt of wider distributions rests on a few long replies
-WIDTH_MIN: Final = 0.1  # of E2E, when the length is known: its pace and first token vary all the same
+WIDTH_MIN: Final = 0.1  # of E2E, when the length is known: its TPOT and first token vary all the same
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
 class Prediction:
     """The means for one backend and, at the quantile of the request's SLO, its tails, as they stood when the request
-    was sent, in seconds from the send; and what learning needs to know of them (None: nobody asked for a forecast).
+    was sent, in seconds from the send; and what learning needs of them (None: no forecast was read).
     """
 
     ttft_s: Final[float]
@@ -123,7 +123,7 @@ class Forecast:
 
     @property
     def made(self) -> bool:
-        """Whether anybody asked for a prediction."""
+        """Whether a prediction was read."""
         return self._rows is not None
 
     @property
@@ -134,7 +134,7 @@ class Forecast:
     @property
     def state(self) -> NDArray[np.int8]:
         """How far each candidate's forecast can be trusted: LEARNING, TRUSTED or OFF."""
-        return self._fleet.of(self._belief.books.shown_state)
+        return self._fleet.of(self._belief.stats.shown_state)
 
     @property
     def cached_tokens(self) -> Floats:
@@ -167,7 +167,7 @@ class Forecast:
         """The share of the prompt that one candidate was sent before and should still hold, whether or not it finds it
         (0: the request does not say its prefix).
         """
-        if self._resident is None:  # nobody asked what is cached, or the request does not say
+        if self._resident is None:  # what is cached was not read, or the request has no prefix
             self._resident = self._fleet.cached_tokens(self._request)
         return self._resident.item(index) / max(self._request.prompt_tokens, 1)
 
@@ -196,12 +196,12 @@ class Forecast:
         self._mean_output_tokens = belief.lengths.mean_tokens(request.model, reply.tokens)
         loops.predicted(
             fleet.columns,
-            _NONE_UNTOLD if unreported_peer_load is None else unreported_peer_load,
+            _NONE_UNREPORTED if unreported_peer_load is None else unreported_peer_load,
             hit,
             belief.prior,
             belief.regression.factor,
             belief.roofs.rows,
-            belief.lean,
+            belief.load_band_bias,
             belief.tails.spread,
             fleet.slots,
             fleet.now_s,
@@ -211,7 +211,7 @@ class Forecast:
             self._mean_output_tokens,
             self.tokens,
             RATE_TAU_S,
-            fleet.beside_tokens_per_s,
+            fleet.prompt_tokens_per_s_each,
             row,
             share,
             self._width,
@@ -269,7 +269,7 @@ class Forecast:
         """
         if self._rest is None:
             belief = self._belief
-            self._rest = self._at_rest(belief.regression.factor, belief.lean)
+            self._rest = self._at_rest(belief.regression.factor, belief.load_band_bias)
         return self._rest
 
     @property
@@ -278,9 +278,9 @@ class Forecast:
         now may take again once it has recovered.
         """
         belief = self._belief
-        return self._at_rest(np.ones_like(belief.regression.factor), np.ones_like(belief.lean))
+        return self._at_rest(np.ones_like(belief.regression.factor), np.ones_like(belief.load_band_bias))
 
-    def _at_rest(self, factor: Floats, lean: Floats) -> Floats:
+    def _at_rest(self, factor: Floats, load_band_bias: Floats) -> Floats:
         rows, belief = np.zeros((FORECAST, len(self._fleet.slots))), self._belief
         rows[CACHED] = self.rows[CACHED]
         loops.at_rest(
@@ -288,7 +288,7 @@ class Forecast:
             belief.prior,
             factor,
             belief.roofs.rows,
-            lean,
+            load_band_bias,
             self._fleet.slots,
             self.prompt_tokens,
             self._reply.tokens,
@@ -322,14 +322,14 @@ class Forecast:
 
     @property
     def reply_sharing(self) -> float:
-        """How many times its share in time a reply of mean length has with the replies that run beside it: those that a
+        """How many times its share in time a reply of mean length runs together with those it meets: those that a
         newcomer meets are longer than the mean, the more so the more lengths differ. E[n^2] / E[n]^2, of a lognormal.
         """
         return exp(min(self._reply.spread**2, SHARING_LOG_MAX))
 
     @property
     def mean_reply_tokens(self) -> float:
-        """The mean reply of this model lately, whoever asked for it."""
+        """The mean reply of this model lately, over all SLO classes."""
         return self._belief.lengths.mean_tokens(self._request.model, self._reply.tokens)
 
     # -- tails ---------------------------------------------------------------------------------------------------
@@ -338,8 +338,8 @@ class Forecast:
         """All at that quantile: rows TTFT, TPOT, E2E."""
         rows = self.rows
         if quantile == self._request.slo.quantile:
-            promised: Floats = rows[TAILS : TAILS + METRICS]
-            return promised
+            kept: Floats = rows[TAILS : TAILS + METRICS]
+            return kept
         if self._tails is None:
             self._tails = {}
         known = self._tails.get(quantile)
@@ -365,7 +365,7 @@ class Forecast:
         row: Floats = self.tails_s(quantile)[E2E]
         return row
 
-    # -- for the books --------------------------------------------------------------------------------------------
+    # -- for explanations --------------------------------------------------------------------------------------------
 
     @property
     def slots(self) -> Slots:
@@ -374,17 +374,17 @@ class Forecast:
 
     @property
     def answer(self) -> Floats | None:
-        """The rows; None when nobody asked for a prediction."""
+        """The rows; None when no prediction was read."""
         return self._rows
 
     # -- the one that was chosen ---------------------------------------------------------------------------------
 
     def at(self, index: int) -> Prediction:
-        """What is predicted for the candidate at ``index``, with what learning will want to know of it."""
+        """What is predicted for the candidate at ``index``, with what learning needs of it."""
         rows, fleet, belief = self.rows, self._fleet, self._belief
         column: list[float] = rows[:, index].tolist()
         slot, expected = fleet.slots.item(index), np.empty(EXPECTATION)
-        doubt = loops.expected(
+        log_variance = loops.expected(
             fleet.columns,
             belief.prior,
             belief.regression.factor,
@@ -406,5 +406,5 @@ class Forecast:
             column[TAILS + TTFT],
             column[TAILS + TPOT],
             column[TAILS + E2E],
-            Expectation(expected, fleet.columns.item(NETWORK_S, slot), doubt, int(column[BAND]), self._width),
+            Expectation(expected, fleet.columns.item(NETWORK_S, slot), log_variance, int(column[BAND]), self._width),
         )

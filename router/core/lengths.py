@@ -1,9 +1,9 @@
 """How long replies are and how many tokens a prompt has, learnt from what engines counted.
 
-Believes: replies of one model and SLO class share a distribution that drifts slowly. A reply that ended at its own cap
+Assumes: replies of one model and SLO class share a distribution that drifts slowly. A reply that ended at its own cap
 would have gone on: it counts as *at least* so long, not as so long. So the distribution is kept as hazards over
 logarithmic bins, the product-limit estimate of survival analysis (Kaplan & Meier 1958), with old replies fading.
-Must not know: any backend, any queue, any request before it ended.
+Must not depend on: any backend, any queue, any request before it ended.
 """
 
 from bisect import bisect_right
@@ -193,7 +193,7 @@ _START_SHARES: Final = _start_shares()
 
 
 class Lengths:
-    """Reply lengths by model and SLO class; nobody knows a length at arrival."""
+    """Reply lengths by model and SLO class; a length is not known at arrival."""
 
     def __init__(self) -> None:
         self._replies: dict[tuple[str, str], _Replies] = {}
@@ -211,7 +211,7 @@ class Lengths:
         self._means[model] = mean + max(MEAN_GAIN_MIN, 1.0 / (seen + 1.0)) * (output_tokens - mean), seen + 1
 
     def mean_tokens(self, model: str, otherwise: float) -> float:
-        """The mean reply of this model lately, whoever asked for it; ``otherwise`` before any was seen."""
+        """The mean reply of this model lately, over all SLO classes; ``otherwise`` before any was seen."""
         known = self._means.get(model)
         return known[0] if known else otherwise
 
@@ -246,7 +246,7 @@ class Prompts:
         self._known: dict[str, tuple[float, float, int]] = {}  # log of the ratio, mean tokens, seen
 
     def update(self, model: str, estimated_tokens: float, counted_tokens: int) -> None:
-        """Fold in one engine's count (0: it did not say)."""
+        """Fold in one engine's count (0: not reported)."""
         if counted_tokens <= 0 or estimated_tokens <= 0:
             return
         scale, mean, seen = self._known.get(model, (0.0, float(counted_tokens), 0))

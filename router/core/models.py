@@ -1,6 +1,6 @@
 """Models as their configs describe them: parameters, layers, heads, bytes of KV a token.
 
-Believes: published shapes, each with its source and a grade (A config read, B report or two
+Assumes: published shapes, each with its source and a grade (A config read, B report or two
 agreeing sources, C from memory, D estimated from the card's headline numbers). Must not know:
 what runs the model or where. An operator's own model is made with ``make_model``.
 """

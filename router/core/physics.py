@@ -1,8 +1,8 @@
 """Card x model x parallelism x precision -> step seconds, prefill seconds, KV capacity.
 
-Believes: data sheets, model shapes and the efficiency tables; a step is a sum of terms each linear
+Assumes: data sheets, model shapes and the efficiency tables; a step is a sum of terms each linear
 in one coefficient (weights read and GEMM meeting in a soft roof), so that what a backend really
-does can correct each term by a factor. Must not know: any backend's history, queue or clock.
+does can correct each term by a factor. Must not depend on: any backend's history, queue or clock.
 
 One step with ``n`` prompt tokens, ``b`` decoding sequences holding ``S`` tokens of context:
 
@@ -36,7 +36,7 @@ from router.core.step import (
     decode_step_s,
     measured,
     prefill_s,
-    speculative_pace_s,
+    speculative_tpot_s,
     step_s,
     step_terms,
 )
@@ -59,7 +59,7 @@ __all__ = [
     "kv_capacity_tokens",
     "measured",
     "prefill_s",
-    "speculative_pace_s",
+    "speculative_tpot_s",
     "step_s",
     "step_terms",
     "weight_bytes",

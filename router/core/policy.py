@@ -48,11 +48,11 @@ class Admission(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one model was asked for lately, and by whom it may be served.
+    """The demand for one model lately, and the variants that may serve it.
 
     ``requests_per_s`` with mean ``prompt_tokens`` and ``output_tokens``; ``slo`` the tightest class with traffic;
     ``replicas``: how many of each variant run now; ``variants``: one backend of each variant, as its pattern;
-    ``attainment``: share of the requests of the window that kept their SLO (nan: none ended).
+    ``attainment``: share of the requests of the window that met their SLO (nan: none ended).
     """
 
     model: str

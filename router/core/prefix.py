@@ -1,7 +1,7 @@
 """Which prompt prefixes each backend has lately seen: a fact of the ledger, so no policy needs a memory of its own.
 
-Believes: an engine keeps the KV blocks of a prompt it was sent until others push them out, least recently used first
-(vLLM and SGLang both do). Must not know: engines, tokens' text, or whether a hit did happen; an index is a guess,
+Assumes: an engine keeps the KV blocks of a prompt it was sent until others push them out, least recently used first
+(vLLM and SGLang both do). Must not depend on: engines, tokens' text, or whether a hit did happen; an index is a guess,
 bounded by what the engine's KV cache can hold, and what rests on it must stay harmless when it is wrong.
 """
 

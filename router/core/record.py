@@ -1,8 +1,8 @@
-"""Core events as plain data: what a recorder writes is what a fresh core can be told again.
+"""Core events as plain data: what a recorder writes can be fed to a fresh core again.
 
 ``Recording`` has the dispatcher's methods; it writes each event, then passes it on. ``replay`` feeds such events to a
-core and yields what it answers: the same commands as in the first run, because the core knows nothing but its events
-and its seed. No file is opened here; the gateway's recorder and the simulator's reader do that.
+core and yields what it answers: the same commands as in the first run, because they depend on events and seed alone.
+No file is opened here; the gateway's recorder and the simulator's reader do that.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -117,13 +117,13 @@ class Recording:
 
 
 def replay(events: Iterable[Event], core: Dispatcher) -> Iterator[tuple[Event, list[Event]]]:
-    """Tell a core every recorded event; yields each with what the core answers now, in the record's own form."""
+    """Feed every recorded event to a core; yields each with what the core answers now, in the record's own form."""
     for event in events:
-        commands = _tell(core, event)
+        commands = _feed(core, event)
         yield event, [plain_command(command) for command in commands]
 
 
-def _tell(core: Dispatcher, event: Event) -> Sequence[Command]:
+def _feed(core: Dispatcher, event: Event) -> Sequence[Command]:
     kind, now_s = event["event"], nan if event["at_s"] is None else event["at_s"]  # a clock that showed no number
     decode = _DECODE.get(kind)
     if decode is None:
@@ -168,13 +168,13 @@ def plain_command(command: Command) -> Event:
 
 
 def request_of(plain: Event) -> Request:
-    """The request that ``arrived`` was told."""
+    """The request of an ``arrived``."""
     slo = Slo(**plain.get("slo", {}))
     return Request(**{**plain, "slo": slo, "prefix": tuple(plain.get("prefix", ()))})
 
 
 def backend_of(plain: Event) -> Backend:
-    """The backend that ``backend_joined`` was told."""
+    """The backend of a ``backend_joined``."""
     prior: Event = {key: tuple(v) if isinstance(v, list) else v for key, v in plain["prior"].items()}
     return Backend(**{**plain, "models": tuple(plain["models"]), "prior": StepCoefficients(**prior)})
 

@@ -1,10 +1,10 @@
 """What each term of a backend's step really costs, as a factor on its data sheet, learnt from its streams.
 
-Believes: a time is a sum of terms whose sizes at factor 1 physics gives; factors are lognormal around 1 with the data
+Assumes: a time is a sum of terms whose sizes at factor 1 physics gives; factors are lognormal around 1 with the data
 sheet's own errors, and wander. Learning is Bayesian linear regression on the log factors, kept recursive (a Kalman
 filter; West & Harrison 1997, ch. 4): to first order the log of the sum moves by each term's *share* of it, so the
 shares are the features. In logs factors stay above 0, half and double weigh the same, and a backend that is three times
-slower in all it does is exactly linear. Must not know: queues, requests, or how a forecast is put together.
+slower in all it does is exactly linear. Must not depend on: queues, requests, or how a forecast is put together.
 
 Robust in two ways. One strange outcome: its standardised innovation is clipped (Huber 1964). A backend that has
 changed (restart, throttling): a run of innovations to one side is no chance (CUSUM, Page 1954), so what was learnt is
@@ -90,7 +90,7 @@ class Regression:
             log_variance,
         )
 
-    def doubt(self, slot: int) -> None:
+    def widen(self, slot: int) -> None:
         """What was learnt may hold no longer: keep it, and let the next few outcomes settle it."""
         loops.doubt(self._covariance, self._variance, self._watch, slot)
 

@@ -1,8 +1,8 @@
 """The soft roof of a step, as a table a backend: how much tokens in a step add to the dense weight read.
 
-Believes: ``StepCoefficients``' experts and compute, softly joined with the weight read (``step.py``). Raising to powers
+Assumes: ``StepCoefficients``' experts and compute, softly joined with the weight read (``step.py``). Raising to powers
 is what a decision over a thousand backends cannot afford, so the curve is read from ``ROOF_POINTS`` places, dense
-where it bends (near no tokens at all) and linear in between (``kernels.roof_s``). Must not know: what any backend
+where it bends (near no tokens at all) and linear in between (``kernels.roof_s``). Must not depend on: what any backend
 really did.
 """
 

@@ -1,10 +1,10 @@
-"""How predictions turned out, backend by backend: errors, coverage of what was promised, and whether to trust the next.
+"""How predictions turned out, backend by backend: errors, coverage of the quantiles, and whether to trust the next.
 
-Believes: nothing; it counts. Must not know: how a prediction is made.
+It counts, and assumes nothing. Must not depend on how a prediction is made.
 
 A forecast is ``LEARNING`` until enough first tokens were seen for the tails to speak for themselves, ``TRUSTED`` from
-then on, and ``OFF`` while its errors are too large to decide by, or while what was promised for 9 in 10 comes true far
-less often. It takes more to come back than to stay.
+then on, and ``OFF`` while its errors are too large to decide by, or while the 0.9 quantile covers far
+fewer than 9 in 10. It takes more to come back than to stay.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ COVERED_START: Final = 0.9
 @dataclass(frozen=True, slots=True)
 class Accuracy:
     """How one metric's predictions did: outcomes seen, median size of the relative error of late (TPOT: of replies long
-    enough that their pace is no chance), and the share of all outcomes that stayed within each promised quantile (nan:
+    enough that their TPOT is no chance), and the share of all outcomes that stayed within each predicted quantile (nan:
     none seen).
     """
 

@@ -1,8 +1,8 @@
 """The time of one engine step as a form linear in a few named seconds.
 
-Believes: a step is a sum of terms (weights and GEMM meeting in a soft roof), each of which a
+Assumes: a step is a sum of terms (weights and GEMM meeting in a soft roof), each of which a
 backend's behaviour may correct by a factor; the same functions serve prediction, learning and the
-simulator's replicas, each with coefficients of its own. Must not know: where coefficients come
+simulator's replicas, each with coefficients of its own. Must not depend on: where coefficients come
 from (`physics.py`) or any backend's history, queue or clock.
 """
 
@@ -95,7 +95,7 @@ def _roof_s(c: StepCoefficients, tokens: Number) -> Number:
     """Seconds by which experts, compute of *tokens* and the host's launches exceed the dense weight read.
 
     The soft maximum is the p-norm of the three: an engine without CUDA graphs launches kernels while
-    the card works on those before, so the slower of the two sets the pace.
+    the card works on those before, so the slower of the two decides.
     """
     read = c.weights_s + c.experts_s * experts_touched(c.expert_share, tokens)
     compute = c.gemm_token_s * tokens
@@ -184,7 +184,7 @@ def prefill_s(c: StepCoefficients, prompt_tokens: float, chunk_tokens: int = PRE
     return c.first_token_s + longest + (total - longest) / c.stages
 
 
-def speculative_pace_s(step_seconds: Number, acceptance: float, drafted: int, draft_cost: float = 0.0) -> Number:
+def speculative_tpot_s(step_seconds: Number, acceptance: float, drafted: int, draft_cost: float = 0.0) -> Number:
     """Seconds a token when *drafted* tokens are proposed a step and each is accepted with rate *acceptance*.
 
     A step costs *draft_cost* of a step for each proposal.

@@ -1,10 +1,10 @@
-"""From a mean to any quantile, such that promised quantiles cover what they promise.
+"""From a mean to any quantile, such that each quantile covers the share of outcomes that it names.
 
-Believes: nothing of the shape of errors. A score says how far off a prediction was, log(actual / predicted) over its
+Assumes: nothing of the shape of errors. A score says how far off a prediction was, log(actual / predicted) over its
 own expected spread; the quantile of recent scores, read at the finite-sample rank ceil((n + 1) q), is what split
 conformal prediction adds (Vovk et al. 2005; normalised scores: Lei et al. 2018). Recent ones stand for new ones only
-while nothing changes, so the level that is read is itself moved by every promise kept or broken (adaptive conformal
-inference, Gibbs & Candes 2021). Must not know: what is predicted, or why it was off.
+while nothing changes, so the level that is read is itself moved by every quantile met or missed (adaptive conformal
+inference, Gibbs & Candes 2021). Must not depend on: what is predicted, or why it was off.
 
 Scores are kept by metric, backend and load band; where a backend has too few, its pool speaks for it, and before that
 the prior. Columns hold the ready spreads, so that a decision over a thousand backends only gathers.
@@ -46,7 +46,7 @@ class Tails:
         self.spread[..., : spread.shape[-1]], self.borrows[..., : spread.shape[-1]] = spread, borrows
 
     def joined(self, slot: int, pool: str) -> None:
-        """Forget what was in the slot; what is there now starts with what its pool knows."""
+        """Forget what was in the slot; what is there now starts with its pool's spreads."""
         for key in [key for key in self._pairs if key[2] == slot]:
             del self._pairs[key]
         self._pools.clear()
@@ -69,12 +69,12 @@ class Tails:
         return pair
 
     def lend(self, metric: int, band: int, slot: int) -> None:
-        """The pool of this backend has heard something new: those with few scores of their own get the pool's."""
+        """The pool of this backend has new scores: backends with few scores of their own get the pool's spreads."""
         slots = self._slots(self._pool_of[slot])
         self._lend(metric, band, slots[self.borrows[metric, band].take(slots)], self.scores(metric, band, slot)[1])
 
     def _lend(self, metric: int, band: int, slots: Slots, pooled: Floats) -> None:
-        """A pool hears all of the new and one in FEW of the old."""
+        """Write the pool's spreads into these slots."""
         spreads = np.empty(len(QUANTILES))
         loops.spreads(pooled, spreads)
         self.spread[metric, :, band, slots] = spreads

@@ -1,4 +1,4 @@
-"""When the core wants to be woken, and for what.
+"""When the core is to act without an event, and why.
 
 Most are deadlines of one length, which come due in the order in which they were set: those stand in a line, the others
 in a heap. Removal is lazy: a timer whose reason is gone stays where it is until its turn comes.
@@ -14,11 +14,11 @@ from math import inf
 class Due(Enum):
     """What a timer is for."""
 
-    ASK_HELD = auto()  # a held request's policy wants to be asked again, or its hold ends
+    ASK_HELD = auto()  # a held request is to be decided anew, or its hold ends
     FIRST_BYTE = auto()  # an attempt has been silent for too long
-    HEDGE = auto()  # an attempt has been silent for long enough to start another beside it
-    PREFILLED = auto()  # a whole reply, whose first token nobody sees, should have its first token by now
-    READMIT = auto()  # a backend's time aside is over
+    HEDGE = auto()  # an attempt has been silent for long enough to start another one
+    PREFILLED = auto()  # a whole reply, whose first token cannot be observed, should have its first token by now
+    READMIT = auto()  # a backend's ejection is over
 
 
 class Timer:
@@ -44,7 +44,7 @@ class Timers:
     def __init__(self, live: Callable[[Timer], bool]) -> None:
         self._live = live
         self._line: deque[Timer] = deque()
-        self._last_s = inf  # of the line, while there is anybody in it
+        self._last_s = inf  # of the line, while there is one
         self._heap: list[tuple[float, int, Timer]] = []
         self._set = 0
         self.soonest_s = inf

@@ -1,6 +1,6 @@
-"""The frozen facts of the system: what a request asks, what a backend is, what an engine says of itself.
+"""The frozen facts of the system: requests, backends, and what engines report of themselves.
 
-Everything here is parsed at the rim and never parsed again: seconds, tokens and bytes, no text. Nothing here decides.
+Everything here is parsed at the boundary and never again: seconds, tokens and bytes, no text. Nothing here decides.
 
 What every request makes one of has a constructor written by hand: a dataclass's own stays interpreted where the module
 is compiled, and takes ten times as long. Its fields are Final, which a compiled class holds at run time.
@@ -41,11 +41,11 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Slo(Fact):
-    """What one request was promised; ``inf`` means no bound.
+    """The bounds of one request; ``inf`` means no bound.
 
     ``ttft_s``: arrival to first token; ``tpot_s``: mean time per output token after the first; ``e2e_s``: arrival to
-    last token; ``quantile``: the share of such requests that must keep it, so the quantile a forecast is read at;
-    ``refuse_infeasible``: a request with a bound that no backend of the pool could keep even when idle is refused at
+    last token; ``quantile``: the share of such requests that must meet it, so the quantile a forecast is read at;
+    ``refuse_infeasible``: a request with a bound that no backend of the pool could meet even when idle is refused at
     once with ``Reason.INFEASIBLE``, instead of being served as best effort.
     """
 
@@ -56,7 +56,7 @@ class Slo(Fact):
     refuse_infeasible: bool = False
 
     def met(self, ttft_s: float, tpot_s: float, e2e_s: float) -> bool:
-        """Whether what happened kept every bound (nan, a time that never came, keeps none that is finite)."""
+        """Whether what happened is within every bound (nan, a time that never came, is within none that is finite)."""
         return (
             (ttft_s <= self.ttft_s or self.ttft_s == inf)
             and (tpot_s <= self.tpot_s or self.tpot_s == inf)
@@ -124,14 +124,14 @@ class Request(Fact):
 
     @property
     def first_token_due_s(self) -> float:
-        """The latest moment of the first token that still keeps the SLO (inf: none was promised)."""
+        """The latest moment of the first token that still meets the SLO (inf: no bound)."""
         return self.arrived_s + min(self.slo.ttft_s, self.slo.e2e_s)
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
 class Usage(Fact):
-    """Token counts of a finished reply; ``prompt_tokens`` and ``cached_tokens`` are 0 when the engine did not say.
-    ``cached_stated``: it did say how many were cached, if only that none were.
+    """Token counts of a finished reply; ``prompt_tokens`` and ``cached_tokens`` are 0 when not reported.
+    ``cached_stated``: the engine reported how many were cached, if only that none were.
     """
 
     output_tokens: Final[int]
@@ -179,7 +179,8 @@ class Backend(Fact):
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
 class EngineReport(Fact):
-    """What an engine said of its own queue, asked at ``asked_s`` on our clock; nan where it does not say.
+    """What an engine reports of its own queue; nan where it reports nothing. ``asked_s``: when the scrape began, on the
+    router's clock.
 
     ``running`` and ``waiting`` count sequences; ``kv_usage`` is 0 to 1; ``prefix_hit_rate`` is the share of prompt
     tokens found in its prefix cache since the last report; ``kv_tokens_max`` its KV capacity in tokens.
@@ -212,7 +213,7 @@ class EngineReport(Fact):
 @dataclass(frozen=True, slots=True)
 class Load(Fact):
     """Work in flight on one backend: requests without a first token and those with one, the tokens they hold, and the
-    tightest TPOT promised to any of them (0: none).
+    tightest TPOT SLO of any of them (0: none).
     """
 
     prefilling: float = 0.0

@@ -95,9 +95,9 @@ def errors(accounts):
 def covered(accounts):
     """Share of TTFT, TPOT and E2E within the promised 0.9."""
     return (
-        np.mean([a.first_byte_s - a.sent_s <= a.promised_ttft_s for a in accounts]),
-        np.mean([a.tpot_s <= a.promised_tpot_s for a in accounts]),
-        np.mean([a.ended_s - a.sent_s <= a.promised_e2e_s for a in accounts]),
+        np.mean([a.first_byte_s - a.sent_s <= a.predicted_ttft_tail_s for a in accounts]),
+        np.mean([a.tpot_s <= a.predicted_tpot_tail_s for a in accounts]),
+        np.mean([a.ended_s - a.sent_s <= a.predicted_e2e_tail_s for a in accounts]),
     )
 
 

@@ -4,7 +4,7 @@ from math import isnan
 
 from router.core.decisions import EndState, Shed
 from router.core.errors import Reason
-from router.core.explain import KEPT
+from router.core.explain import CHOICES_KEPT
 from router.core.types import Slo, Usage
 from tests.fakes import backend, core, request, sent
 
@@ -65,8 +65,8 @@ def test_a_backend_that_left_keeps_its_name_in_what_is_told_of_it():
 def test_the_oldest_choices_are_forgotten():
     """Memory is bounded; a request never heard of is not explained either."""
     it = core(backend())
-    for n in range(KEPT + 1):
+    for n in range(CHOICES_KEPT + 1):
         it.arrived(request(f"r{n}"), 0.0)
     assert it.explain("r0") is None
-    assert it.explain(f"r{KEPT}") is not None
+    assert it.explain(f"r{CHOICES_KEPT}") is not None
     assert it.explain("never") is None

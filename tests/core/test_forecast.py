@@ -276,10 +276,10 @@ def test_the_account_carries_means_and_promises():
     it = core(backend(), routing="slo_headroom")
     it.arrived(request("r", slo=Slo(ttft_s=1.0, quantile=0.95)), 0.0)
     (done,) = it.client_left("r", 0.1)[1:]
-    assert done.predicted_ttft_s < done.promised_ttft_s < 1.0
+    assert done.predicted_ttft_s < done.predicted_ttft_tail_s < 1.0
     it = core(backend())
     it.arrived(request("r"), 0.0)
-    assert np.isnan(it.client_left("r", 0.1)[-1].promised_e2e_s)
+    assert np.isnan(it.client_left("r", 0.1)[-1].predicted_e2e_tail_s)
 
 
 @pytest.mark.parametrize("tokens", [0.0, 0.3, 1.0, 7.5, 100.0, 1000.0, 2300.0])

@@ -69,7 +69,7 @@ def drawn(chance, count):
         saw(belief.tails, chance.randrange(3), chance.randrange(3), slot, chance.gauss(0.0, 0.3), spreads)
     ledger.peers.on_peer_load("peer", {f"b{n}": Load(n % 3, 50.0 * (n % 3), n, 300.0 * n) for n in range(count)}, 0.0)
     ledger.reports.reported(0, EngineReport(1.0, running=9.0, waiting=2.0, kv_usage=0.1), 1.0)
-    belief.lean[:] = np.random.default_rng(1).uniform(0.8, 1.2, belief.lean.shape)
+    belief.load_band_bias[:] = np.random.default_rng(1).uniform(0.8, 1.2, belief.load_band_bias.shape)
     belief.hit[:] = np.linspace(0.0, 0.9, len(belief.hit))
     return ledger, belief
 
@@ -115,7 +115,7 @@ class Reference:
         self.band = np.where(waiting > 0.0, 2, queued > 0.0)
         scheduled = np.minimum(batch + queued, 1.0) * c[AHEAD] * step
         ttft = steps * step + scheduled + fleet.network_s + prompt_s + pair_s + c[FIRST]
-        self.ttft = ttft * belief.lean[0, self.band, slots]
+        self.ttft = ttft * belief.load_band_bias[0, self.band, slots]
         in_cache = np.minimum(context + queued + it.tokens, fleet.kv_tokens_max)
         life = c[FIXED] + f[FIXED] * self.roof(growing * self.prior[:, SHARE]) + c[SEQ] * growing
         life += c[CONTEXT] * in_cache
@@ -123,7 +123,7 @@ class Reference:
         each_s = f[TOKEN] * beyond(piece) / piece + c[TOKEN] + c[PAIR] * (mean_prompt / 2)
         taken = growing * mean_prompt * each_s / (mean_output * life)
         share = np.where(waiting > 0.0, taken / (1.0 + taken), fleet.prefill_tokens_per_s * each_s)
-        self.tpot = life / (1.0 - np.minimum(share, 0.8)) * belief.lean[1, self.band, slots]
+        self.tpot = life / (1.0 - np.minimum(share, 0.8)) * belief.load_band_bias[1, self.band, slots]
         self.e2e = self.ttft + max(it.output_tokens - 1.0, 0.0) * self.tpot
         fixed = steps * (c[FIXED] + f[FIXED] * now)
         parts = (fixed, steps * c[SEQ] * batch, steps * c[CONTEXT] * context, prompt_s, pair_s, c[FIRST], scheduled)
@@ -155,7 +155,7 @@ def test_forecasts_are_what_the_formulas_say(seed, prompt_tokens):
     for index, slot in enumerate(slots.tolist()):
         expected = it.at(index).expectation
         np.testing.assert_allclose(expected.terms_and_spreads[:TERMS], told.terms[index], rtol=1e-9, atol=1e-18)
-        assert expected.doubt == pytest.approx(told.doubt[index], rel=1e-9)
+        assert expected.log_variance == pytest.approx(told.doubt[index], rel=1e-9)
         spreads = belief.tails.spread[:, :, told.band[index], slot]
         assert expected.terms_and_spreads[TERMS:].tolist() == spreads.ravel().tolist()
         assert it.prefill_tokens_at(index) == pytest.approx(it.prefill_tokens[index], rel=1e-12)
@@ -276,6 +276,6 @@ def test_the_rate_of_prompts_is_that_of_the_fleet():
     """The one fact that a loop works out for itself as well."""
     ledger, _ = drawn(random.Random(3), 9)
     fleet = Fleet(ledger, ledger.roster.pool("m"), 4.0)
-    asked = kernels._Asked(4.0, 1.0, 1.0, 1.0, 1.0, RATE_TAU_S, fleet.beside_tokens_per_s)
+    asked = kernels._Asked(4.0, 1.0, 1.0, 1.0, 1.0, RATE_TAU_S, fleet.prompt_tokens_per_s_each)
     rates = [kernels._tokens_per_s(ledger.table.columns, slot, asked) for slot in fleet.slots.tolist()]
     assert rates == pytest.approx(fleet.prefill_tokens_per_s.tolist(), rel=1e-12)

@@ -22,7 +22,7 @@ from router.core.physics import (
     kv_capacity_tokens,
     measured,
     prefill_s,
-    speculative_pace_s,
+    speculative_tpot_s,
     step_s,
     step_terms,
     weight_bytes,
@@ -198,10 +198,10 @@ def test_an_impossible_prompt_is_refused(tokens: int, chunk: int) -> None:
 
 def test_speculation_divides_by_the_tokens_a_step_yields() -> None:
     """Acceptance 0.5 of two drafts yields 1.75 tokens a step."""
-    assert speculative_pace_s(0.0175, 0.5, 2) == pytest.approx(0.01)
-    assert speculative_pace_s(0.01, 0.0, 4, draft_cost=0.1) == pytest.approx(0.014)
+    assert speculative_tpot_s(0.0175, 0.5, 2) == pytest.approx(0.01)
+    assert speculative_tpot_s(0.01, 0.0, 4, draft_cost=0.1) == pytest.approx(0.014)
     with pytest.raises(ValueError, match="acceptance"):
-        speculative_pace_s(0.01, 1.5, 2)
+        speculative_tpot_s(0.01, 1.5, 2)
 
 
 def test_tp_must_divide_the_heads() -> None:

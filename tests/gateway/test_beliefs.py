@@ -58,7 +58,7 @@ async def test_a_belief_of_other_physics_or_none_at_all_is_passed_over() -> None
         assert await beliefs(other, store).warm(frozenset({"a"})) == 0
 
 
-@pytest.mark.parametrize("part", ["hit", "state", "lean", "tails", "lengths", "regression", "prior"])
+@pytest.mark.parametrize("part", ["hit", "state", "load_band_bias", "tails", "lengths", "regression", "prior"])
 async def test_a_poisoned_belief_leaves_a_fresh_router_as_it_was(part: str) -> None:
     """One of another router whose engine counted wrongly, or any text at all: nothing of it is taken."""
     store, fresh = MemoryStore("old"), fakes.core(fakes.backend("a"), routing="slo_headroom")

@@ -119,7 +119,15 @@ FACTS: Final[Mapping[str, Callable[[Seen], Any] | str]] = {
     **_of("request", "tenant", "session", "prefix", "prefix_block_tokens", "streamed", "first_token_due_s"),
     # Of the fleet: who is there, what they are, what they have to do, what is cached, who waits.
     **_of(
-        "fleet", "slots", "now_s", "held", "held_rank", "columns", "load", "unreported_peer_load", "beside_tokens_per_s"
+        "fleet",
+        "slots",
+        "now_s",
+        "held",
+        "held_rank",
+        "columns",
+        "load",
+        "unreported_peer_load",
+        "prompt_tokens_per_s_each",
     ),
     **_of("fleet", "prefilling", "prefill_tokens", "decoding", "context_tokens", "requests", "last_sent", "turn"),
     **_of("fleet", "seqs_max", "kv_tokens_max", "chunk_tokens", "price_per_s", "network_s", "weight", "tpot_bound_s"),

@@ -5,7 +5,7 @@ from math import inf, nan
 import pytest
 
 from router.core.fleet import Fleet
-from router.core.promises import e2e_tpot_bound_s, tpot_bound_s
+from router.core.slo_bounds import e2e_tpot_bound_s, tpot_bound_s
 from router.core.types import Load, Slo
 from tests.fakes import backend, core, request, sent
 
