@@ -1,8 +1,8 @@
 """PolyServe's rule (arXiv 2507.17769): the most loaded backend that still attains the SLO.
 
-Load gradient instead of balance: the fullest backend that still fits is filled further, and the others stay empty enough
-to be given away or to take a tighter class. "Attains" is by predicted means, as there; TPOT against the tightest bound
-running there. When none attains, the backend that would miss by the least.
+Load gradient instead of balance: the fullest backend that still fits is filled further, and the others stay empty
+enough to be given away or to take a tighter class. "Attains" is by predicted means, as there; TPOT against the
+tightest bound running there. When none attains, the backend that would miss by the least.
 """
 
 from dataclasses import dataclass

@@ -12,9 +12,9 @@ send gains the probability that this request's bounds are met, and costs what it
 none gains, the request is served from spare capacity, where it takes nothing from an SLO in force, or refused, for work
 on it would cost others theirs: that is how overload collapses.
 
-An idle backend is always sent what no other backend can serve in time. Trust goes in steps: a trusted forecast is widened by the
-error of its model, one that is off by more, and where it is off or still being learnt a few requests are sent whatever
-it says.
+An idle backend is always sent what no other backend can serve in time. Trust goes in steps: a trusted forecast is
+widened by the error of its model, one that is off by more, and where it is off or still being learnt a few requests
+are sent whatever it says.
 """
 
 from dataclasses import dataclass
@@ -72,11 +72,12 @@ _NO_PRICE: Final = np.empty(0)
 
 @dataclass(frozen=True, slots=True)
 class SloHeadroom:
-    """``prefer``: ``spread`` to where the request takes least time from everybody, or ``pack`` to where it costs least;
+    """``prefer``: ``spread`` to where the request takes least time from all, or ``pack`` to where it costs least;
     ``safety``: factor on every prediction; ``ask_again_s``: how long a hold lasts before the policy decides anew;
-    ``best_effort``: what becomes of a request whose SLO no backend can meet: ``spare`` serves it where that harms no SLO in
-    force and capacity is to spare, else refuses it; ``shed`` refuses it but for a trickle to idle backends; ``send``
-    sends it where it harms least; ``patience_s``: how long a request without an SLO may have to give way to all others.
+    ``best_effort``: what becomes of a request whose SLO no backend can meet: ``spare`` serves it where that harms none
+    of the SLOs in force and capacity is to spare, else refuses it; ``shed`` refuses it but for a trickle to idle
+    backends; ``send`` sends it where it harms least; ``patience_s``: how long a request without an SLO may have to give
+    way to all others.
     """
 
     prefer: Literal["spread", "pack"] = "spread"

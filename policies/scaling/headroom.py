@@ -7,8 +7,11 @@ batch serves ``batch / life`` requests per second. Demand over that rate, with a
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf, isinf
+from typing import Final
 
-from router.core import Backend, Demand, ScaleTo
+from router.core import Backend, Demand, ScaleTo, attention_pairs, decode_step_s, step_s, step_terms
+
+TOKENS_MAX: Final = 1e8  # of a mean: what is longer is as impossible, and no float overflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +88,17 @@ def _batch_max(demand: Demand, backend: Backend) -> int:
 
 
 def _times(demand: Demand, backend: Backend, batch: int) -> tuple[float, float]:
-    """TTFT and TPOT with ``batch`` sequences in steady state: as many prefills as ends, in equal parts of each step."""
-    p = backend.prior
-    context = batch * (demand.prompt_tokens + demand.output_tokens / 2)
-    step = p.fixed_s + p.seq_s * batch + p.context_s * context
-    prefill = demand.prompt_tokens * (p.token_s + p.token_context_s * demand.prompt_tokens / 2)
-    tpot_s = step + batch * prefill / max(demand.output_tokens, 1.0)
+    """TTFT and TPOT with ``batch`` sequences in steady state: as many prefills as ends, in equal parts of each step.
+
+    A prompt waits for the step under way and shares its own steps with those that came just before it.
+    """
+    p, prompt = backend.prior, min(demand.prompt_tokens, TOKENS_MAX)
+    output = min(max(demand.output_tokens, 1.0), TOKENS_MAX)
+    context = batch * (prompt + min(demand.output_tokens, TOKENS_MAX) / 2)
+    step = float(decode_step_s(p, batch, context))
+    ends = batch / output  # a step
+    tpot_s = float(sum(step_terms(p, batch, context, ends * prompt, ends * attention_pairs(prompt))))
+    prefill = float(step_s(p, batch, context, prompt)) - step
     return p.first_token_s + 1.5 * step + prefill * 2, tpot_s
 
 

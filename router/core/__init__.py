@@ -54,6 +54,7 @@ from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.hashing import hash64
 from router.core.policy import Admission, Demand, Memory, Routing, Scaling
+from router.core.step import attention_pairs, decode_step_s, step_s, step_terms
 from router.core.types import NO_SLO, Backend, EngineReport, Request, Rng, Slo, Usage
 
 __all__ = [
@@ -119,5 +120,9 @@ __all__ = [
     "Slo",
     "Slots",
     "Usage",
+    "attention_pairs",
+    "decode_step_s",
     "hash64",
+    "step_s",
+    "step_terms",
 ]

@@ -5,8 +5,8 @@ Assumes: data-sheet physics (``Backend.prior``) times learnt factors (``regressi
 each load band, conformal tails (``tails.py``), reply lengths (``lengths.py``). Must not depend on: what is true in the
 simulator; the belief learns there as in production, from the streams it sent.
 
-A stream is two measurements. Its first token: the steps and prompt tokens that stood ahead when it was sent. Its TPOT: the
-mean batch, context and prompt load that the backend carried while it decoded.
+A stream is two measurements. Its first token: the steps and prompt tokens that stood ahead when it was sent. Its
+TPOT: the mean batch, context and prompt load that the backend carried while it decoded.
 """
 
 from collections.abc import Mapping

@@ -468,7 +468,7 @@ class Dispatcher:
         return True
 
     def _no_untried(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
-        """With no backend up it goes on waiting; when all that are up have failed it already, it must not block the others."""
+        """With no backend up it goes on waiting; when all have failed it already, it must not block the others."""
         if not len(self.ledger.roster.pool(flight.request.model)):
             return False
         queue.discard(flight.request.id)

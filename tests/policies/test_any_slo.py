@@ -174,7 +174,7 @@ def test_what_the_data_sheet_allows_is_tried_now_and_then_on_an_idle_backend_tha
     for seed in range(400):
         fleet, forecast = scene(situation)
         forecast._belief.regression.factor[0] = 5.0
-        forecast._belief.books.state[0] = TRUSTED
+        forecast._belief.stats.state[0] = TRUSTED
         choice = policies.find("routing", "slo_headroom", {}).choose(
             situation.request, fleet, forecast, random.Random(seed)
         )

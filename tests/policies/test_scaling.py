@@ -1,5 +1,6 @@
 """The scaling policy answers whatever a window held: nothing at all, numbers that are none, variants that are gone."""
 
+from dataclasses import replace
 from math import inf, nan
 
 import pytest
@@ -66,6 +67,13 @@ def test_a_rate_beyond_all_measure_asks_for_the_most():
     """More replicas than a number can say are as many as are allowed."""
     slow = wanted(requests_per_s=1.7e308, prompt_tokens=50_000.0, output_tokens=5_000.0, slo=Slo())
     assert 64 in slow.values()
+
+
+def test_what_experts_add_to_a_step_counts():
+    """Steps are those of the core's physics: one that reads experts as well serves fewer requests."""
+    prior = replace(SMALL.prior, weights_s=0.01, experts_s=0.02, expert_share=0.1)
+    variants = {"small": replace(SMALL, prior=prior)}
+    assert wanted(variants=variants, replicas={})["small"] > wanted(variants={"small": SMALL}, replicas={})["small"]
 
 
 @pytest.mark.parametrize("field", ["requests_per_s", "prompt_tokens", "output_tokens"])

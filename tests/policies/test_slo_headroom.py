@@ -154,7 +154,7 @@ def test_a_reply_makes_no_tokens_while_a_prompt_is_taken_in_behind_it():
     asked, fleet, forecast = young(4, turns=(0, 1), now_s=0.9, slo=Slo(ttft_s=4.0, tpot_s=0.05))
     assert isinstance(decided((asked, fleet, forecast)), Dispatch)
     for slot in (0, 1):
-        fleet._ledger.reserve(slot, 8000.0, 8000.0, 0.05, 0.01)
+        fleet._ledger.load.reserve(slot, 8000.0, 8000.0, 0.05, 0.01)
     again = Forecast(asked, fleet, forecast._belief)
     assert again.expected_tpot_violations.min() >= 1.0 + forecast.expected_tpot_violations.max()
     assert isinstance(decided((asked, fleet, again)), Hold)
