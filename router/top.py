@@ -43,19 +43,19 @@ async def _fleet(client: httpx.AsyncClient) -> dict[str, Any]:
 def drawn(fleet: dict[str, Any]) -> Group:
     """The fleet as a heading and a table."""
     last = fleet["last"]
-    kept = f"{last['slo_kept'] / last['requests']:.1%}" if last["requests"] else "-"
+    met = f"{last['slo_met'] / last['requests']:.1%}" if last["requests"] else "-"
     heading = Text.assemble(
         ("Headroom ", "bold"),
         f"{fleet['router']}  config {fleet['version']}  policy {fleet['policy']['routing']['name']}\n",
         f"in flight {fleet['in_flight']}  held {fleet['held']}  last minute: {last['requests']} requests, ",
-        f"SLO kept {kept}, refused {last['refused']}",
+        f"SLO met {met}, refused {last['refused']}",
     )
     return Group(heading, _table(fleet["backends"]))
 
 
 _COLUMNS: Final = (
     "backend", "card", "up", "prefill", "decode", "engine run/wait", "KV", "TTFT ms (forecast)", "TPOT ms (forecast)",
-    "tok/s", "req/min", "SLO kept",
+    "tok/s", "req/min", "SLO met",
 )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def _cells(backend: dict[str, Any]) -> list[str | Text]:
         f"{_or_dash(last['tpot_ms'], '.1f')} ({_or_dash(last['tpot_predicted_ms'], '.1f')})",
         f"{last['output_tokens_per_s']:.0f}",
         str(last["requests"]),
-        f"{last['slo_kept'] / last['requests']:.0%}" if last["requests"] else "-",
+        f"{last['slo_met'] / last['requests']:.0%}" if last["requests"] else "-",
     ]
 
 

@@ -160,7 +160,7 @@ class Seen:
 
     @property
     def endings(self) -> list[EndState]:
-        return [outcome.account.outcome for outcome in self.outcomes]
+        return [outcome.record.outcome for outcome in self.outcomes]
 
 
 @dataclass

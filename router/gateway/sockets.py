@@ -1,9 +1,9 @@
-"""One port for several processes: each listens on a socket of its own, and the kernel deals connections out by hash.
+"""Listening sockets: of one process, or one port for several, where the kernel spreads connections by hash.
 
-Believes: SO_REUSEPORT as Linux has it (3.9 and later). Why not one inherited socket: there whoever wakes first takes
-all that waits, and of 64 connections that came together one of four workers got 64; by hash it got 19, paced 22, where
-28 did before, and of 1,000 at most 8 % above the mean where it was 247 %. A worker that dies takes no new connections
-with it: its socket leaves the group. macOS has the option and deals to the newest socket alone.
+SO_REUSEPORT as Linux has it (3.9 and later). One inherited socket is worse: the worker that wakes first accepts all
+that wait. Of 64 connections that came together one of four workers got 64; by hash it got 19, paced 22, where it was 28
+before; of 1,000 at most 8 % above the mean, where it was 247 %. A worker that dies takes no new connections with it:
+its socket leaves the group. macOS has the option and gives all connections to the newest socket.
 """
 
 import socket

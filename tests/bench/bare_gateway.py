@@ -32,7 +32,7 @@ class Counter:
 
     def ended(self, outcome: RequestLog) -> None:
         self.outcomes += 1
-        self.tokens += outcome.account.usage.output_tokens
+        self.tokens += outcome.record.usage.output_tokens
 
     def rejected(self, path: str, status: int) -> None:
         self.outcomes += 1

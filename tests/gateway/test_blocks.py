@@ -155,13 +155,13 @@ async def test_a_request_reaches_the_core_with_its_blocks_and_what_each_is_worth
     async with pair([reply(b"{}")], ingress=Ingress(prefix_blocks_max=2)) as (gate, _):
         for letter in "x中":
             await gate.chat(stream=False, messages=[{"role": "user", "content": letter * 5000}])
-        english, chinese = (outcome.account.request for outcome in gate.seen.outcomes)
+        english, chinese = (outcome.record.request for outcome in gate.seen.outcomes)
         assert (len(english.prefix), english.prefix_block_tokens) == (2, 256)
         assert (len(chinese.prefix), chinese.prefix_block_tokens) == (2, 85)
         assert english.prompt_tokens == chinese.prompt_tokens == 1250
     async with pair([reply(b"{}")], ingress=Ingress(prefix_blocks_max=0)) as (gate, _):
         await gate.chat(stream=False, messages=[{"role": "user", "content": LONG}])
-        assert gate.seen.outcomes[0].account.request.prefix == ()
+        assert gate.seen.outcomes[0].record.request.prefix == ()
 
 
 async def test_prefix_affinity_keeps_a_conversation_where_it_is_cached_by_default(tmp_path: Path) -> None:

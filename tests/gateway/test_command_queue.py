@@ -26,7 +26,7 @@ async def test_sends_that_fail_at_once_do_not_recurse() -> None:
         *sends, refusal = log.decisions
         assert [send.attempt for send in sends if isinstance(send, Send)] == list(range(1, ATTEMPTS + 1))
         assert isinstance(refusal, Refuse)
-        assert log.account.outcome is EndState.REFUSED
+        assert log.record.outcome is EndState.REFUSED
         assert log.status == 502
 
 

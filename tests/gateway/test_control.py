@@ -100,7 +100,7 @@ async def test_a_request_can_be_explained_and_is_in_the_books(tmp_path: Path) ->
         assert told["actual"]["ttft_ms"] > 0
         assert (told["prompt_tokens"], told["output_tokens"], told["status"]) == (7, 2, 200)
         fleet = (await it.get("/admin/fleet")).json()
-        assert fleet["last"] == {"requests": 1, "slo_kept": 1, "refused": 0}
+        assert fleet["last"] == {"requests": 1, "slo_met": 1, "refused": 0}
         assert fleet["backends"][0]["last"]["requests"] == 1
         assert fleet["recent"][0]["request_id"] == "mine"
         routers = (await it.get("/admin/routers")).json()

@@ -162,7 +162,7 @@ async def test_a_client_of_http_1_0_gets_a_plain_body_and_the_end() -> None:
         got = await gate.ask(chat(version="1.0"))
         assert got.events() == [json.dumps(token("a")), json.dumps(token("b")), "[DONE]"]
         assert "transfer-encoding" not in got.headers
-        assert gate.seen.outcomes[0].account.usage.output_tokens == 2
+        assert gate.seen.outcomes[0].record.usage.output_tokens == 2
 
 
 async def test_a_broken_stream_never_ends_cleanly_for_http_1_0() -> None:
@@ -298,7 +298,7 @@ async def test_a_key_is_asked_for_and_names_the_tenant() -> None:
         assert (await gate.chat(stream=False, more="authorization: Bearer wrong\r\n")).status == 401
         assert (await gate.chat(stream=False, more="authorization: Bearer secret\r\n")).status == 200
         assert (await gate.chat(stream=False, more="x-api-key: secret\r\n")).status == 200
-        assert {outcome.account.request.tenant for outcome in gate.seen.outcomes} == {"acme"}
+        assert {outcome.record.request.tenant for outcome in gate.seen.outcomes} == {"acme"}
 
 
 async def test_an_slo_comes_from_headers_else_from_the_class() -> None:
@@ -307,7 +307,7 @@ async def test_an_slo_comes_from_headers_else_from_the_class() -> None:
     async with pair([reply(b"{}")], ingress=Ingress(classes=classes)) as (gate, _):
         await gate.chat(stream=False, more="x-slo-class: fast\r\nx-slo-ttft-ms: 250\r\n")
         await gate.chat(stream=False, more="x-llm-d-slo-tpot-ms: 20\r\nx-slo-e2e-ms: 9000\r\n")
-        first, second = (outcome.account.request for outcome in gate.seen.outcomes)
+        first, second = (outcome.record.request for outcome in gate.seen.outcomes)
         assert (first.slo_class, first.slo, first.priority) == ("fast", Slo(ttft_s=0.25, tpot_s=0.05), -1)
         assert second.slo == Slo(tpot_s=0.02, e2e_s=9.0)
 

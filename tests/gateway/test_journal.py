@@ -14,9 +14,9 @@ def test_a_request_is_found_by_either_name_the_newest_first_until_it_is_forgotte
         journal.ended(RequestLog(account, "/v1/completions", wire_id, True, 0, 0, 0.0, 0.0))
         found = journal.find(wire_id)
         assert found is not None
-        assert found.outcome.account.request.id == name
+        assert found.record.request.id == name
     second = journal.find("r2")
     assert second is not None
-    assert second.outcome.wire_id == "theirs"
+    assert second.wire_id == "theirs"
     assert journal.find("r1") is None
-    assert [entry.outcome.account.request.id for entry in journal.recent()] == ["r3", "r2"]
+    assert [log.record.request.id for log in journal.recent()] == ["r3", "r2"]

@@ -36,7 +36,7 @@ def metrics() -> Metrics:
 def test_a_served_request_is_in_every_family_it_belongs_to() -> None:
     """Outcome, SLO, latency, tokens, and how far off the forecast was."""
     books = metrics()
-    books.accounted(account())
+    books.recorded(account())
     text = page(books)
     for line in (
         'headroom_requests_total{model="tiny",outcome="served",reason="",slo_class="chat"} 1.0',
@@ -58,8 +58,8 @@ def test_a_served_request_is_in_every_family_it_belongs_to() -> None:
 def test_a_refusal_misses_its_slo_and_a_client_that_left_says_nothing_of_it() -> None:
     """Attainment is of those who waited for an answer."""
     books = metrics()
-    books.accounted(account(EndState.REFUSED, Reason.SATURATED))
-    books.accounted(account(EndState.LEFT))
+    books.recorded(account(EndState.REFUSED, Reason.SATURATED))
+    books.recorded(account(EndState.LEFT))
     text = page(books)
     assert 'headroom_slo_requests_total{met="false",model="tiny",slo_class="chat",source="class"} 1.0' in text
     assert 'met="true"' not in text
@@ -69,7 +69,7 @@ def test_a_refusal_misses_its_slo_and_a_client_that_left_says_nothing_of_it() ->
 def test_names_of_models_nobody_serves_make_no_new_series() -> None:
     """A client could otherwise fill the memory with labels."""
     books = metrics()
-    books.accounted(account(EndState.REFUSED, Reason.UNKNOWN_MODEL))
+    books.recorded(account(EndState.REFUSED, Reason.UNKNOWN_MODEL))
     assert 'model="unknown"' in page(books)
     assert 'model="tiny"' not in page(books)
 
@@ -118,7 +118,7 @@ def test_the_page_shows_the_fleet_as_it_is_when_asked() -> None:
 def test_every_name_bears_our_prefix() -> None:
     """An engine's own prefix would be summed with the engine's."""
     books = metrics()
-    books.accounted(account())
+    books.recorded(account())
     assert all(line.startswith(("# ", "headroom_")) for line in page(books).splitlines())
 
 
@@ -126,8 +126,8 @@ def test_the_demand_of_a_minute_is_a_rate_with_means() -> None:
     """60 requests in 60 s: one a second; the tightest class is named; unknown models are not demand."""
     window = DemandWindow()
     for second in range(60):
-        window.accounted(account(ttft_ms=500 if second % 2 else 100), float(second))
-    window.accounted(account(EndState.REFUSED, Reason.UNKNOWN_MODEL), 59.0)
+        window.recorded(account(ttft_ms=500 if second % 2 else 100), float(second))
+    window.recorded(account(EndState.REFUSED, Reason.UNKNOWN_MODEL), 59.0)
     demand = window.view(59.9)["tiny"]
     assert demand.requests_per_s == pytest.approx(1.0, rel=0.05)
     assert (demand.prompt_tokens, demand.output_tokens, demand.slo_class) == (120, 11, "chat")
@@ -137,9 +137,9 @@ def test_the_demand_of_a_minute_is_a_rate_with_means() -> None:
 def test_a_bound_from_a_header_makes_no_class_the_tightest_and_no_attainment() -> None:
     """Replicas are sized for classes: one client's 1 ms names no class and counts as no miss."""
     window = DemandWindow()
-    window.accounted(account(ttft_ms=500), 0.0)
+    window.recorded(account(ttft_ms=500), 0.0)
     batch = account(ttft_ms=1)
-    window.accounted(replace(batch, request=replace(batch.request, slo_class="batch")), 0.0, Slo(e2e_s=120.0))
+    window.recorded(replace(batch, request=replace(batch.request, slo_class="batch")), 0.0, Slo(e2e_s=120.0))
     demand = window.view(1.0)["tiny"]
     assert (demand.slo_class, demand.ended, demand.attained) == ("chat", 1, 1)
 
@@ -147,7 +147,7 @@ def test_a_bound_from_a_header_makes_no_class_the_tightest_and_no_attainment() -
 def test_demand_is_forgotten_after_its_window() -> None:
     """No request for two minutes: no demand; a quiet stretch counts in the rate."""
     window = DemandWindow()
-    window.accounted(account(), 0.0)
-    window.accounted(account(), 30.0)
+    window.recorded(account(), 0.0)
+    window.recorded(account(), 30.0)
     assert window.view(50.0)["tiny"].requests_per_s == pytest.approx(2 / 50, rel=0.1)
     assert window.view(150.0) == {}

@@ -43,8 +43,8 @@ async def test_tokens_are_counted_from_the_events() -> None:
     async with pair([stream("a", "b", "c")]) as (gate, _):
         await gate.chat()
         (outcome,) = gate.seen.outcomes
-        assert outcome.account.usage.output_tokens == 3
-        assert outcome.account.outcome is Ending.SERVED
+        assert outcome.record.usage.output_tokens == 3
+        assert outcome.record.outcome is Ending.SERVED
         assert (outcome.status, outcome.events, outcome.path) == (200, 4, "/v1/chat/completions")
 
 
@@ -53,7 +53,7 @@ async def test_the_engines_usage_is_believed_over_the_events() -> None:
     usage = {"prompt_tokens": 7, "completion_tokens": 12, "total_tokens": 19}
     async with pair([stream("a", "b", usage=usage)]) as (gate, _):
         await gate.chat()
-        stated = gate.seen.outcomes[0].account.usage
+        stated = gate.seen.outcomes[0].record.usage
         assert (stated.output_tokens, stated.prompt_tokens) == (12, 7)
 
 
@@ -64,7 +64,7 @@ async def test_a_reply_that_is_no_stream_passes_with_its_length() -> None:
         got = await gate.chat(stream=False)
         assert (got.status, got.body) == (200, body)
         assert got.headers["content-length"] == str(len(body))
-        assert gate.seen.outcomes[0].account.usage.output_tokens == 5
+        assert gate.seen.outcomes[0].record.usage.output_tokens == 5
 
 
 async def test_connections_to_the_engine_are_used_again() -> None:
@@ -101,7 +101,7 @@ async def test_a_connection_that_died_idle_is_retried_unseen() -> None:
         upstream._idle.append(dead)  # as if the close had not been heard yet
         assert (await gate.chat()).complete
         assert engine.connections == 2
-        assert [outcome.account.attempts for outcome in gate.seen.outcomes] == [1, 1]
+        assert [outcome.record.attempts for outcome in gate.seen.outcomes] == [1, 1]
 
 
 async def test_a_connection_that_dies_under_the_request_is_retried_unseen() -> None:
@@ -111,7 +111,7 @@ async def test_a_connection_that_dies_under_the_request_is_retried_unseen() -> N
         got = await gate.chat()
         assert got.events()[0] == json.dumps(token("b"))
         assert len(engine.requests) == 3
-        assert gate.seen.outcomes[1].account.attempts == 1
+        assert gate.seen.outcomes[1].record.attempts == 1
 
 
 async def test_a_fresh_connection_that_dies_is_the_engines_failure() -> None:
@@ -148,7 +148,7 @@ async def test_a_failure_before_the_first_byte_is_tried_elsewhere(first: wire.Sc
         got = await gate.chat()
         assert (got.status, got.headers["x-headroom-backend"]) == (200, "b")
         assert got.events()[0] == json.dumps(token("good"))
-        assert gate.seen.outcomes[0].account.attempts == 2
+        assert gate.seen.outcomes[0].record.attempts == 2
 
 
 async def test_an_error_in_a_stream_that_began_as_200_gets_its_true_status() -> None:

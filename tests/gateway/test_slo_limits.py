@@ -49,7 +49,7 @@ async def test_a_header_inside_its_range_holds(headers: tuple[str, ...], slo: Sl
     async with pair([reply(b"{}")], ingress=ingress()) as (gate, _):
         got = await asked(gate, *headers)
         assert (got.status, "x-headroom-slo-clamped" in got.headers) == (200, False)
-        assert gate.seen.outcomes[0].account.request.slo == slo
+        assert gate.seen.outcomes[0].record.request.slo == slo
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ async def test_a_class_that_clamps_serves_and_says_what_holds() -> None:
         got = await asked(gate, "x-slo-tpot-ms: 1", "x-slo-ttft-ms: 10000000", "x-slo-e2e-ms: 5000")
         assert got.status == 200
         assert sorted(got.headers["x-headroom-slo-clamped"].split(", ")) == ["x-slo-tpot-ms=15", "x-slo-ttft-ms=10000"]
-        assert gate.seen.outcomes[0].account.request.slo == Slo(ttft_s=10.0, tpot_s=0.015, e2e_s=5.0)
+        assert gate.seen.outcomes[0].record.request.slo == Slo(ttft_s=10.0, tpot_s=0.015, e2e_s=5.0)
         gate.driver.perform(gate.core.backend_health("a", False, gate.driver.clock()))
         refused = await asked(gate, "x-slo-tpot-ms: 1")
         assert (refused.status, refused.headers["x-headroom-slo-clamped"]) == (503, "x-slo-tpot-ms=15")

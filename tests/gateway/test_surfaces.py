@@ -51,7 +51,7 @@ async def test_every_surface_passes_and_is_accounted(path: str, body: dict[str, 
         assert (got.status, got.body) == (200, b'{"answer":1}')
         assert engine.requests[0].startswith(f"POST {path}?a=b HTTP/1.1\r\n".encode())
         assert engine.requests[0].endswith(b"\r\n\r\n" + raw)
-        account = gate.seen.outcomes[0].account
+        account = gate.seen.outcomes[0].record
         assert (account.outcome, account.request.prompt_tokens) == (Ending.SERVED, tokens)
 
 
@@ -69,7 +69,7 @@ async def test_an_anthropic_stream_is_counted_and_broken_in_its_own_words() -> N
         assert (said["type"], said["error"]["type"]) == ("error", "api_error")
         assert broken.body.endswith(b"\n\n")
         assert b"event: error\n" in broken.body
-        assert gate.seen.outcomes[0].account.usage.output_tokens == 12
+        assert gate.seen.outcomes[0].record.usage.output_tokens == 12
 
 
 async def test_prompts_are_estimated_by_one_rule() -> None:
@@ -78,7 +78,7 @@ async def test_prompts_are_estimated_by_one_rule() -> None:
     async with pair([reply(body)]) as (gate, _):
         for _ in range(2):
             await gate.chat(stream=False, messages=[{"role": "user", "content": "x" * 400}])
-        assert [outcome.account.request.prompt_tokens for outcome in gate.seen.outcomes] == [100, 100]
+        assert [outcome.record.request.prompt_tokens for outcome in gate.seen.outcomes] == [100, 100]
 
 
 async def test_the_official_client_streams_and_does_not() -> None:

@@ -62,7 +62,7 @@ async def test_a_chat_stream_of_triton_reads_as_openais() -> None:
         assert line == "POST /v2/models/ensemble/generate_stream HTTP/1.1"
         assert asked["text_input"] == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
         assert (asked["max_tokens"], asked["temperature"], asked["stop_words"]) == (3, 0.5, ["X"])
-        assert gate.seen.outcomes[0].account.usage.output_tokens == 3
+        assert gate.seen.outcomes[0].record.usage.output_tokens == 3
 
 
 async def test_a_stream_below_its_cap_has_stopped() -> None:
@@ -88,7 +88,7 @@ async def test_a_whole_reply_of_triton_reads_as_openais() -> None:
         assert answer["choices"][0]["finish_reason"] == "stop"
         assert answer["usage"]["completion_tokens"] == 2
         assert sent(engine)[0] == "POST /v2/models/m/generate HTTP/1.1"
-        assert gate.seen.outcomes[0].account.usage.output_tokens == 2
+        assert gate.seen.outcomes[0].record.usage.output_tokens == 2
 
 
 async def test_frames_split_anywhere_translate_the_same() -> None:
@@ -99,7 +99,7 @@ async def test_frames_split_anywhere_translate_the_same() -> None:
         got = await gate.chat()
         texts = [json.loads(each)["choices"][0]["delta"].get("content") for each in got.events()[:-1]]
         assert texts == ["", "a", " b", " c", None]
-        assert gate.seen.outcomes[0].account.usage.output_tokens == 3
+        assert gate.seen.outcomes[0].record.usage.output_tokens == 3
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ async def test_native_paths_are_routed_by_the_model_in_them() -> None:
         got = await gate.ask(post("/v2/models/m/versions/1/generate_stream", body))
         assert got.body == frame("a") + frame("b")
         assert sent(engine)[0] == "POST /v2/models/ensemble/versions/1/generate_stream HTTP/1.1"
-        assert gate.seen.outcomes[0].account.usage.output_tokens == 2
+        assert gate.seen.outcomes[0].record.usage.output_tokens == 2
 
 
 async def test_a_native_error_keeps_tritons_form() -> None:

@@ -181,7 +181,7 @@ async def test_answers_cut_at_every_point_are_the_same_answers(name: str) -> Non
         expected = expected or bodies(bench.client.written)
         assert bodies(bench.client.written) == expected
         assert bench.seen.endings == [Ending.SERVED]
-        assert bench.seen.outcomes[0].account.usage.output_tokens == 2
+        assert bench.seen.outcomes[0].record.usage.output_tokens == 2
         assert not bench.busy()
         assert bench.upstream.take() is not None
         bench.ends()
@@ -306,7 +306,7 @@ async def test_clients_that_leave_at_random_leak_nothing() -> None:
             await asyncio.gather(*(visit() for _ in range(20)))
         await until(lambda: gate.core.in_flight == 0 and not gate.state.connections)
         assert not gate.driver._in_flight
-        assert len(gate.seen.outcomes) == len({outcome.account.request.id for outcome in gate.seen.outcomes})
+        assert len(gate.seen.outcomes) == len({outcome.record.request.id for outcome in gate.seen.outcomes})
         for upstream in gate.driver.upstreams.values():
             assert all(connection.reader is None for connection in upstream.open)
         await engine.stop()

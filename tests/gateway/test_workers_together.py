@@ -73,7 +73,7 @@ def test_a_workers_counters_outlive_it_and_its_gauges_do_not() -> None:
 
 def view(slot: int, requests: int, ttft_ms: float | None) -> dict[str, Any]:
     """A worker's fleet: one backend, one stream on it, and the other worker seen as another router."""
-    last = {"requests": requests, "slo_kept": requests, "refused": 0}
+    last = {"requests": requests, "slo_met": requests, "refused": 0}
     times = {"ttft_ms": ttft_ms, "ttft_predicted_ms": None, "tpot_ms": None, "tpot_predicted_ms": None}
     load = {"prefilling": 0, "decoding": 1, "kv_tokens": 10}
     backend = {

@@ -120,10 +120,10 @@ def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:
     @app.get("/explain/{request_id}", dependencies=[admin])
     async def explain(request_id: str) -> dict[str, Any]:
         """The decisions about one of the last requests, with forecast and measurement."""
-        entry = parts.journal.find(request_id)
-        if entry is None:
+        log = parts.journal.find(request_id)
+        if log is None:
             raise HTTPException(404, f"no request {request_id!r} among the last ones")
-        return explained(entry, parts.core.explain(entry.outcome.account.request.id))
+        return explained(log, parts.core.explain(log.record.request.id))
 
 
 def _add_calls(app: FastAPI, parts: ControlParts, admin: Any) -> None:

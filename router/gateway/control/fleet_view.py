@@ -1,6 +1,6 @@
-"""The fleet as people and dashboards want to see it: who is up, what runs where, how good the forecasts are.
+"""The fleet as JSON for people and dashboards: which backends are up, their load, the accuracy of forecasts.
 
-Believes: the gateway's parts as they stand. Changes nothing; made anew for every reader, milliseconds at this rim.
+Reads the router's parts and changes nothing; made anew for every reader, times in milliseconds.
 """
 
 import os
@@ -15,7 +15,8 @@ from router.core.columns import DECODING, PREFILLING
 from router.core.decisions import EndState, RequestRecord
 from router.core.types import EngineReport, Load
 from router.gateway.control.parts import ControlParts
-from router.gateway.telemetry.journal import JournalEntry, explained
+from router.gateway.telemetry.journal import explained
+from router.gateway.traffic.request_log import RequestLog
 
 RECENT_S: Final = 60.0
 SHOWN: Final = 30
@@ -24,10 +25,10 @@ SHOWN: Final = 30
 def fleet(parts: ControlParts) -> dict[str, Any]:
     """Everything the fleet page shows."""
     now_s, plan = parts.clock(), parts.plan
-    lately = [entry for entry in parts.journal.recent() if now_s - entry.outcome.account.ended_s < RECENT_S]
+    recent = [log for log in parts.journal.recent() if now_s - log.record.ended_s < RECENT_S]
     by_backend: dict[str, list[RequestRecord]] = defaultdict(list)
-    for entry in lately:
-        by_backend[entry.outcome.account.backend].append(entry.outcome.account)
+    for log in recent:
+        by_backend[log.record.backend].append(log.record)
     return {
         "router": parts.router_id,
         "pid": os.getpid(),
@@ -38,14 +39,14 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "in_flight": parts.core.in_flight,
         "held": parts.core.held,
         "peers": {peer: view.version for peer, view in parts.sync.peers.items()},
-        "last": _kept(entry.outcome.account for entry in lately),
+        "last": _counts(log.record for log in recent),
         "backends": [_backend(parts, given, by_backend[given["name"]]) for given in _backends(parts)],
-        "recent": [_line(entry, now_s) for entry in islice(parts.journal.recent(), SHOWN)],
+        "recent": [_line(log, now_s) for log in islice(parts.journal.recent(), SHOWN)],
     }
 
 
 def policy(parts: ControlParts) -> dict[str, Any]:
-    """Who decides, with its parameters."""
+    """The policies with their parameters."""
     given = parts.plan.settings.policy
     shown = {role: getattr(given, role).model_dump(mode="json") for role in ("routing", "admission", "scaling")}
     for role, each in parts.plan.chosen.items():
@@ -55,7 +56,7 @@ def policy(parts: ControlParts) -> dict[str, Any]:
 
 
 def changes(parts: ControlParts) -> dict[str, Any]:
-    """What policies do, which configs served, and every step from one to the other."""
+    """Statistics of policies, the configs that served, and the audit log."""
     reloader = parts.reloader
     return {
         "version": parts.plan.version,
@@ -77,7 +78,7 @@ def _backends(parts: ControlParts) -> list[dict[str, Any]]:
     ]
 
 
-def _backend(parts: ControlParts, facts: dict[str, Any], accounts: Sequence[RequestRecord]) -> dict[str, Any]:
+def _backend(parts: ControlParts, facts: dict[str, Any], records: Sequence[RequestRecord]) -> dict[str, Any]:
     name = facts["name"]
     watch = parts.engines.watches.get(name)
     load = parts.core.loads().get(name, Load())
@@ -90,31 +91,31 @@ def _backend(parts: ControlParts, facts: dict[str, Any], accounts: Sequence[Requ
         "forecast": score.state if score is not None else None,
         "others": round(others),
         "engine": None if report is None else _engine(report, parts.clock()),
-        "last": _kept(accounts) | _times(accounts),
+        "last": _counts(records) | _times(records),
     }
 
 
-def _kept(accounts: Iterable[RequestRecord]) -> dict[str, Any]:
-    """How many ended in the last minute, and how many of them kept their SLO."""
-    ended = [account for account in accounts if account.outcome is not EndState.LEFT]
+def _counts(records: Iterable[RequestRecord]) -> dict[str, Any]:
+    """Requests that ended in the last minute, and how many of them met their SLO or were refused."""
+    ended = [record for record in records if record.outcome is not EndState.LEFT]
     return {
         "requests": len(ended),
-        "slo_kept": sum(account.slo_met for account in ended),
-        "refused": sum(account.outcome is EndState.REFUSED for account in ended),
+        "slo_met": sum(record.slo_met for record in ended),
+        "refused": sum(record.outcome is EndState.REFUSED for record in ended),
     }
 
 
-def _times(accounts: Sequence[RequestRecord]) -> dict[str, Any]:
+def _times(records: Sequence[RequestRecord]) -> dict[str, Any]:
     """Means of the last minute, predicted beside actual, from the send; tokens a second."""
-    served = [a for a in accounts if a.outcome is EndState.SERVED]
-    foretold = [a for a in served if isfinite(a.predicted_ttft_s) and a.request.streamed]
-    paced = [a for a in foretold if a.usage.output_tokens > 1]
+    served = [r for r in records if r.outcome is EndState.SERVED]
+    predicted = [r for r in served if isfinite(r.predicted_ttft_s) and r.request.streamed]
+    several = [r for r in predicted if r.usage.output_tokens > 1]  # one token alone has no TPOT
     return {
-        "ttft_ms": _mean_ms(a.first_byte_s - a.sent_s for a in foretold),
-        "ttft_predicted_ms": _mean_ms(a.predicted_ttft_s for a in foretold),
-        "tpot_ms": _mean_ms(a.tpot_s for a in paced),
-        "tpot_predicted_ms": _mean_ms(a.predicted_tpot_s for a in paced),
-        "output_tokens_per_s": round(sum(a.usage.output_tokens for a in served) / RECENT_S, 1),
+        "ttft_ms": _mean_ms(r.first_byte_s - r.sent_s for r in predicted),
+        "ttft_predicted_ms": _mean_ms(r.predicted_ttft_s for r in predicted),
+        "tpot_ms": _mean_ms(r.tpot_s for r in several),
+        "tpot_predicted_ms": _mean_ms(r.predicted_tpot_s for r in several),
+        "output_tokens_per_s": round(sum(r.usage.output_tokens for r in served) / RECENT_S, 1),
     }
 
 
@@ -123,9 +124,9 @@ def _mean_ms(seconds: Iterable[float]) -> float | None:
     return round(sum(values) / len(values) * 1e3, 2) if values else None
 
 
-def _line(entry: JournalEntry, now_s: float) -> Mapping[str, Any]:
+def _line(log: RequestLog, now_s: float) -> Mapping[str, Any]:
     """A request in short, for the list of the last ones."""
-    full = explained(entry)
+    full = explained(log)
     short = ("request_id", "model", "backend", "outcome", "reason", "status", "prompt_tokens", "output_tokens")
     why = full["decisions"][-1]["why"] if full["decisions"] else ""
     return {key: full[key] for key in short} | {
@@ -138,13 +139,13 @@ def _line(entry: JournalEntry, now_s: float) -> Mapping[str, Any]:
         "tpot_predicted_ms": full["predicted"]["tpot_ms"],
         "e2e_ms": full["actual"]["e2e_ms"],
         "why": why,
-        "age_s": round(now_s - entry.outcome.account.ended_s, 3),
+        "age_s": round(now_s - log.record.ended_s, 3),
     }
 
 
 def _engine(report: EngineReport, now_s: float) -> dict[str, float | None]:
-    """What the engine last said of itself, and how long ago it was asked."""
-    said = {name: value for name, value in asdict(report).items() if name != "asked_s"}
+    """The engine's last report, and its age."""
+    values = {name: value for name, value in asdict(report).items() if name != "asked_s"}
     return {"age_s": round(now_s - report.asked_s, 3)} | {
-        name: value if isfinite(value) else None for name, value in said.items()
+        name: value if isfinite(value) else None for name, value in values.items()
     }

@@ -108,7 +108,7 @@ class Probe(Reader):
         else:
             self._fail("the connection was closed in the middle")
 
-    def broken(self, why: str, *, unanswered: bool) -> None:
+    def connection_failed(self, why: str, *, unanswered: bool) -> None:
         """The connection failed."""
         if unanswered and self._connection is not None and self._connection.reused and not self._answer.done():
             self._upstream.dial(self._ask, self._fail)

@@ -1,7 +1,7 @@
-"""What this router was asked for lately, by model: what the autoscaler and the fleet page want to know.
+"""Demand of the last minute, by model: what the autoscaler and the fleet page read.
 
-Believes: accounts, one a request. Must not know who reads. Counts lie in a ring of short buckets, so that adding one
-is a few additions and the oldest falls out by itself.
+Must not depend on its readers. Counts lie in a ring of short buckets: adding one is a few additions, and the oldest is
+overwritten.
 """
 
 from dataclasses import dataclass, field
@@ -30,34 +30,34 @@ class _Bucket:
 
 
 class DemandWindow:
-    """The last minute of accounts."""
+    """The requests of the last minute."""
 
     def __init__(self) -> None:
         self._rings: dict[str, list[_Bucket]] = {}
         self._began_s: float | None = None
 
-    def accounted(self, account: RequestRecord, now_s: float, class_slo: Slo | None = None) -> None:
-        """One request is over. A client that left early says nothing of attainment.
+    def recorded(self, record: RequestRecord, now_s: float, class_slo: Slo | None = None) -> None:
+        """One request has ended. A client that left early does not count for attainment.
 
-        ``class_slo``: what its SLO class promises (None: the same as the request's SLO). Attainment is of requests
+        ``class_slo``: the SLO of its class (None: the same as the request's). Attainment is of requests
         under that SLO alone, and the tightest class is found by it: a bound from one client's header sizes no fleet.
         """
-        if account.reason is Reason.UNKNOWN_MODEL:
+        if record.reason is Reason.UNKNOWN_MODEL:
             return
         if self._began_s is None:
             self._began_s = now_s
-        bucket = self._bucket(account.request.model, now_s)
-        request, usage = account.request, account.usage
+        bucket = self._bucket(record.request.model, now_s)
+        request, usage = record.request, record.usage
         bucket.requests += 1
         bucket.prompt_tokens += usage.prompt_tokens or request.prompt_tokens
-        promised = request.slo if class_slo is None else class_slo
-        bucket.classes[request.slo_class] = promised
-        if account.outcome is EndState.SERVED:
+        class_bounds = request.slo if class_slo is None else class_slo
+        bucket.classes[request.slo_class] = class_bounds
+        if record.outcome is EndState.SERVED:
             bucket.served += 1
             bucket.output_tokens += usage.output_tokens
-        if account.outcome is not EndState.LEFT and request.slo == promised:
+        if record.outcome is not EndState.LEFT and request.slo == class_bounds:
             bucket.ended += 1
-            bucket.attained += account.slo_met
+            bucket.attained += record.slo_met
 
     def _bucket(self, model: str, now_s: float) -> _Bucket:
         ring = self._rings.get(model)

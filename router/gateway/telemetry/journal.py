@@ -1,11 +1,11 @@
-"""The last requests with what was decided about them and how it went: what /explain and the fleet page show.
+"""The last requests with their decisions and measurements: what /explain and the fleet page show.
 
-Believes: the driver's outcomes as they pass. Must not know the core. Bounded: the oldest goes.
+Must not depend on the core. Bounded: the oldest is dropped.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from math import isfinite
 from typing import Any, Final
 
@@ -16,46 +16,38 @@ from router.gateway.traffic.request_log import RequestLog
 KEPT: Final = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class JournalEntry:
-    """One request that is over: every decision about it, in order, and its outcome."""
-
-    decisions: Sequence[Send | Refuse]
-    outcome: RequestLog
-
-
 class Journal:
-    """The last ``KEPT`` requests. They are found by looking through them: many are noted, few are asked for."""
+    """The last ``KEPT`` requests. Found by a linear search: many are added, few are looked up."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self._ring: deque[RequestLog] = deque(maxlen=kept)
 
-    def ended(self, outcome: RequestLog) -> None:
-        """The request is over."""
-        self._ring.append(outcome)
+    def ended(self, log: RequestLog) -> None:
+        """A request has ended."""
+        self._ring.append(log)
 
-    def find(self, request_id: str) -> JournalEntry | None:
+    def find(self, request_id: str) -> RequestLog | None:
         """The last request of this id, ours or the client's."""
-        for outcome in reversed(self._ring):
-            if request_id in (outcome.account.request.id, outcome.wire_id):
-                return JournalEntry(outcome.decisions, outcome)
+        for log in reversed(self._ring):
+            if request_id in (log.record.request.id, log.wire_id):
+                return log
         return None
 
-    def recent(self) -> Iterator[JournalEntry]:
+    def recent(self) -> Iterator[RequestLog]:
         """Newest first."""
-        return (JournalEntry(outcome.decisions, outcome) for outcome in reversed(self._ring))
+        return reversed(self._ring)
 
 
-def explained(entry: JournalEntry, choice: Explanation | None = None) -> dict[str, Any]:
-    """One request in words and numbers, milliseconds at this rim. ``choice``: what the core remembers of it."""
-    account, outcome = entry.outcome.account, entry.outcome
-    request, slo = account.request, account.request.slo
+def explained(log: RequestLog, choice: Explanation | None = None) -> dict[str, Any]:
+    """One request as plain values, times in milliseconds. ``choice``: the core's explanation of it."""
+    record = log.record
+    request, slo = record.request, record.request.slo
     return {
-        "request_id": outcome.wire_id,
+        "request_id": log.wire_id,
         "id": request.id,
         "model": request.model,
-        "path": outcome.path,
-        "stream": outcome.stream,
+        "path": log.path,
+        "stream": log.stream,
         "tenant": request.tenant,
         "slo": {
             "class": request.slo_class,
@@ -63,40 +55,40 @@ def explained(entry: JournalEntry, choice: Explanation | None = None) -> dict[st
             "tpot_ms": _ms(slo.tpot_s),
             "e2e_ms": _ms(slo.e2e_s),
             "quantile": slo.quantile,
-            "source": outcome.slo_source,
+            "source": log.slo_source,
             "infeasible": "refuse" if slo.refuse_infeasible else "best_effort",
-            "met": account.slo_met,
+            "met": record.slo_met,
         },
-        "prompt_tokens": account.usage.prompt_tokens or request.prompt_tokens,
-        "output_tokens": account.usage.output_tokens,
-        "decisions": [_decision(decision) for decision in entry.decisions],
+        "prompt_tokens": record.usage.prompt_tokens or request.prompt_tokens,
+        "output_tokens": record.usage.output_tokens,
+        "decisions": [_decision(decision) for decision in log.decisions],
         "candidates": [_candidate(each) for each in choice.candidates] if choice else None,
-        "outcome": account.outcome.value,
-        "reason": account.reason.value if account.reason else None,
-        "status": outcome.status,
-        "backend": account.backend or None,
-        "attempts": account.attempts,
+        "outcome": record.outcome.value,
+        "reason": record.reason.value if record.reason else None,
+        "status": log.status,
+        "backend": record.backend or None,
+        "attempts": record.attempts,
         "predicted": {
-            "ttft_ms": _ms(account.predicted_ttft_s),
-            "tpot_ms": _ms(account.predicted_tpot_s),
-            "e2e_ms": _ms(account.predicted_e2e_s),
+            "ttft_ms": _ms(record.predicted_ttft_s),
+            "tpot_ms": _ms(record.predicted_tpot_s),
+            "e2e_ms": _ms(record.predicted_e2e_s),
         },
         "actual": {
-            "held_ms": _ms(account.sent_s - request.arrived_s),
-            "ttft_ms": _ms(account.ttft_s),
-            "ttft_from_send_ms": _ms(account.first_byte_s - account.sent_s),
-            "tpot_ms": _ms(account.tpot_s),
-            "e2e_ms": _ms(account.e2e_s),
-            "gap_max_ms": _ms(outcome.gap_max_s),
+            "held_ms": _ms(record.sent_s - request.arrived_s),
+            "ttft_ms": _ms(record.ttft_s),
+            "ttft_from_send_ms": _ms(record.first_byte_s - record.sent_s),
+            "tpot_ms": _ms(record.tpot_s),
+            "e2e_ms": _ms(record.e2e_s),
+            "gap_max_ms": _ms(log.gap_max_s),
         },
     }
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:
-    """What was predicted of one backend when the choice was made; None where the policy did not ask."""
-    told = {name: value for name, value in asdict(candidate).items() if name != "backend"}
+    """The forecast for one backend when the choice was made; None where the policy did not read it."""
+    values = {name: value for name, value in asdict(candidate).items() if name != "backend"}
     return {"backend": candidate.backend} | {
-        f"{name.removesuffix('_s')}_ms": _ms(value) for name, value in told.items()
+        f"{name.removesuffix('_s')}_ms": _ms(value) for name, value in values.items()
     }
 
 
@@ -108,5 +100,5 @@ def _decision(decision: Send | Refuse) -> dict[str, Any]:
 
 
 def _ms(seconds: float) -> float | None:
-    """Milliseconds with three digits; None for what never came or was never bound."""
+    """Milliseconds with three digits; None for a time that never came or a bound that is not set."""
     return round(seconds * 1e3, 3) if isfinite(seconds) else None

@@ -1,7 +1,7 @@
-"""Every metric name, once; all begin with ``headroom_``, so that no sum counts an engine's own numbers twice.
+"""Every metric, once; all names begin with ``headroom_``, so that no sum counts an engine's own numbers twice.
 
-Believes: one RequestRecord a request. Must not know why anything happened. What a request costs here is a few additions
-to plain lists; text is made of them only when somebody scrapes. Labels are bounded: a model nobody serves is "unknown".
+Must not depend on decisions. A request costs a few additions to plain lists; text is made of them at a scrape. Labels
+are bounded: a model that no backend serves is "unknown".
 """
 
 from collections import defaultdict
@@ -39,7 +39,7 @@ class Histogram:
     __slots__ = ("counts", "edges", "total")
 
     def __init__(self, edges: tuple[float, ...]) -> None:
-        self.edges = tuple(map(float, edges))  # found among faster than whole numbers are
+        self.edges = tuple(map(float, edges))  # comparing floats is faster than comparing int with float
         self.counts = [0] * (len(edges) + 1)
         self.total = 0.0
 
@@ -51,27 +51,27 @@ class Histogram:
 
 
 class _Row:
-    """What one backend did for one model and class; what nobody did, where the backend has no name.
+    """Counts of one backend for one model and class; requests that reached no backend have an empty name.
 
-    ``unserved``: requests by outcome and reason; ``met`` and ``missed``: of those whose client stayed, by where their
-    SLO came from.
+    ``unserved``: requests by outcome and reason; ``met`` and ``violated``: those whose client stayed, by the source of
+    their SLO.
     """
 
     __slots__ = (
-        "attempts", "cached_tokens", "e2e", "met", "missed", "output_tokens", "prompt_tokens", "served", "tpot",
-        "ttft", "unserved",
+        "attempts", "cached_tokens", "e2e", "met", "output_tokens", "prompt_tokens", "served", "tpot", "ttft",
+        "unserved", "violated",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.ttft, self.tpot, self.e2e = Histogram(TTFT_S), Histogram(TPOT_S), Histogram(E2E_S)
         self.prompt_tokens = self.output_tokens = self.cached_tokens = 0
         self.attempts = self.served = 0
-        self.met, self.missed = {"class": 0, "header": 0}, {"class": 0, "header": 0}
+        self.met, self.violated = {"class": 0, "header": 0}, {"class": 0, "header": 0}
         self.unserved: dict[tuple[str, str], int] = defaultdict(int)
 
 
 class _Errors:
-    """How far off the forecasts of one backend were: actual over predicted."""
+    """Forecast errors of one backend: actual over predicted."""
 
     __slots__ = ("e2e", "tpot", "ttft")
 
@@ -80,7 +80,7 @@ class _Errors:
 
 
 class _Engine:
-    """What one engine last said, and how often it could be asked."""
+    """The last report of one engine, and how many scrapes succeeded and failed."""
 
     __slots__ = ("failures", "report", "scrapes")
 
@@ -90,30 +90,30 @@ class _Engine:
 
 
 class Answered(Protocol):
-    """What is read of the driver's outcome of a request."""
+    """The fields of a request's log that are counted."""
 
     @property
-    def account(self) -> RequestRecord:
-        """The core's account of it."""
+    def record(self) -> RequestRecord:
+        """The core's record of it."""
 
     @property
     def path(self) -> str:
-        """The path's pattern."""
+        """The pattern of its path."""
 
     @property
     def status(self) -> int:
-        """What was answered, 0 when the client left before."""
+        """The status sent, 0 when the client left before."""
 
     @property
     def slo_source(self) -> str:
-        """``class`` or ``header``: where the request's SLO came from."""
+        """``class`` or ``header``: the source of the request's SLO."""
 
 
 class Metrics(Collector):
-    """The books of one router. Implements what the driver, engines, sync and reload want counted."""
+    """The metrics of one router; an observer of requests, engines, sync and reloads."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """``clock``: the loop's time, for ages."""
+        """``clock``: seconds on the loop's clock, for ages."""
         self._clock = clock
         self._rows: dict[tuple[str, str, str], _Row] = defaultdict(_Row)
         self._responses: dict[tuple[str, int], int] = defaultdict(int)
@@ -154,65 +154,65 @@ class Metrics(Collector):
 
     # -- what is counted ---------------------------------------------------------------------------------------
 
-    def ended(self, outcome: Answered) -> None:
-        """One request is over, and this is what its client was answered."""
-        self._responses[outcome.path, outcome.status] += 1
-        self.accounted(outcome.account, outcome.slo_source)
+    def ended(self, log: Answered) -> None:
+        """A request that the core routed has ended."""
+        self._responses[log.path, log.status] += 1
+        self.recorded(log.record, log.slo_source)
 
     def rejected(self, path: str, status: int) -> None:
-        """A request was answered with an error before the core heard of it."""
+        """A request was answered with an error before it reached the core."""
         self._responses[path, status] += 1
 
-    def accounted(self, account: RequestRecord, slo_source: str = "class") -> None:
-        """One request is over; ``slo_source``: ``class`` or ``header``."""
-        request, outcome = account.request, account.outcome
-        model = "unknown" if account.reason is Reason.UNKNOWN_MODEL else request.model
-        row = self._rows[model, request.slo_class, account.backend]
-        row.attempts += account.attempts
+    def recorded(self, record: RequestRecord, slo_source: str = "class") -> None:
+        """One request has ended; ``slo_source``: ``class`` or ``header``."""
+        request, outcome = record.request, record.outcome
+        model = "unknown" if record.reason is Reason.UNKNOWN_MODEL else request.model
+        row = self._rows[model, request.slo_class, record.backend]
+        row.attempts += record.attempts
         if outcome is EndState.SERVED:
             row.served += 1
         else:
-            row.unserved[outcome.value, account.reason.value if account.reason else ""] += 1
+            row.unserved[outcome.value, record.reason.value if record.reason else ""] += 1
         if outcome is not EndState.LEFT:
-            if account.slo_met:
+            if record.slo_met:
                 row.met[slo_source] += 1
             else:
-                row.missed[slo_source] += 1
-        if account.backend:
-            self._timed(account, row)
+                row.violated[slo_source] += 1
+        if record.backend:
+            self._timed(record, row)
 
-    def _timed(self, account: RequestRecord, row: _Row) -> None:
-        usage = account.usage
-        row.ttft.add(account.ttft_s)
-        row.prompt_tokens += usage.prompt_tokens or account.request.prompt_tokens
+    def _timed(self, record: RequestRecord, row: _Row) -> None:
+        usage = record.usage
+        row.ttft.add(record.ttft_s)
+        row.prompt_tokens += usage.prompt_tokens or record.request.prompt_tokens
         row.output_tokens += usage.output_tokens
         row.cached_tokens += usage.cached_tokens
-        if account.outcome is EndState.SERVED:
-            row.e2e.add(account.e2e_s)
-            if account.request.streamed and usage.output_tokens > 1:
-                row.tpot.add(account.tpot_s)
-            self._compared(account)
+        if record.outcome is EndState.SERVED:
+            row.e2e.add(record.e2e_s)
+            if record.request.streamed and usage.output_tokens > 1:
+                row.tpot.add(record.tpot_s)
+            self._compared(record)
 
-    def _compared(self, account: RequestRecord) -> None:
+    def _compared(self, record: RequestRecord) -> None:
         """Actual over predicted, both counted from the send."""
-        errors = self._errors[account.backend]
-        if account.predicted_ttft_s > 0 and account.request.streamed:
-            errors.ttft.add((account.first_byte_s - account.sent_s) / account.predicted_ttft_s)
-        if account.predicted_tpot_s > 0 and account.request.streamed and account.usage.output_tokens > 1:
-            errors.tpot.add(account.tpot_s / account.predicted_tpot_s)
-        if account.predicted_e2e_s > 0:
-            errors.e2e.add((account.ended_s - account.sent_s) / account.predicted_e2e_s)
+        errors = self._errors[record.backend]
+        if record.predicted_ttft_s > 0 and record.request.streamed:
+            errors.ttft.add((record.first_byte_s - record.sent_s) / record.predicted_ttft_s)
+        if record.predicted_tpot_s > 0 and record.request.streamed and record.usage.output_tokens > 1:
+            errors.tpot.add(record.tpot_s / record.predicted_tpot_s)
+        if record.predicted_e2e_s > 0:
+            errors.e2e.add((record.ended_s - record.sent_s) / record.predicted_e2e_s)
 
     def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
         """An engine's metrics were read."""
         self._engines[backend].scrapes += 1
 
     def reported(self, backend: str, report: EngineReport) -> None:
-        """What they said, whoever read them."""
+        """An engine's report, read here or elsewhere."""
         self._engines[backend].report = report
 
     def scrape_failed(self, backend: str, why: str) -> None:
-        """They were not to be had."""
+        """An engine's metrics could not be read."""
         self._engines[backend].failures += 1
 
     def forget(self, backend: str) -> None:
@@ -225,12 +225,12 @@ class Metrics(Collector):
         self._state_up, self._peers = True, peers
 
     def sync_failed(self, why: str) -> None:
-        """The store was gone."""
+        """The store did not answer."""
         self._state_up = False
         self._sync_failures += 1
 
     def unreadable(self, peer: str) -> None:
-        """What a peer published cannot be read."""
+        """A peer's published view cannot be read."""
         self._unreadable += 1
 
     def reloaded(self, ok: bool, version: str, at_s: float) -> None:
@@ -250,28 +250,30 @@ class Metrics(Collector):
         yield from self._requests()
         yield from self._latencies()
         yield from self._forecasts()
-        yield from self._trust()
+        yield from self._accuracy()
         yield from self._fleet()
         yield from self._engine_pages()
-        yield from self._house()
+        yield from self._router()
         yield from self.policies.collect()
 
     def _requests(self) -> Iterator[Metric]:
         labels = ["model", "slo_class"]
         total = CounterMetricFamily(
-            "headroom_requests", "Requests that are over, by how they ended", labels=[*labels, "outcome", "reason"]
+            "headroom_requests",
+            "Requests that have ended, by outcome and reason",
+            labels=[*labels, "outcome", "reason"],
         )
         for key, count in self._outcomes().items():
             total.add_metric(key, count)
-        judged = CounterMetricFamily(
+        slos = CounterMetricFamily(
             "headroom_slo_requests",
-            "Requests that met every bound of their SLO (met) or not; source of the SLO: the class itself, or a header",
+            "Requests that met every bound of their SLO (met) or not; source: the SLO class, or a header",
             labels=[*labels, "source", "met"],
         )
-        for key, count in self._judged().items():
-            judged.add_metric(key, count)
+        for key, count in self._slos().items():
+            slos.add_metric(key, count)
         attempts = CounterMetricFamily(
-            "headroom_attempts", "Attempts of requests that this backend was the last to try", labels=["backend"]
+            "headroom_attempts", "Attempts of requests whose last attempt was on this backend", labels=["backend"]
         )
         for backend, count in self._attempts().items():
             attempts.add_metric([backend], count)
@@ -282,7 +284,7 @@ class Metrics(Collector):
         )
         for (path, status), count in self._responses.items():
             responses.add_metric([path, str(status)], count)
-        yield from (total, judged, attempts, responses, self._tokens())
+        yield from (total, slos, attempts, responses, self._tokens())
 
     def _outcomes(self) -> Mapping[tuple[str, str, str, str], int]:
         """Requests by model, class, outcome and reason."""
@@ -294,11 +296,11 @@ class Metrics(Collector):
                 sums[model, slo_class, outcome, reason] += count
         return sums
 
-    def _judged(self) -> Mapping[tuple[str, str, str, str], int]:
-        """Requests by model, class, where their SLO came from and whether it was met."""
+    def _slos(self) -> Mapping[tuple[str, str, str, str], int]:
+        """Requests by model, class, source of their SLO and whether it was met."""
         sums: dict[tuple[str, str, str, str], int] = defaultdict(int)
         for (model, slo_class, _), row in self._rows.items():
-            for met, counts in (("true", row.met), ("false", row.missed)):
+            for met, counts in (("true", row.met), ("false", row.violated)):
                 for source, count in counts.items():
                     if count:
                         sums[model, slo_class, source, met] += count
@@ -312,13 +314,13 @@ class Metrics(Collector):
         return sums
 
     def _by_backend(self) -> Iterator[tuple[tuple[str, str, str], _Row]]:
-        """The rows of requests that a backend was asked for."""
+        """The rows of requests that reached a backend."""
         return (item for item in self._rows.items() if item[0][2])
 
     def _tokens(self) -> Metric:
         tokens = CounterMetricFamily(
             "headroom_tokens",
-            "Tokens of requests; prompts estimated where engines do not say",
+            "Tokens of requests; prompts estimated where engines state no count",
             labels=["model", "backend", "kind"],
         )
         sums: dict[tuple[str, str, str], int] = defaultdict(int)
@@ -349,22 +351,24 @@ class Metrics(Collector):
         for kind in ("ttft", "tpot", "e2e"):
             family = HistogramMetricFamily(
                 f"headroom_{kind}_prediction_ratio",
-                f"Actual over predicted mean {kind.upper()}, from the send: above 1 the forecast was too hopeful",
+                f"Actual over predicted mean {kind.upper()}, from the send: above 1 the forecast was too low",
                 labels=["backend"],
             )
             for backend, errors in self._errors.items():
                 _add_histogram(family, [backend], getattr(errors, kind))
             yield family
 
-    def _trust(self) -> Iterator[Metric]:
-        """How far each backend's forecast may be relied on, in the core's own judgement."""
-        state = GaugeMetricFamily("headroom_forecast_state", "1 for the state it is in", labels=["backend", "state"])
+    def _accuracy(self) -> Iterator[Metric]:
+        """State, error and coverage of each backend's forecast."""
+        state = GaugeMetricFamily(
+            "headroom_forecast_state", "1 for the forecast's present state", labels=["backend", "state"]
+        )
         error = GaugeMetricFamily(
-            "headroom_forecast_error_ratio", "Median relative error of late", labels=["backend", "metric"]
+            "headroom_forecast_error_ratio", "Median relative error of recent forecasts", labels=["backend", "metric"]
         )
         coverage = GaugeMetricFamily(
             "headroom_forecast_coverage_ratio",
-            "Share of outcomes within the promised quantile",
+            "Share of outcomes within the forecast quantile",
             labels=["backend", "metric", "quantile"],
         )
         for backend, score in self._scores().items():
@@ -380,7 +384,7 @@ class Metrics(Collector):
         yield from (state, error, coverage, self._dropped_numbers())
 
     def _dropped_numbers(self) -> Metric:
-        """By source; what a peer wrote that cannot be read at all counts as one."""
+        """By source; a peer's view that cannot be read at all counts as one."""
         family = CounterMetricFamily(
             "headroom_dropped_numbers",
             "Numbers from outside that were not finite, not in range or not plausible, and were ignored",
@@ -392,8 +396,10 @@ class Metrics(Collector):
 
     def _fleet(self) -> Iterator[Metric]:
         in_flight, held, loads = self._load()
-        yield GaugeMetricFamily("headroom_requests_in_flight", "Requests not yet over, held ones included", in_flight)
-        yield GaugeMetricFamily("headroom_requests_held", "Requests that wait at the gateway", held)
+        yield GaugeMetricFamily(
+            "headroom_requests_in_flight", "Requests that have not ended, held ones included", in_flight
+        )
+        yield GaugeMetricFamily("headroom_requests_held", "Requests held at the gateway", held)
         family = GaugeMetricFamily(
             "headroom_backend_requests", "This router's requests on a backend, by phase", labels=["backend", "phase"]
         )
@@ -403,7 +409,7 @@ class Metrics(Collector):
         yield family
 
     def _engine_pages(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("headroom_backend_up", "1 while the engine's health check is good", labels=["backend"])
+        up = GaugeMetricFamily("headroom_backend_up", "1 while the engine's health check passes", labels=["backend"])
         scrapes = CounterMetricFamily(
             "headroom_engine_scrapes", "Readings of engines' metrics", labels=["backend", "result"]
         )
@@ -420,18 +426,18 @@ class Metrics(Collector):
                     family.add_metric([backend], self._clock() - value if field == "asked_s" else value)
             yield family
 
-    def _house(self) -> Iterator[Metric]:
+    def _router(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("headroom_state_up", "1 while the shared state answers", float(self._state_up))
         yield GaugeMetricFamily("headroom_state_peers", "Other routers with a lease", self._peers)
         yield CounterMetricFamily("headroom_state_failures", "Syncs that failed", self._sync_failures)
         sync = HistogramMetricFamily("headroom_state_sync_seconds", "One sync with the shared state", labels=[])
         _add_histogram(sync, [], self._sync)
         yield sync
-        reloads = CounterMetricFamily("headroom_config_reloads", "Configs offered, by outcome", labels=["result"])
+        reloads = CounterMetricFamily("headroom_config_reloads", "Config reloads, by result", labels=["result"])
         for result, count in self._reloads.items():
             reloads.add_metric([result], count)
         yield reloads
-        info = GaugeMetricFamily("headroom_config_info", "1 for the config that runs", labels=["version"])
+        info = GaugeMetricFamily("headroom_config_info", "1 for the running config", labels=["version"])
         info.add_metric([self._version], 1.0)
         yield info
         yield GaugeMetricFamily(
@@ -440,10 +446,14 @@ class Metrics(Collector):
 
 
 _REPORTED: Final = (
-    ("headroom_engine_running", "running", "Sequences the engine says it runs"),
-    ("headroom_engine_waiting", "waiting", "Sequences the engine says wait in its queue"),
-    ("headroom_engine_kv_usage_ratio", "kv_usage", "Share of its KV cache the engine says is used"),
-    ("headroom_engine_prefix_hit_ratio", "prefix_hit_rate", "Share of prompt tokens found in its prefix cache lately"),
+    ("headroom_engine_running", "running", "Running sequences, as the engine reports"),
+    ("headroom_engine_waiting", "waiting", "Sequences in the engine's queue, as it reports"),
+    ("headroom_engine_kv_usage_ratio", "kv_usage", "Used share of the KV cache, as the engine reports"),
+    (
+        "headroom_engine_prefix_hit_ratio",
+        "prefix_hit_rate",
+        "Share of prompt tokens found in the prefix cache since the last report",
+    ),
     ("headroom_engine_report_age_seconds", "asked_s", "Age of the engine's last report"),
 )
 

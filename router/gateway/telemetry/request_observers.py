@@ -1,6 +1,6 @@
-"""Whoever counts is told how each request ended: metrics, demand, the journal, the trial of a canary.
+"""Passes the end of each request to everything that counts it: metrics, demand, the journal, a canary's trial.
 
-Believes: the driver's outcomes as they pass. Must not know what any of them makes of it.
+Must not depend on what any of them does with it.
 """
 
 from collections.abc import Callable
@@ -13,26 +13,26 @@ from router.gateway.traffic.request_log import RequestLog
 
 
 class RequestObservers:
-    """Tells everyone who counts how a request ended."""
+    """The driver's RequestObserver."""
 
     def __init__(
         self,
         metrics: Metrics,
         demand: DemandWindow,
         journal: Journal,
-        steering: PolicyRollout,
+        rollout: PolicyRollout,
         clock: Callable[[], float],
     ) -> None:
         self._metrics, self._demand, self._journal, self._clock = metrics, demand, journal, clock
-        self._steering = steering
+        self._rollout = rollout
 
-    def ended(self, outcome: RequestLog) -> None:
-        """A request that the core knew is over."""
-        self._metrics.ended(outcome)
-        self._demand.accounted(outcome.account, self._clock(), outcome.class_slo)
-        self._journal.ended(outcome)
-        self._steering.accounted(outcome.account)
+    def ended(self, log: RequestLog) -> None:
+        """A request that the core routed has ended."""
+        self._metrics.ended(log)
+        self._demand.recorded(log.record, self._clock(), log.class_slo)
+        self._journal.ended(log)
+        self._rollout.accounted(log.record)
 
     def rejected(self, path: str, status: int) -> None:
-        """A request was answered before the core heard of it."""
+        """A request was answered with an error before it reached the core."""
         self._metrics.rejected(path, status)

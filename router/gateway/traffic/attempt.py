@@ -164,7 +164,7 @@ class UpstreamAttempt(Reader):
         """The engine closed the connection: the end of a body that has no other, else a cut."""
         head = self._head
         if head is None or not head.until_close:
-            self.broken(f"{self.upstream.target.name} closed the connection in the middle", unanswered=False)
+            self.connection_failed(f"{self.upstream.target.name} closed the connection in the middle", unanswered=False)
         elif head.status not in _OK:
             self._answered_with_error()
         elif self.call.expects_done and head.event_stream and not self.meter.saw_done:
@@ -175,7 +175,7 @@ class UpstreamAttempt(Reader):
             if not self.over:
                 self._end_of_body()
 
-    def broken(self, why: str, *, unanswered: bool) -> None:
+    def connection_failed(self, why: str, *, unanswered: bool) -> None:
         """The connection failed. One that the engine closed while it was idle is replaced by a new one."""
         if unanswered and self.connection is not None and self.connection.reused and not self.over:
             self._dial()

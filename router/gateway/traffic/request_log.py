@@ -17,12 +17,12 @@ class RequestLog:
     """
 
     __slots__ = (
-        "account", "class_slo", "connect_s", "decisions", "events", "gap_max_s", "path", "status", "stream", "wire_id",
+        "class_slo", "connect_s", "decisions", "events", "gap_max_s", "path", "record", "status", "stream", "wire_id",
     )  # fmt: skip
 
     def __init__(
         self,
-        account: RequestRecord,
+        record: RequestRecord,
         path: str,
         wire_id: str,
         stream: bool,
@@ -33,7 +33,7 @@ class RequestLog:
         decisions: Sequence[Send | Refuse] = (),
         class_slo: Slo | None = None,
     ) -> None:
-        self.account = account
+        self.record = record
         self.path = path
         self.wire_id = wire_id
         self.stream = stream
@@ -42,10 +42,10 @@ class RequestLog:
         self.gap_max_s = gap_max_s
         self.connect_s = connect_s
         self.decisions = decisions
-        self.class_slo = account.request.slo if class_slo is None else class_slo
+        self.class_slo = record.request.slo if class_slo is None else class_slo
 
     @property
     def slo_source(self) -> str:
         """``class``: the request's SLO is that of its class; ``header``: its headers changed it."""
-        slo = self.account.request.slo
+        slo = self.record.request.slo
         return "class" if slo is self.class_slo or slo == self.class_slo else "header"

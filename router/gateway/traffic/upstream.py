@@ -48,7 +48,7 @@ class Reader(ABC):
         """The answer is complete and the connection has been given back."""
 
     @abstractmethod
-    def broken(self, why: str, *, unanswered: bool) -> None:
+    def connection_failed(self, why: str, *, unanswered: bool) -> None:
         """The connection failed; ``unanswered``: not one byte had come."""
 
     @abstractmethod
@@ -112,7 +112,7 @@ class Connection(asyncio.Protocol):
             reader.closed()
         else:
             why = f"{self.upstream.target.name} closed the connection" + (f": {error}" if error else "")
-            reader.broken(why, unanswered=not self.touched)
+            reader.connection_failed(why, unanswered=not self.touched)
 
     def pause_writing(self) -> None:
         """The request's body is bounded and held whole, so nothing needs to slow down."""
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
         reader, self.reader = self.reader, None
         self.transport.abort()
         if reader is not None:
-            reader.broken(why, unanswered=False)
+            reader.connection_failed(why, unanswered=False)
 
 
 class Decoder:

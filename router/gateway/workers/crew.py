@@ -1,8 +1,8 @@
-"""The control plane of several workers: whichever of them is asked answers for all.
+"""The control plane of several workers: each of them answers for all.
 
-Believes: the application of one worker, which each also serves to the others on a socket of its own in the folder that
-only this user may enter. Must not know what the answers mean, beyond how they are put together. The worker that was
-asked answers first, in its own right: who may not ask it is not answered by the others either.
+Each worker also serves its application to the others, on a socket of its own in a folder that only this user may enter.
+Must not depend on what answers mean, beyond how they are combined. The worker that got the request answers first: what
+it refuses, the others are not sent.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from router.gateway.worker_identity import WorkerIdentity
 from router.gateway.workers import sums, views
 
 _NOT_FOUND: Final = 404
-ASK_S: Final = 2.0
+ANSWER_S: Final = 2.0
 AGREE_S: Final = 3.0
-_PASSED_ON: Final = frozenset({b"authorization", b"content-type"})
+_FORWARDED: Final = frozenset({b"authorization", b"content-type"})
 _MACHINE: Final = ("127.0.0.1", 0)
 
 Scope = MutableMapping[str, Any]
@@ -45,14 +45,14 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether it is what was asked for."""
+        """Whether it is a success."""
         return self.status // 100 == 2  # noqa: PLR2004 - RFC 9110 15.3
 
-    def told(self) -> Any:
+    def json(self) -> Any:
         """Its JSON."""
         return orjson.loads(self.body)
 
-    def saying(self, body: bytes) -> "Answer":
+    def with_body(self, body: bytes) -> "Answer":
         """The same with another body."""
         return Answer(self.status, self.headers, body)
 
@@ -66,10 +66,10 @@ class Answer:
 class ControlAggregator:
     """The application that a worker serves to clients, and the one that it serves to the other workers."""
 
-    def __init__(self, app: App, place: WorkerIdentity, versions: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(self, app: App, identity: WorkerIdentity, versions: Callable[[], Mapping[str, str]]) -> None:
         """*app*: one worker's own; *versions*: of the workers alive by router id, this one's first."""
-        self._app, self._place, self._versions = app, place, versions
-        self._before = _bytes_of(place.counters(place.slot))  # what those in this seat counted before us
+        self._app, self._identity, self._versions = app, identity, versions
+        self._before = _bytes_of(identity.counters(identity.slot))  # of earlier processes of this worker
         self._clients: dict[int, httpx.AsyncClient] = {}
         self._server: Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -78,74 +78,81 @@ class ControlAggregator:
 
     async def outside(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application for clients."""
-        together = self._together(scope) if scope["type"] == "http" else None
-        if together is None:
+        combine = self._combination(scope) if scope["type"] == "http" else None
+        if combine is None:
             await self._app(scope, receive, send)
             return
         own = await _whole(self._inside, scope, receive)
-        with suppress(ValueError, KeyError, TypeError):  # workers of two releases: then it speaks for itself alone
-            own = await together(own, scope)
+        with suppress(ValueError, KeyError, TypeError):  # workers of two releases: the answer is this one's alone
+            own = await combine(own, scope)
         await own.send(send)
 
-    def _together(self, scope: Scope) -> Callable[[Answer, Scope], Awaitable[Answer]] | None:
-        """How all workers' answers become one; None: each can answer for all."""
+    def _combination(self, scope: Scope) -> Callable[[Answer, Scope], Awaitable[Answer]] | None:
+        """How all workers' answers are combined; None: any one is the same."""
         path, method = scope["path"], scope["method"]
         if method == "POST" and path.startswith("/admin/"):
-            return self._agreed
+            return self._after_agreement
         if method != "GET":
             return None
         if path.startswith("/explain/"):
-            return self._whoever_knows
-        return {"/metrics": self._summed, "/admin/fleet": self._fleet, "/admin/policy": self._beside}.get(path)
+            return self._first_found
+        return {"/metrics": self._sum_metrics, "/admin/fleet": self._fleet, "/admin/policy": self._beside}.get(path)
 
-    async def _summed(self, own: Answer, scope: Scope) -> Answer:
+    async def _sum_metrics(self, own: Answer, scope: Scope) -> Answer:
         found = await self._others(scope)
-        pages = [own.body, *(found[slot].body if slot in found else self._left(slot) for slot in self._place.others)]
+        pages = [
+            own.body,
+            *(found[slot].body if slot in found else self._last_counters(slot) for slot in self._identity.others),
+        ]
         whole = await asyncio.to_thread(sums.summed, pages)
-        return own.saying(whole + self._house(1 + len(found)))
+        return own.with_body(whole + self._worker_metrics(1 + len(found)))
 
-    def _left(self, slot: int) -> bytes:
-        """What a worker that does not answer last counted: a sum must not fall because one is started again."""
-        return _bytes_of(self._place.counters(slot))
+    def _last_counters(self, slot: int) -> bytes:
+        """Of a worker that does not answer: a sum must not fall because one is started again."""
+        return _bytes_of(self._identity.counters(slot))
 
-    def _house(self, up: int) -> bytes:
-        restarts = int(_bytes_of(self._place.restarts) or b"0")
-        return _HOUSE % (self._place.slots, up, restarts)
+    def _worker_metrics(self, up: int) -> bytes:
+        restarts = int(_bytes_of(self._identity.restarts) or b"0")
+        return _WORKER_METRICS % (self._identity.slots, up, restarts)
 
     async def _fleet(self, own: Answer, scope: Scope) -> Answer:
         if not own.ok:
             return own
-        place = self._place
-        told = {slot: answer.told() for slot, answer in (await self._others(scope)).items() if answer.ok}
-        ids = {slot: place.id_of(slot) for slot in range(place.slots)}
-        whole = views.fleet({place.slot: own.told()} | told, ids) | {"router": place.name}
-        return own.saying(orjson.dumps(whole))
+        identity = self._identity
+        views_by_slot = {slot: answer.json() for slot, answer in (await self._others(scope)).items() if answer.ok}
+        ids = {slot: identity.id_of(slot) for slot in range(identity.slots)}
+        whole = views.fleet({identity.slot: own.json()} | views_by_slot, ids) | {"router": identity.name}
+        return own.with_body(orjson.dumps(whole))
 
     async def _beside(self, own: Answer, scope: Scope) -> Answer:
-        """How policies fare differs by worker: each says it for itself."""
+        """Statistics of policies differ by worker: each worker's own are listed."""
         if not own.ok:
             return own
-        told = {self._place.id_of(slot): each.told() for slot, each in (await self._others(scope)).items() if each.ok}
-        mine = own.told()
-        told[self._place.router_id] = mine
-        live = {name: {key: view[key] for key in ("version", "live")} for name, view in sorted(told.items())}
-        return own.saying(orjson.dumps(mine | {"workers": live}))
+        views_by_id = {
+            self._identity.id_of(slot): each.json() for slot, each in (await self._others(scope)).items() if each.ok
+        }
+        mine = own.json()
+        views_by_id[self._identity.router_id] = mine
+        live = {name: {key: view[key] for key in ("version", "live")} for name, view in sorted(views_by_id.items())}
+        return own.with_body(orjson.dumps(mine | {"workers": live}))
 
-    async def _whoever_knows(self, own: Answer, scope: Scope) -> Answer:
+    async def _first_found(self, own: Answer, scope: Scope) -> Answer:
         if own.status != _NOT_FOUND:
             return own
         found = await self._others(scope)
         return next((answer for answer in found.values() if answer.ok), own)
 
-    async def _agreed(self, own: Answer, scope: Scope) -> Answer:
-        """A change that one took is followed by the others: say when they have, or who has not yet."""
+    async def _after_agreement(self, own: Answer, scope: Scope) -> Answer:
+        """Wait until the others have followed a change; the answer has each worker's version."""
         if own.ok:
             with suppress(TimeoutError):
                 async with asyncio.timeout(AGREE_S):
-                    while len(set(self._versions().values())) > 1:  # noqa: ASYNC110 - peers are heard of by polling
+                    while len(set(self._versions().values())) > 1:  # noqa: ASYNC110 - peers are polled
                         await asyncio.sleep(0.01)
-        told = own.told()
-        return own.saying(orjson.dumps(told | {"workers": self._versions()})) if isinstance(told, dict) else own
+        outcome = own.json()
+        return (
+            own.with_body(orjson.dumps(outcome | {"workers": self._versions()})) if isinstance(outcome, dict) else own
+        )
 
     # -- to and from the other workers -------------------------------------------------------------------------
 
@@ -155,28 +162,28 @@ class ControlAggregator:
             answer = await _whole(self._app, scope, receive)
             page = sums.summed([answer.body, self._before]) if self._before else answer.body
             with suppress(StoreGone):
-                put(self._place.counters(self._place.slot), sums.counters(page))
-            await answer.saying(page).send(send)
+                put(self._identity.counters(self._identity.slot), sums.counters(page))
+            await answer.with_body(page).send(send)
             return
         await self._app(scope, receive, send)
 
     async def _machine(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Who reaches the socket is this user on this machine."""
+        """Only this user on this machine can connect to the socket."""
         await self._inside({**scope, "client": _MACHINE}, receive, send)
 
     async def _others(self, scope: Scope) -> dict[int, Answer]:
-        """The same question to every other worker, in the asker's name; who does not answer is left out."""
-        answers = await asyncio.gather(*(self._ask(slot, scope) for slot in self._place.others))
-        return {slot: answer for slot, answer in zip(self._place.others, answers, strict=True) if answer is not None}
+        """Send the same request to every other worker, with the client's key; one that does not answer is left out."""
+        answers = await asyncio.gather(*(self._request(slot, scope) for slot in self._identity.others))
+        return {slot: answer for slot, answer in zip(self._identity.others, answers, strict=True) if answer is not None}
 
-    async def _ask(self, slot: int, scope: Scope) -> Answer | None:
+    async def _request(self, slot: int, scope: Scope) -> Answer | None:
         client = self._clients.get(slot)
         if client is None:
             wire = httpx.AsyncHTTPTransport(
-                uds=str(self._place.socket(slot)), verify=False, limits=httpx.Limits(max_keepalive_connections=0)
+                uds=str(self._identity.socket(slot)), verify=False, limits=httpx.Limits(max_keepalive_connections=0)
             )
-            client = self._clients[slot] = httpx.AsyncClient(transport=wire, timeout=ASK_S, trust_env=False)
-        headers = [(name, value) for name, value in scope["headers"] if name in _PASSED_ON]
+            client = self._clients[slot] = httpx.AsyncClient(transport=wire, timeout=ANSWER_S, trust_env=False)
+        headers = [(name, value) for name, value in scope["headers"] if name in _FORWARDED]
         try:
             answer = await client.get(f"http://w{slot}{scope['path']}", headers=headers)
         except httpx.HTTPError:
@@ -185,8 +192,8 @@ class ControlAggregator:
         return Answer(answer.status_code, [(b"content-type", kind)], answer.content)
 
     async def start(self) -> None:
-        """Answer the other workers from now on. Raises OSError."""
-        where = self._place.socket(self._place.slot)
+        """Start to answer the other workers. Raises OSError."""
+        where = self._identity.socket(self._identity.slot)
         where.unlink(missing_ok=True)
         config = uvicorn.Config(
             self._machine, uds=str(where), lifespan="off", ws="none", interface="asgi3", log_config=None,
@@ -196,7 +203,7 @@ class ControlAggregator:
         self._serving = asyncio.create_task(self._server.serve(), name="worker socket")
 
     async def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop."""
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
             await asyncio.gather(self._serving, return_exceptions=True)
@@ -234,7 +241,7 @@ def _bytes_of(file: Path) -> bytes:
         return b""
 
 
-_HOUSE: Final = b"""\
+_WORKER_METRICS: Final = b"""\
 # HELP headroom_workers Worker processes of this router, configured and answering
 # TYPE headroom_workers gauge
 headroom_workers{state="configured"} %d

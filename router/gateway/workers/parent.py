@@ -1,8 +1,8 @@
-"""The parent of the workers: starts them, starts again who dies, ends them all. It serves nobody itself.
+"""The parent of the workers: starts them, restarts one that has ended, ends them all. It serves no request itself.
 
-Believes: a worker that said it is up can serve; one that ends before any did has told why. Must not know requests. A
-worker holds one end of a socket pair: its other end tells the parent that the worker is up, and the worker, by closing,
-that the parent is gone. A worker is a new process, not a fork: no thread, lock or connection is inherited.
+Must not depend on requests. A worker holds one end of a socket pair: a byte on it means that the worker serves, and its
+end of file means to the worker that the parent is gone. A worker is a new process, not a fork: no thread, lock or
+connection is inherited. A worker that ends before any has served has logged why, and the parent ends too.
 """
 
 import asyncio
@@ -39,10 +39,10 @@ _MEMORY: Final = Path("/dev/shm")
 
 
 @dataclass(slots=True)
-class _Seat:
-    """One worker as its parent sees it."""
+class _WorkerProcess:
+    """One worker and its process."""
 
-    place: WorkerIdentity
+    identity: WorkerIdentity
     process: Process | None = None
     up: bool = False
 
@@ -53,24 +53,26 @@ class Parent:
     def __init__(self, plan: Plan, validation: Validation, path: Path, slots: int, *more: str) -> None:
         """*plan* is validated; *more*: options for the workers' command."""
         self._plan, self._validation, self._path, self._slots, self._more = plan, validation, path, slots, more
-        self._seats: list[_Seat] = []
+        self._workers: list[_WorkerProcess] = []
         self._ending = asyncio.Event()
         self._restarts = 0
         self._why_not = ""
         self._ever_up = False
 
     async def run(self) -> None:
-        """Until it is told to end. Raises OSError when the port is taken, CannotStart when no worker comes up."""
+        """Run until a signal. Raises OSError when the port is taken, CannotStart when no worker comes up."""
         listen = self._plan.settings.listen
         with reserved(listen.host, listen.port) as port, _folder() as folder:
-            places = [WorkerIdentity(folder, slot, self._slots, self._plan.router_id) for slot in range(self._slots)]
-            self._seats = [_Seat(place) for place in places]
-            running.publish(places[0].running, self._version(), {})
+            identities = [
+                WorkerIdentity(folder, slot, self._slots, self._plan.router_id) for slot in range(self._slots)
+            ]
+            self._workers = [_WorkerProcess(identity) for identity in identities]
+            running.publish(identities[0].running, self._version(), {})
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._pass_on)
             where = f"http://{listen.host}:{port}"
             _log.info("router %s: %s by %d workers; %s", self._plan.router_id, where, self._slots, build())
             with on_signal(lambda _: self._ending.set()):
-                keepers = [asyncio.create_task(self._keep(seat, port)) for seat in self._seats]
+                keepers = [asyncio.create_task(self._keep(worker, port)) for worker in self._workers]
                 await self._ending.wait()
                 await self._end(keepers)
         if self._why_not:
@@ -82,60 +84,62 @@ class Parent:
         return Version(plan.version, time(), "start", plan.text, sources, asdict(self._validation))
 
     def _pass_on(self) -> None:
-        """A reload asked of one worker reaches all."""
-        first = next((seat for seat in self._seats if seat.up), None)
+        """Send SIGHUP to one worker; the others follow it."""
+        first = next((worker for worker in self._workers if worker.up), None)
         if first is None:
-            _log.warning("SIGHUP: no worker is up; those that come will read what serves")
+            _log.warning("SIGHUP ignored: no worker serves yet; reload again once one does")
         else:
             self._signal(first, signal.SIGHUP)
 
-    async def _keep(self, seat: _Seat, port: int) -> None:
-        """Start a worker, and start it again whenever it ends, ever more slowly while it does so soon."""
+    async def _keep(self, worker: _WorkerProcess, port: int) -> None:
+        """Start a worker, and restart it whenever it ends; the delay doubles while it ends soon after its start."""
         loop = asyncio.get_running_loop()
         wait_s = WAIT_S
         while not self._ending.is_set():
             began_s = loop.time()
-            status = await self._live(seat, port)
+            status = await self._live(worker, port)
             if self._ending.is_set():
                 return
             if not self._ever_up:
-                self._give_up(f"worker {seat.place.slot} {_how(status)} before any worker was up")
+                self._give_up(f"worker {worker.identity.slot} {_how(status)} before any worker was up")
                 return
             wait_s = WAIT_S if loop.time() - began_s > SOON_S else min(2 * wait_s, WAIT_S_MAX)
-            await self._on_worker_exit(seat, status, wait_s)
+            await self._on_worker_exit(worker, status, wait_s)
 
-    async def _live(self, seat: _Seat, port: int) -> int:
+    async def _live(self, worker: _WorkerProcess, port: int) -> int:
         """One life of a worker; its exit status."""
         ours, its = socket.socketpair()
         with ours:
             with its:
-                seat.process = await self._spawn(seat.place, port, its)
+                worker.process = await self._spawn(worker.identity, port, its)
             if self._ending.is_set():  # while it was started, so it was not among those to end
-                self._signal(seat, signal.SIGTERM)
-            watching = asyncio.create_task(self._until_up(seat, ours))
+                self._signal(worker, signal.SIGTERM)
+            watching = asyncio.create_task(self._until_up(worker, ours))
             try:
-                return await seat.process.wait()
+                return await worker.process.wait()
             finally:
                 watching.cancel()
-                seat.up = False
+                worker.up = False
 
-    async def _spawn(self, place: WorkerIdentity, port: int, its: socket.socket) -> Process:
-        seat = (str(place.folder), str(place.slot), str(place.slots), place.name, str(port), str(its.fileno()))
+    async def _spawn(self, identity: WorkerIdentity, port: int, its: socket.socket) -> Process:
+        options = (
+            str(identity.folder), str(identity.slot), str(identity.slots), identity.name, str(port), str(its.fileno()),
+        )  # fmt: skip
         return await asyncio.create_subprocess_exec(
-            *module_command("router", "worker", str(self._path), *seat, *self._more),
+            *module_command("router", "worker", str(self._path), *options, *self._more),
             env=environment(), pass_fds=(its.fileno(),),
         )  # fmt: skip
 
-    async def _until_up(self, seat: _Seat, ours: socket.socket) -> None:
+    async def _until_up(self, worker: _WorkerProcess, ours: socket.socket) -> None:
         ours.setblocking(False)
         with suppress(OSError):
             if await asyncio.get_running_loop().sock_recv(ours, 1):
-                seat.up = self._ever_up = True
+                worker.up = self._ever_up = True
 
-    async def _on_worker_exit(self, seat: _Seat, status: int, wait_s: float) -> None:
+    async def _on_worker_exit(self, worker: _WorkerProcess, status: int, wait_s: float) -> None:
         self._restarts += 1
-        seat.place.restarts.write_text(str(self._restarts), encoding="utf-8")
-        _log.error("worker %d %s; starting it again in %.1f s", seat.place.slot, _how(status), wait_s)
+        worker.identity.restarts.write_text(str(self._restarts), encoding="utf-8")
+        _log.error("worker %d %s; restarting it in %.1f s", worker.identity.slot, _how(status), wait_s)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._ending.wait(), wait_s)
 
@@ -144,21 +148,21 @@ class Parent:
         self._ending.set()
 
     async def _end(self, keepers: list[asyncio.Task[None]]) -> None:
-        """Let all drain; who has not ended long after its time is killed."""
-        for seat in self._seats:
-            self._signal(seat, signal.SIGTERM)
+        """Let all drain; a worker that has not ended in time is killed."""
+        for worker in self._workers:
+            self._signal(worker, signal.SIGTERM)
         _, late = await asyncio.wait(keepers, timeout=self._plan.settings.listen.drain_s + GRACE_S)
         if late:
-            _log.error("%d workers did not end in time and are killed", len(late))
-            for seat in self._seats:
-                self._signal(seat, signal.SIGKILL)
+            _log.error("%d workers did not end within listen.drain_s and are killed", len(late))
+            for worker in self._workers:
+                self._signal(worker, signal.SIGKILL)
         await asyncio.gather(*keepers)
 
     @staticmethod
-    def _signal(seat: _Seat, number: signal.Signals) -> None:
-        if seat.process is not None and seat.process.returncode is None:
+    def _signal(worker: _WorkerProcess, number: signal.Signals) -> None:
+        if worker.process is not None and worker.process.returncode is None:
             with suppress(ProcessLookupError):
-                seat.process.send_signal(number)
+                worker.process.send_signal(number)
 
 
 def _how(status: int) -> str:

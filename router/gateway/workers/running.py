@@ -31,7 +31,7 @@ def publish(file: Path, version: Version, bad: Mapping[str, str]) -> int:
     with _alone(file):
         before = read(file)
         number = before.number + 1 if before else 1
-        content = {"number": number, "version": _plain(version), "bad": dict(bad)}
+        content = {"number": number, "version": _plain_version(version), "bad": dict(bad)}
         replace_content(file, orjson.dumps(content, default=str))
         return number
 
@@ -39,13 +39,13 @@ def publish(file: Path, version: Version, bad: Mapping[str, str]) -> int:
 def read(file: Path) -> Running | None:
     """What serves; None before the first."""
     try:
-        told = orjson.loads(file.read_bytes())
+        plain = orjson.loads(file.read_bytes())
     except FileNotFoundError:
         return None
-    return Running(told["number"], Version(**told["version"]), told["bad"])
+    return Running(plain["number"], Version(**plain["version"]), plain["bad"])
 
 
-def _plain(version: Version) -> dict[str, Any]:
+def _plain_version(version: Version) -> dict[str, Any]:
     return {"text": version.text, "sources": dict(version.sources)} | version.plain()
 
 

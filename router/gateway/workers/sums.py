@@ -1,7 +1,7 @@
 """Several workers' metrics pages as one: counters and histograms summed, each gauge as its meaning asks.
 
-Believes: the text format as ``metrics.py`` writes it: no timestamps, no exemplars. Must not know what is counted,
-beyond which gauges add up.
+The text format is that of ``metrics.py``: no timestamps, no exemplars. Must not depend on what is counted, beyond which
+gauges add up.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ class _Family:
     samples: dict[bytes, list[float]] = field(default_factory=dict)
 
     def text(self, name: bytes) -> Iterator[bytes]:
-        """Its lines. A gauge that is not listed is the same for all workers, or the worst of them is to be seen."""
+        """Its lines. A gauge that is not listed is the same for all workers, or its largest value is shown."""
         fold: _Fold = sum if self.kind in _ADDITIVE else _GAUGES.get(name, max)
         yield from self.head
         for key, values in self.samples.items():
@@ -47,7 +47,7 @@ def summed(pages: Iterable[bytes]) -> bytes:
 
 
 def counters(page: bytes) -> bytes:
-    """What of a page outlives its worker: what is counted, not what is."""
+    """The part of a page that outlives its worker: counters and histograms, no gauges."""
     families: dict[bytes, _Family] = {}
     _read(page, families)
     return _page({name: family for name, family in families.items() if family.kind in _ADDITIVE})

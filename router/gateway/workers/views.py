@@ -1,6 +1,6 @@
-"""Several workers' views of one fleet as one: what each says of its own share added up, what all see said once.
+"""Several workers' views of one fleet as one: each worker's own load added up, what all observe taken once.
 
-Believes: the form of ``fleet_view.py``. Must not know how the views were come by. A worker counts the other workers
+The form is that of ``fleet_view.py``. Must not depend on how the views were fetched. A worker counts the other workers
 among the other routers; here they are taken out again.
 """
 
@@ -10,24 +10,24 @@ from typing import Any, Final
 View = Mapping[str, Any]
 
 SHOWN: Final = 30
-_COUNTS: Final = ("requests", "slo_kept", "refused")
+_COUNTS: Final = ("requests", "slo_met", "refused")
 _MEANS: Final = ("ttft_ms", "ttft_predicted_ms", "tpot_ms", "tpot_predicted_ms")
 
 
 def fleet(views: Mapping[int, View], ids: Mapping[int, str]) -> dict[str, Any]:
-    """The fleet by all that answered; the first of them is the one that was asked. ``ids``: router ids by slot."""
-    told = list(views.values())
-    own = told[0]
+    """The fleet by all that answered, first the one that got the request. ``ids``: router ids by slot."""
+    answered = list(views.values())
+    own = answered[0]
     ours = set(ids.values())
     return dict(own) | {
-        "ready": any(view["ready"] for view in told),
-        "draining": any(view["draining"] for view in told),
-        "in_flight": sum(view["in_flight"] for view in told),
-        "held": sum(view["held"] for view in told),
+        "ready": any(view["ready"] for view in answered),
+        "draining": any(view["draining"] for view in answered),
+        "in_flight": sum(view["in_flight"] for view in answered),
+        "held": sum(view["held"] for view in answered),
         "peers": {peer: version for peer, version in own["peers"].items() if peer not in ours},
-        "last": _counts([view["last"] for view in told]),
-        "backends": [_backend(given["name"], told) for given in own["backends"]],
-        "recent": sorted((line for view in told for line in view["recent"]), key=_age)[:SHOWN],
+        "last": _counts([view["last"] for view in answered]),
+        "backends": [_backend(given["name"], answered) for given in own["backends"]],
+        "recent": sorted((line for view in answered for line in view["recent"]), key=_age)[:SHOWN],
         "workers": {ids[slot]: _worker(views.get(slot)) for slot in sorted(ids)},
     }
 
