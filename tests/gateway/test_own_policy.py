@@ -126,7 +126,7 @@ async def test_the_code_of_a_policy_file_does_not_run_here_before_it_is_validate
         write(path, two(engine, pages) + MINE)
         plan = plan_file(path)
         assert plan.routing is NOT_VALIDATED
-        with pytest.raises(ConfigError, match="once it is validated"):
+        with pytest.raises(ConfigError, match="only after its validation"):
             async with router(path, two(engine, pages) + MINE, ready=False):
                 raise AssertionError("it served")
 
