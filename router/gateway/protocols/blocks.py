@@ -1,8 +1,8 @@
-"""A prompt's beginning as hashes of its blocks: what a router can know of what lies in an engine's prefix cache.
+"""A prompt's beginning as hashes of its blocks: what an engine's prefix cache should hold.
 
-Believes: engines find a prompt's beginning again when model, salt and text are the same to the byte. Must not know any
-protocol. A hash names one block and all before it. It keeps no secret: who wants two prompts to have one name can make
-them, and gains a wrong guess about a cache; by chance it happens once in 2**63 pairs.
+An engine's prefix cache matches when model, salt and text are the same to the byte. Must not depend on any
+protocol. A hash names one block and all before it. It keeps no secret: two prompts with one name can be made on
+purpose, and the gain is a wrong estimate of a cache; by chance it happens once in 2**63 pairs.
 
 The loop takes 8 bytes at a time (a multiplication and a shift, as in the mixers of splitmix and wyhash), so a block
 costs a fifth of a microsecond; 1 KB through ``hashlib.blake2b`` takes a whole one.

@@ -1,6 +1,6 @@
-"""What the metrics page says of policies and of how they change: the rest of every metric name, once.
+"""The metrics of policies and of their changes: the rest of every metric name, once.
 
-Believes: samples by short name, as ``PolicyRollout`` gives them. Must not know what they mean.
+Samples come by short name from ``PolicyRollout``. Must not depend on what they mean.
 """
 
 from collections import defaultdict
@@ -58,7 +58,7 @@ _FAMILIES: Final[Mapping[str, tuple[Family, str, str, tuple[str, ...]]]] = {
 
 
 class PolicyMetrics:
-    """Counts validations and verdicts; asks for the rest when somebody scrapes."""
+    """Counts validations and verdicts; reads the rest at a scrape."""
 
     def __init__(self) -> None:
         self._watched: Callable[[], Iterable[Sample]] = tuple

@@ -1,6 +1,6 @@
 """Core events to a file, one JSON object a line: an incident becomes a trace, and a test.
 
-Believes: ``router.core.record`` says what an event is. Must not know what it means. The hot path appends to a list;
+``router.core.record`` defines what an event is. Must not depend on what it means. The hot path appends to a list;
 a thread encodes and writes. Full, the file moves aside and the one before it goes: both together keep the bound.
 
 The first line is a header: the seed and the policies a fresh core needs. A file that begins after a rotation says so
@@ -48,7 +48,7 @@ class Recorder:
         self._thread.start()
 
     def write(self, event: Event) -> None:
-        """Take one event; the caller must not change it afterwards. Over the bound it is counted as lost, and said."""
+        """Take one event; the caller must not change it afterwards. Over the bound it is counted as lost."""
         if len(self._buffer) < BUFFERED_MAX:
             self._buffer.append(event)
         else:
