@@ -1,9 +1,9 @@
-"""Builds the C loops, and compiles the hot modules to C extensions (mypyc). Without a C compiler only speed is missing.
+"""Builds what runs as C: the numeric loops (``_name.c``), and the hot modules, which mypyc translates.
 
-The loops (``_name.c``) take a second or two; the modules, which pyproject.toml lists (``tool.headroom.compiled``), some
-minutes. ``HEADROOM_COMPILE``: ``auto`` (default) builds what it can and says so where it cannot, ``loops`` the loops
-alone, ``no`` nothing, ``must`` fails where it cannot. ``python setup.py build_ext --inplace`` puts the extensions
-beside their sources.
+Everything else about the package stands in pyproject.toml, the list of modules (``tool.headroom.compiled``) too. A
+build compiles, or fails. ``HEADROOM_COMPILE=loops`` leaves the modules interpreted, ``no`` builds an interpreted
+package. ``python setup.py build_ext --inplace`` puts the extensions beside their sources (``make fast``), with a
+manifest for ``router/compiled.py``. After a change only what it touches is compiled again.
 """
 
 import ast
@@ -12,42 +12,36 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from shutil import rmtree
 from typing import Final
 
-from setuptools import Extension, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 HERE: Final = Path(__file__).parent
-WISH: Final = os.environ.get("HEADROOM_COMPILE", "auto")
+BUILD: Final = Path("build")
 PACKAGES: Final = ("router", "policies", "simulator")
-GROUP: Final = "router.compiled"  # the one library that holds them all is router/compiled__mypyc
+WISH: Final = os.environ.get("HEADROOM_COMPILE", "all")
+WISHES: Final = ("all", "loops", "no")
 
 LOOPS: Final = (
-    "router.core._kernels",
-    "router.core._lessons",
-    "router.core._hashing",
-    "policies.routing._headroom_loops",
+    "router/core/_kernels",
+    "router/core/_lessons",
+    "router/core/_hashing",
+    "policies/routing/_headroom_loops",
 )
+LOOPS_HEADER: Final = "router/core/_loops.h"
+LOOPS_FLAGS: Final = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")  # bit for bit
 CONSTANTS_OF: Final = (
-    "router.core.columns",
-    "router.core.kernels",
-    "router.core.lessons",
-    "router.core.hashing",
+    "router.core.columns", "router.core.kernels", "router.core.lessons", "router.core.hashing",
     "policies.routing._headroom",
-)
-SHARED: Final = "router/core/_loops.h"
-FLAGS: Final = [
-    "-std=c11",
-    "-O3",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-]  # results stay as they are
-HEADER: Final = """
+)  # fmt: skip
+CONSTANTS_TO_C: Final = """
 import re, sys
 from importlib import import_module
 found = {}
@@ -63,154 +57,153 @@ for key, value in sorted(found.items()):
     print(f"#define {key} {text(value)}")
 """
 
+LIBRARIES: Final = "router._native"  # of translated modules
+MYPY: Final = (
+    # Checked as strictly as `make check` does it, where numpy can be seen; a build must not fail for want of a stub.
+    "--ignore-missing-imports", "--no-warn-unused-ignores", "--no-warn-return-any",
+    # Not the cache of `make check`, whose other options would empty it each time.
+    "--cache-dir=build/mypy", "--no-sqlite-cache",
+)  # fmt: skip
 
-def modules() -> list[str]:
-    """The files to compile, as pyproject.toml lists them."""
-    told = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["headroom"]["compiled"]
-    return [str(path.relative_to(HERE)) for pattern in told for path in sorted(HERE.glob(pattern))]
+
+class Package(Distribution):
+    """One for a platform, unless an interpreted one was asked for."""
+
+    def has_ext_modules(self) -> bool:
+        """What is translated is known only once it is built: metadata and source archives need no mypy."""
+        return WISH != "no"
+
+
+class Build(build_ext):
+    """Translates, compiles as many files at a time as there are cores, and records what went into it."""
+
+    def run(self) -> None:
+        """Build. A build that fails leaves nothing that would be loaded."""
+        os.chdir(HERE)
+        places = [Path(self.build_lib), *([HERE] if self.inplace else [])]
+        for place in places:
+            forget(place)
+        self.distribution.ext_modules = [*loops(), *(translated() if WISH == "all" else [])]
+        self.swig_opts = None  # as before the first time; what was finalized once is a list
+        self.finalize_options()  # again: with the extensions
+        self.parallel = self.parallel or len(os.sched_getaffinity(0))
+        super().run()
+        for place in places:
+            if WISH == "all":
+                remove_others(place, [self.get_ext_filename(extension.name) for extension in self.extensions])
+            record(place)
+
+    def build_extensions(self) -> None:
+        """Without -Wall: Python's own flags have it, and gcc takes minutes to warn of a large generated file."""
+        self.compiler.compiler_so = [flag for flag in self.compiler.compiler_so if flag != "-Wall"]
+        super().build_extensions()
+
+
+# --- what is built
 
 
 def loops() -> list[Extension]:
     """One extension for each file of loops."""
-    if WISH == "no":
-        return []
-    try:
-        from numpy import get_include  # noqa: PLC0415 - only where something is to be built
-    except ImportError:
-        return skipped("numpy is not installed: the loops are not built")
+    from numpy import get_include  # noqa: PLC0415 - only where something is to be built
+
+    header = BUILD / "loops" / "_constants.h"
+    if newer_group([f"{name.replace('.', '/')}.py" for name in CONSTANTS_OF], str(header)):
+        write_constants(header)
     return [
         Extension(
-            name,
-            [f"{name.replace('.', '/')}.c"],
-            include_dirs=[get_include(), "router/core", "build/loops"],
-            depends=[SHARED, *(f"{each.replace('.', '/')}.py" for each in CONSTANTS_OF)],
-            extra_compile_args=FLAGS,
+            name.replace("/", "."),
+            [f"{name}.c"],
+            include_dirs=[get_include(), str(Path(LOOPS_HEADER).parent), str(header.parent)],
+            depends=[LOOPS_HEADER, str(header)],
+            extra_compile_args=[*LOOPS_FLAGS],
         )
         for name in LOOPS
     ]
 
 
-def write_constants() -> None:
-    """The constants of the Python loops as a header for those in C: no number stands twice."""
-    header = HERE / "build" / "loops" / "_constants.h"
-    header.parent.mkdir(parents=True, exist_ok=True)
+def write_constants(header: Path) -> None:
+    """Write the constants of the Python loops for those in C: no number stands twice."""
     interpreted = {**os.environ, "HEADROOM_COMPILE": "no", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    asked = [sys.executable, "-c", HEADER, *CONSTANTS_OF]
-    done = subprocess.run(asked, cwd=HERE, env=interpreted, check=True, stdout=subprocess.PIPE, text=True)
-    if not header.exists() or header.read_text(encoding="utf-8") != done.stdout:
-        header.write_text(done.stdout, encoding="utf-8")
+    command = [sys.executable, "-c", CONSTANTS_TO_C, *CONSTANTS_OF]
+    constants = subprocess.run(command, env=interpreted, check=True, stdout=subprocess.PIPE, text=True).stdout
+    header.parent.mkdir(parents=True, exist_ok=True)
+    header.write_text(constants, encoding="utf-8")
 
 
-def hot_modules() -> list[Extension]:
-    """One a module, and the library they share; none where that is not wanted, or mypy is not there."""
-    if WISH in ("no", "loops"):
-        return []
-    try:
-        from mypyc.build import mypycify  # noqa: PLC0415 - only where something is to be compiled
-    except ImportError:
-        return skipped("mypy is not installed: the modules run interpreted")
-    # Checked as strictly as `make check` does it, where numpy can be seen; a build must not fail for want of a stub.
-    told = ["--ignore-missing-imports", "--no-warn-unused-ignores", "--no-warn-return-any", *modules()]
-    os.chdir(HERE)
-    try:
-        return mypycify(told, opt_level="3", debug_level="0", group_name=GROUP)
-    except SystemExit:  # it has said what it could not translate
-        return skipped("not compiled, the modules run interpreted")
+def translated() -> list[Extension]:
+    """The modules in C: for each the extension that Python imports, and in LIBRARIES one with its code."""
+    from mypyc.build import mypycify  # noqa: PLC0415 - only where something is to be compiled
+
+    # Only what we import is cached: a class that mypyc (2.4) reads from its cache lacks what it says of undefined
+    # attributes, and the translation of a module that uses them fails.
+    for folder in (folder for package in PACKAGES for folder in (BUILD / "mypy").glob(f"*/{package}")):
+        rmtree(folder)
+    # Not beside the sources, where what lists the modules of a package would find the libraries.
+    groups = [([name], f"{LIBRARIES}.{name.removesuffix('.py').replace('/', '_')}") for name in modules()]
+    Path(LIBRARIES.replace(".", "/")).mkdir(exist_ok=True)
+    return list(mypycify([*MYPY, *modules()], opt_level="2", debug_level="0", separate=groups))
 
 
-def skipped(why: str) -> list[Extension]:
-    """Nothing is built: said, or a failure where it must be."""
-    if WISH == "must":
-        raise SystemExit(why)
-    sys.stderr.write(f"{why}\n")
-    return []
+def modules() -> list[str]:
+    """The files to translate, as pyproject.toml lists them."""
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
+    return [str(path) for pattern in project["tool"]["headroom"]["compiled"] for path in sorted(Path().glob(pattern))]
 
 
-class Build(build_ext):
-    """The loops, then the modules, each all or none: a module without the library that all share cannot be imported."""
-
-    def run(self) -> None:
-        """Build, or say why not and go on without."""
-        every, compiler = self.extensions, self.compiler
-        for manifest in HERE.glob("router/compiled.*.json"):
-            manifest.unlink()
-        made_loops = self.part([each for each in every if each.name in LOOPS], made_of_loops, "the loops run in Python")
-        self.compiler = compiler  # a run leaves its own in place of the name
-        others = [each for each in every if each.name not in LOOPS]
-        made_modules = self.part(others, made_of_modules, "the modules run interpreted")
-        recorded = {
-            "modules": hashed(inputs()) if made_modules else {},
-            "loops": hashed(inputs_of_loops()) if made_loops else {},
-        }
-        if made_loops or made_modules:
-            write_manifest(HERE if self.inplace else Path(self.build_lib), recorded)
-
-    def part(self, extensions: list[Extension], made: Callable[[], list[Path]], otherwise: str) -> bool:
-        """Build these in place of what was ``made`` before; whether they were built."""
-        for stale in made():
-            stale.unlink()
-        self.extensions = extensions
-        if not extensions:
-            return False
-        try:
-            if extensions[0].name in LOOPS:
-                write_constants()
-            super().run()
-        except Exception as problem:
-            for stale in made():
-                stale.unlink()
-            if WISH == "must":
-                raise
-            sys.stderr.write(f"not compiled, {otherwise}: {problem}\n")
-            return False
-        return True
+# --- what is recorded of it
 
 
-def beside_sources() -> list[Path]:
-    """What was compiled in place."""
-    folders = {HERE / "router", *((HERE / name).parent for name in [*modules(), *(n.replace(".", "/") for n in LOOPS)])}
-    return [made for folder in folders for suffix in ("so", "pyd") for made in folder.glob(f"*.{suffix}")]
+def manifest(place: Path) -> Path:
+    """Where ``router/compiled.py`` looks for it."""
+    return place / f"router/compiled{EXTENSION_SUFFIXES[0]}.json"
 
 
-def made_of_loops() -> list[Path]:
-    """Of these, the loops."""
-    return [made for made in beside_sources() if made.name.partition(".")[0] in {n.rpartition(".")[2] for n in LOOPS}]
+def recorded(place: Path) -> dict[str, dict[str, str]]:
+    """The manifest, or an empty one."""
+    path = manifest(place)
+    return json.loads(path.read_bytes()) if path.exists() else {}
 
 
-def made_of_modules() -> list[Path]:
-    """And the modules."""
-    return [made for made in beside_sources() if made not in made_of_loops()]
+def forget(place: Path) -> None:
+    """Remove what an earlier build left beside the sources: loops, and the record of modules that are built again."""
+    for name in LOOPS if place == HERE else ():
+        (place / f"{name}{EXTENSION_SUFFIXES[0]}").unlink(missing_ok=True)
+    kept = recorded(place).get("modules")
+    manifest(place).unlink(missing_ok=True)
+    if kept and WISH == "loops":
+        manifest(place).write_text(json.dumps({"modules": kept}), encoding="utf-8")
 
 
-def write_manifest(root: Path, recorded: dict[str, dict[str, str]]) -> None:
-    """Record the sources of what was compiled, for router/compiled.py to compare."""
-    path = root / f"router/compiled{EXTENSION_SUFFIXES[0]}.json"
-    path.write_text(json.dumps(recorded, indent=1), encoding="utf-8")
+def record(place: Path) -> None:
+    """Write down the sources of what was built, each with its hash."""
+    constants = [f"{name.replace('.', '/')}.py" for name in CONSTANTS_OF]
+    parts = recorded(place) | {"loops": hashed([LOOPS_HEADER, *(f"{name}.c" for name in LOOPS), *constants])}
+    if WISH == "all":
+        parts["modules"] = hashed(with_imports(modules()))
+    manifest(place).write_text(json.dumps(parts, indent=1), encoding="utf-8")
 
 
-def hashed(names: list[str]) -> dict[str, str]:
+def hashed(files: Iterable[str]) -> dict[str, str]:
     """The hash of each file's content."""
-    return {name: sha256((HERE / name).read_bytes()).hexdigest() for name in names}
+    return {name: sha256(Path(name).read_bytes()).hexdigest() for name in files}
 
 
-def inputs_of_loops() -> list[str]:
-    """The C of the loops, and where their constants stand."""
-    return [
-        SHARED,
-        *(f"{name.replace('.', '/')}.c" for name in LOOPS),
-        *(f"{n.replace('.', '/')}.py" for n in CONSTANTS_OF),
-    ]
+def remove_others(place: Path, made: Iterable[str]) -> None:
+    """Remove the extensions of modules that are no longer compiled."""
+    for path in (path for package in PACKAGES for path in (place / package).rglob(f"*{EXTENSION_SUFFIXES[0]}")):
+        if str(path.relative_to(place)) not in made:
+            path.unlink()
 
 
-def inputs() -> list[str]:
-    """The compiled modules and all of ours that they import: their constants and types are compiled in."""
+def with_imports(files: Iterable[str]) -> list[str]:
+    """These files and all of ours that they import: their constants and types are compiled in."""
     found: set[str] = set()
-    left = modules()
+    left = list(files)
     while left:
         name = left.pop()
         if name not in found:
             found.add(name)
-            left.extend(imported(HERE / name))
+            left.extend(imported(Path(name)))
     return sorted(found)
 
 
@@ -223,7 +216,9 @@ def imported(source: Path) -> Iterator[str]:
         for name in names:
             path = name.replace(".", "/")
             if path.partition("/")[0] in PACKAGES:
-                yield from (file for file in (f"{path}.py", f"{path}/__init__.py") if (HERE / file).is_file())
+                yield from (file for file in (f"{path}.py", f"{path}/__init__.py") if Path(file).is_file())
 
 
-setup(ext_modules=[*loops(), *hot_modules()], cmdclass={"build_ext": Build})
+if WISH not in WISHES:
+    sys.exit(f"HEADROOM_COMPILE is {WISH!r}; it may be {', '.join(WISHES)}")
+setup(distclass=Package, cmdclass={"build_ext": Build})

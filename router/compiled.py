@@ -37,9 +37,7 @@ def state() -> State:
 @cache
 def changed() -> tuple[str, ...]:
     """The files that are not what was compiled, by path from the root of the project."""
-    parts = ("modules", "loops") if _wanted() else ()
-    recorded = {path: digest for part in parts for path, digest in _manifest().get(part, {}).items()}
-    return tuple(path for path, digest in sorted(recorded.items()) if not _fits(ROOT / path, digest))
+    return (*_changed("modules"), *_changed("loops")) if _wanted() else ()
 
 
 def refuse_stale() -> None:
@@ -47,8 +45,9 @@ def refuse_stale() -> None:
     if not (paths := changed()):
         return
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    build = "fast" if _changed("modules") else "env"  # which builds the loops alone, in a second or two
     raise SystemExit(
-        f"compiled files are out of date: {paths[0]}{more} changed since. `make fast` compiles again, "
+        f"compiled files are out of date: {paths[0]}{more} changed since. `make {build}` compiles again, "
         "`make clean` removes them, HEADROOM_COMPILE=no runs the sources"
     )
 
@@ -90,6 +89,10 @@ class Sources:
 def digest(path: Path) -> str:
     """The hash of a file's content. Not its time of change: a checkout of git sets that anew."""
     return sha256(path.read_bytes()).hexdigest()
+
+
+def _changed(part: str) -> list[str]:
+    return [path for path, recorded in sorted(_manifest().get(part, {}).items()) if not _fits(ROOT / path, recorded)]
 
 
 def _fits(path: Path, recorded: str) -> bool:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,24 @@ def test_compose_commands_have_options_that_exist(service):
         [sys.executable, *services()[service][1:], "--help"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_image_starts_a_command_that_the_wheel_has():
+    """And copies every file that the build of the wheel reads."""
+    image = (DEPLOY / "Dockerfile").read_text()
+    command = json.loads(re.search(r"^CMD (.*)$", image, re.MULTILINE).group(1))
+    assert command[0] in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    copied = {word for line in re.findall(r"^COPY (?!--from)(.*)$", image, re.MULTILINE) for word in line.split()}
+    assert {
+        "pyproject.toml",
+        "setup.py",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+        "router",
+        "policies",
+        "simulator",
+    } <= copied
 
 
 def names_in_code():

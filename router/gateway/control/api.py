@@ -56,7 +56,7 @@ def control_app(parts: ControlParts) -> FastAPI:
 
 def _version() -> str:
     try:
-        return version("headroom")
+        return version("headroom-router")
     except PackageNotFoundError:  # run from a checkout that was never installed
         return "0"
 
