@@ -6,7 +6,6 @@ machine, so put a key in the config when a proxy on this machine serves others.
 
 import hmac
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any, Final
 
@@ -23,6 +22,7 @@ from router.gateway.protocols import answers
 from router.gateway.protocols.answers import Dialect, Problem
 from router.gateway.state.wire import view_plain
 from router.gateway.telemetry.journal import explained
+from router.version import VERSION
 
 _LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -30,7 +30,7 @@ _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 def control_app(parts: ControlParts) -> FastAPI:
     """The application beside the token paths."""
-    app = FastAPI(title="Headroom", version=_version(), summary="A latency-SLO router for LLM engines")
+    app = FastAPI(title="Headroom", version=VERSION, summary="A latency-SLO router for LLM engines")
 
     def admin(request: Request) -> None:
         """Whether this client may read and change the router."""
@@ -52,13 +52,6 @@ def control_app(parts: ControlParts) -> FastAPI:
     app.add_exception_handler(Rejected, _answer_rejected)
     app.add_exception_handler(AnyHttpError, _answer_http)
     return app
-
-
-def _version() -> str:
-    try:
-        return version("headroom-router")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0"
 
 
 def _add_public(app: FastAPI, parts: ControlParts) -> None:
