@@ -10,10 +10,6 @@ import orjson
 from router.core.errors import HeadroomError
 
 
-class BadPool(HeadroomError, ValueError):
-    """A pool file is not valid; the message names file, place and what was expected. Its author has to correct it."""
-
-
 class BadLine(HeadroomError, ValueError):
     """A line of a trace is not what its format demands; the message is ``file:line: what was expected``.
 

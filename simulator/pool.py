@@ -1,26 +1,28 @@
-"""Which fleet a run has: pool.yaml, validated whole, or the built-in mixed pool.
+"""Which fleet a run has: the members of a pool, and the built-in mixed pool. Files are read by ``pool_file.py``.
 
 A member of the pool is what a data sheet and a start command say. From it come two things that never share numbers:
-the `Backend` a router is told (belief) and the `Truth` a replica runs on.
+the `Backend` that a router believes in and the `Truth` that a replica runs on.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Final
 
-from router.core.cards import card
-from router.core.models import model
+from router.core.cards import Card, card
+from router.core.models import Model, model
 from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
 from router.core.step import MEASURABLE
 from router.core.types import Backend, Slo
 from router.engines import EngineKind, Scheduler, find
-from router.spelling import suggestion
-from simulator.errors import BadPool
 from simulator.replica.sequence import EngineLimits
 from simulator.replica.truth import HiddenFactors, Truth, true_of
-from simulator.workload.arrivals import SloClass, parse_slo
-from simulator.world import Autoscaling, Clients, Fault, World
+from simulator.workload.arrivals import SloClass
+from simulator.world import World
+
+
+def replica_names(name: str, count: int) -> list[str]:
+    """What the replicas of a member are called."""
+    return [name] if count == 1 else [f"{name}-{n}" for n in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,8 @@ class Member:
     """``count`` replicas of one engine on one kind of card. ``price_per_hour`` is for all its cards, USD."""
 
     name: str
-    card: str
-    model: str = "llama-3-8b"
+    card: str | Card
+    model: str | Model = "llama-3-8b"
     tp: int = 1
     pp: int = 1
     precision: str = "bf16"
@@ -50,6 +52,7 @@ class Member:
     weight: float = 1.0
     coefficients: Mapping[str, float] = field(default_factory=dict)  # measured: `calibrate --record` prints them
     labels: Mapping[str, str] = field(default_factory=dict)  # beside card, model, tp and pp, which every replica has
+    variant: str = ""  # what scaling counts together; empty: the member alone
 
     @property
     def kind(self) -> EngineKind:
@@ -59,7 +62,19 @@ class Member:
     @property
     def shape(self) -> Shape:
         """What physics makes of it."""
-        return Shape(card(self.card), model(self.model), self.tp, self.pp, self.precision, engine=self.kind.prior)
+        on = card(self.card) if isinstance(self.card, str) else self.card
+        runs = model(self.model) if isinstance(self.model, str) else self.model
+        return Shape(on, runs, self.tp, self.pp, self.precision, engine=self.kind.prior)
+
+    @property
+    def card_name(self) -> str:
+        """As it was given."""
+        return self.card if isinstance(self.card, str) else self.card.name
+
+    @property
+    def model_name(self) -> str:
+        """As it was given."""
+        return self.model if isinstance(self.model, str) else self.model.name
 
     @property
     def prior(self) -> StepCoefficients:
@@ -69,12 +84,12 @@ class Member:
     @property
     def names(self) -> list[str]:
         """Of its replicas."""
-        return [self.name] if self.count == 1 else [f"{self.name}-{n}" for n in range(self.count)]
+        return replica_names(self.name, self.count)
 
     @property
     def models(self) -> tuple[str, ...]:
         """The names it answers to."""
-        return self.served_as or (self.model,)
+        return self.served_as or (self.model_name,)
 
     def limits(self) -> EngineLimits:
         """What the engine is started with."""
@@ -93,7 +108,7 @@ class Member:
 
     def price(self) -> float:
         """USD per hour of one replica."""
-        return self.price_per_hour if self.price_per_hour >= 0 else card(self.card).price_per_hour * self.tp * self.pp
+        return self.price_per_hour if self.price_per_hour >= 0 else self.shape.card.price_per_hour * self.tp * self.pp
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +160,7 @@ class Pool:
             member.price(),
             member.network_s,
             member.weight,
-            member.name,
+            member.variant or member.name,
             {**labels, **member.labels},
             limits.prompt_tokens_max + 1,
         )
@@ -184,132 +199,3 @@ BUILT_IN: Final = Pool(
 """Llama 3 8B on six unequal engines; every one alone keeps a chat's SLO when idle, none could serve the Azure trace."""
 
 BELIEFS: Final = ("learnt", "given", "wrong")
-
-
-def load_pool(path: Path) -> Pool:
-    """Read a pool file. BadPool names the place and what was expected."""
-    import yaml  # noqa: PLC0415 - only a run with a pool file pays for it
-
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as problem:
-        mark = problem.problem_mark or problem.context_mark
-        raise BadPool(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {problem.problem}") from None
-    except yaml.YAMLError as problem:
-        raise BadPool(f"{path}:1: not valid YAML: {problem}") from None
-    if not isinstance(loaded, dict):
-        raise BadPool(f"{path}: expected keys such as 'backends', found {type(loaded).__name__}")
-    try:
-        return _pool(loaded, path.stem)
-    except (ValueError, TypeError) as problem:
-        raise BadPool(f"{path}: {problem}") from None
-
-
-def _pool(loaded: Mapping[str, Any], name: str) -> Pool:
-    _known(loaded, _KEYS, "")
-    listed = loaded.get("backends")
-    if not isinstance(listed, list) or not listed:
-        raise ValueError("backends: expected a list with at least one entry")
-    defaults = loaded.get("defaults", {})
-    members = tuple(_member({**defaults, **_mapping(entry, f"backends[{n}]")}, n) for n, entry in enumerate(listed))
-    names = [name for member in members for name in member.names]
-    if len(set(names)) < len(names):
-        raise ValueError(f"backends: names must differ, got {', '.join(names)}")
-    belief = loaded.get("belief", "learnt")
-    if belief not in BELIEFS:
-        raise ValueError(f"belief: expected one of {', '.join(BELIEFS)}, got {belief!r}")
-    slos = loaded.get("slo", [])
-    return Pool(
-        members,
-        tuple(parse_slo(text) for text in ([slos] if isinstance(slos, str) else slos)),
-        HiddenFactors(**_values(HiddenFactors, _mapping(loaded.get("truth", {}), "truth"), "truth")),
-        belief,
-        _number(loaded.get("wrong_factor", 2.0), "wrong_factor"),
-        _world(loaded, names),
-        name,
-    )
-
-
-_WORLD: Final = ("routers", "sync_s", "scrape_s", "health_s", "faults", "clients", "scaling")
-_KEYS: Final = ("backends", "slo", "truth", "belief", "wrong_factor", "defaults", *_WORLD)
-
-
-def _world(loaded: Mapping[str, Any], names: list[str]) -> World:
-    plain = {key: loaded[key] for key in _WORLD[:4] if key in loaded}
-    values = {key: _typed(value, int if key == "routers" else float, key) for key, value in plain.items()}
-    faults = tuple(_fault(entry, n, names) for n, entry in enumerate(_list(loaded.get("faults", []), "faults")))
-    clients = Clients(**_values(Clients, _mapping(loaded.get("clients", {}), "clients"), "clients"))
-    scaling = loaded.get("scaling")
-    if scaling is not None:
-        scaling = Autoscaling(**_values(Autoscaling, _mapping(scaling, "scaling"), "scaling"))
-    return World(**values, faults=faults, clients=clients, scaling=scaling)
-
-
-def _fault(entry: object, number: int, names: list[str]) -> Fault:
-    place = f"faults[{number}]"
-    values = _values(Fault, _mapping(entry, place), place)
-    if values.get("backend") not in names or "at_s" not in values:
-        raise ValueError(f"{place}: expected at_s and a backend among {', '.join(names)}")
-    return Fault(**values)
-
-
-def _member(entry: Mapping[str, Any], number: int) -> Member:
-    place = f"backends[{number}]"
-    values = _values(Member, entry, place)
-    for needed in ("card", "model"):
-        if needed not in values:
-            raise ValueError(f"{place}: expected a {needed!r}")
-    values.setdefault("name", f"{values['card']}x{values.get('tp', 1)}-{number}")
-    try:
-        member = Member(**values)
-        member.limits(), member.prior
-    except ValueError as problem:
-        raise ValueError(f"{place}: {problem}") from None
-    if member.count < 1:
-        raise ValueError(f"{place}: count must be at least 1")
-    return member
-
-
-def _values(kind: type, entry: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The entry's values as the dataclass *kind* wants them; unknown keys and wrong types are errors."""
-    wanted = {f.name: f.type for f in fields(kind)}
-    _known(entry, tuple(wanted), f"{place}.")
-    return {key: _typed(value, wanted[key], f"{place}.{key}") for key, value in entry.items()}
-
-
-def _typed(value: object, kind: Any, place: str) -> Any:
-    if kind is float:
-        return _number(value, place)
-    if kind == Mapping[str, float]:
-        return {str(key): _number(item, f"{place}.{key}") for key, item in _mapping(value, place).items()}
-    if kind == Mapping[str, str]:
-        return {str(key): str(item) for key, item in _mapping(value, place).items()}
-    if kind == tuple[str, ...]:
-        return (value,) if isinstance(value, str) else tuple(str(item) for item in _list(value, place))
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{place}: expected {kind.__name__}, got {value!r}")
-    return value
-
-
-def _number(value: object, place: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{place}: expected a number, got {value!r}")  # noqa: TRY004 - a bad file
-    return float(value)
-
-
-def _list(value: object, place: str) -> list[object]:
-    if not isinstance(value, list):
-        raise ValueError(f"{place}: expected a list, got {value!r}")  # noqa: TRY004 - a bad file
-    return value
-
-
-def _mapping(value: object, place: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{place}: expected keys and values, got {value!r}")  # noqa: TRY004 - a bad file
-    return value
-
-
-def _known(entry: Mapping[str, Any], wanted: tuple[str, ...], place: str) -> None:
-    for key in entry:
-        if key not in wanted:
-            raise ValueError(f"unknown key {place}{key}; {suggestion(str(key), wanted)}")

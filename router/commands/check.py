@@ -13,7 +13,10 @@ def run(options: Namespace) -> None:
         serving = offered(options.current, None)[0] if options.current else None
         plan, validation = offered(options.file, serving, options.trace)
     models = ", ".join(sorted({model for backend in plan.backends for model in backend.models}))
-    lines = [f"{options.file}: OK, version {plan.version}: {len(plan.backends)} backends, models {models}"]
+    count = len(plan.settings.backends)
+    lines = [
+        f"{options.file}: OK, version {plan.version}: {count} backends, models {models or 'read from the engines'}"
+    ]
     for replay in validation.replays:
         attainment = f"SLO attainment {replay['candidate']:.1%}, of {options.current or 'least_work'}"
         lines.append(f"{replay['requests']} requests of {replay['workload']}: {attainment} {replay['current']:.1%}")

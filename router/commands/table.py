@@ -9,6 +9,7 @@ from router.version import version
 
 GATEWAY_URL = "http://127.0.0.1:8080"
 DEMO_PORT = 8080
+SERVE_PORT = 8080
 
 
 def _config(parser: ArgumentParser) -> None:
@@ -32,8 +33,18 @@ def _url(parser: ArgumentParser) -> None:
     _key(parser)
 
 
+def _backends(parser: ArgumentParser, *, required: bool = False) -> None:
+    parser.add_argument(
+        "--backend", action="append", metavar="URL", required=required, help="an engine's address; may be repeated"
+    )
+
+
 def _serve(parser: ArgumentParser) -> None:
-    _config(parser)
+    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="the YAML config file")
+    _backends(parser)
+    parser.add_argument(
+        "--port", type=port, metavar="PORT", help=f"where to listen, with --backend; default: {SERVE_PORT}"
+    )
     parser.add_argument(
         "--workers",
         type=at_least(1),
@@ -52,6 +63,13 @@ def _worker(parser: ArgumentParser) -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("parent", type=int, help="the descriptor of this worker's end of a socket pair")
     _verbose(parser)
+
+
+def _init(parser: ArgumentParser) -> None:
+    _backends(parser, required=True)
+    parser.add_argument(
+        "--timeout", type=number_within(0.1), default=5.0, metavar="S", help="seconds to wait for a page; default: 5"
+    )
 
 
 def _check(parser: ArgumentParser) -> None:
@@ -109,11 +127,19 @@ PROGRAM = Program(
         Command(
             "serve",
             "router.commands.serve",
-            "Route requests to the engines of a config.\n\n"
+            "Route requests to the engines of a config, or of --backend.\n\n"
+            "With --backend no config is needed: what each engine is and serves is read from it when it answers.\n"
             "Serves until SIGTERM or Ctrl-C, then lets streams end.\n"
             "SIGHUP, or a change of the file, reloads the config.",
             _serve,
             serves=True,
+        ),
+        Command(
+            "init",
+            "router.commands.init",
+            "Print a config for these engines, commented, with what they report of themselves.\n\n"
+            "Redirect it to a file. Engines that do not answer are named on stderr.",
+            _init,
         ),
         Command(
             "check",

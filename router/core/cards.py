@@ -1,8 +1,8 @@
 """Accelerators as their data sheets describe them: memory, bandwidth, compute, link, price.
 
 Assumes: published figures, each with its source and a grade of trust (A measured or vendor
-sheet checked, B one good source, C partly from memory, D a guess). Must not depend on: how well an
-engine uses them (that is `coefficients.py`) or what runs on them (`models.py`).
+sheet checked, B one good source, C partly from memory, D a guess, E assumed since nothing is
+known). Must not depend on: how well an engine uses them (that is `coefficients.py`) or what runs on them (`models.py`).
 
 Conventions: compute is dense (no structured sparsity); ``link_bytes_per_s`` is one direction
 per card, half the bidirectional figure on the sheet; ``memory_bytes`` is what the driver

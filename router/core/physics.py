@@ -243,7 +243,7 @@ def _reduce_bytes(shape: Shape) -> float:
     return 2.0 * shape.model.hidden * 2 * (shape.tp - 1) / shape.tp
 
 
-_CONFIDENCE_SIGMA: Final = {"A": 0.05, "B": 0.10, "C": 0.25, "D": 0.50}
+_CONFIDENCE_SIGMA: Final = {"A": 0.05, "B": 0.10, "C": 0.25, "D": 0.50, "E": 1.0}
 
 
 def _sigma(shape: Shape, use: Efficiency) -> tuple[float, float, float, float, float, float]:

@@ -5,6 +5,7 @@ the kind of an engine (health, metrics, errors, translation, step times, the sim
 ``EngineKind``; nothing else compares names of engines. Must not depend on the gateway or the simulator.
 """
 
+from router.engines.facts import EngineFacts, EnginePages
 from router.engines.kind import (
     OPENAI_PROTOCOL,
     EngineKind,
@@ -16,11 +17,13 @@ from router.engines.kind import (
     Translation,
 )
 from router.engines.prometheus import Snapshot
-from router.engines.registry import find, find_or_default, kinds, read_metrics
+from router.engines.registry import discover, find, find_or_default, kinds, read_metrics
 
 __all__ = [
     "OPENAI_PROTOCOL",
+    "EngineFacts",
     "EngineKind",
+    "EnginePages",
     "Era",
     "ErrorDialect",
     "MetricsPage",
@@ -28,6 +31,7 @@ __all__ = [
     "Scheduler",
     "Snapshot",
     "Translation",
+    "discover",
     "find",
     "find_or_default",
     "kinds",

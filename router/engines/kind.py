@@ -5,7 +5,7 @@ no socket itself. Pages and error bodies are passed in as bytes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 
+from router.engines.facts import EngineFacts, EnginePages
 from router.engines.prometheus import Snapshot
 
 OPENAI_PROTOCOL: Final = "openai"
@@ -117,6 +118,10 @@ class MetricsPage:
     read: Callable[[bytes, Collection[str]], Snapshot]
 
 
+Discover = Callable[[EnginePages], Awaitable[EngineFacts | None]]
+"""Reads an engine's own pages: its facts, or None when it is of another kind. Raises Unanswered."""
+
+
 @dataclass(frozen=True, slots=True)
 class Era:
     """From version ``since`` (major, minor) on, the row of ``router.core.tables.ENGINES`` that fits."""
@@ -133,6 +138,7 @@ class EngineKind:
     ``translate`` serves OpenAI's requests through it. ``health_path`` answers 2xx while the engine is up;
     ``metrics_port_offset``: from the API's port to that of ``metrics_path``. ``prior``: the row of the efficiency table
     its step times are predicted from before any measurement; ``eras``: rows of older versions, newest first.
+    ``discover`` recognises an engine of this kind by its pages and reads what it says of itself.
     """
 
     name: str
@@ -148,6 +154,7 @@ class EngineKind:
     errors: ErrorDialect = ErrorDialect()
     translate: Translate | None = None
     scheduler: Scheduler = Scheduler.CHUNKED_PREFILL
+    discover: Discover | None = None
 
     def __post_init__(self) -> None:
         """A protocol of its own without a translation would leave OpenAI's clients without an answer."""

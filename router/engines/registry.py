@@ -10,6 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from router.core.errors import UnknownEngine
+from router.engines.facts import EngineFacts, EnginePages
 from router.engines.kind import OPENAI_PROTOCOL, EngineKind
 from router.engines.prometheus import Snapshot
 from router.spelling import suggestion
@@ -85,6 +86,19 @@ def _unknown(what: str, name: str, known: Collection[str]) -> str:
 def find_or_default(engine: str | None, protocol: str | None) -> EngineKind:
     """The kind a config describes with either key, both or none. Raises UnknownEngine."""
     return find(engine, protocol) if engine else _serving(protocol or OPENAI_PROTOCOL)
+
+
+async def discover(pages: EnginePages, kind: EngineKind | None = None) -> tuple[EngineKind, EngineFacts] | None:
+    """The kind of the engine with these *pages* and its facts, or None when no kind recognises it. Raises Unanswered.
+
+    *kind*: asked first, since the config names it. The kind of plain OpenAI servers takes whatever is left.
+    """
+    plain = find(OPENAI_PROTOCOL)
+    for each in ([kind] if kind else []) + [each for each in kinds() if each is not plain] + [plain]:
+        facts = await each.discover(pages) if each.discover is not None else None
+        if facts is not None:
+            return kind or each, facts
+    return None
 
 
 def read_metrics(page: bytes, models: Collection[str] = ()) -> Snapshot | None:

@@ -9,11 +9,13 @@ from collections.abc import Collection, Mapping
 from math import nan
 from time import time
 from typing import Any, Final
+from urllib.parse import quote
 
 import orjson
 
 from router.core.errors import UnsupportedFeature
 from router.core.types import CHARS_PER_TOKEN
+from router.engines.facts import EngineFacts, EnginePages, document, field, objects, text
 from router.engines.kind import (
     EngineKind,
     ErrorDialect,
@@ -225,6 +227,21 @@ def _metrics(page: bytes, models: Collection[str]) -> Snapshot:
     )
 
 
+async def _discover(pages: EnginePages) -> EngineFacts | None:
+    """``/v2`` names the server; of the models in its index those that take ``text_input`` can generate."""
+    server = await pages.json("/v2")
+    if not isinstance(field(server, "extensions"), list):
+        return None
+    index = {"models": document(await pages.post("/v2/repository/index"))}
+    ready = {text(each, "name") for each in objects(index, "models") if field(each, "state") == "READY"}
+    generating = []
+    for name in sorted(ready - {""}):
+        inputs = objects(await pages.json(f"/v2/models/{quote(name)}"), "inputs")
+        if any(field(each, "name") == "text_input" for each in inputs):
+            generating.append(name)
+    return EngineFacts(tuple(generating), version=text(server, "version"))
+
+
 _ERRORS: Final = ErrorDialect(
     # It answers 400 when its own backend process is gone, 500 when the client's JSON is wrong
     client_faults=("failed to parse the request JSON", "Unable to parse"),
@@ -239,6 +256,7 @@ KIND: Final = EngineKind(
     health_path="/v2/health/ready",
     metrics_port_offset=2,  # 8000 is HTTP, 8001 gRPC, 8002 metrics
     default_port=8000,
+    discover=_discover,
     metrics=MetricsPage((b"nv_trt_llm_request_metrics",), _metrics),
     errors=_ERRORS,
     translate=translate,

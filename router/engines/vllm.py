@@ -4,6 +4,7 @@ from collections.abc import Collection
 from math import nan
 from typing import Final
 
+from router.engines.facts import TOKENS_MOST, EngineFacts, EnginePages, listed, longest, names, text, whole
 from router.engines.kind import EngineKind, Era, MetricsPage
 from router.engines.prometheus import Labels, Snapshot, mean, samples_of_first, total
 
@@ -35,6 +36,23 @@ def _kv_tokens(labels: Labels) -> float:
         return nan
 
 
+async def _discover(pages: EnginePages) -> EngineFacts | None:
+    """``/v1/models`` names vLLM as owner; the size of the KV cache stands among the metrics."""
+    entries = listed(await pages.json("/v1/models"), "vllm")
+    if not entries:
+        return None
+    metrics = await pages.get("/metrics")
+    info = [labels for labels, _ in samples_of_first(b"\n" + (metrics or b""), b"vllm:cache_config_info")]
+    held = sum(map(_kv_tokens, info)) if info else nan
+    return EngineFacts(
+        names(entries),
+        version=text(await pages.json("/version"), "version"),
+        loaded=text(entries[0], "root"),
+        context_tokens_max=longest(entries, "max_model_len"),
+        kv_tokens_max=whole({"held": held}, "held", TOKENS_MOST),
+    )
+
+
 KIND: Final = EngineKind(
     name="vllm",
     prior="vllm",
@@ -44,5 +62,6 @@ KIND: Final = EngineKind(
         Era((0, 0), "vllm-2023"),
     ),
     default_port=8000,
+    discover=_discover,
     metrics=MetricsPage((b"vllm:num_requests_running",), _metrics),
 )

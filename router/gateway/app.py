@@ -14,6 +14,7 @@ from random import Random
 from time import monotonic
 from typing import Any, Final
 
+from router.config import settings
 from router.core.border import asked_in_time
 from router.core.dispatcher import Dispatcher
 from router.core.errors import ConfigError
@@ -21,9 +22,9 @@ from router.core.policy import Routing
 from router.core.record import Recording
 from router.core.score import Score
 from router.core.types import EngineReport, Load
-from router.gateway.config import settings
 from router.gateway.config.plan import Plan
 from router.gateway.config.policy_spec import NOT_VALIDATED
+from router.gateway.discovery.watch import Discovery
 from router.gateway.membership import IDLE, Membership
 from router.gateway.monitoring.health import Engines, HealthChange, engine
 from router.gateway.monitoring.probe import ProbeClient
@@ -86,6 +87,8 @@ class Gateway:
         self.reloader = Reloader(
             path, plan, self.adopt, self.metrics, self.audit, leads=self.leads, record=_worker_record(plan, identity)
         )
+        self.discovery = Discovery(self._on_discovered, ProbeClient)
+        self.reloader.complete = self.discovery.complete
         self.reports: dict[str, EngineReport] = {}  # the last of each backend
         self._demand: tuple[float, Mapping[str, ModelDemand]] = (float("-inf"), {})  # when it was summed, by model
         self._tasks: list[asyncio.Task[None]] = []
@@ -215,7 +218,11 @@ class Gateway:
             self.recorder.adopted(_decisions(plan))
         self.driver.ingress = plan.ingress
         self.rollout.adopt(plan, last_good)
-        given, keys = plan.settings.backends, plan.engine_keys
+        await self._adopt_backends(plan)
+
+    async def _adopt_backends(self, plan: Plan) -> None:
+        """Route to the backends of *plan*, watch their engines, read those that have not reported what they serve."""
+        given, keys = plan.addresses, plan.engine_keys
         targets = (_target(backend, keys.get(backend.name)) for backend in given)
         new = self.backends.update(zip(targets, plan.backends, strict=True))
         if new:
@@ -223,6 +230,10 @@ class Gateway:
         scrape = plan.settings.scrape
         watched = tuple(engine(backend, scrape.source == "engines", keys.get(backend.name, "")) for backend in given)
         await self.engines.watch(watched, scrape.period_s, scrape.timeout_s, scrape.down_after)
+        await self.discovery.watch(plan.undiscovered, keys, scrape.period_s, scrape.timeout_s)
+
+    async def _on_discovered(self) -> None:
+        await self.reloader.completed(self._adopt_backends)
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -242,6 +253,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.discovery.close()
         await self.engines.close()
         await self.beliefs.keep()
         await self.store.close()

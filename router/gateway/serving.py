@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from uvicorn import Server
 from uvicorn._types import ASGI3Application
 
+from router.config import settings
 from router.gateway.app import Gateway
-from router.gateway.config import settings
 from router.gateway.control.api import control_app
 from router.gateway.control.parts import ControlParts
 from router.gateway.sockets import owned
@@ -75,7 +75,7 @@ async def serve(gateway: Gateway) -> None:
 
 def _log_start(gateway: Gateway, port: int) -> None:
     host, policy = gateway.plan.settings.listen.host, gateway.plan.settings.policy.routing.name
-    facts = f"{len(gateway.plan.backends)} backends, policy {policy}; {build()}"
+    facts = f"{len(gateway.plan.settings.backends)} backends, policy {policy}; {build()}"
     _log.info("router %s: listening on http://%s:%d, %s", gateway.router_id, host, port, facts)
 
 

@@ -64,7 +64,7 @@ def _workload(parser: ArgumentParser, *, policies: str = "slo_headroom and basel
 
 
 def _pool(parser: ArgumentParser) -> None:
-    parser.add_argument("--pool", type=Path, metavar="FILE", help="pool.yaml; default: a built-in mixed pool")
+    parser.add_argument("--pool", type=Path, metavar="FILE", help="pool.yaml or router.yaml; default: a mixed pool")
 
 
 def _rate(parser: ArgumentParser) -> None:

@@ -87,7 +87,7 @@ def run_engine(typed: Started) -> None:
 
     def told(address: str) -> None:
         member = serving.member
-        what = f"{member.model} on {member.tp * member.pp}x {member.card}"
+        what = f"{member.model_name} on {member.tp * member.pp}x {member.card_name}"
         sys.stdout.write(f"{what} speaks {typed.protocol} as {serving.model_name!r} at {address}\n")
         sys.stdout.flush()
 

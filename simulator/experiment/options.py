@@ -12,7 +12,8 @@ import policies
 from router import loading
 from router.core import Admission, Routing
 from simulator.bounds.clairvoyant import PORTFOLIO, Strategy
-from simulator.pool import BUILT_IN, Pool, load_pool
+from simulator.pool import BUILT_IN, Pool
+from simulator.pool_file import load_pool
 from simulator.workload.arrivals import parse_seconds, parse_slo
 
 CLAIRVOYANT: Final = "clairvoyant"
@@ -73,7 +74,7 @@ def _value(text: str) -> Any:
 
 
 def pool_of(path: Path | None, slos: Sequence[str]) -> Pool:
-    """The pool of the file, or the built-in one; *slos* replace its SLO classes. Raises BadPool, ValueError."""
+    """The pool of the file, or the built-in one; *slos* replace its SLO classes. Raises ConfigError, ValueError."""
     pool = BUILT_IN if path is None else load_pool(path)
     return replace(pool, classes=tuple(parse_slo(text) for text in slos)) if slos else pool
 

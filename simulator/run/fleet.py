@@ -175,7 +175,7 @@ class ReplicaFleet:
         number = len([1 for engine in self.engines.values() if engine.site.member.name == member.name])
         single = replace(member, name=f"{member.name}-{number}", count=1)
         site = replace(self.pool.site(single, single.name, self.seed), member=member)
-        site = replace(site, backend=replace(site.backend, variant=member.name))
+        site = replace(site, backend=replace(site.backend, variant=member.variant or member.name))
         self._note(f"{site.name} ordered")
         return self.start(site, cold_s)
 

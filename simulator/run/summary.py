@@ -108,7 +108,7 @@ def backends(played: RunResult, span_s: float) -> dict[str, dict[str, Any]]:
         site, replica = engine.site, engine.replica
         number = table.backends.index(site.name) if site.name in table.backends else -2
         figures[site.name] = {
-            "card": f"{site.member.tp * site.member.pp}x {site.member.card}",
+            "card": f"{site.member.tp * site.member.pp}x {site.member.card_name}",
             "share": int((where == number).sum()) / sent,
             "busy": replica.busy_s / span_s if span_s else 0.0,
             "steps": replica.steps,

@@ -8,12 +8,12 @@ from math import isnan
 import pytest
 
 from router.autoscaler.loop import Autoscaler, advise, together
+from router.config.settings import Settings
+from router.config.text import document
 from router.core.decisions import ScaleTo
 from router.core.errors import StoreGone
 from router.core.policy import Demand
 from router.gateway.config.plan import Plan, make
-from router.gateway.config.settings import Settings
-from router.gateway.config.text import document
 from router.gateway.state import ModelDemand, RouterView
 from router.gateway.state.redis import RedisStore
 from router.targets import Advice

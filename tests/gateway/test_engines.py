@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from router.config import settings
 from router.core.types import EngineReport
 from router.engines import Snapshot, read_metrics
-from router.gateway.config import settings
 from router.gateway.monitoring.health import Engines, HealthChange, Watch, WatchedEngine, engine
 from router.gateway.monitoring.probe import ProbeClient
 from tests.pages import Pages

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from policies.routing.slo_headroom import SloHeadroom
+from router.config.settings import Settings
+from router.config.text import document
 from router.core.errors import ConfigError
 from router.core.types import Slo
 from router.gateway.config.plan import Plan, digest, make, plan_file
-from router.gateway.config.settings import Settings
-from router.gateway.config.text import document
 from router.gateway.protocols.ingress import Caller
 
 BACKENDS = """
@@ -119,7 +119,6 @@ backends:
     assert [line.split(": ")[0] + " " + line.split(": ")[1] for line in lines] == [
         "r.yaml:2 listen.prot",
         "r.yaml:3 listen.port",
-        "r.yaml:5 backends[0].model",
         "r.yaml:5 backends[0].name",
         "r.yaml:6 backends[0].url",
         "r.yaml:7 backends[0].models",
@@ -127,7 +126,7 @@ backends:
         "r.yaml:9 backends[0].tp",
     ]
     assert "did you mean 'port'?" in lines[0]
-    assert "did you mean 'memory_gib'?" in lines[6]
+    assert "did you mean 'memory_gib'?" in lines[5]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import yaml
 import policies
 from deploy.local import catalog, processes
 from router.core.types import Request, Slo
-from simulator.pool import load_pool
+from simulator.pool_file import load_pool
 from simulator.run.play import play
 from simulator.workload.arrivals import Arrival
 from tests.bench.parity import compared, figures, seen_figures
@@ -70,9 +70,9 @@ def pool_file(out: Path, found: dict[str, dict[str, float]]) -> Path:
     members = []
     for name, seconds in found.items():
         block = 32 if name == "vllm-s" else 128
-        limits = {"seqs_max": given[name]["seqs_max"], "block_tokens": block, "model_tokens_max": 2048}
-        blocks = given[name]["kv_tokens_max"] // block
-        members.append({"name": name, **STAND_IN, **limits, "kv_blocks": blocks, "served_as": MODEL, "network_s": 0.0})
+        limits = {"seqs_max": given[name]["seqs_max"], "block_tokens": block, "context_tokens_max": 2048}
+        limits["kv_tokens_max"] = given[name]["kv_tokens_max"]
+        members.append({"name": name, **STAND_IN, **limits, "models": [MODEL], "network_ms": 0})
         members[-1]["coefficients"] = seconds
     api_s = sum(seconds["first_token_s"] for seconds in found.values()) / len(found)
     truth = {"spread": 0.0, "drift": 0.0, "api_s": api_s, "api_token_s": 0.0, "api_jitter": 0.3}

@@ -12,14 +12,15 @@ import yaml
 import policies
 from router.core.decisions import Command, Send
 from router.core.dispatcher import Dispatcher
+from router.core.errors import ConfigError
 from router.core.flight import DispatchLimits
 from router.core.physics import StepCoefficients, decode_step_s, prefill_s
 from router.core.record import Recording
 from router.core.types import Backend, Request, Usage
 from simulator.calibration.attempts import read_attempts
 from simulator.calibration.from_record import fit_log
-from simulator.errors import BadPool, BadRecord
-from simulator.pool import load_pool
+from simulator.errors import BadRecord
+from simulator.pool_file import load_pool
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import EngineLimits, Sequence
 from simulator.replica.truth import HiddenFactors, Truth
@@ -117,7 +118,7 @@ def test_a_coefficient_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     """With the place in the pool."""
     pool = tmp_path / "pool.yaml"
     pool.write_text("backends:\n  - {card: a10, model: llama-3-8b, coefficients: {fixed: 1}}\n")
-    with pytest.raises(BadPool, match=r"backends\[0\]: no coefficient 'fixed'; expected one of fixed_s"):
+    with pytest.raises(ConfigError, match=r"pool.yaml:2: backends\[0\].coefficients: no coefficient 'fixed'; expected"):
         load_pool(pool)
 
 

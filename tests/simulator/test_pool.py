@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from router.core.errors import ConfigError
 from router.core.physics import coefficients
 from router.core.types import Slo
-from simulator.errors import BadPool
-from simulator.pool import BUILT_IN, Member, load_pool
+from router.gateway.config.plan import plan_file
+from simulator.pool import BUILT_IN, Member
+from simulator.pool_file import load_pool
 from simulator.replica.truth import EXACT
 from simulator.workload.arrivals import SloClass
 
@@ -50,23 +52,36 @@ def test_a_replica_bears_the_labels_that_it_would_have_in_a_gateway(tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (GOOD.replace("backends", "backend"), "unknown key backend; did you mean 'backends'"),
-        (GOOD.replace("tp: 2", "tpp: 2"), "unknown key backends[1].tpp; did you mean 'tp'"),
-        (GOOD.replace("tp: 2", "tp: two"), "backends[1].tp: expected int, got 'two'"),
-        (GOOD.replace("tp: 2", "tp: 3"), "backends[1]: TP 3 does not divide the 32 heads"),
-        (GOOD.replace("h100", "h1000"), "no card named 'h1000'"),
-        (GOOD.replace("spread: 0.2", "spread: -1"), "spread must be 0 or more"),
-        (GOOD.replace("name: small, card: a10, tp: 2, count: 2", "name: big, card: a10"), "names must differ"),
-        (GOOD + "belief: sure\n", "belief: expected one of learnt, given, wrong"),
-        ("backends: []", "expected a list with at least one entry"),
-        ("[1]", "expected keys such as 'backends'"),
-        ("a: [", "pool.yaml:1: not valid YAML"),
+        (GOOD.replace("backends", "backend"), "pool.yaml:5: backend: unknown key; did you mean 'backends'"),
+        (GOOD.replace("tp: 2", "tpp: 2"), "pool.yaml:7: backends[1].tpp: unknown key; did you mean 'tp'"),
+        (GOOD.replace("tp: 2", "tp: two"), "pool.yaml:7: backends[1].tp: input should be a valid integer"),
+        (GOOD.replace("tp: 2", "tp: 3"), "backends[1].model: does not fit: TP 3 does not divide the 32 heads"),
+        (GOOD.replace("h100", "h1000"), "pool.yaml:6: backends[0].card: no card named 'h1000'"),
+        (GOOD.replace("tp: 2", "engine: vlllm"), "backends[1].engine: unknown engine 'vlllm'; did you mean 'vllm'"),
+        (
+            GOOD.replace("llama-3-8b}", "llama-3-8b, tpp: 2}"),
+            "pool.yaml:2: defaults.tpp: unknown key; did you mean 'tp'",
+        ),
+        (GOOD.replace("tp: 2", "served_as: m"), "pool.yaml:7: backends[1].served_as: is now models"),
+        (GOOD.replace("tp: 2", "network_s: 0.1"), "network_s: is now network_ms, in milliseconds"),
+        (GOOD.replace("tp: 2", "seqs_max: 4000"), "backends[1]: chunk_tokens (2048) must be at least seqs_max (4000)"),
+        (GOOD.replace("spread: 0.2", "spread: -1"), "pool.yaml:4: truth: truth: spread must be 0 or more"),
+        (GOOD.replace("spread: 0.2", "sprad: 1"), "pool.yaml:4: truth.sprad: unknown key; did you mean 'spread'"),
+        (
+            GOOD.replace("name: small, card: a10, tp: 2, count: 2", "name: big, card: a10"),
+            "two replicas are named 'big'",
+        ),
+        (GOOD + "belief: sure\n", "pool.yaml:8: belief: expected one of learnt, given, wrong"),
+        (GOOD + "faults: [{at_s: 1, backend: x}]\n", "faults[0].backend: expected a backend among big, small-0"),
+        ("backends: []", "pool.yaml:1: backends: needs at least one entry"),
+        ("[1]", "expected keys with values"),
+        ("a: [", ": not valid YAML: did not find"),
     ],
 )
 def test_a_pool_that_cannot_be_is_refused(tmp_path: Path, text: str, expected: str) -> None:
     """With file, place and what was expected."""
     path = written(tmp_path, text)
-    with pytest.raises(BadPool) as caught:
+    with pytest.raises(ConfigError) as caught:
         load_pool(path)
     assert str(path) in str(caught.value)
     assert expected in str(caught.value)
@@ -116,3 +131,55 @@ def test_the_pool_of_the_readme_is_one(tmp_path: Path) -> None:
     pool = load_pool(written(tmp_path, readme.split("```yaml\n")[1].split("```")[0]))
     assert [site.name for site in pool.sites(0)] == ["a100-0", "a100-1", "a10"]
     assert (pool.world.routers, pool.world.faults[0].kind, len(pool.classes)) == (3, "crash", 2)
+
+
+ROUTER = """
+slo_classes: {default: {ttft_ms: 500}, slow: {e2e_ms: 60000}}
+scrape: {period_s: 3}
+backends:
+  - {name: a, url: "http://h:1", models: {m: big-m}, card: l4, model: qwen3-4b, engine: trtllm,
+     context_tokens_max: 4096}
+  - name: b
+    url: http://h:2
+    models: [m]
+    card: {like: l4, memory_gib: 48}
+    model: {params_billions: 1.0, layers: 10, hidden: 2048, heads: 16}
+    kv_tokens_max: 4096
+"""
+
+
+def test_a_gateways_file_is_a_pool_as_it_stands(tmp_path: Path) -> None:
+    """What a router believes of a backend live is what it believes in a replay of its own config."""
+    path = written(tmp_path, ROUTER)
+    pool, live = load_pool(path), plan_file(path).backends
+    for site, backend in zip(pool.sites(0), live, strict=True):
+        believed = replace(site.backend, variant=backend.variant, context_tokens_max=backend.context_tokens_max)
+        assert believed == replace(backend, kv_tokens_max=believed.kv_tokens_max)
+    a, b = pool.sites(0)
+    assert a.limits.no_evict
+    assert (a.limits.model_tokens_max, b.limits.kv_blocks) == (4096, 256)
+    assert [(each.name, each.share) for each in pool.classes] == [("default", 1.0), ("slow", 0.0)]
+    assert pool.classes[0].slo == Slo(ttft_s=0.5)
+    assert pool.world.scrape_s == 3
+
+
+def test_a_fault_in_a_gateways_file_is_named_by_line(tmp_path: Path) -> None:
+    """By the same reader as the gateway's."""
+    with pytest.raises(ConfigError, match=r"pool.yaml:5: backends\[0\].modls: unknown key; did you mean 'models'"):
+        load_pool(written(tmp_path, ROUTER.replace("models: {m", "modls: {m")))
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "deploy").rglob("router.yaml")), ids=str)
+def test_every_config_in_deploy_can_be_replayed(file: Path) -> None:
+    """One that holds Kubernetes' own objects is not a config of ours."""
+    if "apiVersion" not in file.read_text():
+        assert load_pool(file).sites(0)
+
+
+def test_facts_in_place_and_none_at_all(tmp_path: Path) -> None:
+    """A pool may describe a card and a model as router.yaml does; what is left out is assumed with wide errors."""
+    text = "backends:\n  - {name: x, card: {like: l4, memory_gib: 48}, model: qwen3-4b}\n  - {name: y}\n"
+    given, assumed = load_pool(written(tmp_path, text)).sites(0)
+    assert given.backend.labels["card"] == "l4"
+    assert assumed.backend.labels["card"] == assumed.backend.labels["model"] == "unknown"
+    assert min(assumed.backend.prior.sigma) >= 1.0

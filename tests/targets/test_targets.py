@@ -11,10 +11,10 @@ import pytest
 
 from router import targets
 from router.autoscaler.loop import Autoscaler
+from router.config.settings import Settings
+from router.config.text import document
 from router.core.errors import StoreGone
 from router.gateway.config.plan import Plan, make
-from router.gateway.config.settings import Settings
-from router.gateway.config.text import document
 from router.gateway.state import ModelDemand, RouterView
 from router.targets import Advice, Applied, Outcome, names, spec_of
 from router.targets.webhook import Webhook, WebhookSpec

@@ -16,35 +16,39 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from router import loading
-from router.core.cards import GIB, Card, card
-from router.core.errors import ConfigError, DoesNotFit
+from router.config import settings
+from router.config.backend import Engine, resolve
+from router.config.settings import Settings
+from router.config.slo_bounds import milliseconds
+from router.config.text import ConfigProblem, Document, Loc, problems, unknown
+from router.core.errors import ConfigError
 from router.core.flight import DispatchLimits
-from router.core.models import Model, make_model, model
-from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
 from router.core.policy import Admission, Routing, Scaling
-from router.core.types import Backend, Slo
-from router.gateway.config import settings
+from router.core.types import Backend
 from router.gateway.config.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
-from router.gateway.config.settings import Settings
-from router.gateway.config.text import ConfigProblem, Document, Loc, problems, unknown
-from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange, milliseconds
+from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange
 from router.loading import Source
 from router.targets import TargetSpec, spec_of
 
 Made = TypeVar("Made")
 Environment = Mapping[str, str]
+Address = settings.Backend
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A config validated whole. Clients' and admin keys are held as SHA-256 digests, never in clear.
 
-    ``engine_keys``: by backend, the bearer token its engine wants; ``version`` names the text it was made from.
+    ``addresses`` are the backends' sections, in their order; ``undiscovered`` those that name no model, so that the
+    engine has to say first what it serves (``discovered``). ``engine_keys``: by backend, the bearer token its engine
+    wants; ``version`` names the text it was made from.
     """
 
     settings: Settings
     version: str
     backends: tuple[Backend, ...]
+    addresses: tuple[Address, ...]
+    undiscovered: tuple[Address, ...]
     engine_keys: Mapping[str, str]
     ingress: Ingress
     limits: DispatchLimits
@@ -63,6 +67,22 @@ class Plan:
     def sources(self) -> dict[str, Source]:
         """The policy files it was made of, by path."""
         return {each.source.path: each.source for each in self.chosen.values() if each.source is not None}
+
+    @property
+    def assumed_backends(self) -> tuple[Backend, ...]:
+        """The backends, or, where none is known yet, those that have to say what they serve, as they are assumed."""
+        return self.backends or tuple(map(_assumed, self.undiscovered))
+
+    def discovered(self, found: Mapping[str, Address]) -> "Plan":
+        """The same with these backends, by name, as their engines completed them."""
+        new = [found[given.name] for given in self.undiscovered if given.name in found]
+        resolved = [(given, engine) for given in new if isinstance(engine := resolve(given, ()), Engine)]
+        return replace(
+            self,
+            backends=self.backends + tuple(_backend(given, engine) for given, engine in resolved),
+            addresses=self.addresses + tuple(given for given, _ in resolved),
+            undiscovered=tuple(given for given in self.undiscovered if given.name not in found),
+        )
 
     def loaded(self) -> "Plan":
         """The same with the code of its policy files executed, here. Raises ConfigError when that fails."""
@@ -101,7 +121,9 @@ def make(
     return Plan(
         settings=parsed,
         version=_version(text.data, plan["chosen"]),
-        backends=tuple(each for each in backends if each is not None),
+        backends=tuple(each for each in backends if each is not None and each.models),
+        addresses=tuple(given for given in parsed.backends if given.models),
+        undiscovered=tuple(given for given in parsed.backends if not given.models),
         ingress=Ingress(_classes(parsed), parsed.default_slo_class, keys, parsed.policy.prefix_blocks_max),
         limits=DispatchLimits(**parsed.policy.limits.model_dump(exclude_none=True)),
         text=text.text,
@@ -142,20 +164,10 @@ class _Work:
 
     def backend(self, index: int, given: settings.Backend) -> Backend | None:
         """The core's view of one configured engine."""
-        at: Loc = ("backends", index)
-        on = self.try_to((*at, "card"), lambda: _card(given.card))
-        runs = self.try_to((*at, "model"), lambda: _model(given))
-        if on is None or runs is None:
-            return None
-        if self.try_to((*at, "coefficients"), lambda: measured(_PLAIN, given.coefficients)) is None:
-            return None
-        try:
-            return _backend(given, on, runs)
-        except DoesNotFit as error:
-            hint = "" if given.kv_tokens_max else "; give kv_tokens_max if the engine does run so"
-            self.fault((*at, "model"), f"does not fit: {error}{hint}")
-        except ValueError as error:
-            self.fault((*at, "precision"), str(error))
+        engine = resolve(given, ("backends", index))
+        if isinstance(engine, Engine):
+            return _backend(given, engine)
+        self.problems += engine
         return None
 
     def policies(self, given: settings.Policy, folder: Path, source_of: Read) -> dict[str, Any]:
@@ -230,83 +242,39 @@ def _roles(given: settings.Policy) -> Iterator[tuple[str, str, Loc, settings.Own
             yield role, "routing", ("policy", role, "routing"), section.routing
 
 
-def _card(given: settings.CardFacts) -> Card:
-    """The card those facts describe; an operator's own is believed no more than grade D says."""
-    facts = {
-        "memory_bytes": given.memory_gib and given.memory_gib * GIB,
-        "bandwidth_bytes_per_s": given.bandwidth_gb_per_s and given.bandwidth_gb_per_s * 1e9,
-        "flops_per_s": given.tflops and {name: value * 1e12 for name, value in given.tflops.items()},
-        "link": given.link,
-        "link_bytes_per_s": given.link_gb_per_s and given.link_gb_per_s * 1e9,
-        "cards_per_node": given.cards_per_node,
-        "price_per_hour": given.price_per_hour,
-    }
-    changed: dict[str, Any] = {name: value for name, value in facts.items() if value is not None}
-    if given.like:
-        base = card(given.like)
-        return replace(base, **changed, source=f"operator, after {base.name}") if changed else base
-    missing = [key for key in ("memory_gib", "bandwidth_gb_per_s", "tflops") if getattr(given, key) is None]
-    if missing:
-        raise ValueError(f"needs {', '.join(missing)}, or like: a known card")
-    rest: dict[str, Any] = {"link": "pcie", "link_bytes_per_s": 32e9, "cards_per_node": 8, "price_per_hour": 0.0}
-    return Card(name="operator", source="operator", confidence="D", **(rest | changed))
-
-
-def _model(given: settings.Backend) -> Model:
-    shape = given.model
-    if shape.like:
-        return model(shape.like)
-    billions = 1e9
-    return make_model(
-        next(iter(given.models)),
-        (shape.params_billions or 0.0) * billions,
-        shape.layers or 0,
-        shape.hidden or 0,
-        shape.heads or 0,
-        shape.kv_heads,
-        shape.head_dim,
-        active_params=shape.active_params_billions and shape.active_params_billions * billions,
-        **shape.model_dump(include={"ffn", "vocab", "tied", "experts", "experts_per_token", "latent_kv"}),
-    )
-
-
-_PLAIN = StepCoefficients(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-
-
-def _backend(given: settings.Backend, on: Card, runs: Model) -> Backend:
-    shape = Shape(on, runs, given.tp, given.pp, given.precision, engine=given.kind.prior)
-    cards = given.tp * given.pp
+def _backend(given: settings.Backend, engine: Engine) -> Backend:
+    """The core's view of a configured backend."""
+    shape = engine.shape
+    on, cards = shape.card, shape.tp * shape.pp
     price = given.price_per_hour
     return Backend(
         name=given.name,
         models=tuple(given.models),
-        prior=measured(coefficients(shape), given.coefficients),
+        prior=engine.prior,
         seqs_max=given.seqs_max,
-        kv_tokens_max=given.kv_tokens_max or kv_capacity_tokens(shape),
+        kv_tokens_max=engine.kv_tokens_max,
         chunk_tokens=given.chunk_tokens,
         price_per_hour=on.price_per_hour * cards if price is None else price,
         network_s=given.network_ms / 1e3,
         weight=given.weight,
-        variant=given.variant or f"{on.name}-tp{given.tp}" + (f"-pp{given.pp}" if given.pp > 1 else ""),
+        variant=given.variant or f"{on.name}-tp{shape.tp}" + (f"-pp{shape.pp}" if shape.pp > 1 else ""),
         context_tokens_max=given.context_tokens_max or 0,
-        labels={"card": on.name, "model": runs.name, "tp": str(given.tp), "pp": str(given.pp)} | given.labels,
+        labels={"card": on.name, "model": shape.model.name, "tp": str(shape.tp), "pp": str(shape.pp)} | given.labels,
     )
+
+
+def _assumed(given: settings.Backend) -> Backend:
+    """A backend whose engine has not said yet what it serves; its section was checked when the plan was made."""
+    engine = resolve(given, ())
+    assert isinstance(engine, Engine)
+    return replace(_backend(given, engine), models=(engine.shape.model.name,))
 
 
 def _classes(parsed: Settings) -> dict[str, SloClass]:
     return {
-        name: SloClass(_slo(given), given.priority, _slo_limits(given.slo_limits))
+        name: SloClass(given.slo(), given.priority, _slo_limits(given.slo_limits))
         for name, given in parsed.slo_classes.items()
     }
-
-
-def _slo(given: settings.SloClass) -> Slo:
-    bounds = {"ttft_s": given.ttft_ms, "tpot_s": given.tpot_ms, "e2e_s": given.e2e_ms}
-    return Slo(
-        quantile=given.quantile,
-        refuse_infeasible=given.slo_limits.infeasible == "refuse",
-        **{name: ms / 1e3 for name, ms in bounds.items() if ms is not None},
-    )
 
 
 def _slo_limits(given: settings.SloLimits) -> SloLimits:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import policies
 from router import loading
-from router.gateway.config.settings import Named, Own
+from router.config.settings import Named, Own
 
 Read = Callable[[Path], loading.Source]
 NOT_VALIDATED: Final = object()  # stands where a file's policy will be

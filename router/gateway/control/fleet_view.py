@@ -69,7 +69,7 @@ def changes(parts: ControlParts) -> dict[str, Any]:
 def _backends(parts: ControlParts) -> list[dict[str, Any]]:
     shown = {"name", "url", "protocol", "models", "tp", "pp", "precision", "seqs_max"}
     plan = parts.plan
-    pairs = zip(plan.settings.backends, plan.backends, strict=True)
+    pairs = zip(plan.addresses, plan.backends, strict=True)
     return [
         given.model_dump(include=shown)
         | {"card": backend.labels["card"], "model": backend.labels["model"], "variant": backend.variant}

@@ -12,10 +12,10 @@ from random import uniform
 from time import localtime, strftime, time
 from typing import Final, Protocol
 
+from router.config import settings
 from router.core.errors import Unanswered
 from router.core.types import EngineReport
 from router.engines import Snapshot, read_metrics
-from router.gateway.config import settings
 from router.gateway.monitoring.probe import ProbeClient
 
 JITTER: Final = 0.1  # of the period: routers started together shall not probe together

@@ -128,14 +128,15 @@ class ProbeClient:
         self._limits = PoolLimits(connect_s=timeout_s, idle_max=_IDLE_MAX)
         self._upstreams: dict[tuple[str, str], Upstream] = {}
 
-    async def get(self, url: str, key: str = "") -> Page:
-        """The page at ``http[s]://...``; *key*: a bearer token. Raises Unanswered."""
+    async def get(self, url: str, key: str = "", method: str = "GET") -> Page:
+        """The page at ``http[s]://...``; *key*: a bearer token; a POST has an empty body. Raises Unanswered."""
         parts = urlsplit(url)
         upstream = self._upstreams.get((parts.scheme, parts.netloc))
         if upstream is None:
             upstream = self._upstream(parts.scheme, parts.netloc)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        said = f"GET {path} HTTP/1.1\r\nhost: {upstream.target.authority}\r\naccept: */*\r\n"
+        said = f"{method} {path} HTTP/1.1\r\nhost: {upstream.target.authority}\r\naccept: */*\r\n"
+        said += "content-length: 0\r\n" if method == "POST" else ""
         answer: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
         secret = f"authorization: Bearer {key}\r\n" if key else ""
         question = Probe(upstream, f"{said}{secret}\r\n".encode("latin-1", "replace"), answer)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Final
 
+from router.config.slo_bounds import SLO_MS_MAX, SLO_MS_MIN, milliseconds
 from router.core.errors import Rejected
 from router.core.types import NO_SLO, Slo
 from router.spelling import suggestion
@@ -24,8 +25,6 @@ _SLO_HEADERS: Final = (
     (b"x-slo-e2e-ms", "e2e_s"),
 )
 _NAMES: Final = frozenset(name for name, _ in _SLO_HEADERS) | {b"x-slo-class"}
-SLO_MS_MIN: Final = 1.0  # without limits of the operator's own: no engine makes a token sooner,
-SLO_MS_MAX: Final = 24 * 3600 * 1e3  # and no client waits longer than a day
 _ECHO_MAX: Final = 40  # characters of a wrong value that the answer repeats
 
 
@@ -149,11 +148,6 @@ class Ingress:
         if name not in self.classes:
             raise Rejected(400, f"x-slo-class: no class {name!r}; {suggestion(name, self.classes)}", "x-slo-class")
         return name
-
-
-def milliseconds(ms: float) -> str:
-    """A number of milliseconds as an operator would write it: ``86400000``, not ``8.64e+07``."""
-    return f"{ms:.10g}"
 
 
 def _within(limits: SloLimits, bound: str, slo_class: str, header: bytes, ms: float) -> float:

@@ -5,8 +5,8 @@ Apart from ``reload.py``, for ``check`` and the start of ``serve`` need no more 
 
 from pathlib import Path
 
+from router.config import settings
 from router.core.errors import NotValidated
-from router.gateway.config import settings
 from router.gateway.config.plan import Plan, make
 from router.gateway.rollout.validation import Validation, validate
 

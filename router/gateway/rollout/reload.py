@@ -15,9 +15,9 @@ from typing import Any, Final, Protocol
 
 from watchfiles import awatch
 
+from router.config import settings
 from router.core.errors import ConfigError, NotValidated
 from router.core.policy import Routing
-from router.gateway.config import settings
 from router.gateway.config.plan import Plan, make
 from router.gateway.config.policy_spec import key
 from router.gateway.rollout.audit import Audit
@@ -73,6 +73,7 @@ class Reloader:
         """
         self.path = path
         self.running = running
+        self.complete: Callable[[Plan], Plan] = lambda plan: plan  # with the backends that were discovered by now
         self.last = Reloaded(True, running.version, "start", time())
         self.versions = Versions(running.settings.reload.history_max, running.settings.reload.history_dir)
         self._swap, self._observer, self._audit = swap, observer, audit
@@ -113,10 +114,18 @@ class Reloader:
             await self._try(version.origin, lambda: (self._followed(version), UNNEEDED))
             return self.running
 
+    async def completed(self, swap: Callable[[Plan], Awaitable[None]]) -> None:
+        """Serve with the backends that were discovered since; *swap* takes them. The config stays the same version."""
+        async with self._one_at_a_time:
+            plan = self.complete(self.running)
+            if plan is not self.running:
+                await swap(plan)
+                self.running = plan
+
     async def judged(self, plan: Plan, verdict: str, role: str, why: str) -> None:
         """React to a policy dropped for its faults, or to the end of a canary's trial; ignored for an old plan."""
         async with self._one_at_a_time:
-            if plan is not self.running:
+            if plan.version != self.running.version:
                 return
             self._audit.note(verdict, role=role, version=plan.version, why=why)
             if role == "canary":
@@ -132,6 +141,7 @@ class Reloader:
         sys.setswitchinterval(SWITCH_S)
         try:
             plan, validation = await asyncio.to_thread(offer)  # in a thread: the event loop goes on serving streams
+            plan = self.complete(plan)
         except ConfigError as error:
             return self._refused(origin, error)
         finally:
@@ -165,7 +175,7 @@ class Reloader:
         parsed, text = settings.load(self.path)
         self._files = policy_files(parsed, self.path)
         self._seen = self._texts()
-        plan = make(parsed, text)
+        plan = self.complete(make(parsed, text))
         _check_swappable(self.running, plan)
         plan = settled(plan, self._decided[_trial(plan)]) if _trial(plan) in self._decided else plan
         own = None if plan.settings.reload.validation.trace else self._record

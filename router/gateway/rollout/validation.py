@@ -101,7 +101,7 @@ def _question(new: Plan, candidate: Mapping[str, Any], running: Plan | None, tra
         "candidate": candidate,
         "current": _decisions(running, "routing") if running else None,
         "others": [shadow.plain()] if shadow else [],
-        "backends": [asdict(backend) for backend in new.backends],
+        "backends": [asdict(backend) for backend in new.assumed_backends],
         "classes": classes,
         "trace": str(replayed) if replayed else "",
         "generate": _has_source(new.chosen.values()),

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from router.config.settings import Settings
+from router.config.text import document
 from router.core.errors import ConfigError
 from router.gateway.atomic_file import replace_content
 from router.gateway.config.plan import Plan, make
-from router.gateway.config.settings import Settings
-from router.gateway.config.text import document
 from router.loading import Source
 
 _log = logging.getLogger("headroom")

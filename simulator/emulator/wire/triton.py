@@ -17,6 +17,12 @@ from simulator.errors import Busy
 from simulator.replica.sequence import Sequence
 
 _PATH_PARTS: Final = 2
+_INPUTS: Final = [
+    {"name": "text_input", "datatype": "BYTES", "shape": [1]},
+    {"name": "max_tokens", "datatype": "INT32", "shape": [1]},
+    {"name": "stream", "datatype": "BOOL", "shape": [1]},
+]
+_OUTPUTS: Final = [{"name": "text_output", "datatype": "BYTES", "shape": [-1]}]
 
 
 class Triton:
@@ -35,6 +41,8 @@ class Triton:
             exchange.respond(200, metrics(self.engine).encode(), "text/plain; charset=utf-8")
         elif path == "/v2":
             exchange.respond(200, b'{"name":"triton","version":"2.51.0","extensions":["generate"]}')
+        elif path == "/v2/repository/index":
+            self._index(exchange)
         elif path.startswith("/v2/models/"):
             self._model(exchange, path.removeprefix("/v2/models/").split("/"))
         else:
@@ -42,6 +50,9 @@ class Triton:
 
     def _model(self, exchange: Exchange, parts: list[str]) -> None:
         name, verb = parts[0], parts[-1]
+        if len(parts) == 1 and exchange.method == "GET":
+            self._metadata(exchange, name)
+            return
         versioned = len(parts) == _PATH_PARTS + 2 and parts[1] == "versions"
         if len(parts) != _PATH_PARTS and not versioned:
             exchange.respond(404, b'{"error":"Not Found"}', "text/plain")
@@ -55,6 +66,20 @@ class Triton:
             _error(exchange, 404, f"Request for unknown model: '{name}' is not found")
         else:
             self._generate(exchange, verb == "generate_stream")
+
+    def _index(self, exchange: Exchange) -> None:
+        if exchange.method != "POST":
+            exchange.respond(405, b'{"error":"Method Not Allowed"}')
+            return
+        models = [{"name": self.engine.serving.model_name, "version": "1", "state": "READY"}]
+        exchange.respond(200, orjson.dumps(models))
+
+    def _metadata(self, exchange: Exchange, name: str) -> None:
+        if name != self.engine.serving.model_name:
+            _error(exchange, 404, f"Request for unknown model: '{name}' is not found")
+            return
+        told = {"name": name, "versions": ["1"], "platform": "tensorrtllm", "inputs": _INPUTS, "outputs": _OUTPUTS}
+        exchange.respond(200, orjson.dumps(told))
 
     def _ready(self, exchange: Exchange, name: str) -> None:
         if name == self.engine.serving.model_name:

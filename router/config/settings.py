@@ -1,40 +1,30 @@
-"""The config file as frozen, validated values, one class a section.
+"""The gateway's config file as frozen, validated values, one class a section.
 
-Believes: the text. Must not know: cards, policies or sockets; what the names in it stand for is looked up in
-``plan.py``. Every duration is in seconds except SLOs, which people state in milliseconds; every queue has a bound.
+Must not depend on policies or sockets; what the names in it stand for is looked up where they are used. Every duration
+is in seconds except SLOs, which people state in milliseconds; every queue has a bound.
 """
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from router.engines import EngineKind, find, find_or_default
-from router.gateway.config.text import Document, read
-from router.gateway.protocols.ingress import SLO_MS_MAX, SLO_MS_MIN, milliseconds
-from router.urls import http_url
-
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-def _redis_url(text: str) -> str:
-    if text.partition("://")[0] not in {"redis", "rediss", "unix"}:
-        raise ValueError(f"expected redis://host:port/db, not {text!r}")
-    return text
-
-
-HttpUrl = Annotated[str, AfterValidator(http_url)]
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
-
-
-class Section(BaseModel):
-    """A part of the file: frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from router.config import backend
+from router.config.section import (
+    Count,
+    HttpUrl,
+    Name,
+    Port,
+    PositiveFloat,
+    PositiveInt,
+    RedisUrl,
+    Section,
+    named,
+    some,
+)
+from router.config.slo_bounds import SLO_MS_MAX, SLO_MS_MIN, milliseconds
+from router.config.text import Document, read
+from router.core.types import Slo
 
 
 class Listen(Section):
@@ -64,126 +54,23 @@ class Upstream(Section):
     reader_s: PositiveFloat = 60.0  # how long a client may not read
 
 
-def _named(key: str) -> BeforeValidator:
-    """A bare word stands for the section with that one key."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+class Backend(backend.Backend):
+    """A backend with its address, as the gateway needs it.
 
+    Name and ``url`` are enough: without ``models``, what the engine serves, its kind and its limits are read from it.
 
-class CardFacts(Section):
-    """An accelerator: a known one, one given in place, or (``like`` with more) a known one with corrections."""
-
-    like: Name | None = None
-    memory_gib: PositiveFloat | None = None
-    bandwidth_gb_per_s: PositiveFloat | None = None
-    tflops: dict[str, PositiveFloat] | None = None
-    link: Name | None = None
-    link_gb_per_s: PositiveFloat | None = None
-    cards_per_node: PositiveInt | None = None
-    price_per_hour: Annotated[float, Field(ge=0)] | None = None
-
-
-class ModelFacts(Section):
-    """A model's shape: a known one (``like`` alone), or all of it from its ``config.json``."""
-
-    like: Name | None = None
-    params_billions: PositiveFloat | None = None
-    layers: PositiveInt | None = None
-    hidden: PositiveInt | None = None
-    heads: PositiveInt | None = None
-    kv_heads: PositiveInt | None = None
-    head_dim: PositiveInt | None = None
-    active_params_billions: PositiveFloat | None = None
-    ffn: Count = 0
-    vocab: Count = 0
-    tied: bool = False
-    experts: Count = 0
-    experts_per_token: Count = 0
-    latent_kv: bool = False
-
-    @model_validator(mode="after")
-    def _known_or_whole(self) -> Self:
-        needed = ("params_billions", "layers", "hidden", "heads")
-        missing = [name for name in needed if getattr(self, name) is None]
-        if self.like and self.model_fields_set != {"like"}:
-            raise ValueError("a known model (like) takes no other key")
-        if not self.like and missing:
-            raise ValueError(f"needs {', '.join(missing)}, or the name of a known model")
-        return self
-
-
-def _self_mapped(value: Any) -> Any:
-    """``[a, b]`` means ``{a: a, b: b}``: the engine knows the model by the name clients use."""
-    return {name: name for name in value} if isinstance(value, list) else value
-
-
-def _some(value: Any) -> Any:
-    """An empty list is a mistake; asked of the text, since pydantic's own bound counts valid items only."""
-    if isinstance(value, list | dict) and not value:
-        raise ValueError("needs at least one entry")
-    return value
-
-
-ServedModels = Annotated[dict[Name, Name], BeforeValidator(_self_mapped), BeforeValidator(_some)]
-
-
-class Backend(Section):
-    """One engine replica: where it is, what it serves, what it runs on.
-
-    ``models`` maps the name clients ask for to the name the engine knows. ``card`` and ``model`` are names of the
-    built-in tables or facts given in place; ``engine`` is the kind of server (a name or alias of ``router.engines``),
-    ``protocol`` the API it serves where that is not the kind's own (``triton``: TensorRT-LLM behind Triton).
-    ``chat_template`` and ``chat_opening`` make a prompt of chat messages for an engine that knows
-    prompts alone (Triton): once a message with {role} and {content}, and at the end. ``context_tokens_max`` is the
-    longest prompt with its reply that the engine takes (any when left out: the engine judges). ``kv_tokens_max`` and
-    ``price_per_hour`` follow from the tables when left out, and so do those of a step's ``coefficients`` (seconds, as
-    ``simulator calibrate --record`` prints them; names in ``router.core.step.MEASURABLE``) that were not measured.
+    ``chat_template`` and ``chat_opening`` make a prompt of chat messages for an engine that takes plain prompts
+    (Triton): once a message with {role} and {content}, and at the end. ``health_url`` and ``metrics_url`` follow from
+    the engine kind when left out; ``api_key`` is the bearer token that the engine wants.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     url: HttpUrl
-    protocol: Name | None = None
-    models: ServedModels
-    card: Annotated[CardFacts, _named("like")]
-    model: Annotated[ModelFacts, _named("like")]
-    engine: Name | None = None
-    tp: PositiveInt = 1
-    pp: PositiveInt = 1
-    precision: Name = "bf16"
-    coefficients: dict[str, float] = {}
-    seqs_max: PositiveInt = 256
-    kv_tokens_max: PositiveInt | None = None
-    context_tokens_max: PositiveInt | None = None
-    chunk_tokens: PositiveInt = 2048
-    price_per_hour: Annotated[float, Field(ge=0)] | None = None
-    network_ms: Annotated[float, Field(ge=0)] = 0.0
-    weight: PositiveFloat = 1.0
-    variant: Name | None = None
-    labels: dict[str, str] = {}
     metrics_url: HttpUrl | None = None
+    health_url: HttpUrl | None = None
     chat_template: str | None = None
     chat_opening: str | None = None
-    health_url: HttpUrl | None = None
     api_key: Name | None = None
     api_key_env: Name | None = None
-
-    @property
-    def kind(self) -> EngineKind:
-        """What kind of engine it is."""
-        return find_or_default(self.engine, self.protocol)
-
-    @field_validator("engine")
-    @classmethod
-    def _known_engine(cls, name: str | None) -> str | None:
-        if name is not None:
-            find(name)
-        return name
-
-    @field_validator("protocol")
-    @classmethod
-    def _known_protocol(cls, name: str | None) -> str | None:
-        if name is not None:
-            find_or_default(None, name)
-        return name
 
     @model_validator(mode="after")
     def _one_key(self) -> Self:
@@ -231,6 +118,15 @@ class SloClass(Section):
     priority: int = 0
     slo_limits: SloLimits = SloLimits()
 
+    def slo(self) -> Slo:
+        """As the core has it, in seconds."""
+        bounds = {"ttft_s": self.ttft_ms, "tpot_s": self.tpot_ms, "e2e_s": self.e2e_ms}
+        return Slo(
+            quantile=self.quantile,
+            refuse_infeasible=self.slo_limits.infeasible == "refuse",
+            **{name: ms / 1e3 for name, ms in bounds.items() if ms is not None},
+        )
+
 
 class Key(Section):
     """A secret in one of three forms: itself, the name of an environment variable, or its SHA-256 in hex."""
@@ -260,7 +156,7 @@ class Named(Section):
     parameters: dict[str, Any] = {}
 
 
-PolicyName = Annotated[Named, _named("name")]
+PolicyName = Annotated[Named, named("name")]
 
 
 class Own(Section):
@@ -277,7 +173,7 @@ class Own(Section):
         return self
 
 
-OwnPolicy = Annotated[Own, _named("name")]
+OwnPolicy = Annotated[Own, named("name")]
 
 
 class Shadow(Section):
@@ -431,7 +327,7 @@ class Autoscale(Section):
     period_s: PositiveFloat = 15.0
     port: Port = 8081
     variants: dict[Name, Variant] = {}
-    target: Annotated[Target, _named("name")] = Target(name="advise")
+    target: Annotated[Target, named("name")] = Target(name="advise")
 
 
 class Settings(Section):
@@ -439,7 +335,7 @@ class Settings(Section):
 
     listen: Listen = Listen()
     upstream: Upstream = Upstream()
-    backends: Annotated[tuple[Backend, ...], BeforeValidator(_some)]
+    backends: Annotated[tuple[Backend, ...], BeforeValidator(some)]
     slo_classes: dict[Name, SloClass] = {"default": SloClass()}
     default_slo_class: Name = "default"
     api_keys: tuple[ApiKey, ...] = ()

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode, Node, SequenceNode
 
+from router.config.section import Section
 from router.core.errors import ConfigError
 from router.spelling import suggestion
 
@@ -62,10 +63,17 @@ class Document:
 
     def parse(self, model: type[Value]) -> Value:
         """The values of this document. Raises ConfigError naming each fault."""
+        parsed = self.parse_or_problems(model)
+        if isinstance(parsed, list):
+            raise self.error(parsed)
+        return parsed
+
+    def parse_or_problems(self, model: type[Value]) -> Value | list[ConfigProblem]:
+        """The values of this document, or every fault in it."""
         try:
             return model.model_validate(self.data)
         except ValidationError as error:
-            raise self.error(problems(error, model)) from None
+            return list(problems(error, model))
 
 
 def read(path: Path) -> Document:
@@ -83,7 +91,7 @@ def document(text: str, name: str) -> Document:
         loader = _Loader(text)
         root = loader.get_single_node()
         if not isinstance(root, MappingNode):
-            raise ConfigError([f"{name}:1: expected keys with values (listen, backends, ...)"])
+            raise ConfigError([f"{name}:1: expected keys with values (backends, ...)"])
         faults = [f"{name}:{line}: key {key!r} is given twice" for line, key in _twice(root)]
         if faults:
             raise ConfigError(faults)
@@ -129,7 +137,10 @@ def problems(error: ValidationError, model: type[BaseModel], at: Loc = ()) -> It
         loc = (*at, *fault["loc"])
         match fault["type"]:
             case "extra_forbidden":
-                yield ConfigProblem(loc, unknown("key", str(loc[-1]), _keys_at(model, fault["loc"][:-1])))
+                section = _section_at(model, fault["loc"][:-1])
+                instead = section.renamed.get(str(loc[-1])) if issubclass(section, Section) else None
+                said = f"is now {instead}" if instead else unknown("key", str(loc[-1]), section.model_fields)
+                yield ConfigProblem(loc, said)
             case "missing":
                 yield ConfigProblem(loc, "is required and missing")
             case "value_error":
@@ -149,12 +160,12 @@ def unknown(what: str, word: str, known: Iterable[str]) -> str:
     return f"unknown {what}; {suggestion(word, sorted(known))}"
 
 
-def _keys_at(model: type[BaseModel], loc: Loc) -> list[str]:
-    """The keys of the section at ``loc``, found by walking the annotations."""
+def _section_at(model: type[BaseModel], loc: Loc) -> type[BaseModel]:
+    """The section at ``loc``, found by walking the annotations."""
     for part in loc:
         if isinstance(part, str) and part in model.model_fields:
             model = next(_models_in(model.model_fields[part].annotation), model)
-    return list(model.model_fields)
+    return model
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
