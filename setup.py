@@ -31,14 +31,14 @@ WISHES: Final = ("all", "loops", "no")
 
 LOOPS: Final = (
     "router/core/_kernels",
-    "router/core/_lessons",
+    "router/core/_estimators",
     "router/core/_hashing",
     "policies/routing/_headroom_loops",
 )
 LOOPS_HEADER: Final = "router/core/_loops.h"
 LOOPS_FLAGS: Final = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")  # bit for bit
 CONSTANTS_OF: Final = (
-    "router.core.columns", "router.core.kernels", "router.core.lessons", "router.core.hashing",
+    "router.core.columns", "router.core.kernels", "router.core.estimators", "router.core.hashing",
     "policies.routing._headroom",
 )  # fmt: skip
 CONSTANTS_TO_C: Final = """

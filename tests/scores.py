@@ -1,4 +1,4 @@
-"""Scores told to tails as a belief tells them."""
+"""Folds scores into tails as a belief does."""
 
 import numpy as np
 
@@ -7,18 +7,30 @@ from router.core.columns import EXPECTATION, SPREADS
 from router.core.score import ForecastStats
 
 
-def promised(tails, band, slot):
-    """All spreads (metrics x quantiles) as they stand for one backend: what its predictions promise now."""
+def current_spreads(tails, band, slot):
+    """All spreads (metrics x quantiles) of one backend in one band."""
     return tails.spread[:, :, band, slot].copy()
 
 
-def saw(tails, metric, band, slot, score, spreads):
-    """Fold in one score, and whether what was promised (as ``promised`` gave it) was kept."""
-    told, books = np.zeros(EXPECTATION), ForecastStats(slot + 1)
-    told[SPREADS:] = spreads.ravel()
+def fold_in(tails, metric, band, slot, score, spreads):
+    """Fold in one score and count whether it is within ``spreads`` (of ``current_spreads``)."""
+    expectation, stats = np.zeros(EXPECTATION), ForecastStats(slot + 1)
+    expectation[SPREADS:] = spreads.ravel()
     own, pooled = tails.scores(metric, band, slot)
-    books.joined(slot)
+    stats.joined(slot)
     if loops.judge(
-        own, pooled, tails.spread, tails.borrows, books.rows, books.state, metric, band, slot, score, 1.0, told, True
+        own,
+        pooled,
+        tails.spread,
+        tails.borrows,
+        stats.rows,
+        stats.state,
+        metric,
+        band,
+        slot,
+        score,
+        1.0,
+        expectation,
+        True,
     ):
         tails.lend(metric, band, slot)

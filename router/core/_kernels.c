@@ -6,10 +6,10 @@
 #include "_loops.h"
 
 typedef struct {
-    double now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens, tau_s, beside_tokens_per_s;
-} Asked;
+    double now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens, tau_s, peer_tokens_per_s;
+} Work;
 
-/* Rows by slot; `columns` and `lean` have a row a fact, of which `*_end` is the length. */
+/* Rows by slot; `columns` and `load_bias` have a row a fact, of which `*_end` is the length. */
 typedef struct {
     const double *columns, *prior, *factor, *roofs;
     npy_intp columns_end;
@@ -86,19 +86,19 @@ static inline double under_way(const Facts *f, const Engine *e, double first_roo
     return min2(1.0, max2(LEFT_MIN, 1.0 - gone_s / (e->step_s + prompt_s)));
 }
 
-static inline double steps_to_room(const Facts *f, const Engine *e, const Asked *asked) {
+static inline double steps_to_room(const Facts *f, const Engine *e, const Work *work) {
     double requests = e->prefilling + e->batch, held = e->queued + e->context, seqs_max = fact(f, SEQS_MAX, e->slot);
     double over = requests + 1.0 - seqs_max;
-    double kv_over = held + asked->held_tokens - fact(f, KV_TOKENS_MAX, e->slot);
-    double ahead = max3(over, kv_over / asked->held_tokens, 0.0);
-    return ahead * asked->mean_output_tokens / max2(min2(requests, seqs_max), 1.0);
+    double kv_over = held + work->held_tokens - fact(f, KV_TOKENS_MAX, e->slot);
+    double ahead = max3(over, kv_over / work->held_tokens, 0.0);
+    return ahead * work->mean_output_tokens / max2(min2(requests, seqs_max), 1.0);
 }
 
-static inline Ahead ahead_of(const Facts *f, const Engine *e, const Asked *asked) {
+static inline Ahead ahead_of(const Facts *f, const Engine *e, const Work *work) {
     Ahead a;
     double first_roof_s = beyond_s(e, e->first);
-    double share = under_way(f, e, first_roof_s, asked->now_s);
-    a.waiting = steps_to_room(f, e, asked);
+    double share = under_way(f, e, first_roof_s, work->now_s);
+    a.waiting = steps_to_room(f, e, work);
     a.tokens = e->left + share * e->first;
     double pairs = e->own * (e->cached + 0.5 * e->own) + (a.tokens - e->own) * (0.5 * e->each);
     double over_s = share * first_roof_s + beyond_s(e, e->last);
@@ -121,25 +121,25 @@ static inline double step_of_life_s(const Facts *f, const Engine *e, double held
     return fixed_s + e->seq_s * e->growing + e->context_s * held;
 }
 
-static inline double tokens_per_s(const Facts *f, npy_intp slot, const Asked *asked) {
-    double own = fact(f, PREFILL_RATE, slot) * exp((fact(f, RATE_AT_S, slot) - asked->now_s) / asked->tau_s);
-    double beside = fact(f, PEERS + DECODING, slot) + fact(f, UNATTRIBUTED + DECODING, slot);
-    return own + beside * asked->beside_tokens_per_s;
+static inline double tokens_per_s(const Facts *f, npy_intp slot, const Work *work) {
+    double own = fact(f, PREFILL_RATE, slot) * exp((fact(f, RATE_AT_S, slot) - work->now_s) / work->tau_s);
+    double others = fact(f, PEERS + DECODING, slot) + fact(f, UNATTRIBUTED + DECODING, slot);
+    return own + others * work->peer_tokens_per_s;
 }
 
-static inline double prefill_share(const Facts *f, const Engine *e, const Asked *asked, int full, double step_s) {
-    double mean = asked->mean_prompt_tokens, piece = min2(mean, e->room), share;
+static inline double prefill_share(const Facts *f, const Engine *e, const Work *work, int full, double step_s) {
+    double mean = work->mean_prompt_tokens, piece = min2(mean, e->room), share;
     double each_s = e->token_factor * (beyond_s(e, piece) / piece) + e->token_s + e->pair_s * (mean / 2.0);
     if (full) {
-        double taken_in = e->growing * mean * each_s / (asked->mean_output_tokens * step_s);
+        double taken_in = e->growing * mean * each_s / (work->mean_output_tokens * step_s);
         share = taken_in / (1.0 + taken_in);
     } else {
-        share = each_s * tokens_per_s(f, e->slot, asked);
+        share = each_s * tokens_per_s(f, e->slot, work);
     }
     return min2(share, PREFILL_SHARE_MAX);
 }
 
-static void gather(const Facts *f, const npy_intp *slots, npy_intp count, const double *unreported, npy_intp told,
+static void gather(const Facts *f, const npy_intp *slots, npy_intp count, const double *unreported, npy_intp unreported_rows,
                    double *rows) {
     EACH(row, LOAD) {
         const double *own = f->columns + row * f->columns_end, *peers = own + PEERS * f->columns_end;
@@ -147,7 +147,7 @@ static void gather(const Facts *f, const npy_intp *slots, npy_intp count, const 
         double *load = rows + (LOADS + row) * count;
         EACH(i, count) load[i] = own[slots[i]] + peers[slots[i]] + unattributed[slots[i]];
     }
-    EACH(at, told * count) rows[LOADS * count + at] += unreported[at];
+    EACH(at, unreported_rows * count) rows[LOADS * count + at] += unreported[at];
 }
 
 /* `spread`: by metric, kept quantile, band and slot, `end` of these. Bands are 0, 1 and 2. */
@@ -217,11 +217,11 @@ static void the_physics(Arguments *all, Facts *f, npy_intp *end) {
     f->roofs = rows_by_slot(all, ROOF_POINTS, end, "roofs: one column for each point");
 }
 
-static Array the_lean(Arguments *all, npy_intp *end) {
-    Array lean = read_from(all, NPY_DOUBLE, 3);
-    demand(all, lean.shape[0] == 2 && lean.shape[1] == BANDS, "lean: by metric, band and slot");
-    *end = least_of(*end, lean.shape[2]);
-    return lean;
+static Array the_load_bias(Arguments *all, npy_intp *end) {
+    Array load_bias = read_from(all, NPY_DOUBLE, 3);
+    demand(all, load_bias.shape[0] == 2 && load_bias.shape[1] == BANDS, "load_bias: by metric, band and slot");
+    *end = least_of(*end, load_bias.shape[2]);
+    return load_bias;
 }
 
 static Array the_spread(Arguments *all, npy_intp *end) {
@@ -253,44 +253,44 @@ static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t 
     Array unreported = read_from(&all, NPY_DOUBLE, 2), hit = read_from(&all, NPY_DOUBLE, 1);
     if (hit.shape[0] > 0) end = least_of(end, hit.shape[0]);
     the_physics(&all, &f, &end);
-    Array lean = the_lean(&all, &end), spread = the_spread(&all, &end);
+    Array load_bias = the_load_bias(&all, &end), spread = the_spread(&all, &end);
     const npy_intp *slots = the_slots(&all, end, &count);
-    Asked asked = {.now_s = a_float(&all)};
-    asked.prompt_tokens = a_float(&all), asked.mean_prompt_tokens = a_float(&all);
+    Work work = {.now_s = a_float(&all)};
+    work.prompt_tokens = a_float(&all), work.mean_prompt_tokens = a_float(&all);
     double output_tokens = a_float(&all);
-    asked.mean_output_tokens = a_float(&all), asked.held_tokens = a_float(&all);
-    asked.tau_s = a_float(&all), asked.beside_tokens_per_s = a_float(&all);
+    work.mean_output_tokens = a_float(&all), work.held_tokens = a_float(&all);
+    work.tau_s = a_float(&all), work.peer_tokens_per_s = a_float(&all);
     npy_intp row = an_index(&all, KEPT_QUANTILES);
     double share = a_float(&all), e2e_width = a_float(&all);
     Array alive = read_from(&all, NPY_DOUBLE, 1);
     double per_octave = a_float(&all);
     Array out = written_to(&all, NPY_DOUBLE, 2);
-    npy_intp told = unreported.shape[0], bins = alive.shape[0];
-    demand(&all, told == 0 || (told == LOAD && unreported.shape[1] == count), "unreported: a row for each load, or none");
+    npy_intp unreported_rows = unreported.shape[0], bins = alive.shape[0];
+    demand(&all, unreported_rows == 0 || (unreported_rows == LOAD && unreported.shape[1] == count), "unreported: a row for each load, or none");
     demand(&all, share == 0.0 || row + 1 < KEPT_QUANTILES, "row: there is no next kept quantile");
     demand(&all, bins != 1, "alive: at least two bins, or none");
     demand(&all, out.shape[0] == FORECAST && out.shape[1] == count, "rows: one for each of a forecast, a column a slot");
     if (all.failed) return NULL;
 
     double *rows = out.data;
-    const double *hits = hit.shape[0] > 0 ? hit.data : NULL, *leans = lean.data;
-    npy_intp lean_end = lean.shape[2];
+    const double *hits = hit.shape[0] > 0 ? hit.data : NULL, *biases = load_bias.data;
+    npy_intp bias_end = load_bias.shape[2];
     double after = max2(output_tokens - 1.0, 0.0);
-    gather(&f, slots, count, unreported.data, told, rows);
+    gather(&f, slots, count, unreported.data, unreported_rows, rows);
     EACH(i, count) {
         npy_intp slot = slots[i];
-        if (hits != NULL) rows[CACHED * count + i] = asked.prompt_tokens * hits[slot];
-        Engine e = engine(&f, rows, count, slot, i, asked.prompt_tokens);
-        Ahead a = ahead_of(&f, &e, &asked);
+        if (hits != NULL) rows[CACHED * count + i] = work.prompt_tokens * hits[slot];
+        Engine e = engine(&f, rows, count, slot, i, work.prompt_tokens);
+        Ahead a = ahead_of(&f, &e, &work);
         int full = a.waiting > 0.0, band = full ? FULL : e.queued > 0.0;
-        double step_s = step_of_life_s(&f, &e, asked.held_tokens);
-        double busy = prefill_share(&f, &e, &asked, full, step_s);
-        const double *bias = leans + band * lean_end + slot;
-        double ttft_s = first_token_s(&f, &e, &a) * bias[TTFT * BANDS * lean_end];
-        double tpot_s = step_s / (1.0 - busy) * bias[TPOT * BANDS * lean_end];
+        double step_s = step_of_life_s(&f, &e, work.held_tokens);
+        double busy = prefill_share(&f, &e, &work, full, step_s);
+        const double *bias = biases + band * bias_end + slot;
+        double ttft_s = first_token_s(&f, &e, &a) * bias[TTFT * BANDS * bias_end];
+        double tpot_s = step_s / (1.0 - busy) * bias[TPOT * BANDS * bias_end];
         double over_s = a.prompt_s + a.pair_s;
         double each_s = over_s * e.own / max2(a.tokens, 1.0) +
-                        output_tokens * (e.seq_s + e.context_s * asked.held_tokens);
+                        output_tokens * (e.seq_s + e.context_s * work.held_tokens);
         rows[TTFT * count + i] = ttft_s;
         rows[TPOT * count + i] = tpot_s;
         rows[E2E * count + i] = ttft_s + after * tpot_s;
@@ -301,7 +301,7 @@ static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t 
         if (bins > 0) {
             double spare_s = min2(fact(&f, TPOT_BOUND_S, slot), fact(&f, PEERS_TPOT_BOUND_S, slot)) - e.step_s;
             if (0.0 < spare_s && spare_s < Py_HUGE_VAL && over_s > spare_s)
-                violations = expected_violations(&f, &e, over_s, spare_s, asked.now_s, alive.data, bins, per_octave);
+                violations = expected_violations(&f, &e, over_s, spare_s, work.now_s, alive.data, bins, per_octave);
         }
         rows[EXPECTED_TPOT_VIOLATIONS * count + i] = violations;
     }
@@ -355,23 +355,23 @@ static PyObject *at_rest(PyObject *module, PyObject *const *given, Py_ssize_t ho
     npy_intp end, count;
     Facts f = the_columns(&all, &end);
     the_physics(&all, &f, &end);
-    Array lean = the_lean(&all, &end);
+    Array load_bias = the_load_bias(&all, &end);
     const npy_intp *slots = the_slots(&all, end, &count);
-    Asked asked = {.now_s = 0.0};
-    asked.prompt_tokens = asked.mean_prompt_tokens = a_float(&all);
-    double output_tokens = asked.mean_output_tokens = a_float(&all);
-    asked.held_tokens = a_float(&all);
+    Work work = {.now_s = 0.0};
+    work.prompt_tokens = work.mean_prompt_tokens = a_float(&all);
+    double output_tokens = work.mean_output_tokens = a_float(&all);
+    work.held_tokens = a_float(&all);
     Array out = written_to(&all, NPY_DOUBLE, 2);
     demand(&all, out.shape[0] == FORECAST && out.shape[1] == count, "rows: one for each of a forecast, a column a slot");
     if (all.failed) return NULL;
     double *rows = out.data, after = max2(output_tokens - 1.0, 0.0);
     EACH(i, count) {
         npy_intp slot = slots[i];
-        const double *bias = (double *)lean.data + slot;
-        Engine e = engine(&f, rows, count, slot, i, asked.prompt_tokens);
-        Ahead a = ahead_of(&f, &e, &asked);
-        double ttft_s = first_token_s(&f, &e, &a) * bias[TTFT * BANDS * lean.shape[2]];
-        double tpot_s = step_of_life_s(&f, &e, asked.held_tokens) * bias[TPOT * BANDS * lean.shape[2]];
+        const double *bias = (double *)load_bias.data + slot;
+        Engine e = engine(&f, rows, count, slot, i, work.prompt_tokens);
+        Ahead a = ahead_of(&f, &e, &work);
+        double ttft_s = first_token_s(&f, &e, &a) * bias[TTFT * BANDS * load_bias.shape[2]];
+        double tpot_s = step_of_life_s(&f, &e, work.held_tokens) * bias[TPOT * BANDS * load_bias.shape[2]];
         rows[TTFT * count + i] = ttft_s;
         rows[TPOT * count + i] = tpot_s;
         rows[E2E * count + i] = ttft_s + after * tpot_s;
@@ -386,9 +386,9 @@ static PyObject *expected(PyObject *module, PyObject *const *given, Py_ssize_t h
     the_physics(&all, &f, &end);
     Array spread = the_spread(&all, &end);
     npy_intp slot = an_index(&all, end), i = an_index(&all, NPY_MAX_INTP);
-    Asked asked = {.now_s = a_float(&all)};
-    asked.prompt_tokens = asked.mean_prompt_tokens = a_float(&all);
-    asked.mean_output_tokens = a_float(&all), asked.held_tokens = a_float(&all);
+    Work work = {.now_s = a_float(&all)};
+    work.prompt_tokens = work.mean_prompt_tokens = a_float(&all);
+    work.mean_output_tokens = a_float(&all), work.held_tokens = a_float(&all);
     Array forecast = read_from(&all, NPY_DOUBLE, 2), filled = written_to(&all, NPY_DOUBLE, 1);
     npy_intp count = forecast.shape[1];
     demand(&all, forecast.shape[0] == FORECAST && i < count, "rows: one for each of a forecast, a column a slot");
@@ -396,8 +396,8 @@ static PyObject *expected(PyObject *module, PyObject *const *given, Py_ssize_t h
     const double *rows = forecast.data;
     if (!all.failed) demand_bands(&all, rows + BAND * count + i, 1);
     if (all.failed) return NULL;
-    Engine e = engine(&f, rows, count, slot, i, asked.prompt_tokens);
-    Ahead a = ahead_of(&f, &e, &asked);
+    Engine e = engine(&f, rows, count, slot, i, work.prompt_tokens);
+    Ahead a = ahead_of(&f, &e, &work);
     double *out = filled.data;
     out[FIXED] = a.steps * e.fixed_s;
     out[SEQ] = a.steps * (e.seq_s * e.batch);
@@ -410,7 +410,7 @@ static PyObject *expected(PyObject *module, PyObject *const *given, Py_ssize_t h
     const double *spreads = (double *)spread.data + (npy_intp)rows[BAND * count + i] * spread.shape[3] + slot;
     EACH(kept, METRICS * KEPT_QUANTILES) out[SPREADS + kept] = spreads[kept * BANDS * spread.shape[3]];
     double step_share = e.step_s / rows[TTFT * count + i], waited = a.waiting * step_share;
-    return PyFloat_FromDouble(WAIT_DOUBT * (waited * waited) + STEP_DOUBT * (step_share * step_share));
+    return PyFloat_FromDouble(WAIT_DOUBT * (waited * waited) + STEP_VARIANCE * (step_share * step_share));
 }
 
 static PyObject *lived(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {

@@ -18,9 +18,9 @@ import numpy as np
 from router.core.arrays import Floats
 from router.core.columns import BANDS, KEPT_QUANTILES, METRICS, OFF, TERMS
 from router.core.errors import Implausible
+from router.core.estimators import LOG_FACTOR_MOST, NOISE_MAX, NOISE_MIN
 from router.core.kernels import SPREAD_MOST
 from router.core.lengths import BINS
-from router.core.lessons import LOG_FACTOR_MOST, NOISE_MAX, NOISE_MIN
 from router.core.physics import StepCoefficients
 from router.core.types import Backend, EngineReport, Load, Request, Usage
 

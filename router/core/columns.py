@@ -1,6 +1,6 @@
 """Names of the rows and columns of the core's arrays: the one place where their order stands.
 
-The ledger and the belief write these arrays; ``kernels.py``, ``lessons.py``, their copies in C and the policies read
+The ledger and the belief write these arrays; ``kernels.py``, ``estimators.py``, their copies in C and the policies read
 them. Each name is a number of its own and no ``range``: compiled, it is then a constant and not looked up. Must not
 depend on any other module: the build reads this file to write the header of the C loops.
 """

@@ -66,12 +66,12 @@ NONE_REACH: Final = 1e-9  # a smaller share of replies is rounding
 REPLY_MOST: Final = 2.0**17  # tokens; no reply is longer
 LOG_2: Final = ln(2.0)
 OCTAVE_STEP: Final = 2.0**0.25
-STEP_DOUBT: Final = 1.0 / 12.0  # variance of how much of a step under way is left, in steps
+STEP_VARIANCE: Final = 1.0 / 12.0  # variance of how much of a step under way is left, in steps
 
 
-class _Asked(NamedTuple):
-    """What a request asks of an engine. ``held_tokens``: when half of its reply is out; ``mean_*``: what others ask;
-    ``tau_s``, ``beside_tokens_per_s``: see ``_tokens_per_s``.
+class _Work(NamedTuple):
+    """The work of one request. ``held_tokens``: in the KV cache when half of its reply is out; ``mean_*``: of the
+    other requests; ``tau_s``, ``peer_tokens_per_s``: see ``_tokens_per_s``.
     """
 
     now_s: float
@@ -80,7 +80,7 @@ class _Asked(NamedTuple):
     mean_output_tokens: float
     held_tokens: float
     tau_s: float = 1.0
-    beside_tokens_per_s: float = 0.0
+    peer_tokens_per_s: float = 0.0
 
 
 class _Engine(NamedTuple):
@@ -191,7 +191,7 @@ def _under_way(columns: Cells, e: _Engine, first_roof_s: float, now_s: float) ->
     return min(1.0, max(LEFT_MIN, 1.0 - over(gone_s, e.step_s + prompt_s)))
 
 
-def _steps_to_room(columns: Cells, e: _Engine, asked: _Asked) -> float:
+def _steps_to_room(columns: Cells, e: _Engine, work: _Work) -> float:
     """Steps until enough sequences have ended, where slots or KV are taken; 0 when there is room.
 
     With ``n`` sequences of mean life L tokens (theirs, not this request's) one ends every L / n steps (they are spread
@@ -199,16 +199,16 @@ def _steps_to_room(columns: Cells, e: _Engine, asked: _Asked) -> float:
     """
     requests, held = e.prefilling + e.batch, e.queued + e.context
     seqs_over = requests + 1.0 - columns[SEQS_MAX, e.slot]
-    kv_over = held + asked.held_tokens - columns[KV_TOKENS_MAX, e.slot]
-    ahead = max(seqs_over, over(kv_over, asked.held_tokens), 0.0)
-    return ahead * asked.mean_output_tokens / max(min(requests, columns[SEQS_MAX, e.slot]), 1.0)
+    kv_over = held + work.held_tokens - columns[KV_TOKENS_MAX, e.slot]
+    ahead = max(seqs_over, over(kv_over, work.held_tokens), 0.0)
+    return ahead * work.mean_output_tokens / max(min(requests, columns[SEQS_MAX, e.slot]), 1.0)
 
 
-def _ahead(columns: Cells, prior: Cells, roofs: Cells, e: _Engine, asked: _Asked) -> _Ahead:
+def _ahead(columns: Cells, prior: Cells, roofs: Cells, e: _Engine, work: _Work) -> _Ahead:
     """The steps before the first token, and what prompt tokens add to them: by roof and network, and by attention."""
     first_roof_s = _beyond_s(roofs, prior, e, e.first)
-    under_way = _under_way(columns, e, first_roof_s, asked.now_s)
-    waiting = _steps_to_room(columns, e, asked)
+    under_way = _under_way(columns, e, first_roof_s, work.now_s)
+    waiting = _steps_to_room(columns, e, work)
     tokens = e.left + under_way * e.first
     pairs = e.own * (e.cached + 0.5 * e.own) + (tokens - e.own) * (0.5 * e.each)
     beyond_s = under_way * first_roof_s + _beyond_s(roofs, prior, e, e.last)
@@ -233,26 +233,26 @@ def _step_of_life_s(columns: Cells, prior: Cells, factor: Cells, roofs: Cells, e
 
 
 def _prefill_share(
-    columns: Cells, prior: Cells, roofs: Cells, e: _Engine, asked: _Asked, full: bool, step_s: float
+    columns: Cells, prior: Cells, roofs: Cells, e: _Engine, work: _Work, full: bool, step_s: float
 ) -> float:
     """The share of its time that an engine spends on prompts: on those that are sent to it; on a full engine, which
     takes in one whenever one ends, on those that take the places of its batch (Little 1961).
     """
-    mean, piece = asked.mean_prompt_tokens, min(asked.mean_prompt_tokens, e.room)
+    mean, piece = work.mean_prompt_tokens, min(work.mean_prompt_tokens, e.room)
     each_s = e.token_factor * over(_beyond_s(roofs, prior, e, piece), piece) + e.token_s + e.pair_s * (mean / 2.0)
     if full:
-        taken_in = over(e.growing * mean * each_s, asked.mean_output_tokens * step_s)
+        taken_in = over(e.growing * mean * each_s, work.mean_output_tokens * step_s)
         share = over(taken_in, 1.0 + taken_in)
     else:
-        share = each_s * _tokens_per_s(columns, e.slot, asked)
+        share = each_s * _tokens_per_s(columns, e.slot, work)
     return min(share, PREFILL_SHARE_MAX)
 
 
-def _tokens_per_s(columns: Cells, slot: int, asked: _Asked) -> float:
+def _tokens_per_s(columns: Cells, slot: int, work: _Work) -> float:
     """Prompt tokens sent to an engine per second, lately: see ``Fleet.prefill_tokens_per_s``."""
-    own = columns[PREFILL_RATE, slot] * exp(over(columns[RATE_AT_S, slot] - asked.now_s, asked.tau_s))
-    beside = columns[PEERS + DECODING, slot] + columns[UNATTRIBUTED + DECODING, slot]
-    return own + beside * asked.beside_tokens_per_s
+    own = columns[PREFILL_RATE, slot] * exp(over(columns[RATE_AT_S, slot] - work.now_s, work.tau_s))
+    others = columns[PEERS + DECODING, slot] + columns[UNATTRIBUTED + DECODING, slot]
+    return own + others * work.peer_tokens_per_s
 
 
 def _gather(columns: Cells, slots: Places, unreported: Cells, rows: Cells) -> None:
@@ -344,37 +344,35 @@ def _expected_violations(
 
 
 def predicted(
-    columns: Cells, unreported: Cells, hit: Cells, prior: Cells, factor: Cells, roofs: Cells, lean: Cells,
+    columns: Cells, unreported: Cells, hit: Cells, prior: Cells, factor: Cells, roofs: Cells, load_bias: Cells,
     spread: Cells, slots: Places, now_s: float, prompt_tokens: float, mean_prompt_tokens: float, output_tokens: float,
-    mean_output_tokens: float, held_tokens: float, tau_s: float, beside_tokens_per_s: float, row: int, share: float,
+    mean_output_tokens: float, held_tokens: float, tau_s: float, peer_tokens_per_s: float, row: int, share: float,
     e2e_width: float, alive: Cells, per_octave: float, rows: Cells,
 ) -> None:  # fmt: skip
     """Fill ``rows``, one column a candidate: TTFT, TPOT and E2E (seconds), the band of its load, the same three at a
-    quantile (``tails``), CACHED unless it is filled already, its load and, where asked for,
+    quantile (``tails``), CACHED unless it is filled already, its load and, where ``alive`` is given,
     EXPECTED_TPOT_VIOLATIONS.
 
     ``columns``: the ledger's; ``unreported``: ``Ledger.unreported_peer_load``, empty for none; ``hit``: by slot, the
     share of a prompt that is cached, empty where CACHED is filled; ``prior``, ``factor``, ``roofs``: one row a slot;
-    ``lean`` and ``spread``: by metric, band and slot; ``tau_s`` and ``beside_tokens_per_s``: see ``_tokens_per_s``;
+    ``load_bias`` and ``spread``: by metric, band and slot; ``tau_s`` and ``peer_tokens_per_s``: see ``_tokens_per_s``;
     ``alive``: of replies, the share that reaches each bin, ``per_octave`` of them from one power of two to the next
-    (empty: EXPECTED_TPOT_VIOLATIONS is not asked for).
+    (empty: EXPECTED_TPOT_VIOLATIONS is not filled).
     """
     _gather(columns, slots, unreported, rows)
-    asked = _Asked(
-        now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens, tau_s, beside_tokens_per_s
-    )
+    work = _Work(now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens, tau_s, peer_tokens_per_s)
     for i in range(len(slots)):
         slot = slots[i]
         if len(hit) > 0:
             rows[CACHED, i] = prompt_tokens * hit[slot]
         e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens)
-        ahead = _ahead(columns, prior, roofs, e, asked)
+        ahead = _ahead(columns, prior, roofs, e, work)
         full = ahead.waiting > 0.0
         band = FULL if full else int(e.queued > 0.0)
         step_s = _step_of_life_s(columns, prior, factor, roofs, e, held_tokens)
-        busy = _prefill_share(columns, prior, roofs, e, asked, full, step_s)
-        rows[TTFT, i] = _first_token_s(columns, e, ahead) * lean[TTFT, band, slot]
-        rows[TPOT, i] = step_s / (1.0 - busy) * lean[TPOT, band, slot]
+        busy = _prefill_share(columns, prior, roofs, e, work, full, step_s)
+        rows[TTFT, i] = _first_token_s(columns, e, ahead) * load_bias[TTFT, band, slot]
+        rows[TPOT, i] = step_s / (1.0 - busy) * load_bias[TPOT, band, slot]
         rows[E2E, i] = rows[TTFT, i] + max(output_tokens - 1.0, 0.0) * rows[TPOT, i]
         rows[BAND, i] = band
         rows[PREFILL_SHARE, i] = busy
@@ -394,19 +392,19 @@ def predicted(
 
 
 def at_rest(
-    columns: Cells, prior: Cells, factor: Cells, roofs: Cells, lean: Cells, slots: Places, prompt_tokens: float,
+    columns: Cells, prior: Cells, factor: Cells, roofs: Cells, load_bias: Cells, slots: Places, prompt_tokens: float,
     output_tokens: float, held_tokens: float, rows: Cells,
 ) -> None:  # fmt: skip
     """Fill TTFT, TPOT and E2E of ``rows`` as they would be with nothing else in flight: what waiting could lead to at
     best. ``rows``: as ``predicted`` filled them but for the load, which is 0.
     """
-    asked = _Asked(0.0, prompt_tokens, prompt_tokens, output_tokens, held_tokens)
+    work = _Work(0.0, prompt_tokens, prompt_tokens, output_tokens, held_tokens)
     for i in range(len(slots)):
         slot = slots[i]
         e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens)
-        ahead = _ahead(columns, prior, roofs, e, asked)
-        rows[TTFT, i] = _first_token_s(columns, e, ahead) * lean[TTFT, 0, slot]
-        rows[TPOT, i] = _step_of_life_s(columns, prior, factor, roofs, e, held_tokens) * lean[TPOT, 0, slot]
+        ahead = _ahead(columns, prior, roofs, e, work)
+        rows[TTFT, i] = _first_token_s(columns, e, ahead) * load_bias[TTFT, 0, slot]
+        rows[TPOT, i] = _step_of_life_s(columns, prior, factor, roofs, e, held_tokens) * load_bias[TPOT, 0, slot]
         rows[E2E, i] = rows[TTFT, i] + max(output_tokens - 1.0, 0.0) * rows[TPOT, i]
 
 
@@ -418,9 +416,9 @@ def expected(
     KEPT_QUANTILES a metric from SPREADS on; returns the variance of the log of TTFT by the queue's chance. ``rows``: as
     ``predicted`` filled them.
     """
-    asked = _Asked(now_s, prompt_tokens, prompt_tokens, mean_output_tokens, held_tokens)
+    work = _Work(now_s, prompt_tokens, prompt_tokens, mean_output_tokens, held_tokens)
     e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens)
-    ahead = _ahead(columns, prior, roofs, e, asked)
+    ahead = _ahead(columns, prior, roofs, e, work)
     out[FIXED] = ahead.steps * e.fixed_s
     out[SEQ] = ahead.steps * (e.seq_s * e.batch)
     out[CONTEXT] = ahead.steps * (e.context_s * e.context)
@@ -436,7 +434,7 @@ def expected(
             out[SPREADS + KEPT_QUANTILES * metric + kept] = spread[metric, kept, band, slot]
     step_share = over(e.step_s, rows[TTFT, i])
     waited = ahead.waiting * step_share
-    return WAIT_DOUBT * (waited * waited) + STEP_DOUBT * (step_share * step_share)
+    return WAIT_DOUBT * (waited * waited) + STEP_VARIANCE * (step_share * step_share)
 
 
 def lived(

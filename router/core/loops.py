@@ -2,13 +2,13 @@
 
 from typing import Final
 
-from router.core import hashing, kernels, lessons
+from router.core import estimators, hashing, kernels
 from router.core.native import extension, fastest
 
 _KERNELS: Final = extension("router.core._kernels")
-_LESSONS: Final = extension("router.core._lessons")
+_ESTIMATORS: Final = extension("router.core._estimators")
 _HASHING: Final = extension("router.core._hashing")
-IN_C: Final = None not in (_KERNELS, _LESSONS, _HASHING)
+IN_C: Final = None not in (_KERNELS, _ESTIMATORS, _HASHING)
 
 predicted = fastest(_KERNELS, kernels.predicted)
 tails = fastest(_KERNELS, kernels.tails)
@@ -16,8 +16,8 @@ in_time = fastest(_KERNELS, kernels.in_time)
 at_rest = fastest(_KERNELS, kernels.at_rest)
 expected = fastest(_KERNELS, kernels.expected)
 lived = fastest(_KERNELS, kernels.lived)
-doubt = fastest(_LESSONS, lessons.doubt)
-learn = fastest(_LESSONS, lessons.learn)
-spreads = fastest(_LESSONS, lessons.spreads)
-judge = fastest(_LESSONS, lessons.judge)
+widen = fastest(_ESTIMATORS, estimators.widen)
+learn = fastest(_ESTIMATORS, estimators.learn)
+spreads = fastest(_ESTIMATORS, estimators.spreads)
+judge = fastest(_ESTIMATORS, estimators.judge)
 chain = fastest(_HASHING, hashing.chain)

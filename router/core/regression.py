@@ -7,8 +7,8 @@ shares are the features. In logs factors stay above 0, half and double weigh the
 slower in all it does is exactly linear. Must not depend on: queues, requests, or how a forecast is put together.
 
 Robust in two ways. One strange outcome: its standardised innovation is clipped (Huber 1964). A backend that has
-changed (restart, throttling): a run of innovations to one side is no chance (CUSUM, Page 1954), so what was learnt is
-doubted again, as a whole and term by term, and the next few outcomes settle it.
+changed (restart, throttling): a run of innovations to one side is no chance (CUSUM, Page 1954), so the variance of
+what was learnt is raised, as a whole and term by term, and the next few outcomes settle it.
 """
 
 from typing import Any, Final
@@ -18,7 +18,7 @@ import numpy as np
 from router.core import loops
 from router.core.arrays import Floats
 from router.core.columns import CHANGES, SEEN, TERMS, WATCH
-from router.core.lessons import WANDER_EVERY
+from router.core.estimators import WANDER_EVERY
 
 WANDER: Final = 0.03  # standard deviation, an outcome, of each log factor, as a share of its data sheet's error
 WANDER_ALL: Final = 0.01  # and of all of them together
@@ -92,7 +92,7 @@ class Regression:
 
     def widen(self, slot: int) -> None:
         """What was learnt may hold no longer: keep it, and let the next few outcomes settle it."""
-        loops.doubt(self._covariance, self._variance, self._watch, slot)
+        loops.widen(self._covariance, self._variance, self._watch, slot)
 
     def changes(self, slot: int) -> int:
         """How often the backend was found to have changed."""

@@ -31,7 +31,7 @@ from router.core.columns import (
     TRUSTED,
     TTFT,
 )
-from router.core.lessons import QUANTILES, TRUSTED_AFTER
+from router.core.estimators import QUANTILES, TRUSTED_AFTER
 
 __all__ = [
     "E2E",
@@ -75,7 +75,7 @@ class Score:
 
 
 class ForecastStats:
-    """The counts, one row a slot as ``lessons.judge`` books them, and what they say of trust."""
+    """The counts, one row a slot as ``estimators.judge`` books them, and what they say of trust."""
 
     def __init__(self, capacity: int) -> None:
         self.rows = np.zeros((capacity, STATS))

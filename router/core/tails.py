@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from router.core import loops
 from router.core.arrays import Floats, Slots
 from router.core.columns import BANDS, LEVELS, METRICS, SCORES, SEEN_SCORES
-from router.core.lessons import FEW, QUANTILES
+from router.core.estimators import FEW, QUANTILES
 
 PRIOR_SIGMA: Final = (0.25, 0.25, 1.0)  # before any score: normal; as a data sheet is wrong, E2E in its own widths
 _Z: Final = tuple(NormalDist().inv_cdf(q) for q in QUANTILES)
@@ -58,7 +58,7 @@ class Tails:
                 self._lend(metric, band, np.array([slot]), scores)
 
     def scores(self, metric: int, band: int, slot: int) -> tuple[Floats, Floats]:
-        """A backend's own and its pool's, as ``lessons.judge`` folds one in."""
+        """A backend's own and its pool's, as ``estimators.judge`` folds one in."""
         pair = self._pairs.get((metric, band, slot))
         if pair is None:
             pool = self._pool_of[slot]

@@ -29,18 +29,18 @@ from router.core.columns import (
     TOKEN,
     WINDOW,
 )
+from router.core.estimators import BEYOND
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.ledger import Ledger
 from router.core.lengths import BINS, Lengths
-from router.core.lessons import BEYOND
 from router.core.metering import RATE_TAU_S
 from router.core.physics import StepCoefficients
 from router.core.regression import Regression
 from router.core.tails import Tails
 from router.core.types import Backend, EngineReport, Load
 from tests.fakes import request
-from tests.scores import promised, saw
+from tests.scores import current_spreads, fold_in
 
 SIGMA = (0.3, 0.5, 0.3, 0.3, 0.5, 0.5, 1.0)
 
@@ -65,8 +65,8 @@ def drawn(chance, count):
         belief.regression.update(
             slot, 0, np.array([0.1, 0.0, 0.01, 0.02, 0.001, 0.005, 0.03]), 0.0, chance.uniform(0.05, 0.5)
         )
-        spreads = promised(belief.tails, chance.randrange(3), slot)
-        saw(belief.tails, chance.randrange(3), chance.randrange(3), slot, chance.gauss(0.0, 0.3), spreads)
+        spreads = current_spreads(belief.tails, chance.randrange(3), slot)
+        fold_in(belief.tails, chance.randrange(3), chance.randrange(3), slot, chance.gauss(0.0, 0.3), spreads)
     ledger.peers.on_peer_load("peer", {f"b{n}": Load(n % 3, 50.0 * (n % 3), n, 300.0 * n) for n in range(count)}, 0.0)
     ledger.reports.reported(0, EngineReport(1.0, running=9.0, waiting=2.0, kv_usage=0.1), 1.0)
     belief.load_band_bias[:] = np.random.default_rng(1).uniform(0.8, 1.2, belief.load_band_bias.shape)
@@ -128,7 +128,7 @@ class Reference:
         fixed = steps * (c[FIXED] + f[FIXED] * now)
         parts = (fixed, steps * c[SEQ] * batch, steps * c[CONTEXT] * context, prompt_s, pair_s, c[FIRST], scheduled)
         self.terms = np.array(parts).T / factor
-        self.doubt = 0.25 * (waiting * step / self.ttft) ** 2 + (step / self.ttft) ** 2 / 12
+        self.log_variance = 0.25 * (waiting * step / self.ttft) ** 2 + (step / self.ttft) ** 2 / 12
 
     def roof(self, tokens):
         """Straight between the places of the tables."""
@@ -155,36 +155,36 @@ def test_forecasts_are_what_the_formulas_say(seed, prompt_tokens):
     for index, slot in enumerate(slots.tolist()):
         expected = it.at(index).expectation
         np.testing.assert_allclose(expected.terms_and_spreads[:TERMS], told.terms[index], rtol=1e-9, atol=1e-18)
-        assert expected.log_variance == pytest.approx(told.doubt[index], rel=1e-9)
+        assert expected.log_variance == pytest.approx(told.log_variance[index], rel=1e-9)
         spreads = belief.tails.spread[:, :, told.band[index], slot]
         assert expected.terms_and_spreads[TERMS:].tolist() == spreads.ravel().tolist()
         assert it.prefill_tokens_at(index) == pytest.approx(it.prefill_tokens[index], rel=1e-12)
 
 
-def filtered(it, terms, beside, actual, doubt):
+def filtered(it, terms, constant, actual, log_variance):
     """One outcome by the textbook: the state, the covariance and the noise after it, before anything wanders."""
     factor, log_factor, covariance, noise = it.factor[0], it._log[0], it._covariance[0], it._noise[0, 0]
-    predicted = terms @ factor + beside
+    predicted = terms @ factor + constant
     shares = terms * factor / predicted
     spread = covariance @ shares
     believed = shares @ spread
-    variance = believed + noise + doubt
+    variance = believed + noise + log_variance
     z = np.clip(np.log(actual / predicted) / np.sqrt(variance), -2.5, 2.5)
     after = log_factor + z / np.sqrt(variance) * spread
-    noise += 0.04 * (z**2 * variance - believed - doubt - noise)
+    noise += 0.04 * (z**2 * variance - believed - log_variance - noise)
     return after, covariance - np.outer(spread, spread) / variance, np.clip(noise, 0.02**2, 1.0)
 
 
-def test_lessons_are_what_the_filter_says():
+def test_the_regression_equals_the_filter_in_numpy():
     """Log factors, covariance and noise after each of a hundred outcomes; every fourth wanders besides."""
     chance, it = random.Random(5), Regression(2, 1)
     it.joined(0, SIGMA)
     for n in range(1, 101):
         terms = np.array([chance.random() for _ in range(TERMS)])
-        actual, doubt = 2.0 * float(terms.sum()) * chance.uniform(0.8, 1.2), chance.choice((0.0, 0.3))
-        log_factor, covariance, noise = filtered(it, terms, 0.1, actual, doubt)
+        actual, log_variance = 2.0 * float(terms.sum()) * chance.uniform(0.8, 1.2), chance.choice((0.0, 0.3))
+        log_factor, covariance, noise = filtered(it, terms, 0.1, actual, log_variance)
         changes = it.changes(0)
-        it.update(0, 0, terms, 0.1, actual, doubt)
+        it.update(0, 0, terms, 0.1, actual, log_variance)
         np.testing.assert_allclose(it._log[0], log_factor, rtol=1e-9)
         np.testing.assert_allclose(it.factor[0], np.exp(log_factor), rtol=1e-9)
         assert it._noise[0, 0] == pytest.approx(noise, rel=1e-9)
@@ -199,7 +199,7 @@ def test_scores_are_kept_in_order_and_read_at_their_rank():
     tails.joined(0, "m")
     for _ in range(700):
         told.append(round(chance.gauss(0.0, 0.3), 1))
-        saw(tails, 0, 0, 0, told[-1], promised(tails, 0, 0))
+        fold_in(tails, 0, 0, 0, told[-1], current_spreads(tails, 0, 0))
         kept = tails.scores(0, 0, 0)[0]
         ranked = sorted(told[-WINDOW:])
         count = len(ranked)
@@ -207,7 +207,7 @@ def test_scores_are_kept_in_order_and_read_at_their_rank():
     ranks = [ceil((count + 1) * level) for level in kept[LEVELS : LEVELS + KEPT_QUANTILES]]
     beyond = ranked[-1] + BEYOND * (ranked[-1] - ranked[count // 2])
     spreads = [ranked[rank - 1] if rank <= count else beyond for rank in ranks]
-    assert promised(tails, 0, 0)[0].tolist() == np.maximum.accumulate(spreads).tolist()
+    assert current_spreads(tails, 0, 0)[0].tolist() == np.maximum.accumulate(spreads).tolist()
 
 
 @pytest.mark.parametrize("cap", [0, 1, 7, 100, 4096, 2**18, 2**20])
@@ -276,6 +276,6 @@ def test_the_rate_of_prompts_is_that_of_the_fleet():
     """The one fact that a loop works out for itself as well."""
     ledger, _ = drawn(random.Random(3), 9)
     fleet = Fleet(ledger, ledger.roster.pool("m"), 4.0)
-    asked = kernels._Asked(4.0, 1.0, 1.0, 1.0, 1.0, RATE_TAU_S, fleet.prompt_tokens_per_s_each)
+    asked = kernels._Work(4.0, 1.0, 1.0, 1.0, 1.0, RATE_TAU_S, fleet.prompt_tokens_per_s_each)
     rates = [kernels._tokens_per_s(ledger.table.columns, slot, asked) for slot in fleet.slots.tolist()]
     assert rates == pytest.approx(fleet.prefill_tokens_per_s.tolist(), rel=1e-12)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.routing import _headroom
-from router.core import hashing, kernels, lessons
+from router.core import estimators, hashing, kernels
 from router.core.columns import (
     BAND,
     BANDS,
@@ -29,14 +29,14 @@ from router.core.columns import (
     WATCH,
     WINDOW,
 )
+from router.core.estimators import QUANTILES
 from router.core.hashing import BLOCK_WORDS
-from router.core.lessons import QUANTILES
 from router.core.native import extension, in_python
 
-KERNELS, LESSONS, HASHING = (extension(f"router.core._{name}") for name in ("kernels", "lessons", "hashing"))
+KERNELS, ESTIMATORS, HASHING = (extension(f"router.core._{name}") for name in ("kernels", "estimators", "hashing"))
 HEADROOM = extension("policies.routing._headroom_loops")
 pytestmark = pytest.mark.skipif(
-    None in (KERNELS, LESSONS, HASHING, HEADROOM), reason="the C loops are not built (make env)"
+    None in (KERNELS, ESTIMATORS, HASHING, HEADROOM), reason="the C loops are not built (make env)"
 )
 
 EXTREMES = (0.0, 1e-300, 1e-9, 0.5, 1.0, 3.0, 1e6, 1e300)
@@ -163,8 +163,8 @@ def test_what_follows_from_a_forecast(seed, count, kind, share):
     tokens, chances = of.numbers(count, most=300.0), np.zeros((2, count))
     same(KERNELS, kernels.in_time, of.alive(), 4.0, of.number(most=99.0), tokens, chances, filled=(4,))
     asked = (of.number(most=4000.0), of.number(most=400.0), of.number(most=4000.0))
-    lean = of.numbers(2, BANDS, of.capacity, most=2.0)
-    same(KERNELS, kernels.at_rest, of.columns(), *physics, lean, slots, *asked, rows, filled=(9,))
+    load_bias = of.numbers(2, BANDS, of.capacity, most=2.0)
+    same(KERNELS, kernels.at_rest, of.columns(), *physics, load_bias, slots, *asked, rows, filled=(9,))
     for i, slot in enumerate(slots.tolist()):
         same(
             KERNELS, kernels.expected, of.columns(), *physics, spread, slot, i, of.number(), *asked, rows,
@@ -189,11 +189,11 @@ def test_what_an_outcome_teaches_factors(seed, kind):
     for _ in range(40):
         slot, outcome, terms = of.index(3), of.index(kinds_of_outcome), of.numbers(EXPECTATION, most=2.0)
         numbers = (of.number(most=0.1), of.number(most=9.0), of.number(most=0.3))
-        returned = LESSONS.learn(*mine, slot, outcome, terms, *numbers)
-        assert equal(returned, in_python(lessons.learn)(*theirs, slot, outcome, terms, *numbers))
+        returned = ESTIMATORS.learn(*mine, slot, outcome, terms, *numbers)
+        assert equal(returned, in_python(estimators.learn)(*theirs, slot, outcome, terms, *numbers))
         for one, other in zip(mine, theirs, strict=True):
             assert equal(one, other).all()
-    same(LESSONS, lessons.doubt, covariance, state[4], of.numbers(3, WATCH), of.index(3), filled=(0, 2))
+    same(ESTIMATORS, estimators.widen, covariance, state[4], of.numbers(3, WATCH), of.index(3), filled=(0, 2))
 
 
 @settings(deadline=None, max_examples=20)
@@ -217,13 +217,13 @@ def test_what_an_outcome_teaches_tails(seed, kind, outcomes, equals):
             of.numbers(EXPECTATION, least=-1.0, most=3.0),
         )
         sure = bool(of.index(2))
-        assert LESSONS.judge(*mine, *place, *told, sure) == in_python(lessons.judge)(*theirs, *place, *told, sure)
+        assert ESTIMATORS.judge(*mine, *place, *told, sure) == in_python(estimators.judge)(*theirs, *place, *told, sure)
         for one, other in zip(mine, theirs, strict=True):
             assert equal(one, other).all()
     assert mine[0][RANKED : RANKED + min(outcomes, WINDOW)].tolist() == sorted(
         mine[0][: min(outcomes, WINDOW)].tolist()
     )
-    same(LESSONS, lessons.spreads, mine[0], np.zeros(KEPT_QUANTILES), filled=(1,))
+    same(ESTIMATORS, estimators.spreads, mine[0], np.zeros(KEPT_QUANTILES), filled=(1,))
 
 
 @settings(deadline=None, max_examples=60)
@@ -314,4 +314,4 @@ def test_scores_that_none_of_ours_left_are_refused():
         scores = np.zeros(SCORES)
         scores[SEEN_SCORES] = seen
         with pytest.raises(ValueError, match="scores"):
-            LESSONS.spreads(scores, np.zeros(KEPT_QUANTILES))
+            ESTIMATORS.spreads(scores, np.zeros(KEPT_QUANTILES))

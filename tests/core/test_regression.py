@@ -82,9 +82,9 @@ def test_what_an_outcome_is_doubted_for_teaches_less():
     """The same surprise, once certain and once mostly queue."""
     sure, unsure = Regression(1, 1), Regression(1, 1)
     terms = np.array([0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    for it, doubt in ((sure, 0.0), (unsure, 1.0)):
+    for it, log_variance in ((sure, 0.0), (unsure, 1.0)):
         it.joined(0, SIGMA)
-        it.update(0, 0, terms, 0.0, 0.2, doubt)
+        it.update(0, 0, terms, 0.0, 0.2, log_variance)
     assert 1.0 < unsure.factor[0, FIXED] < sure.factor[0, FIXED]
 
 
@@ -100,18 +100,18 @@ def test_what_lies_beside_the_terms_is_not_put_on_them():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.floats(1e-4, 1e3), st.floats(0.0, 4.0)), max_size=60), st.integers(0, 9))
 def test_factors_stay_positive_and_covariance_a_covariance_whatever_comes(times, seed):
-    """Contract: any times, any doubt."""
+    """Contract: any times, any log variance."""
     it, chance = Regression(1, 1), random.Random(seed)
     it.joined(0, SIGMA)
-    for (actual_s, doubt), terms in zip(times, outcomes(chance, len(times)), strict=True):
-        it.update(0, 0, terms, 0.0, actual_s, doubt)
+    for (actual_s, log_variance), terms in zip(times, outcomes(chance, len(times)), strict=True):
+        it.update(0, 0, terms, 0.0, actual_s, log_variance)
     assert np.isfinite(it.factor).all()
     assert (it.factor > 0.0).all()
     assert np.linalg.eigvalsh(it._covariance[0]).min() > -1e-9
 
 
 def test_a_term_never_seen_stays_as_uncertain_as_its_data_sheet():
-    """No wind-up: after thousands of outcomes without it, its doubt is bounded."""
+    """No wind-up: after thousands of outcomes without it, its variance is bounded."""
     it = Regression(1, 1)
     it.joined(0, SIGMA)
     for _ in range(3000):

@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from router.core.lessons import FEW, QUANTILES
+from router.core.estimators import FEW, QUANTILES
 from router.core.loops import tails as tails_s
 from router.core.tails import Tails, between
-from tests.scores import promised, saw
+from tests.scores import current_spreads, fold_in
 
 TTFT = 0
 
@@ -17,10 +17,10 @@ def run(tails, chance, count, draw, band=0, slot=0):
     """Share of outcomes inside each kept quantile, as it was promised before each."""
     kept = np.zeros(len(QUANTILES))
     for _ in range(count):
-        spreads = promised(tails, band, slot)
+        spreads = current_spreads(tails, band, slot)
         score = draw(chance)
         kept += score <= spreads[TTFT]
-        saw(tails, TTFT, band, slot, score, spreads)
+        fold_in(tails, TTFT, band, slot, score, spreads)
     return dict(zip(QUANTILES, kept / count, strict=True))
 
 
@@ -65,8 +65,8 @@ def test_each_load_band_has_tails_of_its_own():
     tails, chance = made(), random.Random(8)
     run(tails, chance, 200, lambda c: c.gauss(0, 0.05), band=0)
     run(tails, chance, 200, lambda c: c.gauss(0, 0.5), band=1)
-    assert promised(tails, 0, 0)[TTFT][2] < 0.12
-    assert promised(tails, 1, 0)[TTFT][2] > 0.4
+    assert current_spreads(tails, 0, 0)[TTFT][2] < 0.12
+    assert current_spreads(tails, 1, 0)[TTFT][2] > 0.4
 
 
 def test_a_new_backend_borrows_from_its_pool_and_no_other():
@@ -76,16 +76,16 @@ def test_a_new_backend_borrows_from_its_pool_and_no_other():
     run(tails, random.Random(9), 200, lambda c: c.gauss(0, 0.01))
     tails.joined(1, "m")
     tails.joined(2, "other")
-    assert promised(tails, 0, 1)[TTFT][2] < 0.05 < promised(tails, 0, 2)[TTFT][2]
+    assert current_spreads(tails, 0, 1)[TTFT][2] < 0.05 < current_spreads(tails, 0, 2)[TTFT][2]
 
 
 def test_a_backend_already_there_borrows_too_until_it_has_enough_of_its_own():
     """Its own scores speak from FEW on."""
     tails = made(slots=2)
     run(tails, random.Random(10), 200, lambda c: c.gauss(0, 0.01))
-    assert promised(tails, 0, 1)[TTFT][2] < 0.05
+    assert current_spreads(tails, 0, 1)[TTFT][2] < 0.05
     run(tails, random.Random(11), FEW, lambda c: c.gauss(0, 1.0), slot=1)
-    assert promised(tails, 0, 1)[TTFT][2] > 0.5
+    assert current_spreads(tails, 0, 1)[TTFT][2] > 0.5
 
 
 def test_a_slot_given_to_another_forgets():
@@ -93,7 +93,7 @@ def test_a_slot_given_to_another_forgets():
     tails = made()
     run(tails, random.Random(12), 100, lambda c: c.gauss(0, 0.01))
     tails.joined(0, "another model")
-    assert promised(tails, 0, 0).tolist() == promised(Tails(1), 0, 0).tolist()
+    assert current_spreads(tails, 0, 0).tolist() == current_spreads(Tails(1), 0, 0).tolist()
 
 
 def test_any_quantile_can_be_asked_for_and_higher_is_never_lower():
@@ -103,7 +103,7 @@ def test_any_quantile_can_be_asked_for_and_higher_is_never_lower():
     asked = [0.05, 0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 0.93, 0.99, 0.999]
     spreads = [spread(tails, q) for q in asked]
     assert spreads == sorted(spreads)
-    kept = promised(tails, 0, 0)[TTFT].tolist()
+    kept = current_spreads(tails, 0, 0)[TTFT].tolist()
     assert [spread(tails, q) for q in QUANTILES] == pytest.approx(kept)
     with pytest.raises(ValueError, match="between 0 and 1"):
         spread(tails, 1.0)

@@ -1,8 +1,8 @@
-"""What outcomes teach: the filter of a backend's factors, scores in order, how predictions did, and trust.
+"""Online estimation, the numeric loops: the filter of a backend's factors, ranked scores, forecast statistics, trust.
 
-These are the reference: ``_lessons.c`` has the same loops in C, equal bit for bit, and ``loops.py`` says which of them
-run. What is changed here has to be changed there. ``regression.py``, ``tails.py`` and ``score.py`` say why; here is
-how. Must not know what was predicted, nor for whom.
+These are the reference: ``_estimators.c`` has the same loops in C, equal bit for bit, and ``loops.py`` selects which of
+the two runs. A change here must be made there too. ``regression.py``, ``tails.py`` and ``score.py`` explain the
+methods. Must not depend on what was predicted, or for which request.
 """
 
 from math import inf
@@ -46,25 +46,25 @@ VARIANCE_MIN: Final = 1e-12  # of a term: no square root of a negative one
 NOISE_MIN, NOISE_MAX = 0.02**2, 1.0
 NOISE_GAIN: Final = 0.04
 WANDER_EVERY: Final = 4  # outcomes that wander at once: cheaper, and as far
-BOUND_EVERY: Final = 32  # outcomes between two checks that doubt has not outgrown the data sheet's
+BOUND_EVERY: Final = 32  # outcomes between two checks that the variance has not outgrown the data sheet's
 FEW: Final = 20  # below so many scores of its own a backend's band borrows from its pool
 SETTLED: Final = 64  # from then on the columns follow every REFRESH scores
 REFRESH: Final = 4
-ACI_GAIN: Final = 0.01  # step of the level for a broken promise; Gibbs & Candes use 0.005
+ACI_GAIN: Final = 0.01  # step of the level for an outcome above its quantile; Gibbs & Candes use 0.005
 LEVEL_MAX: Final = 0.9995
-ONLY_WIDER: Final = 0.95  # the level of a promise this high is only ever raised: one broken says too little
+ONLY_WIDER: Final = 0.95  # the level of a quantile this high is only raised: one outcome above it says too little
 BEYOND: Final = 0.35  # above the largest score there is only a guess: this share of what lies above the median
 TRUSTED_AFTER: Final = 20  # first tokens seen
 TTFT_ERROR_OFF, TPOT_ERROR_OFF = 0.7, 0.5  # median size of the log error from which on a forecast misleads
-COVERAGE_OFF: Final = 0.7  # a promised 0.9 that is kept so rarely is no promise
+COVERAGE_OFF: Final = 0.7  # a 0.9 quantile that covers fewer outcomes than this misleads
 RECOVERED: Final = 0.8  # an error must fall below this share of its limit before it counts as recovered
 ERROR_UP: Final = 1.08  # a step of the running median: a tenfold change takes 30 outcomes
 COVERAGE_GAIN: Final = 1.0 / 32
 _P90: Final = 2  # the place of 0.9 among the kept quantiles
 
 
-def doubt(covariance: Cells, variance: Cells, watch: Cells, slot: int) -> None:
-    """What was learnt of a backend may hold no longer, as a whole and term by term."""
+def widen(covariance: Cells, variance: Cells, watch: Cells, slot: int) -> None:
+    """Raise the variance of what was learnt of a backend, as a whole and term by term: it may have changed."""
     watch[slot, CUSUM_ABOVE] = watch[slot, CUSUM_BELOW] = 0.0
     for j in range(TERMS):
         for k in range(TERMS):
@@ -73,7 +73,7 @@ def doubt(covariance: Cells, variance: Cells, watch: Cells, slot: int) -> None:
 
 
 def _bound(covariance: Cells, variance: Cells, slot: int) -> None:
-    """A term that outcomes say nothing of must not grow ever more uncertain (covariance wind-up)."""
+    """Limit the variance of a term that no outcome informs (covariance wind-up)."""
     shrink = [1.0] * TERMS
     for j in range(TERMS):
         largest = variance[slot, j] + CHANGE_ALL * CHANGE_ALL
@@ -84,13 +84,13 @@ def _bound(covariance: Cells, variance: Cells, slot: int) -> None:
 
 
 def _watch(covariance: Cells, wander: Cells, variance: Cells, watch: Cells, slot: int, z: float) -> None:
-    """Doubt what was learnt when innovations keep to one side; keep doubt within the data sheet's."""
+    """Widen the variance when innovations stay on one side; keep it within the data sheet's."""
     watch[slot, CUSUM_ABOVE] = max(0.0, watch[slot, CUSUM_ABOVE] + z - SLACK)
     watch[slot, CUSUM_BELOW] = max(0.0, watch[slot, CUSUM_BELOW] - z - SLACK)
     watch[slot, SEEN] += 1.0
     if watch[slot, CUSUM_ABOVE] > ALARM or watch[slot, CUSUM_BELOW] > ALARM:
         watch[slot, CHANGES] += 1.0
-        doubt(covariance, variance, watch, slot)
+        widen(covariance, variance, watch, slot)
     elif watch[slot, SEEN] % WANDER_EVERY == 0.0:
         for j in range(TERMS):
             for k in range(TERMS):
@@ -101,12 +101,12 @@ def _watch(covariance: Cells, wander: Cells, variance: Cells, watch: Cells, slot
 
 def learn(
     factor: Cells, log_factor: Cells, covariance: Cells, wander: Cells, variance: Cells, noise: Cells,
-    watch: Cells, slot: int, kind: int, terms_s: Cells, beside_s: float, actual_s: float, doubtful: float,
+    watch: Cells, slot: int, kind: int, terms_s: Cells, constant_s: float, actual_s: float, log_variance: float,
 ) -> float:  # fmt: skip
-    """One step of the filter that ``Regression.saw`` describes; arrays by slot, all but ``terms_s``, which may be
+    """One step of the filter that ``Regression.update`` describes; arrays by slot, all but ``terms_s``, which may be
     followed by more.
     """
-    predicted_s = beside_s
+    predicted_s = constant_s
     for j in range(TERMS):
         predicted_s += terms_s[j] * factor[slot, j]
     spread, believed = [0.0] * TERMS, 0.0
@@ -116,7 +116,7 @@ def learn(
             spread[k] += covariance[slot, k, j] * share
     for j in range(TERMS):
         believed += over(terms_s[j] * factor[slot, j], predicted_s) * spread[j]
-    total = believed + noise[slot, kind] + doubtful
+    total = believed + noise[slot, kind] + log_variance
     deviation, error = root(total), log(over(actual_s, predicted_s))
     z = min(CLIP, max(-CLIP, over(error, deviation)))
     for j in range(TERMS):
@@ -126,7 +126,7 @@ def learn(
         for k in range(TERMS):
             covariance[slot, j, k] -= spread[j] * over(spread[k], total)
     moved = z * deviation
-    excess = moved * moved - believed - doubtful - noise[slot, kind]
+    excess = moved * moved - believed - log_variance - noise[slot, kind]
     noise[slot, kind] = min(NOISE_MAX, max(NOISE_MIN, noise[slot, kind] + NOISE_GAIN * excess))
     _watch(covariance, wander, variance, watch, slot, z)
     return error - over(z * deviation * believed, total)
@@ -148,7 +148,7 @@ def _place(scores: Cells, count: int, score: float) -> int:
 
 
 def _add(scores: Cells, score: float) -> None:
-    """The newest score; the oldest makes room."""
+    """Insert the newest score; it replaces the oldest once the window is full."""
     seen = int(scores[SEEN_SCORES])
     count = min(seen, WINDOW)
     place = _place(scores, count, score)
@@ -203,7 +203,7 @@ def _score(
     score: float, expectation: Cells,
 ) -> bool:  # fmt: skip
     """Fold one score into a backend's own and, of the new and now and then of the old, into its pool's; returns whether
-    the pool has something new to lend.
+    the pool's spreads have to be read anew.
     """
     _add(own, score)
     _adapt(own, score, expectation, SPREADS + KEPT_QUANTILES * metric)
@@ -220,7 +220,7 @@ def _score(
 
 
 def _trust(stats: Cells, slot: int, before: int) -> int:
-    """Whether a forecast may be trusted now; it takes more to come back than to stay."""
+    """Whether a forecast is trusted; the limits to regain trust are stricter than those to keep it."""
     if stats[slot, STATS_SEEN + TTFT] < TRUSTED_AFTER:
         return before
     strict = RECOVERED if before == OFF else 1.0
@@ -235,7 +235,7 @@ def _trust(stats: Cells, slot: int, before: int) -> int:
 def _note(
     stats: Cells, state: Cells, slot: int, metric: int, score: float, expectation: Cells, width: float, sure: bool
 ) -> None:  # fmt: skip
-    """Count an outcome ``score`` widths off its prediction; how far off only where it is ``sure`` to say something."""
+    """Count an outcome ``score`` widths off its prediction; its error counts only where ``sure``."""
     spreads_at = SPREADS + KEPT_QUANTILES * metric
     stats[slot, STATS_SEEN + metric] += 1.0
     for i in range(KEPT_QUANTILES):
@@ -256,7 +256,7 @@ def judge(
 ) -> bool:  # fmt: skip
     """An outcome ``score`` widths off its prediction, of which ``kernels.expected`` filled ``expectation``: fold it
     into the scores, and count whether it stayed within each spread and, where ``sure``, how large errors are of late;
-    returns whether the pool has something new to lend.
+    returns whether the pool's spreads have to be read anew.
     """
     score = min(SCORE_MOST, max(-SCORE_MOST, score))
     _note(stats, state, slot, metric, score, expectation, width, sure)

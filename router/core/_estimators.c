@@ -1,4 +1,4 @@
-/* The loops of lessons.py in C, equal to them bit for bit: the docstrings there say what each does and why.
+/* The loops of estimators.py in C, equal to them bit for bit: the docstrings there say what each does and why.
  *
  * What is changed here has to be changed there.
  */
@@ -14,7 +14,7 @@ typedef struct {
     const double *wander, *variance;
 } Filter;
 
-static void doubt_slot(double *covariance, const double *variance, double *watch) {
+static void widen_slot(double *covariance, const double *variance, double *watch) {
     watch[CUSUM_ABOVE] = watch[CUSUM_BELOW] = 0.0;
     EACH(j, TERMS) {
         EACH(k, TERMS) covariance[j * TERMS + k] += CHANGE_ALL * CHANGE_ALL;
@@ -38,23 +38,23 @@ static void watch_for_changes(const Filter *f, double z) {
     watch[SEEN] += 1.0;
     if (watch[CUSUM_ABOVE] > ALARM || watch[CUSUM_BELOW] > ALARM) {
         watch[CHANGES] += 1.0;
-        doubt_slot(f->covariance, f->variance, watch);
+        widen_slot(f->covariance, f->variance, watch);
     } else if (fmod(watch[SEEN], WANDER_EVERY) == 0.0) {
         EACH(at, TERMS * TERMS) f->covariance[at] += f->wander[at];
         if (fmod(watch[SEEN], BOUND_EVERY) == 0.0) bound(f->covariance, f->variance);
     }
 }
 
-static double learn_slot(const Filter *f, double *noise, const double *terms_s, double beside_s, double actual_s,
-                         double doubtful) {
-    double predicted_s = beside_s, shares[TERMS], spread[TERMS] = {0.0}, believed = 0.0;
+static double learn_slot(const Filter *f, double *noise, const double *terms_s, double constant_s, double actual_s,
+                         double log_variance) {
+    double predicted_s = constant_s, shares[TERMS], spread[TERMS] = {0.0}, believed = 0.0;
     EACH(j, TERMS) predicted_s += terms_s[j] * f->factor[j];
     EACH(j, TERMS) {
         shares[j] = terms_s[j] * f->factor[j] / predicted_s;
         EACH(k, TERMS) spread[k] += f->covariance[k * TERMS + j] * shares[j];
     }
     EACH(j, TERMS) believed += shares[j] * spread[j];
-    double total = believed + *noise + doubtful;
+    double total = believed + *noise + log_variance;
     double deviation = sqrt(total), error = log(actual_s / predicted_s);
     double z = min2(CLIP, max2(-CLIP, error / deviation)), gain = z * deviation / total, pull[TERMS];
     EACH(k, TERMS) pull[k] = spread[k] / total;
@@ -63,7 +63,7 @@ static double learn_slot(const Filter *f, double *noise, const double *terms_s, 
         f->factor[j] = exp(f->log_factor[j]);
         EACH(k, TERMS) f->covariance[j * TERMS + k] -= spread[j] * pull[k];
     }
-    double moved = z * deviation, excess = moved * moved - believed - doubtful - *noise;
+    double moved = z * deviation, excess = moved * moved - believed - log_variance - *noise;
     *noise = min2(NOISE_MAX, max2(NOISE_MIN, *noise + NOISE_GAIN * excess));
     watch_for_changes(f, z);
     return error - z * deviation * believed / total;
@@ -157,15 +157,15 @@ static double *the_scores(Arguments *all, int flags) {
 
 /* -- loops ---------------------------------------------------------------------------------------------------------- */
 
-static PyObject *doubt(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
-    Arguments all = arguments("doubt", given, how_many, 4);
+static PyObject *widen(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
+    Arguments all = arguments("widen", given, how_many, 4);
     npy_intp end = NPY_MAX_INTP;
     double *covariance = by_slot(&all, 3, NPY_ARRAY_CARRAY, TERMS * TERMS, &end, "covariance: terms by terms");
     const double *variance = by_slot(&all, 2, NPY_ARRAY_CARRAY_RO, TERMS, &end, "variance: one for each term");
     double *watch = by_slot(&all, 2, NPY_ARRAY_CARRAY, WATCH, &end, "watch: its columns");
     npy_intp slot = an_index(&all, end);
     if (all.failed) return NULL;
-    doubt_slot(covariance + slot * TERMS * TERMS, variance + slot * TERMS, watch + slot * WATCH);
+    widen_slot(covariance + slot * TERMS * TERMS, variance + slot * TERMS, watch + slot * WATCH);
     Py_RETURN_NONE;
 }
 
@@ -184,13 +184,13 @@ static PyObject *learn(PyObject *module, PyObject *const *given, Py_ssize_t how_
     f.watch = by_slot(&all, 2, NPY_ARRAY_CARRAY, WATCH, &end, "watch: its columns");
     npy_intp slot = an_index(&all, end), kind = an_index(&all, kinds);
     Array terms = read_from(&all, NPY_DOUBLE, 1);
-    double beside_s = a_float(&all), actual_s = a_float(&all), doubtful = a_float(&all);
+    double constant_s = a_float(&all), actual_s = a_float(&all), log_variance = a_float(&all);
     demand(&all, terms.shape[0] >= TERMS, "terms_s: one for each term");
     if (all.failed) return NULL;
     f.factor += slot * TERMS, f.log_factor += slot * TERMS, f.variance += slot * TERMS, f.watch += slot * WATCH;
     f.covariance += slot * TERMS * TERMS, f.wander += slot * TERMS * TERMS;
     f.noise = (double *)noise.data + slot * kinds + kind;
-    return PyFloat_FromDouble(learn_slot(&f, f.noise, terms.data, beside_s, actual_s, doubtful));
+    return PyFloat_FromDouble(learn_slot(&f, f.noise, terms.data, constant_s, actual_s, log_variance));
 }
 
 static PyObject *spreads(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
@@ -241,6 +241,6 @@ static PyObject *judge(PyObject *module, PyObject *const *given, Py_ssize_t how_
     return PyBool_FromLong(pooled[SEEN_SCORES] >= FEW && (npy_intp)pooled[SEEN_SCORES] % REFRESH == 0);
 }
 
-static PyMethodDef loops[] = {A_LOOP(doubt), A_LOOP(learn), A_LOOP(spreads), A_LOOP(judge), {NULL}};
+static PyMethodDef loops[] = {A_LOOP(widen), A_LOOP(learn), A_LOOP(spreads), A_LOOP(judge), {NULL}};
 
-A_MODULE(_lessons, loops)
+A_MODULE(_estimators, loops)
