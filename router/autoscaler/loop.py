@@ -1,7 +1,7 @@
-"""The scaling loop: demand in, replicas wanted out, with the reason in words; the config's target applies them.
+"""The scaling loop: from demand to the number of replicas, with the reason; the config's target applies it.
 
-Demand is what routers publish of themselves, in Redis or, where one router keeps its state alone, at that router's
-admin path. Without an answer the last advice stands. Must not depend on any one target or on how replicas are started.
+Routers publish their demand in Redis or, where a single router has its state in memory, at its admin path. Without an
+answer the last advice remains. Must not depend on any one target or on how replicas are started.
 """
 
 import asyncio
@@ -26,61 +26,61 @@ from router.gateway.state.wire import view_of
 from router.targets import Advice, Outcome, Target
 
 _log = logging.getLogger("headroom")
-_ASK_S: Final = 2.0
+_TIMEOUT_S: Final = 2.0
 
 Views = Mapping[str, RouterView]
 
 
 def together(views: Sequence[Mapping[str, ModelDemand]]) -> dict[str, ModelDemand]:
-    """The demand of all routers, by model: rates add up, means weigh by rate, the first class with traffic stands."""
+    """The demand of all routers, by model: rates add up, means weigh by rate, the busiest router's class counts."""
     by_model: dict[str, list[ModelDemand]] = defaultdict(list)
     for view in views:
-        for model, asked in view.items():
-            by_model[model].append(asked)
-    return {model: _summed(asked) for model, asked in by_model.items()}
+        for model, demand in view.items():
+            by_model[model].append(demand)
+    return {model: _summed(demands) for model, demands in by_model.items()}
 
 
-def _summed(asked: Sequence[ModelDemand]) -> ModelDemand:
-    rate = sum(each.requests_per_s for each in asked)
-    weights = [each.requests_per_s / rate if rate else 1 / len(asked) for each in asked]
-    pairs = list(zip(weights, asked, strict=True))
+def _summed(demands: Sequence[ModelDemand]) -> ModelDemand:
+    rate = sum(each.requests_per_s for each in demands)
+    weights = [each.requests_per_s / rate if rate else 1 / len(demands) for each in demands]
+    pairs = list(zip(weights, demands, strict=True))
     return ModelDemand(
         requests_per_s=rate,
         prompt_tokens=sum(weight * each.prompt_tokens for weight, each in pairs),
         output_tokens=sum(weight * each.output_tokens for weight, each in pairs),
-        ended=sum(each.ended for each in asked),
-        attained=sum(each.attained for each in asked),
+        ended=sum(each.ended for each in demands),
+        attained=sum(each.attained for each in demands),
         slo_class=max(pairs, key=lambda pair: pair[0])[1].slo_class,
     )
 
 
 def advise(plan: Plan, demand: Mapping[str, ModelDemand]) -> list[Advice]:
-    """What the plan's scaling policy wants for this demand, model by model, within the variants' bounds."""
-    return [one for model, asked in sorted(demand.items()) for one in _advise_model(plan, model, asked)]
+    """The advice of the plan's scaling policy for this demand, by model, within the variants' bounds."""
+    return [one for model, each in sorted(demand.items()) for one in _advise_model(plan, model, each)]
 
 
-def _advise_model(plan: Plan, model: str, asked: ModelDemand) -> list[Advice]:
+def _advise_model(plan: Plan, model: str, demand: ModelDemand) -> list[Advice]:
     patterns = {backend.variant: backend for backend in plan.backends if model in backend.models}
     running = {name: sum(b.variant == name and model in b.models for b in plan.backends) for name in patterns}
-    if not patterns or asked.output_tokens <= 0:
+    if not patterns or demand.output_tokens <= 0:
         return []
-    answers = plan.scaling.scale(_demand(plan, model, asked, running, patterns))
+    answers = plan.scaling.scale(_demand(plan, model, demand, running, patterns))
     return [_bounded(plan, model, answer, running.get(answer.variant, 0)) for answer in answers]
 
 
 def _demand(
-    plan: Plan, model: str, asked: ModelDemand, running: Mapping[str, int], patterns: Mapping[str, Backend]
+    plan: Plan, model: str, demand: ModelDemand, running: Mapping[str, int], patterns: Mapping[str, Backend]
 ) -> Demand:
     classes = plan.ingress.classes
     return Demand(
         model=model,
-        requests_per_s=asked.requests_per_s,
-        prompt_tokens=asked.prompt_tokens,
-        output_tokens=asked.output_tokens,
-        slo=classes.get(asked.slo_class, classes[plan.ingress.default_class]).slo,
+        requests_per_s=demand.requests_per_s,
+        prompt_tokens=demand.prompt_tokens,
+        output_tokens=demand.output_tokens,
+        slo=classes.get(demand.slo_class, classes[plan.ingress.default_class]).slo,
         replicas=running,
         variants=patterns,
-        attainment=asked.attained / asked.ended if asked.ended else nan,
+        attainment=demand.attained / demand.ended if demand.ended else nan,
     )
 
 
@@ -103,10 +103,12 @@ class Autoscaler:
         labels = ["model", "variant"]
         self._wanted = Gauge("headroom_replicas_wanted", "Replicas the SLO needs", labels, registry=self.registry)
         self._running = Gauge("headroom_replicas_running", "Replicas configured", labels, registry=self.registry)
-        self._failures = Counter("headroom_autoscale_failures", "Rounds without an answer", registry=self.registry)
+        self._failures = Counter(
+            "headroom_autoscale_failures", "Rounds in which the demand could not be read", registry=self.registry
+        )
         self._applied = Counter(
             "headroom_autoscale_applied",
-            "Advice given to the scaling target, by model, variant and outcome",
+            "Advice applied to the scaling target, by model, variant and outcome",
             [*labels, "outcome"],
             registry=self.registry,
         )
@@ -117,7 +119,7 @@ class Autoscaler:
             views = await source()
         except (StoreGone, httpx.HTTPError, ValueError) as error:
             self._failures.inc()
-            _log.warning("no word from the routers: %s", error)
+            _log.warning("the demand of the routers could not be read, so the advice stays as it is: %s", error)
             return []
         advice = advise(self._plan, together([view.demand for view in views.values()]))
         for one in advice:
@@ -146,7 +148,7 @@ class Autoscaler:
             source = sources.views
             if once:
                 if not await self.round(source):
-                    _log.info("no demand, so no advice")
+                    _log.info("no router reports any demand, so there is no advice")
                 return
             server, _ = start_http_server(settings.port, self._plan.settings.listen.host, self.registry)
             try:
@@ -171,21 +173,21 @@ class _Sources:
         if state.redis_url is not None:
             self._store = RedisStore(state.redis_url, state.pool, "autoscaler", state.lease_s, state.timeout_s)
         else:
-            self._client = _http_client(_ASK_S)
+            self._client = _http_client(_TIMEOUT_S)
         return self
 
     async def views(self) -> Views:
-        """What every router says of itself now. Raises StoreGone, httpx.HTTPError, or ValueError for another's JSON."""
+        """The view of every router. Raises StoreGone, httpx.HTTPError, or ValueError for an answer of another form."""
         if self._store is not None:
             return await self._store.routers(monotonic())
         assert self._client is not None
         listen = self._plan.settings.listen
         answer = await self._client.get(f"http://{listen.host}:{listen.port}/admin/routers", headers=self._auth())
         answer.raise_for_status()
-        told = answer.json()
-        if not isinstance(told, dict):
+        views = answer.json()
+        if not isinstance(views, dict):
             raise ValueError(f"{answer.url}: expected an object of routers")  # noqa: TRY004 - of a text
-        return {router: view_of(view) for router, view in told.items()}
+        return {router: view_of(view) for router, view in views.items()}
 
     def _auth(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self._admin_key}"} if self._admin_key else {}

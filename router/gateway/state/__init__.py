@@ -1,8 +1,8 @@
 """What several routers share, behind one small interface: their load, their demand, engine reports, beliefs.
 
-Believes: every clock is somebody's own; a time crosses machines only as a time of the store. Must not know who decides
-or serves. The hot path never waits for a store: ``sync.py`` calls it beside the traffic, and losing it loses nothing
-but the others' view.
+Clocks of two machines are not comparable: a time crosses machines only as a time of the store. Must not depend on what
+decides or serves. No request waits for a store: ``sync.py`` calls it in the background, and without it a router only
+loses the load of its peers.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from router.core.types import EngineReport, Load
 
 @dataclass(frozen=True, slots=True)
 class ModelDemand:
-    """What one router was asked of one model over its last window.
+    """The demand for one model at one router over its last window.
 
     Means of ``prompt_tokens`` and ``output_tokens`` a request; ``ended``: requests that ended in the window under the
     SLO of their class, not one that headers changed; ``attained``: how many of these met it; ``slo_class``: the
@@ -31,7 +31,7 @@ class ModelDemand:
 
 @dataclass(frozen=True, slots=True)
 class RouterView:
-    """What one router says of itself: work in flight by backend, demand by model, the config version it runs."""
+    """What one router publishes: work in flight by backend, demand by model, the config version it runs."""
 
     loads: Mapping[str, Load] = field(default_factory=dict)
     demand: Mapping[str, ModelDemand] = field(default_factory=dict)
@@ -47,28 +47,28 @@ class Shared:
 
 
 class Store(Protocol):
-    """Where routers of one pool meet. Every call may raise StoreGone, in bounded time."""
+    """What the routers of one pool share. Every call may raise StoreGone, in bounded time."""
 
     async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
-        """Publish our own view under a lease; read the others', and what sidecars say of these backends."""
+        """Publish this router's view under a lease; read the peers' views and the reports of these backends."""
         ...
 
     async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
-        """Publish what engines say of themselves (a sidecar does); it expires if not repeated."""
+        """Publish engine reports (a sidecar does); a report that is not repeated expires."""
         ...
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:
-        """All routers with a lease, ours included, without becoming one (the autoscaler reads so)."""
+        """The views of all routers with a lease, this one included; needs no lease (for the autoscaler)."""
         ...
 
     async def beliefs(self) -> Mapping[str, bytes]:
-        """What was learnt of each backend and last kept."""
+        """The belief of each backend that was stored last."""
         ...
 
     async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
-        """Keep what was learnt, by backend, so that a new router starts warm."""
+        """Store beliefs by backend, so that a new router starts warm."""
         ...
 
     async def close(self) -> None:
-        """Give up our lease at once and close the connections; never raises."""
+        """Release the lease at once and close the connections; never raises."""
         ...

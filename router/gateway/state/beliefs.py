@@ -1,7 +1,7 @@
-"""What was learnt of each backend, kept in the store, so that a new router starts warm.
+"""The beliefs learnt of each backend, saved in the store, so that a new router starts warm.
 
-Believes: the core knows which beliefs it can take; one of other physics or another version is passed over. Must not
-know what is in them. Every router writes what it learnt itself; the last word stands, as each alone is good enough.
+The core accepts or refuses a belief; one of other physics or another version is skipped. Must not depend on what is in
+them. Every router writes what it learnt itself; the last write counts, as each belief alone is good enough.
 """
 
 import asyncio
@@ -19,36 +19,36 @@ KEEP_S: Final = 10.0  # what is lost with a router is learnt again in seconds
 
 
 class Beliefs:
-    """Teaches the core what the store has, and keeps what the core learns."""
+    """Restores beliefs from the store into the core, and saves those of the core."""
 
     def __init__(
         self,
         store: Store,
         learnt: Callable[[], Mapping[str, Mapping[str, Any]]],
-        teach: Callable[[str, Mapping[str, Any]], None],
+        adopt: Callable[[str, Mapping[str, Any]], None],
     ) -> None:
-        """``learnt``: by backend, as JSON can hold it; ``teach`` raises ValueError for what cannot be taken."""
-        self._store, self._learnt, self._teach = store, learnt, teach
+        """``learnt``: by backend, as JSON can hold it; ``adopt`` raises ValueError for a belief of another kind."""
+        self._store, self._learnt, self._adopt = store, learnt, adopt
 
     async def warm(self, backends: frozenset[str]) -> int:
-        """Teach what is kept of these; how many were. A store that is gone leaves the router cold, and that is all."""
+        """Adopt the stored beliefs of these backends; returns how many. Without a store the router starts cold."""
         try:
-            kept = await self._store.beliefs()
+            stored = await self._store.beliefs()
         except StoreGone as gone:
-            _log.warning("starting cold: %s", gone)
+            _log.warning("no belief could be read, so the forecasts start from data sheets: %s", gone)
             return 0
-        return sum(self._taught(name, kept[name]) for name in sorted(backends & kept.keys()))
+        return sum(self._adopted(name, stored[name]) for name in sorted(backends & stored.keys()))
 
-    def _taught(self, name: str, raw: bytes) -> bool:
+    def _adopted(self, name: str, raw: bytes) -> bool:
         try:
-            self._teach(name, dict(orjson.loads(raw)))
+            self._adopt(name, dict(orjson.loads(raw)))
         except (ValueError, KeyError, TypeError, IndexError) as odd:
-            _log.info("what is kept of %s is of no use here: %s", name, odd)
+            _log.info("the stored belief of backend %s cannot be used: %s", name, odd)
             return False
         return True
 
     async def keep(self) -> bool:
-        """Keep what has been learnt; False when the store was gone."""
+        """Save the beliefs; False when the store does not answer."""
         try:
             await self._store.keep_beliefs({name: orjson.dumps(each) for name, each in self._learnt().items()})
         except StoreGone:
@@ -56,7 +56,7 @@ class Beliefs:
         return True
 
     async def run(self) -> None:
-        """Keep it every ``KEEP_S``; cancel to end."""
+        """Save every ``KEEP_S``; cancel to end."""
         while True:
             await asyncio.sleep(KEEP_S)
             await self.keep()

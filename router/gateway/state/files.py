@@ -1,8 +1,8 @@
 """The store of the workers of one host without Redis: one small file each in a folder that only this user may enter.
 
-Believes: one machine, so one monotonic clock, and a rename that readers see whole or not at all. Must not know who the
-workers are. A view says when it was written and counts for a lease; one much older is swept by whoever finds it.
-Nothing is synced to disk: what is here is of use for a second, and the folder is best kept in memory.
+Assumes one machine, so one monotonic clock, and a rename that readers see whole or not at all. Must not depend on what
+the workers do. A view holds the time of its writing and is valid for one lease; any worker removes much older ones.
+Nothing is synced to disk: the content is of use for a second, and the folder is best in memory.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,31 +32,31 @@ class FileStore:
     """One worker's place in the folder. Every call reads or writes a few kilobytes and answers at once."""
 
     def __init__(self, folder: Path, router_id: str, lease_s: float) -> None:
-        """*folder* is there and private; ``lease_s``: how long our view outlives us."""
+        """*folder* exists and is private; ``lease_s``: how long a view is valid after its last sync."""
         self._folder, self._lease_s = folder, lease_s
         self._own = folder / f"{router_id}{_VIEW}"
         self._reports: dict[str, EngineReport] = {}
         self._read: dict[Path, tuple[Stamp, dict[str, EngineReport]]] = {}  # others' reports, as last replaced
 
     async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
-        """Publish our view; read the others', and what they read of engines."""
+        """Publish this worker's view; read the others' views and engine reports."""
         put(self._own, orjson.dumps({"at_s": now_s, "view": view_plain(own)}))
-        found = {path: told for path, told in self._live(now_s) if path != self._own}
+        found = {path: content for path, content in self._live(now_s) if path != self._own}
         self._read = {path: self._reports_of(path) for path in found}
         return Shared(
-            {path.stem: view_of(told.get("view")) for path, told in found.items()},
+            {path.stem: view_of(content.get("view")) for path, content in found.items()},
             self._newest(frozenset(backends), now_s),
         )
 
     def _reports_of(self, view: Path) -> tuple[Stamp, dict[str, EngineReport]]:
-        """What that worker reported; read again only when it has been replaced, as that is seldom."""
+        """The reports of that worker; the file is read again only when it has been replaced, which is rare."""
         path = view.with_suffix(_REPORTS)
         known = self._read.get(view, (None, {}))
         now = stamp(path)
         if now == known[0]:
             return known
-        told = _read(path) or {}
-        return now, {name: report_of(each) for name, each in told.items()}
+        content = _read(path) or {}
+        return now, {name: report_of(each) for name, each in content.items()}
 
     def _newest(self, wanted: frozenset[str], now_s: float) -> dict[str, EngineReport]:
         newest: dict[str, EngineReport] = {}
@@ -69,7 +69,7 @@ class FileStore:
         return newest
 
     async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
-        """Publish them beside what we published before and is not too old."""
+        """Publish them, together with earlier ones that are not too old."""
         fresh = {name: each for name, each in self._reports.items() if now_s - each.asked_s < REPORT_LEASE_S}
         self._reports = fresh | dict(reports)
         put(
@@ -79,45 +79,45 @@ class FileStore:
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:
         """All with a lease."""
-        return {path.stem: view_of(told.get("view")) for path, told in self._live(now_s)}
+        return {path.stem: view_of(content.get("view")) for path, content in self._live(now_s)}
 
     async def beliefs(self) -> Mapping[str, bytes]:
-        """What any worker last kept."""
-        kept = _read(self._folder / _BELIEFS) or {}
-        return {name: text.encode("latin-1", "replace") for name, text in kept.items() if isinstance(text, str)}
+        """The beliefs that any worker saved last."""
+        saved = _read(self._folder / _BELIEFS) or {}
+        return {name: text.encode("latin-1", "replace") for name, text in saved.items() if isinstance(text, str)}
 
     async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
-        """Keep them for a worker that starts anew; the last word stands."""
+        """Save them for a worker that restarts; the last write counts."""
         if beliefs:
             plain = {name: learnt.decode("latin-1") for name, learnt in beliefs.items()}
             put(self._folder / _BELIEFS, orjson.dumps(plain))
 
     async def close(self) -> None:
-        """Take our view out."""
+        """Remove this worker's view."""
         with suppress(OSError):  # the lease ends it instead
             self._own.unlink(missing_ok=True)
             self._own.with_suffix(_REPORTS).unlink(missing_ok=True)
 
     def _live(self, now_s: float) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Every view within its lease; the long dead are swept."""
+        """Every view within its lease; removes those long expired."""
         try:
             paths = sorted(self._folder.glob(f"*{_VIEW}"))
         except OSError as error:
             raise StoreGone(f"{self._folder}: {error}") from error
         for path in paths:
-            told = _read(path)
-            if told is None:
+            content = _read(path)
+            if content is None:
                 continue
-            age_s = now_s - number(told.get("at_s"))  # -inf where that is no number: nobody's, and never swept
+            age_s = now_s - number(content.get("at_s"))  # -inf where that is no number: neither live nor removed
             if -self._lease_s <= age_s <= self._lease_s:
-                yield path, told
+                yield path, content
             elif age_s > SWEEP_LEASES * self._lease_s and path != self._own:
                 path.unlink(missing_ok=True)
                 path.with_suffix(_REPORTS).unlink(missing_ok=True)
 
 
 def _newer(report: EngineReport, known: EngineReport, now_s: float) -> bool:
-    """Whether it was asked for later; one from the future, which the core drops, hides no other."""
+    """Whether it is of a later time; one from the future, which the core drops, hides no other."""
     return asked_in_time(report, now_s) and (report.asked_s > known.asked_s or not asked_in_time(known, now_s))
 
 
@@ -139,9 +139,9 @@ def put(path: Path, data: bytes) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a file holds; None where it is gone or no JSON of ours."""
+    """A file's JSON object; None where there is no such file or it holds something else."""
     try:
-        told = orjson.loads(path.read_bytes())
+        content = orjson.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return told if isinstance(told, dict) else None
+    return content if isinstance(content, dict) else None

@@ -1,4 +1,4 @@
-"""The store of one router alone: nobody else to hear, nothing to lose. Every call answers at once."""
+"""The store of a single router: no peers, nothing on disk. Every call returns at once."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from router.gateway.state import RouterView, Shared
 
 
 class MemoryStore:
-    """Keeps what it is told in this process."""
+    """Holds views, reports and beliefs in this process."""
 
     def __init__(self, router_id: str) -> None:
         self._router_id = router_id
@@ -16,26 +16,26 @@ class MemoryStore:
         self._beliefs: dict[str, bytes] = {}
 
     async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
-        """Nobody else is here; reports are those of this process."""
+        """There are no peers; the reports are those of this process."""
         self._own = own
         return Shared(reports={name: self._reports[name] for name in backends if name in self._reports})
 
     async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
-        """Keep them until the next."""
+        """Hold each until the next of its backend."""
         self._reports.update(reports)
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:
-        """This router, once it has spoken."""
+        """This router, after its first sync."""
         return {} if self._own is None else {self._router_id: self._own}
 
     async def beliefs(self) -> Mapping[str, bytes]:
-        """What was kept in this process."""
+        """The beliefs saved in this process."""
         return dict(self._beliefs)
 
     async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
-        """Keep them."""
+        """Save them."""
         self._beliefs.update(beliefs)
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """There is nothing to close."""
         self._own = None

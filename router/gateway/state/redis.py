@@ -36,18 +36,18 @@ class RedisStore:
     """One router's (or sidecar's, or autoscaler's) connection to the pool's Redis."""
 
     def __init__(self, url: str, pool: str, router_id: str, lease_s: float, timeout_s: float) -> None:
-        """Opens nothing yet. ``timeout_s`` bounds every call; ``lease_s`` is how long our view outlives us."""
+        """Opens nothing yet. ``timeout_s`` bounds every call; ``lease_s``: how long a view outlives its sync."""
         self._url = self._at = url
         self._timeout_s = timeout_s
         self._redis = self._client()
         self._tag = f"{{headroom:{pool}}}:"
         self._router_id = router_id
         self._lease_ms = int(lease_s * 1e3)
-        self._peers: tuple[str, ...] = ()  # whom to read at the next sync
-        self._gone: tuple[str, ...] = ()  # whose lease had ended at the last
+        self._peers: tuple[str, ...] = ()  # to read at the next sync
+        self._gone: tuple[str, ...] = ()  # whose lease had expired at the last one
 
     async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
-        """Publish our view and read the others' in one round trip."""
+        """Publish this router's view and read the peers' in one round trip."""
         names = [self._key("router", peer) for peer in self._peers]
         pipe = self._redis.pipeline(transaction=False)
         pipe.time()
@@ -69,7 +69,7 @@ class RedisStore:
         )
 
     async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
-        """Publish what engines say, their times moved to Redis's clock."""
+        """Publish engine reports, their times moved to Redis's clock."""
         ahead_s = _redis_s(await self._do(self._redis.time())) - now_s
         pipe = self._redis.pipeline(transaction=False)
         for backend, report in reports.items():
@@ -85,12 +85,12 @@ class RedisStore:
         return {each: view_from(raw) for each, raw in zip(ids, values, strict=True) if raw}
 
     async def beliefs(self) -> Mapping[str, bytes]:
-        """What was last learnt of each backend."""
-        kept = await self._do(self._redis.hgetall(self._tag + "beliefs"))
-        return {_text(name): value for name, value in kept.items()}
+        """The belief of each backend that was saved last."""
+        saved = await self._do(self._redis.hgetall(self._tag + "beliefs"))
+        return {_text(name): value for name, value in saved.items()}
 
     async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
-        """Keep them for a week after the last router spoke."""
+        """Save them; they expire a week after the last save."""
         if beliefs:
             pipe = self._redis.pipeline(transaction=False)
             for backend, learnt in beliefs.items():
@@ -99,7 +99,7 @@ class RedisStore:
             await self._run(pipe)
 
     async def close(self) -> None:
-        """Take our view out, so that nobody counts our load for another lease."""
+        """Remove this router's view, so that peers do not count its load for another lease."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.delete(self._key("router", self._router_id))
         pipe.srem(self._tag + "routers", self._router_id)
@@ -123,12 +123,12 @@ class RedisStore:
                 return await call
         except MovedError as moved:
             await self._go(_elsewhere(self._at, moved.host, moved.port))
-            raise StoreGone(f"the pool's slot is at {moved.host}:{moved.port}; asking there next") from moved
+            raise StoreGone(f"the pool's slot is at {moved.host}:{moved.port}; trying there next") from moved
         except (RedisError, OSError, TimeoutError) as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():  # the client turned our cancellation into an error of its own
                 raise asyncio.CancelledError from error
-            await self._go(self._url)  # a node that was followed may be gone for good; the configured one knows
+            await self._go(self._url)  # a node that was followed may be gone for good; start over at the configured one
             raise StoreGone(f"{type(error).__name__}: {error}") from error
 
     def _client(self) -> Redis:
@@ -141,7 +141,7 @@ class RedisStore:
         )
 
     async def _go(self, url: str) -> None:
-        """Ask that node from now on."""
+        """Use that node from now on."""
         if url != self._at:
             left, self._at = self._redis, url
             self._redis = self._client()
@@ -149,7 +149,7 @@ class RedisStore:
 
 
 def _elsewhere(url: str, host: str, port: int) -> str:
-    """The same URL at another node; a node that does not know its name leaves the host out."""
+    """The same URL at another node; MOVED without a host means the same host."""
     parts = urlsplit(url)
     user, at, _ = parts.netloc.rpartition("@")
     name = host or parts.hostname or ""

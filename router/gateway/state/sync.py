@@ -1,7 +1,7 @@
-"""The loop that keeps one router and the store in step, beside the traffic.
+"""The loop that synchronises one router with the store, in the background.
 
-Believes: the store may be gone for hours. Must not know what a load or a report means. Gone: the router goes on with
-its own view, forgets each peer a lease after it last heard of it, says so in a gauge, and tries again ever more slowly.
+The store may be unreachable for hours. The router then works with its own load alone, drops each peer one lease after
+its last view, shows it in a gauge, and retries with a growing delay. Must not depend on what a load or a report means.
 """
 
 import asyncio
@@ -17,33 +17,33 @@ RETRY_S_MAX: Final = 1.0
 
 
 class Listener(Protocol):
-    """Who wants to know."""
+    """Receives what the store holds."""
 
     def on_peer_load(self, peer: str, loads: Mapping[str, Load]) -> None:
-        """What another router has in flight."""
+        """A peer's work in flight, by backend."""
 
     def peer_lost(self, peer: str) -> None:
-        """Another router's lease ran out."""
+        """A peer's lease has expired."""
 
     def reported(self, name: str, report: EngineReport) -> None:
-        """What a sidecar read of an engine."""
+        """A sidecar's report of an engine."""
 
 
 class StateObserver(Protocol):
-    """Who counts."""
+    """Counts syncs for the metrics."""
 
     def synced(self, took_s: float, peers: int) -> None:
         """The store answered."""
 
     def sync_failed(self, why: str) -> None:
-        """The store was gone."""
+        """The store did not answer."""
 
     def unreadable(self, peer: str) -> None:
-        """What a peer published cannot be read, since now."""
+        """A peer's view has become unreadable."""
 
 
 class Sync:
-    """Publishes our view and passes on the others', every ``period_s``."""
+    """Publishes this router's view and passes on the peers', every ``period_s``."""
 
     def __init__(
         self,
@@ -55,16 +55,16 @@ class Sync:
         period_s: float,
         lease_s: float,
     ) -> None:
-        """``view`` says what to publish, ``backends`` whose reports to read (none where we scrape ourselves)."""
+        """``view``: what to publish; ``backends``: whose reports to read (none where this router scrapes itself)."""
         self._store, self._listener, self._observer = store, listener, observer
         self._view, self._backends = view, backends
         self._period_s, self._lease_s = period_s, lease_s
-        self._heard_s: dict[str, float] = {}
+        self._last_view_s: dict[str, float] = {}
         self._reported_s: dict[str, float] = {}
         self.peers: Mapping[str, RouterView] = {}
 
     async def run(self, clock: Callable[[], float]) -> None:
-        """Sync for ever; cancel to end."""
+        """Sync until cancelled."""
         wait_s = self._period_s
         while True:
             ok = await self.once(clock)
@@ -72,7 +72,7 @@ class Sync:
             await asyncio.sleep(wait_s)
 
     async def once(self, clock: Callable[[], float]) -> bool:
-        """One sync; False when the store was gone."""
+        """One sync; False when the store did not answer."""
         started_s = clock()
         try:
             shared = await self._store.sync(self._view(), self._backends(), started_s)
@@ -86,21 +86,21 @@ class Sync:
 
     def _pass_on(self, shared: Shared, now_s: float) -> None:
         for peer, view in shared.routers.items():
-            self._heard_s[peer] = now_s
+            self._last_view_s[peer] = now_s
             if view is UNREADABLE and self.peers.get(peer) is not UNREADABLE:
                 self._observer.unreadable(peer)
             self._listener.on_peer_load(peer, view.loads)
         for backend, report in shared.reports.items():
-            if report.asked_s > self._reported_s.get(backend, float("-inf")) + 1e-3:  # clocks jitter; news do not
-                self._reported_s[backend] = min(report.asked_s, now_s)  # one from the future must not silence the next
+            if report.asked_s > self._reported_s.get(backend, float("-inf")) + 1e-3:  # less is the jitter of clocks
+                self._reported_s[backend] = min(report.asked_s, now_s)  # one from the future must not hide the next
                 self._listener.reported(backend, report)
         self.peers = shared.routers
         self._forget(now_s)
 
     def _forget(self, now_s: float) -> None:
-        """Drop peers whose lease is over; the store's own answer when it is there, our clock when it is not."""
-        for peer, heard_s in tuple(self._heard_s.items()):
-            if now_s - heard_s > self._lease_s:
-                del self._heard_s[peer]
+        """Drop the peers without a view for a lease, by this router's clock."""
+        for peer, viewed_s in tuple(self._last_view_s.items()):
+            if now_s - viewed_s > self._lease_s:
+                del self._last_view_s[peer]
                 self.peers = {name: view for name, view in self.peers.items() if name != peer}
                 self._listener.peer_lost(peer)

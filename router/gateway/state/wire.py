@@ -1,6 +1,6 @@
 """Views and reports as JSON: one form for every store.
 
-Believes: what another release wrote may be unreadable, which is no fault. Must not know where it is kept. Times are
+What another release wrote may be unreadable, which is no fault. Must not depend on where it is stored. Times are
 moved onto the store's clock on the way out and back onto the reader's on the way in. What should be a number and is
 none is read as inf, which the core's border drops and counts; only demand, which no core sees, is checked here.
 """
@@ -41,32 +41,32 @@ def view_from(raw: bytes) -> RouterView:
         return UNREADABLE
 
 
-def view_of(told: Any) -> RouterView:
+def view_of(plain: Any) -> RouterView:
     """The same of what was parsed."""
     try:
         return RouterView(
-            {name: _load_of(load) for name, load in told["loads"].items()},
-            _demand_of(told["demand"]),
-            str(told["version"]),
+            {name: _load_of(load) for name, load in plain["loads"].items()},
+            _demand_of(plain["demand"]),
+            str(plain["version"]),
         )
     except (TypeError, KeyError, AttributeError):
         return UNREADABLE
 
 
-def _load_of(told: Any) -> Load:
-    return Load(**{field: border.number(value) for field, value in told.items()})
+def _load_of(plain: Any) -> Load:
+    return Load(**{field: border.number(value) for field, value in plain.items()})
 
 
-def _demand_of(told: Any) -> dict[str, ModelDemand]:
+def _demand_of(plain: Any) -> dict[str, ModelDemand]:
     """Demand by model; a model's is passed over where one of its numbers is implausible."""
-    asked = {model: ModelDemand(**each) for model, each in told.items()}
-    return {model: each for model, each in asked.items() if _plausible(each)}
+    demand = {model: ModelDemand(**each) for model, each in plain.items()}
+    return {model: each for model, each in demand.items() if _plausible(each)}
 
 
-def _plausible(asked: ModelDemand) -> bool:
-    counts = (asked.requests_per_s, asked.prompt_tokens, asked.output_tokens, asked.ended, asked.attained)
+def _plausible(demand: ModelDemand) -> bool:
+    counts = (demand.requests_per_s, demand.prompt_tokens, demand.output_tokens, demand.ended, demand.attained)
     in_range = all(0.0 <= border.number(count) <= _DEMAND_MOST for count in counts)
-    return in_range and asked.attained <= asked.ended and isinstance(asked.slo_class, str)
+    return in_range and demand.attained <= demand.ended and isinstance(demand.slo_class, str)
 
 
 def report_json(report: EngineReport, ahead_s: float) -> bytes:
@@ -75,7 +75,7 @@ def report_json(report: EngineReport, ahead_s: float) -> bytes:
 
 
 def report_plain(report: EngineReport, ahead_s: float = 0.0) -> dict[str, float]:
-    """The same before it is JSON, which knows no nan."""
+    """The same before it is JSON, which has no nan."""
     said = {name: getattr(report, name) for name in _FIELDS}
     return {"asked_s": report.asked_s + ahead_s} | {name: value for name, value in said.items() if isfinite(value)}
 
