@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(VENV)/uv/bin/uv
-LOOPS := $(addprefix router/core/,columns.py kernels.py lessons.py hashing.py) policies/routing/_headroom.py
+LOOPS := $(addprefix router/core/,columns.py kernels.py estimators.py hashing.py) policies/routing/_headroom.py
 .DEFAULT_GOAL := help
 .PHONY: help env run fast test check format bench real wheel clean
 
