@@ -1,1 +1,1 @@
-"""Real engines on one machine without a GPU: install once, start, pin, end. See README.md beside this file."""
+"""Real engines on one machine without a GPU: install once, start, pin, end. See README.md in this folder."""

