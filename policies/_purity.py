@@ -1,4 +1,4 @@
-"""What a policy's own source may hold, checked before any of it runs: ``faults``.
+"""What a policy's own source may hold, checked before any of it runs: ``examined``.
 
 A policy answers from its arguments alone. So its file imports ``router.core``, parts of ``policies``, numpy and pure
 modules of the standard library; it reads no clock, no file, no environment and no chance but ``rng``; it keeps nothing
@@ -11,6 +11,7 @@ The check reads the syntax tree and follows names, so it finds what an author do
 import ast
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from policies._purity_rules import (
@@ -35,6 +36,7 @@ from policies._purity_rules import (
     not_pure,
 )
 
+_KEPT: Final = 64  # sources; a reload examines the same ones again
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
@@ -45,21 +47,37 @@ class Fault(NamedTuple):
     what: str
 
 
-def faults(text: str, *, built_in: bool = False) -> list[Fault]:
+class Examined(NamedTuple):
+    """What a source was found to hold. ``parts``: the modules of ``policies`` that it imports; what holds for the
+    source must hold for them.
+    """
+
+    faults: tuple[Fault, ...]
+    parts: tuple[str, ...]
+
+
+@lru_cache(maxsize=_KEPT)
+def examined(text: str, *, built_in: bool = False) -> Examined:
     """All that keeps this source from being a policy's, by line; SyntaxError when it is no Python. *built_in*: a module
     of ``policies``, which comes with the core: how deep it imports from there is for the import linter to judge.
     """
-    return sorted(set(_Reader(built_in=built_in).read(ast.parse(text))))
+    tree = ast.parse(text)
+    faults = sorted(set(_Reader(built_in=built_in).read(tree)))
+    return Examined(tuple(faults), tuple(_parts(tree)))
 
 
-def parts(text: str) -> list[str]:
-    """The modules of ``policies`` that this source imports: what holds for it must hold for them."""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(text)):
+def faults(text: str, *, built_in: bool = False) -> list[Fault]:
+    """The faults of ``examined``."""
+    return list(examined(text, built_in=built_in).faults)
+
+
+def _parts(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and is_part(node.module):
-            below = [f"{node.module}.{each.name}" for each in node.names] if node.module in PARTS else [node.module]
-            names += below
-    return names
+            if node.module in PARTS:
+                yield from (f"{node.module}.{each.name}" for each in node.names)
+            else:
+                yield node.module
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,9 @@ def check(source: Source) -> None:
     expected. What it imports from ``policies`` is held to the same.
     """
     _compiled(source)
-    _check(source, _purity.faults(source.text))
-    for part in _purity.parts(source.text):
+    found = _purity.examined(source.text)
+    _check(source, found.faults)
+    for part in found.parts:
         _check_part(part, set())
 
 
@@ -79,8 +80,9 @@ def _check_part(name: str, seen: set[str]) -> None:
         return
     seen.add(name)
     source = Source(str(path), path.read_text(encoding="utf-8"))
-    _check(source, _purity.faults(source.text, built_in=True))
-    for part in _purity.parts(source.text):
+    found = _purity.examined(source.text, built_in=True)
+    _check(source, found.faults)
+    for part in found.parts:
         _check_part(part, seen)
 
 

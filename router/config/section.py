@@ -27,11 +27,18 @@ RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 class Section(BaseModel):
     """A part of the file: frozen, and a key that it does not have is an error.
 
-    ``renamed``: keys of earlier versions, with what to write instead.
+    ``renamed``: keys of earlier versions, with what to write instead. A validator is built at its first use, and within
+    that of the section around it: every command that reads a config waits for that. So no section is instantiated while
+    modules are imported (``default``).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     renamed: ClassVar[Mapping[str, str]] = {}
+
+
+def default(**given: Any) -> Any:
+    """What a section is that the text leaves out: as if it were there with these keys."""
+    return Field(given, validate_default=True)
 
 
 def named(key: str) -> BeforeValidator:

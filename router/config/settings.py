@@ -19,6 +19,7 @@ from router.config.section import (
     PositiveInt,
     RedisUrl,
     Section,
+    default,
     named,
     some,
 )
@@ -101,9 +102,9 @@ class SloLimits(Section):
     from the class, is served as best effort, or refused at once with 429.
     """
 
-    ttft_ms: SloRange = SloRange()
-    tpot_ms: SloRange = SloRange()
-    e2e_ms: SloRange = SloRange()
+    ttft_ms: SloRange = default()
+    tpot_ms: SloRange = default()
+    e2e_ms: SloRange = default()
     outside: Literal["refuse", "clamp"] = "refuse"
     infeasible: Literal["best_effort", "refuse"] = "best_effort"
 
@@ -116,7 +117,7 @@ class SloClass(Section):
     e2e_ms: PositiveFloat | None = None
     quantile: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
     priority: int = 0
-    slo_limits: SloLimits = SloLimits()
+    slo_limits: SloLimits = default()
 
     def slo(self) -> Slo:
         """As the core has it, in seconds."""
@@ -228,11 +229,11 @@ class Policy(Section):
     """
 
     prefix_blocks_max: Annotated[int, Field(ge=0, le=4096)] = 64
-    routing: OwnPolicy = Own(name="slo_headroom")
-    admission: OwnPolicy = Own(name="deadline")
-    scaling: PolicyName = Named(name="headroom")
-    limits: Limits = Limits()
-    guard: Guard = Guard()
+    routing: OwnPolicy = default(name="slo_headroom")
+    admission: OwnPolicy = default(name="deadline")
+    scaling: PolicyName = default(name="headroom")
+    limits: Limits = default()
+    guard: Guard = default()
     shadow: Shadow | None = None
     canary: Canary | None = None
 
@@ -289,7 +290,7 @@ class PolicyValidation(Section):
 class Reload(Section):
     """How a config comes to serve, and what is kept of those that did."""
 
-    validation: PolicyValidation = PolicyValidation()
+    validation: PolicyValidation = default()
     history_max: Annotated[int, Field(ge=2, le=1000)] = 20
     history_dir: Path | None = None
     audit_file: Path | None = None
@@ -327,25 +328,25 @@ class Autoscale(Section):
     period_s: PositiveFloat = 15.0
     port: Port = 8081
     variants: dict[Name, Variant] = {}
-    target: Annotated[Target, named("name")] = Target(name="advise")
+    target: Annotated[Target, named("name")] = default(name="advise")
 
 
 class Settings(Section):
     """The whole file."""
 
-    listen: Listen = Listen()
-    upstream: Upstream = Upstream()
+    listen: Listen = default()
+    upstream: Upstream = default()
     backends: Annotated[tuple[Backend, ...], BeforeValidator(some)]
-    slo_classes: dict[Name, SloClass] = {"default": SloClass()}
+    slo_classes: dict[Name, SloClass] = default(default={})
     default_slo_class: Name = "default"
     api_keys: tuple[ApiKey, ...] = ()
     admin_key: Key | None = None
-    policy: Policy = Policy()
-    state: State = State()
-    scrape: Scrape = Scrape()
+    policy: Policy = default()
+    state: State = default()
+    scrape: Scrape = default()
     record: Record | None = None
-    reload: Reload = Reload()
-    autoscale: Autoscale = Autoscale()
+    reload: Reload = default()
+    autoscale: Autoscale = default()
 
 
 def load(path: Path) -> tuple[Settings, Document]:
