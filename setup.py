@@ -3,7 +3,7 @@
 Everything else about the package stands in pyproject.toml, the list of modules (``tool.headroom.compiled``) too. A
 build compiles, or fails. ``HEADROOM_COMPILE=loops`` leaves the modules interpreted, ``no`` builds an interpreted
 package. ``python setup.py build_ext --inplace`` puts the extensions beside their sources (``make fast``), with a
-manifest for ``router/compiled.py``. After a change only what it touches is compiled again.
+manifest for ``router/compiled.py``. After a change only its layer is compiled again.
 """
 
 import ast
@@ -58,6 +58,7 @@ for key, value in sorted(found.items()):
 """
 
 LIBRARIES: Final = "router._native"  # of translated modules
+LAYERS: Final = {"core": ("router/core/", "policies/"), "gateway": ("router/gateway/",), "simulator": ("simulator/",)}
 MYPY: Final = (
     # Checked as strictly as `make check` does it, where numpy can be seen; a build must not fail for want of a stub.
     "--ignore-missing-imports", "--no-warn-unused-ignores", "--no-warn-return-any",
@@ -131,15 +132,19 @@ def write_constants(header: Path) -> None:
 
 
 def translated() -> list[Extension]:
-    """The modules in C: for each the extension that Python imports, and in LIBRARIES one with its code."""
+    """The modules in C: for each the extension that Python imports, and for each layer a library with the code."""
     from mypyc.build import mypycify  # noqa: PLC0415 - only where something is to be compiled
 
     # Only what we import is cached: a class that mypyc (2.4) reads from its cache lacks what it says of undefined
     # attributes, and the translation of a module that uses them fails.
     for folder in (folder for package in PACKAGES for folder in (BUILD / "mypy").glob(f"*/{package}")):
         rmtree(folder)
-    # Not beside the sources, where what lists the modules of a package would find the libraries.
-    groups = [([name], f"{LIBRARIES}.{name.removesuffix('.py').replace('/', '_')}") for name in modules()]
+    # One library a layer: calls within it are direct, and each holds a copy of mypyc's runtime, which takes gcc longer
+    # than a small module. Not beside the sources, where what lists the modules of a package would find them.
+    groups = [
+        ([name for name in modules() if name.startswith(folders)], f"{LIBRARIES}.{layer}")
+        for layer, folders in LAYERS.items()
+    ]
     Path(LIBRARIES.replace(".", "/")).mkdir(exist_ok=True)
     return list(mypycify([*MYPY, *modules()], opt_level="2", debug_level="0", separate=groups))
 
