@@ -94,7 +94,7 @@ static const double *the_rows(Arguments *all, npy_intp rows, npy_intp *count, co
 
 static void the_candidates(Arguments *all, Weighed *w) {
     Array columns = read_from(all, NPY_DOUBLE, 2), slots = read_from(all, NPY_INTP, 1);
-    demand(all, columns.shape[0] == LEDGER, "columns: one row for each fact of the ledger");
+    demand(all, columns.shape[0] >= LEDGER, "columns: one row for each fact of the ledger");
     demand(all, slots.shape[0] == w->count, "slots: one for each candidate");
     demand_slots(all, slots.data, slots.shape[0], columns.shape[1]);
     w->columns = columns.data, w->columns_end = columns.shape[1], w->slots = slots.data;

@@ -198,7 +198,7 @@ static double expected_violations(const Facts *f, const Engine *e, double over_s
 /* Columns, prior, factors and roofs, in this order; `end`: of the one that has fewest slots. */
 static Facts the_columns(Arguments *all, npy_intp *end) {
     Array columns = read_from(all, NPY_DOUBLE, 2);
-    demand(all, columns.shape[0] == LEDGER, "columns: one row for each fact of the ledger");
+    demand(all, columns.shape[0] >= LEDGER, "columns: one row for each fact of the ledger");
     *end = columns.shape[1];
     Facts f = {columns.data, NULL, NULL, NULL, columns.shape[1]};
     return f;

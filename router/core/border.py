@@ -22,6 +22,7 @@ from router.core.estimators import LOG_FACTOR_MOST, NOISE_MAX, NOISE_MIN
 from router.core.kernels import SPREAD_MOST
 from router.core.lengths import BINS
 from router.core.physics import StepCoefficients
+from router.core.signals import Signal, registered
 from router.core.types import Backend, EngineReport, Load, Request, Usage
 
 USAGE: Final = "usage"
@@ -40,7 +41,6 @@ PROMPT_FACTOR: Final = 32  # between an estimate from bytes and the engine's cou
 PROMPT_SLACK_TOKENS: Final = 4096  # that a chat template or a system prompt of the engine's own may add
 SEQUENCES_MOST: Final = 1e6  # on one backend
 TOKENS_MOST: Final = 1e10  # in one backend's KV cache or queue
-SHARE_OVERSHOOT: Final = 0.05  # of a share above 1 that is rounding, and is clipped
 DRIFT: Final = 1e-3  # below 0 that is rounding of a sum, and is clipped
 AHEAD_S: Final = 1.0  # by which clocks that are compared through a store may differ
 FAR_S: Final = 1e12  # a clock never shows so much
@@ -136,16 +136,18 @@ def report(given: EngineReport, name: str, now_s: float, dropped: DroppedNumbers
         given.asked_s,
         _in_range(given.running, 0.0, SEQUENCES_MOST, name, "running", dropped),
         _in_range(given.waiting, 0.0, SEQUENCES_MOST, name, "waiting", dropped),
-        _share(given.kv_usage, name, "kv_usage", dropped),
-        _share(given.prefix_hit_rate, name, "prefix_hit_rate", dropped),
         _in_range(given.kv_tokens_max or nan, 1.0, TOKENS_MOST, name, "kv_tokens_max", dropped),  # 0: not known yet
+        **{
+            each.name: _signal(each, value, name, dropped)
+            for each, value in zip(registered(), given.signals, strict=True)
+        },
     )
 
 
-def _share(value: float, name: str, field: str, dropped: DroppedNumbers) -> float:
-    """A share, at most 1; nan (not reported) stays nan."""
-    given = _in_range(value, 0.0, 1.0 + SHARE_OVERSHOOT, name, field, dropped)
-    return 1.0 if given > 1.0 else given
+def _signal(signal: Signal, value: float, name: str, dropped: DroppedNumbers) -> float:
+    """The value where it is in the signal's range, clipped where it exceeds it by rounding; else its ``absent``."""
+    given = _in_range(value, signal.least, signal.most + signal.rounding, name, signal.name, dropped)
+    return signal.absent if isnan(given) else min(given, signal.most)
 
 
 def _in_range(value: float, least: float, most: float, name: str, field: str, dropped: DroppedNumbers) -> float:

@@ -39,7 +39,7 @@ PEERS_TPOT_BOUND_S: Final = 29
 FIRST_TOKEN_S: Final = 30  # when the last first token came from there (-inf: never)
 E2E_TPOT_BOUND_S: Final = 31  # the least time per token that the E2E SLOs of this router's requests there leave
 PEERS_E2E_TPOT_BOUND_S: Final = 32
-LEDGER: Final = 33  # rows
+LEDGER: Final = 33  # rows named here; the rows of further signals follow (``router.core.signals``)
 
 # -- a belief's prior and factors: a row a slot -----------------------------------------------------------------------
 

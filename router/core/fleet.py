@@ -36,6 +36,7 @@ from router.core.columns import (
 )
 from router.core.ledger import Ledger
 from router.core.metering import RATE_TAU_S
+from router.core.signals import row_of
 from router.core.types import Backend, Request
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -220,6 +221,12 @@ class Fleet:
         never did, or took in no prompt since its last report).
         """
         return self.of(self._table.shown_rows[PREFIX_HIT_RATE])
+
+    def signal(self, name: str) -> Floats:
+        """What each engine last reported of the signal of that name (``router.core.signals``), or its ``absent`` value:
+        nan for most. Raises KeyError for a name that is not registered.
+        """
+        return self.of(self._table.shown_rows[row_of(name)])
 
     @property
     def prefill_tokens_per_s(self) -> Floats:

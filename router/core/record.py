@@ -52,7 +52,9 @@ class Recording:
 
     def reported(self, name: str, report: EngineReport, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
-        return self._note("reported", now_s, self._core.reported(name, report, now_s), name=name, report=_plain(report))
+        return self._note(
+            "reported", now_s, self._core.reported(name, report, now_s), name=name, report=_plain_report(report)
+        )
 
     def on_peer_load(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
@@ -137,7 +139,18 @@ def _plain_request(request: Request) -> Event:
     return {**fact, "slo": _finite(asdict(request.slo)), "prefix": list(request.prefix)}
 
 
-def _plain(fact: Backend | EngineReport) -> Event:
+def _plain_report(report: EngineReport) -> Event:
+    finite: Event = _finite({"asked_s": report.asked_s, **report.numbers()})
+    return finite
+
+
+def report_of(plain: Event) -> EngineReport:
+    """The report of a ``reported``. A signal that is not registered any more is left out: no policy reads it."""
+    known = ("asked_s", *EngineReport(nan).numbers())
+    return EngineReport(**{"asked_s": nan, **{name: value for name, value in plain.items() if name in known}})
+
+
+def _plain(fact: Backend) -> Event:
     """A fact as JSON can hold it: what is inf or nan is its default there and left out."""
     finite: Event = _finite(asdict(fact))
     return finite
@@ -185,7 +198,7 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "backend_health": lambda e: (e["name"], e["up"]),
     "backend_draining": lambda e: (e["name"], e["draining"]),
     "probe_started": lambda e: (e["name"],),
-    "reported": lambda e: (e["name"], EngineReport(**{"asked_s": nan, **e["report"]})),
+    "reported": lambda e: (e["name"], report_of(e["report"])),
     "on_peer_load": lambda e: (e["peer"], {name: Load(**load) for name, load in e["loads"].items()}),
     "adopt_belief": lambda e: (e["name"], e["learnt"]),
     "arrived": lambda e: (request_of(e["request"]),),

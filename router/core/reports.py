@@ -11,14 +11,13 @@ from router.core.columns import (
     CONTEXT_TOKENS,
     DECODING,
     KV_TOKENS_MAX,
-    KV_USAGE,
     PEERS,
     PREFILL_TOKENS,
     PREFILLING,
-    PREFIX_HIT_RATE,
     REPORTED_S,
 )
 from router.core.metering import Metering
+from router.core.signals import rows
 from router.core.slot_table import SlotTable
 from router.core.types import EngineReport
 
@@ -27,7 +26,7 @@ _INF: Final = float("inf")
 
 
 class Reports:
-    """The rows of the table that engines fill: unattributed load, KV usage, prefix hit rate."""
+    """The rows of the table that engines fill: unattributed load and signals."""
 
     def __init__(self, table: SlotTable, metering: Metering) -> None:
         self._table = table
@@ -50,7 +49,8 @@ class Reports:
             return
         requests, tokens = self._carried_at(slot, report.asked_s)
         cells[REPORTED_S][slot] = report.asked_s
-        cells[KV_USAGE][slot], cells[PREFIX_HIT_RATE][slot] = report.kv_usage, report.prefix_hit_rate
+        for row, value in zip(rows(), report.signals, strict=True):
+            cells[row][slot] = value
         if report.kv_tokens_max > 0:
             cells[KV_TOKENS_MAX][slot] = report.kv_tokens_max
         running, waiting = _or_zero(report.running), _or_zero(report.waiting)

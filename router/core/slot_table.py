@@ -1,4 +1,4 @@
-"""The matrix of all numeric facts: one row a fact (``columns.py`` names them), one column a backend's slot.
+"""The matrix of all numeric facts: one row a fact (``columns.py`` and the signals name them), one column a slot.
 
 One matrix, so that a forecast over a thousand backends is a handful of loops over contiguous memory. Holds memory and
 generations only; what the numbers mean is the business of the files that write them (roster, load, metering, reports,
@@ -14,20 +14,18 @@ from router.core.arrays import Floats, view_of
 from router.core.columns import (
     E2E_TPOT_BOUND_S,
     FIRST_TOKEN_S,
-    KV_USAGE,
     LAST_SENT,
-    LEDGER,
     LOAD,
     PEERS,
     PEERS_E2E_TPOT_BOUND_S,
     PEERS_TPOT_BOUND_S,
-    PREFIX_HIT_RATE,
     RATE_AT_S,
     REPORTED_S,
     TPOT_BOUND_S,
     UNATTRIBUTED,
     UP,
 )
+from router.core.signals import registered, row_count, rows
 
 _INF: Final = float("inf")
 
@@ -46,7 +44,7 @@ class SlotTable:
 
     def __init__(self, capacity: int) -> None:
         self.generation: list[int] = []
-        self._use(np.zeros((LEDGER, capacity)))
+        self._use(np.zeros((row_count(), capacity)))
 
     def _use(self, columns: Floats) -> None:
         self.columns = columns
@@ -66,7 +64,7 @@ class SlotTable:
         """One more slot; returns its number."""
         slot = len(self.generation)
         if slot == self.capacity:
-            columns = np.zeros((LEDGER, 2 * slot))
+            columns = np.zeros((row_count(), 2 * slot))
             columns[:, :slot] = self.columns
             self._use(columns)
         self.generation.append(0)
@@ -83,7 +81,8 @@ class SlotTable:
         columns[RATE_AT_S, slot] = now_s
         columns[TPOT_BOUND_S, slot] = columns[PEERS_TPOT_BOUND_S, slot] = _INF
         columns[E2E_TPOT_BOUND_S, slot] = columns[PEERS_E2E_TPOT_BOUND_S, slot] = _INF
-        columns[KV_USAGE, slot] = columns[PREFIX_HIT_RATE, slot] = np.nan
+        for signal, row in zip(registered(), rows(), strict=True):
+            columns[row, slot] = signal.absent
 
     def vacate(self, slot: int) -> None:
         """The backend left: what still refers to the slot is of an earlier generation."""

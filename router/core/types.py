@@ -12,6 +12,7 @@ from math import inf, nan
 from typing import Any, Final, Protocol
 
 from router.core.physics import StepCoefficients
+from router.core.signals import in_order, names
 
 RequestId = str
 
@@ -182,32 +183,57 @@ class EngineReport(Fact):
     """What an engine reports of its own queue; nan where it reports nothing. ``asked_s``: when the scrape began, on the
     router's clock.
 
-    ``running`` and ``waiting`` count sequences; ``kv_usage`` is 0 to 1; ``prefix_hit_rate`` is the share of prompt
-    tokens found in its prefix cache since the last report; ``kv_tokens_max`` its KV capacity in tokens.
+    ``running`` and ``waiting`` count sequences; ``kv_tokens_max``: its KV capacity in tokens; ``signals``: in the
+    order of ``router.core.signals``, and given to the constructor by name.
     """
 
     asked_s: Final[float]
     running: Final[float]
     waiting: Final[float]
-    kv_usage: Final[float]
-    prefix_hit_rate: Final[float]
     kv_tokens_max: Final[float]
+    signals: Final[tuple[float, ...]]
 
     def __init__(
         self,
         asked_s: float,
         running: float = nan,
         waiting: float = nan,
-        kv_usage: float = nan,
-        prefix_hit_rate: float = nan,
         kv_tokens_max: float = nan,
+        **signals: float,
     ) -> None:
+        """Raises TypeError for a signal that is not registered."""
         self.asked_s = asked_s
         self.running = running
         self.waiting = waiting
-        self.kv_usage = kv_usage
-        self.prefix_hit_rate = prefix_hit_rate
         self.kv_tokens_max = kv_tokens_max
+        self.signals = in_order(signals)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _report_of, (self.asked_s, self.numbers())
+
+    @property
+    def kv_usage(self) -> float:
+        """The signal of that name."""
+        return self.signal("kv_usage")
+
+    @property
+    def prefix_hit_rate(self) -> float:
+        """The signal of that name."""
+        return self.signal("prefix_hit_rate")
+
+    def signal(self, name: str) -> float:
+        """The signal of that name."""
+        return self.signals[names().index(name)]
+
+    def numbers(self) -> dict[str, float]:
+        """All that is reported, by name."""
+        signals = zip(names(), self.signals, strict=True)
+        return {"running": self.running, "waiting": self.waiting, **dict(signals), "kv_tokens_max": self.kv_tokens_max}
+
+
+def _report_of(asked_s: float, numbers: Mapping[str, float]) -> EngineReport:
+    """The report with these ``numbers``."""
+    return EngineReport(asked_s, **numbers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ no socket itself. Pages and error bodies are passed in as bytes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 
+from router.core.signals import Reading
 from router.engines.facts import EngineFacts, EnginePages
 from router.engines.prometheus import Snapshot
 
@@ -111,11 +112,14 @@ class ErrorDialect:
 class MetricsPage:
     """How a Prometheus page is recognised and read. ``signatures``: beginnings of lines, each proof of the kind.
 
-    ``read`` gets the page with a line feed before it and the engine's names of the models that are routed to it.
+    ``read`` gets the page with a line feed before it and the engine's names of the models that are routed to it; it
+    fills all of the snapshot but its signals. ``signals``: by name, how this kind's page is read for signals whose own
+    files (``router/core/signals``) have no reading for it.
     """
 
     signatures: tuple[bytes, ...]
     read: Callable[[bytes, Collection[str]], Snapshot]
+    signals: Mapping[str, Reading] = field(default_factory=dict)
 
 
 Discover = Callable[[EnginePages], Awaitable[EngineFacts | None]]

@@ -19,18 +19,14 @@ from router.engines.facts import (
     whole,
 )
 from router.engines.kind import EngineKind, MetricsPage
-from router.engines.prometheus import Snapshot, mean, samples_of_first, total
+from router.engines.prometheus import Snapshot, samples_of_first, total
 
 
 def _metrics(page: bytes, _: Collection[str]) -> Snapshot:
-    cached = total(samples_of_first(page, b"llamacpp:prompt_tokens_cached_total"))
     return Snapshot(
         "llamacpp",
         running=total(samples_of_first(page, b"llamacpp:requests_processing")),
         waiting=total(samples_of_first(page, b"llamacpp:requests_deferred")),
-        kv_usage=mean(samples_of_first(page, b"llamacpp:kv_cache_usage_ratio")),
-        hits=cached,
-        queries=cached + total(samples_of_first(page, b"llamacpp:prompt_tokens_total")),
     )
 
 

@@ -6,10 +6,11 @@ rank: counts are summed over them, shares averaged.
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from math import nan
+from dataclasses import dataclass, field
+from math import isnan, nan
 from typing import Final
 
+from router.core.signals import Value, value_since
 from router.core.types import EngineReport
 
 Labels = Mapping[str, str]
@@ -47,28 +48,43 @@ def _sample(rest: bytes) -> tuple[Labels, float] | None:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one page says. ``hits`` and ``queries`` count prompt tokens since the engine began (nan: not reported);
-    ``hit_rate`` is for engines that report only the share.
-    """
+    """What one page says. ``signals``: by name, what the page gives for each."""
 
     engine: str
     running: float = nan
     waiting: float = nan
-    kv_usage: float = nan
     kv_tokens_max: float = nan
-    hits: float = nan
-    queries: float = nan
-    hit_rate: float = nan
+    signals: Mapping[str, Value] = field(default_factory=dict)
 
     def report(self, asked_s: float, before: "Snapshot | None") -> EngineReport:
         """As the core wants it; ``before`` is the page read last, for what happened since."""
-        rate = self.hit_rate if before is None else self._rate_since(before)
-        return EngineReport(asked_s, self.running, self.waiting, self.kv_usage, rate, self.kv_tokens_max)
+        last: Mapping[str, Value] = before.signals if before is not None else {}
+        found = {name: value_since(value, last.get(name)) for name, value in self.signals.items()}
+        reported = {name: value for name, value in found.items() if not isnan(value)}
+        return EngineReport(asked_s, self.running, self.waiting, self.kv_tokens_max, **reported)
 
-    def _rate_since(self, before: "Snapshot") -> float:
-        """Share of the prompt tokens since then found in the cache; nan with no prompt, or after a restart."""
-        asked, hit = self.queries - before.queries, self.hits - before.hits
-        return hit / asked if asked > 0 and 0 <= hit <= asked else self.hit_rate
+
+class SignalPage:
+    """A page as the readings of signals see it; see ``router.core.signals.Page``."""
+
+    def __init__(self, page: bytes, models: Collection[str]) -> None:
+        """*page*: with a line feed before it; *models*: those whose samples count, where samples have a model."""
+        self._page, self._models = page, models
+
+    def total(self, *names: str, **labels: str) -> float:
+        """Sum over the samples with these labels; nan when there is none."""
+        return total(self._samples(names), **labels)
+
+    def mean(self, *names: str, **labels: str) -> float:
+        """Mean over the samples with these labels; nan when there is none."""
+        return mean(self._samples(names), **labels)
+
+    def labels(self, *names: str) -> list[Labels]:
+        """The labels of each sample."""
+        return [labels for labels, _ in self._samples(names)]
+
+    def _samples(self, names: tuple[str, ...]) -> Samples:
+        return of_models(samples_of_first(self._page, *(name.encode() for name in names)), self._models)
 
 
 def samples_of_first(page: bytes, *names: bytes) -> Samples:

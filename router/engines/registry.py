@@ -10,9 +10,10 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from router.core.errors import UnknownEngine
+from router.core.signals import Value, registered
 from router.engines.facts import EngineFacts, EnginePages
 from router.engines.kind import OPENAI_PROTOCOL, EngineKind
-from router.engines.prometheus import Snapshot
+from router.engines.prometheus import SignalPage, Snapshot
 from router.spelling import suggestion
 
 
@@ -110,5 +111,12 @@ def read_metrics(page: bytes, models: Collection[str] = ()) -> Snapshot | None:
     for kind in kinds():
         metrics = kind.metrics
         if metrics is not None and any(b"\n" + signature in text for signature in metrics.signatures):
-            return metrics.read(text, models)
+            return replace(metrics.read(text, models), signals=_signals(kind, text, models))
     return None
+
+
+def _signals(kind: EngineKind, text: bytes, models: Collection[str]) -> dict[str, Value]:
+    """What the page gives for each signal that is read from pages of this kind."""
+    page, own = SignalPage(text, models), kind.metrics.signals if kind.metrics is not None else {}
+    readings = {each.name: own.get(each.name) or each.live.get(kind.name) for each in registered()}
+    return {name: reading.read(page) for name, reading in readings.items() if reading is not None}

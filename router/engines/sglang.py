@@ -18,7 +18,7 @@ from router.engines.facts import (
     whole,
 )
 from router.engines.kind import EngineKind, MetricsPage
-from router.engines.prometheus import Snapshot, mean, samples_of_first, total
+from router.engines.prometheus import Snapshot, samples_of_first, total
 
 
 def _metrics(page: bytes, _: Collection[str]) -> Snapshot:
@@ -26,9 +26,7 @@ def _metrics(page: bytes, _: Collection[str]) -> Snapshot:
         "sglang",
         running=total(samples_of_first(page, b"sglang:num_running_reqs")),
         waiting=total(samples_of_first(page, b"sglang:num_queue_reqs")),
-        kv_usage=mean(samples_of_first(page, b"sglang:token_usage")),
         kv_tokens_max=total(samples_of_first(page, b"sglang:max_total_num_tokens")),
-        hit_rate=mean(samples_of_first(page, b"sglang:cache_hit_rate")),
     )
 
 

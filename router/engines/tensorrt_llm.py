@@ -5,7 +5,7 @@ from typing import Final
 
 from router.engines.facts import EngineFacts, EnginePages, listed, longest, names, text
 from router.engines.kind import EngineKind, Era, MetricsPage, Scheduler
-from router.engines.prometheus import Snapshot, mean, samples_of_first, total
+from router.engines.prometheus import Snapshot, samples_of_first, total
 
 
 def _metrics(page: bytes, _: Collection[str]) -> Snapshot:
@@ -13,8 +13,6 @@ def _metrics(page: bytes, _: Collection[str]) -> Snapshot:
         "tensorrt-llm",
         running=total(samples_of_first(page, b"trtllm_num_requests_running")),
         waiting=total(samples_of_first(page, b"trtllm_num_requests_waiting")),
-        kv_usage=mean(samples_of_first(page, b"trtllm_kv_cache_utilization")),
-        hit_rate=mean(samples_of_first(page, b"trtllm_kv_cache_hit_rate")),
     )
 
 

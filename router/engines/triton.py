@@ -222,7 +222,6 @@ def _metrics(page: bytes, models: Collection[str]) -> Snapshot:
         "triton",
         running=total(requests, request_type="scheduled"),
         waiting=total(requests, request_type="waiting"),
-        kv_usage=total(blocks, kv_cache_block_type="used") / most if most > 0 else nan,
         kv_tokens_max=most * mean(blocks, kv_cache_block_type="tokens_per") if most > 0 else nan,
     )
 

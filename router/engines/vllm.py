@@ -6,24 +6,16 @@ from typing import Final
 
 from router.engines.facts import TOKENS_MOST, EngineFacts, EnginePages, listed, longest, names, text, whole
 from router.engines.kind import EngineKind, Era, MetricsPage
-from router.engines.prometheus import Labels, Snapshot, mean, samples_of_first, total
+from router.engines.prometheus import Labels, Snapshot, samples_of_first, total
 
 
 def _metrics(page: bytes, _: Collection[str]) -> Snapshot:
-    """vLLM V1 names; ``gpu_cache_usage_perc`` is what V0 called it."""
     info = [labels for labels, _ in samples_of_first(page, b"vllm:cache_config_info")]
-    never = any(labels.get("enable_prefix_caching") == "False" for labels in info)
     return Snapshot(
         "vllm",
         running=total(samples_of_first(page, b"vllm:num_requests_running")),
         waiting=total(samples_of_first(page, b"vllm:num_requests_waiting")),
-        kv_usage=mean(samples_of_first(page, b"vllm:kv_cache_usage_perc", b"vllm:gpu_cache_usage_perc")),
         kv_tokens_max=sum(map(_kv_tokens, info)) if info else nan,
-        hits=total(samples_of_first(page, b"vllm:prefix_cache_hits_total", b"vllm:gpu_prefix_cache_hits_total")),
-        queries=total(
-            samples_of_first(page, b"vllm:prefix_cache_queries_total", b"vllm:gpu_prefix_cache_queries_total")
-        ),
-        hit_rate=0.0 if never else nan,
     )
 
 

@@ -4,8 +4,10 @@ Nothing here changes the state; ``replica.py`` does. Must not depend on routers,
 """
 
 from collections import deque
-from math import nan, sqrt
+from collections.abc import Mapping
+from math import isnan, sqrt
 
+from router.core.signals import Value, registered, value_since
 from router.core.types import EngineReport
 from simulator.replica.batch import Batch
 from simulator.replica.clock import Clock
@@ -66,21 +68,23 @@ class ReplicaState(Batch):
         used = self.blocks.used + self._opened(k) - self._taken if self._exact else self._held(k)
         return used / self.blocks.total
 
-    def report(self, requested_s: float, before: tuple[int, int] | None) -> EngineReport:
+    def signals(self) -> dict[str, Value]:
+        """What the engine's metrics page has for each signal, by name."""
+        return {each.name: each.of(self) for each in registered()}
+
+    def report(self, requested_s: float, now: Mapping[str, Value], before: Mapping[str, Value] | None) -> EngineReport:
         """The metrics page of the engine as a router reads it, requested at *requested_s*.
 
-        *before*: the prompt tokens counted at the last report and how many of them were cached (None: no report yet).
+        *now*: the ``signals``; *before*: what they were at the last report (None: no report yet).
         """
-        limits, rate = self.limits, nan
-        if before is not None and self.prompt_tokens > before[0]:
-            rate = (self.cached_tokens - before[1]) / (self.prompt_tokens - before[0])
+        last: Mapping[str, Value] = before if before is not None else {}
+        found = {name: value_since(value, last.get(name)) for name, value in now.items()}
         return EngineReport(
             requested_s,
             float(self.running),
             float(self.waiting),
-            self.kv_usage(),
-            rate if limits.prefix_caching else 0.0,
-            float(limits.kv_blocks * limits.block_tokens),
+            float(self.limits.kv_blocks * self.limits.block_tokens),
+            **{name: value for name, value in found.items() if not isnan(value)},
         )
 
     # ---- for bounds, which read everything -----------------------------------------

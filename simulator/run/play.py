@@ -14,6 +14,7 @@ from router.core.dispatcher import Dispatcher
 from router.core.errors import Reason
 from router.core.flight import DispatchLimits
 from router.core.policy import Admission, Routing
+from router.core.signals import Value
 from simulator.pool import Pool
 from simulator.run.fleet import ReplicaFleet, SimulatedEngine
 from simulator.run.kernel import Kernel
@@ -253,7 +254,7 @@ class Scraper:
     def __init__(self, router: SimulatedRouter, fleet: ReplicaFleet, period_s: float, run: Run) -> None:
         """Start at once."""
         self._router, self._fleet, self._period_s, self._run = router, fleet, period_s, run
-        self._seen: dict[str, tuple[int, int]] = {}
+        self._seen: dict[str, dict[str, Value]] = {}  # signals of the last report, by engine
         self._turn = 0
         router.kernel.at(period_s / max(1, len(fleet.engines)), self._scrape_next)
 
@@ -275,8 +276,9 @@ class Scraper:
         if not engine.alive:
             return
         replica = engine.replica
-        report = replica.report(requested_s, self._seen.get(engine.name))
-        self._seen[engine.name] = replica.prompt_tokens, replica.cached_tokens
+        signals = replica.signals()
+        report = replica.report(requested_s, signals, self._seen.get(engine.name))
+        self._seen[engine.name] = signals
         router = self._router
         router.on_commands(router.core.reported(engine.name, report, router.kernel.now_s))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from router.config import settings
+from router.core.signals import Share
 from router.core.types import EngineReport
 from router.engines import Snapshot, read_metrics
 from router.gateway.monitoring.health import Engines, HealthChange, Watch, WatchedEngine, engine
@@ -35,9 +36,16 @@ CAPTURES = Path(__file__).parents[3] / "shared" / "engines"
 def same(found: Snapshot | None, expected: Snapshot) -> bool:
     """Equal, where nan counts as equal to nan."""
     assert found is not None
-    return [-1 if isinstance(v, float) and isnan(v) else v for v in astuple(found)] == [
-        -1 if isinstance(v, float) and isnan(v) else v for v in astuple(expected)
-    ]
+    return numbers(astuple(found)) == numbers(astuple(expected))
+
+
+def numbers(value: object) -> object:
+    """The same with -1 for nan, which equals nothing."""
+    if isinstance(value, dict):
+        return {key: numbers(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [numbers(item) for item in value]
+    return -1 if isinstance(value, float) and isnan(value) else value
 
 
 class Listener:
@@ -71,16 +79,18 @@ class Listener:
 
 def test_ranks_of_one_engine_are_summed_and_shares_averaged() -> None:
     """Data parallelism shows one sample a rank; longer names that begin alike are not counted in."""
-    found = read_metrics(VLLM)
-    assert found == Snapshot("vllm", 7.0, 2.0, 0.3, 3200.0, 250.0, 1000.0)
+    assert same(
+        read_metrics(VLLM),
+        Snapshot("vllm", 7.0, 2.0, 3200.0, {"kv_usage": 0.3, "prefix_hit_rate": Share(250.0, 1000.0)}),
+    )
 
 
 def test_the_prefix_hit_rate_is_of_what_came_since_the_last_page() -> None:
     """A lifetime mean would hide a cache that was just flushed; a restart gives no rate at all."""
-    first = Snapshot("vllm", hits=250, queries=1000)
+    first = Snapshot("vllm", signals={"prefix_hit_rate": Share(250, 1000)})
     assert isnan(first.report(0.0, None).prefix_hit_rate)
-    assert Snapshot("vllm", hits=350, queries=1200).report(0.0, first).prefix_hit_rate == 0.5
-    assert isnan(Snapshot("vllm", hits=1, queries=10).report(0.0, first).prefix_hit_rate)
+    assert Snapshot("vllm", signals={"prefix_hit_rate": Share(350, 1200)}).report(0.0, first).prefix_hit_rate == 0.5
+    assert isnan(Snapshot("vllm", signals={"prefix_hit_rate": Share(1, 10)}).report(0.0, first).prefix_hit_rate)
     assert isnan(first.report(0.0, first).prefix_hit_rate)
 
 
@@ -90,18 +100,21 @@ def test_the_prefix_hit_rate_is_of_what_came_since_the_last_page() -> None:
         (
             b'sglang:num_running_reqs{model_name="m"} 5\nsglang:num_queue_reqs{model_name="m"} 6\n'
             b"sglang:token_usage 0.25\nsglang:max_total_num_tokens 4096\nsglang:cache_hit_rate 0.75\n",
-            Snapshot("sglang", 5, 6, 0.25, 4096, hit_rate=0.75),
+            Snapshot("sglang", 5, 6, 4096, {"kv_usage": 0.25, "prefix_hit_rate": 0.75}),
         ),
         (
             b"trtllm_num_requests_running 2\ntrtllm_num_requests_waiting 1\ntrtllm_kv_cache_utilization 0.5",
-            Snapshot("tensorrt-llm", 2, 1, 0.5),
+            Snapshot("tensorrt-llm", 2, 1, signals={"kv_usage": 0.5, "prefix_hit_rate": nan}),
         ),
         (
             b"llamacpp:requests_processing 1\nllamacpp:requests_deferred 2\n"
             b"llamacpp:prompt_tokens_total 60\nllamacpp:prompt_tokens_cached_total 40\n",
-            Snapshot("llamacpp", 1, 2, hits=40, queries=100),
+            Snapshot("llamacpp", 1, 2, signals={"kv_usage": nan, "prefix_hit_rate": Share(40, 100)}),
         ),
-        (b"vllm:num_requests_running what\nvllm:num_requests_waiting 3 1700000000\n", Snapshot("vllm", nan, 3)),
+        (
+            b"vllm:num_requests_running what\nvllm:num_requests_waiting 3 1700000000\n",
+            Snapshot("vllm", nan, 3, signals={"kv_usage": nan, "prefix_hit_rate": Share(nan, nan)}),
+        ),
     ],
 )
 def test_each_engine_is_known_by_its_names(page: bytes, expected: Snapshot) -> None:
@@ -118,7 +131,7 @@ def test_a_triton_that_serves_others_too_is_read_for_our_models_alone() -> None:
         b'\nnv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="%b",model="a",version="1"} %d' % row
         for row in [(b"used", 50), (b"max", 100), (b"tokens_per", 64), (b"fraction", 0)]
     )
-    assert same(read_metrics(page, ["a"]), Snapshot("triton", 2, 1, 0.5, 6400))
+    assert same(read_metrics(page, ["a"]), Snapshot("triton", 2, 1, 6400, {"kv_usage": 0.5}))
     other = read_metrics(page, ["outer-ensemble"])
     assert other is not None
     assert other.running == 22

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import policies
-from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Request, Rng
+from router.core import Choice, Dispatch, Fleet, Forecast, Hold, Request, Rng, signals
 from router.core.dispatcher import Dispatcher
 from router.core.lifecycle import State
 from router.engines import read_metrics as read_page
@@ -133,6 +133,7 @@ FACTS: Final[Mapping[str, Callable[[Seen], Any] | str]] = {
     **_of("fleet", "seqs_max", "kv_tokens_max", "chunk_tokens", "price_per_s", "network_s", "weight", "tpot_bound_s"),
     **_of("fleet", "kv_usage", "prefix_hit_rate", "prefill_tokens_per_s"),
     **_of("fleet", "name_hashes", "ahead", "hold_s", "e2e_tpot_bound_s"),
+    "Fleet.signal": lambda seen: [seen.fleet.signal(name) for name in signals.names()],
     "Fleet.index": lambda seen: [seen.fleet.index(slot) for slot in range(4)],
     "Fleet.of": lambda seen: seen.fleet.of(seen.fleet.columns),
     "Fleet.cached_tokens": lambda seen: seen.fleet.cached_tokens(seen.request),
@@ -457,8 +458,9 @@ def test_an_engines_page_reads_as_the_simulator_reports_it(caching: bool) -> Non
         loop.kernel.run_until(loop.kernel.now_s + 0.5)
         page = read_page(metrics(server).encode(), ["m"])
         assert page is not None
-        kept.append((page.report(1.0, before), engine.replica.report(1.0, counted)))
-        before, counted = page, (engine.replica.prompt_tokens, engine.replica.cached_tokens)
+        counts = engine.replica.signals()
+        kept.append((page.report(1.0, before), engine.replica.report(1.0, counts, counted)))
+        before, counted = page, counts
         loop.kernel.run_until(loop.kernel.now_s + 60.0)
     for live, simulated in kept:
         assert same(plain(simulated), plain(live)), (simulated, live)

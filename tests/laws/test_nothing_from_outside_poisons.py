@@ -22,6 +22,7 @@ from router.core.errors import Implausible
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.score import TRUSTED_AFTER
+from router.core.signals import names
 from router.core.types import EngineReport, Load, Slo, Usage
 from tests.fakes import backend, core, request, sent
 
@@ -144,8 +145,9 @@ class AnyNumbers(RuleBasedStateMachine):
     def reported(self, name, said, asked_s):
         """At a time of its own, and at the right one."""
         self.core.probe_started(name, self.now_s)
-        self.core.reported(name, EngineReport(asked_s, *said), self.now_s)
-        self.core.reported(name, EngineReport(self.now_s, *said), self.now_s)
+        signals = dict(zip(names(), said[3:], strict=True))
+        for at_s in (asked_s, self.now_s):
+            self.core.reported(name, EngineReport(at_s, *said[:3], **signals), self.now_s)
 
     @rule(peer=st.sampled_from("xy"), loads=st.dictionaries(st.sampled_from([*NAMES, "unknown"]), LOADS))
     def on_peer_load(self, peer, loads):

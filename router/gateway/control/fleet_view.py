@@ -145,7 +145,6 @@ def _line(log: RequestLog, now_s: float) -> Mapping[str, Any]:
 
 def _engine(report: EngineReport, now_s: float) -> dict[str, float | None]:
     """The engine's last report, and its age."""
-    values = {name: value for name, value in asdict(report).items() if name != "asked_s"}
     return {"age_s": round(now_s - report.asked_s, 3)} | {
-        name: value if isfinite(value) else None for name, value in values.items()
+        name: value if isfinite(value) else None for name, value in report.numbers().items()
     }

@@ -7,7 +7,7 @@ none is read as inf, which the core's border drops and counts; only demand, whic
 
 from collections.abc import Mapping
 from dataclasses import fields
-from math import inf, isfinite, nan
+from math import inf, isfinite
 from typing import Any, Final
 
 import orjson
@@ -16,7 +16,6 @@ from router.core import border
 from router.core.types import EngineReport, Load
 from router.gateway.state import ModelDemand, RouterView
 
-_FIELDS: Final = ("running", "waiting", "kv_usage", "prefix_hit_rate", "kv_tokens_max")
 _LOAD: Final = tuple(field.name for field in fields(Load))
 _DEMAND_MOST: Final = 1e9  # requests a second, tokens a request, requests a window
 UNREADABLE: Final = RouterView(version="unreadable")
@@ -76,8 +75,8 @@ def report_json(report: EngineReport, ahead_s: float) -> bytes:
 
 def report_plain(report: EngineReport, ahead_s: float = 0.0) -> dict[str, float]:
     """The same before it is JSON, which has no nan."""
-    said = {name: getattr(report, name) for name in _FIELDS}
-    return {"asked_s": report.asked_s + ahead_s} | {name: value for name, value in said.items() if isfinite(value)}
+    finite = {name: value for name, value in report.numbers().items() if isfinite(value)}
+    return {"asked_s": report.asked_s + ahead_s} | finite
 
 
 def report_from(raw: bytes, ahead_s: float) -> EngineReport:
@@ -94,5 +93,6 @@ def report_of(told: Any, ahead_s: float = 0.0) -> EngineReport:
     """The same of what was parsed."""
     if not isinstance(told, Mapping):
         return EngineReport(inf)
-    said = (border.number(told[name]) if name in told else nan for name in _FIELDS)
-    return EngineReport(border.number(told.get("asked_s")) - ahead_s, *said)
+    known = EngineReport(inf).numbers().keys()  # a router of another release may publish other signals
+    numbers = {name: border.number(told[name]) for name in known if name in told}
+    return EngineReport(border.number(told.get("asked_s")) - ahead_s, **numbers)

@@ -18,6 +18,7 @@ from router.core.border import PEER
 from router.core.decisions import EndState, RequestRecord
 from router.core.errors import Reason
 from router.core.score import STATES, Accuracy, Score
+from router.core.signals import registered
 from router.core.types import EngineReport, Load
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
 from router.gateway.traffic.meter import GAP_EDGES_S, Gaps, edge_above
@@ -419,12 +420,24 @@ class Metrics(Collector):
             scrapes.add_metric([backend, "ok"], engine.scrapes)
             scrapes.add_metric([backend, "failed"], engine.failures)
         yield from (up, scrapes)
-        for name, field, text in _REPORTED:
-            family = GaugeMetricFamily(name, text, labels=["backend"])
-            for backend, engine in self._engines.items():
-                if engine.report is not None and not isnan(value := getattr(engine.report, field)):
-                    family.add_metric([backend], self._clock() - value if field == "asked_s" else value)
+        yield from self._reported()
+
+    def _reported(self) -> Iterator[Metric]:
+        """The numbers of each engine's last report, and its age."""
+        reports = {name: engine.report for name, engine in self._engines.items() if engine.report is not None}
+        for metric, number, text in (*_REPORTED, *((each.metric, each.name, each.help) for each in registered())):
+            family = GaugeMetricFamily(metric, text, labels=["backend"])
+            for backend, report in reports.items():
+                if not isnan(value := report.numbers()[number]):
+                    family.add_metric([backend], value)
             yield family
+        age = GaugeMetricFamily(
+            "headroom_engine_report_age_seconds", "Age of the engine's last report", labels=["backend"]
+        )
+        for backend, report in reports.items():
+            if not isnan(report.asked_s):
+                age.add_metric([backend], self._clock() - report.asked_s)
+        yield age
 
     def _router(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("headroom_state_up", "1 while the shared state answers", float(self._state_up))
@@ -448,13 +461,6 @@ class Metrics(Collector):
 _REPORTED: Final = (
     ("headroom_engine_running", "running", "Running sequences, as the engine reports"),
     ("headroom_engine_waiting", "waiting", "Sequences in the engine's queue, as it reports"),
-    ("headroom_engine_kv_usage_ratio", "kv_usage", "Used share of the KV cache, as the engine reports"),
-    (
-        "headroom_engine_prefix_hit_ratio",
-        "prefix_hit_rate",
-        "Share of prompt tokens found in the prefix cache since the last report",
-    ),
-    ("headroom_engine_report_age_seconds", "asked_s", "Age of the engine's last report"),
 )
 
 

@@ -11,7 +11,7 @@ import orjson
 
 from simulator.emulator.engine import EmulatedEngine, prompt_of
 from simulator.emulator.wire.http import Exchange
-from simulator.emulator.wire.metrics import metric
+from simulator.emulator.wire.metrics import metric, signal_lines
 from simulator.emulator.wire.words import encoded, text
 from simulator.errors import Busy
 from simulator.replica.sequence import Sequence
@@ -211,6 +211,7 @@ def metrics(engine: EmulatedEngine) -> str:
         metric("nv_inference_pending_request_count", "gauge", 0, of),
         *_family("nv_trt_llm_request_metrics", "request_type", requests, of),
         *_family("nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", blocks, of),
+        *signal_lines("triton", replica, of),
     ]
     return "".join(lines)
 

@@ -13,7 +13,7 @@ import orjson
 
 from simulator.emulator.engine import EmulatedEngine, Prompt, prompt_of, prompt_of_ids
 from simulator.emulator.wire.http import Exchange
-from simulator.emulator.wire.metrics import Histogram, metric
+from simulator.emulator.wire.metrics import Histogram, metric, signal_lines
 from simulator.emulator.wire.words import encoded, text
 from simulator.errors import Busy, Refused
 from simulator.replica.sequence import Sequence
@@ -344,9 +344,7 @@ def metrics(server: Vllm) -> str:
     lines = [
         metric("vllm:num_requests_running", "gauge", replica.running, of),
         metric("vllm:num_requests_waiting", "gauge", replica.waiting, of),
-        metric("vllm:kv_cache_usage_perc", "gauge", replica.kv_usage(), of),
-        metric("vllm:prefix_cache_queries_total", "counter", replica.prompt_tokens, of),
-        metric("vllm:prefix_cache_hits_total", "counter", replica.cached_tokens, of),
+        *signal_lines("vllm", replica, of),
         metric("vllm:num_preemptions_total", "counter", replica.preemptions, of),
         metric("vllm:prompt_tokens_total", "counter", replica.prompt_tokens, of),
         metric("vllm:generation_tokens_total", "counter", replica.generated_tokens, of),
