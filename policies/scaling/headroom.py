@@ -68,7 +68,7 @@ class Headroom:
         for batch in _batches(_batch_max(demand, backend)):
             ttft_s, tpot_s = _times(demand, backend, batch)
             e2e_s = ttft_s + max(demand.output_tokens - 1, 0.0) * tpot_s
-            if e2e_s > 0.0 and demand.slo.met(ttft_s, tpot_s, e2e_s):
+            if e2e_s > 0.0 and demand.slo.met(ttft_s, tpot_s, e2e_s, demand.prompt_tokens, demand.output_tokens):
                 best = max(best, batch / e2e_s)
         return best
 

@@ -4,10 +4,12 @@ Must not depend on policies or sockets; what the names in it stand for is looked
 is in seconds except SLOs, which people state in milliseconds; every queue has a bound.
 """
 
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from router.config import backend
 from router.config.section import (
@@ -25,7 +27,8 @@ from router.config.section import (
 )
 from router.config.slo_bounds import SLO_MS_MAX, SLO_MS_MIN, milliseconds
 from router.config.text import Document, read
-from router.core.types import Slo
+from router.core.slo_metrics import SLO_METRICS
+from router.core.types import Slo, slo_of
 
 
 class Listen(Section):
@@ -93,7 +96,29 @@ class SloRange(Section):
         return self
 
 
-class SloLimits(Section):
+class _ByMetric(Section):
+    """A section with a key for each metric that an SLO can bound: ``ttft_ms``, ``tpot_ms``, ..."""
+
+    def by_metric(self) -> list[Any]:
+        """The values, in the order of ``SLO_METRICS``."""
+        return [getattr(self, metric.milliseconds) for metric in SLO_METRICS]
+
+
+def _keyed(name: str, kind: Any, left_out: Callable[[], Any]) -> Any:
+    """The base of a section whose keys are the metrics: one of this kind for each, before the section's own."""
+    keys: dict[str, Any] = {metric.milliseconds: (kind, left_out()) for metric in SLO_METRICS}
+    return create_model(name, __base__=_ByMetric, __module__=__name__, **keys)
+
+
+if TYPE_CHECKING:
+    _SloRanges = _ByMetric
+    _SloBounds = _ByMetric
+else:
+    _SloRanges = _keyed("_SloRanges", SloRange, default)
+    _SloBounds = _keyed("_SloBounds", PositiveFloat | None, lambda: None)
+
+
+class SloLimits(_SloRanges):
     """What requests of a class may ask for by headers (``x-slo-ttft-ms``, ...), and what becomes of a bound that cannot
     be.
 
@@ -102,31 +127,21 @@ class SloLimits(Section):
     from the class, is served as best effort, or refused at once with 429.
     """
 
-    ttft_ms: SloRange = default()
-    tpot_ms: SloRange = default()
-    e2e_ms: SloRange = default()
     outside: Literal["refuse", "clamp"] = "refuse"
     infeasible: Literal["best_effort", "refuse"] = "best_effort"
 
 
-class SloClass(Section):
+class SloClass(_SloBounds):
     """What requests of one class are promised; a bound left out is no bound. ``priority``: smaller is more urgent."""
 
-    ttft_ms: PositiveFloat | None = None
-    tpot_ms: PositiveFloat | None = None
-    e2e_ms: PositiveFloat | None = None
     quantile: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
     priority: int = 0
     slo_limits: SloLimits = default()
 
     def slo(self) -> Slo:
         """As the core has it, in seconds."""
-        bounds = {"ttft_s": self.ttft_ms, "tpot_s": self.tpot_ms, "e2e_s": self.e2e_ms}
-        return Slo(
-            quantile=self.quantile,
-            refuse_infeasible=self.slo_limits.infeasible == "refuse",
-            **{name: ms / 1e3 for name, ms in bounds.items() if ms is not None},
-        )
+        bounds_s = [inf if ms is None else ms / 1e3 for ms in self.by_metric()]
+        return slo_of(bounds_s, self.quantile, self.slo_limits.infeasible == "refuse")
 
 
 class Key(Section):

@@ -10,6 +10,7 @@ from math import nan
 from typing import Final
 
 from router.core.errors import Reason
+from router.core.slo_metrics import DERIVED
 from router.core.types import Fact, Request, RequestId, Usage
 
 
@@ -227,8 +228,19 @@ class RequestRecord(Fact):
         """Served, and inside every bound of its SLO; of a whole reply only the end can be judged."""
         if self.outcome is not EndState.SERVED:
             return False
-        slo = self.request.slo
-        return slo.met(self.ttft_s, self.tpot_s, self.e2e_s) if self.request.streamed else self.e2e_s <= slo.e2e_s
+        request, output_tokens = self.request, self.usage.output_tokens
+        prompt_tokens = self.usage.prompt_tokens or request.prompt_tokens
+        if request.streamed:
+            return request.slo.met(self.ttft_s, self.tpot_s, self.e2e_s, prompt_tokens, output_tokens)
+        return request.slo.met_whole(self.e2e_s, prompt_tokens, output_tokens)
+
+    def latencies_s(self) -> tuple[float, ...]:
+        """The value of each of ``SLO_METRICS``; nan where it does not exist."""
+        ttft_s, tpot_s, e2e_s = self.ttft_s, self.tpot_s, self.e2e_s
+        if not DERIVED:
+            return ttft_s, tpot_s, e2e_s
+        sizes = self.usage.prompt_tokens or self.request.prompt_tokens, self.usage.output_tokens
+        return ttft_s, tpot_s, e2e_s, *(metric.observed(ttft_s, tpot_s, e2e_s, *sizes) for metric in DERIVED)
 
 
 Command = Send | Refuse | Abort | Break | RequestRecord

@@ -7,6 +7,7 @@ open anything, wait for anything, or depend on any policy by name.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import inf, nan
 from typing import Any, Final
 
@@ -215,6 +216,8 @@ class Dispatcher:
             raise ValueError(f"request {request.id!r} is already in flight")
         now_s = self._time(now_s)
         flight = self._flights[request.id] = Flight(request)
+        if request.slo.derived_s:
+            request = flight.request = self._in_base(request)
         queue = self._holding.queue(request.model)
         slots = self.ledger.roster.taking(request)
         if not len(slots):
@@ -233,6 +236,12 @@ class Dispatcher:
                 until_s = inf if keeper is None else max(keeper.ask_again_s, now_s)
                 return self._behind(flight, fleet, forecast, until_s, now_s)
         return self._route(flight, fleet, forecast, now_s)
+
+    def _in_base(self, request: Request) -> Request:
+        """The request with its SLO in bounds on TTFT, TPOT and E2E alone, for the reply length that is expected."""
+        reply = self.belief.lengths.estimate(request.model, request.slo_class, request.output_tokens_max)
+        prompt_tokens = request.prompt_tokens * self.belief.prompts.scale(request.model)
+        return replace(request, slo=request.slo.in_base(prompt_tokens, reply.tokens))
 
     def _behind(
         self, flight: Flight, fleet: Fleet, forecast: Forecast, until_s: float, now_s: float
@@ -613,7 +622,7 @@ class Dispatcher:
         del self._flights[flight.request.id]
         predicted = last.predicted if last else NO_PREDICTION
         account = RequestRecord(
-            flight.request,
+            flight.sent,
             outcome,
             last.backend if last else "",
             flight.attempts,

@@ -65,7 +65,11 @@ class Attempt:
 
 
 class Flight:
-    """One request that is not over; ``state`` changes by the table of ``lifecycle.py`` alone."""
+    """One request that is not over; ``state`` changes by the table of ``lifecycle.py`` alone.
+
+    ``sent``: the request as the client sent it; ``request``: the same with its SLO in bounds on TTFT, TPOT and E2E
+    alone, which is what is decided by.
+    """
 
     __slots__ = (
         "alone",
@@ -78,13 +82,14 @@ class Flight:
         "open",
         "rank",
         "request",
+        "sent",
         "state",
         "tried",
         "why",
     )
 
     def __init__(self, request: Request) -> None:
-        self.request = request
+        self.request = self.sent = request
         self.state: State = State.DECIDING
         self.open: list[Attempt] = []
         self.attempts = 0

@@ -14,7 +14,7 @@ from router.core.decisions import Command, RequestRecord
 from router.core.dispatcher import Dispatcher
 from router.core.flight import Failure
 from router.core.physics import StepCoefficients
-from router.core.types import Backend, EngineReport, Load, Request, RequestId, Slo, Usage
+from router.core.types import Backend, EngineReport, Load, Request, RequestId, Usage, slo_from
 
 VERSION: Final = 1
 _REQUEST: Final = tuple(each.name for each in fields(Request))
@@ -136,7 +136,7 @@ def _feed(core: Dispatcher, event: Event) -> Sequence[Command]:
 def _plain_request(request: Request) -> Event:
     """The same of a request, field by field: its blocks are many, and plain numbers already."""
     fact: Event = {name: getattr(request, name) for name in _REQUEST}
-    return {**fact, "slo": _finite(asdict(request.slo)), "prefix": list(request.prefix)}
+    return {**fact, "slo": request.slo.plain(), "prefix": list(request.prefix)}
 
 
 def _plain_report(report: EngineReport) -> Event:
@@ -182,7 +182,7 @@ def plain_command(command: Command) -> Event:
 
 def request_of(plain: Event) -> Request:
     """The request of an ``arrived``."""
-    slo = Slo(**plain.get("slo", {}))
+    slo = slo_from(plain.get("slo", {}))
     return Request(**{**plain, "slo": slo, "prefix": tuple(plain.get("prefix", ()))})
 
 

@@ -6,15 +6,17 @@ What every request makes one of has a constructor written by hand: a dataclass's
 is compiled, and takes ten times as long. Its fields are Final, which a compiled class holds at run time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from math import inf, nan
+from math import inf, isnan, nan
 from typing import Any, Final, Protocol
 
 from router.core.physics import StepCoefficients
 from router.core.signals import in_order, names
+from router.core.slo_metrics import BASE, DERIVED, SLO_METRICS
 
 RequestId = str
+_NONE_DERIVED: Final[tuple[float, ...]] = (inf,) * len(DERIVED)
 
 # Of English text, as OpenAI's "What are tokens and how to count them" has it. The core learns by how much it is off for
 # each model and tokenizer.
@@ -47,7 +49,8 @@ class Slo(Fact):
     ``ttft_s``: arrival to first token; ``tpot_s``: mean time per output token after the first; ``e2e_s``: arrival to
     last token; ``quantile``: the share of such requests that must meet it, so the quantile a forecast is read at;
     ``refuse_infeasible``: a request with a bound that no backend of the pool could meet even when idle is refused at
-    once with ``Reason.INFEASIBLE``, instead of being served as best effort.
+    once with ``Reason.INFEASIBLE``, instead of being served as best effort; ``derived_s``: the bounds on the metrics of
+    ``DERIVED``, in their order (empty: none). Policies see none of those: the dispatcher hands them ``in_base``.
     """
 
     ttft_s: float = inf
@@ -55,14 +58,76 @@ class Slo(Fact):
     e2e_s: float = inf
     quantile: float = 0.9
     refuse_infeasible: bool = False
+    derived_s: tuple[float, ...] = ()
 
-    def met(self, ttft_s: float, tpot_s: float, e2e_s: float) -> bool:
+    def met(self, ttft_s: float, tpot_s: float, e2e_s: float, prompt_tokens: float, output_tokens: float) -> bool:
         """Whether what happened is within every bound (nan, a time that never came, is within none that is finite)."""
         return (
             (ttft_s <= self.ttft_s or self.ttft_s == inf)
             and (tpot_s <= self.tpot_s or self.tpot_s == inf)
             and (e2e_s <= self.e2e_s or self.e2e_s == inf)
+            and (not self.derived_s or self._derived_met(ttft_s, tpot_s, e2e_s, prompt_tokens, output_tokens, False))
         )
+
+    def met_whole(self, e2e_s: float, prompt_tokens: float, output_tokens: float) -> bool:
+        """The same of a reply that came whole: a metric that does not exist for it is not judged."""
+        return e2e_s <= self.e2e_s and (
+            not self.derived_s or self._derived_met(nan, nan, e2e_s, prompt_tokens, output_tokens, True)
+        )
+
+    def _derived_met(
+        self, ttft_s: float, tpot_s: float, e2e_s: float, prompt_tokens: float, output_tokens: float, whole: bool
+    ) -> bool:
+        for metric, bound_s in zip(DERIVED, self.derived_s, strict=True):
+            if bound_s < inf:
+                value_s = metric.observed(ttft_s, tpot_s, e2e_s, prompt_tokens, output_tokens)
+                if not (value_s <= bound_s or (whole and isnan(value_s))):
+                    return False
+        return True
+
+    def bounds_s(self) -> tuple[float, ...]:
+        """The bound on each of ``SLO_METRICS`` (inf: none)."""
+        return (self.ttft_s, self.tpot_s, self.e2e_s, *(self.derived_s or _NONE_DERIVED))
+
+    @property
+    def bounded(self) -> bool:
+        """Whether anything is bounded."""
+        return not (self.ttft_s == inf and self.tpot_s == inf and self.e2e_s == inf and not self.derived_s)
+
+    def in_base(self, prompt_tokens: float, output_tokens: float) -> "Slo":
+        """The SLO as bounds on TTFT, TPOT and E2E alone: those given, and those that bounds on derived metrics imply
+        for a request of this size.
+        """
+        if not self.derived_s:
+            return self
+        ttft_s, tpot_s, e2e_s = self.ttft_s, self.tpot_s, self.e2e_s
+        for metric, bound_s in zip(DERIVED, self.derived_s, strict=True):
+            if bound_s < inf:
+                first_s, token_s, end_s = metric.implied(bound_s, prompt_tokens, output_tokens)
+                ttft_s, tpot_s, e2e_s = min(ttft_s, first_s), min(tpot_s, token_s), min(e2e_s, end_s)
+        return Slo(ttft_s, tpot_s, e2e_s, self.quantile, self.refuse_infeasible)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON can hold it: bounds by name in seconds, those that are not set left out. ``slo_from`` reads it."""
+        bounds = {
+            metric.seconds: bound_s
+            for metric, bound_s in zip(SLO_METRICS, self.bounds_s(), strict=True)
+            if bound_s < inf
+        }
+        return {**bounds, "quantile": self.quantile, "refuse_infeasible": self.refuse_infeasible}
+
+
+def slo_of(bounds_s: Sequence[float], quantile: float = 0.9, refuse_infeasible: bool = False) -> Slo:
+    """The SLO with these bounds on ``SLO_METRICS``, in their order (inf: none)."""
+    ttft_s, tpot_s, e2e_s = bounds_s[:BASE]
+    derived_s = tuple(bounds_s[BASE:])
+    return Slo(ttft_s, tpot_s, e2e_s, quantile, refuse_infeasible, () if derived_s == _NONE_DERIVED else derived_s)
+
+
+def slo_from(plain: Mapping[str, Any]) -> Slo:
+    """The SLO that ``Slo.plain`` wrote, by this version or by one that had fewer metrics."""
+    bounds_s = [plain.get(metric.seconds, inf) for metric in SLO_METRICS]
+    return slo_of(bounds_s, plain.get("quantile", 0.9), plain.get("refuse_infeasible", False))
 
 
 NO_SLO = Slo()

@@ -12,6 +12,7 @@ from math import inf, isnan, nan
 from typing import Final, Literal
 
 from router.core import Admission, Admit, Choice, Dispatch, Fleet, Forecast, Hold, Memory, Reason, Request, Rng, Shed
+from router.core.types import Slo
 from simulator.bounds.projection import Projection, SloState, in_engine, project, project_alone, slo_uses
 from simulator.replica.sequence import Sequence
 from simulator.run.fleet import SimulatedEngine
@@ -207,7 +208,7 @@ class Clairvoyant:
     def _latest_s(self, arrival: Arrival, views: list[_EngineView]) -> float:
         """The latest start at which an otherwise empty engine meets every bound (-inf: none could ever)."""
         latest_s = -inf
-        slo, first_arrived_s = arrival.request.slo, arrival.first_arrived_s
+        slo, first_arrived_s = _bounds_of(arrival), arrival.first_arrived_s
         for view in views:
             sequence = view.engine.preview(arrival)
             first_s, end_s = project_alone(view.engine.replica, sequence, view.engine.send_s(sequence.prompt_tokens))
@@ -283,7 +284,7 @@ class Clairvoyant:
             waiter = self._waiters[request.id] = _Waiter(min(self._latest_s(arrival, views), until_s), {})
         if now_s < waiter.latest_s:
             return Hold(min(now_s + _RETRY_S, waiter.latest_s), "every engine would violate an SLO")
-        if min(request.slo.ttft_s, request.slo.tpot_s, request.slo.e2e_s) == inf:
+        if not request.slo.bounded:
             return self._best_effort(arrival, views, open_to, fleet)  # it has no bound: it only has to be served
         idle = [index for index in open_to if views[index].idle]
         if idle and not fleet.held:
@@ -300,11 +301,16 @@ class Clairvoyant:
         return self._send(arrival, views, min(ends)[2], fleet)
 
 
+def _bounds_of(arrival: Arrival) -> Slo:
+    """Its SLO in bounds on TTFT, TPOT and E2E alone, by the true length of its reply."""
+    return arrival.request.slo.in_base(arrival.request.prompt_tokens, arrival.output_tokens)
+
+
 def _slo_state(found: tuple[Arrival, float] | None) -> SloState:
     if found is None:
         return SloState(0.0, inf, inf, inf, 0.0)
     arrival, first_token_s = found
-    slo = arrival.request.slo
+    slo = _bounds_of(arrival)
     return SloState(arrival.first_arrived_s, slo.ttft_s, slo.tpot_s, slo.e2e_s, first_token_s)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from router.core.slo_metrics import SLO_METRICS
 from simulator.commands.shared import plain_errors
 from simulator.experiment import (
     Case,
@@ -142,9 +143,7 @@ def _seeded(cases: Sequence[Case], seeds: int, jobs: int, notes: Console) -> dic
 FIGURES: Final = (
     ("attainment", ("attainment",)),
     ("goodput_per_s", ("goodput_per_s",)),
-    ("ttft_p99_s", ("ttft_s", "p99")),
-    ("tpot_p99_s", ("tpot_s", "p99")),
-    ("e2e_p99_s", ("e2e_s", "p99")),
+    *((f"{metric.name}_p99_s", (metric.seconds, "p99")) for metric in SLO_METRICS),
     ("usd_per_million_output_tokens", ("usd_per_million_output_tokens",)),
 )
 

@@ -9,6 +9,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any, TextIO
 
+from router.core.slo_metrics import SLO_METRICS
 from simulator.run.play import RunResult
 from simulator.run.result_table import COLUMNS, OUTCOMES, ResultTable
 
@@ -32,14 +33,14 @@ def write_requests(path: Path, runs: Mapping[str, RunResult]) -> None:
     """
     with _opened(path) as file:
         writer = csv.writer(file)
-        writer.writerow(("policy", "request", "slo_class", *COLUMNS, "ttft_s", "tpot_s", "e2e_s"))
+        writer.writerow(("policy", "request", "slo_class", *COLUMNS, *(metric.seconds for metric in SLO_METRICS)))
         for policy, played in runs.items():
             writer.writerows(_rows(policy, played.table))
 
 
 def _rows(policy: str, table: ResultTable) -> Iterator[list[Any]]:
     columns = [table.column(name) for name in COLUMNS]
-    more = (table.ttft_s(), table.tpot_s(), table.e2e_s())
+    more = table.latencies_s().values()
     outcome, backend = COLUMNS.index("outcome"), COLUMNS.index("backend")
     for n, name in enumerate(table.ids):
         row: list[Any] = [_cell(float(column[n])) for column in columns]

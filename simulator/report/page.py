@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Slo
 from simulator.experiment import Case
 from simulator.report.style import STYLE
@@ -62,8 +63,10 @@ def _slos_text(slos: Sequence[tuple[str, Slo]]) -> str:
 
 
 def _slo_text(slo: Slo) -> str:
-    bounds = (("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s), ("E2E", slo.e2e_s))
-    return ", ".join(f"{name} within {_seconds(bound)}" for name, bound in bounds if bound < inf) or "no bound"
+    bounds = zip(SLO_METRICS, slo.bounds_s(), strict=True)
+    return (
+        ", ".join(f"{metric.label} within {_seconds(bound)}" for metric, bound in bounds if bound < inf) or "no bound"
+    )
 
 
 def _section(title: str, figures: Sequence[str]) -> str:
@@ -81,12 +84,11 @@ def _legend(names: Sequence[str]) -> str:
 _ROWS: Final = (
     ("SLO attainment", ("attainment",), "share", 1),
     ("goodput, requests/s", ("goodput_per_s",), "number", 1),
-    ("TTFT p50", ("ttft_s", "p50"), "seconds", -1),
-    ("TTFT p99", ("ttft_s", "p99"), "seconds", -1),
-    ("TPOT p50", ("tpot_s", "p50"), "seconds", -1),
-    ("TPOT p99", ("tpot_s", "p99"), "seconds", -1),
-    ("E2E p50", ("e2e_s", "p50"), "seconds", -1),
-    ("E2E p99", ("e2e_s", "p99"), "seconds", -1),
+    *(
+        (f"{metric.label} {quantile}", (metric.seconds, quantile), "seconds", -1)
+        for metric in SLO_METRICS
+        for quantile in ("p50", "p99")
+    ),
     ("shed", ("shed",), "count", -1),
     ("held", ("held",), "count", 0),
     ("failed mid-stream", ("broken",), "count", -1),
@@ -144,17 +146,18 @@ def _seconds(value: float) -> str:
 
 
 def _distributions(runs: Runs, slos: Sequence[tuple[str, Slo]]) -> list[str]:
-    kinds = (
-        ("Time to first token", {name: played.table.ttft_s() for name, played in runs.items()}, "ttft_s"),
-        ("Time per output token", {name: played.table.tpot_s() for name, played in runs.items()}, "tpot_s"),
-        ("Whole reply", {name: played.table.e2e_s() for name, played in runs.items()}, "e2e_s"),
-    )
-    return [_distribution(title, values, _bounds(slos, bound)) for title, values, bound in kinds]
+    tables = {name: played.table.latencies_s() for name, played in runs.items()}
+    return [
+        _distribution(
+            metric.title, {name: values[metric.name] for name, values in tables.items()}, _bounds(slos, index)
+        )
+        for index, metric in enumerate(SLO_METRICS)
+    ]
 
 
-def _bounds(slos: Sequence[tuple[str, Slo]], name: str) -> list[tuple[str, float]]:
+def _bounds(slos: Sequence[tuple[str, Slo]], index: int) -> list[tuple[str, float]]:
     several = len(slos) > 1
-    bounds = [(f"SLO {label}" if several else "SLO", float(getattr(slo, name))) for label, slo in slos]
+    bounds = [(f"SLO {label}" if several else "SLO", slo.bounds_s()[index]) for label, slo in slos]
     return [(label, bound) for label, bound in bounds if bound < inf]
 
 

@@ -8,6 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from router.core.slo_metrics import SLO_METRICS, SloMetric
+
 
 def print_runs(console: Console, runs: Mapping[str, Mapping[str, Any]], heading: str) -> None:
     """A table of figures with one column a run, and a table of the backends."""
@@ -33,8 +35,8 @@ Row = tuple[str, Callable[[Figures], str]]
 
 
 def _latencies() -> list[Row]:
-    names = [(name, statistic) for name in ("TTFT", "TPOT", "E2E") for statistic in ("mean", "p50", "p90", "p99")]
-    return [(f"{name} {statistic}", _latency(f"{name.lower()}_s", statistic)) for name, statistic in names]
+    pairs = [(metric, statistic) for metric in SLO_METRICS for statistic in ("mean", "p50", "p90", "p99")]
+    return [(f"{metric.label} {statistic}", _latency(metric.seconds, statistic)) for metric, statistic in pairs]
 
 
 def _latency(key: str, statistic: str) -> Callable[[Figures], str]:
@@ -96,12 +98,18 @@ def _money(value: float | None) -> str:
 # ---- several runs of the same ------------------------------------------------------
 
 Spread = Mapping[str, tuple[float, float]]
+
+
+def _p99(metric: SloMetric) -> tuple[str, str, Callable[[float], str]]:
+    if metric.in_ms:
+        return f"{metric.name}_p99_s", f"{metric.label} p99 ms", lambda x: f"{x * 1e3:.1f}"
+    return f"{metric.name}_p99_s", f"{metric.label} p99 s", lambda x: f"{x:.3g}"
+
+
 _FIGURES: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
     ("attainment", "attainment", lambda x: f"{x:.2%}"),
     ("goodput_per_s", "goodput/s", lambda x: f"{x:.2f}"),
-    ("ttft_p99_s", "TTFT p99 s", lambda x: f"{x:.3g}"),
-    ("tpot_p99_s", "TPOT p99 ms", lambda x: f"{x * 1e3:.1f}"),
-    ("e2e_p99_s", "E2E p99 s", lambda x: f"{x:.3g}"),
+    *(_p99(metric) for metric in SLO_METRICS),
     ("usd_per_million_output_tokens", "USD/1M out", lambda x: f"{x:.3f}"),
 )
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.core.decisions import EndState, RequestRecord
+from router.core.slo_metrics import BASE, DERIVED, SLO_METRICS
 
 Floats = NDArray[np.float64]
 
@@ -69,9 +70,11 @@ class ResultTable:
         after = usage.output_tokens - 1
         if request.streamed:
             tpot_s = (ended_s - first_s) / after if after > 0 else 0.0
-            met = served and request.slo.met(first_s - arrived_s, tpot_s, ended_s - arrived_s)
+            met = served and request.slo.met(
+                first_s - arrived_s, tpot_s, ended_s - arrived_s, request.prompt_tokens, usage.output_tokens
+            )
         else:
-            met = served and ended_s - arrived_s <= request.slo.e2e_s
+            met = served and request.slo.met_whole(ended_s - arrived_s, request.prompt_tokens, usage.output_tokens)
         self._rows.frombytes(
             _packed(
                 arrived_s,
@@ -125,3 +128,13 @@ class ResultTable:
     def e2e_s(self) -> Floats:
         """Arrival to last token; nan unless served."""
         return np.where(self.served(), self.column("ended_s") - self.column("arrived_s"), np.nan)
+
+    def latencies_s(self) -> dict[str, Floats]:
+        """The values of each of ``SLO_METRICS`` by its name, nan where it does not exist."""
+        base = (self.ttft_s(), self.tpot_s(), self.e2e_s())
+        values = {metric.name: column for metric, column in zip(SLO_METRICS[:BASE], base, strict=True)}
+        for metric in DERIVED:
+            columns = (*base, self.column("prompt_tokens"), self.column("output_tokens"))
+            rows = zip(*(column.tolist() for column in columns), strict=True)
+            values[metric.name] = np.array([metric.observed(*row) for row in rows], dtype=np.float64)
+        return values

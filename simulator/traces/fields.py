@@ -2,11 +2,12 @@
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from textwrap import shorten
 from typing import Any
 
-from router.core.types import Slo
+from router.core.types import Slo, slo_of
 from simulator.traces.entry import Parse, TraceEntry
 
 # ---- lines ----
@@ -86,17 +87,12 @@ def seconds(value: object, key: str) -> float:
     return number
 
 
-def slo_of(
-    ttft_s: float | None,
-    tpot_s: float | None,
-    e2e_s: float | None,
-    quantile: float | None,
-    refuse_infeasible: bool = False,
-) -> Slo | None:
-    """An Slo of the numbers that are not None; None if all of them are."""
-    numbers = {"ttft_s": ttft_s, "tpot_s": tpot_s, "e2e_s": e2e_s, "quantile": quantile}
-    given = {key: value for key, value in numbers.items() if value is not None}
-    return Slo(**given, refuse_infeasible=refuse_infeasible) if given else None
+def slo_given(bounds_s: Sequence[float | None], quantile: float | None, refuse_infeasible: bool = False) -> Slo | None:
+    """An Slo of the numbers that are not None, bounds in the order of ``SLO_METRICS``; None if all of them are."""
+    given_s = [inf if bound_s is None else bound_s for bound_s in bounds_s]
+    if quantile is None:
+        return slo_of(given_s, refuse_infeasible=refuse_infeasible) if min(given_s) < inf else None
+    return slo_of(given_s, quantile, refuse_infeasible)
 
 
 def _short(value: object) -> str:

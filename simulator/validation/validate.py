@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from itertools import count
-from math import inf
 from pathlib import Path
 from random import Random
 from statistics import fmean, quantiles
@@ -27,7 +26,7 @@ from router.core.errors import PolicyRejected
 from router.core.flight import DispatchLimits
 from router.core.policy import Memory
 from router.core.record import backend_of
-from router.core.types import Backend
+from router.core.types import Backend, slo_from
 from simulator.pool import Member, Pool, Site
 from simulator.replica.sequence import EngineLimits
 from simulator.replica.truth import true_of
@@ -216,7 +215,7 @@ def _recent(job: Job) -> list[Arrival]:
     policy would pass.
     """
     pool_slo = capacity_of(job.backends).slo
-    classes = tuple(SloClass(each["name"], _bounded(Slo(**each["slo"]), pool_slo)) for each in job.classes)
+    classes = tuple(SloClass(each["name"], _bounded(slo_from(each["slo"]), pool_slo)) for each in job.classes)
     entries = recent(Path(job.trace), job.last_s, job.requests_max)
     for entry in entries:
         if entry.slo is not None:
@@ -226,7 +225,7 @@ def _recent(job: Job) -> list[Arrival]:
 
 
 def _bounded(slo: Slo, otherwise: Slo) -> Slo:
-    return otherwise if min(slo.ttft_s, slo.tpot_s, slo.e2e_s) == inf else slo
+    return slo if slo.bounded else otherwise
 
 
 def _compare(job: Job, name: str, arrivals: list[Arrival], verdict: Verdict) -> None:

@@ -10,7 +10,8 @@ from math import inf
 from random import Random
 from typing import Final, Protocol
 
-from router.core.types import NO_SLO, Fact, Request, Slo
+from router.core.slo_metrics import INDEX, SLO_METRICS
+from router.core.types import NO_SLO, Fact, Request, Slo, slo_of
 from router.spelling import suggestion
 from simulator.traces.entry import INFEASIBLE, TraceEntry
 
@@ -157,8 +158,6 @@ def with_distinct_ids(arrivals: Iterable[Arrival]) -> list[Arrival]:
 
 # ---- SLOs in words ------------------------------------------------------------
 
-_BOUNDS: Final = {"ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s"}
-
 
 def parse_seconds(text: str) -> float:
     """Seconds of ``2s``, ``100ms``, ``1.5`` (seconds) or ``3m``. Raises ValueError."""
@@ -179,27 +178,27 @@ def parse_slo(text: str) -> SloClass:
     """
     head, colon, body = text.rpartition(":")
     name, _, share = head.partition("@")
-    bounds: dict[str, float] = {}
+    bounds_s, quantile = [inf] * len(SLO_METRICS), 0.9
     infeasible = INFEASIBLE[0]
     for part in body.split(","):
         key, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"--slo {text!r}: expected key=value, got {part!r}")
         if key == "quantile":
-            bounds[key] = float(value)
+            quantile = float(value)
         elif key == "infeasible":
             infeasible = value
-        elif key in _BOUNDS:
-            bounds[_BOUNDS[key]] = parse_seconds(value)
+        elif key in INDEX:
+            bounds_s[INDEX[key]] = parse_seconds(value)
         else:
             raise ValueError(f"--slo {text!r}: {_unknown_key(key)}")
     if infeasible not in INFEASIBLE:
         raise ValueError(f"--slo {text!r}: infeasible must be {' or '.join(INFEASIBLE)}, got {infeasible!r}")
-    if not all(value > 0 for value in bounds.values()) or bounds.get("quantile", 0.5) >= 1:
+    if not all(bound_s > 0 for bound_s in bounds_s) or not 0 < quantile < 1:
         raise ValueError(f"--slo {text!r}: bounds must be above 0 and the quantile below 1")
-    slo = Slo(**bounds, refuse_infeasible=infeasible == INFEASIBLE[1])
+    slo = slo_of(bounds_s, quantile, infeasible == INFEASIBLE[1])
     return SloClass(name if colon else "default", slo, float(share) if share else 1.0)
 
 
 def _unknown_key(key: str) -> str:
-    return f"unknown key {key!r}; {suggestion(key, [*_BOUNDS, 'quantile', 'infeasible'])}"
+    return f"unknown key {key!r}; {suggestion(key, [*INDEX, 'quantile', 'infeasible'])}"

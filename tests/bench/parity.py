@@ -60,10 +60,14 @@ def figures(ttft_s: Floats, tpot_s: Floats, e2e_s: Floats, met: NDArray[np.bool_
     return found | {"attainment": float(met.mean())}
 
 
+def _met(one: Seen) -> bool:
+    return SLO.met(one.ttft_s, one.tpot_s if one.tokens > 1 else 0.0, one.e2e_s, np.nan, one.tokens)
+
+
 def seen_figures(seen: Sequence[Seen]) -> Table:
     """The client's."""
     ttft_s, tpot_s, e2e_s = np.array([(s.ttft_s, s.tpot_s, s.e2e_s) for s in seen]).T
-    met = np.array([s.tokens > 0 and SLO.met(s.ttft_s, s.tpot_s if s.tokens > 1 else 0.0, s.e2e_s) for s in seen])
+    met = np.array([s.tokens > 0 and _met(s) for s in seen])
     served = np.array([s.tokens > 0 for s in seen])
     return figures(*(np.where(served, each, np.nan) for each in (ttft_s, tpot_s, e2e_s)), met)
 

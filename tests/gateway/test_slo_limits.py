@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import policies
 from router.core import Choice, Dispatch, Fleet, Forecast, Reason, Request, Rng, Shed
 from router.core.errors import Rejected
+from router.core.slo_metrics import INDEX, SLO_METRICS
 from router.core.types import Slo
 from router.gateway.protocols.ingress import ANONYMOUS, Ingress, SloClass, SloLimits, SloRange
 from tests.commands import router_command
@@ -20,13 +21,13 @@ from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import Gateway, Reply, ScriptedEngine, pair, reply, stream
 from tests.pages import Pages
 
-RANGES = {"ttft_s": SloRange(200, 10_000), "tpot_s": SloRange(15, 500)}
+RANGES = (SloRange(200, 10_000), SloRange(15, 500), *(SloRange() for _ in SLO_METRICS[2:]))
 CHAT = Slo(ttft_s=1.0, tpot_s=0.06)
 
 
 def ingress(**limits: Any) -> Ingress:
     """One class of 1 s and 60 ms whose headers may ask for 0.2 to 10 s and 15 to 500 ms."""
-    return Ingress({"chat": SloClass(CHAT, limits=SloLimits(**RANGES, **limits))}, "chat")
+    return Ingress({"chat": SloClass(CHAT, limits=SloLimits(RANGES, **limits))}, "chat")
 
 
 async def asked(gate: Gateway, *headers: str) -> Reply:
@@ -97,7 +98,7 @@ async def test_without_limits_a_header_may_ask_for_1_ms_to_a_day(header: str) ->
 def test_whatever_a_header_says_the_slo_stays_inside_its_limits(ms: float, clamp: bool, bound: str) -> None:
     """Any number that Python writes: refused, or a bound inside the range."""
     it, headers = ingress(clamp=clamp), {f"x-slo-{bound}-ms".encode(): repr(ms).encode()}
-    allowed = getattr(it.classes["chat"].limits, f"{bound}_s")
+    allowed = it.classes["chat"].limits.ranges[INDEX[bound]]
     inside = allowed.min_ms <= ms <= allowed.max_ms
     if inside or (clamp and 0 < ms < inf):
         applied = it.apply_slo(headers, ANONYMOUS)

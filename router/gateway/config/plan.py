@@ -24,6 +24,7 @@ from router.config.text import ConfigProblem, Document, Loc, problems, unknown
 from router.core.errors import ConfigError
 from router.core.flight import DispatchLimits
 from router.core.policy import Admission, Routing, Scaling
+from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Backend
 from router.gateway.config.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange
@@ -278,8 +279,8 @@ def _classes(parsed: Settings) -> dict[str, SloClass]:
 
 
 def _slo_limits(given: settings.SloLimits) -> SloLimits:
-    ttft, tpot, e2e = (SloRange(each.min, each.max) for each in (given.ttft_ms, given.tpot_ms, given.e2e_ms))
-    return SloLimits(ttft, tpot, e2e, clamp=given.outside == "clamp")
+    ranges = tuple(SloRange(each.min, each.max) for each in given.by_metric())
+    return SloLimits(ranges, clamp=given.outside == "clamp")
 
 
 def _twice(parsed: Settings) -> Iterator[ConfigProblem]:
@@ -301,13 +302,12 @@ def _unknown_classes(parsed: Settings) -> Iterator[ConfigProblem]:
 def _outside_their_limits(parsed: Settings) -> Iterator[ConfigProblem]:
     """A class whose own bound its clients could not ask for is a mistake in one of the two."""
     for name, given in parsed.slo_classes.items():
-        for bound in ("ttft_ms", "tpot_ms", "e2e_ms"):
-            ms, within = getattr(given, bound), getattr(given.slo_limits, bound)
+        for metric, ms, within in zip(SLO_METRICS, given.by_metric(), given.slo_limits.by_metric(), strict=True):
             if ms is not None and not within.min <= ms <= within.max:
                 allowed = f"{milliseconds(within.min)} to {milliseconds(within.max)} ms"
                 yield ConfigProblem(
-                    ("slo_classes", name, bound),
-                    f"{milliseconds(ms)} is outside {allowed}, its own slo_limits.{bound}",
+                    ("slo_classes", name, metric.milliseconds),
+                    f"{milliseconds(ms)} is outside {allowed}, its own slo_limits.{metric.milliseconds}",
                 )
 
 

@@ -11,8 +11,9 @@ from itertools import islice
 from math import isfinite
 from typing import Any, Final
 
-from router.core.columns import DECODING, PREFILLING
+from router.core.columns import DECODING, E2E, PREFILLING
 from router.core.decisions import EndState, RequestRecord
+from router.core.slo_metrics import SLO_METRICS
 from router.core.types import EngineReport, Load
 from router.gateway.control.parts import ControlParts
 from router.gateway.telemetry.journal import explained
@@ -137,7 +138,7 @@ def _line(log: RequestLog, now_s: float) -> Mapping[str, Any]:
         "ttft_predicted_ms": full["predicted"]["ttft_ms"],
         "tpot_ms": full["actual"]["tpot_ms"],
         "tpot_predicted_ms": full["predicted"]["tpot_ms"],
-        "e2e_ms": full["actual"]["e2e_ms"],
+        **{metric.milliseconds: full["actual"][metric.milliseconds] for metric in SLO_METRICS[E2E:]},
         "why": why,
         "age_s": round(now_s - log.record.ended_s, 3),
     }

@@ -11,18 +11,16 @@ from typing import Final
 
 from router.config.slo_bounds import SLO_MS_MAX, SLO_MS_MIN, milliseconds
 from router.core.errors import Rejected
-from router.core.types import NO_SLO, Slo
+from router.core.slo_metrics import SLO_METRICS
+from router.core.types import NO_SLO, Slo, slo_of
 from router.spelling import suggestion
 
 Headers = Mapping[bytes, bytes]
 
-# header -> field of Slo; where both of a pair are sent, the shorter name wins
+# header -> index in SLO_METRICS; where an alias and our own name are sent, our own wins, which comes later
 _SLO_HEADERS: Final = (
-    (b"x-llm-d-slo-ttft-ms", "ttft_s"),
-    (b"x-llm-d-slo-tpot-ms", "tpot_s"),
-    (b"x-slo-ttft-ms", "ttft_s"),
-    (b"x-slo-tpot-ms", "tpot_s"),
-    (b"x-slo-e2e-ms", "e2e_s"),
+    *((alias.encode(), index) for index, metric in enumerate(SLO_METRICS) for alias in metric.aliases),
+    *((metric.header.encode(), index) for index, metric in enumerate(SLO_METRICS)),
 )
 _NAMES: Final = frozenset(name for name, _ in _SLO_HEADERS) | {b"x-slo-class"}
 _ECHO_MAX: Final = 40  # characters of a wrong value that the answer repeats
@@ -52,13 +50,11 @@ SANE_RANGE: Final = SloRange()
 
 @dataclass(frozen=True, slots=True)
 class SloLimits:
-    """The range of each bound that a header may set; ``clamp``: a value outside is taken as the nearest inside, else
-    the request is refused with 400.
+    """The range of each bound that a header may set, in the order of ``SLO_METRICS``; ``clamp``: a value outside is
+    taken as the nearest inside, else the request is refused with 400.
     """
 
-    ttft_s: SloRange = SANE_RANGE
-    tpot_s: SloRange = SANE_RANGE
-    e2e_s: SloRange = SANE_RANGE
+    ranges: tuple[SloRange, ...] = (SANE_RANGE,) * len(SLO_METRICS)
     clamp: bool = False
 
 
@@ -124,24 +120,17 @@ class Ingress:
             name = self._class_named(headers[b"x-slo-class"])
         given = self.classes[name]
         requested = {
-            to: (header, _read_ms(header, headers[header])) for header, to in _SLO_HEADERS if header in headers
+            index: (header, _read_ms(header, headers[header])) for header, index in _SLO_HEADERS if header in headers
         }
-        bounds: dict[str, float] = {}
+        own = given.slo
+        bounds_s = list(own.bounds_s())
         clamped: list[str] = []
-        for to, (header, ms) in requested.items():
-            applied_ms = _within(given.limits, to, name, header, ms)
-            bounds[to] = applied_ms / 1e3
+        for index, (header, ms) in requested.items():
+            applied_ms = _within(given.limits, index, name, header, ms)
+            bounds_s[index] = applied_ms / 1e3
             if applied_ms != ms:
                 clamped.append(f"{header.decode()}={milliseconds(applied_ms)}")
-        own = given.slo
-        slo = Slo(
-            bounds.get("ttft_s", own.ttft_s),
-            bounds.get("tpot_s", own.tpot_s),
-            bounds.get("e2e_s", own.e2e_s),
-            own.quantile,
-            own.refuse_infeasible,
-        )
-        return AppliedSlo(name, given, slo, tuple(clamped))
+        return AppliedSlo(name, given, slo_of(bounds_s, own.quantile, own.refuse_infeasible), tuple(clamped))
 
     def _class_named(self, value: bytes) -> str:
         name = value.decode("latin-1").strip()
@@ -150,9 +139,9 @@ class Ingress:
         return name
 
 
-def _within(limits: SloLimits, bound: str, slo_class: str, header: bytes, ms: float) -> float:
+def _within(limits: SloLimits, index: int, slo_class: str, header: bytes, ms: float) -> float:
     """The value that applies: the requested one, or the nearest allowed. Raises Rejected where the class refuses it."""
-    allowed: SloRange = getattr(limits, bound)
+    allowed = limits.ranges[index]
     if allowed.min_ms <= ms <= allowed.max_ms:
         return ms
     if limits.clamp:

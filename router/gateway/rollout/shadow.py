@@ -107,4 +107,5 @@ class Shadow:
         seen.gain_s["ttft"] += here.ttft_s - there.ttft_s
         seen.gain_s["e2e"] += here.e2e_s - there.e2e_s
         for who, seconds in (("serving", here), ("shadow", there)):
-            seen.met[who] += slo.met(waited_s + seconds.ttft_s, seconds.tpot_s, waited_s + seconds.e2e_s)
+            times_s = waited_s + seconds.ttft_s, seconds.tpot_s, waited_s + seconds.e2e_s
+            seen.met[who] += slo.met(*times_s, request.prompt_tokens, forecast.output_tokens)

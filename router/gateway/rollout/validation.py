@@ -96,7 +96,7 @@ def _question(new: Plan, candidate: Mapping[str, Any], running: Plan | None, tra
     how, record = new.settings.reload.validation, new.settings.record
     replayed = trace or how.trace or (record.file if record and record.file.exists() else None)
     shadow = new.chosen.get("shadow")
-    classes = [{"name": name, "slo": _finite(asdict(each.slo))} for name, each in new.ingress.classes.items()]
+    classes = [{"name": name, "slo": each.slo.plain()} for name, each in new.ingress.classes.items()]
     return {
         "candidate": candidate,
         "current": _decisions(running, "routing") if running else None,
@@ -109,10 +109,6 @@ def _question(new: Plan, candidate: Mapping[str, Any], running: Plan | None, tra
         "budget_s": new.settings.policy.guard.budget_ms / 1e3,
         **{name: getattr(how, name) for name in ("last_s", "requests_min", "requests_max", "attainment_drop_max")},
     }
-
-
-def _finite(plain: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in plain.items() if isfinite(value)}
 
 
 def _has_source(chosen: Iterable[PolicySpec]) -> bool:

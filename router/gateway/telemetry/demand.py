@@ -87,7 +87,7 @@ class DemandWindow:
             output_tokens=sum(b.output_tokens for b in buckets) / max(served, 1),
             ended=sum(b.ended for b in buckets),
             attained=sum(b.attained for b in buckets),
-            slo_class=min(classes, key=lambda name: (classes[name].ttft_s, classes[name].tpot_s, classes[name].e2e_s)),
+            slo_class=min(classes, key=lambda name: classes[name].bounds_s()),
         )
 
     def _span_s(self, now_s: float) -> float:

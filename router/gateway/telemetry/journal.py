@@ -4,13 +4,14 @@ Must not depend on the core. Bounded: the oldest is dropped.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from math import isfinite
 from typing import Any, Final
 
 from router.core.decisions import Refuse, Send
 from router.core.explain import Candidate, Explanation
+from router.core.slo_metrics import SLO_METRICS
 from router.gateway.traffic.request_log import RequestLog
 
 KEPT: Final = 1_000
@@ -51,9 +52,7 @@ def explained(log: RequestLog, choice: Explanation | None = None) -> dict[str, A
         "tenant": request.tenant,
         "slo": {
             "class": request.slo_class,
-            "ttft_ms": _ms(slo.ttft_s),
-            "tpot_ms": _ms(slo.tpot_s),
-            "e2e_ms": _ms(slo.e2e_s),
+            **_by_metric(slo.bounds_s()),
             "quantile": slo.quantile,
             "source": log.slo_source,
             "infeasible": "refuse" if slo.refuse_infeasible else "best_effort",
@@ -75,13 +74,16 @@ def explained(log: RequestLog, choice: Explanation | None = None) -> dict[str, A
         },
         "actual": {
             "held_ms": _ms(record.sent_s - request.arrived_s),
-            "ttft_ms": _ms(record.ttft_s),
             "ttft_from_send_ms": _ms(record.first_byte_s - record.sent_s),
-            "tpot_ms": _ms(record.tpot_s),
-            "e2e_ms": _ms(record.e2e_s),
+            **_by_metric(record.latencies_s()),
             "gap_max_ms": _ms(log.gap_max_s),
         },
     }
+
+
+def _by_metric(values_s: Sequence[float]) -> dict[str, float | None]:
+    """A value of each metric that an SLO can bound."""
+    return {metric.milliseconds: _ms(value_s) for metric, value_s in zip(SLO_METRICS, values_s, strict=True)}
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:

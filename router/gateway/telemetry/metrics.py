@@ -15,21 +15,16 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from router.core.border import PEER
+from router.core.columns import E2E, TPOT, TTFT
 from router.core.decisions import EndState, RequestRecord
 from router.core.errors import Reason
-from router.core.score import STATES, Accuracy, Score
+from router.core.score import STATES, Score
 from router.core.signals import registered
+from router.core.slo_metrics import BASE, DERIVED, SLO_METRICS
 from router.core.types import EngineReport, Load
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
 from router.gateway.traffic.meter import GAP_EDGES_S, Gaps, edge_above
 
-TTFT_S: Final = (
-    .005, .01, .02, .03, .05, .075, .1, .15, .2, .3, .5, .75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60,
-)  # fmt: skip
-TPOT_S: Final = (
-    .001, .0025, .005, .0075, .01, .015, .02, .025, .03, .04, .05, .075, .1, .15, .2, .3, .5, 1, 2,
-)  # fmt: skip
-E2E_S: Final = (.01, .025, .05, .1, .25, .5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 300, 600)  # fmt: skip
 RATIO: Final = (.1, .25, .5, .67, .8, .9, .95, 1, 1.05, 1.1, 1.25, 1.5, 2, 3, 5, 10)  # fmt: skip
 SYNC_S: Final = (.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5)  # fmt: skip
 
@@ -54,17 +49,17 @@ class Histogram:
 class _Row:
     """Counts of one backend for one model and class; requests that reached no backend have an empty name.
 
-    ``unserved``: requests by outcome and reason; ``met`` and ``violated``: those whose client stayed, by the source of
-    their SLO.
+    ``latencies``: one histogram a metric of ``SLO_METRICS``; ``unserved``: requests by outcome and reason; ``met`` and
+    ``violated``: those whose client stayed, by the source of their SLO.
     """
 
     __slots__ = (
-        "attempts", "cached_tokens", "e2e", "met", "output_tokens", "prompt_tokens", "served", "tpot", "ttft",
-        "unserved", "violated",
+        "attempts", "cached_tokens", "latencies", "met", "output_tokens", "prompt_tokens", "served", "unserved",
+        "violated",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.ttft, self.tpot, self.e2e = Histogram(TTFT_S), Histogram(TPOT_S), Histogram(E2E_S)
+        self.latencies = [Histogram(metric.edges_s) for metric in SLO_METRICS]
         self.prompt_tokens = self.output_tokens = self.cached_tokens = 0
         self.attempts = self.served = 0
         self.met, self.violated = {"class": 0, "header": 0}, {"class": 0, "header": 0}
@@ -72,12 +67,12 @@ class _Row:
 
 
 class _Errors:
-    """Forecast errors of one backend: actual over predicted."""
+    """Forecast errors of one backend: actual over predicted, one histogram a metric that is forecast."""
 
-    __slots__ = ("e2e", "tpot", "ttft")
+    __slots__ = ("ratios",)
 
     def __init__(self) -> None:
-        self.ttft, self.tpot, self.e2e = Histogram(RATIO), Histogram(RATIO), Histogram(RATIO)
+        self.ratios = [Histogram(RATIO) for _ in range(BASE)]
 
 
 class _Engine:
@@ -183,26 +178,29 @@ class Metrics(Collector):
             self._timed(record, row)
 
     def _timed(self, record: RequestRecord, row: _Row) -> None:
-        usage = record.usage
-        row.ttft.add(record.ttft_s)
+        usage, latencies = record.usage, row.latencies
+        latencies[TTFT].add(record.ttft_s)
         row.prompt_tokens += usage.prompt_tokens or record.request.prompt_tokens
         row.output_tokens += usage.output_tokens
         row.cached_tokens += usage.cached_tokens
         if record.outcome is EndState.SERVED:
-            row.e2e.add(record.e2e_s)
+            latencies[E2E].add(record.e2e_s)
             if record.request.streamed and usage.output_tokens > 1:
-                row.tpot.add(record.tpot_s)
+                latencies[TPOT].add(record.tpot_s)
+            if DERIVED:
+                for histogram, value_s in zip(latencies[BASE:], record.latencies_s()[BASE:], strict=True):
+                    histogram.add(value_s)
             self._compared(record)
 
     def _compared(self, record: RequestRecord) -> None:
         """Actual over predicted, both counted from the send."""
-        errors = self._errors[record.backend]
+        ratios = self._errors[record.backend].ratios
         if record.predicted_ttft_s > 0 and record.request.streamed:
-            errors.ttft.add((record.first_byte_s - record.sent_s) / record.predicted_ttft_s)
+            ratios[TTFT].add((record.first_byte_s - record.sent_s) / record.predicted_ttft_s)
         if record.predicted_tpot_s > 0 and record.request.streamed and record.usage.output_tokens > 1:
-            errors.tpot.add(record.tpot_s / record.predicted_tpot_s)
+            ratios[TPOT].add(record.tpot_s / record.predicted_tpot_s)
         if record.predicted_e2e_s > 0:
-            errors.e2e.add((record.ended_s - record.sent_s) / record.predicted_e2e_s)
+            ratios[E2E].add((record.ended_s - record.sent_s) / record.predicted_e2e_s)
 
     def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
         """An engine's metrics were read."""
@@ -334,14 +332,10 @@ class Metrics(Collector):
 
     def _latencies(self) -> Iterator[Metric]:
         labels = ["model", "slo_class", "backend"]
-        for name, kind, text in (
-            ("headroom_ttft_seconds", "ttft", "Arrival to first byte, holding and failed attempts included"),
-            ("headroom_tpot_seconds", "tpot", "Mean time per output token after the first, of one request"),
-            ("headroom_e2e_seconds", "e2e", "Arrival to last byte"),
-        ):
-            family = HistogramMetricFamily(name, text, labels=labels)
+        for index, metric in enumerate(SLO_METRICS):
+            family = HistogramMetricFamily(f"headroom_{metric.name}_seconds", metric.description, labels=labels)
             for key, row in self._by_backend():
-                _add_histogram(family, key, getattr(row, kind))
+                _add_histogram(family, key, row.latencies[index])
             yield family
         gaps = HistogramMetricFamily("headroom_itl_seconds", "Gaps between the events of streams", labels=["backend"])
         for backend, seen in self._gaps().items():
@@ -349,14 +343,14 @@ class Metrics(Collector):
         yield gaps
 
     def _forecasts(self) -> Iterator[Metric]:
-        for kind in ("ttft", "tpot", "e2e"):
+        for index, metric in enumerate(SLO_METRICS[:BASE]):
             family = HistogramMetricFamily(
-                f"headroom_{kind}_prediction_ratio",
-                f"Actual over predicted mean {kind.upper()}, from the send: above 1 the forecast was too low",
+                f"headroom_{metric.name}_prediction_ratio",
+                f"Actual over predicted mean {metric.label}, from the send: above 1 the forecast was too low",
                 labels=["backend"],
             )
             for backend, errors in self._errors.items():
-                _add_histogram(family, [backend], getattr(errors, kind))
+                _add_histogram(family, [backend], errors.ratios[index])
             yield family
 
     def _accuracy(self) -> Iterator[Metric]:
@@ -375,13 +369,12 @@ class Metrics(Collector):
         for backend, score in self._scores().items():
             for name in STATES:
                 state.add_metric([backend, name], float(name == score.state))
-            for metric in ("ttft", "tpot", "e2e"):
-                accuracy: Accuracy = getattr(score, metric)
+            for metric, accuracy in zip(SLO_METRICS[:BASE], (score.ttft, score.tpot, score.e2e), strict=True):
                 if accuracy.seen:
-                    error.add_metric([backend, metric], accuracy.error)
+                    error.add_metric([backend, metric.name], accuracy.error)
                 for quantile, share in accuracy.coverage.items():
                     if not isnan(share):
-                        coverage.add_metric([backend, metric, f"{quantile:g}"], share)
+                        coverage.add_metric([backend, metric.name, f"{quantile:g}"], share)
         yield from (state, error, coverage, self._dropped_numbers())
 
     def _dropped_numbers(self) -> Metric:

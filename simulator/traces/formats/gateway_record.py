@@ -6,8 +6,9 @@ A request that never ended in the record has no reply length and is left out.
 from collections.abc import Mapping
 from typing import Any, Final
 
+from router.core.slo_metrics import SLO_METRICS
 from simulator.traces.entry import Parse, TraceEntry, TraceFormat
-from simulator.traces.fields import count, flag, hashes, json_object, seconds, slo_of, text_of
+from simulator.traces.fields import count, flag, hashes, json_object, seconds, slo_given, text_of
 
 
 class RecordParser:
@@ -44,10 +45,8 @@ def _recorded(request: Mapping[str, Any]) -> TraceEntry:
         id=text_of(request, "id"),
         model=text_of(request, "model"),
         slo_class=text_of(request, "slo_class"),
-        slo=slo_of(
-            slo.get("ttft_s"),
-            slo.get("tpot_s"),
-            slo.get("e2e_s"),
+        slo=slo_given(
+            [slo.get(metric.seconds) for metric in SLO_METRICS],
             slo.get("quantile"),
             slo.get("refuse_infeasible") is True,
         ),

@@ -1,20 +1,22 @@
 """Headroom's own trace format: JSONL, ``{"arrived_s": 1.5, "prompt_tokens": 800, "output_tokens": 120, ...}``.
 
-Optional keys: id, model, slo_class, ttft_slo_s, tpot_slo_s, e2e_slo_s, slo_quantile, slo_infeasible (refuse or
-best_effort: how a request is treated whose SLO no backend could meet even when idle), output_tokens_max, priority,
-tenant, session, prefix (hashes, each covering all text before it too), prefix_block_tokens (tokens a hash), streamed
-(true or false: whether the client receives tokens as they are generated). Any other key is an error, so that a
-misspelt SLO is not taken for no SLO.
+Optional keys: id, model, slo_class, ttft_slo_s, tpot_slo_s, e2e_slo_s and so on (one a metric of ``SLO_METRICS``),
+slo_quantile, slo_infeasible (refuse or best_effort: how a request is treated whose SLO no backend could meet even when
+idle), output_tokens_max, priority, tenant, session, prefix (hashes, each covering all text before it too),
+prefix_block_tokens (tokens a hash), streamed (true or false: whether the client receives tokens as they are generated).
+Any other key is an error, so that a misspelt SLO is not taken for no SLO.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Slo
 from router.spelling import suggestion
 from simulator.traces.entry import INFEASIBLE, TraceEntry, TraceFormat
-from simulator.traces.fields import by_record, count, flag, hashes, seconds, slo_of, text_of, whole
+from simulator.traces.fields import by_record, count, flag, hashes, seconds, slo_given, text_of, whole
 
+_BOUNDS: Final = tuple(metric.trace_key for metric in SLO_METRICS)
 _KEYS: Final = (
     "arrived_s",
     "prompt_tokens",
@@ -22,9 +24,7 @@ _KEYS: Final = (
     "id",
     "model",
     "slo_class",
-    "ttft_slo_s",
-    "tpot_slo_s",
-    "e2e_slo_s",
+    *_BOUNDS,
     "slo_quantile",
     "slo_infeasible",
     "output_tokens_max",
@@ -61,13 +61,13 @@ def _read(record: Mapping[str, Any]) -> TraceEntry:
 
 
 def _slo(record: Mapping[str, Any]) -> Slo | None:
-    ttft_s, tpot_s, e2e_s = (_bound(record, key) for key in ("ttft_slo_s", "tpot_slo_s", "e2e_slo_s"))
+    bounds_s = [_bound(record, key) for key in _BOUNDS]
     infeasible = record.get("slo_infeasible", INFEASIBLE[0])
     if infeasible not in INFEASIBLE:
         raise ValueError(f"slo_infeasible must be {' or '.join(INFEASIBLE)}, got {infeasible!r}")
-    if "slo_infeasible" in record and ttft_s is tpot_s is e2e_s is None:
-        raise ValueError("slo_infeasible needs a bound: ttft_slo_s, tpot_slo_s or e2e_slo_s")
-    return slo_of(ttft_s, tpot_s, e2e_s, _bound(record, "slo_quantile"), infeasible == INFEASIBLE[1])
+    if "slo_infeasible" in record and not any(bounds_s):  # a bound is above 0
+        raise ValueError(f"slo_infeasible needs a bound: {', '.join(_BOUNDS[:-1])} or {_BOUNDS[-1]}")
+    return slo_given(bounds_s, _bound(record, "slo_quantile"), infeasible == INFEASIBLE[1])
 
 
 def _bound(record: Mapping[str, Any], key: str) -> float | None:
