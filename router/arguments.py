@@ -9,12 +9,12 @@ import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple, NoReturn
 
 from router import signals
 from router.compiled import refuse_stale
+from router.spelling import suggestion
 
 WRONG_USE = 2  # the exit status
 _NAME_WIDTH = 16
@@ -138,10 +138,10 @@ def _command(program: Program, name: str, wanted: str) -> Command:
     if wanted in known:
         return known[wanted]
     shown = [command.name for command in program.commands if not command.hidden]
-    close = get_close_matches(wanted, shown, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(shown)}"
     what = "option" if wanted.startswith("-") else "command"
-    raise Stop(f"error: unknown {what} {wanted!r}{hint}\n`{name} --help` shows the commands", WRONG_USE)
+    raise Stop(
+        f"error: unknown {what} {wanted!r}; {suggestion(wanted, shown)}\n`{name} --help` shows the commands", WRONG_USE
+    )
 
 
 def _screen(program: Program, name: str) -> str:

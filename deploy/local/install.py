@@ -1,6 +1,6 @@
 """Installing engines into a folder of the user's: one virtual environment an engine, and the tiny models.
 
-What is installed already is left as it is; delete `$HEADROOM_ENGINES/NAME` to install it anew. Nothing is downloaded but packages.
+An installed engine is left as it is; delete `$HEADROOM_ENGINES/NAME` to install it anew. Only packages are downloaded.
 """
 
 import shutil

@@ -8,7 +8,6 @@ from router.core.native import extension, fastest
 _KERNELS: Final = extension("router.core._kernels")
 _ESTIMATORS: Final = extension("router.core._estimators")
 _HASHING: Final = extension("router.core._hashing")
-IN_C: Final = None not in (_KERNELS, _ESTIMATORS, _HASHING)
 
 predicted = fastest(_KERNELS, kernels.predicted)
 tails = fastest(_KERNELS, kernels.tails)

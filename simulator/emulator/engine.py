@@ -13,6 +13,7 @@ from random import Random
 from typing import Any, Final, Protocol
 
 from router.core.physics import coefficients
+from router.core.types import CHARS_PER_TOKEN
 from router.event_loop import on_signal
 from simulator.emulator.wire.http import Connection, Exchange
 from simulator.errors import Busy
@@ -22,7 +23,7 @@ from simulator.replica.sequence import Sequence
 from simulator.replica.truth import HiddenFactors, true_of
 
 PREFIX_UNIT_TOKENS: Final = 128
-BYTES_PER_TOKEN: Final = 4  # the usual ratio of English text; an emulated engine has no tokenizer
+BYTES_PER_TOKEN: Final = int(CHARS_PER_TOKEN)  # an emulated engine has no tokenizer
 _SPREAD: Final = 0.8  # of the log of reply lengths; production chat traces show 0.7 to 1.1
 
 
@@ -171,7 +172,7 @@ class Prompt:
 
 
 def prompt_of(text: bytes) -> Prompt:
-    """A prompt in words: about four bytes a token."""
+    """A prompt in words: so many bytes per token."""
     unit = PREFIX_UNIT_TOKENS * BYTES_PER_TOKEN
     prefix: list[int] = []
     before = 0

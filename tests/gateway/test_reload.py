@@ -1,7 +1,11 @@
-"""Reload while serving: whole or not at all, streams in flight untouched, the last good config kept."""
+"""Reload while serving: whole or not at all, streams in flight go on, the last good config stays."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+import httpx
 
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import LAST, STREAM_HEAD, ScriptedEngine, chunked, event, stream, token
@@ -15,24 +19,35 @@ def cut_in_two(go_on: asyncio.Event) -> list[bytes | asyncio.Event]:
 
 
 async def reloaded(it: Router, path: Path, text: str) -> dict[str, object]:
-    """Write the file and ask for a reload; the answer, with its status."""
+    """Write the file and request a reload; the answer, with its status."""
     write(path, text)
     answer = await it.client.post("/admin/reload")
     return {"status": answer.status_code, **answer.json()}
 
 
-async def test_backends_come_and_go_while_a_stream_runs_on(tmp_path: Path) -> None:
-    """A backend taken out gets nothing new, ends what it has, and only then is forgotten."""
-    go_on, path = asyncio.Event(), tmp_path / "r.yaml"
+@asynccontextmanager
+async def reloaded_in_mid_stream(
+    path: Path, new_name: str
+) -> AsyncIterator[tuple[Router, asyncio.Task[httpx.Response], asyncio.Event]]:
+    """A router whose only backend, ``old``, is replaced by *new_name* at another address while a stream runs on it; the
+    event lets the stream go on.
+    """
+    go_on = asyncio.Event()
     async with (
-        ScriptedEngine(cut_in_two(go_on)) as old,
-        ScriptedEngine([stream("n")]) as new,
+        ScriptedEngine(cut_in_two(go_on)) as first,
+        ScriptedEngine([stream("second")]) as second,
         Pages(dict(HEALTHY)) as pages,
-        router(path, config(backend("old", old, pages))) as it,
+        router(path, config(backend("old", first, pages))) as it,
     ):
         running = asyncio.create_task(it.chat())
         await until(lambda: it.gateway.core.loads()["old"].decoding == 1)
-        assert (await reloaded(it, path, config(backend("new", new, pages))))["ok"]
+        assert (await reloaded(it, path, config(backend(new_name, second, pages))))["ok"]
+        yield it, running, go_on
+
+
+async def test_backends_come_and_go_while_a_stream_runs_on(tmp_path: Path) -> None:
+    """A removed backend gets no new request, finishes its stream, and is forgotten after that."""
+    async with reloaded_in_mid_stream(tmp_path / "r.yaml", "new") as (it, running, go_on):
         await until(lambda: it.gateway.ready)
         fresh = await it.chat()
         assert fresh.headers["x-headroom-backend"] == "new"
@@ -46,7 +61,7 @@ async def test_backends_come_and_go_while_a_stream_runs_on(tmp_path: Path) -> No
 
 
 async def test_a_backend_taken_out_and_put_back_at_once_serves_on(tmp_path: Path) -> None:
-    """Its drain is called off, its stream has never noticed."""
+    """Its drain is cancelled and its stream goes on."""
     go_on, path = asyncio.Event(), tmp_path / "r.yaml"
     async with (
         ScriptedEngine(cut_in_two(go_on), [stream("z")]) as a,
@@ -66,25 +81,16 @@ async def test_a_backend_taken_out_and_put_back_at_once_serves_on(tmp_path: Path
 
 
 async def test_an_engine_that_moves_keeps_its_running_streams(tmp_path: Path) -> None:
-    """The stream ends where it began; what comes after goes to the new address."""
-    go_on, path = asyncio.Event(), tmp_path / "r.yaml"
-    async with (
-        ScriptedEngine(cut_in_two(go_on)) as here,
-        ScriptedEngine([stream("there")]) as there,
-        Pages(dict(HEALTHY)) as pages,
-        router(path, config(backend("a", here, pages))) as it,
-    ):
-        running = asyncio.create_task(it.chat())
-        await until(lambda: it.gateway.core.loads()["a"].decoding == 1)
-        assert (await reloaded(it, path, config(backend("a", there, pages))))["ok"]
-        assert "there" in (await it.chat()).text
+    """The stream ends at the old address; the next request goes to the new one."""
+    async with reloaded_in_mid_stream(tmp_path / "r.yaml", "old") as (it, running, go_on):
+        assert "second" in (await it.chat()).text
         go_on.set()
         assert (await running).text.endswith("data: [DONE]\n\n")
-        assert it.gateway.core.loads()["a"].decoding == 0
+        assert it.gateway.core.loads()["old"].decoding == 0
 
 
 async def test_a_bad_config_is_refused_whole_and_the_last_good_one_serves_on(tmp_path: Path) -> None:
-    """422 with file, line and key; nothing of it is taken, not even its good parts; the metric counts it."""
+    """The answer is 422 with file, line and key; no part of it takes effect; the metric counts it."""
     path = tmp_path / "r.yaml"
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
         good = config(backend("a", engine, pages))
@@ -102,7 +108,7 @@ async def test_a_bad_config_is_refused_whole_and_the_last_good_one_serves_on(tmp
 
 
 async def test_what_cannot_change_while_running_is_refused_and_not_ignored(tmp_path: Path) -> None:
-    """A port is bound, a store is open: silence would let the operator believe it had moved."""
+    """A changed key that needs a restart refuses the reload, as a port is bound and a store is open."""
     path = tmp_path / "r.yaml"
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
         good = config(backend("a", engine, pages))
