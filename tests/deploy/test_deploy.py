@@ -12,6 +12,7 @@ import yaml
 
 from router.core.decisions import EndState
 from router.core.score import STATES
+from router.core.slo_metrics import SLO_METRICS
 from router.gateway.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -73,10 +74,10 @@ def test_the_image_starts_a_command_that_the_wheel_has():
 
 
 def names_in_code():
-    """Every metric name that a Python file of the router states."""
+    """Every metric name that a Python file of the router states, and those that are made of SLO metrics' names."""
     text = "\n".join(path.read_text() for path in (ROOT / "router").rglob("*.py"))
     return set(re.findall(r'(?:"|# TYPE )(headroom_[a-z_]+)["\s]', text)) | {
-        f"headroom_{kind}_prediction_ratio" for kind in ("ttft", "tpot", "e2e")
+        f"headroom_{metric.name}_{kind}" for metric in SLO_METRICS for kind in ("prediction_ratio", "seconds")
     }
 
 
