@@ -18,8 +18,6 @@ from router.core import (
     IMPOSED_DELAY_S,
     LOADS,
     OFF,
-    PEERS_E2E_TPOT_BOUND_S,
-    PEERS_TPOT_BOUND_S,
     PREFILL_SHARE,
     PREFILLING,
     TAILS,
@@ -96,10 +94,8 @@ def _bound_s(columns: Cells, slot: int, ends: bool) -> float:
     """The time per token that those on a backend leave to a newcomer. One that has an E2E itself (``ends``) is weighed
     against theirs as equals are, in SLOs met; others have to leave them their pace.
     """
-    bound_s = min(columns[TPOT_BOUND_S, slot], columns[PEERS_TPOT_BOUND_S, slot])
-    if ends:
-        return bound_s
-    return min(bound_s, columns[E2E_TPOT_BOUND_S, slot], columns[PEERS_E2E_TPOT_BOUND_S, slot])
+    bound_s = columns[TPOT_BOUND_S, slot]
+    return bound_s if ends else min(bound_s, columns[E2E_TPOT_BOUND_S, slot])
 
 
 def _share(first_s: float, pace_s: float, end_s: float, ttft_s: float, tpot_s: float, e2e_s: float) -> float:

@@ -31,9 +31,8 @@ static inline double usable_ttft_s(double mean_s, double tail_s, double busy) {
 static inline double bound_s(const Weighed *w, npy_intp i) {
     const double *column = w->columns + w->slots[i];
     npy_intp end = w->columns_end;
-    double bound = min2(column[TPOT_BOUND_S * end], column[PEERS_TPOT_BOUND_S * end]);
-    if (w->e2e_s < Py_HUGE_VAL) return bound;
-    return min2(min2(bound, column[E2E_TPOT_BOUND_S * end]), column[PEERS_E2E_TPOT_BOUND_S * end]);
+    double bound = column[TPOT_BOUND_S * end];
+    return w->e2e_s < Py_HUGE_VAL ? bound : min2(bound, column[E2E_TPOT_BOUND_S * end]);
 }
 
 static inline double largest_share(const Weighed *w, double ttft_s, double tpot_s, double e2e_s) {

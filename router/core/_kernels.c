@@ -299,7 +299,7 @@ static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t 
         rows[IMPOSED_DELAY_S * count + i] = (e.batch + e.prefilling) * each_s;
         double violations = 0.0;
         if (bins > 0) {
-            double spare_s = min2(fact(&f, TPOT_BOUND_S, slot), fact(&f, PEERS_TPOT_BOUND_S, slot)) - e.step_s;
+            double spare_s = fact(&f, TPOT_BOUND_S, slot) - e.step_s;
             if (0.0 < spare_s && spare_s < Py_HUGE_VAL && over_s > spare_s)
                 violations = expected_violations(&f, &e, over_s, spare_s, work.now_s, alive.data, bins, per_octave);
         }

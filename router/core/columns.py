@@ -31,15 +31,17 @@ EJECTED: Final = 21
 REPORTED_S: Final = 22  # when the engine was last scraped (-inf: never)
 PREFILL_RATE: Final = 23  # prompt tokens a second sent there, as of RATE_AT_S
 RATE_AT_S: Final = 24  # when the last request was sent there
-TPOT_BOUND_S: Final = 25  # the tightest TPOT SLO of this router's requests there (inf: none)
+TPOT_BOUND_S: Final = 25  # the tightest TPOT SLO of all requests there, this router's and its peers' (inf: none)
 KV_USAGE: Final = 26
 PREFIX_HIT_RATE: Final = 27
 TURN: Final = 28  # when it is next, on a clock that a send moves on by 1 / weight
-PEERS_TPOT_BOUND_S: Final = 29
+PEERS_TPOT_BOUND_S: Final = 29  # of its peers' alone
 FIRST_TOKEN_S: Final = 30  # when the last first token came from there (-inf: never)
-E2E_TPOT_BOUND_S: Final = 31  # the least time per token that the E2E SLOs of this router's requests there leave
-PEERS_E2E_TPOT_BOUND_S: Final = 32
-LEDGER: Final = 33  # rows named here; the rows of further signals follow (``router.core.signals``)
+E2E_TPOT_BOUND_S: Final = 31  # the least time per token that the E2E SLOs of all requests there leave (inf: none)
+PEERS_E2E_TPOT_BOUND_S: Final = 32  # of its peers' alone
+OWN_TPOT_BOUND_S: Final = 33  # of this router's alone: what it publishes
+OWN_E2E_TPOT_BOUND_S: Final = 34
+LEDGER: Final = 35  # rows named here; the rows of further signals follow (``router.core.signals``)
 
 # -- a belief's prior and factors: a row a slot -----------------------------------------------------------------------
 

@@ -20,8 +20,6 @@ from router.core.columns import (
     LAST_SENT,
     NETWORK_S,
     PEERS,
-    PEERS_E2E_TPOT_BOUND_S,
-    PEERS_TPOT_BOUND_S,
     PREFILL_RATE,
     PREFILL_TOKENS,
     PREFILLING,
@@ -197,18 +195,14 @@ class Fleet:
     @property
     def tpot_bound_s(self) -> Floats:
         """The tightest TPOT SLO of the requests running there, this router's and its peers' (inf: none)."""
-        return self._tightest(TPOT_BOUND_S, PEERS_TPOT_BOUND_S)
+        return self.of(self._table.shown_rows[TPOT_BOUND_S])
 
     @property
     def e2e_tpot_bound_s(self) -> Floats:
         """The least time per token that E2E SLOs leave to replies running there, this router's and its peers'
         (inf: none).
         """
-        return self._tightest(E2E_TPOT_BOUND_S, PEERS_E2E_TPOT_BOUND_S)
-
-    def _tightest(self, own: int, peers: int) -> Floats:
-        rows = self._table.shown_rows
-        return frozen(np.minimum(self.of(rows[own]), self.of(rows[peers])))
+        return self.of(self._table.shown_rows[E2E_TPOT_BOUND_S])
 
     @property
     def kv_usage(self) -> Floats:

@@ -34,7 +34,6 @@ from router.core.columns import (
     NETWORK_S,
     PAIR,
     PEERS,
-    PEERS_TPOT_BOUND_S,
     PREFILL_RATE,
     PREFILL_SHARE,
     PREFILL_TOKENS,
@@ -381,7 +380,7 @@ def predicted(
             own_s + output_tokens * (e.seq_s + e.context_s * held_tokens)
         )
         rows[EXPECTED_TPOT_VIOLATIONS, i] = 0.0
-        spare_s = min(columns[TPOT_BOUND_S, slot], columns[PEERS_TPOT_BOUND_S, slot]) - e.step_s
+        spare_s = columns[TPOT_BOUND_S, slot] - e.step_s
         if len(alive) > 0 and 0.0 < spare_s < inf:
             over_s = ahead.prompt_s + ahead.pair_s
             if over_s > spare_s:

@@ -11,14 +11,14 @@ from typing import Final
 from router.core.columns import (
     CONTEXT_TOKENS,
     DECODING,
-    E2E_TPOT_BOUND_S,
     FIRST_TOKEN_S,
     LAST_SENT,
+    OWN_E2E_TPOT_BOUND_S,
+    OWN_TPOT_BOUND_S,
     PREFILL_RATE,
     PREFILL_TOKENS,
     PREFILLING,
     RATE_AT_S,
-    TPOT_BOUND_S,
     TURN,
     WEIGHT,
 )
@@ -136,10 +136,10 @@ class Loads:
         cells[TURN][slot] = self._turn + 1.0 / max(cells[WEIGHT][slot], WEIGHT_MIN)
         if tpot_bound_s != _INF:
             there.tpot_bounds.add(tpot_bound_s)
-            cells[TPOT_BOUND_S][slot] = min(tpot_bound_s, cells[TPOT_BOUND_S][slot])
+            self._tighten(OWN_TPOT_BOUND_S, slot, tpot_bound_s)
         if e2e_tpot_bound_s != _INF:
             there.e2e_tpot_bounds.add(e2e_tpot_bound_s)
-            cells[E2E_TPOT_BOUND_S][slot] = min(e2e_tpot_bound_s, cells[E2E_TPOT_BOUND_S][slot])
+            self._tighten(OWN_E2E_TPOT_BOUND_S, slot, e2e_tpot_bound_s)
         generation = self._table.generation[slot]
         return Reservation(slot, generation, prompt_tokens, context_tokens, tpot_bound_s, e2e_tpot_bound_s)
 
@@ -173,11 +173,23 @@ class Loads:
             meter.context_tokens = meter.context_tokens - held.context_tokens if meter.decoding else 0.0
             cells[DECODING][slot], cells[CONTEXT_TOKENS][slot] = meter.decoding, meter.context_tokens
         if held.tpot_bound_s != _INF:
-            least = cells[TPOT_BOUND_S]
-            least[slot] = there.tpot_bounds.remove(held.tpot_bound_s, least[slot])
+            self._loosen(OWN_TPOT_BOUND_S, slot, there.tpot_bounds, held.tpot_bound_s)
         if held.e2e_tpot_bound_s != _INF:
-            least = cells[E2E_TPOT_BOUND_S]
-            least[slot] = there.e2e_tpot_bounds.remove(held.e2e_tpot_bound_s, least[slot])
+            self._loosen(OWN_E2E_TPOT_BOUND_S, slot, there.e2e_tpot_bounds, held.e2e_tpot_bound_s)
+
+    def _tighten(self, row: int, slot: int, bound_s: float) -> None:
+        own = self._table.cells[row]
+        if bound_s < own[slot]:
+            own[slot] = bound_s
+            self._table.combine_bounds(slot)
+
+    def _loosen(self, row: int, slot: int, bounds: _Bounds, bound_s: float) -> None:
+        own = self._table.cells[row]
+        least_s = own[slot]
+        left_s = bounds.remove(bound_s, least_s)
+        if left_s != least_s:
+            own[slot] = left_s
+            self._table.combine_bounds(slot)
 
     def _end_prefill(self, held: Reservation, slot: int) -> None:
         there, cells = self._prefills[slot], self._table.cells

@@ -14,12 +14,12 @@ from router.core.arrays import Floats, Slots, frozen
 from router.core.columns import (
     CONTEXT_TOKENS,
     DECODING,
-    E2E_TPOT_BOUND_S,
+    OWN_E2E_TPOT_BOUND_S,
+    OWN_TPOT_BOUND_S,
     PEERS_E2E_TPOT_BOUND_S,
     PEERS_TPOT_BOUND_S,
     PREFILL_TOKENS,
     PREFILLING,
-    TPOT_BOUND_S,
 )
 from router.core.metering import Metering
 from router.core.roster import Roster
@@ -71,6 +71,7 @@ class Peers:
         peers[CONTEXT_TOKENS, slot] = sum(p.context_tokens for p in parts)
         columns[PEERS_TPOT_BOUND_S, slot] = min((p.tpot_bound_s or _INF for p in parts), default=_INF)
         columns[PEERS_E2E_TPOT_BOUND_S, slot] = min((p.e2e_tpot_bound_s or _INF for p in parts), default=_INF)
+        self._table.combine_bounds(slot)
 
     def _compare(self, peer: str, there: bool) -> None:
         """Remember what was in flight here at a peer's message, and how its traffic and this router's compare."""
@@ -96,6 +97,6 @@ class Peers:
     def own_loads(self) -> dict[str, Load]:
         """What this router has in flight, by backend name, to be published to its peers."""
         table = self._table
-        bounds = np.vstack((table.columns[TPOT_BOUND_S], table.columns[E2E_TPOT_BOUND_S]))
+        bounds = table.columns[[OWN_TPOT_BOUND_S, OWN_E2E_TPOT_BOUND_S]]
         rows = np.vstack((table.own, np.where(bounds < _INF, bounds, 0.0))).T.tolist()
         return {name: Load(*rows[slot]) if any(rows[slot]) else _IDLE for name, slot in self._roster.slots}

@@ -16,6 +16,8 @@ from router.core.columns import (
     FIRST_TOKEN_S,
     LAST_SENT,
     LOAD,
+    OWN_E2E_TPOT_BOUND_S,
+    OWN_TPOT_BOUND_S,
     PEERS,
     PEERS_E2E_TPOT_BOUND_S,
     PEERS_TPOT_BOUND_S,
@@ -79,10 +81,17 @@ class SlotTable:
         columns[FIRST_TOKEN_S, slot] = -_INF
         columns[REPORTED_S, slot] = -_INF
         columns[RATE_AT_S, slot] = now_s
-        columns[TPOT_BOUND_S, slot] = columns[PEERS_TPOT_BOUND_S, slot] = _INF
-        columns[E2E_TPOT_BOUND_S, slot] = columns[PEERS_E2E_TPOT_BOUND_S, slot] = _INF
+        columns[OWN_TPOT_BOUND_S, slot] = columns[PEERS_TPOT_BOUND_S, slot] = _INF
+        columns[OWN_E2E_TPOT_BOUND_S, slot] = columns[PEERS_E2E_TPOT_BOUND_S, slot] = _INF
+        self.combine_bounds(slot)
         for signal, row in zip(registered(), rows(), strict=True):
             columns[row, slot] = signal.absent
+
+    def combine_bounds(self, slot: int) -> None:
+        """Take the tighter of this router's and its peers' bounds in a slot, after either changed."""
+        cells = self.cells
+        cells[TPOT_BOUND_S][slot] = min(cells[OWN_TPOT_BOUND_S][slot], cells[PEERS_TPOT_BOUND_S][slot])
+        cells[E2E_TPOT_BOUND_S][slot] = min(cells[OWN_E2E_TPOT_BOUND_S][slot], cells[PEERS_E2E_TPOT_BOUND_S][slot])
 
     def vacate(self, slot: int) -> None:
         """The backend left: what still refers to the slot is of an earlier generation."""

@@ -12,6 +12,7 @@ from router.core import estimators, hashing, kernels
 from router.core.columns import (
     BAND,
     BANDS,
+    E2E_TPOT_BOUND_S,
     EXPECTATION,
     FORECAST,
     KEPT_QUANTILES,
@@ -26,6 +27,7 @@ from router.core.columns import (
     SEEN_SCORES,
     STATS,
     TERMS,
+    TPOT_BOUND_S,
     WATCH,
     WINDOW,
 )
@@ -84,7 +86,7 @@ class Drawn:
     def columns(self) -> np.ndarray:
         """The ledger's."""
         columns = self.numbers(LEDGER, self.capacity)
-        columns[25:33] = self.bounds(8, self.capacity)
+        columns[[TPOT_BOUND_S, E2E_TPOT_BOUND_S]] = self.bounds(2, self.capacity)
         return columns
 
     def rows(self, count: int) -> np.ndarray:
