@@ -6,9 +6,7 @@ changed here has to be changed there.
 """
 
 from math import erf, inf, pi, sqrt
-from typing import Final
-
-import numpy as np
+from typing import Final, TypeVar
 
 from router.core import (
     DECODING,
@@ -24,87 +22,82 @@ from router.core import (
     TPOT,
     TPOT_BOUND_S,
     TTFT,
-    Fleet,
     Floats,
-    Request,
 )
 from router.core.arithmetic import Cells, Places, exp, log, over
 
-BOUND_MIN_S: Final = 1e-9  # a promise of 0 s is broken by any prediction, without dividing by it
-FIRST_TAIL_MAX: Final = 1.3  # doubt of a first token that is worth waiting for: more load drains, doubt does not
-FIRST_TAIL_MIN: Final = 0.04  # of a first token, beyond 1: a backend drifts so far while its outcomes are under way
-SURER: Final = 2.0  # times the doubt on an engine that does nothing but prompts; see _first_s
-TPOT_TAIL_MAX: Final = 1.2  # error of a step's model and drift of an engine; see _pace_s
+_Seconds = TypeVar("_Seconds", float, Floats)
+BOUND_MIN_S: Final = 1e-9  # an SLO of 0 s is violated by any prediction, without a division by it
+TTFT_TAIL_MAX: Final = 1.3  # times the mean: a wider tail is no reason to wait, for waiting does not narrow it
+TTFT_MARGIN_MIN: Final = 0.04  # of the mean: a backend drifts so far while its outcomes are under way
+PREFILL_MARGIN: Final = 2.0  # times the margin more on an engine that does nothing but prompts; see _usable_ttft_s
+TPOT_TAIL_MAX: Final = 1.2  # error of a step's model and drift of an engine; see _usable_tpot_s
 TPOT_TAIL_MAX_OFF: Final = 1.5
 NEAR_SHARE: Final = 0.05  # scores this close are equal: the forecast is no better than that
 EDGE: Final = 0.3  # of a bound: how far from it a share of it begins to weigh more than in proportion
-OVERLAP: Final = 2.0  # times the toll on those there: as many again will come while the request runs
+OVERLAP: Final = 2.0  # times the delay imposed on those there: as many again will come while the request runs
 Z_90: Final = 1.2816  # standard deviations to the 0.9 quantile of a normal distribution
 SIGMA_MIN, SIGMA_MAX = 0.03, 0.5  # of the log of a prediction
 SQRT_2: Final = sqrt(2.0)
 SQRT_2_PI: Final = sqrt(2.0 * pi)
-TPOT_VIOLATIONS_MAX: Final = 0.01  # replies that a prompt may be expected to cost their pace: less is chance
+TPOT_VIOLATIONS_MAX: Final = 0.01  # replies whose TPOT SLO a prompt may be expected to violate: less is chance
 
 
-def used(request: Request, fleet: Fleet, ttft_s: Floats, tpot_s: Floats, e2e_s: Floats) -> Floats:
-    """The largest share of any of the request's own bounds that these predictions take, waiting so far included."""
-    slo, waited_s = request.slo, fleet.now_s - request.arrived_s
-    share = tpot_s / max(slo.tpot_s, BOUND_MIN_S)
-    np.maximum(share, (waited_s + ttft_s) / max(slo.ttft_s, BOUND_MIN_S), out=share)
-    np.maximum(share, (waited_s + e2e_s) / max(slo.e2e_s, BOUND_MIN_S), out=share)
-    return share
+def slo_shares(
+    ttft_s: _Seconds, tpot_s: _Seconds, e2e_s: _Seconds, bounds_s: tuple[float, float, float]
+) -> tuple[_Seconds, _Seconds, _Seconds]:
+    """The shares of the bounds of TTFT, TPOT and E2E that predictions take, for one backend or for all at once.
+
+    TTFT and E2E count from the request's arrival; ``bounds_s``: see ``divisors``.
+    """
+    return ttft_s / bounds_s[0], tpot_s / bounds_s[1], e2e_s / bounds_s[2]
 
 
-def used_of_others(fleet: Fleet, tpot_s: Floats) -> Floats:
-    """The share of the tightest pace promised to anybody running there that this pace takes."""
-    share: Floats = tpot_s / np.maximum(fleet.tpot_bound_s, BOUND_MIN_S)
-    return share
+def divisors(ttft_s: float, tpot_s: float, e2e_s: float) -> tuple[float, float, float]:
+    """The bounds of an SLO as ``slo_shares`` divides by them."""
+    return max(ttft_s, BOUND_MIN_S), max(tpot_s, BOUND_MIN_S), max(e2e_s, BOUND_MIN_S)
 
 
 SLO_USE_MEAN, SLO_USE_TAIL, PEERS_SLO_USE, FITS, CANDIDATES, TTFT_S, TPOT_S, GAIN = range(8)
 WEIGHED: Final = 8
 """Rows that ``weigh`` fills, one column a candidate: the largest share of any bound that it would use.
-``SLO_USE_MEAN``: of this request's bounds and of those of others there, with as much doubt of its first token as
-waiting could lessen; ``SLO_USE_TAIL``: with all doubt; ``PEERS_SLO_USE``: of those of others alone; ``FITS``: 1 where
-every bound will be met, else 0; ``CANDIDATES``: the places of those to choose among, as many as ``weigh`` counts;
+``SLO_USE_MEAN``: of this request's bounds and of those of others there, with as much of the tail of its TTFT as
+waiting could lessen; ``SLO_USE_TAIL``: with the whole tail; ``PEERS_SLO_USE``: of those of others alone; ``FITS``: 1
+where every bound will be met, else 0; ``CANDIDATES``: the places of those to choose among, as many as ``weigh`` counts;
 ``TTFT_S``, ``TPOT_S``: the TTFT and TPOT that were counted with; ``GAIN``: see ``most_gained``.
 """
 NONE_FITS: Final = -1
 
 
 def _usable_tpot_s(mean_s: float, tail_s: float, state: float) -> float:
-    """The pace to count with.
+    """The TPOT to count with.
 
     The tail of TPOT is mostly what came after the send: load that grew. That is no chance but our own later decisions,
-    and each of those keeps the pace of whoever runs there. So the mean is widened by no more than the error of a step's
-    model, and by more where that is off.
+    and each of those keeps the TPOT SLOs of the replies there. So the mean is widened by no more than the error of a
+    step's model, and by more where that is off.
     """
     return min(tail_s, (TPOT_TAIL_MAX_OFF if state == OFF else TPOT_TAIL_MAX) * mean_s)
 
 
 def _usable_ttft_s(mean_s: float, tail_s: float, busy: float) -> float:
-    """The first token to count with: doubt that waiting could lessen. An engine that is busy with prompts has others to
-    come, which a request that misses keeps from being served in time: the busier, the surer it has to be.
+    """The TTFT to count with: the mean and the part of its tail that waiting could lessen. An engine that is busy with
+    prompts has others to come, which a request that misses keeps from being served in time: the busier, the wider the
+    margin.
     """
-    doubt = max(over(tail_s, mean_s) - 1.0, FIRST_TAIL_MIN) * (1.0 + SURER * busy)
-    return min(1.0 + doubt, FIRST_TAIL_MAX) * mean_s
+    margin = max(over(tail_s, mean_s) - 1.0, TTFT_MARGIN_MIN) * (1.0 + PREFILL_MARGIN * busy)
+    return min(1.0 + margin, TTFT_TAIL_MAX) * mean_s
 
 
 def _bound_s(columns: Cells, slot: int, ends: bool) -> float:
     """The time per token that those on a backend leave to a newcomer. One that has an E2E itself (``ends``) is weighed
-    against theirs as equals are, in SLOs met; others have to leave them their pace.
+    against theirs as equals are, in SLOs met; others have to leave them their time per token.
     """
     bound_s = columns[TPOT_BOUND_S, slot]
     return bound_s if ends else min(bound_s, columns[E2E_TPOT_BOUND_S, slot])
 
 
-def _share(first_s: float, pace_s: float, end_s: float, ttft_s: float, tpot_s: float, e2e_s: float) -> float:
-    """The largest share of any bound that predictions take."""
-    return max(first_s / ttft_s, pace_s / tpot_s, end_s / e2e_s)
-
-
 def _bearable(weights: Cells, rows: Cells, count: int, urgent_s: float) -> float:
-    """How many replies the prompt may break the pace of.
+    """How many replies' TPOT SLO the prompt may violate.
 
     None, within chance, or the fewest that one of those that fit would; but where even that is some and the soonest
     first token is before ``urgent_s``, less than none.
@@ -170,24 +163,23 @@ def weigh(
     Where nothing is in flight the mean decides whether it fits: a tail learnt in a bad hour would otherwise keep a
     backend from ever being sent what it could be learnt anew from.
     """
-    ttft_s, tpot_s, e2e_s = max(ttft_s, BOUND_MIN_S), max(tpot_s, BOUND_MIN_S), max(e2e_s, BOUND_MIN_S)
+    bounds_s = divisors(ttft_s, tpot_s, e2e_s)
     after = max(reply_tokens - 1.0, 0.0)
     fit = 0
     for i in range(len(slots)):
-        first_s, mean_pace_s = rows[TTFT, i], rows[TPOT, i]
-        first_tail_s = rows[TAILS + TTFT, i]
-        pace_s = _usable_tpot_s(mean_pace_s, rows[TAILS + TPOT, i], states[i])
-        likely_s = _usable_ttft_s(first_s, first_tail_s, rows[PREFILL_SHARE, i])
-        bound_s = _bound_s(columns, slots[i], e2e_s < inf)
-        others = pace_s / max(bound_s, BOUND_MIN_S)
-        end_s = waited_s + after * pace_s
-        use = _share(waited_s + likely_s, pace_s, end_s + likely_s, ttft_s, tpot_s, e2e_s)
-        weights[SLO_USE_MEAN, i] = safety * max(use, others)
-        use = _share(waited_s + first_tail_s, pace_s, end_s + first_tail_s, ttft_s, tpot_s, e2e_s)
-        weights[SLO_USE_TAIL, i] = max(use, others)
-        weights[PEERS_SLO_USE, i], weights[TTFT_S, i], weights[TPOT_S, i] = others, likely_s, pace_s
-        end_s = waited_s + first_s + after * mean_pace_s
-        alone = safety * _share(waited_s + first_s, mean_pace_s, end_s, ttft_s, tpot_s, e2e_s)
+        mean_ttft_s, mean_tpot_s = rows[TTFT, i], rows[TPOT, i]
+        tail_ttft_s = rows[TAILS + TTFT, i]
+        usable_tpot_s = _usable_tpot_s(mean_tpot_s, rows[TAILS + TPOT, i], states[i])
+        usable_ttft_s = _usable_ttft_s(mean_ttft_s, tail_ttft_s, rows[PREFILL_SHARE, i])
+        peers = usable_tpot_s / max(_bound_s(columns, slots[i], e2e_s < inf), BOUND_MIN_S)
+        end_s = waited_s + after * usable_tpot_s
+        use = max(slo_shares(waited_s + usable_ttft_s, usable_tpot_s, end_s + usable_ttft_s, bounds_s))
+        weights[SLO_USE_MEAN, i] = safety * max(use, peers)
+        use = max(slo_shares(waited_s + tail_ttft_s, usable_tpot_s, end_s + tail_ttft_s, bounds_s))
+        weights[SLO_USE_TAIL, i] = max(use, peers)
+        weights[PEERS_SLO_USE, i], weights[TTFT_S, i], weights[TPOT_S, i] = peers, usable_ttft_s, usable_tpot_s
+        end_s = waited_s + mean_ttft_s + after * mean_tpot_s
+        alone = safety * max(slo_shares(waited_s + mean_ttft_s, mean_tpot_s, end_s, bounds_s))
         fits = weights[SLO_USE_MEAN, i] <= 1.0 or (_in_flight(rows, i) < 1.0 and alone <= 1.0)
         weights[FITS, i] = 1.0 if fits else 0.0
         fit += 1 if fits else 0
@@ -210,14 +202,14 @@ def longest_reply(ttft_s: float, tpot_s: float, e2e_s: float, rest: Cells) -> fl
     return longest
 
 
-def _pace_in_s(pace_s: float, rest_s: float, bound_s: float, shrinks: float, life_s: float) -> float:
-    """Seconds until a pace that falls to ``rest_s`` as those there end within ``life_s`` is inside a bound that falls
+def _tpot_in_s(tpot_s: float, rest_s: float, bound_s: float, shrinks: float, life_s: float) -> float:
+    """Seconds until a TPOT that falls to ``rest_s`` as those there end within ``life_s`` is inside a bound that falls
     itself by ``shrinks`` a second; inf where it never is.
     """
-    if pace_s <= bound_s:
+    if tpot_s <= bound_s:
         return 0.0
-    gain = over(pace_s - rest_s, life_s) - shrinks
-    return min((pace_s - bound_s) / gain, life_s) if gain > 0.0 else inf
+    gain = over(tpot_s - rest_s, life_s) - shrinks
+    return min((tpot_s - bound_s) / gain, life_s) if gain > 0.0 else inf
 
 
 def room_in_s(
@@ -238,18 +230,18 @@ def room_in_s(
     queue_s = ahead / ends_per_s if ends_per_s > 0.0 else 0.0
     soonest_s = inf
     for i in range(len(slots)):
-        first_s, pace_s = safety * weights[TTFT_S, i], safety * weights[TPOT_S, i]
-        rest_s = over(pace_s * rest[TPOT, i], rows[TPOT, i])
+        first_s, own_tpot_s = safety * weights[TTFT_S, i], safety * weights[TPOT_S, i]
+        rest_s = over(own_tpot_s * rest[TPOT, i], rows[TPOT, i])
         left_s = e2e_s - waited_s - first_s
         own_s = min(tpot_s, left_s / after if after > 0.0 else inf)
         bound_s = min(own_s, _bound_s(columns, slots[i], e2e_s < inf))
         latest_s = min(ttft_s - waited_s - first_s, hold_s)
         if e2e_s < inf:
-            latest_s = min(latest_s, left_s - after * min(pace_s, bound_s))
+            latest_s = min(latest_s, left_s - after * min(own_tpot_s, bound_s))
         if latest_s < 0.0 or rest_s > own_s:
             continue
         shrinks = over(1.0, after) if bound_s < tpot_s and bound_s == own_s else 0.0
-        in_s = queue_s + _pace_in_s(pace_s, rest_s, bound_s, shrinks, mean_reply_tokens * rows[TPOT, i])
+        in_s = queue_s + _tpot_in_s(own_tpot_s, rest_s, bound_s, shrinks, mean_reply_tokens * rows[TPOT, i])
         if in_s <= latest_s:
             soonest_s = min(soonest_s, in_s)
     return soonest_s
@@ -289,20 +281,20 @@ def most_gained(
     """
     best = 0
     for i in range(len(slots)):
-        first_s, pace_s = rows[TTFT, i], rows[TPOT, i]
+        first_s, mean_s = rows[TTFT, i], rows[TPOT, i]
         bound_s = _bound_s(columns, slots[i], e2e_s < inf)
         weights[GAIN, i] = -inf
-        if safety * pace_s > min(bound_s, tpot_s):
+        if safety * mean_s > min(bound_s, tpot_s):
             continue
         chance, slope, others, queue = in_time[0, i], sharing * in_time[1, i], 0.0, 0.0
-        sigma = _sigma(pace_s, _usable_tpot_s(pace_s, tails[TPOT, i], states[i]))
+        sigma = _sigma(mean_s, _usable_tpot_s(mean_s, tails[TPOT, i], states[i]))
         if tpot_s < inf:
-            at = log(over(tpot_s, safety * pace_s)) / sigma
+            at = log(over(tpot_s, safety * mean_s)) / sigma
             kept = _normal(at)
             slope = slope * kept + chance * _density(at) / sigma
             chance *= kept
         if bound_s < inf:
-            others = _density(log(over(bound_s, safety * pace_s)) / sigma) / sigma
+            others = _density(log(over(bound_s, safety * mean_s)) / sigma) / sigma
         if ttft_s < inf:
             total_s, sigma = waited_s + safety * first_s, _sigma(first_s, tails[TTFT, i])
             if total_s > ttft_s:

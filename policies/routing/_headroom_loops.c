@@ -24,8 +24,8 @@ static inline double usable_tpot_s(double mean_s, double tail_s, npy_int8 state)
 }
 
 static inline double usable_ttft_s(double mean_s, double tail_s, double busy) {
-    double doubt = max2(tail_s / mean_s - 1.0, FIRST_TAIL_MIN) * (1.0 + SURER * busy);
-    return min2(1.0 + doubt, FIRST_TAIL_MAX) * mean_s;
+    double margin = max2(tail_s / mean_s - 1.0, TTFT_MARGIN_MIN) * (1.0 + PREFILL_MARGIN * busy);
+    return min2(1.0 + margin, TTFT_TAIL_MAX) * mean_s;
 }
 
 static inline double bound_s(const Weighed *w, npy_intp i) {
@@ -35,7 +35,7 @@ static inline double bound_s(const Weighed *w, npy_intp i) {
     return w->e2e_s < Py_HUGE_VAL ? bound : min2(bound, column[E2E_TPOT_BOUND_S * end]);
 }
 
-static inline double largest_share(const Weighed *w, double ttft_s, double tpot_s, double e2e_s) {
+static inline double slo_use(const Weighed *w, double ttft_s, double tpot_s, double e2e_s) {
     return max3(ttft_s / w->ttft_s, tpot_s / w->tpot_s, e2e_s / w->e2e_s);
 }
 
@@ -129,22 +129,22 @@ static PyObject *weigh(PyObject *module, PyObject *const *given, Py_ssize_t how_
     if (all.failed) return NULL;
     npy_intp fit = 0;
     EACH(i, w.count) {
-        double first_s = row(&w, TTFT, i), mean_tpot_s = row(&w, TPOT, i), first_tail_s = row(&w, TAILS + TTFT, i);
+        double first_s = row(&w, TTFT, i), mean_tpot_s = row(&w, TPOT, i), tail_s = row(&w, TAILS + TTFT, i);
         double tpot_s = usable_tpot_s(mean_tpot_s, row(&w, TAILS + TPOT, i), states[i]);
-        double likely_s = usable_ttft_s(first_s, first_tail_s, row(&w, PREFILL_SHARE, i));
-        double others = tpot_s / max2(bound_s(&w, i), BOUND_MIN_S), end_s = waited_s + after * tpot_s;
-        double mean = max2(largest_share(&w, waited_s + likely_s, tpot_s, end_s + likely_s), others);
-        double tail = max2(largest_share(&w, waited_s + first_tail_s, tpot_s, end_s + first_tail_s), others);
+        double usable_s = usable_ttft_s(first_s, tail_s, row(&w, PREFILL_SHARE, i));
+        double peers = tpot_s / max2(bound_s(&w, i), BOUND_MIN_S), end_s = waited_s + after * tpot_s;
+        double mean = max2(slo_use(&w, waited_s + usable_s, tpot_s, end_s + usable_s), peers);
+        double tail = max2(slo_use(&w, waited_s + tail_s, tpot_s, end_s + tail_s), peers);
         mean = safety * mean;
         int fits = mean <= 1.0;
         if (!fits && in_flight(&w, i) < 1.0) {
             end_s = waited_s + first_s + after * mean_tpot_s;
-            fits = safety * largest_share(&w, waited_s + first_s, mean_tpot_s, end_s) <= 1.0;
+            fits = safety * slo_use(&w, waited_s + first_s, mean_tpot_s, end_s) <= 1.0;
         }
         weigh_as(&w, SLO_USE_MEAN, i, mean);
         weigh_as(&w, SLO_USE_TAIL, i, tail);
-        weigh_as(&w, PEERS_SLO_USE, i, others);
-        weigh_as(&w, TTFT_S, i, likely_s);
+        weigh_as(&w, PEERS_SLO_USE, i, peers);
+        weigh_as(&w, TTFT_S, i, usable_s);
         weigh_as(&w, TPOT_S, i, tpot_s);
         weigh_as(&w, FITS, i, fits);
         fit += fits;

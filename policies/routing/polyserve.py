@@ -10,7 +10,7 @@ from math import inf
 
 import numpy as np
 
-from policies.routing._headroom import used, used_of_others
+from policies.routing._headroom import BOUND_MIN_S, divisors, slo_shares
 from policies.routing._pick import lowest
 from router.core import Choice, Dispatch, Fleet, Forecast, Request, Rng
 
@@ -28,9 +28,11 @@ class PolyServe:
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """The fullest backend on which every bound is predicted to be kept."""
-        tpot_s = forecast.tpot_s
-        own = used(request, fleet, forecast.ttft_s, tpot_s, forecast.e2e_s)
-        use = self.safety * np.maximum(own, used_of_others(fleet, tpot_s))
+        slo, waited_s, tpot_s = request.slo, fleet.now_s - request.arrived_s, forecast.tpot_s
+        bounds_s = divisors(slo.ttft_s, slo.tpot_s, slo.e2e_s)
+        own = slo_shares(waited_s + forecast.ttft_s, tpot_s, waited_s + forecast.e2e_s, bounds_s)
+        peers = tpot_s / np.maximum(fleet.tpot_bound_s, BOUND_MIN_S)
+        use = self.safety * np.maximum.reduce((*own, peers))
         attains = use <= 1.0
         if not attains.any():
             return Dispatch(int(fleet.slots[lowest(use, rng)]), "no backend attains: the smallest miss")

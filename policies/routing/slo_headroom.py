@@ -24,7 +24,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.routing import _headroom, _loops
+from policies.routing import _loops
 from policies.routing._headroom import (
     CANDIDATES,
     GAIN,
@@ -35,6 +35,8 @@ from policies.routing._headroom import (
     TPOT_VIOLATIONS_MAX,
     TTFT_S,
     WEIGHED,
+    divisors,
+    slo_shares,
 )
 from policies.routing._pick import lowest
 from router.core import (
@@ -288,8 +290,8 @@ class SloHeadroom:
         slo, waited_s = request.slo, fleet.now_s - request.arrived_s
         counted = forecast.rest if infeasible else np.vstack((weights[TTFT_S], weights[TPOT_S], forecast.e2e_s))
         seconds = counted + np.array([[waited_s], [0.0], [waited_s]])
-        bounds = np.maximum([[slo.ttft_s], [slo.tpot_s], [slo.e2e_s]], _headroom.BOUND_MIN_S)
-        used = seconds / bounds
+        bounds = divisors(slo.ttft_s, slo.tpot_s, slo.e2e_s)
+        used = np.vstack(slo_shares(seconds[TTFT], seconds[TPOT], seconds[E2E], bounds))
         best = int(used.max(axis=0).argmin())
         bound = int(used[:, best].argmax())
         if used[bound, best] <= 1.0 < weights.item(PEERS_SLO_USE, best):
@@ -298,7 +300,7 @@ class SloHeadroom:
             return f"no backend can keep the TPOT of {bound_s:.3g} s: {tpot_s:.3g} s expected of the replies there"
         name, expected_s = ("TTFT", "TPOT", "E2E")[bound], seconds.item(bound, best)
         even = " even on an idle backend" if infeasible else ""
-        return f"no backend can keep its {name} of {bounds.item(bound, 0):.3g} s: {expected_s:.3g} s expected{even}"
+        return f"no backend can keep its {name} of {bounds[bound]:.3g} s: {expected_s:.3g} s expected{even}"
 
     def _has_its_turn(self, waited_s: float, now_s: float) -> bool:
         """Whether this moment belongs to those without an SLO that have waited long: one turn in ``TURNS``."""
