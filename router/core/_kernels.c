@@ -139,15 +139,15 @@ static inline double prefill_share(const Facts *f, const Engine *e, const Work *
     return min2(share, PREFILL_SHARE_MAX);
 }
 
-static void gather(const Facts *f, const npy_intp *slots, npy_intp count, const double *unreported, npy_intp unreported_rows,
-                   double *rows) {
+/* `unreported`: as many rows as there are loads, or 0. `load`: a row for each load, of `count` places. */
+static void gather(const Facts *f, const npy_intp *slots, npy_intp count, const double *unreported,
+                   npy_intp unreported_rows, double *load) {
     EACH(row, LOAD) {
         const double *own = f->columns + row * f->columns_end, *peers = own + PEERS * f->columns_end;
         const double *unattributed = own + UNATTRIBUTED * f->columns_end;
-        double *load = rows + (LOADS + row) * count;
-        EACH(i, count) load[i] = own[slots[i]] + peers[slots[i]] + unattributed[slots[i]];
+        EACH(i, count) load[row * count + i] = own[slots[i]] + peers[slots[i]] + unattributed[slots[i]];
     }
-    EACH(at, unreported_rows * count) rows[LOADS * count + at] += unreported[at];
+    EACH(at, unreported_rows * count) load[at] += unreported[at];
 }
 
 /* `spread`: by metric, kept quantile, band and slot, `end` of these. Bands are 0, 1 and 2. */
@@ -244,6 +244,11 @@ static void demand_bands(Arguments *all, const double *bands, npy_intp count) {
     EACH(i, count) demand(all, bands[i] >= 0.0 && bands[i] < BANDS, "a band is not 0, 1 or 2");
 }
 
+static void demand_unreported(Arguments *all, Array unreported, npy_intp count) {
+    int fits = unreported.shape[0] == LOAD && unreported.shape[1] == count;
+    demand(all, unreported.shape[0] == 0 || fits, "unreported: a row for each load, or none");
+}
+
 /* -- loops ---------------------------------------------------------------------------------------------------------- */
 
 static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
@@ -266,7 +271,7 @@ static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t 
     double per_octave = a_float(&all);
     Array out = written_to(&all, NPY_DOUBLE, 2);
     npy_intp unreported_rows = unreported.shape[0], bins = alive.shape[0];
-    demand(&all, unreported_rows == 0 || (unreported_rows == LOAD && unreported.shape[1] == count), "unreported: a row for each load, or none");
+    demand_unreported(&all, unreported, count);
     demand(&all, share == 0.0 || row + 1 < KEPT_QUANTILES, "row: there is no next kept quantile");
     demand(&all, bins != 1, "alive: at least two bins, or none");
     demand(&all, out.shape[0] == FORECAST && out.shape[1] == count, "rows: one for each of a forecast, a column a slot");
@@ -276,7 +281,7 @@ static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t 
     const double *hits = hit.shape[0] > 0 ? hit.data : NULL, *biases = load_bias.data;
     npy_intp bias_end = load_bias.shape[2];
     double after = max2(output_tokens - 1.0, 0.0);
-    gather(&f, slots, count, unreported.data, unreported_rows, rows);
+    gather(&f, slots, count, unreported.data, unreported_rows, rows + LOADS * count);
     EACH(i, count) {
         npy_intp slot = slots[i];
         if (hits != NULL) rows[CACHED * count + i] = work.prompt_tokens * hits[slot];
@@ -306,6 +311,34 @@ static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t 
         rows[EXPECTED_TPOT_VIOLATIONS * count + i] = violations;
     }
     fill_tails(rows, count, spread.data, spread.shape[3], slots, row, share, e2e_width, rows + TAILS * count);
+    Py_RETURN_NONE;
+}
+
+static PyObject *loads(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
+    Arguments all = arguments("loads", given, how_many, 4);
+    npy_intp end, count;
+    Facts f = the_columns(&all, &end);
+    const npy_intp *slots = the_slots(&all, end, &count);
+    Array unreported = read_from(&all, NPY_DOUBLE, 2), out = written_to(&all, NPY_DOUBLE, 2);
+    demand_unreported(&all, unreported, count);
+    demand(&all, out.shape[0] == LOAD && out.shape[1] == count, "out: a row for each load, a column a slot");
+    if (all.failed) return NULL;
+    gather(&f, slots, count, unreported.data, unreported.shape[0], out.data);
+    Py_RETURN_NONE;
+}
+
+static PyObject *prefill_rates(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
+    Arguments all = arguments("prefill_rates", given, how_many, 6);
+    npy_intp end, count;
+    Facts f = the_columns(&all, &end);
+    const npy_intp *slots = the_slots(&all, end, &count);
+    Work work = {.now_s = a_float(&all)};
+    work.tau_s = a_float(&all), work.peer_tokens_per_s = a_float(&all);
+    Array out = written_to(&all, NPY_DOUBLE, 1);
+    demand(&all, out.shape[0] == count, "out: a place for each slot");
+    if (all.failed) return NULL;
+    double *rates = out.data;
+    EACH(i, count) rates[i] = tokens_per_s(&f, slots[i], &work);
     Py_RETURN_NONE;
 }
 
@@ -442,7 +475,8 @@ static PyObject *lived(PyObject *module, PyObject *const *given, Py_ssize_t how_
 }
 
 static PyMethodDef loops[] = {
-    A_LOOP(predicted), A_LOOP(tails), A_LOOP(in_time), A_LOOP(at_rest), A_LOOP(expected), A_LOOP(lived), {NULL},
+    A_LOOP(predicted), A_LOOP(loads), A_LOOP(prefill_rates), A_LOOP(tails), A_LOOP(in_time), A_LOOP(at_rest), A_LOOP(expected), A_LOOP(lived),
+    {NULL},
 };
 
 A_MODULE(_kernels, loops)

@@ -4,11 +4,12 @@ Must not depend on policies. Reading changes nothing.
 """
 
 from math import inf
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from router.core import loops
 from router.core.arrays import Floats, Slots, frozen
 from router.core.columns import (
     CHUNK_TOKENS,
@@ -18,18 +19,15 @@ from router.core.columns import (
     KV_TOKENS_MAX,
     KV_USAGE,
     LAST_SENT,
+    LOAD,
     NETWORK_S,
-    PEERS,
-    PREFILL_RATE,
     PREFILL_TOKENS,
     PREFILLING,
     PREFIX_HIT_RATE,
     PRICE_PER_S,
-    RATE_AT_S,
     SEQS_MAX,
     TPOT_BOUND_S,
     TURN,
-    UNATTRIBUTED,
     WEIGHT,
 )
 from router.core.ledger import Ledger
@@ -37,6 +35,7 @@ from router.core.metering import RATE_TAU_S
 from router.core.signals import row_of
 from router.core.types import Backend, Request
 
+NONE_UNREPORTED: Final = np.empty((0, 0))
 _Number = TypeVar("_Number", bound=np.generic)
 
 
@@ -111,11 +110,9 @@ class Fleet:
         and what peers should have sent since their last messages.
         """
         if self._gathered is None:
-            table, unreported = self._table, self.unreported_peer_load
-            self._gathered = self.of(table.own) + self.of(table.peers) + self.of(table.unattributed)
-            if unreported is not None:
-                self._gathered += unreported
-            self._gathered.setflags(write=False)
+            load, unreported = np.empty((LOAD, len(self.slots))), self.unreported_peer_load
+            loops.loads(self.columns, self.slots, NONE_UNREPORTED if unreported is None else unreported, load)
+            self._gathered = frozen(load)
         return self._gathered
 
     @property
@@ -227,11 +224,9 @@ class Fleet:
         """Prompt tokens sent to each per second, lately: this router's own, and for what others have in flight there
         the rate at which this router's own traffic brings prompts.
         """
-        columns, slots = self._table.columns, self.slots
-        rate: Floats = columns[PREFILL_RATE, slots] * np.exp((self.now_s - columns[RATE_AT_S, slots]) / -RATE_TAU_S)
-        others = columns[PEERS + DECODING, slots] + columns[UNATTRIBUTED + DECODING, slots]
-        rate += others * self.prompt_tokens_per_s_each
-        return frozen(rate)
+        rates = np.empty(len(self.slots))
+        loops.prefill_rates(self.columns, self.slots, self.now_s, RATE_TAU_S, self.prompt_tokens_per_s_each, rates)
+        return frozen(rates)
 
     @property
     def name_hashes(self) -> NDArray[np.uint64]:

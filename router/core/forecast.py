@@ -38,14 +38,13 @@ from router.core.columns import (
     TPOT,
     TTFT,
 )
-from router.core.fleet import Fleet
+from router.core.fleet import NONE_UNREPORTED, Fleet
 from router.core.lengths import BINS_PER_OCTAVE
 from router.core.metering import RATE_TAU_S
 from router.core.tails import between
 from router.core.types import Request
 
 _NOTHING: Final = np.empty(0)
-_NONE_UNREPORTED: Final = np.empty((0, 0))
 SHARING_LOG_MAX: Final = 1.4  # about 4 times: what is learnt of wider distributions rests on a few long replies
 WIDTH_MIN: Final = 0.1  # of E2E, when the length is known: its TPOT and first token vary all the same
 
@@ -196,7 +195,7 @@ class Forecast:
         self._mean_output_tokens = belief.lengths.mean_tokens(request.model, reply.tokens)
         loops.predicted(
             fleet.columns,
-            _NONE_UNREPORTED if unreported_peer_load is None else unreported_peer_load,
+            NONE_UNREPORTED if unreported_peer_load is None else unreported_peer_load,
             hit,
             belief.prior,
             belief.regression.factor,

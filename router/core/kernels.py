@@ -9,6 +9,8 @@ from math import inf
 from math import log as ln
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from router.core.arithmetic import Cells, Places, ceil, exp, floor, log2, over, place_below, root
 from router.core.columns import (
     AHEAD,
@@ -248,21 +250,35 @@ def _prefill_share(
 
 
 def _tokens_per_s(columns: Cells, slot: int, work: _Work) -> float:
-    """Prompt tokens sent to an engine per second, lately: see ``Fleet.prefill_tokens_per_s``."""
+    """Prompt tokens sent to an engine per second, lately: this router's own, which fade within ``tau_s``, and for each
+    request that others decode there ``peer_tokens_per_s``.
+    """
     own = columns[PREFILL_RATE, slot] * exp(over(columns[RATE_AT_S, slot] - work.now_s, work.tau_s))
     others = columns[PEERS + DECODING, slot] + columns[UNATTRIBUTED + DECODING, slot]
     return own + others * work.peer_tokens_per_s
 
 
-def _gather(columns: Cells, slots: Places, unreported: Cells, rows: Cells) -> None:
-    """The load of each candidate: this router's own, its peers', nobody's we know and what peers have not told yet."""
-    for row in range(LOAD):
-        for i in range(len(slots)):
-            slot = slots[i]
-            rows[LOADS + row, i] = columns[row, slot] + columns[PEERS + row, slot] + columns[UNATTRIBUTED + row, slot]
-    for row in range(len(unreported)):
-        for i in range(len(slots)):
-            rows[LOADS + row, i] += unreported[row, i]
+def prefill_rates(
+    columns: Cells, slots: Places, now_s: float, tau_s: float, peer_tokens_per_s: float, out: Cells
+) -> None:
+    """Fill ``out`` with the prompt tokens per second of each candidate (``_tokens_per_s``)."""
+    work = _Work(now_s, 0.0, 0.0, 0.0, 0.0, tau_s, peer_tokens_per_s)
+    for i in range(len(slots)):
+        out[i] = _tokens_per_s(columns, slots[i], work)
+
+
+def loads(columns: Cells, slots: Places, unreported: Cells, out: Cells) -> None:
+    """Fill ``out``, rows as the fields of ``Load``, with the load of each candidate: this router's own, its peers',
+    what is unattributed, and what peers have not reported yet. ``unreported``: empty for none.
+
+    By numpy, whose sums are those of plain numbers: Fleet uses this too where no C was built.
+    """
+    load, more = np.asarray(out), np.asarray(unreported)
+    facts = np.asarray(columns)[: UNATTRIBUTED + LOAD].take(np.asarray(slots), axis=1)
+    np.add(facts[:LOAD], facts[PEERS : PEERS + LOAD], out=load)
+    load += facts[UNATTRIBUTED:]
+    if len(more) > 0:
+        load += more
 
 
 def _fill_tails(
@@ -358,7 +374,7 @@ def predicted(
     ``alive``: of replies, the share that reaches each bin, ``per_octave`` of them from one power of two to the next
     (empty: EXPECTED_TPOT_VIOLATIONS is not filled).
     """
-    _gather(columns, slots, unreported, rows)
+    loads(columns, slots, unreported, np.asarray(rows)[LOADS : LOADS + LOAD])
     work = _Work(now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens, tau_s, peer_tokens_per_s)
     for i in range(len(slots)):
         slot = slots[i]

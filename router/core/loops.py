@@ -10,6 +10,8 @@ _ESTIMATORS: Final = extension("router.core._estimators")
 _HASHING: Final = extension("router.core._hashing")
 
 predicted = fastest(_KERNELS, kernels.predicted)
+loads = fastest(_KERNELS, kernels.loads) if _KERNELS else kernels.loads  # which is no loop, but numpy's sums
+prefill_rates = fastest(_KERNELS, kernels.prefill_rates)
 tails = fastest(_KERNELS, kernels.tails)
 in_time = fastest(_KERNELS, kernels.in_time)
 at_rest = fastest(_KERNELS, kernels.at_rest)

@@ -6,11 +6,12 @@ from math import ceil, log
 import numpy as np
 import pytest
 
-from router.core import kernels, loops
+from router.core import loops
 from router.core.belief import Belief
 from router.core.columns import (
     AHEAD,
     CONTEXT,
+    DECODING,
     EAGER,
     FIRST,
     FIXED,
@@ -18,6 +19,8 @@ from router.core.columns import (
     KV_TOKENS_MAX,
     LEVELS,
     PAIR,
+    PEERS,
+    PREFILL_RATE,
     PREFILLING,
     RANKED,
     RATE_AT_S,
@@ -27,6 +30,7 @@ from router.core.columns import (
     SHARE,
     TERMS,
     TOKEN,
+    UNATTRIBUTED,
     WINDOW,
 )
 from router.core.estimators import BEYOND
@@ -272,10 +276,13 @@ def test_at_rest_is_what_is_predicted_where_nothing_is_in_flight(seed):
     assert (loaded.rest != loaded.means_s).any()
 
 
-def test_the_rate_of_prompts_is_that_of_the_fleet():
-    """The one fact that a loop works out for itself as well."""
+def test_the_rate_of_prompts_counts_those_of_others():
+    """This router's own, faded since the last send, and what each request that others decode there should bring."""
     ledger, _ = drawn(random.Random(3), 9)
     fleet = Fleet(ledger, ledger.roster.pool("m"), 4.0)
-    asked = kernels._Work(4.0, 1.0, 1.0, 1.0, 1.0, RATE_TAU_S, fleet.prompt_tokens_per_s_each)
-    rates = [kernels._tokens_per_s(ledger.table.columns, slot, asked) for slot in fleet.slots.tolist()]
-    assert rates == pytest.approx(fleet.prefill_tokens_per_s.tolist(), rel=1e-12)
+    of = {row: fleet.columns[row, :9] for row in (PREFILL_RATE, RATE_AT_S, PEERS + DECODING, UNATTRIBUTED + DECODING)}
+    own = of[PREFILL_RATE] * np.exp((of[RATE_AT_S] - 4.0) / RATE_TAU_S)
+    others = of[PEERS + DECODING] + of[UNATTRIBUTED + DECODING]
+    assert fleet.prompt_tokens_per_s_each > 0.0
+    assert others.any()
+    assert fleet.prefill_tokens_per_s == pytest.approx(own + others * fleet.prompt_tokens_per_s_each, rel=1e-12)

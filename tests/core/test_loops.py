@@ -139,12 +139,16 @@ def test_what_is_predicted(seed, count, kind, share):
     of = Drawn(seed, kind)
     slots = of.slots(count)
     unreported = of.numbers(LOAD, count) if of.index(2) else np.empty((0, 0))
+    columns = of.columns()
+    same(KERNELS, kernels.loads, columns, slots, unreported, np.empty((LOAD, count)), filled=(3,))
+    rates = (of.number(), of.number(most=9.0), of.number())
+    same(KERNELS, kernels.prefill_rates, columns, slots, *rates, np.empty(count), filled=(5,))
     hit = of.numbers(of.capacity, most=1.0) if of.index(2) else np.empty(0)
     alive = of.alive() if of.index(3) else np.empty(0)
     physics = (of.prior(), of.numbers(of.capacity, TERMS, most=2.0), of.numbers(of.capacity, ROOF_POINTS, most=0.1))
     same(
         KERNELS, kernels.predicted,
-        of.columns(), unreported, hit, *physics, of.numbers(2, BANDS, of.capacity, most=2.0),
+        columns, unreported, hit, *physics, of.numbers(2, BANDS, of.capacity, most=2.0),
         of.numbers(METRICS, KEPT_QUANTILES, BANDS, of.capacity, most=2.0), slots, of.number(), of.number(most=4000.0),
         of.number(most=4000.0), of.number(most=400.0), of.number(most=400.0), of.number(most=4000.0),
         of.number(most=9.0), of.number(), of.index(KEPT_QUANTILES - 1), share, of.number(most=2.0), alive, 4.0,
