@@ -1,56 +1,43 @@
-"""Events in, commands out: admit, hold, choose, retry, hedge, account.
+"""The life of a request, events in and commands out: admit, hold, choose, retry, hedge, account.
 
-The shell hands in facts with their times; the answer is what to do. What it guarantees, whatever the order of events:
-a reservation is released exactly once, every request is answered exactly once and accounted exactly once, and events
-about what is already over change nothing. Which events a request's state allows stands in ``lifecycle.py``. Must not
-open anything, wait for anything, or depend on any policy by name.
+The shell hands in facts with their times; the answer is what to do. Whatever the order of events: a reservation is
+released exactly once, every request is answered exactly once and accounted exactly once, and events about what is
+already over change nothing. Which events a request's state allows stands in ``lifecycle.py``, what happens to backends
+in ``fleet_events.py``, what follows when no first byte comes in ``first_byte_watch.py``. Must not open anything, wait
+for anything, or depend on any policy by name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf, nan
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from router.core import border
 from router.core.arrays import Slots, frozen
-from router.core.belief import Belief
-from router.core.decisions import (
-    Abort,
-    Break,
-    Choice,
-    Command,
-    Dispatch,
-    EndState,
-    Hold,
-    Refuse,
-    RequestRecord,
-    Send,
-    Shed,
-)
-from router.core.ejection import Ejection
-from router.core.errors import Implausible, PolicyRejected, Reason
-from router.core.explain import CHOICES_KEPT, Explanation, Explanations
+from router.core.decisions import Abort, Break, Choice, Command, Dispatch, EndState, Hold, Refuse, Send, Shed
+from router.core.errors import PolicyRejected, Reason
+from router.core.explain import CHOICES_KEPT, Explanation
+from router.core.first_byte_watch import FirstByteWatch
 from router.core.fleet import Fleet
-from router.core.flight import Attempt, DispatchLimits, Failure, Flight
-from router.core.forecast import Forecast, Prediction
+from router.core.fleet_events import FleetEvents
+from router.core.flight import NO_PREDICTION, Attempt, DispatchLimits, Failure, Flight
+from router.core.forecast import Forecast
 from router.core.held_queue import HeldQueue, LineKey
 from router.core.holding import Holding, line_of
 from router.core.learning import learn_first_token, learn_reply
-from router.core.ledger import Ledger
 from router.core.lifecycle import Event, State, allows
 from router.core.policy import Admission, Memory, Routing
-from router.core.score import TRUSTED_AFTER, Score
 from router.core.slo_bounds import e2e_tpot_bound_s, tpot_bound_s
 from router.core.timers import Due, Timer, Timers
-from router.core.types import Backend, EngineReport, Load, Request, RequestId, Rng, Usage
+from router.core.types import Request, RequestId, Rng, Usage
+from router.core.unroutable import nobody_takes
 
 NO_USAGE: Final = Usage(0)
-NO_PREDICTION: Final = Prediction(nan, nan, nan)
 
 
-class Dispatcher:
+class Dispatcher(FleetEvents):
     """The state machine that the gateway and the simulator both drive."""
 
     def __init__(
@@ -62,130 +49,18 @@ class Dispatcher:
         explained: int = CHOICES_KEPT,
     ) -> None:
         """``explained``: the last so many choices are remembered for ``explain``."""
+        super().__init__(explained)
         self.routing = routing
         self.admission = admission
         self.limits = limits or DispatchLimits()
-        self.ledger = Ledger()
-        self.belief = Belief()
-        self.dropped_numbers = border.DroppedNumbers()
-        self._now_s = 0.0
-        self._explanations = Explanations(explained)
         self._rng = rng
         self._memory: Memory = None
         self._flights: dict[RequestId, Flight] = {}
         self._timers = Timers(self._stands)
         self._holding = Holding(self._flights, self._timers, self._ask_held)
-        self._ejection = Ejection()
-        self._sends = 0
-        self._hedges = 0
+        self._watch = FirstByteWatch(self._timers)
 
-    def _time(self, now_s: float) -> float:
-        """The time of an event, as every event's method begins with it; the last one where the clock went back."""
-        if self._now_s <= now_s < border.FAR_S:
-            self._now_s = now_s
-            return now_s
-        self.dropped_numbers.add(border.CLOCK, "", f"{now_s} s after {self._now_s} s")
-        return self._now_s
-
-    # -- the fleet ---------------------------------------------------------------------------------------------
-
-    def backend_joined(self, backend: Backend, now_s: float) -> Sequence[Command]:
-        """A backend is there, or its facts changed; it is taken to be up until a health check fails. One whose
-        physics are implausible does not join.
-        """
-        now_s, plausible = self._time(now_s), border.backend(backend, self.dropped_numbers)
-        if plausible is None:
-            return ()
-        known = self.ledger.roster.slot(plausible.name)
-        same = known is not None and self.ledger.roster.backends[known] == plausible
-        slot = self.ledger.join(plausible, now_s)
-        if not same:
-            self.belief.joined(slot, plausible)
-            self._explanations.fleet_changed()
-        return self._serve_held(now_s)
-
-    def backend_left(self, name: str, now_s: float) -> Sequence[Command]:
-        """A backend is gone for good; the shell fails its open attempts one by one."""
-        now_s = self._time(now_s)
-        self.ledger.leave(name)
-        self._explanations.fleet_changed()
-        self._ejection.forget(name)
-        return self._serve_held(now_s)
-
-    def backend_health(self, name: str, up: bool, now_s: float) -> Sequence[Command]:
-        """A health check's answer changed."""
-        now_s = self._time(now_s)
-        slot = self.ledger.roster.slot(name)
-        if up and slot is not None and not self.ledger.roster.is_up(slot):
-            self.belief.restarted(slot)
-            self._ejection.forget(name)  # one crash that cut many streams was no row of faults
-            return self._mark(name, now_s, up=True, ejected=False)
-        return self._mark(name, now_s, up=up)
-
-    def backend_draining(self, name: str, draining: bool, now_s: float) -> Sequence[Command]:
-        """Send nothing new there (or do so again); what runs there runs on."""
-        return self._mark(name, self._time(now_s), draining=draining)
-
-    def _mark(self, name: str, now_s: float, **state: bool) -> Sequence[Command]:
-        slot = self.ledger.roster.slot(name)
-        if slot is None:
-            return ()
-        self.ledger.mark_state(slot, **state)
-        return self._serve_held(now_s)
-
-    def probe_started(self, name: str, now_s: float) -> None:
-        """The shell is about to ask this engine for its queue."""
-        slot = self.ledger.roster.slot(name)
-        if slot is not None:
-            self.ledger.reports.probe_started(slot, self._time(now_s))
-
-    def reported(self, name: str, report: EngineReport, now_s: float) -> Sequence[Command]:
-        """The engine's answer."""
-        now_s, slot = self._time(now_s), self.ledger.roster.slot(name)
-        plausible = border.report(report, name, now_s, self.dropped_numbers) if slot is not None else None
-        if slot is None or plausible is None:
-            return ()
-        self.ledger.reports.reported(slot, plausible, now_s)
-        self.belief.reported(slot, plausible.prefix_hit_rate)
-        return self._serve_held(now_s)
-
-    def on_peer_load(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
-        """What another router has in flight, by backend name; replaces its last message."""
-        now_s = self._time(now_s)
-        self.ledger.peers.on_peer_load(peer, border.loads(loads, peer, self.dropped_numbers), now_s)
-        return self._serve_held(now_s)
-
-    def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
-        """Another router's lease ran out."""
-        return self.on_peer_load(peer, {}, now_s)
-
-    def loads(self) -> dict[str, Load]:
-        """What we have in flight, by backend name, to be published to peers."""
-        return self.ledger.peers.own_loads()
-
-    def score(self, name: str) -> Score | None:
-        """How the forecasts of a backend did; None for one that is not there."""
-        slot = self.ledger.roster.slot(name)
-        return None if slot is None else self.belief.score(slot)
-
-    def beliefs(self) -> dict[str, Mapping[str, Any]]:
-        """What was learnt, by backend name, as JSON can hold it: what other routers may start from."""
-        return {name: self.belief.export(slot) for name, slot in self.ledger.roster.slots}
-
-    def adopt_belief(self, name: str, learnt: Mapping[str, Any], now_s: float) -> Sequence[Command]:
-        """What another router learnt of a backend: taken over while little was seen of it here.
-
-        ValueError when it is of another version or other physics, or holds a number that is implausible.
-        """
-        now_s, slot = self._time(now_s), self.ledger.roster.slot(name)
-        if slot is None or self.belief.seen(slot) >= TRUSTED_AFTER:
-            return ()
-        try:
-            self.belief.adopt(slot, learnt)
-        except Implausible as odd:
-            self.dropped_numbers.add(border.BELIEF, name, str(odd))
-            raise
-        return self._serve_held(now_s)
+    # -- policies, and how many requests there are -------------------------------------------------------------
 
     def adopt(self, routing: Routing, admission: Admission) -> None:
         """Swap the policies between two requests; nothing in flight is touched."""
@@ -221,7 +96,7 @@ class Dispatcher:
         queue = self._holding.queue(request.model)
         slots = self.ledger.roster.taking(request)
         if not len(slots):
-            return self._no_backend(flight, now_s)
+            return self._refuse(flight, nobody_takes(self.ledger.roster, request), now_s)
         fleet = self._fleet(flight, slots, queue, now_s)
         forecast = Forecast(request, fleet, self.belief)
         answer, self._memory = self.admission.admit(request, fleet, forecast, self._memory)
@@ -285,7 +160,9 @@ class Dispatcher:
         if not allows(flight.state, Event.COMPLETE):
             early = list(self.first_byte(request_id, attempt, now_s))
             return [*early, *self.ended(request_id, attempt, usage, now_s)]
-        usage = border.usage(usage, flight.request, done.backend, self._context_tokens(done), self.dropped_numbers)
+        usage = border.usage(
+            usage, flight.request, done.backend, self.ledger.context_tokens_max(done.reservation), self.dropped_numbers
+        )
         learn_reply(self.belief, self.ledger, flight.request, done, usage, now_s)
         self.ledger.load.release(done.reservation, now_s)
         return self._over(flight, Event.COMPLETE, done, usage, now_s)
@@ -344,7 +221,7 @@ class Dispatcher:
                 return self._refuse(flight, choice, now_s)
 
     def _send(self, flight: Flight, slot: int, why: str, fleet: Fleet, forecast: Forecast, now_s: float) -> Command:
-        request, slo = flight.request, flight.request.slo
+        request = flight.request
         index = fleet.index(slot)
         if index < 0:
             raise PolicyRejected(f"{type(self.routing).__name__} chose slot {slot}, which is not among the candidates")
@@ -356,23 +233,11 @@ class Dispatcher:
         held = self.ledger.load.reserve(
             slot, forecast.prefill_tokens_at(index), forecast.tokens, bound_s, now_s, e2e_bound_s
         )
-        flight.move(Event.SEND)
-        flight.attempts += 1
-        flight.tried = (*flight.tried, slot)
-        attempt = Attempt(flight.attempts, backend, held, predicted, now_s)
+        attempt = flight.send(backend, held, predicted, now_s)
         if request.prefix:
             attempt.resident_share = forecast.resident_share_at(index)
             self.ledger.remember_prefix(slot, request)
-        flight.open.append(attempt)
-        self._sends += 1
-        due_s = self._first_byte_due_s(request, now_s)
-        if due_s != inf:
-            self._timers.set(due_s, request.id, attempt.number, Due.FIRST_BYTE)
-        if not request.streamed and forecast.made:
-            self._timers.set(now_s + predicted.ttft_s, request.id, attempt.number, Due.PREFILLED)
-        hedge_s = self.limits.hedge_slo_share * slo.ttft_s
-        if hedge_s != inf and now_s < request.arrived_s + hedge_s and len(flight.open) == 1:
-            self._timers.set(request.arrived_s + hedge_s, request.id, attempt.number, Due.HEDGE)
+        due_s = self._watch.sent(request, attempt, self.limits, len(flight.open) == 1, now_s)
         return Send(request.id, backend, attempt.number, why, predicted.ttft_s, due_s)
 
     def _note(self, flight: Flight, chosen: str, why: str, forecast: Forecast, now_s: float) -> None:
@@ -384,13 +249,6 @@ class Dispatcher:
     def explain(self, request_id: RequestId) -> Explanation | None:
         """What was predicted for each backend, why this one, and what happened; None for what is forgotten."""
         return self._explanations.of(request_id)
-
-    def _first_byte_due_s(self, request: Request, now_s: float) -> float:
-        limits = self.limits
-        left_s = request.first_token_due_s - now_s
-        if left_s <= 0.0 or limits.first_byte_slo_factor == inf:
-            return now_s + limits.first_byte_s_max
-        return now_s + min(limits.first_byte_s_max, limits.first_byte_slo_factor * left_s)
 
     def _again(self, flight: Flight, failure: Failure, now_s: float) -> Sequence[Command]:
         """Before the first byte: the next best backend, if the failure and the limits allow one."""
@@ -412,19 +270,6 @@ class Dispatcher:
             return Fleet(self.ledger, slots, now_s, hold_s=hold_s)
         others = len(queue) - (1 if flight.hold_until_s != inf and flight.request.id in queue else 0)
         return Fleet(self.ledger, slots, now_s, others, queue.first_rank, hold_s)
-
-    def _no_backend(self, flight: Flight, now_s: float) -> Sequence[Command]:
-        model = flight.request.model
-        if not self.ledger.roster.serves(model):
-            there = ", ".join(self.ledger.roster.models) or "none"
-            return self._refuse(
-                flight, Shed(Reason.UNKNOWN_MODEL, f"no backend serves {model!r}; models: {there}"), now_s
-            )
-        tokens, longest = flight.request.prompt_tokens, self.ledger.roster.longest(model)
-        if tokens >= longest:
-            why = f"a prompt of {tokens} tokens; the longest context of any backend of {model!r} is {longest:.0f}"
-            return self._refuse(flight, Shed(Reason.TOO_LONG, why), now_s)
-        return self._refuse(flight, Shed(Reason.NO_BACKEND, f"no backend of {model!r} that takes it is up", 2.0), now_s)
 
     # -- holding -----------------------------------------------------------------------------------------------
 
@@ -547,15 +392,10 @@ class Dispatcher:
         """Close the silent attempt, then go on as with any failure."""
         attempt = flight.attempt(number)
         assert attempt is not None  # _stands has just looked
-        last_s = attempt.sent_s + self.limits.first_byte_s_max
-        if now_s < last_s:  # the SLO's own deadline: a pool that is slow as a whole must not get all its work twice
-            if self._spent():
-                self._timers.set(last_s, flight.request.id, number, Due.FIRST_BYTE)
-                return ()
-            self._hedges += 1
-        why = f"{attempt.backend} sent no first byte in {now_s - attempt.sent_s:.2f} s"
-        abort = Abort(flight.request.id, attempt.backend, number, why)
-        failure = Failure(why, backend_fault=True, retryable=True, late=True)
+        failure = self._watch.late(flight.request.id, attempt, self.limits, now_s)
+        if failure is None:
+            return ()
+        abort = Abort(flight.request.id, attempt.backend, number, failure.why)
         return [abort, *self.failed(flight.request.id, number, failure, now_s)]
 
     def _presumed_prefilled(self, flight: Flight, number: int, now_s: float) -> Sequence[Command]:
@@ -565,20 +405,16 @@ class Dispatcher:
         self.ledger.load.prefilled(attempt.reservation, now_s)
         return self._serve_held(now_s, flight.request.model)
 
-    def _spent(self) -> bool:
-        """Whether the budget of second attempts that no failure calls for is used up."""
-        return self._hedges + 1 > self.limits.hedges_max_share * self._sends
-
     def _hedge(self, flight: Flight, now_s: float) -> Sequence[Command]:
         """A second attempt while the first is silent, if the budget and the fleet have room for it."""
         fleet = self._untried(flight, now_s)
-        if self._spent() or fleet is None or flight.attempts >= self.limits.attempts_max:
+        if self._watch.spent(self.limits) or fleet is None or flight.attempts >= self.limits.attempts_max:
             return ()
         forecast = Forecast(flight.request, fleet, self.belief)
         choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
         if not isinstance(choice, Dispatch):
             return ()
-        self._hedges += 1
+        self._watch.hedged()
         return (self._send(flight, choice.slot, f"hedge: {choice.why}", fleet, forecast, now_s),)
 
     # -- blame -------------------------------------------------------------------------------------------------
@@ -602,12 +438,6 @@ class Dispatcher:
         refuse = Refuse(flight.request.id, shed.reason, shed.why, shed.retry_after_s)
         return [refuse, *self._over(flight, Event.REFUSE, None, NO_USAGE, now_s, shed.reason)]
 
-    def _context_tokens(self, done: Attempt) -> int:
-        """The longest context of the backend that an attempt ran on (0: any, or it has left)."""
-        held, ledger = done.reservation, self.ledger
-        backend = ledger.roster.backends[held.slot] if held.generation == ledger.table.generation[held.slot] else None
-        return backend.context_tokens_max if backend is not None else 0
-
     def _over(
         self,
         flight: Flight,
@@ -620,26 +450,7 @@ class Dispatcher:
         """The request is over: account for it, and see whether someone who waits has room now."""
         outcome = flight.end(event)
         del self._flights[flight.request.id]
-        predicted = last.predicted if last else NO_PREDICTION
-        account = RequestRecord(
-            flight.sent,
-            outcome,
-            last.backend if last else "",
-            flight.attempts,
-            last.sent_s if last else nan,
-            flight.first_byte_s,
-            now_s,
-            usage,
-            reason,
-            predicted.ttft_s,
-            predicted.tpot_s,
-            predicted.e2e_s,
-            predicted.ttft_tail_s,
-            predicted.tpot_tail_s,
-            predicted.e2e_tail_s,
-        )
-        if flight.note is not None:
-            flight.note.account = account
+        account = flight.account(outcome, last, usage, now_s, reason)
         if not self._holding or outcome is EndState.REFUSED:
             return (account,)
         return [account, *self._serve_held(now_s, flight.request.model)]

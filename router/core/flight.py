@@ -2,15 +2,19 @@
 
 from dataclasses import dataclass
 from math import inf, nan
+from typing import Final
 
-from router.core.decisions import ADMIT, EndState
+from router.core.decisions import ADMIT, EndState, RequestRecord
+from router.core.errors import Reason
 from router.core.explain import Note
 from router.core.forecast import Prediction
 from router.core.held_queue import LineKey, Rank
 from router.core.lifecycle import Event, State, after
 from router.core.load import Reservation
 from router.core.metering import WorkSnapshot
-from router.core.types import Request
+from router.core.types import Request, Usage
+
+NO_PREDICTION: Final = Prediction(nan, nan, nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,41 @@ class Flight:
         state = after(self.state, event)
         assert isinstance(state, EndState)
         return state
+
+    def send(self, backend: str, held: Reservation, predicted: Prediction, now_s: float) -> Attempt:
+        """One more attempt, which is open from now on."""
+        self.move(Event.SEND)
+        self.attempts += 1
+        self.tried = (*self.tried, held.slot)
+        attempt = Attempt(self.attempts, backend, held, predicted, now_s)
+        self.open.append(attempt)
+        return attempt
+
+    def account(
+        self, outcome: EndState, last: Attempt | None, usage: Usage, now_s: float, reason: Reason | None
+    ) -> RequestRecord:
+        """The record of the request, which is over; ``last``: the attempt that served it or was open at the end."""
+        predicted = last.predicted if last else NO_PREDICTION
+        account = RequestRecord(
+            self.sent,
+            outcome,
+            last.backend if last else "",
+            self.attempts,
+            last.sent_s if last else nan,
+            self.first_byte_s,
+            now_s,
+            usage,
+            reason,
+            predicted.ttft_s,
+            predicted.tpot_s,
+            predicted.e2e_s,
+            predicted.ttft_tail_s,
+            predicted.tpot_tail_s,
+            predicted.e2e_tail_s,
+        )
+        if self.note is not None:
+            self.note.account = account
+        return account
 
     def attempt(self, number: int) -> Attempt | None:
         """The open attempt of this number."""

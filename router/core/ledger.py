@@ -11,7 +11,7 @@ import numpy as np
 
 from router.core.arrays import Floats, Slots, frozen
 from router.core.columns import KV_TOKENS_MAX
-from router.core.load import Loads
+from router.core.load import Loads, Reservation
 from router.core.metering import Metering
 from router.core.peers import Peers
 from router.core.prefix import PrefixIndex
@@ -63,6 +63,11 @@ class Ledger:
         self.roster.mark_state(slot, up=up, draining=draining, ejected=ejected)
         if up is False:
             self.prefixes.forget(slot)  # whoever comes back may have been restarted
+
+    def context_tokens_max(self, held: Reservation) -> int:
+        """The longest context of the backend of a reservation (0: any, or it has left)."""
+        backend = self.roster.backends[held.slot] if held.generation == self.table.generation[held.slot] else None
+        return backend.context_tokens_max if backend is not None else 0
 
     def cached_tokens(self, slots: Slots, request: Request) -> Floats:
         """Leading prompt tokens that each slot was sent before and should still hold.

@@ -1,0 +1,151 @@
+"""Events of the fleet: backends join, leave, fail and recover, engines report, other routers publish.
+
+Every number that comes in is checked (``border.py``) before it reaches the ledger and the belief. After an event that
+may have made room, those who wait are decided anew; how is the dispatcher's, which is one of these and adds the life
+of a request. Must not depend on policies, nor on requests in flight.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from router.core import border
+from router.core.belief import Belief
+from router.core.decisions import Command
+from router.core.ejection import Ejection
+from router.core.errors import Implausible
+from router.core.explain import Explanations
+from router.core.ledger import Ledger
+from router.core.score import TRUSTED_AFTER, Score
+from router.core.types import Backend, EngineReport, Load
+
+
+class FleetEvents(ABC):
+    """What is known of the fleet, and the events that change it."""
+
+    def __init__(self, explained: int) -> None:
+        """``explained``: the last so many choices are remembered."""
+        self.ledger = Ledger()
+        self.belief = Belief()
+        self.dropped_numbers = border.DroppedNumbers()
+        self._now_s = 0.0
+        self._explanations = Explanations(explained)
+        self._ejection = Ejection()
+
+    @abstractmethod
+    def _serve_held(self, now_s: float, model: str | None = None) -> Sequence[Command]:
+        """Room may have appeared, for one model or (None) for any."""
+
+    def _time(self, now_s: float) -> float:
+        """The time of an event, as every event's method begins with it; the last one where the clock went back."""
+        if self._now_s <= now_s < border.FAR_S:
+            self._now_s = now_s
+            return now_s
+        self.dropped_numbers.add(border.CLOCK, "", f"{now_s} s after {self._now_s} s")
+        return self._now_s
+
+    # -- backends ------------------------------------------------------------------------------------------------
+
+    def backend_joined(self, backend: Backend, now_s: float) -> Sequence[Command]:
+        """A backend is there, or its facts changed; it is taken to be up until a health check fails. One whose
+        physics are implausible does not join.
+        """
+        now_s, plausible = self._time(now_s), border.backend(backend, self.dropped_numbers)
+        if plausible is None:
+            return ()
+        known = self.ledger.roster.slot(plausible.name)
+        same = known is not None and self.ledger.roster.backends[known] == plausible
+        slot = self.ledger.join(plausible, now_s)
+        if not same:
+            self.belief.joined(slot, plausible)
+            self._explanations.fleet_changed()
+        return self._serve_held(now_s)
+
+    def backend_left(self, name: str, now_s: float) -> Sequence[Command]:
+        """A backend is gone for good; the shell fails its open attempts one by one."""
+        now_s = self._time(now_s)
+        self.ledger.leave(name)
+        self._explanations.fleet_changed()
+        self._ejection.forget(name)
+        return self._serve_held(now_s)
+
+    def backend_health(self, name: str, up: bool, now_s: float) -> Sequence[Command]:
+        """A health check's answer changed."""
+        now_s = self._time(now_s)
+        slot = self.ledger.roster.slot(name)
+        if up and slot is not None and not self.ledger.roster.is_up(slot):
+            self.belief.restarted(slot)
+            self._ejection.forget(name)  # one crash that cut many streams was no row of faults
+            return self._mark(name, now_s, up=True, ejected=False)
+        return self._mark(name, now_s, up=up)
+
+    def backend_draining(self, name: str, draining: bool, now_s: float) -> Sequence[Command]:
+        """Send nothing new there (or do so again); what runs there runs on."""
+        return self._mark(name, self._time(now_s), draining=draining)
+
+    def _mark(self, name: str, now_s: float, **state: bool) -> Sequence[Command]:
+        slot = self.ledger.roster.slot(name)
+        if slot is None:
+            return ()
+        self.ledger.mark_state(slot, **state)
+        return self._serve_held(now_s)
+
+    # -- engines' reports ----------------------------------------------------------------------------------------
+
+    def probe_started(self, name: str, now_s: float) -> None:
+        """The shell sends this engine a probe."""
+        slot = self.ledger.roster.slot(name)
+        if slot is not None:
+            self.ledger.reports.probe_started(slot, self._time(now_s))
+
+    def reported(self, name: str, report: EngineReport, now_s: float) -> Sequence[Command]:
+        """The engine's answer to a probe."""
+        now_s, slot = self._time(now_s), self.ledger.roster.slot(name)
+        plausible = border.report(report, name, now_s, self.dropped_numbers) if slot is not None else None
+        if slot is None or plausible is None:
+            return ()
+        self.ledger.reports.reported(slot, plausible, now_s)
+        self.belief.reported(slot, plausible.prefix_hit_rate)
+        return self._serve_held(now_s)
+
+    # -- other routers -------------------------------------------------------------------------------------------
+
+    def on_peer_load(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
+        """What another router has in flight, by backend name; replaces its last message."""
+        now_s = self._time(now_s)
+        self.ledger.peers.on_peer_load(peer, border.loads(loads, peer, self.dropped_numbers), now_s)
+        return self._serve_held(now_s)
+
+    def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
+        """Another router's lease ran out."""
+        return self.on_peer_load(peer, {}, now_s)
+
+    def loads(self) -> dict[str, Load]:
+        """What we have in flight, by backend name, to be published to peers."""
+        return self.ledger.peers.own_loads()
+
+    # -- what was learnt -----------------------------------------------------------------------------------------
+
+    def score(self, name: str) -> Score | None:
+        """How the forecasts of a backend did; None for one that is not there."""
+        slot = self.ledger.roster.slot(name)
+        return None if slot is None else self.belief.score(slot)
+
+    def beliefs(self) -> dict[str, Mapping[str, Any]]:
+        """What was learnt, by backend name, as JSON can hold it: what other routers may start from."""
+        return {name: self.belief.export(slot) for name, slot in self.ledger.roster.slots}
+
+    def adopt_belief(self, name: str, learnt: Mapping[str, Any], now_s: float) -> Sequence[Command]:
+        """What another router learnt of a backend: taken over while little was seen of it here.
+
+        ValueError when it is of another version or other physics, or holds a number that is implausible.
+        """
+        now_s, slot = self._time(now_s), self.ledger.roster.slot(name)
+        if slot is None or self.belief.seen(slot) >= TRUSTED_AFTER:
+            return ()
+        try:
+            self.belief.adopt(slot, learnt)
+        except Implausible as odd:
+            self.dropped_numbers.add(border.BELIEF, name, str(odd))
+            raise
+        return self._serve_held(now_s)
