@@ -105,7 +105,7 @@ async def test_a_shadow_decides_beside_and_changes_nothing(tmp_path: Path) -> No
             page = (await it.get("/metrics")).text
             assert 'headroom_policy_decisions_total{role="shadow"} 10.0' in page
             assert 'headroom_policy_shadow_gain_seconds{bound="e2e"} -' in page
-            assert not it.gateway.journal.recent().__next__().outcome.record.predicted_ttft_s > 0  # nobody forecast
+            assert not it.gateway.journal.recent().__next__().record.predicted_ttft_s > 0  # nobody forecast
 
 
 CANARY = "policy: {routing: round_robin, canary: {routing: least_request, share: 0.5, sample_min: 25"

@@ -5,11 +5,8 @@ time limit counts as a refusal.
 """
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -18,12 +15,11 @@ from typing import Any, Final, Literal
 from router import signals
 from router.gateway.config.plan import Plan
 from router.gateway.config.policy_spec import PolicySpec, key
+from router.gateway.rollout.priority import communicate
 from router.search_path import environment, module_command
 
 _COMMAND: Final = module_command("simulator.background", "validate")
 _STDERR_MAX: Final = 600
-_IDLE_ONLY_S: Final = 5.0  # for so long it runs only on idle processor time
-_NICE: Final = 10
 
 Result = Literal["passed", "refused", "unneeded"]
 
@@ -137,13 +133,10 @@ def _verdict(new: Plan, question: Mapping[str, Any]) -> Validation:
 
 
 def _ran(question: str, limit_s: float) -> subprocess.CompletedProcess[str]:
-    """Run the validation's process for at most *limit_s*.
-
-    It runs on processor time that traffic leaves idle; after ``_IDLE_ONLY_S`` it gets a small share of its own.
-    """
+    """Run the validation's process for at most *limit_s*."""
     with signals.child(_started) as process, process:
         try:
-            output = _communicated(process, question, limit_s)
+            output = communicate(process, question, limit_s)
         except BaseException:
             process.kill()
             raise
@@ -153,17 +146,6 @@ def _ran(question: str, limit_s: float) -> subprocess.CompletedProcess[str]:
 def _started() -> "subprocess.Popen[str]":
     pipe, alone = subprocess.PIPE, environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
     return subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=alone)
-
-
-def _communicated(process: "subprocess.Popen[str]", question: str, limit_s: float) -> tuple[str, str]:
-    try:
-        return process.communicate(question, timeout=min(_IDLE_ONLY_S, limit_s))
-    except subprocess.TimeoutExpired:
-        if sys.platform == "linux":
-            with suppress(PermissionError, ProcessLookupError):  # needs a privilege on some systems
-                os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
-                os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
-        return process.communicate(timeout=max(0.0, limit_s - _IDLE_ONLY_S))
 
 
 def _joined(validations: list[Validation]) -> Validation:

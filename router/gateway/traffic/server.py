@@ -35,12 +35,12 @@ class _Server(Server):
             yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        gc.collect()  # before clients can connect: it takes a tenth of a second
+        gc.freeze()  # loaded modules stay: they are not scanned again while streams run
+        gc.set_threshold(50_000, 20, 50)
         await super().startup(sockets)
         self._driver.on_sweep.append(self._sweep)
         self._driver.start()
-        gc.collect()
-        gc.freeze()  # loaded modules stay: they are not scanned again while streams run
-        gc.set_threshold(50_000, 20, 50)
 
     def _sweep(self, now_s: float) -> None:
         for connection in list(self.server_state.connections):
