@@ -273,7 +273,7 @@ def most_gained(
     """Fill GAIN of ``weights``, what a send gains in SLOs met (-inf: its own bound or others' would be broken); returns
     the candidate where that is most.
 
-    It gains the probability that every bound of the request is met. It costs each reply beside it what that reply's
+    It gains the probability that every bound of the request is met. It costs each other reply there what that reply's
     probability falls by for the time that the send adds; and the prompts that come before the queue is empty again what
     theirs falls by for its own prompt. Their slopes are not known: this request's own stand for them. ``in_time``:
     probability that the reply ends in time, and its slope; ``tails``: at the quantile 0.9; ``sharing``: see

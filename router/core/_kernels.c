@@ -443,7 +443,7 @@ static PyObject *expected(PyObject *module, PyObject *const *given, Py_ssize_t h
     const double *spreads = (double *)spread.data + (npy_intp)rows[BAND * count + i] * spread.shape[3] + slot;
     EACH(kept, METRICS * KEPT_QUANTILES) out[SPREADS + kept] = spreads[kept * BANDS * spread.shape[3]];
     double step_share = e.step_s / rows[TTFT * count + i], waited = a.waiting * step_share;
-    return PyFloat_FromDouble(WAIT_DOUBT * (waited * waited) + STEP_VARIANCE * (step_share * step_share));
+    return PyFloat_FromDouble(WAIT_VARIANCE * (waited * waited) + STEP_VARIANCE * (step_share * step_share));
 }
 
 static PyObject *lived(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {

@@ -15,19 +15,19 @@ from typing import Any, Final
 
 
 class Reason(StrEnum):
-    """Why a request was refused; the value is what ``x-headroom-dropped-reason`` says."""
+    """Why a request was refused; the value is that of the header ``x-headroom-dropped-reason``."""
 
-    SATURATED = "saturated"  # nobody will have room before the SLO is missed
-    QUEUE_FULL = "queue-full"  # the hold queue is at its bound
-    HOLD_EXPIRED = "hold-expired"  # held as long as allowed and still no room
-    INFEASIBLE = "infeasible"  # no backend of this pool could keep this SLO even when idle
-    UNFAIR_SHARE = "unfair-share"  # its tenant is over its share while others wait
-    EVICTED = "evicted"  # a more urgent request took its place in the hold queue
-    NO_BACKEND = "no-backend"  # no backend that serves this model is up
-    UNKNOWN_MODEL = "unknown-model"  # no backend was ever configured to serve it
-    TOO_LONG = "too-long"  # its prompt is longer than any backend that serves this model takes
-    BACKEND_FAILED = "backend-failed"  # the engine failed before the first byte and no one is left to try
-    FIRST_BYTE_LATE = "first-byte-late"  # the first-byte deadline passed and no one is left to try
+    SATURATED = "saturated"  # no backend is predicted to have room in time for the SLO
+    QUEUE_FULL = "queue-full"  # the queue of held requests is full
+    HOLD_EXPIRED = "hold-expired"  # held for as long as allowed, and no backend has had room
+    INFEASIBLE = "infeasible"  # no backend could meet the SLO even with nothing else in flight
+    UNFAIR_SHARE = "unfair-share"  # its tenant is over its share while other tenants wait
+    EVICTED = "evicted"  # a more urgent request took its place in the full queue
+    NO_BACKEND = "no-backend"  # of the backends that serve this model and take the prompt, none is up
+    UNKNOWN_MODEL = "unknown-model"  # no backend that is configured serves it
+    TOO_LONG = "too-long"  # its prompt exceeds the context of every backend that serves the model
+    BACKEND_FAILED = "backend-failed"  # the last attempt failed before the first byte, and no further one is allowed
+    FIRST_BYTE_LATE = "first-byte-late"  # the same, and it failed by sending no first byte before its deadline
 
 
 STATUS: Final[Mapping[Reason, int]] = MappingProxyType(

@@ -248,8 +248,8 @@ class Forecast:
 
     @property
     def expected_tpot_violations(self) -> Floats:
-        """How many replies this prompt should cost the pace promised to them on each candidate: those so short that
-        they end before what prompts take is made up for.
+        """How many replies' TPOT SLO this prompt should violate on each candidate: those so short that they end
+        before the delay is made up for.
         """
         row: Floats = self.with_tpot_violations()[EXPECTED_TPOT_VIOLATIONS]
         return row

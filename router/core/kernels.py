@@ -60,7 +60,7 @@ from router.core.columns import (
 
 PREFILL_SHARE_MAX: Final = 0.8  # beyond it the engine hardly decodes; the stretch would be without bound
 LEFT_MIN: Final = 0.1  # of a step under way that should be over, as a share of it
-WAIT_DOUBT: Final = 0.5**2  # variance of the log of a wait for room: when others end is chance
+WAIT_VARIANCE: Final = 0.5**2  # variance of the log of a wait for room: when others end is chance
 SPREAD_MOST: Final = 20.0  # at any quantile: in widths of E2E, which stay below 7, its exponential is far from inf
 STEPS_MOST: Final = 1e6  # since the last first token: longer ago is as good as never
 NONE_REACH: Final = 1e-9  # a smaller share of replies is rounding
@@ -345,11 +345,11 @@ def _made(columns: Cells, e: _Engine, now_s: float) -> float:
 def _expected_violations(
     columns: Cells, e: _Engine, over_s: float, spare_s: float, now_s: float, alive: Cells, per_octave: float
 ) -> float:
-    """How many replies should lose the pace promised to them where prompts are about to take ``over_s``, and every step
-    has ``spare_s``.
+    """How many replies' TPOT SLO should be violated where prompts are about to take ``over_s``, and every step has
+    ``spare_s`` to make up for it.
 
-    Prompts delay everybody's next token. Who has many to come makes up for it; a reply that ends within ``by`` tokens
-    does not. So it matters to those that wait for their first token there, and to the one that had it last.
+    Prompts delay the next token of every reply. One with many tokens to come makes up for it; one that ends within
+    ``by`` tokens does not. So it concerns those that wait for their first token there, and the one that had it last.
     """
     by = floor(1.0 + over(over_s, spare_s))
     some = e.prefilling * _ends(alive, per_octave, 1.0, by)
@@ -449,7 +449,7 @@ def expected(
             out[SPREADS + KEPT_QUANTILES * metric + kept] = spread[metric, kept, band, slot]
     step_share = over(e.step_s, rows[TTFT, i])
     waited = ahead.waiting * step_share
-    return WAIT_DOUBT * (waited * waited) + STEP_VARIANCE * (step_share * step_share)
+    return WAIT_VARIANCE * (waited * waited) + STEP_VARIANCE * (step_share * step_share)
 
 
 def lived(

@@ -86,7 +86,7 @@ class _Prefill:
         self.e2e_tpot_bounds = _Bounds()
 
     def end(self, prompt_tokens: float) -> None:
-        """One is over. Sums of floats drift; with nobody there the truth is known."""
+        """One is over. Sums of floats drift; with none left the sum is 0."""
         self.prefilling -= 1.0
         self.tokens = self.tokens - prompt_tokens if self.prefilling else 0.0
 

@@ -68,7 +68,7 @@ def test_how_many_steps_an_engine_schedules_ahead_is_learnt(steps):
 
 
 def test_after_a_step_change_the_error_is_back_under_20_percent_within_50_requests():
-    """Half speed, and promises hold again soon after."""
+    """Half speed, and soon after the quantiles cover what they say again."""
     engine = Engine().serve(200)
     engine.truth = 2.0 * TRUTH
     engine.serve(250)
@@ -77,7 +77,7 @@ def test_after_a_step_change_the_error_is_back_under_20_percent_within_50_reques
     assert engine.belief.score(0).changes >= 1
 
 
-def test_a_promised_quantile_covers_what_it_promises():
+def test_a_quantile_covers_its_share_of_outcomes():
     """1,000 first tokens of a noisy engine."""
     engine = Engine(noise=0.3).serve(100)
     before = engine.belief.score(0).ttft
@@ -104,7 +104,7 @@ def test_a_forecast_is_learning_then_trusted_then_off_while_it_misleads_and_trus
 
 
 def test_replies_of_a_few_tokens_put_no_forecast_off():
-    """Their pace is chance, whether a prompt came or none: ten times off, either way. Longer ones say what is so."""
+    """Their TPOT is chance, whether a prompt came or none: ten times off, either way. Longer ones say what is so."""
     states = []
     for tokens in (3, 60):
         it = core(backend(), routing="slo_headroom")
@@ -128,7 +128,7 @@ def test_a_score_counts_and_is_nan_before_anything_was_seen():
     assert score.ttft.coverage[0.99] >= score.ttft.coverage[0.5]
 
 
-def pace(it, slower, count):
+def stream(it, slower, count):
     """Streams of 101 tokens, one after the other, ``slower`` than the data sheet's 10.1 ms a step; the time after."""
     now_s = 0.0
     for n in range(count):
@@ -139,15 +139,15 @@ def pace(it, slower, count):
     return now_s
 
 
-def test_streams_teach_the_pace():
+def test_streams_teach_tpot():
     """Through the dispatcher: twice as slow as the data sheet is predicted so."""
     it = core(backend(), routing="slo_headroom")
-    now_s = pace(it, 2.0, 20)
+    now_s = stream(it, 2.0, 20)
     it.arrived(request("r", arrived_s=now_s), now_s)
     assert it._flights["r"].open[0].predicted.tpot_s == pytest.approx(2 * 0.0101, rel=0.05)
 
 
-def test_prompts_that_came_meanwhile_are_not_blamed_on_the_pace():
+def test_prompts_that_came_meanwhile_are_not_blamed_on_tpot():
     """A stream slowed by 2,000 prompt tokens of 0.1 ms each leaves the step where it was."""
     it = core(backend(), routing="slo_headroom")
     for n in range(40):
@@ -163,7 +163,7 @@ def test_prompts_that_came_meanwhile_are_not_blamed_on_the_pace():
 
 
 def test_a_reply_of_a_few_tokens_is_judged_and_teaches_nothing():
-    """Its pace is rounding: two steps, whatever was under way."""
+    """Its TPOT is rounding: two steps, whatever was under way."""
     it = core(backend(), routing="slo_headroom")
     it.arrived(request("r"), 0.0)
     it.first_byte("r", 1, 0.025)
@@ -176,7 +176,7 @@ def test_a_reply_of_a_few_tokens_is_judged_and_teaches_nothing():
 def test_a_policy_that_asks_no_forecast_teaches_lengths_alone():
     """Nothing was predicted, so nothing can be compared."""
     it = core(backend())
-    pace(it, 2.0, 20)
+    stream(it, 2.0, 20)
     assert it.belief.seen(0) == 0
     assert it.belief.lengths.estimate("m", "default").tokens != pytest.approx(211, rel=0.05)
 
@@ -208,7 +208,7 @@ def test_a_belief_of_other_physics_or_another_version_is_refused():
 def test_a_router_that_knows_enough_is_not_taught():
     """Its own eyes come first; a backend it does not know is ignored."""
     it, fresh = core(backend(), routing="slo_headroom"), core(backend(), routing="slo_headroom")
-    pace(it, 3.0, 40)
+    stream(it, 3.0, 40)
     learnt = it.beliefs()["a"]
     fresh.adopt_belief("a", learnt, 0.0)
     assert fresh.beliefs()["a"]["regression"] == learnt["regression"]
@@ -220,24 +220,24 @@ def test_a_router_that_knows_enough_is_not_taught():
 
 def test_a_backend_that_was_away_is_learnt_anew_faster():
     """It came back at half speed: the first outcomes count for more than they would have."""
-    paces = []
+    factors = []
     for away in (True, False):
         it = core(backend(), routing="slo_headroom")
-        now_s = pace(it, 1.0, 100)
+        now_s = stream(it, 1.0, 100)
         if away:
             it.backend_health("a", False, now_s)
             it.backend_health("a", True, now_s)
         it.arrived(request("r", arrived_s=now_s), now_s)
         it.first_byte("r", 1, now_s + 0.05)
         it.ended("r", 1, Usage(101), now_s + 0.05 + 200 * 0.0101)
-        paces.append(float(it.belief.regression.factor[0, 0]))
-    assert paces[0] > 1.3 * paces[1]
+        factors.append(float(it.belief.regression.factor[0, 0]))
+    assert factors[0] > 1.3 * factors[1]
 
 
 def test_scores_are_asked_by_name():
     """And nobody's is None."""
     it = core(backend(), routing="slo_headroom")
-    pace(it, 1.0, 30)
+    stream(it, 1.0, 30)
     assert it.score("a").state == "trusted"
     assert it.score("a").e2e.seen == 30
     assert it.score("nobody") is None
@@ -246,7 +246,7 @@ def test_scores_are_asked_by_name():
 def test_what_a_router_was_taught_is_part_of_its_record():
     """A replay predicts what the warm router predicted, not what a cold one would."""
     lines, cold = [], core(backend(), routing="slo_headroom")
-    pace(cold, 3.0, 40)
+    stream(cold, 3.0, 40)
     it = core(routing="slo_headroom")
     warm = Recording(it, lambda event: lines.append(json.dumps(event, allow_nan=False)))
     warm.backend_joined(backend(), 0.0)
@@ -260,7 +260,7 @@ def test_what_a_router_was_taught_is_part_of_its_record():
 def test_a_backend_whose_facts_change_starts_anew():
     """Another card under the same name: what was learnt of the old one is gone."""
     it = core(backend("a"), routing="slo_headroom")
-    pace(it, 3.0, 20)
+    stream(it, 3.0, 20)
     it.backend_joined(backend("a", slower=2.0), 99.0)
     assert (it.belief.prior[0, :6] * it.belief.regression.factor[0, :6]).tolist() == pytest.approx(
         [0.02, 2e-4, 2e-7, 2e-4, 0.0, 0.01]

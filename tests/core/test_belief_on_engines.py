@@ -93,7 +93,7 @@ def errors(accounts):
 
 
 def covered(accounts):
-    """Share of TTFT, TPOT and E2E within the promised 0.9."""
+    """Share of TTFT, TPOT and E2E within the predicted quantile 0.9."""
     return (
         np.mean([a.first_byte_s - a.sent_s <= a.predicted_ttft_tail_s for a in accounts]),
         np.mean([a.tpot_s <= a.predicted_tpot_tail_s for a in accounts]),
@@ -105,8 +105,8 @@ POOL = ("a10", "a100-80g-sxm", "h100-sxm")
 
 
 @pytest.mark.parametrize("per_s", [1.0, 8.0, 16.0])
-def test_forecasts_are_right_at_the_median_from_idle_to_busy_and_promises_hold(per_s):
-    """1,000 requests after 200 to learn by: TTFT and TPOT within 15 %, unbiased; promised p90 in 87 to 93 %."""
+def test_forecasts_are_right_at_the_median_and_at_the_tail_from_idle_to_busy(per_s):
+    """1,000 requests after 200 to learn by: TTFT and TPOT within 15 %, unbiased; p90 covers 87 to 93 %."""
     accounts = World(POOL, 3, HiddenFactors()).run(1200, per_s).accounts[200:]
     for off in errors(accounts):
         assert np.median(np.abs(off)) < 0.15
@@ -147,7 +147,7 @@ def test_what_is_learnt_is_what_is_true():
 
 
 def test_an_engine_throttled_to_half_speed_is_known_again_within_50_requests():
-    """Error over 40 % at once, under 20 % soon, and promises hold again."""
+    """Error over 40 % at once, under 20 % soon, and quantiles cover their share again."""
     world = World(("a100-80g-sxm",), 6, HiddenFactors()).run(300, 1.0)
     for replica in world.replicas.values():
         replica.slow(2.0)

@@ -126,7 +126,7 @@ def test_the_last_deadline_to_pass_answers_with_a_timeout():
 
 
 def test_the_slo_can_set_the_first_byte_deadline():
-    """A multiple of what is left of the TTFT promise, when the operator asks for it."""
+    """A multiple of what is left of the TTFT SLO, where the operator sets one."""
     it = core(backend(), limits=DispatchLimits(first_byte_slo_factor=2.0))
     assert sent(it.arrived(request(slo=Slo(ttft_s=0.5)), 0.0)).first_byte_due_s == 1.0
 
@@ -224,7 +224,7 @@ def test_a_failed_attempt_beside_a_hedge_leaves_the_other_running():
 
 
 def hold(it, request_id, *, now_s=0.0, ttft_s=10.0, priority=0):
-    """A request that waits, because the pace it wants is taken."""
+    """A request that waits, because the room for its TPOT is taken."""
     slo = Slo(ttft_s=ttft_s, tpot_s=0.06)
     return it.arrived(request(request_id, arrived_s=now_s, slo=slo, priority=priority), now_s)
 

@@ -59,14 +59,14 @@ def test_an_idle_engine_takes_what_physics_says(prompt):
     assert it.ttft_s[0] == pytest.approx(0.001 + prefill_s(MOE, prompt, 2048), rel=0.03)
 
 
-def test_pace_is_the_step_of_the_batch_that_is_joined():
+def test_tpot_is_the_step_of_the_batch_that_is_joined():
     """Experts and compute included, at the middle of the reply."""
     it = forecast(Load(0, 0, 99, 50_000), made=moe, asked=request(prompt_tokens=1000, output_tokens_max=64))
     tokens = 50_000 + 1000 + it.output_tokens / 2
     assert it.tpot_s[0] == pytest.approx(step_s(MOE, 100, tokens), rel=0.02)
 
 
-def test_e2e_is_the_first_token_and_the_pace_of_the_rest():
+def test_e2e_is_ttft_and_the_tpot_of_the_rest():
     """The expected length, bounded by the cap."""
     it = forecast(Load(2, 500, 10, 5000))
     assert it.e2e_s[0] == pytest.approx(it.ttft_s[0] + (it.output_tokens - 1) * it.tpot_s[0])
@@ -190,20 +190,20 @@ def test_a_full_cache_is_waited_for():
 
 
 def test_a_full_engine_does_not_run_more_than_it_may():
-    """Those who wait do not slow those who run: pace is that of the largest batch."""
+    """Those who wait do not slow those who run: TPOT is that of the largest batch."""
     full, queue = forecast(Load(0, 0, 16, 3200), Load(64, 3200, 16, 3200), seqs_max=16).tpot_s
     assert queue == pytest.approx(full, rel=0.05)
 
 
-def test_prompts_that_keep_coming_slow_the_pace():
+def test_prompts_that_keep_coming_raise_tpot():
     """A share of every second goes to prefill: twice as many prompts, more than twice the share's stretch."""
     it = core(backend(), routing="slo_headroom")
-    paces = []
+    tpots_s = []
     for n in range(40):
         sent(it.arrived(request(f"r{n}", prompt_tokens=1000, arrived_s=n * 0.2), n * 0.2))
-        paces.append(it._flights[f"r{n}"].open[0].predicted.tpot_s)
+        tpots_s.append(it._flights[f"r{n}"].open[0].predicted.tpot_s)
         it.client_left(f"r{n}", n * 0.2 + 0.1)
-    assert paces[-1] > 1.2 * paces[0]
+    assert tpots_s[-1] > 1.2 * tpots_s[0]
 
 
 def test_tails_lie_above_means_and_rise_with_the_quantile():
@@ -242,7 +242,7 @@ def test_candidates_apart_in_the_columns_are_read_as_neighbours_are():
         assert getattr(apart, name).tolist() == getattr(whole, name)[[0, 2]].tolist()
 
 
-def test_a_prediction_promises_the_quantiles_it_would_have_answered():
+def test_a_prediction_has_the_quantiles_of_its_forecast():
     """The account's tails are the policy's tails."""
     it = forecast(
         Load(2, 900, 7, 3000), asked=request(prompt_tokens=1000, output_tokens_max=100, slo=Slo(quantile=0.93))
@@ -271,7 +271,7 @@ def test_every_prompt_ahead_lengthens_what_breaks_a_reply():
     assert 0.0 < few < more
 
 
-def test_the_account_carries_means_and_promises():
+def test_the_record_carries_means_and_tails():
     """At the quantile of the request's SLO; nan without a forecast."""
     it = core(backend(), routing="slo_headroom")
     it.arrived(request("r", slo=Slo(ttft_s=1.0, quantile=0.95)), 0.0)

@@ -42,7 +42,7 @@ def test_prompts_that_do_not_add_up_in_floats_leave_nothing_behind(ledger):
     assert ledger.peers.own_loads()["a"].prefill_tokens == 0.0
 
 
-def test_the_tightest_pace_promised_there_follows_who_is_there(ledger):
+def test_the_tightest_tpot_bound_follows_the_requests_in_flight(ledger):
     """The minimum rises again when the tightest has gone."""
     tight, loose = ledger.load.reserve(0, 1.0, 1.0, 0.02, 0.0), ledger.load.reserve(0, 1.0, 1.0, 0.05, 0.0)
     assert view(ledger).tpot_bound_s[0] == 0.02

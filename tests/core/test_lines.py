@@ -1,4 +1,4 @@
-"""Held requests stand in one line for each promise: order within a line, and no line in the way of another."""
+"""Held requests wait in one line for each SLO: order within a line, and no line in the way of another."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -74,8 +74,8 @@ def names(commands, kind=Send):
 
 
 @pytest.mark.parametrize(("waits", "goes"), [(CHAT, CODE), (CODE, CHAT), (CHAT, Slo()), (Slo(), CHAT)])
-def test_one_promise_that_waits_is_not_in_the_way_of_a_newcomer_with_another(waits, goes):
-    """In both orders, of an earlier or a later rank; also without any promise."""
+def test_a_request_that_waits_does_not_block_a_newcomer_with_another_slo(waits, goes):
+    """In both orders, of an earlier or a later rank; also without any SLO."""
     it, _ = at_a_desk("goes")
     assert comes(it, "waits", waits) == ()
     assert names(comes(it, "goes", goes)) == ["goes"]
@@ -84,7 +84,7 @@ def test_one_promise_that_waits_is_not_in_the_way_of_a_newcomer_with_another(wai
 
 @pytest.mark.parametrize(("first", "second"), [(CHAT, CODE), (CODE, CHAT)])
 @pytest.mark.parametrize("freed", ["first", "second"])
-def test_one_promise_that_waits_is_not_in_the_way_of_another_that_waits(first, second, freed):
+def test_a_request_that_waits_does_not_block_a_held_one_with_another_slo(first, second, freed):
     """Whichever has room is sent by the next event, before and behind the other."""
     it, desk = at_a_desk()
     comes(it, "first", first)
@@ -95,7 +95,7 @@ def test_one_promise_that_waits_is_not_in_the_way_of_another_that_waits(first, s
 
 
 def test_requests_of_one_class_with_bounds_of_their_own_are_apart():
-    """A client's impossible headers stop nobody of its class: what is promised counts, not the name."""
+    """A client's impossible headers stop nobody of its class: the bounds count, not the name."""
     it, _ = at_a_desk("ordinary")
     comes(it, "impossible", Slo(ttft_s=10_000.0, tpot_s=0.001), slo_class="chat")
     assert names(comes(it, "ordinary", CHAT, 0.1, slo_class="chat")) == ["ordinary"]
@@ -104,7 +104,7 @@ def test_requests_of_one_class_with_bounds_of_their_own_are_apart():
 @pytest.mark.parametrize(
     "slo", [Slo(ttft_s=6.0, tpot_s=0.05), Slo(ttft_s=5.0), Slo(5.0, 0.05, 60.0), Slo(5.0, 0.05, quantile=0.5)]
 )
-def test_every_bound_and_the_quantile_tell_promises_apart(slo):
+def test_every_bound_and_the_quantile_make_a_line(slo):
     """Each alone."""
     it, desk = at_a_desk()
     comes(it, "waits", CHAT)
@@ -143,7 +143,7 @@ def test_more_lines_than_are_looked_at_are_each_asked_again_at_their_own_time():
 # -- within a line ---------------------------------------------------------------------------------------------------
 
 
-def test_order_within_a_promise_is_kept_even_where_a_later_one_would_fit():
+def test_order_within_an_slo_is_kept_even_where_a_later_one_would_fit():
     """As a newcomer, at every event and at its timer; once the first may go, both do."""
     it, desk = at_a_desk("second", again_s=0.05)
     comes(it, "first")
@@ -165,7 +165,7 @@ def test_bounds_within_some_percent_share_a_line():
     assert [asked.ahead for asked in desk.asked] == [0, 1, 0]
 
 
-def test_beyond_so_many_promises_the_further_ones_share_a_line():
+def test_beyond_so_many_slos_the_further_ones_share_a_line():
     """Whatever clients name, an event asks for a bounded number of requests."""
     it, desk = at_a_desk()
     for n in range(3 * LINES_MAX):
@@ -191,7 +191,7 @@ def test_the_next_of_a_line_whose_head_left_is_asked_by_its_own_timer():
     assert 0.2 <= sent_s <= 0.3
 
 
-def test_a_more_urgent_one_of_the_same_promise_goes_before():
+def test_a_more_urgent_one_of_the_same_slo_goes_before():
     """Rank, not arrival, is the order of a line."""
     it, desk = at_a_desk("urgent")
     comes(it, "first", priority=1)
@@ -200,7 +200,7 @@ def test_a_more_urgent_one_of_the_same_promise_goes_before():
 
 
 def test_ahead_and_held_are_what_they_say():
-    """``ahead``: of the same promise and no later rank; ``held``: all others that wait, whatever their promise."""
+    """``ahead``: of the same SLO and no later rank; ``held``: all others that wait, whatever their SLO."""
     it, desk = at_a_desk()
     for name, slo, priority, ahead, held in (
         ("a", CHAT, 1, 0, 0),
@@ -251,7 +251,7 @@ def test_a_newcomer_behind_others_is_asked_once_so_that_it_may_be_refused_early(
 
 def test_slo_headroom_refuses_a_newcomer_that_its_line_would_make_late():
     """Some wait; from one on, the sequences that end before its latest start are for those ahead of it. Another
-    promise has a line of its own.
+    SLO has a line of its own.
     """
     it, slo = busy_core(), Slo(ttft_s=3.0, tpot_s=0.06)
     for n in range(200):
@@ -265,7 +265,7 @@ def test_slo_headroom_refuses_a_newcomer_that_its_line_would_make_late():
 
 
 def test_a_request_that_was_refused_leaves_nothing_in_the_queue():
-    """Refused as it waited: nobody counts it, no timer is left, and the next of its promise is asked as the first."""
+    """Refused as it waited: nobody counts it, no timer is left, and the next of its SLO is decided as the first."""
     it, desk = at_a_desk(again_s=0.05)
     comes(it, "r")
     desk.refuses.add("r")
@@ -376,7 +376,7 @@ class Shell:
         return asked.priority, min(asked.first_token_due_s, asked.arrived_s + 10.0), asked.arrived_s, number
 
     def perform(self, commands):
-        """In order: nobody is sent before one of the same promise that waits and has the better rank."""
+        """In order: nobody is sent before one of the same SLO that waits and has the better rank."""
         for command in commands:
             if isinstance(command, Send):
                 asked, _ = self.came[command.request_id]
@@ -453,7 +453,7 @@ class Shell:
 
 @settings(max_examples=150, deadline=None)
 @given(moves=MOVES)
-def test_every_request_has_one_end_none_waits_too_long_and_equal_promises_keep_their_order(moves):
+def test_every_request_has_one_end_none_waits_too_long_and_equal_slos_keep_their_order(moves):
     """Any sequence of arrivals, first tokens, ends, failures, departures and loads of a peer, ticked at every wake."""
     shell = Shell("slo_headroom")
     for kind, *facts in moves:

@@ -113,7 +113,7 @@ def test_an_old_engine_is_slower_than_todays_on_the_same_card() -> None:
     assert old > 1.7 * new
 
 
-def test_fp8_gains_less_than_half_the_bytes_promise() -> None:
+def test_fp8_gains_less_than_half_the_bytes_suggest() -> None:
     """FP8 is not bf16 with half the bytes."""
     shape = Shape(card("h100"), model("llama-3-70b"), tp=4)
     half = coefficients(replace(shape, precision="fp8"))
@@ -281,7 +281,7 @@ def test_tokens_touch_no_more_experts_than_even_routing_and_no_fewer_than_one_to
 
 
 def test_launches_hide_behind_the_card_or_the_card_behind_them() -> None:
-    """The slower of host and card sets the pace: 20 ms of launches add little to 100 ms of reading."""
+    """The slower of host and card bounds the step: 20 ms of launches add little to 100 ms of reading."""
     plain = StepCoefficients(0.1, 0, 0, 0, 0, 0, weights_s=0.1)
     assert decode_step_s(replace(plain, launch_s=0.02), 1, 0) == pytest.approx(0.1, rel=0.01)
     quick = StepCoefficients(0.01, 0, 0, 0, 0, 0, weights_s=0.01, launch_s=0.1)

@@ -22,7 +22,7 @@ from tests.fakes import backend, core, request, sent
         (Slo(tpot_s=0.05, e2e_s=11.0), (nan, nan), (0.05, inf)),
     ],
 )
-def test_the_pace_that_bounds_need(slo, predicted, expected):
+def test_the_time_per_token_that_bounds_leave(slo, predicted, expected):
     """TPOT as it is, E2E by what it leaves to the tokens, a lost bound not at all."""
     asked, (ttft_s, tpot_s) = request(slo=slo), predicted
     assert tpot_bound_s(asked, tpot_s) == expected[0]

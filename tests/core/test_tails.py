@@ -1,4 +1,4 @@
-"""Quantiles that cover what they promise."""
+"""Quantiles that cover their share of outcomes."""
 
 import random
 
@@ -14,7 +14,7 @@ TTFT = 0
 
 
 def run(tails, chance, count, draw, band=0, slot=0):
-    """Share of outcomes inside each kept quantile, as it was promised before each."""
+    """Share of outcomes inside each kept quantile, as it was predicted before each."""
     kept = np.zeros(len(QUANTILES))
     for _ in range(count):
         spreads = current_spreads(tails, band, slot)
@@ -42,7 +42,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("shape", SHAPES)
-def test_promised_quantiles_cover_what_they_promise_whatever_the_errors_look_like(shape, seed):
+def test_quantiles_cover_their_share_whatever_the_errors_look_like(shape, seed):
     """1,000 outcomes after 200 to begin with: p90 in 87 to 93 %, p99 at least 97.5 %."""
     tails, chance = made(), random.Random(seed)
     run(tails, chance, 200, SHAPES[shape])
@@ -53,7 +53,7 @@ def test_promised_quantiles_cover_what_they_promise_whatever_the_errors_look_lik
 
 
 def test_coverage_recovers_after_a_change():
-    """Errors grow threefold and move: within 150 outcomes promises hold again."""
+    """Errors grow threefold and move: within 150 outcomes quantiles cover their share again."""
     tails, chance = made(), random.Random(7)
     run(tails, chance, 500, SHAPES["normal"])
     run(tails, chance, 150, lambda c: c.gauss(0.5, 0.9))

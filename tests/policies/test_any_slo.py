@@ -1,4 +1,4 @@
-"""slo_headroom under any promise: what can be kept is, what cannot is decided at once, nobody is locked out."""
+"""slo_headroom under any SLO: what can be met is, what cannot is decided at once, nobody is locked out."""
 
 import random
 import re
@@ -51,14 +51,14 @@ def world(*loads, **facts):
 
 
 @pytest.mark.parametrize(("seed", "count"), [(0, 100), (0, 600), (1, 600)])
-def test_an_e2e_promise_alone_is_kept_where_a_baseline_keeps_it(seed, count):
+def test_an_e2e_slo_alone_is_met_where_a_baseline_meets_it(seed, count):
     """8 requests a second on one A100, E2E of 5 s where a reply takes 3.5: the engine is far from full."""
     recipe = f"gen:poisson:rate=8,requests={count},prompt=500,output=200"
     assert books(recipe, "e2e=5s", "round_robin", seed).met().mean() == 1.0
     assert books(recipe, "e2e=5s", seed=seed).met().mean() >= 0.99
 
 
-def test_an_e2e_promise_is_kept_from_a_cold_start():
+def test_an_e2e_slo_is_met_from_a_cold_start():
     """The prior of reply lengths, 211 tokens with a wide spread, says that one in ten is too long: they are sent."""
     recipe = "gen:poisson:rate=2,requests=30,prompt=500,output=200"
     assert books(recipe, "e2e=5s").met().all()
@@ -199,11 +199,11 @@ class OneEngine:
         asked = request(f"r{self.count}", arrived_s=self.now_s, slo=Slo(tpot_s=0.015))
         return sent(self.core.arrived(asked, self.now_s))
 
-    def answers(self, sends, pace_s):
+    def answers(self, sends, tpot_s):
         """They run together, 100 tokens each."""
         for send in sends:
             self.core.first_byte(send.request_id, 1, self.now_s + 0.02)
-        end_s = self.now_s + 0.02 + 99 * pace_s
+        end_s = self.now_s + 0.02 + 99 * tpot_s
         for send in sends:
             self.core.ended(send.request_id, 1, Usage(100), end_s)
         self.now_s = end_s + 1.0
@@ -238,8 +238,8 @@ def test_a_request_without_an_slo_is_never_refused(world):
 
 
 @pytest.mark.parametrize("best_effort", ["spare", "send", "shed"])
-def test_it_waits_where_it_would_cost_those_who_run_there_their_pace(best_effort):
-    """Every backend has a stream that is promised 10.5 ms a token, and no room for another one any more: it waits even
+def test_it_waits_where_it_would_violate_the_tpot_of_those_who_run_there(best_effort):
+    """Every backend has a stream with a TPOT SLO of 10.5 ms, and no room for another one any more: it waits even
     where admission will not let it wait until there is.
     """
     pool = (backend("a"), backend("b"))
@@ -276,7 +276,7 @@ def idle(fleet: Fleet) -> bool:
 @settings(max_examples=300, deadline=None)
 @given(world=any_world(), state=st.sampled_from([OFF, TRUSTED]), best_effort=st.sampled_from(["spare", "send"]))
 def test_with_an_idle_backend_nobody_is_refused(world, state, best_effort):
-    """Whatever is promised, whoever waits, however far the forecast is off."""
+    """Whatever the SLOs, whoever waits, however far the forecast is off."""
     asked = replace(world.request, slo=replace(world.request.slo, refuse_infeasible=False))
     situation = replace(world, request=asked)
     assume(idle(scene(situation)[0]))
@@ -307,7 +307,7 @@ def test_on_an_idle_backend_nobody_waits_for_what_was_done_before():
 
 
 def test_a_refusal_names_a_bound_that_would_be_missed():
-    """Refused for the sake of a stream that is promised 10.5 ms a token: its own E2E is not what cannot be kept."""
+    """Refused for the sake of a stream with a TPOT SLO of 10.5 ms: its own E2E is not what cannot be kept."""
     pool = (backend("a"),)
     full = World(request("r", slo=Slo(e2e_s=60.0)), pool, (BUSY,), (0.0105,), turns=(0,))
     choice = answer(full, hold_s=0.1)
@@ -316,7 +316,7 @@ def test_a_refusal_names_a_bound_that_would_be_missed():
     assert expected_s > allowed_s
 
 
-def test_an_e2e_promise_alone_is_kept_on_a_slower_engine_too():
+def test_an_e2e_slo_alone_is_met_on_a_slower_engine_too():
     """One whose hidden factors leave it a tenth slower; round_robin keeps all."""
     recipe = "gen:poisson:rate=8,requests=400,prompt=500,output=200"
     assert books(recipe, "e2e=5s", "round_robin", 9).met().all()

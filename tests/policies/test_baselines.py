@@ -152,7 +152,7 @@ def test_llmd_headroom_prefers_little_headroom_unless_told_otherwise():
     assert shares("llmd_headroom", situation, prefer="most")[1] > 0.9
 
 
-def test_llmd_headroom_keeps_to_the_tightest_pace_promised_to_those_running():
+def test_llmd_headroom_keeps_to_the_tightest_tpot_bound_of_those_running():
     """The bound of a stream running there counts as the request's own."""
     situation = world(IDLE, IDLE, turns=(0,), bounds=(0.001, inf), slo=SLO)
     assert shares("llmd_headroom", situation)[1] > 0.98

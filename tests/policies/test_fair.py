@@ -116,7 +116,7 @@ def test_nobody_is_refused_early_while_nobody_waits_or_when_told_not_to():
 
 
 def test_a_request_without_deadline_waits_however_long_the_queue():
-    """It promised nothing, so nothing is missed."""
+    """It has no SLO, so none is violated."""
     assert isinstance(admitted(fair(), [request()], held=2000)[0], Admit)
 
 

@@ -55,7 +55,7 @@ def where(situation, **facts):
     return choice.slot
 
 
-def test_the_pace_promised_to_those_running_is_kept():
+def test_the_tpot_slo_of_those_running_is_met():
     """A stream of 12 ms a token runs on the idle twin: the busier one is taken."""
     some = Load(decoding=40.0, context_tokens=10_000.0)
     assert where(world(IDLE, some, slo=CHAT, turns=(0,), bounds=(0.0101, inf))) == 1
@@ -136,7 +136,7 @@ def decided(situation, **parameters):
 
 
 def test_a_long_prompt_keeps_away_from_a_reply_that_may_end_before_its_step_is_made_up_for():
-    """A step of 200 ms, at 50 ms a token promised and 10 ms needed: a reply of up to five tokens breaks."""
+    """A step of 200 ms, with a TPOT SLO of 50 ms and 10 ms needed: a reply of up to five tokens breaks."""
     assert decided(young(4, turns=(0,))).slot == 1
     assert decided(young(4, turns=(1,))).slot == 0
 
@@ -161,7 +161,7 @@ def test_a_reply_makes_no_tokens_while_a_prompt_is_taken_in_behind_it():
 
 
 def test_what_is_too_late_breaks_nobody_either():
-    """Idle but for a reply that the prompt would cost its pace: there are no takers for what is lost anyway."""
+    """Idle but for a reply whose TPOT SLO the prompt would violate: there are no takers for what is lost anyway."""
     asked, fleet, forecast = young(4, turns=(0, 1))
     late = replace(asked, arrived_s=-60.0)
     assert isinstance(decided((late, fleet, Forecast(late, fleet, forecast._belief))), Shed)
@@ -171,7 +171,7 @@ def test_what_is_too_late_breaks_nobody_either():
 
 
 def test_too_late_under_load_is_refused_with_a_time_to_come_again():
-    """429 at once: work on it would cost others their promise."""
+    """429 at once: work on it would violate the SLOs of others."""
     choice = answer(world(FULL, slo=CHAT, now_s=5.0, held=3))
     assert isinstance(choice, Shed)
     assert choice.reason is Reason.SATURATED
@@ -186,7 +186,7 @@ def test_an_slo_that_nobody_could_keep_is_served_from_an_idle_pool():
 
 @pytest.mark.parametrize(("best_effort", "kind"), [("send", Dispatch), ("shed", Shed), ("spare", Shed)])
 def test_what_becomes_of_the_late_is_a_parameter(best_effort, kind):
-    """With a pace promised there that it would break."""
+    """With a TPOT SLO in force there that it would violate."""
     situation = world(FULL, slo=CHAT, now_s=5.0, turns=(0,), bounds=(0.01,))
     assert isinstance(answer(situation, best_effort=best_effort), kind)
 
@@ -214,7 +214,7 @@ PROMISED = {"slo": Slo(ttft_s=1.0, tpot_s=0.0135), "slo_class": "chat"}
 
 
 def with_streams(it, count, now_s):
-    """A peer has so many streams on the one backend, promised 13.5 ms a token."""
+    """A peer has so many streams on the one backend, with a TPOT SLO of 13.5 ms."""
     return it.on_peer_load("peer", {"a": Load(decoding=float(count), tpot_bound_s=0.0135)}, now_s)
 
 
@@ -229,7 +229,7 @@ def room_for_one():
 
 
 def waits_s(until_s, **facts):
-    """How long one such request waits while another with a promise comes for every place that is free, every 100 ms."""
+    """How long one such request waits while another with an SLO comes for every place that is free, every 100 ms."""
     it = core(backend("a"), routing="slo_headroom", admission={"hold_s_max": 600.0})
     free = room_for_one()
     with_streams(it, free + 1, 0.0)
@@ -247,13 +247,13 @@ def waits_s(until_s, **facts):
     return inf
 
 
-def test_a_request_without_a_promise_gives_way_but_not_for_ever():
-    """Every place goes to a promise until its patience is over; then it is served in a turn of its own."""
+def test_a_request_without_an_slo_gives_way_but_not_for_ever():
+    """Every place goes to a request with an SLO until its patience is over; then it is served in a turn of its own."""
     assert 5.0 <= waits_s(30.0, slo_class="batch") < 15.0
 
 
 def test_a_request_with_an_earlier_deadline_does_not_wait_at_all():
-    """The same place, promised more urgently."""
+    """The same place, for a tighter SLO."""
     assert waits_s(1.0, slo=Slo(ttft_s=0.5, tpot_s=0.0135), slo_class="urgent") == 0.1
 
 
