@@ -12,10 +12,8 @@ from dataclasses import replace
 from math import inf, nan
 from typing import Final
 
-import numpy as np
-
 from router.core import border
-from router.core.arrays import Slots, frozen
+from router.core.candidates import Candidates
 from router.core.decisions import Abort, Break, Choice, Command, Dispatch, EndState, Hold, Refuse, Send, Shed
 from router.core.errors import PolicyRejected, Reason
 from router.core.explain import CHOICES_KEPT, Explanation
@@ -24,8 +22,8 @@ from router.core.fleet import Fleet
 from router.core.fleet_events import FleetEvents
 from router.core.flight import NO_PREDICTION, Attempt, DispatchLimits, Failure, Flight
 from router.core.forecast import Forecast
-from router.core.held_queue import HeldQueue, LineKey
-from router.core.holding import Holding, line_of
+from router.core.held_queue import HeldQueue
+from router.core.holding import Holding
 from router.core.learning import learn_first_token, learn_reply
 from router.core.lifecycle import Event, State, allows
 from router.core.policy import Admission, Memory, Routing
@@ -58,6 +56,7 @@ class Dispatcher(FleetEvents):
         self._flights: dict[RequestId, Flight] = {}
         self._timers = Timers(self._stands)
         self._holding = Holding(self._flights, self._timers, self._ask_held)
+        self._candidates = Candidates(self.ledger, self._holding)
         self._watch = FirstByteWatch(self._timers)
 
     # -- policies, and how many requests there are -------------------------------------------------------------
@@ -97,14 +96,14 @@ class Dispatcher(FleetEvents):
         slots = self.ledger.roster.taking(request)
         if not len(slots):
             return self._refuse(flight, nobody_takes(self.ledger.roster, request), now_s)
-        fleet = self._fleet(flight, slots, queue, now_s)
+        fleet = self._candidates.fleet(flight, slots, queue, self.admission.hold_s_max, now_s)
         forecast = Forecast(request, fleet, self.belief)
         answer, self._memory = self.admission.admit(request, fleet, forecast, self._memory)
         if isinstance(answer, Shed):
             return self._refuse(flight, answer, now_s)
         flight.rank = answer.rank
         if queue:
-            flight.line = self._line(request, slots)
+            flight.line = self._candidates.line(request, slots)
             fleet.ahead = queue.ahead(flight.line, flight.rank)
             keeper = self._holding.keeper(queue, flight)
             if fleet.ahead or keeper is not None:
@@ -252,31 +251,14 @@ class Dispatcher(FleetEvents):
 
     def _again(self, flight: Flight, failure: Failure, now_s: float) -> Sequence[Command]:
         """Before the first byte: the next best backend, if the failure and the limits allow one."""
-        fleet = self._untried(flight, now_s)
+        fleet = self._candidates.untried(flight, self.admission.hold_s_max, now_s)
         if not failure.retryable or flight.attempts >= self.limits.attempts_max or fleet is None:
             reason = Reason.FIRST_BYTE_LATE if failure.late else Reason.BACKEND_FAILED
             return self._refuse(flight, Shed(reason, failure.why), now_s)
-        flight.line = (*self._line(flight.request, fleet.slots), *[float(slot) for slot in flight.tried])
+        flight.line = (*self._candidates.line(flight.request, fleet.slots), *[float(slot) for slot in flight.tried])
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 
-    def _untried(self, flight: Flight, now_s: float) -> Fleet | None:
-        slots = self.ledger.roster.taking(flight.request)
-        left = frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
-        return self._fleet(flight, left, self._holding.queue(flight.request.model), now_s) if len(left) else None
-
-    def _fleet(self, flight: Flight, slots: Slots, queue: HeldQueue | None, now_s: float) -> Fleet:
-        hold_s = self.admission.hold_s_max if flight.hold_until_s == inf else flight.hold_until_s - now_s
-        if not queue:
-            return Fleet(self.ledger, slots, now_s, hold_s=hold_s)
-        others = len(queue) - (1 if flight.hold_until_s != inf and flight.request.id in queue else 0)
-        return Fleet(self.ledger, slots, now_s, others, queue.first_rank, hold_s)
-
     # -- holding -----------------------------------------------------------------------------------------------
-
-    def _line(self, request: Request, slots: Slots) -> LineKey:
-        """The line in which a request waits that these backends may take."""
-        all_slots = self.ledger.roster.pool(request.model)
-        return line_of(request.slo, 0.0 if slots is all_slots else float(len(slots)))
 
     def _hold(self, flight: Flight, choice: Hold, now_s: float) -> Sequence[Command]:
         queue = self._holding.queue(flight.request.model)
@@ -288,7 +270,7 @@ class Dispatcher(FleetEvents):
         flight.move(Event.HOLD)
         if flight.hold_until_s == inf:
             flight.hold_until_s = now_s + self.admission.hold_s_max
-        line = flight.line or self._line(flight.request, self.ledger.roster.taking(flight.request))
+        line = flight.line or self._candidates.line(flight.request, self.ledger.roster.taking(flight.request))
         self._holding.add(flight, line, choice.until_s, choice.alone)
         return evicted or ()
 
@@ -308,7 +290,7 @@ class Dispatcher(FleetEvents):
 
     def _ask_held(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
         """Decide anew about one of those held; whether it is no longer held (see ``holding.Ask``)."""
-        fleet = self._untried(flight, now_s)
+        fleet = self._candidates.untried(flight, self.admission.hold_s_max, now_s)
         if fleet is None:
             return self._no_untried(flight, queue, now_s, commands)
         forecast = Forecast(flight.request, fleet, self.belief)
@@ -407,7 +389,7 @@ class Dispatcher(FleetEvents):
 
     def _hedge(self, flight: Flight, now_s: float) -> Sequence[Command]:
         """A second attempt while the first is silent, if the budget and the fleet have room for it."""
-        fleet = self._untried(flight, now_s)
+        fleet = self._candidates.untried(flight, self.admission.hold_s_max, now_s)
         if self._watch.spent(self.limits) or fleet is None or flight.attempts >= self.limits.attempts_max:
             return ()
         forecast = Forecast(flight.request, fleet, self.belief)

@@ -1,0 +1,46 @@
+"""Which backends a request may be sent to, as one decision sees them, and the line in which it waits for them.
+
+Must not depend on policies, nor on what is decided.
+"""
+
+from math import inf
+
+import numpy as np
+
+from router.core.arrays import Slots, frozen
+from router.core.fleet import Fleet
+from router.core.flight import Flight
+from router.core.held_queue import HeldQueue, LineKey
+from router.core.holding import Holding, line_of
+from router.core.ledger import Ledger
+from router.core.types import Request
+
+
+class Candidates:
+    """Reads the ledger and who waits; changes neither. ``hold_s_max``: the admission policy's, which may be swapped."""
+
+    __slots__ = ("_holding", "_ledger")
+
+    def __init__(self, ledger: Ledger, holding: Holding) -> None:
+        self._ledger = ledger
+        self._holding = holding
+
+    def fleet(self, flight: Flight, slots: Slots, queue: HeldQueue | None, hold_s_max: float, now_s: float) -> Fleet:
+        """These backends for this request; ``queue``: the requests for its model that wait, if any do."""
+        hold_s = hold_s_max if flight.hold_until_s == inf else flight.hold_until_s - now_s
+        if not queue:
+            return Fleet(self._ledger, slots, now_s, hold_s=hold_s)
+        others = len(queue) - (1 if flight.hold_until_s != inf and flight.request.id in queue else 0)
+        return Fleet(self._ledger, slots, now_s, others, queue.first_rank, hold_s)
+
+    def untried(self, flight: Flight, hold_s_max: float, now_s: float) -> Fleet | None:
+        """Those that take the request and that no attempt of it was sent to; None where there is none."""
+        slots = self._ledger.roster.taking(flight.request)
+        left = frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
+        queue = self._holding.queue(flight.request.model)
+        return self.fleet(flight, left, queue, hold_s_max, now_s) if len(left) else None
+
+    def line(self, request: Request, slots: Slots) -> LineKey:
+        """The line in which a request waits that these backends may take."""
+        all_slots = self._ledger.roster.pool(request.model)
+        return line_of(request.slo, 0.0 if slots is all_slots else float(len(slots)))
