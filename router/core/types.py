@@ -261,9 +261,10 @@ class EngineReport(Fact):
     def __init__(
         self,
         asked_s: float,
-        running: float = nan,
-        waiting: float = nan,
-        kv_tokens_max: float = nan,
+        # Not `float` alone: mypyc (2.4) cannot write down the signature of defaults of that type beside `**`.
+        running: float | int = nan,
+        waiting: float | int = nan,
+        kv_tokens_max: float | int = nan,
         **signals: float,
     ) -> None:
         """Raises TypeError for a signal that is not registered."""
