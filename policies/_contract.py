@@ -86,7 +86,7 @@ def check_choice(policy: Routing, world: World, tape: Sequence[float]) -> Choice
 
 
 def check_willing(policy: Routing, world: World, tape: Sequence[float]) -> None:
-    """An idle pool and a request that nobody could fail: anything but Dispatch is a refusal to work."""
+    """An idle pool and a request that any backend can serve: anything but Dispatch is a refusal to work."""
     choice = check_choice(policy, world, tape)
     if not isinstance(choice, Dispatch):
         _reject("choose", world, f"answered {choice} although every backend is idle and the SLO is lax")
@@ -226,8 +226,8 @@ def _guarded(verb: str, world: World, act: Callable[[], Any]) -> Any:
     except PolicyRejected:
         raise
     except Exception as problem:  # a policy may raise anything: the contract is that it does not
-        told = f"{_line(problem)}{verb} raised {type(problem).__name__}: {problem}"
-        raise PolicyRejected(f"{told} ({_place(world)})") from problem
+        what = f"{_line(problem)}{verb} raised {type(problem).__name__}: {problem}"
+        raise PolicyRejected(f"{what} ({_place(world)})") from problem
 
 
 def _line(problem: Exception) -> str:
@@ -255,4 +255,4 @@ def _reject(verb: str, world: World, what: str) -> NoReturn:
 def _place(world: World) -> str:
     """The situation in a line; the request's defaults are left out."""
     plain = replace(world.request, prefix=world.request.prefix[:3])
-    return f"in a pool of {len(world.backends)}, {len(world.down)} down, at {world.now_s} s, asked {plain}"
+    return f"in a pool of {len(world.backends)}, {len(world.down)} down, at {world.now_s} s, for {plain}"

@@ -65,7 +65,7 @@ def worlds(rng: Rng, count: int) -> Iterator[World]:
 
 
 def idle_worlds(rng: Rng, count: int) -> Iterator[World]:
-    """Pools that have nothing to do, and a request that nobody could fail: without SLO, or with one of an hour."""
+    """Pools that have nothing to do, and a request that any backend can serve: without SLO, or with one of an hour."""
     for number in range(count):
         pool = tuple(_backend(rng, index, plain=True) for index in range(1 + _below(rng, 6)))
         slo = NO_SLO if number % 2 else Slo(ttft_s=3600.0, tpot_s=60.0, e2e_s=36_000.0)

@@ -1,10 +1,10 @@
 """Priorities, deadlines and a fair share for every tenant, by tokens; and no wait that cannot end in time.
 
 Who waits is ranked by one moment: its deadline, later for a less urgent priority, later by as much as its tenant is
-ahead of its fair share. Newcomers' moments lie ever later, so whoever waits is overtaken by ever fewer: even the least
+ahead of its fair share. Newcomers' moments lie ever later, so ever fewer overtake a request that waits: even the least
 urgent request of the greediest tenant has its turn.
 
-The lead is kept as in Virtual Clock (Zhang 1990): a tenant's clock advances by tokens over its share of the rate at
+The lead is counted as in Virtual Clock (Zhang 1990): a tenant's clock advances by tokens over its share of the rate at
 which the pool serves tokens now, and never falls behind real time. Who stays within its share has no lead, whatever
 others do; of those over it, the lowest clock goes first, which serves them in proportion to their weights. Tenants are
 distinguished by a hash into ``LANES`` (stochastic fairness queueing, McKenney 1990), so what is remembered is bounded.

@@ -117,9 +117,9 @@ def _in_flight(rows: Cells, i: int) -> float:
 
 
 def _score(weights: Cells, rows: Cells, price_per_s: Cells, anything: bool, i: int) -> float:
-    """What is lowest where it is best: the time that the send costs everybody, times the use of the bounds.
+    """Lower is better: the time that the send costs all requests, times the use of the bounds.
 
-    With no bound in force all use is 0: then the time alone.
+    With no bound in force the use is 0: then the time alone.
     """
     if len(price_per_s) > 0:
         return over(price_per_s[i] * rows[E2E, i] * weights[SLO_USE_TAIL, i], _in_flight(rows, i) + 1.0)
@@ -129,8 +129,8 @@ def _score(weights: Cells, rows: Cells, price_per_s: Cells, anything: bool, i: i
 
 
 def _nearest(weights: Cells, rows: Cells, count: int, bearable: float, price_per_s: Cells) -> int:
-    """Fill CANDIDATES with those that fit, violate no more than is bearable and score near the lowest; how many. Until
-    then CANDIDATES holds the scores; inf of those that do not remain.
+    """Fill CANDIDATES with those that fit, violate no more than ``bearable`` and score near the lowest; returns how
+    many. Before that CANDIDATES holds the scores; inf for those ruled out.
     """
     anything, lowest = False, inf
     for i in range(count):
@@ -153,15 +153,15 @@ def weigh(
     ttft_s: float, tpot_s: float, e2e_s: float, reply_tokens: float, waited_s: float, safety: float, urgent_s: float,
     rows: Cells, states: Cells, columns: Cells, slots: Places, price_per_s: Cells, weights: Cells,
 ) -> int:  # fmt: skip
-    """Fill ``weights``; returns how many there are to choose among, or NONE_FITS.
+    """Fill ``weights``; returns the number of candidates to choose among, or NONE_FITS.
 
     The bounds are the request's; ``reply_tokens``: the length that its E2E is judged at; ``safety``: a factor on every
     prediction; ``rows``: of its forecast, EXPECTED_TPOT_VIOLATIONS filled. Of those that fit, those remain that violate
-    nobody's TPOT SLO, or the fewest (``_bearable``; none where the first token comes so early, before ``urgent_s``,
-    that it may wait for others' sake); of these the ones within ``NEAR_SHARE`` of the lowest ``_score``.
+    no TPOT SLO, or the fewest (``_bearable``; none where the first token comes so early, before ``urgent_s``, that the
+    request can wait); of these the ones within ``NEAR_SHARE`` of the lowest ``_score``.
 
-    Where nothing is in flight the mean decides whether it fits: a tail learnt in a bad hour would otherwise keep a
-    backend from ever being sent what it could be learnt anew from.
+    On an idle backend the mean decides whether the request fits: a tail learnt during a fault would otherwise keep
+    every request away, and with it every new observation.
     """
     bounds_s = divisors(ttft_s, tpot_s, e2e_s)
     after = max(reply_tokens - 1.0, 0.0)
@@ -170,14 +170,14 @@ def weigh(
         mean_ttft_s, mean_tpot_s = rows[TTFT, i], rows[TPOT, i]
         tail_ttft_s = rows[TAILS + TTFT, i]
         usable_tpot_s = _usable_tpot_s(mean_tpot_s, rows[TAILS + TPOT, i], states[i])
-        usable_ttft_s = _usable_ttft_s(mean_ttft_s, tail_ttft_s, rows[PREFILL_SHARE, i])
+        used_ttft_s = _usable_ttft_s(mean_ttft_s, tail_ttft_s, rows[PREFILL_SHARE, i])
         peers = usable_tpot_s / max(_bound_s(columns, slots[i], e2e_s < inf), BOUND_MIN_S)
         end_s = waited_s + after * usable_tpot_s
-        use = max(slo_shares(waited_s + usable_ttft_s, usable_tpot_s, end_s + usable_ttft_s, bounds_s))
+        use = max(slo_shares(waited_s + used_ttft_s, usable_tpot_s, end_s + used_ttft_s, bounds_s))
         weights[SLO_USE_MEAN, i] = safety * max(use, peers)
         use = max(slo_shares(waited_s + tail_ttft_s, usable_tpot_s, end_s + tail_ttft_s, bounds_s))
         weights[SLO_USE_TAIL, i] = max(use, peers)
-        weights[PEERS_SLO_USE, i], weights[TTFT_S, i], weights[TPOT_S, i] = peers, usable_ttft_s, usable_tpot_s
+        weights[PEERS_SLO_USE, i], weights[TTFT_S, i], weights[TPOT_S, i] = peers, used_ttft_s, usable_tpot_s
         end_s = waited_s + mean_ttft_s + after * mean_tpot_s
         alone = safety * max(slo_shares(waited_s + mean_ttft_s, mean_tpot_s, end_s, bounds_s))
         fits = weights[SLO_USE_MEAN, i] <= 1.0 or (_in_flight(rows, i) < 1.0 and alone <= 1.0)
@@ -217,11 +217,11 @@ def room_in_s(
     safety: float, hold_s: float, ahead: float, rows: Cells, rest: Cells, columns: Cells, slots: Places,
     weights: Cells,
 ) -> float:  # fmt: skip
-    """Seconds until so many sequences have ended somewhere that every bound could be met there, with ``ahead`` requests
-    served before; inf where that comes too late everywhere, or waiting cannot bring it about.
+    """Seconds until enough sequences have ended on some candidate that every bound could be met there, after ``ahead``
+    requests before this one; inf where that is too late on all of them, or waiting does not help.
 
-    TTFT does not improve by waiting: the prompts ahead take as long from here as they do there. TPOT does, as sequences
-    end; so E2E does, if it gains more than the wait takes. Sequences are spread evenly over their lives.
+    Waiting does not improve TTFT: the prompts ahead take as long either way. It improves TPOT, as sequences end, and so
+    E2E, if that gains more than the wait takes. Assumes that sequences end evenly over their lives.
     """
     after = max(reply_tokens - 1.0, 0.0)
     ends_per_s = 0.0
@@ -270,8 +270,8 @@ def most_gained(
     rest: Cells, in_time: Cells, states: Cells, columns: Cells, slots: Places, sharing: float,
     weights: Cells,
 ) -> int:  # fmt: skip
-    """Fill GAIN of ``weights``, what a send gains in SLOs met (-inf: its own bound or others' would be broken); returns
-    the candidate where that is most.
+    """Fill GAIN of ``weights``, the expected gain of a send in SLOs met (-inf: it violates a TPOT bound); returns the
+    candidate with the highest.
 
     It gains the probability that every bound of the request is met. It costs each other reply there what that reply's
     probability falls by for the time that the send adds; and the prompts that come before the queue is empty again what
@@ -290,9 +290,9 @@ def most_gained(
         sigma = _sigma(mean_s, _usable_tpot_s(mean_s, tails[TPOT, i], states[i]))
         if tpot_s < inf:
             at = log(over(tpot_s, safety * mean_s)) / sigma
-            kept = _normal(at)
-            slope = slope * kept + chance * _density(at) / sigma
-            chance *= kept
+            met = _normal(at)
+            slope = slope * met + chance * _density(at) / sigma
+            chance *= met
         if bound_s < inf:
             others = _density(log(over(bound_s, safety * mean_s)) / sigma) / sigma
         if ttft_s < inf:

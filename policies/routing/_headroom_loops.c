@@ -230,9 +230,9 @@ static PyObject *most_gained(PyObject *module, PyObject *const *given, Py_ssize_
         double chance = in_time[i], slope = sharing * in_time[count + i], others = 0.0, queue = 0.0;
         double sigma = sigma_of(tpot_s, usable_tpot_s(tpot_s, tails[TPOT * count + i], states[i]));
         if (w.tpot_s < Py_HUGE_VAL) {
-            double at = log(w.tpot_s / (safety * tpot_s)) / sigma, kept = normal(at);
-            slope = slope * kept + chance * density(at) / sigma;
-            chance *= kept;
+            double at = log(w.tpot_s / (safety * tpot_s)) / sigma, met = normal(at);
+            slope = slope * met + chance * density(at) / sigma;
+            chance *= met;
         }
         if (bound < Py_HUGE_VAL) others = density(log(bound / (safety * tpot_s)) / sigma) / sigma;
         if (w.ttft_s < Py_HUGE_VAL) {

@@ -7,7 +7,7 @@ from router.core import Rng
 
 
 def lowest(scores: NDArray[np.float64], rng: Rng) -> int:
-    """The index of the lowest score; ties are broken at random, so that equal routers do not herd."""
+    """The index of the lowest score; ties are resolved at random, so that equal routers do not herd."""
     best = int(scores.argmin())
     ties = (scores == scores[best]).nonzero()[0]
     return best if len(ties) == 1 else int(ties[int(rng.random() * len(ties))])

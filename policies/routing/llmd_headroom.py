@@ -18,7 +18,7 @@ from policies.routing._pick import weighted
 from router.core import Choice, Dispatch, Fleet, Forecast, Request, Rng
 
 Floats = NDArray[np.float64]
-WEIGHT_MIN = 0.01  # llm-d gives its lowest weight 1 of 100, so that nobody is never drawn
+WEIGHT_MIN = 0.01  # llm-d gives its lowest weight 1 of 100, so that every endpoint is drawn at times
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class PolyServe:
             raise ValueError(f"polyserve: safety must be above 0, not {self.safety}")
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
-        """The fullest backend on which every bound is predicted to be kept."""
+        """The fullest backend on which every bound is predicted to be met."""
         slo, waited_s, tpot_s = request.slo, fleet.now_s - request.arrived_s, forecast.tpot_s
         bounds_s = divisors(slo.ttft_s, slo.tpot_s, slo.e2e_s)
         own = slo_shares(waited_s + forecast.ttft_s, tpot_s, waited_s + forecast.e2e_s, bounds_s)

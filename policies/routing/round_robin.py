@@ -1,6 +1,6 @@
 """Each backend in turn.
 
-The turn is a fact of the fleet, not a memory of the policy: whoever was sent to longest ago is next.
+The fleet has the order, the policy has no memory: the backend whose last request is the oldest is next.
 """
 
 from dataclasses import dataclass

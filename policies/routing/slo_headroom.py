@@ -1,20 +1,20 @@
 """Where the SLO will be met: headroom = what the SLO allows minus what the backend is predicted to take.
 
-A backend fits when it is predicted to keep every bound of this request at the quantile of its SLO **and** the TPOT of
-those already running there. Of those that fit, the one that costs everybody least time for the share of the bounds it
-uses (``spread``), or the one where it costs least money (``pack``); near-equals are drawn from at random, so that
-routers with the same stale view do not all pick one.
+A backend fits when it is predicted to meet every bound of this request at the quantile of its SLO **and** the TPOT of
+the replies running there. Of those that fit, the policy picks the one with the lowest total cost in time for the share
+of the bounds it uses (``spread``), or the cheapest (``pack``). It draws among near-equals at random, so that routers
+with the same stale view do not all pick one.
 
-When none fits, the question is what waiting could change. TTFT does not improve by waiting; TPOT does as sequences end,
-and so does E2E if it gains more than the wait takes. A request is held only while such an event is predicted to come
-before its latest start, the requests ahead of it included. Otherwise it is decided now, in one currency, SLOs met: a
-send gains the probability that this request's bounds are met, and costs what it takes from that of the others. Where
-none gains, the request is served from spare capacity, where it takes nothing from an SLO in force, or refused, for work
-on it would cost others theirs: that is how overload collapses.
+When none fits, waiting may help. It does not improve TTFT; it improves TPOT as sequences end, and E2E if that gains
+more than the wait takes. A request is held only while such an event is predicted before its latest start, the requests
+ahead of it included. Otherwise the expected number of SLOs met decides at once: a send adds the probability that this
+request's bounds are met, and subtracts what it takes from the others. Where no send has a gain, the request is served
+from spare capacity, where it harms no SLO in force, or refused, as its work would violate the SLOs of others: that is
+how overload collapses.
 
-An idle backend is always sent what no other backend can serve in time. Trust goes in steps: a trusted forecast is
-widened by the error of its model, one that is off by more, and where it is off or still being learnt a few requests
-are sent whatever it says.
+An idle backend always gets the requests that no other backend can serve in time. A trusted forecast is widened by the
+error of its model, one that is off by more; a backend whose forecast is off or still learning gets a few requests
+whatever the forecast.
 """
 
 from dataclasses import dataclass
@@ -168,7 +168,7 @@ class SloHeadroom:
         idle: Bools = fleet.requests < 1.0
         if not idle.any():
             return idle
-        return idle & _keeps(request.slo, waited_s, self.safety * forecast.rest)
+        return idle & _meets(request.slo, waited_s, self.safety * forecast.rest)
 
     def _room_comes(
         self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, reply_tokens: float
@@ -259,19 +259,19 @@ class SloHeadroom:
             return idle & False
         sheet = forecast.rest_by_sheet
         slow = (forecast.rest > SLOWED * sheet).any(axis=0)
-        tried: Bools = idle & slow & _keeps(request.slo, 0.0, sheet)
+        tried: Bools = idle & slow & _meets(request.slo, 0.0, sheet)
         return tried
 
     def _trickle(self, fleet: Fleet, forecast: Forecast, rng: Rng) -> Bools:
-        """Idle backends that are tried all the same: what is never sent anything is never seen to have recovered."""
+        """Idle backends that get a request all the same: without traffic a recovery would never be observed."""
         idle: Bools = fleet.requests < 1.0
         return idle if rng.random() < TRICKLE else idle & (forecast.state != TRUSTED)
 
     def _allowed(self, fleet: Fleet, forecast: Forecast, weights: Floats, late: bool) -> Bools:
-        """Where a request that will be late is served all the same: on an idle backend, a few on one whose forecast is
-        not trusted, for one that is taken for slower than it is would never show it; and, where it is ``late`` whatever
-        the load, wherever it harms no SLO in force and capacity is to spare while nobody waits. A request that has just
-        come and that an idle backend could serve in time misses because of the load: then there is nothing to spare.
+        """Where a request that will miss its SLO is served all the same: on an idle backend; a few where the forecast
+        is not trusted, as observations alone correct a forecast; and, where it is ``late`` whatever the load, wherever
+        it harms no SLO in force and capacity is to spare while no request is held. A new request that an idle backend
+        could serve in time misses because of the load: then there is no spare capacity.
         """
         gentle = forecast.expected_tpot_violations <= TPOT_VIOLATIONS_MAX
         harmless = gentle & (self.safety * weights[PEERS_SLO_USE] <= 1.0)
@@ -286,7 +286,7 @@ class SloHeadroom:
         return served
 
     def _missed(self, request: Request, fleet: Fleet, forecast: Forecast, weights: Floats, infeasible: bool) -> str:
-        """Which bound cannot be kept, and by how much, on the backend that comes closest."""
+        """The bound that cannot be met, and by how much, on the backend that comes closest."""
         slo, waited_s = request.slo, fleet.now_s - request.arrived_s
         counted = forecast.rest if infeasible else np.vstack((weights[TTFT_S], weights[TPOT_S], forecast.e2e_s))
         seconds = counted + np.array([[waited_s], [0.0], [waited_s]])
@@ -297,21 +297,21 @@ class SloHeadroom:
         if used[bound, best] <= 1.0 < weights.item(PEERS_SLO_USE, best):
             tpot_s = weights.item(TPOT_S, best)
             bound_s = tpot_s / weights.item(PEERS_SLO_USE, best)
-            return f"no backend can keep the TPOT of {bound_s:.3g} s: {tpot_s:.3g} s expected of the replies there"
+            return f"no backend can meet the TPOT SLO of its replies, {bound_s:.3g} s: {tpot_s:.3g} s expected"
         name, expected_s = ("TTFT", "TPOT", "E2E")[bound], seconds.item(bound, best)
         even = " even on an idle backend" if infeasible else ""
-        return f"no backend can keep its {name} of {bounds[bound]:.3g} s: {expected_s:.3g} s expected{even}"
+        return f"no backend can meet the {name} SLO of {bounds[bound]:.3g} s: {expected_s:.3g} s expected{even}"
 
     def _has_its_turn(self, waited_s: float, now_s: float) -> bool:
-        """Whether this moment belongs to those without an SLO that have waited long: one turn in ``TURNS``."""
+        """Whether requests without an SLO that have waited long are served now: one turn in ``TURNS``."""
         return waited_s >= self.patience_s and int(now_s / TURN_S) % TURNS == 0
 
 
-def _keeps(slo: Slo, waited_s: float, rest: Floats) -> Bools:
-    """Where every bound is kept with nothing else in flight, as ``rest`` says."""
+def _meets(slo: Slo, waited_s: float, rest: Floats) -> Bools:
+    """Where every bound is met on an idle backend, by ``rest``."""
     fits = (waited_s + rest[TTFT] <= slo.ttft_s) & (rest[TPOT] <= slo.tpot_s)
-    kept: Bools = fits & (waited_s + rest[E2E] <= slo.e2e_s)
-    return kept
+    met: Bools = fits & (waited_s + rest[E2E] <= slo.e2e_s)
+    return met
 
 
 policy = SloHeadroom

@@ -53,7 +53,7 @@ class Headroom:
         short = max(0.0, demand.requests_per_s - served * self.load_max)
         if rates[name] <= 0.0:
             now = demand.replicas.get(name, 0)
-            return ScaleTo(name, now, "no variant can keep this SLO, however many there are")
+            return ScaleTo(name, now, "no variant can meet this SLO, with any number of replicas")
         wanted = ceil(min(short / (rates[name] * self.load_max), self.replicas_max))
         late = demand.attainment < self.attainment_goal
         if late:

@@ -71,7 +71,7 @@ class ModelFacts(Section):
 
 
 def _self_mapped(value: Any) -> Any:
-    """``[a, b]`` means ``{a: a, b: b}``: the engine knows the model by the name clients use. So does a bare ``a``."""
+    """``[a, b]`` means ``{a: a, b: b}``: the engine and the clients use one name. So does a bare ``a``."""
     value = [value] if isinstance(value, str) else value
     return {name: name for name in value} if isinstance(value, list) else value
 
@@ -90,7 +90,7 @@ Label = Annotated[str, BeforeValidator(_text)]
 class Backend(Section):
     """One engine replica, or several alike: what it serves and what it runs on.
 
-    ``models`` maps the name clients ask for to the name the engine knows. ``card`` and ``model`` are names of the
+    ``models`` maps the clients' name of a model to the engine's name. ``card`` and ``model`` are names of the
     built-in tables or facts given in place. ``engine`` is the kind of server (a name or alias of ``router.engines``),
     ``protocol`` the API it serves where that is not the kind's own (``triton``: TensorRT-LLM behind Triton).
     ``context_tokens_max`` is the longest prompt with its reply that the engine takes. ``kv_tokens_max`` and

@@ -65,7 +65,7 @@ class Backend(backend.Backend):
 
     ``chat_template`` and ``chat_opening`` make a prompt of chat messages for an engine that takes plain prompts
     (Triton): once a message with {role} and {content}, and at the end. ``health_url`` and ``metrics_url`` follow from
-    the engine kind when left out; ``api_key`` is the bearer token that the engine wants.
+    the engine kind when left out; ``api_key`` is the bearer token of the engine.
     """
 
     url: HttpUrl
@@ -132,7 +132,7 @@ class SloLimits(_SloRanges):
 
 
 class SloClass(_SloBounds):
-    """What requests of one class are promised; a bound left out is no bound. ``priority``: smaller is more urgent."""
+    """The SLO of one class; a bound that is left out does not apply. ``priority``: smaller is more urgent."""
 
     quantile: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
     priority: int = 0
@@ -303,7 +303,7 @@ class PolicyValidation(Section):
 
 
 class Reload(Section):
-    """How a config comes to serve, and what is kept of those that did."""
+    """How a config comes to serve, and how many earlier versions are stored."""
 
     validation: PolicyValidation = default()
     history_max: Annotated[int, Field(ge=2, le=1000)] = 20

@@ -40,7 +40,7 @@ def key_path(loc: Loc) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One YAML text, with the place of every key kept."""
+    """One YAML text, with the position of every key."""
 
     name: str
     root: Node

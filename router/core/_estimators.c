@@ -94,10 +94,10 @@ static void add(double *scores, double score) {
     scores[SEEN_SCORES] += 1.0;
 }
 
-static double spread_of(const double *scores, npy_intp kept, double below) {
+static double spread_of(const double *scores, npy_intp q, double below) {
     npy_intp count = least_of((npy_intp)scores[SEEN_SCORES], WINDOW);
     const double *ranked = scores + RANKED;
-    double rank = ceil((double)(count + 1) * scores[LEVELS + kept]), largest = ranked[count - 1], score;
+    double rank = ceil((double)(count + 1) * scores[LEVELS + q]), largest = ranked[count - 1], score;
     if (rank <= (double)count) score = ranked[(npy_intp)max2(rank, 1.0) - 1];
     else score = largest + BEYOND * (largest - ranked[count / 2]);
     return max2(score, below);
@@ -129,8 +129,8 @@ static void note(double *stats, npy_int8 *state, npy_intp metric, double score, 
     double size = fabs(score) * width, error = stats[STATS_ERROR + metric];
     if (sure) stats[STATS_ERROR + metric] = size > error ? error * ERROR_UP : error / ERROR_UP;
     if (metric == TTFT) {
-        double kept = score <= spreads[_P90] ? 1.0 : 0.0;
-        stats[STATS_COVERAGE] += COVERAGE_GAIN * (kept - stats[STATS_COVERAGE]);
+        double met = score <= spreads[_P90] ? 1.0 : 0.0;
+        stats[STATS_COVERAGE] += COVERAGE_GAIN * (met - stats[STATS_COVERAGE]);
         *state = trust(stats, *state);
     }
 }
@@ -197,11 +197,11 @@ static PyObject *spreads(PyObject *module, PyObject *const *given, Py_ssize_t ho
     Arguments all = arguments("spreads", given, how_many, 2);
     const double *scores = the_scores(&all, NPY_ARRAY_CARRAY_RO);
     Array out = written_to(&all, NPY_DOUBLE, 1);
-    demand(&all, out.shape[0] == KEPT_QUANTILES, "out: one for each kept quantile");
+    demand(&all, out.shape[0] == KEPT_QUANTILES, "out: one for each tracked quantile");
     if (!all.failed) demand(&all, scores[SEEN_SCORES] >= 1.0, "scores: none was seen");
     if (all.failed) return NULL;
     double least = -Py_HUGE_VAL, *filled = out.data;
-    EACH(kept, KEPT_QUANTILES) filled[kept] = least = spread_of(scores, kept, least);
+    EACH(q, KEPT_QUANTILES) filled[q] = least = spread_of(scores, q, least);
     Py_RETURN_NONE;
 }
 
@@ -211,7 +211,7 @@ static PyObject *judge(PyObject *module, PyObject *const *given, Py_ssize_t how_
     double *own = the_scores(&all, NPY_ARRAY_CARRAY), *pooled = the_scores(&all, NPY_ARRAY_CARRAY);
     Array spread = written_to(&all, NPY_DOUBLE, 4), borrows = written_to(&all, NPY_BOOL, 3);
     demand(&all, spread.shape[0] == METRICS && spread.shape[1] == KEPT_QUANTILES && spread.shape[2] == BANDS,
-           "spread: by metric, kept quantile, band and slot");
+           "spread: by metric, tracked quantile, band and slot");
     demand(&all, borrows.shape[0] == METRICS && borrows.shape[1] == BANDS, "borrows: by metric, band and slot");
     end = least_of(spread.shape[3], borrows.shape[2]);
     double *stats = by_slot(&all, 2, NPY_ARRAY_CARRAY, STATS, &end, "stats: their columns");
@@ -233,7 +233,7 @@ static PyObject *judge(PyObject *module, PyObject *const *given, Py_ssize_t how_
     if (seen >= FEW && (seen < SETTLED || seen % REFRESH == 0)) {
         npy_intp slots = spread.shape[3];
         double least = -Py_HUGE_VAL, *first = (double *)spread.data + (metric * KEPT_QUANTILES * BANDS + band) * slots + slot;
-        EACH(kept, KEPT_QUANTILES) first[kept * BANDS * slots] = least = spread_of(own, kept, least);
+        EACH(q, KEPT_QUANTILES) first[q * BANDS * slots] = least = spread_of(own, q, least);
         ((npy_bool *)borrows.data)[(metric * BANDS + band) * borrows.shape[2] + slot] = NPY_FALSE;
     }
     if (seen >= FEW && seen % FEW != 0) Py_RETURN_FALSE;

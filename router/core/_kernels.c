@@ -150,7 +150,7 @@ static void gather(const Facts *f, const npy_intp *slots, npy_intp count, const 
     EACH(at, unreported_rows * count) load[at] += unreported[at];
 }
 
-/* `spread`: by metric, kept quantile, band and slot, `end` of these. Bands are 0, 1 and 2. */
+/* `spread`: by metric, tracked quantile, band and slot, `end` of these. Bands are 0, 1 and 2. */
 static void fill_tails(const double *rows, npy_intp count, const double *spread, npy_intp end, const npy_intp *slots,
                        npy_intp row, double share, double e2e_width, double *out) {
     EACH(metric, METRICS) {
@@ -227,7 +227,7 @@ static Array the_load_bias(Arguments *all, npy_intp *end) {
 static Array the_spread(Arguments *all, npy_intp *end) {
     Array spread = read_from(all, NPY_DOUBLE, 4);
     demand(all, spread.shape[0] == METRICS && spread.shape[1] == KEPT_QUANTILES && spread.shape[2] == BANDS,
-           "spread: by metric, kept quantile, band and slot");
+           "spread: by metric, tracked quantile, band and slot");
     *end = least_of(*end, spread.shape[3]);
     return spread;
 }
@@ -272,7 +272,7 @@ static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t 
     Array out = written_to(&all, NPY_DOUBLE, 2);
     npy_intp unreported_rows = unreported.shape[0], bins = alive.shape[0];
     demand_unreported(&all, unreported, count);
-    demand(&all, share == 0.0 || row + 1 < KEPT_QUANTILES, "row: there is no next kept quantile");
+    demand(&all, share == 0.0 || row + 1 < KEPT_QUANTILES, "row: there is no next tracked quantile");
     demand(&all, bins != 1, "alive: at least two bins, or none");
     demand(&all, out.shape[0] == FORECAST && out.shape[1] == count, "rows: one for each of a forecast, a column a slot");
     if (all.failed) return NULL;
@@ -352,7 +352,7 @@ static PyObject *tails(PyObject *module, PyObject *const *given, Py_ssize_t how_
     Array out = written_to(&all, NPY_DOUBLE, 2);
     demand(&all, rows.shape[0] > BAND && rows.shape[1] == count, "rows: the first of a forecast, a column a slot");
     demand(&all, out.shape[0] == METRICS && out.shape[1] == count, "out: one row for each metric, a column a slot");
-    demand(&all, share == 0.0 || row + 1 < KEPT_QUANTILES, "row: there is no next kept quantile");
+    demand(&all, share == 0.0 || row + 1 < KEPT_QUANTILES, "row: there is no next tracked quantile");
     demand_bands(&all, (double *)rows.data + BAND * count, count);
     if (all.failed) return NULL;
     fill_tails(rows.data, count, spread.data, spread.shape[3], slots, row, share, e2e_width, out.data);

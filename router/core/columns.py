@@ -71,14 +71,14 @@ BAND: Final = 3  # of its load
 TAILS: Final = 4  # where the three at the quantile of the request's SLO begin
 CACHED: Final = 7  # tokens of the prompt
 LOADS: Final = 8  # where the four of a candidate's load begin
-EXPECTED_TPOT_VIOLATIONS: Final = 12  # replies there whose TPOT SLO the prompt should violate; 0 unless asked for
+EXPECTED_TPOT_VIOLATIONS: Final = 12  # replies there whose TPOT SLO the prompt should violate; 0 unless filled
 IMPOSED_DELAY_S: Final = 13  # that a send adds to the replies running there, all together
 PREFILL_SHARE: Final = 14  # of its time, that an engine spends on prompts
 FORECAST: Final = 15  # rows
 BANDS: Final = 3  # engines with no prompt ahead; with some; full
 FULL: Final = 2
 
-# -- what one send was expected to take: the terms of its TTFT, then its spreads, by metric and kept quantile ---------
+# -- what one send was expected to take: the terms of its TTFT, then its spreads, by metric and tracked quantile -------
 
 KEPT_QUANTILES: Final = 5
 SPREADS: Final = 7  # where they begin
@@ -96,14 +96,14 @@ WATCH: Final = 4  # columns
 
 WINDOW: Final = 160  # scores that stand for the next one, by time (the 0.99 rank needs 99)
 RANKED: Final = 160  # where the same begin by size
-LEVELS: Final = 320  # where the level that each kept quantile is read at begins
+LEVELS: Final = 320  # where the level that each tracked quantile is read at begins
 SEEN_SCORES: Final = 325
 SCORES: Final = 326  # places
 
 # -- how predictions did: a row a slot --------------------------------------------------------------------------------
 
 STATS_SEEN: Final = 0  # outcomes, by metric
-STATS_MET: Final = 3  # those within each kept quantile, by metric and quantile
+STATS_MET: Final = 3  # those within each tracked quantile, by metric and quantile
 STATS_ERROR: Final = 18  # median size of the log error, by metric
 STATS_COVERAGE: Final = 21  # share of first tokens within the 0.9 quantile, lately
 STATS: Final = 22  # columns

@@ -34,7 +34,7 @@ class Dispatch(Fact):
 class Hold(Fact):
     """Keep the request at the gateway; ask again when room appears, and at ``until_s`` at the latest.
 
-    ``alone``: nobody who waits behind it, nor any newcomer of a later rank, is sent before it is: its turn has come,
+    ``alone``: no request behind it and no new request of a later rank is sent before it: its turn has come,
     and the next room is to be its own.
     """
 

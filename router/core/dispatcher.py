@@ -167,7 +167,7 @@ class Dispatcher(FleetEvents):
         return self._over(flight, Event.COMPLETE, done, usage, now_s)
 
     def failed(self, request_id: RequestId, attempt: int, failure: Failure, now_s: float) -> Sequence[Command]:
-        """An attempt is dead: before the first byte try elsewhere, after it the stream is broken."""
+        """An attempt is dead: before the first byte try another backend, after it the stream fails."""
         now_s = self._time(now_s)
         flight, dead = self._find(request_id, attempt)
         if flight is None or dead is None:

@@ -76,7 +76,7 @@ class Rejected(HeadroomError):
 
 
 class UnsupportedFeature(HeadroomError):
-    """The backend's protocol cannot express what the request asks for in the field ``param`` (400).
+    """The backend's protocol cannot express what the request contains in the field ``param`` (400).
 
     Raised when a request is translated for one backend. The request is tried on another backend first; the client gets
     400 when none is left, and has to leave the field out.
@@ -171,7 +171,7 @@ class PolicyRejected(HeadroomError):
 class StoreGone(HeadroomError, ConnectionError):
     """The shared state did not answer in time or at all; the message says how (503 on /admin/routers).
 
-    Nobody's request fails for it: the router goes on without its peers' load and tries again at the next sync.
+    No request fails for it: the router continues without its peers' load and retries at the next sync.
     """
 
     status: int = 503

@@ -31,7 +31,7 @@ from router.core.columns import (
     WINDOW,
 )
 
-QUANTILES: Final = (0.5, 0.75, 0.9, 0.95, 0.99)  # the kept ones
+QUANTILES: Final = (0.5, 0.75, 0.9, 0.95, 0.99)  # those that are tracked
 assert len(QUANTILES) == KEPT_QUANTILES
 
 # -- how to learn ----------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ COVERAGE_OFF: Final = 0.7  # a 0.9 quantile that covers fewer outcomes than this
 RECOVERED: Final = 0.8  # an error must fall below this share of its limit before it counts as recovered
 ERROR_UP: Final = 1.08  # a step of the running median: a tenfold change takes 30 outcomes
 COVERAGE_GAIN: Final = 1.0 / 32
-_P90: Final = 2  # the place of 0.9 among the kept quantiles
+_P90: Final = 2  # the place of 0.9 among them
 
 
 def widen(covariance: Cells, variance: Cells, watch: Cells, slot: int) -> None:
@@ -165,12 +165,12 @@ def _add(scores: Cells, score: float) -> None:
     scores[SEEN_SCORES] += 1.0
 
 
-def _spread(scores: Cells, kept: int, below: float) -> float:
-    """The score at the finite-sample rank of one kept quantile's level, no less than what is ``below``; above the
+def _spread(scores: Cells, q: int, below: float) -> float:
+    """The score at the finite-sample rank of one tracked quantile's level, no less than what is ``below``; above the
     largest seen stands a guess that grows with spread.
     """
     count = int(min(scores[SEEN_SCORES], float(WINDOW)))
-    rank, largest = ceil((count + 1) * scores[LEVELS + kept]), scores[RANKED + count - 1]
+    rank, largest = ceil((count + 1) * scores[LEVELS + q]), scores[RANKED + count - 1]
     if rank <= count:
         score = scores[RANKED + int(max(rank, 1.0)) - 1]
     else:
@@ -179,12 +179,12 @@ def _spread(scores: Cells, kept: int, below: float) -> float:
 
 
 def spreads(scores: Cells, out: Cells) -> None:
-    """Fill ``out`` with the spread of each kept quantile (``_spread``), never falling from one to the next. At least
+    """Fill ``out`` with the spread of each tracked quantile (``_spread``), never falling from one to the next. At least
     one score was seen.
     """
     least = -inf
-    for kept in range(KEPT_QUANTILES):
-        out[kept] = least = _spread(scores, kept, least)
+    for q in range(KEPT_QUANTILES):
+        out[q] = least = _spread(scores, q, least)
 
 
 def _adapt(scores: Cells, score: float, expectation: Cells, spreads_at: int) -> None:
@@ -210,8 +210,8 @@ def _score(
     seen = int(own[SEEN_SCORES])
     if seen >= FEW and (seen < SETTLED or seen % REFRESH == 0):
         least = -inf
-        for kept in range(KEPT_QUANTILES):
-            spread[metric, kept, band, slot] = least = _spread(own, kept, least)
+        for q in range(KEPT_QUANTILES):
+            spread[metric, q, band, slot] = least = _spread(own, q, least)
         borrows[metric, band, slot] = False
     if seen >= FEW and seen % FEW != 0:
         return False
@@ -245,8 +245,8 @@ def _note(
     if sure:  # up when above and down when below settles where half are above
         stats[slot, STATS_ERROR + metric] = error * ERROR_UP if size > error else error / ERROR_UP
     if metric == TTFT:
-        kept = 1.0 if score <= expectation[spreads_at + _P90] else 0.0
-        stats[slot, STATS_COVERAGE] += COVERAGE_GAIN * (kept - stats[slot, STATS_COVERAGE])
+        q = 1.0 if score <= expectation[spreads_at + _P90] else 0.0
+        stats[slot, STATS_COVERAGE] += COVERAGE_GAIN * (q - stats[slot, STATS_COVERAGE])
         state[slot] = _trust(stats, slot, int(state[slot]))
 
 

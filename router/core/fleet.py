@@ -44,7 +44,7 @@ class Fleet:
 
     Arrays are made when first read, so a policy pays only for the facts it reads. ``held`` is the number of other
     requests for this model that wait at the gateway, ``held_rank`` the rank of the one to be served next (empty when
-    nobody waits), ``ahead`` how many of them have the same SLO and go before this request, ``hold_s`` for how long the
+    none is held), ``ahead`` how many of them have the same SLO and go before this request, ``hold_s`` for how long the
     admission policy lets this request wait from now.
 
     Every array is read-only, most of them views of the ledger's memory: writing one raises ValueError.

@@ -337,8 +337,8 @@ class Forecast:
         """All at that quantile: rows TTFT, TPOT, E2E."""
         rows = self.rows
         if quantile == self._request.slo.quantile:
-            kept: Floats = rows[TAILS : TAILS + METRICS]
-            return kept
+            filled: Floats = rows[TAILS : TAILS + METRICS]
+            return filled
         if self._tails is None:
             self._tails = {}
         known = self._tails.get(quantile)

@@ -38,7 +38,7 @@ class HeldQueue:
         return len(self._sorted)
 
     def __bool__(self) -> bool:
-        return bool(self._sorted)  # compiled code calls this where it has no length to ask for
+        return bool(self._sorted)  # compiled code calls this where there is no length
 
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._key_of
@@ -50,7 +50,7 @@ class HeldQueue:
     def push(self, rank: Rank, request_id: RequestId, line: LineKey = ()) -> LineKey:
         """Add a request to a line and return the line; pushing it again moves it behind its equals.
 
-        Beyond ``LINES_MAX`` lines the further ones share one: what a client asks for must not multiply the work.
+        Beyond ``LINES_MAX`` lines the further ones share one: a client's bounds must not multiply the work.
         """
         self.discard(request_id)
         line = self._shared(line)
@@ -88,7 +88,7 @@ class HeldQueue:
         return bisect_right(waiting, (rank, self._pushed + 1, ""))
 
     def first_of(self, line: LineKey) -> RequestId | None:
-        """The request at the head of a line; None where nobody waits in it."""
+        """The request at the head of a line; None where the line is empty."""
         waiting = self._lines.get(line)
         return waiting[0][2] if waiting else None
 
@@ -100,12 +100,12 @@ class HeldQueue:
 
     @property
     def first_rank(self) -> Rank:
-        """The rank of the request to serve next; IndexError when nobody waits."""
+        """The rank of the request to serve next; IndexError when the queue is empty."""
         return self._sorted[0][0]
 
     @property
     def last(self) -> RequestId:
-        """The request that would be served last; IndexError when nobody waits."""
+        """The request that would be served last; IndexError when the queue is empty."""
         return self._sorted[-1][2]
 
     @property

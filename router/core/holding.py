@@ -1,8 +1,8 @@
-"""The requests that wait at the gateway: when each is asked for again, and who goes first.
+"""The requests held at the gateway: when each is decided again, and in which order.
 
-A held request is asked for again when room may have appeared and when its policy wants it, at the end of its hold at
-the latest. The order is that of ``HeldQueue``: ranks, in lines that do not block each other. Asking itself, which is a
-decision, is the dispatcher's: it hands in ``ask``. Must not depend on policies, forecasts or backends.
+A held request is decided again when room may have appeared and at the time that its policy set, at the end of its hold
+at the latest. The order is that of ``HeldQueue``: ranks, in lines that do not block each other. The decision itself is
+the dispatcher's, which passes in ``decide``. Must not depend on policies, forecasts or backends.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,17 +18,17 @@ from router.core.types import RequestId, Slo
 BOUND_STEP: Final = 0.05  # of the log of a bound: requests whose bounds are as near as that are served in one line
 BOUND_S_MIN: Final = 1e-9
 LOOK_AHEAD: Final = 16  # lines of held requests looked at whenever room may have appeared
-Ask = Callable[[Flight, HeldQueue, float, list[Command]], bool]
-"""Decide anew about one of those held, add the commands, and return whether it is no longer held."""
+Decide = Callable[[Flight, HeldQueue, float, list[Command]], bool]
+"""Decide one held request again, add the commands, and return whether it is no longer held."""
 
 
 class Holding:
-    """A queue a model. ``flights`` has every held request among others; ``timers`` wake it."""
+    """One queue per model. ``flights`` has every held request among others; ``timers`` wake it."""
 
-    def __init__(self, flights: Mapping[RequestId, Flight], timers: Timers, ask: Ask) -> None:
+    def __init__(self, flights: Mapping[RequestId, Flight], timers: Timers, decide: Decide) -> None:
         self._flights = flights
         self._timers = timers
-        self._ask = ask
+        self._decide = decide
         self._queues: dict[str, HeldQueue] = {}
 
     def __len__(self) -> int:
@@ -38,13 +38,13 @@ class Holding:
         return bool(self._queues)
 
     def queue(self, model: str) -> HeldQueue | None:
-        """Those who wait for a model, if any do."""
+        """The held requests for a model; None where there are none."""
         return self._queues.get(model)
 
-    # -- who waits ---------------------------------------------------------------------------------------------
+    # -- add, remove ---------------------------------------------------------------------------------------------
 
     def add(self, flight: Flight, line: LineKey, until_s: float, alone: bool) -> None:
-        """Hold a request in a line until its ``hold_until_s``, to be asked for again at *until_s* at the latest."""
+        """Hold a request in a line until its ``hold_until_s``, to be decided again at *until_s* at the latest."""
         request = flight.request
         queue = self._queues.setdefault(request.model, HeldQueue())
         flight.line = queue.push(flight.rank, request.id, line)
@@ -53,7 +53,7 @@ class Holding:
         self.ask_again(flight, until_s)
 
     def ask_again(self, flight: Flight, until_s: float) -> None:
-        """Set the held request's timer, unless one is set that is as early."""
+        """Set the held request's timer, unless an earlier one is set."""
         when_s = min(until_s, flight.hold_until_s)
         if when_s < flight.ask_again_s and when_s < flight.hold_until_s:
             flight.ask_again_s = when_s
@@ -79,11 +79,11 @@ class Holding:
                 return held
         return None
 
-    # -- who goes first ----------------------------------------------------------------------------------------
+    # -- decide again ----------------------------------------------------------------------------------------
 
     def serve(self, now_s: float, model: str | None, commands: list[Command]) -> None:
-        """Room may have appeared, for one model or (None) for any: ask for those at the head of the queue again, until
-        one has to go on waiting.
+        """Room may have appeared, for one model or (None) for any: decide the heads of the queue again, until one stays
+        held.
         """
         for name in [model] if model is not None else list(self._queues):
             queue = self._queues.get(name)
@@ -93,8 +93,8 @@ class Holding:
                 del self._queues[name]
 
     def serve_due(self, due: Flight, now_s: float, commands: list[Command]) -> None:
-        """The time of one request, held or just refused, has come: ask for those of its line, unless the next room
-        belongs to another one; and for all lines once the one to which it belonged no longer keeps it.
+        """The timer of one request, held or just refused, is due: decide its line, unless the next room is reserved
+        for another request; and decide all lines once a reservation (``Hold.alone``) has ended.
         """
         queue = self._queues[due.request.model]
         due.ask_again_s = inf
@@ -104,34 +104,32 @@ class Holding:
         if keeper is not None:
             self.ask_again(head, keeper.ask_again_s)
         else:
-            kept = due.alone or head.alone
+            reserved = due.alone or head.alone
             self._serve_line(due.line, queue, now_s, commands)
-            if kept and not (head.alone and head.request.id in queue):
+            if reserved and not (head.alone and head.request.id in queue):
                 self._serve_queue(queue, now_s, commands)
         if not queue:
             del self._queues[due.request.model]
 
     def _serve_queue(self, queue: HeldQueue, now_s: float, commands: list[Command]) -> None:
-        """Ask for the first of each line, in order of rank: a backend that does not suit one may suit another."""
+        """Decide the first of each line, in order of rank: a backend that does not suit one may suit another."""
         for request_id in queue.heads(LOOK_AHEAD):
             flight = self._flights.get(request_id)
             if flight is not None and not self._serve_line(flight.line, queue, now_s, commands):
                 return
 
     def _serve_line(self, line: LineKey, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
-        """Ask for those of one line until one has to go on waiting; False where that one keeps the next room for
-        itself.
-        """
+        """Decide the requests of one line until one stays held; False where the next room is reserved for that one."""
         while (request_id := queue.first_of(line)) is not None:
             flight = self._flights[request_id]
-            if not self._ask(flight, queue, now_s, commands):
+            if not self._decide(flight, queue, now_s, commands):
                 return not flight.alone
         return True
 
 
 def line_of(slo: Slo, backends: float) -> LineKey:
     """What requests of one line have in common: bounds, and how many backends may take them where that is not all
-    (``backends``, else 0). A client may ask for any bound, so near ones are served in one line.
+    (``backends``, else 0). Clients set any bounds, so near ones share a line.
     """
     return _step(slo.ttft_s), _step(slo.tpot_s), _step(slo.e2e_s), slo.quantile, backends
 

@@ -297,7 +297,7 @@ def _fill_tails(
 def tails(rows: Cells, spread: Cells, slots: Places, row: int, share: float, e2e_width: float, out: Cells) -> None:
     """Fill ``out`` (metrics x candidates) with a quantile of each: the mean times e to the spread at that quantile.
 
-    ``rows``: as ``predicted`` filled them; ``spread``: by metric, kept quantile, band and slot, of which the quantile
+    ``rows``: as ``predicted`` filled them; ``spread``: by metric, tracked quantile, band and slot, of which it
     lies ``share`` of the way from ``row`` to the next; ``e2e_width``: E2E's spread is in widths of this.
     """
     _fill_tails(rows, spread, slots, row, share, e2e_width, out, 0)

@@ -62,7 +62,7 @@ class Ledger:
         """Change who may be sent requests; what is in flight there stays."""
         self.roster.mark_state(slot, up=up, draining=draining, ejected=ejected)
         if up is False:
-            self.prefixes.forget(slot)  # whoever comes back may have been restarted
+            self.prefixes.forget(slot)  # an engine that comes back may have been restarted
 
     def context_tokens_max(self, held: Reservation) -> int:
         """The longest context of the backend of a reservation (0: any, or it has left)."""

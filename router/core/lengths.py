@@ -24,11 +24,11 @@ BINS_PER_OCTAVE: Final = 4
 BINS: Final = 18 * BINS_PER_OCTAVE  # up to 2**18 tokens
 REFRESH: Final = 16  # replies between two readings of a distribution: a mean over 500 moves little in 16
 WEIGHT_MAX: Final = 1e6  # of one reply, before all are scaled back
-CAPS_KEPT: Final = 256  # caps whose estimate is kept between two readings
+CAPS_KEPT: Final = 256  # caps whose estimate is cached between two updates
 MEAN_GAIN_MIN: Final = 0.02  # of the newest reply in the mean of a model's
 RATIO_MOST: Final = 32.0  # of a count to its estimate, either way, as far as one prompt teaches
 EXACT: Final = 0.01  # a log ratio below this is a tokenizer's whim
-NOBODY: Final = 1e-9  # less weight of replies than this is rounding
+NO_WEIGHT: Final = 1e-9  # less weight of replies than this is rounding
 _EDGES: Final = 2.0 ** (np.arange(BINS + 1) / BINS_PER_OCTAVE)
 _ENDS: Final[list[float]] = _EDGES[1:].tolist()  # of each bin
 _STARTS: Final[list[float]] = _EDGES[:-1].tolist()
@@ -70,7 +70,7 @@ class SurvivalCurve:
             at_risk = total - gone + (ended[i] + cut[i])
             if i == BINS - 1:
                 alive = 0.0
-            elif at_risk > NOBODY:
+            elif at_risk > NO_WEIGHT:
                 alive *= 1.0 - ended[i] / at_risk
             self.reach.append(alive)
             mean += (before - alive) * _TOKENS[i]
@@ -94,7 +94,7 @@ class SurvivalCurve:
         left, reach = 1.0 - quantile, self.reach
         for i in range(BINS):
             if reach[i + 1] <= left:
-                share = (reach[i] - left) / max(reach[i] - reach[i + 1], NOBODY)
+                share = (reach[i] - left) / max(reach[i] - reach[i + 1], NO_WEIGHT)
                 return float(_STARTS[i] * (_ENDS[i] / _STARTS[i]) ** min(max(share, 0.0), 1.0))
         return float(_ENDS[-1])
 

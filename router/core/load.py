@@ -131,7 +131,7 @@ class Loads:
         cells[RATE_AT_S][slot] = now_s
         cells[LAST_SENT][slot] = self._sends
         self._sends += 1
-        # Stride scheduling (Waldspurger 1995); whoever was away starts from where the others are.
+        # Stride scheduling (Waldspurger 1995); a backend that was away starts at the others' position.
         self._turn = max(self._turn, cells[TURN][slot])
         cells[TURN][slot] = self._turn + 1.0 / max(cells[WEIGHT][slot], WEIGHT_MIN)
         if tpot_bound_s != _INF:

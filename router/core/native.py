@@ -1,7 +1,7 @@
 """Loops in C where they were built, else the Python loops that they equal bit for bit.
 
 A module ``name.py`` of loops may have a ``_name.c`` beside it, which setup.py builds with its constants. Must not know
-any loop, nor whether the user wants C: ``HEADROOM_COMPILE=no`` keeps extensions from being found (``router/__init__``).
+any loop, nor whether C is enabled: ``HEADROOM_COMPILE=no`` keeps extensions from being found (``router/__init__``).
 """
 
 from collections.abc import Callable

@@ -52,7 +52,7 @@ class Regression:
             column[: len(known)] = known
 
     def _columns(self) -> tuple[Floats, ...]:
-        """All that is kept, a row a slot."""
+        """All columns, one row per slot."""
         return self.factor, self._log, self._covariance, self._wander, self._variance, self._noise, self._watch
 
     def joined(self, slot: int, sigma: tuple[float, ...]) -> None:

@@ -1,10 +1,10 @@
-"""How predictions turned out, backend by backend: errors, coverage of the quantiles, and whether to trust the next.
+"""The accuracy of predictions, by backend: errors, coverage of the quantiles, and the state of the forecast.
 
 It counts, and assumes nothing. Must not depend on how a prediction is made.
 
 A forecast is ``LEARNING`` until enough first tokens were seen for the tails to speak for themselves, ``TRUSTED`` from
 then on, and ``OFF`` while its errors are too large to decide by, or while the 0.9 quantile covers far
-fewer than 9 in 10. It takes more to come back than to stay.
+fewer than 9 in 10. The limits to regain trust are stricter.
 """
 
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ class Score:
 
 
 class ForecastStats:
-    """The counts, one row a slot as ``estimators.judge`` books them, and what they say of trust."""
+    """The counts, one row per slot as ``estimators.judge`` fills it, and the state of each forecast."""
 
     def __init__(self, capacity: int) -> None:
         self.rows = np.zeros((capacity, STATS))
@@ -104,6 +104,6 @@ class ForecastStats:
     def accuracy(self, slot: int, metric: int) -> Accuracy:
         """One metric's counts."""
         seen, first = self.seen(slot, metric), STATS_MET + KEPT_QUANTILES * metric
-        shares = [kept / seen if seen else nan for kept in self.rows[slot, first : first + KEPT_QUANTILES].tolist()]
+        shares = [met / seen if seen else nan for met in self.rows[slot, first : first + KEPT_QUANTILES].tolist()]
         error = exp(self.rows[slot, STATS_ERROR + metric]) - 1.0 if seen else nan
         return Accuracy(seen, error, dict(zip(QUANTILES, shares, strict=True)))

@@ -9,7 +9,7 @@ from router.core.types import Request
 
 def tpot_bound_s(request: Request, tpot_s: float) -> float:
     """The TPOT of this request's SLO (inf: none). One that the prediction already violates is no bound: others
-    would be kept away for nothing. A prediction of nan violates none.
+    would be refused for nothing. A prediction of nan violates none.
     """
     bound_s = request.slo.tpot_s
     return inf if tpot_s > bound_s else bound_s

@@ -168,7 +168,7 @@ def decode_step_s(c: StepCoefficients, batch: Number, context_tokens: Number) ->
 
 
 def prefill_s(c: StepCoefficients, prompt_tokens: float, chunk_tokens: int = PREFILL_CHUNK_TOKENS) -> float:
-    """Seconds to the first token of a prompt that waits for nobody, chunk after chunk.
+    """Seconds to the first token of a prompt that does not wait, chunk after chunk.
 
     Includes ``first_token_s``. Chunks follow each other through the pipeline stages, so all but
     the last cost a stage's share.

@@ -1,13 +1,13 @@
 """From a mean to any quantile, such that each quantile covers the share of outcomes that it names.
 
-Assumes: nothing of the shape of errors. A score says how far off a prediction was, log(actual / predicted) over its
+Assumes nothing about the shape of errors. A score says how far off a prediction was, log(actual / predicted) over its
 own expected spread; the quantile of recent scores, read at the finite-sample rank ceil((n + 1) q), is what split
 conformal prediction adds (Vovk et al. 2005; normalised scores: Lei et al. 2018). Recent ones stand for new ones only
 while nothing changes, so the level that is read is itself moved by every quantile met or missed (adaptive conformal
-inference, Gibbs & Candes 2021). Must not depend on: what is predicted, or why it was off.
+inference, Gibbs & Candes 2021). Must not depend on what is predicted, or why it was off.
 
-Scores are kept by metric, backend and load band; where a backend has too few, its pool speaks for it, and before that
-the prior. Columns hold the ready spreads, so that a decision over a thousand backends only gathers.
+Scores are kept by metric, backend and load band; where a backend has too few, those of its pool are used, and
+before that the prior. Columns hold the spreads, so that a decision over a thousand backends only gathers.
 """
 
 from functools import lru_cache
@@ -113,8 +113,8 @@ def _scores() -> Floats:
 
 @lru_cache(maxsize=64)
 def between(quantile: float) -> tuple[int, float]:
-    """A kept quantile, if possible at or below this one, and how far this lies toward the next: straight in the normal
-    quantile's scale.
+    """The row of the tracked quantile at or below this one, and how far this one lies toward the next, linear in the
+    normal quantile.
     """
     if not 0.0 < quantile < 1.0:
         raise ValueError(f"a quantile lies between 0 and 1, not at {quantile}")

@@ -110,7 +110,7 @@ class ErrorDialect:
 
 @dataclass(frozen=True, slots=True)
 class MetricsPage:
-    """How a Prometheus page is recognised and read. ``signatures``: beginnings of lines, each proof of the kind.
+    """How a Prometheus page is recognised and read. ``signatures``: beginnings of lines, each a sign of the kind.
 
     ``read`` gets the page with a line feed before it and the engine's names of the models that are routed to it; it
     fills all of the snapshot but its signals. ``signals``: by name, how this kind's page is read for signals whose own

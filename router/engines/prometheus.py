@@ -57,7 +57,7 @@ class Snapshot:
     signals: Mapping[str, Value] = field(default_factory=dict)
 
     def report(self, asked_s: float, before: "Snapshot | None") -> EngineReport:
-        """As the core wants it; ``before`` is the page read last, for what happened since."""
+        """The report for the core; ``before``: the page read before this one, for rates."""
         last: Mapping[str, Value] = before.signals if before is not None else {}
         found = {name: value_since(value, last.get(name)) for name, value in self.signals.items()}
         reported = {name: value for name, value in found.items() if not isnan(value)}

@@ -189,7 +189,7 @@ def _write(
     if outputs.json_file is not None:
         write_json(outputs.json_file, facts)
     if outputs.html is not None:
-        from simulator.report.page import write_page  # noqa: PLC0415 - whoever wants no page does not wait for it
+        from simulator.report.page import write_page  # noqa: PLC0415 - slow to import, and only --html needs it
 
         write_page(outputs.html, cases, results, runs)
     if outputs.requests is not None:

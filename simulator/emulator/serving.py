@@ -85,10 +85,10 @@ def run_engine(typed: Started) -> None:
     """Serve until a signal. ValueError and OSError say what was wrong with what was typed."""
     serving = serving_of(typed)
 
-    def told(address: str) -> None:
+    def announce(address: str) -> None:
         member = serving.member
         what = f"{member.model_name} on {member.tp * member.pp}x {member.card_name}"
         sys.stdout.write(f"{what} speaks {typed.protocol} as {serving.model_name!r} at {address}\n")
         sys.stdout.flush()
 
-    run(serve(serving, DIALECTS[serving.member.kind.protocol], typed.host, typed.port, told))
+    run(serve(serving, DIALECTS[serving.member.kind.protocol], typed.host, typed.port, announce))

@@ -140,12 +140,12 @@ def _version(data: Any, chosen: Mapping[str, PolicySpec]) -> str:
 
 
 def digest(secret: str) -> str:
-    """How a secret is kept and compared: SHA-256, in hex."""
+    """The SHA-256 of a secret, in hex: the form in which it is stored and compared."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class _Work:
-    """The making of one plan: goes on after a fault, so that all are told at once."""
+    """Builds one plan; continues after a fault, so that all faults are reported at once."""
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
@@ -194,7 +194,7 @@ class _Work:
         return None
 
     def engine_keys(self, parsed: Settings) -> dict[str, str]:
-        """By backend, the bearer token its engine wants."""
+        """By backend, the bearer token of its engine."""
         keys = {}
         for index, given in enumerate(parsed.backends):
             if given.api_key_env:

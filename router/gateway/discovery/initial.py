@@ -32,7 +32,7 @@ backends:
 """
 _TAIL: Final = """
 slo_classes:
-  default: {ttft_ms: 2000, tpot_ms: 100}   # what requests are promised that bring no x-slo-... header
+  default: {ttft_ms: 2000, tpot_ms: 100}   # the SLO of requests without an x-slo-... header
 """
 _COLUMN: Final = 34  # at which comments begin
 

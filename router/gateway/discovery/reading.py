@@ -21,7 +21,7 @@ class HttpPages(EnginePages):
     """The pages of the engine at one address, each fetched at most once."""
 
     def __init__(self, given: Backend, client: ProbeClient, key: str) -> None:
-        """*key*: the bearer token that the engine wants, or empty."""
+        """*key*: the bearer token of the engine, or empty."""
         self._given, self._client, self._key = given, client, key
         self._bodies: dict[tuple[str, str], bytes | None] = {}
 

@@ -77,7 +77,7 @@ class Discovery:
             await asyncio.gather(task, return_exceptions=True)
 
     async def close(self) -> None:
-        """Ask nobody any more."""
+        """Stop reading engines."""
         for name in tuple(self._tasks):
             await self._end(name)
 

@@ -23,7 +23,7 @@ JITTER: Final = 0.1  # of the period: routers started together shall not probe t
 
 @dataclass(frozen=True, slots=True)
 class WatchedEngine:
-    """Where one engine answers. ``models``: the names it knows; ``scraped``: whether its metrics are ours to read."""
+    """Where one engine answers. ``models``: its models' names; ``scraped``: whether this router reads its metrics."""
 
     name: str
     health_url: str

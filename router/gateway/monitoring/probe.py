@@ -1,6 +1,6 @@
 """Small pages by GET over pooled connections of the data plane's own kind: health checks and metrics, many a second.
 
-A general HTTP client takes milliseconds of CPU for each, which a router that asks every engine every second pays out
+A general HTTP client takes milliseconds of CPU for each, which a router that reads every engine every second pays out
 of its streams. Believes: llhttp. Must not know what is on a page. Redirects are not followed.
 """
 
@@ -46,7 +46,7 @@ class Probe(Reader):
         self._size = 0
 
     def start(self) -> None:
-        """Ask on an idle connection or a new one."""
+        """Send the request on an idle connection or a new one."""
         connection = self._upstream.take()
         if connection is not None:
             self._ask(connection)
@@ -61,7 +61,7 @@ class Probe(Reader):
         connection.send(self, self._head, b"", decode=True, head_only=False)
 
     def abort(self) -> None:
-        """Nobody waits any more."""
+        """The caller no longer waits."""
         if self._connection is not None:
             self._connection.abort()
 

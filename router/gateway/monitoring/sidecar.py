@@ -1,4 +1,4 @@
-"""Beside the engines: reads their metrics and publishes them, so that a hundred routers need not all ask.
+"""Beside the engines: reads their metrics and publishes them, so that a hundred routers need not all read them.
 
 Believes: the config's backends and its Redis. Must not know requests. Redis away: reports are dropped, not queued, for
 a late one is worth nothing; the next is tried as if nothing had been.

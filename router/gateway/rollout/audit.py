@@ -12,7 +12,7 @@ from pathlib import Path
 from time import time
 from typing import Any, Final
 
-KEPT: Final = 200
+STEPS_MAX: Final = 200
 
 _log = logging.getLogger("headroom")
 
@@ -24,7 +24,7 @@ class Audit:
         """``clock``: seconds since the epoch; ``worker``: its id, where several workers share the file."""
         self.file: Path | None = None
         self._worker = worker
-        self.last: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self.last: deque[dict[str, Any]] = deque(maxlen=STEPS_MAX)
         self._clock = clock
 
     def note(self, event: str, **facts: Any) -> None:

@@ -52,7 +52,7 @@ def validate(new: Plan, running: Plan | None, trace: Path | None = None) -> Vali
     ``reload.validation.seconds_max`` for each.
     """
     validations = [UNNEEDED]
-    if is_new(new, running, asked=trace is not None):
+    if is_new(new, running, requested=trace is not None):
         validations.append(_verdict(new, _question(new, _decisions(new, "routing"), running, trace)))
     if "canary" in new.chosen and _changed(new, running, "canary") and validations[-1].ok:
         serving = _decisions(new, "routing")
@@ -62,13 +62,13 @@ def validate(new: Plan, running: Plan | None, trace: Path | None = None) -> Vali
     return _joined([validation for validation in validations if validation is not UNNEEDED])
 
 
-def is_new(new: Plan, running: Plan | None, *, asked: bool = False) -> bool:
+def is_new(new: Plan, running: Plan | None, *, requested: bool = False) -> bool:
     """Whether *new* has other policies or limits than *running*.
 
-    At the start, when *running* is None, only policy files need a validation, unless it is requested (*asked*).
+    At the start, when *running* is None, only policy files need a validation, unless it is requested (*requested*).
     """
     if running is None:
-        return asked or any(each.source is not None for each in new.chosen.values())
+        return requested or any(each.source is not None for each in new.chosen.values())
     changed = any(_changed(new, running, role) for role in ("routing", "admission", "shadow"))
     return changed or new.limits != running.limits
 

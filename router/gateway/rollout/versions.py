@@ -1,6 +1,6 @@
 """The configs that served, each with its validation, for rollback.
 
-Bounded: the oldest one is dropped. Kept on disk as well where the config names a folder: one file a version, with the
+Bounded: the oldest one is dropped. Stored on disk as well where the config names a folder: one file a version, with the
 texts of its policy files, readable by this user alone because a config may hold keys.
 """
 
@@ -54,9 +54,9 @@ class Version:
 class Versions:
     """The last versions, in the order in which they served."""
 
-    def __init__(self, kept: int, folder: Path | None) -> None:
+    def __init__(self, most: int, folder: Path | None) -> None:
         """Reads the versions in *folder*."""
-        self._kept, self._folder = kept, folder
+        self._most, self._folder = most, folder
         self._list: list[Version] = []
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -82,18 +82,20 @@ class Versions:
                 self._write(each)
 
     def find(self, version: str) -> Version:
-        """The version of that name. Raises ConfigError, which lists the versions kept."""
+        """The version of that name. Raises ConfigError, which lists the stored versions."""
         for each in reversed(self._list):
             if each.version == version:
                 return each
-        raise ConfigError([f"no version {version!r} is kept; kept: {', '.join(v.version for v in self._list)}"])
+        raise ConfigError(
+            [f"no version {version!r} in the history; stored: {', '.join(v.version for v in self._list)}"]
+        )
 
     def before(self, running: str) -> Version | None:
         """The newest version other than *running* that is not bad; None when there is none."""
         return next((v for v in reversed(self._list) if v.version != running and not v.bad), None)
 
     def _trim(self) -> None:
-        while len(self._list) > self._kept:
+        while len(self._list) > self._most:
             old = self._list.pop(0)
             if self._folder is not None:
                 (self._folder / f"{old.version}.json").unlink(missing_ok=True)

@@ -14,14 +14,14 @@ from router.core.explain import Candidate, Explanation
 from router.core.slo_metrics import SLO_METRICS
 from router.gateway.traffic.request_log import RequestLog
 
-KEPT: Final = 1_000
+LINES_MAX: Final = 1_000
 
 
 class Journal:
-    """The last ``KEPT`` requests. Found by a linear search: many are added, few are looked up."""
+    """The last ``LINES_MAX`` requests. Found by a linear search: many are added, few are looked up."""
 
-    def __init__(self, kept: int = KEPT) -> None:
-        self._ring: deque[RequestLog] = deque(maxlen=kept)
+    def __init__(self, lines_max: int = LINES_MAX) -> None:
+        self._ring: deque[RequestLog] = deque(maxlen=lines_max)
 
     def ended(self, log: RequestLog) -> None:
         """A request has ended."""

@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._open_ones.add(self)
 
     def connection_lost(self, problem: Exception | None) -> None:
-        """It is gone: whoever was answering it is told."""
+        """The client has disconnected: notify the handler of its request."""
         self._transport = None
         self._open_ones.discard(self)
         self._queue.clear()
@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        """A client that asks leave to send its body gets it."""
+        """Answer a request for permission to send the body (Expect: 100-continue)."""
         if self._headers.get("expect", "").lower() == "100-continue":
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

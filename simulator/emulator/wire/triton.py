@@ -78,8 +78,8 @@ class Triton:
         if name != self.engine.serving.model_name:
             _error(exchange, 404, f"Request for unknown model: '{name}' is not found")
             return
-        told = {"name": name, "versions": ["1"], "platform": "tensorrtllm", "inputs": _INPUTS, "outputs": _OUTPUTS}
-        exchange.respond(200, orjson.dumps(told))
+        body = {"name": name, "versions": ["1"], "platform": "tensorrtllm", "inputs": _INPUTS, "outputs": _OUTPUTS}
+        exchange.respond(200, orjson.dumps(body))
 
     def _ready(self, exchange: Exchange, name: str) -> None:
         if name == self.engine.serving.model_name:
