@@ -121,13 +121,13 @@ def test_impossible_headers_among_those_that_wait_hold_nobody_either():
 @pytest.mark.parametrize(
     ("slo", "named"),
     [
-        (Slo(ttft_s=0.001), "TTFT of 0.001 s"),
-        (Slo(tpot_s=0.001), "TPOT of 0.001 s"),
-        (Slo(e2e_s=0.001), "E2E of 0.001 s"),
-        (Slo(ttft_s=9.0, tpot_s=0.004, e2e_s=60.0), "TPOT of 0.004 s: 0.0101 s expected"),
+        (Slo(ttft_s=0.001), "TTFT SLO of 0.001 s"),
+        (Slo(tpot_s=0.001), "TPOT SLO of 0.001 s"),
+        (Slo(e2e_s=0.001), "E2E SLO of 0.001 s"),
+        (Slo(ttft_s=9.0, tpot_s=0.004, e2e_s=60.0), "TPOT SLO of 0.004 s: 0.0101 s expected"),
     ],
 )
-def test_an_infeasible_slo_is_refused_with_the_bound_that_cannot_be_kept(slo, named):
+def test_an_infeasible_slo_is_refused_with_the_bound_that_cannot_be_met(slo, named):
     """Where the operator refuses such: at once, idle or busy, with what the backend that comes closest would take."""
     strict = replace(slo, refuse_infeasible=True)
     for load in (Load(), BUSY):
