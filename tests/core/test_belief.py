@@ -1,4 +1,4 @@
-"""What streams teach of a backend, told as the dispatcher tells it."""
+"""What the belief learns from streams, through the dispatcher's calls."""
 
 import json
 import random
@@ -173,7 +173,7 @@ def test_a_reply_of_a_few_tokens_is_judged_and_teaches_nothing():
     assert (it.belief.regression.factor == learnt).all()
 
 
-def test_a_policy_that_asks_no_forecast_teaches_lengths_alone():
+def test_a_policy_that_reads_no_forecast_teaches_lengths_alone():
     """Nothing was predicted, so nothing can be compared."""
     it = core(backend())
     stream(it, 2.0, 20)
@@ -205,8 +205,8 @@ def test_a_belief_of_other_physics_or_another_version_is_refused():
         Engine().belief.adopt(0, {**learnt, "version": 99})
 
 
-def test_a_router_that_knows_enough_is_not_taught():
-    """Its own eyes come first; a backend it does not know is ignored."""
+def test_a_router_with_enough_outcomes_adopts_no_belief():
+    """Its own observations take precedence; an unknown backend is ignored."""
     it, fresh = core(backend(), routing="slo_headroom"), core(backend(), routing="slo_headroom")
     stream(it, 3.0, 40)
     learnt = it.beliefs()["a"]
@@ -234,8 +234,8 @@ def test_a_backend_that_was_away_is_learnt_anew_faster():
     assert factors[0] > 1.3 * factors[1]
 
 
-def test_scores_are_asked_by_name():
-    """And nobody's is None."""
+def test_scores_are_read_by_name():
+    """The score of an unknown backend is None."""
     it = core(backend(), routing="slo_headroom")
     stream(it, 1.0, 30)
     assert it.score("a").state == "trusted"
@@ -243,7 +243,7 @@ def test_scores_are_asked_by_name():
     assert it.score("nobody") is None
 
 
-def test_what_a_router_was_taught_is_part_of_its_record():
+def test_an_adopted_belief_is_part_of_its_record():
     """A replay predicts what the warm router predicted, not what a cold one would."""
     lines, cold = [], core(backend(), routing="slo_headroom")
     stream(cold, 3.0, 40)

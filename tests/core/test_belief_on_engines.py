@@ -22,7 +22,7 @@ from simulator.run.kernel import Kernel
 
 
 class EvenlyAsked:
-    """Fewer requests of two backends, as power of two, but asks for every forecast: all backends are learnt."""
+    """Fewer requests of two backends, as power of two, but computes every forecast, so that all backends are learnt."""
 
     def choose(self, request, fleet, forecast, rng):
         """Nothing depends on the forecast."""
@@ -116,7 +116,7 @@ def test_forecasts_are_right_at_the_median_and_at_the_tail_from_idle_to_busy(per
 
 
 def test_a_machine_ten_times_slower_than_its_sheet_is_known_after_a_hundred_requests():
-    """What a CPU is, or a card nobody listed."""
+    """A CPU, or a card that is not in the table."""
     accounts = World(("a10",), 4, HiddenFactors(bias=10.0)).run(200, 0.05).accounts[100:]
     for off in errors(accounts):
         assert np.median(np.abs(off)) < 0.15

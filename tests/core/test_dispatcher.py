@@ -1,4 +1,4 @@
-"""What the dispatcher answers to each event, one behaviour a test."""
+"""The commands of the dispatcher for each event, one behaviour per test."""
 
 import math
 
@@ -16,7 +16,7 @@ FAULT = Failure("connection reset")
 
 
 def test_a_request_is_sent_accounted_and_forgotten():
-    """Down once, back once: Send, then one RequestRecord with the times as they were told."""
+    """One Send, then one RequestRecord with the times of the events."""
     it = core(backend())
     send = sent(it.arrived(request("r", arrived_s=1.0), 1.0))
     assert (send.backend, send.attempt) == ("a", 1)
@@ -28,14 +28,14 @@ def test_a_request_is_sent_accounted_and_forgotten():
 
 
 def test_an_unknown_model_is_refused_with_the_names_there_are():
-    """404, and the message names what could have been asked for."""
+    """404, and the message lists the known models."""
     answer = refused(core(backend(models=("m", "n"))).arrived(request(model="x"), 0.0))
     assert status_of(answer.reason) == 404
     assert "'x'" in answer.why
     assert "m, n" in answer.why
 
 
-def test_a_known_model_with_nobody_up_is_refused_as_unavailable():
+def test_a_known_model_with_no_backend_up_is_refused_as_unavailable():
     """503, not 404: the model exists, its backends are down."""
     it = core(backend())
     it.backend_health("a", False, 0.0)
@@ -52,8 +52,8 @@ def test_a_failure_before_the_first_byte_goes_to_another_backend():
     assert it.loads()[first.backend] == Load()
 
 
-def test_with_nobody_left_to_try_the_failure_is_the_answer():
-    """502 with what the engine said, and nothing left on the books."""
+def test_without_another_backend_the_failure_is_the_answer():
+    """502 with what the engine said, and the ledger is empty."""
     it = core(backend())
     it.arrived(request("r"), 0.0)
     answer = refused(it.failed("r", 1, FAULT, 0.1))
@@ -62,7 +62,7 @@ def test_with_nobody_left_to_try_the_failure_is_the_answer():
 
 
 def test_a_failure_that_is_the_clients_own_is_not_retried_nor_blamed():
-    """Another backend would say the same; three such must not set the backend aside."""
+    """Another backend would answer the same; three such failures do not eject the backend."""
     it = core(backend("a"), backend("b"))
     for _ in range(5):
         send = sent(it.arrived(request("r"), 0.0))
@@ -71,7 +71,7 @@ def test_a_failure_that_is_the_clients_own_is_not_retried_nor_blamed():
 
 
 def test_a_failure_after_the_first_byte_breaks_the_stream():
-    """Too late for another backend: the client is told that its stream is broken."""
+    """It is too late for another backend: the client gets an error event."""
     it = core(backend("a"), backend("b"))
     it.arrived(request("r"), 0.0)
     it.first_byte("r", 1, 0.1)
@@ -81,7 +81,7 @@ def test_a_failure_after_the_first_byte_breaks_the_stream():
 
 
 def test_a_client_that_leaves_closes_what_is_open():
-    """Abort at once, and the books are empty."""
+    """The attempt is aborted at once, and the ledger is empty."""
     it = core(backend())
     it.arrived(request("r"), 0.0)
     commands = it.client_left("r", 0.1)
@@ -99,7 +99,7 @@ def test_events_about_what_is_over_change_nothing():
 
 
 def test_an_id_in_flight_cannot_arrive_again():
-    """Two requests under one id could not be told apart."""
+    """Two requests under one id could not be distinguished."""
     it = core(backend())
     it.arrived(request("r"), 0.0)
     with pytest.raises(ValueError, match="already in flight"):
@@ -139,8 +139,8 @@ def test_a_first_byte_stops_the_deadline():
     assert it.wake_s == math.inf
 
 
-def test_three_faults_in_a_row_set_a_backend_aside_for_twice_as_long_each_time():
-    """Set aside after three, re-admitted on time, and set aside for longer at the next fault."""
+def test_three_faults_in_a_row_eject_a_backend_for_twice_as_long_each_time():
+    """It is ejected after three, re-admitted on time, and ejected for longer at the next fault."""
     it = core(backend("a"), backend("b"))
 
     def fail_on_a(now_s):
@@ -163,7 +163,7 @@ def test_three_faults_in_a_row_set_a_backend_aside_for_twice_as_long_each_time()
 
 
 def test_a_crash_that_cut_many_streams_is_forgiven_once_health_says_it_is_back():
-    """One crash, not eight faults in a row: it is tried at once, and the timers of its time aside change nothing."""
+    """One crash, not eight faults in a row: it is tried at once, and the timers of its ejection change nothing."""
     it = core(backend("a"), backend("b"))
     it.backend_draining("b", True, 0.0)
     ids = [f"r{n}" for n in range(8)]
@@ -185,7 +185,7 @@ def test_a_crash_that_cut_many_streams_is_forgiven_once_health_says_it_is_back()
     assert not it.ledger.table.columns[EJECTED].any()
 
 
-def test_when_every_backend_was_set_aside_all_are_tried():
+def test_when_every_backend_is_ejected_all_are_tried():
     """A guess beats a certain refusal."""
     it = core(backend("a"), limits=DispatchLimits(failures_max=1))
     it.arrived(request("r"), 0.0)
@@ -214,7 +214,7 @@ def test_hedges_keep_to_their_budget():
     assert it.ticked(0.5) == []
 
 
-def test_a_failed_attempt_beside_a_hedge_leaves_the_other_running():
+def test_a_failed_attempt_next_to_a_hedge_leaves_the_other_running():
     """One of two dead is not a failed request."""
     it = core(backend("a"), backend("b"), limits=DispatchLimits(hedge_slo_share=0.5, hedges_max_share=1.0))
     it.arrived(request("r", slo=Slo(ttft_s=1.0)), 0.0)
@@ -231,12 +231,12 @@ def hold(it, request_id, *, now_s=0.0, ttft_s=10.0, priority=0):
 
 @pytest.fixture
 def busy():
-    """A core whose one backend has no headroom yet: everyone who comes is held."""
+    """A core whose one backend has no headroom yet: every request is held."""
     return busy_core(admission={"held_max": 2, "hold_s_max": 5.0})
 
 
 def test_without_headroom_a_request_is_held_and_served_when_room_appears(busy):
-    """The peer's load goes: the held request is sent by the event that told so."""
+    """The peer's load goes: the event that reports it sends the held request."""
     assert hold(busy, "r") == ()
     assert busy.held == 1
     assert sent(busy.on_peer_load("peer", {}, 1.0)).request_id == "r"
@@ -261,7 +261,7 @@ def test_the_hold_queue_has_a_bound(busy):
 
 
 def test_a_hold_ends_at_its_bound(busy):
-    """Held for 5 s at most, whatever the policy wants: a request without an SLO would wait for ever."""
+    """Held for 5 s at most, whatever the policy decides: a request without an SLO would wait for ever."""
     busy.on_peer_load("peer", {"a": Load(decoding=100.0, context_tokens=1e5, tpot_bound_s=0.06)}, 0.0)
     assert busy.arrived(request("r"), 0.0) == ()
     while busy.held:
@@ -331,7 +331,7 @@ def test_a_reply_without_a_first_byte_event_still_counts_its_first_byte():
 
 
 def test_a_whole_reply_holds_its_prefill_load_no_longer_than_forecast():
-    """Nobody sees its first token; by the time it was due, the load is that of decoding."""
+    """The gateway does not see its first token; by the time it was due, the load is that of decoding."""
     it = core(backend(), routing="slo_headroom")
     send = sent(it.arrived(request("r", prompt_tokens=500, streamed=False), 0.0))
     assert it.wake_s == send.predicted_ttft_s

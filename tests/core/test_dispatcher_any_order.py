@@ -19,7 +19,7 @@ POLICIES = st.sampled_from(["round_robin", "least_work", "power_of_two", "slo_he
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """A shell that does what it is told and reports in any order, some of it twice and some of it late."""
+    """A shell that performs the commands and reports in any order, some of it twice and some of it late."""
 
     sends = Bundle("sends")
     ids = Bundle("ids")
@@ -37,7 +37,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.open = set()
 
     def perform(self, commands):
-        """Keep the shell's own books of what it was told."""
+        """Record the commands in the shell's own account."""
         for command in commands:
             match command:
                 case Send():
@@ -128,7 +128,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.perform(self.core.on_peer_load("peer", {name: Load(1.0, 10.0, count, 10.0 * count)}, self.now_s))
 
     @invariant()
-    def nothing_is_negative_and_nobody_is_answered_twice(self):
+    def nothing_is_negative_and_no_request_ends_twice(self):
         """At every moment."""
         ledger = self.core.ledger
         for part in (ledger.table.own, ledger.table.peers, ledger.table.unattributed):
@@ -139,7 +139,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert open_now <= len(self.open)
 
     def teardown(self):
-        """Everyone leaves or times out: the books are empty and every request has one answer."""
+        """All clients leave or time out: the ledger is empty and every request has one end."""
         if not hasattr(self, "core"):
             return
         for request_id in sorted(self.asked):

@@ -1,4 +1,4 @@
-"""Why a request went where it went, asked afterwards."""
+"""The explanation of a choice, requested afterwards."""
 
 from math import isnan
 
@@ -24,7 +24,7 @@ def test_a_choice_is_explained_with_every_candidate_and_what_became_of_it():
 
 
 class Refuses:
-    """Looks at every TTFT and wants none of them."""
+    """Reads every TTFT and refuses the request."""
 
     def choose(self, request, fleet, forecast, rng):
         """Always the same answer."""
@@ -32,7 +32,7 @@ class Refuses:
 
 
 def test_a_refusal_is_explained_too():
-    """Nobody chosen, the policy's words, and the candidates it looked at."""
+    """No backend, the policy's reason, and the candidates it considered."""
     it = core(backend())
     it.adopt(Refuses(), it.admission)
     it.arrived(request("r"), 0.0)
@@ -44,7 +44,7 @@ def test_a_refusal_is_explained_too():
     assert candidate.tpot_tail_s > candidate.tpot_s > 0.0
 
 
-def test_what_the_policy_did_not_ask_is_not_made_up():
+def test_what_the_policy_did_not_read_is_not_made_up():
     """A baseline that never forecasts: candidates by name, nothing predicted."""
     it = core(backend())
     it.arrived(request("r"), 0.0)
@@ -53,7 +53,7 @@ def test_what_the_policy_did_not_ask_is_not_made_up():
     assert isnan(candidate.ttft_s)
 
 
-def test_a_backend_that_left_keeps_its_name_in_what_is_told_of_it():
+def test_a_backend_that_left_keeps_its_name_in_its_explanation():
     """Its slot may be another's by now."""
     it = core(backend("a"))
     it.arrived(request("r"), 0.0)
@@ -63,7 +63,7 @@ def test_a_backend_that_left_keeps_its_name_in_what_is_told_of_it():
 
 
 def test_the_oldest_choices_are_forgotten():
-    """Memory is bounded; a request never heard of is not explained either."""
+    """Memory is bounded; an unknown request has no explanation."""
     it = core(backend())
     for n in range(CHOICES_KEPT + 1):
         it.arrived(request(f"r{n}"), 0.0)

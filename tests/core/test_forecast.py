@@ -174,7 +174,7 @@ def test_a_full_engine_is_waited_for():
 
 @pytest.mark.parametrize("own", [10, 1000])
 def test_the_wait_for_room_goes_by_how_long_others_reply(own):
-    """Whatever the newcomer asks for itself."""
+    """Whatever the SLO of the new request."""
     full = Load(decoding=8, context_tokens=8_000)
     short, long = (forecast(full, asked=request(prompt_tokens=10, output_tokens_max=own), seqs_max=8) for _ in range(2))
     for it, tokens in ((short, 50), (long, 500)):

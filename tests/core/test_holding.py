@@ -45,7 +45,7 @@ def held(it, request_id, priority):
 
 
 def test_a_full_queue_gives_up_its_last_for_a_more_urgent_request():
-    """The patient one is evicted, told so and accounted; the urgent one waits in its place."""
+    """The request of the higher rank is refused and recorded; the urgent one is held in its place."""
     it = full_queue()
     commands = held(it, "urgent", priority=0)
     assert refused(commands) == Refuse("patient", Reason.EVICTED, refused(commands).why, 1.0)
@@ -54,7 +54,7 @@ def test_a_full_queue_gives_up_its_last_for_a_more_urgent_request():
 
 
 def test_a_full_queue_refuses_a_request_that_is_no_more_urgent():
-    """An equal is not displaced: whoever came first stays."""
+    """Between equals the earlier arrival stays."""
     it = full_queue()
     answer = refused(held(it, "also patient", priority=1))
     assert (answer.request_id, answer.reason) == ("also patient", Reason.QUEUE_FULL)
@@ -62,6 +62,6 @@ def test_a_full_queue_refuses_a_request_that_is_no_more_urgent():
 
 
 def test_a_queue_of_no_room_evicts_nobody():
-    """held_max 0: nobody waits, so nobody can be displaced."""
+    """With held_max 0 no request is held, so none can be displaced."""
     it = busy_core(admission={"held_max": 0})
     assert refused(held(it, "r", priority=0)).reason is Reason.QUEUE_FULL

@@ -145,7 +145,7 @@ class Reference:
 @pytest.mark.parametrize("prompt_tokens", [0, 100, 20_000])
 @pytest.mark.parametrize("seed", range(8))
 def test_forecasts_are_what_the_formulas_say(seed, prompt_tokens):
-    """Every mean, and for every candidate what learning is told, to nine digits."""
+    """Every mean, and for every candidate the expectation that learning gets, to nine digits."""
     chance = random.Random(seed)
     ledger, belief = drawn(chance, 30)
     belief.prompts.update("m", 500.0, 700)

@@ -35,7 +35,7 @@ def test_a_reservation_moves_from_prefill_to_decode_to_nothing(ledger):
 
 
 def test_prompts_that_do_not_add_up_in_floats_leave_nothing_behind(ledger):
-    """0.1 + 0.2 + 0.3 tokens taken off in another order: with nobody prefilling there is nothing to prefill."""
+    """0.1 + 0.2 + 0.3 tokens taken off in another order: with no request in prefill the prompt tokens are 0."""
     held = [ledger.load.reserve(0, tokens, 1.0, np.inf, 0.0) for tokens in (0.1, 0.2, 0.3)]
     for one in held:
         ledger.load.prefilled(one, 1.0)
@@ -74,7 +74,7 @@ def test_a_mark_difference_is_what_a_stream_lived_through(ledger):
 
 
 def test_traffic_that_no_router_knows_of_counts(ledger):
-    """The engine runs five, we know of one: four are foreign, until its next report."""
+    """The engine runs five, this router has one: four are unattributed, until its next report."""
     ledger.load.reserve(0, 10.0, 10.0, np.inf, 0.0)
     ledger.reports.probe_started(0, 1.0)
     ledger.reports.reported(0, EngineReport(1.0, running=5.0, waiting=0.0, kv_usage=0.1), 1.0)

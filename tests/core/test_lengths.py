@@ -13,7 +13,7 @@ from router.core.lengths import BINS, BINS_PER_OCTAVE, Lengths, Prompts
 
 
 def taught(chance, count, median, sigma, cap=0):
-    """Lengths that saw lognormal replies, cut at a cap."""
+    """Lengths after lognormal replies, cut at a cap."""
     it = Lengths()
     for _ in range(count):
         whole = max(1, round(chance.lognormvariate(log(median), sigma)))
@@ -68,7 +68,7 @@ def test_the_probability_to_be_within_a_quantile_is_that_quantile(weights, quant
 
 
 def test_quantiles_follow_the_replies_that_come():
-    """What was once worked out is not kept for ever."""
+    """A cached quantile is computed again after new replies."""
     it = taught(random.Random(9), 400, 50.0, 0.3)
     before, within = it.quantile("m", "default", 0.5), in_time(it, 60.0)
     for _ in range(1500):
@@ -79,7 +79,7 @@ def test_quantiles_follow_the_replies_that_come():
 
 
 def test_many_quantiles_are_not_kept_for_ever():
-    """A client may name any."""
+    """Clients may use any quantile, so the cache is bounded."""
     it = taught(random.Random(10), 100, 50.0, 0.3)
     for n in range(1, 2000):
         it.quantile("m", "default", n / 2000)
@@ -95,7 +95,7 @@ def test_a_cap_bounds_what_is_expected():
 
 
 def test_a_reply_cut_at_its_cap_says_only_that_it_is_at_least_so_long():
-    """Learnt under caps of 50, asked without: the tail beyond is not taken to be nothing."""
+    """Learnt under caps of 50 and read without one, the tail beyond the cap is not empty."""
     it = taught(random.Random(3), 2000, 100.0, 0.8, cap=50)
     assert it.estimate("m", "default", 50).tokens == pytest.approx(46, rel=0.1)
     assert it.estimate("m", "default").tokens > 100
@@ -139,7 +139,7 @@ def test_the_mean_reply_of_a_model_is_that_of_all_its_classes_lately():
 
 
 def test_what_was_learnt_of_replies_can_be_taken_over():
-    """By a router that saw none of them."""
+    """A router without replies of its own adopts them."""
     taught_one = taught(random.Random(6), 1000, 40.0, 0.5)
     fresh = Lengths()
     fresh.adopt("m", taught_one.export("m"))

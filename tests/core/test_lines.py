@@ -21,7 +21,7 @@ CHAT, CODE = Slo(ttft_s=5.0, tpot_s=0.05), Slo(ttft_s=5.0, tpot_s=0.02)
 
 @dataclass(frozen=True)
 class Asked:
-    """One question, as it was put."""
+    """One call of the policy."""
 
     id: str
     at_s: float
@@ -48,12 +48,12 @@ class Desk:
         return Hold(fleet.now_s + self.again_s, "not yet", request.id in self.alone)
 
     def asked_since(self, count):
-        """The names asked for after the first so many questions."""
+        """The names of the requests decided after the first *count* calls."""
         return [asked.id for asked in self.asked[count:]]
 
 
 def at_a_desk(*sends, backends=("a",), again_s=inf, **facts):
-    """A core that asks a desk."""
+    """A core with the policy ``Desk``."""
     desk = Desk(*sends, again_s=again_s)
     it = core(*[backend(name) for name in backends], **facts)
     it.adopt(desk, it.admission)
@@ -236,7 +236,7 @@ def test_how_long_a_request_may_wait_is_known_and_shrinks():
 
 
 def test_a_newcomer_behind_others_is_asked_once_so_that_it_may_be_refused_early():
-    """Refused, it leaves nothing behind; not refused, it is not asked again before its turn."""
+    """If refused, it leaves nothing behind; if not, it is not decided again before its turn."""
     it, desk = at_a_desk()
     comes(it, "first")
     desk.refuses.add("hopeless")
@@ -276,7 +276,7 @@ def test_a_request_that_was_refused_leaves_nothing_in_the_queue():
 
 
 def test_when_the_head_of_a_line_is_refused_left_or_over_time_the_next_is_asked_at_once():
-    """It is no later than the head was: nothing else would ask for it before its own time is up."""
+    """It is no later than the head was: nothing else would decide it before its own time is up."""
     for way in ("refused", "left", "over time"):
         it, desk = at_a_desk("second", admission={"hold_s_max": 5.0})
         comes(it, "first")
@@ -289,7 +289,7 @@ def test_when_the_head_of_a_line_is_refused_left_or_over_time_the_next_is_asked_
         assert names(commands) == ["second"], way
 
 
-def test_a_retried_request_with_fewer_backends_to_choose_among_is_in_nobodys_way():
+def test_a_retried_request_with_fewer_backends_to_choose_among_blocks_no_other():
     """It failed on one and waits for the other; who comes after it with the same SLO may have the first."""
     it, desk = at_a_desk("r", "s", backends=("a", "b"))
     first = sent(comes(it, "r"))
@@ -303,8 +303,8 @@ def test_a_retried_request_with_fewer_backends_to_choose_among_is_in_nobodys_way
 # -- the next room kept for one --------------------------------------------------------------------------------------
 
 
-def test_a_line_whose_time_has_come_does_not_take_the_room_that_is_kept_for_another():
-    """Its timer is no way around; once the room is no longer kept, it is asked."""
+def test_a_line_whose_time_has_come_does_not_take_the_room_reserved_for_another():
+    """Its timer is no way around; once the room is no longer reserved, it is decided."""
     it, desk = at_a_desk(again_s=0.05)
     comes(it, "patient", priority=0)
     comes(it, "other", CODE, 0.01, priority=1)
@@ -318,8 +318,8 @@ def test_a_line_whose_time_has_come_does_not_take_the_room_that_is_kept_for_anot
     assert names(it.ticked(it.wake_s)) == ["other"]
 
 
-def test_who_came_while_the_room_was_kept_is_asked_once_it_is_not():
-    """Nothing else would ask: it had no time of its own."""
+def test_who_came_while_the_room_was_reserved_is_decided_once_it_is_not():
+    """No timer of its own would decide it."""
     it, desk = at_a_desk("other", again_s=0.05)
     desk.alone.add("patient")
     comes(it, "patient", priority=0)
@@ -330,7 +330,7 @@ def test_who_came_while_the_room_was_kept_is_asked_once_it_is_not():
 
 
 def test_a_line_of_an_earlier_rank_does_not_mind():
-    """Room is kept from those behind alone."""
+    """Room is reserved against later ranks alone."""
     it, desk = at_a_desk(again_s=0.05)
     desk.alone.add("patient")
     comes(it, "patient", priority=1)
@@ -359,7 +359,7 @@ HOLD_S_MAX = 2.0
 
 
 class Shell:
-    """Does what it is told, and notes who waits, who was sent and who has had an end."""
+    """Performs the commands, and records which requests are held, sent and ended."""
 
     def __init__(self, routing):
         limits = DispatchLimits(failures_max=10**6, attempts_max=2)

@@ -6,7 +6,7 @@ from tests.fakes import backend, core, refused, request, sent
 
 
 def test_a_long_prompt_goes_where_it_fits_however_busy_that_is():
-    """The short backend is idle, and is never asked."""
+    """The backend with the short context is idle and gets no request."""
     it = core(backend("short", context_tokens_max=4096), backend("long", context_tokens_max=32768))
     assert {sent(it.arrived(request(prompt_tokens=8000), 0.0)).backend for _ in range(5)} == {"long"}
     assert sent(it.arrived(request(prompt_tokens=100), 0.0)).backend == "short"

@@ -1,4 +1,4 @@
-"""What a stream lived through counts everybody's load, for a step does not ask who sent it."""
+"""The integrals over a stream include the load of every router, as an engine's step does."""
 
 import pytest
 

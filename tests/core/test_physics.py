@@ -316,7 +316,7 @@ def test_fp8_is_block_scaled_for_models_published_so() -> None:
 
 
 def test_experts_cut_into_slivers_are_read_slower_than_experts_dealt_whole() -> None:
-    """Expert parallelism keeps them wide; a dense model knows no difference."""
+    """Expert parallelism keeps them wide; for a dense model it makes no difference."""
     cut, whole = (
         ideal(Shape(card("h200"), model("gpt-oss-120b"), 8, precision="mxfp4", ep=ep)).experts_s for ep in (1, 8)
     )

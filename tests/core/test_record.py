@@ -1,4 +1,4 @@
-"""Parity: a recorded run, told to a fresh core, gives the same commands."""
+"""Parity: a recorded run, replayed through a fresh core, gives the same commands."""
 
 import json
 import pickle
@@ -77,7 +77,7 @@ def test_a_recorded_run_told_to_a_fresh_core_gives_the_same_commands(routing, se
 
 
 def test_a_request_is_read_again_as_it_was_written():
-    """Its SLO with every field, whatever becomes of bounds that cannot be kept; also by pickle, as workers are told."""
+    """Its SLO with every field, ``infeasible`` included; also by pickle, as between processes."""
     for slo in (Slo(), Slo(ttft_s=0.5, quantile=0.95), Slo(tpot_s=0.001, refuse_infeasible=True)):
         events = []
         asked = request("r", slo=slo, prefix=(1, 2))

@@ -24,7 +24,7 @@ def outcomes(chance, count):
 
 
 def taught(chance, truth, count, noise=0.05, it=None):
-    """A regression that saw so many outcomes of a truth."""
+    """A regression after so many outcomes of a truth."""
     if it is None:
         it = Regression(1, kinds=1)
         it.joined(0, SIGMA)

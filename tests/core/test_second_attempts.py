@@ -25,7 +25,7 @@ def commands_until(it, until_s):
 
 
 def test_a_pool_that_is_slow_as_a_whole_is_not_asked_everything_twice():
-    """Of 40 silent requests 10 % of the sends are hedges, whoever is late."""
+    """Of 40 silent requests 10 % of the sends are hedges, whichever backend is late."""
     it = silent_pool(DispatchLimits(hedge_slo_share=0.5, hedges_max_share=0.1))
     hedges = [c for c in commands_until(it, 5.0) if isinstance(c, Send)]
     assert 3 <= len(hedges) <= 5

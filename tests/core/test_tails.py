@@ -89,15 +89,15 @@ def test_a_backend_already_there_borrows_too_until_it_has_enough_of_its_own():
 
 
 def test_a_slot_given_to_another_forgets():
-    """The next backend in the slot is not judged by the last; its pool knew nobody."""
+    """The next backend in the slot starts from the prior, as its pool is new."""
     tails = made()
     run(tails, random.Random(12), 100, lambda c: c.gauss(0, 0.01))
     tails.joined(0, "another model")
     assert current_spreads(tails, 0, 0).tolist() == current_spreads(Tails(1), 0, 0).tolist()
 
 
-def test_any_quantile_can_be_asked_for_and_higher_is_never_lower():
-    """Between the kept ones, below the least and above the highest."""
+def test_any_quantile_can_be_read_and_higher_is_never_lower():
+    """Between the tracked ones, below the least and above the highest."""
     tails = made()
     run(tails, random.Random(13), 300, SHAPES["skewed"])
     asked = [0.05, 0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 0.93, 0.99, 0.999]

@@ -1,4 +1,4 @@
-"""When the core wants to be woken."""
+"""The time of the core's next timer."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +10,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(("set", "die", "pop", "ask")), st.int
 
 @given(STEPS)
 def test_timers_come_in_order_and_the_soonest_is_never_told_too_late(steps: list[tuple[str, int]]) -> None:
-    """Against a plain list, whatever is set, loses its reason, comes due or is asked for."""
+    """Against a plain list, whatever is set, loses its reason, comes due or is read."""
     alive: set[str] = set()
     line: list[tuple[int, int, str]] = []
 

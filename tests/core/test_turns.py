@@ -1,4 +1,4 @@
-"""A hold that is alone: its turn has come, and nobody behind it goes first."""
+"""A hold that is alone: no request behind it is sent first."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ def after_a_patient_one(*, alone):
 
 
 def test_one_class_that_waits_does_not_hold_up_another():
-    """The newcomer is asked and sent."""
+    """The new request is decided and sent."""
     _, answer = after_a_patient_one(alone=False)
     assert sent(answer).request_id == "other"
 

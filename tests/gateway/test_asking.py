@@ -40,7 +40,7 @@ async def test_an_idle_connection_that_has_died_is_replaced_unseen() -> None:
 
 
 async def test_what_does_not_come_is_said_in_time_and_leaves_nothing_open() -> None:
-    """Silence, a cut, no HTTP, nobody there, no URL."""
+    """Silence, a cut connection, a reply that is not HTTP, a closed port, an invalid URL."""
     silent = [Act.UNTIL_LEFT]
     async with ScriptedEngine(silent, [PLAIN[:-2], Act.CLOSE], [b"what\r\n\r\n"], [CHUNKED[:-9], Act.RESET]) as engine:
         asker, url = ProbeClient(0.2), f"http://127.0.0.1:{engine.port}/"

@@ -18,7 +18,7 @@ CACHED_BESIDE = {"prompt_tokens": 10, "completion_tokens": 3, "cached_tokens": 4
 async def test_usage_with_more_cached_than_prompt_tokens_harms_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every request is served by the policy that is configured, and what is kept for other routers is sound."""
+    """The configured policy serves every request, and the state shared with other routers is sound."""
     caplog.set_level(logging.WARNING, "headroom")
     async with (
         ScriptedEngine([stream("a", "b", "c", usage=CACHED_BESIDE)]) as engine,

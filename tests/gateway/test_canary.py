@@ -12,7 +12,7 @@ from tests import fakes
 
 
 def account(kept: bool, *, outcome: EndState = EndState.SERVED, **facts: object) -> RequestRecord:
-    """A request that kept its TTFT of 1 s, or did not."""
+    """A request that met its TTFT SLO of 1 s, or violated it."""
     request = fakes.request(slo=Slo(ttft_s=1.0), **facts)
     return RequestRecord(request, outcome, "a", 1, 0.0, 0.5 if kept else 2.0, 3.0, Usage(3), None, nan, nan, nan)
 

@@ -1,4 +1,4 @@
-"""Shadow, canary, faults and rollback at a serving gateway: each step taken, told and undone."""
+"""Shadow, canary, faults and rollback at a serving gateway: each step is taken, reported and undone."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,13 @@ NO_VALIDATION = "reload: {validation: {enabled: false}}\n"
 
 
 async def policy(it: Router) -> dict[str, Any]:
-    """What /admin/policy says."""
+    """The response of /admin/policy."""
     told: dict[str, Any] = (await it.get("/admin/policy")).json()
     return told
 
 
-async def test_a_live_policy_that_fails_is_stood_in_for_and_rolled_back(tmp_path: Path) -> None:
-    """Every request is served; the faults are counted; the version that failed does not come back by itself."""
+async def test_a_live_policy_that_fails_is_replaced_and_rolled_back(tmp_path: Path) -> None:
+    """Every request is served; the faults are counted; the failed version is not loaded again without a request."""
     path, audit = tmp_path / "r.yaml", tmp_path / "audit.jsonl"
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
         text = two(engine, pages) + f"reload: {{audit_file: {audit}}}\n"
@@ -51,7 +51,7 @@ async def test_a_live_policy_that_fails_is_stood_in_for_and_rolled_back(tmp_path
 
 
 async def test_a_rollback_goes_back_one_version_and_by_name_to_any(tmp_path: Path) -> None:
-    """Without a new validation; an unknown name is refused with those there are; the file is not touched."""
+    """It needs no new validation; an unknown version is refused with the known ones; the file stays as it is."""
     path = tmp_path / "r.yaml"
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
         text = config(backend("a", engine, pages)) + NO_VALIDATION
@@ -74,7 +74,7 @@ async def test_a_rollback_goes_back_one_version_and_by_name_to_any(tmp_path: Pat
 
 
 async def test_nothing_to_go_back_to_is_said(tmp_path: Path) -> None:
-    """The first version serves on."""
+    """The request is refused, and the first version keeps serving."""
     path = tmp_path / "r.yaml"
     async with (
         ScriptedEngine([stream("a")]) as engine,
@@ -86,8 +86,8 @@ async def test_nothing_to_go_back_to_is_said(tmp_path: Path) -> None:
         assert "no earlier good version" in answer.json()["error"]
 
 
-async def test_a_shadow_decides_beside_and_changes_nothing(tmp_path: Path) -> None:
-    """It would send all to the slowest: traffic never shows it, the metrics do."""
+async def test_a_shadow_decides_and_changes_nothing(tmp_path: Path) -> None:
+    """A shadow that would pick the slowest backend shows in the metrics and not in the traffic."""
     path = tmp_path / "r.yaml"
     policy_file(tmp_path, "slowest")
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
@@ -112,7 +112,7 @@ CANARY = "policy: {routing: round_robin, canary: {routing: least_request, share:
 
 
 async def test_a_canary_that_does_as_well_gets_all_the_traffic(tmp_path: Path) -> None:
-    """By its own verdict; the same trial offered again is already decided."""
+    """The test promotes it; the same canary configured again is already decided."""
     path = tmp_path / "r.yaml"
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
         text = config(backend("a", engine, pages)) + NO_VALIDATION
@@ -131,8 +131,8 @@ async def test_a_canary_that_does_as_well_gets_all_the_traffic(tmp_path: Path) -
             assert (await policy(it))["routing"]["name"] == "least_request"
 
 
-async def test_a_canary_that_fails_is_returned_and_hurts_few(tmp_path: Path) -> None:
-    """Its requests are served by the old policy while it fails; then it gets none."""
+async def test_a_canary_that_fails_is_withdrawn_and_hurts_few(tmp_path: Path) -> None:
+    """The old policy serves its requests while it fails; then it gets none."""
     path = tmp_path / "r.yaml"
     policy_file(tmp_path, "raises on long prompts")
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
@@ -159,7 +159,7 @@ def version(name: str, **facts: Any) -> Version:
 
 
 def test_the_history_is_bounded_in_memory_and_on_disk(tmp_path: Path) -> None:
-    """The oldest goes; what is left is read again by the next process; a file that is broken is left out."""
+    """The oldest version is dropped; the next process reads the others; an unreadable file is skipped."""
     kept = Versions(3, tmp_path / "history")
     for name in "abcde":
         kept.add(version(name))

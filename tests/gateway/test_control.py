@@ -33,7 +33,7 @@ async def test_a_router_is_ready_when_an_engine_is_up_and_not_before(tmp_path: P
 
 
 async def test_models_are_listed_as_openai_does(tmp_path: Path) -> None:
-    """Each name once, whoever serves it; one that nobody serves is a 404 that names those there are."""
+    """Each model is listed once; a model without a backend gets 404 with the known names."""
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
         text = config(backend("a", engine, pages), backend("b", engine, pages, models=["m", "n"]))
         async with router(tmp_path / "r.yaml", text) as it:
@@ -79,7 +79,7 @@ async def test_admin_paths_want_the_admin_key_where_there_is_one(tmp_path: Path)
 
 
 async def test_a_request_can_be_explained_and_is_in_the_books(tmp_path: Path) -> None:
-    """By the client's id: where it went and why, forecast beside fact; the fleet and the metrics know of it too."""
+    """By the client's id: the backend, the reason, forecast and measurement; the fleet and the metrics too."""
     usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
     async with (
         ScriptedEngine([stream("a", "b", usage=usage)]) as engine,
@@ -121,7 +121,7 @@ class OddPeer(MemoryStore):
 
 
 async def test_a_peers_load_that_is_no_number_is_shown_as_null(tmp_path: Path) -> None:
-    """JSON knows no infinity; the page of routers is answered all the same."""
+    """JSON has no infinity; /admin/routers responds all the same."""
     async with (
         ScriptedEngine([stream("a")]) as engine,
         Pages(dict(HEALTHY)) as pages,

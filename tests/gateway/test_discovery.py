@@ -204,7 +204,7 @@ async def test_every_emulated_engine_can_be_discovered() -> None:
 
 
 async def test_a_backend_that_leaves_the_config_is_asked_no_more(tmp_path: Path) -> None:
-    """One that never answered is in nobody's way."""
+    """An engine that never answered delays no other."""
     text = config("  - {name: a, url: 'http://127.0.0.1:1'}\n", "  - {name: b, url: 'http://127.0.0.1:1'}\n")
     async with router(tmp_path / "r.yaml", text, ready=False) as it:
         assert set(it.gateway.discovery._tasks) == {"a", "b"}

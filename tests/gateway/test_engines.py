@@ -1,4 +1,4 @@
-"""Engines asked over real sockets, and their metrics pages read."""
+"""Health checks over real sockets, and the engines' metrics pages."""
 
 import time
 from dataclasses import astuple
@@ -187,7 +187,7 @@ async def test_a_failing_scrape_does_not_take_a_backend_down() -> None:
 
 
 async def test_one_missed_check_is_forgiven_and_two_are_not() -> None:
-    """Down after ``down_after`` in a row, up again with the first good one; never asked counts as down at once."""
+    """Down after ``down_after`` in a row, up again with the first good one; one without a check is down."""
     async with Pages({"/health": (200, b"")}) as pages:
         listener = Listener()
         one = watch(pages, listener)
@@ -209,7 +209,7 @@ async def test_one_missed_check_is_forgiven_and_two_are_not() -> None:
 
 
 async def test_the_set_of_engines_can_change_while_watched() -> None:
-    """A new engine is asked, one that left is not any more, one that stayed is not disturbed."""
+    """A new engine is checked, a removed one no longer, the others go on as before."""
     async with Pages({"/health": (200, b"")}) as pages:
         listener = Listener()
         engines = Engines(listener, listener, ProbeClient, time.monotonic)

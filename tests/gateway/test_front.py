@@ -263,7 +263,7 @@ async def test_a_wrong_method_is_405_with_those_allowed() -> None:
     ],
 )
 async def test_a_bad_body_is_400_naming_the_field(path: str, document: bytes, param: str | None) -> None:
-    """And the connection serves on."""
+    """The connection stays usable."""
     async with pair([reply(b"{}")]) as (gate, _):
         client = await gate.client()
         client.send(post(path, document))
@@ -302,7 +302,7 @@ async def test_a_key_is_asked_for_and_names_the_tenant() -> None:
 
 
 async def test_an_slo_comes_from_headers_else_from_the_class() -> None:
-    """Milliseconds at the rim, seconds inside; a header overrides one bound of the class."""
+    """Milliseconds in headers, seconds inside; a header overrides one bound of the class."""
     classes = {"default": SloClass(), "fast": SloClass(Slo(ttft_s=1.0, tpot_s=0.05), priority=-1)}
     async with pair([reply(b"{}")], ingress=Ingress(classes=classes)) as (gate, _):
         await gate.chat(stream=False, more="x-slo-class: fast\r\nx-slo-ttft-ms: 250\r\n")

@@ -1,4 +1,4 @@
-"""The net under a live policy: what fails decides nothing, is counted, and is dropped when it goes on."""
+"""The guard of a live policy: a failed decision is replaced and counted, and repeated failures drop the policy."""
 
 import random
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from router.gateway.rollout.guard import Bounds, DecisionStats, Fault, Guarded, 
 from tests import fakes
 
 WRONG_KIND = "invalid" if decisions.__file__.endswith(".py") else "raised"
-"""What an answer with a field of the wrong kind is: compiled, it cannot even be made."""
+"""A decision with a field of the wrong type; compiled code raises where it is made."""
 
 
 class Answers:
-    """A policy that does what it is told; ``clock`` moves by ``takes_s`` with each decision."""
+    """A policy with scripted decisions; ``clock`` moves by ``takes_s`` with each decision."""
 
     def __init__(self, answer: Callable[[Any], Choice], takes_s: float = 0.0) -> None:
         self.answer, self.takes_s = answer, takes_s
@@ -44,7 +44,7 @@ def broken(fleet: Any) -> Choice:
 def guarded(
     live: Answers, last_good: Any = None, bounds: Bounds | None = None
 ) -> tuple[Dispatcher, DecisionStats, list[Fault]]:
-    """A core whose routing is *live* in its net over *last_good* (always slot 1)."""
+    """A core whose routing is *live*, guarded, with *last_good* (always slot 1) as fallback."""
     core, books, on_fault = fakes.core(fakes.backend("a"), fakes.backend("b")), DecisionStats(), []
     safe = last_good or Answers(to_slot(1))
     core.adopt(Guarded(live, safe, bounds or Bounds(), books, live.clock, on_fault.append), core.admission)
@@ -52,7 +52,7 @@ def guarded(
 
 
 def test_a_policy_that_does_well_is_left_alone() -> None:
-    """Its choice stands; it is counted with its time."""
+    """Its choice is used, and counted with its time."""
     live = Answers(to_slot(0), takes_s=0.001)
     core, books, on_fault = guarded(live)
     assert fakes.sent(core.arrived(fakes.request(), 0.0)).backend == "a"
@@ -72,7 +72,7 @@ def test_a_policy_that_does_well_is_left_alone() -> None:
     ],
 )
 def test_a_fault_is_counted_and_the_last_good_policy_decides(answer: Any, takes_s: float, kind: str) -> None:
-    """For that request; the policy is asked again for the next."""
+    """The fallback decides that request alone; the policy decides the next one."""
     live = Answers(answer, takes_s)
     core, books, on_fault = guarded(live)
     assert fakes.sent(core.arrived(fakes.request(), 0.0)).backend == "b"
@@ -83,7 +83,7 @@ def test_a_fault_is_counted_and_the_last_good_policy_decides(answer: Any, takes_
 
 
 def test_a_policy_that_goes_on_failing_is_dropped() -> None:
-    """After three faults within the window; from then on it is not asked."""
+    """After three faults within the window the policy is not called again."""
     live = Answers(broken)
     core, _, on_fault = guarded(live)
     for _ in range(5):
@@ -93,7 +93,7 @@ def test_a_policy_that_goes_on_failing_is_dropped() -> None:
 
 
 def test_faults_far_apart_do_not_drop_a_policy() -> None:
-    """One in ten thousand is a bug report, not an outage."""
+    """Rare faults leave a policy in place."""
     live = Answers(broken)
     core, _, on_fault = guarded(live)
     for _ in range(5):
@@ -104,7 +104,7 @@ def test_faults_far_apart_do_not_drop_a_policy() -> None:
 
 
 def test_a_policy_that_is_often_late_is_dropped_and_one_that_seldom_is_is_not() -> None:
-    """Five overruns among twenty decisions; a busy machine makes a few of anybody's late."""
+    """Five overruns among twenty decisions drop it; fewer are normal on a busy machine."""
     often, seldom = Answers(to_slot(0)), Answers(to_slot(0))
     for live, every in ((often, 4), (seldom, 6)):
         core, books, on_fault = guarded(live)
@@ -116,7 +116,7 @@ def test_a_policy_that_is_often_late_is_dropped_and_one_that_seldom_is_is_not() 
 
 
 def test_one_decision_of_a_second_is_the_last() -> None:
-    """Everybody waited for it."""
+    """One decision of a hundred budgets drops the policy, as every request waited for it."""
     live = Answers(to_slot(0), takes_s=1.0)
     core, _, on_fault = guarded(live)
     for _ in range(3):
@@ -126,14 +126,14 @@ def test_one_decision_of_a_second_is_the_last() -> None:
 
 
 def test_when_the_last_good_policy_fails_too_the_request_is_still_served() -> None:
-    """By whoever has fewest requests."""
+    """The backend with the fewest requests gets it."""
     core, books, _ = guarded(Answers(broken), last_good=Answers(broken))
     assert fakes.sent(core.arrived(fakes.request(), 0.0)).backend in {"a", "b"}
     assert books.faults["raised"] == 2
 
 
 def test_an_admission_policy_that_fails_lets_through() -> None:
-    """Routing still decides; a policy of another kind does not see its memory."""
+    """Routing still decides; a policy of another class does not get its memory."""
 
     core, request = fakes.core(fakes.backend("a")), fakes.request()
     fleet = Fleet(core.ledger, core.ledger.roster.pool(request.model), 0.0)
@@ -168,7 +168,7 @@ def test_an_admission_policy_that_fails_lets_through() -> None:
 
 
 def test_a_choice_is_valid_for_candidates_alone() -> None:
-    """Whether the pool is whole or not."""
+    """The same in a full pool and in one with gaps."""
     core = fakes.core(*(fakes.backend(name) for name in "abc"))
     seen = Answers(to_slot(0))
 
@@ -188,7 +188,7 @@ def test_a_choice_is_valid_for_candidates_alone() -> None:
 
 
 def test_the_guard_draws_no_chance() -> None:
-    """The core's seed replays every choice, guarded or not."""
+    """The same seed gives the same choices with and without the guard."""
     plain = fakes.core(fakes.backend("a"), fakes.backend("b"), routing="random")
     net = fakes.core(fakes.backend("a"), fakes.backend("b"), routing="random")
     net.adopt(Guarded(net.routing, net.routing, Bounds(), DecisionStats(), lambda: 0.0, lambda f: None), net.admission)

@@ -90,7 +90,7 @@ def test_a_role_without_text_is_no_token() -> None:
 
 
 def test_gaps_fall_into_their_buckets() -> None:
-    """Several tokens of one read have no gap between them; the longest is kept."""
+    """Several tokens of one read have no gap between them; the longest counts."""
     meter = Meter(Gaps(), MARK)
     meter.begins(event(token()), 0.0)
     meter.passes(event(token()), 0.012)
@@ -101,7 +101,7 @@ def test_gaps_fall_into_their_buckets() -> None:
 
 
 def test_a_first_event_is_judged_as_soon_as_it_can_be() -> None:
-    """Not before its payload is known, comments and names of events aside."""
+    """Not before its payload is known, which comments and event names do not contain."""
     error = json.dumps({"error": {"message": "busy", "code": 503}}).encode()
     whole = b": ping\n\nevent: error\ndata: " + error + b"\n\n"
     verdicts = [first_event(whole[:n], chunked=False, complete=False) for n in range(len(whole))]

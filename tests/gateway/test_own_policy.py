@@ -60,7 +60,7 @@ async def test_a_bad_policy_offered_to_a_serving_gateway_never_reaches_traffic(d
 
 
 async def offer(it: Router, path: Path, text: str) -> dict[str, object]:
-    """Write the config and ask for a reload."""
+    """Write the config and request a reload."""
     write(path, text)
     told: dict[str, object] = (await it.client.post("/admin/reload", timeout=120)).json()
     return told
@@ -102,7 +102,7 @@ async def test_a_policy_file_that_is_mended_is_tried_again_by_itself(tmp_path: P
 
 
 async def test_a_reload_refuses_what_a_policy_may_not_hold_by_its_line(tmp_path: Path) -> None:
-    """A clock, module state; the old policy serves on, and is not asked to validate anything."""
+    """A clock, module state; the old policy keeps serving, and no validation runs."""
     path, mine = tmp_path / "r.yaml", tmp_path / "mine.py"
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
         text = two(engine, pages)

@@ -66,7 +66,7 @@ async def test_a_core_that_decides_otherwise_is_told_apart(tmp_path: Path) -> No
 
 
 def test_the_two_files_of_a_record_stay_within_its_bound(tmp_path: Path) -> None:
-    """Full, the file moves aside and the one before it goes; the new one says that it continues."""
+    """A full file is renamed and the one before it removed; the new one states that it continues the record."""
     path = tmp_path / "run.jsonl"
     sink = recorder(path, bytes_max=8192)
     for number in range(1000):

@@ -90,7 +90,7 @@ async def test_a_first_token_goes_out_before_the_second_comes() -> None:
 
 
 async def test_a_connection_that_died_idle_is_retried_unseen() -> None:
-    """The engine closed it before the request came: nobody hears of it, the core least of all."""
+    """A connection closed before the request was sent is replaced, without a report to the core."""
     go = asyncio.Event()
     async with pair([stream("a"), go, Act.CLOSE], [stream("b")]) as (gate, engine):
         assert (await gate.chat()).complete
@@ -105,7 +105,7 @@ async def test_a_connection_that_died_idle_is_retried_unseen() -> None:
 
 
 async def test_a_connection_that_dies_under_the_request_is_retried_unseen() -> None:
-    """The close crossed our request on the wire: asked again on a fresh connection, once."""
+    """The close crossed our request on the wire: sent again on a fresh connection, once."""
     async with pair([stream("a")], [Act.RESET], [stream("b")]) as (gate, engine):
         await gate.chat()
         got = await gate.chat()
@@ -115,7 +115,7 @@ async def test_a_connection_that_dies_under_the_request_is_retried_unseen() -> N
 
 
 async def test_a_fresh_connection_that_dies_is_the_engines_failure() -> None:
-    """Nobody else to try: 502, and the core knows whose fault it was."""
+    """Without another backend the response is 502, and the core counts the failure of this one."""
     async with pair([Act.RESET]) as (gate, _):
         got = await gate.chat()
         assert got.status == 502
@@ -152,7 +152,7 @@ async def test_a_failure_before_the_first_byte_is_tried_elsewhere(first: wire.Sc
 
 
 async def test_an_error_in_a_stream_that_began_as_200_gets_its_true_status() -> None:
-    """With nobody else to try, the status is the one the event names."""
+    """Without another backend the status is that of the error event."""
     async with pair([wire.STREAM_HEAD + chunked(event(BUSY), event("[DONE]")) + wire.LAST]) as (gate, _):
         got = await gate.chat()
         assert got.status == 503
@@ -170,7 +170,7 @@ async def test_the_engines_own_4xx_reaches_the_client_and_is_nobodys_fault() -> 
 
 
 async def test_a_stream_cut_in_the_middle_ends_with_an_error_event_and_no_done() -> None:
-    """The client is told in the protocol's own form, and the connection closes."""
+    """The client gets an error event in its protocol, and the connection closes."""
     async with pair([wire.STREAM_HEAD + chunked(event(token("a"))), Act.CLOSE]) as (gate, _):
         client = await gate.client()
         client.send(chat())

@@ -47,7 +47,7 @@ def test_a_backend_gets_physics_capacity_and_price_from_its_card_and_model() -> 
 
 
 def test_a_model_may_have_another_name_at_the_engine() -> None:
-    """The mapping's keys are what clients ask for."""
+    """The keys of the mapping are the names that clients use."""
     made = plan(BACKENDS.replace("[tiny]", "{tiny: ensemble, small: ensemble}"))
     assert made.backends[0].models == ("tiny", "small")
     assert made.settings.backends[0].models["small"] == "ensemble"

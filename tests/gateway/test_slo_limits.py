@@ -1,4 +1,4 @@
-"""What a client may promise itself by headers: ranges, what becomes of values outside, and of bounds that cannot be."""
+"""SLO headers: the allowed ranges, values outside them, and infeasible bounds."""
 
 from dataclasses import dataclass
 from math import inf
@@ -26,7 +26,7 @@ CHAT = Slo(ttft_s=1.0, tpot_s=0.06)
 
 
 def ingress(**limits: Any) -> Ingress:
-    """One class of 1 s and 60 ms whose headers may ask for 0.2 to 10 s and 15 to 500 ms."""
+    """One class of 1 s and 60 ms whose headers may be 0.2 to 10 s and 15 to 500 ms."""
     return Ingress({"chat": SloClass(CHAT, limits=SloLimits(RANGES, **limits))}, "chat")
 
 
@@ -170,7 +170,7 @@ async def test_headers_of_one_client_make_no_new_statistics_of_lengths() -> None
 
 
 async def test_attainment_of_a_class_and_of_headers_is_told_apart(tmp_path: Path) -> None:
-    """A header that repeats the class's bound is the class's; one that cannot be kept drives no alert and no fleet."""
+    """A header that repeats the class's bound is the class's; one that cannot be met raises no alert."""
     good, bad = [stream("a", "b")], [reply(b'{"error": {"message": "no"}}', 500)]
     async with ScriptedEngine(good, good, bad) as engine, Pages(dict(HEALTHY)) as pages:
         text = config(backend("a", engine, pages), more="slo_classes: {default: {ttft_ms: 60000}}\n")

@@ -128,7 +128,7 @@ async def test_pools_on_one_server_do_not_meet(server: RedisServer) -> None:
 
 
 async def test_a_view_of_another_release_counts_as_empty(server: RedisServer) -> None:
-    """What cannot be read breaks nobody."""
+    """An unreadable value fails no other."""
     a = store(server, "a")
     await a._redis.sadd("{headroom:test}:routers", "odd")
     await a._redis.set("{headroom:test}:router:odd", b'{"loads": 3}')
@@ -140,7 +140,7 @@ POOL = "{headroom:test}:"
 
 
 async def put(to: RedisStore, **values: str) -> None:
-    """Write views of routers and a report of b1 as nobody of ours would."""
+    """Write views of routers and a report of b1 in forms that no router writes."""
     for name, text in values.items():
         key = "report:b1" if name == "report" else f"router:{name}"
         await to._redis.set(POOL + key, text)
@@ -199,7 +199,7 @@ async def test_a_peer_that_cannot_be_read_is_counted_once(server: RedisServer) -
 
 @pytest.mark.parametrize("number", ["-1", '"9"', "null", "1e300"])
 async def test_demand_with_a_number_that_cannot_be_is_passed_over(server: RedisServer, number: str) -> None:
-    """The autoscaler hears of the other models."""
+    """The autoscaler gets the demand of the other models."""
     good = '{"requests_per_s": 1, "prompt_tokens": 10, "output_tokens": 5, "ended": 2, "attained": 1, "slo_class": "d"}'
     a = store(server, "a")
     await put(
@@ -254,7 +254,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up() -> None:
 
 
 async def test_a_cluster_is_followed_to_the_node_that_has_the_pool(tmp_path: Path) -> None:
-    """All keys of a pool are in one slot: whichever node the URL names, one MOVED says whom to ask."""
+    """All keys of a pool are in one slot: whichever node the URL names, one MOVED names the node."""
     nodes = [(free_port(), free_port()) for _ in range(2)]
     options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
     running = [
@@ -341,7 +341,7 @@ async def test_a_report_from_the_future_does_not_hide_the_next() -> None:
 
 
 async def test_one_router_alone_has_no_peers() -> None:
-    """The memory store publishes to nobody but the autoscaler of its process."""
+    """The memory store is visible to the autoscaler of its process alone."""
     memory = MemoryStore("a")
     assert (await memory.sync(VIEW, (), 0.0)).routers == {}
     assert await memory.routers(0.0) == {"a": VIEW}

@@ -93,7 +93,7 @@ async def test_beliefs_that_are_no_text_are_passed_over(tmp_path: Path) -> None:
 
 
 async def test_a_view_of_another_release_counts_as_empty(tmp_path: Path) -> None:
-    """What cannot be read breaks nobody."""
+    """An unreadable file fails no other."""
     (tmp_path / "odd.view").write_bytes(b'{"at_s": 0, "view": {"loads": 3}, "reports": {}}')
     assert (await store(tmp_path, "a").sync(VIEW, (), 0.0)).routers["odd"].loads == {}
 

@@ -24,7 +24,7 @@ def generated(*texts: str) -> bytes:
 
 
 def sent(engine: ScriptedEngine) -> tuple[str, Any]:
-    """Request line and document of what the engine was asked last."""
+    """Request line and document of the last request to the engine."""
     head, _, body = engine.requests[-1].partition(b"\r\n\r\n")
     return head.split(b"\r\n")[0].decode(), json.loads(body)
 
@@ -35,7 +35,7 @@ def completion(**body: Any) -> bytes:
 
 
 async def test_a_chat_stream_of_triton_reads_as_openais() -> None:
-    """Role first, a chunk a token, the reason it ended, usage when asked for, and ``[DONE]``."""
+    """Role first, a chunk a token, the reason it ended, usage when requested, and ``[DONE]``."""
     async with (
         ScriptedEngine([generated("was", " in", " at")]) as engine,
         gateway(engine.target(engine=TRITON, models={"m": "ensemble"})) as gate,
@@ -107,7 +107,7 @@ async def test_frames_split_anywhere_translate_the_same() -> None:
     [("n", 2), ("tools", [{}]), ("response_format", {"type": "json_object"}), ("logprobs", True)],
 )
 async def test_what_triton_cannot_give_is_400_naming_it(field: str, value: Any) -> None:
-    """And is asked of another engine where there is one."""
+    """The request goes to another engine where there is one."""
     async with (
         ScriptedEngine([generated("a")]) as engine,
         ScriptedEngine([stream("b")]) as other,
@@ -222,7 +222,7 @@ async def test_tensors_pass_as_they_are() -> None:
 
 
 async def test_a_translated_client_that_leaves_frees_the_engine() -> None:
-    """The connection is aborted, which is how Triton hears of it."""
+    """The connection is aborted, which tells Triton to stop."""
     async with (
         ScriptedEngine([wire.STREAM_HEAD + chunked(frame("a")), Act.UNTIL_LEFT]) as engine,
         gateway(engine.target(engine=TRITON)) as gate,

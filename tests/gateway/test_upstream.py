@@ -36,7 +36,7 @@ async def dialling(gate: Gateway) -> None:
 
 
 async def test_a_request_that_is_dialling_follows_its_backend_to_a_new_address() -> None:
-    """Else it would wait for its first-byte deadline on a connection that nobody opens any more."""
+    """Else it would wait for its first-byte deadline on a connection that is no longer opened."""
     with deaf() as old:
         async with ScriptedEngine([stream("a")]) as engine, gateway(old, pool=PATIENT) as gate:
             asked = asyncio.create_task(gate.chat())
@@ -49,7 +49,7 @@ async def test_a_request_that_is_dialling_follows_its_backend_to_a_new_address()
 
 
 async def test_a_request_that_is_dialling_fails_at_once_when_its_backend_changes_protocol() -> None:
-    """What was made for one protocol cannot be sent in another; it is nobody's fault."""
+    """What was made for one protocol cannot be sent in another; no backend is blamed."""
     with deaf() as old:
         async with ScriptedEngine([stream("a")]) as engine, gateway(old, pool=PATIENT) as gate:
             asked = asyncio.create_task(gate.chat())

@@ -207,7 +207,7 @@ async def test_an_error_in_mid_stream_never_ends_in_done_however_it_is_cut() -> 
 
 
 async def test_a_stream_that_is_cut_anywhere_never_ends_in_done() -> None:
-    """The connection dies after any byte: retried, refused or broken, but never a clean end."""
+    """The connection dies after any byte: retried, refused or failed in mid-stream, but never a clean end."""
     whole = stream("a", "b")
     for at in range(len(whole)):
         bench = Bench()

@@ -81,7 +81,7 @@ async def workers(tmp_path: Path, *scripts: list[Step], more: str = "", count: i
 
 
 async def test_workers_share_a_port_and_one_answers_for_all(tmp_path: Path) -> None:
-    """Requests of many connections: counted once each wherever one asks, and explained by whoever is asked."""
+    """Requests of many connections: each counts once at every worker, and every worker explains it."""
     async with workers(tmp_path, [WHOLE]) as made:
         replies = await asyncio.gather(*(made.chat() for _ in range(24)))
         assert all(reply.text.endswith("data: [DONE]\n\n") for reply in replies)
@@ -192,7 +192,7 @@ async def restarted(made: Workers) -> bool:
 
 
 async def test_each_engine_is_read_by_one_worker_and_known_to_all(tmp_path: Path) -> None:
-    """Two workers ask no more often than one would, and both know the answer."""
+    """Two workers read an engine as often as one would, and both have the report."""
     async with workers(tmp_path, [WHOLE]) as made:
 
         async def known() -> bool:
@@ -206,7 +206,7 @@ async def test_each_engine_is_read_by_one_worker_and_known_to_all(tmp_path: Path
 
 
 async def reported_to_all(made: Workers) -> bool:
-    """Whether whoever is asked knows the engine's own word."""
+    """Whether every worker has the engine's report."""
     told = [(await made.fleet())["backends"][0]["engine"] for _ in range(6)]
     return all(each is not None and each["age_s"] < 1.0 for each in told)
 

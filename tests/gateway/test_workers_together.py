@@ -104,7 +104,7 @@ def test_a_fleet_by_two_workers_counts_each_stream_once() -> None:
 
 
 def pair(tmp_path: Path) -> tuple[Path, Worker, Worker]:
-    """A config with a trial, and two workers of it that serve nobody yet."""
+    """A config with a trial, and two workers of it without a request yet."""
     path = tmp_path / "r.yaml"
     write(path, TRIAL)
     places = [WorkerIdentity(tmp_path, slot, 2, "h") for slot in range(2)]
@@ -172,7 +172,7 @@ def test_a_plan_without_an_outcome_is_as_it_was(tmp_path: Path) -> None:
 
 
 async def test_each_engine_is_read_by_exactly_one_of_the_workers_alive(tmp_path: Path) -> None:
-    """And by whoever is left when one is gone; the file that changed is taken by one as well."""
+    """The remaining worker takes the change when one is gone; one worker takes a changed file for all."""
     _, one, other = pair(tmp_path)
     names = [f"engine-{number}" for number in range(50)]
     for each in (one, other, one):
