@@ -297,7 +297,7 @@ class SloHeadroom:
         if used[bound, best] <= 1.0 < weights.item(PEERS_SLO_USE, best):
             tpot_s = weights.item(TPOT_S, best)
             bound_s = tpot_s / weights.item(PEERS_SLO_USE, best)
-            return f"no backend can meet the TPOT SLO of its replies, {bound_s:.3g} s: {tpot_s:.3g} s expected"
+            return f"no backend can meet its replies' TPOT SLO of {bound_s:.3g} s: {tpot_s:.3g} s expected"
         name, expected_s = ("TTFT", "TPOT", "E2E")[bound], seconds.item(bound, best)
         even = " even on an idle backend" if infeasible else ""
         return f"no backend can meet the {name} SLO of {bounds[bound]:.3g} s: {expected_s:.3g} s expected{even}"

@@ -7,7 +7,7 @@ from tests.fakes import backend, core, request
 
 def test_a_request_is_found_by_either_name_the_newest_first_until_it_is_forgotten() -> None:
     """Ours is unique; of two with the client's own name the later is meant; the oldest goes."""
-    it, journal = core(backend()), Journal(kept=2)
+    it, journal = core(backend()), Journal(lines_max=2)
     for name, wire_id in (("r1", "theirs"), ("r2", "theirs"), ("r3", "r3")):
         it.arrived(request(name), 0.0)
         account = it.client_left(name, 0.1)[-1]
