@@ -289,7 +289,7 @@ class Dispatcher(FleetEvents):
         return commands
 
     def _ask_held(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
-        """Decide anew about one of those held; whether it is no longer held (see ``holding.Ask``)."""
+        """Decide anew about one of those held; whether it is no longer held (see ``holding.Decide``)."""
         fleet = self._candidates.untried(flight, self.admission.hold_s_max, now_s)
         if fleet is None:
             return self._no_untried(flight, queue, now_s, commands)
