@@ -2,8 +2,11 @@
 
 import pytest
 
+from router.core import cards
 from router.core.cards import CARDS, Card, card
 from router.core.errors import UnknownCard
+from router.core.models import model
+from router.core.physics import Shape, coefficients, kv_capacity_tokens
 
 ARTICLE = ["H20", "L20", "A10", "A30", "A800", "H800", "910", "910A", "910B", "Kunlun", "A100", "L40s", "4090"]
 
@@ -58,3 +61,18 @@ def test_a_card_of_an_operator_is_checked() -> None:
         Card("mine", 1e9, 0.0, {"fp16": 1e12}, "pcie", 1e9, 8, 1.0, "me", "D")
     with pytest.raises(ValueError, match="flops_per_s"):
         Card("mine", 1e9, 1e9, {}, "pcie", 1e9, 8, 1.0, "me", "D")
+
+
+def test_a_new_card_is_one_row() -> None:
+    """A row as CONTRIBUTING describes it passes what every card is held to, and gives step times and KV capacity."""
+    row = cards._card("toy-48", 48, 864, cards._flops(181, 362), "pcie", 32, 0.9, "toy", "D", "a made-up sheet")
+    test_a_sheet_is_sane(row)
+    shape = Shape(row, model("qwen2.5-7b"))
+    assert 0 < coefficients(shape).fixed_s < 1
+    assert 100_000 < kv_capacity_tokens(shape) < 1_000_000
+
+
+@pytest.mark.parametrize("each", CARDS.values(), ids=str)
+def test_every_card_gives_step_times(each: Card) -> None:
+    """For a model small enough for all of them, a family without a row of the efficiency tables included."""
+    assert 0 < coefficients(Shape(each, model("qwen2.5-0.5b"), precision="fp16")).fixed_s < 1

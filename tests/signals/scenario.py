@@ -8,14 +8,15 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 import policies
 from router.core import Choice, Fleet, Forecast, Request, Rng, signals
 from router.core.columns import LEDGER
 from router.engines import read_metrics
-from router.gateway.config.plan import plan_file
-from router.gateway.monitoring.sidecar import sidecar
+from router.gateway.monitoring.sidecar import Publisher
+from router.gateway.state.redis import RedisStore
 from router.gateway.state.wire import report_from, report_json
 from router.gateway.telemetry.recorder import differences
 from simulator.emulator.engine import EmulatedEngine, prompt_of
@@ -56,18 +57,19 @@ async def gateway(folder: Path, redis_url: str = "") -> dict[str, Any]:
     record = folder / "record.jsonl"
     record.unlink(missing_ok=True)
     async with ScriptedEngine([stream("a")]) as engine, Pages({**HEALTHY, "/metrics": (200, PAGE)}) as pages:
-        text = config(backend("a", engine, pages), more=f"policy: {{routing: most_idle}}\nrecord: {{file: {record}}}\n")
+        text = config(
+            backend("a", engine, pages),
+            more=f"policy: {{routing: most_idle, guard: {{budget_ms: 60000}}}}\nrecord: {{file: {record}}}\n",
+        )
         if redis_url:
-            text += f"state: {{redis_url: '{redis_url}', timeout_s: 1}}\n"
+            text += f"state: {{redis_url: '{redis_url}', timeout_s: 20}}\n"
             text = text.replace("period_s: 0.02}", "period_s: 0.02, source: state}")
         async with router(folder / "r.yaml", text) as it:
-            publishing = asyncio.create_task(sidecar(plan_file(folder / "r.yaml"))) if redis_url else None
+            if redis_url:
+                await publish(redis_url)
             await until(lambda: "a" in it.gateway.reports)
             assert (await it.chat()).status_code == 200
             shown = (await it.get("/metrics")).text
-            if publishing is not None:
-                publishing.cancel()
-                await asyncio.gather(publishing, return_exceptions=True)
     events = [json.loads(line) for line in record.read_text().splitlines()[1:]]
     commands = [command for event in events for command in event.get("answer", ())]
     return {
@@ -76,6 +78,16 @@ async def gateway(folder: Path, redis_url: str = "") -> dict[str, Any]:
         "differences": len(list(differences(record))),
         "shown": 'headroom_engine_slots_busy_ratio{backend="a"} 0.75' in shown,
     }
+
+
+async def publish(redis_url: str) -> None:
+    """A page's report as a sidecar publishes it."""
+    store = RedisStore(redis_url, "default", "sidecar", 60.0, 20.0)
+    publisher, found = Publisher(store), read_metrics(PAGE)
+    assert found is not None
+    publisher.reported("a", found.report(monotonic(), None))
+    await publisher.publish()
+    await store.close()
 
 
 def wire() -> float:

@@ -71,9 +71,8 @@ def test_a_share_is_of_what_was_counted_since_the_last_page() -> None:
 def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the scenario printed."""
     folder = tmp_path_factory.mktemp("toy")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.signals.scenario", folder], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "tests.signals.scenario", folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
