@@ -1,6 +1,7 @@
 """Both command lines: what they import, what they survive, how they end."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,7 @@ finally:
     print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
 SERVERS = {"fastapi", "uvicorn", "uvloop", "httpx", "redis", "prometheus_client", "rich", "watchfiles"}
+PROCESSES = len(("resource tracker", "fork server", "worker", "worker"))  # of a command with `--jobs 2`
 SLOW = SERVERS | {"numpy", "pydantic", "yaml", "asyncio", "orjson"}
 
 
@@ -180,6 +183,30 @@ async def test_a_signal_ends_a_command_at_any_moment(
         assert b"Exception ignored" not in said
         while any(map(_lives, children)):  # noqa: ASYNC110 - other processes
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("words", [("compare", "--seeds", "2"), ("capacity", "--seeds", "2")])
+async def test_a_signal_leaves_no_worker_process(words: tuple[str, ...], number: signal.Signals) -> None:
+    """Ctrl-C in a terminal reaches workers too, SIGTERM the command alone; neither shows a worker's traceback."""
+    line = [*words, "gen:poisson:rate=50,requests=500000", "--jobs", "2"]
+    process = await asyncio.create_subprocess_exec(
+        *module_command("simulator", *line), stdout=PIPE, stderr=PIPE, env=environment(), start_new_session=True
+    )
+    try:
+        async with asyncio.timeout(120):
+            while len(children := _descendants(process.pid)) < PROCESSES:  # noqa: ASYNC110 - others
+                await asyncio.sleep(0.01)
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            _, said = await process.communicate()
+            assert process.returncode == -number
+            assert said.strip() == b""
+            while any(map(_lives, children)):  # noqa: ASYNC110 - other processes
+                await asyncio.sleep(0.01)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 async def test_a_signal_at_once_ends_a_command(config: Path) -> None:

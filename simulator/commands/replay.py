@@ -105,8 +105,8 @@ def run(options: Namespace) -> None:
 def run_replay(cases: Sequence[Case], seeds: int, jobs: int, outputs: Outputs) -> None:
     """Play every case, show and write what came of it."""
     notes = Console(stderr=True)
-    for told_of in cases[0].source.skipped() if not cases[0].source.traces[0].startswith("gen:") else ():
-        notes.print(told_of, style="dim", soft_wrap=True, markup=False)
+    for skipped in cases[0].source.skipped() if not cases[0].source.traces[0].startswith("gen:") else ():
+        notes.print(skipped, style="dim", soft_wrap=True, markup=False)
     results: dict[str, dict[str, Any]] = {}
     runs: dict[str, RunResult] = {}
     for case in cases:

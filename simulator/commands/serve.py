@@ -3,12 +3,12 @@
 from argparse import Namespace
 
 from simulator.commands.shared import plain_errors
-from simulator.emulator.serving import Started, run_engine
+from simulator.emulator.serving import ServeOptions, run_engine
 
 
 def run(options: Namespace) -> None:
     """Serve until a signal."""
-    typed = Started(
+    given = ServeOptions(
         card=options.card,
         port=options.port,
         model=options.model,
@@ -30,7 +30,7 @@ def run(options: Namespace) -> None:
         block_tokens=options.block_size,
         kv_blocks=options.num_gpu_blocks,
         priority=options.priority,
-        cached_tokens_told=options.enable_prompt_tokens_details,
+        reports_cached_tokens=options.enable_prompt_tokens_details,
     )
     with plain_errors():
-        run_engine(typed)
+        run_engine(given)

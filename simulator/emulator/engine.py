@@ -72,7 +72,7 @@ class Serving:
     seed: int = 0
     speedup: float = 1.0
     mean_output_tokens: float = 200.0
-    cached_tokens_told: bool = False
+    reports_cached_tokens: bool = False
 
 
 class EmulatedEngine:

@@ -1,4 +1,4 @@
-"""The command ``serve``: from what was typed to an emulated engine that runs."""
+"""The command ``serve``: its options, and the emulated engine that they describe."""
 
 import sys
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ DIALECTS: Final[dict[str, Dialect]] = {  # by protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
-    """What was typed."""
+class ServeOptions:
+    """The options of the command."""
 
     card: str
     port: int
@@ -43,52 +43,52 @@ class Started:
     block_tokens: int
     kv_blocks: int
     priority: bool
-    cached_tokens_told: bool
+    reports_cached_tokens: bool
 
 
-def serving_of(typed: Started) -> Serving:
-    """What was typed, understood. ValueError names what cannot be."""
-    protocol = find(typed.protocol).protocol
+def serving_of(options: ServeOptions) -> Serving:
+    """The engine that the options describe. Raises ValueError, which names the option at fault."""
+    protocol = find(options.protocol).protocol
     if protocol not in DIALECTS:
         raise ValueError(f"--protocol: expected an engine that serves one of {', '.join(DIALECTS)}, not {protocol}")
-    if typed.speedup <= 0 or typed.mean_output_tokens < 1:
+    if options.speedup <= 0 or options.mean_output_tokens < 1:
         raise ValueError("--speedup must be above 0 and --mean-output-tokens at least 1")
     member = Member(
-        name=typed.name or f"{typed.card}x{typed.tp}",
-        card=typed.card,
-        model=typed.model,
-        tp=typed.tp,
-        pp=typed.pp,
-        precision=typed.precision,
-        seqs_max=typed.seqs_max,
-        chunk_tokens=typed.chunk_tokens,
-        block_tokens=typed.block_tokens,
-        kv_blocks=typed.kv_blocks,
-        model_tokens_max=typed.model_tokens_max,
-        queue_max=typed.queue_max,
-        priority=typed.priority,
-        engine=typed.protocol,
+        name=options.name or f"{options.card}x{options.tp}",
+        card=options.card,
+        model=options.model,
+        tp=options.tp,
+        pp=options.pp,
+        precision=options.precision,
+        seqs_max=options.seqs_max,
+        chunk_tokens=options.chunk_tokens,
+        block_tokens=options.block_tokens,
+        kv_blocks=options.kv_blocks,
+        model_tokens_max=options.model_tokens_max,
+        queue_max=options.queue_max,
+        priority=options.priority,
+        engine=options.protocol,
     )
     member.limits()  # whether it fits its cards is known now, not at the first request
     return Serving(
         member,
-        typed.model_name or typed.model,
-        HiddenFactors(spread=typed.spread),
-        typed.seed,
-        typed.speedup,
-        typed.mean_output_tokens,
-        typed.cached_tokens_told,
+        options.model_name or options.model,
+        HiddenFactors(spread=options.spread),
+        options.seed,
+        options.speedup,
+        options.mean_output_tokens,
+        options.reports_cached_tokens,
     )
 
 
-def run_engine(typed: Started) -> None:
-    """Serve until a signal. ValueError and OSError say what was wrong with what was typed."""
-    serving = serving_of(typed)
+def run_engine(options: ServeOptions) -> None:
+    """Serve until a signal. Raises ValueError or OSError, which say what is wrong with the options."""
+    serving = serving_of(options)
 
     def announce(address: str) -> None:
         member = serving.member
         what = f"{member.model_name} on {member.tp * member.pp}x {member.card_name}"
-        sys.stdout.write(f"{what} speaks {typed.protocol} as {serving.model_name!r} at {address}\n")
+        sys.stdout.write(f"{what} speaks {options.protocol} as {serving.model_name!r} at {address}\n")
         sys.stdout.flush()
 
-    run(serve(serving, DIALECTS[serving.member.kind.protocol], typed.host, typed.port, announce))
+    run(serve(serving, DIALECTS[serving.member.kind.protocol], options.host, options.port, announce))

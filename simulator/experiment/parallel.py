@@ -1,15 +1,14 @@
 """Many cases at once, on all cores of this machine or on a Dask cluster."""
 
-import gc
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager
 from importlib import import_module
-from multiprocessing import get_context
 from os import cpu_count
 from typing import Any
 
 from simulator.experiment.case import Case, bounded, figures
+from simulator.experiment.worker_processes import worker_processes
 
 
 def in_parallel(
@@ -28,10 +27,7 @@ def in_parallel(
 def executor_of(text: str, jobs: int) -> Iterator[Executor]:
     """``processes``, or ``dask://HOST:PORT`` for a Dask cluster, whose client must be installed. Raises ValueError."""
     if text == "processes":
-        # Workers collect garbage as seldom as this process does.
-        with ProcessPoolExecutor(
-            jobs or cpu_count() or 1, get_context("forkserver"), gc.set_threshold, gc.get_threshold()
-        ) as pool:
+        with worker_processes(jobs or cpu_count() or 1) as pool:
             yield pool
     elif text.startswith("dask://"):
         with _dask(text.removeprefix("dask://")) as executor:

@@ -18,7 +18,7 @@ from tests.commands import simulator_command
 from tests.waiting import until
 
 MEMBER = Member("one", "h100", model="qwen2.5-0.5b", seqs_max=4, chunk_tokens=512, model_tokens_max=2048)
-SERVING = Serving(MEMBER, "m", EXACT, speedup=50.0, mean_output_tokens=20.0, cached_tokens_told=True)
+SERVING = Serving(MEMBER, "m", EXACT, speedup=50.0, mean_output_tokens=20.0, reports_cached_tokens=True)
 MESSAGES = [{"role": "user", "content": "Tell me of the sea"}]
 
 

@@ -179,8 +179,8 @@ def _whole(body: dict[str, Any], key: str, least: int = 1) -> int | None:
 def _invalid(place: str, kind: str, message: str, detail: str = "") -> Refused:
     where = f"body.{place}" if place else "body"
     context = f", 'ctx': {{'error': '{detail}'}}" if detail else ""
-    told = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{where}', 'msg': '{message}'{context}}}"
-    return Refused(400, "Bad Request", told, where)
+    text = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{where}', 'msg': '{message}'{context}}}"
+    return Refused(400, "Bad Request", text, where)
 
 
 class Chat:
@@ -262,8 +262,8 @@ class Chat:
     def _opening(self) -> bytes:
         delta = {"role": "assistant", "content": ""}
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
-        told = {"usage": self._usage(0, 0)} if self.usage_always else {}
-        return _data({**self.base, "choices": [choice], **told, "prompt_token_ids": None, "prompt_text": None})
+        usage = {"usage": self._usage(0, 0)} if self.usage_always else {}
+        return _data({**self.base, "choices": [choice], **usage, "prompt_token_ids": None, "prompt_text": None})
 
     def _choice(self, word: str, reason: str | None) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "delta": {"content": word}, "logprobs": None, "finish_reason": reason}
@@ -273,13 +273,13 @@ class Chat:
 
     def _frame(self, made: int = 0) -> bytes:
         """A token's frame with NUL where the word goes."""
-        told = {"usage": self._usage(made, 0)} if self.usage_always else {}
-        return _data({**self.base, "choices": [self._choice("@", None)], **told}).replace(b'"@"', b'"\x00"', 1)
+        usage = {"usage": self._usage(made, 0)} if self.usage_always else {}
+        return _data({**self.base, "choices": [self._choice("@", None)], **usage}).replace(b'"@"', b'"\x00"', 1)
 
     def _closing(self) -> bytes:
         word = encoded(self.seed, self.at).decode()
-        told = {"usage": self._usage(self.length, 0)} if self.usage_always else {}
-        frame = {**self.base, "choices": [self._choice(word, self.reason)], **told, "system_fingerprint": FINGERPRINT}
+        usage = {"usage": self._usage(self.length, 0)} if self.usage_always else {}
+        frame = {**self.base, "choices": [self._choice(word, self.reason)], **usage, "system_fingerprint": FINGERPRINT}
         return _data(frame)
 
     def _whole(self, cached: int) -> dict[str, Any]:
@@ -298,12 +298,12 @@ class Chat:
         }
 
     def _usage(self, made: int, cached: int) -> dict[str, Any]:
-        told = self.server.engine.serving.cached_tokens_told and made == self.length
+        reported = self.server.engine.serving.reports_cached_tokens and made == self.length
         return {
             "prompt_tokens": self.prompt.tokens,
             "total_tokens": self.prompt.tokens + made,
             "completion_tokens": made,
-            "prompt_tokens_details": {"cached_tokens": cached} if told else None,
+            "prompt_tokens_details": {"cached_tokens": cached} if reported else None,
         }
 
 
