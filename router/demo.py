@@ -58,7 +58,7 @@ async def run(port: int | None, default_port: int, speed: float) -> None:
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses now."""
+    """A free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

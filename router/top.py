@@ -17,7 +17,7 @@ _SAID_MAX: Final = 300
 
 
 async def show(url: str, key: str) -> None:
-    """Draw until cancelled. Raises ConnectionError when the gateway cannot be asked at first."""
+    """Draw until cancelled. Raises ConnectionError when the gateway does not answer at first."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=2.0, trust_env=False) as client:
         with Live(drawn(await _fleet(client)), auto_refresh=False, screen=True) as live:
@@ -36,8 +36,8 @@ async def _fleet(client: httpx.AsyncClient) -> dict[str, Any]:
         raise ConnectionError(f"{client.base_url} does not answer: {error}") from error
     if not answer.is_success:
         raise ConnectionError(f"{client.base_url} answered {answer.status_code}: {answer.text[:_SAID_MAX]}")
-    told: dict[str, Any] = answer.json()
-    return told
+    view: dict[str, Any] = answer.json()
+    return view
 
 
 def drawn(fleet: dict[str, Any]) -> Group:

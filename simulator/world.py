@@ -58,7 +58,7 @@ class Autoscaling:
     """A scaling policy, evaluated every ``every_s`` over the demand of the last ``window_s``.
 
     A new replica serves after ``cold_start_s`` and is paid for from its order on. One is drained only after the policy
-    has asked for fewer replicas during ``calm_s``.
+    has advised fewer replicas during ``calm_s``.
     """
 
     policy: str = "headroom"

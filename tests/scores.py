@@ -14,23 +14,9 @@ def current_spreads(tails, band, slot):
 
 def fold_in(tails, metric, band, slot, score, spreads):
     """Fold in one score and count whether it is within ``spreads`` (of ``current_spreads``)."""
-    expectation, stats = np.zeros(EXPECTATION), ForecastStats(slot + 1)
-    expectation[SPREADS:] = spreads.ravel()
-    own, pooled = tails.scores(metric, band, slot)
+    sent, stats = np.zeros(EXPECTATION), ForecastStats(slot + 1)
+    sent[SPREADS:] = spreads.ravel()
     stats.joined(slot)
-    if loops.judge(
-        own,
-        pooled,
-        tails.spread,
-        tails.borrows,
-        stats.rows,
-        stats.state,
-        metric,
-        band,
-        slot,
-        score,
-        1.0,
-        expectation,
-        True,
-    ):
-        tails.lend(metric, band, slot)
+    where, counts = (metric, band, slot), (tails.spread, tails.borrows, stats.rows, stats.state)
+    if loops.judge(*tails.scores(*where), *counts, *where, score, 1.0, sent, True):
+        tails.lend(*where)

@@ -30,7 +30,7 @@ class Engine:
 
     `command` and `env` take the installation folder; `needs` are the paths below it (or programs on PATH) that must
     exist. Requests go to the first of `ports`. `serving_root` says that the first process only serves and its children
-    compute, so that the two can be kept on different cores.
+    compute, so that the two can run on different cores.
     """
 
     name: str

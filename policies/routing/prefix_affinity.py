@@ -1,10 +1,10 @@
 """Where most of the prompt is cached already, unless that backend is too busy: approximate prefix affinity.
 
-As SGLang's cache-aware router and llm-d's approximate prefix scorer do: block hashes of the prompt against what each
-backend was lately sent (router/core/prefix.py), as far as its engine was seen to find such blocks again. Affinity alone
-ends in a spiral, for the backend with the hottest prefix draws all others (a peer saw its hit rate fall from 98 % to
-5 %); so a backend is only followed while its work stays within a bound of what the pool has on average, and only for a
-match worth following.
+As SGLang's cache-aware router and llm-d's approximate prefix scorer do, it compares block hashes of the prompt with
+what each backend was sent lately (router/core/prefix.py), as far as its engine has reported such cache hits. Affinity
+alone is unstable, as the backend with the hottest prefix attracts all others (one router's hit rate fell from 98 % to
+5 %). So a backend is preferred only while its work stays within a bound of the pool's mean, and only for a match that
+pays.
 """
 
 from dataclasses import dataclass

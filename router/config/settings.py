@@ -271,7 +271,7 @@ class State(Section):
 
 
 class Scrape(Section):
-    """How often engines are asked for their metrics and health. ``source: state`` reads what sidecars publish."""
+    """How often the metrics and health of engines are read. ``source: state`` reads what sidecars publish."""
 
     period_s: PositiveFloat = 1.0
     timeout_s: PositiveFloat = 2.0

@@ -32,7 +32,7 @@ BELIEF: Final = "belief"
 BACKEND: Final = "backend"
 CLOCK: Final = "clock"
 SOURCES: Final = (USAGE, REPORT, PEER, BELIEF, BACKEND, CLOCK)
-SENDERS_MOST: Final = 1000  # whose first dropped number is kept in words
+SENDERS_MOST: Final = 1000  # whose first dropped number is stored as text
 
 OUTPUT_TOKENS_MOST: Final = 1 << 20
 OUTPUT_FACTOR: Final = 8  # output tokens over the request's own cap: the cap is of each of its choices
@@ -57,7 +57,7 @@ CLASSES_MOST: Final = 256  # SLO classes of one model in a belief
 
 
 class DroppedNumbers:
-    """What was dropped. ``by_source``: how many numbers; ``first``: by source and sender, the first one in words (kept
+    """What was dropped. ``by_source``: how many numbers; ``first``: by source and sender, the first one as text (stored
     for ``SENDERS_MOST`` of them).
     """
 

@@ -1,6 +1,6 @@
 """Why a request went where it went: what was predicted for each backend, the choice, and what happened.
 
-Assumes: the forecast that stood at the choice; its arrays are kept, not copied, and read only for an explanation.
+Assumes: the forecast that stood at the choice; its arrays are referenced, not copied, and read only for an explanation.
 Must not depend on: how a prediction or a choice is made. Bounded: the oldest choice is forgotten for the newest.
 """
 
@@ -88,10 +88,10 @@ class Note:
 
 
 class Explanations:
-    """The last ``kept`` choices. They are found by a linear search: many are noted, few are read."""
+    """The last ``most`` choices. They are found by a linear search: many are noted, few are read."""
 
-    def __init__(self, kept: int = CHOICES_KEPT) -> None:
-        self._notes: deque[Note] = deque(maxlen=kept)
+    def __init__(self, most: int = CHOICES_KEPT) -> None:
+        self._notes: deque[Note] = deque(maxlen=most)
         self._backends: _Backends | None = None
 
     def fleet_changed(self) -> None:
@@ -108,7 +108,7 @@ class Explanations:
         backends: Sequence[Backend | None],
         now_s: float,
     ) -> Note | None:
-        """A choice was made; a later one about the same request takes its place. None where nothing is kept."""
+        """A choice was made; a later one about the same request takes its place. None where nothing is stored."""
         if not self._notes.maxlen:
             return None
         if self._backends is None:
@@ -118,7 +118,7 @@ class Explanations:
         return made
 
     def of(self, request_id: RequestId) -> Explanation | None:
-        """Everything kept about a request; None when it was never sent or is forgotten."""
+        """Everything stored about a request; None when it was never sent or is forgotten."""
         note = next((note for note in reversed(self._notes) if note.request_id == request_id), None)
         if note is None:
             return None

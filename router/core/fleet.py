@@ -83,7 +83,7 @@ class Fleet:
         return at if at < len(self.slots) and self.slots[at] == slot else -1
 
     def of(self, columns: NDArray[_Number]) -> NDArray[_Number]:
-        """The candidates' part of columns whose last axis is slots, to be read and not kept: where slots are
+        """The candidates' part of columns whose last axis is slots, to be read at once and not stored: where slots are
         neighbours, as those of one model mostly are, it is a view (read-only if *columns* are), else a read-only copy.
         """
         return columns[..., self._span] if self._span else frozen(columns.take(self.slots, axis=-1))

@@ -445,8 +445,8 @@ def expected(
         out[term] = over(out[term], factor[slot, term])
     band = int(rows[BAND, i])
     for metric in range(METRICS):
-        for kept in range(KEPT_QUANTILES):
-            out[SPREADS + KEPT_QUANTILES * metric + kept] = spread[metric, kept, band, slot]
+        for q in range(KEPT_QUANTILES):
+            out[SPREADS + KEPT_QUANTILES * metric + q] = spread[metric, q, band, slot]
     step_share = over(e.step_s, rows[TTFT, i])
     waited = ahead.waiting * step_share
     return WAIT_VARIANCE * (waited * waited) + STEP_VARIANCE * (step_share * step_share)

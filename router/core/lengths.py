@@ -1,7 +1,7 @@
 """How long replies are and how many tokens a prompt has, learnt from what engines counted.
 
 Assumes: replies of one model and SLO class share a distribution that drifts slowly. A reply that ended at its own cap
-would have gone on: it counts as *at least* so long, not as so long. So the distribution is kept as hazards over
+would have gone on: it counts as *at least* so long, not as so long. So the distribution is stored as hazards over
 logarithmic bins, the product-limit estimate of survival analysis (Kaplan & Meier 1958), with old replies fading.
 Must not depend on: any backend, any queue, any request before it ended.
 """

@@ -159,8 +159,8 @@ def _plain(fact: Backend) -> Event:
 def _finite(value: Any) -> Any:
     match value:
         case dict():
-            kept = {key: _finite(item) for key, item in value.items()}
-            return {key: item for key, item in kept.items() if item is not None}
+            finite = {key: _finite(item) for key, item in value.items()}
+            return {key: item for key, item in finite.items() if item is not None}
         case float() if not isfinite(value):
             return None
         case tuple() | list():

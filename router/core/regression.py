@@ -1,7 +1,7 @@
 """What each term of a backend's step really costs, as a factor on its data sheet, learnt from its streams.
 
 Assumes: a time is a sum of terms whose sizes at factor 1 physics gives; factors are lognormal around 1 with the data
-sheet's own errors, and wander. Learning is Bayesian linear regression on the log factors, kept recursive (a Kalman
+sheet's own errors, and wander. Learning is Bayesian linear regression on the log factors, in recursive form (a Kalman
 filter; West & Harrison 1997, ch. 4): to first order the log of the sum moves by each term's *share* of it, so the
 shares are the features. In logs factors stay above 0, half and double weigh the same, and a backend that is three times
 slower in all it does is exactly linear. Must not depend on: queues, requests, or how a forecast is put together.

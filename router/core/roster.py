@@ -157,7 +157,7 @@ class Roster:
         return frozen(whole if len(whole) else slots[most > request.prompt_tokens])
 
     def span(self, slots: Slots) -> slice | None:
-        """The slots as a slice, where they are neighbours, as those of one model mostly are. The last answer is kept:
+        """The slots as a slice, where they are neighbours, as those of one model mostly are. The last result is cached:
         decisions come for the same pool again and again.
         """
         if slots is not self._spanned[0]:

@@ -92,7 +92,7 @@ def find_or_default(engine: str | None, protocol: str | None) -> EngineKind:
 async def discover(pages: EnginePages, kind: EngineKind | None = None) -> tuple[EngineKind, EngineFacts] | None:
     """The kind of the engine with these *pages* and its facts, or None when no kind recognises it. Raises Unanswered.
 
-    *kind*: asked first, since the config names it. The kind of plain OpenAI servers takes whatever is left.
+    *kind*: tried first, since the config names it. The kind of plain OpenAI servers takes whatever is left.
     """
     plain = find(OPENAI_PROTOCOL)
     for each in ([kind] if kind else []) + [each for each in kinds() if each is not plain] + [plain]:

@@ -119,7 +119,7 @@ class TritonTranslation(Translation):
         return b"".join([self._frame(line[5:]) for line in lines if line.startswith(b"data:")])
 
     def finish(self) -> bytes:
-        """The end of a stream: finish reason, usage if it was asked for, and ``[DONE]``."""
+        """The end of a stream: finish reason, usage if requested, and ``[DONE]``."""
         if self.whole:
             return b""
         last = self._event(self._choice("", self._finish_reason(), last=True))

@@ -7,7 +7,7 @@ The sigma of an engine is chosen so that ``COVERED`` of its left-out errors lie 
 that sigma would have; few sources are held by a prior, as if ``_PRIOR_SOURCES`` more had the prior's sigma.
 
 Errors of one source are alike, so the next source is further off than more rows of those that were seen. All sigmas are
-therefore widened by the one factor that holds ``COVERED`` of every source whose own errors are kept unknown.
+therefore widened by the one factor that holds ``COVERED`` of every source whose own errors are left out.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

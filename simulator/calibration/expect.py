@@ -50,8 +50,8 @@ def _running(of: Design, tpot_s: Column, before: Column, sat_out_s: Column) -> C
     """Users that decode, by Little's law: those who wait for a first token are not in the batch.
 
     The wait is the measured one (nothing measured: everybody runs); the decode is the expected one,
-    so no measured TPOT comes into the expected TPOT. Nobody decodes while an engine that puts prompts first
-    runs them, so what was sat out so takes nobody from the batch. Half-way steps keep the rounds from swinging.
+    so no measured TPOT comes into the expected TPOT. No sequence decodes while an engine that puts prompts first
+    runs them, so a wait for them removes no sequence from the batch. Half-way steps keep the rounds from swinging.
     """
     decode_s = of.output_tokens * tpot_s
     waited_s = of.waited_s - np.where(of.prefill_first, sat_out_s, 0.0)

@@ -28,8 +28,8 @@ def read(path: Path) -> tuple[list[Measurement], list[Skipped]]:
         if absent:
             raise BadFile(f"{path}:1: no column {', '.join(absent)}; see simulator/calibration/measurements.py")
         observed, unusable = parse(rows)
-    kept, doubtful = consistent(observed)
-    return kept, sorted([*unusable, *doubtful], key=lambda each: each.line)
+    usable, doubtful = consistent(observed)
+    return usable, sorted([*unusable, *doubtful], key=lambda each: each.line)
 
 
 def opened(path: Path) -> TextIO:

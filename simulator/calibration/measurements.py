@@ -120,14 +120,14 @@ _UNTRUSTED: Final = ("DO NOT FIT", "LOW TRUST", "ASSUMED")
 
 def parse(rows: Iterable[Row]) -> tuple[list[Observed], list[Skipped]]:
     """Measurements of *rows*; line numbers count the heading as 1."""
-    kept: list[Observed] = []
+    usable: list[Observed] = []
     skipped: list[Skipped] = []
     for line, row in enumerate(rows, start=2):
         try:
-            kept.append(Observed(line, f"{row.get('engine_version')} {row['precision']}", _measurement(row)))
+            usable.append(Observed(line, f"{row.get('engine_version')} {row['precision']}", _measurement(row)))
         except (ValueError, KeyError) as unusable:
             skipped.append(Skipped(line, str(unusable), isinstance(unusable, Unreadable)))
-    return kept, skipped
+    return usable, skipped
 
 
 def _measurement(row: Row) -> Measurement:

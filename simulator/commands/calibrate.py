@@ -2,7 +2,7 @@
 
 Reads a CSV as `simulator.calibration.measurements` describes, or a record as a gateway writes it.
 Of a CSV prints errors in sample, or of each source or card left out in turn, and writes the fitted
-tables as Python literals when asked; of a record prints each backend's coefficients as YAML.
+tables as Python literals with the option; of a record prints each backend's coefficients as YAML.
 """
 
 import sys

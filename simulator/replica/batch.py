@@ -77,7 +77,7 @@ class Batch:
             self._mark(-sequence.offset, -1)
 
     def _vacate(self, sequence: Sequence) -> None:
-        """Remove a sequence from the batch and release its blocks; its generated tokens are kept."""
+        """Remove a sequence from the batch and release its blocks; its generated tokens stay."""
         if sequence.state == DECODE:
             sequence.generated = sequence.output_tokens - (sequence.finish_step - self.steps)
             self._leave_decode(sequence)

@@ -1,4 +1,4 @@
-"""Side effects of a policy during its decisions: files, sockets, processes, threads, and state kept between calls.
+"""Side effects of a policy during its decisions: files, sockets, processes, threads, and state between calls.
 
 Relies on the interpreter's audit events (PEP 578) and on module names: a policy's own code is in ``policies`` or was
 loaded from a file (``router/loading.py``). Does not look at the decisions. The syntax was checked before
@@ -132,4 +132,4 @@ def check_state(before: dict[str, str], policy: Any) -> None:
     after = state_of(policy)
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if changed:
-        raise PolicyRejected(f"changes {changed[0]} while it is asked; a policy keeps nothing between calls")
+        raise PolicyRejected(f"changes {changed[0]} during a decision; a policy must not change between calls")

@@ -28,9 +28,7 @@ from router.gateway.protocols.target import Target
 from simulator.emulator.engine import EmulatedEngine, Serving, prompt_of
 from simulator.emulator.wire.vllm import Vllm, metrics
 from simulator.pool import Member, Pool
-from simulator.replica.sequence import Sequence
 from simulator.replica.truth import EXACT
-from simulator.run.kernel import Kernel
 from simulator.run.play import RunResult, play
 from simulator.traces import read_trace
 from simulator.workload.arrivals import Arrival, Shaping, shape
@@ -39,6 +37,7 @@ from tests import fakes_wire as wire
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, chunked, event, gateway, post, reply, stream, token
 from tests.pages import Pages
+from tests.virtual_loop import Silent, VirtualLoop
 from tests.waiting import until
 
 # -- the scenario ----------------------------------------------------------------------------------------------------
@@ -421,29 +420,6 @@ def test_a_policy_reads_the_same_live_and_simulated(
 
 
 # -- what engines say of themselves ----------------------------------------------------------------------------------
-
-
-class Silent:
-    """Who hears of an emulated engine's tokens, and does nothing with them."""
-
-    def first(self) -> None: ...
-
-    def token(self) -> None: ...
-
-    def last(self, sequence: Sequence) -> None: ...
-
-
-class VirtualLoop:
-    """What an emulated engine needs of an event loop, on the simulator's clock."""
-
-    def __init__(self) -> None:
-        self.kernel = Kernel()
-
-    def time(self) -> float:
-        return self.kernel.now_s
-
-    def call_at(self, when_s: float, act: Callable[[Any], None], argument: Any) -> None:
-        self.kernel.at(when_s, act, argument)
 
 
 @pytest.mark.parametrize("caching", [True, False])

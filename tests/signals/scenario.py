@@ -6,7 +6,6 @@ Signals are found once in a process, so this one adds the folder of the toy befo
 import asyncio
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any, cast
@@ -24,7 +23,6 @@ from simulator.emulator.serving import Serving
 from simulator.emulator.wire.vllm import Vllm, metrics
 from simulator.pool import Member, Pool
 from simulator.replica.truth import EXACT
-from simulator.run.kernel import Kernel
 from simulator.run.play import play
 from simulator.traces import TraceEntry
 from simulator.workload.arrivals import Shaping, shape
@@ -32,6 +30,7 @@ from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, stream
 from tests.pages import Pages
 from tests.redis_server import RedisServer, server_binary
+from tests.virtual_loop import Silent, VirtualLoop
 from tests.waiting import until
 
 TOY = Path(__file__).parent / "toy"
@@ -95,29 +94,6 @@ def wire() -> float:
     found = read_metrics(PAGE)
     assert found is not None
     return report_from(report_json(found.report(1.0, None), 5.0), 5.0).signal("slots_busy")
-
-
-class Silent:
-    """Receives an emulated engine's tokens."""
-
-    def first(self) -> None: ...
-
-    def token(self) -> None: ...
-
-    def last(self, sequence: object) -> None: ...
-
-
-class VirtualLoop:
-    """What an emulated engine needs of an event loop, on the simulator's clock."""
-
-    def __init__(self) -> None:
-        self.kernel = Kernel()
-
-    def time(self) -> float:
-        return self.kernel.now_s
-
-    def call_at(self, when_s: float, act: Callable[[Any], None], argument: Any) -> None:
-        self.kernel.at(when_s, act, argument)
 
 
 def emulated() -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""What a policy does beside answering is found while it is asked, and what it keeps, after."""
+"""Side effects of a policy are found during its decisions, changes of its state after them."""
 
 import sys
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_state_that_no_name_shows_is_found_by_comparison(module_of, module, fiel
     before = state_of(policy)
     check_state(before, policy)
     policy.choose()
-    with pytest.raises(PolicyRejected, match=f"changes {what} while it is asked"):
+    with pytest.raises(PolicyRejected, match=f"changes {what} during a decision"):
         check_state(before, policy)
 
 

@@ -53,7 +53,7 @@ def test_a_policy_as_good_as_the_serving_one_passes() -> None:
         ("raises", "mine.py:11: choose raised ZeroDivisionError"),
         ("overruns", "mine.py: a decision took "),
         ("sheds", "although every backend is idle"),
-        ("remembers", "mine.py: changes Mine.seen while it is asked; a policy keeps nothing between calls"),
+        ("remembers", "mine.py: changes Mine.seen during a decision; a policy must not change between calls"),
     ],
 )
 def test_a_bad_policy_is_refused_and_the_verdict_says_why(does: str, words: str) -> None:

@@ -22,7 +22,7 @@ _log = logging.getLogger("headroom")
 
 
 class Discovery:
-    """The engines that are being asked, and what those said that have answered."""
+    """The engines that are being read, and the facts of those that have answered."""
 
     def __init__(self, on_found: Callable[[], Awaitable[None]], make_client: Callable[[float], ProbeClient]) -> None:
         """``make_client``: a client whose every wait is bounded by the seconds given."""
@@ -72,7 +72,7 @@ class Discovery:
 
     async def _end(self, name: str) -> None:
         _, task = self._tasks.pop(name)
-        if task is not asyncio.current_task():  # a backend that was just found is asked no more: its task ends so
+        if task is not asyncio.current_task():  # the task of a backend that was just found ends by itself
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 

@@ -89,10 +89,10 @@ def report_from(raw: bytes, ahead_s: float) -> EngineReport:
         return EngineReport(inf)
 
 
-def report_of(told: Any, ahead_s: float = 0.0) -> EngineReport:
+def report_of(plain: Any, ahead_s: float = 0.0) -> EngineReport:
     """The same of what was parsed."""
-    if not isinstance(told, Mapping):
+    if not isinstance(plain, Mapping):
         return EngineReport(inf)
     known = EngineReport(inf).numbers().keys()  # a router of another release may publish other signals
-    numbers = {name: border.number(told[name]) for name in known if name in told}
-    return EngineReport(border.number(told.get("asked_s")) - ahead_s, **numbers)
+    numbers = {name: border.number(plain[name]) for name in known if name in plain}
+    return EngineReport(border.number(plain.get("asked_s")) - ahead_s, **numbers)

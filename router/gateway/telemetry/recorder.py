@@ -1,7 +1,7 @@
 """Core events to a file, one JSON object a line: an incident becomes a trace, and a test.
 
 ``router.core.record`` defines what an event is. Must not depend on what it means. The hot path appends to a list;
-a thread encodes and writes. Full, the file moves aside and the one before it goes: both together keep the bound.
+a thread encodes and writes. A full file is renamed and the one before it removed: both together stay within the bound.
 
 The first line is a header: the seed and the policies a fresh core needs. A file that begins after a rotation says so
 ("continues"): its arrivals are a workload like any other, but the core's past is missing for a replay to the letter.

@@ -52,7 +52,7 @@ class ConnectionLimits:
 class ClientConnection(HttpToolsProtocol):
     """One client connection.
 
-    The head is kept in fields of its own: uvicorn's are set only for a request that is left to the app.
+    The head has fields of its own: uvicorn's are set only for a request that is left to the app.
     """
 
     def __init__(

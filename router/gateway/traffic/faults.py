@@ -15,7 +15,7 @@ _FINAL: Final = {501, 505}  # another backend would answer the same
 
 @dataclass(frozen=True, slots=True)
 class EngineError:
-    """An engine's answer instead of a reply: kept until another backend has answered or none is left.
+    """An engine's error response in place of a reply: held until another backend has answered or none is left.
 
     ``fields`` are its header lines; ``body`` as sent, without chunk framing. ``engine_fault``: it is the engine's own,
     whatever the status; ``client_fault``: the client's, whatever the status.

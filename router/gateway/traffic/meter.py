@@ -131,7 +131,7 @@ class Meter:
         return edge.count(_DATA)
 
     def _keep(self, data: bytes) -> None:
-        """Short reads, the end of a stream above all, are kept with what they follow."""
+        """Short reads, above all at the end of a stream, are joined to the read before."""
         if len(data) > _SHORT_BYTES:
             self._before = self._last
             self._last = data[-_TAIL_BYTES:]

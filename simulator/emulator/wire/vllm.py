@@ -234,7 +234,7 @@ class Chat:
             self.exchange.write(self._next())
 
     def last(self, sequence: Sequence) -> None:
-        """The last frame, usage if asked for, and the end."""
+        """The last frame, usage if requested, and the end."""
         server = self.server
         now_s = server.engine.clock.now_s
         server.e2e_s.add(now_s - self.began_s)
