@@ -17,7 +17,7 @@ import pytest
 from router.search_path import ROOT, environment, module_command
 from router.version import VERSION
 from tests.commands import command, router_command, simulator_command
-from tests.redis_server import free_port
+from tests.redis_server import RedisServer, free_port, server_binary
 
 CONFIG = """
 listen: {{port: {port}}}
@@ -207,6 +207,26 @@ async def test_a_signal_leaves_no_worker_process(words: tuple[str, ...], number:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(server_binary() is None, reason="no Redis-compatible server binary installed")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_a_sidecar(number: signal.Signals, config: Path) -> None:
+    """With status 0 and no traceback, whether or not it has read an engine by then."""
+    async with RedisServer() as redis:
+        _append(config, f"state: {{redis_url: '{redis.url}'}}\n")
+        async with command("sidecar", "--config", str(config)) as process, asyncio.timeout(60):
+            while not _handles(process.pid, signal.SIGTERM):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.001)
+            process.send_signal(number)
+            _, said = await process.communicate()
+            assert process.returncode == 0, said
+            assert b"Traceback" not in said
+
+
+def _append(path: Path, text: str) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
 
 
 async def test_a_signal_at_once_ends_a_command(config: Path) -> None:
