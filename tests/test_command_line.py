@@ -76,6 +76,14 @@ def test_check_imports_no_server(config: Path) -> None:
     assert not imported("router", "check", str(config)) & SERVERS
 
 
+def test_an_emulated_engine_imports_no_server() -> None:
+    """Three of them start at once with the demo; it has an HTTP server of its own."""
+    show = "import sys, simulator.commands.serve; print(*{name.partition('.')[0] for name in sys.modules})"
+    command_ = [sys.executable, "-P", "-c", show]
+    done = subprocess.run(command_, capture_output=True, text=True, check=True, env=environment())
+    assert not set(done.stdout.split()) & (SERVERS | {"pydantic", "yaml"})
+
+
 def test_the_version_is_that_of_the_project() -> None:
     """And says which build runs."""
     project = tomllib.loads(Path(ROOT, "pyproject.toml").read_text(encoding="utf-8"))["project"]
