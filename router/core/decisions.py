@@ -228,11 +228,11 @@ class RequestRecord(Fact):
         """Served, and inside every bound of its SLO; of a whole reply only the end can be judged."""
         if self.outcome is not EndState.SERVED:
             return False
-        request, output_tokens = self.request, self.usage.output_tokens
-        prompt_tokens = self.usage.prompt_tokens or request.prompt_tokens
+        request, usage = self.request, self.usage
+        prompt_tokens = usage.prompt_tokens or request.prompt_tokens
         if request.streamed:
-            return request.slo.met(self.ttft_s, self.tpot_s, self.e2e_s, prompt_tokens, output_tokens)
-        return request.slo.met_whole(self.e2e_s, prompt_tokens, output_tokens)
+            return request.slo.met(self.ttft_s, self.tpot_s, self.e2e_s, prompt_tokens, usage.output_tokens)
+        return request.slo.met_whole(self.e2e_s, prompt_tokens, usage.output_tokens)
 
     def latencies_s(self) -> tuple[float, ...]:
         """The value of each of ``SLO_METRICS``; nan where it does not exist."""

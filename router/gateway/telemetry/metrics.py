@@ -15,12 +15,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from router.core.border import PEER
-from router.core.columns import E2E, TPOT, TTFT
 from router.core.decisions import EndState, RequestRecord
 from router.core.errors import Reason
 from router.core.score import STATES, Score
 from router.core.signals import registered
-from router.core.slo_metrics import BASE, DERIVED, SLO_METRICS
+from router.core.slo_metrics import BASE, SLO_METRICS
 from router.core.types import EngineReport, Load
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
 from router.gateway.traffic.meter import GAP_EDGES_S, Gaps, edge_above
@@ -54,12 +53,14 @@ class _Row:
     """
 
     __slots__ = (
-        "attempts", "cached_tokens", "latencies", "met", "output_tokens", "prompt_tokens", "served", "unserved",
-        "violated",
+        "attempts", "cached_tokens", "derived", "e2e", "latencies", "met", "output_tokens", "prompt_tokens", "served",
+        "tpot", "ttft", "unserved", "violated",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.latencies = [Histogram(metric.edges_s) for metric in SLO_METRICS]
+        self.ttft, self.tpot, self.e2e = self.latencies[:BASE]
+        self.derived = self.latencies[BASE:]
         self.prompt_tokens = self.output_tokens = self.cached_tokens = 0
         self.attempts = self.served = 0
         self.met, self.violated = {"class": 0, "header": 0}, {"class": 0, "header": 0}
@@ -69,10 +70,11 @@ class _Row:
 class _Errors:
     """Forecast errors of one backend: actual over predicted, one histogram a metric that is forecast."""
 
-    __slots__ = ("ratios",)
+    __slots__ = ("e2e", "ratios", "tpot", "ttft")
 
     def __init__(self) -> None:
         self.ratios = [Histogram(RATIO) for _ in range(BASE)]
+        self.ttft, self.tpot, self.e2e = self.ratios
 
 
 class _Engine:
@@ -178,29 +180,29 @@ class Metrics(Collector):
             self._timed(record, row)
 
     def _timed(self, record: RequestRecord, row: _Row) -> None:
-        usage, latencies = record.usage, row.latencies
-        latencies[TTFT].add(record.ttft_s)
+        usage = record.usage
+        row.ttft.add(record.ttft_s)
         row.prompt_tokens += usage.prompt_tokens or record.request.prompt_tokens
         row.output_tokens += usage.output_tokens
         row.cached_tokens += usage.cached_tokens
         if record.outcome is EndState.SERVED:
-            latencies[E2E].add(record.e2e_s)
+            row.e2e.add(record.e2e_s)
             if record.request.streamed and usage.output_tokens > 1:
-                latencies[TPOT].add(record.tpot_s)
-            if DERIVED:
-                for histogram, value_s in zip(latencies[BASE:], record.latencies_s()[BASE:], strict=True):
+                row.tpot.add(record.tpot_s)
+            if row.derived:
+                for histogram, value_s in zip(row.derived, record.latencies_s()[BASE:], strict=True):
                     histogram.add(value_s)
             self._compared(record)
 
     def _compared(self, record: RequestRecord) -> None:
         """Actual over predicted, both counted from the send."""
-        ratios = self._errors[record.backend].ratios
+        errors = self._errors[record.backend]
         if record.predicted_ttft_s > 0 and record.request.streamed:
-            ratios[TTFT].add((record.first_byte_s - record.sent_s) / record.predicted_ttft_s)
+            errors.ttft.add((record.first_byte_s - record.sent_s) / record.predicted_ttft_s)
         if record.predicted_tpot_s > 0 and record.request.streamed and record.usage.output_tokens > 1:
-            ratios[TPOT].add(record.tpot_s / record.predicted_tpot_s)
+            errors.tpot.add(record.tpot_s / record.predicted_tpot_s)
         if record.predicted_e2e_s > 0:
-            ratios[E2E].add((record.ended_s - record.sent_s) / record.predicted_e2e_s)
+            errors.e2e.add((record.ended_s - record.sent_s) / record.predicted_e2e_s)
 
     def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
         """An engine's metrics were read."""
