@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple, NoReturn
 
-from router import signals
+from router import stop_signals
 from router.compiled import refuse_stale
 from router.spelling import suggestion
 
@@ -116,7 +116,7 @@ def _run(program: Program, name: str, words: list[str]) -> int:
         sys.stdout.write(f"{program.version()}\n")
         return 0
     command = _command(program, name, first)
-    signals.install(0 if command.serves else None)
+    stop_signals.install(0 if command.serves else None)
     refuse_stale()
     options = _options(command, name, words[1:])
     return import_module(command.module).run(options) or 0

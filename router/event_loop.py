@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from typing import Any
 
-from router import signals
+from router import stop_signals
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -29,7 +29,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
             try:
                 await work
             finally:
-                signals.kill_children()  # a thread that waits for one would keep the loop from closing
+                stop_signals.kill_children()  # a thread that waits for one would keep the loop from closing
 
     try:
         with asyncio.Runner(loop_factory=_factory()) as runner:
@@ -37,13 +37,13 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     except asyncio.CancelledError:
         if not ended_by:
             raise
-        raise SystemExit(signals.status_of(ended_by[-1])) from None
+        raise SystemExit(stop_signals.status_of(ended_by[-1])) from None
 
 
 def on_signal(act: Callable[[int], None]) -> AbstractContextManager[None]:
     """Within the context, a signal calls *act* in the running loop and does nothing else."""
     loop = asyncio.get_running_loop()
-    return signals.calls(lambda number: _soon(loop, act, number))
+    return stop_signals.calls(lambda number: _soon(loop, act, number))
 
 
 def _soon(loop: asyncio.AbstractEventLoop, act: Callable[[int], None], number: int) -> None:

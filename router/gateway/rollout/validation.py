@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from router import signals
+from router import stop_signals
 from router.gateway.config.plan import Plan
 from router.gateway.config.policy_spec import PolicySpec, key
 from router.gateway.rollout.priority import communicate
@@ -134,7 +134,7 @@ def _verdict(new: Plan, question: Mapping[str, Any]) -> Validation:
 
 def _ran(question: str, limit_s: float) -> subprocess.CompletedProcess[str]:
     """Run the validation's process for at most *limit_s*."""
-    with signals.child(_started) as process, process:
+    with stop_signals.child(_started) as process, process:
         try:
             output = communicate(process, question, limit_s)
         except BaseException:
