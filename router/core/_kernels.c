@@ -96,7 +96,7 @@ static inline double steps_to_room(const Facts *f, const Engine *e, const Work *
 
 static inline Ahead ahead_of(const Facts *f, const Engine *e, const Work *work) {
     Ahead a;
-    double first_roof_s = beyond_s(e, e->first);
+    double first_roof_s = e->first == 0.0 ? 0.0 : beyond_s(e, e->first);
     double share = under_way(f, e, first_roof_s, work->now_s);
     a.waiting = steps_to_room(f, e, work);
     a.tokens = e->left + share * e->first;
@@ -157,11 +157,14 @@ static void fill_tails(const double *rows, npy_intp count, const double *spread,
         double width = metric == E2E ? e2e_width : 1.0;
         const double *at = spread + (metric * KEPT_QUANTILES + row) * BANDS * end, *next = at + BANDS * end;
         const double *mean = rows + metric * count, *band = rows + BAND * count;
+        double before = 0.0, factor = 1.0; /* of one candidate after the other: those that borrow share a spread */
         EACH(i, count) {
             npy_intp place = (npy_intp)band[i] * end + slots[i];
             double low = at[place];
             if (share != 0.0) low = min2(low + share * (next[place] - low), SPREAD_MOST);
-            out[metric * count + i] = mean[i] * exp(low * width);
+            low *= width;
+            if (low != before) factor = exp(before = low);
+            out[metric * count + i] = mean[i] * factor;
         }
     }
 }
