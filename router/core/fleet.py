@@ -50,7 +50,19 @@ class Fleet:
     Every array is read-only, most of them views of the ledger's memory: writing one raises ValueError.
     """
 
-    __slots__ = ("_gathered", "_ledger", "_span", "_table", "ahead", "held", "held_rank", "hold_s", "now_s", "slots")
+    __slots__ = (
+        "_first",
+        "_gathered",
+        "_ledger",
+        "_span",
+        "_table",
+        "ahead",
+        "held",
+        "held_rank",
+        "hold_s",
+        "now_s",
+        "slots",
+    )
 
     def __init__(
         self,
@@ -66,6 +78,7 @@ class Fleet:
         self._gathered: Floats | None = None
         self.slots = slots
         self._span = ledger.roster.span(slots)
+        self._first = ledger.roster.first  # of the span
         self.now_s = now_s
         self.held = held
         self.held_rank = held_rank
@@ -78,7 +91,8 @@ class Fleet:
     def index(self, slot: int) -> int:
         """The position of a slot among the candidates; -1 when it is none."""
         if self._span is not None:
-            return slot - self._span.start if self._span.start <= slot < self._span.stop else -1
+            at = slot - self._first
+            return at if 0 <= at < len(self.slots) else -1
         at = int(self.slots.searchsorted(slot))
         return at if at < len(self.slots) and self.slots[at] == slot else -1
 

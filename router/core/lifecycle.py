@@ -6,7 +6,6 @@ the table lacks is a fault and raises. ``README.md`` beside this file draws the 
 does: reservations, timers and commands are the dispatcher's.
 """
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -35,7 +34,7 @@ class Event(StrEnum):
     LEAVE = "leave"  # the client did
 
 
-NEXT: Final[Mapping[State, Mapping[Event, State | EndState]]] = {
+NEXT: Final[dict[State, dict[Event, State | EndState]]] = {
     State.DECIDING: {
         Event.HOLD: State.HELD,
         Event.SEND: State.SENT,

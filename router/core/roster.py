@@ -42,6 +42,7 @@ class Roster:
         self._pools: dict[str, Slots] = {}
         self._shortest: dict[str, float] = {}  # context of any backend in each pool, tokens
         self._spanned: tuple[Slots | None, slice | None] = (None, None)
+        self.first = 0  # of the slots of the last ``span``
         self._replicas: dict[str, int] = {}  # by model
         self.name_hashes = np.zeros(table.capacity, dtype=np.uint64)
         self.shown_name_hashes = view_of(self.name_hashes)
@@ -164,6 +165,7 @@ class Roster:
             ends = slots[[0, -1]].tolist() if len(slots) else (0, -2)  # slots ascend
             near = ends[1] - ends[0] == len(slots) - 1
             self._spanned = slots, slice(ends[0], ends[1] + 1) if near else None
+            self.first = int(ends[0])
         return self._spanned[1]
 
     def longest(self, model: str) -> float:
