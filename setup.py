@@ -59,6 +59,7 @@ for key, value in sorted(found.items()):
 
 LIBRARIES: Final = "router._native"  # of translated modules
 LAYERS: Final = {"core": ("router/core/", "policies/"), "gateway": ("router/gateway/",), "simulator": ("simulator/",)}
+DIRECT_CALLS: Final = ["-fno-semantic-interposition"]  # within a library: nobody replaces one of its functions
 MYPY: Final = (
     # Checked as strictly as `make check` does it, where numpy can be seen; a build must not fail for want of a stub.
     "--ignore-missing-imports", "--no-warn-unused-ignores", "--no-warn-return-any",
@@ -146,7 +147,10 @@ def translated() -> list[Extension]:
         for layer, folders in LAYERS.items()
     ]
     Path(LIBRARIES.replace(".", "/")).mkdir(exist_ok=True)
-    return list(mypycify([*MYPY, *modules()], opt_level="2", debug_level="0", separate=groups))
+    extensions: list[Extension] = list(mypycify([*MYPY, *modules()], opt_level="2", debug_level="0", separate=groups))
+    for extension in extensions:
+        extension.extra_compile_args += DIRECT_CALLS
+    return extensions
 
 
 def modules() -> list[str]:
