@@ -127,12 +127,12 @@ class TritonTranslation(Translation):
         return last + usage + b"data: [DONE]\n\n"
 
     def _frame(self, payload: bytes) -> bytes:
-        frame = orjson.loads(payload)
+        frame = _object(payload)
         if "error" in frame:
             self.error = payload
             return b""
         self.tokens += 1
-        text = frame.get("text_output", "")
+        text = _output(frame)
         role = b""
         if self._chat and not self._role_sent:
             self._role_sent = True
@@ -163,16 +163,34 @@ class TritonTranslation(Translation):
         return {"prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens}
 
     def _document(self, data: bytes) -> bytes:
-        answer = orjson.loads(data)
+        answer = _object(data)
         if "error" in answer:
             self.error = data
             return b""
-        text = answer.get("text_output", "")
+        text = _output(answer)
         self.tokens = _length(answer.get("sequence_length"), text)
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": self._finish_reason()}
         choice |= {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
         kind = "chat.completion" if self._chat else "text_completion"
         return orjson.dumps(self._envelope(kind) | {"choices": [choice], "usage": self._usage()})
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """A JSON object parsed. Raises ValueError for anything else."""
+    found = orjson.loads(data)
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")  # noqa: TRY004 - what was sent is wrong, and not the call
+    return found
+
+
+def _output(answer: Mapping[str, Any]) -> str:
+    """The text of a frame or of a whole reply, of several beams the first's. Raises ValueError where it is none."""
+    text = answer.get("text_output", "")
+    if isinstance(text, list) and text:
+        text = text[0]
+    if not isinstance(text, str):
+        raise ValueError("text_output is no text")  # noqa: TRY004 - as above
+    return text
 
 
 def _length(stated: Any, text: str) -> int:

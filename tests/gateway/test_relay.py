@@ -312,6 +312,24 @@ async def test_a_stream_that_ends_with_the_connection_must_have_said_done() -> N
         assert gate.seen.endings == [Ending.BROKEN, Ending.SERVED]
 
 
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/chat/completions"])
+async def test_an_error_that_the_close_cuts_short_still_breaks_the_stream(path: str, version: str) -> None:
+    """The engine died before the end of its error's line, in a body that ends with the connection."""
+    request = {"model": "m", "stream": True, "input": "x", "messages": [{"role": "user", "content": "x"}]}
+    died = {"error": {"message": "EngineCore died"}}
+    died = died if path.endswith("completions") else {"type": "error", **died}
+    last = b"data: " + json.dumps(died, separators=(",", ":")).encode()
+    head, more = b"HTTP/1.0 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", asyncio.Event()
+    async with pair([head + event(token("a")), more, last, Act.CLOSE]) as (gate, _):
+        client = await gate.client()
+        client.send(wire.post(path, json.dumps(request).encode(), version=version))
+        await client.head()
+        more.set()
+        assert "EngineCore died" in (await client.ended()).decode()
+        assert gate.seen.endings == [Ending.BROKEN]
+
+
 async def test_bytes_after_the_end_of_an_answer_reach_nobody() -> None:
     """A second answer to one question must not become the answer to the next."""
     async with pair([reply(b"{}") + reply(b'{"evil":1}')], [reply(b'{"good":1}')]) as (gate, engine):

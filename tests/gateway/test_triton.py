@@ -163,6 +163,32 @@ async def test_a_translated_stream_cut_in_the_middle_ends_with_an_error() -> Non
         assert got.complete
 
 
+@pytest.mark.parametrize("nonsense", ["[1]", "7", "null", '{"text_output": 7}', '{"text_output": null}', "{"])
+async def test_what_is_not_of_tritons_protocol_is_the_backends_fault(
+    nonsense: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a whole reply and in a stream, before and after the first token; no exception reaches the event loop."""
+    line, more = f"data: {nonsense}\n\n".encode(), asyncio.Event()
+    scripts = [
+        [wire.reply(nonsense.encode())],
+        [wire.STREAM_HEAD + chunked(line) + wire.LAST],
+        [wire.STREAM_HEAD + chunked(frame("a")), more, chunked(line) + wire.LAST],
+    ]
+    async with (
+        ScriptedEngine(*scripts) as engine,
+        gateway(engine.target(engine=TRITON, models={"m": "ensemble"})) as gate,
+    ):
+        for answer in (await gate.chat(stream=False), await gate.chat()):
+            assert answer.status == 500
+            assert "a sent what is not of its protocol" in answer.json()["error"]["message"]
+        client = await gate.client()
+        client.send(wire.chat())
+        await client.head()
+        more.set()
+        assert b"a sent what is not of its protocol" in await client.ended()
+        assert not [each for each in caplog.records if each.name == "asyncio"]
+
+
 async def test_an_error_in_a_whole_reply_of_200_is_no_success() -> None:
     """Triton answers 200 with an error for a model that sends several responses."""
     async with (

@@ -1,6 +1,7 @@
 """A backend that changes its address while a connection to it is being opened."""
 
 import asyncio
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -8,7 +9,7 @@ from contextlib import closing, contextmanager, suppress
 from router.engines.triton import KIND as TRITON
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.upstream import PoolLimits
-from tests.fakes_wire import Gateway, ScriptedEngine, gateway, stream
+from tests.fakes_wire import Act, Gateway, ScriptedEngine, gateway, stream, token
 from tests.waiting import until
 
 PATIENT = PoolLimits(connect_s=300.0)
@@ -46,6 +47,33 @@ async def test_a_request_that_is_dialling_follows_its_backend_to_a_new_address()
             assert reply.status == 200
             assert reply.body.endswith(b"data: [DONE]\n\n")
             assert gate.core.in_flight == 0
+
+
+async def test_a_request_that_dials_again_follows_its_backend_too() -> None:
+    """Its idle connection was closed by an engine that is gone: nothing answers at the old address any more."""
+    async with (
+        ScriptedEngine([stream("a")], [Act.UNTIL_LEFT]) as moved,
+        ScriptedEngine([stream("b")]) as engine,
+        gateway(moved.target(), pool=PATIENT) as gate,
+    ):
+        await gate.chat()
+        upstream = gate.driver.upstreams["a"]
+        (idle,) = upstream.open
+        upstream._dialler = lambda *_: None  # no connection is refused and none is made
+        asked = asyncio.create_task(gate.chat())
+        await until(lambda: idle.reader is not None)
+        idle.transport.abort()
+        await until(lambda: not upstream.open)
+        gate.driver.join(engine.target())
+        assert (await asked).events()[0] == json.dumps(token("b"))
+
+
+async def test_a_host_that_cannot_be_looked_up_is_a_failure_at_once() -> None:
+    """The name is refused before any look-up, by another exception than a failed one."""
+    async with gateway(Target("a", "a..b", 1)) as gate:
+        answer = await gate.chat()
+        assert answer.status == 502
+        assert "'a..b' is no host name" in answer.json()["error"]["message"]
 
 
 async def test_a_request_that_is_dialling_fails_at_once_when_its_backend_changes_protocol() -> None:

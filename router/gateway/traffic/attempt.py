@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+import orjson
+
 from router.core.flight import Failure
 from router.core.types import Usage
 from router.gateway.traffic import faults
@@ -80,6 +82,7 @@ class UpstreamAttempt(Reader):
             self._dial()
 
     def _dial(self) -> None:
+        self.connection = None  # one that was closed while idle is replaced: the driver finds what is connecting by it
         began_s = self._clock()
 
         def ready(connection: Connection) -> None:
@@ -167,6 +170,8 @@ class UpstreamAttempt(Reader):
             self.connection_failed(f"{self.upstream.target.name} closed the connection in the middle", unanswered=False)
         elif head.status not in _OK:
             self._answered_with_error()
+        elif self._phase == _DYING:
+            self._break_with_error()
         elif self.call.expects_done and head.event_stream and not self.meter.saw_done:
             self._failed(Failure(f"{self.upstream.target.name} closed the connection before [DONE]"))
         else:
@@ -319,7 +324,8 @@ class UpstreamAttempt(Reader):
         try:
             return self._translation.feed(data)
         except ValueError as error:
-            self._translation.error = f"{self.upstream.target.name} sent what is not JSON: {error}".encode()
+            why = f"{self.upstream.target.name} sent what is not of its protocol: {error}"
+            self._translation.error = orjson.dumps({"error": why})
             return b""
 
     def _ends_with_error(self, data: bytes) -> None:
@@ -353,7 +359,11 @@ class UpstreamAttempt(Reader):
         assert self.connection is not None
         self._body += self.connection.decoded() if self._decodes else data
         if b"\n" in self._body or self.connection.done or len(self._body) > _HELD_BYTES_MAX:
-            self._break(CHUNK_SEAM.sub(b"", self._body).partition(b"\n")[0])
+            self._break_with_error()
+
+    def _break_with_error(self) -> None:
+        """The engine's error payload ends with its line, or where the body ends."""
+        self._break(CHUNK_SEAM.sub(b"", self._body).partition(b"\n")[0])
 
     def _usage(self) -> Usage:
         """Token counts of the reply."""

@@ -295,6 +295,8 @@ class Upstream:
             failed(f"{target.name} did not accept a connection in {self.limits.connect_s:g} s")
         except OSError as error:
             failed(f"{target.name} cannot be reached: {error.strerror or error}")
+        except UnicodeError as error:  # a host that cannot be a DNS name
+            failed(f"{target.name} cannot be reached: {target.host!r} is no host name ({error})")
         else:
             ready(connection)
 
