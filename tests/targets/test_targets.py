@@ -28,7 +28,9 @@ ADVICE = Advice("m", "small", 3, 1, "because")
 
 
 class Receiver:
-    """A server on a real socket that keeps what is posted; ``status`` is its answer (0: it never answers)."""
+    """A server on a real socket that keeps what is posted; ``status`` is its answer (0: it never answers; 1: its head
+    never ends).
+    """
 
     def __init__(self) -> None:
         self.status = 200
@@ -45,10 +47,19 @@ class Receiver:
                 length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
                 self.heads.append(head)
                 self.bodies.append(json.loads(await reader.readexactly(length)))
-                if self.status:
+                if self.status == 1:
+                    await self._drip(writer)
+                elif self.status:
                     writer.write(b"HTTP/1.1 %d x\r\ncontent-length: 0\r\n\r\n" % self.status)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
+
+    async def _drip(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 x\r\n")
+        while True:
+            writer.write(b"a: b\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.001)
 
     async def close(self) -> None:
         for writer in self.open:
@@ -136,6 +147,8 @@ async def test_a_receiver_that_is_silent_or_gone_is_a_failure_in_bounded_time() 
     """No exception leaves ``apply``."""
     async with receiver() as it, webhook(it.url, timeout_s=0.01) as target:
         it.status = 0
+        assert "Timeout" in (await target.apply(ADVICE)).reason
+        it.status = 1
         assert "Timeout" in (await target.apply(ADVICE)).reason
     async with webhook(it.url) as target:
         assert "ConnectError" in (await target.apply(ADVICE)).reason
