@@ -73,7 +73,11 @@ class ModelFacts(Section):
 def _self_mapped(value: Any) -> Any:
     """``[a, b]`` means ``{a: a, b: b}``: the engine and the clients use one name. So does a bare ``a``."""
     value = [value] if isinstance(value, str) else value
-    return {name: name for name in value} if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    if any(isinstance(name, list | dict) for name in value):
+        raise ValueError("expected a list of names, or {client's name: engine's name}")
+    return {name: name for name in value}
 
 
 ServedModels = Annotated[dict[Name, Name], BeforeValidator(_self_mapped), BeforeValidator(some)]

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_val
 
 from router.config import backend
 from router.config.section import (
+    BaseUrl,
     Count,
     HttpUrl,
     Name,
@@ -68,7 +69,7 @@ class Backend(backend.Backend):
     the engine kind when left out; ``api_key`` is the bearer token of the engine.
     """
 
-    url: HttpUrl
+    url: BaseUrl
     metrics_url: HttpUrl | None = None
     health_url: HttpUrl | None = None
     chat_template: str | None = None

@@ -99,6 +99,8 @@ def document(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ConfigError([f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{name}:1: an alias (*name) stands inside of what it names, or too deep"]) from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise

@@ -149,6 +149,23 @@ backends:
         (BACKENDS.replace("tp: 2", "precision: fp7"), "r.yaml:3: backends[0].precision: no precision named 'fp7'"),
         (BACKENDS + BACKENDS.split("\n")[2], "r.yaml:4: backends[1].name: two backends are named 'a'"),
         (BACKENDS.replace(":8001", ":80a1"), "r.yaml:3: backends[0].url: expected http://host:port"),
+        *(
+            (f"backends:\n  - {{name: a, url: '{url}'}}\n", f"r.yaml:2: backends[0].url: {fault}")
+            for url, fault in (
+                ("http://a..b:1", "expected http://host:port"),
+                (f"http://{'a' * 64}:1", "expected http://host:port"),
+                ("http://a b:1", "expected http://host:port"),
+                ("http://ä:1", "expected http://host:port"),
+                ("http://user:secret@a:1", "a username has no use here"),
+                ("http://a:1?b=c", "a query has no use here"),
+                ("http://a:1/#b", "a fragment has no use here"),
+            )
+        ),
+        ("backends: &all\n  - *all\n", "r.yaml:1: an alias (*name) stands inside of what it names"),
+        (
+            "backends:\n  - {name: a, url: 'http://a:1', models: [[m]]}\n",
+            "r.yaml:2: backends[0].models: expected a list of",
+        ),
         (BACKENDS + "default_slo_class: chat", "r.yaml:4: default_slo_class: unknown class; expected one of default"),
         (BACKENDS + "policy: {routing: slo_hedroom}", "r.yaml:4: policy.routing: unknown routing policy 'slo_hedroom'"),
         (
