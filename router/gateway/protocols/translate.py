@@ -11,7 +11,7 @@ from router.gateway.protocols.target import Target
 from router.gateway.protocols.triton import PROTOCOL
 
 
-def translation(call: RequestBody, target: Target, request_id: str) -> Translation | None:
+def translation(call: RequestBody, target: Target, wire_id: bytes) -> Translation | None:
     """How *call* and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""
     kind = target.engine
     protocol = PROTOCOL if call.endpoint.dialect is Dialect.TRITON else OPENAI_PROTOCOL
@@ -29,7 +29,7 @@ def translation(call: RequestBody, target: Target, request_id: str) -> Translati
             stream=call.stream,
             output_tokens_max=call.output_tokens_max,
             prompt_chars=call.prompt_chars,
-            request_id=request_id,
+            request_id=wire_id.decode("latin-1"),
             chat_template=target.chat_template,
             chat_opening=target.chat_opening,
         )

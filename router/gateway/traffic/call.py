@@ -78,7 +78,7 @@ class Call:
 
     def for_engine(self, target: Target) -> Translation | None:
         """How this call and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""
-        return translate.translation(self.body, target, self.wire_id.decode("latin-1"))
+        return translate.translation(self.body, target, self.wire_id)
 
     def request_bytes(
         self, target: Target, opening: Callable[[bytes, bytes], bytes], translation: Translation | None

@@ -217,11 +217,14 @@ class Driver(RequestDriver):
 
         Called while a command is performed, it appends to the queue: nothing is performed inside of another command.
         """
-        self._commands.extend(commands)
+        if self._performing or self._commands or len(commands) != 1:
+            self._commands.extend(commands)
         if self._performing:
             return
         self._performing = True
         try:
+            if not self._commands and commands:  # one alone, as most are, need not pass through the queue
+                self._perform_one(commands[0])
             while self._commands:
                 self._perform_one(self._commands.popleft())
         finally:
