@@ -1,7 +1,8 @@
-"""CPU microseconds of one build as JSON: a decision, a streamed token, a short request, a replayed request.
+"""CPU microseconds of one build: a decision, a streamed token, a short request, a replayed request.
 
-Runs against whatever tree PYTHONPATH names, so that two builds can be measured in turn (``beside.py``): leans on names
-that are older than both. ``python -P tests/bench/figures.py [FIGURE ...]``; all without arguments.
+Each figure is measured in short rounds, so that those of two builds can alternate (``beside.py``): a processor is now
+and then half as fast for a while. Leans on names that are older than both builds. As a program, with PYTHONPATH at any
+tree: reads names of figures, and answers each with the figure of one round.
 """
 
 import asyncio
@@ -30,87 +31,89 @@ from tests.gateway.test_wire_fuzz import Bench
 STREAMS: Final = 3  # that run on each backend at a time
 STREAM_S: Final = 0.6
 REPLY_TOKENS: Final = 50
-RUNS: Final = 2  # that are the same to the last decision: of each step the least counts
+WARM: Final = 600  # decisions before the first that is timed: as many as explanations are kept of, and some
+CHUNK: Final = chunked(event(token(" token") | {"created": 1790000000, "model": "m", "usage": None}))
+END: Final = chunked(event("[DONE]")) + LAST
 POOL: Final = """
 slo: chat:ttft=2s,tpot=100ms
 backends:
   - {name: a, card: a100-80g-sxm, model: llama-3-8b, count: 8}
 """
+Round = Callable[[], float]
 
 
-def decision_us(backends: int, requests: int) -> float:
-    """A whole decision (``Dispatcher.arrived``) of slo_headroom where every backend runs some streams: the median."""
-    return float(np.median(np.min([_decisions(backends, requests) for _ in range(RUNS)], axis=0)))
+class Decisions:
+    """slo_headroom over backends of which each runs some streams."""
 
+    def __init__(self, backends: int, count: int) -> None:
+        """``count`` decisions a round."""
+        policy, admission = policies.find("routing", "slo_headroom", {}), policies.find("admission", "deadline", {})
+        self.core = Dispatcher(policy, admission, random.Random(1))
+        for n in range(backends):
+            self.core.backend_joined(backend(f"b{n}", slower=1.0 + n % 3 / 10), 0.0)
+        self.streams, self.between_s = STREAMS * backends, STREAM_S / (STREAMS * backends)
+        self.slo = Slo(ttft_s=2.0, tpot_s=0.1, e2e_s=60.0, quantile=0.9)
+        self.running: deque[tuple[str, int]] = deque()
+        self.asked, self.count = 0, count
+        for _ in range(self.streams + WARM):
+            self.decide()
 
-def _decisions(backends: int, requests: int) -> list[float]:
-    policy, admission = policies.find("routing", "slo_headroom", {}), policies.find("admission", "deadline", {})
-    core = Dispatcher(policy, admission, random.Random(1))
-    for n in range(backends):
-        core.backend_joined(backend(f"b{n}", slower=1.0 + n % 3 / 10), 0.0)
-    slo = Slo(ttft_s=2.0, tpot_s=0.1, e2e_s=60.0, quantile=0.9)
-    running: deque[tuple[str, int]] = deque()
-    took = []
-    warm, now_s, between_s = STREAMS * backends, 0.0, STREAM_S / (STREAMS * backends)
-    for n in range(warm + requests):
-        now_s += between_s
-        arrived = request(f"r{n}", arrived_s=now_s, prompt_tokens=100 + n % 900, slo=slo)
+    def decide(self) -> float:
+        """Microseconds of one whole decision; a stream begins, and the oldest ends."""
+        self.asked += 1
+        now_s = self.asked * self.between_s
+        arrived = request(f"r{self.asked}", arrived_s=now_s, prompt_tokens=100 + self.asked % 900, slo=self.slo)
         began = thread_time_ns()
-        commands = core.arrived(arrived, now_s)
+        commands = self.core.arrived(arrived, now_s)
         ended = thread_time_ns()
-        if n >= warm:
-            took.append((ended - began) / 1e3)
         if type(commands[0]).__name__ == "Send":
-            core.first_byte(arrived.id, 1, now_s + between_s / 4)
-            running.append((arrived.id, arrived.prompt_tokens))
-        if len(running) > STREAMS * backends:
-            request_id, prompt_tokens = running.popleft()
-            core.ended(request_id, 1, Usage(REPLY_TOKENS, prompt_tokens), now_s + between_s / 2)
-    return took
+            self.core.first_byte(arrived.id, 1, now_s + self.between_s / 4)
+            self.running.append((arrived.id, arrived.prompt_tokens))
+        if len(self.running) > self.streams:
+            request_id, prompt_tokens = self.running.popleft()
+            self.core.ended(request_id, 1, Usage(REPLY_TOKENS, prompt_tokens), now_s + self.between_s / 2)
+        return (ended - began) / 1e3
+
+    def __call__(self) -> float:
+        """The median of a round."""
+        return float(np.median([self.decide() for _ in range(self.count)]))
 
 
-def least_us(count: int, act: Callable[[], None]) -> float:
-    """One *act*: the best of ten rounds."""
-    rounds = []
-    for _ in range(10):
-        began = thread_time_ns()
-        for _ in range(count):
-            act()
-        rounds.append((thread_time_ns() - began) / count / 1e3)
-    return min(rounds)
+def wire(count: int, *, token_only: bool) -> float:
+    """The gateway's own work for a token or a request, with the wire in memory: the mean of so many."""
+    return asyncio.run(_on_the_wire(count, token_only))
 
 
-def wire_us(token_only: bool) -> float:
-    """The gateway's own work, with the wire in memory."""
-    return asyncio.run(_on_the_wire(token_only))
-
-
-async def _on_the_wire(token_only: bool) -> float:
-    chunk = chunked(event(token(" token") | {"created": 1790000000, "model": "m", "usage": None}))
-    end = chunked(event("[DONE]")) + LAST
+async def _on_the_wire(count: int, token_only: bool) -> float:
     bench, prompt = Bench(), chat(messages=[{"role": "user", "content": "hello world " * 160}])
 
     def one() -> None:
         bench.sends(prompt)
-        bench.answers(STREAM_HEAD + chunk)
-        bench.answers(end)
+        bench.answers(STREAM_HEAD + CHUNK)
+        bench.answers(END)
         bench.client.written = b""
         for connection in bench.upstream.open:
             connection.transport.written = b""  # type: ignore[attr-defined]
 
-    if not token_only:
-        one()
-        return least_us(300, one)
-    bench.client.write = lambda _: None  # type: ignore[method-assign, assignment]
-    bench.sends(chat())
-    bench.answers(STREAM_HEAD + chunk)
-    (connection,) = bench.busy()
-    cost_us = least_us(5_000, lambda: connection.data_received(chunk))
-    bench.ends()
-    return cost_us
+    act: Callable[[], object] = one
+    if token_only:
+        bench.client.write = lambda _: None  # type: ignore[method-assign, assignment]
+        bench.sends(prompt)
+        bench.answers(STREAM_HEAD + CHUNK)
+        (connection,) = bench.busy()
+        act = partial(connection.data_received, CHUNK)
+    for _ in range(count // 4):
+        act()
+    began = thread_time_ns()
+    for _ in range(count):
+        act()
+    took_us = (thread_time_ns() - began) / count / 1e3
+    if token_only:
+        bench.ends()
+    return took_us
 
 
-def replay_us(policy: str, requests: int) -> float:
+def replay(policy: str, requests: int) -> float:
     """A request of a replay over eight replicas, by the simulator's own count of its CPU time."""
     with tempfile.TemporaryDirectory() as folder:
         pool = Path(folder) / "pool.yaml"
@@ -121,25 +124,29 @@ def replay_us(policy: str, requests: int) -> float:
     return float(json.loads(result.stdout)["runs"][policy]["cpu_s"]) / requests * 1e6
 
 
-FIGURES: Final[dict[str, Callable[[], float]]] = {
-    "decision over 8": partial(decision_us, 8, 2000),
-    "decision over 100": partial(decision_us, 100, 1500),
-    "decision over 1000": partial(decision_us, 1000, 500),
-    "streamed token": partial(wire_us, True),
-    "short request": partial(wire_us, False),
-    "replay, round_robin": partial(replay_us, "round_robin", 20_000),
-    "replay, slo_headroom": partial(replay_us, "slo_headroom", 20_000),
+FIGURES: Final[dict[str, tuple[int, Callable[[], Round]]]] = {
+    "decision over 8": (40, lambda: Decisions(8, 150)),
+    "decision over 100": (40, lambda: Decisions(100, 80)),
+    "decision over 1000": (40, lambda: Decisions(1000, 25)),
+    "streamed token": (60, lambda: partial(wire, 3_000, token_only=True)),
+    "short request": (60, lambda: partial(wire, 60, token_only=False)),
+    "replay, round_robin": (3, lambda: partial(replay, "round_robin", 20_000)),
+    "replay, slo_headroom": (3, lambda: partial(replay, "slo_headroom", 10_000)),
 }
+"""Each figure's rounds, and what measures one."""
 
 
 def main() -> None:
-    """Print the figures whose names hold any of the arguments."""
+    """Answer until the input ends."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)  # as the gateway sets it
-    words = sys.argv[1:] or [""]
-    wanted = [name for name in FIGURES if any(word in name for word in words)]
-    print(json.dumps({name: FIGURES[name]() for name in wanted}))
+    rounds: dict[str, Round] = {}
+    for name in map(str.strip, sys.stdin):
+        if name not in rounds:
+            rounds[name] = FIGURES[name][1]()
+            rounds[name]()
+        print(rounds[name](), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ pytestmark = pytest.mark.benchmark
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_figures_of_this_build(name: str) -> None:
     """Each is a time."""
-    cost_us = FIGURES[name]()
-    print(f"\n{name}: {cost_us:.2f} us")
-    assert cost_us > 0.0
+    rounds, begun = FIGURES[name]
+    measure = begun()
+    least_us = min(measure() for _ in range(rounds))
+    print(f"\n{name}: {least_us:.2f} us")
+    assert least_us > 0.0
