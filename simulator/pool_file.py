@@ -42,7 +42,7 @@ class Backend(backend.Backend):
     prefix_caching: bool = True
     priority: bool = False
     memory_utilization: Annotated[float, Bound(gt=0, le=1)] = 0.9
-    network_ms: Annotated[float, Bound(ge=0)] = 1.0
+    network_ms: Annotated[float, Bound(ge=0, allow_inf_nan=False)] = 1.0
 
 
 def _belief(text: str) -> str:
@@ -97,8 +97,8 @@ _FIELDS: Final[dict[str, Any]] = {
     "wrong_factor": (PositiveFloat, 2.0),
     "routers": (PositiveInt, 1),
     "sync_s": (PositiveFloat, 0.05),
-    "scrape_s": (Annotated[float, Bound(ge=0)], 1.0),
-    "health_s": (Annotated[float, Bound(ge=0)], 1.0),
+    "scrape_s": (Annotated[float, Bound(ge=0, allow_inf_nan=False)], 1.0),
+    "health_s": (Annotated[float, Bound(ge=0, allow_inf_nan=False)], 1.0),
     "faults": (_several(_section(Fault)), ()),
     "clients": (_section(Clients), None),
     "scaling": (_section(Autoscaling), None),

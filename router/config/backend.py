@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from router.config.section import Count, Name, PositiveFloat, PositiveInt, Section, named, some
+from router.config.section import Count, Name, NonNegativeFloat, PositiveFloat, PositiveInt, Section, named, some
 from router.config.text import ConfigProblem, Loc
 from router.core.cards import GIB, Card, card
 from router.core.errors import DoesNotFit
@@ -38,7 +38,7 @@ class CardFacts(Section):
     link: Name | None = None
     link_gb_per_s: PositiveFloat | None = None
     cards_per_node: PositiveInt | None = None
-    price_per_hour: Annotated[float, Field(ge=0)] | None = None
+    price_per_hour: NonNegativeFloat | None = None
 
 
 class ModelFacts(Section):
@@ -116,8 +116,8 @@ class Backend(Section):
     kv_tokens_max: PositiveInt | None = None
     context_tokens_max: PositiveInt | None = None
     chunk_tokens: PositiveInt = 2048
-    price_per_hour: Annotated[float, Field(ge=0)] | None = None
-    network_ms: Annotated[float, Field(ge=0)] = 0.0
+    price_per_hour: NonNegativeFloat | None = None
+    network_ms: NonNegativeFloat = 0.0
     weight: PositiveFloat = 1.0
     variant: Name | None = None
     labels: dict[str, Label] = {}

@@ -172,6 +172,8 @@ def validate(job: Job) -> Verdict:
     """Check the contract, then play the workloads. The first fault decides the verdict."""
     verdict = Verdict()
     try:
+        if not job.backends:
+            raise PolicyRejected("no backends to validate the policy with")  # noqa: TRY301 - one way to a verdict
         for plain in (job.candidate["routing"], *job.others):
             _check_contract("routing", plain, job, check_routing)
         _check_contract("admission", job.candidate["admission"], job, check_admission)

@@ -161,6 +161,13 @@ backends:
                 ("http://a:1/#b", "a fragment has no use here"),
             )
         ),
+        *(
+            (
+                f"backends:\n  - {{name: a, url: 'http://a:1', {key}: .inf}}\n",
+                f"r.yaml:2: backends[0].{key}: input should be a finite number, not inf",
+            )
+            for key in ("network_ms", "price_per_hour")
+        ),
         ("backends: &all\n  - *all\n", "r.yaml:1: an alias (*name) stands inside of what it names"),
         (
             "backends:\n  - {name: a, url: 'http://a:1', models: [[m]]}\n",

@@ -64,6 +64,10 @@ def test_a_replica_bears_the_labels_that_it_would_have_in_a_gateway(tmp_path: Pa
             "pool.yaml:2: defaults.tpp: unknown key; did you mean 'tp'",
         ),
         (GOOD.replace("tp: 2", "served_as: m"), "pool.yaml:7: backends[1].served_as: is now models"),
+        (
+            GOOD.replace("tp: 2", "network_ms: .inf"),
+            "pool.yaml:7: backends[1].network_ms: input should be a finite number",
+        ),
         (GOOD.replace("tp: 2", "network_s: 0.1"), "network_s: is now network_ms, in milliseconds"),
         (GOOD.replace("tp: 2", "seqs_max: 4000"), "backends[1]: chunk_tokens (2048) must be at least seqs_max (4000)"),
         (GOOD.replace("spread: 0.2", "spread: -1"), "pool.yaml:4: truth: truth: spread must be 0 or more"),

@@ -36,6 +36,12 @@ def asked(candidate: dict[str, Any], **more: Any) -> Any:
     return job_of(json.loads(json.dumps(plain)))
 
 
+def test_without_backends_there_is_nothing_to_validate_with() -> None:
+    """A verdict that says so."""
+    verdict = validate(asked(own("good"), backends=[]))
+    assert (verdict.passed, verdict.why) == (False, "no backends to validate the policy with")
+
+
 def test_a_policy_as_good_as_the_serving_one_passes() -> None:
     """With both attainments in the verdict, and how long a decision took."""
     verdict = validate(asked(own("good"), requests_max=800))
