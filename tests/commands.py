@@ -8,7 +8,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
-from router import arguments, signals
+from router import arguments, stop_signals
 from router.arguments import Program
 from router.commands.table import PROGRAM as ROUTER
 from router.search_path import environment, module_command
@@ -62,7 +62,7 @@ def calibrate(words: Sequence[str]) -> int:
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
     """A command installs handlers; a test's process has others."""
-    kept = {number: signal.getsignal(number) for number in signals.ENDING}
+    kept = {number: signal.getsignal(number) for number in stop_signals.ENDING}
     try:
         yield
     finally:
