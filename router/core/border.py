@@ -132,6 +132,8 @@ def report(given: EngineReport, name: str, now_s: float, dropped: DroppedNumbers
         source = CLOCK if -FAR_S < given.asked_s < FAR_S else REPORT  # of another clock, or no time at all
         dropped.add(source, name, f"a report of a scrape begun at {given.asked_s} s, read at {now_s} s")
         return None
+    if _is_plausible(given):
+        return given
     return EngineReport(
         given.asked_s,
         _in_range(given.running, 0.0, SEQUENCES_MOST, name, "running", dropped),
@@ -142,6 +144,19 @@ def report(given: EngineReport, name: str, now_s: float, dropped: DroppedNumbers
             for each, value in zip(registered(), given.signals, strict=True)
         },
     )
+
+
+def _is_plausible(given: EngineReport) -> bool:
+    """Whether nothing of the report has to be changed, as of most: then no other one is made."""
+    running, waiting, kv_tokens_max = given.running, given.waiting, given.kv_tokens_max
+    if not (
+        0.0 <= running <= SEQUENCES_MOST and 0.0 <= waiting <= SEQUENCES_MOST and 1.0 <= kv_tokens_max <= TOKENS_MOST
+    ):
+        return False
+    for signal, value in zip(registered(), given.signals, strict=True):
+        if not (signal.least <= value <= signal.most or (isnan(value) and isnan(signal.absent))):
+            return False
+    return True
 
 
 def _signal(signal: Signal, value: float, name: str, dropped: DroppedNumbers) -> float:

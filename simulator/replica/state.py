@@ -78,13 +78,17 @@ class ReplicaState(Batch):
         *now*: the ``signals``; *before*: what they were at the last report (None: no report yet).
         """
         last: Mapping[str, Value] = before if before is not None else {}
-        found = {name: value_since(value, last.get(name)) for name, value in now.items()}
+        found = {}
+        for name, value in now.items():
+            since = value_since(value, last.get(name))
+            if not isnan(since):
+                found[name] = since
         return EngineReport(
             requested_s,
             float(self.running),
             float(self.waiting),
             float(self.limits.kv_blocks * self.limits.block_tokens),
-            **{name: value for name, value in found.items() if not isnan(value)},
+            **found,
         )
 
     # ---- for bounds, which read everything -----------------------------------------

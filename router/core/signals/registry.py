@@ -60,8 +60,14 @@ def row_of(name: str) -> int:
     return row
 
 
+@cache
+def _absent() -> dict[str, float]:
+    return {each.name: each.absent for each in registered()}
+
+
 def in_order(values: Mapping[str, float]) -> tuple[float, ...]:
     """The values as a report holds them; ``absent`` where there is none. Raises TypeError for an unknown name."""
-    if not values.keys() <= set(names()):
-        raise TypeError(f"unknown signals {sorted(values.keys() - set(names()))}; expected {', '.join(names())}")
-    return tuple(values.get(each.name, each.absent) for each in registered())
+    absent = _absent()
+    if not values.keys() <= absent.keys():
+        raise TypeError(f"unknown signals {sorted(values.keys() - absent.keys())}; expected {', '.join(names())}")
+    return tuple([values.get(name, none) for name, none in absent.items()])
