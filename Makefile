@@ -66,7 +66,7 @@ install = { test -x $(UV) && $(UV) pip install --quiet --python $(BIN)/python $(
 $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@echo "installing what the router needs"
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' >$(VENV)/run.txt
-	@$(call install,setuptools -r $(VENV)/run.txt)
+	@$(call install,'setuptools>=77' -r $(VENV)/run.txt)
 	@touch $@
 
 # At once, and no loss but of speed where they cannot be built.
