@@ -54,8 +54,7 @@ clean:  ## forget the environment, what was compiled and every cache
 # Three ways, in the order of speed: uv from PATH; uv from the pip of $(PYTHON), into a folder of its own; pip.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Headroom needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 run"; exit 1; }
-	@mkdir -p $(dir $(UV))
-	@if uv --version >/dev/null 2>&1; then ln -sf "$$(command -v uv)" $(UV); \
+	@if uv --version >/dev/null 2>&1; then mkdir -p $(dir $(UV)); ln -sf "$$(command -v uv)" $(UV); \
 	 else $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile --target $(VENV)/uv uv >/dev/null 2>&1; fi; \
 	 $(PYTHON) -m venv --without-pip $(VENV)
 
