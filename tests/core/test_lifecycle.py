@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router import compiled
 from router.core import Dispatch, Hold, Reason, Shed, Slo
 from router.core.decisions import EndState
 from router.core.flight import DispatchLimits, Failure, Flight
@@ -34,6 +35,8 @@ class Seen(dict):
 @pytest.fixture
 def walked(monkeypatch):
     """The moves that were made, in order."""
+    if compiled.state() == "compiled":
+        pytest.skip("compiled code looks into a dict past what a subclass does; .ci/run has the sources walk as well")
     seen = []
     for state, following in dict(NEXT).items():
         monkeypatch.setitem(NEXT, state, Seen(state, following, seen))
