@@ -302,14 +302,18 @@ async def test_sync_survives_a_restart_of_redis(server: RedisServer) -> None:
         await each._store.close()
 
 
-async def test_a_sync_that_is_cancelled_ends_though_the_client_hides_it(server: RedisServer) -> None:
-    """A client may answer a cancellation with an error of its own: taken for a store that is gone, it would go on."""
+@pytest.mark.parametrize("fault", [ConnectionError("closed while reading"), None])
+async def test_a_sync_that_is_cancelled_ends_though_the_client_hides_it(
+    server: RedisServer, fault: Exception | None
+) -> None:
+    """A client may answer a cancellation with an error of its own, or with its result: a loop around it would go on."""
 
     async def hides() -> None:
         try:
             await asyncio.sleep(60.0)
         except asyncio.CancelledError:
-            raise ConnectionError("closed while reading") from None
+            if fault is not None:
+                raise fault from None
 
     it = store(server, "a")
     task = asyncio.create_task(it._do(hides()))

@@ -117,19 +117,27 @@ class RedisStore:
         return list(await self._do(pipe.execute()))
 
     async def _do(self, call: Any) -> Any:
-        """Await one call for at most ``timeout_s``. Raises StoreGone for every way in which it can fail."""
+        """Await one call for at most ``timeout_s``. Raises StoreGone for every way in which it can fail.
+
+        A cancellation may come out of the client as an error of its own or, at the end of a pipeline, not at all.
+        """
+        task = asyncio.current_task()
+        assert task is not None  # a coroutine runs in one
+        cancelled = task.cancelling()
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await call
+                answer = await call
         except MovedError as moved:
             await self._go(_elsewhere(self._at, moved.host, moved.port))
             raise StoreGone(f"the pool's slot is at {moved.host}:{moved.port}; trying there next") from moved
         except (RedisError, OSError, TimeoutError) as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():  # the client turned our cancellation into an error of its own
+            if task.cancelling() > cancelled:
                 raise asyncio.CancelledError from error
             await self._go(self._url)  # a node that was followed may be gone for good; start over at the configured one
             raise StoreGone(f"{type(error).__name__}: {error}") from error
+        if task.cancelling() > cancelled:
+            raise asyncio.CancelledError
+        return answer
 
     def _client(self) -> Redis:
         return Redis.from_url(
