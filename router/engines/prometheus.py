@@ -7,6 +7,7 @@ rank: counts are summed over them, shares averaged.
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from math import isnan, nan
 from typing import Final
 
@@ -15,6 +16,10 @@ from router.core.types import EngineReport
 
 Labels = Mapping[str, str]
 Samples = list[tuple[Labels, float]]
+
+_SAMPLES_MAX: Final = (
+    4096  # of one name that are read: no engine has as many, and a broken page must not block the loop
+)
 
 _LABEL: Final = re.compile(rb'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
 _LABELS: Final = re.compile(rb'\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\}')
@@ -90,7 +95,7 @@ class SignalPage:
 def samples_of_first(page: bytes, *names: bytes) -> Samples:
     """The samples of the first of these names that the page has; give the newest name first."""
     for name in names:
-        found = list(samples(page, name))
+        found = list(islice(samples(page, name), _SAMPLES_MAX))
         if found:
             return found
     return []

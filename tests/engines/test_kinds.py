@@ -148,3 +148,11 @@ def test_tensorrt_llm_is_simulated_by_its_own_scheduler_under_every_name() -> No
     for name in ("tensorrt-llm", "trtllm", "tensorrt_llm", "trt-llm", "triton", "tensorrt-llm-2024"):
         assert Member("t", "l4", "qwen3-4b", engine=name).limits().no_evict, name
     assert not Member("t", "l4", "qwen3-4b").limits().no_evict
+
+
+def test_a_page_of_endless_samples_is_read_in_part() -> None:
+    """Its tens of thousands of labels would keep the event loop from every stream; what no engine has is not read."""
+    line = b'vllm:num_requests_running{engine="0"} 1.0\n'
+    found = read_metrics(line * 100_000)
+    assert found is not None
+    assert found.running == 4096

@@ -225,6 +225,24 @@ def test_addresses_alone_are_a_config(tmp_path: Path) -> None:
         backends_of(["a:8000"])
 
 
+@pytest.mark.parametrize("host", ["null", "yes", "123", "0x1f", "2001-01-01"])
+def test_a_host_that_yaml_would_read_as_another_value_is_a_name(host: str) -> None:
+    """The short config is read back like any other."""
+    with short_config(backends_of([f"http://{host}"]), 9000) as path:
+        assert [given.name for given in plan_file(path).undiscovered] == [host]
+
+
+async def test_init_writes_every_printable_name_as_yaml(tmp_path: Path) -> None:
+    """Beyond the basic plane too, where escapes of JSON are none of YAML, and words that YAML reads otherwise."""
+    names = ["m\U0001f600", "null", "é: #x", 'a"b\\c']
+    listed = {"data": [{"id": name, "owned_by": "vllm"} for name in names]}
+    async with served({"/v1/models": json.dumps(listed).encode()}) as at:
+        text, _ = await commented([at.url], 5.0)
+    file = tmp_path / "found.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert list(plan_file(file).backends[0].models) == names
+
+
 async def test_init_writes_what_it_found_and_check_accepts_it(tmp_path: Path) -> None:
     """One engine of each sort, and one that is away: its address stays, to be read when it answers."""
     async with served(VLLM) as vllm, served(SGLANG) as sglang, served(TRITON) as triton:

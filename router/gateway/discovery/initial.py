@@ -62,7 +62,7 @@ def short_config(backends: Sequence[Backend], port: int) -> Iterator[Path]:
 
     A file and no value, so that workers and reloads find it as they find any other.
     """
-    lines = [f"  - {{name: {given.name}, url: {json.dumps(given.url)}}}\n" for given in backends]
+    lines = [f"  - {{name: {_quoted(given.name)}, url: {_quoted(given.url)}}}\n" for given in backends]
     with TemporaryDirectory(prefix="headroom-") as folder:
         path = Path(folder) / "router.yaml"
         path.write_text(f"listen: {{port: {port}}}\nbackends:\n" + "".join(lines), encoding="utf-8")
@@ -91,17 +91,17 @@ async def commented(urls: Sequence[str], timeout_s: float) -> tuple[str, list[st
 
 def _unread(given: Backend, why: Unanswered) -> str:
     reason = f"{_plain(str(why))}; read when it answers"
-    return f"  - name: {given.name}\n{_line('url', json.dumps(given.url), reason)}"
+    return f"  - name: {_quoted(given.name)}\n{_line('url', _quoted(given.url), reason)}"
 
 
 def _found(given: Backend, kind: EngineKind, facts: EngineFacts) -> str:
-    return f"  - name: {given.name}\n" + "".join(_lines(completed(given, kind, facts), kind, facts))
+    return f"  - name: {_quoted(given.name)}\n" + "".join(_lines(completed(given, kind, facts), kind, facts))
 
 
 def _lines(given: Backend, kind: EngineKind, facts: EngineFacts) -> Iterator[str]:
-    yield _line("url", json.dumps(given.url))
+    yield _line("url", _quoted(given.url))
     yield _line("engine", given.engine or kind.name, _plain(facts.version))
-    yield _line("models", json.dumps(list(given.models)), "{client's name: engine's name} where they differ")
+    yield _line("models", _quoted(list(given.models)), "{client's name: engine's name} where they differ")
     if given.model is not None and given.model.like:
         yield _line("model", given.model.like, "its shape, by the name of the checkpoint")
     else:
@@ -117,6 +117,11 @@ def _lines(given: Backend, kind: EngineKind, facts: EngineFacts) -> Iterator[str
 def _line(key: str, value: str, comment: str = "") -> str:
     written = f"    {key}: {value}"
     return (f"{written:<{_COLUMN}}  # {comment}" if comment else written) + "\n"
+
+
+def _quoted(value: str | list[str]) -> str:
+    """As YAML: JSON without escapes of its own for what YAML takes as it is. ``null`` and ``123`` stay names."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _plain(text: str) -> str:
