@@ -49,11 +49,18 @@ class Stop(Exception):
         self.status = status
 
 
+class WrongUse(Stop):
+    """The options cannot be as they are: what is wrong, and where the help of *command* is."""
+
+    def __init__(self, why: str, command: str) -> None:
+        super().__init__(f"error: {why}\n`{command} --help` shows the options", WRONG_USE)
+
+
 class _Parser(ArgumentParser):
     """argparse with a short error: what is wrong, and where the help is."""
 
     def error(self, message: str) -> NoReturn:
-        raise Stop(f"error: {message}\n`{self.prog} --help` shows the options", WRONG_USE)
+        raise WrongUse(message, self.prog)
 
 
 def run(program: Program, words: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from errno import EADDRINUSE
 
-from router.arguments import Stop
+from router.arguments import Stop, WrongUse
 from router.commands.shared import config_faults, log_to_stderr
 from router.commands.table import SERVE_PORT
 from router.core.errors import CannotStart
@@ -18,9 +18,9 @@ from router.gateway.workers.parent import Parent
 def run(options: Namespace) -> None:
     """Serve until a signal."""
     if (options.config is None) == (not options.backend):
-        raise Stop("give either --config FILE or --backend URL")
+        raise WrongUse("give either --config FILE or --backend URL", "headroom serve")
     if options.config is not None and options.port is not None:
-        raise Stop(f"--port: goes with --backend; in {options.config} it is listen.port")
+        raise WrongUse(f"--port: goes with --backend; in {options.config} it is listen.port", "headroom serve")
     log_to_stderr(options.verbose)
     if options.config is not None:
         _serve(options, f"set another `listen.port` in {options.config}")

@@ -135,7 +135,9 @@ class Ingress:
     def _class_named(self, value: bytes) -> str:
         name = value.decode("latin-1").strip()
         if name not in self.classes:
-            raise Rejected(400, f"x-slo-class: no class {name!r}; {suggestion(name, self.classes)}", "x-slo-class")
+            raise Rejected(
+                400, f"x-slo-class: no class {name[:_ECHO_MAX]!r}; {suggestion(name, self.classes)}", "x-slo-class"
+            )
         return name
 
 
