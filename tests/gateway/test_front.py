@@ -321,6 +321,13 @@ async def test_a_bad_slo_header_is_400_naming_it(more: str) -> None:
         assert engine.requests == []
 
 
+async def test_a_long_name_of_a_class_is_repeated_in_part() -> None:
+    """An answer is not as long as a header may be."""
+    async with pair([reply(b"{}")]) as (gate, _):
+        got = await gate.chat(more=f"x-slo-class: {'x' * 5000}\r\n")
+        assert (got.status, len(got.body) < 250) == (400, True)
+
+
 async def test_a_shed_request_says_why_and_when_to_come_back() -> None:
     """Nobody up: 503 with the reason and Retry-After."""
     async with pair([reply(b"{}")]) as (gate, _):
