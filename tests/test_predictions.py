@@ -33,7 +33,7 @@ def served(it: Recording, chance: random.Random, count: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_record_told_again_gives_the_predictions_that_were_made(tmp_path: Path, seed: int) -> None:
     """The means that the account of each request names, to the last digit; tails that lie above them."""
-    lines = [{"record": 1, "seed": seed}]
+    lines = [{"record": 2, "seed": seed}]
     served(Recording(core(routing="slo_headroom", seed=seed), lines.append), random.Random(seed), 150)
     file = tmp_path / "record.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))

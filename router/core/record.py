@@ -16,7 +16,7 @@ from router.core.flight import Failure
 from router.core.physics import StepCoefficients
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Usage, slo_from
 
-VERSION: Final = 1
+VERSION: Final = 2  # 1: other names of events and fields
 _REQUEST: Final = tuple(each.name for each in fields(Request))
 Event = dict[str, Any]
 

@@ -39,7 +39,7 @@ class World:
     def __init__(self, path: Path, tokens: list[tuple[int, int]]) -> None:
         """Requests of these (prompt, output) tokens come two a second."""
         self.clock, self.tokens = Kernel(), {f"{n}": each for n, each in enumerate(tokens)}
-        written: list[str] = ['{"record": 1, "continues": false}']
+        written: list[str] = ['{"record": 2, "continues": false}']
         routing, admission = policies.find("routing", "round_robin", {}), policies.find("admission", "deadline", {})
         core = Dispatcher(routing, admission, random.Random(1), DispatchLimits(first_byte_s_max=inf))
         self.core = Recording(core, lambda event: written.append(json.dumps(event)))
@@ -153,7 +153,7 @@ def test_a_stream_that_was_left_is_load_and_no_lesson(tmp_path: Path) -> None:
 def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
     """File and line."""
     path = tmp_path / "bad.jsonl"
-    path.write_text('{"record": 1}\n{"event": "arrived"}\n')
+    path.write_text('{"record": 2}\n{"event": "arrived"}\n')
     with pytest.raises(BadRecord, match=r"bad\.jsonl:2: expected an event"):
         read_attempts(path)
 

@@ -111,7 +111,7 @@ def test_what_is_generated_every_sensible_policy_keeps_and_one_place_does_not() 
 
 def record(path: Path, requests: int, slo: dict[str, float]) -> str:
     """A record of so many requests a tenth of a second apart, every other one ended."""
-    lines = [{"record": 1, "continues": False}]
+    lines = [{"record": 2, "continues": False}]
     for n in range(requests):
         asked_for = {"id": f"r{n}", "model": "m", "arrived_s": n / 10, "prompt_tokens": 50, "slo": slo}
         lines.append({"at_s": n / 10, "event": "arrived", "request": asked_for, "answer": []})

@@ -109,7 +109,8 @@ def differences(path: Path) -> Iterator[tuple[int, Event, list[Event]]]:
     lines = _lines(path)
     _, first = next(lines, (0, {}))
     if first.get("record") != VERSION:
-        raise RecordError(f"{path}:1: expected the header of a record of version {VERSION}")
+        found = f"one of version {first['record']}" if "record" in first else "no header"
+        raise RecordError(f"{path}:1: expected the header of a record of version {VERSION}, found {found}")
     if first.get("continues"):
         raise RecordError(f"{path}:1: begins in the middle of a run; a replay to the letter needs its start")
     core = Dispatcher(*_policies(first), Random(first["seed"]), DispatchLimits(**first["limits"]))
@@ -137,9 +138,12 @@ def _lines(path: Path) -> Iterator[tuple[int, Event]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield number, orjson.loads(line)
+                event = orjson.loads(line)
             except orjson.JSONDecodeError as error:
                 raise RecordError(f"{path}:{number}: not JSON: {error}") from None
+            if not isinstance(event, dict):
+                raise RecordError(f"{path}:{number}: no event: expected a JSON object")
+            yield number, event
 
 
 def _line(event: Event) -> bytes:
