@@ -3,21 +3,27 @@
 Everything else about the package stands in pyproject.toml, the list of modules (``tool.headroom.compiled``) too. A
 build compiles, or fails. ``HEADROOM_COMPILE=loops`` leaves the modules interpreted, ``no`` builds an interpreted
 package. ``python setup.py build_ext --inplace`` puts the extensions beside their sources (``make fast``), with a
-manifest for ``router/compiled.py``. After a change only its layer is compiled again.
+manifest for ``router/compiled.py``. What has not changed is not compiled again: hashes decide, since a checkout of git
+sets every time anew.
 """
 
 import ast
+import gc
 import json
 import os
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache
 from hashlib import sha256
 from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
 from pathlib import Path
-from shutil import rmtree
-from typing import Final
+from runpy import run_path
+from typing import Any, Final
 
 from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -57,8 +63,7 @@ for key, value in sorted(found.items()):
     print(f"#define {key} {text(value)}")
 """
 
-LIBRARIES: Final = "router._native"  # of translated modules
-LAYERS: Final = {"core": ("router/core/", "policies/"), "gateway": ("router/gateway/",), "simulator": ("simulator/",)}
+LIBRARY: Final = "router._native.modules"  # the code of all translated modules: calls between them stay direct
 DIRECT_CALLS: Final = ["-fno-semantic-interposition"]  # within a library: nobody replaces one of its functions
 MYPY: Final = (
     # Checked as strictly as `make check` does it, where numpy can be seen; a build must not fail for want of a stub.
@@ -88,7 +93,8 @@ class Build(build_ext):
         self.distribution.ext_modules = [*loops(), *(translated() if WISH == "all" else [])]
         self.swig_opts = None  # as before the first time; what was finalized once is a list
         self.finalize_options()  # again: with the extensions
-        self.parallel = self.parallel or len(os.sched_getaffinity(0))
+        self.parallel = self.parallel or cores()
+        self.force = True  # build_extension decides
         super().run()
         for place in places:
             if WISH == "all":
@@ -96,9 +102,73 @@ class Build(build_ext):
             record(place)
 
     def build_extensions(self) -> None:
-        """Without -Wall: Python's own flags have it, and gcc takes minutes to warn of a large generated file."""
+        """Without -Wall: Python's own flags have it, and gcc takes minutes to warn of large generated files."""
         self.compiler.compiler_so = [flag for flag in self.compiler.compiler_so if flag != "-Wall"]
-        super().build_extensions()
+        with ThreadPoolExecutor(cores()) as pool:
+            self.compiler.compile = Objects(self.compiler, pool).compile
+            super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile and link an extension, unless the one that is there was made of the same."""
+        made_of = hash_of([*ext.sources, *ext.depends], self.compiler.compiler_so, ext.extra_compile_args)
+        note = Path(self.build_temp, f"{ext.name}.made_of")
+        if Path(self.get_ext_fullpath(ext.name)).exists() and note.exists() and note.read_text() == made_of:
+            return
+        note.unlink(missing_ok=True)
+        super().build_extension(ext)
+        note.write_text(made_of)
+
+
+class Objects:
+    """A compiler's object files: made as many at a time as there are cores, kept while they are made of the same."""
+
+    def __init__(self, compiler: Any, pool: ThreadPoolExecutor) -> None:
+        self._compiler, self._compile, self._pool = compiler, compiler.compile, pool
+
+    def compile(self, sources: list[str], output_dir: str, depends: list[str], **options: Any) -> list[str]:
+        """What setuptools calls to compile the sources of one extension: the paths of their object files."""
+        made_of = hash_of(depends, self._compiler.compiler_so, options)
+        return list(self._pool.map(lambda source: self._object(source, output_dir, made_of, options), sources))
+
+    def _object(self, source: str, output_dir: str, made_of: str, options: dict[str, Any]) -> str:
+        (path,) = self._compiler.object_filenames([source], output_dir=output_dir)
+        note, made_of = Path(f"{path}.made_of"), hash_of([source], made_of)
+        if not (Path(path).exists() and note.exists() and note.read_text() == made_of):
+            note.unlink(missing_ok=True)
+            self._compile([source], output_dir=output_dir, **options)
+            note.write_text(made_of)
+        return str(path)
+
+
+def hash_of(files: Iterable[str], *more: object) -> str:
+    """One hash of these files, of what else is given, and of the tools whose headers are compiled in."""
+    return sha256(repr(([file_hash(name) for name in files], more, tools())).encode()).hexdigest()
+
+
+@cache
+def file_hash(name: str) -> str:
+    """The hash of a file that this build no longer changes."""
+    return sha256(Path(name).read_bytes()).hexdigest()
+
+
+@cache
+def tools() -> tuple[str, ...]:
+    """The versions of Python, of the compiler, and of the packages whose headers are included."""
+    compiler = subprocess.run(["cc", "--version"], capture_output=True, text=True, check=False).stdout
+    return (sys.version, compiler, *map(installed, ("mypy", "numpy")))
+
+
+def installed(package: str) -> str:
+    """The version of a package; nothing where the loops alone are compiled without it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def cores() -> int:
+    """How many compilers may run at a time."""
+    return len(os.sched_getaffinity(0))
 
 
 # --- what is built
@@ -133,24 +203,28 @@ def write_constants(header: Path) -> None:
 
 
 def translated() -> list[Extension]:
-    """The modules in C: for each the extension that Python imports, and for each layer a library with the code."""
+    """The modules in C: for each the extension that Python imports, and one library with the code of all of them."""
+    Path(LIBRARY.rpartition(".")[0].replace(".", "/")).mkdir(exist_ok=True)
+    # In a process of its own: to free mypy's trees at the end of this one would take seconds.
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as apart:
+        return apart.submit(translate).result()
+
+
+def translate() -> list[Extension]:
+    """Write the C of all modules, a file for each, so that an edit compiles one of them again."""
     from mypyc.build import mypycify  # noqa: PLC0415 - only where something is to be compiled
 
-    # Only what we import is cached: a class that mypyc (2.4) reads from its cache lacks what it says of undefined
-    # attributes, and the translation of a module that uses them fails.
-    for folder in (folder for package in PACKAGES for folder in (BUILD / "mypy").glob(f"*/{package}")):
-        rmtree(folder)
-    # One library a layer: calls within it are direct, and each holds a copy of mypyc's runtime, which takes gcc longer
-    # than a small module. Not beside the sources, where what lists the modules of a package would find them.
-    groups = [
-        ([name for name in modules() if name.startswith(folders)], f"{LIBRARIES}.{layer}")
-        for layer, folders in LAYERS.items()
-    ]
-    Path(LIBRARIES.replace(".", "/")).mkdir(exist_ok=True)
-    extensions: list[Extension] = list(mypycify([*MYPY, *modules()], opt_level="2", debug_level="0", separate=groups))
-    for extension in extensions:
+    gc.disable()  # nothing of mypy's trees becomes garbage
+    files = modules()
+    # As a group by name mypyc keeps mypy's cache of what the modules import; without, it reads all of it each time.
+    group = [(files, LIBRARY)]
+    made = list(mypycify([*MYPY, *files], opt_level="2", debug_level="0", multi_file=True, separate=group))
+    headers = BUILD / Path(LIBRARY.replace(".", "/")).parent  # mypyc looks for them beside the C files
+    for extension in made:
+        extension.include_dirs.append(str(headers))
         extension.extra_compile_args += DIRECT_CALLS
-    return extensions
+        extension.depends.extend(map(str, sorted(headers.glob("*.h"))))
+    return made
 
 
 def modules() -> list[str]:
@@ -186,7 +260,11 @@ def forget(place: Path) -> None:
 def record(place: Path) -> None:
     """Write down the sources of what was built, each with its hash."""
     constants = [f"{name.replace('.', '/')}.py" for name in CONSTANTS_OF]
-    parts = recorded(place) | {"loops": hashed([LOOPS_HEADER, *(f"{name}.c" for name in LOOPS), *constants])}
+    code_digest = run_path("router/compiled.py")["code_digest"]
+    parts = recorded(place) | {
+        "loops": hashed([LOOPS_HEADER, *(f"{name}.c" for name in LOOPS), *constants]),
+        "code": {name: code_digest(Path(name)) for name in constants},
+    }
     if WISH == "all":
         parts["modules"] = hashed(with_imports(modules()))
     manifest(place).write_text(json.dumps(parts, indent=1), encoding="utf-8")

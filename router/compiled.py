@@ -2,7 +2,8 @@
 
 A build leaves a manifest beside this file: the files that went into it, each with the hash of its content. While every
 hash fits, the compiled modules run. Once one source has changed, none of them does: compiled modules share struct
-layouts and inlined constants, so one that is out of date makes all of them wrong. ``HEADROOM_COMPILE=no`` runs the
+layouts and inlined constants, so one that is out of date makes all of them wrong. Of the Python loops, whose constants
+stand in the C ones too, docstrings and comments may change. ``HEADROOM_COMPILE=no`` runs the
 sources in any case, the Python loops in place of those in C too.
 
 ``router/__init__.py`` calls ``choose`` before any other module of the project is imported. Imports none itself.
@@ -91,15 +92,32 @@ def digest(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 
 
+def code_digest(path: Path) -> str:
+    """The hash of a source without its comments and docstrings."""
+    import ast  # noqa: PLC0415 - after an edit alone: most starts do without
+
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return sha256(ast.dump(tree).encode()).hexdigest()
+
+
 def _changed(part: str) -> list[str]:
-    return [path for path, recorded in sorted(_manifest().get(part, {}).items()) if not _fits(ROOT / path, recorded)]
+    return [name for name, recorded in sorted(_manifest().get(part, {}).items()) if not _fits(part, name, recorded)]
 
 
-def _fits(path: Path, recorded: str) -> bool:
+def _fits(part: str, name: str, recorded: str) -> bool:
+    path = ROOT / name
     try:
-        return digest(path) == recorded
+        if digest(path) == recorded:
+            return True
+        code = _manifest().get("code", {}).get(name) if part == "loops" else None
+        return code is not None and code_digest(path) == code
     except FileNotFoundError:
         return path.suffix in {".c", ".h"}  # an installation holds no C
+    except SyntaxError:
+        return False
 
 
 def _wanted() -> bool:
