@@ -16,7 +16,7 @@ env: $(VENV)/.dev $(VENV)/.loops  ## create .venv with everything that developme
 run: $(VENV)/.run $(VENV)/.loops  ## the gateway in front of three emulated engines; Ctrl-C ends all of it (PORT=9000)
 	@exec $(BIN)/python -m router demo $(if $(PORT),--port $(PORT))
 
-fast: env  ## compile the hot modules: minutes at first, after a change those of its layer
+fast: env  ## compile the hot modules: a minute or two at first, seconds after an edit inside a function
 	@echo "compiling the hot modules"
 	@HEADROOM_COMPILE=all $(BIN)/python setup.py --quiet build_ext --inplace >$(VENV)/compile.log 2>&1 || { cat $(VENV)/compile.log; exit 1; }
 

@@ -107,3 +107,17 @@ def test_loops_of_an_older_source_are_not_used(project):
     assert "make env" in refused
     loops.unlink()  # as where a wheel was installed
     assert run(project, REFUSE) == "started\n"
+
+
+def test_a_docstring_of_the_python_loops_may_change_and_their_code_may_not(project):
+    """What is compared then is the code, as the build recorded it."""
+    source = project / MODULE
+    source.write_text('"""Before."""\nWORD = 1  # before\n')
+    hashes = {"loops": {MODULE: compiled.digest(source)}, "code": {MODULE: compiled.code_digest(source)}}
+    (project / compiled.MANIFEST).write_text(json.dumps(hashes))
+    source.write_text('"""After."""\n\nWORD = 1\n')
+    assert run(project, REFUSE) == "started\n"
+    source.write_text('"""After."""\n\nWORD = 2\n')
+    assert MODULE in run(project, REFUSE)
+    source.write_text("WORD =\n")
+    assert MODULE in run(project, REFUSE)
