@@ -64,7 +64,7 @@ for key, value in sorted(found.items()):
 """
 
 LIBRARY: Final = "router._native.modules"  # the code of all translated modules: calls between them stay direct
-DIRECT_CALLS: Final = ["-fno-semantic-interposition"]  # within a library: nobody replaces one of its functions
+DIRECT_CALLS: Final = ["-fno-semantic-interposition", "-fvisibility=hidden"]  # nobody replaces a library's functions
 MYPY: Final = (
     # Checked as strictly as `make check` does it, where numpy can be seen; a build must not fail for want of a stub.
     "--ignore-missing-imports", "--no-warn-unused-ignores", "--no-warn-return-any",
@@ -222,7 +222,7 @@ def translate() -> list[Extension]:
     headers = BUILD / Path(LIBRARY.replace(".", "/")).parent  # mypyc looks for them beside the C files
     for extension in made:
         extension.include_dirs.append(str(headers))
-        extension.extra_compile_args += DIRECT_CALLS
+        extension.extra_compile_args = [*extension.extra_compile_args, *DIRECT_CALLS]
         extension.depends.extend(map(str, sorted(headers.glob("*.h"))))
     return made
 
