@@ -134,7 +134,7 @@ def report(given: EngineReport, name: str, now_s: float, dropped: DroppedNumbers
         return None
     if _is_plausible(given):
         return given
-    return EngineReport(
+    return EngineReport.by_name(
         given.asked_s,
         _in_range(given.running, 0.0, SEQUENCES_MOST, name, "running", dropped),
         _in_range(given.waiting, 0.0, SEQUENCES_MOST, name, "waiting", dropped),

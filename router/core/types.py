@@ -249,7 +249,7 @@ class EngineReport(Fact):
     router's clock.
 
     ``running`` and ``waiting`` count sequences; ``kv_tokens_max``: its KV capacity in tokens; ``signals``: in the
-    order of ``router.core.signals``, and given to the constructor by name.
+    order of ``router.core.signals``.
     """
 
     asked_s: Final[float]
@@ -261,18 +261,29 @@ class EngineReport(Fact):
     def __init__(
         self,
         asked_s: float,
+        running: float = nan,
+        waiting: float = nan,
+        kv_tokens_max: float = nan,
+        signals: tuple[float, ...] = (),
+    ) -> None:
+        """``signals``: all of them; none given: the engine reports none."""
+        self.asked_s = asked_s
+        self.running = running
+        self.waiting = waiting
+        self.kv_tokens_max = kv_tokens_max
+        self.signals = signals or in_order({})
+
+    @staticmethod
+    def by_name(
+        asked_s: float,
         # Not `float` alone: mypyc (2.4) cannot write down the signature of defaults of that type beside `**`.
         running: float | int = nan,
         waiting: float | int = nan,
         kv_tokens_max: float | int = nan,
         **signals: float,
-    ) -> None:
-        """Raises TypeError for a signal that is not registered."""
-        self.asked_s = asked_s
-        self.running = running
-        self.waiting = waiting
-        self.kv_tokens_max = kv_tokens_max
-        self.signals = in_order(signals)
+    ) -> "EngineReport":
+        """A report with these signals. Raises TypeError for one that is not registered."""
+        return EngineReport(asked_s, running, waiting, kv_tokens_max, in_order(signals))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _report_of, (self.asked_s, self.numbers())
@@ -299,7 +310,7 @@ class EngineReport(Fact):
 
 def _report_of(asked_s: float, numbers: Mapping[str, float]) -> EngineReport:
     """The report with these ``numbers``."""
-    return EngineReport(asked_s, **numbers)
+    return EngineReport.by_name(asked_s, **numbers)
 
 
 @dataclass(frozen=True, slots=True)

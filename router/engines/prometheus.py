@@ -66,7 +66,7 @@ class Snapshot:
         last: Mapping[str, Value] = before.signals if before is not None else {}
         found = {name: value_since(value, last.get(name)) for name, value in self.signals.items()}
         reported = {name: value for name, value in found.items() if not isnan(value)}
-        return EngineReport(asked_s, self.running, self.waiting, self.kv_tokens_max, **reported)
+        return EngineReport.by_name(asked_s, self.running, self.waiting, self.kv_tokens_max, **reported)
 
 
 class SignalPage:

@@ -4,7 +4,6 @@ Nothing here changes the state; ``replica.py`` does. Must not depend on routers,
 """
 
 from collections import deque
-from collections.abc import Mapping
 from math import isnan, sqrt
 
 from router.core.signals import Value, registered, value_since
@@ -68,27 +67,25 @@ class ReplicaState(Batch):
         used = self.blocks.used + self._opened(k) - self._taken if self._exact else self._held(k)
         return used / self.blocks.total
 
-    def signals(self) -> dict[str, Value]:
-        """What the engine's metrics page has for each signal, by name."""
-        return {each.name: each.of(self) for each in registered()}
+    def signals(self) -> tuple[Value, ...]:
+        """What the engine's metrics page has for each signal, in the order of ``router.core.signals``."""
+        return tuple([each.of(self) for each in registered()])
 
-    def report(self, requested_s: float, now: Mapping[str, Value], before: Mapping[str, Value] | None) -> EngineReport:
+    def report(self, requested_s: float, now: tuple[Value, ...], before: tuple[Value, ...] | None) -> EngineReport:
         """The metrics page of the engine as a router reads it, requested at *requested_s*.
 
         *now*: the ``signals``; *before*: what they were at the last report (None: no report yet).
         """
-        last: Mapping[str, Value] = before if before is not None else {}
-        found = {}
-        for name, value in now.items():
-            since = value_since(value, last.get(name))
-            if not isnan(since):
-                found[name] = since
+        found: list[float] = []
+        for index, signal in enumerate(registered()):
+            value = value_since(now[index], None if before is None else before[index])
+            found.append(signal.absent if isnan(value) else value)
         return EngineReport(
             requested_s,
             float(self.running),
             float(self.waiting),
             float(self.limits.kv_blocks * self.limits.block_tokens),
-            **found,
+            tuple(found),
         )
 
     # ---- for bounds, which read everything -----------------------------------------

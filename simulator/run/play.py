@@ -254,7 +254,7 @@ class Scraper:
     def __init__(self, router: SimulatedRouter, fleet: ReplicaFleet, period_s: float, run: Run) -> None:
         """Start at once."""
         self._router, self._fleet, self._period_s, self._run = router, fleet, period_s, run
-        self._seen: dict[str, dict[str, Value]] = {}  # signals of the last report, by engine
+        self._seen: dict[str, tuple[Value, ...]] = {}  # signals of the last report, by engine
         self._turn = 0
         router.kernel.at(period_s / max(1, len(fleet.engines)), self._scrape_next)
 

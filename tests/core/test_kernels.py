@@ -72,7 +72,7 @@ def drawn(chance, count):
         spreads = current_spreads(belief.tails, chance.randrange(3), slot)
         fold_in(belief.tails, chance.randrange(3), chance.randrange(3), slot, chance.gauss(0.0, 0.3), spreads)
     ledger.peers.on_peer_load("peer", {f"b{n}": Load(n % 3, 50.0 * (n % 3), n, 300.0 * n) for n in range(count)}, 0.0)
-    ledger.reports.reported(0, EngineReport(1.0, running=9.0, waiting=2.0, kv_usage=0.1), 1.0)
+    ledger.reports.reported(0, EngineReport.by_name(1.0, running=9.0, waiting=2.0, kv_usage=0.1), 1.0)
     belief.load_band_bias[:] = np.random.default_rng(1).uniform(0.8, 1.2, belief.load_band_bias.shape)
     belief.hit[:] = np.linspace(0.0, 0.9, len(belief.hit))
     return ledger, belief

@@ -77,10 +77,10 @@ def test_traffic_that_no_router_knows_of_counts(ledger):
     """The engine runs five, this router has one: four are unattributed, until its next report."""
     ledger.load.reserve(0, 10.0, 10.0, np.inf, 0.0)
     ledger.reports.probe_started(0, 1.0)
-    ledger.reports.reported(0, EngineReport(1.0, running=5.0, waiting=0.0, kv_usage=0.1), 1.0)
+    ledger.reports.reported(0, EngineReport.by_name(1.0, running=5.0, waiting=0.0, kv_usage=0.1), 1.0)
     assert view(ledger).requests[0] == 5.0
     ledger.reports.probe_started(0, 2.0)
-    ledger.reports.reported(0, EngineReport(2.0, running=1.0, waiting=0.0, kv_usage=0.1), 2.0)
+    ledger.reports.reported(0, EngineReport.by_name(2.0, running=1.0, waiting=0.0, kv_usage=0.1), 2.0)
     assert view(ledger).requests[0] == 1.0
 
 
@@ -88,20 +88,20 @@ def test_what_was_sent_while_the_engine_was_asked_counts_on_top(ledger):
     """A report of an empty engine does not hide the send that came after the question."""
     ledger.reports.probe_started(0, 1.0)
     ledger.load.reserve(0, 10.0, 10.0, np.inf, 1.1)
-    ledger.reports.reported(0, EngineReport(1.0, running=0.0, waiting=0.0, kv_usage=0.0), 1.0)
+    ledger.reports.reported(0, EngineReport.by_name(1.0, running=0.0, waiting=0.0, kv_usage=0.0), 1.0)
     assert view(ledger).requests[0] == 1.0
 
 
 def test_an_older_report_is_ignored(ledger):
     """Answers can overtake each other."""
-    ledger.reports.reported(0, EngineReport(2.0, running=3.0, waiting=0.0, kv_usage=0.1), 2.0)
-    ledger.reports.reported(0, EngineReport(1.0, running=9.0, waiting=0.0, kv_usage=0.1), 1.0)
+    ledger.reports.reported(0, EngineReport.by_name(2.0, running=3.0, waiting=0.0, kv_usage=0.1), 2.0)
+    ledger.reports.reported(0, EngineReport.by_name(1.0, running=9.0, waiting=0.0, kv_usage=0.1), 1.0)
     assert view(ledger).requests[0] == 3.0
 
 
 def test_foreign_load_is_forgotten_when_its_report_is_old(ledger):
     """A dead scraper must not pin a load on a backend for ever."""
-    ledger.reports.reported(0, EngineReport(0.0, running=3.0, waiting=0.0, kv_usage=0.1), 0.0)
+    ledger.reports.reported(0, EngineReport.by_name(0.0, running=3.0, waiting=0.0, kv_usage=0.1), 0.0)
     ledger.reports.forget_stale(29.0)
     assert view(ledger).requests[0] == 3.0
     ledger.reports.forget_stale(31.0)

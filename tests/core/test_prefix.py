@@ -156,7 +156,7 @@ def again(it, times, cached, *, report=None, counted=400, stated=False):
     """
     for n in range(times):
         if report is not None:
-            it.reported("a", EngineReport(10.0 * n, prefix_hit_rate=report), 10.0 * n)
+            it.reported("a", EngineReport.by_name(10.0 * n, prefix_hit_rate=report), 10.0 * n)
         it.arrived(request(f"r{n}", **PROMPT), 10.0 * n)
         it.first_byte(f"r{n}", 1, 10.0 * n + 0.1)
         it.ended(f"r{n}", 1, Usage(5, counted, cached, stated or cached > 0), 10.0 * n + 0.2)
@@ -200,7 +200,7 @@ def test_an_engine_that_caches_after_all_is_credited_again():
     """Started anew with another flag: its pages tell of hits from then on."""
     it = core(backend("a"))
     assert again(it, 100, 0, report=0.0) < 1.0
-    it.reported("a", EngineReport(5000.0, prefix_hit_rate=0.3), 5000.0)
+    it.reported("a", EngineReport.by_name(5000.0, prefix_hit_rate=0.3), 5000.0)
     assert again(it, 100, 0) == pytest.approx(399, abs=1)
 
 

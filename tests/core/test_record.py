@@ -92,7 +92,7 @@ def test_numbers_that_the_core_dropped_are_dropped_again():
     it = Recording(core(routing="slo_headroom"), lambda event: lines.append(json.dumps(event, allow_nan=False)))
     it.backend_joined(backend("a", price_per_hour=nan), 0.0)
     it.reported("a", EngineReport(inf, 3.0), 1.0)
-    it.reported("a", EngineReport(1.0, nan, inf, 1e300, kv_usage=-1.0, prefix_hit_rate=48.0), 1.0)
+    it.reported("a", EngineReport.by_name(1.0, nan, inf, 1e300, kv_usage=-1.0, prefix_hit_rate=48.0), 1.0)
     it.on_peer_load("peer", {"a": Load(2.0, nan, 3.0, inf, -1.0)}, nan)
     made = request("r", arrived_s=2.0)
     it.arrived(made, 2.0)

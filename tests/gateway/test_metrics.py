@@ -85,7 +85,7 @@ def test_the_page_shows_the_fleet_as_it_is_when_asked() -> None:
         lambda: {"usage": 3, "peer": 1},
         lambda: up,
     )
-    books.reported("b1", EngineReport(7.5, running=4, kv_usage=0.5))
+    books.reported("b1", EngineReport.by_name(7.5, running=4, kv_usage=0.5))
     books.scrape_failed("b2", "gone")
     books.synced(0.003, 2)
     books.sync_failed("gone")

@@ -109,7 +109,7 @@ async def test_a_lease_ends_by_itself_and_its_name_is_swept(server: RedisServer)
 async def test_a_report_crosses_clocks_through_that_of_redis(server: RedisServer) -> None:
     """A sidecar whose clock reads 1,000 and a router whose clock reads 5 agree on how old a report is."""
     sidecar, router = store(server, "s"), store(server, "r")
-    await sidecar.report({"b1": EngineReport(asked_s=998.0, running=3, waiting=2, kv_usage=0.5)}, 1000.0)
+    await sidecar.report({"b1": EngineReport.by_name(asked_s=998.0, running=3, waiting=2, kv_usage=0.5)}, 1000.0)
     report = (await router.sync(VIEW, ("b0", "b1"), 5.0)).reports["b1"]
     assert report.asked_s == pytest.approx(3.0, abs=1.0)
     assert (report.running, report.waiting, report.kv_usage) == (3, 2, 0.5)

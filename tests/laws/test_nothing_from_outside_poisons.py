@@ -147,7 +147,7 @@ class AnyNumbers(RuleBasedStateMachine):
         self.core.probe_started(name, self.now_s)
         signals = dict(zip(names(), said[3:], strict=True))
         for at_s in (asked_s, self.now_s):
-            self.core.reported(name, EngineReport(at_s, *said[:3], **signals), self.now_s)
+            self.core.reported(name, EngineReport.by_name(at_s, *said[:3], **signals), self.now_s)
 
     @rule(peer=st.sampled_from("xy"), loads=st.dictionaries(st.sampled_from([*NAMES, "unknown"]), LOADS))
     def on_peer_load(self, peer, loads):
@@ -265,7 +265,7 @@ def test_a_field_that_an_engine_did_not_say_is_not_counted():
 )
 def test_a_field_of_a_report_that_cannot_be_is_dropped_and_the_rest_taken(field, value):
     """One bad field of an engine's page must not cost the others."""
-    taken, counts = reported(EngineReport(10.0, **({"running": 3.0, "waiting": 2.0} | {field: value})))
+    taken, counts = reported(EngineReport.by_name(10.0, **({"running": 3.0, "waiting": 2.0} | {field: value})))
     assert getattr(taken, field) != getattr(taken, field)
     assert counts["report"] == 1
     assert (taken.running == 3.0) == (field != "running")
@@ -274,7 +274,7 @@ def test_a_field_of_a_report_that_cannot_be_is_dropped_and_the_rest_taken(field,
 
 def test_a_share_a_little_above_one_is_one():
     """A rounded KV usage is no lie."""
-    taken, counts = reported(EngineReport(10.0, kv_usage=1.01))
+    taken, counts = reported(EngineReport.by_name(10.0, kv_usage=1.01))
     assert taken.kv_usage == 1.0
     assert counts["report"] == 0
 
@@ -397,7 +397,9 @@ def test_a_backend_a_million_times_faster_than_believed_is_learnt_within_bounds(
 def test_a_share_of_a_sequence_does_not_hold_the_whole_queue():
     """Half of one waits, next to none runs, the cache is full: what waits is no larger than the cache."""
     dispatcher = core(backend("a"))
-    dispatcher.reported("a", EngineReport(1.0, running=2e-16, waiting=0.5, kv_usage=1.0, kv_tokens_max=1e6), 1.0)
+    dispatcher.reported(
+        "a", EngineReport.by_name(1.0, running=2e-16, waiting=0.5, kv_usage=1.0, kv_tokens_max=1e6), 1.0
+    )
     assert dispatcher.ledger.table.unattributed[:, 0].max() <= 1e6
     check_every_forecast_and_policy(dispatcher, 1.0)
 

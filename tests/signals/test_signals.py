@@ -47,11 +47,11 @@ def test_a_live_reading_is_of_an_engine_kind_that_exists() -> None:
 
 def test_a_report_takes_signals_by_name_and_no_other_names() -> None:
     """One that is not given is absent; a mistyped one is an error, and one of a record that is gone is left out."""
-    report = EngineReport(1.0, kv_usage=0.5)
+    report = EngineReport.by_name(1.0, kv_usage=0.5)
     assert report.signal("kv_usage") == report.kv_usage == 0.5
     assert isnan(report.signal("prefix_hit_rate"))
     with pytest.raises(TypeError, match="unknown signals"):
-        EngineReport(1.0, kv_use=0.5)
+        EngineReport.by_name(1.0, kv_use=0.5)
     assert report_of({"asked_s": 1.0, "kv_usage": 0.5, "removed": 0.1}) == report
 
 

@@ -95,4 +95,4 @@ def report_of(plain: Any, ahead_s: float = 0.0) -> EngineReport:
         return EngineReport(inf)
     known = EngineReport(inf).numbers().keys()  # a router of another release may publish other signals
     numbers = {name: border.number(plain[name]) for name in known if name in plain}
-    return EngineReport(border.number(plain.get("asked_s")) - ahead_s, **numbers)
+    return EngineReport.by_name(border.number(plain.get("asked_s")) - ahead_s, **numbers)
