@@ -81,5 +81,6 @@ $(VENV)/.dev: $(VENV)/.run
 	@touch $@
 
 $(VENV)/.wheel: $(VENV)/.dev
-	@$(call install,'.[wheel]')
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["wheel"], sep="\n")' >$(VENV)/wheel.txt
+	@$(call install,-r $(VENV)/wheel.txt)
 	@touch $@

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from hashlib import sha256
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -205,9 +205,19 @@ def write_constants(header: Path) -> None:
 def translated() -> list[Extension]:
     """The modules in C: for each the extension that Python imports, and one library with the code of all of them."""
     Path(LIBRARY.rpartition(".")[0].replace(".", "/")).mkdir(exist_ok=True)
-    # In a process of its own: to free mypy's trees at the end of this one would take seconds.
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as apart:
-        return apart.submit(translate).result()
+    # In a process of its own: to free mypy's trees at the end of this one would take seconds. No pool: a build frontend
+    # executes this file under a name by which a pool would not find the function.
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(translate()))
+    process.start()
+    sender.close()
+    try:
+        made: list[Extension] = receiver.recv()
+    except EOFError:
+        raise SystemExit("the modules could not be translated; mypy's messages say why") from None
+    process.join()
+    return made
 
 
 def translate() -> list[Extension]:

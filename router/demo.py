@@ -138,6 +138,7 @@ async def _announce(gateway: "Gateway", engines: list[Process]) -> None:
         _say(f"not every engine came up within {READY_WITHIN_S:g} s (exit statuses: {ended})", "31")
         return
     _say_how(gateway)
+    logging.getLogger("headroom").setLevel(logging.INFO)  # what becomes of an edited config
 
 
 def _all_up(gateway: "Gateway") -> bool:

@@ -67,7 +67,7 @@ def test_a_policy_that_does_well_is_left_alone() -> None:
         (to_slot(7), 0.0, "invalid"),
         (lambda fleet: Dispatch(fleet.slots[0], "numpy"), 0.0, WRONG_KIND),
         (lambda fleet: Hold(fleet.now_s, "for ever now"), 0.0, "invalid"),
-        (lambda fleet: Shed("whim", "no"), 0.0, WRONG_KIND),
+        (lambda fleet: Shed("whim", "no"), 0.0, "invalid"),
         (lambda fleet: None, 0.0, "invalid"),
     ],
 )

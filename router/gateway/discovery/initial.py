@@ -105,10 +105,8 @@ def _lines(given: Backend, kind: EngineKind, facts: EngineFacts) -> Iterator[str
     if given.model is not None and given.model.like:
         yield _line("model", given.model.like, "its shape, by the name of the checkpoint")
     else:
-        yield _line(
-            "# model", "llama-3-8b", "its shape, for forecasts; assumed with wide errors and learnt when left out"
-        )
-    yield _line("# card", "h100", "what it runs on; assumed with wide errors and learnt when left out")
+        yield _line("# model", "?", "not reported: its shape, as llama-3-8b; left out, it is assumed and learnt")
+    yield _line("# card", "?", "not reported: what it runs on, as h100; left out, it is assumed and learnt")
     for name in ("tp", "pp", "context_tokens_max", "kv_tokens_max", "seqs_max", "chunk_tokens"):
         if name in given.model_fields_set:
             yield _line(name, str(getattr(given, name)), "as the engine reports")

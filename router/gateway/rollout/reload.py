@@ -22,7 +22,7 @@ from router.gateway.config.plan import Plan, make
 from router.gateway.config.policy_spec import key
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.offered import validated
-from router.gateway.rollout.validation import UNNEEDED, Validation
+from router.gateway.rollout.validation import NOT_RUN, UNNEEDED, Validation
 from router.gateway.rollout.versions import Version, Versions
 
 _log = logging.getLogger("headroom")
@@ -139,6 +139,7 @@ class Reloader:
     async def _try(self, origin: str, offer: Callable[[], tuple[Plan, Validation]]) -> Reloaded:
         usual_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
+        _log.info("config read (%s): it serves once it is checked, and validated if decisions change", origin)
         try:
             plan, validation = await asyncio.to_thread(offer)  # in a thread: the event loop goes on serving streams
             plan = self.complete(plan)
@@ -154,7 +155,7 @@ class Reloader:
         return self._report()
 
     def _refused(self, origin: str, error: ConfigError) -> Reloaded:
-        validation = error.validation if isinstance(error, NotValidated) else UNNEEDED
+        validation = error.validation if isinstance(error, NotValidated) else NOT_RUN
         self.last = Reloaded(False, self.running.version, origin, time(), str(error), validation)
         self._audit.note("refused", origin=origin, serving=self.running.version, why=str(error))
         _log.error("config refused (%s), %s goes on serving:\n%s", origin, self.running.version, error)
@@ -163,7 +164,7 @@ class Reloader:
     def _report(self) -> Reloaded:
         last = self.last
         self._observer.reloaded(last.ok, last.version, last.at_s)
-        if last.validation is not UNNEEDED:
+        if last.validation not in (UNNEEDED, NOT_RUN):
             self._observer.validated(last.validation.result, last.validation.took_s, last.validation.replays)
         return last
 

@@ -21,7 +21,7 @@ from router.search_path import environment, module_command
 _COMMAND: Final = module_command("simulator.background", "validate")
 _STDERR_MAX: Final = 600
 
-Result = Literal["passed", "refused", "unneeded"]
+Result = Literal["passed", "refused", "unneeded", "not_run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Validation:
 
 
 UNNEEDED: Final = Validation("unneeded", "decisions are as they were")
+NOT_RUN: Final = Validation("not_run", "the config has a fault")
 
 
 def validate(new: Plan, running: Plan | None, trace: Path | None = None) -> Validation:
