@@ -42,7 +42,7 @@ real: env  ## against real engines, skipping with a reason what is not installed
 wheel: $(VENV)/.wheel  ## dist/*.whl: compiled, for any Linux of this processor as new as this one
 	@rm -rf dist
 	@$(BIN)/python -m build --outdir dist/built
-	@$(BIN)/python -m auditwheel repair --wheel-dir dist dist/built/*.whl
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist dist/built/*.whl
 
 clean:  ## forget the environment, what was compiled and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage *.egg-info build dist
