@@ -11,6 +11,7 @@ from typing import Any
 import uvloop
 
 import policies
+from router import stop_signals
 from router.core.cards import card
 from router.core.dispatcher import Dispatcher
 from router.core.models import model
@@ -47,6 +48,7 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
 
 def main() -> None:
     port, *engines = map(int, sys.argv[1:])
+    stop_signals.install(0)
     routing = policies.find("routing", os.environ.get("ROUTING", "slo_headroom"), {})
     core = Dispatcher(routing, policies.find("admission", "deadline", {}), random.Random(1))
     prior = coefficients(Shape(card("h100-sxm"), model("llama-3-8b"), 1, 1, "bf16", engine="vllm"))

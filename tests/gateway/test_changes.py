@@ -69,7 +69,7 @@ async def test_a_rollback_goes_back_one_version_and_by_name_to_any(tmp_path: Pat
             assert it.gateway.plan.version == newest["version"]
             wrong = await it.client.post("/admin/rollback", params={"to": "nosuch"})
             assert wrong.status_code == 422
-            assert "no version 'nosuch' is kept" in wrong.json()["error"]
+            assert "no version 'nosuch' in the history" in wrong.json()["error"]
             assert "round_robin" in path.read_text(encoding="utf-8")
 
 
