@@ -6,7 +6,7 @@ Nothing here changes the state; ``replica.py`` does. Must not depend on routers,
 from collections import deque
 from math import isnan, sqrt
 
-from router.core.signals import Value, registered, value_since
+from router.core.signals import Share, Value, registered, value_since
 from router.core.types import EngineReport
 from simulator.replica.batch import Batch
 from simulator.replica.clock import Clock
@@ -78,7 +78,9 @@ class ReplicaState(Batch):
         """
         found: list[float] = []
         for index, signal in enumerate(registered()):
-            value = value_since(now[index], None if before is None else before[index])
+            value = now[index]
+            if isinstance(value, Share):
+                value = value_since(value, None if before is None else before[index])
             found.append(signal.absent if isnan(value) else value)
         return EngineReport(
             requested_s,
