@@ -11,7 +11,8 @@ import simulator
 from router.core.errors import HeadroomError, Reason, status_of
 
 PAGES = ("router.core.errors", "simulator.errors")
-ELSEWHERE = {("router.arguments", "Stop")}  # ends the reading of a command line, which must not wait for the core
+# They end the reading of a command line, which must not wait for the core.
+ELSEWHERE = {("router.arguments", "Stop"), ("router.arguments", "WrongUse")}
 STATUS = {  # of what can end a client's call, an admin's included; those of a request are per instance
     "Rejected": 400,
     "UnsupportedFeature": 400,
