@@ -16,7 +16,7 @@ from router.engines.kind import (
     Scheduler,
     Translation,
 )
-from router.engines.prometheus import Snapshot
+from router.engines.prometheus import ScrapedPage, Snapshot
 from router.engines.registry import discover, find, find_or_default, kinds, read_metrics
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "MetricsPage",
     "OpenAICall",
     "Scheduler",
+    "ScrapedPage",
     "Snapshot",
     "Translation",
     "discover",

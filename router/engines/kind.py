@@ -5,7 +5,7 @@ no socket itself. Pages and error bodies are passed in as bytes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
@@ -15,7 +15,7 @@ import orjson
 
 from router.core.signals import Reading
 from router.engines.facts import EngineFacts, EnginePages
-from router.engines.prometheus import Snapshot
+from router.engines.prometheus import ScrapedPage, Snapshot
 
 OPENAI_PROTOCOL: Final = "openai"
 _MESSAGE_CHARS_MAX: Final = 2_000
@@ -112,13 +112,12 @@ class ErrorDialect:
 class MetricsPage:
     """How a Prometheus page is recognised and read. ``signatures``: beginnings of lines, each a sign of the kind.
 
-    ``read`` gets the page with a line feed before it and the engine's names of the models that are routed to it; it
-    fills all of the snapshot but its signals. ``signals``: by name, how this kind's page is read for signals whose own
-    files (``router/core/signals``) have no reading for it.
+    ``read`` fills all of the snapshot but its signals. ``signals``: by name, how this kind's page is read for signals
+    whose own files (``router/core/signals``) have no reading for it.
     """
 
     signatures: tuple[bytes, ...]
-    read: Callable[[bytes, Collection[str]], Snapshot]
+    read: Callable[[ScrapedPage], Snapshot]
     signals: Mapping[str, Reading] = field(default_factory=dict)
 
 

@@ -3,7 +3,6 @@
 The simulator has no scheduler of slots; chunked prefill with as many sequences as slots is the nearest one.
 """
 
-from collections.abc import Collection
 from typing import Final
 
 from router.engines.facts import (
@@ -19,14 +18,14 @@ from router.engines.facts import (
     whole,
 )
 from router.engines.kind import EngineKind, MetricsPage
-from router.engines.prometheus import Snapshot, samples_of_first, total
+from router.engines.prometheus import ScrapedPage, Snapshot
 
 
-def _metrics(page: bytes, _: Collection[str]) -> Snapshot:
+def _metrics(page: ScrapedPage) -> Snapshot:
     return Snapshot(
         "llamacpp",
-        running=total(samples_of_first(page, b"llamacpp:requests_processing")),
-        waiting=total(samples_of_first(page, b"llamacpp:requests_deferred")),
+        running=page.total("llamacpp:requests_processing"),
+        waiting=page.total("llamacpp:requests_deferred"),
     )
 
 

@@ -15,11 +15,8 @@ from router.core.signals import Value, value_since
 from router.core.types import EngineReport
 
 Labels = Mapping[str, str]
-Samples = list[tuple[Labels, float]]
 
-_SAMPLES_MAX: Final = (
-    4096  # of one name that are read: no engine has as many, and a broken page must not block the loop
-)
+_SAMPLES_MAX: Final = 4096  # of one name: no engine has as many, and a broken page must not block the loop
 
 _LABEL: Final = re.compile(rb'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
 _LABELS: Final = re.compile(rb'\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\}')
@@ -69,50 +66,43 @@ class Snapshot:
         return EngineReport.by_name(asked_s, self.running, self.waiting, self.kv_tokens_max, **reported)
 
 
-class SignalPage:
-    """A page as the readings of signals see it; see ``router.core.signals.Page``."""
+class ScrapedPage:
+    """A page as engine kinds and the readings of signals see it; see ``router.core.signals.Page``."""
 
-    def __init__(self, page: bytes, models: Collection[str]) -> None:
-        """*page*: with a line feed before it; *models*: those whose samples count, where samples have a model."""
-        self._page, self._models = page, models
+    def __init__(self, page: bytes, models: Collection[str] = ()) -> None:
+        """*models*: those whose samples count, where samples have a model and one of them is theirs."""
+        self._page, self._models = b"\n" + page, models
+        self._found: dict[tuple[str, ...], list[tuple[Labels, float]]] = {}  # a signal often reads what others do
+
+    def begins_a_line(self, *words: bytes) -> bool:
+        """Whether a line of the page begins with one of these."""
+        return any(b"\n" + word in self._page for word in words)
 
     def total(self, *names: str, **labels: str) -> float:
         """Sum over the samples with these labels; nan when there is none."""
-        return total(self._samples(names), **labels)
+        values = self._values(names, labels)
+        return sum(values) if values else nan
 
     def mean(self, *names: str, **labels: str) -> float:
         """Mean over the samples with these labels; nan when there is none."""
-        return mean(self._samples(names), **labels)
+        values = self._values(names, labels)
+        return sum(values) / len(values) if values else nan
 
     def labels(self, *names: str) -> list[Labels]:
         """The labels of each sample."""
         return [labels for labels, _ in self._samples(names)]
 
-    def _samples(self, names: tuple[str, ...]) -> Samples:
-        return of_models(samples_of_first(self._page, *(name.encode() for name in names)), self._models)
+    def _values(self, names: tuple[str, ...], labels: Labels) -> list[float]:
+        return [value for has, value in self._samples(names) if labels.items() <= has.items()]
 
+    def _samples(self, names: tuple[str, ...]) -> list[tuple[Labels, float]]:
+        if names not in self._found:
+            self._found[names] = self._first_of(names)
+        return self._found[names]
 
-def samples_of_first(page: bytes, *names: bytes) -> Samples:
-    """The samples of the first of these names that the page has; give the newest name first."""
-    for name in names:
-        found = list(islice(samples(page, name), _SAMPLES_MAX))
-        if found:
-            return found
-    return []
-
-
-def of_models(found: Samples, models: Collection[str]) -> Samples:
-    """The samples of these models; all when none is theirs (an ensemble's numbers stand under its inner model)."""
-    return [(labels, value) for labels, value in found if labels.get("model") in models] or found
-
-
-def total(found: Samples, **labels: str) -> float:
-    """Sum over the samples with these labels; nan when there is none."""
-    values = [value for has, value in found if labels.items() <= has.items()]
-    return sum(values) if values else nan
-
-
-def mean(found: Samples, **labels: str) -> float:
-    """Mean over the samples with these labels; nan when there is none."""
-    values = [value for has, value in found if labels.items() <= has.items()]
-    return sum(values) / len(values) if values else nan
+    def _first_of(self, names: tuple[str, ...]) -> list[tuple[Labels, float]]:
+        for name in names:
+            found = list(islice(samples(self._page, name.encode()), _SAMPLES_MAX))
+            if found:  # an ensemble's numbers stand under its inner model, so all count where none is of theirs
+                return [(labels, value) for labels, value in found if labels.get("model") in self._models] or found
+        return []

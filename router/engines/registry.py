@@ -12,8 +12,8 @@ from pkgutil import iter_modules
 from router.core.errors import UnknownEngine
 from router.core.signals import Value, registered
 from router.engines.facts import EngineFacts, EnginePages
-from router.engines.kind import OPENAI_PROTOCOL, EngineKind
-from router.engines.prometheus import SignalPage, Snapshot
+from router.engines.kind import OPENAI_PROTOCOL, EngineKind, MetricsPage
+from router.engines.prometheus import ScrapedPage, Snapshot
 from router.spelling import suggestion
 
 
@@ -107,16 +107,15 @@ def read_metrics(page: bytes, models: Collection[str] = ()) -> Snapshot | None:
 
     *models*: the engine's names of the models routed to it; a Triton that serves others too is read for these alone.
     """
-    text = b"\n" + page
+    scraped = ScrapedPage(page, models)
     for kind in kinds():
         metrics = kind.metrics
-        if metrics is not None and any(b"\n" + signature in text for signature in metrics.signatures):
-            return replace(metrics.read(text, models), signals=_signals(kind, text, models))
+        if metrics is not None and scraped.begins_a_line(*metrics.signatures):
+            return replace(metrics.read(scraped), signals=_signals(kind.name, metrics, scraped))
     return None
 
 
-def _signals(kind: EngineKind, text: bytes, models: Collection[str]) -> dict[str, Value]:
+def _signals(kind: str, metrics: MetricsPage, page: ScrapedPage) -> dict[str, Value]:
     """What the page gives for each signal that is read from pages of this kind."""
-    page, own = SignalPage(text, models), kind.metrics.signals if kind.metrics is not None else {}
-    readings = {each.name: own.get(each.name) or each.live.get(kind.name) for each in registered()}
+    readings = {each.name: metrics.signals.get(each.name) or each.live.get(kind) for each in registered()}
     return {name: reading.read(page) for name, reading in readings.items() if reading is not None}

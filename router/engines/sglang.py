@@ -1,6 +1,5 @@
 """SGLang: an OpenAI server with a radix prefix cache."""
 
-from collections.abc import Collection
 from typing import Final
 
 from router.engines.facts import (
@@ -18,15 +17,15 @@ from router.engines.facts import (
     whole,
 )
 from router.engines.kind import EngineKind, MetricsPage
-from router.engines.prometheus import Snapshot, samples_of_first, total
+from router.engines.prometheus import ScrapedPage, Snapshot
 
 
-def _metrics(page: bytes, _: Collection[str]) -> Snapshot:
+def _metrics(page: ScrapedPage) -> Snapshot:
     return Snapshot(
         "sglang",
-        running=total(samples_of_first(page, b"sglang:num_running_reqs")),
-        waiting=total(samples_of_first(page, b"sglang:num_queue_reqs")),
-        kv_tokens_max=total(samples_of_first(page, b"sglang:max_total_num_tokens")),
+        running=page.total("sglang:num_running_reqs"),
+        waiting=page.total("sglang:num_queue_reqs"),
+        kv_tokens_max=page.total("sglang:max_total_num_tokens"),
     )
 
 

@@ -1,18 +1,17 @@
 """TensorRT-LLM behind its own OpenAI server, trtllm-serve."""
 
-from collections.abc import Collection
 from typing import Final
 
 from router.engines.facts import EngineFacts, EnginePages, listed, longest, names, text
 from router.engines.kind import EngineKind, Era, MetricsPage, Scheduler
-from router.engines.prometheus import Snapshot, samples_of_first, total
+from router.engines.prometheus import ScrapedPage, Snapshot
 
 
-def _metrics(page: bytes, _: Collection[str]) -> Snapshot:
+def _metrics(page: ScrapedPage) -> Snapshot:
     return Snapshot(
         "tensorrt-llm",
-        running=total(samples_of_first(page, b"trtllm_num_requests_running")),
-        waiting=total(samples_of_first(page, b"trtllm_num_requests_waiting")),
+        running=page.total("trtllm_num_requests_running"),
+        waiting=page.total("trtllm_num_requests_waiting"),
     )
 
 

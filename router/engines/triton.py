@@ -5,7 +5,7 @@ tensorrtllm_backend, docs/llm_features and all_models/inflight_batcher_llm/ensem
 ``text_output`` of a stream's frame is what is new.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from math import nan
 from time import time
 from typing import Any, Final
@@ -24,7 +24,7 @@ from router.engines.kind import (
     Scheduler,
     Translation,
 )
-from router.engines.prometheus import Snapshot, mean, of_models, samples_of_first, total
+from router.engines.prometheus import ScrapedPage, Snapshot
 from router.engines.tensorrt_llm import ERAS
 
 _MODELS_PATH: Final = b"/v2/models/"
@@ -228,19 +228,18 @@ def _stop_words(stop: Any) -> list[str]:
     return [stop] if isinstance(stop, str) else [word for word in stop or () if isinstance(word, str)]
 
 
-def _metrics(page: bytes, models: Collection[str]) -> Snapshot:
+def _metrics(page: ScrapedPage) -> Snapshot:
     """TensorRT-LLM's backend under Triton: ``scheduled`` is what runs; ``active`` would count those that wait too.
 
     Triton's own ``nv_inference_pending_request_count`` stays 0 for decoupled models and is not read.
     """
-    requests = of_models(samples_of_first(page, b"nv_trt_llm_request_metrics"), models)
-    blocks = of_models(samples_of_first(page, b"nv_trt_llm_kv_cache_block_metrics"), models)
-    most = total(blocks, kv_cache_block_type="max")
+    requests, blocks = "nv_trt_llm_request_metrics", "nv_trt_llm_kv_cache_block_metrics"
+    most = page.total(blocks, kv_cache_block_type="max")
     return Snapshot(
         "triton",
-        running=total(requests, request_type="scheduled"),
-        waiting=total(requests, request_type="waiting"),
-        kv_tokens_max=most * mean(blocks, kv_cache_block_type="tokens_per") if most > 0 else nan,
+        running=page.total(requests, request_type="scheduled"),
+        waiting=page.total(requests, request_type="waiting"),
+        kv_tokens_max=most * page.mean(blocks, kv_cache_block_type="tokens_per") if most > 0 else nan,
     )
 
 

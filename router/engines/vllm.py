@@ -1,22 +1,26 @@
 """vLLM: its OpenAI server, and the metrics of V1 and V0."""
 
-from collections.abc import Collection
 from math import nan
 from typing import Final
 
 from router.engines.facts import TOKENS_MOST, EngineFacts, EnginePages, listed, longest, names, text, whole
 from router.engines.kind import EngineKind, Era, MetricsPage
-from router.engines.prometheus import Labels, Snapshot, samples_of_first, total
+from router.engines.prometheus import Labels, ScrapedPage, Snapshot
 
 
-def _metrics(page: bytes, _: Collection[str]) -> Snapshot:
-    info = [labels for labels, _ in samples_of_first(page, b"vllm:cache_config_info")]
+def _metrics(page: ScrapedPage) -> Snapshot:
     return Snapshot(
         "vllm",
-        running=total(samples_of_first(page, b"vllm:num_requests_running")),
-        waiting=total(samples_of_first(page, b"vllm:num_requests_waiting")),
-        kv_tokens_max=sum(map(_kv_tokens, info)) if info else nan,
+        running=page.total("vllm:num_requests_running"),
+        waiting=page.total("vllm:num_requests_waiting"),
+        kv_tokens_max=_kv_tokens_max(page),
     )
+
+
+def _kv_tokens_max(page: ScrapedPage) -> float:
+    """Tokens of all ranks' caches; nan where the page has none."""
+    info = page.labels("vllm:cache_config_info")
+    return sum(map(_kv_tokens, info)) if info else nan
 
 
 def _kv_tokens(labels: Labels) -> float:
@@ -34,8 +38,7 @@ async def _discover(pages: EnginePages) -> EngineFacts | None:
     if not entries:
         return None
     metrics = await pages.get("/metrics")
-    info = [labels for labels, _ in samples_of_first(b"\n" + (metrics or b""), b"vllm:cache_config_info")]
-    held = sum(map(_kv_tokens, info)) if info else nan
+    held = _kv_tokens_max(ScrapedPage(metrics or b""))
     return EngineFacts(
         names(entries),
         version=text(await pages.json("/version"), "version"),

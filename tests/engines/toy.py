@@ -4,7 +4,6 @@ Its API: POST /say with ``{"ask": ..., "words": N, "as": model}`` answers one JS
 or ``{"oops": {"text": ..., "status": ...}}``.
 """
 
-from collections.abc import Collection
 from typing import Any, Final
 
 import orjson
@@ -18,11 +17,11 @@ from router.engines.kind import (
     Scheduler,
     Translation,
 )
-from router.engines.prometheus import Snapshot, samples_of_first, total
+from router.engines.prometheus import ScrapedPage, Snapshot
 
 
-def metrics(page: bytes, _: Collection[str]) -> Snapshot:
-    return Snapshot("toy", running=total(samples_of_first(page, b"toy_busy")), kv_tokens_max=4096.0)
+def metrics(page: ScrapedPage) -> Snapshot:
+    return Snapshot("toy", running=page.total("toy_busy"), kv_tokens_max=4096.0)
 
 
 def read_error(payload: bytes) -> tuple[int, str]:
