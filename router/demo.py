@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from errno import EADDRINUSE
@@ -104,10 +104,13 @@ async def _engines(ports: Mapping[str, int], speed: float) -> AsyncIterator[list
 
 
 async def _engine(name: str, port: int, speed: float) -> Process:
-    """One emulated engine, in its own session: Ctrl-C reaches the gateway alone, which lets streams end first."""
-    options = (*ENGINES[name], "--model", "qwen2.5-7b", "--port", str(port), "--speedup", str(speed))
+    """One emulated engine, in its own session: Ctrl-C reaches the gateway alone, which lets streams end first. Its
+    standard input is a pipe from this process: should that be killed, the engine ends by itself.
+    """
+    options = (*ENGINES[name], "--model", "qwen2.5-7b", "--port", str(port), "--speedup", str(speed), "--until-eof")
+    command = module_command("simulator", "serve", *options)
     return await asyncio.create_subprocess_exec(
-        *module_command("simulator", "serve", *options), stdout=DEVNULL, env=environment(), start_new_session=True
+        *command, stdin=PIPE, stdout=DEVNULL, env=environment(), start_new_session=True
     )
 
 

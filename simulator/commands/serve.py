@@ -31,6 +31,7 @@ def run(options: Namespace) -> None:
         kv_blocks=options.num_gpu_blocks,
         priority=options.priority,
         reports_cached_tokens=options.enable_prompt_tokens_details,
+        until_eof=options.until_eof,
     )
     with plain_errors():
         run_engine(given)

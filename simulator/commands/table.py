@@ -186,6 +186,7 @@ def _serve(parser: ArgumentParser) -> None:
     add("--num-gpu-blocks", type=int, default=0, metavar="N", help="default: 0, as many as the card holds")
     add("--priority", action="store_true", help="schedule by priority")
     add("--enable-prompt-tokens-details", action="store_true", help="report in usage how much of a prompt was cached")
+    add("--until-eof", action="store_true", help="end when standard input closes too, as when the parent process dies")
 
 
 def _none(_: ArgumentParser) -> None:

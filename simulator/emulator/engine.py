@@ -6,6 +6,7 @@ every token has to be sent when it is made). Must not know: routers. How request
 """
 
 import asyncio
+import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from math import exp
@@ -204,11 +205,25 @@ async def listen(serving: Serving, dialect: Dialect, host: str, port: int) -> tu
     return server, connections
 
 
-async def serve(serving: Serving, dialect: Dialect, host: str, port: int, announce: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; then hang up on everybody at once."""
+class _EndOfInput(asyncio.Protocol):
+    """Calls *act* once standard input is closed."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._act()
+
+
+async def serve(
+    serving: Serving, dialect: Dialect, host: str, port: int, announce: Callable[[str], None], *, until_eof: bool
+) -> None:
+    """Serve until SIGINT or SIGTERM, with ``until_eof`` until standard input closes too; then close the connections."""
     server, connections = await listen(serving, dialect, host, port)
     over = asyncio.Event()
     with on_signal(lambda _: over.set()):
+        if until_eof:
+            await asyncio.get_running_loop().connect_read_pipe(lambda: _EndOfInput(over.set), sys.stdin)
         announce(f"http://{host}:{server.sockets[0].getsockname()[1]}")
         await over.wait()
     server.close()

@@ -44,6 +44,7 @@ class ServeOptions:
     kv_blocks: int
     priority: bool
     reports_cached_tokens: bool
+    until_eof: bool
 
 
 def serving_of(options: ServeOptions) -> Serving:
@@ -82,7 +83,9 @@ def serving_of(options: ServeOptions) -> Serving:
 
 
 def run_engine(options: ServeOptions) -> None:
-    """Serve until a signal. Raises ValueError or OSError, which say what is wrong with the options."""
+    """Serve until a signal, or until standard input closes where that is an option. Raises ValueError or OSError,
+    which say what is wrong with the options.
+    """
     serving = serving_of(options)
 
     def announce(address: str) -> None:
@@ -91,4 +94,5 @@ def run_engine(options: ServeOptions) -> None:
         sys.stdout.write(f"{what} speaks {options.protocol} as {serving.model_name!r} at {address}\n")
         sys.stdout.flush()
 
-    run(serve(serving, DIALECTS[serving.member.kind.protocol], options.host, options.port, announce))
+    dialect = DIALECTS[serving.member.kind.protocol]
+    run(serve(serving, dialect, options.host, options.port, announce, until_eof=options.until_eof))

@@ -206,6 +206,18 @@ async def test_two_routers_and_a_sidecar_share_one_redis(tmp_path: Path) -> None
         assert json.loads((await two.get("/readyz")).text)["ready"] is True
 
 
+async def until_up(demo: asyncio.subprocess.Process) -> bytes:
+    """What the demo printed until all of it was up."""
+    assert demo.stdout is not None
+    said = b""
+    async with asyncio.timeout(60):
+        while b"Ctrl-C ends all of it" not in said:
+            line = await demo.stdout.readline()
+            assert line, said
+            said += line
+    return said
+
+
 async def test_the_demo_serves_and_ends_with_all_its_engines() -> None:
     """Three emulated engines, one of them Triton; each serves; SIGINT leaves nothing behind."""
     port = free_port()
@@ -213,13 +225,7 @@ async def test_the_demo_serves_and_ends_with_all_its_engines() -> None:
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client,
         command("demo", "--port", str(port), "--speed", "20") as demo,
     ):
-        assert demo.stdout is not None
-        said = b""
-        async with asyncio.timeout(60):
-            while b"Ctrl-C ends all of it" not in said:
-                line = await demo.stdout.readline()
-                assert line, said
-                said += line
+        said = await until_up(demo)
         assert b"curl -N http://127.0.0.1:%d/v1/chat/completions" % port in said
         fleet = (await client.get("/admin/fleet")).json()
         assert [b["protocol"] for b in fleet["backends"]] == ["openai", "openai", "triton"]
@@ -233,3 +239,22 @@ async def test_the_demo_serves_and_ends_with_all_its_engines() -> None:
         for backend_ in fleet["backends"]:
             with pytest.raises(httpx.ConnectError):
                 await client.get(backend_["url"] + "/health")
+
+
+async def test_engines_of_a_demo_that_is_killed_end_by_themselves() -> None:
+    """Nobody is left to end them: the end of their standard input does."""
+    port = free_port()
+    async with (
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client,
+        command("demo", "--port", str(port), "--speed", "20") as demo,
+    ):
+        await until_up(demo)
+        urls = [backend_["url"] for backend_ in (await client.get("/admin/fleet")).json()["backends"]]
+        demo.kill()
+        await demo.wait()
+
+        async def are_gone() -> bool:
+            answers = await asyncio.gather(*(client.get(f"{url}/health") for url in urls), return_exceptions=True)
+            return all(isinstance(answer, httpx.ConnectError) for answer in answers)
+
+        await until_async(are_gone)

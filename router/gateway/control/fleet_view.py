@@ -68,12 +68,17 @@ def changes(parts: ControlParts) -> dict[str, Any]:
 
 
 def _backends(parts: ControlParts) -> list[dict[str, Any]]:
-    shown = {"name", "url", "protocol", "models", "tp", "pp", "precision", "seqs_max"}
+    shown = {"name", "url", "models", "tp", "pp", "precision", "seqs_max"}
     plan = parts.plan
     pairs = zip(plan.addresses, plan.backends, strict=True)
     return [
         given.model_dump(include=shown)
-        | {"card": backend.labels["card"], "model": backend.labels["model"], "variant": backend.variant}
+        | {
+            "protocol": given.kind.protocol,
+            "card": backend.labels["card"],
+            "model": backend.labels["model"],
+            "variant": backend.variant,
+        }
         | {"kv_tokens_max": backend.kv_tokens_max, "price_per_hour": backend.price_per_hour}
         for given, backend in pairs
     ]
