@@ -5,7 +5,7 @@ from time import perf_counter
 import pytest
 
 from router.core import Dispatch
-from router.gateway.rollout.guard import Bounds, DecisionStats, Guarded
+from router.gateway.rollout.guard import Bounds, DecisionStats, Faults, Guarded
 from tests import fakes
 
 pytestmark = pytest.mark.benchmark
@@ -31,7 +31,8 @@ def test_the_guard_costs_under_a_microsecond() -> None:
 
     core.adopt(Look(), core.admission)
     core.arrived(fakes.request(), 0.0)
-    bare, net = Fixed(), Guarded(Fixed(), Fixed(), Bounds(), DecisionStats(), perf_counter, lambda fault: None)
+    faults = Faults(Bounds(), DecisionStats(), perf_counter, lambda fault: None)
+    bare, net = Fixed(), Guarded(Fixed(), Fixed(), faults)
 
     def cost_us(policy) -> float:
         rounds = []

@@ -8,7 +8,7 @@ import pytest
 
 from router.core import ADMIT, Choice, Dispatch, Fleet, Forecast, Hold, Reason, Shed, decisions
 from router.core.dispatcher import Dispatcher
-from router.gateway.rollout.guard import Bounds, DecisionStats, Fault, Guarded, GuardedAdmission, is_valid
+from router.gateway.rollout.guard import Bounds, DecisionStats, Fault, Faults, Guarded, GuardedAdmission, is_valid
 from tests import fakes
 
 WRONG_KIND = "invalid" if decisions.__file__.endswith(".py") else "raised"
@@ -47,7 +47,7 @@ def guarded(
     """A core whose routing is *live*, guarded, with *last_good* (always slot 1) as fallback."""
     core, books, on_fault = fakes.core(fakes.backend("a"), fakes.backend("b")), DecisionStats(), []
     safe = last_good or Answers(to_slot(1))
-    core.adopt(Guarded(live, safe, bounds or Bounds(), books, live.clock, on_fault.append), core.admission)
+    core.adopt(Guarded(live, safe, Faults(bounds or Bounds(), books, live.clock, on_fault.append)), core.admission)
     return core, books, on_fault
 
 
@@ -152,7 +152,7 @@ def test_an_admission_policy_that_fails_lets_through() -> None:
 
     def one(kind: type[Odd], answer: Any, memory: Any) -> Any:
         books = DecisionStats()
-        net = GuardedAdmission(kind(answer), Bounds(), books, lambda: 0.0, lambda fault: None)
+        net = GuardedAdmission(kind(answer), Faults(Bounds(), books, lambda: 0.0, lambda fault: None))
         assert (net.held_max, net.hold_s_max) == (5, 1.0)
         return net.admit(request, fleet, Forecast(request, fleet, core.belief), memory), books
 
@@ -191,7 +191,9 @@ def test_the_guard_draws_no_chance() -> None:
     """The same seed gives the same choices with and without the guard."""
     plain = fakes.core(fakes.backend("a"), fakes.backend("b"), routing="random")
     net = fakes.core(fakes.backend("a"), fakes.backend("b"), routing="random")
-    net.adopt(Guarded(net.routing, net.routing, Bounds(), DecisionStats(), lambda: 0.0, lambda f: None), net.admission)
+    net.adopt(
+        Guarded(net.routing, net.routing, Faults(Bounds(), DecisionStats(), lambda: 0.0, lambda f: None)), net.admission
+    )
     draw = random.Random(3)
     for _ in range(50):
         asked = fakes.request(prompt_tokens=1 + int(draw.random() * 500))

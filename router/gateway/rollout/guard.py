@@ -50,38 +50,43 @@ class Fault:
 
 
 class Faults:
-    """The recent faults of one policy, and whether it is dropped."""
+    """The recent faults of one policy in one role, and whether it is dropped.
 
-    __slots__ = ("_bounds", "_clock", "_late", "_lately", "_on_fault", "_stats", "dropped")
+    ``bounds``, ``stats`` and ``clock`` are those that the policy's decisions are measured by.
+    """
+
+    __slots__ = ("_late", "_lately", "_on_fault", "bounds", "clock", "dropped", "stats")
 
     def __init__(
         self, bounds: Bounds, stats: DecisionStats, clock: Callable[[], float], on_fault: Callable[[Fault], None]
     ) -> None:
-        """``on_fault`` is called with each fault while the core decides: it must only note or schedule."""
-        self._bounds, self._stats, self._clock, self._on_fault = bounds, stats, clock, on_fault
+        """``clock``: monotonic seconds, fine enough for microseconds. ``on_fault`` is called with each fault while the
+        core decides: it must only note or schedule.
+        """
+        self.bounds, self.stats, self.clock, self._on_fault = bounds, stats, clock, on_fault
         self._lately: deque[float] = deque(maxlen=bounds.faults_max)
         self._late: deque[int] = deque(maxlen=LATE[0])
         self.dropped = False
 
     def add(self, kind: str, why: str) -> None:
         """Count an exception or an invalid answer."""
-        now_s = self._clock()
+        now_s = self.clock()
         self._lately.append(now_s)
-        many = len(self._lately) == self._bounds.faults_max and now_s - self._lately[0] <= self._bounds.window_s
+        many = len(self._lately) == self.bounds.faults_max and now_s - self._lately[0] <= self.bounds.window_s
         self._count(kind, why, many)
 
     def overran(self, took_s: float) -> None:
         """Count a decision that took too long."""
-        decisions = self._stats.decisions
+        decisions = self.stats.decisions
         self._late.append(decisions)
         often = len(self._late) == LATE[0] and decisions - self._late[0] < LATE[1]
-        gross = took_s > GROSS * self._bounds.budget_s
+        gross = took_s > GROSS * self.bounds.budget_s
         self._count("overran", f"a decision took {took_s * 1e3:.1f} ms", often or gross)
 
     def _count(self, kind: str, why: str, enough: bool) -> None:
         last = enough and not self.dropped
         self.dropped = self.dropped or last
-        self._stats.faults[kind] += 1
+        self.stats.faults[kind] += 1
         self._on_fault(Fault(kind, why, last))
 
 
@@ -90,21 +95,12 @@ class Guarded:
 
     __slots__ = ("_budget_s", "_clock", "_fallback", "_live", "_stats", "faults")
 
-    def __init__(
-        self,
-        live: Routing,
-        fallback: Routing,
-        bounds: Bounds,
-        stats: DecisionStats,
-        clock: Callable[[], float],
-        on_fault: Callable[[Fault], None],
-    ) -> None:
-        """``fallback`` decides where ``live`` does not; ``clock``: monotonic seconds, fine enough for microseconds."""
+    def __init__(self, live: Routing, fallback: Routing, faults: Faults) -> None:
+        """``fallback`` decides where ``live`` does not; ``faults``: of ``live``."""
         self._live: Any = live  # its answers are not trusted
         self._fallback: Any = fallback
-        self._stats = stats
-        self._budget_s, self._clock = bounds.budget_s, clock
-        self.faults = Faults(bounds, stats, clock, on_fault)
+        self._stats, self._clock, self._budget_s = faults.stats, faults.clock, faults.bounds.budget_s
+        self.faults = faults
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """See Routing."""
@@ -144,20 +140,13 @@ class GuardedAdmission:
     The memory is stored with the class of the policy that made it, and dropped for a policy of another class.
     """
 
-    __slots__ = ("_bounds", "_clock", "_kind", "_live", "faults", "held_max", "hold_s_max")
+    __slots__ = ("_clock", "_kind", "_live", "faults", "held_max", "hold_s_max")
 
-    def __init__(
-        self,
-        live: Admission,
-        bounds: Bounds,
-        stats: DecisionStats,
-        clock: Callable[[], float],
-        on_fault: Callable[[Fault], None],
-    ) -> None:
+    def __init__(self, live: Admission, faults: Faults) -> None:
         self._live: Any = live  # its answers are not trusted
-        self._kind, self._bounds, self._clock = type(live), bounds, clock
+        self._kind, self._clock = type(live), faults.clock
         self.held_max, self.hold_s_max = live.held_max, live.hold_s_max
-        self.faults = Faults(bounds, stats, clock, on_fault)
+        self.faults = faults
 
     def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit | Shed, Memory]:
         """See Admission."""
@@ -171,7 +160,7 @@ class GuardedAdmission:
             self.faults.add("raised", f"admission: {type(problem).__name__}: {problem}")
             return ADMIT, memory
         took_s = self._clock() - began_s
-        if took_s > self._bounds.budget_s:
+        if took_s > self.faults.bounds.budget_s:
             self.faults.overran(took_s)
         elif type(answer) in (Admit, Shed):
             return answer, (self._kind, after)

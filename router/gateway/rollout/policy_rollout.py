@@ -17,7 +17,7 @@ from router.core.policy import Routing
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.canary import Canary, Split, Trial
-from router.gateway.rollout.guard import SAFE, Bounds, DecisionStats, Fault, Guarded, GuardedAdmission
+from router.gateway.rollout.guard import SAFE, Bounds, DecisionStats, Fault, Faults, Guarded, GuardedAdmission
 from router.gateway.rollout.shadow import Comparison, Shadow
 
 _log = logging.getLogger("headroom")
@@ -57,33 +57,30 @@ class PolicyRollout:
         bounds = Bounds(given.budget_ms / 1e3, given.faults_max, given.window_s)
         self._plan = plan
         routing = self._serving(plan, last_good or SAFE, bounds)
-        admission = GuardedAdmission(
-            plan.admission, bounds, self.stats["serving"], self._clock, self._on_fault("serving", "admission")
-        )
+        admission = GuardedAdmission(plan.admission, self._faults("serving", "admission", bounds))
         self._core.limits = plan.limits
         self._core.adopt(routing, admission)
 
     def _serving(self, plan: Plan, last_good: Routing, bounds: Bounds) -> Routing:
-        guard = (bounds, self.stats["serving"], self._clock, self._on_fault("serving", "routing"))
-        routing: Routing = Guarded(plan.routing, last_good, *guard)
+        routing: Routing = Guarded(plan.routing, last_good, self._faults("serving", "routing", bounds))
         self._trial, self._shadow = None, None
         trial, shadow = plan.settings.policy.canary, plan.settings.policy.shadow
         if trial is not None and plan.canary is not None:
             split = Split(trial.share, trial.by, trial.tenants)
             confidence = 1.0 - (1.0 - trial.confidence) / self._trials  # Bonferroni's
             self._trial = Trial(split, trial.attainment_drop_max, confidence, trial.sample_min, trial.sample_max)
-            guard = (bounds, self.stats["canary"], self._clock, self._on_fault("canary", "routing"))
-            routing = Canary(routing, Guarded(plan.canary, plan.routing, *guard), split)
+            faults = self._faults("canary", "routing", bounds)
+            routing = Canary(routing, Guarded(plan.canary, plan.routing, faults), split)
         if shadow is not None and plan.shadow is not None:
-            guard = (bounds, self.stats["shadow"], self._clock, self._on_fault("shadow", "routing"))
+            faults = self._faults("shadow", "routing", bounds)
             routing = self._shadow = Shadow(
-                routing, plan.shadow, shadow.share, self._core.belief, self._compared, *guard
+                routing, plan.shadow, shadow.share, self._core.belief, self._compared, faults
             )
         return routing
 
-    def _on_fault(self, role: Role, kind: str) -> Callable[[Fault], None]:
-        """The callback for the faults of one policy."""
-        return lambda fault: self._faulted(role, kind, fault)
+    def _faults(self, role: Role, kind: str, bounds: Bounds) -> Faults:
+        """The record of the faults of one policy."""
+        return Faults(bounds, self.stats[role], self._clock, lambda fault: self._faulted(role, kind, fault))
 
     def _faulted(self, role: Role, kind: str, fault: Fault) -> None:
         self._audit.note("fault", role=role, policy=kind, fault=fault.kind, why=fault.why, dropped=fault.last)

@@ -4,7 +4,6 @@ It has a forecast and a random generator of its own, so that the core, its belie
 it. Must not depend on which policy is better.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from router.core import Choice, Dispatch, Fleet, Forecast, Request, Rng
 from router.core.belief import Belief
 from router.core.policy import Routing
-from router.gateway.rollout.guard import Bounds, DecisionStats, Fault, Faults, is_valid
+from router.gateway.rollout.guard import Faults, is_valid
 
 
 @dataclass(slots=True)
@@ -49,14 +48,11 @@ class Shadow:
         share: float,
         belief: Belief,
         seen: Comparison,
-        bounds: Bounds,
-        stats: DecisionStats,
-        clock: Callable[[], float],
-        on_fault: Callable[[Fault], None],
+        faults: Faults,
     ) -> None:
+        """``share``: of the requests that *candidate* decides too; ``faults``: of *candidate*."""
         self._serving, self._candidate, self._share, self._belief = serving, candidate, share, belief
-        self._bounds, self._stats, self._clock = bounds, stats, clock
-        self._faults = Faults(bounds, stats, clock, on_fault)
+        self._faults = faults
         self._draw = Random(0)  # the core's generator must stay as it is without a shadow
         self._due = 0.0
         self.seen = seen
@@ -72,20 +68,20 @@ class Shadow:
         return choice
 
     def _decide(self, choice: Choice, request: Request, fleet: Fleet) -> None:
-        forecast, clock = Forecast(request, fleet, self._belief), self._clock
+        forecast, faults, clock = Forecast(request, fleet, self._belief), self._faults, self._faults.clock
         began_s = clock()
         try:
             other = self._candidate.choose(request, fleet, forecast, self._draw)
         except (Exception, SystemExit) as problem:
-            self._faults.add("raised", f"{type(problem).__name__}: {problem}")
+            faults.add("raised", f"{type(problem).__name__}: {problem}")
             return
         took_s = clock() - began_s
-        self._stats.decisions += 1
-        self._stats.seconds += took_s
-        if took_s > self._bounds.budget_s:
-            self._faults.overran(took_s)
+        faults.stats.decisions += 1
+        faults.stats.seconds += took_s
+        if took_s > faults.bounds.budget_s:
+            faults.overran(took_s)
         if not is_valid(other, fleet):
-            self._faults.add("invalid", f"answered {other!r}")
+            faults.add("invalid", f"answered {other!r}")
             return
         self._compare(choice, other, request, fleet, forecast)
 
