@@ -1,11 +1,12 @@
 """Reading Prometheus text: the few samples wanted of a page that may hold 90 KB of histograms, and what they amount to.
 
 Must not depend on who fetched the page or on any particular engine. With data parallelism an engine shows one sample a
-rank: counts are summed over them, shares averaged.
+rank: counts are summed over them, shares averaged. A sample that breaks another one down (by priority, say, beside the
+total) counts nowhere: what it shows is in the other already.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import isnan, nan
@@ -15,14 +16,16 @@ from router.core.signals import Value, value_since
 from router.core.types import EngineReport
 
 Labels = Mapping[str, str]
+Sample = tuple[Labels, float]
 
 _SAMPLES_MAX: Final = 4096  # of one name: no engine has as many, and a broken page must not block the loop
+_SHAPES_MAX: Final = 16  # sets of label names of one metric: an engine has one or two, and each is compared with each
 
 _LABEL: Final = re.compile(rb'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
 _LABELS: Final = re.compile(rb'\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\}')
 
 
-def samples(page: bytes, name: bytes) -> Iterator[tuple[Labels, float]]:
+def samples(page: bytes, name: bytes) -> Iterator[Sample]:
     """The samples of exactly this name, labels with values; a line that cannot be read is passed over."""
     at = page.find(b"\n" + name)
     while at >= 0:
@@ -34,7 +37,7 @@ def samples(page: bytes, name: bytes) -> Iterator[tuple[Labels, float]]:
         at = page.find(b"\n" + name, start)
 
 
-def _sample(rest: bytes) -> tuple[Labels, float] | None:
+def _sample(rest: bytes) -> Sample | None:
     """What follows a name on its line: nothing for a longer name or what is no number."""
     if rest[:1] not in {b"{", b" "}:
         return None
@@ -46,6 +49,29 @@ def _sample(rest: bytes) -> tuple[Labels, float] | None:
         return None
     pairs = _LABEL.findall(labels.group(1)) if labels else ()
     return {key.decode(): text.decode(errors="replace") for key, text in pairs}, value
+
+
+def undivided(found: Sequence[Sample]) -> list[Sample]:
+    """The samples without those that break another one down: it has all of the labels of the other, and more.
+
+    An empty label is none, as in Prometheus. SGLang with priority scheduling shows a total under ``priority=""`` and
+    the same requests again under ``priority="1"``.
+    """
+    labelled = [{name: text for name, text in labels.items() if text} for labels, _ in found]
+    shapes = sorted({frozenset(labels) for labels in labelled}, key=len)[:_SHAPES_MAX]
+    if len(shapes) <= 1:
+        return list(found)
+    totals = {shape: {_of(labels, shape) for labels in labelled if labels.keys() == shape} for shape in shapes}
+
+    def is_part(labels: dict[str, str]) -> bool:
+        return any(shape < frozenset(labels) and _of(labels, shape) in totals[shape] for shape in shapes)
+
+    return [sample for sample, labels in zip(found, labelled, strict=True) if not is_part(labels)]
+
+
+def _of(labels: Labels, names: frozenset[str]) -> frozenset[tuple[str, str]]:
+    """What the labels of these names say."""
+    return frozenset((name, labels[name]) for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +98,7 @@ class ScrapedPage:
     def __init__(self, page: bytes, models: Collection[str] = ()) -> None:
         """*models*: those whose samples count, where samples have a model and one of them is theirs."""
         self._page, self._models = b"\n" + page, models
-        self._found: dict[tuple[str, ...], list[tuple[Labels, float]]] = {}  # a signal often reads what others do
+        self._found: dict[tuple[str, ...], list[Sample]] = {}  # a signal often reads what others do
 
     def begins_a_line(self, *words: bytes) -> bool:
         """Whether a line of the page begins with one of these."""
@@ -88,19 +114,31 @@ class ScrapedPage:
         values = self._values(names, labels)
         return sum(values) / len(values) if values else nan
 
+    def total_of_ranks(self, rank: str, *names: str) -> float:
+        """Sum over the values of the label *rank*, of each the largest sample: ranks that work on the same requests
+        report them each. nan when there is none.
+        """
+        largest: dict[str, float] = {}
+        for labels, value in undivided(self._samples(names)):
+            of = labels.get(rank, "")
+            largest[of] = max(value, largest.get(of, value))
+        return sum(largest.values()) if largest else nan
+
     def labels(self, *names: str) -> list[Labels]:
         """The labels of each sample."""
-        return [labels for labels, _ in self._samples(names)]
+        return [labels for labels, _ in undivided(self._samples(names))]
 
     def _values(self, names: tuple[str, ...], labels: Labels) -> list[float]:
-        return [value for has, value in self._samples(names) if labels.items() <= has.items()]
+        found = self._samples(names)
+        chosen = [sample for sample in found if labels.items() <= sample[0].items()] if labels else found
+        return [value for _, value in undivided(chosen)]
 
-    def _samples(self, names: tuple[str, ...]) -> list[tuple[Labels, float]]:
+    def _samples(self, names: tuple[str, ...]) -> list[Sample]:
         if names not in self._found:
             self._found[names] = self._first_of(names)
         return self._found[names]
 
-    def _first_of(self, names: tuple[str, ...]) -> list[tuple[Labels, float]]:
+    def _first_of(self, names: tuple[str, ...]) -> list[Sample]:
         for name in names:
             found = list(islice(samples(self._page, name.encode()), _SAMPLES_MAX))
             if found:  # an ensemble's numbers stand under its inner model, so all count where none is of theirs

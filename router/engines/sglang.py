@@ -21,11 +21,14 @@ from router.engines.prometheus import ScrapedPage, Snapshot
 
 
 def _metrics(page: ScrapedPage) -> Snapshot:
+    """Every stage of a pipeline reports, and with ``--enable-metrics-for-all-schedulers`` every tensor rank: all of one
+    ``dp_rank`` (older versions: a page without it) report the same requests and the same cache.
+    """
     return Snapshot(
         "sglang",
-        running=page.total("sglang:num_running_reqs"),
-        waiting=page.total("sglang:num_queue_reqs"),
-        kv_tokens_max=page.total("sglang:max_total_num_tokens"),
+        running=page.total_of_ranks("dp_rank", "sglang:num_running_reqs"),
+        waiting=page.total_of_ranks("dp_rank", "sglang:num_queue_reqs"),
+        kv_tokens_max=page.total_of_ranks("dp_rank", "sglang:max_total_num_tokens"),
     )
 
 

@@ -6,6 +6,8 @@ from math import isnan, nan
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from router.config import settings
 from router.core.signals import Share
@@ -120,6 +122,70 @@ def test_the_prefix_hit_rate_is_of_what_came_since_the_last_page() -> None:
 def test_each_engine_is_known_by_its_names(page: bytes, expected: Snapshot) -> None:
     """SGLang, trtllm-serve, llama.cpp; a sample that is no number is passed over; a timestamp is not the value."""
     assert same(read_metrics(page), expected)
+
+
+SGLANG = b"""sglang:num_running_reqs{engine_type="unified",model_name="m",pp_rank="0",priority="",tp_rank="0"} 10.0
+sglang:num_running_reqs{engine_type="unified",model_name="m",pp_rank="0",priority="0",tp_rank="0"} 7.0
+sglang:num_running_reqs{engine_type="unified",model_name="m",pp_rank="0",priority="5",tp_rank="0"} 3.0
+sglang:num_queue_reqs{engine_type="unified",model_name="m",pp_rank="0",priority="",tp_rank="0"} 2.0
+sglang:num_queue_reqs{engine_type="unified",model_name="m",pp_rank="0",priority="None",tp_rank="0"} 2.0
+sglang:max_total_num_tokens{engine_type="unified",model_name="m",pp_rank="0",priority="",tp_rank="0"} 4096.0
+"""
+
+
+def test_a_total_beside_its_parts_by_priority_is_counted_once() -> None:
+    """SGLang with priority scheduling: 10 streams were read as 20, and the next ones refused."""
+    found = read_metrics(SGLANG)
+    assert found is not None
+    assert (found.running, found.waiting, found.kv_tokens_max) == (10.0, 2.0, 4096.0)
+
+
+def test_ranks_that_work_on_the_same_requests_are_counted_once() -> None:
+    """Stages of a pipeline and tensor ranks report the same requests each; ranks of data parallelism have their own."""
+    page = b"".join(
+        b'sglang:num_running_reqs{dp_rank="%d",pp_rank="%d",tp_rank="%d"} %d\n' % (dp, pp, tp, 3 + 2 * dp)
+        for dp in range(2)
+        for pp in range(2)
+        for tp in range(4)
+    )
+    found = read_metrics(page)
+    assert found is not None
+    assert found.running == 3 + 5
+
+
+NAMES = {
+    "vllm": ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"),
+    "sglang": ("sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:token_usage", "sglang:max_total_num_tokens"),
+    "llamacpp": ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
+    "tensorrt-llm": ("trtllm_num_requests_running", "trtllm_num_requests_waiting", "trtllm_kv_cache_utilization"),
+}
+
+
+@given(
+    st.sampled_from(sorted(NAMES)),
+    st.lists(st.integers(0, 50), min_size=1, max_size=3),
+    st.dictionaries(st.sampled_from(["priority", "reason", "adapter"]), st.sampled_from("abc"), min_size=1),
+    st.lists(st.integers(0, 50), min_size=1, max_size=4),
+    st.booleans(),
+)
+def test_a_breakdown_beside_a_total_changes_nothing(
+    kind: str, ranks: list[int], labels: dict[str, str], parts: list[int], empty: bool
+) -> None:
+    """Whatever labels an engine divides its totals by, with the labels of the total empty or left out."""
+    rank = "dp_rank" if kind == "sglang" else "engine"
+    total, divided = b"", b""
+    for name in NAMES[kind]:
+        for number, value in enumerate(ranks):
+            none = "".join(f',{label}=""' for label in labels) if empty else ""
+            total += f'{name}{{{rank}="{number}"{none}}} {value}\n'.encode()
+            for part, size in enumerate(parts):
+                more = "".join(f',{label}="{text}{part}"' for label, text in labels.items())
+                divided += f'{name}{{{rank}="{number}"{more}}} {size}\n'.encode()
+    alone, beside, before = (read_metrics(page) for page in (total, total + divided, divided + total))
+    assert alone is not None
+    assert alone.running == sum(ranks)
+    assert same(beside, alone)
+    assert same(before, alone)
 
 
 def test_a_triton_that_serves_others_too_is_read_for_our_models_alone() -> None:
