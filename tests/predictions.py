@@ -112,7 +112,7 @@ def _note(found: dict[RequestId, Predicted], event: Event) -> None:
         if command["command"] == "Send":
             each = found[command["request_id"]]
             each.backend, each.sent_s = command["backend"], event["at_s"]
-    if event["event"] == "first_byte":
+    if event["event"] == "first_token":
         found[event["id"]].first_s = event["at_s"]
     elif event["event"] == "ended":
         found[event["id"]].ended_s = event["at_s"]

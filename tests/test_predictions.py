@@ -25,7 +25,7 @@ def served(it: Recording, chance: random.Random, count: int) -> None:
         running += [(send.request_id, send.attempt) for send in sends]
         while len(running) > 6:
             done = running.pop(chance.randrange(len(running)))
-            it.first_byte(*done, now_s + 0.01)
+            it.first_token(*done, now_s + 0.01)
             now_s += 0.02
             it.ended(*done, Usage(chance.randrange(2, 200), 900), now_s)
 

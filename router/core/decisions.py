@@ -6,7 +6,7 @@ one of has a constructor written by hand, as in types.py; compiled, it refuses a
 
 from dataclasses import dataclass
 from enum import StrEnum
-from math import nan
+from math import isnan, nan
 from typing import Final
 
 from router.core.errors import Reason
@@ -131,7 +131,7 @@ class Abort(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Break(Fact):
-    """Command: the stream died after its first byte; end it with an honest error event, never as if it were whole."""
+    """Command: the attempt died after its reply had begun; end it with an honest error event, never as if whole."""
 
     request_id: RequestId
     why: str
@@ -142,7 +142,7 @@ class EndState(StrEnum):
 
     SERVED = "served"
     REFUSED = "refused"
-    BROKEN = "broken"  # the engine failed after the first byte
+    BROKEN = "broken"  # the engine failed after its reply had begun
     LEFT = "left"  # the client went away
 
 
@@ -160,7 +160,7 @@ class RequestRecord(Fact):
     backend: Final[str]
     attempts: Final[int]
     sent_s: Final[float]
-    first_byte_s: Final[float]
+    first_token_s: Final[float]
     ended_s: Final[float]
     usage: Final[Usage]
     reason: Final[Reason | None]
@@ -178,7 +178,7 @@ class RequestRecord(Fact):
         backend: str,
         attempts: int,
         sent_s: float,
-        first_byte_s: float,
+        first_token_s: float,
         ended_s: float,
         usage: Usage,
         reason: Reason | None,
@@ -194,7 +194,7 @@ class RequestRecord(Fact):
         self.backend = backend
         self.attempts = attempts
         self.sent_s = sent_s
-        self.first_byte_s = first_byte_s
+        self.first_token_s = first_token_s
         self.ended_s = ended_s
         self.usage = usage
         self.reason = reason
@@ -207,8 +207,10 @@ class RequestRecord(Fact):
 
     @property
     def ttft_s(self) -> float:
-        """Arrival to first byte, holding and failed attempts included; nan for a reply that came whole."""
-        return self.first_byte_s - self.request.arrived_s if self.request.streamed else nan
+        """Arrival to first token, holding and failed attempts included; nan for a reply that came whole or without
+        a token.
+        """
+        return self.first_token_s - self.request.arrived_s if self.request.streamed else nan
 
     @property
     def e2e_s(self) -> float:
@@ -217,21 +219,27 @@ class RequestRecord(Fact):
 
     @property
     def tpot_s(self) -> float:
-        """Mean time per output token after the first; 0 for a reply of one token, nan for one that came whole."""
-        if not self.request.streamed:
+        """Mean time per output token after the first; 0 for a reply of one token, nan for one that came whole or
+        without a token.
+        """
+        if not self.request.streamed or isnan(self.first_token_s):
             return nan
         after = self.usage.output_tokens - 1
-        return (self.ended_s - self.first_byte_s) / after if after > 0 else 0.0
+        return (self.ended_s - self.first_token_s) / after if after > 0 else 0.0
 
     @property
     def slo_met(self) -> bool:
-        """Served, and inside every bound of its SLO; of a whole reply only the end can be judged."""
+        """Served, and inside every bound of its SLO; of a whole reply only the end can be judged.
+
+        A stream that ended without a token (an empty reply) is judged as if its token had come with its end.
+        """
         if self.outcome is not EndState.SERVED:
             return False
         request, usage = self.request, self.usage
         prompt_tokens = usage.prompt_tokens or request.prompt_tokens
         if request.streamed:
-            return request.slo.met(self.ttft_s, self.tpot_s, self.e2e_s, prompt_tokens, usage.output_tokens)
+            ttft_s, tpot_s = (self.e2e_s, 0.0) if isnan(self.first_token_s) else (self.ttft_s, self.tpot_s)
+            return request.slo.met(ttft_s, tpot_s, self.e2e_s, prompt_tokens, usage.output_tokens)
         return request.slo.met_whole(self.e2e_s, prompt_tokens, usage.output_tokens)
 
     def latencies_s(self) -> tuple[float, ...]:

@@ -77,10 +77,10 @@ class Dispatcher(FleetEvents):
         """Requests that wait at the gateway."""
         return len(self._holding)
 
-    def first_byte_s(self, request_id: RequestId) -> float:
-        """When the first byte of a request that is not over came (nan: not yet, or over)."""
+    def first_token_s(self, request_id: RequestId) -> float:
+        """When the first token of a request that is not over came (nan: not yet, or over)."""
         flight = self._flights.get(request_id)
-        return flight.first_byte_s if flight is not None else nan
+        return flight.first_token_s if flight is not None else nan
 
     # -- one request -------------------------------------------------------------------------------------------
 
@@ -129,26 +129,46 @@ class Dispatcher(FleetEvents):
             choice = Hold(until_s, "others wait in front")
         return self._perform(flight, choice, fleet, forecast, now_s)
 
-    def first_byte(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
-        """An attempt's first token; other open attempts of the request are closed."""
+    def committed(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
+        """Status and first bytes of an attempt's reply go to the client; other open attempts of it are closed."""
         now_s = self._time(now_s)
         flight, won = self._find(request_id, attempt)
-        if flight is None or won is None or not allows(flight.state, Event.FIRST_BYTE):
+        if flight is None or won is None or not allows(flight.state, Event.COMMIT):
             return ()
-        flight.move(Event.FIRST_BYTE)
-        flight.first_byte_s = now_s
-        self.ledger.load.prefilled(won.reservation, now_s)
-        self._ejection.answered(won.backend)
+        closed = self._commit(flight, won, now_s)
+        return [*closed, *self._serve_held(now_s)] if closed else ()
+
+    def first_token(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
+        """The first that an attempt generated has come: its prompt is done with. Commits its reply where that did not
+        come before.
+        """
+        now_s = self._time(now_s)
+        flight, won = self._find(request_id, attempt)
+        if flight is None or won is None or flight.state is State.STREAMING:
+            return ()
+        closed = self._prefilled(flight, won, now_s)
+        flight.move(Event.FIRST_TOKEN)
+        flight.first_token_s = now_s
         if flight.request.streamed:
             learn_first_token(self.belief, self.ledger, won, now_s)
+        held = self._serve_held(now_s, flight.request.model)
+        return [*closed, *held] if closed else held
+
+    def _prefilled(self, flight: Flight, won: Attempt, now_s: float) -> Sequence[Command]:
+        """The prompt of an attempt is done with, and its reply is committed if it was not."""
+        closed = self._commit(flight, won, now_s) if allows(flight.state, Event.COMMIT) else ()
+        self.ledger.load.prefilled(won.reservation, now_s)
+        self._ejection.answered(won.backend)
+        return closed
+
+    def _commit(self, flight: Flight, won: Attempt, now_s: float) -> Sequence[Command]:
+        """From now on one attempt serves the request: close the others."""
+        flight.move(Event.COMMIT)
         if len(flight.open) == 1:
-            return self._serve_held(now_s, flight.request.model)
-        commands: list[Command] = [
-            self._close(flight, a, "another attempt answered first", now_s) for a in flight.open if a is not won
-        ]
+            return ()
+        closed = [self._close(flight, a, "another attempt answered first", now_s) for a in flight.open if a is not won]
         flight.open = [won]
-        commands.extend(self._serve_held(now_s, flight.request.model))
-        return commands
+        return closed
 
     def ended(self, request_id: RequestId, attempt: int, usage: Usage, now_s: float) -> Sequence[Command]:
         """The reply is complete."""
@@ -156,9 +176,20 @@ class Dispatcher(FleetEvents):
         flight, done = self._find(request_id, attempt)
         if flight is None or done is None:
             return ()
-        if not allows(flight.state, Event.COMPLETE):
-            early = list(self.first_byte(request_id, attempt, now_s))
-            return [*early, *self.ended(request_id, attempt, usage, now_s)]
+        early: Sequence[Command] = () if flight.state is State.STREAMING else self._no_token(flight, done, now_s)
+        commands = self._complete(flight, done, usage, now_s)
+        return [*early, *commands] if early else commands
+
+    def _no_token(self, flight: Flight, done: Attempt, now_s: float) -> Sequence[Command]:
+        """A reply is complete whose first token was not seen. One that came whole had it by now; of a stream without
+        one nothing is stamped and no TTFT is learnt.
+        """
+        closed = self._prefilled(flight, done, now_s)
+        if not flight.request.streamed:
+            flight.first_token_s = now_s
+        return [*closed, *self._serve_held(now_s, flight.request.model)]
+
+    def _complete(self, flight: Flight, done: Attempt, usage: Usage, now_s: float) -> Sequence[Command]:
         usage = border.usage(
             usage, flight.request, done.backend, self.ledger.context_tokens_max(done.reservation), self.dropped_numbers
         )
@@ -167,7 +198,7 @@ class Dispatcher(FleetEvents):
         return self._over(flight, Event.COMPLETE, done, usage, now_s)
 
     def failed(self, request_id: RequestId, attempt: int, failure: Failure, now_s: float) -> Sequence[Command]:
-        """An attempt is dead: before the first byte try another backend, after it the stream fails."""
+        """An attempt is dead: before its reply is committed try another backend, after it the reply fails."""
         now_s = self._time(now_s)
         flight, dead = self._find(request_id, attempt)
         if flight is None or dead is None:
@@ -175,7 +206,7 @@ class Dispatcher(FleetEvents):
         self.ledger.load.release(dead.reservation, now_s)
         if failure.backend_fault:
             self._blame(dead.backend, now_s)
-        if flight.state is State.STREAMING:
+        if flight.state is not State.SENT:
             return [Break(request_id, failure.why), *self._over(flight, Event.FAIL, dead, NO_USAGE, now_s)]
         flight.open.remove(dead)
         flight.why = failure.why
@@ -250,7 +281,7 @@ class Dispatcher(FleetEvents):
         return self._explanations.of(request_id)
 
     def _again(self, flight: Flight, failure: Failure, now_s: float) -> Sequence[Command]:
-        """Before the first byte: the next best backend, if the failure and the limits allow one."""
+        """Before a reply is committed: the next best backend, if the failure and the limits allow one."""
         fleet = self._candidates.untried(flight, self.admission.hold_s_max, now_s)
         if not failure.retryable or flight.attempts >= self.limits.attempts_max or fleet is None:
             reason = Reason.FIRST_BYTE_LATE if failure.late else Reason.BACKEND_FAILED
@@ -333,6 +364,8 @@ class Dispatcher(FleetEvents):
             return False
         if timer.due is Due.ASK_HELD:
             return flight.state is State.HELD
+        if timer.due is Due.PREFILLED:
+            return flight.state is not State.STREAMING and flight.attempt(timer.attempt) is not None
         return flight.state is State.SENT and flight.attempt(timer.attempt) is not None
 
     def ticked(self, now_s: float) -> Sequence[Command]:

@@ -1,6 +1,6 @@
 """Backends ejected after faults in a row, each time for twice as long (outlier ejection).
 
-Counts a backend's own faults alone: a client's 4xx never gets here, and a first token wipes the count.
+Counts a backend's own faults alone: a client's 4xx never gets here, and a first token or a whole reply wipes the count.
 """
 
 

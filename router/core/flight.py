@@ -79,7 +79,7 @@ class Flight:
         "alone",
         "ask_again_s",
         "attempts",
-        "first_byte_s",
+        "first_token_s",
         "hold_until_s",
         "line",
         "note",
@@ -98,7 +98,7 @@ class Flight:
         self.open: list[Attempt] = []
         self.attempts = 0
         self.tried: tuple[int, ...] = ()
-        self.first_byte_s = nan
+        self.first_token_s = nan
         self.hold_until_s = inf
         self.ask_again_s = inf
         self.why = ""
@@ -139,7 +139,7 @@ class Flight:
             last.backend if last else "",
             self.attempts,
             last.sent_s if last else nan,
-            self.first_byte_s,
+            self.first_token_s,
             now_s,
             usage,
             reason,

@@ -1,6 +1,6 @@
 """The life of a request as a table: which events a state allows, and the state that each leads to.
 
-The dispatcher moves requests by this table and by nothing else. A fact that comes late, such as the first byte of a
+The dispatcher moves requests by this table and by nothing else. A fact that comes late, such as the first token of a
 request that streams already, is no event of the request's state and is dropped; a move that the dispatcher makes and
 the table lacks is a fault and raises. ``README.md`` beside this file draws the table. Must not depend on what a move
 does: reservations, timers and commands are the dispatcher's.
@@ -17,8 +17,9 @@ class State(StrEnum):
 
     DECIDING = "deciding"  # it has just come, or its last attempt has failed; left before the dispatcher answers
     HELD = "held"  # it waits at the gateway
-    SENT = "sent"  # at least one attempt is open, and no first byte has come
-    STREAMING = "streaming"  # the first byte came; exactly one attempt is open
+    SENT = "sent"  # at least one attempt is open, and nothing of a reply was sent to the client
+    COMMITTED = "committed"  # the client gets the reply of one attempt, the only open one; no token has come
+    STREAMING = "streaming"  # its first token came
 
 
 class Event(StrEnum):
@@ -27,7 +28,8 @@ class Event(StrEnum):
     HOLD = "hold"
     SEND = "send"  # one more attempt
     REFUSE = "refuse"
-    FIRST_BYTE = "first byte"
+    COMMIT = "commit"  # status and first bytes of a reply go to the client: no retry from here on
+    FIRST_TOKEN = "first token"
     LOSE_ATTEMPT = "lose attempt"  # one failed while another is open
     FAIL = "fail"  # the only open attempt failed
     COMPLETE = "complete"
@@ -49,7 +51,13 @@ NEXT: Final[dict[State, dict[Event, State | EndState]]] = {
         Event.SEND: State.SENT,
         Event.LOSE_ATTEMPT: State.SENT,
         Event.FAIL: State.DECIDING,
-        Event.FIRST_BYTE: State.STREAMING,
+        Event.COMMIT: State.COMMITTED,
+        Event.LEAVE: EndState.LEFT,
+    },
+    State.COMMITTED: {
+        Event.FIRST_TOKEN: State.STREAMING,
+        Event.FAIL: EndState.BROKEN,
+        Event.COMPLETE: EndState.SERVED,
         Event.LEAVE: EndState.LEFT,
     },
     State.STREAMING: {

@@ -16,7 +16,7 @@ from router.core.flight import Failure
 from router.core.physics import StepCoefficients
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Usage, slo_from
 
-VERSION: Final = 2  # 1: other names of events and fields
+VERSION: Final = 3  # 1: other names of events and fields; 2: one event for commit and first token
 _REQUEST: Final = tuple(each.name for each in fields(Request))
 Event = dict[str, Any]
 
@@ -73,10 +73,15 @@ class Recording:
         """See Dispatcher."""
         return self._note("arrived", now_s, self._core.arrived(request, now_s), request=_plain_request(request))
 
-    def first_byte(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
+    def committed(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
-        commands = self._core.first_byte(request_id, attempt, now_s)
-        return self._note("first_byte", now_s, commands, id=request_id, attempt=attempt)
+        commands = self._core.committed(request_id, attempt, now_s)
+        return self._note("committed", now_s, commands, id=request_id, attempt=attempt)
+
+    def first_token(self, request_id: RequestId, attempt: int, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        commands = self._core.first_token(request_id, attempt, now_s)
+        return self._note("first_token", now_s, commands, id=request_id, attempt=attempt)
 
     def ended(self, request_id: RequestId, attempt: int, usage: Usage, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
@@ -202,7 +207,8 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "on_peer_load": lambda e: (e["peer"], {name: Load(**load) for name, load in e["loads"].items()}),
     "adopt_belief": lambda e: (e["name"], e["learnt"]),
     "arrived": lambda e: (request_of(e["request"]),),
-    "first_byte": lambda e: (e["id"], e["attempt"]),
+    "committed": lambda e: (e["id"], e["attempt"]),
+    "first_token": lambda e: (e["id"], e["attempt"]),
     "ended": lambda e: (e["id"], e["attempt"], Usage(**e["usage"])),
     "failed": lambda e: (e["id"], e["attempt"], Failure(**e["failure"])),
     "client_left": lambda e: (e["id"],),

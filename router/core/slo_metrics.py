@@ -77,7 +77,7 @@ SLO_METRICS: Final[tuple[SloMetric, ...]] = (
     SloMetric(
         "ttft",
         "Time to first token",
-        "Arrival to first byte, holding and failed attempts included",
+        "Arrival to first token, holding and failed attempts included",
         observed=lambda ttft_s, tpot_s, e2e_s, prompt_tokens, output_tokens: ttft_s,
         implied=lambda bound_s, prompt_tokens, output_tokens: (bound_s, inf, inf),
         edges_s=_TTFT_EDGES_S,

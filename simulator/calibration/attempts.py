@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core.record import backend_of
+from router.core.record import VERSION, backend_of
 from router.core.types import Backend
 from simulator.calibration.files import opened
 from simulator.errors import BadRecord
@@ -76,7 +76,7 @@ class _Reader:
             self.logs.setdefault(joined.name, BackendLog(joined))
         elif kind == "arrived":
             self._prompts[event["request"]["id"]] = float(event["request"]["prompt_tokens"])
-        elif kind == "first_byte" and event["id"] in self._open:
+        elif kind == "first_token" and event["id"] in self._open:
             self._open[event["id"]].first_s = now_s
         elif kind == "ended" and event["id"] in self._open:
             self._ended(self._open.pop(event["id"]), event["usage"], now_s)
@@ -104,14 +104,18 @@ class _Reader:
 
 def read_attempts(path: Path) -> dict[str, BackendLog]:
     """The log of every backend in the record at *path* (plain or .gz). Raises BadRecord, which names the line."""
-    reader = _Reader()
+    reader, version = _Reader(), VERSION
     for number, line in _lines(path):
         try:
             event = json.loads(line)
             if "record" not in event:
                 reader.take(event)
+            else:
+                version = event["record"]
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise BadRecord(f"{path}:{number}: expected an event of a gateway's record: {problem!r}") from None
+        if version != VERSION:
+            raise BadRecord(f"{path}:{number}: expected a record of version {VERSION}, found {version!r}")
     return reader.logs
 
 

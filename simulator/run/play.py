@@ -115,7 +115,7 @@ class Run:
         """An open request and the time of its first token (nan: none yet); None for a request that is over."""
         for router in self.routers:
             if router.has(request_id):
-                return router.arrival(request_id), router.core.first_byte_s(request_id)
+                return router.arrival(request_id), router.core.first_token_s(request_id)
         return None
 
     def open_routers(self, routing: Routing, admission: Admission, limits: DispatchLimits | None) -> None:

@@ -65,7 +65,7 @@ class ResultTable:
             backend = self._numbers[record.backend] = float(len(self.backends))
             self.backends.append(record.backend)
         arrived_s, ended_s = first_arrived_s, record.ended_s
-        first_s = record.first_byte_s if request.streamed else nan
+        first_s = record.first_token_s if request.streamed else nan
         served = record.outcome is EndState.SERVED
         after = usage.output_tokens - 1
         if request.streamed:

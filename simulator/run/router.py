@@ -64,11 +64,14 @@ class SimulatedRouter:
             self._schedule_tick()
 
     def on_first_token(self, sequence: EngineSequence) -> None:
-        """The first token of an attempt has arrived. A reply that is not streamed has no visible first token."""
+        """The first token of an attempt has arrived, which commits its reply too: nothing comes before it here.
+
+        A reply that is not streamed has no visible first token.
+        """
         open_request = self._open.get(sequence.id)
         if open_request is not None and not open_request.arrival.request.streamed:
             return
-        commands = self.core.first_byte(sequence.id, sequence.attempt, self.kernel.now_s)
+        commands = self.core.first_token(sequence.id, sequence.attempt, self.kernel.now_s)
         if commands or self._holding:
             self.perform(commands)
 

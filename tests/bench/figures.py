@@ -67,7 +67,7 @@ class Decisions:
         commands = self.core.arrived(arrived, now_s)
         ended = thread_time_ns()
         if type(commands[0]).__name__ == "Send":
-            self.core.first_byte(arrived.id, 1, now_s + self.between_s / 4)
+            self.core.first_token(arrived.id, 1, now_s + self.between_s / 4)
             self.running.append((arrived.id, arrived.prompt_tokens))
         if len(self.running) > self.streams:
             request_id, prompt_tokens = self.running.popleft()

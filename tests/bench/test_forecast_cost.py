@@ -72,7 +72,7 @@ def serve(it, count, kind, slo=NO_SLO, from_s=0.0):
         costs["arrive"].append(took)
         if not commands or not isinstance(commands[0], Send):
             continue
-        costs["first"].append(used_us(it.first_byte, asked.id, 1, now_s + 0.02)[0])
+        costs["first"].append(used_us(it.first_token, asked.id, 1, now_s + 0.02)[0])
         if n % 8:
             usage = Usage(50, asked.prompt_tokens)
             costs["end"].append(used_us(it.ended, asked.id, 1, usage, now_s + 0.6)[0])

@@ -111,7 +111,7 @@ def test_replies_of_a_few_tokens_put_no_forecast_off():
         for n in range(60):
             now_s = 10.0 * n
             it.arrived(request(f"r{n}", prompt_tokens=100, arrived_s=now_s), now_s)
-            it.first_byte(f"r{n}", 1, now_s + 0.05)
+            it.first_token(f"r{n}", 1, now_s + 0.05)
             it.ended(f"r{n}", 1, Usage(tokens, 100), now_s + 0.05 + (tokens - 1) * (0.1 if n % 2 else 0.001))
         assert it.score("a").tpot.seen == 60
         states.append(it.score("a").state)
@@ -133,7 +133,7 @@ def stream(it, slower, count):
     now_s = 0.0
     for n in range(count):
         it.arrived(request(f"{n}", arrived_s=now_s), now_s)
-        it.first_byte(f"{n}", 1, now_s + slower * 0.025)
+        it.first_token(f"{n}", 1, now_s + slower * 0.025)
         now_s += slower * (0.025 + 100 * 0.0101)
         it.ended(f"{n}", 1, Usage(101), now_s)
     return now_s
@@ -153,10 +153,10 @@ def test_prompts_that_came_meanwhile_are_not_blamed_on_tpot():
     for n in range(40):
         at_s = 10.0 * n
         it.arrived(request(f"{n}", arrived_s=at_s), at_s)
-        it.first_byte(f"{n}", 1, at_s + 0.025)
+        it.first_token(f"{n}", 1, at_s + 0.025)
         for k in range(2):
             it.arrived(request(f"{n}-{k}", arrived_s=at_s + 0.1, prompt_tokens=1000), at_s + 0.1)
-            it.first_byte(f"{n}-{k}", 1, at_s + 0.22 + 0.1 * k)
+            it.first_token(f"{n}-{k}", 1, at_s + 0.22 + 0.1 * k)
             it.client_left(f"{n}-{k}", at_s + 0.22 + 0.1 * k)
         it.ended(f"{n}", 1, Usage(101, 100), at_s + 0.025 + 100 * 0.0101 + 0.2)
     assert it.belief.regression.factor[0, 0] == pytest.approx(1.0, abs=0.12)
@@ -166,7 +166,7 @@ def test_a_reply_of_a_few_tokens_is_judged_and_teaches_nothing():
     """Its TPOT is rounding: two steps, whatever was under way."""
     it = core(backend(), routing="slo_headroom")
     it.arrived(request("r"), 0.0)
-    it.first_byte("r", 1, 0.025)
+    it.first_token("r", 1, 0.025)
     learnt = it.belief.regression.factor.copy()
     it.ended("r", 1, Usage(3), 0.1)
     assert it.belief.score(0).tpot.seen == 1
@@ -228,7 +228,7 @@ def test_a_backend_that_was_away_is_learnt_anew_faster():
             it.backend_health("a", False, now_s)
             it.backend_health("a", True, now_s)
         it.arrived(request("r", arrived_s=now_s), now_s)
-        it.first_byte("r", 1, now_s + 0.05)
+        it.first_token("r", 1, now_s + 0.05)
         it.ended("r", 1, Usage(101), now_s + 0.05 + 200 * 0.0101)
         factors.append(float(it.belief.regression.factor[0, 0]))
     assert factors[0] > 1.3 * factors[1]
@@ -273,7 +273,7 @@ def test_prefix_hits_that_engines_report_lessen_the_prompts_to_come():
     it = core(backend(), routing="slo_headroom")
     for n in range(100):
         it.arrived(request(f"r{n}", prompt_tokens=1000, arrived_s=n), n)
-        it.first_byte(f"r{n}", 1, n + 0.1)
+        it.first_token(f"r{n}", 1, n + 0.1)
         it.ended(f"r{n}", 1, Usage(5, 1000, 800), n + 0.2)
     it.arrived(request("last", prompt_tokens=1000, arrived_s=200.0), 200.0)
     assert it.loads()["a"].prefill_tokens == pytest.approx(200, rel=0.1)

@@ -66,7 +66,7 @@ class World:
 
     def first(self, sequence):
         """From the engine."""
-        self.perform(self.core.first_byte(sequence.id, sequence.attempt, self.clock.now_s))
+        self.perform(self.core.first_token(sequence.id, sequence.attempt, self.clock.now_s))
 
     def finished(self, sequence):
         """From the engine."""
@@ -87,7 +87,7 @@ class World:
 
 def errors(accounts):
     """Log of actual over predicted, TTFT and TPOT."""
-    ttft = [log((a.first_byte_s - a.sent_s) / a.predicted_ttft_s) for a in accounts]
+    ttft = [log((a.first_token_s - a.sent_s) / a.predicted_ttft_s) for a in accounts]
     tpot = [log(a.tpot_s / a.predicted_tpot_s) for a in accounts if a.usage.output_tokens > 1]
     return np.array(ttft), np.array(tpot)
 
@@ -95,7 +95,7 @@ def errors(accounts):
 def covered(accounts):
     """Share of TTFT, TPOT and E2E within the predicted quantile 0.9."""
     return (
-        np.mean([a.first_byte_s - a.sent_s <= a.predicted_ttft_tail_s for a in accounts]),
+        np.mean([a.first_token_s - a.sent_s <= a.predicted_ttft_tail_s for a in accounts]),
         np.mean([a.tpot_s <= a.predicted_tpot_tail_s for a in accounts]),
         np.mean([a.ended_s - a.sent_s <= a.predicted_e2e_tail_s for a in accounts]),
     )

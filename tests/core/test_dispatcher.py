@@ -20,7 +20,7 @@ def test_a_request_is_sent_accounted_and_forgotten():
     it = core(backend())
     send = sent(it.arrived(request("r", arrived_s=1.0), 1.0))
     assert (send.backend, send.attempt) == ("a", 1)
-    assert not it.first_byte("r", 1, 1.5)
+    assert not it.first_token("r", 1, 1.5)
     done = account(it.ended("r", 1, Usage(11), 2.5))
     assert (done.outcome, done.ttft_s, done.e2e_s, done.tpot_s) == (EndState.SERVED, 0.5, 1.5, 0.1)
     assert it.in_flight == 0
@@ -70,14 +70,56 @@ def test_a_failure_that_is_the_clients_own_is_not_retried_nor_blamed():
     assert len(it.ledger.roster.pool("m")) == 2
 
 
-def test_a_failure_after_the_first_byte_breaks_the_stream():
+@pytest.mark.parametrize("event", ["committed", "first_token"])
+def test_a_failure_after_the_reply_has_begun_breaks_the_stream(event):
     """It is too late for another backend: the client gets an error event."""
     it = core(backend("a"), backend("b"))
     it.arrived(request("r"), 0.0)
-    it.first_byte("r", 1, 0.1)
+    getattr(it, event)("r", 1, 0.1)
     commands = it.failed("r", 1, FAULT, 0.2)
     assert commands[0] == Break("r", "connection reset")
     assert account(commands).outcome is EndState.BROKEN
+
+
+def test_frames_before_the_first_token_are_no_first_token():
+    """The reply is committed by them, its prompt is still prefill load; TTFT is the token's, and is stamped once."""
+    it = core(backend(), routing="slo_headroom")
+    it.arrived(request("r", slo=Slo(ttft_s=1.0)), 0.0)
+    assert not it.committed("r", 1, 0.1)
+    assert (it.loads()["a"].prefilling, it.loads()["a"].decoding) == (1.0, 0.0)
+    assert math.isnan(it.first_token_s("r"))
+    it.first_token("r", 1, 2.0)
+    assert (it.loads()["a"].prefilling, it.loads()["a"].decoding) == (0.0, 1.0)
+    assert [*it.committed("r", 1, 2.1), *it.first_token("r", 1, 2.2)] == []
+    assert it.first_token_s("r") == 2.0
+    done = account(it.ended("r", 1, Usage(11), 3.0))
+    assert (done.ttft_s, done.tpot_s, done.slo_met) == (2.0, 0.1, False)
+
+
+def test_what_is_learnt_of_ttft_is_learnt_at_the_token():
+    """A backend that opens its replies at once and prefills for 3 s is not forecast as a fast one."""
+    it = core(backend("fast"), backend("late"), routing="slo_headroom")
+    predicted_s = {}
+    for n in range(60):
+        send = sent(it.arrived(request(f"r{n}", arrived_s=10.0 * n), 10.0 * n))
+        predicted_s[send.backend] = send.predicted_ttft_s
+        it.committed(f"r{n}", 1, 10.0 * n + 0.01)
+        it.first_token(f"r{n}", 1, 10.0 * n + 3.0)
+        it.ended(f"r{n}", 1, Usage(20), 10.0 * n + 4.0)
+    assert min(predicted_s.values()) > 0.5
+
+
+def test_committing_closes_the_other_attempts():
+    """And ends the first-byte deadline and hedging; the late first token of another attempt changes nothing."""
+    limits = DispatchLimits(hedge_slo_share=0.5, hedges_max_share=1.0, first_byte_s_max=2.0)
+    it = core(backend("a"), backend("b"), backend("c"), limits=limits)
+    it.arrived(request("r", slo=Slo(ttft_s=1.0)), 0.0)
+    (hedge,) = it.ticked(0.5)
+    (abort,) = it.committed("r", hedge.attempt, 0.6)
+    assert (abort.attempt, it.loads()[abort.backend]) == (1, Load())
+    assert not it.first_token("r", 1, 0.7)
+    assert it.wake_s == math.inf
+    assert sum(load.prefilling for load in it.loads().values()) == 1.0
 
 
 def test_a_client_that_leaves_closes_what_is_open():
@@ -94,7 +136,7 @@ def test_events_about_what_is_over_change_nothing():
     it = core(backend())
     it.arrived(request("r"), 0.0)
     it.client_left("r", 0.1)
-    assert [*it.first_byte("r", 1, 0.2), *it.ended("r", 1, Usage(1), 0.2), *it.failed("r", 1, FAULT, 0.2)] == []
+    assert [*it.first_token("r", 1, 0.2), *it.ended("r", 1, Usage(1), 0.2), *it.failed("r", 1, FAULT, 0.2)] == []
     assert [*it.client_left("r", 0.3), *it.ended("never", 1, Usage(1), 0.3)] == []
 
 
@@ -135,7 +177,7 @@ def test_a_first_byte_stops_the_deadline():
     """A stream that runs is not late."""
     it = core(backend(), limits=DispatchLimits(first_byte_s_max=2.0))
     it.arrived(request("r"), 0.0)
-    it.first_byte("r", 1, 1.0)
+    it.first_token("r", 1, 1.0)
     assert it.wake_s == math.inf
 
 
@@ -169,7 +211,7 @@ def test_a_crash_that_cut_many_streams_is_forgiven_once_health_says_it_is_back()
     ids = [f"r{n}" for n in range(8)]
     for name in ids:
         it.arrived(request(name), 0.0)
-        it.first_byte(name, 1, 0.5)
+        it.first_token(name, 1, 0.5)
     it.backend_draining("b", False, 0.9)
     for name in ids:
         it.failed(name, 1, FAULT, 1.0)
@@ -201,7 +243,7 @@ def test_a_hedge_starts_after_its_share_of_the_slo_and_the_first_answer_wins():
     assert it.wake_s == 0.5
     second = sent(it.ticked(0.5))
     assert (second.attempt, second.backend != first.backend) == (2, True)
-    (abort,) = it.first_byte("r", 2, 0.6)
+    (abort,) = it.first_token("r", 2, 0.6)
     assert abort == Abort("r", first.backend, 1, "another attempt answered first")
     assert it.loads()[first.backend] == Load()
     assert account(it.ended("r", 2, Usage(5), 1.0)).backend == second.backend
@@ -303,7 +345,7 @@ def test_a_backend_that_left_takes_its_reservations_with_it():
     it.backend_left("a", 0.1)
     it.backend_joined(backend("b"), 0.2)
     it.failed("r", 1, Failure("backend removed", backend_fault=False), 0.3)
-    it.first_byte("r", 2, 0.4)
+    it.first_token("r", 2, 0.4)
     it.ended("r", 2, Usage(3), 0.5)
     assert it.loads() == {"b": Load()}
 
@@ -322,12 +364,37 @@ def test_a_policy_that_names_a_stranger_is_rejected():
         it.arrived(request(), 0.0)
 
 
-def test_a_reply_without_a_first_byte_event_still_counts_its_first_byte():
+def test_a_whole_reply_without_a_first_token_event_has_it_by_its_end():
     """A reply of one read: the end is also the beginning."""
     it = core(backend())
-    it.arrived(request("r"), 0.0)
+    it.arrived(request("r", streamed=False), 0.0)
     done = account(it.ended("r", 1, Usage(1), 0.5))
-    assert (done.outcome, done.first_byte_s) == (EndState.SERVED, 0.5)
+    assert (done.outcome, done.first_token_s) == (EndState.SERVED, 0.5)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+@pytest.mark.parametrize(("ended_s", "met"), [(0.5, True), (1.5, False)])
+def test_a_stream_without_a_token_has_no_ttft_and_is_judged_by_its_end(committed, ended_s, met):
+    """Nothing is stamped or learnt of a token that never came, and the ledger is empty after it."""
+    it = core(backend(), routing="slo_headroom")
+    it.arrived(request("r", slo=Slo(ttft_s=1.0, tpot_s=0.02)), 0.0)
+    if committed:
+        it.committed("r", 1, 0.1)
+    learnt = it.beliefs()["a"]
+    done = account(it.ended("r", 1, Usage(0), ended_s))
+    assert (done.outcome, done.slo_met) == (EndState.SERVED, met)
+    assert all(math.isnan(value_s) for value_s in (done.first_token_s, done.ttft_s, done.tpot_s))
+    assert (it.loads()["a"], it.beliefs()["a"]) == (Load(), learnt)
+    assert it.ledger.table.own.min() >= 0.0
+
+
+def test_a_whole_reply_that_is_committed_still_gives_up_its_prefill_load_in_time():
+    """Its head came; its first token cannot be seen, so the forecast ends the prefill load."""
+    it = core(backend(), routing="slo_headroom")
+    send = sent(it.arrived(request("r", prompt_tokens=500, streamed=False), 0.0))
+    it.committed("r", 1, send.predicted_ttft_s / 2)
+    it.ticked(send.predicted_ttft_s)
+    assert (it.loads()["a"].prefilling, it.loads()["a"].decoding) == (0.0, 1.0)
 
 
 def test_a_whole_reply_holds_its_prefill_load_no_longer_than_forecast():

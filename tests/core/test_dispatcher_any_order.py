@@ -71,9 +71,14 @@ class AnyOrder(RuleBasedStateMachine):
         return made.id
 
     @rule(request_id=ids, attempt=st.integers(1, 3))
-    def first_byte(self, request_id, attempt):
+    def committed(self, request_id, attempt):
         """Of an attempt that may be closed, or never was."""
-        self.perform(self.core.first_byte(request_id, attempt, self.now_s))
+        self.perform(self.core.committed(request_id, attempt, self.now_s))
+
+    @rule(request_id=ids, attempt=st.integers(1, 3))
+    def first_token(self, request_id, attempt):
+        """The same, committed or not."""
+        self.perform(self.core.first_token(request_id, attempt, self.now_s))
 
     @rule(request_id=ids, attempt=st.integers(1, 3), tokens=st.integers(0, 300))
     def ends(self, request_id, attempt, tokens):

@@ -18,7 +18,7 @@ def test_a_choice_is_explained_with_every_candidate_and_what_became_of_it():
     ttft = {candidate.backend: candidate.ttft_s for candidate in told.candidates}
     assert ttft["slow"] > ttft["fast"] == send.predicted_ttft_s
     assert all(candidate.ttft_tail_s > candidate.ttft_s for candidate in told.candidates)
-    it.first_byte("r", 1, 1.1)
+    it.first_token("r", 1, 1.1)
     it.ended("r", 1, Usage(10), 1.3)
     assert it.explain("r").account.outcome is EndState.SERVED
 

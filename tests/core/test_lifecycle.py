@@ -81,11 +81,19 @@ def moves_of(walked, script, *acts):
         ("hold", [("client_left", 0.05, "r")], (State.HELD, Event.LEAVE)),
         ("send send", [("ticked", 0.5)], (State.SENT, Event.SEND)),
         ("send send", [("ticked", 0.5), ("failed", 0.6, "r", 1, Failure("x"))], (State.SENT, Event.LOSE_ATTEMPT)),
-        ("send", [("first_byte", 0.1, "r", 1)], (State.SENT, Event.FIRST_BYTE)),
+        ("send", [("committed", 0.1, "r", 1)], (State.SENT, Event.COMMIT)),
+        ("send", [("first_token", 0.1, "r", 1)], (State.COMMITTED, Event.FIRST_TOKEN)),
+        ("send", [("committed", 0.1, "r", 1), ("failed", 0.2, "r", 1, Failure("x"))], (State.COMMITTED, Event.FAIL)),
+        ("send", [("committed", 0.1, "r", 1), ("client_left", 0.2, "r")], (State.COMMITTED, Event.LEAVE)),
+        ("send", [("ended", 0.2, "r", 1, Usage(3))], (State.COMMITTED, Event.COMPLETE)),
         ("send", [("client_left", 0.1, "r")], (State.SENT, Event.LEAVE)),
-        ("send", [("first_byte", 0.1, "r", 1), ("failed", 0.2, "r", 1, Failure("x"))], (State.STREAMING, Event.FAIL)),
-        ("send", [("ended", 0.2, "r", 1, Usage(3))], (State.STREAMING, Event.COMPLETE)),
-        ("send", [("first_byte", 0.1, "r", 1), ("client_left", 0.2, "r")], (State.STREAMING, Event.LEAVE)),
+        ("send", [("first_token", 0.1, "r", 1), ("failed", 0.2, "r", 1, Failure("x"))], (State.STREAMING, Event.FAIL)),
+        (
+            "send",
+            [("first_token", 0.1, "r", 1), ("ended", 0.2, "r", 1, Usage(3))],
+            (State.STREAMING, Event.COMPLETE),
+        ),
+        ("send", [("first_token", 0.1, "r", 1), ("client_left", 0.2, "r")], (State.STREAMING, Event.LEAVE)),
     ],
     ids=lambda value: "-".join(value).replace(" ", "_") if isinstance(value, tuple) and value else None,
 )
@@ -103,7 +111,8 @@ def test_a_request_whose_only_attempt_fails_is_decided_anew(walked):
 ATTEMPTS = st.sampled_from([1, 1, 1, 2, 3])
 FAILURES = st.sampled_from([Failure("reset"), Failure("400", backend_fault=False, retryable=False)])
 ACTS = st.one_of(
-    st.tuples(st.just("first_byte"), st.just("r"), ATTEMPTS),
+    st.tuples(st.just("committed"), st.just("r"), ATTEMPTS),
+    st.tuples(st.just("first_token"), st.just("r"), ATTEMPTS),
     st.tuples(st.just("ended"), st.just("r"), ATTEMPTS, st.just(Usage(3))),
     st.tuples(st.just("failed"), st.just("r"), ATTEMPTS, FAILURES),
     st.tuples(st.just("client_left"), st.just("r")),

@@ -431,7 +431,7 @@ class Shell:
         return sorted(self.open.items())[which % len(self.open)] if self.open else ("nobody", 1)
 
     def first(self, which):
-        self.perform(self.core.first_byte(*self._open(which), self.now_s))
+        self.perform(self.core.first_token(*self._open(which), self.now_s))
 
     def ends_(self, which):
         self.perform(self.core.ended(*self._open(which), Usage(10), self.now_s))

@@ -25,7 +25,7 @@ def test_prompts_of_peers_count_at_the_rate_at_which_our_own_traffic_brings_them
     """Our one stream brought 1000 prompt tokens; a peer's stream is taken to bring as many."""
     it = core(backend("a"))
     send = sent(it.arrived(request("r", prompt_tokens=1000), 0.0))
-    it.first_byte("r", send.attempt, 0.0)
+    it.first_token("r", send.attempt, 0.0)
     it.backend_joined(backend("b"), 0.0)
     it.on_peer_load("peer", {"b": Load(decoding=1.0)}, 0.0)
     rate = it.ledger.metering.prompt_tokens_per_s_each

@@ -142,7 +142,7 @@ def test_a_cached_prompt_is_predicted_sooner_where_it_is_cached():
     """The credit is in the forecast: the twin without it takes longer."""
     it = core(backend("a"), backend("b"), routing="slo_headroom")
     first = sent(it.arrived(request("r", **PROMPT), 0.0))
-    it.first_byte("r", first.attempt, 0.05)
+    it.first_token("r", first.attempt, 0.05)
     it.client_left("r", 0.2)
     again = sent(it.arrived(request("s", arrived_s=9.0, **PROMPT), 9.0))
     assert again.backend == first.backend
@@ -158,7 +158,7 @@ def again(it, times, cached, *, report=None, counted=400, stated=False):
         if report is not None:
             it.reported("a", EngineReport.by_name(10.0 * n, prefix_hit_rate=report), 10.0 * n)
         it.arrived(request(f"r{n}", **PROMPT), 10.0 * n)
-        it.first_byte(f"r{n}", 1, 10.0 * n + 0.1)
+        it.first_token(f"r{n}", 1, 10.0 * n + 0.1)
         it.ended(f"r{n}", 1, Usage(5, counted, cached, stated or cached > 0), 10.0 * n + 0.2)
     it.arrived(request("last", **PROMPT), 10.0 * times)
     expected = counted - it.loads()["a"].prefill_tokens

@@ -53,8 +53,12 @@ def happen(it, chance, attempt, now_s):
             it.failed(*attempt, Failure("reset"), now_s)
         case 1:
             it.client_left(attempt[0], now_s)
+        case 2:
+            it.committed(*attempt, now_s)
+            it.first_token(*attempt, now_s + 0.005)
+            it.ended(*attempt, Usage(chance.randrange(300)), now_s + 0.01)
         case _:
-            it.first_byte(*attempt, now_s)
+            it.first_token(*attempt, now_s)
             it.ended(*attempt, Usage(chance.randrange(300)), now_s + 0.01)
 
 
@@ -96,7 +100,7 @@ def test_numbers_that_the_core_dropped_are_dropped_again():
     it.on_peer_load("peer", {"a": Load(2.0, nan, 3.0, inf, -1.0)}, nan)
     made = request("r", arrived_s=2.0)
     it.arrived(made, 2.0)
-    it.first_byte("r", 1, inf)
+    it.first_token("r", 1, inf)
     it.ended("r", 1, Usage(10**12, 3, 7), 1.0)
     again = core(routing="slo_headroom")
     events = [json.loads(line) for line in lines]

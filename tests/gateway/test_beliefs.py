@@ -26,7 +26,7 @@ def taught_by_streams(streams: int = 60) -> Dispatcher:
     for _ in range(streams):
         asked = fakes.request(arrived_s=now_s)
         core.arrived(asked, now_s)
-        core.first_byte(asked.id, 1, now_s + 0.12)
+        core.first_token(asked.id, 1, now_s + 0.12)
         core.ended(asked.id, 1, Usage(50, 100), now_s + 0.12 + 49 * 0.04)
         now_s += 5.0
     return core

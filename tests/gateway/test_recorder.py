@@ -95,7 +95,8 @@ def test_events_that_were_lost_are_said_to_be(tmp_path: Path) -> None:
     ("text", "match"),
     [
         ("", "expected the header"),
-        ('{"record": 1}', "expected the header of a record of version 2, found one of version 1"),
+        ('{"record": 1}', "expected the header of a record of version 3, found one of version 1"),
+        ('{"record": 2}', "expected the header of a record of version 3, found one of version 2"),
         ('{"event": "arrived"}', "found no header"),
         ("[1]", ":1: no event: expected a JSON object"),
         ("not json", ":1: not JSON"),

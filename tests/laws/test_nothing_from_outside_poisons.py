@@ -117,7 +117,7 @@ class AnyNumbers(RuleBasedStateMachine):
             asked = request(arrived_s=self.now_s, prompt_tokens=500, **prefix)
             for command in self.core.arrived(asked, self.now_s):
                 if isinstance(command, Send):
-                    self.core.first_byte(asked.id, command.attempt, self.now_s + took_s)
+                    self.core.first_token(asked.id, command.attempt, self.now_s + took_s)
                     self.core.ended(asked.id, command.attempt, usage, self.now_s + took_s + lasted_s)
             self.now_s += took_s + lasted_s
             self.core.client_left(asked.id, self.now_s)
@@ -128,7 +128,7 @@ class AnyNumbers(RuleBasedStateMachine):
         asked = request(arrived_s=self.now_s, prompt_tokens=300, slo=Slo(ttft_s=2.0, tpot_s=0.05))
         for command in self.core.arrived(asked, self.now_s):
             if isinstance(command, Send) and first:
-                self.core.first_byte(asked.id, command.attempt, self.now_s)
+                self.core.first_token(asked.id, command.attempt, self.now_s)
 
     @rule(passed_s=st.floats(0.0, 60.0))
     def time_passes(self, passed_s):
@@ -202,7 +202,7 @@ def served(dispatcher, usage, replies, now_s=0.0):
     for _ in range(replies):
         asked = request(arrived_s=now_s, prompt_tokens=1_000)
         attempt = sent(dispatcher.arrived(asked, now_s)).attempt
-        dispatcher.first_byte(asked.id, attempt, now_s + 0.1)
+        dispatcher.first_token(asked.id, attempt, now_s + 0.1)
         dispatcher.ended(asked.id, attempt, usage, now_s + 2.0)
         now_s += 3.0
     return now_s
@@ -305,8 +305,8 @@ def test_a_clock_that_goes_back_or_is_no_number_stands_still(odd_s):
     dispatcher.ticked(5.0)
     asked = request(arrived_s=5.0)
     attempt = sent(dispatcher.arrived(asked, odd_s)).attempt
-    dispatcher.first_byte(asked.id, attempt, 5.1)
-    assert dispatcher.first_byte_s(asked.id) == 5.1
+    dispatcher.first_token(asked.id, attempt, 5.1)
+    assert dispatcher.first_token_s(asked.id) == 5.1
     assert dispatcher.dropped_numbers.by_source["clock"] == 1
     assert np.isfinite(dispatcher.ledger.table.columns[PREFILL_RATE]).all()
 
@@ -424,7 +424,7 @@ def test_a_time_too_short_to_be_measured_teaches_nothing():
     dispatcher = core(backend("a", slower=900.0), routing="slo_headroom")
     asked = request()
     attempt = sent(dispatcher.arrived(asked, 0.0)).attempt
-    dispatcher.first_byte(asked.id, attempt, 5e-324)
+    dispatcher.first_token(asked.id, attempt, 5e-324)
     dispatcher.ended(asked.id, attempt, Usage(50, 100), 1e-323)
     assert dispatcher.belief.seen(0) == 0
     check_every_forecast_and_policy(dispatcher, 1.0)
@@ -438,7 +438,7 @@ def test_outcomes_however_far_off_leave_every_quantile_finite():
         asked = request(arrived_s=now_s, output_tokens_max=1)
         attempt = sent(dispatcher.arrived(asked, now_s)).attempt
         day_s = 1e-8 if number % 2 else 1e5
-        dispatcher.first_byte(asked.id, attempt, now_s + day_s)
+        dispatcher.first_token(asked.id, attempt, now_s + day_s)
         dispatcher.ended(asked.id, attempt, Usage(1, 100), now_s + 2 * day_s)
         now_s += 3 * day_s
     asked = request(arrived_s=now_s, slo=Slo(ttft_s=1.0, quantile=1.0 - 1e-16))

@@ -202,7 +202,7 @@ class OneEngine:
     def answers(self, sends, tpot_s):
         """They run together, 100 tokens each."""
         for send in sends:
-            self.core.first_byte(send.request_id, 1, self.now_s + 0.02)
+            self.core.first_token(send.request_id, 1, self.now_s + 0.02)
         end_s = self.now_s + 0.02 + 99 * tpot_s
         for send in sends:
             self.core.ended(send.request_id, 1, Usage(100), end_s)

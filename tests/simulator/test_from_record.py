@@ -39,7 +39,7 @@ class World:
     def __init__(self, path: Path, tokens: list[tuple[int, int]]) -> None:
         """Requests of these (prompt, output) tokens come two a second."""
         self.clock, self.tokens = Kernel(), {f"{n}": each for n, each in enumerate(tokens)}
-        written: list[str] = ['{"record": 2, "continues": false}']
+        written: list[str] = ['{"record": 3, "continues": false}']
         routing, admission = policies.find("routing", "round_robin", {}), policies.find("admission", "deadline", {})
         core = Dispatcher(routing, admission, random.Random(1), DispatchLimits(first_byte_s_max=inf))
         self.core = Recording(core, lambda event: written.append(json.dumps(event)))
@@ -58,7 +58,7 @@ class World:
 
     def first(self, sequence: Sequence) -> None:
         """From the engine."""
-        self.perform(self.core.first_byte(sequence.id, sequence.attempt, self.clock.now_s))
+        self.perform(self.core.first_token(sequence.id, sequence.attempt, self.clock.now_s))
 
     def finished(self, sequence: Sequence) -> None:
         """From the engine."""
@@ -143,7 +143,7 @@ def test_a_stream_that_was_left_is_load_and_no_lesson(tmp_path: Path) -> None:
         told = Recording(core, lambda event: print(json.dumps(event), file=file))
         told.backend_joined(Backend("r", ("m",), SHEET), 0.0)
         told.arrived(Request("a", "m", 0.0, 10), 0.0)
-        told.first_byte("a", 1, 1.0)
+        told.first_token("a", 1, 1.0)
         told.client_left("a", 3.0)
     (attempt,) = read_attempts(path)["r"].attempts
     assert (attempt.sent_s, attempt.first_s, attempt.ended_s) == (0.0, 1.0, 3.0)
@@ -153,8 +153,16 @@ def test_a_stream_that_was_left_is_load_and_no_lesson(tmp_path: Path) -> None:
 def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
     """File and line."""
     path = tmp_path / "bad.jsonl"
-    path.write_text('{"record": 2}\n{"event": "arrived"}\n')
+    path.write_text('{"record": 3}\n{"event": "arrived"}\n')
     with pytest.raises(BadRecord, match=r"bad\.jsonl:2: expected an event"):
+        read_attempts(path)
+
+
+def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
+    """Its events have other names: read as if they were known, no attempt would have a first token."""
+    path = tmp_path / "old.jsonl"
+    path.write_text('{"record": 2, "continues": false}\n')
+    with pytest.raises(BadRecord, match=r"old\.jsonl:1: expected a record of version 3, found 2"):
         read_attempts(path)
 
 

@@ -117,7 +117,7 @@ def _times(records: Sequence[RequestRecord]) -> dict[str, Any]:
     predicted = [r for r in served if isfinite(r.predicted_ttft_s) and r.request.streamed]
     several = [r for r in predicted if r.usage.output_tokens > 1]  # one token alone has no TPOT
     return {
-        "ttft_ms": _mean_ms(r.first_byte_s - r.sent_s for r in predicted),
+        "ttft_ms": _mean_ms(r.first_token_s - r.sent_s for r in predicted),
         "ttft_predicted_ms": _mean_ms(r.predicted_ttft_s for r in predicted),
         "tpot_ms": _mean_ms(r.tpot_s for r in several),
         "tpot_predicted_ms": _mean_ms(r.predicted_tpot_s for r in several),

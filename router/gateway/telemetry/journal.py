@@ -74,7 +74,7 @@ def explained(log: RequestLog, choice: Explanation | None = None) -> dict[str, A
         },
         "actual": {
             "held_ms": _ms(record.sent_s - request.arrived_s),
-            "ttft_from_send_ms": _ms(record.first_byte_s - record.sent_s),
+            "ttft_from_send_ms": _ms(record.first_token_s - record.sent_s),
             **_by_metric(record.latencies_s()),
             "gap_max_ms": _ms(log.gap_max_s),
         },

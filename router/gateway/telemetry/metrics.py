@@ -198,7 +198,7 @@ class Metrics(Collector):
         """Actual over predicted, both counted from the send."""
         errors = self._errors[record.backend]
         if record.predicted_ttft_s > 0 and record.request.streamed:
-            errors.ttft.add((record.first_byte_s - record.sent_s) / record.predicted_ttft_s)
+            errors.ttft.add((record.first_token_s - record.sent_s) / record.predicted_ttft_s)
         if record.predicted_tpot_s > 0 and record.request.streamed and record.usage.output_tokens > 1:
             errors.tpot.add(record.tpot_s / record.predicted_tpot_s)
         if record.predicted_e2e_s > 0:

@@ -278,6 +278,7 @@ class UpstreamAttempt(Reader):
                 return
         self._write = self._sink.writer()
         self._frame = self._sink.open(self.number, head, body, self._translation)
+        self._sink.first_token(self.number)
         if self.over:  # aborted by the core's answer to the first byte
             return
         if self._frame is not None:

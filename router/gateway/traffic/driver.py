@@ -76,8 +76,11 @@ class _InFlight(ReplySink):
         winner = self.winner = self.find(attempt)
         assert winner is not None
         frame = self.client.open(head, body, translation, winner.upstream.wire_name, winner.predicted_ttft_s)
-        self.driver.first_byte(self.call.request.id, attempt)
+        self.driver.committed(self.call.request.id, attempt)
         return frame
+
+    def first_token(self, attempt: int) -> None:
+        self.driver.first_token(self.call.request.id, attempt)
 
     def writer(self) -> Callable[[bytes], object]:
         return self.client.writer()
@@ -176,9 +179,13 @@ class Driver(RequestDriver):
         self._in_flight[request.id] = _InFlight(self, call, client)
         self.perform(self.core.arrived(request, self.clock()))
 
-    def first_byte(self, request_id: RequestId, attempt: int) -> None:
+    def committed(self, request_id: RequestId, attempt: int) -> None:
         """The status has been sent."""
-        self.perform(self.core.first_byte(request_id, attempt, self.clock()))
+        self.perform(self.core.committed(request_id, attempt, self.clock()))
+
+    def first_token(self, request_id: RequestId, attempt: int) -> None:
+        """The first token of a reply has come."""
+        self.perform(self.core.first_token(request_id, attempt, self.clock()))
 
     def ended(self, request_id: RequestId, attempt: int, usage: Usage) -> None:
         """The reply is complete."""

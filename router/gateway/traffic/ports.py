@@ -78,6 +78,12 @@ class ReplySink(ABC):
         """The reply begins with these bytes; the framing of later ones as in ``Client.open``."""
 
     @abstractmethod
+    def first_token(self, attempt: int) -> None:
+        """The first frame that holds what the engine generated has come. Not before ``open``; never, for a reply
+        without one; a later call does nothing.
+        """
+
+    @abstractmethod
     def writer(self) -> Callable[[bytes], object]:
         """The function that sends later bytes to the client."""
 
