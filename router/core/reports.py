@@ -11,6 +11,7 @@ from router.core.columns import (
     CONTEXT_TOKENS,
     DECODING,
     KV_TOKENS_MAX,
+    KV_USAGE,
     PEERS,
     PREFILL_TOKENS,
     PREFILLING,
@@ -31,6 +32,7 @@ class Reports:
     def __init__(self, table: SlotTable, metering: Metering) -> None:
         self._table = table
         self._metering = metering
+        self._rows = rows()
         self._probes: dict[int, tuple[float, float, float]] = {}  # by slot: start, requests and tokens carried then
 
     def forget(self, slot: int) -> None:
@@ -49,7 +51,7 @@ class Reports:
             return
         requests, tokens = self._carried_at(slot, report.asked_s)
         cells[REPORTED_S][slot] = report.asked_s
-        for row, value in zip(rows(), report.signals, strict=True):
+        for row, value in zip(self._rows, report.signals, strict=True):
             cells[row][slot] = value
         if report.kv_tokens_max > 0:
             cells[KV_TOKENS_MAX][slot] = report.kv_tokens_max
@@ -57,7 +59,7 @@ class Reports:
         extra = max(0.0, running + waiting - requests)
         queued = min(extra, waiting)
         kv_tokens_max = cells[KV_TOKENS_MAX][slot]
-        held = max(0.0, _or_zero(report.kv_usage) * kv_tokens_max - tokens) if extra else 0.0
+        held = max(0.0, _or_zero(cells[KV_USAGE][slot]) * kv_tokens_max - tokens) if extra else 0.0
         each = min(held / (extra - queued), kv_tokens_max) if extra > queued else 0.0
         self._attribute(slot, (queued, queued * each, extra - queued, held), now_s)
 

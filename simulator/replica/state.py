@@ -6,7 +6,7 @@ Nothing here changes the state; ``replica.py`` does. Must not depend on routers,
 from collections import deque
 from math import isnan, sqrt
 
-from router.core.signals import Share, Value, registered, value_since
+from router.core.signals import Share, Value, registered, simulated, value_since
 from router.core.types import EngineReport
 from simulator.replica.batch import Batch
 from simulator.replica.clock import Clock
@@ -69,7 +69,7 @@ class ReplicaState(Batch):
 
     def signals(self) -> tuple[Value, ...]:
         """What the engine's metrics page has for each signal, in the order of ``router.core.signals``."""
-        return tuple([each.of(self) for each in registered()])
+        return tuple([of_engine(self) for of_engine in simulated()])
 
     def report(self, requested_s: float, now: tuple[Value, ...], before: tuple[Value, ...] | None) -> EngineReport:
         """The metrics page of the engine as a router reads it, requested at *requested_s*.

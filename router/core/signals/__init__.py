@@ -5,7 +5,7 @@ read in production. Everything between engine and policy (metrics page, report, 
 simulator, emulated engine) goes through the registry and names no signal. Must not depend on the rest of the core.
 """
 
-from router.core.signals.registry import in_order, names, registered, row_count, row_of, rows
+from router.core.signals.registry import in_order, names, registered, row_count, row_of, rows, simulated
 from router.core.signals.signal import (
     Computed,
     Gauge,
@@ -37,5 +37,6 @@ __all__ = [
     "row_count",
     "row_of",
     "rows",
+    "simulated",
     "value_since",
 ]

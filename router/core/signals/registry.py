@@ -4,14 +4,14 @@ The modules of this package are imported at the first use; from then on the set 
 Must not depend on any one signal.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from pkgutil import iter_modules
 
 from router.core.columns import LEDGER
-from router.core.signals.signal import Signal
+from router.core.signals.signal import Signal, SimulatedEngine, Value
 
 
 @cache
@@ -32,6 +32,12 @@ def registered() -> tuple[Signal, ...]:
 def names() -> tuple[str, ...]:
     """Their names, in that order."""
     return tuple(each.name for each in registered())
+
+
+@cache
+def simulated() -> tuple[Callable[[SimulatedEngine], Value], ...]:
+    """How a simulated engine has each, in that order: called for every report of a run."""
+    return tuple(each.simulated for each in registered() if each.simulated is not None)
 
 
 @cache

@@ -11,8 +11,7 @@ from math import nan
 from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """Two counters: ``part`` of ``whole`` since the engine began. The signal's value is the share since the last page,
     as a lifetime mean would hide a change; ``otherwise`` where nothing was counted since then, or the engine restarted.
     """
