@@ -31,7 +31,8 @@ from setuptools.modified import newer_group
 
 HERE: Final = Path(__file__).parent
 BUILD: Final = Path("build")
-PACKAGES: Final = ("router", "policies", "simulator")
+CHECKS: Final = run_path(str(HERE / "router/compiled.py"))  # reads what this writes; imports nothing of the project
+PACKAGES: Final[tuple[str, ...]] = CHECKS["PACKAGES"]
 WISH: Final = os.environ.get("HEADROOM_COMPILE", "all")
 WISHES: Final = ("all", "loops", "no")
 
@@ -148,7 +149,8 @@ def hash_of(files: Iterable[str], *more: object) -> str:
 @cache
 def file_hash(name: str) -> str:
     """The hash of a file that this build no longer changes."""
-    return sha256(Path(name).read_bytes()).hexdigest()
+    digest: str = CHECKS["digest"](Path(name))
+    return digest
 
 
 @cache
@@ -248,7 +250,7 @@ def modules() -> list[str]:
 
 def manifest(place: Path) -> Path:
     """Where ``router/compiled.py`` looks for it."""
-    return place / f"router/compiled{EXTENSION_SUFFIXES[0]}.json"
+    return place / str(CHECKS["MANIFEST"])
 
 
 def recorded(place: Path) -> dict[str, dict[str, str]]:
@@ -270,19 +272,14 @@ def forget(place: Path) -> None:
 def record(place: Path) -> None:
     """Write down the sources of what was built, each with its hash."""
     constants = [f"{name.replace('.', '/')}.py" for name in CONSTANTS_OF]
-    code_digest = run_path("router/compiled.py")["code_digest"]
+    loop_sources = [LOOPS_HEADER, *(f"{name}.c" for name in LOOPS), *constants]
     parts = recorded(place) | {
-        "loops": hashed([LOOPS_HEADER, *(f"{name}.c" for name in LOOPS), *constants]),
-        "code": {name: code_digest(Path(name)) for name in constants},
+        "loops": {name: file_hash(name) for name in loop_sources},
+        "code": {name: CHECKS["code_digest"](Path(name)) for name in constants},
     }
     if WISH == "all":
-        parts["modules"] = hashed(with_imports(modules()))
+        parts["modules"] = {name: file_hash(name) for name in with_imports(modules())}
     manifest(place).write_text(json.dumps(parts, indent=1), encoding="utf-8")
-
-
-def hashed(files: Iterable[str]) -> dict[str, str]:
-    """The hash of each file's content."""
-    return {name: sha256(Path(name).read_bytes()).hexdigest() for name in files}
 
 
 def remove_others(place: Path, made: Iterable[str]) -> None:
