@@ -360,11 +360,16 @@ async def test_the_engines_key_replaces_the_clients() -> None:
         assert b"outer" not in engine.requests[0]
 
 
-async def test_the_model_goes_by_the_engines_name_for_it() -> None:
-    """The client's name routes, the engine's name is sent."""
+@pytest.mark.parametrize("nested", ["[ 1e2 ]", "[" * 40 + "]" * 40])
+async def test_the_model_goes_by_the_engines_name_for_it(nested: str) -> None:
+    """The client's name routes, the engine's name is sent, and no other byte of the body changes where it can be."""
+    body = f'{{ "model" : "m",\n"x": {nested}, "prompt": "\\u00e9 \\"model\\":1" }}'
     async with ScriptedEngine([reply(b"{}")]) as engine, gateway(engine.target(models={"m": "org/m-8b"})) as gate:
-        await gate.chat(stream=False)
-        assert b'"model":"org/m-8b"' in engine.requests[0]
+        await gate.ask(wire.post("/v1/completions", body.encode()))
+        sent = engine.requests[0].partition(b"\r\n\r\n")[2].decode()
+        expected = body.replace('"m"', '"org/m-8b"')
+        assert json.loads(sent) == json.loads(expected)
+        assert sent == expected or len(nested) > 40
 
 
 async def test_a_backend_that_is_removed_fails_its_streams_over() -> None:

@@ -5,7 +5,7 @@ Must not depend on sockets, the core's decisions or the state of a reply.
 
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -14,6 +14,7 @@ from router.engines import Translation
 from router.gateway.protocols import openai, translate, triton
 from router.gateway.protocols.answers import Dialect
 from router.gateway.protocols.ingress import AppliedSlo
+from router.gateway.protocols.json_members import with_member
 from router.gateway.protocols.openai import Endpoint, RequestBody
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.http import HOP_BY_HOP, options
@@ -143,11 +144,19 @@ def _forwarded(headers: Sequence[tuple[bytes, bytes]], fields: Mapping[bytes, by
 
 
 def _addressed(body: RequestBody, target: Target) -> tuple[bytes, bytes]:
-    """Path and body with the model's name at this engine."""
+    """Path and body with the model's name at this engine, every other byte as the client sent it."""
     engine_name = target.models.get(body.model, body.model)
     if engine_name == body.model:
         return body.path, body.body
     if body.endpoint.dialect is Dialect.TRITON:
         rest = body.path[len(triton.PREFIX) :].partition(b"/")[2]
         return triton.PREFIX + engine_name.encode() + b"/" + rest, body.body
-    return body.path, orjson.dumps({**(body.document or {}), "model": engine_name})
+    return body.path, _changed(body, "model", engine_name)
+
+
+def _changed(body: RequestBody, name: str, value: Any) -> bytes:
+    """The body with another value of one member; one that is nested too deep for that is written anew."""
+    try:
+        return with_member(body.body, name, orjson.dumps(value))
+    except ValueError:
+        return orjson.dumps({**(body.document or {}), name: value})
