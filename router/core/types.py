@@ -137,11 +137,12 @@ NO_SLO = Slo()
 class Request(Fact):
     """One request as the core sees it.
 
-    ``prompt_tokens`` is exact in a trace and estimated from bytes at the gateway; ``output_tokens_max`` is the
-    client's cap (0: none given); ``slo_class`` names where the SLO came from and keys the output-length statistics;
-    ``priority`` is smaller for more urgent (vLLM's convention); ``prefix`` are hashes of the prompt's successive
-    blocks, each covering everything before it, for prefix-cache affinity; ``streamed``: the client sees the first token
-    when it comes (else the reply arrives whole, so only its end can be timed or judged).
+    ``prompt_tokens`` is exact in a trace and estimated from bytes at the gateway, ``prompt_sigma`` the standard
+    deviation of the log of that error before anything is learnt (0: exact); ``output_tokens_max`` is the client's cap
+    (0: none given); ``slo_class`` names where the SLO came from and keys the output-length statistics; ``priority`` is
+    smaller for more urgent (vLLM's convention); ``prefix`` are hashes of the prompt's successive blocks, each covering
+    everything before it, for prefix-cache affinity; ``streamed``: the client sees the first token when it comes (else
+    the reply arrives whole, so only its end can be timed or judged).
     """
 
     id: Final[RequestId]
@@ -157,6 +158,7 @@ class Request(Fact):
     prefix: Final[tuple[int, ...]]
     prefix_block_tokens: Final[int]
     streamed: Final[bool]
+    prompt_sigma: Final[float]
 
     def __init__(
         self,
@@ -173,6 +175,7 @@ class Request(Fact):
         prefix: tuple[int, ...] = (),
         prefix_block_tokens: int = 0,
         streamed: bool = True,
+        prompt_sigma: float = 0.0,
     ) -> None:
         self.id = id
         self.model = model
@@ -187,6 +190,7 @@ class Request(Fact):
         self.prefix = prefix
         self.prefix_block_tokens = prefix_block_tokens
         self.streamed = streamed
+        self.prompt_sigma = prompt_sigma
 
     @property
     def first_token_due_s(self) -> float:

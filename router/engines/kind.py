@@ -35,8 +35,8 @@ class Scheduler(Enum):
 class OpenAICall:
     """A request of OpenAI's API as a translation reads it.
 
-    ``backend``: the name for messages; ``engine_model``: the engine's name for ``model``. ``chat_template`` and
-    ``chat_opening`` render chat messages for engines that take plain prompts.
+    ``backend``: the name for messages; ``engine_model``: the engine's name for ``model``; ``prompt_tokens``: estimated.
+    ``chat_template`` and ``chat_opening`` render chat messages for engines that take plain prompts.
     """
 
     backend: str
@@ -46,7 +46,7 @@ class OpenAICall:
     engine_model: str
     stream: bool
     output_tokens_max: int
-    prompt_chars: int
+    prompt_tokens: int
     request_id: str
     chat_template: str
     chat_opening: str

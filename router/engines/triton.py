@@ -14,7 +14,7 @@ from urllib.parse import quote
 import orjson
 
 from router.core.errors import UnsupportedFeature
-from router.core.types import CHARS_PER_TOKEN
+from router.core.text_size import text_tokens
 from router.engines.facts import EngineFacts, EnginePages, document, field, objects, text
 from router.engines.kind import (
     EngineKind,
@@ -75,7 +75,7 @@ class TritonTranslation(Translation):
     """One request translated to generate or generate_stream, and its reply back."""
 
     __slots__ = (
-        "_chat", "_created", "_id", "_line", "_max_tokens", "_model", "_prompt_chars", "_role_sent", "_stop",
+        "_chat", "_created", "_id", "_line", "_max_tokens", "_model", "_prompt_tokens", "_role_sent", "_stop",
         "_usage_wanted",
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ class TritonTranslation(Translation):
         self._created = int(time())
         self._stop = _stop_words(document.get("stop"))
         self._max_tokens = call.output_tokens_max or (_CHAT_MAX_TOKENS if self._chat else _MAX_TOKENS)
-        self._prompt_chars = call.prompt_chars
+        self._prompt_tokens = call.prompt_tokens
         self.tokens = 0
         self._line = b""
         self._role_sent = False
@@ -159,7 +159,7 @@ class TritonTranslation(Translation):
 
     def _usage(self) -> dict[str, int]:
         """Prompt tokens are an estimate from the text: this protocol does not count them."""
-        prompt = max(1, int(self._prompt_chars / CHARS_PER_TOKEN))
+        prompt = self._prompt_tokens
         return {"prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens}
 
     def _document(self, data: bytes) -> bytes:
@@ -194,10 +194,10 @@ def _output(answer: Mapping[str, Any]) -> str:
 
 
 def _length(stated: Any, text: str) -> int:
-    """Tokens of a whole reply: the ensemble's ``sequence_length``, nested by beam or not, else four characters each."""
+    """Tokens of a whole reply: the ensemble's ``sequence_length``, nested by beam or not, else by its script."""
     while isinstance(stated, list) and stated:
         stated = stated[0]
-    return stated if isinstance(stated, int) and stated > 0 else max(1, int(len(text) / CHARS_PER_TOKEN))
+    return stated if isinstance(stated, int) and stated > 0 else max(1, int(text_tokens(text)))
 
 
 def render(messages: list[Mapping[str, Any]], call: OpenAICall) -> str:

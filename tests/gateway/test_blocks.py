@@ -151,14 +151,14 @@ def test_a_triton_prompt_has_blocks_as_any_other() -> None:
 
 
 async def test_a_request_reaches_the_core_with_its_blocks_and_what_each_is_worth() -> None:
-    """In the unit in which the prompt is estimated: four characters a token."""
+    """In the unit in which the prompt is estimated: four letters a token, or one Chinese character."""
     async with pair([reply(b"{}")], ingress=Ingress(prefix_blocks_max=2)) as (gate, _):
         for letter in "x中":
             await gate.chat(stream=False, messages=[{"role": "user", "content": letter * 5000}])
         english, chinese = (outcome.record.request for outcome in gate.seen.outcomes)
         assert (len(english.prefix), english.prefix_block_tokens) == (2, 256)
-        assert (len(chinese.prefix), chinese.prefix_block_tokens) == (2, 85)
-        assert english.prompt_tokens == chinese.prompt_tokens == 1250
+        assert (len(chinese.prefix), chinese.prefix_block_tokens) == (2, 341)
+        assert (english.prompt_tokens, chinese.prompt_tokens) == (1250, 5000)
     async with pair([reply(b"{}")], ingress=Ingress(prefix_blocks_max=0)) as (gate, _):
         await gate.chat(stream=False, messages=[{"role": "user", "content": LONG}])
         assert gate.seen.outcomes[0].record.request.prefix == ()

@@ -28,7 +28,7 @@ def translation(call: RequestBody, target: Target, wire_id: bytes) -> Translatio
             engine_model=target.models.get(call.model, call.model),
             stream=call.stream,
             output_tokens_max=call.output_tokens_max,
-            prompt_chars=call.prompt_chars,
+            prompt_tokens=call.prompt_tokens,
             request_id=wire_id.decode("latin-1"),
             chat_template=target.chat_template,
             chat_opening=target.chat_opening,

@@ -3,19 +3,22 @@
 Must not depend on OpenAI's request format; the translation between the two is ``router.engines.triton``.
 """
 
+from math import ceil
 from typing import Any, Final
 from urllib.parse import unquote
 
 from router.core.errors import Rejected
+from router.core.types import CHARS_PER_TOKEN
+from router.gateway.protocols import media
 from router.gateway.protocols.answers import Dialect
-from router.gateway.protocols.blocks import NO_BLOCKS, blocks_of
-from router.gateway.protocols.openai import Endpoint, RequestBody, parse
+from router.gateway.protocols.openai import Endpoint, RequestBody, named_blocks, parse
+from router.gateway.protocols.prompts import Pieces, PromptSize
 
 PREFIX: Final = b"/v2/models/"
 PROTOCOL: Final = "triton"  # as engine kinds name it
 
 
-def _none(_: Any) -> list[str | int]:
+def _none(_: Any) -> Pieces:
     return []
 
 
@@ -47,13 +50,15 @@ def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 
     """Read *body*. Raises Rejected with 400 naming the field that is wrong."""
     model = unquote(path[len(PREFIX) :].partition(b"/")[0].decode("latin-1"))
     if endpoint is INFER or endpoint is READY:  # tensors, possibly binary: only their size counts
-        return RequestBody(endpoint, path, model, stream=False, body=body, document=None, prompt_chars=len(body))
+        tokens = max(1, ceil(len(body) / CHARS_PER_TOKEN))
+        return RequestBody(endpoint, path, model, False, body, None, tokens, media.MEDIA_SIGMA)
     document = parse(body)
     text = document.get("text_input", "")
     if not isinstance(text, str):
         raise Rejected(400, "text_input: expected text", "text_input")
     cap = document.get("max_tokens", 0)
-    prefix, block_chars = blocks_of([text], model, "", prefix_blocks_max) if prefix_blocks_max else NO_BLOCKS
+    prompt = PromptSize([text, *_images(document.get("image"))], prefix_blocks_max)
+    prefix, block_tokens = named_blocks(prompt.text, model, "", prefix_blocks_max)
     return RequestBody(
         endpoint=endpoint,
         path=path,
@@ -61,8 +66,15 @@ def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 
         stream=endpoint is STREAM,
         body=body,
         document=document,
-        prompt_chars=len(text),
+        prompt_tokens=prompt.tokens,
+        prompt_sigma=prompt.sigma,
         output_tokens_max=cap if isinstance(cap, int) and not isinstance(cap, bool) and cap > 0 else 0,
         prefix=prefix,
-        block_chars=block_chars,
+        block_tokens=block_tokens,
     )
+
+
+def _images(given: Any) -> Pieces:
+    """What Triton's vLLM backend takes as ``image``: one in base64, or a list of them."""
+    each = given if isinstance(given, list) else [given] if given else []
+    return [media.encoded_image(image) for image in each]

@@ -4,12 +4,11 @@ Must not depend on sockets, the core's decisions or the state of a reply.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil
 from typing import Any, Final
 
 import orjson
 
-from router.core.types import CHARS_PER_TOKEN, Request, RequestId, Slo
+from router.core.types import Request, RequestId, Slo
 from router.engines import Translation
 from router.gateway.protocols import openai, translate, triton
 from router.gateway.protocols.answers import Dialect
@@ -116,7 +115,7 @@ def read_call(
         id=request_id,
         model=document.model,
         arrived_s=arrived_s,
-        prompt_tokens=max(1, document.prompt_ids + ceil(document.prompt_chars / CHARS_PER_TOKEN)),
+        prompt_tokens=document.prompt_tokens,
         output_tokens_max=document.output_tokens_max,
         slo=applied.slo,
         slo_class=applied.slo_class,
@@ -124,8 +123,9 @@ def read_call(
         tenant=tenant or fields.get(b"x-llm-d-inference-fairness-id", b"").decode("latin-1"),
         session=fields.get(b"x-session-id", b"").decode("latin-1"),
         prefix=document.prefix,
-        prefix_block_tokens=max(1, round(document.block_chars / CHARS_PER_TOKEN)) if document.prefix else 0,
+        prefix_block_tokens=document.block_tokens,
         streamed=document.stream,
+        prompt_sigma=document.prompt_sigma,
     )
     wire_id = fields.get(b"x-request-id", b"")[:_WIRE_ID_MAX] or request_id.encode()
     forwarded = _forwarded(headers, fields)
