@@ -235,6 +235,7 @@ class Limits(Section):
     failures_max: PositiveInt | None = None
     eject_s: PositiveFloat | None = None
     eject_s_max: PositiveFloat | None = None
+    refused_s: PositiveFloat | None = None
 
 
 class Policy(Section):

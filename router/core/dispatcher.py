@@ -20,13 +20,14 @@ from router.core.explain import CHOICES_KEPT, Explanation
 from router.core.first_byte_watch import FirstByteWatch
 from router.core.fleet import Fleet
 from router.core.fleet_events import FleetEvents
-from router.core.flight import NO_PREDICTION, Attempt, DispatchLimits, Failure, Flight
+from router.core.flight import NO_PREDICTION, Attempt, DispatchLimits, Failure, FailureKind, Flight
 from router.core.forecast import Forecast
 from router.core.held_queue import HeldQueue
 from router.core.holding import Holding
 from router.core.learning import learn_first_token, learn_reply
 from router.core.lifecycle import Event, State, allows
 from router.core.policy import Admission, Memory, Routing
+from router.core.refusals import Refusal
 from router.core.slo_bounds import e2e_tpot_bound_s, tpot_bound_s
 from router.core.timers import Due, Timer, Timers
 from router.core.types import Request, RequestId, Rng, Usage
@@ -159,6 +160,7 @@ class Dispatcher(FleetEvents):
         closed = self._commit(flight, won, now_s) if allows(flight.state, Event.COMMIT) else ()
         self.ledger.load.prefilled(won.reservation, now_s)
         self._ejection.answered(won.backend)
+        self._refusals.served(won.backend, flight.request.model, flight.request.endpoint)
         return closed
 
     def _commit(self, flight: Flight, won: Attempt, now_s: float) -> Sequence[Command]:
@@ -206,6 +208,7 @@ class Dispatcher(FleetEvents):
         self.ledger.load.release(dead.reservation, now_s)
         if failure.backend_fault:
             self._blame(dead.backend, now_s)
+        self._refused(flight, dead.backend, failure, now_s)
         if flight.state is not State.SENT:
             return [Break(request_id, failure.why), *self._over(flight, Event.FAIL, dead, NO_USAGE, now_s)]
         flight.open.remove(dead)
@@ -283,7 +286,8 @@ class Dispatcher(FleetEvents):
     def _again(self, flight: Flight, failure: Failure, now_s: float) -> Sequence[Command]:
         """Before a reply is committed: the next best backend, if the failure and the limits allow one."""
         fleet = self._candidates.untried(flight, self.admission.hold_s_max, now_s)
-        if not failure.retryable or flight.attempts >= self.limits.attempts_max or fleet is None:
+        tried = flight.attempts - flight.refusals
+        if not failure.retryable or tried >= self.limits.attempts_max or fleet is None:
             reason = Reason.FIRST_BYTE_LATE if failure.late else Reason.BACKEND_FAILED
             return self._refuse(flight, Shed(reason, failure.why), now_s)
         flight.line = (*self._candidates.line(flight.request, fleet.slots), *[float(slot) for slot in flight.tried])
@@ -357,7 +361,7 @@ class Dispatcher(FleetEvents):
 
     def _stands(self, timer: Timer) -> bool:
         """Whether what a timer was set for can still come about."""
-        if timer.due is Due.READMIT:
+        if timer.due is Due.READMIT or timer.due is Due.REOFFER:
             return True
         flight = self._flights.get(timer.subject)
         if flight is None:
@@ -379,6 +383,9 @@ class Dispatcher(FleetEvents):
 
     def _act(self, timer: Timer, now_s: float) -> Sequence[Command]:
         match timer.due:
+            case Due.REOFFER:
+                self._refusals.over(timer.subject)
+                return self._serve_held(now_s)
             case Due.READMIT:
                 self._ejection.readmit(timer.subject)
                 return self._mark(timer.subject, now_s, ejected=False)
@@ -442,6 +449,19 @@ class Dispatcher(FleetEvents):
         if ejected_s:
             self.ledger.mark_state(slot, ejected=True)
             self._timers.set(now_s + ejected_s, backend, 0, Due.READMIT)
+
+    def _refused(self, flight: Flight, backend: str, failure: Failure, now_s: float) -> None:
+        """Where the failure says that the backend does not serve this model or this endpoint, remember that."""
+        if failure.kind is FailureKind.ENDPOINT_MISSING:
+            what = flight.request.endpoint
+        elif failure.kind is FailureKind.MODEL_MISSING or failure.kind is FailureKind.KEY_REFUSED:
+            what = flight.request.model
+        else:
+            return
+        until_s = now_s + self.limits.refused_s
+        if what and (subject := self._refusals.add(Refusal(backend, what, failure.why, now_s, until_s))):
+            flight.refusals += 1
+            self._timers.set(until_s, subject, 0, Due.REOFFER)
 
     # -- ends --------------------------------------------------------------------------------------------------
 

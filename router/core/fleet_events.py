@@ -16,6 +16,7 @@ from router.core.ejection import Ejection
 from router.core.errors import Implausible
 from router.core.explain import Explanations
 from router.core.ledger import Ledger
+from router.core.refusals import Refusals
 from router.core.score import TRUSTED_AFTER, Score
 from router.core.types import Backend, EngineReport, Load
 
@@ -31,6 +32,7 @@ class FleetEvents(ABC):
         self._now_s = 0.0
         self._explanations = Explanations(explained)
         self._ejection = Ejection()
+        self._refusals = Refusals(self.ledger.roster)
 
     @abstractmethod
     def _serve_held(self, now_s: float, model: str | None = None) -> Sequence[Command]:
@@ -58,12 +60,14 @@ class FleetEvents(ABC):
         slot = self.ledger.join(plausible, now_s)
         if not same:
             self.belief.joined(slot, plausible)
+            self._refusals.forget(plausible.name)
             self._explanations.fleet_changed()
         return self._serve_held(now_s)
 
     def backend_left(self, name: str, now_s: float) -> Sequence[Command]:
         """A backend is gone for good; the shell fails its open attempts one by one."""
         now_s = self._time(now_s)
+        self._refusals.forget(name)
         self.ledger.leave(name)
         self._explanations.fleet_changed()
         self._ejection.forget(name)
@@ -76,6 +80,7 @@ class FleetEvents(ABC):
         if up and slot is not None and not self.ledger.roster.is_up(slot):
             self.belief.restarted(slot)
             self._ejection.forget(name)  # one crash that cut many streams was no row of faults
+            self._refusals.forget(name)
             return self._mark(name, now_s, up=True, ejected=False)
         return self._mark(name, now_s, up=up)
 

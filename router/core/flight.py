@@ -1,6 +1,7 @@
 """One request in flight as the dispatcher keeps it, its attempts, and the bounds and failures they meet."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from math import inf, nan
 from typing import Final
 
@@ -26,7 +27,8 @@ class DispatchLimits:
     deadline); ``hedge_slo_share``: a second attempt starts after this share of the TTFT SLO has passed in silence
     (inf: never); ``hedges_max_share``: such second attempts, and those that the SLO's deadline calls for, are at most
     this share of all; ``failures_max``: consecutive faults of a backend
-    before it is ejected, first for ``eject_s``, doubling up to ``eject_s_max``.
+    before it is ejected, first for ``eject_s``, doubling up to ``eject_s_max``; ``refused_s``: how long a backend that
+    refused a model (not loaded, key refused) or an endpoint is not chosen for it while others are there.
     """
 
     attempts_max: int = 3
@@ -37,6 +39,27 @@ class DispatchLimits:
     failures_max: int = 3
     eject_s: float = 1.0
     eject_s_max: float = 60.0
+    refused_s: float = 10.0
+
+
+class FailureKind(StrEnum):
+    """What kind of failure it was: the label it is counted under."""
+
+    FAULT = "fault"  # the engine failed, or the connection to it
+    LATE = "late"  # it sent nothing for longer than allowed
+    BUSY = "busy"  # its queue is full
+    MODEL_MISSING = "model-missing"  # it has not loaded the model
+    ENDPOINT_MISSING = "endpoint-missing"  # its server lacks the path
+    KEY_REFUSED = "key-refused"  # it refuses the gateway's key for it
+    NOT_FOUND = "not-found"  # something else that the request names is not there
+    UNSUPPORTED = "unsupported"  # its protocol cannot express the request
+    CLIENT_ERROR = "client-error"  # any engine would refuse the request
+    WITHDRAWN = "withdrawn"  # by the gateway: the backend was removed or reconfigured
+
+
+CLIENTS_OWN: Final = frozenset(  # once no backend is left that answers otherwise
+    {FailureKind.CLIENT_ERROR, FailureKind.NOT_FOUND, FailureKind.ENDPOINT_MISSING, FailureKind.UNSUPPORTED}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +72,7 @@ class Failure:
     backend_fault: bool = True
     retryable: bool = True
     late: bool = False
+    kind: FailureKind = FailureKind.FAULT
 
 
 class Attempt:
@@ -85,6 +109,7 @@ class Flight:
         "note",
         "open",
         "rank",
+        "refusals",
         "request",
         "sent",
         "state",
@@ -97,6 +122,7 @@ class Flight:
         self.state: State = State.DECIDING
         self.open: list[Attempt] = []
         self.attempts = 0
+        self.refusals = 0  # attempts that were the first to show what a backend refuses: they count for no limit
         self.tried: tuple[int, ...] = ()
         self.first_token_s = nan
         self.hold_until_s = inf

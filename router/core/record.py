@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from router.core.decisions import Command, RequestRecord
 from router.core.dispatcher import Dispatcher
-from router.core.flight import Failure
+from router.core.flight import Failure, FailureKind
 from router.core.physics import StepCoefficients
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Usage, slo_from
 
@@ -197,6 +197,11 @@ def backend_of(plain: Event) -> Backend:
     return Backend(**{**plain, "models": tuple(plain["models"]), "prior": StepCoefficients(**prior)})
 
 
+def failure_of(plain: Event) -> Failure:
+    """The failure of a ``failed``."""
+    return Failure(**{**plain, "kind": FailureKind(plain.get("kind", FailureKind.FAULT.value))})
+
+
 _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "backend_joined": lambda e: (backend_of(e["backend"]),),
     "backend_left": lambda e: (e["name"],),
@@ -210,7 +215,7 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "committed": lambda e: (e["id"], e["attempt"]),
     "first_token": lambda e: (e["id"], e["attempt"]),
     "ended": lambda e: (e["id"], e["attempt"], Usage(**e["usage"])),
-    "failed": lambda e: (e["id"], e["attempt"], Failure(**e["failure"])),
+    "failed": lambda e: (e["id"], e["attempt"], failure_of(e["failure"])),
     "client_left": lambda e: (e["id"],),
     "ticked": lambda _: (),
 }

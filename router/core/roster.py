@@ -44,6 +44,7 @@ class Roster:
         self._spanned: tuple[Slots | None, slice | None] = (None, None)
         self.first = 0  # of the slots of the last ``span``
         self._replicas: dict[str, int] = {}  # by model
+        self._refusing: dict[str, set[int]] = {}  # slots by the model or endpoint that they refuse for now
         self.name_hashes = np.zeros(table.capacity, dtype=np.uint64)
         self.shown_name_hashes = view_of(self.name_hashes)
 
@@ -117,6 +118,19 @@ class Roster:
                 self._table.columns[row, slot] = value
         self._pools.clear()
 
+    def refuse(self, slot: int, what: str) -> None:
+        """The slot's backend refuses this model or endpoint: others are chosen for it where there are any."""
+        self._refusing.setdefault(what, set()).add(slot)
+        self._pools.clear()
+
+    def offer(self, slot: int, what: str) -> None:
+        """Choose it again for what it refused."""
+        refusing = self._refusing.get(what, set())
+        refusing.discard(slot)
+        if not refusing:
+            self._refusing.pop(what, None)
+        self._pools.clear()
+
     def is_up(self, slot: int) -> bool:
         """Whether the backend's last health check succeeded."""
         return self._table.cells[UP][slot] != 0.0
@@ -133,23 +147,30 @@ class Roster:
     def pool(self, model: str) -> Slots:
         """Slots, ascending, of the backends that may be sent this model's requests now: up, not draining, not ejected.
 
-        When all that are up were ejected, all of them are tried again: a guess beats a certain refusal.
+        When all that are up were ejected, or refuse the model, all of them are tried again: a guess beats a certain
+        refusal.
         """
         slots = self._pools.get(model)
         if slots is None:
             up, draining, ejected = (self._table.columns[row] for row in (UP, DRAINING, EJECTED))
             serving = [s for s, b in enumerate(self.backends) if b and model in b.models]
             there = [s for s in serving if up[s] and not draining[s]]
-            chosen = [s for s in there if not ejected[s]] or there
+            refusing = self._refusing.get(model, set())
+            willing = [s for s in there if s not in refusing] or there
+            chosen = [s for s in willing if not ejected[s]] or willing
             slots = self._pools[model] = frozen(np.array(chosen, dtype=np.intp))
             self._shortest[model] = min(map(self._context_tokens, chosen), default=_INF)
         return slots
 
     def taking(self, request: Request) -> Slots:
         """Those of the pool whose context holds the prompt, with its whole reply where there are such. Empty: the
-        prompt is too long for all of them.
+        prompt is too long for all of them. Where some have the request's endpoint, those that lack it are left out.
         """
         slots = self.pool(request.model)
+        if request.endpoint in self._refusing:
+            lacking = self._refusing[request.endpoint]
+            having = [slot for slot in slots.tolist() if slot not in lacking]
+            slots = frozen(np.array(having, dtype=np.intp)) if having else slots
         reply = max(request.output_tokens_max, 1)
         if request.prompt_tokens + reply <= self._shortest[request.model]:
             return slots

@@ -19,10 +19,11 @@ class Due(Enum):
     HEDGE = auto()  # an attempt has been silent for long enough to start another one
     PREFILLED = auto()  # a whole reply, whose first token cannot be observed, should have its first token by now
     READMIT = auto()  # a backend's ejection is over
+    REOFFER = auto()  # a backend is tried again for what it refused
 
 
 class Timer:
-    """``number`` in the order in which they were set; ``subject``: the request, or for READMIT the backend;
+    """``number`` in the order in which they were set; ``subject``: the request, the backend (READMIT) or its refusal;
     ``attempt``: 0 where none is meant.
     """
 

@@ -142,7 +142,8 @@ class Request(Fact):
     (0: none given); ``slo_class`` names where the SLO came from and keys the output-length statistics; ``priority`` is
     smaller for more urgent (vLLM's convention); ``prefix`` are hashes of the prompt's successive blocks, each covering
     everything before it, for prefix-cache affinity; ``streamed``: the client sees the first token when it comes (else
-    the reply arrives whole, so only its end can be timed or judged).
+    the reply arrives whole, so only its end can be timed or judged); ``endpoint``: the pattern of its path, which not
+    every engine's server has.
     """
 
     id: Final[RequestId]
@@ -159,6 +160,7 @@ class Request(Fact):
     prefix_block_tokens: Final[int]
     streamed: Final[bool]
     prompt_sigma: Final[float]
+    endpoint: Final[str]
 
     def __init__(
         self,
@@ -176,6 +178,7 @@ class Request(Fact):
         prefix_block_tokens: int = 0,
         streamed: bool = True,
         prompt_sigma: float = 0.0,
+        endpoint: str = "",
     ) -> None:
         self.id = id
         self.model = model
@@ -191,6 +194,7 @@ class Request(Fact):
         self.prefix_block_tokens = prefix_block_tokens
         self.streamed = streamed
         self.prompt_sigma = prompt_sigma
+        self.endpoint = endpoint
 
     @property
     def first_token_due_s(self) -> float:

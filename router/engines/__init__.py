@@ -15,6 +15,7 @@ from router.engines.kind import (
     OpenAICall,
     Scheduler,
     Translation,
+    error_names,
 )
 from router.engines.prometheus import ScrapedPage, Snapshot
 from router.engines.registry import discover, find, find_or_default, kinds, read_metrics
@@ -33,6 +34,7 @@ __all__ = [
     "Snapshot",
     "Translation",
     "discover",
+    "error_names",
     "find",
     "find_or_default",
     "kinds",

@@ -19,6 +19,7 @@ from router.engines.prometheus import ScrapedPage, Snapshot
 
 OPENAI_PROTOCOL: Final = "openai"
 _MESSAGE_CHARS_MAX: Final = 2_000
+_STATUSES: Final = range(400, 600)
 
 
 class Scheduler(Enum):
@@ -81,31 +82,110 @@ Translate = Callable[[OpenAICall], Translation]
 """Starts the translation of a request. Raises UnsupportedFeature when the protocol cannot express it."""
 
 
-def read_error(payload: bytes) -> tuple[int, str]:
-    """Status code (0: none) and message of an error body: OpenAI's, FastAPI's ``detail``, Triton's plain string."""
+_STATUS_BY_NAME: Final[Mapping[str, int]] = {  # of an error's type or code, lower case, where it states no number
+    "api_error": 500,
+    "authentication_error": 401,
+    "bad request": 400,
+    "badrequesterror": 400,
+    "exceed_context_size_error": 400,
+    "insufficient_quota": 429,
+    "internal_server_error": 500,
+    "internalservererror": 500,
+    "invalid_api_key": 401,
+    "invalid_request_error": 400,
+    "model_not_found": 404,
+    "not found": 404,
+    "not_found_error": 404,
+    "notfounderror": 404,
+    "overloaded_error": 503,
+    "permission_error": 403,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "request_too_large": 413,
+    "server_error": 500,
+    "service unavailable": 503,
+    "service_unavailable": 503,
+    "timeout_error": 504,
+    "unavailable_error": 503,
+}
+_NESTED_MAX: Final = 4  # {"response": {"error": {...}}}, {"detail": {"error": {...}}}
+_FASTCHAT: Final = range(40_000, 60_000)  # its codes are a status and two digits
+_FASTCHAT_STATUS: Final[Mapping[int, int]] = {40_301: 404, 40_303: 400}  # unknown model, prompt too long
+
+
+def _error_of(document: Any) -> Any:
+    """The innermost error of a document: what ``error``, ``detail`` or a response's ``error`` holds."""
+    for _ in range(_NESTED_MAX):
+        if not isinstance(document, dict):
+            break
+        inner = next((document[key] for key in ("error", "detail", "response") if document.get(key)), None)
+        if inner is None or isinstance(document.get("message"), str):
+            break
+        document = inner
+    return document
+
+
+def error_names(payload: bytes) -> frozenset[str]:
+    """``param``, ``type`` and ``code`` of an error body, lower case: an engine writes them, never a client."""
     try:
-        document: Any = orjson.loads(payload)
+        error = _error_of(orjson.loads(payload))
+    except orjson.JSONDecodeError:
+        return frozenset()
+    if not isinstance(error, dict):
+        return frozenset()
+    values = (error.get(key) for key in ("param", "type", "code"))
+    return frozenset(str(value).lower() for value in values if isinstance(value, str | int))
+
+
+def read_error(payload: bytes) -> tuple[int, str]:
+    """Status code (0: none) and message of an error body: OpenAI's, Anthropic's, FastAPI's ``detail``, FastChat's,
+    Triton's plain string.
+    """
+    try:
+        error = _error_of(orjson.loads(payload))
     except orjson.JSONDecodeError:
         return 0, payload[:_MESSAGE_CHARS_MAX].decode("utf-8", "replace") or "(no body)"
-    inner = document.get("error", document.get("detail", document)) if isinstance(document, dict) else document
-    if not isinstance(inner, dict):
-        return 0, str(inner)[:_MESSAGE_CHARS_MAX]
-    code = inner.get("code")
-    return (code if isinstance(code, int) else 0), str(inner.get("message", inner))[:_MESSAGE_CHARS_MAX]
+    if not isinstance(error, dict):
+        return 0, str(error)[:_MESSAGE_CHARS_MAX]
+    return _stated_status(error), str(error.get("message", error.get("text", error)))[:_MESSAGE_CHARS_MAX]
+
+
+def _stated_status(error: Mapping[str, Any]) -> int:
+    """The status that an error states: a number, one in digits, or one by the name of its type or code."""
+    for key in ("code", "status_code", "status", "error_code", "type"):
+        value = error.get(key)
+        if isinstance(value, str):
+            value = int(value) if value.isascii() and value.isdigit() and len(value) == 3 else value.lower()  # noqa: PLR2004
+            value = _STATUS_BY_NAME.get(value, 0) if isinstance(value, str) else value
+        if isinstance(value, int) and value in _FASTCHAT:
+            value = _FASTCHAT_STATUS.get(value, value // 100)
+        if isinstance(value, int) and value in _STATUSES:
+            return value
+    return 0
+
+
+_STATE: Final = r"(?:not (?:yet )?(?:healthy|ready|available)|unhealthy|unavailable|(?:starting|shutting down)(?: up)?)"
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorDialect:
     """How an engine words its errors.
 
-    ``read``: status code (0: none) and message of an error body. ``engine_faults``: a message that contains one of
-    these is a fault of the engine whatever its status says; ``client_faults``: a message that begins with one of these
-    is about the client's request, though the status says otherwise.
+    ``read``: status code (0: none) and message of an error body. The others are regular expressions that the beginning
+    of a message is matched with: a message may repeat a client's words, and those must decide nothing.
+    ``engine_faults``: a fault of the engine whatever the status says; ``client_faults``: the client's; ``busy``: the
+    engine's queue is full; ``model_missing``: the engine has not loaded the model. ``unready``: of a status 503, that
+    the engine is down and not just busy.
     """
 
     read: Callable[[bytes], tuple[int, str]] = read_error
-    engine_faults: tuple[str, ...] = ("is not healthy", "not ready", "unavailable")
+    engine_faults: tuple[str, ...] = ()
     client_faults: tuple[str, ...] = ()
+    busy: tuple[str, ...] = ()
+    model_missing: tuple[str, ...] = ()
+    unready: tuple[str, ...] = (
+        rf"(?i)(?:the )?(?:server|engine|service|backend|worker)(?: is)?(?: currently)? {_STATE}\.?$",
+    )
 
 
 @dataclass(frozen=True, slots=True)

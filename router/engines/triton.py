@@ -258,9 +258,22 @@ async def _discover(pages: EnginePages) -> EngineFacts | None:
     return EngineFacts(tuple(generating), version=text(server, "version"))
 
 
+_WHERE: Final = (  # a model of an ensemble names the place first; both names are those of the model repository
+    r"(?:in ensemble '[^']*', )?(?:Failed to process the request\(s\) for model(?: instance)? '[^']*', message: )?"
+)
 _ERRORS: Final = ErrorDialect(
-    # It answers 400 when its own backend process is gone, 500 when the client's JSON is wrong
-    client_faults=("failed to parse the request JSON", "Unable to parse"),
+    # It answers 400 when its own backend process is gone (500 since 2.50), 500 when the client's JSON is wrong
+    engine_faults=(
+        _WHERE + r"Stub process '[^']*' is not healthy\.?$",
+        _WHERE + r"Server is stopping, scheduler for model has stopped accepting new inference requests$",
+        r"(?:Server|Model version) (?:is )?not ready$",
+        r"Server exiting$",
+    ),
+    client_faults=("failed to parse the request JSON", "Unable to parse "),
+    busy=(_WHERE + r"(?:Exceeds maximum queue size|Request timeout expired)\.?$",),
+    model_missing=(
+        r"Request for unknown model: '[^']*' (?:version -?\d+ )?(?:is not found|has no available versions)$",
+    ),
 )
 
 KIND: Final = EngineKind(

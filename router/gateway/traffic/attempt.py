@@ -12,7 +12,7 @@ from typing import Final
 
 import orjson
 
-from router.core.flight import Failure
+from router.core.flight import Failure, FailureKind
 from router.core.types import Usage
 from router.gateway.traffic import faults
 from router.gateway.traffic.call import Call
@@ -97,7 +97,8 @@ class UpstreamAttempt(Reader):
     def moved(self, upstream: Upstream) -> None:
         """The backend's address changed before a connection to the old one was open: connect to the new one."""
         if upstream.target.engine.protocol != self.upstream.target.engine.protocol:
-            self._failed(Failure(f"{upstream.target.name} was configured with another protocol", backend_fault=False))
+            why = f"{upstream.target.name} was configured with another protocol"
+            self._failed(Failure(why, backend_fault=False, kind=FailureKind.WITHDRAWN))
             return
         self.upstream = upstream
         self._dial()
@@ -374,7 +375,7 @@ class UpstreamAttempt(Reader):
         error = faults.event_error(payload.strip(), self.upstream.target.engine.errors)
         if self.connection is not None:
             self.connection.abort()
-        self._failed(Failure(f"{self.upstream.target.name} failed in mid-stream: {error.message}"), error)
+        self._failed(faults.failure(self.upstream.target.name, error, "failed in mid-stream with"), error)
 
     def takes_event(self) -> bool:
         """Whether an event of ours may follow what was sent of this stream."""

@@ -126,6 +126,7 @@ def read_call(
         prefix_block_tokens=document.block_tokens,
         streamed=document.stream,
         prompt_sigma=document.prompt_sigma,
+        endpoint=endpoint.path,
     )
     wire_id = fields.get(b"x-request-id", b"")[:_WIRE_ID_MAX] or request_id.encode()
     forwarded = _forwarded(headers, fields)

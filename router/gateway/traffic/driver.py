@@ -18,7 +18,7 @@ from typing import Final
 from router.core.decisions import Abort, Break, Command, Refuse, RequestRecord, Send
 from router.core.dispatcher import Dispatcher
 from router.core.errors import Reason, UnsupportedFeature
-from router.core.flight import Failure
+from router.core.flight import Failure, FailureKind
 from router.core.record import Recording
 from router.core.types import RequestId, Usage
 from router.engines import Translation
@@ -90,7 +90,7 @@ class _InFlight(ReplySink):
         self.client.finish()
 
     def failed(self, attempt: int, failure: Failure, engine_error: EngineError | None) -> None:
-        self.engine_error = engine_error
+        self.engine_error = engine_error if engine_error is None or engine_error.for_client else None
         self.driver.failed(self.call.request.id, attempt, failure)
 
 
@@ -156,7 +156,7 @@ class Driver(RequestDriver):
         upstream.close()
         for request, attempt in self._attempts_on(upstream):
             attempt.abort()
-            request.failed(attempt.number, Failure(f"{name} was removed", backend_fault=False), None)
+            request.failed(attempt.number, _withdrawn(f"{name} was removed"), None)
 
     def _attempts_on(self, upstream: Upstream) -> list[tuple[_InFlight, UpstreamAttempt]]:
         return [
@@ -261,14 +261,15 @@ class Driver(RequestDriver):
         request.decisions.append(command)
         upstream = self._upstreams.get(command.backend)
         if upstream is None:
-            gone = Failure(f"{command.backend} is not configured here", backend_fault=False)
+            gone = _withdrawn(f"{command.backend} is not configured here")
             request.failed(command.attempt, gone, request.engine_error)
             return
         try:
             attempt = UpstreamAttempt(request.call, upstream, request, command.attempt, command.predicted_ttft_s)
         except UnsupportedFeature as unsupported:
-            error = EngineError(unsupported.status, str(unsupported))
-            request.failed(command.attempt, Failure(str(unsupported), backend_fault=False), error)
+            error = EngineError(unsupported.status, str(unsupported), kind=FailureKind.UNSUPPORTED)
+            failure = Failure(error.message, backend_fault=False, kind=error.kind)
+            request.failed(command.attempt, failure, error)
             return
         request.engine_error = None
         request.attempts.append(attempt)
@@ -364,7 +365,7 @@ class Driver(RequestDriver):
         self.stop()
 
     def _end_all(self) -> None:
-        why = Failure("this router is shutting down", backend_fault=False, retryable=False)
+        why = _withdrawn("this router is shutting down", retryable=False)
         for request in list(self._in_flight.values()):
             for attempt in tuple(request.attempts):
                 if not attempt.over:
@@ -373,6 +374,11 @@ class Driver(RequestDriver):
             if not request.client.response_complete:
                 self.left(request.call.request.id)
                 request.client.reject(Problem(503, why.why, code=Reason.NO_BACKEND.value))
+
+
+def _withdrawn(why: str, *, retryable: bool = True) -> Failure:
+    """An attempt ends by the gateway's own will."""
+    return Failure(why, backend_fault=False, retryable=retryable, kind=FailureKind.WITHDRAWN)
 
 
 def _break_off(command: Break, request: _InFlight) -> None:

@@ -1,32 +1,69 @@
 """Classifies an engine's error answer: the Failure that the core gets for it.
 
-How an engine words its errors is its kind's ``ErrorDialect``. Must not depend on sockets or on any one engine.
+How an engine words its errors is its kind's ``ErrorDialect``. The status, and what an engine alone can have written,
+decide: never words that a client may have put into a message. Must not depend on sockets or on any one engine.
 """
 
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from router.core.flight import Failure
-from router.engines import ErrorDialect
+from router.core.flight import Failure, FailureKind
+from router.engines import ErrorDialect, error_names
 
-_SERVER_ERRORS: Final = range(500, 600)
-_FINAL: Final = {501, 505}  # another backend would answer the same
+_WHY_CHARS_MAX: Final = 300
+_CLIENT_ERRORS: Final = range(400, 500)
+_NOT_FOUND: Final = 404
+_UNAVAILABLE: Final = 503
+
+_BY_STATUS: Final[Mapping[int, FailureKind]] = {
+    401: FailureKind.KEY_REFUSED,
+    402: FailureKind.KEY_REFUSED,
+    403: FailureKind.KEY_REFUSED,
+    405: FailureKind.ENDPOINT_MISSING,
+    407: FailureKind.KEY_REFUSED,
+    408: FailureKind.BUSY,  # it has waited in vain for the request's bytes
+    424: FailureKind.FAULT,  # text-generation-inference: the generation failed
+    429: FailureKind.BUSY,
+    501: FailureKind.ENDPOINT_MISSING,
+    505: FailureKind.ENDPOINT_MISSING,
+    529: FailureKind.BUSY,  # Anthropic's for overloaded
+}
+_PATH_MISSING: Final = re.compile(  # whole messages of web frameworks
+    r"(?:404:? )?(?:(?:page|file|route|path|endpoint|url) )?(?:not found|method not allowed)(?:: [A-Z]+ \S+)?\.?"
+    r"|invalid url \([A-Z]+ \S+\)",
+    re.IGNORECASE,
+)
+_MODEL_MISSING: Final = re.compile(  # beginnings of messages with status 404
+    r"(?:(?:the|this|unknown|no such|invalid|requested) )*(?:base )?(?:lora )?(?:model|adapter|lora|deployment)\b",
+    re.IGNORECASE,
+)
+_ABOUT_MODEL: Final = frozenset({"model", "model_not_found", "40301"})  # the last is FastChat's
+# A status 400 of LiteLLM that is about its own list of models.
+_UNLISTED: Final = re.compile(r"(?:\{'error': ')?/[\w/]+: Invalid model name passed in model=")
+
+_BACKENDS: Final = frozenset({FailureKind.FAULT})
+_FINAL: Final = frozenset({FailureKind.CLIENT_ERROR})
 
 
 @dataclass(frozen=True, slots=True)
 class EngineError:
     """An engine's error response in place of a reply: held until another backend has answered or none is left.
 
-    ``fields`` are its header lines; ``body`` as sent, without chunk framing. ``engine_fault``: it is the engine's own,
-    whatever the status; ``client_fault``: the client's, whatever the status.
+    ``fields`` are its header lines; ``body`` as sent, without chunk framing.
     """
 
     status: int
     message: str
     fields: bytes = b""
     body: bytes = b""
-    engine_fault: bool = False
-    client_fault: bool = False
+    kind: FailureKind = FailureKind.FAULT
+
+    @property
+    def for_client(self) -> bool:
+        """Whether the client may get it: what an engine says of the gateway's own key it may not, nor a redirect."""
+        return self.status >= _CLIENT_ERRORS.start and self.kind is not FailureKind.KEY_REFUSED
 
 
 def engine_error(status: int, body: bytes, fields: bytes, dialect: ErrorDialect) -> EngineError:
@@ -34,8 +71,9 @@ def engine_error(status: int, body: bytes, fields: bytes, dialect: ErrorDialect)
     payload = body.strip()
     if payload.startswith(b"data:"):  # an error before the first token that is wrapped in an event
         payload = payload[5:].strip()
-    _, message = dialect.read(payload)
-    return _classified(EngineError(status, message, fields, body), dialect)
+    stated, message = dialect.read(payload)
+    kind = _kind(stated if status == 400 and stated else status, message, payload, dialect)  # noqa: PLR2004 - FastChat's status for all
+    return EngineError(status, message, fields, body, kind)
 
 
 def event_error(payload: bytes, dialect: ErrorDialect) -> EngineError:
@@ -43,27 +81,65 @@ def event_error(payload: bytes, dialect: ErrorDialect) -> EngineError:
     code, message = dialect.read(payload)
     if not payload.startswith(b"{") or not payload.endswith(b"}"):
         message = "the engine failed in mid-stream"
-    return _classified(EngineError(code if code in range(400, 600) else 500, message), dialect)
+    status = code if code in range(400, 600) else 500
+    return EngineError(status, message, kind=_kind(status, message, payload, dialect))
 
 
-def _classified(error: EngineError, dialect: ErrorDialect) -> EngineError:
-    """The same with the faults that the dialect's wordings show."""
-    engine_fault = error.status != 404 and any(part in error.message for part in dialect.engine_faults)  # noqa: PLR2004 - not found is no fault
-    return replace(
-        error,
-        engine_fault=engine_fault,
-        client_fault=not engine_fault and error.message.startswith(dialect.client_faults),
-    )
-
-
-def failure(backend: str, error: EngineError) -> Failure:
+def failure(backend: str, error: EngineError, what: str = "answered") -> Failure:
     """The failure for the core: an error of the client is not the backend's fault, and is not retried."""
-    why = f"{backend} answered {error.status}: {error.message}"
-    if error.engine_fault:
-        return Failure(why)
-    if error.status == 429 or (error.status == 503 and error.body.lstrip()[:1] == b"{"):  # noqa: PLR2004 - HTTP's statuses for busy
-        return Failure(why, backend_fault=False)
-    server_error = error.status in _SERVER_ERRORS and error.status not in _FINAL
-    if server_error and not error.client_fault:
-        return Failure(why)
-    return Failure(why, backend_fault=False, retryable=False)
+    kind = error.kind
+    if kind is FailureKind.KEY_REFUSED:  # the message may repeat the key
+        why = f"{backend} refused the key that the gateway has for it ({error.status})"
+    else:
+        why = f"{backend} {what} {error.status}: {short(error.message)}"
+    return Failure(why, kind in _BACKENDS, kind not in _FINAL, kind=kind)
+
+
+def short(text: str) -> str:
+    """What an engine wrote, fit for a line of a log: bounded, on one line, no control characters."""
+    line = " ".join(text[: 4 * _WHY_CHARS_MAX].split())
+    return "".join(filter(str.isprintable, line))[:_WHY_CHARS_MAX]
+
+
+def _kind(status: int, message: str, payload: bytes, dialect: ErrorDialect) -> FailureKind:
+    return _by_words(message, dialect) or _by_status(status, message, payload, dialect)
+
+
+def _by_words(message: str, dialect: ErrorDialect) -> FailureKind | None:
+    """What the kind's own wordings say, whatever the status."""
+    for patterns, kind in (
+        (dialect.engine_faults, FailureKind.FAULT),
+        (dialect.busy, FailureKind.BUSY),
+        (dialect.model_missing, FailureKind.MODEL_MISSING),
+        (dialect.client_faults, FailureKind.CLIENT_ERROR),
+    ):
+        if _begins(message, patterns):
+            return kind
+    return None
+
+
+def _by_status(status: int, message: str, payload: bytes, dialect: ErrorDialect) -> FailureKind:
+    if status == _NOT_FOUND:
+        return _not_found(message, payload)
+    if status == _UNAVAILABLE:  # a proxy's own page says that nobody is there
+        structured = payload[:1] == b"{" and not _begins(message, dialect.unready)
+        return FailureKind.BUSY if structured else FailureKind.FAULT
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    if status in _CLIENT_ERRORS:
+        return FailureKind.MODEL_MISSING if _UNLISTED.match(message) else FailureKind.CLIENT_ERROR
+    # below, it is a redirect, which no client of the gateway could follow
+    return FailureKind.ENDPOINT_MISSING if status < _CLIENT_ERRORS.start else FailureKind.FAULT
+
+
+def _not_found(message: str, payload: bytes) -> FailureKind:
+    """What is missing: the model, the path, or something that the client named."""
+    if not error_names(payload).isdisjoint(_ABOUT_MODEL) or _MODEL_MISSING.match(message):
+        return FailureKind.MODEL_MISSING
+    if payload[:1] != b"{" or _PATH_MISSING.fullmatch(message):
+        return FailureKind.ENDPOINT_MISSING
+    return FailureKind.NOT_FOUND
+
+
+def _begins(message: str, patterns: tuple[str, ...]) -> bool:
+    return any(re.match(pattern, message) is not None for pattern in patterns)

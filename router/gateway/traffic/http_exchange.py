@@ -11,6 +11,7 @@ from typing import Final
 
 from router.core.decisions import Refuse
 from router.core.errors import Reason, Rejected
+from router.core.flight import FailureKind
 from router.core.types import RequestId
 from router.engines import Translation
 from router.gateway.protocols import answers
@@ -23,6 +24,7 @@ from router.gateway.traffic.http import STATUS_LINES, Head, chunk
 from router.gateway.traffic.ports import Client, Frame, RequestDriver
 
 _NO_BODY: Final = {204, 304}
+_SERVER: Final = 500
 _CLOSE: Final = b"connection: close\r\n"
 
 
@@ -203,7 +205,8 @@ class HttpExchange(Client):
         elif engine_error.body:
             self._answer(engine_error.status, engine_error.fields, engine_error.body)
         else:
-            status = 400 if engine_error.client_fault else engine_error.status
+            theirs = engine_error.kind is FailureKind.CLIENT_ERROR and engine_error.status >= _SERVER
+            status = 400 if theirs else engine_error.status
             self.reject(Problem(status, engine_error.message, code=None))
 
     def reject(self, problem: Problem) -> None:
