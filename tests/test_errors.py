@@ -22,6 +22,7 @@ STATUS = {  # of what can end a client's call, an admin's included; those of a r
     "UnknownModel": 422,
     "UnknownEngine": 422,
     "DoesNotFit": 422,
+    "UnusableCertificate": 422,
     "PolicyRejected": 422,
     "StoreGone": 503,
     "Busy": 503,

@@ -32,10 +32,22 @@ from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Slo, slo_of
 
 
+class ListenTls(Section):
+    """The certificate of this router, with its chain, and its key: files in PEM form, from the config's folder.
+
+    ``client_ca``: clients need a certificate of one of these authorities. A file that changes is read again.
+    """
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+
 class Listen(Section):
     """Where clients come in, what they may send and how slowly. Port 0 takes any free one.
 
-    ``workers``: processes that share the port, each with its own loop and its own ``connections_max``.
+    ``workers``: processes that share the port, each with its own loop and its own ``connections_max``. ``tls``: clients
+    speak HTTPS, left out: HTTP.
     """
 
     host: Name = "127.0.0.1"
@@ -47,6 +59,7 @@ class Listen(Section):
     keep_alive_s: PositiveFloat = 75.0
     request_s: PositiveFloat = 30.0  # from a request's first byte to its last
     drain_s: PositiveFloat = 30.0
+    tls: ListenTls | None = None
 
 
 class Upstream(Section):
@@ -66,7 +79,9 @@ class Backend(backend.Backend):
 
     ``chat_template`` and ``chat_opening`` make a prompt of chat messages for an engine that takes plain prompts
     (Triton): once a message with {role} and {content}, and at the end. ``health_url`` and ``metrics_url`` follow from
-    the engine kind when left out; ``api_key`` is the bearer token of the engine.
+    the engine kind when left out; ``api_key`` is the bearer token of the engine. ``ca``: the authorities that may have
+    signed its certificate, left out: those of this machine; ``client_cert`` and ``client_key`` (left out: in the same
+    file) are what it is shown; ``tls_server_name``: the name in its certificate where that is not the url's host.
     """
 
     url: BaseUrl
@@ -76,11 +91,24 @@ class Backend(backend.Backend):
     chat_opening: str | None = None
     api_key: Name | None = None
     api_key_env: Name | None = None
+    ca: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    tls_server_name: Name | None = None
 
     @model_validator(mode="after")
     def _one_key(self) -> Self:
         if self.api_key and self.api_key_env:
             raise ValueError("give api_key or api_key_env, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_over_https(self) -> Self:
+        keys = [key for key in ("ca", "client_cert", "client_key", "tls_server_name") if getattr(self, key)]
+        if keys and not self.url.startswith("https://"):
+            raise ValueError(f"{keys[0]} has no use: the url is {self.url}, and TLS needs https://")
+        if self.client_key and not self.client_cert:
+            raise ValueError("client_key needs client_cert")
         return self
 
 

@@ -155,6 +155,19 @@ class DoesNotFit(HeadroomError, ValueError):
     status: int = 422
 
 
+class UnusableCertificate(HeadroomError, ValueError):
+    """A certificate or key that the config names cannot be used; ``key`` is its key in the section (422 on a reload).
+
+    Raised while a config is read, and then a fault of it like others. The operator has to put a readable file there.
+    """
+
+    status = 422
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(why)
+        self.key = key
+
+
 class PolicyRejected(HeadroomError):
     """A policy may not serve: it broke the contract, chose a backend that it was not offered, or did worse on a replay.
 

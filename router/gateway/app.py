@@ -44,6 +44,7 @@ from router.gateway.telemetry.demand import DemandWindow
 from router.gateway.telemetry.journal import Journal
 from router.gateway.telemetry.metrics import Metrics
 from router.gateway.telemetry.request_observers import RequestObservers
+from router.gateway.tls import TlsContext
 from router.gateway.traffic.driver import Driver, StreamLimits
 from router.gateway.traffic.upstream import PoolLimits
 from router.gateway.worker_identity import WorkerIdentity
@@ -222,15 +223,18 @@ class Gateway:
 
     async def _adopt_backends(self, plan: Plan) -> None:
         """Route to the backends of *plan*, watch their engines, read those that have not reported what they serve."""
-        given, keys = plan.addresses, plan.engine_keys
-        targets = (_target(backend, keys.get(backend.name)) for backend in given)
+        given, keys, certificates = plan.addresses, plan.engine_keys, plan.engine_tls
+        targets = (_target(backend, keys.get(backend.name), certificates.get(backend.name)) for backend in given)
         new = self.backends.update(zip(targets, plan.backends, strict=True))
         if new:
             await self.beliefs.warm(new)
         scrape = plan.settings.scrape
-        watched = tuple(engine(backend, scrape.source == "engines", keys.get(backend.name, "")) for backend in given)
+        scraped = scrape.source == "engines"
+        watched = tuple(
+            engine(backend, scraped, keys.get(backend.name, ""), certificates.get(backend.name)) for backend in given
+        )
         await self.engines.watch(watched, scrape.period_s, scrape.timeout_s, scrape.down_after)
-        await self.discovery.watch(plan.undiscovered, keys, scrape.period_s, scrape.timeout_s)
+        await self.discovery.watch(plan.undiscovered, keys, certificates, scrape.period_s, scrape.timeout_s)
 
     async def _on_discovered(self) -> None:
         await self.reloader.completed(self._adopt_backends)
@@ -308,11 +312,12 @@ def _store(plan: Plan, router_id: str, identity: WorkerIdentity | None) -> Store
     return FileStore(identity.folder, router_id, state.lease_s) if identity else MemoryStore(router_id)
 
 
-def _target(given: settings.Backend, key: str | None) -> Target:
+def _target(given: settings.Backend, key: str | None, certificates: TlsContext | None) -> Target:
     """The address of a configured backend for the data plane."""
     templates = {name: getattr(given, name) for name in ("chat_template", "chat_opening")}
     given_templates = {name: text for name, text in templates.items() if text is not None}
-    return Target.of_url(given.name, given.url, engine=given.kind, api_key=key, models=given.models, **given_templates)
+    facts = {"engine": given.kind, "api_key": key, "models": given.models, "certificates": certificates}
+    return Target.of_url(given.name, given.url, **facts, **given_templates)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

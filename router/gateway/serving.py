@@ -27,7 +27,7 @@ _log = logging.getLogger("headroom")
 
 def connection_limits(listen: settings.Listen) -> ConnectionLimits:
     """The limits of client connections in the listen section."""
-    return ConnectionLimits(**listen.model_dump(exclude={"host", "port", "workers"}))
+    return ConnectionLimits(**listen.model_dump(exclude={"host", "port", "workers", "tls"}))
 
 
 def control_of(gateway: Gateway) -> FastAPI:
@@ -57,7 +57,8 @@ def server_of(gateway: Gateway) -> Server:
     """The server of one router; its ``serve`` returns once streams have ended after a signal."""
     listen = gateway.plan.settings.listen
     app = cast("ASGI3Application", control_of(gateway))
-    return server(app, gateway.driver, host=listen.host, port=listen.port, limits=connection_limits(listen))
+    limits = connection_limits(listen)
+    return server(app, gateway.driver, host=listen.host, port=listen.port, limits=limits, tls=lambda: gateway.plan.tls)
 
 
 async def serve(gateway: Gateway) -> None:
@@ -76,7 +77,8 @@ async def serve(gateway: Gateway) -> None:
 def _log_start(gateway: Gateway, port: int) -> None:
     host, policy = gateway.plan.settings.listen.host, gateway.plan.settings.policy.routing.name
     facts = f"{len(gateway.plan.settings.backends)} backends, policy {policy}; {build()}"
-    _log.info("router %s: listening on http://%s:%d, %s", gateway.router_id, host, port, facts)
+    scheme = "https" if gateway.plan.tls else "http"
+    _log.info("router %s: listening on %s://%s:%d, %s", gateway.router_id, scheme, host, port, facts)
 
 
 @contextmanager

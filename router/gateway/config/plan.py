@@ -20,14 +20,15 @@ from router.config import settings
 from router.config.backend import Engine, resolve
 from router.config.settings import Settings
 from router.config.slo_bounds import milliseconds
-from router.config.text import ConfigProblem, Document, Loc, problems, unknown
-from router.core.errors import ConfigError
+from router.config.text import ConfigProblem, Document, Loc, document, problems, unknown
+from router.core.errors import ConfigError, UnusableCertificate
 from router.core.flight import DispatchLimits
 from router.core.policy import Admission, Routing, Scaling
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Backend
 from router.gateway.config.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange
+from router.gateway.tls import TlsContext, client_side, server_side
 from router.loading import Source
 from router.targets import TargetSpec, spec_of
 
@@ -42,7 +43,8 @@ class Plan:
 
     ``addresses`` are the backends' sections, in their order; ``undiscovered`` those that name no model, so that the
     engine has to say first what it serves (``discovered``). ``engine_keys``: by backend, the bearer token its engine
-    wants; ``version`` names the text it was made from.
+    wants; ``engine_tls``: by backend, its certificates, where it has its own; ``tls``: those of the port, None: HTTP.
+    ``version`` names the text it was made from.
     """
 
     settings: Settings
@@ -51,6 +53,8 @@ class Plan:
     addresses: tuple[Address, ...]
     undiscovered: tuple[Address, ...]
     engine_keys: Mapping[str, str]
+    engine_tls: Mapping[str, TlsContext]
+    tls: TlsContext | None
     ingress: Ingress
     limits: DispatchLimits
     admin_digest: str | None
@@ -85,6 +89,14 @@ class Plan:
             undiscovered=tuple(given for given in self.undiscovered if given.name not in found),
         )
 
+    def recertified(self, path: Path) -> "Plan":
+        """The same with certificates as their files are now; *path*: of the config. Raises ConfigError."""
+        work = _Work({})
+        read = work.certificates(self.settings, path.parent)
+        if work.problems:
+            raise document(self.text, str(path)).error(work.problems)
+        return replace(self, **read)
+
     def loaded(self) -> "Plan":
         """The same with the code of its policy files executed, here. Raises ConfigError when that fails."""
         try:
@@ -111,11 +123,13 @@ def make(
     backends = tuple(work.backend(i, given) for i, given in enumerate(parsed.backends))
     work.check(parsed)
     keys = work.callers(parsed)
+    folder = Path(text.name).parent
     plan = {
         "engine_keys": work.engine_keys(parsed),
         "admin_digest": work.digest(("admin_key",), parsed.admin_key) if parsed.admin_key else None,
         "target": work.target(parsed.autoscale.target),
-        **work.policies(parsed.policy, Path(text.name).parent, source_of),
+        **work.certificates(parsed, folder),
+        **work.policies(parsed.policy, folder, source_of),
     }
     if work.problems:
         raise text.error(work.problems)
@@ -202,6 +216,23 @@ class _Work:
             elif given.api_key:
                 keys[given.name] = given.api_key
         return keys
+
+    def certificates(self, parsed: Settings, folder: Path) -> dict[str, Any]:
+        """``tls`` and ``engine_tls`` of a plan."""
+        listen, found = parsed.listen.tls, {}
+        for index, given in enumerate(parsed.backends):
+            context = self._certified(("backends", index), partial(client_side, given, folder))
+            if context is not None:
+                found[given.name] = context
+        own = self._certified(("listen", "tls"), partial(server_side, listen, folder)) if listen else None
+        return {"tls": own, "engine_tls": found}
+
+    def _certified(self, loc: Loc, make: Callable[[], TlsContext | None]) -> TlsContext | None:
+        try:
+            return make()
+        except UnusableCertificate as error:
+            self.fault((*loc, error.key), str(error))
+            return None
 
     def callers(self, parsed: Settings) -> dict[str, Caller]:
         """By digest, whose each API key is."""

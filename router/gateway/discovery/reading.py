@@ -12,6 +12,7 @@ from router.core.errors import Unanswered, UnknownModel
 from router.core.models import model
 from router.engines import EngineFacts, EngineKind, EnginePages, discover
 from router.gateway.monitoring.probe import ProbeClient
+from router.gateway.tls import TlsContext
 
 _COUNTS: Final = ("context_tokens_max", "kv_tokens_max", "seqs_max", "chunk_tokens", "tp", "pp")
 _LAID_OUT: Final = ("model", "tp", "pp")  # dropped together when the model does not fit so
@@ -20,9 +21,9 @@ _LAID_OUT: Final = ("model", "tp", "pp")  # dropped together when the model does
 class HttpPages(EnginePages):
     """The pages of the engine at one address, each fetched at most once."""
 
-    def __init__(self, given: Backend, client: ProbeClient, key: str) -> None:
-        """*key*: the bearer token of the engine, or empty."""
-        self._given, self._client, self._key = given, client, key
+    def __init__(self, given: Backend, client: ProbeClient, key: str, certificates: TlsContext | None) -> None:
+        """*key*: the bearer token of the engine, or empty; *certificates*: as in its target."""
+        self._given, self._client, self._key, self._certificates = given, client, key, certificates
         self._bodies: dict[tuple[str, str], bytes | None] = {}
 
     async def get(self, path: str) -> bytes | None:
@@ -36,14 +37,16 @@ class HttpPages(EnginePages):
 
     async def _page(self, method: str, path: str, url: str) -> bytes | None:
         if (method, path) not in self._bodies:
-            page = await self._client.get(url, self._key, method)
+            page = await self._client.get(url, self._key, method, self._certificates)
             self._bodies[method, path] = page.body if page.is_success else None
         return self._bodies[method, path]
 
 
-async def read_engine(given: Backend, client: ProbeClient, key: str = "") -> tuple[EngineKind, EngineFacts]:
+async def read_engine(
+    given: Backend, client: ProbeClient, key: str = "", certificates: TlsContext | None = None
+) -> tuple[EngineKind, EngineFacts]:
     """What the engine at that address is. Raises Unanswered when it does not answer, or names no model."""
-    pages = HttpPages(given, client, key)
+    pages = HttpPages(given, client, key, certificates)
     found = await discover(pages, given.kind if given.engine or given.protocol else None)
     if found is None or not found[1].models:
         raise Unanswered(f"{given.url} answers, but no engine that lists its models does")

@@ -16,6 +16,7 @@ from router.engines import EngineFacts, EngineKind
 from router.gateway.config.plan import Plan
 from router.gateway.discovery.reading import completed, read_engine
 from router.gateway.monitoring.probe import ProbeClient
+from router.gateway.tls import TlsContext
 
 _JITTER: Final = 0.1  # of the period, so that routers started together do not ask together
 _log = logging.getLogger("headroom")
@@ -28,7 +29,8 @@ class Discovery:
         """``make_client``: a client whose every wait is bounded by the seconds given."""
         self._on_found, self._make_client = on_found, make_client
         self._found: dict[str, tuple[Backend, Backend]] = {}  # by name: as configured, and completed
-        self._tasks: dict[str, tuple[Backend, asyncio.Task[None]]] = {}
+        # by name: as configured, its certificates, and the task that reads it
+        self._tasks: dict[str, tuple[Backend, TlsContext | None, asyncio.Task[None]]] = {}
 
     def complete(self, plan: Plan) -> Plan:
         """The plan with every backend that was found by now; the same plan when none of its backends was."""
@@ -40,24 +42,33 @@ class Discovery:
         return plan.discovered(found) if found else plan
 
     async def watch(
-        self, wanted: tuple[Backend, ...], keys: Mapping[str, str], period_s: float, timeout_s: float
+        self,
+        wanted: tuple[Backend, ...],
+        keys: Mapping[str, str],
+        certificates: Mapping[str, TlsContext],
+        period_s: float,
+        timeout_s: float,
     ) -> None:
-        """Ask these from now on, and no others. *keys*: the bearer tokens that engines want, by backend."""
-        configured = {given.name: given for given in wanted}
-        for name, (given, _) in tuple(self._tasks.items()):
-            if configured.get(name) != given:
+        """Ask these from now on, and no others. By backend: *keys*, the bearer tokens that engines want, and
+        *certificates*.
+        """
+        configured = {given.name: (given, certificates.get(given.name)) for given in wanted}
+        for name, (given, shown, _) in tuple(self._tasks.items()):
+            if configured.get(name) != (given, shown):
                 await self._end(name)
-        for name, given in configured.items():
+        for name, (given, shown) in configured.items():
             if name not in self._tasks:
-                asking = self._ask(given, keys.get(name, ""), period_s, timeout_s)
-                self._tasks[name] = given, asyncio.create_task(asking, name=f"discovery of {name}")
+                asking = self._ask(given, keys.get(name, ""), shown, period_s, timeout_s)
+                self._tasks[name] = given, shown, asyncio.create_task(asking, name=f"discovery of {name}")
 
-    async def _ask(self, given: Backend, key: str, period_s: float, timeout_s: float) -> None:
+    async def _ask(
+        self, given: Backend, key: str, certificates: TlsContext | None, period_s: float, timeout_s: float
+    ) -> None:
         client, last = self._make_client(timeout_s), ""
         try:
             while True:
                 try:
-                    kind, facts = await read_engine(given, client, key)
+                    kind, facts = await read_engine(given, client, key, certificates)
                     break
                 except Unanswered as why:
                     if str(why) != last:
@@ -71,7 +82,7 @@ class Discovery:
         await self._on_found()
 
     async def _end(self, name: str) -> None:
-        _, task = self._tasks.pop(name)
+        *_, task = self._tasks.pop(name)
         if task is not asyncio.current_task():  # the task of a backend that was just found ends by itself
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

@@ -17,13 +17,17 @@ from router.core.errors import Unanswered
 from router.core.types import EngineReport
 from router.engines import Snapshot, read_metrics
 from router.gateway.monitoring.probe import ProbeClient
+from router.gateway.tls import TlsContext
 
 JITTER: Final = 0.1  # of the period: routers started together shall not probe together
 
 
 @dataclass(frozen=True, slots=True)
 class WatchedEngine:
-    """Where one engine answers. ``models``: its models' names; ``scraped``: whether this router reads its metrics."""
+    """Where one engine answers. ``models``: its models' names; ``scraped``: whether this router reads its metrics.
+
+    ``key``: its bearer token; ``certificates``: as in its target.
+    """
 
     name: str
     health_url: str
@@ -31,6 +35,7 @@ class WatchedEngine:
     models: tuple[str, ...]
     scraped: bool = True
     key: str = ""
+    certificates: TlsContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +82,13 @@ class EngineObserver(Protocol):
         """A page could not be read, or is of no known engine."""
 
 
-def engine(given: settings.Backend, scraped: bool, key: str = "") -> WatchedEngine:
+def engine(
+    given: settings.Backend, scraped: bool, key: str = "", certificates: TlsContext | None = None
+) -> WatchedEngine:
     """The addresses of a configured backend; its engine kind's where the config gives none."""
     kind = given.kind
     health, metrics = given.health_url or kind.health_url(given.url), given.metrics_url or kind.metrics_url(given.url)
-    return WatchedEngine(given.name, health, metrics, tuple(set(given.models.values())), scraped, key)
+    return WatchedEngine(given.name, health, metrics, tuple(set(given.models.values())), scraped, key, certificates)
 
 
 class Watch:
@@ -124,7 +131,7 @@ class Watch:
     async def _check(self) -> None:
         url, why = self.engine.health_url, ""
         try:
-            page = await self._client.get(url, self.engine.key)
+            page = await self._client.get(url, self.engine.key, certificates=self.engine.certificates)
             if not page.is_success:
                 why = f"status {page.status}"
         except Unanswered as error:
@@ -139,7 +146,9 @@ class Watch:
         asked_s = self._clock()
         self._listener.probe_started(self.engine.name)
         try:
-            page = await self._client.get(self.engine.metrics_url, self.engine.key)
+            page = await self._client.get(
+                self.engine.metrics_url, self.engine.key, certificates=self.engine.certificates
+            )
         except Unanswered as why:
             self._observer.scrape_failed(self.engine.name, f"{self.engine.metrics_url}: {why}")
             return

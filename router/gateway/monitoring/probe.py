@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from router.core.errors import Unanswered
 from router.gateway.protocols.target import Target
+from router.gateway.tls import TlsContext
 from router.gateway.traffic.http import parse_head
 from router.gateway.traffic.upstream import Connection, PoolLimits, Reader, Upstream
 
@@ -126,14 +127,17 @@ class ProbeClient:
     def __init__(self, timeout_s: float, clock: Callable[[], float] = monotonic) -> None:
         self._timeout_s, self._clock = timeout_s, clock
         self._limits = PoolLimits(connect_s=timeout_s, idle_max=_IDLE_MAX)
-        self._upstreams: dict[tuple[str, str], Upstream] = {}
+        self._upstreams: dict[tuple[str, str, TlsContext | None], Upstream] = {}
 
-    async def get(self, url: str, key: str = "", method: str = "GET") -> Page:
-        """The page at ``http[s]://...``; *key*: a bearer token; a POST has an empty body. Raises Unanswered."""
+    async def get(self, url: str, key: str = "", method: str = "GET", certificates: TlsContext | None = None) -> Page:
+        """The page at ``http[s]://...``; *key*: a bearer token; a POST has an empty body. Raises Unanswered.
+
+        *certificates*: for https, where it is not what this machine trusts.
+        """
         parts = urlsplit(url)
-        upstream = self._upstreams.get((parts.scheme, parts.netloc))
+        upstream = self._upstreams.get((parts.scheme, parts.netloc, certificates))
         if upstream is None:
-            upstream = self._upstream(parts.scheme, parts.netloc)
+            upstream = self._upstream(parts.scheme, parts.netloc, certificates)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         said = f"{method} {path} HTTP/1.1\r\nhost: {upstream.target.authority}\r\naccept: */*\r\n"
         said += "content-length: 0\r\n" if method == "POST" else ""
@@ -151,12 +155,12 @@ class ProbeClient:
             if answer.cancelled() or not answer.done():
                 question.abort()
 
-    def _upstream(self, scheme: str, netloc: str) -> Upstream:
+    def _upstream(self, scheme: str, netloc: str, certificates: TlsContext | None) -> Upstream:
         try:
-            target = Target.of_url(netloc, f"{scheme}://{netloc}")
+            target = Target.of_url(netloc, f"{scheme}://{netloc}", certificates=certificates)
         except ValueError as error:
             raise Unanswered(str(error)) from None
-        made = self._upstreams[scheme, netloc] = Upstream(target, self._clock, self._limits)
+        made = self._upstreams[scheme, netloc, certificates] = Upstream(target, self._clock, self._limits)
         return made
 
     def close(self) -> None:

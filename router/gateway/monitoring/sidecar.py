@@ -86,7 +86,10 @@ async def sidecar(plan: Plan) -> None:
     store = RedisStore(state.redis_url, state.pool, f"{plan.router_id}-sidecar", state.lease_s, state.timeout_s)
     publisher = Publisher(store)
     engines = Engines(publisher, publisher, ProbeClient, monotonic)
-    watched = tuple(engine(given, True, plan.engine_keys.get(given.name, "")) for given in plan.addresses)
+    keys, certificates = plan.engine_keys, plan.engine_tls
+    watched = tuple(
+        engine(given, True, keys.get(given.name, ""), certificates.get(given.name)) for given in plan.addresses
+    )
     try:
         await engines.watch(watched, scrape.period_s, scrape.timeout_s, scrape.down_after)
         while True:

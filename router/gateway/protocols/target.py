@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from router.engines import EngineKind
 from router.engines.openai import KIND as OPENAI
+from router.gateway.tls import TlsContext
 
 CHAT_TEMPLATE: Final = "<|im_start|>{role}\n{content}<|im_end|>\n"
 CHAT_OPENING: Final = "<|im_start|>assistant\n"
@@ -18,7 +19,8 @@ class Target:
 
     ``models`` maps the name clients use to the name the engine uses (a name that is not there passes unchanged).
     ``chat_template`` and ``chat_opening`` turn chat messages into a prompt for an engine that takes prompts alone:
-    the first once a message with ``{role}`` and ``{content}``, the second at the end.
+    the first once a message with ``{role}`` and ``{content}``, the second at the end. ``certificates``: what it is
+    authenticated by and shown over TLS, where that is not what this machine trusts.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Target:
     models: Mapping[str, str] = field(default_factory=dict)
     chat_template: str = CHAT_TEMPLATE
     chat_opening: str = CHAT_OPENING
+    certificates: TlsContext | None = None
 
     @classmethod
     def of_url(cls, name: str, url: str, **more: Any) -> "Target":

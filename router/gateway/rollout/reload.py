@@ -1,7 +1,8 @@
 """Takes a new config while the old one serves: build, validate, swap one reference; or keep the old one and say why.
 
-Must not depend on what is in a plan. A reload is triggered by a change of the config file or of a policy file it names,
-by SIGHUP or by a call. Reloads, rollbacks and verdicts on canaries run one at a time, each with its own result.
+Must not depend on what is in a plan. A reload is triggered by a change of the config file or of a policy file or a
+certificate it names, by SIGHUP or by a call. Reloads, rollbacks and verdicts on canaries run one at a time, each with
+its own result.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from time import time
 from typing import Any, Final, Protocol
@@ -24,6 +26,7 @@ from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.offered import validated
 from router.gateway.rollout.validation import NOT_RUN, UNNEEDED, Validation
 from router.gateway.rollout.versions import Version, Versions
+from router.gateway.tls import paths
 
 _log = logging.getLogger("headroom")
 
@@ -78,7 +81,7 @@ class Reloader:
         self.versions = Versions(running.settings.reload.history_max, running.settings.reload.history_dir)
         self._swap, self._observer, self._audit = swap, observer, audit
         self._leads, self._record = leads, record
-        self._files = policy_files(running.settings, path)
+        self._files = named_files(running.settings, path)
         self._seen = self._texts()  # the texts of the last attempt
         self._decided: dict[str, str] = {}  # outcomes of canary trials
         self._one_at_a_time = asyncio.Lock()
@@ -174,7 +177,7 @@ class Reloader:
         """The file's plan. Runs in a thread."""
         self._seen = self._texts()
         parsed, text = settings.load(self.path)
-        self._files = policy_files(parsed, self.path)
+        self._files = named_files(parsed, self.path)
         self._seen = self._texts()
         plan = self.complete(make(parsed, text))
         _check_swappable(self.running, plan)
@@ -192,7 +195,7 @@ class Reloader:
         version = self.versions.find(to) if to else self.versions.before(self.running.version)
         if version is None:
             raise ConfigError(["there is no earlier good version to go back to"])
-        plan, outcome = (version.plan, "") if version.plan else remade(version, self.path)
+        plan, outcome = (version.plan.recertified(self.path), "") if version.plan else remade(version, self.path)
         plan = settled(plan, outcome or "returned")
         _check_swappable(self.running, plan)
         return plan, UNNEEDED
@@ -215,7 +218,7 @@ class Reloader:
     # -- the files ---------------------------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        """Reload whenever the text of the file, or of a policy file it names, changes. Runs until cancelled.
+        """Reload whenever the content of the file, or of one that it names, changes. Runs until cancelled.
 
         The folders are watched, not the files: editors and ConfigMaps put another file in its place. Where the file
         system reports no changes, the files are read every second.
@@ -227,21 +230,22 @@ class Reloader:
                 await self.reload("file changed")
 
     def _changed(self) -> bool:
-        """Whether there is a new text to take. A policy file that is missing does not prevent a new config."""
+        """Whether there is a new text to take. A file that is missing does not prevent a new config."""
         now = self._texts()
         changed = [path for path, text in now.items() if text != self._seen.get(path)]
         replaced = any(now[path] is None for path in changed)  # an editor puts another file in its place
         return bool(changed) and (not replaced or (self.path in changed and now[self.path] is not None))
 
     def _texts(self) -> dict[Path, bytes | None]:
-        return {path: _text(path) for path in (self.path, *self._files)}
+        """By file, the digest of its content: keys of certificates are not kept in memory."""
+        return {path: _digest(path) for path in (self.path, *self._files)}
 
 
-def policy_files(parsed: settings.Settings, path: Path) -> tuple[Path, ...]:
-    """The policy files that a config at *path* names."""
+def named_files(parsed: settings.Settings, path: Path) -> tuple[Path, ...]:
+    """The policy files, certificates and keys that a config at *path* names."""
     given = parsed.policy
     roles = [given.routing, given.admission, *(each.routing for each in (given.shadow, given.canary) if each)]
-    return tuple(path.parent / own.file for own in roles if own.file is not None)
+    return tuple(path.parent / own.file for own in roles if own.file is not None) + paths(parsed, path.parent)
 
 
 def remade(version: Version, path: Path) -> tuple[Plan, str]:
@@ -274,10 +278,10 @@ def _trial(plan: Plan) -> str:
     return key(plan.chosen["canary"].plain(), plan.chosen["routing"].plain(), trial.model_dump(mode="json"))
 
 
-def _text(path: Path) -> bytes | None:
-    """The content of the file; None while it is being replaced."""
+def _digest(path: Path) -> bytes | None:
+    """The digest of the file's content; None while it is being replaced."""
     try:
-        return path.read_bytes()
+        return sha256(path.read_bytes()).digest()
     except OSError:
         return None
 

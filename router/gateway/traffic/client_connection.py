@@ -349,6 +349,9 @@ class ClientConnection(HttpToolsProtocol):
         self._since_s = self.driver.clock()
         if self._fault is None:
             self._fault = Problem(400, "")
+        if not self.transport.can_write_eof():  # TLS closes one way by itself, and reads on until the client does
+            self.transport.close()
+            return
         with suppress(OSError, RuntimeError):
             self.transport.write_eof()
 

@@ -260,7 +260,9 @@ class Upstream:
         self.clock = clock
         self._idle: list[Connection] = []
         self._dials: set[asyncio.Task[None]] = set()
-        self._tls = ssl.create_default_context() if target.tls else None
+        own = target.certificates if target.tls else None
+        self._tls = own.context if own else ssl.create_default_context() if target.tls else None
+        self._server_name = (own.server_name if own else "") or None  # None: the host's
 
     def take(self) -> Connection | None:
         """An idle connection that is young enough, or None."""
@@ -289,7 +291,11 @@ class Upstream:
         try:
             async with asyncio.timeout(self.limits.connect_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self), target.host, target.port, ssl=self._tls
+                    lambda: Connection(self),
+                    target.host,
+                    target.port,
+                    ssl=self._tls,
+                    server_hostname=self._server_name,
                 )
         except TimeoutError:
             failed(f"{target.name} did not accept a connection in {self.limits.connect_s:g} s")

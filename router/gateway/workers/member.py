@@ -109,7 +109,8 @@ class Worker:
     def _server(self) -> Server:
         """The server of this worker; its sockets are given when it serves."""
         limits = connection_limits(self.gateway.plan.settings.listen)
-        return server(cast("ASGI3Application", self._control.outside), self.gateway.driver, limits=limits)
+        app = cast("ASGI3Application", self._control.outside)
+        return server(app, self.gateway.driver, limits=limits, tls=lambda: self.gateway.plan.tls)
 
     async def serve(self, port: int, parent: socket.socket) -> None:
         """Serve on *port* until a signal or the end of the parent, then let streams end."""

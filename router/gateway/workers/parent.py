@@ -69,7 +69,7 @@ class Parent:
             self._workers = [_WorkerProcess(identity) for identity in identities]
             running.publish(identities[0].running, self._version(), {})
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._pass_on)
-            where = f"http://{listen.host}:{port}"
+            where = f"{'https' if listen.tls else 'http'}://{listen.host}:{port}"
             _log.info("router %s: %s by %d workers; %s", self._plan.router_id, where, self._slots, build())
             with on_signal(lambda _: self._ending.set()):
                 keepers = [asyncio.create_task(self._keep(worker, port)) for worker in self._workers]
