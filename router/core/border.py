@@ -115,6 +115,7 @@ def usage(given: Usage, request: Request, backend: str, context_tokens_max: int,
         prompt if counted else 0,
         cached if counted else 0,
         counted and given.cached_stated,
+        output_good and given.estimated,
     )
 
 

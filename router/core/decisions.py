@@ -152,7 +152,8 @@ class RequestRecord(Fact):
 
     Times are on the shell's clock, nan where the moment never came; ``predicted_*`` are the means that stood when the
     attempt that served it was sent, in seconds from that send, nan when the policy read no forecast;
-    ``predicted_*_tail_s`` are the same at the quantile of the request's SLO.
+    ``predicted_*_tail_s`` are the same at the quantile of the request's SLO. ``usage``: what was generated, however the
+    request ended; ``held_s``: for how long it was held at the gateway, in all.
     """
 
     request: Final[Request]
@@ -170,6 +171,7 @@ class RequestRecord(Fact):
     predicted_ttft_tail_s: Final[float]
     predicted_tpot_tail_s: Final[float]
     predicted_e2e_tail_s: Final[float]
+    held_s: Final[float]
 
     def __init__(
         self,
@@ -188,6 +190,7 @@ class RequestRecord(Fact):
         predicted_ttft_tail_s: float = nan,
         predicted_tpot_tail_s: float = nan,
         predicted_e2e_tail_s: float = nan,
+        held_s: float = 0.0,
     ) -> None:
         self.request = request
         self.outcome = outcome
@@ -204,6 +207,7 @@ class RequestRecord(Fact):
         self.predicted_ttft_tail_s = predicted_ttft_tail_s
         self.predicted_tpot_tail_s = predicted_tpot_tail_s
         self.predicted_e2e_tail_s = predicted_e2e_tail_s
+        self.held_s = held_s
 
     @property
     def ttft_s(self) -> float:
@@ -216,6 +220,11 @@ class RequestRecord(Fact):
     def e2e_s(self) -> float:
         """Arrival to end."""
         return self.ended_s - self.request.arrived_s
+
+    @property
+    def queue_s(self) -> float:
+        """Arrival to its last send, or to its end where nothing was sent: holds and failed attempts included."""
+        return (self.ended_s if isnan(self.sent_s) else self.sent_s) - self.request.arrived_s
 
     @property
     def tpot_s(self) -> float:

@@ -192,15 +192,22 @@ class Dispatcher(FleetEvents):
         return [*closed, *self._serve_held(now_s, flight.request.model)]
 
     def _complete(self, flight: Flight, done: Attempt, usage: Usage, now_s: float) -> Sequence[Command]:
-        usage = border.usage(
-            usage, flight.request, done.backend, self.ledger.context_tokens_max(done.reservation), self.dropped_numbers
-        )
+        usage = self._plausible(flight, done, usage)
         learn_reply(self.belief, self.ledger, flight.request, done, usage, now_s)
         self.ledger.load.release(done.reservation, now_s)
         return self._over(flight, Event.COMPLETE, done, usage, now_s)
 
-    def failed(self, request_id: RequestId, attempt: int, failure: Failure, now_s: float) -> Sequence[Command]:
-        """An attempt is dead: before its reply is committed try another backend, after it the reply fails."""
+    def _plausible(self, flight: Flight, attempt: Attempt, usage: Usage) -> Usage:
+        context_tokens_max = self.ledger.context_tokens_max(attempt.reservation)
+        return border.usage(usage, flight.request, attempt.backend, context_tokens_max, self.dropped_numbers)
+
+    def failed(
+        self, request_id: RequestId, attempt: int, failure: Failure, now_s: float, usage: Usage = NO_USAGE
+    ) -> Sequence[Command]:
+        """An attempt is dead: before its reply is committed try another backend, after it the reply fails.
+
+        ``usage``: what came of a committed reply.
+        """
         now_s = self._time(now_s)
         flight, dead = self._find(request_id, attempt)
         if flight is None or dead is None:
@@ -210,7 +217,8 @@ class Dispatcher(FleetEvents):
             self._blame(dead.backend, now_s)
         self._refused(flight, dead.backend, failure, now_s)
         if flight.state is not State.SENT:
-            return [Break(request_id, failure.why), *self._over(flight, Event.FAIL, dead, NO_USAGE, now_s)]
+            usage = self._plausible(flight, dead, usage)
+            return [Break(request_id, failure.why), *self._over(flight, Event.FAIL, dead, usage, now_s)]
         flight.open.remove(dead)
         flight.why = failure.why
         if flight.open:
@@ -219,8 +227,8 @@ class Dispatcher(FleetEvents):
         flight.move(Event.FAIL)
         return [*self._again(flight, failure, now_s), *self._serve_held(now_s, flight.request.model)]
 
-    def client_left(self, request_id: RequestId, now_s: float) -> Sequence[Command]:
-        """The client went away; whatever is open for it is closed."""
+    def client_left(self, request_id: RequestId, now_s: float, usage: Usage = NO_USAGE) -> Sequence[Command]:
+        """The client went away; whatever is open for it is closed. ``usage``: what came of its reply."""
         now_s = self._time(now_s)
         flight = self._flights.get(request_id)
         if flight is None:
@@ -228,7 +236,8 @@ class Dispatcher(FleetEvents):
         commands: list[Command] = [self._close(flight, a, "the client left", now_s) for a in flight.open]
         last = flight.open[-1] if flight.open else None
         self._holding.remove(flight, now_s)
-        commands.extend(self._over(flight, Event.LEAVE, last, NO_USAGE, now_s))
+        came = self._plausible(flight, last, usage) if last is not None else NO_USAGE
+        commands.extend(self._over(flight, Event.LEAVE, last, came, now_s))
         return commands
 
     def _find(self, request_id: RequestId, attempt: int) -> tuple[Flight | None, Attempt | None]:
@@ -302,7 +311,7 @@ class Dispatcher(FleetEvents):
             if not queue or queue.last_rank <= flight.rank:
                 return self._refuse(flight, Shed(Reason.QUEUE_FULL, f"{count} requests already wait"), now_s)
             evicted = self._evict(queue, now_s)
-        flight.move(Event.HOLD)
+        flight.hold(now_s)
         if flight.hold_until_s == inf:
             flight.hold_until_s = now_s + self.admission.hold_s_max
         line = flight.line or self._candidates.line(flight.request, self.ledger.roster.taking(flight.request))

@@ -104,6 +104,8 @@ class Flight:
         "ask_again_s",
         "attempts",
         "first_token_s",
+        "held_s",
+        "held_since_s",
         "hold_until_s",
         "line",
         "note",
@@ -125,6 +127,8 @@ class Flight:
         self.refusals = 0  # attempts that were the first to show what a backend refuses: they count for no limit
         self.tried: tuple[int, ...] = ()
         self.first_token_s = nan
+        self.held_s = 0.0  # in the holds that are over
+        self.held_since_s = nan
         self.hold_until_s = inf
         self.ask_again_s = inf
         self.why = ""
@@ -145,8 +149,18 @@ class Flight:
         assert isinstance(state, EndState)
         return state
 
+    def hold(self, now_s: float) -> None:
+        """It waits from now on."""
+        self.move(Event.HOLD)
+        self.held_since_s = now_s
+
+    def held_until(self, now_s: float) -> float:
+        """For how long it has waited."""
+        return self.held_s + now_s - self.held_since_s if self.state is State.HELD else self.held_s
+
     def send(self, backend: str, held: Reservation, predicted: Prediction, now_s: float) -> Attempt:
         """One more attempt, which is open from now on."""
+        self.held_s = self.held_until(now_s)
         self.move(Event.SEND)
         self.attempts += 1
         self.tried = (*self.tried, held.slot)
@@ -157,7 +171,9 @@ class Flight:
     def account(
         self, outcome: EndState, last: Attempt | None, usage: Usage, now_s: float, reason: Reason | None
     ) -> RequestRecord:
-        """The record of the request, which is over; ``last``: the attempt that served it or was open at the end."""
+        """The record of the request, which is over; ``last``: the attempt that served it or was open at the end;
+        ``usage``: of its reply, or of what came of it.
+        """
         predicted = last.predicted if last else NO_PREDICTION
         account = RequestRecord(
             self.sent,
@@ -175,6 +191,7 @@ class Flight:
             predicted.ttft_tail_s,
             predicted.tpot_tail_s,
             predicted.e2e_tail_s,
+            self.held_until(now_s),
         )
         if self.note is not None:
             self.note.account = account

@@ -20,11 +20,14 @@ def learn_first_token(belief: Belief, ledger: Ledger, won: Attempt, now_s: float
 
 
 def learn_reply(belief: Belief, ledger: Ledger, request: Request, done: Attempt, usage: Usage, now_s: float) -> None:
-    """The reply of an attempt is complete: lengths, cache hits, TPOT and E2E."""
+    """The reply of an attempt is complete: lengths, cache hits, TPOT and E2E. An estimate of how many tokens it has
+    teaches neither length nor TPOT.
+    """
     held, predicted = done.reservation, done.predicted
     if usage.output_tokens <= 0:
         return
-    belief.lengths.update(request.model, request.slo_class, usage.output_tokens, request.output_tokens_max)
+    if not usage.estimated:
+        belief.lengths.update(request.model, request.slo_class, usage.output_tokens, request.output_tokens_max)
     belief.prompts.update(request.model, request.prompt_tokens, usage.prompt_tokens)
     if held.generation != ledger.table.generation[held.slot]:
         return
@@ -34,7 +37,7 @@ def learn_reply(belief: Belief, ledger: Ledger, request: Request, done: Attempt,
     if predicted.expectation is None or done.prefilled is None:
         return
     slot, expected, until = held.slot, predicted.expectation, ledger.metering.snapshot(held.slot, now_s)
-    if usage.output_tokens > 1:
+    if usage.output_tokens > 1 and not usage.estimated:
         steps = usage.output_tokens - 1
         belief.tpot(slot, request.model, expected, predicted.tpot_s, steps, done.prefilled, until)
     belief.end(slot, expected, predicted.e2e_s, now_s - done.sent_s)

@@ -11,7 +11,7 @@ from math import isfinite, nan
 from typing import Any, Final
 
 from router.core.decisions import Command, RequestRecord
-from router.core.dispatcher import Dispatcher
+from router.core.dispatcher import NO_USAGE, Dispatcher
 from router.core.flight import Failure, FailureKind
 from router.core.physics import StepCoefficients
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Usage, slo_from
@@ -88,14 +88,18 @@ class Recording:
         commands = self._core.ended(request_id, attempt, usage, now_s)
         return self._note("ended", now_s, commands, id=request_id, attempt=attempt, usage=asdict(usage))
 
-    def failed(self, request_id: RequestId, attempt: int, failure: Failure, now_s: float) -> Sequence[Command]:
+    def failed(
+        self, request_id: RequestId, attempt: int, failure: Failure, now_s: float, usage: Usage = NO_USAGE
+    ) -> Sequence[Command]:
         """See Dispatcher."""
-        commands = self._core.failed(request_id, attempt, failure, now_s)
-        return self._note("failed", now_s, commands, id=request_id, attempt=attempt, failure=asdict(failure))
+        commands = self._core.failed(request_id, attempt, failure, now_s, usage)
+        plain = {"failure": asdict(failure), "usage": asdict(usage)}
+        return self._note("failed", now_s, commands, id=request_id, attempt=attempt, **plain)
 
-    def client_left(self, request_id: RequestId, now_s: float) -> Sequence[Command]:
+    def client_left(self, request_id: RequestId, now_s: float, usage: Usage = NO_USAGE) -> Sequence[Command]:
         """See Dispatcher."""
-        return self._note("client_left", now_s, self._core.client_left(request_id, now_s), id=request_id)
+        commands = self._core.client_left(request_id, now_s, usage)
+        return self._note("client_left", now_s, commands, id=request_id, usage=asdict(usage))
 
     def ticked(self, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
@@ -135,7 +139,8 @@ def _feed(core: Dispatcher, event: Event) -> Sequence[Command]:
     decode = _DECODE.get(kind)
     if decode is None:
         raise ValueError(f"unknown event {kind!r}; expected one of {', '.join(_DECODE)}")
-    return getattr(core, kind)(*decode(event), now_s) or ()
+    of_partial: Event = {"usage": Usage(**event["usage"])} if kind in _PARTIAL else {}
+    return getattr(core, kind)(*decode(event), now_s, **of_partial) or ()
 
 
 def _plain_request(request: Request) -> Event:
@@ -219,3 +224,4 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "client_left": lambda e: (e["id"],),
     "ticked": lambda _: (),
 }
+_PARTIAL: Final = ("failed", "client_left")  # their usage is of what came of a reply

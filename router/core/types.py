@@ -204,14 +204,18 @@ class Request(Fact):
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
 class Usage(Fact):
-    """Token counts of a finished reply; ``prompt_tokens`` and ``cached_tokens`` are 0 when not reported.
-    ``cached_stated``: the engine reported how many were cached, if only that none were.
+    """Token counts of a reply, or of what came of it; ``prompt_tokens`` and ``cached_tokens`` are 0 when not reported.
+
+    ``cached_stated``: the engine reported how many were cached, if only that none were; ``estimated``: it did not
+    report ``output_tokens``, which are estimated from what it sent: they are shown as such, and nothing of the time or
+    the length of replies is learnt from them.
     """
 
     output_tokens: Final[int]
     prompt_tokens: Final[int]
     cached_tokens: Final[int]
     cached_stated: Final[bool]
+    estimated: Final[bool]
 
     def __init__(
         self,
@@ -219,11 +223,13 @@ class Usage(Fact):
         prompt_tokens: int = 0,
         cached_tokens: int = 0,
         cached_stated: bool = False,
+        estimated: bool = False,
     ) -> None:
         self.output_tokens = output_tokens
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = cached_tokens
         self.cached_stated = cached_stated
+        self.estimated = estimated
 
 
 @dataclass(frozen=True, slots=True)

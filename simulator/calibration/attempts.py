@@ -27,7 +27,7 @@ class AttemptTimes:
     """One attempt on one backend, on the gateway's clock: seconds, ``inf`` for what never came.
 
     ``uncached_tokens``: prompt tokens the engine had to prefill. ``output_tokens`` is nan for a stream that did not end
-    by itself: it counts as load, but is not fitted to.
+    by itself or whose engine stated no count: it counts as load, but is not fitted to.
     """
 
     sent_s: float
@@ -87,7 +87,7 @@ class _Reader:
 
     def _ended(self, attempt: AttemptTimes, usage: Event, now_s: float) -> None:
         attempt.ended_s = now_s
-        attempt.output_tokens = float(usage["output_tokens"])
+        attempt.output_tokens = nan if usage.get("estimated") else float(usage["output_tokens"])
         attempt.prompt_tokens = float(usage.get("prompt_tokens") or attempt.prompt_tokens)
         attempt.uncached_tokens = max(attempt.prompt_tokens - float(usage.get("cached_tokens", 0)), 1.0)
 

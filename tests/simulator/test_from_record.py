@@ -150,6 +150,24 @@ def test_a_stream_that_was_left_is_load_and_no_lesson(tmp_path: Path) -> None:
     assert attempt.output_tokens != attempt.output_tokens
 
 
+def test_a_count_that_the_engine_did_not_state_is_not_fitted(tmp_path: Path) -> None:
+    """It counts as load, as a stream that did not end by itself does."""
+    path = tmp_path / "record.jsonl"
+    core = Dispatcher(
+        policies.find("routing", "round_robin", {}), policies.find("admission", "deadline", {}), random.Random(1)
+    )
+    with path.open("w") as file:
+        told = Recording(core, lambda event: print(json.dumps(event), file=file))
+        told.backend_joined(Backend("r", ("m",), SHEET), 0.0)
+        for name, estimated in (("a", True), ("b", False)):
+            told.arrived(Request(name, "m", 0.0, 10), 0.0)
+            told.first_token(name, 1, 1.0)
+            told.ended(name, 1, Usage(7, estimated=estimated), 3.0)
+    estimate, stated = read_attempts(path)["r"].attempts
+    assert (stated.output_tokens, estimate.ended_s) == (7.0, 3.0)
+    assert estimate.output_tokens != estimate.output_tokens
+
+
 def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
     """File and line."""
     path = tmp_path / "bad.jsonl"

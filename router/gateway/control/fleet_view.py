@@ -115,13 +115,13 @@ def _times(records: Sequence[RequestRecord]) -> dict[str, Any]:
     """Means of the last minute, predicted beside actual, from the send; tokens a second."""
     served = [r for r in records if r.outcome is EndState.SERVED]
     predicted = [r for r in served if isfinite(r.predicted_ttft_s) and r.request.streamed]
-    several = [r for r in predicted if r.usage.output_tokens > 1]  # one token alone has no TPOT
+    several = [r for r in predicted if r.usage.output_tokens > 1 and not r.usage.estimated]  # one alone has no TPOT
     return {
         "ttft_ms": _mean_ms(r.first_token_s - r.sent_s for r in predicted),
         "ttft_predicted_ms": _mean_ms(r.predicted_ttft_s for r in predicted),
         "tpot_ms": _mean_ms(r.tpot_s for r in several),
         "tpot_predicted_ms": _mean_ms(r.predicted_tpot_s for r in several),
-        "output_tokens_per_s": round(sum(r.usage.output_tokens for r in served) / RECENT_S, 1),
+        "output_tokens_per_s": round(sum(r.usage.output_tokens for r in records) / RECENT_S, 1),
     }
 
 

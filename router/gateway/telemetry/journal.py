@@ -60,6 +60,7 @@ def explained(log: RequestLog, choice: Explanation | None = None) -> dict[str, A
         },
         "prompt_tokens": record.usage.prompt_tokens or request.prompt_tokens,
         "output_tokens": record.usage.output_tokens,
+        "output_tokens_estimated": record.usage.estimated,
         "decisions": [_decision(decision) for decision in log.decisions],
         "candidates": [_candidate(each) for each in choice.candidates] if choice else None,
         "outcome": record.outcome.value,
@@ -73,7 +74,8 @@ def explained(log: RequestLog, choice: Explanation | None = None) -> dict[str, A
             "e2e_ms": _ms(record.predicted_e2e_s),
         },
         "actual": {
-            "held_ms": _ms(record.sent_s - request.arrived_s),
+            "held_ms": _ms(record.held_s),
+            "queue_ms": _ms(record.queue_s),
             "ttft_from_send_ms": _ms(record.first_token_s - record.sent_s),
             **_by_metric(record.latencies_s()),
             "gap_max_ms": _ms(log.gap_max_s),

@@ -5,8 +5,7 @@ are bounded: a model that no backend serves is "unknown".
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import isnan
 from typing import Any, Final, Protocol
 
@@ -21,28 +20,13 @@ from router.core.score import STATES, Score
 from router.core.signals import registered
 from router.core.slo_metrics import BASE, SLO_METRICS
 from router.core.types import EngineReport, Load
+from router.gateway.telemetry.histogram import Histogram, add_counts, add_histogram
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
-from router.gateway.traffic.meter import GAP_EDGES_S, Gaps, edge_above
+from router.gateway.telemetry.waits import Waits
+from router.gateway.traffic.meter import GAP_EDGES_S, Gaps
 
 RATIO: Final = (.1, .25, .5, .67, .8, .9, .95, 1, 1.05, 1.1, 1.25, 1.5, 2, 3, 5, 10)  # fmt: skip
 SYNC_S: Final = (.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5)  # fmt: skip
-
-
-class Histogram:
-    """Counts by upper edge; ``counts[-1]`` is of all beyond the last."""
-
-    __slots__ = ("counts", "edges", "total")
-
-    def __init__(self, edges: tuple[float, ...]) -> None:
-        self.edges = tuple(map(float, edges))  # comparing floats is faster than comparing int with float
-        self.counts = [0] * (len(edges) + 1)
-        self.total = 0.0
-
-    def add(self, value: float) -> None:
-        """Count one value; nan, a time that never came, is none."""
-        if not isnan(value):
-            self.counts[edge_above(self.edges, value)] += 1
-            self.total += value
 
 
 class _Row:
@@ -53,15 +37,15 @@ class _Row:
     """
 
     __slots__ = (
-        "attempts", "cached_tokens", "derived", "e2e", "latencies", "met", "output_tokens", "prompt_tokens", "served",
-        "tpot", "ttft", "unserved", "violated",
+        "attempts", "cached_tokens", "derived", "e2e", "estimated_tokens", "latencies", "met",
+        "output_tokens", "prompt_tokens", "served", "tpot", "ttft", "unserved", "violated",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.latencies = [Histogram(metric.edges_s) for metric in SLO_METRICS]
         self.ttft, self.tpot, self.e2e = self.latencies[:BASE]
         self.derived = self.latencies[BASE:]
-        self.prompt_tokens = self.output_tokens = self.cached_tokens = 0
+        self.prompt_tokens = self.output_tokens = self.cached_tokens = self.estimated_tokens = 0
         self.attempts = self.served = 0
         self.met, self.violated = {"class": 0, "header": 0}, {"class": 0, "header": 0}
         self.unserved: dict[tuple[str, str], int] = defaultdict(int)
@@ -114,6 +98,7 @@ class Metrics(Collector):
         """``clock``: seconds on the loop's clock, for ages."""
         self._clock = clock
         self._rows: dict[tuple[str, str, str], _Row] = defaultdict(_Row)
+        self._waits = Waits()
         self._responses: dict[tuple[str, int], int] = defaultdict(int)
         self._errors: dict[str, _Errors] = defaultdict(_Errors)
         self._engines: dict[str, _Engine] = defaultdict(_Engine)
@@ -171,6 +156,8 @@ class Metrics(Collector):
             row.served += 1
         else:
             row.unserved[outcome.value, record.reason.value if record.reason else ""] += 1
+        if record.held_s > 0.0 or outcome is not EndState.SERVED:
+            self._waits.recorded(model, record)
         if outcome is not EndState.LEFT:
             if record.slo_met:
                 row.met[slo_source] += 1
@@ -184,10 +171,12 @@ class Metrics(Collector):
         row.ttft.add(record.ttft_s)
         row.prompt_tokens += usage.prompt_tokens or record.request.prompt_tokens
         row.output_tokens += usage.output_tokens
+        if usage.estimated:
+            row.estimated_tokens += usage.output_tokens
         row.cached_tokens += usage.cached_tokens
         if record.outcome is EndState.SERVED:
             row.e2e.add(record.e2e_s)
-            if record.request.streamed and usage.output_tokens > 1:
+            if record.request.streamed and usage.output_tokens > 1 and not usage.estimated:
                 row.tpot.add(record.tpot_s)
             if row.derived:
                 for histogram, value_s in zip(row.derived, record.latencies_s()[BASE:], strict=True):
@@ -195,11 +184,12 @@ class Metrics(Collector):
             self._compared(record)
 
     def _compared(self, record: RequestRecord) -> None:
-        """Actual over predicted, both counted from the send."""
+        """Actual over predicted, both counted from the send. An estimated count is no measure of a forecast."""
         errors = self._errors[record.backend]
         if record.predicted_ttft_s > 0 and record.request.streamed:
             errors.ttft.add((record.first_token_s - record.sent_s) / record.predicted_ttft_s)
-        if record.predicted_tpot_s > 0 and record.request.streamed and record.usage.output_tokens > 1:
+        several = record.usage.output_tokens > 1 and not record.usage.estimated
+        if record.predicted_tpot_s > 0 and record.request.streamed and several:
             errors.tpot.add(record.tpot_s / record.predicted_tpot_s)
         if record.predicted_e2e_s > 0:
             errors.e2e.add((record.ended_s - record.sent_s) / record.predicted_e2e_s)
@@ -321,12 +311,13 @@ class Metrics(Collector):
     def _tokens(self) -> Metric:
         tokens = CounterMetricFamily(
             "headroom_tokens",
-            "Tokens of requests; prompts estimated where engines state no count",
+            "Tokens of requests, however they ended; prompts estimated where engines state no count, output as well "
+            "(kind estimated: that part of the output)",
             labels=["model", "backend", "kind"],
         )
         sums: dict[tuple[str, str, str], int] = defaultdict(int)
         for (model, _, backend), row in self._by_backend():
-            for kind in ("prompt", "output", "cached"):
+            for kind in ("prompt", "output", "cached", "estimated"):
                 sums[model, backend, kind] += getattr(row, f"{kind}_tokens")
         for key, count in sums.items():
             tokens.add_metric(key, count)
@@ -337,11 +328,12 @@ class Metrics(Collector):
         for index, metric in enumerate(SLO_METRICS):
             family = HistogramMetricFamily(f"headroom_{metric.name}_seconds", metric.description, labels=labels)
             for key, row in self._by_backend():
-                _add_histogram(family, key, row.latencies[index])
+                add_histogram(family, key, row.latencies[index])
             yield family
+        yield from self._waits.collect()
         gaps = HistogramMetricFamily("headroom_itl_seconds", "Gaps between the events of streams", labels=["backend"])
         for backend, seen in self._gaps().items():
-            _add(gaps, [backend], GAP_EDGES_S, seen.counts, seen.sum_s)
+            add_counts(gaps, [backend], GAP_EDGES_S, seen.counts, seen.sum_s)
         yield gaps
 
     def _forecasts(self) -> Iterator[Metric]:
@@ -352,7 +344,7 @@ class Metrics(Collector):
                 labels=["backend"],
             )
             for backend, errors in self._errors.items():
-                _add_histogram(family, [backend], errors.ratios[index])
+                add_histogram(family, [backend], errors.ratios[index])
             yield family
 
     def _accuracy(self) -> Iterator[Metric]:
@@ -439,7 +431,7 @@ class Metrics(Collector):
         yield GaugeMetricFamily("headroom_state_peers", "Other routers with a lease", self._peers)
         yield CounterMetricFamily("headroom_state_failures", "Syncs that failed", self._sync_failures)
         sync = HistogramMetricFamily("headroom_state_sync_seconds", "One sync with the shared state", labels=[])
-        _add_histogram(sync, [], self._sync)
+        add_histogram(sync, [], self._sync)
         yield sync
         reloads = CounterMetricFamily("headroom_config_reloads", "Config reloads, by result", labels=["result"])
         for result, count in self._reloads.items():
@@ -457,15 +449,3 @@ _REPORTED: Final = (
     ("headroom_engine_running", "running", "Running sequences, as the engine reports"),
     ("headroom_engine_waiting", "waiting", "Sequences in the engine's queue, as it reports"),
 )
-
-
-def _add_histogram(family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram) -> None:
-    _add(family, labels, histogram.edges, histogram.counts, histogram.total)
-
-
-def _add(
-    family: HistogramMetricFamily, labels: Sequence[str], edges: Sequence[float], counts: Sequence[int], total: float
-) -> None:
-    """One histogram's cumulative buckets."""
-    names = [*map(str, edges), "+Inf"]
-    family.add_metric(labels, list(zip(names, map(float, accumulate(counts)), strict=True)), total)

@@ -118,6 +118,10 @@ class UpstreamAttempt(Reader):
         if self.connection is not None:
             self.connection.abort()
 
+    def usage_so_far(self) -> Usage:
+        """Token counts of what has come of the reply."""
+        return self._usage()
+
     def pause(self) -> None:
         """Read no more from the engine: the client reads more slowly than the engine writes."""
         if self.connection is not None and not self.over:

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Final
 
 from router.core.decisions import Abort, Break, Command, Refuse, RequestRecord, Send
-from router.core.dispatcher import Dispatcher
+from router.core.dispatcher import NO_USAGE, Dispatcher
 from router.core.errors import Reason, UnsupportedFeature
 from router.core.flight import Failure, FailureKind
 from router.core.record import Recording
@@ -91,7 +91,11 @@ class _InFlight(ReplySink):
 
     def failed(self, attempt: int, failure: Failure, engine_error: EngineError | None) -> None:
         self.engine_error = engine_error if engine_error is None or engine_error.for_client else None
-        self.driver.failed(self.call.request.id, attempt, failure)
+        self.driver.failed(self.call.request.id, attempt, failure, self.usage_so_far())
+
+    def usage_so_far(self) -> Usage:
+        """Token counts of what came of the reply that the client gets."""
+        return self.winner.usage_so_far() if self.winner is not None else NO_USAGE
 
 
 class Driver(RequestDriver):
@@ -191,15 +195,17 @@ class Driver(RequestDriver):
         """The reply is complete."""
         self.perform(self.core.ended(request_id, attempt, usage, self.clock()))
 
-    def failed(self, request_id: RequestId, attempt: int, failure: Failure) -> None:
-        """An attempt has failed."""
+    def failed(self, request_id: RequestId, attempt: int, failure: Failure, usage: Usage) -> None:
+        """An attempt has failed; ``usage``: of what the client got."""
         if failure.backend_fault:
             _log.warning("%s", failure.why)
-        self.perform(self.core.failed(request_id, attempt, failure, self.clock()))
+        self.perform(self.core.failed(request_id, attempt, failure, self.clock(), usage))
 
     def left(self, request_id: RequestId) -> None:
         """The client has closed its connection."""
-        self.perform(self.core.client_left(request_id, self.clock()))
+        request = self._in_flight.get(request_id)
+        usage = request.usage_so_far() if request is not None else NO_USAGE
+        self.perform(self.core.client_left(request_id, self.clock(), usage))
 
     def pause(self, request_id: RequestId) -> None:
         """The client reads more slowly than the engine writes."""
