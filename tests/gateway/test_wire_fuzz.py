@@ -57,6 +57,9 @@ class MemoryTransport(asyncio.Transport):
     def abort(self) -> None:
         self.closed = True
 
+    def is_reading(self) -> bool:
+        return True
+
     def pause_reading(self) -> None:
         pass
 

@@ -186,7 +186,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def _begin_exchange(self, endpoint: Endpoint, version: str, fields: dict[bytes, bytes]) -> None:
         exchange = HttpExchange(
-            self.transport, self.exchange_over, self.driver, endpoint, self._target, self._fields, fields
+            self.transport, self.flow, self.exchange_over, self.driver, endpoint, self._target, self._fields, fields
         )
         self._fields = []  # trailers are no part of the head
         exchange.http10 = version == "1.0"

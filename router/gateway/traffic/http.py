@@ -26,6 +26,8 @@ HOP_BY_HOP: Final = frozenset(
         b"proxy-authorization",
     }
 )
+_CODINGS: Final[list[list[bytes]]] = [[], [b"chunked"], [b"identity"]]
+NO_BODY: Final = frozenset({204, 304})  # whatever their heads state
 # Fields of an engine's answer that the gateway writes itself.
 _REWRITTEN: Final = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 
@@ -53,20 +55,26 @@ class Head:
 
     @property
     def until_close(self) -> bool:
-        return not self.chunked and self.length < 0 and self.status not in {204, 304}
+        return not self.chunked and self.length < 0 and self.status not in NO_BODY
 
 
 @lru_cache(maxsize=512)  # an engine sends the same head for every stream of a second
 def parse_head(head: bytes) -> Head:
-    """Read a head that llhttp has accepted, ``HTTP/1.1 200 OK`` line to empty line included."""
+    """Read a head that llhttp has accepted, ``HTTP/1.1 200 OK`` line to empty line included.
+
+    Raises ValueError where the framing of the body is not one that the gateway can pass on.
+    """
     lines = head.split(b"\r\n")
     named = [(line.partition(b":")[0].lower(), line) for line in lines[1:] if line]
     dropped = _REWRITTEN | _connection_options(named)
     values = {name: line.partition(b":")[2].strip() for name, line in named}
+    codings = [line.partition(b":")[2].strip().lower() for name, line in named if name == b"transfer-encoding"]
+    if codings not in _CODINGS:
+        raise ValueError("expected no transfer coding but chunked")
     return Head(
         status=int(lines[0][9:12]),
         fields=b"".join(line + b"\r\n" for name, line in named if name not in dropped),
-        chunked=values.get(b"transfer-encoding", b"").lower() == b"chunked",
+        chunked=codings == [b"chunked"],
         length=int(values.get(b"content-length", b"-1")),
         event_stream=values.get(b"content-type", b"").lower().startswith(b"text/event-stream"),
     )

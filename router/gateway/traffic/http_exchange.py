@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Final
 
+from uvicorn.protocols.http.flow_control import FlowControl
+
 from router.core.decisions import Refuse
 from router.core.errors import Reason, Rejected
 from router.core.flight import FailureKind
@@ -20,10 +22,9 @@ from router.gateway.protocols.ingress import Caller
 from router.gateway.protocols.openai import Endpoint
 from router.gateway.traffic.call import Call, read_call
 from router.gateway.traffic.faults import EngineError
-from router.gateway.traffic.http import STATUS_LINES, Head, chunk
+from router.gateway.traffic.http import NO_BODY, STATUS_LINES, Head, chunk
 from router.gateway.traffic.ports import Client, Frame, RequestDriver
 
-_NO_BODY: Final = {204, 304}
 _SERVER: Final = 500
 _CLOSE: Final = b"connection: close\r\n"
 
@@ -41,13 +42,15 @@ class HttpExchange(Client):
     """
 
     __slots__ = (
-        "_bodies", "_body_bytes", "_call", "_clamped", "_headers", "_on_complete", "_path", "_transport", "accepted",
-        "body_complete", "caller", "driver", "endpoint", "fields", "head_only", "http10", "keep_alive", "problem",
+        "_bodies", "_body_bytes", "_call", "_clamped", "_flow", "_headers", "_on_complete", "_path", "_transport",
+        "accepted", "body_complete", "caller", "driver", "endpoint", "fields", "head_only", "http10", "keep_alive",
+        "problem",
     )  # fmt: skip
 
     def __init__(
         self,
         transport: asyncio.Transport,
+        flow: FlowControl,
         on_complete: "Callable[[HttpExchange], None]",
         driver: RequestDriver,
         endpoint: Endpoint,
@@ -56,6 +59,7 @@ class HttpExchange(Client):
         fields: Mapping[bytes, bytes],
     ) -> None:
         self._transport = transport
+        self._flow = flow
         self._on_complete = on_complete
         self.driver = driver
         self.endpoint = endpoint
@@ -186,9 +190,13 @@ class HttpExchange(Client):
                 frame(body) if frame is not None else body,
             )
         )
+        if self._flow.write_paused:  # since a reply before this one: it is not reported again
+            self.pause()
         return frame
 
     def _framing(self, head: Head, body: bytes, translation: Translation | None) -> tuple[Frame | None, bytes]:
+        if head.status in NO_BODY:
+            return None, b""
         if translation is not None and translation.whole:
             return identity, b"content-length: %d\r\n" % len(body)
         if self.http10:
@@ -196,7 +204,7 @@ class HttpExchange(Client):
             return identity, b"content-length: %d\r\n" % head.length if known else b""
         if head.chunked or translation is not None or (head.until_close and not self.head_only):
             return chunk if translation is not None or not head.chunked else None, b"transfer-encoding: chunked\r\n"
-        return None, b"" if head.status in _NO_BODY or head.length < 0 else b"content-length: %d\r\n" % head.length
+        return None, b"" if head.length < 0 else b"content-length: %d\r\n" % head.length
 
     def refuse(self, command: Refuse, engine_error: EngineError | None) -> None:
         """Answer with an error: the last engine's own where it answered with one, else the reason of the refusal."""

@@ -15,7 +15,7 @@ from typing import Final, cast
 import httptools
 
 from router.gateway.protocols.target import Target
-from router.gateway.traffic.http import HEAD_END
+from router.gateway.traffic.http import HEAD_END, NO_BODY
 from router.gateway.traffic.meter import Gaps
 
 _HEAD_BYTES_MAX: Final = 64 * 1024
@@ -63,8 +63,8 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_begun", "_decoder", "_feed", "_interim", "_keep", "_parser", "_plain", "done", "head", "head_only",
-        "idle_since_s", "reader", "reused", "touched", "transport", "upstream",
+        "_begun", "_bodiless", "_decoder", "_feed", "_interim", "_keep", "_parser", "_plain", "done", "head",
+        "head_only", "idle_since_s", "reader", "reused", "touched", "transport", "upstream",
     )  # fmt: skip
 
     def __init__(self, upstream: "Upstream") -> None:
@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
         self._feed: Callable[[bytes], None] = self._plain.feed_data
         self.head: bytes | None = b""
         self.head_only = False
-        self.done = self._begun = self._keep = self.reused = self.touched = self._interim = False
+        self.done = self._begun = self._keep = self.reused = self.touched = self._interim = self._bodiless = False
         self.idle_since_s = 0.0
 
     # -- asyncio's side ----------------------------------------------------------------------------------------
@@ -94,9 +94,10 @@ class Connection(asyncio.Protocol):
         try:
             feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.touched = True
-            self._fail(f"{self.upstream.target.name} sent an answer that is not HTTP: {error}")
-            return
+            if not (self.done and self._bodiless):  # else the answer is whole, and the rest reaches nobody
+                self.touched = True
+                self._fail(f"{self.upstream.target.name} sent an answer that is not HTTP: {error}")
+                return
         reader.take(data)
         if self.done and self.reader is reader:
             self._release(reader)
@@ -130,8 +131,11 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
-        self._keep = self._parser.should_keep_alive()
-        self._interim = self._parser.get_status_code() in _INTERIM
+        status = self._parser.get_status_code()
+        self._interim = status in _INTERIM
+        self._bodiless = status in NO_BODY or (self.head_only and not self._interim)
+        # A body that must not be there may still come, and would be read as the next answer
+        self._keep = status not in NO_BODY and self._parser.should_keep_alive()
 
     def on_message_complete(self) -> None:
         self.done = not self._interim
@@ -142,7 +146,7 @@ class Connection(asyncio.Protocol):
         """Send one request; the answer goes to *reader*. *decode*: ``decoded`` gives the body without its framing."""
         self.reader = reader
         self.head = b""
-        self.done = self._begun = self.touched = self._interim = False
+        self.done = self._begun = self.touched = self._interim = self._bodiless = False
         self.head_only = head_only
         if decode and self._decoder is None:
             self._decoder = Decoder(self)
@@ -168,18 +172,20 @@ class Connection(asyncio.Protocol):
             if held[9:10] != b"1":
                 self.head = None
                 if self.head_only:
-                    self._headless()
-                return held[:end], held[end:]
+                    self._end_with_head()
+                return held[:end], b"" if self._bodiless else held[end:]
             held = held[end:]
         self.head = held
         if len(held) > _HEAD_BYTES_MAX:
             self._fail(f"{self.upstream.target.name} sent a head over {_HEAD_BYTES_MAX} bytes")
         return None
 
-    def _headless(self) -> None:
-        """A HEAD request's answer ends with its head; llhttp waits for a body, so it is replaced."""
+    def _end_with_head(self) -> None:
+        """A HEAD request's answer ends with its head; llhttp waits for a body, so its parsers are replaced."""
         self.done = True
         self._plain = httptools.HttpResponseParser(self)
+        if self._decoder is not None:
+            self._decoder = Decoder(self)
 
     def abort(self) -> None:
         """Close at once; the reader gets no further call."""
@@ -189,6 +195,8 @@ class Connection(asyncio.Protocol):
     def _release(self, reader: Reader) -> None:
         self.reader = None
         if self._keep:
+            if not self.transport.is_reading():  # the reply ended while its client was behind
+                self.transport.resume_reading()
             self.upstream.idle(self)
         else:
             self.transport.close()
