@@ -257,6 +257,7 @@ class Limits(Section):
 
     attempts_max: PositiveInt | None = None
     first_byte_s_max: PositiveFloat | None = None
+    whole_reply_s_max: PositiveFloat | None = None
     first_byte_slo_factor: PositiveFloat | None = None
     hedge_slo_share: PositiveFloat | None = None
     hedges_max_share: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -423,7 +423,7 @@ class Dispatcher(FleetEvents):
         """Close the silent attempt, then go on as with any failure."""
         attempt = flight.attempt(number)
         assert attempt is not None  # _stands has just looked
-        failure = self._watch.late(flight.request.id, attempt, self.limits, now_s)
+        failure = self._watch.late(flight.request, attempt, self.limits, now_s)
         if failure is None:
             return ()
         abort = Abort(flight.request.id, attempt.backend, number, failure.why)

@@ -1,15 +1,17 @@
 """How long an attempt may send nothing, and what follows: a hedge, or its end as a failure.
 
-The deadline is fixed, or a multiple of what is left of the TTFT SLO, whichever is sooner. Second attempts that no fault
-calls for have a budget, as a share of all: a pool that is slow as a whole must not get all its work twice. The
-dispatcher acts on the timers that are set here. Must not depend on backends, forecasts or policies.
+The deadline of a stream is fixed, or a multiple of what is left of the TTFT SLO, whichever is sooner. A whole reply
+sends nothing until it has been generated: it has a limit of its own, and is not started a second time, since its
+silence says nothing of the engine. Second attempts that no fault calls for have a budget, as a share of all: a pool
+that is slow as a whole must not get all its work twice. The dispatcher acts on the timers that are set here. Must not
+depend on backends, forecasts or policies.
 """
 
 from math import inf
 
-from router.core.flight import Attempt, DispatchLimits, Failure
+from router.core.flight import Attempt, DispatchLimits, Failure, FailureKind
 from router.core.timers import Due, Timers
-from router.core.types import Request, RequestId
+from router.core.types import Request
 
 
 class FirstByteWatch:
@@ -36,22 +38,24 @@ class FirstByteWatch:
         if not request.streamed and attempt.predicted.ttft_s >= 0.0:  # nan: no forecast was read
             self._timers.set(now_s + attempt.predicted.ttft_s, request.id, attempt.number, Due.PREFILLED)
         hedge_s = limits.hedge_slo_share * request.slo.ttft_s
-        if first and hedge_s != inf and now_s < request.arrived_s + hedge_s:
+        if first and request.streamed and hedge_s != inf and now_s < request.arrived_s + hedge_s:
             self._timers.set(request.arrived_s + hedge_s, request.id, attempt.number, Due.HEDGE)
         return due_s
 
-    def late(self, request_id: RequestId, attempt: Attempt, limits: DispatchLimits, now_s: float) -> Failure | None:
+    def late(self, request: Request, attempt: Attempt, limits: DispatchLimits, now_s: float) -> Failure | None:
         """The first byte is due and has not come: the attempt fails. None where it may go on until the fixed deadline,
         for the budget is used up.
         """
+        if not request.streamed:
+            return _whole_late(attempt, limits, now_s)
         last_s = attempt.sent_s + limits.first_byte_s_max
         if now_s < last_s:
             if self.spent(limits):
-                self._timers.set(last_s, request_id, attempt.number, Due.FIRST_BYTE)
+                self._timers.set(last_s, request.id, attempt.number, Due.FIRST_BYTE)
                 return None
             self._early += 1
         why = f"{attempt.backend} sent no first byte in {now_s - attempt.sent_s:.2f} s"
-        return Failure(why, backend_fault=True, retryable=True, late=True)
+        return Failure(why, backend_fault=True, retryable=True, late=True, kind=FailureKind.LATE)
 
     def spent(self, limits: DispatchLimits) -> bool:
         """Whether the budget of second attempts is used up."""
@@ -62,7 +66,27 @@ class FirstByteWatch:
         self._early += 1
 
 
+def _whole_late(attempt: Attempt, limits: DispatchLimits, now_s: float) -> Failure:
+    """A whole reply took too long. Another engine would take as long, and a promise of the client's that was too tight
+    is no fault of the backend.
+    """
+    took_s = now_s - attempt.sent_s
+    why = f"{attempt.backend} had no whole reply in {took_s:.2f} s"
+    return Failure(why, took_s >= limits.whole_reply_s_max, retryable=False, late=True, kind=FailureKind.LATE)
+
+
+def _whole_due_s(request: Request, limits: DispatchLimits, now_s: float) -> float:
+    """When a whole reply has to be there: by its E2E SLO where it has one, though never sooner than the first byte of a
+    stream: what cannot meet its SLO is served as well as it can be.
+    """
+    if request.slo.e2e_s == inf:
+        return now_s + limits.whole_reply_s_max
+    return max(request.arrived_s + request.slo.e2e_s, now_s + limits.first_byte_s_max)
+
+
 def _due_s(request: Request, limits: DispatchLimits, now_s: float) -> float:
+    if not request.streamed:
+        return _whole_due_s(request, limits, now_s)
     left_s = request.first_token_due_s - now_s
     if left_s <= 0.0 or limits.first_byte_slo_factor == inf:
         return now_s + limits.first_byte_s_max

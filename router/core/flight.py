@@ -23,6 +23,7 @@ class DispatchLimits:
     """Bounds that hold for every policy.
 
     ``attempts_max``: backends tried for one request; ``first_byte_s_max``: how long one attempt may stay silent;
+    ``whole_reply_s_max``: how long a reply that is no stream may take where it has no E2E SLO;
     ``first_byte_slo_factor``: the same as a multiple of what is left of the TTFT SLO at the send (inf: the SLO sets no
     deadline); ``hedge_slo_share``: a second attempt starts after this share of the TTFT SLO has passed in silence
     (inf: never); ``hedges_max_share``: such second attempts, and those that the SLO's deadline calls for, are at most
@@ -33,6 +34,7 @@ class DispatchLimits:
 
     attempts_max: int = 3
     first_byte_s_max: float = 60.0
+    whole_reply_s_max: float = 600.0
     first_byte_slo_factor: float = inf
     hedge_slo_share: float = inf
     hedges_max_share: float = 0.05

@@ -1,14 +1,18 @@
 """When the core is to act without an event, and why.
 
 Most are deadlines of one length, which come due in the order in which they were set: those stand in a line, the others
-in a heap. Removal is lazy: a timer whose reason is gone stays where it is until its turn comes.
+in a heap. Removal is lazy: a timer whose reason is gone stays where it is until its turn comes, or until such
+timers are most of all: one long deadline at the front must not keep all behind it.
 """
 
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
+from typing import Final
+
+_SWEPT_FROM: Final = 1_024  # timers: fewer are not worth looking through
 
 
 class Due(Enum):
@@ -40,7 +44,7 @@ class Timer:
 class Timers:
     """``live`` says whether a timer's reason still stands; ``soonest_s``: no later than ``next_s``, always at hand."""
 
-    __slots__ = ("_heap", "_last_s", "_line", "_live", "_set", "soonest_s")
+    __slots__ = ("_heap", "_last_s", "_line", "_live", "_set", "_sweep_at", "soonest_s")
 
     def __init__(self, live: Callable[[Timer], bool]) -> None:
         self._live = live
@@ -48,6 +52,7 @@ class Timers:
         self._last_s = inf  # of the line, while there is one
         self._heap: list[tuple[float, int, Timer]] = []
         self._set = 0
+        self._sweep_at = _SWEPT_FROM
         self.soonest_s = inf
 
     def set(self, when_s: float, subject: str, attempt: int, due: Due) -> None:
@@ -60,6 +65,15 @@ class Timers:
             self._line.append(timer)
         else:
             heappush(self._heap, (when_s, timer.number, timer))
+        if len(self._heap) + len(self._line) > self._sweep_at:
+            self._sweep(timer)
+
+    def _sweep(self, new: Timer) -> None:
+        """Remove all whose reason is gone. That of *new* may come about in this event only, so it stays."""
+        self._heap = [entry for entry in self._heap if entry[2] is new or self._live(entry[2])]
+        heapify(self._heap)
+        self._line = deque([timer for timer in self._line if timer is new or self._live(timer)])
+        self._sweep_at = max(_SWEPT_FROM, 2 * (len(self._heap) + len(self._line)))
 
     @property
     def next_s(self) -> float:

@@ -36,3 +36,18 @@ def test_timers_come_in_order_and_the_soonest_is_never_told_too_late(steps: list
         assert it.soonest_s <= first_s
         if step == "ask":
             assert it.next_s == it.soonest_s == first_s
+
+
+def test_one_long_deadline_does_not_keep_all_that_were_set_after_it():
+    """Timers whose reason is gone are removed once they are most of all, wherever they stand."""
+    live = {"first", "later"}
+    timers = Timers(lambda timer: timer.subject in live)
+    timers.set(600.0, "first", 0, Due.FIRST_BYTE)
+    for number in range(100_000):
+        timers.set(60.0 + number % 600, f"r{number}", 0, Due.FIRST_BYTE)
+        timers.set(700.0 + number, f"s{number}", 0, Due.FIRST_BYTE)
+    timers.set(650.0, "later", 0, Due.FIRST_BYTE)
+    assert len(timers._heap) + len(timers._line) <= 1_025
+    assert timers.next_s == 600.0
+    first, second = timers.pop(1e9), timers.pop(1e9)
+    assert (first.subject, second.subject, timers.next_s) == ("first", "later", float("inf"))

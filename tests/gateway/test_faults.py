@@ -3,6 +3,7 @@
 The answers are those of real servers, word for word.
 """
 
+import asyncio
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from router.engines import ErrorDialect, find
 from router.gateway.traffic import faults
 from tests import fakes_wire as wire
 from tests.fakes_wire import ScriptedEngine, chunked, event, gateway, post, reply, stream, token
+from tests.waiting import until
 
 OPENAI, TRITON, LLAMACPP = find("openai"), find("triton"), find("llamacpp")
 BUSY = (
@@ -225,3 +227,30 @@ async def test_a_redirect_is_followed_by_nobody() -> None:
     async with ScriptedEngine([moved]) as engine, gateway(engine.target()) as gate:
         got = await gate.chat()
         assert (got.status, "location" in got.headers) == (502, False)
+
+
+async def test_a_whole_reply_outlives_the_deadline_of_a_streams_first_byte() -> None:
+    """It is not cut off, and no other engine is troubled with it."""
+    late, body = asyncio.Event(), b'{"choices":[],"usage":{"completion_tokens":5}}'
+    async with (
+        ScriptedEngine([late, reply(body)]) as slow,
+        ScriptedEngine([reply(b"{}")]) as other,
+        gateway(slow.target("a"), other.target("b"), core_limits=DispatchLimits(first_byte_s_max=0.001)) as gate,
+    ):
+        asking = asyncio.create_task(gate.chat(stream=False))
+        await until(lambda: bool(slow.requests))
+        gate.driver.perform(gate.core.ticked(gate.driver.clock() + 500.0))
+        late.set()
+        got = await asking
+        assert (got.status, got.body, len(other.requests)) == (200, body, 0)
+
+
+async def test_a_whole_reply_over_its_limit_is_504_of_one_engine() -> None:
+    """Not one after another."""
+    async with (
+        ScriptedEngine([wire.Act.UNTIL_LEFT]) as one,
+        ScriptedEngine([wire.Act.UNTIL_LEFT]) as other,
+        gateway(one.target("a"), other.target("b"), core_limits=DispatchLimits(whole_reply_s_max=0.05)) as gate,
+    ):
+        got = await gate.ask(post("/v1/embeddings", b'{"model":"m","input":"hi"}'))
+        assert (got.status, len(one.requests) + len(other.requests)) == (504, 1)
