@@ -4,12 +4,13 @@ Must not depend on policies or sockets; what the names in it stand for is looked
 is in seconds except SLOs, which people state in milliseconds; every queue has a bound.
 """
 
+import re
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from router.config import backend
 from router.config.section import (
@@ -192,6 +193,28 @@ class ApiKey(Key):
 
     tenant: Name
     slo_class: Name | None = None
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s?#@]+", text):
+        raise ValueError(f"expected an origin such as https://app.example, without a path, or *, not {text!r}")
+    return text
+
+
+def _field_name(text: str) -> str:
+    if not re.fullmatch(r"[-A-Za-z0-9!#$%&'*+.^_`|~]+", text):
+        raise ValueError(f"expected the name of a header, not {text!r}")
+    return text
+
+
+class Cors(Section):
+    """Which pages of other origins may call this router from a browser (``*``: any), with which headers (left out:
+    any), and for how long a browser may remember that.
+    """
+
+    origins: Annotated[tuple[Annotated[Name, AfterValidator(_origin)], ...], BeforeValidator(some)]
+    headers: tuple[Annotated[Name, AfterValidator(_field_name)], ...] = ()
+    max_age_s: Annotated[int, Field(ge=0, le=86_400)] = 600
 
 
 class Named(Section):
@@ -387,6 +410,7 @@ class Settings(Section):
     default_slo_class: Name = "default"
     api_keys: tuple[ApiKey, ...] = ()
     admin_key: Key | None = None
+    cors: Cors | None = None
     policy: Policy = default()
     state: State = default()
     scrape: Scrape = default()

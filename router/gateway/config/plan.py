@@ -27,6 +27,7 @@ from router.core.policy import Admission, Routing, Scaling
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Backend
 from router.gateway.config.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
+from router.gateway.protocols.cors import Cors
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange
 from router.gateway.tls import TlsContext, client_side, server_side
 from router.loading import Source
@@ -139,7 +140,9 @@ def make(
         backends=tuple(each for each in backends if each is not None and each.models),
         addresses=tuple(given for given in parsed.backends if given.models),
         undiscovered=tuple(given for given in parsed.backends if not given.models),
-        ingress=Ingress(_classes(parsed), parsed.default_slo_class, keys, parsed.policy.prefix_blocks_max),
+        ingress=Ingress(
+            _classes(parsed), parsed.default_slo_class, keys, parsed.policy.prefix_blocks_max, _cors(parsed.cors)
+        ),
         limits=DispatchLimits(**parsed.policy.limits.model_dump(exclude_none=True)),
         text=text.text,
         router_id=parsed.state.router_id or f"{socket.gethostname()}-{os.getpid()}",
@@ -307,6 +310,10 @@ def _classes(parsed: Settings) -> dict[str, SloClass]:
         name: SloClass(given.slo(), given.priority, _slo_limits(given.slo_limits))
         for name, given in parsed.slo_classes.items()
     }
+
+
+def _cors(given: settings.Cors | None) -> Cors | None:
+    return Cors(frozenset(given.origins), given.headers, given.max_age_s) if given else None
 
 
 def _slo_limits(given: settings.SloLimits) -> SloLimits:

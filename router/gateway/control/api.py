@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException as AnyHttpError
 from router.core.errors import ConfigError, Rejected, StoreGone
 from router.gateway.config.plan import digest
 from router.gateway.control import fleet_view
+from router.gateway.control.cors import ModelsCors
 from router.gateway.control.parts import ControlParts
 from router.gateway.protocols import answers
 from router.gateway.protocols.answers import Dialect, Problem
@@ -49,6 +50,7 @@ def control_app(parts: ControlParts) -> FastAPI:
     _add_public(app, parts)
     _add_views(app, parts, Depends(admin))
     _add_calls(app, parts, Depends(admin))
+    app.add_middleware(ModelsCors, rules=lambda: parts.driver.ingress.cors)
     app.add_exception_handler(Rejected, _answer_rejected)
     app.add_exception_handler(AnyHttpError, _answer_http)
     return app

@@ -13,6 +13,7 @@ from router.config.slo_bounds import SLO_MS_MAX, SLO_MS_MIN, milliseconds
 from router.core.errors import Rejected
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import NO_SLO, Slo, slo_of
+from router.gateway.protocols.cors import Cors
 from router.spelling import suggestion
 
 Headers = Mapping[bytes, bytes]
@@ -90,12 +91,14 @@ class Ingress:
     """Keys and SLO classes. ``keys``: caller by SHA-256 digest (hex) of the key, empty: no key is needed.
 
     ``prefix_blocks_max``: blocks of a prompt, from its beginning, that are matched with prefix caches (0: none).
+    ``cors``: which other origins may call, None: none.
     """
 
     classes: Mapping[str, SloClass] = field(default_factory=lambda: {"default": SloClass()})
     default_class: str = "default"
     keys: Mapping[str, Caller] = field(default_factory=dict)
     prefix_blocks_max: int = 0
+    cors: Cors | None = None
 
     def caller(self, headers: Headers) -> Caller:
         """The caller with this key (``Authorization: Bearer`` or ``x-api-key``). Raises Rejected with 401."""

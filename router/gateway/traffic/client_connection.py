@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from router.core.errors import Rejected
 from router.gateway.protocols import answers, triton
 from router.gateway.protocols.answers import Dialect, Problem
+from router.gateway.protocols.cors import is_preflight
 from router.gateway.protocols.openai import ENDPOINTS, Endpoint
 from router.gateway.traffic.http import STATUS_LINES
 from router.gateway.traffic.http_exchange import HttpExchange
@@ -206,6 +207,10 @@ class ClientConnection(HttpToolsProtocol):
         """The error that the head alone shows, if any."""
         method = self.parser.get_method()
         exchange.head_only = method == b"HEAD"
+        cors = self.driver.ingress.cors
+        if cors is not None and is_preflight(method, exchange.fields):  # it bears no key
+            exchange.preflight = cors.preflight_fields(exchange.fields, endpoint.method)
+            return None
         if method != endpoint.method and not (exchange.head_only and endpoint.method == b"GET"):
             allowed = endpoint.method + (b", HEAD" if endpoint.method == b"GET" else b"")
             return Problem(405, f"{endpoint.path} takes {allowed.decode()}", fields=b"allow: %b\r\n" % allowed)
@@ -237,7 +242,7 @@ class ClientConnection(HttpToolsProtocol):
     def exchange_over(self, exchange: HttpExchange) -> None:
         """The active exchange has been answered."""
         self.active = None
-        if not exchange.accepted:
+        if not exchange.accepted and not exchange.preflight:
             self.driver.rejected(exchange.endpoint.path, exchange.status)
         if not exchange.keep_alive:
             self.pipeline.clear()

@@ -28,7 +28,8 @@ HOP_BY_HOP: Final = frozenset(
 )
 _CODINGS: Final[list[list[bytes]]] = [[], [b"chunked"], [b"identity"]]
 NO_BODY: Final = frozenset({204, 304})  # whatever their heads state
-# Fields of an engine's answer that the gateway writes itself.
+# Fields of an engine's answer that the gateway writes itself; so are all of CORS, which is the config's to decide.
+_CORS: Final = b"access-control-"
 _REWRITTEN: Final = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 
 
@@ -73,7 +74,7 @@ def parse_head(head: bytes) -> Head:
         raise ValueError("expected no transfer coding but chunked")
     return Head(
         status=int(lines[0][9:12]),
-        fields=b"".join(line + b"\r\n" for name, line in named if name not in dropped),
+        fields=b"".join(line + b"\r\n" for name, line in named if name not in dropped and not name.startswith(_CORS)),
         chunked=codings == [b"chunked"],
         length=int(values.get(b"content-length", b"-1")),
         event_stream=values.get(b"content-type", b"").lower().startswith(b"text/event-stream"),

@@ -37,14 +37,15 @@ def identity(data: bytes) -> bytes:
 class HttpExchange(Client):
     """One request, from its head to the last byte of its answer.
 
+    ``preflight``: the header lines that answer a browser's preflight, else empty.
     ``response_complete`` and ``keep_alive`` are read by uvicorn's protocol. ``accepted``: the driver has the
     call, which ends in the core's record of it.
     """
 
     __slots__ = (
-        "_bodies", "_body_bytes", "_call", "_clamped", "_flow", "_headers", "_on_complete", "_path", "_transport",
+        "_bodies", "_body_bytes", "_call", "_flow", "_headers", "_on_complete", "_own_fields", "_path", "_transport",
         "accepted", "body_complete", "caller", "driver", "endpoint", "fields", "head_only", "http10", "keep_alive",
-        "problem",
+        "preflight", "problem",
     )  # fmt: skip
 
     def __init__(
@@ -74,7 +75,9 @@ class HttpExchange(Client):
         self._call: Call | None = None
         self._bodies: list[bytes] = []
         self._body_bytes = 0
-        self._clamped = b""
+        cors = driver.ingress.cors
+        self._own_fields = cors.reply_fields(fields) if cors is not None else b""
+        self.preflight = b""
 
     # -- the request -------------------------------------------------------------------------------------------
 
@@ -95,6 +98,10 @@ class HttpExchange(Client):
         if self.problem is not None:
             self.reject(self.problem)
             return
+        if self.preflight:
+            self._own_fields = b""
+            self._answer(200, self.preflight, b"")
+            return
         try:
             call = self._call = self._read(body)
         except Rejected as error:
@@ -112,7 +119,7 @@ class HttpExchange(Client):
         caller = self.caller or ingress.caller(fields)
         applied = ingress.apply_slo(fields, caller)
         if applied.clamped:
-            self._clamped = b"x-headroom-slo-clamped: %b\r\n" % ", ".join(applied.clamped).encode()
+            self._own_fields += b"x-headroom-slo-clamped: %b\r\n" % ", ".join(applied.clamped).encode()
         return read_call(
             self.endpoint,
             self._path,
@@ -184,7 +191,7 @@ class HttpExchange(Client):
                 self._call.wire_id,
                 backend,
                 predicted,
-                self._clamped,
+                self._own_fields,
                 framing,
                 b"" if self.keep_alive else _CLOSE,
                 frame(body) if frame is not None else body,
@@ -232,7 +239,7 @@ class HttpExchange(Client):
                 STATUS_LINES.get(status, STATUS_LINES[502]),
                 fields,
                 named,
-                self._clamped,
+                self._own_fields,
                 len(body),
                 b"" if keep_alive else _CLOSE,
                 b"" if self.head_only else body,
