@@ -1,4 +1,5 @@
-"""Every error of Headroom on one page, with its HTTP status; and why a request is refused, with the status of that.
+"""Every error of Headroom on one page, with its HTTP status; and why a request is refused, with the status of that,
+and why a backend is down.
 
 A refusal (``Reason``) is a decision of the core and is returned, not raised: see decisions.py. An exception is a fault.
 Each class says when it is raised, who has to act, and whether the same call can succeed later. ``status`` is the HTTP
@@ -50,6 +51,19 @@ STATUS: Final[Mapping[Reason, int]] = MappingProxyType(
 def status_of(reason: Reason) -> int:
     """The HTTP status that answers a refusal for this reason."""
     return STATUS[reason]
+
+
+class DownReason(StrEnum):
+    """Why a backend is down; the value is a label of metrics."""
+
+    UNCHECKED = "unchecked"  # no health check of it has ended yet
+    REFUSED = "refused"  # nothing listens at its address
+    UNREACHABLE = "unreachable"  # no connection comes about for another reason: name, route, an address of its own
+    TLS = "tls"  # certificates do not fit
+    TIMEOUT = "timeout"  # the check got no answer in time
+    UNREADY = "unready"  # the engine itself says that it takes no requests: 503, mostly
+    STATUS = "status"  # the check was answered with another error status or a redirect
+    INVALID = "invalid"  # the check's answer was cut off, or is not HTTP
 
 
 class HeadroomError(Exception):
@@ -193,8 +207,12 @@ class StoreGone(HeadroomError, ConnectionError):
 class Unanswered(HeadroomError):
     """A health check or a scrape got no page from an engine, and why. No client sees it; it is tried again.
 
-    Several in a row mark the backend as down.
+    Several in a row mark the backend as down, for ``reason``.
     """
+
+    def __init__(self, why: str, reason: DownReason = DownReason.INVALID) -> None:
+        super().__init__(why)
+        self.reason = reason
 
 
 class Implausible(HeadroomError, ValueError):

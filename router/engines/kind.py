@@ -18,6 +18,7 @@ from router.engines.facts import EngineFacts, EnginePages
 from router.engines.prometheus import ScrapedPage, Snapshot
 
 OPENAI_PROTOCOL: Final = "openai"
+MODELS_PATH: Final = "/v1/models"
 _MESSAGE_CHARS_MAX: Final = 2_000
 _STATUSES: Final = range(400, 600)
 
@@ -218,7 +219,8 @@ class EngineKind:
     """One kind of inference server. Every place that depends on the kind of an engine reads one of these fields.
 
     ``name`` and ``aliases`` are what configs may call it. ``protocol``: the API it serves; for all but OpenAI's,
-    ``translate`` serves OpenAI's requests through it. ``health_path`` answers 2xx while the engine is up;
+    ``translate`` serves OpenAI's requests through it. ``health_path`` answers 2xx while the engine is up; a server of
+    OpenAI's API that has no such path is checked at ``MODELS_PATH``.
     ``metrics_port_offset``: from the API's port to that of ``metrics_path``. ``prior``: the row of the efficiency table
     its step times are predicted from before any measurement; ``eras``: rows of older versions, newest first.
     ``discover`` recognises an engine of this kind by its pages and reads what it says of itself.
@@ -230,6 +232,7 @@ class EngineKind:
     eras: tuple[Era, ...] = ()
     protocol: str = OPENAI_PROTOCOL
     health_path: str = "/health"
+    unready: frozenset[int] = frozenset({503})
     metrics_path: str = "/metrics"
     metrics_port_offset: int = 0
     default_port: int = 80
@@ -256,6 +259,10 @@ class EngineKind:
     def health_url(self, url: str) -> str:
         """Where an engine at *url* answers health checks."""
         return url + self.health_path
+
+    def models_url(self, url: str) -> str:
+        """Where an engine at *url* lists its models, as every server of OpenAI's API does; empty for another API."""
+        return url + MODELS_PATH if self.protocol == OPENAI_PROTOCOL else ""
 
     def metrics_url(self, url: str) -> str:
         """Where an engine at *url* has its metrics."""

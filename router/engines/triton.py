@@ -283,6 +283,7 @@ KIND: Final = EngineKind(
     eras=ERAS,
     protocol="triton",
     health_path="/v2/health/ready",
+    unready=frozenset({400, 503}),
     metrics_port_offset=2,  # 8000 is HTTP, 8001 gRPC, 8002 metrics
     default_port=8000,
     discover=_discover,

@@ -26,6 +26,7 @@ from router.gateway.config.plan import Plan
 from router.gateway.config.policy_spec import NOT_VALIDATED
 from router.gateway.discovery.watch import Discovery
 from router.gateway.membership import IDLE, Membership
+from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.health import Engines, HealthChange, engine
 from router.gateway.monitoring.probe import ProbeClient
 from router.gateway.monitoring.sidecar import WorkerPublisher
@@ -110,7 +111,8 @@ class Gateway:
             lambda: {name: upstream.gaps for name, upstream in self.driver.upstreams.items()},
             self.scores,
             lambda: self.core.dropped_numbers.by_source,
-            lambda: {name: bool(watch.up) for name, watch in self.engines.watches.items()},
+            lambda: {name: watch.up for name, watch in self.engines.watches.items()},
+            self.downtimes,
         )
         self.metrics.policies.watch(self.rollout.samples)
 
@@ -123,6 +125,11 @@ class Gateway:
     def ready(self) -> bool:
         """Whether a request sent here now can be routed: at least one backend is up, and no shutdown has begun."""
         return not self.driver.draining and any(watch.up for watch in self.engines.watches.values())
+
+    def downtimes(self) -> Downtimes:
+        """Why each backend that gets no requests gets none, and since when."""
+        downs = ((name, watch.down) for name, watch in self.engines.watches.items())
+        return {name: (down,) for name, down in downs if down is not None}
 
     def scores(self) -> Mapping[str, Score]:
         """The accuracy of each backend's forecast."""

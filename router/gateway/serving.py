@@ -41,6 +41,7 @@ def control_of(gateway: Gateway) -> FastAPI:
             core=gateway.core,
             driver=gateway.driver,
             engines=gateway.engines,
+            downtimes=gateway.downtimes,
             reports=gateway.reports,
             store=gateway.store,
             sync=gateway.sync,

@@ -231,8 +231,9 @@ async def test_a_healthy_engine_is_reported_with_the_time_it_was_asked() -> None
         listener = Listener()
         one = watch(pages, listener)
         before_s = time.monotonic()
-        await one.look()
-        await one.look()
+        for _ in range(2):
+            await one.check()
+            await one.scrape()
         assert listener.healths == [True]
         assert listener.asked == 2
         assert before_s <= listener.reports[0].asked_s <= time.monotonic()
@@ -246,7 +247,8 @@ async def test_a_failing_scrape_does_not_take_a_backend_down() -> None:
         listener = Listener()
         one = watch(pages, listener)
         for _ in range(5):
-            await one.look()
+            await one.check()
+            await one.scrape()
         assert listener.healths == [True]
         assert len(listener.failures) == 5
         one._client.close()
@@ -259,12 +261,12 @@ async def test_one_missed_check_is_forgiven_and_two_are_not() -> None:
         one = watch(pages, listener)
         for status in (200, 503, 200, 503, 503, 503, 200):
             pages.pages["/health"] = (status, b"")
-            await one.look()
+            await one.check()
         assert listener.healths == [True, False, True]
         await pages.stop()
         fresh_listener = Listener()
         fresh = watch(pages, fresh_listener)
-        await fresh.look()
+        await fresh.check()
         assert fresh.up is False
         down, refused = listener.changes[1], fresh_listener.changes[0]
         assert str(down).startswith(f"health check failed (status 503 at {pages.url}/health), 2 in a row, down since ")

@@ -65,9 +65,8 @@ def _add_public(app: FastAPI, parts: ControlParts) -> None:
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
         """Whether to send requests here: not while draining, nor with no backend up."""
-        up = sorted(name for name, watch in parts.engines.watches.items() if watch.up)
-        body = {"ready": parts.ready(), "draining": parts.driver.draining, "backends_up": up}
-        return JSONResponse(body, 200 if parts.ready() else 503)
+        body = fleet_view.readiness(parts)
+        return JSONResponse(body, 200 if body["ready"] else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

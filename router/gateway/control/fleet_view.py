@@ -16,6 +16,7 @@ from router.core.decisions import EndState, RequestRecord
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import EngineReport, Load
 from router.gateway.control.parts import ControlParts
+from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.telemetry.journal import explained
 from router.gateway.traffic.request_log import RequestLog
 
@@ -25,7 +26,7 @@ SHOWN: Final = 30
 
 def fleet(parts: ControlParts) -> dict[str, Any]:
     """Everything the fleet page shows."""
-    now_s, plan = parts.clock(), parts.plan
+    now_s, plan, downs = parts.clock(), parts.plan, parts.downtimes()
     recent = [log for log in parts.journal.recent() if now_s - log.record.ended_s < RECENT_S]
     by_backend: dict[str, list[RequestRecord]] = defaultdict(list)
     for log in recent:
@@ -41,9 +42,18 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "held": parts.core.held,
         "peers": {peer: view.version for peer, view in parts.sync.peers.items()},
         "last": _counts(log.record for log in recent),
-        "backends": [_backend(parts, given, by_backend[given["name"]]) for given in _backends(parts)],
+        "backends": [_backend(parts, given, by_backend[given["name"]], downs) for given in _backends(parts)],
         "recent": [_line(log, now_s) for log in islice(parts.journal.recent(), SHOWN)],
     }
+
+
+def readiness(parts: ControlParts) -> dict[str, Any]:
+    """Whether requests can be routed here, and which backends are the reason."""
+    up = sorted(name for name, watch in parts.engines.watches.items() if watch.up)
+    found: dict[str, Any] = {"ready": parts.ready(), "draining": parts.driver.draining, "backends_up": up}
+    if down := {name: [each.reason.value for each in downs] for name, downs in parts.downtimes().items()}:
+        found["backends_down"] = down
+    return found
 
 
 def policy(parts: ControlParts) -> dict[str, Any]:
@@ -84,7 +94,9 @@ def _backends(parts: ControlParts) -> list[dict[str, Any]]:
     ]
 
 
-def _backend(parts: ControlParts, facts: dict[str, Any], records: Sequence[RequestRecord]) -> dict[str, Any]:
+def _backend(
+    parts: ControlParts, facts: dict[str, Any], records: Sequence[RequestRecord], downs: Downtimes
+) -> dict[str, Any]:
     name = facts["name"]
     watch = parts.engines.watches.get(name)
     load = parts.core.loads().get(name, Load())
@@ -93,6 +105,8 @@ def _backend(parts: ControlParts, facts: dict[str, Any], records: Sequence[Reque
     report, score = parts.reports.get(name), parts.core.score(name)
     return facts | {
         "up": bool(watch and watch.up),
+        "down": [down.plain() for down in downs.get(name, ())],
+        "health_url": watch.health.url if watch and watch.health else None,
         "load": {key: round(value) for key, value in asdict(load).items()},
         "forecast": score.state if score is not None else None,
         "others": round(others),

@@ -7,6 +7,7 @@ from pathlib import Path
 from router.core.dispatcher import Dispatcher
 from router.core.types import EngineReport
 from router.gateway.config.plan import Plan
+from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.health import Engines
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.policy_rollout import PolicyRollout
@@ -20,7 +21,9 @@ from router.gateway.traffic.ports import RequestDriver
 
 @dataclass(frozen=True, slots=True)
 class ControlParts:
-    """``path``: the config file; ``ready``: whether a request can be routed now; ``reports``: each engine's last."""
+    """``path``: the config file; ``ready``: whether a request can be routed now; ``reports``: each engine's last;
+    ``downtimes``: why which backends get no requests.
+    """
 
     router_id: str
     path: Path
@@ -29,6 +32,7 @@ class ControlParts:
     core: Dispatcher
     driver: RequestDriver
     engines: Engines
+    downtimes: Callable[[], Downtimes]
     reports: Mapping[str, EngineReport]
     store: Store
     sync: Sync

@@ -1,25 +1,28 @@
 """Watches each engine: its health checks, and the numbers on its metrics page.
 
 Only the health path decides whether an engine is up. A metrics page that cannot be read changes nothing of that: the
-last report just grows old. Must not depend on what the core does with a report. An engine that answers its health check
-while its streams stand still is detected by the relay, not here.
+last report just grows old; and a slow health check delays no scrape. Must not depend on what the core does with a
+report. An engine that answers its health check while its streams stand still is detected by the relay, not here.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from random import uniform
 from time import localtime, strftime, time
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 from router.config import settings
-from router.core.errors import Unanswered
+from router.core.errors import DownReason, Unanswered
 from router.core.types import EngineReport
 from router.engines import Snapshot, read_metrics
-from router.gateway.monitoring.probe import ProbeClient
+from router.gateway.monitoring.downtime import Downtime
+from router.gateway.monitoring.probe import Page, ProbeClient
 from router.gateway.tls import TlsContext
 
 JITTER: Final = 0.1  # of the period: routers started together shall not probe together
+_NO_SUCH_PATH: Final = frozenset({404, 405})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,9 @@ class WatchedEngine:
     """Where one engine answers. ``models``: its models' names; ``scraped``: whether this router reads its metrics.
 
     ``key``: its bearer token; ``certificates``: as in its target.
+    ``models_url``: checked instead where there is no such path as that of ``health_url`` (empty: nothing is).
+    ``own_address``: the health check goes to the address that requests go to. ``unready``: statuses of a health check
+    by which the engine says that it takes no requests.
     """
 
     name: str
@@ -36,6 +42,9 @@ class WatchedEngine:
     scraped: bool = True
     key: str = ""
     certificates: TlsContext | None = None
+    models_url: str = ""
+    own_address: bool = True
+    unready: frozenset[int] = frozenset({503})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,8 @@ class HealthChange:
     """The result of a backend's health checks has changed; the text is for the log.
 
     ``why``: what the last check got instead of a 2xx status; ``failures``: checks that failed in a row; ``at_s``: since
-    when it is so, in seconds since the epoch.
+    when it is up or down, in seconds since the epoch; ``reason``: why it is down, None while it is up; ``missing``: the
+    address that is checked by default, where the engine has no such path.
     """
 
     up: bool
@@ -51,11 +61,14 @@ class HealthChange:
     at_s: float
     why: str = ""
     failures: int = 0
+    reason: DownReason | None = None
+    missing: str = ""
 
     def __str__(self) -> str:
         at = strftime("%H:%M:%S", localtime(self.at_s))
         if self.up:
-            return f"health check passed ({self.url}), up since {at}"
+            instead = f"; there is no {self.missing}" if self.missing else ""
+            return f"health check passed ({self.url}{instead}), up since {at}"
         return f"health check failed ({self.why} at {self.url}), {self.failures} in a row, down since {at}"
 
 
@@ -88,7 +101,12 @@ def engine(
     """The addresses of a configured backend; its engine kind's where the config gives none."""
     kind = given.kind
     health, metrics = given.health_url or kind.health_url(given.url), given.metrics_url or kind.metrics_url(given.url)
-    return WatchedEngine(given.name, health, metrics, tuple(set(given.models.values())), scraped, key, certificates)
+    models_url = "" if given.health_url else kind.models_url(given.url)
+    own_address = urlsplit(health).netloc == urlsplit(given.url).netloc
+    served = tuple(set(given.models.values()))
+    return WatchedEngine(
+        given.name, health, metrics, served, scraped, key, certificates, models_url, own_address, unready=kind.unready
+    )
 
 
 class Watch:
@@ -109,60 +127,102 @@ class Watch:
         ``scrapes``: whether reading this engine's metrics is ours at the moment, and not another worker's.
         """
         self.engine = engine
-        self.up: bool | None = None  # None: not checked yet
+        self.health: HealthChange | None = None  # the last change; None: not checked yet
+        self.began_s = time()
         self.last: Snapshot | None = None
         self._client, self._listener, self._observer = client, listener, observer
         self._down_after, self._clock, self._scrapes = down_after, clock, scrapes
         self._failures = 0
+        self._url = engine.health_url
+
+    @property
+    def up(self) -> bool:
+        """Whether its health checks pass; not so before the first one."""
+        return self.health is not None and self.health.up
+
+    @property
+    def down(self) -> Downtime | None:
+        """Why it is down; None while it is up."""
+        if self.health is None:
+            return Downtime(DownReason.UNCHECKED, self.began_s, "no health check has ended yet")
+        if self.health.reason is None:
+            return None
+        return Downtime(self.health.reason, self.health.at_s, f"{self.health.why} at {self.health.url}")
 
     async def run(self, period_s: float) -> None:
-        """Probe about every ``period_s``; cancel to end."""
-        while True:
-            await self.look()
-            await asyncio.sleep(period_s * uniform(1 - JITTER, 1 + JITTER))
+        """Check and scrape, each about every ``period_s``; cancel to end."""
+        async with asyncio.TaskGroup() as both:
+            for each in (self.check, self.scrape):
+                both.create_task(_repeat(each, period_s), name=f"{each.__name__} {self.engine.name}")
 
-    async def look(self) -> None:
-        """One health check and, beside it, one reading of the metrics."""
-        if self.engine.scraped and self._scrapes(self.engine.name):
-            await asyncio.gather(self._check(), self._scrape())
-        else:
-            await self._check()
+    async def check(self) -> None:
+        """One health check."""
+        failed = await self._failure()
+        self._failures = self._failures + 1 if failed else 0
+        before, url = self.health, self._url
+        if failed is None:
+            if before is None or not before.up or before.url != url:
+                at_s = before.at_s if before is not None and before.up else time()
+                default = self.engine.health_url
+                self._change(HealthChange(True, url, at_s, missing=default if url != default else ""))
+            return
+        if self.up and self._failures < self._down_after:
+            return
+        if before is None or before.up or before.reason is not failed.reason:
+            at_s = time() if before is None or before.up else before.at_s
+            self._change(HealthChange(False, url, at_s, str(failed), self._failures, failed.reason))
+        self._url = self.engine.health_url  # what answers there next may have it again
 
-    async def _check(self) -> None:
-        url, why = self.engine.health_url, ""
+    def _change(self, change: HealthChange) -> None:
+        self.health = change
+        self._listener.backend_health(self.engine.name, change)
+
+    async def _failure(self) -> Unanswered | None:
+        """What a health check gets instead of a success."""
         try:
-            page = await self._client.get(url, self.engine.key, certificates=self.engine.certificates)
-            if not page.is_success:
-                why = f"status {page.status}"
-        except Unanswered as error:
-            why = str(error)
-        self._failures = self._failures + 1 if why else 0
-        up = not why or (bool(self.up) and self._failures < self._down_after)
-        if up != self.up:
-            self.up = up
-            self._listener.backend_health(self.engine.name, HealthChange(up, url, time(), why, self._failures))
+            page = await self._get(self._url)
+            if page.status in _NO_SUCH_PATH and self.engine.models_url not in {"", self._url}:
+                self._url = self.engine.models_url
+                page = await self._get(self._url)
+        except Unanswered as failed:
+            if failed.reason is DownReason.REFUSED and not self.engine.own_address:
+                return Unanswered(str(failed), DownReason.UNREACHABLE)  # says nothing of where requests go
+            return failed
+        if page.is_success:
+            return None
+        return Unanswered(str(page), DownReason.UNREADY if page.status in self.engine.unready else DownReason.STATUS)
 
-    async def _scrape(self) -> None:
-        asked_s = self._clock()
+    async def _get(self, url: str) -> Page:
+        return await self._client.get(url, self.engine.key, certificates=self.engine.certificates)
+
+    async def scrape(self) -> None:
+        """One reading of the metrics, where it is ours to do."""
+        if not self.engine.scraped or not self._scrapes(self.engine.name):
+            return
+        asked_s, url = self._clock(), self.engine.metrics_url
         self._listener.probe_started(self.engine.name)
         try:
-            page = await self._client.get(
-                self.engine.metrics_url, self.engine.key, certificates=self.engine.certificates
-            )
+            page = await self._get(url)
         except Unanswered as why:
-            self._observer.scrape_failed(self.engine.name, f"{self.engine.metrics_url}: {why}")
+            self._observer.scrape_failed(self.engine.name, f"{url}: {why}")
             return
         if not page.is_success:
-            self._observer.scrape_failed(self.engine.name, f"{self.engine.metrics_url} answered {page.status}")
+            self._observer.scrape_failed(self.engine.name, f"{url} answered {page}")
             return
-        found = read_metrics(page.body, self.engine.models)
+        found = read_metrics(page.lines, self.engine.models)
         if found is None:
-            self._observer.scrape_failed(self.engine.name, f"no known engine's metrics at {self.engine.metrics_url}")
+            self._observer.scrape_failed(self.engine.name, f"no known engine's metrics at {url}")
             return
         report = found.report(asked_s, self.last)
         self.last = found
         self._listener.reported(self.engine.name, report)
         self._observer.scraped(self.engine.name, report, self._clock() - asked_s)
+
+
+async def _repeat(act: Callable[[], Awaitable[None]], period_s: float) -> None:
+    while True:
+        await act()
+        await asyncio.sleep(period_s * uniform(1 - JITTER, 1 + JITTER))
 
 
 class Engines:

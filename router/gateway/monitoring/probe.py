@@ -5,13 +5,15 @@ of its streams. Believes: llhttp. Must not know what is on a page. Redirects are
 """
 
 import asyncio
+import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from errno import ECONNREFUSED
 from time import monotonic
 from typing import Final
 from urllib.parse import urlsplit
 
-from router.core.errors import Unanswered
+from router.core.errors import DownReason, Unanswered
 from router.gateway.protocols.target import Target
 from router.gateway.tls import TlsContext
 from router.gateway.traffic.http import parse_head
@@ -20,18 +22,36 @@ from router.gateway.traffic.upstream import Connection, PoolLimits, Reader, Upst
 _PAGE_BYTES_MAX: Final = 16 * 2**20
 _IDLE_MAX: Final = 8
 _OK: Final = range(200, 300)
+_REDIRECT: Final = range(300, 400)
+_LOCATION_CHARS_MAX: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What was answered."""
+    """What was answered.
+
+    ``location``: where a redirect points; ``framed``: the answer states where its body ends, so that the body is whole.
+    """
 
     status: int
     body: bytes
+    location: str = ""
+    framed: bool = field(default=True, compare=False)
 
     @property
     def is_success(self) -> bool:
         return self.status in _OK
+
+    @property
+    def lines(self) -> bytes:
+        """The body up to its last whole line, where it may have been cut off: half a number is another number."""
+        return self.body if self.framed else self.body[: self.body.rfind(b"\n") + 1]
+
+    def __str__(self) -> str:
+        """The status, for a message that says why a page is of no use."""
+        if not self.location:
+            return f"status {self.status}"
+        return f"status {self.status}, a redirect to {self.location}, which is not followed"
 
 
 class Probe(Reader):
@@ -42,6 +62,7 @@ class Probe(Reader):
         self._upstream, self._head, self._answer = upstream, head, answer
         self._connection: Connection | None = None
         self._status = 0
+        self._location = ""
         self._until_close = False
         self._pieces: list[bytes] = []
         self._size = 0
@@ -52,7 +73,7 @@ class Probe(Reader):
         if connection is not None:
             self._ask(connection)
         else:
-            self._upstream.dial(self._ask, self._fail)
+            self._upstream.dial(self._ask, self._undialled)
 
     def _ask(self, connection: Connection) -> None:
         if self._answer.done():
@@ -85,6 +106,8 @@ class Probe(Reader):
             self._fail("a head that cannot be read")
             return
         self._status, self._until_close = head.status, head.until_close
+        if head.status in _REDIRECT:
+            self._location = _location(head.fields)
         self._in_body = True
         self._more()
 
@@ -100,7 +123,8 @@ class Probe(Reader):
     def finished(self) -> None:
         """The page is complete."""
         if not self._answer.done():
-            self._answer.set_result(Page(self._status, b"".join(self._pieces)))
+            page = Page(self._status, b"".join(self._pieces), self._location, not self._until_close)
+            self._answer.set_result(page)
 
     def closed(self) -> None:
         """The end of the connection, which is the end of a page that has no other."""
@@ -112,13 +136,39 @@ class Probe(Reader):
     def connection_failed(self, why: str, *, unanswered: bool) -> None:
         """The connection failed."""
         if unanswered and self._connection is not None and self._connection.reused and not self._answer.done():
-            self._upstream.dial(self._ask, self._fail)
+            self._upstream.dial(self._ask, self._undialled)
         else:
-            self._fail(why)
+            self._fail(why, DownReason.TLS if "[SSL" in why else DownReason.INVALID)  # a certificate refused, or a cut
 
-    def _fail(self, why: str) -> None:
+    def _undialled(self, why: str) -> None:
+        self._fail(why, _reason(self._upstream.dial_error))
+
+    def _fail(self, why: str, reason: DownReason = DownReason.INVALID) -> None:
         if not self._answer.done():
-            self._answer.set_exception(Unanswered(why))
+            self._answer.set_exception(Unanswered(why, reason))
+
+
+def _reason(error: Exception | None) -> DownReason:
+    """Why no connection came about."""
+    if isinstance(error, TimeoutError):
+        return DownReason.TIMEOUT
+    if isinstance(error, ssl.SSLError):
+        return DownReason.TLS
+    if isinstance(error, OSError):
+        text, refused = str(error), f"[Errno {ECONNREFUSED}]"
+        if error.errno == ECONNREFUSED or 0 < text.count(refused) == text.count("[Errno "):  # of several addresses, all
+            return DownReason.REFUSED
+    return DownReason.UNREACHABLE
+
+
+def _location(fields: bytes) -> str:
+    """Where a redirect with these header lines points, as far as it can be printed."""
+    for line in fields.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.lower() == b"location":
+            text = value.strip().decode("latin-1")[:_LOCATION_CHARS_MAX]
+            return text if text.isprintable() else "an address that cannot be printed"
+    return ""
 
 
 class ProbeClient:
@@ -150,7 +200,7 @@ class ProbeClient:
             async with asyncio.timeout(self._timeout_s):
                 return await answer
         except TimeoutError:
-            raise Unanswered(f"no answer in {self._timeout_s:g} s") from None
+            raise Unanswered(f"no answer in {self._timeout_s:g} s", DownReason.TIMEOUT) from None
         finally:
             if answer.cancelled() or not answer.done():
                 question.abort()
@@ -159,7 +209,7 @@ class ProbeClient:
         try:
             target = Target.of_url(netloc, f"{scheme}://{netloc}", certificates=certificates)
         except ValueError as error:
-            raise Unanswered(str(error)) from None
+            raise Unanswered(str(error), DownReason.UNREACHABLE) from None
         made = self._upstreams[scheme, netloc, certificates] = Upstream(target, self._clock, self._limits)
         return made
 

@@ -20,6 +20,7 @@ from router.core.score import STATES, Score
 from router.core.signals import registered
 from router.core.slo_metrics import BASE, SLO_METRICS
 from router.core.types import EngineReport, Load
+from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.telemetry.histogram import Histogram, add_counts, add_histogram
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
 from router.gateway.telemetry.waits import Waits
@@ -113,6 +114,7 @@ class Metrics(Collector):
         self._load: Callable[[], tuple[int, int, Mapping[str, Load]]] = lambda: (0, 0, {})
         self._dropped: Callable[[], Mapping[str, int]] = dict
         self._up: Callable[[], Mapping[str, bool]] = dict
+        self._downtimes: Callable[[], Downtimes] = dict
         self._unreadable = 0
         self.policies = PolicyMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
@@ -125,11 +127,13 @@ class Metrics(Collector):
         scores: Callable[[], Mapping[str, Score]],
         dropped: Callable[[], Mapping[str, int]],
         up: Callable[[], Mapping[str, bool]],
+        downtimes: Callable[[], Downtimes] = dict,
     ) -> None:
         """Where to read, at a scrape: requests in flight, held and by backend; gaps between tokens; the accuracy of
-        forecasts; dropped numbers by source; whether each backend is up.
+        forecasts; dropped numbers by source; whether each backend is up, and why not.
         """
         self._load, self._gaps, self._scores, self._dropped, self._up = load, gaps, scores, dropped, up
+        self._downtimes = downtimes
 
     def text(self) -> bytes:
         """The page, in Prometheus's text format."""
@@ -406,8 +410,20 @@ class Metrics(Collector):
         for backend, engine in self._engines.items():
             scrapes.add_metric([backend, "ok"], engine.scrapes)
             scrapes.add_metric([backend, "failed"], engine.failures)
-        yield from (up, scrapes)
+        yield from (up, self._down(), scrapes)
         yield from self._reported()
+
+    def _down(self) -> Metric:
+        """One series a backend and reason, there only while the backend gets no requests for that reason."""
+        since = GaugeMetricFamily(
+            "headroom_backend_down_since_timestamp_seconds",
+            "Since when a backend gets no requests, by reason; no series while it gets some",
+            labels=["backend", "reason"],
+        )
+        for backend, downs in self._downtimes().items():
+            for down in downs:
+                since.add_metric([backend, down.reason.value], down.since_s)
+        return since
 
     def _reported(self) -> Iterator[Metric]:
         """The numbers of each engine's last report, and its age."""

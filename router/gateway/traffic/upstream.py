@@ -265,6 +265,7 @@ class Upstream:
         self.wire_name = target.name.encode("latin-1", "replace")
         self.opening: Callable[[bytes, bytes], bytes] = lru_cache(maxsize=64)(partial(_opening, target))
         self.open: set[Connection] = set()
+        self.dial_error: Exception | None = None  # of the last try to connect
         self.clock = clock
         self._idle: list[Connection] = []
         self._dials: set[asyncio.Task[None]] = set()
@@ -296,6 +297,7 @@ class Upstream:
     async def _connected(self, ready: Ready, failed: Failed) -> None:
         target = self.target
         loop = asyncio.get_running_loop()
+        self.dial_error = None
         try:
             async with asyncio.timeout(self.limits.connect_s):
                 _, connection = await loop.create_connection(
@@ -305,11 +307,14 @@ class Upstream:
                     ssl=self._tls,
                     server_hostname=self._server_name,
                 )
-        except TimeoutError:
+        except TimeoutError as error:
+            self.dial_error = error
             failed(f"{target.name} did not accept a connection in {self.limits.connect_s:g} s")
         except OSError as error:
+            self.dial_error = error
             failed(f"{target.name} cannot be reached: {error.strerror or error}")
         except UnicodeError as error:  # a host that cannot be a DNS name
+            self.dial_error = error
             failed(f"{target.name} cannot be reached: {target.host!r} is no host name ({error})")
         else:
             ready(connection)

@@ -145,7 +145,7 @@ class Worker:
         """Wait for each engine's first health check, at most for a probe's timeout: requests can then be routed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.gateway.plan.settings.scrape.timeout_s):
-                while any(watch.up is None for watch in self.gateway.engines.watches.values()):  # noqa: ASYNC110 - one condition
+                while any(watch.health is None for watch in self.gateway.engines.watches.values()):  # noqa: ASYNC110 - one condition
                     await asyncio.sleep(0.01)
 
 
