@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from router.core import border, loops
 from router.core.arrays import Floats
 from router.core.columns import BANDS, E2E, EAGER, FULL, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
-from router.core.lengths import Lengths, Prompts
+from router.core.lengths import Lengths
 from router.core.metering import WorkSnapshot
+from router.core.prompts import Prompts
 from router.core.regression import Regression
 from router.core.roof import Roofs
 from router.core.score import STATES, ForecastStats, Score

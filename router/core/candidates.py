@@ -13,17 +13,27 @@ from router.core.flight import Flight
 from router.core.held_queue import HeldQueue, LineKey
 from router.core.holding import Holding, line_of
 from router.core.ledger import Ledger
+from router.core.prompts import Prompts
 from router.core.types import Request
 
 
 class Candidates:
-    """Reads the ledger and who waits; changes neither. ``hold_s_max``: the admission policy's, which may be swapped."""
+    """Reads the ledger, how long prompts are and who waits; changes none of them.
 
-    __slots__ = ("_holding", "_ledger")
+    ``hold_s_max``: the admission policy's, which may be swapped.
+    """
 
-    def __init__(self, ledger: Ledger, holding: Holding) -> None:
+    __slots__ = ("_holding", "_ledger", "_prompts")
+
+    def __init__(self, ledger: Ledger, prompts: Prompts, holding: Holding) -> None:
         self._ledger = ledger
+        self._prompts = prompts
         self._holding = holding
+
+    def taking(self, request: Request) -> Slots:
+        """Those whose context should hold the request; empty where none can. See ``Roster.taking``."""
+        least, most = self._prompts.bounds(request)
+        return self._ledger.roster.taking(request, least, most)
 
     def fleet(self, flight: Flight, slots: Slots, queue: HeldQueue | None, hold_s_max: float, now_s: float) -> Fleet:
         """These backends for this request; ``queue``: the requests for its model that wait, if any do."""
@@ -35,7 +45,7 @@ class Candidates:
 
     def untried(self, flight: Flight, hold_s_max: float, now_s: float) -> Fleet | None:
         """Those that take the request and that no attempt of it was sent to; None where there is none."""
-        slots = self._ledger.roster.taking(flight.request)
+        slots = self.taking(flight.request)
         left = frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
         queue = self._holding.queue(flight.request.model)
         return self.fleet(flight, left, queue, hold_s_max, now_s) if len(left) else None

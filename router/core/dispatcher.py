@@ -57,7 +57,7 @@ class Dispatcher(FleetEvents):
         self._flights: dict[RequestId, Flight] = {}
         self._timers = Timers(self._stands)
         self._holding = Holding(self._flights, self._timers, self._ask_held)
-        self._candidates = Candidates(self.ledger, self._holding)
+        self._candidates = Candidates(self.ledger, self.belief.prompts, self._holding)
         self._watch = FirstByteWatch(self._timers)
 
     # -- policies, and how many requests there are -------------------------------------------------------------
@@ -94,9 +94,9 @@ class Dispatcher(FleetEvents):
         if request.slo.derived_s:
             request = flight.request = self._in_base(request)
         queue = self._holding.queue(request.model)
-        slots = self.ledger.roster.taking(request)
+        slots = self._candidates.taking(request)
         if not len(slots):
-            return self._refuse(flight, nobody_takes(self.ledger.roster, request), now_s)
+            return self._refuse(flight, nobody_takes(self.ledger.roster, request, self.belief.prompts), now_s)
         fleet = self._candidates.fleet(flight, slots, queue, self.admission.hold_s_max, now_s)
         forecast = Forecast(request, fleet, self.belief)
         answer, self._memory = self.admission.admit(request, fleet, forecast, self._memory)
@@ -115,8 +115,7 @@ class Dispatcher(FleetEvents):
     def _in_base(self, request: Request) -> Request:
         """The request with its SLO in bounds on TTFT, TPOT and E2E alone, for the reply length that is expected."""
         reply = self.belief.lengths.estimate(request.model, request.slo_class, request.output_tokens_max)
-        prompt_tokens = request.prompt_tokens * self.belief.prompts.scale(request.model)
-        return replace(request, slo=request.slo.in_base(prompt_tokens, reply.tokens))
+        return replace(request, slo=request.slo.in_base(self.belief.prompts.tokens(request), reply.tokens))
 
     def _behind(
         self, flight: Flight, fleet: Fleet, forecast: Forecast, until_s: float, now_s: float
@@ -314,7 +313,7 @@ class Dispatcher(FleetEvents):
         flight.hold(now_s)
         if flight.hold_until_s == inf:
             flight.hold_until_s = now_s + self.admission.hold_s_max
-        line = flight.line or self._candidates.line(flight.request, self.ledger.roster.taking(flight.request))
+        line = flight.line or self._candidates.line(flight.request, self._candidates.taking(flight.request))
         self._holding.add(flight, line, choice.until_s, choice.alone)
         return evicted or ()
 

@@ -110,7 +110,7 @@ class Forecast:
         self._fleet = fleet
         self._belief = belief
         self._reply = belief.lengths.estimate(request.model, request.slo_class, request.output_tokens_max)
-        self.prompt_tokens = request.prompt_tokens * belief.prompts.scale(request.model)
+        self.prompt_tokens = belief.prompts.tokens(request)
         self.tokens = max(self.prompt_tokens + self._reply.tokens / 2, 1.0)
         self._cached: Floats | None = None
         self._resident: Floats | None = None  # tokens of the prompt as estimated, by what was sent before

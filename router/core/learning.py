@@ -20,15 +20,15 @@ def learn_first_token(belief: Belief, ledger: Ledger, won: Attempt, now_s: float
 
 
 def learn_reply(belief: Belief, ledger: Ledger, request: Request, done: Attempt, usage: Usage, now_s: float) -> None:
-    """The reply of an attempt is complete: lengths, cache hits, TPOT and E2E. An estimate of how many tokens it has
-    teaches neither length nor TPOT.
+    """The reply of an attempt is complete: sizes of prompts and replies, cache hits, TPOT and E2E. An estimate of how
+    many tokens it has teaches neither length nor TPOT.
     """
     held, predicted = done.reservation, done.predicted
+    belief.prompts.update(request.model, request.prompt_tokens, usage.prompt_tokens, request.prompt_sigma)
     if usage.output_tokens <= 0:
         return
     if not usage.estimated:
         belief.lengths.update(request.model, request.slo_class, usage.output_tokens, request.output_tokens_max)
-    belief.prompts.update(request.model, request.prompt_tokens, usage.prompt_tokens)
     if held.generation != ledger.table.generation[held.slot]:
         return
     if usage.prompt_tokens > 0:

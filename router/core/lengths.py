@@ -1,4 +1,4 @@
-"""How long replies are and how many tokens a prompt has, learnt from what engines counted.
+"""How long replies are, learnt from what engines counted.
 
 Assumes: replies of one model and SLO class share a distribution that drifts slowly. A reply that ended at its own cap
 would have gone on: it counts as *at least* so long, not as so long. So the distribution is stored as hazards over
@@ -9,7 +9,7 @@ Must not depend on: any backend, any queue, any request before it ended.
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, log, log2, sqrt
+from math import log, log2, sqrt
 from typing import Final
 
 import numpy as np
@@ -26,8 +26,6 @@ REFRESH: Final = 16  # replies between two readings of a distribution: a mean ov
 WEIGHT_MAX: Final = 1e6  # of one reply, before all are scaled back
 CAPS_KEPT: Final = 256  # caps whose estimate is cached between two updates
 MEAN_GAIN_MIN: Final = 0.02  # of the newest reply in the mean of a model's
-RATIO_MOST: Final = 32.0  # of a count to its estimate, either way, as far as one prompt teaches
-EXACT: Final = 0.01  # a log ratio below this is a tokenizer's whim
 NO_WEIGHT: Final = 1e-9  # less weight of replies than this is rounding
 _EDGES: Final = 2.0 ** (np.arange(BINS + 1) / BINS_PER_OCTAVE)
 _ENDS: Final[list[float]] = _EDGES[1:].tolist()  # of each bin
@@ -235,32 +233,3 @@ class Lengths:
     def quantile(self, model: str, slo_class: str, quantile: float, cap: int = 0) -> float:
         """Output tokens that a reply exceeds with probability 1 - ``quantile``, or its cap if that is less."""
         return self._replies.get((model, slo_class), self._unseen).quantile(quantile, cap)
-
-
-class Prompts:
-    """Tokens a prompt really has over what was estimated at arrival, and the mean prompt, by model."""
-
-    GAIN_MIN: Final = 0.02
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[float, float, int]] = {}  # log of the ratio, mean tokens, seen
-
-    def update(self, model: str, estimated_tokens: float, counted_tokens: int) -> None:
-        """Fold in one engine's count (0: not reported)."""
-        if counted_tokens <= 0 or estimated_tokens <= 0:
-            return
-        scale, mean, seen = self._known.get(model, (0.0, float(counted_tokens), 0))
-        gain = max(self.GAIN_MIN, 1.0 / (seen + 2.0))
-        ratio = min(RATIO_MOST, max(1.0 / RATIO_MOST, counted_tokens / estimated_tokens))
-        scale += gain * (log(ratio) - scale)
-        self._known[model] = scale, mean + gain * (counted_tokens - mean), seen + 1
-
-    def scale(self, model: str) -> float:
-        """What to multiply an estimate with; 1 where estimates are exact. How estimates are made must not change."""
-        known = self._known.get(model)
-        return exp(known[0]) if known and abs(known[0]) > EXACT else 1.0
-
-    def mean_tokens(self, model: str, otherwise: float) -> float:
-        """The mean prompt of this model, ``otherwise`` before any was counted."""
-        known = self._known.get(model)
-        return known[1] if known else otherwise

@@ -14,6 +14,7 @@ from router.core.decisions import Command, RequestRecord
 from router.core.dispatcher import NO_USAGE, Dispatcher
 from router.core.flight import Failure, FailureKind
 from router.core.physics import StepCoefficients
+from router.core.text_size import TEXT_SIGMA
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Usage, slo_from
 
 VERSION: Final = 3  # 1: other names of events and fields; 2: one event for commit and first token
@@ -193,7 +194,8 @@ def plain_command(command: Command) -> Event:
 def request_of(plain: Event) -> Request:
     """The request of an ``arrived``."""
     slo = slo_from(plain.get("slo", {}))
-    return Request(**{**plain, "slo": slo, "prefix": tuple(plain.get("prefix", ()))})
+    estimated = {"prompt_sigma": TEXT_SIGMA}  # by records that do not say it
+    return Request(**{**estimated, **plain, "slo": slo, "prefix": tuple(plain.get("prefix", ()))})
 
 
 def backend_of(plain: Event) -> Backend:

@@ -162,9 +162,12 @@ class Roster:
             self._shortest[model] = min(map(self._context_tokens, chosen), default=_INF)
         return slots
 
-    def taking(self, request: Request) -> Slots:
+    def taking(self, request: Request, least: float, most: float) -> Slots:
         """Those of the pool whose context holds the prompt, with its whole reply where there are such. Empty: the
         prompt is too long for all of them. Where some have the request's endpoint, those that lack it are left out.
+
+        ``least`` and ``most``: tokens that the prompt has, by what is known of it. The longest contexts are tried where
+        only a prompt that is shorter than expected would fit.
         """
         slots = self.pool(request.model)
         if request.endpoint in self._refusing:
@@ -172,11 +175,13 @@ class Roster:
             having = [slot for slot in slots.tolist() if slot not in lacking]
             slots = frozen(np.array(having, dtype=np.intp)) if having else slots
         reply = max(request.output_tokens_max, 1)
-        if request.prompt_tokens + reply <= self._shortest[request.model]:
+        if most + reply <= self._shortest[request.model]:
             return slots
-        most = np.array([self._context_tokens(slot) for slot in slots.tolist()])
-        whole = slots[most >= request.prompt_tokens + reply]
-        return frozen(whole if len(whole) else slots[most > request.prompt_tokens])
+        context = np.array([self._context_tokens(slot) for slot in slots.tolist()])
+        for fits in (context >= most + reply, context > most):
+            if fits.any():
+                return frozen(slots[fits])
+        return frozen(slots[(context > least) & (context == context.max(initial=0.0))])
 
     def span(self, slots: Slots) -> slice | None:
         """The slots as a slice, where they are neighbours, as those of one model mostly are. The last result is cached:

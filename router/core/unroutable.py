@@ -7,20 +7,24 @@ from typing import Final
 
 from router.core.decisions import Shed
 from router.core.errors import Reason
+from router.core.prompts import Prompts
 from router.core.roster import Roster
 from router.core.types import Request
 
 RETRY_S: Final = 2.0  # about a health check's interval: a backend may be up again by then
 
 
-def nobody_takes(roster: Roster, request: Request) -> Shed:
+def nobody_takes(roster: Roster, request: Request, prompts: Prompts) -> Shed:
     """The refusal of a request that ``Roster.taking`` has no backend for."""
-    model, tokens = request.model, request.prompt_tokens
+    model = request.model
     if not roster.serves(model):
         there = ", ".join(roster.models) or "none"
         return Shed(Reason.UNKNOWN_MODEL, f"no backend serves {model!r}; models: {there}")
     longest = roster.longest(model)
-    if tokens >= longest:
-        why = f"a prompt of {tokens} tokens; the longest context of any backend of {model!r} is {longest:.0f}"
+    least, most = prompts.bounds(request)
+    if least >= longest:
+        exact = least == most
+        size = f"{request.prompt_tokens}" if exact else f"about {prompts.tokens(request):.0f} (at least {least:.0f})"
+        why = f"a prompt of {size} tokens; the longest context of any backend of {model!r} is {longest:.0f}"
         return Shed(Reason.TOO_LONG, why)
     return Shed(Reason.NO_BACKEND, f"no backend of {model!r} that takes it is up", RETRY_S)

@@ -14,6 +14,7 @@ from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.ledger import Ledger
 from router.core.record import Recording, replay
+from router.core.text_size import TEXT_SIGMA
 from router.core.types import Load, Usage
 from tests.fakes import backend, core, request, sent
 
@@ -283,9 +284,9 @@ def test_prompts_that_are_longer_than_estimated_are_reserved_as_they_are():
     """The engine counts twice the estimate, time after time."""
     it = core(backend(), routing="slo_headroom")
     for n in range(100):
-        it.arrived(request(f"r{n}", prompt_tokens=500, arrived_s=n), n)
+        it.arrived(request(f"r{n}", prompt_tokens=500, prompt_sigma=TEXT_SIGMA, arrived_s=n), n)
         it.ended(f"r{n}", 1, Usage(5, 1000), n + 0.2)
-    it.arrived(request("last", prompt_tokens=500, arrived_s=200.0), 200.0)
+    it.arrived(request("last", prompt_tokens=500, prompt_sigma=TEXT_SIGMA, arrived_s=200.0), 200.0)
     assert it.loads()["a"].prefill_tokens == pytest.approx(1000, rel=0.05)
 
 

@@ -1,4 +1,4 @@
-"""Reply lengths under caps, and prompts counted against estimates."""
+"""Reply lengths under caps."""
 
 import random
 from math import inf, log
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core import kernels, loops
-from router.core.lengths import BINS, BINS_PER_OCTAVE, Lengths, Prompts
+from router.core.lengths import BINS, BINS_PER_OCTAVE, Lengths
 
 
 def taught(chance, count, median, sigma, cap=0):
@@ -144,19 +144,6 @@ def test_what_was_learnt_of_replies_can_be_taken_over():
     fresh = Lengths()
     fresh.adopt("m", taught_one.export("m"))
     assert fresh.estimate("m", "default").tokens == pytest.approx(taught_one.estimate("m", "default").tokens, rel=0.02)
-
-
-def test_estimates_of_prompts_are_scaled_by_what_engines_count():
-    """Estimated at 4 bytes a token where it is 3: a third more. Where estimates are exact nothing is changed."""
-    it = Prompts()
-    for n in range(200):
-        it.update("m", 300 + n, round((300 + n) * 4 / 3))
-        it.update("exact", 300 + n, 300 + n)
-        it.update("silent", 300 + n, 0)
-    assert it.scale("m") == pytest.approx(4 / 3, rel=0.02)
-    assert it.scale("exact") == it.scale("silent") == it.scale("never") == 1.0
-    assert it.mean_tokens("m", 5.0) == pytest.approx(560, rel=0.1)
-    assert it.mean_tokens("never", 5.0) == 5.0
 
 
 def test_weights_that_grow_are_scaled_back_and_many_caps_are_not_kept_for_ever():

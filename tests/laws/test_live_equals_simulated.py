@@ -114,6 +114,8 @@ OWN_NAME: Final = "every shell gives ids of its own"
 FACTS: Final[Mapping[str, Callable[[Seen], Any] | str]] = {
     # Of a request: all that its client said, and what was made of it.
     "Request.id": OWN_NAME,
+    "Request.prompt_sigma": "a trace states sizes, which the gateway estimates",
+    "Request.endpoint": "a trace has no paths",
     **_of("request", "model", "arrived_s", "prompt_tokens", "output_tokens_max", "slo", "slo_class", "priority"),
     **_of("request", "tenant", "session", "prefix", "prefix_block_tokens", "streamed", "first_token_due_s"),
     # Of the fleet: who is there, what they are, what they have to do, what is cached, who waits.

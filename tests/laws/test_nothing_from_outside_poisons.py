@@ -23,6 +23,7 @@ from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.score import TRUSTED_AFTER
 from router.core.signals import names
+from router.core.text_size import TEXT_SIGMA
 from router.core.types import EngineReport, Load, Slo, Usage
 from tests.fakes import backend, core, request, sent
 
@@ -197,10 +198,15 @@ TestAnyNumbers = AnyNumbers.TestCase
 # -- a reply that counts more cached tokens than prompt tokens ---------------------------------------------------------
 
 
+def expected_tokens(dispatcher, estimate):
+    """What a prompt of that estimate is expected to count."""
+    return dispatcher.belief.prompts.tokens(request(prompt_tokens=estimate, prompt_sigma=TEXT_SIGMA))
+
+
 def served(dispatcher, usage, replies, now_s=0.0):
     """So many replies of this usage, one after the other."""
     for _ in range(replies):
-        asked = request(arrived_s=now_s, prompt_tokens=1_000)
+        asked = request(arrived_s=now_s, prompt_tokens=1_000, prompt_sigma=TEXT_SIGMA)
         attempt = sent(dispatcher.arrived(asked, now_s)).attempt
         dispatcher.first_token(asked.id, attempt, now_s + 0.1)
         dispatcher.ended(asked.id, attempt, usage, now_s + 2.0)
@@ -213,7 +219,7 @@ def test_input_tokens_that_exclude_the_cached_ones_teach_nothing_of_the_cache():
     dispatcher = core(backend("a"), routing="slo_headroom")
     now_s = served(dispatcher, Usage(50, 100, 900), 100)
     assert dispatcher.belief.hit[0] == 0.0
-    assert dispatcher.belief.prompts.scale("m") == 1.0
+    assert expected_tokens(dispatcher, 1_000) == 1_000
     assert dispatcher.belief.lengths.mean_tokens("m", 0.0) == pytest.approx(50.0)
     assert dispatcher.dropped_numbers.by_source["usage"] == 100
     assert dispatcher.dropped_numbers.first["usage", "a"] == "900 cached tokens of 100 prompt tokens"
@@ -225,7 +231,7 @@ def test_a_plausible_usage_is_learnt_from_and_nothing_is_counted():
     dispatcher = core(backend("a"), routing="slo_headroom")
     served(dispatcher, Usage(50, 1_200, 600), 100)
     assert dispatcher.belief.hit[0] == pytest.approx(0.5, abs=0.02)
-    assert dispatcher.belief.prompts.scale("m") == pytest.approx(1.2, rel=0.02)
+    assert expected_tokens(dispatcher, 1_000) == pytest.approx(1_200, rel=0.02)
     assert not any(dispatcher.dropped_numbers.by_source.values())
 
 
@@ -452,7 +458,8 @@ def test_short_prompts_do_not_teach_that_long_ones_are_thousands_of_times_longer
     """A template of 4,000 tokens around one word says little of a prompt of 100,000."""
     dispatcher = core(backend("a"), routing="slo_headroom")
     for number in range(300):
-        asked = request(arrived_s=float(number), prompt_tokens=1)
+        asked = request(arrived_s=float(number), prompt_tokens=1, prompt_sigma=TEXT_SIGMA)
         attempt = sent(dispatcher.arrived(asked, float(number))).attempt
         dispatcher.ended(asked.id, attempt, Usage(5, 4_000), number + 0.5)
-    assert 16.0 < dispatcher.belief.prompts.scale("m") <= 32.0 + 1e-9
+    assert expected_tokens(dispatcher, 1) > 2_000
+    assert expected_tokens(dispatcher, 100_000) < 200_000
