@@ -144,6 +144,7 @@ class EndState(StrEnum):
     REFUSED = "refused"
     BROKEN = "broken"  # the engine failed after its reply had begun
     LEFT = "left"  # the client went away
+    CLIENT_ERROR = "client_error"  # the request cannot be served as it is, and no load or fault is the reason
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
@@ -235,6 +236,11 @@ class RequestRecord(Fact):
             return nan
         after = self.usage.output_tokens - 1
         return (self.ended_s - self.first_token_s) / after if after > 0 else 0.0
+
+    @property
+    def judged(self) -> bool:
+        """Whether it counts for attainment: the client stayed, and the request was one that can be served."""
+        return self.outcome is not EndState.LEFT and self.outcome is not EndState.CLIENT_ERROR
 
     @property
     def slo_met(self) -> bool:

@@ -15,12 +15,12 @@ from typing import Final
 from router.core import border
 from router.core.candidates import Candidates
 from router.core.decisions import Abort, Break, Choice, Command, Dispatch, EndState, Hold, Refuse, Send, Shed
-from router.core.errors import PolicyRejected, Reason
+from router.core.errors import CLIENT_ERRORS, PolicyRejected, Reason
 from router.core.explain import CHOICES_KEPT, Explanation
 from router.core.first_byte_watch import FirstByteWatch
 from router.core.fleet import Fleet
 from router.core.fleet_events import FleetEvents
-from router.core.flight import NO_PREDICTION, Attempt, DispatchLimits, Failure, FailureKind, Flight
+from router.core.flight import CLIENTS_OWN, NO_PREDICTION, Attempt, DispatchLimits, Failure, FailureKind, Flight
 from router.core.forecast import Forecast
 from router.core.held_queue import HeldQueue
 from router.core.holding import Holding
@@ -297,6 +297,8 @@ class Dispatcher(FleetEvents):
         tried = flight.attempts - flight.refusals
         if not failure.retryable or tried >= self.limits.attempts_max or fleet is None:
             reason = Reason.FIRST_BYTE_LATE if failure.late else Reason.BACKEND_FAILED
+            if failure.kind in CLIENTS_OWN:
+                reason = Reason.CLIENT_ERROR
             return self._refuse(flight, Shed(reason, failure.why), now_s)
         flight.line = (*self._candidates.line(flight.request, fleet.slots), *[float(slot) for slot in flight.tried])
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
@@ -460,7 +462,7 @@ class Dispatcher(FleetEvents):
 
     def _refused(self, flight: Flight, backend: str, failure: Failure, now_s: float) -> None:
         """Where the failure says that the backend does not serve this model or this endpoint, remember that."""
-        if failure.kind is FailureKind.ENDPOINT_MISSING:
+        if failure.kind is FailureKind.ENDPOINT_MISSING or failure.kind is FailureKind.REDIRECT:
             what = flight.request.endpoint
         elif failure.kind is FailureKind.MODEL_MISSING or failure.kind is FailureKind.KEY_REFUSED:
             what = flight.request.model
@@ -479,7 +481,8 @@ class Dispatcher(FleetEvents):
 
     def _refuse(self, flight: Flight, shed: Shed, now_s: float) -> Sequence[Command]:
         refuse = Refuse(flight.request.id, shed.reason, shed.why, shed.retry_after_s)
-        return [refuse, *self._over(flight, Event.REFUSE, None, NO_USAGE, now_s, shed.reason)]
+        event = Event.REJECT if shed.reason in CLIENT_ERRORS else Event.REFUSE
+        return [refuse, *self._over(flight, event, None, NO_USAGE, now_s, shed.reason)]
 
     def _over(
         self,
@@ -494,6 +497,6 @@ class Dispatcher(FleetEvents):
         outcome = flight.end(event)
         del self._flights[flight.request.id]
         account = flight.account(outcome, last, usage, now_s, reason)
-        if not self._holding or outcome is EndState.REFUSED:
+        if not self._holding or outcome is EndState.REFUSED or outcome is EndState.CLIENT_ERROR:
             return (account,)
         return [account, *self._serve_held(now_s, flight.request.model)]

@@ -27,6 +27,7 @@ class Reason(StrEnum):
     NO_BACKEND = "no-backend"  # of the backends that serve this model and take the prompt, none is up
     UNKNOWN_MODEL = "unknown-model"  # no backend that is configured serves it
     TOO_LONG = "too-long"  # its prompt exceeds the context of every backend that serves the model
+    CLIENT_ERROR = "client-error"  # the engines refuse it as the client's own error, or none offers what it wants
     BACKEND_FAILED = "backend-failed"  # the last attempt failed before the first byte, and no further one is allowed
     FIRST_BYTE_LATE = "first-byte-late"  # the same, and it failed by sending no first byte before its deadline
 
@@ -40,12 +41,17 @@ STATUS: Final[Mapping[Reason, int]] = MappingProxyType(
         Reason.UNFAIR_SHARE: 429,
         Reason.EVICTED: 429,
         Reason.TOO_LONG: 400,
+        Reason.CLIENT_ERROR: 400,
         Reason.UNKNOWN_MODEL: 404,
         Reason.BACKEND_FAILED: 502,
         Reason.NO_BACKEND: 503,
         Reason.FIRST_BYTE_LATE: 504,
     }
 )
+
+
+CLIENT_ERRORS: Final = frozenset({Reason.TOO_LONG, Reason.UNKNOWN_MODEL, Reason.CLIENT_ERROR})
+"""What the client has to change: neither shed nor failed."""
 
 
 def status_of(reason: Reason) -> int:

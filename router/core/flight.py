@@ -54,6 +54,7 @@ class FailureKind(StrEnum):
     ENDPOINT_MISSING = "endpoint-missing"  # its server lacks the path
     KEY_REFUSED = "key-refused"  # it refuses the gateway's key for it
     NOT_FOUND = "not-found"  # something else that the request names is not there
+    REDIRECT = "redirect"  # it answers that another address serves the path
     UNSUPPORTED = "unsupported"  # its protocol cannot express the request
     CLIENT_ERROR = "client-error"  # any engine would refuse the request
     WITHDRAWN = "withdrawn"  # by the gateway: the backend was removed or reconfigured

@@ -28,6 +28,7 @@ class Event(StrEnum):
     HOLD = "hold"
     SEND = "send"  # one more attempt
     REFUSE = "refuse"
+    REJECT = "reject"  # for an error of the client's
     COMMIT = "commit"  # status and first bytes of a reply go to the client: no retry from here on
     FIRST_TOKEN = "first token"
     LOSE_ATTEMPT = "lose attempt"  # one failed while another is open
@@ -41,10 +42,12 @@ NEXT: Final[dict[State, dict[Event, State | EndState]]] = {
         Event.HOLD: State.HELD,
         Event.SEND: State.SENT,
         Event.REFUSE: EndState.REFUSED,
+        Event.REJECT: EndState.CLIENT_ERROR,
     },
     State.HELD: {
         Event.SEND: State.SENT,
         Event.REFUSE: EndState.REFUSED,
+        Event.REJECT: EndState.CLIENT_ERROR,
         Event.LEAVE: EndState.LEFT,
     },
     State.SENT: {

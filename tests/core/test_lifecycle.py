@@ -56,6 +56,8 @@ class Scripted:
                 return Hold(fleet.now_s + 0.1, "not yet")
             case "shed":
                 return Shed(Reason.SATURATED, "no")
+            case "reject":
+                return Shed(Reason.TOO_LONG, "never")
             case _:
                 return Dispatch(int(fleet.slots[0]), "yes")
 
@@ -76,8 +78,10 @@ def moves_of(walked, script, *acts):
         ("send", (), (State.DECIDING, Event.SEND)),
         ("hold", (), (State.DECIDING, Event.HOLD)),
         ("shed", (), (State.DECIDING, Event.REFUSE)),
+        ("reject", (), (State.DECIDING, Event.REJECT)),
         ("hold send", [("ticked", 0.1)], (State.HELD, Event.SEND)),
         ("hold shed", [("ticked", 0.1)], (State.HELD, Event.REFUSE)),
+        ("hold reject", [("ticked", 0.1)], (State.HELD, Event.REJECT)),
         ("hold", [("client_left", 0.05, "r")], (State.HELD, Event.LEAVE)),
         ("send send", [("ticked", 0.5)], (State.SENT, Event.SEND)),
         ("send send", [("ticked", 0.5), ("failed", 0.6, "r", 1, Failure("x"))], (State.SENT, Event.LOSE_ATTEMPT)),
@@ -125,7 +129,7 @@ def test_any_order_of_events_walks_the_whole_table_and_never_leaves_it(walked):
 
     @settings(max_examples=400, derandomize=True, deadline=None)
     @given(
-        script=st.lists(st.sampled_from(["send", "hold", "shed"]), max_size=6),
+        script=st.lists(st.sampled_from(["send", "hold", "shed", "reject"]), max_size=6),
         acts=st.lists(st.tuples(ACTS, st.sampled_from([0.0, 0.1, 0.6])), min_size=5, max_size=12),
     )
     def walk(script, acts):

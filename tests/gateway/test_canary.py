@@ -94,6 +94,7 @@ def test_a_client_that_left_says_nothing() -> None:
     """Its request is in neither arm."""
     trial = Trial(Split(0.5))
     trial.accounted(account(True, outcome=EndState.LEFT))
+    trial.accounted(account(True, outcome=EndState.CLIENT_ERROR))
     assert [arm.requests for arm in trial.arms.values()] == [0, 0]
 
 

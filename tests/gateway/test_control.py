@@ -7,7 +7,7 @@ from router.core.types import Load
 from router.gateway.state import RouterView
 from router.gateway.state.memory import MemoryStore
 from tests.fakes_router import HEALTHY, backend, config, router
-from tests.fakes_wire import ScriptedEngine, stream
+from tests.fakes_wire import ScriptedEngine, reply, stream
 from tests.pages import Pages
 from tests.waiting import until
 
@@ -76,6 +76,23 @@ async def test_admin_paths_want_the_admin_key_where_there_is_one(tmp_path: Path)
                 good = await it.get(path, headers={"authorization": "Bearer admin-secret"})
                 assert good.status_code == (404 if path == "/explain/x" else 200)
             assert (await it.client.post("/admin/reload")).status_code == 401
+
+
+async def test_a_clients_own_error_is_named_so_everywhere(tmp_path: Path) -> None:
+    """In /explain, on the page's numbers and in the metrics: it was not refused, and no SLO was missed."""
+    async with (
+        ScriptedEngine([reply(b'{"error":{"message":"n must be at least 1, got 0."}}', 400)]) as engine,
+        Pages(dict(HEALTHY)) as pages,
+        router(tmp_path / "r.yaml", config(backend("a", engine, pages))) as it,
+    ):
+        assert (await it.chat(headers={"x-request-id": "mine"})).status_code == 400
+        told = (await it.get("/explain/mine")).json()
+        assert (told["outcome"], told["reason"], told["slo"]["met"]) == ("client_error", "client-error", None)
+        fleet = (await it.get("/admin/fleet")).json()
+        assert (fleet["client_errors"], fleet["last"]) == (1, {"requests": 0, "slo_met": 0, "refused": 0})
+        metrics = (await it.get("/metrics")).text
+        assert 'outcome="client_error",reason="client-error"' in metrics
+        assert "headroom_slo_requests_total{" not in metrics
 
 
 async def test_a_request_can_be_explained_and_is_in_the_books(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from router.core.columns import EJECTED
 from router.core.decisions import EndState
+from router.core.errors import Reason
 from router.core.flight import DispatchLimits, FailureKind
 from router.engines import ErrorDialect, find
 from router.gateway.traffic import faults
@@ -58,7 +59,7 @@ ONCE = DispatchLimits(failures_max=1)
         (OPENAI, 404, "404 page not found", PATH),
         (OPENAI, 404, "", PATH),
         (OPENAI, 405, '{"detail":"Method Not Allowed"}', PATH),
-        (OPENAI, 307, "", PATH),
+        (OPENAI, 307, "", FailureKind.REDIRECT),
         (OPENAI, 404, '{"error":{"message":"Response with id \'resp_1\' not found.","type":"x"}}', ABSENT),
         (OPENAI, 401, '{"error":"Unauthorized"}', KEY),
         (OPENAI, 403, '{"error":{"message":"This key may not use m","code":"403"}}', KEY),
@@ -218,6 +219,31 @@ async def test_what_no_engine_offers_is_answered_in_the_engines_words() -> None:
     async with ScriptedEngine([missing]) as engine, gateway(engine.target()) as gate:
         got = await gate.ask(post("/v1/responses", b'{"model":"m","input":"hi"}'))
         assert (got.status, got.body) == (404, b'{"detail":"Not Found"}')
+        assert gate.seen.endings == [EndState.CLIENT_ERROR]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_an_engines_4xx_is_the_clients_own_outcome(status: int) -> None:
+    """In the record that metrics, journal and page are made of: neither refused nor judged."""
+    body = b'{"error":{"message":"n must be at least 1, got 0."}}'
+    async with ScriptedEngine([reply(body, status)]) as engine, gateway(engine.target()) as gate:
+        got = await gate.chat()
+        assert (got.status, got.body) == (status, body)
+        record = gate.seen.outcomes[0].record
+        assert (record.outcome, record.reason, record.judged) == (EndState.CLIENT_ERROR, Reason.CLIENT_ERROR, False)
+
+
+async def test_a_model_that_no_backend_is_configured_for_is_the_clients_error() -> None:
+    """As is a prompt that no context holds."""
+    async with ScriptedEngine([stream("a")]) as engine, gateway(engine.target()) as gate:
+        assert (await gate.chat(model="x")).status == 404
+        assert gate.seen.endings == [EndState.CLIENT_ERROR]
+
+
+async def test_a_model_that_no_engine_has_loaded_is_the_operators_failure() -> None:
+    """It is configured: whoever watches the refusals has to see it."""
+    async with ScriptedEngine([reply(NO_MODEL.encode(), 404)]) as engine, gateway(engine.target()) as gate:
+        await gate.chat()
         assert gate.seen.endings == [EndState.REFUSED]
 
 
@@ -227,6 +253,7 @@ async def test_a_redirect_is_followed_by_nobody() -> None:
     async with ScriptedEngine([moved]) as engine, gateway(engine.target()) as gate:
         got = await gate.chat()
         assert (got.status, "location" in got.headers) == (502, False)
+        assert gate.seen.endings == [EndState.REFUSED]
 
 
 async def test_a_whole_reply_outlives_the_deadline_of_a_streams_first_byte() -> None:

@@ -6,7 +6,7 @@ from math import nan
 import pytest
 
 from router.core.decisions import EndState, RequestRecord
-from router.core.errors import Reason
+from router.core.errors import CLIENT_ERRORS, Reason
 from router.core.types import EngineReport, Load, Request, Slo, Usage
 from router.gateway.telemetry.demand import DemandWindow
 from router.gateway.telemetry.metrics import Metrics
@@ -66,10 +66,23 @@ def test_a_refusal_misses_its_slo_and_a_client_that_left_says_nothing_of_it() ->
     assert 'outcome="refused",reason="saturated"' in text
 
 
+def test_a_clients_own_error_is_neither_refused_nor_judged() -> None:
+    """No alert that pages an operator is about what a client has to change."""
+    books, window = metrics(), DemandWindow()
+    for reason in CLIENT_ERRORS:
+        books.recorded(account(EndState.CLIENT_ERROR, reason))
+        window.recorded(account(EndState.CLIENT_ERROR, reason), 0.0)
+    text = page(books)
+    assert 'outcome="client_error",reason="too-long"' in text
+    assert 'outcome="refused"' not in text
+    assert "headroom_slo_requests_total{" not in text
+    assert window.view(0.0) == {}
+
+
 def test_names_of_models_nobody_serves_make_no_new_series() -> None:
     """A client could otherwise fill the memory with labels."""
     books = metrics()
-    books.recorded(account(EndState.REFUSED, Reason.UNKNOWN_MODEL))
+    books.recorded(account(EndState.CLIENT_ERROR, Reason.UNKNOWN_MODEL))
     assert 'model="unknown"' in page(books)
     assert 'model="tiny"' not in page(books)
 
@@ -127,7 +140,7 @@ def test_the_demand_of_a_minute_is_a_rate_with_means() -> None:
     window = DemandWindow()
     for second in range(60):
         window.recorded(account(ttft_ms=500 if second % 2 else 100), float(second))
-    window.recorded(account(EndState.REFUSED, Reason.UNKNOWN_MODEL), 59.0)
+    window.recorded(account(EndState.CLIENT_ERROR, Reason.UNKNOWN_MODEL), 59.0)
     demand = window.view(59.9)["tiny"]
     assert demand.requests_per_s == pytest.approx(1.0, rel=0.05)
     assert (demand.prompt_tokens, demand.output_tokens, demand.slo_class) == (120, 11, "chat")

@@ -43,6 +43,7 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "peers": {peer: view.version for peer, view in parts.sync.peers.items()},
         "last": _counts(log.record for log in recent),
         "backends": [_backend(parts, given, by_backend[given["name"]], downs) for given in _backends(parts)],
+        "client_errors": sum(log.record.outcome is EndState.CLIENT_ERROR for log in recent),
         "recent": [_line(log, now_s) for log in islice(parts.journal.recent(), SHOWN)],
     }
 
@@ -117,7 +118,7 @@ def _backend(
 
 def _counts(records: Iterable[RequestRecord]) -> dict[str, Any]:
     """Requests that ended in the last minute, and how many of them met their SLO or were refused."""
-    ended = [record for record in records if record.outcome is not EndState.LEFT]
+    ended = [record for record in records if record.judged]
     return {
         "requests": len(ended),
         "slo_met": sum(record.slo_met for record in ended),

@@ -13,7 +13,7 @@ from statistics import NormalDist
 from typing import Any, Final, Literal
 
 from router.core import Choice, Fleet, Forecast, Request, Rng
-from router.core.decisions import EndState, RequestRecord
+from router.core.decisions import RequestRecord
 from router.core.policy import Routing
 
 FIRST_LOOK: Final = 25  # requests of the canary: a policy that fails most of them is returned here
@@ -95,8 +95,10 @@ class Trial:
     _looks: int = 0
 
     def accounted(self, account: RequestRecord) -> Verdict | None:
-        """Count a finished request; returns the verdict once. Requests whose client left are not counted."""
-        if self.verdict is not None or account.outcome is EndState.LEFT:
+        """Count a finished request; returns the verdict once. Requests whose client left, or whose error is the
+        client's own, are not counted.
+        """
+        if self.verdict is not None or not account.judged:
             return None
         own = self.split.takes(account.request)
         arm = self.arms["canary" if own else "serving"]

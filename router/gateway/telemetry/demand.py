@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from router.core.decisions import EndState, RequestRecord
-from router.core.errors import Reason
 from router.core.types import Slo
 from router.gateway.state import ModelDemand
 
@@ -37,12 +36,13 @@ class DemandWindow:
         self._began_s: float | None = None
 
     def recorded(self, record: RequestRecord, now_s: float, class_slo: Slo | None = None) -> None:
-        """One request has ended. A client that left early does not count for attainment.
+        """One request has ended. One that cannot be served as it is counts for nothing, and a client that left early
+        not for attainment.
 
         ``class_slo``: the SLO of its class (None: the same as the request's). Attainment is of requests
         under that SLO alone, and the tightest class is found by it: a bound from one client's header sizes no fleet.
         """
-        if record.reason is Reason.UNKNOWN_MODEL:
+        if record.outcome is EndState.CLIENT_ERROR:
             return
         if self._began_s is None:
             self._began_s = now_s
@@ -55,7 +55,7 @@ class DemandWindow:
         if record.outcome is EndState.SERVED:
             bucket.served += 1
             bucket.output_tokens += usage.output_tokens
-        if record.outcome is not EndState.LEFT and request.slo == class_bounds:
+        if record.judged and request.slo == class_bounds:
             bucket.ended += 1
             bucket.attained += record.slo_met
 

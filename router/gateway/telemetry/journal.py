@@ -9,7 +9,7 @@ from dataclasses import asdict
 from math import isfinite
 from typing import Any, Final
 
-from router.core.decisions import Refuse, Send
+from router.core.decisions import EndState, Refuse, Send
 from router.core.explain import Candidate, Explanation
 from router.core.slo_metrics import SLO_METRICS
 from router.gateway.traffic.request_log import RequestLog
@@ -56,7 +56,7 @@ def explained(log: RequestLog, choice: Explanation | None = None) -> dict[str, A
             "quantile": slo.quantile,
             "source": log.slo_source,
             "infeasible": "refuse" if slo.refuse_infeasible else "best_effort",
-            "met": record.slo_met,
+            "met": None if record.outcome is EndState.CLIENT_ERROR else record.slo_met,
         },
         "prompt_tokens": record.usage.prompt_tokens or request.prompt_tokens,
         "output_tokens": record.usage.output_tokens,

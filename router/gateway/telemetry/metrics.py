@@ -162,7 +162,7 @@ class Metrics(Collector):
             row.unserved[outcome.value, record.reason.value if record.reason else ""] += 1
         if record.held_s > 0.0 or outcome is not EndState.SERVED:
             self._waits.recorded(model, record)
-        if outcome is not EndState.LEFT:
+        if record.judged:
             if record.slo_met:
                 row.met[slo_source] += 1
             else:

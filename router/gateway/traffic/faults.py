@@ -62,8 +62,8 @@ class EngineError:
 
     @property
     def for_client(self) -> bool:
-        """Whether the client may get it: what an engine says of the gateway's own key it may not, nor a redirect."""
-        return self.status >= _CLIENT_ERRORS.start and self.kind is not FailureKind.KEY_REFUSED
+        """Whether the client may get it: not what an engine says of the gateway's own key, nor an address behind it."""
+        return self.kind is not FailureKind.KEY_REFUSED and self.kind is not FailureKind.REDIRECT
 
 
 def engine_error(status: int, body: bytes, fields: bytes, dialect: ErrorDialect) -> EngineError:
@@ -128,8 +128,7 @@ def _by_status(status: int, message: str, payload: bytes, dialect: ErrorDialect)
         return _BY_STATUS[status]
     if status in _CLIENT_ERRORS:
         return FailureKind.MODEL_MISSING if _UNLISTED.match(message) else FailureKind.CLIENT_ERROR
-    # below, it is a redirect, which no client of the gateway could follow
-    return FailureKind.ENDPOINT_MISSING if status < _CLIENT_ERRORS.start else FailureKind.FAULT
+    return FailureKind.REDIRECT if status < _CLIENT_ERRORS.start else FailureKind.FAULT
 
 
 def _not_found(message: str, payload: bytes) -> FailureKind:

@@ -26,6 +26,7 @@ from router.gateway.traffic.http import NO_BODY, STATUS_LINES, Head, chunk
 from router.gateway.traffic.ports import Client, Frame, RequestDriver
 
 _SERVER: Final = 500
+_ENGINES: Final = {Reason.BACKEND_FAILED, Reason.CLIENT_ERROR}  # reasons that an engine's answer may stand for
 _CLOSE: Final = b"connection: close\r\n"
 
 
@@ -215,7 +216,7 @@ class HttpExchange(Client):
 
     def refuse(self, command: Refuse, engine_error: EngineError | None) -> None:
         """Answer with an error: the last engine's own where it answered with one, else the reason of the refusal."""
-        if command.reason is not Reason.BACKEND_FAILED or engine_error is None:
+        if engine_error is None or command.reason not in _ENGINES:
             self.reject(answers.refusal(command))
         elif engine_error.body:
             self._answer(engine_error.status, engine_error.fields, engine_error.body)
