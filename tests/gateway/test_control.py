@@ -119,7 +119,8 @@ async def test_a_request_can_be_explained_and_is_in_the_books(tmp_path: Path) ->
         fleet = (await it.get("/admin/fleet")).json()
         assert fleet["last"] == {"requests": 1, "slo_met": 1, "refused": 0}
         assert fleet["backends"][0]["last"]["requests"] == 1
-        assert fleet["recent"][0]["request_id"] == "mine"
+        last = fleet["recent"][0]
+        assert (last["request_id"], last["output_tokens"], last["output_tokens_estimated"]) == ("mine", 2, False)
         routers = (await it.get("/admin/routers")).json()
         assert len(routers) == 1
         metrics = (await it.get("/metrics")).text

@@ -148,7 +148,10 @@ def _mean_ms(seconds: Iterable[float]) -> float | None:
 def _line(log: RequestLog, now_s: float) -> Mapping[str, Any]:
     """A request in short, for the list of the last ones."""
     full = explained(log)
-    short = ("request_id", "model", "backend", "outcome", "reason", "status", "prompt_tokens", "output_tokens")
+    short = (
+        "request_id", "model", "backend", "outcome", "reason", "status", "prompt_tokens", "output_tokens",
+        "output_tokens_estimated",
+    )  # fmt: skip
     why = full["decisions"][-1]["why"] if full["decisions"] else ""
     return {key: full[key] for key in short} | {
         "slo_met": full["slo"]["met"],
