@@ -44,7 +44,6 @@ BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}]}
         HEAD + b"host: other\r\ncontent-length: 2\r\n\r\n{}",
         b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}",
         b"POST /v1/chat/completions HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-        HEAD + b"upgrade: h2c\r\nconnection: upgrade\r\ncontent-length: 2\r\n\r\n{}",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )

@@ -57,6 +57,9 @@ class MemoryTransport(asyncio.Transport):
     def abort(self) -> None:
         self.closed = True
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def is_reading(self) -> bool:
         return True
 

@@ -17,11 +17,10 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from router.core.errors import Rejected
 from router.gateway.protocols import answers, triton
 from router.gateway.protocols.answers import Dialect, Problem
-from router.gateway.protocols.cors import is_preflight
 from router.gateway.protocols.openai import ENDPOINTS, Endpoint
+from router.gateway.traffic import request_head
 from router.gateway.traffic.http import STATUS_LINES
 from router.gateway.traffic.http_exchange import HttpExchange
 from router.gateway.traffic.ports import RequestDriver
@@ -31,10 +30,10 @@ _log = logging.getLogger("headroom")
 _LINGER_S: Final = 5.0
 _LINGER_BYTES_MAX: Final = 64 * 2**20
 _PIPELINE_MAX: Final = 16
-_TOO_LARGE: Final = 413
-_ONE_HOST: Final = Problem(400, "expected exactly one Host header")
-_ONE_CODING: Final = Problem(400, "Transfer-Encoding: expected chunked, once, over HTTP/1.1")
-_NO_UPGRADE: Final = Problem(400, "Upgrade: this server has HTTP/1.1 alone")
+_DISCARD_BYTES_MAX: Final = 64 * 2**10  # of the body of a request that its head alone refuses
+_FRAMING_RATIO: Final = 8  # bytes of a body's framing for one of the body: a chunk of one byte has five
+_PROBE_S: Final = 0.02  # from the first byte of an early status line to the second; then four times as long each
+_FRAMING_TOO_LARGE: Final = Problem(400, "chunk extensions and trailers: too many bytes of them")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -72,9 +71,10 @@ class ClientConnection(HttpToolsProtocol):
         self._target = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._expects_continue = False
+        self._upgrading = False  # the head offers an upgrade: it is read again without
         self.active: HttpExchange | None = None  # the routed request that is being answered
         self._reading: HttpExchange | None = None  # the request whose body is being read
-        self._head_bytes = 0
+        self._head_bytes = 0  # of the message so far: its head's, then those of its body's framing
         self._in_head = True
         self._since_s = self.driver.clock()  # since when the client has been sending the present message
         self._waiting = True  # for the client
@@ -82,6 +82,7 @@ class ClientConnection(HttpToolsProtocol):
         self._fault: Problem | None = None  # answered once those before it are, then the connection is closed
         self._linger_bytes = 0
         self._lingering = False
+        self._half_closed = False  # the client sends no more
 
     # -- asyncio's side ----------------------------------------------------------------------------------------
 
@@ -96,18 +97,56 @@ class ClientConnection(HttpToolsProtocol):
             return
         if not self._waiting:
             self._waiting, self._since_s = True, self.driver.clock()
-        if self._in_head:
+        in_head = self._in_head
+        if in_head:
             self._head_bytes += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # not taken up: the request is answered as any other
+            self._feed(data)
         except httptools.HttpParserCallbackError as error:
             self._crashed(error)
         except httptools.HttpParserError as error:
             self._fail(Problem(400, f"malformed HTTP: {error}"))
-        if self._in_head and self._head_bytes > self.limits.head_bytes_max:
-            self._fail(Problem(431, f"the head is over {self.limits.head_bytes_max} bytes"))
+        if not self._in_head:
+            self._head_bytes = 0 if in_head else self._head_bytes + len(data)
+        if self._head_bytes > self.limits.head_bytes_max:
+            self._fail(request_head.too_large(self.limits.head_bytes_max) if self._in_head else _FRAMING_TOO_LARGE)
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._fault is not None:
+                    return
+                data = self._without_upgrade() + data[upgrade.args[0] :]
+            else:
+                return
+
+    def _without_upgrade(self) -> bytes:
+        """Begin anew with the head that a parser has just stopped at."""
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        self._upgrading = False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        return request_head.without_upgrade(method, self._target, version, self._fields)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. It has left, or waits for its answers with its half of the connection closed."""
+        exchange = self.active
+        if self._idle or not self._in_head or self._head_bytes or self.scheme == "https":
+            return False
+        if exchange is not None:
+            if exchange.status:  # who closes its half does so behind its request
+                return False
+            exchange.keep_alive = bool(self.pipeline)
+            self._probe(exchange, _PROBE_S)
+        self._half_closed = True
+        return True
+
+    def _probe(self, exchange: HttpExchange, wait_s: float) -> None:
+        """Send an answer's first byte: a client that has left resets the connection, and the next write fails."""
+        if self.active is exchange and not self.transport.is_closing() and exchange.send_early():
+            self.loop.call_later(wait_s, self._probe, exchange, 4 * wait_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if isinstance(self.cycle, HttpExchange):
@@ -142,37 +181,46 @@ class ClientConnection(HttpToolsProtocol):
         self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        fields = dict(self._fields)
+        method = self.parser.get_method()
+        if b"upgrade" in fields and method != b"CONNECT" and self.parser.should_upgrade():
+            self._upgrading = True
+            return
         self._in_head = False
         head_bytes, self._head_bytes = self._head_bytes, 0
         if self._fault is not None:
             return
-        fields = dict(self._fields)
+        version = self.parser.get_http_version()
+        target = request_head.origin_form(self._target)
+        problem = request_head.problem(
+            method, target, version, fields, self._fields, head_bytes, self.limits.head_bytes_max
+        )
+        if target is None or problem is not None:
+            self._fail(problem or request_head.NO_PATH)
+            return
+        self._target = target
         expects = fields.get(b"expect")
-        self._expects_continue = expects is not None and expects.lower() == b"100-continue"
+        self._expects_continue = expects is not None and expects.lower() == b"100-continue" and version == "1.1"
         path = self._target.partition(b"?")[0]
         endpoint = ENDPOINTS.get(path) or (triton.endpoint_of(path) if path.startswith(triton.PREFIX) else None)
-        version = self.parser.get_http_version()
-        if version not in {"1.0", "1.1"}:
-            self._fail(Problem(505, f"HTTP/{version} is not supported; expected HTTP/1.1"))
-            return
-        problem = self._unsafe(version, fields, head_bytes)
-        if problem is not None:
-            self._fail(problem)
-        elif endpoint is None:
+        if endpoint is None:
             self._leave_to_app()
         else:
-            self._begin_exchange(endpoint, version, fields)
+            self._begin_exchange(endpoint, method, version, fields)
 
     def on_body(self, body: bytes) -> None:
         if self._fault is not None:
             return
+        self._head_bytes -= (1 + _FRAMING_RATIO) * len(body)
         if self._reading is None:
             super().on_body(body)
         elif self._reading.take(body, self.limits.body_bytes_max) and self._reading is self.active:
             self._refuse_early(self._reading)
 
     def on_message_complete(self) -> None:
-        self._in_head, self._waiting = True, False
+        if self._upgrading:
+            return
+        self._in_head, self._waiting, self._head_bytes = True, False, 0
         if self._fault is not None:
             return
         exchange, self._reading = self._reading, None
@@ -185,14 +233,14 @@ class ClientConnection(HttpToolsProtocol):
 
     # -- a request that is routed ------------------------------------------------------------------------------
 
-    def _begin_exchange(self, endpoint: Endpoint, version: str, fields: dict[bytes, bytes]) -> None:
+    def _begin_exchange(self, endpoint: Endpoint, method: bytes, version: str, fields: dict[bytes, bytes]) -> None:
         exchange = HttpExchange(
             self.transport, self.flow, self.exchange_over, self.driver, endpoint, self._target, self._fields, fields
         )
         self._fields = []  # trailers are no part of the head
         exchange.http10 = version == "1.0"
         exchange.keep_alive = not exchange.http10 and self.parser.should_keep_alive()
-        exchange.problem = self._head_problem(exchange, endpoint)
+        exchange.read_head(method, self.limits.body_bytes_max)
         self._reading = exchange
         before: RequestResponseCycle | None = self.cycle
         self.cycle = cast("RequestResponseCycle", exchange)
@@ -203,40 +251,27 @@ class ClientConnection(HttpToolsProtocol):
             if len(self.pipeline) >= _PIPELINE_MAX:  # not before: a client's close is not seen while reading is paused
                 self.flow.pause_reading()
 
-    def _head_problem(self, exchange: HttpExchange, endpoint: Endpoint) -> Problem | None:
-        """The error that the head alone shows, if any."""
-        method = self.parser.get_method()
-        exchange.head_only = method == b"HEAD"
-        cors = self.driver.ingress.cors
-        if cors is not None and is_preflight(method, exchange.fields):  # it bears no key
-            exchange.preflight = cors.preflight_fields(exchange.fields, endpoint.method)
-            return None
-        if method != endpoint.method and not (exchange.head_only and endpoint.method == b"GET"):
-            allowed = endpoint.method + (b", HEAD" if endpoint.method == b"GET" else b"")
-            return Problem(405, f"{endpoint.path} takes {allowed.decode()}", fields=b"allow: %b\r\n" % allowed)
-        try:
-            exchange.caller = self.driver.ingress.caller(exchange.fields)
-        except Rejected as error:
-            return answers.rejection(error)
-        if int(exchange.fields.get(b"content-length", b"0")) > self.limits.body_bytes_max:
-            return Problem(413, f"the body is over {self.limits.body_bytes_max} bytes")
-        return None
-
     def _turn(self, exchange: HttpExchange) -> None:
         """The requests before it are answered."""
         self.active = exchange
-        if exchange.body_complete:
-            exchange.begin()
-        elif exchange.problem is not None and (exchange.problem.status == _TOO_LARGE or self._expects_continue):
+        if exchange.problem is not None:
             self._refuse_early(exchange)
+        elif exchange.body_complete:
+            exchange.begin()
         elif self._expects_continue and self._reading is exchange:
             self.transport.write(_CONTINUE)
 
     def _refuse_early(self, exchange: HttpExchange) -> None:
-        """Answer before all of the request has come, and discard the rest of it."""
+        """Answer what the head, or too long a body, has decided. The rest of the body is discarded: of a short one,
+        which comes unasked, the connection is used again.
+        """
         assert exchange.problem is not None
-        self._reading = None
-        self._fault = exchange.problem
+        length = int(exchange.fields.get(b"content-length", b"0"))
+        short = length <= _DISCARD_BYTES_MAX and b"transfer-encoding" not in exchange.fields
+        if not exchange.body_complete and (self._expects_continue or not short):
+            self._reading = None
+            self._fault = exchange.problem
+            exchange.keep_alive = False
         exchange.reject(exchange.problem)
 
     def exchange_over(self, exchange: HttpExchange) -> None:
@@ -270,6 +305,8 @@ class ClientConnection(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         elif self._fault is not None and not self._lingering:
             self._answer_fault()
+        elif self._half_closed:
+            self.transport.close()
 
     # -- the rest ----------------------------------------------------------------------------------------------
 
@@ -280,26 +317,6 @@ class ClientConnection(HttpToolsProtocol):
         self.headers.extend(self._fields)
         super().on_headers_complete()
 
-    def _unsafe(self, version: str, fields: dict[bytes, bytes], read_bytes: int) -> Problem | None:
-        """Heads that llhttp lets pass and two servers might read differently (RFC 9112 3.2, 6.1, 11.2)."""
-        limit = self.limits.head_bytes_max
-        hosts = 1 if len(fields) == len(self._fields) and b"host" in fields else self._count(b"host")
-        if hosts > 1 or (hosts == 0 and version == "1.1"):
-            return _ONE_HOST
-        if b"upgrade" in fields and self.parser.should_upgrade() and self.parser.get_method() == b"POST":
-            return _NO_UPGRADE  # llhttp would take its body for another protocol's
-        encoding = fields.get(b"transfer-encoding")
-        if encoding is not None and (
-            encoding.strip().lower() != b"chunked" or version == "1.0" or self._count(b"transfer-encoding") > 1
-        ):
-            return _ONE_CODING
-        if read_bytes > limit and sum(len(name) + len(value) for name, value in self._fields) > limit:
-            return Problem(431, f"the head is over {limit} bytes")
-        return None
-
-    def _count(self, name: bytes) -> int:
-        return sum(each == name for each, _ in self._fields)
-
     # -- ends --------------------------------------------------------------------------------------------------
 
     def _fail(self, problem: Problem) -> None:
@@ -307,8 +324,10 @@ class ClientConnection(HttpToolsProtocol):
         if self._fault is not None:
             return
         self._fault = problem
-        self._reading = None
-        if self._idle:
+        reading, self._reading = self._reading, None
+        if reading is not None and reading.response_complete:  # answered by its head, and its body is discarded
+            self._linger()
+        elif self._idle:
             self._answer_fault()
         elif self.active is not None and not self.active.body_complete:  # the fault is in its own body
             exchange, self.active = self.active, None

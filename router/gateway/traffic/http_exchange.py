@@ -18,7 +18,8 @@ from router.core.types import RequestId
 from router.engines import Translation
 from router.gateway.protocols import answers
 from router.gateway.protocols.answers import Problem
-from router.gateway.protocols.ingress import Caller
+from router.gateway.protocols.cors import is_preflight
+from router.gateway.protocols.ingress import AppliedSlo
 from router.gateway.protocols.openai import Endpoint
 from router.gateway.traffic.call import Call, read_call
 from router.gateway.traffic.faults import EngineError
@@ -27,6 +28,7 @@ from router.gateway.traffic.ports import Client, Frame, RequestDriver
 
 _SERVER: Final = 500
 _ENGINES: Final = {Reason.BACKEND_FAILED, Reason.CLIENT_ERROR}  # reasons that an engine's answer may stand for
+_VERSION: Final = b"HTTP/1.1 "
 _CLOSE: Final = b"connection: close\r\n"
 
 
@@ -44,9 +46,9 @@ class HttpExchange(Client):
     """
 
     __slots__ = (
-        "_bodies", "_body_bytes", "_call", "_flow", "_headers", "_on_complete", "_own_fields", "_path", "_transport",
-        "accepted", "body_complete", "caller", "driver", "endpoint", "fields", "head_only", "http10", "keep_alive",
-        "preflight", "problem",
+        "_applied", "_bodies", "_body_bytes", "_call", "_early", "_flow", "_headers", "_on_complete", "_own_fields",
+        "_path", "_tenant", "_transport", "accepted", "body_complete", "driver", "endpoint", "fields", "head_only",
+        "http10", "keep_alive", "preflight", "problem",
     )  # fmt: skip
 
     def __init__(
@@ -68,7 +70,7 @@ class HttpExchange(Client):
         self._path = path
         self._headers = headers
         self.fields = fields
-        self.caller: Caller | None = None
+        self._tenant = ""
         self.http10 = self.head_only = self.body_complete = self.response_complete = self.accepted = False
         self.keep_alive = True
         self.problem: Problem | None = None
@@ -76,14 +78,41 @@ class HttpExchange(Client):
         self._call: Call | None = None
         self._bodies: list[bytes] = []
         self._body_bytes = 0
+        self._applied: AppliedSlo | None = None
         cors = driver.ingress.cors
         self._own_fields = cors.reply_fields(fields) if cors is not None else b""
         self.preflight = b""
+        self._early = 0  # bytes of the status line that were sent before its status was known
 
     # -- the request -------------------------------------------------------------------------------------------
 
+    def read_head(self, method: bytes, body_bytes_max: int) -> None:
+        """Read the head; ``problem`` is then why it alone refuses the request, if so."""
+        self.head_only = method == b"HEAD"
+        endpoint, fields, ingress = self.endpoint, self.fields, self.driver.ingress
+        if ingress.cors is not None and is_preflight(method, fields):  # it bears no key
+            self.preflight = ingress.cors.preflight_fields(fields, endpoint.method)
+            return
+        if method != endpoint.method and not (self.head_only and endpoint.method == b"GET"):
+            allowed = endpoint.method + (b", HEAD" if endpoint.method == b"GET" else b"")
+            self.problem = Problem(405, f"{endpoint.path} takes {allowed.decode()}", fields=b"allow: %b\r\n" % allowed)
+            return
+        try:
+            caller = ingress.caller(fields)
+            self._tenant = caller.tenant
+            applied = self._applied = ingress.apply_slo(fields, caller)
+        except Rejected as error:
+            self.problem = answers.rejection(error)
+            return
+        if applied.clamped:
+            self._own_fields += b"x-headroom-slo-clamped: %b\r\n" % ", ".join(applied.clamped).encode()
+        if int(fields.get(b"content-length", b"0")) > body_bytes_max:
+            self.problem = Problem(413, f"the body is over {body_bytes_max} bytes")
+
     def take(self, data: bytes, bytes_max: int) -> bool:
         """More of the body. True: it is over the bound, is answered with 413, and the rest is discarded."""
+        if self.problem is not None:
+            return False
         self._body_bytes += len(data)
         if self._body_bytes > bytes_max:
             self.problem = Problem(413, f"the body is over {bytes_max} bytes")
@@ -96,9 +125,6 @@ class HttpExchange(Client):
         """The request is complete and those before it are answered: route it."""
         body = self._bodies[0] if len(self._bodies) == 1 else b"".join(self._bodies)
         self._bodies = []
-        if self.problem is not None:
-            self.reject(self.problem)
-            return
         if self.preflight:
             self._own_fields = b""
             self._answer(200, self.preflight, b"")
@@ -116,20 +142,16 @@ class HttpExchange(Client):
         self.driver.begin(call, self)
 
     def _read(self, body: bytes) -> Call:
-        ingress, fields = self.driver.ingress, self.fields
-        caller = self.caller or ingress.caller(fields)
-        applied = ingress.apply_slo(fields, caller)
-        if applied.clamped:
-            self._own_fields += b"x-headroom-slo-clamped: %b\r\n" % ", ".join(applied.clamped).encode()
+        assert self._applied is not None
         return read_call(
             self.endpoint,
             self._path,
             self._headers,
-            fields,
+            self.fields,
             body,
-            applied,
-            caller.tenant,
-            ingress.prefix_blocks_max,
+            self._applied,
+            self._tenant,
+            self.driver.ingress.prefix_blocks_max,
             self.driver.next_id(),
             self.driver.clock(),
             self.http10,
@@ -170,6 +192,14 @@ class HttpExchange(Client):
 
     # -- the answer --------------------------------------------------------------------------------------------
 
+    def send_early(self) -> bool:
+        """Send one more byte of what every status line begins with. False: there is none, or the line has been sent."""
+        if self.status or self._early == len(_VERSION):
+            return False
+        self._transport.write(_VERSION[self._early : self._early + 1])
+        self._early += 1
+        return True
+
     def writer(self) -> Callable[[bytes], object]:
         """The function that sends later bytes."""
         return self._transport.write
@@ -187,7 +217,7 @@ class HttpExchange(Client):
         self._transport.write(
             b"%b%bx-request-id: %b\r\nx-headroom-backend: %b\r\n%b%b%b%b\r\n%b"
             % (
-                STATUS_LINES[head.status],
+                STATUS_LINES[head.status][self._early :],
                 translation.fields if translation is not None else head.fields,
                 self._call.wire_id,
                 backend,
@@ -233,16 +263,15 @@ class HttpExchange(Client):
     def _answer(self, status: int, fields: bytes, body: bytes) -> None:
         self.status = status
         named = b"x-request-id: %b\r\n" % self._call.wire_id if self._call is not None else b""
-        keep_alive = self.keep_alive = self.keep_alive and self.body_complete
         self._transport.write(
             b"%b%b%b%bcontent-length: %d\r\n%b\r\n%b"
             % (
-                STATUS_LINES.get(status, STATUS_LINES[502]),
+                STATUS_LINES.get(status, STATUS_LINES[502])[self._early :],
                 fields,
                 named,
                 self._own_fields,
                 len(body),
-                b"" if keep_alive else _CLOSE,
+                b"" if self.keep_alive else _CLOSE,
                 b"" if self.head_only else body,
             )
         )
