@@ -70,7 +70,8 @@ async def test_admin_paths_want_the_admin_key_where_there_is_one(tmp_path: Path)
             assert (await it.get("/admin/fleet")).status_code == 200
         more = "admin_key: {key: admin-secret}\napi_keys: [{key: client-secret, tenant: t}]\n"
         async with router(tmp_path / "shut.yaml", text + more) as it:
-            for path in ("/admin/fleet", "/admin/config", "/admin/policy", "/admin/routers", "/explain/x"):
+            documented = ("/docs", "/redoc", "/openapi.json")
+            for path in ("/admin/fleet", "/admin/config", "/admin/policy", "/admin/routers", "/explain/x", *documented):
                 assert (await it.get(path)).status_code == 401
                 assert (await it.get(path, headers={"authorization": "Bearer client-secret"})).status_code == 401
                 good = await it.get(path, headers={"authorization": "Bearer admin-secret"})

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHttpError
 
@@ -31,7 +32,12 @@ _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 def control_app(parts: ControlParts) -> FastAPI:
     """The application beside the token paths."""
-    app = FastAPI(title="Headroom", version=VERSION, summary="A latency-SLO router for LLM engines")
+    app = FastAPI(
+        title="Headroom",
+        version=VERSION,
+        summary="A latency-SLO router for LLM engines",
+        openapi_url=None,  # and with it the pages that read it: they describe admin paths, so they are admin paths
+    )
 
     def admin(request: Request) -> None:
         """Whether this client may read and change the router."""
@@ -50,6 +56,7 @@ def control_app(parts: ControlParts) -> FastAPI:
     _add_public(app, parts)
     _add_views(app, parts, Depends(admin))
     _add_calls(app, parts, Depends(admin))
+    _add_docs(app, Depends(admin))
     app.add_middleware(ModelsCors, rules=lambda: parts.driver.ingress.cors)
     app.add_exception_handler(Rejected, _answer_rejected)
     app.add_exception_handler(AnyHttpError, _answer_http)
@@ -142,6 +149,22 @@ def _add_calls(app: FastAPI, parts: ControlParts, admin: Any) -> None:
             raise HTTPException(gone.status, f"the shared state does not answer: {gone}") from gone
         plain = {name: view_plain(view) for name, view in views.items()}
         return Response(orjson.dumps(plain), media_type="application/json")  # null where a peer has no number
+
+
+def _add_docs(app: FastAPI, admin: Any) -> None:
+    """FastAPI's own pages about this application."""
+
+    @app.get("/openapi.json", dependencies=[admin], include_in_schema=False)
+    async def schema() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    @app.get("/docs", dependencies=[admin], include_in_schema=False)
+    async def swagger() -> HTMLResponse:
+        return get_swagger_ui_html(openapi_url="/openapi.json", title=app.title)
+
+    @app.get("/redoc", dependencies=[admin], include_in_schema=False)
+    async def redoc() -> HTMLResponse:
+        return get_redoc_html(openapi_url="/openapi.json", title=app.title)
 
 
 def _authenticate(parts: ControlParts, request: Request) -> None:

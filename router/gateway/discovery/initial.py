@@ -21,6 +21,7 @@ from router.core.errors import Unanswered
 from router.engines import EngineFacts, EngineKind
 from router.gateway.discovery.reading import completed, read_engine
 from router.gateway.monitoring.probe import ProbeClient
+from router.gateway.private_files import replace_content
 
 _HEAD: Final = """\
 # Headroom's config, written by `headroom init` from what the engines reported. `headroom check FILE` checks it; every
@@ -65,7 +66,7 @@ def short_config(backends: Sequence[Backend], port: int) -> Iterator[Path]:
     lines = [f"  - {{name: {_quoted(given.name)}, url: {_quoted(given.url)}}}\n" for given in backends]
     with TemporaryDirectory(prefix="headroom-") as folder:
         path = Path(folder) / "router.yaml"
-        path.write_text(f"listen: {{port: {port}}}\nbackends:\n" + "".join(lines), encoding="utf-8")
+        replace_content(path, (f"listen: {{port: {port}}}\nbackends:\n" + "".join(lines)).encode())
         yield path
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from time import time
 from typing import Any, Final
 
+from router.gateway.private_files import private
+
 STEPS_MAX: Final = 200
 
 _log = logging.getLogger("headroom")
@@ -35,7 +37,7 @@ class Audit:
         if self.file is None:
             return
         try:
-            with self.file.open("a", encoding="utf-8") as file:
+            with open(self.file, "a", encoding="utf-8", opener=private) as file:
                 file.write(json.dumps(entry, default=str) + "\n")
         except OSError as problem:
             _log.error("audit log: %s", problem)

@@ -14,8 +14,8 @@ from typing import Any
 from router.config.settings import Settings
 from router.config.text import document
 from router.core.errors import ConfigError
-from router.gateway.atomic_file import replace_content
 from router.gateway.config.plan import Plan, make
+from router.gateway.private_files import make_folder, replace_content
 from router.loading import Source
 
 _log = logging.getLogger("headroom")
@@ -59,7 +59,7 @@ class Versions:
         self._most, self._folder = most, folder
         self._list: list[Version] = []
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(folder)
             self._list = sorted((v for v in map(_read, folder.glob("*.json")) if v), key=lambda v: v.at_s)
             self._trim()
 

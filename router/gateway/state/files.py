@@ -15,7 +15,7 @@ import orjson
 from router.core.border import asked_in_time, number
 from router.core.errors import StoreGone
 from router.core.types import EngineReport
-from router.gateway.atomic_file import replace_content
+from router.gateway.private_files import replace_content
 from router.gateway.state import RouterView, Shared
 from router.gateway.state.wire import report_of, report_plain, view_of, view_plain
 

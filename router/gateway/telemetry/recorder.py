@@ -22,6 +22,7 @@ from router.core.errors import RecordError
 from router.core.flight import DispatchLimits
 from router.core.record import VERSION, Event, replay
 from router.gateway.config.policy_spec import of_plain
+from router.gateway.private_files import make_folder, private
 from router.gateway.rollout.canary import Canary, Split
 
 FLUSH_S: Final = 0.25
@@ -66,8 +67,8 @@ class Recorder:
         self._thread.join()
 
     def _begin(self, *, continues: bool) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("wb")
+        make_folder(self._path.parent)
+        self._file = open(self._path, "wb", opener=private)  # noqa: SIM115 - closed by its thread
         self._written = self._file.write(_line({"record": VERSION, "continues": continues, **self._header}))
 
     def _run(self) -> None:

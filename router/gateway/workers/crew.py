@@ -6,6 +6,8 @@ it refuses, the others are not sent.
 """
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import uvicorn
 from uvicorn.server import Server
 
 from router.core.errors import StoreGone
+from router.gateway.private_files import FILE_MODE
 from router.gateway.state.files import put
 from router.gateway.worker_identity import WorkerIdentity
 from router.gateway.workers import sums, views
@@ -212,7 +215,12 @@ class ControlAggregator:
 
 
 class _Quiet(Server):
-    """A server beside the one that serves clients: signals are that one's."""
+    """A server beside the one that serves clients: signals are that one's, and its socket is for this user alone."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        assert self.config.uds is not None
+        os.chmod(self.config.uds, FILE_MODE)  # uvicorn's are for all; the folder has kept them out until now
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from typing import Final
 from router.core.errors import CannotStart
 from router.event_loop import on_signal
 from router.gateway.config.plan import Plan
+from router.gateway.private_files import replace_content
 from router.gateway.rollout.validation import Validation
 from router.gateway.rollout.versions import Version
 from router.gateway.sockets import reserved
@@ -138,7 +139,7 @@ class Parent:
 
     async def _on_worker_exit(self, worker: _WorkerProcess, status: int, wait_s: float) -> None:
         self._restarts += 1
-        worker.identity.restarts.write_text(str(self._restarts), encoding="utf-8")
+        replace_content(worker.identity.restarts, b"%d" % self._restarts)
         _log.error("worker %d %s; restarting it in %.1f s", worker.identity.slot, _how(status), wait_s)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._ending.wait(), wait_s)

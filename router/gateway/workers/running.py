@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from router.gateway.atomic_file import replace_content
+from router.gateway.private_files import private, replace_content
 from router.gateway.rollout.versions import Version
 
 
@@ -52,6 +52,6 @@ def _plain_version(version: Version) -> dict[str, Any]:
 @contextmanager
 def _alone(file: Path) -> Iterator[None]:
     """One writer at a time; it takes less than a millisecond."""
-    with file.with_name(f"{file.name}.lock").open("w") as lock:
+    with open(file.with_name(f"{file.name}.lock"), "w", opener=private) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
