@@ -144,6 +144,7 @@ def report(given: EngineReport, name: str, now_s: float, dropped: DroppedNumbers
             each.name: _signal(each, value, name, dropped)
             for each, value in zip(registered(), given.signals, strict=True)
         },
+        asleep=given.asleep,
     )
 
 

@@ -70,6 +70,7 @@ class DownReason(StrEnum):
     UNREADY = "unready"  # the engine itself says that it takes no requests: 503, mostly
     STATUS = "status"  # the check was answered with another error status or a redirect
     INVALID = "invalid"  # the check's answer was cut off, or is not HTTP
+    ASLEEP = "asleep"  # its checks pass, but it sleeps or is paused: what it is sent waits until it is woken
 
 
 class HeadroomError(Exception):

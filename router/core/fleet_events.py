@@ -109,7 +109,10 @@ class FleetEvents(ABC):
         plausible = border.report(report, name, now_s, self.dropped_numbers) if slot is not None else None
         if slot is None or plausible is None:
             return ()
-        self.ledger.reports.reported(slot, plausible, now_s)
+        roster, newest = self.ledger.roster, self.ledger.reports.reported(slot, plausible, now_s)
+        if newest and plausible.asleep != roster.sleeps(slot):
+            roster.mark_sleep(slot, plausible.asleep)
+            self.ledger.prefixes.forget(slot)  # an engine gives its KV cache up when it goes to sleep
         self.belief.reported(slot, plausible.prefix_hit_rate)
         return self._serve_held(now_s)
 

@@ -157,7 +157,7 @@ def _plain_report(report: EngineReport) -> Event:
 
 def report_of(plain: Event) -> EngineReport:
     """The report of a ``reported``. A signal that is not registered any more is left out: no policy reads it."""
-    known = ("asked_s", *EngineReport(nan).numbers())
+    known = ("asked_s", *EngineReport(nan, asleep=True).numbers())
     return EngineReport.by_name(**{"asked_s": nan, **{name: value for name, value in plain.items() if name in known}})
 
 

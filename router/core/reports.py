@@ -44,11 +44,14 @@ class Reports:
         requests, tokens = self._carried(slot)
         self._probes[slot] = (now_s, requests, tokens)
 
-    def reported(self, slot: int, report: EngineReport, now_s: float) -> None:
-        """Fold in an engine's own report; what it shows beyond what the routers had there is unattributed load."""
+    def reported(self, slot: int, report: EngineReport, now_s: float) -> bool:
+        """Fold in an engine's own report; what it shows beyond what the routers had there is unattributed load.
+
+        False, and nothing done, when a later one has come before it.
+        """
         cells = self._table.cells
         if report.asked_s <= cells[REPORTED_S][slot]:
-            return
+            return False
         requests, tokens = self._carried_at(slot, report.asked_s)
         cells[REPORTED_S][slot] = report.asked_s
         for row, value in zip(self._rows, report.signals, strict=True):
@@ -62,6 +65,7 @@ class Reports:
         held = max(0.0, _or_zero(cells[KV_USAGE][slot]) * kv_tokens_max - tokens) if extra else 0.0
         each = min(held / (extra - queued), kv_tokens_max) if extra > queued else 0.0
         self._attribute(slot, (queued, queued * each, extra - queued, held), now_s)
+        return True
 
     def _attribute(self, slot: int, load: tuple[float, float, float, float], now_s: float) -> None:
         """Set the slot's unattributed load (in the order of ``Load``'s fields), where it is another than before."""

@@ -44,6 +44,7 @@ class Roster:
         self._spanned: tuple[Slots | None, slice | None] = (None, None)
         self.first = 0  # of the slots of the last ``span``
         self._replicas: dict[str, int] = {}  # by model
+        self._asleep: set[int] = set()  # slots
         self._refusing: dict[str, set[int]] = {}  # slots by the model or endpoint that they refuse for now
         self.name_hashes = np.zeros(table.capacity, dtype=np.uint64)
         self.shown_name_hashes = view_of(self.name_hashes)
@@ -106,6 +107,7 @@ class Roster:
         slot = self._slot_of.pop(name, None)
         if slot is not None:
             self.backends[slot] = None
+            self._asleep.discard(slot)
             self._changed()
         return slot
 
@@ -116,6 +118,18 @@ class Roster:
         for row, value in ((UP, up), (DRAINING, draining), (EJECTED, ejected)):
             if value is not None:
                 self._table.columns[row, slot] = value
+        self._pools.clear()
+
+    def sleeps(self, slot: int) -> bool:
+        """Whether the backend is asleep: it gets no requests, whatever its health checks say."""
+        return slot in self._asleep
+
+    def mark_sleep(self, slot: int, asleep: bool) -> None:
+        """Change whether it is."""
+        if asleep:
+            self._asleep.add(slot)
+        else:
+            self._asleep.discard(slot)
         self._pools.clear()
 
     def refuse(self, slot: int, what: str) -> None:
@@ -145,7 +159,8 @@ class Roster:
     # -- who may be sent a request -----------------------------------------------------------------------------
 
     def pool(self, model: str) -> Slots:
-        """Slots, ascending, of the backends that may be sent this model's requests now: up, not draining, not ejected.
+        """Slots, ascending, of the backends that may be sent this model's requests now: up, awake, not draining, not
+        ejected.
 
         When all that are up were ejected, or refuse the model, all of them are tried again: a guess beats a certain
         refusal.
@@ -154,7 +169,7 @@ class Roster:
         if slots is None:
             up, draining, ejected = (self._table.columns[row] for row in (UP, DRAINING, EJECTED))
             serving = [s for s, b in enumerate(self.backends) if b and model in b.models]
-            there = [s for s in serving if up[s] and not draining[s]]
+            there = [s for s in serving if up[s] and not draining[s] and s not in self._asleep]
             refusing = self._refusing.get(model, set())
             willing = [s for s in there if s not in refusing] or there
             chosen = [s for s in willing if not ejected[s]] or willing

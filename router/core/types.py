@@ -263,7 +263,7 @@ class EngineReport(Fact):
     router's clock.
 
     ``running`` and ``waiting`` count sequences; ``kv_tokens_max``: its KV capacity in tokens; ``signals``: in the
-    order of ``router.core.signals``.
+    order of ``router.core.signals``; ``asleep``: it takes requests in but runs none until somebody wakes it.
     """
 
     asked_s: Final[float]
@@ -271,6 +271,7 @@ class EngineReport(Fact):
     waiting: Final[float]
     kv_tokens_max: Final[float]
     signals: Final[tuple[float, ...]]
+    asleep: Final[bool]
 
     def __init__(
         self,
@@ -279,6 +280,7 @@ class EngineReport(Fact):
         waiting: float = nan,
         kv_tokens_max: float = nan,
         signals: tuple[float, ...] = (),
+        asleep: bool = False,
     ) -> None:
         """``signals``: all of them; none given: the engine reports none."""
         self.asked_s = asked_s
@@ -286,6 +288,7 @@ class EngineReport(Fact):
         self.waiting = waiting
         self.kv_tokens_max = kv_tokens_max
         self.signals = signals or in_order({})
+        self.asleep = asleep
 
     @staticmethod
     def by_name(
@@ -294,10 +297,11 @@ class EngineReport(Fact):
         running: float | int = nan,
         waiting: float | int = nan,
         kv_tokens_max: float | int = nan,
+        asleep: float | int = 0,
         **signals: float,
     ) -> "EngineReport":
-        """A report with these signals. Raises TypeError for one that is not registered."""
-        return EngineReport(asked_s, running, waiting, kv_tokens_max, in_order(signals))
+        """A report with these signals; ``asleep``: 1 where it is. Raises TypeError for one that is not registered."""
+        return EngineReport(asked_s, running, waiting, kv_tokens_max, in_order(signals), asleep == 1)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _report_of, (self.asked_s, self.numbers())
@@ -317,9 +321,10 @@ class EngineReport(Fact):
         return self.signals[names().index(name)]
 
     def numbers(self) -> dict[str, float]:
-        """All that is reported, by name."""
+        """All that is reported, by name; ``asleep`` only where it is."""
         signals = zip(names(), self.signals, strict=True)
-        return {"running": self.running, "waiting": self.waiting, **dict(signals), "kv_tokens_max": self.kv_tokens_max}
+        found = {"running": self.running, "waiting": self.waiting, **dict(signals), "kv_tokens_max": self.kv_tokens_max}
+        return found | {"asleep": 1.0} if self.asleep else found
 
 
 def _report_of(asked_s: float, numbers: Mapping[str, float]) -> EngineReport:

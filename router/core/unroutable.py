@@ -27,4 +27,4 @@ def nobody_takes(roster: Roster, request: Request, prompts: Prompts) -> Shed:
         size = f"{request.prompt_tokens}" if exact else f"about {prompts.tokens(request):.0f} (at least {least:.0f})"
         why = f"a prompt of {size} tokens; the longest context of any backend of {model!r} is {longest:.0f}"
         return Shed(Reason.TOO_LONG, why)
-    return Shed(Reason.NO_BACKEND, f"no backend of {model!r} that takes it is up", RETRY_S)
+    return Shed(Reason.NO_BACKEND, f"no backend of {model!r} that takes it is up and awake", RETRY_S)

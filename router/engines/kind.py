@@ -220,7 +220,8 @@ class EngineKind:
 
     ``name`` and ``aliases`` are what configs may call it. ``protocol``: the API it serves; for all but OpenAI's,
     ``translate`` serves OpenAI's requests through it. ``health_path`` answers 2xx while the engine is up; a server of
-    OpenAI's API that has no such path is checked at ``MODELS_PATH``.
+    OpenAI's API that has no such path is checked at ``MODELS_PATH``. ``unready_statuses``: those by which it says there
+    that it takes no requests. ``paused_path``: has ``{"is_paused": true}`` while it holds its requests back.
     ``metrics_port_offset``: from the API's port to that of ``metrics_path``. ``prior``: the row of the efficiency table
     its step times are predicted from before any measurement; ``eras``: rows of older versions, newest first.
     ``discover`` recognises an engine of this kind by its pages and reads what it says of itself.
@@ -232,8 +233,9 @@ class EngineKind:
     eras: tuple[Era, ...] = ()
     protocol: str = OPENAI_PROTOCOL
     health_path: str = "/health"
-    unready: frozenset[int] = frozenset({503})
+    unready_statuses: frozenset[int] = frozenset({503})
     metrics_path: str = "/metrics"
+    paused_path: str = ""
     metrics_port_offset: int = 0
     default_port: int = 80
     metrics: MetricsPage | None = None

@@ -76,20 +76,23 @@ def _of(labels: Labels, names: frozenset[str]) -> frozenset[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one page says. ``signals``: by name, what the page gives for each."""
+    """What one page says. ``signals``: by name, what the page gives for each; ``asleep``: see ``EngineReport``."""
 
     engine: str
     running: float = nan
     waiting: float = nan
     kv_tokens_max: float = nan
     signals: Mapping[str, Value] = field(default_factory=dict)
+    asleep: bool = False
 
     def report(self, asked_s: float, before: "Snapshot | None") -> EngineReport:
         """The report for the core; ``before``: the page read before this one, for rates."""
         last: Mapping[str, Value] = before.signals if before is not None else {}
         found = {name: value_since(value, last.get(name)) for name, value in self.signals.items()}
         reported = {name: value for name, value in found.items() if not isnan(value)}
-        return EngineReport.by_name(asked_s, self.running, self.waiting, self.kv_tokens_max, **reported)
+        return EngineReport.by_name(
+            asked_s, self.running, self.waiting, self.kv_tokens_max, int(self.asleep), **reported
+        )
 
 
 class ScrapedPage:

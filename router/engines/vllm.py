@@ -14,6 +14,7 @@ def _metrics(page: ScrapedPage) -> Snapshot:
         running=page.total("vllm:num_requests_running"),
         waiting=page.total("vllm:num_requests_waiting"),
         kv_tokens_max=_kv_tokens_max(page),
+        asleep=page.total("vllm:engine_sleep_state", sleep_state="awake") == 0.0,
     )
 
 
@@ -57,6 +58,7 @@ KIND: Final = EngineKind(
         Era((0, 0), "vllm-2023"),
     ),
     default_port=8000,
+    paused_path="/is_paused",
     discover=_discover,
     metrics=MetricsPage((b"vllm:num_requests_running",), _metrics),
 )

@@ -20,6 +20,7 @@ from router.core.dispatcher import Dispatcher
 from router.core.errors import ConfigError
 from router.core.policy import Routing
 from router.core.record import Recording
+from router.core.reports import UNATTRIBUTED_TTL_S
 from router.core.score import Score
 from router.core.types import EngineReport, Load
 from router.gateway.config.plan import Plan
@@ -30,6 +31,7 @@ from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.health import Engines, HealthChange, engine
 from router.gateway.monitoring.probe import ProbeClient
 from router.gateway.monitoring.sidecar import WorkerPublisher
+from router.gateway.monitoring.sleepers import Sleepers
 from router.gateway.protocols.target import Target
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.policy_rollout import PolicyRollout
@@ -92,12 +94,13 @@ class Gateway:
         self.discovery = Discovery(self._on_discovered, ProbeClient)
         self.reloader.complete = self.discovery.complete
         self.reports: dict[str, EngineReport] = {}  # the last of each backend
+        self.sleepers = Sleepers()
         self._demand: tuple[float, Mapping[str, ModelDemand]] = (float("-inf"), {})  # when it was summed, by model
         self._tasks: list[asyncio.Task[None]] = []
         self._verdicts: set[asyncio.Task[None]] = set()
         self._warned: set[tuple[str, str]] = set()  # sources and senders whose dropped numbers were logged
         self._watch_metrics()
-        self.driver.on_sweep += [self.backends.sweep, self._warn_of_dropped_numbers]
+        self.driver.on_sweep += [self.backends.sweep, self._wake, self._warn_of_dropped_numbers]
 
     def _make_sync(self, plan: Plan) -> Sync:
         state = plan.settings.state
@@ -124,12 +127,12 @@ class Gateway:
     @property
     def ready(self) -> bool:
         """Whether a request sent here now can be routed: at least one backend is up, and no shutdown has begun."""
-        return not self.driver.draining and any(watch.up for watch in self.engines.watches.values())
+        return not self.driver.draining and len(self.downtimes()) < len(self.engines.watches)
 
     def downtimes(self) -> Downtimes:
         """Why each backend that gets no requests gets none, and since when."""
-        downs = ((name, watch.down) for name, watch in self.engines.watches.items())
-        return {name: (down,) for name, down in downs if down is not None}
+        found = ((name, (watch.down, self.sleepers.down(name))) for name, watch in self.engines.watches.items())
+        return {name: [down for down in downs if down is not None] for name, downs in found if any(downs)}
 
     def scores(self) -> Mapping[str, Score]:
         """The accuracy of each backend's forecast."""
@@ -164,6 +167,7 @@ class Gateway:
         if asked_in_time(report, now_s):
             self.reports[name] = report
             self.metrics.reported(name, report)
+            self.sleepers.reported(name, report)
         self.driver.perform(self.driver.core.reported(name, report, now_s))
 
     def backend_health(self, name: str, change: HealthChange) -> None:
@@ -190,8 +194,15 @@ class Gateway:
         busy = {name: load for name, load in self.core.loads().items() if load != IDLE}
         return RouterView(busy, self._demand[1], self.plan.version)
 
+    def _wake(self, now_s: float) -> None:
+        """Take engines that slept and whose pages cannot be read any more for awake: nothing else would wake them."""
+        for name in self.sleepers.names:
+            if now_s - self.reports[name].asked_s > UNATTRIBUTED_TTL_S:
+                self.reported(name, EngineReport(now_s))
+
     def _on_left(self, name: str) -> None:
         self.reports.pop(name, None)
+        self.sleepers.forget(name)
         self.metrics.forget(name)
 
     def _warn_of_dropped_numbers(self, _: float) -> None:

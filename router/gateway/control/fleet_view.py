@@ -50,10 +50,11 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
 
 def readiness(parts: ControlParts) -> dict[str, Any]:
     """Whether requests can be routed here, and which backends are the reason."""
-    up = sorted(name for name, watch in parts.engines.watches.items() if watch.up)
+    downs = parts.downtimes()
+    up = sorted(parts.engines.watches.keys() - downs.keys())
     found: dict[str, Any] = {"ready": parts.ready(), "draining": parts.driver.draining, "backends_up": up}
-    if down := {name: [each.reason.value for each in downs] for name, downs in parts.downtimes().items()}:
-        found["backends_down"] = down
+    if downs:
+        found["backends_down"] = {name: [down.reason.value for down in each] for name, each in downs.items()}
     return found
 
 

@@ -7,7 +7,8 @@ report. An engine that answers its health check while its streams stand still is
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from random import uniform
 from time import localtime, strftime, time
 from typing import Final, Protocol
@@ -17,6 +18,7 @@ from router.config import settings
 from router.core.errors import DownReason, Unanswered
 from router.core.types import EngineReport
 from router.engines import Snapshot, read_metrics
+from router.engines.facts import document, field
 from router.gateway.monitoring.downtime import Downtime
 from router.gateway.monitoring.probe import Page, ProbeClient
 from router.gateway.tls import TlsContext
@@ -32,7 +34,8 @@ class WatchedEngine:
     ``key``: its bearer token; ``certificates``: as in its target.
     ``models_url``: checked instead where there is no such path as that of ``health_url`` (empty: nothing is).
     ``own_address``: the health check goes to the address that requests go to. ``unready``: statuses of a health check
-    by which the engine says that it takes no requests.
+    by which the engine says that it takes no requests. ``paused_url``: where it says whether it is paused (empty:
+    nowhere).
     """
 
     name: str
@@ -45,6 +48,7 @@ class WatchedEngine:
     models_url: str = ""
     own_address: bool = True
     unready: frozenset[int] = frozenset({503})
+    paused_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,17 @@ def engine(
     own_address = urlsplit(health).netloc == urlsplit(given.url).netloc
     served = tuple(set(given.models.values()))
     return WatchedEngine(
-        given.name, health, metrics, served, scraped, key, certificates, models_url, own_address, unready=kind.unready
+        given.name,
+        health,
+        metrics,
+        served,
+        scraped,
+        key,
+        certificates,
+        models_url,
+        own_address,
+        kind.unready_statuses,
+        given.url + kind.paused_path if kind.paused_path else "",
     )
 
 
@@ -134,6 +148,8 @@ class Watch:
         self._down_after, self._clock, self._scrapes = down_after, clock, scrapes
         self._failures = 0
         self._url = engine.health_url
+        self._paused_url = engine.paused_url
+        self._paused = False
 
     @property
     def up(self) -> bool:
@@ -162,6 +178,7 @@ class Watch:
         before, url = self.health, self._url
         if failed is None:
             if before is None or not before.up or before.url != url:
+                self._paused_url = self.engine.paused_url  # what came up may be another engine
                 at_s = before.at_s if before is not None and before.up else time()
                 default = self.engine.health_url
                 self._change(HealthChange(True, url, at_s, missing=default if url != default else ""))
@@ -213,10 +230,23 @@ class Watch:
         if found is None:
             self._observer.scrape_failed(self.engine.name, f"no known engine's metrics at {url}")
             return
+        await self._ask_whether_paused()
+        found = replace(found, asleep=found.asleep or self._paused)
         report = found.report(asked_s, self.last)
         self.last = found
         self._listener.reported(self.engine.name, report)
         self._observer.scraped(self.engine.name, report, self._clock() - asked_s)
+
+    async def _ask_whether_paused(self) -> None:
+        """Read the page that says so, where the engine has it; one without it is not asked again."""
+        if not self._paused_url:
+            return
+        with suppress(Unanswered):
+            page = await self._get(self._paused_url)
+            if page.is_success:
+                self._paused = field(document(page.body), "is_paused") is True
+            else:
+                self._paused, self._paused_url = False, ""
 
 
 async def _repeat(act: Callable[[], Awaitable[None]], period_s: float) -> None:

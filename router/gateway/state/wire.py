@@ -93,6 +93,6 @@ def report_of(plain: Any, ahead_s: float = 0.0) -> EngineReport:
     """The same of what was parsed."""
     if not isinstance(plain, Mapping):
         return EngineReport(inf)
-    known = EngineReport(inf).numbers().keys()  # a router of another release may publish other signals
+    known = EngineReport(inf, asleep=True).numbers().keys()  # a router of another release may publish other signals
     numbers = {name: border.number(plain[name]) for name in known if name in plain}
     return EngineReport.by_name(border.number(plain.get("asked_s")) - ahead_s, **numbers)
