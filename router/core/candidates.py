@@ -47,6 +47,8 @@ class Candidates:
         """Those that take the request and that no attempt of it was sent to; None where there is none."""
         slots = self.taking(flight.request)
         left = frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
+        if flight.context_exceeded_tokens:
+            left = self._ledger.roster.longer(left, flight.context_exceeded_tokens)
         queue = self._holding.queue(flight.request.model)
         return self.fleet(flight, left, queue, hold_s_max, now_s) if len(left) else None
 

@@ -24,7 +24,7 @@ from router.core.flight import CLIENTS_OWN, NO_PREDICTION, Attempt, DispatchLimi
 from router.core.forecast import Forecast
 from router.core.held_queue import HeldQueue
 from router.core.holding import Holding
-from router.core.learning import learn_first_token, learn_reply
+from router.core.learning import learn_context_exceeded, learn_first_token, learn_reply
 from router.core.lifecycle import Event, State, allows
 from router.core.policy import Admission, Memory, Routing
 from router.core.refusals import Refusal
@@ -215,6 +215,8 @@ class Dispatcher(FleetEvents):
         if failure.backend_fault:
             self._blame(dead.backend, now_s)
         self._refused(flight, dead.backend, failure, now_s)
+        if failure.kind is FailureKind.CONTEXT_EXCEEDED:
+            learn_context_exceeded(self.belief, self.ledger, flight, dead, failure, self.dropped_numbers)
         if flight.state is not State.SENT:
             usage = self._plausible(flight, dead, usage)
             return [Break(request_id, failure.why), *self._over(flight, Event.FAIL, dead, usage, now_s)]

@@ -56,19 +56,28 @@ class FailureKind(StrEnum):
     NOT_FOUND = "not-found"  # something else that the request names is not there
     REDIRECT = "redirect"  # it answers that another address serves the path
     UNSUPPORTED = "unsupported"  # its protocol cannot express the request
+    CONTEXT_EXCEEDED = "context-exceeded"  # it is longer than the context of this backend
     CLIENT_ERROR = "client-error"  # any engine would refuse the request
     WITHDRAWN = "withdrawn"  # by the gateway: the backend was removed or reconfigured
 
 
 CLIENTS_OWN: Final = frozenset(  # once no backend is left that answers otherwise
-    {FailureKind.CLIENT_ERROR, FailureKind.NOT_FOUND, FailureKind.ENDPOINT_MISSING, FailureKind.UNSUPPORTED}
+    {
+        FailureKind.CLIENT_ERROR,
+        FailureKind.CONTEXT_EXCEEDED,
+        FailureKind.NOT_FOUND,
+        FailureKind.ENDPOINT_MISSING,
+        FailureKind.UNSUPPORTED,
+    }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an attempt failed. ``backend_fault``: counts against the backend (a client's own 4xx does not);
-    ``retryable``: another backend might do better; ``late``: it was a deadline that passed.
+    ``retryable``: another backend might do better; ``late``: it was a deadline that passed. Of CONTEXT_EXCEEDED, as far
+    as the engine states them (0: it does not): ``prompt_tokens`` that it counted (``at_least``: or more), and the
+    ``context_tokens_max`` that it has.
     """
 
     why: str
@@ -76,6 +85,9 @@ class Failure:
     retryable: bool = True
     late: bool = False
     kind: FailureKind = FailureKind.FAULT
+    prompt_tokens: int = 0
+    at_least: bool = False
+    context_tokens_max: int = 0
 
 
 class Attempt:
@@ -106,6 +118,7 @@ class Flight:
         "alone",
         "ask_again_s",
         "attempts",
+        "context_exceeded_tokens",
         "first_token_s",
         "held_s",
         "held_since_s",
@@ -129,6 +142,7 @@ class Flight:
         self.attempts = 0
         self.refusals = 0  # attempts that were the first to show what a backend refuses: they count for no limit
         self.tried: tuple[int, ...] = ()
+        self.context_exceeded_tokens = 0.0  # the longest context that was too short for it
         self.first_token_s = nan
         self.held_s = 0.0  # in the holds that are over
         self.held_since_s = nan

@@ -1,11 +1,16 @@
-"""What an attempt teaches the belief: its first token, and its end.
+"""What an attempt teaches the belief: its first token, its end, and that its prompt was too long.
 
 Compares what was predicted at the send with what came. An attempt whose backend has left its slot teaches nothing of
 whatever is there now. Must not depend on the dispatcher, nor on why a backend was chosen.
 """
 
+from dataclasses import replace
+from math import inf
+
+from router.core import border
 from router.core.belief import Belief
-from router.core.flight import Attempt
+from router.core.border import DroppedNumbers
+from router.core.flight import Attempt, Failure, Flight
 from router.core.ledger import Ledger
 from router.core.types import Request, Usage
 
@@ -41,3 +46,22 @@ def learn_reply(belief: Belief, ledger: Ledger, request: Request, done: Attempt,
         steps = usage.output_tokens - 1
         belief.tpot(slot, request.model, expected, predicted.tpot_s, steps, done.prefilled, until)
     belief.end(slot, expected, predicted.e2e_s, now_s - done.sent_s)
+
+
+def learn_context_exceeded(
+    belief: Belief, ledger: Ledger, flight: Flight, dead: Attempt, failure: Failure, dropped: DroppedNumbers
+) -> None:
+    """An engine refused a request as longer than its context: what it counted is known now, and which contexts are too
+    short. One that states no length, of a backend that states none either, is taken for the longest there is.
+    """
+    request, held = flight.request, dead.reservation
+    length = float(failure.context_tokens_max or ledger.context_tokens_max(held) or inf)
+    flight.context_exceeded_tokens = max(flight.context_exceeded_tokens, length)
+    if not failure.prompt_tokens:
+        return
+    counted = border.usage(Usage(0, failure.prompt_tokens), request, dead.backend, 0, dropped).prompt_tokens
+    if failure.at_least:
+        belief.prompts.at_least(request, counted)
+    elif counted:
+        belief.prompts.update(request.model, request.prompt_tokens, counted, request.prompt_sigma)
+        flight.request = replace(request, prompt_tokens=counted, prompt_sigma=0.0)

@@ -93,6 +93,11 @@ class Prompts:
         known.mean += max(MEAN_GAIN_MIN, 1.0 / (known.seen + 2.0)) * (counted_tokens - known.mean)
         known.seen += 1
 
+    def at_least(self, request: Request, tokens: int) -> None:
+        """Fold in that its prompt has so many tokens or more: where that is more than was expected, it is a count."""
+        if tokens > self.tokens(request):
+            self.update(request.model, request.prompt_tokens, tokens, request.prompt_sigma)
+
     def tokens(self, request: Request) -> float:
         """The prompt of this request as engines are expected to count it."""
         if request.prompt_sigma == 0.0:

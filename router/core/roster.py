@@ -198,6 +198,10 @@ class Roster:
                 return frozen(slots[fits])
         return frozen(slots[(context > least) & (context == context.max(initial=0.0))])
 
+    def longer(self, slots: Slots, tokens: float) -> Slots:
+        """Those of the slots whose context is longer than so many tokens."""
+        return frozen(np.array([s for s in slots.tolist() if self._context_tokens(s) > tokens], dtype=np.intp))
+
     def span(self, slots: Slots) -> slice | None:
         """The slots as a slice, where they are neighbours, as those of one model mostly are. The last result is cached:
         decisions come for the same pool again and again.

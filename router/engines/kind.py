@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 import orjson
 
 from router.core.signals import Reading
+from router.engines.context import CONTEXT_FAULTS
 from router.engines.facts import EngineFacts, EnginePages
 from router.engines.prometheus import ScrapedPage, Snapshot
 
@@ -175,7 +176,8 @@ class ErrorDialect:
     ``read``: status code (0: none) and message of an error body. The others are regular expressions that the beginning
     of a message is matched with: a message may repeat a client's words, and those must decide nothing.
     ``engine_faults``: a fault of the engine whatever the status says; ``client_faults``: the client's; ``busy``: the
-    engine's queue is full; ``model_missing``: the engine has not loaded the model. ``unready``: of a status 503, that
+    engine's queue is full; ``model_missing``: the engine has not loaded the model; ``context_faults``: the request does
+    not fit its context, with groups as in ``context.py``. ``unready``: of a status 503, that
     the engine is down and not just busy.
     """
 
@@ -184,6 +186,7 @@ class ErrorDialect:
     client_faults: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
     model_missing: tuple[str, ...] = ()
+    context_faults: tuple[str, ...] = CONTEXT_FAULTS
     unready: tuple[str, ...] = (
         rf"(?i)(?:the )?(?:server|engine|service|backend|worker)(?: is)?(?: currently)? {_STATE}\.?$",
     )

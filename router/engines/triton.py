@@ -15,6 +15,7 @@ import orjson
 
 from router.core.errors import UnsupportedFeature
 from router.core.text_size import text_tokens
+from router.engines.context import CONTEXT_FAULTS
 from router.engines.facts import EngineFacts, EnginePages, document, field, objects, text
 from router.engines.kind import (
     EngineKind,
@@ -271,6 +272,11 @@ _ERRORS: Final = ErrorDialect(
     ),
     client_faults=("failed to parse the request JSON", "Unable to parse "),
     busy=(_WHERE + r"(?:Exceeds maximum queue size|Request timeout expired)\.?$",),
+    context_faults=tuple(
+        _WHERE + r"(?:Executor failed process requestId \d+ due to the following error: )?"
+        r"(?:Encountered an error (?:in [\w ]+|when fetching new request): )?" + wording
+        for wording in CONTEXT_FAULTS
+    ),
     model_missing=(
         r"Request for unknown model: '[^']*' (?:version -?\d+ )?(?:is not found|has no available versions)$",
     ),

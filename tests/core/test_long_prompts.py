@@ -1,7 +1,9 @@
 """Prompts that not every backend has room for."""
 
+from dataclasses import replace
+
 from router.core.errors import Reason, status_of
-from router.core.flight import Failure
+from router.core.flight import Failure, FailureKind
 from router.core.text_size import TEXT_SIGMA
 from router.core.types import Usage
 from tests.fakes import backend, core, refused, request, sent
@@ -71,3 +73,59 @@ def test_what_engines_counted_decides_where_prompts_fit():
         it.ended(asked.id, attempt, Usage(5, 500 + 10 * number), 0.2)
     assert sent(it.arrived(text(4_000), 0.3)).backend == "short"
     assert sent(it.arrived(request(prompt_tokens=8_000), 0.4)).backend == "long"
+
+
+TOO_LONG = Failure("too long", backend_fault=False, kind=FailureKind.CONTEXT_EXCEEDED)
+
+
+def test_an_engine_that_finds_a_prompt_too_long_is_followed_by_one_with_a_longer_context():
+    """Estimated at 1,000, counted as 5,000: no other of that size; without a longer one its answer is final."""
+    pool = [backend(name, context_tokens_max=4096) for name in "abcd"]
+    it = core(*pool, backend("long", slower=9.0, context_tokens_max=32768))
+    first = sent(it.arrived(text(1_000, request_id="r"), 0.0))
+    assert first.backend in "abcd"
+    assert sent(it.failed("r", 1, TOO_LONG, 0.1)).backend == "long"
+    it.backend_health("long", False, 0.2)
+    sent(it.arrived(text(1_000, request_id="s"), 0.3))
+    assert refused(it.failed("s", 1, TOO_LONG, 0.4)).reason is Reason.CLIENT_ERROR
+
+
+def test_the_count_that_an_engine_states_decides_where_the_prompt_goes_and_teaches():
+    """5,000 tokens fit neither 4,096 nor 4,500; the next such prompt goes where it fits at once."""
+    backends = [backend("s", context_tokens_max=4096), backend("m", context_tokens_max=4500)]
+    it = core(*backends, backend("l", slower=9.0, context_tokens_max=8192))
+    stated = replace(TOO_LONG, prompt_tokens=5_000, context_tokens_max=4096)
+    for number in range(20):
+        asked = text(1_500, request_id=f"r{number}")
+        attempt = sent(it.arrived(asked, float(number)))
+        if attempt.backend == "l":
+            break
+        assert sent(it.failed(asked.id, 1, stated, number + 0.1)).backend == "l"
+        it.client_left(asked.id, number + 0.2)
+    assert 0 < number < 10
+
+
+def test_a_count_that_is_only_a_bound_teaches_where_it_is_a_surprise():
+    """vLLM stops to count one token past its limit."""
+    it = core(backend("s", context_tokens_max=4096), backend("l", context_tokens_max=32768))
+    bound = replace(TOO_LONG, prompt_tokens=4_097, at_least=True, context_tokens_max=4096)
+    asked = text(1_000, request_id="r")
+    before = it.belief.prompts.tokens(asked)
+    sent(it.arrived(asked, 0.0))
+    assert sent(it.failed("r", 1, bound, 0.1)).backend == "l"
+    learnt = it.belief.prompts.tokens(asked)
+    assert learnt > before
+    long = text(9_000, request_id="long")
+    before = it.belief.prompts.tokens(long)
+    it.arrived(long, 0.2)
+    it.failed("long", 1, bound, 0.3)
+    assert it.belief.prompts.tokens(long) == before
+
+
+def test_where_no_context_is_known_there_is_no_longer_one():
+    """Neither config nor message says how long it is: the answer is the client's, and no second engine is asked."""
+    it = core(backend("a"), backend("b"))
+    sent(it.arrived(text(1_000, request_id="r"), 0.0))
+    assert refused(it.failed("r", 1, TOO_LONG, 0.1)).reason is Reason.CLIENT_ERROR
+    sent(it.arrived(text(1_000, request_id="s"), 0.2))
+    assert sent(it.failed("s", 1, replace(TOO_LONG, context_tokens_max=2048), 0.3)).attempt == 2

@@ -15,6 +15,7 @@ from router.core.flight import DispatchLimits, FailureKind
 from router.engines import ErrorDialect, find
 from router.gateway.traffic import faults
 from tests import fakes_wire as wire
+from tests.fakes import backend, core
 from tests.fakes_wire import ScriptedEngine, chunked, event, gateway, post, reply, stream, token
 from tests.waiting import until
 
@@ -281,3 +282,26 @@ async def test_a_whole_reply_over_its_limit_is_504_of_one_engine() -> None:
     ):
         got = await gate.ask(post("/v1/embeddings", b'{"model":"m","input":"hi"}'))
         assert (got.status, len(one.requests) + len(other.requests)) == (504, 1)
+
+
+async def test_a_prompt_that_is_too_long_for_one_engine_is_answered_by_another() -> None:
+    """The 400 of the short context is not for the client while a longer one is there; without one it is, as it was."""
+    message = (
+        "This model's maximum context length is 4096 tokens. However, your request has 5012 input tokens. Please reduce "
+        "the length of the input messages."
+    )
+    body = json.dumps({"error": {"message": message, "type": "BadRequestError", "code": 400}}).encode()
+    contexts = (backend("short", context_tokens_max=4096), backend("long", context_tokens_max=32768))
+    async with (
+        ScriptedEngine([reply(body, 400)]) as short,
+        ScriptedEngine([stream("yes")]) as long,
+        gateway(short.target("short"), long.target("long"), core=core(*contexts, routing="round_robin")) as gate,
+    ):
+        for _ in range(2):
+            got = await gate.chat(messages=[{"role": "user", "content": "x" * 4000}])
+            assert (got.status, got.headers["x-headroom-backend"]) == (200, "long")
+        assert short.requests
+        gate.core.backend_health("long", False, gate.driver.clock())
+        refused = await gate.chat(messages=[{"role": "user", "content": "x" * 400}])
+        assert (refused.status, refused.body) == (400, body)
+        assert not gate.core.ledger.table.columns[EJECTED].any()

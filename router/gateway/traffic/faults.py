@@ -11,6 +11,7 @@ from typing import Final
 
 from router.core.flight import Failure, FailureKind
 from router.engines import ErrorDialect, error_names
+from router.engines.context import CONTEXT_CODES, ContextExceeded, context_exceeded
 
 _WHY_CHARS_MAX: Final = 300
 _CLIENT_ERRORS: Final = range(400, 500)
@@ -51,7 +52,7 @@ _FINAL: Final = frozenset({FailureKind.CLIENT_ERROR})
 class EngineError:
     """An engine's error response in place of a reply: held until another backend has answered or none is left.
 
-    ``fields`` are its header lines; ``body`` as sent, without chunk framing.
+    ``fields`` are its header lines; ``body`` as sent, without chunk framing; ``exceeded``: what it says of its context.
     """
 
     status: int
@@ -59,6 +60,7 @@ class EngineError:
     fields: bytes = b""
     body: bytes = b""
     kind: FailureKind = FailureKind.FAULT
+    exceeded: ContextExceeded | None = None
 
     @property
     def for_client(self) -> bool:
@@ -73,7 +75,7 @@ def engine_error(status: int, body: bytes, fields: bytes, dialect: ErrorDialect)
         payload = payload[5:].strip()
     stated, message = dialect.read(payload)
     kind = _kind(stated if status == 400 and stated else status, message, payload, dialect)  # noqa: PLR2004 - FastChat's status for all
-    return EngineError(status, message, fields, body, kind)
+    return EngineError(status, message, fields, body, kind, _exceeded(kind, message, dialect))
 
 
 def event_error(payload: bytes, dialect: ErrorDialect) -> EngineError:
@@ -82,7 +84,12 @@ def event_error(payload: bytes, dialect: ErrorDialect) -> EngineError:
     if not payload.startswith(b"{") or not payload.endswith(b"}"):
         message = "the engine failed in mid-stream"
     status = code if code in range(400, 600) else 500
-    return EngineError(status, message, kind=_kind(status, message, payload, dialect))
+    kind = _kind(status, message, payload, dialect)
+    return EngineError(status, message, kind=kind, exceeded=_exceeded(kind, message, dialect))
+
+
+def _exceeded(kind: FailureKind, message: str, dialect: ErrorDialect) -> ContextExceeded | None:
+    return context_exceeded(message, dialect.context_faults) if kind is FailureKind.CONTEXT_EXCEEDED else None
 
 
 def failure(backend: str, error: EngineError, what: str = "answered") -> Failure:
@@ -92,7 +99,16 @@ def failure(backend: str, error: EngineError, what: str = "answered") -> Failure
         why = f"{backend} refused the key that the gateway has for it ({error.status})"
     else:
         why = f"{backend} {what} {error.status}: {short(error.message)}"
-    return Failure(why, kind in _BACKENDS, kind not in _FINAL, kind=kind)
+    of = error.exceeded or ContextExceeded()
+    return Failure(
+        why,
+        kind in _BACKENDS,
+        kind not in _FINAL,
+        kind=kind,
+        prompt_tokens=of.prompt_tokens,
+        at_least=of.at_least,
+        context_tokens_max=of.context_tokens_max,
+    )
 
 
 def short(text: str) -> str:
@@ -111,6 +127,7 @@ def _by_words(message: str, dialect: ErrorDialect) -> FailureKind | None:
         (dialect.engine_faults, FailureKind.FAULT),
         (dialect.busy, FailureKind.BUSY),
         (dialect.model_missing, FailureKind.MODEL_MISSING),
+        (dialect.context_faults, FailureKind.CONTEXT_EXCEEDED),
         (dialect.client_faults, FailureKind.CLIENT_ERROR),
     ):
         if _begins(message, patterns):
@@ -127,8 +144,14 @@ def _by_status(status: int, message: str, payload: bytes, dialect: ErrorDialect)
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     if status in _CLIENT_ERRORS:
-        return FailureKind.MODEL_MISSING if _UNLISTED.match(message) else FailureKind.CLIENT_ERROR
+        return _client_error(message, payload)
     return FailureKind.REDIRECT if status < _CLIENT_ERRORS.start else FailureKind.FAULT
+
+
+def _client_error(message: str, payload: bytes) -> FailureKind:
+    if not error_names(payload).isdisjoint(CONTEXT_CODES):
+        return FailureKind.CONTEXT_EXCEEDED
+    return FailureKind.MODEL_MISSING if _UNLISTED.match(message) else FailureKind.CLIENT_ERROR
 
 
 def _not_found(message: str, payload: bytes) -> FailureKind:

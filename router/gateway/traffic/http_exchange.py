@@ -29,6 +29,7 @@ from router.gateway.traffic.ports import Client, Frame, RequestDriver
 _SERVER: Final = 500
 _ENGINES: Final = {Reason.BACKEND_FAILED, Reason.CLIENT_ERROR}  # reasons that an engine's answer may stand for
 _VERSION: Final = b"HTTP/1.1 "
+_CLIENT_ERRORS: Final = frozenset({FailureKind.CLIENT_ERROR, FailureKind.CONTEXT_EXCEEDED})
 _CLOSE: Final = b"connection: close\r\n"
 
 
@@ -251,7 +252,7 @@ class HttpExchange(Client):
         elif engine_error.body:
             self._answer(engine_error.status, engine_error.fields, engine_error.body)
         else:
-            theirs = engine_error.kind is FailureKind.CLIENT_ERROR and engine_error.status >= _SERVER
+            theirs = engine_error.kind in _CLIENT_ERRORS and engine_error.status >= _SERVER
             status = 400 if theirs else engine_error.status
             self.reject(Problem(status, engine_error.message, code=None))
 
