@@ -287,8 +287,8 @@ async def test_a_whole_reply_over_its_limit_is_504_of_one_engine() -> None:
 async def test_a_prompt_that_is_too_long_for_one_engine_is_answered_by_another() -> None:
     """The 400 of the short context is not for the client while a longer one is there; without one it is, as it was."""
     message = (
-        "This model's maximum context length is 4096 tokens. However, your request has 5012 input tokens. Please reduce "
-        "the length of the input messages."
+        "This model's maximum context length is 4096 tokens. However, your request has 5012 input tokens. Please "
+        "reduce the length of the input messages."
     )
     body = json.dumps({"error": {"message": message, "type": "BadRequestError", "code": 400}}).encode()
     contexts = (backend("short", context_tokens_max=4096), backend("long", context_tokens_max=32768))
