@@ -149,7 +149,7 @@ class Dispatcher(FleetEvents):
         closed = self._prefilled(flight, won, now_s)
         flight.move(Event.FIRST_TOKEN)
         flight.first_token_s = now_s
-        if flight.request.streamed:
+        if flight.request.streamed and not won.paused_s:
             learn_first_token(self.belief, self.ledger, won, now_s)
         held = self._serve_held(now_s, flight.request.model)
         return [*closed, *held] if closed else held
@@ -383,6 +383,19 @@ class Dispatcher(FleetEvents):
         if timer.due is Due.PREFILLED:
             return flight.state is not State.STREAMING and flight.attempt(timer.attempt) is not None
         return flight.state is State.SENT and flight.attempt(timer.attempt) is not None
+
+    def paused(self, paused_s: float, now_s: float) -> Sequence[Command]:
+        """The shell stood still for so long, or will not have read until then what came meanwhile: silence was its own.
+        The deadlines of open attempts move on, and they teach no times.
+        """
+        self._time(now_s)
+        if not 0.0 < paused_s < border.FAR_S:
+            return ()
+        for flight in self._flights.values():
+            for attempt in flight.open:
+                attempt.pause(paused_s)
+        self._watch.postpone(paused_s)
+        return ()
 
     def ticked(self, now_s: float) -> Sequence[Command]:
         """Act on every timer that is due."""

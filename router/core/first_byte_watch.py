@@ -8,10 +8,13 @@ depend on backends, forecasts or policies.
 """
 
 from math import inf
+from typing import Final
 
 from router.core.flight import Attempt, DispatchLimits, Failure, FailureKind
 from router.core.timers import Due, Timers
 from router.core.types import Request
+
+_OF_ATTEMPTS: Final = frozenset({Due.FIRST_BYTE, Due.HEDGE})
 
 
 class FirstByteWatch:
@@ -54,8 +57,12 @@ class FirstByteWatch:
                 self._timers.set(last_s, request.id, attempt.number, Due.FIRST_BYTE)
                 return None
             self._early += 1
-        why = f"{attempt.backend} sent no first byte in {now_s - attempt.sent_s:.2f} s"
+        why = f"{attempt.backend} sent no first byte in {now_s - attempt.sent_s - attempt.paused_s:.2f} s"
         return Failure(why, backend_fault=True, retryable=True, late=True, kind=FailureKind.LATE)
+
+    def postpone(self, by_s: float) -> None:
+        """Deadlines and hedges of all open attempts come later by so much."""
+        self._timers.postpone(_OF_ATTEMPTS, by_s)
 
     def spent(self, limits: DispatchLimits) -> bool:
         """Whether the budget of second attempts is used up."""
@@ -70,7 +77,7 @@ def _whole_late(attempt: Attempt, limits: DispatchLimits, now_s: float) -> Failu
     """A whole reply took too long. Another engine would take as long, and a promise of the client's that was too tight
     is no fault of the backend.
     """
-    took_s = now_s - attempt.sent_s
+    took_s = now_s - attempt.sent_s - attempt.paused_s
     why = f"{attempt.backend} had no whole reply in {took_s:.2f} s"
     return Failure(why, took_s >= limits.whole_reply_s_max, retryable=False, late=True, kind=FailureKind.LATE)
 

@@ -93,7 +93,7 @@ class Failure:
 class Attempt:
     """One try on one backend."""
 
-    __slots__ = ("backend", "number", "predicted", "prefilled", "reservation", "resident_share", "sent_s")
+    __slots__ = ("backend", "number", "paused_s", "predicted", "prefilled", "reservation", "resident_share", "sent_s")
 
     def __init__(
         self, number: int, backend: str, reservation: Reservation, predicted: Prediction, sent_s: float
@@ -105,6 +105,12 @@ class Attempt:
         self.prefilled: WorkSnapshot | None = None  # what the backend had done by the first token
         self.resident_share = 0.0  # of the prompt, that the backend was sent before and should have cached
         self.sent_s = sent_s
+        self.paused_s = 0.0  # since then, of the gateway's own pauses
+
+    def pause(self, paused_s: float) -> None:
+        """The gateway stood still while it was open: what is measured across that is no time of the engine's."""
+        self.paused_s += paused_s
+        self.prefilled = None
 
 
 class Flight:

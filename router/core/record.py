@@ -106,6 +106,10 @@ class Recording:
         """See Dispatcher."""
         return self._note("ticked", now_s, self._core.ticked(now_s))
 
+    def paused(self, paused_s: float, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        return self._note("paused", now_s, self._core.paused(paused_s, now_s), paused_s=paused_s)
+
     @property
     def wake_s(self) -> float:
         """See Dispatcher."""
@@ -224,6 +228,7 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "ended": lambda e: (e["id"], e["attempt"], Usage(**e["usage"])),
     "failed": lambda e: (e["id"], e["attempt"], failure_of(e["failure"])),
     "client_left": lambda e: (e["id"],),
+    "paused": lambda e: (e["paused_s"],),
     "ticked": lambda _: (),
 }
 _PARTIAL: Final = ("failed", "client_left")  # their usage is of what came of a reply

@@ -75,6 +75,17 @@ class Timers:
         self._line = deque([timer for timer in self._line if timer is new or self._live(timer)])
         self._sweep_at = max(_SWEPT_FROM, 2 * (len(self._heap) + len(self._line)))
 
+    def postpone(self, dues: frozenset[Due], by_s: float) -> None:
+        """All timers of these kinds come later by so much; their order among themselves stays."""
+        timers = [*self._line, *(entry[2] for entry in self._heap)]
+        for timer in timers:
+            if timer.due in dues:
+                timer.when_s += by_s
+        self._line.clear()
+        self._heap = [(timer.when_s, timer.number, timer) for timer in timers]
+        heapify(self._heap)
+        self.soonest_s = self._heap[0][0] if self._heap else inf
+
     @property
     def next_s(self) -> float:
         """When the first timer that still stands is due (inf: none)."""

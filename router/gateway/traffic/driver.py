@@ -1,8 +1,9 @@
 """Performs the core's commands on sockets, and reports what happens there to the core.
 
 Must not depend on policies, or on how bytes are framed. Every method is synchronous; one loop timer serves all of the
-core's deadlines, and one sweep a second finds streams that have gone silent. Commands are performed in the order of the
-core's answers: one that arises while another is performed joins the end of the queue.
+core's deadlines, and one sweep a second finds streams that have gone silent. Neither judges after a pause of this
+process until the loop has read what came meanwhile. Commands are performed in the order of the core's answers: one that
+arises while another is performed joins the end of the queue.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from router.core.flight import Failure, FailureKind
 from router.core.record import Recording
 from router.core.types import RequestId, Usage
 from router.engines import Translation
+from router.gateway.pauses import CATCH_UP_S, paused_s
 from router.gateway.protocols.answers import Problem
 from router.gateway.protocols.ingress import Ingress
 from router.gateway.protocols.target import Target
@@ -128,6 +130,9 @@ class Driver(RequestDriver):
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = inf
+        self._tick_due_s = inf
+        self._sweep_due_s = inf
+        self._awake_s = -inf  # when the last pause of this process ended
         self._sweeper: asyncio.TimerHandle | None = None
         self._emptied: asyncio.Event | None = None
         for target in upstreams:
@@ -311,26 +316,48 @@ class Driver(RequestDriver):
         """Keep one timer at the core's next deadline. One that fires too early does no harm: it sets the next."""
         if self.core.soonest_s >= self._timer_s:
             return
-        wake_s = self.core.wake_s
+        wake_s = max(self.core.wake_s, self._awake_s + CATCH_UP_S)
         if wake_s >= self._timer_s:
             return
         if self._timer is not None:
             self._timer.cancel()
-        delay_s = max(wake_s - self.clock(), _TIMER_STEP_S)
-        self._timer_s = wake_s
+        now_s = self.clock()
+        delay_s = max(wake_s - now_s, _TIMER_STEP_S)
+        self._timer_s, self._tick_due_s = wake_s, now_s + delay_s
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
 
     def _tick(self) -> None:
         self._timer, self._timer_s = None, inf
-        self.perform(self.core.ticked(self.clock()))
+        if self._stood_still(self._tick_due_s):
+            self._arm()
+        else:
+            self.perform(self.core.ticked(self.clock()))
 
     def start(self) -> None:
         """Start the periodic sweep."""
+        self._sweep_due_s = self.clock() + self._limits.sweep_s
         self._sweeper = asyncio.get_running_loop().call_later(self._limits.sweep_s, self._swept)
 
     def _swept(self) -> None:
+        due_s = self._sweep_due_s
         self.start()
-        self.sweep(self.clock())
+        if not self._stood_still(due_s):  # else the next sweep judges, by what has been read until then
+            self.sweep(self.clock())
+
+    def _stood_still(self, due_s: float) -> bool:
+        """Whether a timer that was due then shows a pause of this process: silence during it is no engine's fault."""
+        now_s = self.clock()
+        still_s = paused_s(max(due_s, self._awake_s), now_s)
+        if not still_s:
+            return False
+        self._awake_s = now_s
+        _log.warning("this process stood still for %.1f s: deadlines of engines move on by as much", still_s)
+        for request in self._in_flight.values():
+            if request.winner is not None:
+                meter = request.winner.meter
+                meter.last_s = min(meter.last_s + still_s, now_s)
+        self.perform(self.core.paused(still_s + CATCH_UP_S, now_s))
+        return True
 
     def sweep(self, now_s: float) -> None:
         """End replies whose engine has been silent, drop clients that do not read, close old idle connections."""

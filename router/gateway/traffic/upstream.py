@@ -14,6 +14,7 @@ from typing import Final, cast
 
 import httptools
 
+from router.gateway.pauses import paused_s
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.http import HEAD_END, NO_BODY
 from router.gateway.traffic.meter import Gaps
@@ -297,6 +298,7 @@ class Upstream:
     async def _connected(self, ready: Ready, failed: Failed) -> None:
         target = self.target
         loop = asyncio.get_running_loop()
+        began_s = self.clock()
         self.dial_error = None
         try:
             async with asyncio.timeout(self.limits.connect_s):
@@ -308,6 +310,9 @@ class Upstream:
                     server_hostname=self._server_name,
                 )
         except TimeoutError as error:
+            if paused_s(began_s + self.limits.connect_s, self.clock()):  # it may have been accepted meanwhile
+                await self._connected(ready, failed)
+                return
             self.dial_error = error
             failed(f"{target.name} did not accept a connection in {self.limits.connect_s:g} s")
         except OSError as error:
