@@ -8,6 +8,7 @@ import pytest
 
 from router.core.decisions import EndState as Ending
 from router.core.flight import DispatchLimits
+from router.core.types import Usage
 from router.gateway.traffic.driver import StreamLimits
 from tests import fakes_wire as wire
 from tests.fakes_wire import (
@@ -39,11 +40,11 @@ async def test_a_stream_passes_as_it_came() -> None:
 
 
 async def test_tokens_are_counted_from_the_events() -> None:
-    """Without usage in the stream, each event but ``[DONE]`` is a token."""
+    """Without usage in the stream, each event but ``[DONE]`` is a token: an estimate."""
     async with pair([stream("a", "b", "c")]) as (gate, _):
         await gate.chat()
         (outcome,) = gate.seen.outcomes
-        assert outcome.record.usage.output_tokens == 3
+        assert outcome.record.usage == Usage(3, estimated=True)
         assert outcome.record.outcome is Ending.SERVED
         assert (outcome.status, outcome.events, outcome.path) == (200, 4, "/v1/chat/completions")
 
@@ -169,6 +170,102 @@ async def test_the_engines_own_4xx_reaches_the_client_and_is_nobodys_fault() -> 
         assert len(engine.requests) == 5
 
 
+ROLE = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
+CREATED = b"".join(
+    b'event: response.%b\ndata: {"response":{"error":null},"type":"response.%b"}\n\n' % (name, name)
+    for name in (b"created", b"in_progress")
+)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        [wire.STREAM_HEAD + chunked(ROLE), Act.CLOSE],
+        [wire.STREAM_HEAD + chunked(ROLE) + wire.LAST],
+        [wire.STREAM_HEAD + chunked(ROLE, event("[DONE]"), event(BUSY)) + wire.LAST],
+        [wire.STREAM_HEAD + chunked(CREATED), Act.CLOSE],
+        [wire.STREAM_HEAD + chunked(CREATED), chunked(b"event: error\n\n") + wire.LAST],
+        [wire.STREAM_HEAD + wire.LAST],
+    ],
+    ids=["cut", "clean end", "error", "cut after created", "error after created", "nothing"],
+)
+async def test_a_failure_behind_events_without_a_token_is_tried_elsewhere(first: wire.Script) -> None:
+    """A full vLLM begins a stream, and then cuts it or sends a refusal: no client has to see that."""
+    async with (
+        ScriptedEngine(first) as bad,
+        ScriptedEngine([stream("good")]) as good,
+        gateway(bad.target("a"), good.target("b")) as gate,
+    ):
+        got = await gate.chat()
+        assert (got.status, got.headers["x-headroom-backend"]) == (200, "b")
+        assert got.events() == [json.dumps(token("good")), "[DONE]"]
+
+
+async def test_the_first_token_is_the_first_event_that_holds_one() -> None:
+    """Events without one go to the client after a moment, with the status; TTFT counts to the token."""
+    more = asyncio.Event()
+    script = [wire.STREAM_HEAD + chunked(ROLE), more, chunked(event(token("a")), event("[DONE]")) + wire.LAST]
+    async with pair(script) as (gate, _):
+        client = await gate.client()
+        client.send(chat())
+        await client.head()
+        async with asyncio.timeout(wire.WITHIN_S):
+            assert ROLE in await client.reader.readuntil(b"\n\n\r\n")
+        now_s = gate.driver.clock()
+        more.set()
+        assert (await client._chunks())[1]
+        (record,) = [outcome.record for outcome in gate.seen.outcomes]
+        assert record.first_token_s >= now_s
+        assert record.usage.output_tokens == 1
+
+
+@pytest.mark.parametrize("ping", [b": ping\n\n", b":\n", b'event: ping\ndata: {"type": "ping"}\n\n'])
+async def test_pings_go_to_the_client_at_once_and_are_signs_of_life(ping: bytes) -> None:
+    """They are neither tokens nor gaps, and the engine is not frozen while they come."""
+    again, more = asyncio.Event(), asyncio.Event()
+    last = chunked(event(token("a")), event("[DONE]")) + wire.LAST
+    script = [wire.STREAM_HEAD + chunked(ping), again, chunked(ping), more, last]
+    async with pair(script, limits=StreamLimits(stall_s=5.0)) as (gate, _):
+        client = await gate.client()
+        client.send(chat())
+        await client.head()
+        again.set()
+        async with asyncio.timeout(wire.WITHIN_S):
+            for _ in range(2):
+                assert await client.reader.readuntil(b"\r\n")
+                assert await client.reader.readexactly(len(ping) + 2) == ping + b"\r\n"
+        (request,) = gate.driver._in_flight.values()
+        assert request.winner is not None
+        gate.driver.sweep(request.winner.meter.heard_s + 4.0)
+        more.set()
+        body, complete = await client._chunks()
+        assert complete
+        assert body == event(token("a")) + event("[DONE]")
+        assert gate.seen.endings == [Ending.SERVED]
+        assert gate.seen.outcomes[0].record.usage.output_tokens == 1
+        assert sum(gate.driver.upstreams["a"].gaps.counts) == 0
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_chunked_stream_that_ends_cleanly_in_the_middle_is_broken(version: str) -> None:
+    """llama-cpp-python ends its body so on an exception: no finish reason, no ``[DONE]``."""
+    async with pair([wire.STREAM_HEAD + chunked(event(token("a"))) + wire.LAST]) as (gate, _):
+        got = await gate.ask(chat(version=version))
+        assert got.events()[0] == json.dumps(token("a"))
+        assert not got.complete or "error" in json.loads(got.events()[-1])
+        assert gate.seen.endings == [Ending.BROKEN]
+        assert (await gate.chat()).events()[0] == json.dumps(token("a"))  # the connection can be used again
+
+
+async def test_a_stream_with_a_finish_reason_is_whole_without_done() -> None:
+    """Some servers never send it."""
+    last = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    async with pair([wire.STREAM_HEAD + chunked(event(token("a")), last) + wire.LAST]) as (gate, _):
+        got = await gate.chat()
+        assert got.complete
+        assert gate.seen.endings == [Ending.SERVED]
+
+
 async def test_a_stream_cut_in_the_middle_ends_with_an_error_event_and_no_done() -> None:
     """The client gets an error event in its protocol, and the connection closes."""
     async with pair([wire.STREAM_HEAD + chunked(event(token("a"))), Act.CLOSE]) as (gate, _):
@@ -183,10 +280,20 @@ async def test_a_stream_cut_in_the_middle_ends_with_an_error_event_and_no_done()
 
 
 async def test_a_stream_cut_inside_a_chunk_is_cut_for_the_client_too() -> None:
-    """Nothing of ours can follow half a chunk: the body has no end."""
-    async with pair([wire.STREAM_HEAD + chunked(event(token("a"))) + b"ff\r\ndata: {", Act.CLOSE]) as (gate, _):
+    """Nothing of ours can follow half a chunk of which a part has been sent: the body has no end."""
+    half = b"fff\r\n" + event(token("b"))
+    async with pair([wire.STREAM_HEAD + chunked(event(token("a"))) + half, Act.CLOSE]) as (gate, _):
         got = await gate.chat()
         assert not got.complete
+        assert gate.seen.endings == [Ending.BROKEN]
+
+
+async def test_half_an_event_is_no_event() -> None:
+    """It waits for its end, and when the engine dies instead the client gets an event that says so."""
+    async with pair([wire.STREAM_HEAD + chunked(event(token("a"))) + b"ff\r\ndata: {", Act.CLOSE]) as (gate, _):
+        got = await gate.chat()
+        assert got.complete
+        assert [list(json.loads(each)) for each in got.events()[1:]] == [["error"]]
         assert gate.seen.endings == [Ending.BROKEN]
 
 

@@ -23,16 +23,6 @@ class Dialect(Enum):
     TRITON = "triton"  # {"error": "..."}
 
 
-_ERROR_MARK: Final = b'data: {"error"'
-_TYPED_ERROR_MARK: Final = b'data: {"type":"error"'
-
-
-def error_mark(dialect: Dialect) -> bytes:
-    """The beginning of an error event inside a stream of this dialect."""
-    typed = dialect is Dialect.ANTHROPIC or dialect is Dialect.RESPONSES  # no set: hashing an enum's member is slow
-    return _TYPED_ERROR_MARK if typed else _ERROR_MARK
-
-
 @dataclass(frozen=True, slots=True)
 class Problem:
     """An error answer instead of a reply. ``param`` names the field or header at fault; ``fields``: header lines."""

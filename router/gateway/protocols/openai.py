@@ -11,7 +11,7 @@ import orjson
 
 from router.core.errors import Rejected
 from router.core.text_size import tokens_of_bytes
-from router.gateway.protocols.answers import Dialect, error_mark
+from router.gateway.protocols.answers import Dialect
 from router.gateway.protocols.blocks import BLOCK_BYTES, NO_BLOCKS, blocks_of
 from router.gateway.protocols.prompts import (
     Finder,
@@ -33,7 +33,8 @@ from router.gateway.protocols.prompts import (
 class Endpoint:
     """One path that is routed. ``prompt`` finds the engine's prompt in the body.
 
-    ``ends_with_done``: streams end with ``[DONE]``; ``output``: the body's caps on output tokens, the first one counts;
+    ``states_end``: a whole stream has an event that says that it is; ``output``: the body's caps on output tokens, the
+    first one counts;
     ``generates``: a reply is generated, so that the prompt's KV is in the engine's prefix cache afterwards.
     """
 
@@ -41,14 +42,9 @@ class Endpoint:
     dialect: Dialect
     prompt: Finder
     output: tuple[str, ...] = ()
-    ends_with_done: bool = False
+    states_end: bool = False
     method: bytes = b"POST"
     generates: bool = False
-
-    @property
-    def error_mark(self) -> bytes:
-        """The beginning of an error event in a stream of this endpoint."""
-        return error_mark(self.dialect)
 
 
 class RequestBody:
@@ -162,11 +158,13 @@ _CHAT_OUTPUT: Final = ("max_completion_tokens", "max_tokens")
 ENDPOINTS: Final = {
     endpoint.path.encode(): endpoint
     for endpoint in (
-        Endpoint("/v1/chat/completions", Dialect.OPENAI, chat, _CHAT_OUTPUT, ends_with_done=True, generates=True),
-        Endpoint("/v1/completions", Dialect.OPENAI, completion, ("max_tokens",), ends_with_done=True, generates=True),
+        Endpoint("/v1/chat/completions", Dialect.OPENAI, chat, _CHAT_OUTPUT, states_end=True, generates=True),
+        Endpoint("/v1/completions", Dialect.OPENAI, completion, ("max_tokens",), states_end=True, generates=True),
         Endpoint("/v1/embeddings", Dialect.OPENAI, embedding),
-        Endpoint("/v1/responses", Dialect.RESPONSES, responses, ("max_output_tokens",), generates=True),
-        Endpoint("/v1/messages", Dialect.ANTHROPIC, anthropic, ("max_tokens",), generates=True),
+        Endpoint(
+            "/v1/responses", Dialect.RESPONSES, responses, ("max_output_tokens",), states_end=True, generates=True
+        ),
+        Endpoint("/v1/messages", Dialect.ANTHROPIC, anthropic, ("max_tokens",), states_end=True, generates=True),
         Endpoint("/v1/messages/count_tokens", Dialect.ANTHROPIC, anthropic),
         Endpoint("/v1/rerank", Dialect.OPENAI, ranked),
         Endpoint("/v2/rerank", Dialect.OPENAI, ranked),

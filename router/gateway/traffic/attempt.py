@@ -1,11 +1,13 @@
 """One attempt: a call on one engine's connection, and its reply on the way to the client, timed as it passes.
 
 Depends on the call, the upstream and a ReplySink (ports.py), and on nothing else of a request.
-Until the first event has been seen nothing goes to the client, so that any failure before it can be retried elsewhere;
-from then on one read is one write, and the bytes pass unchanged unless client or engine needs another framing or form.
+A reply is committed, status and bytes sent, at its first token. Until then nothing goes to the client, so that any
+failure before it can be retried elsewhere; but for signs of life, and for events without a token that are older than
+``_HELD_BACK_S``. After the first token one read is one write, and the bytes pass unchanged unless client or engine
+needs another framing or form.
 """
 
-import re
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -13,28 +15,30 @@ from typing import Final
 import orjson
 
 from router.core.flight import Failure, FailureKind
-from router.core.types import Usage
+from router.core.types import CHARS_PER_TOKEN, Usage
+from router.engines import Translation
 from router.gateway.traffic import faults
 from router.gateway.traffic.call import Call
+from router.gateway.traffic.event_stream import EventStream
 from router.gateway.traffic.faults import EngineError
 from router.gateway.traffic.http import LAST_CHUNK, Head, chunk, dechunked, parse_head
-from router.gateway.traffic.meter import CHUNK_SEAM, Meter, first_event
+from router.gateway.traffic.meter import Meter
 from router.gateway.traffic.ports import Frame, ReplySink
 from router.gateway.traffic.upstream import Connection, Reader, Upstream
 
-_HELD_BYTES_MAX: Final = 1 << 20  # of an error body, or before a first event
+_HELD_BYTES_MAX: Final = 1 << 20  # of an error body, or before a reply is committed
+_HELD_BACK_S: Final = 0.5  # how long events without a token wait for one: a full engine refuses within that
 _OK: Final = range(200, 300)
-_CHUNK_OPENS: Final = re.compile(rb"\r\n[0-9a-fA-F]+\r\n$")
 
 # What an attempt does with the connection's next bytes. Numbers and no bound methods: those would be a cycle, and
 # compiled code compares a number for nothing.
 _BEFORE_HEAD: Final = 0
-_HELD_BACK: Final = 1  # until the first event has been seen
-_RELAYED: Final = 2  # an event stream, unchanged
-_WHOLE: Final = 3  # another body, unchanged
-_REFRAMED: Final = 4  # for a client that cannot take the engine's framing, or an engine that has none
-_TRANSLATED: Final = 5  # for an engine of another protocol
-_DYING: Final = 6  # the engine has sent an error: the rest of its payload
+_ERROR_BODY: Final = 1  # held until it is whole
+_EVENTS: Final = 2  # an event stream, looked at event by event
+_RELAYED: Final = 3  # an event stream after its first token, unchanged
+_REFRAMED: Final = 4  # the same, for a client that cannot take the engine's framing, or an engine that has none
+_WHOLE: Final = 5  # another body, unchanged
+_TRANSLATED: Final = 6  # from an engine of another protocol
 _OVER: Final = 7
 
 
@@ -42,8 +46,9 @@ class UpstreamAttempt(Reader):
     """One attempt of a call on one backend. ``number`` is the core's."""
 
     __slots__ = (
-        "_body", "_clock", "_decodes", "_frame", "_head", "_phase", "_sink", "_translation", "_write", "call",
-        "connect_s", "connection", "meter", "number", "paused", "predicted_ttft_s", "upstream",
+        "_body", "_clock", "_committed", "_decodes", "_frame", "_head", "_phase", "_sink", "_stream", "_timer",
+        "_token_reported", "_translation", "_write", "call", "connect_s", "connection", "meter", "number", "paused",
+        "predicted_ttft_s", "upstream",
     )  # fmt: skip
 
     def __init__(self, call: Call, upstream: Upstream, sink: ReplySink, number: int, predicted_ttft_s: float) -> None:
@@ -56,11 +61,14 @@ class UpstreamAttempt(Reader):
         self.connection: Connection | None = None
         self.connect_s = 0.0
         self.paused = False
-        self.meter = Meter(upstream.gaps, call.endpoint.error_mark)
+        self.meter = Meter(upstream.gaps)
         self._clock = upstream.clock
         self._head: Head | None = None
-        self._body = b""
+        self._body = b""  # held back
+        self._committed = self._token_reported = False
         self._frame: Frame | None = None
+        self._stream: EventStream | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._phase = _BEFORE_HEAD
         self._translation = call.for_engine(upstream.target)
         self._decodes = call.http10 or self._translation is not None
@@ -114,13 +122,15 @@ class UpstreamAttempt(Reader):
         """Close the connection at once; the sink gets no further call."""
         if self.over:
             return  # its connection may be another attempt's by now
-        self._phase = _OVER
+        self._end()
         if self.connection is not None:
             self.connection.abort()
 
-    def usage_so_far(self) -> Usage:
-        """Token counts of what has come of the reply."""
-        return self._usage()
+    def _end(self) -> None:
+        self._phase = _OVER
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def pause(self) -> None:
         """Read no more from the engine: the client reads more slowly than the engine writes."""
@@ -132,34 +142,33 @@ class UpstreamAttempt(Reader):
         """The client has caught up."""
         if self.paused and self.connection is not None and not self.over:
             self.paused = False
-            self.meter.last_s = self._clock()
+            self.meter.last_s = self.meter.heard_s = self._clock()
             self.connection.transport.resume_reading()
 
     # -- the connection's side ---------------------------------------------------------------------------------
 
     def take(self, data: bytes) -> None:
         """More bytes. A token of a stream is stamped, counted and written unchanged: the hot path."""
-        if self._phase != _RELAYED:
+        connection = self.connection
+        if self._phase != _RELAYED or connection is None:
             self._take_other(data)
-        elif self.meter.passes(data, self._clock()):
+        elif not connection.done and self.meter.passes(data, self._clock()):
             self._write(data)
         else:
-            self._ends_with_error(data)
+            self._relay_events(data)
 
     def _take_other(self, data: bytes) -> None:
         phase = self._phase
         if phase == _BEFORE_HEAD:
             self._before_head(data)
-        elif phase == _HELD_BACK:
-            self._held_back(data)
+        elif phase == _ERROR_BODY:
+            self._hold(data)
+        elif phase in (_EVENTS, _REFRAMED):
+            self._relay_events(data)
         elif phase == _WHOLE:
             self._relay_whole(data)
-        elif phase == _REFRAMED:
-            self._reframe(data)
         elif phase == _TRANSLATED:
             self._translate_body()
-        elif phase == _DYING:
-            self._dying(data)
 
     def finished(self) -> None:
         """The answer is complete."""
@@ -175,15 +184,12 @@ class UpstreamAttempt(Reader):
             self.connection_failed(f"{self.upstream.target.name} closed the connection in the middle", unanswered=False)
         elif head.status not in _OK:
             self._answered_with_error()
-        elif self._phase == _DYING:
-            self._break_with_error()
-        elif self.call.expects_done and head.event_stream and not self.meter.saw_done:
-            self._failed(Failure(f"{self.upstream.target.name} closed the connection before [DONE]"))
         else:
-            if self._phase == _HELD_BACK:
-                self._judge(complete=True)
-            if not self.over:
-                self._end_of_body()
+            if self._stream is not None:
+                self._pass_events(b"", done=True)
+            elif not self._committed:
+                self._commit()
+            self._end_of_body()
 
     def connection_failed(self, why: str, *, unanswered: bool) -> None:
         """The connection failed. One that the engine closed while it was idle is replaced by a new one."""
@@ -200,10 +206,15 @@ class UpstreamAttempt(Reader):
 
     def _failed(self, failure: Failure, engine_error: EngineError | None = None) -> None:
         if not self.over:
-            self._phase = _OVER
+            self._end()
             self._sink.failed(self.number, failure, engine_error)
 
-    # -- before the first byte ---------------------------------------------------------------------------------
+    def _give_up(self, why: str) -> None:
+        if self.connection is not None:
+            self.connection.abort()
+        self._failed(Failure(why))
+
+    # -- the reply ---------------------------------------------------------------------------------------------
 
     def _before_head(self, data: bytes) -> None:
         assert self.connection is not None
@@ -211,46 +222,32 @@ class UpstreamAttempt(Reader):
         if parts is None:
             return
         try:
-            self._head = parse_head(parts[0])
+            head = self._head = parse_head(parts[0])
         except ValueError:  # llhttp and parse_head do not find the same head in these bytes
             self._give_up(f"{self.upstream.target.name} sent a head that cannot be read")
             return
-        self._phase = _HELD_BACK
-        self._held_back(parts[1])
-
-    def _held_back(self, data: bytes) -> None:
-        assert self.connection is not None
-        self._body += self.connection.decoded() if self._decodes else data
-        self._judge(complete=self.connection.done)
-
-    def _judge(self, *, complete: bool) -> None:
-        """Whether the bytes so far may be sent: not an error's body, not a stream that opens with an error."""
-        head = self._head
-        assert head is not None
-        if len(self._body) > _HELD_BYTES_MAX and (head.status not in _OK or head.event_stream):
-            self._give_up(f"{self.upstream.target.name} sent over {_HELD_BYTES_MAX} bytes before a first event")
-        elif head.status not in _OK or (self._translation is not None and self._translation.whole and not complete):
-            return
-        elif not head.event_stream:
-            if self._body or complete:
-                self._open()
+        if head.status not in _OK:
+            self._phase = _ERROR_BODY
+        elif self._translation is not None:
+            self._phase = _TRANSLATED
+        elif head.event_stream:
+            self._phase = _EVENTS
+            self._stream = EventStream(
+                self.meter,
+                framed=head.chunked and not self._decodes,
+                must_end=self.call.must_end and not self.call.head_only,
+                strips_usage=False,
+            )
         else:
-            verdict = first_event(self._body, chunked=head.chunked and not self._decodes, complete=complete)
-            if verdict is True:
-                self._open()
-            elif verdict is not None:
-                self._opens_with_error(bytes(verdict))
+            self._phase = _WHOLE
+        self._take_other(parts[1])
 
-    def _give_up(self, why: str) -> None:
-        if self.connection is not None:
-            self.connection.abort()
-        self._failed(Failure(why))
-
-    def _opens_with_error(self, payload: bytes) -> None:
-        error = faults.event_error(payload, self.upstream.target.engine.errors)
-        if self.connection is not None:
-            self.connection.abort()
-        self._failed(faults.failure(self.upstream.target.name, error), error)
+    def _hold(self, data: bytes) -> None:
+        """Keep what may not go to the client yet."""
+        assert self.connection is not None
+        self._body += self.connection.decoded() if self._decodes and self._stream is None else data
+        if len(self._body) > _HELD_BYTES_MAX:
+            self._give_up(f"{self.upstream.target.name} sent over {_HELD_BYTES_MAX} bytes before a first token")
 
     def _answered_with_error(self) -> None:
         head = self._head
@@ -262,124 +259,161 @@ class UpstreamAttempt(Reader):
             error = replace(error, fields=b"", body=b"")
         self._failed(failure, error)
 
-    def _open(self) -> None:
-        """The first byte: send the status and the bytes that were held back."""
+    def _commit(self) -> None:
+        """Send the status and the bytes that were held back: from here on the client gets this reply."""
         head, body = self._head, self._body
         assert head is not None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._committed = True
         self._body = b""
-        died = None
-        if self._translation is None and head.event_stream and body.find(self.meter.mark) >= 0:
-            body, died = self._cut(body)
-        now_s = self._clock()
-        if body:
-            self.meter.begins(body, now_s)
-        else:
-            self.meter.first_s = self.meter.last_s = now_s
-        if self._translation is not None:
-            body = self._translated(body)
-            died = self._translation.error
-            if died is not None and not body:
-                self._opens_with_error(died)
-                return
+        self.meter.heard_s = self._clock()
         self._write = self._sink.writer()
         self._frame = self._sink.open(self.number, head, body, self._translation)
-        self._sink.first_token(self.number)
-        if self.over:  # aborted by the core's answer to the first byte
-            return
-        if self._frame is not None:
-            self._phase = _TRANSLATED if self._translation is not None else _REFRAMED
-        else:
-            self._phase = _RELAYED if head.event_stream else _WHOLE
-        if died is not None:
-            self._dies(died + b"\n" if self._translation is not None else died)
 
-    # -- after it ----------------------------------------------------------------------------------------------
+    def _report_token(self) -> None:
+        """Report the first token, once it has been sent."""
+        if self.meter.started and not self._token_reported and not self.over:
+            self._token_reported = True
+            self._sink.first_token(self.number)
 
     def _relay_whole(self, data: bytes) -> None:
-        self.meter.continues(data, self._clock())
-        self._write(data)
-
-    def _reframe(self, data: bytes) -> None:
         assert self.connection is not None
-        assert self._frame is not None
         if self._decodes:
             data = self.connection.decoded()
-        if not data:
-            return
-        if self.meter.passes(data, self._clock()):
+        if data:
+            self.meter.continues(data, self._clock())
+        if self._committed:
+            if data:
+                self._write(data if self._frame is None else self._frame(data))
+        elif data or self.connection.done:
+            self._body = data
+            self._commit()
+
+    # -- an event stream ---------------------------------------------------------------------------------------
+
+    def _relay_events(self, data: bytes) -> None:
+        assert self.connection is not None
+        if self._decodes:
+            data = self.connection.decoded()
+        done = self.connection.done
+        if self._phase == _REFRAMED and data and not done and self.meter.passes(data, self._clock()):
+            assert self._frame is not None
             self._write(self._frame(data))
-        else:
-            self._ends_with_error(data)
+        elif data or done:
+            self._pass_events(data, done=done)
 
-    def _translate_body(self) -> None:
-        assert self.connection is not None
-        assert self._translation is not None
-        assert self._frame is not None
-        data = self.connection.decoded()
-        if not data:
-            return
-        self.meter.passes(data, self._clock())
-        out = self._translated(data)
-        if out:
-            self._write(self._frame(out))
-        if self._translation.error is not None:
-            self._break(self._translation.error)
+    def _pass_events(self, data: bytes, *, done: bool) -> None:
+        stream = self._stream
+        assert stream is not None
+        out = stream.feed(data, self._clock(), done=done)
+        if not self._committed:
+            self._hold(out)
+            if self.over or not self._may_commit(stream, done=done):
+                return
+            self._commit()
+        elif out:
+            self._write(out if self._frame is None else self._frame(out))
+        self._report_token()
+        if stream.error is not None:
+            self._breaks(stream.error)
+        elif stream.cut_short:
+            self._failed(self._cut_short())
+        elif not self.over:
+            plain = self.meter.started and not stream.holds
+            self._phase = _EVENTS if not plain else _RELAYED if self._frame is None else _REFRAMED
 
-    def _translated(self, data: bytes) -> bytes:
-        assert self._translation is not None
-        try:
-            return self._translation.feed(data)
-        except ValueError as error:
-            why = f"{self.upstream.target.name} sent what is not of its protocol: {error}"
-            self._translation.error = orjson.dumps({"error": why})
-            return b""
+    def _cut_short(self) -> Failure:
+        return Failure(f"{self.upstream.target.name} ended the stream before the reply was complete")
 
-    def _ends_with_error(self, data: bytes) -> None:
-        """The engine sent an error in the stream: pass the bytes before it, then end the stream as a broken one."""
-        before, payload = self._cut(data)
-        if before:
-            self.meter.passes(before, self._clock())
-            self._write(before if self._frame is None else self._frame(before))
-        self._dies(payload)
+    def _may_commit(self, stream: EventStream, *, done: bool) -> bool:
+        """Whether the client may get what was held back; a failure that shows before that is retried elsewhere."""
+        if self.meter.started:
+            return True
+        if stream.error is not None:
+            self._opens_with_error(stream.error)
+        elif stream.cut_short:
+            self._failed(self._cut_short())
+        elif stream.pinged or done:
+            return True
+        elif stream.structured and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_HELD_BACK_S, self._held_long_enough)
+        return False
 
-    def _cut(self, data: bytes) -> tuple[bytes, bytes]:
-        """What stands before the engine's error, up to the end of a chunk where there are chunks, and its payload."""
-        before, _, after = data.partition(self.meter.mark)
-        payload = (self.meter.mark + after).partition(b"data:")[2]
-        if self._head is None or not self._head.chunked or self._decodes:
-            return before, payload
-        own_chunk = _CHUNK_OPENS.search(before)
-        if own_chunk is not None:
-            return before[: own_chunk.start() + 2], payload
-        if self._phase != _RELAYED or self.meter.at_boundary:  # the read starts at a chunk
-            return chunk(dechunked(data).partition(self.meter.mark)[0]), payload
-        return b"", payload  # inside a chunk: no event of ours can follow
+    def _held_long_enough(self) -> None:
+        """No token for a while after events that hold none: the client gets those."""
+        self._timer = None
+        if not self.over and not self._committed:
+            self._commit()
 
-    def _dies(self, payload: bytes) -> None:
-        """Collect the engine's error payload, of which *payload* is the beginning."""
-        self._body = payload
-        self._phase = _DYING
-        self._dying(b"")
+    def _opens_with_error(self, payload: bytes) -> None:
+        error = faults.event_error(payload.strip(), self.upstream.target.engine.errors)
+        if self.connection is not None:
+            self.connection.abort()
+        self._failed(faults.failure(self.upstream.target.name, error), error)
 
-    def _dying(self, data: bytes) -> None:
-        assert self.connection is not None
-        self._body += self.connection.decoded() if self._decodes else data
-        if b"\n" in self._body or self.connection.done or len(self._body) > _HELD_BYTES_MAX:
-            self._break_with_error()
-
-    def _break_with_error(self) -> None:
-        """The engine's error payload ends with its line, or where the body ends."""
-        self._break(CHUNK_SEAM.sub(b"", self._body).partition(b"\n")[0])
-
-    def _usage(self) -> Usage:
-        """Token counts of the reply."""
-        return Usage(self._translation.tokens) if self._translation is not None else self.meter.usage()
-
-    def _break(self, payload: bytes) -> None:
+    def _breaks(self, payload: bytes) -> None:
+        """The engine sent an error in a reply that the client gets: end it as a broken one."""
         error = faults.event_error(payload.strip(), self.upstream.target.engine.errors)
         if self.connection is not None:
             self.connection.abort()
         self._failed(faults.failure(self.upstream.target.name, error, "failed in mid-stream with"), error)
+
+    # -- a translated reply ------------------------------------------------------------------------------------
+
+    def _translate_body(self) -> None:
+        assert self.connection is not None
+        translation = self._translation
+        assert translation is not None
+        data, done = self.connection.decoded(), self.connection.done
+        self.meter.heard_s = self._clock()
+        if translation.whole:
+            self._body += data
+            if not done:
+                self._hold(b"")
+                return
+            data, self._body = self._body, b""
+        out = self._translated(data) if data else b""
+        if self._committed:
+            if out and self._frame is not None:
+                self._write(self._frame(out))
+        elif not self._commits(out, translation, done=done):
+            return
+        self._report_token()
+        if translation.error is not None:
+            self._breaks(translation.error)
+
+    def _commits(self, out: bytes, translation: Translation, *, done: bool) -> bool:
+        """Commit a translated reply with its first token."""
+        self._body += out
+        if translation.error is not None and not self._body:
+            self._opens_with_error(translation.error)
+        elif self.meter.started or done:
+            self._commit()
+        return self._committed
+
+    def _translated(self, data: bytes) -> bytes:
+        translation = self._translation
+        assert translation is not None
+        before = translation.tokens
+        try:
+            return translation.feed(data)
+        except ValueError as error:
+            why = f"{self.upstream.target.name} sent what is not of its protocol: {error}"
+            translation.error = orjson.dumps({"error": why})
+            return b""
+        finally:
+            if translation.tokens > before and not translation.whole:
+                self.meter.tokens(translation.tokens - before, self.meter.heard_s)
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def usage_so_far(self) -> Usage:
+        """Token counts of what has come of the reply."""
+        if self._translation is not None:
+            return Usage(self._translation.tokens)
+        return self.meter.usage(CHARS_PER_TOKEN, whole=self._stream is None)
 
     def takes_event(self) -> bool:
         """Whether an event of ours may follow what was sent of this stream."""
@@ -399,15 +433,16 @@ class UpstreamAttempt(Reader):
     def _end_of_body(self) -> None:
         if self.over:
             return
-        self._phase = _OVER
-        self.upstream.gaps.sum_s += self.meter.last_s - self.meter.first_s
+        self._end()
+        if self.meter.started:
+            self.upstream.gaps.sum_s += self.meter.last_s - self.meter.first_s
         frame = self._frame
         if frame is not None:
             rest = self._translation.finish() if self._translation is not None else b""
             end = LAST_CHUNK if frame is chunk else b""
             if rest or end:
                 self._write((frame(rest) if rest else b"") + end)
-        self._sink.ended(self.number, self._usage())
+        self._sink.ended(self.number, self.usage_so_far())
 
 
 def _nowhere(_: bytes) -> None:

@@ -72,9 +72,9 @@ class Call:
         self.head_only = head_only
 
     @property
-    def expects_done(self) -> bool:
-        """Whether a complete reply ends with ``[DONE]``."""
-        return self.body.stream and self.endpoint.ends_with_done
+    def must_end(self) -> bool:
+        """Whether a complete reply has an event that says so: a finish reason, ``[DONE]``, the last of its kinds."""
+        return self.body.stream and self.endpoint.states_end
 
     def for_engine(self, target: Target) -> Translation | None:
         """How this call and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""

@@ -365,7 +365,7 @@ class Driver(RequestDriver):
             winner = request.winner
             if winner is None or winner.over:
                 continue
-            silent_s = now_s - winner.meter.last_s
+            silent_s = now_s - winner.meter.heard_s
             if winner.paused:
                 if silent_s > self._limits.reader_s:
                     request.client.drop()

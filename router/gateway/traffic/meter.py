@@ -1,4 +1,4 @@
-"""Counts a reply as it passes: events, gaps between them, and the usage that the last of them states.
+"""Counts a reply as it passes: its first token, events, gaps between tokens, and how many tokens it had.
 
 An event stream's ``data:`` lines start after a line feed, and JSON holds no raw line feed, so that text that looks like
 an event is never counted as one. Must not depend on sockets; keeps a few KB of a stream at most.
@@ -8,20 +8,25 @@ import re
 from typing import Final
 
 from router.core.types import Usage
-from router.gateway.traffic.http import dechunked
+from router.gateway.traffic.chunk_view import CHUNK_SEAM
+from router.gateway.traffic.frames import TOKEN, read_events
+from router.gateway.traffic.usage import StatedUsage, UsageSearch
 
-_DATA: Final = b"\ndata:"
+DATA: Final = b"\ndata:"
 _LF: Final = 10
 _D: Final = 100
 _SHORT_BYTES: Final = 64
 _TAIL_BYTES: Final = 4096
-_DONE: Final = (b"\ndata: [DONE]", b"\ndata:[DONE]")
-CHUNK_SEAM: Final = re.compile(rb"\r\n[0-9a-fA-F]+\r\n")
-_COUNT: Final = re.compile(
-    rb'"(prompt_tokens|completion_tokens|cached_tokens|input_tokens|output_tokens|cache_read_input_tokens)"\s*:\s*(\d{1,18})(?!\d)'
-)  # a longer number is none: Python reads no more than some thousands of digits
-_SEQUENCE: Final = re.compile(rb'"sequence_length"\s*:\s*(\d{1,18})(?!\d)')  # Triton's, of a whole reply
-_ROLE_ALONE: Final = re.compile(rb'"role"\s*:\s*"assistant"[^}]*"content"\s*:\s*(?:""|null)')
+_SEQUENCE: Final = re.compile(rb'"sequence_length"\s*:\s*(\d{1,12})(?!\d)')  # Triton's, of a whole reply
+_END: Final = re.compile(
+    rb'\ndata: ?\[DONE\]|"finish_reason"\s*:\s*"|"message_stop"'
+    rb'|(?:"|event: ?)response\.(?:completed|incomplete|cancelled)'
+)
+_CHOICES: Final = re.compile(rb'"choices"\s*:\s*\[\s*\{')
+_OUTPUT_MOST: Final = 1 << 20  # tokens of one reply: more than any model's context
+_PER_EVENT: Final = 2  # servers that send words in pieces have more events than tokens
+_NOT_COUNTED: Final = 4  # events of the end: finish reason, usage, [DONE]
+_UNKNOWN: Final = b"\n\n\n"  # stands in no event
 NO_USAGE: Final = Usage(0)
 
 
@@ -43,6 +48,30 @@ def edge_above(edges: tuple[float, ...], value: float) -> int:
     return low
 
 
+def is_suspect(data: bytes) -> bool:
+    """Whether an event in these bytes may be an error, the end of a reply or a statement of usage.
+
+    Cheap, and often wrong: generated text has the words too. Names in quotes it cannot have, since JSON escapes those.
+    """
+    return (
+        data.find(b"rror") >= 0
+        or data.find(b'_tokens"') >= 0
+        or data.find(b"failed") >= 0
+        or data.find(b'"detail"') >= 0
+        or data.find(b"omplete") >= 0
+    )
+
+
+def data_lines(text: bytes) -> int:
+    """Events in *text*, which begins where a line does."""
+    return (b"\n" + text).count(DATA)
+
+
+def ends_reply(text: bytes) -> bool:
+    """Whether *text* has an event that says that the reply is complete."""
+    return _END.search(b"\n" + text) is not None
+
+
 class Gaps:
     """Histogram of gaps between tokens of one backend: ``counts[i]`` are up to ``GAP_EDGES_S[i]``, the last of all."""
 
@@ -54,61 +83,69 @@ class Gaps:
 
 
 class Meter:
-    """Counts of one reply so far. ``events``: data lines; ``first_s`` and ``last_s``: on the caller's clock.
+    """Counts of one reply so far.
 
-    ``mark``: the beginning of an engine's error event, found by ``passes``.
+    ``events``: data lines; ``started``: its first token has come; ``first_s``, ``last_s``: of the first and the last
+    token, ``heard_s``: of the last byte, on the caller's clock; ``stated``: the engine's own counts.
     """
 
     __slots__ = (
-        "_before", "_edge", "_last", "_prelude", "_ragged", "events", "first_s", "gap_max_s", "gaps", "last_s", "mark",
+        "_before", "_body_bytes", "_envelope", "_framing", "_last", "_lead", "_mark", "_search", "events", "first_s",
+        "gap_max_s", "gaps", "heard_s", "last_s", "started", "stated",
     )  # fmt: skip
 
-    def __init__(self, gaps: Gaps, mark: bytes) -> None:
+    def __init__(self, gaps: Gaps) -> None:
         self.gaps = gaps
         self.events = 0
+        self.started = False
         self.first_s = 0.0
         self.last_s = 0.0
+        self.heard_s = 0.0
         self.gap_max_s = 0.0
-        self.mark = mark
-        self._last = b""  # the newest bytes, and those before them: enough for usage, [DONE] and the last chunk
+        self.stated = StatedUsage()
+        self._search = UsageSearch(self.stated)
+        self._last = b""  # the newest bytes, and those before them: enough for the end and for usage
         self._before = b""
-        self._ragged = False  # the last read ended inside a line; _edge is then its end
-        self._edge = b"\n"
-        self._prelude = 0
+        self._mark = _UNKNOWN  # what every event with a token has, and no other
+        self._lead = 0  # events before the first token
+        self._envelope = -1  # bytes of an event beside its text; -1: unknown
+        self._framing = 0
+        self._body_bytes = 0  # since the first token
 
-    def begins(self, data: bytes, now_s: float) -> None:
-        """The first bytes of the reply, all that were held back for inspection."""
+    def begins(self, now_s: float, before: bytes, event: bytes, text_bytes: int, *, framed: bool) -> None:
+        """The first token has come in *event*, of which *text_bytes* are text (-1: not known).
+
+        *before*: what of the same read stands in front of it. *framed*: later bytes are chunk-framed.
+        """
+        self.started = True
         self.first_s = self.last_s = now_s
-        data = b"\n" + data  # a body starts as if after a line feed
-        self.events = data.count(_DATA)
-        self._prelude = 1 if data.find(b'"role"') >= 0 and _ROLE_ALONE.search(data, 0, _TAIL_BYTES) else 0
-        self._keep(data)
-        self._seam(data)
+        lead = data_lines(before)
+        self._lead = self.events + lead
+        self._framing = len(b"%x" % len(event)) + 4 if framed else 0  # of a chunk that holds one event
+        self._envelope = len(event) - text_bytes if text_bytes >= 0 else -1
+        self._body_bytes = -len(before) - lead * self._framing
+        choices = _CHOICES.search(event)
+        if choices is not None:
+            self._mark = choices[0]
 
     def passes(self, data: bytes, now_s: float) -> bool:
-        """More of an event stream; False, and nothing counted, when it holds an error event.
+        """More of an event stream that has begun and of which no begin of an event waits. False, and nothing counted:
+        there may be more to it than tokens.
 
         Called for every read, so it is flat, and makes nothing that outlives it. (``find``, since ``in`` first takes
         its bytes for a number and formats the error.)
         """
-        if data.find(self.mark) >= 0:
+        if data.find(b"rror") >= 0 or data[-1] != _LF:
             return False
-        count = data.count(_DATA)
-        if self._ragged or data[-1] != _LF:
-            if self._ragged and self.mark in self._last[1 - len(self.mark) :] + data[: len(self.mark) - 1]:
-                return False
-            count += self._seam(data)
-        elif data[0] == _D and data.startswith(b"data:"):
+        count = data.count(DATA)
+        if data[0] == _D and data.startswith(b"data:"):
             count += 1
+        if (count != 1 or data.find(self._mark) < 0) and is_suspect(data):
+            return False
+        self.heard_s = now_s
+        self._body_bytes += len(data)
         if count:
-            gap_s = now_s - self.last_s
-            self.last_s = now_s
-            self.events += count
-            counts = self.gaps.counts
-            counts[edge_above(GAP_EDGES_S, gap_s)] += 1
-            counts[0] += count - 1
-            if gap_s > self.gap_max_s:  # noqa: PLR1730 - a call to max() costs more than all of this
-                self.gap_max_s = gap_s
+            self._gap(count, now_s)
         if _SHORT_BYTES < len(data) < _TAIL_BYTES:
             self._before = self._last
             self._last = data
@@ -116,19 +153,49 @@ class Meter:
             self._keep(data)
         return True
 
+    def passed(self, text: bytes, out: bytes, now_s: float, *, removed: int, counts: bool) -> None:
+        """More of an event stream that was looked at: *text* without its framing, of which *removed* events did not go
+        out, and what did. *counts*: tokens had come before, so that there is a gap between those and these.
+        """
+        count = data_lines(text) - removed
+        if counts and count:
+            self._gap(count, now_s)
+        else:
+            self.events += count
+        if self.started:
+            self._body_bytes += len(out)
+        if out:
+            self._keep(out)
+
+    def _gap(self, count: int, now_s: float) -> None:
+        gap_s = now_s - self.last_s
+        self.last_s = now_s
+        self.events += count
+        counts = self.gaps.counts
+        counts[edge_above(GAP_EDGES_S, gap_s)] += 1
+        counts[0] += count - 1
+        if gap_s > self.gap_max_s:  # noqa: PLR1730 - a call to max() costs more than all of this
+            self.gap_max_s = gap_s
+
     def continues(self, data: bytes, now_s: float) -> None:
         """More of a reply that is no event stream."""
-        self.last_s = now_s
+        self.heard_s = self.last_s = now_s
+        self._body_bytes += len(data)
+        self._search.feed(data)
         self._keep(data)
 
-    def _seam(self, data: bytes) -> int:
-        """Events whose mark lies across the seam to the reads before, where those or this one end inside a line."""
-        edge = self._edge + data[: len(_DATA) - 1]
-        self._edge = (self._edge + data)[1 - len(_DATA) :]
-        self._ragged = data[-1] != _LF
-        if not self._ragged:
-            self._edge = b"\n"
-        return edge.count(_DATA)
+    def searches(self, text: bytes) -> None:
+        """Look for usage in a part of an event that is not parsed."""
+        self._search.feed(text)
+
+    def tokens(self, count: int, now_s: float) -> None:
+        """So many tokens of a translated reply have come."""
+        if self.started:
+            self._gap(count, now_s)
+        else:
+            self.started = True
+            self.first_s = self.last_s = now_s
+            self.events += count
 
     def _keep(self, data: bytes) -> None:
         """Short reads, above all at the end of a stream, are joined to the read before."""
@@ -140,79 +207,65 @@ class Meter:
 
     @property
     def _tail(self) -> bytes:
-        return self._before + self._last
+        """The last that was passed, as if after a line feed and without chunk framing."""
+        return CHUNK_SEAM.sub(b"", b"\n" + self._before + self._last)
 
     @property
     def at_boundary(self) -> bool:
-        """Whether the last read ended with an event and its chunk, so that an event of ours may follow."""
-        return self._last.endswith((b"\n\n\r\n", b"\r\n\r\n\r\n"))
+        """Whether what was passed ends with an event and its chunk, so that an event of ours may follow."""
+        return self._last.endswith((b"\n\n\r\n", b"\r\n\r\n\r\n")) or not self._last
 
     @property
     def at_event_end(self) -> bool:
         """The same for a body without chunk framing."""
-        return self._last.endswith((b"\n\n", b"\r\n\r\n"))
+        return self._last.endswith((b"\n\n", b"\r\n\r\n")) or not self._last
 
     @property
-    def saw_done(self) -> bool:
-        """Whether ``[DONE]`` has come."""
-        tail = b"\n" + self._tail
-        return tail.find(_DONE[0]) >= 0 or tail.find(_DONE[1]) >= 0
+    def saw_end(self) -> bool:
+        """Whether the last events that passed say that the reply is complete."""
+        return ends_reply(self._tail)
 
-    def usage(self) -> Usage:
-        """Token counts: the engine's own where it states them, else the events that carried text."""
-        tail = self._tail
-        stated = _stated(tail) if tail.find(b"_tokens") >= 0 else ()
-        if not stated and not self.events:
-            counted = _SEQUENCE.search(tail) if tail.find(b'"sequence_length"') >= 0 else None
-            return Usage(int(counted[1])) if counted else NO_USAGE
-        if not stated:
-            extra = self._prelude + (1 if self.saw_done else 0)
-            return Usage(max(self.events - extra, 0))
-        counts = {name: int(number) for name, number in stated}
-        output = counts.get(b"completion_tokens", counts.get(b"output_tokens", 0))
-        prompt = counts.get(b"prompt_tokens", counts.get(b"input_tokens", 0))
-        cached = counts.get(b"cached_tokens", counts.get(b"cache_read_input_tokens", -1))
-        return Usage(output, prompt, max(cached, 0), cached >= 0)
+    def usage(self, bytes_per_token: float, *, whole: bool = False) -> Usage:
+        """Token counts: the engine's own where it states them and they can be true, else an estimate from the text.
+        *whole*: it is no event stream, and every byte but a few is text.
+        """
+        tail, stated = self._tail, self.stated
+        if tail.find(b'_tokens"') >= 0:
+            UsageSearch(stated).feed(tail)
+        sequence = _SEQUENCE.search(tail) if whole and stated.output < 0 else None
+        output, estimated = stated.output, False
+        if sequence is not None:
+            output = int(sequence[1])
+        elif not self._plausible(output):
+            output = self._estimate(tail, bytes_per_token) if self.started else 0
+            estimated = self.started
+        prompt, cached = stated.prompt, stated.cached
+        return Usage(output, prompt, min(max(cached, 0), prompt), cached >= 0, estimated)
 
+    def _plausible(self, output: int) -> bool:
+        """Nearly every event has a token or more; what is above the border is no count."""
+        if output <= 0 or output > _OUTPUT_MOST:
+            return output == 0 and not self.started
+        return _PER_EVENT * output + _NOT_COUNTED >= self.events - self._lead
 
-def _stated(tail: bytes) -> list[tuple[bytes, bytes]]:
-    """The counts in the last usage object, chunk seams taken out."""
-    text = CHUNK_SEAM.sub(b"", tail)
-    at = text.rfind(b'"usage"')
-    return _COUNT.findall(text, at) if at >= 0 else []
+    def _estimate(self, tail: bytes, bytes_per_token: float) -> int:
+        frames, text_bytes = self._text(tail)
+        return max(frames, round(text_bytes / bytes_per_token))
 
+    def _text(self, tail: bytes) -> tuple[int, int]:
+        """Events with tokens, and the bytes of their text (0: not known)."""
+        frames, without, others = self.events - self._lead, 0, 0
+        for part in tail.split(DATA)[1:]:
+            if any(event.kind != TOKEN for event in read_events(DATA[1:] + part.partition(b"\n")[0])):
+                others += 1
+                without += len(DATA) + len(part)
+        frames = max(frames - others, 1)
+        if self._envelope < 0:
+            return frames, 0
+        of_events = without + others * self._framing + frames * (self._envelope + self._framing)
+        return frames, max(self._body_bytes - of_events, 0)
 
-_ERROR_PAYLOAD: Final = re.compile(rb'\{\s*"(?:error"|type"\s*:\s*"error")')
-_OPENS: Final = b'data: {"'
-_SIZE_LINE_BYTES: Final = 10
-_ERROR_PAYLOAD_BYTES: Final = 24  # enough to tell ``{"type": "error"`` from a token, spaces included
-
-
-def _opens_with_token(body: bytes) -> bool:
-    """Whether this is what nearly every stream opens with, a chunk's size before it or not: no need to look closer.
-    A name that is not whole, or cut by the seam of two chunks, is looked at closer.
-    """
-    at = body.find(_OPENS, 0, _SIZE_LINE_BYTES + len(_OPENS))
-    if at < 0 or (at > 0 and body[at - 1] != _LF):
-        return False
-    named = at + len(_OPENS)
-    name = body[named : max(body.find(b'"', named), named)]
-    return name.isalpha() and not name.startswith((b"error", b"type"))
-
-
-def first_event(body: bytes, *, chunked: bool, complete: bool) -> bytes | bool | None:
-    """What an event stream opens with: the payload of an error event, True for a good start, None for not yet known.
-
-    Engines put a refusal into a stream that began as 200, so its first event is read before the status goes out.
-    """
-    if _opens_with_token(body):
-        return True
-    text = b"\n" + (dechunked(body) if chunked else body)
-    at = text.find(_DATA)
-    if at < 0:
-        return True if complete else None
-    payload = text[at + len(_DATA) :].lstrip(b" ")
-    if not _ERROR_PAYLOAD.match(payload):
-        return True if complete or len(payload) >= _ERROR_PAYLOAD_BYTES or b"\n" in payload else None
-    line, ended, _ = payload.partition(b"\n")
-    return line.rstrip() if ended or complete else None
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of generated text, as JSON has it, that came in an event stream; 0: not known."""
+        return self._text(self._tail)[1] if self.started else 0

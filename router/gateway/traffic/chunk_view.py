@@ -1,0 +1,92 @@
+"""The data in a stretch of a chunk-framed body, with the place of every byte of it in the raw bytes.
+
+So that events can be found in the data, and cut out of the raw bytes, whatever chunks the engine put them in. Must not
+depend on what the data means.
+"""
+
+import re
+from bisect import bisect_right
+from typing import Final
+
+from router.gateway.traffic.http import chunk
+
+_SIZE_LINE: Final = rb"([0-9a-fA-F]{1,16})[ \t]*(?:;[^\r\n]*)?\r\n"
+_OPENING: Final = re.compile(_SIZE_LINE)
+CHUNK_SEAM: Final = re.compile(rb"\r\n" + _SIZE_LINE)
+_NO_HEADER: Final = -1
+
+
+class ChunkView:
+    """``data`` is ``raw`` without its framing. A line of hexadecimal digits alone is a chunk's size: no event has one.
+
+    ``last_chunk``: where in ``raw`` the chunk that ends the body begins; its length where that is not there.
+    """
+
+    __slots__ = ("_begins", "_headers", "_places", "_sizes", "data", "last_chunk", "raw")
+
+    def __init__(self, raw: bytes, *, framed: bool) -> None:
+        """*framed*: *raw* is chunk-framed, and begins where a chunk does, or inside of one's data."""
+        self.raw = raw
+        self.last_chunk = len(raw)
+        # of each piece: its begin in data, its place in raw, and begin and size of the chunk if that begins here
+        self._begins, self._places, self._headers, self._sizes = [0], [0], [_NO_HEADER], [0]
+        self.data = self._pieces() if framed else raw
+
+    def _pieces(self) -> bytes:
+        raw = self.raw
+        opening = _OPENING.match(raw)
+        if opening is not None:
+            self._places[0], self._headers[0], self._sizes[0] = opening.end(), 0, int(opening[1], 16)
+        at, length = self._places[0], 0
+        pieces: list[bytes] = []
+        for seam in CHUNK_SEAM.finditer(raw, at):
+            pieces.append(raw[at : seam.start()])
+            length += seam.start() - at
+            at = seam.end()
+            self._begins.append(length)
+            self._places.append(at)
+            self._headers.append(seam.start() + 2)
+            self._sizes.append(int(seam[1], 16))
+        if self._headers[-1] >= 0 and self._sizes[-1] == 0:
+            self.last_chunk = self._headers[-1]
+        return b"".join([*pieces, raw[at:]])
+
+    def _piece(self, at: int) -> int:
+        return bisect_right(self._begins, at) - 1
+
+    def cut(self, at: int) -> int:
+        """Where ``raw`` ends if the data ends at *at*: after the whole chunk where one ends there."""
+        piece = self._piece(at)
+        if self._begins[piece] == at and self._headers[piece] >= 0:
+            return self._headers[piece]
+        return self._places[piece] + at - self._begins[piece]
+
+    def until(self, at: int) -> bytes:
+        """``raw`` up to data[at], as whole chunks where the last of them begins here."""
+        piece = self._piece(at)
+        header = self._headers[piece]
+        if header < 0:
+            return self.raw[: self.cut(at)]
+        return self.raw[:header] + chunk(self.data[self._begins[piece] : at])
+
+    def removal(self, begin: int, end: int) -> tuple[int, int, bytes]:
+        """How to take the event data[begin:end] out of ``raw``: begin and end there, and what to put instead.
+
+        A chunk of its own goes as a whole. An event that shares its chunk becomes a comment of the same length, which
+        clients skip: the chunk's size may have been sent before.
+        """
+        first, last = self._piece(begin), self._piece(end - 1)
+        place, stop = self._places[first] + begin - self._begins[first], self._places[last] + end - self._begins[last]
+        whole = first == last and self._begins[first] == begin and self._sizes[first] == end - begin
+        if whole and self.raw[stop : stop + 2] == b"\r\n":
+            return self._headers[first], stop + 2, b""
+        text = self.data[begin:end]
+        ends = text[len(text.rstrip(b"\r\n")) :]
+        comment = b":" + b" " * (len(text) - len(ends) - 1) + ends
+        made = bytearray(self.raw[place:stop])
+        for piece in range(first, last + 1):
+            since = max(self._begins[piece], begin)
+            until = min(self._begins[piece + 1], end) if piece < last else end
+            at = self._places[piece] + since - self._begins[piece] - place
+            made[at : at + until - since] = comment[since - begin : until - begin]
+        return place, stop, bytes(made)

@@ -1,0 +1,167 @@
+"""An engine's event stream on its way to the client: its first token, its usage, its errors and its end.
+
+Works on whole events: what is left of a read after its last whole event waits for the next read, since no client can
+use a part of one, and so that an error is found before any byte of it has been passed. Reads of plain tokens need none
+of this once the first token has come: see ``Meter.passes``. Must not depend on sockets.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from router.gateway.traffic.chunk_view import ChunkView
+from router.gateway.traffic.frames import ERROR, TOKEN, read_events
+from router.gateway.traffic.meter import Meter, ends_reply, is_suspect
+
+_EVENT_BYTES_MAX: Final = 1 << 16  # of an event that waits for its end; a longer one is passed as it comes
+_BLANK_LINE: Final = re.compile(rb"\n\r?\n")
+_LINE_ENDS: Final = b"\r\n"
+_LAST: Final = re.compile(rb"response\.(?:completed|incomplete|cancelled)")
+_DONE: Final = b"[DONE]"
+
+Removal = tuple[int, int, bytes]
+
+
+class EventStream:
+    """``error``: the payload of the engine's error, once one came: nothing after it is passed. ``cut_short``: the body
+    has ended, and the reply has not. ``structured``: an event without a token has come; ``pinged``: a sign of life.
+    """
+
+    __slots__ = (
+        "_framed", "_held", "_inside", "_must_end", "_strips_usage", "cut_short", "ended", "error", "meter", "pinged",
+        "structured",
+    )  # fmt: skip
+
+    def __init__(self, meter: Meter, *, framed: bool, must_end: bool, strips_usage: bool) -> None:
+        """*framed*: the bytes are chunk-framed, and so are those that are passed. *must_end*: a whole reply says that
+        it is. *strips_usage*: an event of usage alone is not passed, because the client did not ask for it.
+        """
+        self.meter = meter
+        self.error: bytes | None = None
+        self.pinged = self.structured = self.ended = self.cut_short = False
+        self._framed = framed
+        self._must_end = must_end
+        self._strips_usage = strips_usage
+        self._held = b""
+        self._inside = False  # the begin of the current event has been passed
+
+    @property
+    def holds(self) -> bool:
+        """Whether the begin of an event waits for its end."""
+        return bool(self._held)
+
+    def feed(self, data: bytes, now_s: float, *, done: bool) -> bytes:
+        """More of the body; what of it goes to the client. *done*: the body has ended with it."""
+        meter = self.meter
+        meter.heard_s = now_s
+        view = ChunkView(self._held + data, framed=self._framed)
+        text, counts = view.data, meter.started
+        whole = len(text) if done else _whole_events(text)
+        removals: list[Removal] = []
+        if not counts or self._inside or is_suspect(text):
+            error_at = self._examine(view, whole, now_s, removals)
+            if error_at >= 0:
+                self._held, out = b"", view.until(error_at)
+                meter.passed(text[:error_at], out, now_s, removed=0, counts=counts)
+                return out
+        self._inside = len(text) - whole > _EVENT_BYTES_MAX or (self._inside and not whole)
+        end = whole
+        if self._inside:
+            self._skim(text[whole:])
+            end = len(text)
+        cut = self._end(view) if done else view.cut(end)
+        self._held, out = view.raw[cut:] if not done else b"", _without(view.raw[:cut], removals)
+        meter.passed(text[:end], out, now_s, removed=len(removals), counts=counts)
+        return out
+
+    def _end(self, view: ChunkView) -> int:
+        """Where in the last bytes of the body to stop: of one that was cut short, before its end."""
+        self.cut_short = self._must_end and not (self.ended or self.meter.saw_end or ends_reply(view.data))
+        return view.last_chunk if self.cut_short else len(view.raw)
+
+    def _examine(self, view: ChunkView, end: int, now_s: float, removals: list[Removal]) -> int:
+        """Read the events up to *end*; returns where the one of an error begins, -1: there is none."""
+        begin = 0
+        for stop in _ends(view.data, end):
+            span = view.data[begin:stop]
+            event = span.lstrip(_LINE_ENDS)
+            begin = stop - len(event)
+            if self._inside:  # the end of one that was too long to wait for it
+                self._inside = False
+                self._skim(span)
+            elif event and (not self.meter.started or is_suspect(event)):
+                alone = self._read(event, now_s, view.data[:begin])
+                if self.error is not None:
+                    return begin
+                if alone and self._strips_usage:
+                    removals.append(view.removal(begin, stop))
+            begin = stop
+        return -1
+
+    def _read(self, text: bytes, now_s: float, before: bytes) -> bool:
+        """Take note of one event, which *before* precedes in this read; whether it is of usage alone."""
+        alone = False
+        for event in read_events(text):
+            if event.kind == ERROR:
+                self.error = event.error
+                return False
+            self.ended = self.ended or event.last
+            usage = event.usage
+            if usage is not None:
+                self.meter.stated.take(usage)
+                alone = event.usage_alone
+            if self.meter.started:
+                continue
+            if event.kind == TOKEN:
+                self.meter.begins(now_s, before, text, event.text_bytes, framed=self._framed)
+            elif event.document.get("type") == "ping":
+                self.pinged = True
+            else:
+                self.structured = True
+        self.pinged = self.pinged or text[:1] == b":" or text.find(b"\n:") >= 0
+        return alone
+
+    def _skim(self, text: bytes) -> None:
+        """A part of an event that is too long to be read."""
+        self.meter.searches(text)
+        self.ended = self.ended or _LAST.search(text) is not None
+
+
+def _whole_events(text: bytes) -> int:
+    """How far *text* has whole events and comments."""
+    lf, crlf = text.rfind(b"\n\n"), text.rfind(b"\n\r\n")
+    end = max(lf + 2 if lf >= 0 else 0, crlf + 3 if crlf >= 0 else 0)
+    lines = text[end : text.rfind(b"\n") + 1]
+    return end + len(lines) if lines and _is_whole(lines) else end
+
+
+def _is_whole(lines: bytes) -> bool:
+    """Whether nothing more of these lines' event can come, though no blank line has: line ends and comments, an error,
+    the end of a stream, several events that only line ends separate.
+    """
+    if all(line[:1] in {b":", b""} for line in (raw.strip(b"\r") for raw in lines.split(b"\n"))):
+        return True
+    if lines.count(b"data:") < 2 and not is_suspect(lines) and lines.find(_DONE) < 0:  # noqa: PLR2004 - several
+        return False
+    events = read_events(lines)
+    last = events[-1] if events else None
+    return last is not None and (
+        len(events) > 1 or last.payload == _DONE or (last.kind == ERROR and bool(last.document))
+    )
+
+
+def _ends(text: bytes, end: int) -> Iterator[int]:
+    """The end of each event in *text* up to *end*."""
+    at = 0
+    for blank in _BLANK_LINE.finditer(text, 0, end):
+        at = blank.end()
+        yield at
+    if at < end:
+        yield end
+
+
+def _without(raw: bytes, removals: list[Removal]) -> bytes:
+    """*raw* with its removed events gone."""
+    for begin, end, instead in reversed(removals):
+        raw = raw[:begin] + instead + raw[end:]
+    return raw

@@ -1,0 +1,181 @@
+"""What an event of an engine's stream is: a token, the structure around tokens, an error, the end.
+
+The forms of all dialects are told apart by their fields, so that nothing depends on the path or the kind of an engine.
+Must not depend on how a body is framed, or on what becomes of an event.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import orjson
+
+STRUCTURE: Final = 0  # roles, created and in_progress events, pings, progress, usage: nothing that was generated
+TOKEN: Final = 1
+ERROR: Final = 2
+
+_DONE: Final = b"[DONE]"
+_ERROR_TYPES: Final = frozenset({"error", "response.failed", "response.error"})
+_ERROR_NAMES: Final = frozenset(each.encode() for each in _ERROR_TYPES)
+_LAST_TYPES: Final = frozenset({"response.completed", "response.incomplete", "response.cancelled", "message_stop"})
+_WHOLE_TYPES: Final = frozenset({"response.completed", "response.incomplete"})
+_NOT_GENERATED: Final = frozenset({"role", "type", "id", "index", "input", "status", "annotations", "citations"})
+Document = Mapping[str, Any]
+
+
+class Event:
+    """One event as read.
+
+    ``document``: its data as a JSON object, empty where it is none; ``last``: the reply is complete with it, but for
+    usage and ``[DONE]``; ``text_bytes``: of generated text as it stands in JSON, -1 for a token whose text is not all
+    that was generated (token ids, log probabilities).
+    """
+
+    __slots__ = ("document", "kind", "last", "payload", "text_bytes")
+
+    def __init__(self, name: bytes, payload: bytes) -> None:
+        self.payload = payload
+        self.document: Document = _object(payload)
+        self.kind = STRUCTURE
+        self.last = False
+        self.text_bytes = 0
+        if name in _ERROR_NAMES or _is_error(self.document):
+            self.kind = ERROR
+        elif self.document:
+            self._read(name)
+        elif payload == _DONE:
+            self.last = True
+        elif payload:
+            self.kind, self.text_bytes = TOKEN, len(payload)
+
+    def _read(self, name: bytes) -> None:
+        document = self.document
+        generated: list[Any] = []
+        choices = document.get("choices")
+        if isinstance(choices, list):
+            for choice in choices:
+                if isinstance(choice, dict):
+                    self.last = self.last or bool(choice.get("finish_reason"))
+                    generated += _of_choice(choice)
+        else:
+            stated = document.get("type")
+            named = stated if isinstance(stated, str) else name.decode("latin-1")
+            self.last = named in _LAST_TYPES
+            generated += _of_typed(document, named) if named else _of_untyped(document)
+        found = [each for each in generated if each]
+        if found:
+            self.kind = TOKEN
+            self.text_bytes = (
+                sum(map(_text_bytes, found)) if all(isinstance(each, str | dict) for each in found) else -1
+            )
+
+    @property
+    def usage(self) -> Document | None:
+        """Token counts that the engine states in it."""
+        for holder in (self.document, self.document.get("response"), self.document.get("message")):
+            usage = holder.get("usage") if isinstance(holder, dict) else None
+            if isinstance(usage, dict):
+                return usage
+        return None
+
+    @property
+    def usage_alone(self) -> bool:
+        """Whether OpenAI's ``include_usage`` is all that it is there for."""
+        return self.document.get("choices") == [] and isinstance(self.document.get("usage"), dict)
+
+    @property
+    def error(self) -> bytes:
+        """The payload of an error in a form that ErrorDialect reads."""
+        document = self.document
+        response = document.get("response")
+        if document.get("type") == "response.failed" and isinstance(response, dict) and response.get("error"):
+            return orjson.dumps({"error": response["error"]})
+        if document.get("error_code"):  # FastChat
+            return orjson.dumps({"error": {"message": document.get("text"), "code": document["error_code"]}})
+        return self.payload
+
+
+def read_events(text: bytes) -> list[Event]:
+    """The events of *text*, which holds one up to its blank line, comments beside it; two where only line ends separate
+    them, as some servers write them.
+    """
+    name = b""
+    data: list[bytes] = []
+    for raw in text.split(b"\n"):
+        line = raw.strip(b"\r")
+        if line.startswith(b"data:"):
+            data.append(line[6:] if line[5:6] == b" " else line[5:])
+        elif line.startswith(b"event:"):
+            name = line[6:].strip()
+    if not data:
+        return [Event(name, b"")] if name else []
+    if len(data) > 1 and all(line == _DONE or _object(line) for line in data if line):
+        return [Event(name, line) for line in data if line]
+    return [Event(name, b"\n".join(data).strip())]
+
+
+def _object(payload: bytes) -> Document:
+    if payload[:1] != b"{":
+        return {}
+    try:
+        document = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _is_error(document: Document) -> bool:
+    """OpenAI's, Anthropic's and Triton's errors, those of /v1/responses, LMDeploy's, FastAPI's and FastChat's."""
+    error = document.get("error")
+    if error or (error == {} and not document.get("choices")):
+        return True
+    named = document.get("type")
+    if (isinstance(named, str) and named in _ERROR_TYPES) or document.get("object") == "error":
+        return True
+    return bool(document.get("error_code")) or (
+        bool(document.get("detail")) and not document.keys() & {"choices", "type"}
+    )
+
+
+def _of_choice(choice: Document) -> Iterable[Any]:
+    """What was generated for one choice of a chat or completion: text first, then ids and log probabilities."""
+    delta = choice.get("delta") or choice.get("message")
+    found: list[Any] = _values(delta) if isinstance(delta, dict) else []
+    logprobs = choice.get("logprobs")
+    if isinstance(logprobs, dict):
+        found += [list(each) for each in (logprobs.get("content"), logprobs.get("tokens")) if isinstance(each, list)]
+    return [*found, choice.get("text"), choice.get("token_ids")]
+
+
+def _of_typed(document: Document, named: str) -> Iterable[Any]:
+    """Of an event of /v1/responses or of Anthropic's messages."""
+    if named in _WHOLE_TYPES:
+        response = document.get("response")
+        return [response.get("output")] if isinstance(response, dict) else []
+    if named.endswith((".delta", "_delta")):
+        delta = document.get("delta")
+        if named == "message_delta":
+            return []
+        return _values(delta) if isinstance(delta, dict) else [delta]
+    if named.endswith(".done"):
+        return [document.get("text"), document.get("arguments"), document.get("refusal")]
+    inner = document.get("content_block", document.get("item", document.get("part")))
+    return _values(inner) if isinstance(inner, dict) else []
+
+
+def _of_untyped(document: Document) -> Iterable[Any]:
+    """Of Triton's generate_stream, and of servers that have a form of their own."""
+    text = document.get("text_output", document.get("text"))
+    return [
+        "".join(map(str, text)) if isinstance(text, list) else text,
+        document.get("token"),
+        document.get("output_ids"),
+    ]
+
+
+def _values(delta: Document) -> list[Any]:
+    return [value for key, value in delta.items() if key not in _NOT_GENERATED]
+
+
+def _text_bytes(value: Any) -> int:
+    """Bytes of text as JSON has it between its quotes; of an object, such as a token with its text, its own."""
+    return max(len(orjson.dumps(value)) - 2, 0)

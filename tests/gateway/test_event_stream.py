@@ -1,0 +1,359 @@
+"""What is a token, an error and an end in a stream, in every dialect and wherever its reads are cut."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.core.types import Usage
+from router.gateway.traffic.event_stream import EventStream
+from router.gateway.traffic.frames import ERROR, STRUCTURE, TOKEN, read_events
+from router.gateway.traffic.http import dechunked
+from router.gateway.traffic.meter import Gaps, Meter
+from tests.fakes_wire import LAST, chunked, event, token
+
+
+class Passed(NamedTuple):
+    """What became of a stream."""
+
+    body: bytes
+    events: int
+    began_at: int  # how many bytes of the data had come when the first token was found; -1: none came
+    error: bytes | None
+    cut_short: bool
+    usage: Usage
+
+
+def passed(reads: Iterable[bytes], *, framed: bool = False, strips: bool = False, must_end: bool = True) -> Passed:
+    """The stream as an attempt passes it: plain tokens by the meter alone, all else event by event."""
+    meter = Meter(Gaps())
+    stream = EventStream(meter, framed=framed, must_end=must_end, strips_usage=strips)
+    body, began_at, come = b"", -1, b""
+    reads = list(reads)
+    for index, read in enumerate(reads):
+        done = index == len(reads) - 1
+        come += read
+        if not done and meter.started and not stream.holds and meter.passes(read, float(index)):
+            body += read
+        else:
+            body += stream.feed(read, float(index), done=done)
+        if meter.started and began_at < 0:
+            began_at = len(dechunked(come) if framed else come)
+        if stream.error is not None:
+            break
+    data = dechunked(body) if framed else body
+    return Passed(data, meter.events, began_at, stream.error, stream.cut_short, meter.usage(4.0))
+
+
+def cut(data: bytes, at: list[int]) -> list[bytes]:
+    """*data* in pieces."""
+    places = [0, *sorted({place % len(data) for place in at} - {0}), len(data)]
+    return [data[a:b] for a, b in pairwise(places)]
+
+
+def chat(**delta: Any) -> dict[str, Any]:
+    """A chunk of a chat."""
+    return {"id": "c", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+
+
+def typed(name: str, **fields: Any) -> dict[str, Any]:
+    """An event of /v1/responses or of Anthropic's, its type not first."""
+    return {"sequence_number": 1, "type": name, **fields}
+
+
+TOKENS: list[dict[str, Any]] = [
+    chat(content="a"),
+    chat(role="assistant", content="a"),
+    chat(reasoning_content="a"),
+    chat(reasoning="a", content=None),
+    chat(refusal="no"),
+    chat(tool_calls=[{"index": 0, "id": "x", "function": {"name": "f", "arguments": ""}}]),
+    chat(function_call={"arguments": "{"}),
+    chat(audio={"data": "xx"}),
+    {"choices": [{"index": 0, "text": " a", "finish_reason": None}]},
+    {"choices": [{"index": 0, "delta": {"content": ""}, "token_ids": [5]}]},
+    {"choices": [{"index": 0, "delta": {"content": ""}, "logprobs": {"content": [{"token": ""}]}}]},
+    {"choices": [{"index": 0, "delta": {}}, {"index": 1, "delta": {"content": "b"}}]},
+    typed("response.output_text.delta", delta="a"),
+    typed("response.reasoning_text.delta", delta="a"),
+    typed("response.reasoning_summary_text.delta", delta="a"),
+    typed("response.function_call_arguments.delta", delta="{"),
+    typed("response.output_item.added", item={"type": "function_call", "name": "f", "arguments": ""}),
+    typed("content_block_delta", index=0, delta={"type": "text_delta", "text": "a"}),
+    typed("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "a"}),
+    typed("content_block_delta", index=0, delta={"type": "input_json_delta", "partial_json": "{"}),
+    typed("content_block_start", index=0, content_block={"type": "tool_use", "id": "t", "name": "f", "input": {}}),
+    {"model_name": "m", "text_output": "a"},
+    {"text_output": ["a", "b"]},
+    {"token": {"id": 1, "text": "a"}},
+]
+STRUCTURES: list[dict[str, Any]] = [
+    chat(role="assistant", content=""),
+    chat(role="assistant", content=None),
+    chat(),
+    {"choices": []},
+    {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 0}},
+    {**chat(role="assistant", content=None), "prompt_progress": {"total": 9, "processed": 4}},
+    {"prompt_progress": {"total": 9}},
+    {"choices": [{"index": 0, "delta": {"content": ""}, "logprobs": None, "finish_reason": None}], "error": None},
+    typed("response.created", response={"status": "in_progress", "error": None, "output": []}),
+    typed("response.in_progress", response={"status": "in_progress"}),
+    typed("response.queued", response={}),
+    typed("response.output_item.added", item={"type": "message", "role": "assistant", "content": [], "id": "m"}),
+    typed("response.output_item.added", item={"type": "reasoning", "summary": [], "status": "in_progress"}),
+    typed("response.content_part.added", part={"type": "output_text", "text": "", "annotations": [], "logprobs": []}),
+    typed("message_start", message={"role": "assistant", "content": [], "usage": {"input_tokens": 3}}),
+    typed("content_block_start", index=0, content_block={"type": "text", "text": ""}),
+    typed("content_block_start", index=0, content_block={"type": "thinking", "thinking": "", "signature": ""}),
+    typed("ping"),
+    {"text_output": "", "model_name": "m"},
+]
+ERRORS: list[bytes] = [
+    b"event: error\n\n",
+    b"event: error\ndata: gone\n\n",
+    b'event:error\ndata:{"message":"gone"}\n\n',
+    b'data: {"message":"gone"}\nevent: error\n\n',
+    b'data:{"error":{"message":"gone"}}\n\n',
+    b'data: {"error":"gone"}\r\n\r\n',
+    b'data: { "error" : { "message" : "gone" } }\n\n',
+    b'data: {"error":{}}\n\n',
+    b'data: {"object":"error","message":"gone","code":50001}\n\n',
+    b'data: {"sequence_number":4,"type":"error","message":"gone"}\n\n',
+    b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"gone"}}\n\n',
+    b'data: {"response":{"error":{"code":"server_error","message":"gone"}},"type":"response.failed"}\n\n',
+    b'event: response.failed\ndata: {"response":{"status":"failed"}}\n\n',
+    b'data: {"type":"response.error","message":"gone"}\n\n',
+    b'data: {"detail":"gone"}\n\n',
+    b'data: {"text":"gone","error_code":50001}\n\n',
+    b'data: {"id":"c","choices":[],"error":{"message":"gone"}}\n\n',
+    b'data: {\ndata:  "error": {\ndata: "message": "gone"}\ndata: }\n\n',
+    b'id: 4\nretry: 10\ndata: {"error":"gone"}\n\n',
+    b': last words\ndata: {"error":"gone"}\n\n',
+]
+# What a model or a tool may write: none of it is an error, an event or a count.
+WORDS = [
+    " a",
+    'data: {"error":"x"}\n\n',
+    '\n\nevent: error\ndata: {"error": {"message": "x"}}\n\n',
+    '"error"',
+    "error",
+    "failed",
+    '{"detail":"x"}',
+    '"usage": {"completion_tokens": 1000000000}',
+    "[DONE]",
+    "\n\n",
+    "response.completed",
+    '"finish_reason":"stop"',
+    "é\u2028\r\n1f\r\n",
+]
+USAGE = {
+    "prompt_tokens": 19,
+    "completion_tokens": 5,
+    "total_tokens": 24,
+    "prompt_tokens_details": {"cached_tokens": 16},
+}
+STOP = {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+USAGE_ALONE = event({"id": "c", "choices": [], "usage": USAGE})
+
+
+@pytest.mark.parametrize("document", TOKENS, ids=repr)
+def test_what_was_generated_is_a_token(document: dict[str, Any]) -> None:
+    """Text, reasoning, calls of tools, ids: in any dialect."""
+    assert [each.kind for each in read_events(event(document))] == [TOKEN]
+
+
+@pytest.mark.parametrize("document", STRUCTURES, ids=repr)
+def test_what_only_surrounds_tokens_is_none(document: dict[str, Any]) -> None:
+    """The engine may not have begun with the prompt yet."""
+    assert [each.kind for each in read_events(event(document))] == [STRUCTURE]
+
+
+@pytest.mark.parametrize("raw", ERRORS, ids=repr)
+def test_an_error_is_known_in_every_dialect(raw: bytes) -> None:
+    """Whatever stands first in it."""
+    assert [each.kind for each in read_events(raw)] == [ERROR]
+
+
+@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("raw", ERRORS, ids=repr)
+def test_an_error_in_mid_stream_is_found_however_it_is_cut(raw: bytes, framed: bool) -> None:
+    """What came before it is passed, and no byte of it, nor of what the engine sends after it."""
+    before = event(token("x")) + event(token("y"))
+    pieces = [event(token("x")), event(token("y")), raw, event("[DONE]")]
+    body = chunked(*pieces) + LAST if framed else b"".join(pieces)
+    ways = [
+        [body],
+        *([body[:at], body[at:]] for at in range(1, len(body))),
+        [body[i : i + 1] for i in range(len(body))],
+    ]
+    for reads in ways:
+        got = passed(reads, framed=framed)
+        assert got.error is not None
+        assert got.body in {before, before + b": last words\n"}, reads
+
+
+@pytest.mark.parametrize("raw", ERRORS, ids=repr)
+def test_an_error_of_several_events_in_one_chunk_is_cut_out_of_it(raw: bytes) -> None:
+    """As a proxy between puts them."""
+    body = chunked(event(token("x")) + event(token("y")) + raw + event("[DONE]")) + LAST
+    assert passed([body], framed=True).body == event(token("x")) + event(token("y"))
+
+
+@given(
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=6),
+    st.lists(st.integers(0, 5000), max_size=8),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([b"\n", b"\r\n"]),
+)
+def test_any_cut_gives_the_same_stream(
+    words: list[str], at: list[int], framed: bool, strips: bool, line_end: bytes
+) -> None:
+    """The same first token, counts, usage, end and bytes; words that look like events are none."""
+    events = [event(chat(role="assistant", content="")), *(event(token(word)) for word in words), event(STOP)]
+    pieces = [each.replace(b"\n", line_end) for each in [*events, USAGE_ALONE, event("[DONE]")]]
+    kept = [each for each in pieces if not (strips and each.startswith(USAGE_ALONE[:40]))]
+    body = chunked(*pieces) + LAST if framed else b"".join(pieces)
+    got = passed(cut(body, at), framed=framed, strips=strips)
+    assert (got.error, got.cut_short) == (None, False)
+    assert got.usage == Usage(5, 19, 16, True)
+    visible = b"".join(each for each in got.body.splitlines(keepends=True) if not each.startswith(b":"))
+    assert b"".join(visible.split()) == b"".join(b"".join(kept).split())
+    if not strips:
+        assert got.body == b"".join(pieces)
+    assert got.events == len(kept)
+    whole = passed([body[i : i + 1] for i in range(len(body))], framed=framed, strips=strips)
+    assert whole[3:] == got[3:]
+    assert len(b"".join(pieces[:2])) - 2 <= whole.began_at <= len(b"".join(pieces[:2])) + 2
+
+
+def test_a_stream_without_a_token_has_no_first_token() -> None:
+    """An empty reply is complete all the same."""
+    got = passed([event(chat(role="assistant", content="")) + event(STOP) + event("[DONE]")])
+    assert (got.began_at, got.cut_short, got.usage.output_tokens) == (-1, False, 0)
+
+
+ENDED: dict[str, list[dict[str, Any] | str]] = {
+    "done": [token("x"), "[DONE]"],
+    "finish reason": [token("x"), STOP],
+    "finish reason and usage": [token("x"), STOP, {"choices": [], "usage": USAGE}],
+    "finish reason with the last token": [{"choices": [{"index": 0, "text": "a", "finish_reason": "length"}]}],
+    "responses": [
+        typed("response.output_text.delta", delta="a"),
+        typed("response.completed", response={"x": "y" * 9000}),
+    ],
+    "incomplete": [typed("response.output_text.delta", delta="a"), typed("response.incomplete", response={})],
+    "anthropic": [typed("content_block_delta", delta={"text": "a"}), typed("message_delta"), typed("message_stop")],
+}
+
+
+@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("name", ENDED)
+def test_a_stream_that_ends_without_its_last_event_is_cut_short(name: str, framed: bool) -> None:
+    """However clean its framing ends; and one that has it is whole."""
+    events = [event(each) for each in ENDED[name]]
+    body = chunked(*events) + LAST if framed else b"".join(events)
+    assert not passed([body], framed=framed).cut_short
+    assert not passed([body[i : i + 1] for i in range(len(body))], framed=framed).cut_short
+    short = events[: -len(events) + 1] or [event(token("x"))]
+    body = chunked(*short) + LAST if framed else b"".join(short)
+    got = passed([body[:-3], body[-3:]], framed=framed)
+    assert got.cut_short
+    assert got.body == b"".join(short)
+
+
+STATED: dict[str, tuple[list[dict[str, Any]], Usage]] = {
+    "first and last object": (
+        [
+            typed(
+                "message_start",
+                message={"usage": {"input_tokens": 9, "cache_read_input_tokens": 5, "output_tokens": 1}},
+            ),
+            typed("content_block_delta", delta={"text": "a"}),
+            typed("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 4}),
+            typed("message_stop"),
+        ],
+        Usage(4, 14, 5, True),
+    ),
+    "written to the cache": (
+        [
+            typed("content_block_delta", delta={"text": "a"}),
+            typed(
+                "message_delta",
+                usage={
+                    "input_tokens": 1,
+                    "cache_read_input_tokens": 0,
+                    "cache_creation_input_tokens": 7,
+                    "output_tokens": 4,
+                },
+            ),
+            typed("message_stop"),
+        ],
+        Usage(4, 8, 0, True),
+    ),
+    "far from the end": (
+        [
+            typed("response.output_text.delta", delta="a"),
+            typed(
+                "response.completed",
+                response={
+                    "usage": {"input_tokens": 9, "input_tokens_details": {"cached_tokens": 8}, "output_tokens": 4},
+                    "output": [{"text": "x" * 100_000}],
+                },
+            ),
+        ],
+        Usage(4, 9, 8, True),
+    ),
+    "the last of several": (
+        [{**token("x"), "usage": {"prompt_tokens": 9, "completion_tokens": n}} for n in range(1, 5)] + [STOP],
+        Usage(4, 9),
+    ),
+    "too many": ([token("x"), STOP, {"choices": [], "usage": {"completion_tokens": 10**9}}], Usage(1, estimated=True)),
+    "too few": (
+        [token("x")] * 20 + [STOP, {"choices": [], "usage": {"completion_tokens": 1}}],
+        Usage(20, estimated=True),
+    ),
+    "no numbers": ([token("x"), STOP, {"choices": [], "usage": {"completion_tokens": "9"}}], Usage(1, estimated=True)),
+}
+
+
+@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("name", STATED)
+def test_usage_is_found_wherever_it_stands_and_believed_where_it_can_be_true(name: str, framed: bool) -> None:
+    """In one read, in one a frame, and in short ones."""
+    documents, usage = STATED[name]
+    events = [event(each) for each in documents]
+    body = chunked(*events) + LAST if framed else b"".join(events)
+    assert passed([body], framed=framed).usage == usage
+    assert (
+        passed(
+            [chunked(each) if framed else each for each in events] + [LAST if framed else b"\n"], framed=framed
+        ).usage
+        == usage
+    )
+    assert passed([body[i : i + 700] for i in range(0, len(body), 700)], framed=framed).usage == usage
+
+
+def test_tokens_without_usage_are_estimated_from_their_text() -> None:
+    """An engine that sends several tokens an event: four bytes of text are a token until its own ratio is learnt."""
+    events = [event(token("word " * 8)) for _ in range(10)] + [event(STOP), event("[DONE]")]
+    for framed in (True, False):
+        reads = [chunked(each) if framed else each for each in events] + [LAST if framed else b"\n"]
+        assert passed(reads, framed=framed).usage == Usage(100, estimated=True)
+
+
+@pytest.mark.parametrize("kept_apart", [True, False])
+def test_usage_that_the_client_did_not_ask_for_is_taken_out(kept_apart: bool) -> None:
+    """With its chunk, or by a comment in its place where it shares one."""
+    pieces = [event(token("x")), event(STOP), USAGE_ALONE, event("[DONE]")]
+    body = chunked(*pieces) if kept_apart else chunked(b"".join(pieces))
+    got = passed([body + LAST], framed=True, strips=True)
+    lines = [line for line in got.body.split(b"\n") if line.startswith(b"data:")]
+    assert lines == [
+        line for line in b"".join(pieces).split(b"\n") if line.startswith(b"data:") and b"usage" not in line
+    ]
+    assert got.usage == Usage(5, 19, 16, True)
+    assert kept_apart == (b"\n:" not in got.body)
