@@ -12,9 +12,23 @@ from pathlib import Path
 import pytest
 
 from deploy.local import catalog, processes
+from tests.real.matrix.table import Matrix
 from tests.real.world import Engines, Gateway, serving
 
+MATRIX = pytest.StashKey[Matrix]()
 Serve = Callable[..., AbstractAsyncContextManager[Gateway]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """An empty matrix; test_wire_matrix.py fills it."""
+    config.stash[MATRIX] = Matrix()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print it at the end."""
+    if lines := config.stash[MATRIX].lines():
+        terminalreporter.section("what the gateway measures against what others see")
+        terminalreporter.write_line("\n".join(lines))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -147,7 +147,11 @@ async def _ready(gateway: Gateway) -> bool:
 async def metric(url: str, name: str, default: float | None = None, **labels: str) -> float:
     """The sum of the samples of *name* with these labels on a page of Prometheus text; *default* when there is none."""
     async with httpx.AsyncClient(timeout=10.0) as client:
-        page = (await client.get(url)).text
+        return samples_sum((await client.get(url)).text, name, default, **labels)
+
+
+def samples_sum(page: str, name: str, default: float | None = None, **labels: str) -> float:
+    """The same, of a page that was read."""
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     found = [
         float(line.rsplit(" ", 1)[1])
@@ -156,7 +160,7 @@ async def metric(url: str, name: str, default: float | None = None, **labels: st
     ]
     if not found and default is not None:
         return default
-    assert found, f"no {name} with {labels} at {url}"
+    assert found, f"no {name} with {labels} on the page"
     return sum(found)
 
 

@@ -1,0 +1,81 @@
+"""What the gateway measures, engine by engine and endpoint by endpoint, held to what others see of the same streams.
+
+Prints the matrix at the end of the run (`make real`). A cell is ok, off, with both numbers, or skipped with a reason.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deploy.local import catalog, processes
+from tests.real.conftest import MATRIX, Serve
+from tests.real.matrix.bench import Bench
+from tests.real.matrix.checks import CHECKS, fill
+from tests.real.matrix.engines import ALL, EngineUnderTest
+from tests.real.matrix.frames import Dialect
+from tests.real.matrix.relay import Relay
+from tests.real.matrix.table import Matrix, skipped
+
+ROWS = [(engine, dialect) for engine in ALL for dialect in engine.endpoints]
+
+
+class Stage:
+    """At most one engine at a time: a machine of two cores runs no more without that they disturb each other."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._on: EngineUnderTest | None = None
+        self._ends = ExitStack()
+
+    def start(self, engine: EngineUnderTest) -> None:
+        """Have this one run, and no other."""
+        if engine is not self._on:
+            self.clear()
+            for part in engine.parts:
+                running = processes.start(part, self.home)
+                self._ends.callback(running.stop)
+                processes.wait_ready([running])
+            self._on = engine
+
+    def clear(self) -> None:
+        """End what runs."""
+        self._on = None
+        self._ends.close()
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Where engines run, from HEADROOM_ENGINES; those that need no installation also without it."""
+    try:
+        home = catalog.home_folder()
+    except catalog.EngineError:
+        home = tmp_path_factory.mktemp("engines")
+    stage = Stage(home)
+    try:
+        yield stage
+    finally:
+        stage.clear()
+
+
+@pytest.mark.parametrize(("engine", "dialect"), ROWS, ids=[f"{engine.name}-{it.path}" for engine, it in ROWS])
+async def test_what_the_gateway_measures_is_what_others_see(
+    pytestconfig: pytest.Config, stage: Stage, serve: Serve, engine: EngineUnderTest, dialect: Dialect
+) -> None:
+    """No cell of the row is off."""
+    matrix: Matrix = pytestconfig.stash[MATRIX]
+    row = matrix.rows.setdefault((engine.name, dialect.path), {})
+    if reason := engine.missing(stage.home):
+        row.update(dict.fromkeys(CHECKS, skipped(reason)))
+        pytest.skip(reason)
+    stage.start(engine)
+    async with (
+        httpx.AsyncClient(timeout=60.0, verify=False) as client,
+        Relay(engine.port) as relay,
+        serve(engine.config(relay.url)) as gateway,
+    ):
+        row.update(await fill(Bench(engine, dialect, gateway, relay, client)))
+    off = {column: cell.note for column, cell in row.items() if cell.off}
+    assert not off
