@@ -17,6 +17,7 @@ import orjson
 from router.core.flight import Failure, FailureKind
 from router.core.types import CHARS_PER_TOKEN, Usage
 from router.engines import Translation
+from router.gateway.protocols.model_name import ModelName
 from router.gateway.traffic import faults
 from router.gateway.traffic.call import Call
 from router.gateway.traffic.event_stream import EventStream
@@ -28,6 +29,7 @@ from router.gateway.traffic.upstream import Connection, Reader, Upstream
 
 _HELD_BYTES_MAX: Final = 1 << 20  # of an error body, or before a reply is committed
 _HELD_BACK_S: Final = 0.5  # how long events without a token wait for one: a full engine refuses within that
+_NAMED_BYTES_MAX: Final = 8 << 20  # of a whole reply in which the model is renamed; a larger one passes as it is
 _OK: Final = range(200, 300)
 
 # What an attempt does with the connection's next bytes. Numbers and no bound methods: those would be a cycle, and
@@ -46,7 +48,7 @@ class UpstreamAttempt(Reader):
     """One attempt of a call on one backend. ``number`` is the core's."""
 
     __slots__ = (
-        "_body", "_clock", "_committed", "_decodes", "_frame", "_head", "_phase", "_sink", "_stream", "_timer",
+        "_body", "_clock", "_committed", "_decodes", "_frame", "_head", "_name", "_phase", "_sink", "_stream", "_timer",
         "_token_reported", "_translation", "_write", "call", "connect_s", "connection", "meter", "number", "paused",
         "predicted_ttft_s", "upstream",
     )  # fmt: skip
@@ -71,6 +73,7 @@ class UpstreamAttempt(Reader):
         self._timer: asyncio.TimerHandle | None = None
         self._phase = _BEFORE_HEAD
         self._translation = call.for_engine(upstream.target)
+        self._name: ModelName | None = None
         self._decodes = call.http10 or self._translation is not None
         self._write: Callable[[bytes], object] = _nowhere
 
@@ -115,6 +118,9 @@ class UpstreamAttempt(Reader):
         self.connection = connection
         self._phase = _BEFORE_HEAD
         upstream = self.upstream
+        if self._translation is None:
+            self._name = self.call.reply_name(upstream.target)
+            self._decodes = self.call.http10 or self._name is not None
         head, body = self.call.request_bytes(upstream.target, upstream.opening, self._translation)
         connection.send(self, head, body, decode=self._decodes, head_only=self.call.head_only)
 
@@ -270,7 +276,18 @@ class UpstreamAttempt(Reader):
         self._body = b""
         self.meter.heard_s = self._clock()
         self._write = self._sink.writer()
+        if self._name is not None:
+            head, body = self._named(self._name, head, body)
         self._frame = self._sink.open(self.number, head, body, self._translation)
+
+    def _named(self, name: ModelName, head: Head, body: bytes) -> tuple[Head, bytes]:
+        """Head and first bytes of a reply in which the model is renamed: its length and framing are others then."""
+        if head.event_stream:
+            return replace(head, chunked=False, length=-1), name.feed(body)
+        if len(body) > _NAMED_BYTES_MAX:
+            return replace(head, chunked=False), body
+        named = name.whole(body)
+        return replace(head, chunked=False, length=len(named)), named
 
     def _report_token(self) -> None:
         """Report the first token, once it has been sent."""
@@ -287,8 +304,10 @@ class UpstreamAttempt(Reader):
         if self._committed:
             if data:
                 self._write(data if self._frame is None else self._frame(data))
-        elif data or self.connection.done:
-            self._body = data
+        elif self._name is not None and not self.connection.done and len(self._body) <= _NAMED_BYTES_MAX:
+            self._body += data
+        elif data or self._body or self.connection.done:
+            self._body += data
             self._commit()
 
     # -- an event stream ---------------------------------------------------------------------------------------
@@ -300,7 +319,7 @@ class UpstreamAttempt(Reader):
         done = self.connection.done
         if self._phase == _REFRAMED and data and not done and self.meter.passes(data, self._clock()):
             assert self._frame is not None
-            self._write(self._frame(data))
+            self._write(self._frame(data if self._name is None else self._name.feed(data)))
         elif data or done:
             self._pass_events(data, done=done)
 
@@ -314,6 +333,7 @@ class UpstreamAttempt(Reader):
                 return
             self._commit()
         elif out:
+            out = out if self._name is None else self._name.feed(out)
             self._write(out if self._frame is None else self._frame(out))
         self._report_token()
         if stream.error is not None:
@@ -438,7 +458,8 @@ class UpstreamAttempt(Reader):
             self.upstream.gaps.sum_s += self.meter.last_s - self.meter.first_s
         frame = self._frame
         if frame is not None:
-            rest = self._translation.finish() if self._translation is not None else b""
+            ends = self._translation or self._name
+            rest = ends.finish() if ends is not None else b""
             end = LAST_CHUNK if frame is chunk else b""
             if rest or end:
                 self._write((frame(rest) if rest else b"") + end)

@@ -14,6 +14,7 @@ from router.gateway.protocols import openai, translate, triton
 from router.gateway.protocols.answers import Dialect
 from router.gateway.protocols.ingress import AppliedSlo
 from router.gateway.protocols.json_members import with_member
+from router.gateway.protocols.model_name import ModelName
 from router.gateway.protocols.openai import Endpoint, RequestBody
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.http import HOP_BY_HOP, options
@@ -79,6 +80,13 @@ class Call:
     def for_engine(self, target: Target) -> Translation | None:
         """How this call and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""
         return translate.translation(self.body, target, self.wire_id)
+
+    def reply_name(self, target: Target) -> ModelName | None:
+        """What renames the model in a reply of that engine; None: it has the client's name for it."""
+        model = self.body.model
+        if target.models.get(model, model) == model or self.head_only:
+            return None
+        return ModelName(model, self.endpoint.dialect)
 
     def request_bytes(
         self, target: Target, opening: Callable[[bytes, bytes], bytes], translation: Translation | None
