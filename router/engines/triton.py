@@ -33,6 +33,7 @@ CHAT: Final = "/v1/chat/completions"
 _TRANSLATED: Final = {CHAT, "/v1/completions"}
 _MAX_TOKENS: Final = 16  # OpenAI's default for completions; Triton's ensemble does not check that it is there
 _CHAT_MAX_TOKENS: Final = 1024
+_FRAME_BYTES_MAX: Final = 2**20  # of a stream: a frame is one token's text
 
 # OpenAI's field -> tensor of the same meaning and type
 _SAME: Final = (
@@ -90,7 +91,7 @@ class TritonTranslation(Translation):
         self._max_tokens = call.output_tokens_max or (_CHAT_MAX_TOKENS if self._chat else _MAX_TOKENS)
         self._prompt_tokens = call.prompt_tokens
         self.tokens = 0
-        self._line = b""
+        self._line = bytearray()  # grows in place: a frame may come in many reads
         self._role_sent = False
         options = document.get("stream_options")
         self._usage_wanted = isinstance(options, dict) and bool(options.get("include_usage"))
@@ -116,7 +117,14 @@ class TritonTranslation(Translation):
         """Translate more of the engine's body into what the client gets."""
         if self.whole:
             return self._document(data)
-        *lines, self._line = (self._line + data).split(b"\n")
+        end = data.rfind(b"\n") + 1
+        self._line += data[:end] if end else data
+        if not end:
+            if len(self._line) > _FRAME_BYTES_MAX:
+                raise ValueError(f"a frame over {_FRAME_BYTES_MAX} bytes")
+            return b""
+        lines = bytes(self._line).split(b"\n")
+        self._line = bytearray(data[end:])
         return b"".join([self._frame(line[5:]) for line in lines if line.startswith(b"data:")])
 
     def finish(self) -> bytes:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from router.core.decisions import EndState as Ending
+from router.engines import OpenAICall, Translation
 from router.engines.triton import KIND as TRITON
+from router.engines.triton import translate
 from tests import fakes_wire as wire
 from tests.fakes_wire import Act, ScriptedEngine, chat, chunked, event, gateway, post, reply, stream
 from tests.waiting import until
@@ -259,3 +261,46 @@ async def test_a_translated_client_that_leaves_frees_the_engine() -> None:
         client.close()
         await until(lambda: engine.left == 1)
         assert gate.seen.endings == [Ending.LEFT]
+
+
+def translation() -> Translation:
+    """One streamed chat on its way to Triton."""
+    return translate(
+        OpenAICall(
+            backend="a",
+            path="/v1/chat/completions",
+            document={"messages": [{"role": "user", "content": "x"}]},
+            model="m",
+            engine_model="m",
+            stream=True,
+            output_tokens_max=0,
+            prompt_tokens=1,
+            request_id="r",
+            chat_template="{content}",
+            chat_opening="",
+        )
+    )
+
+
+def test_a_large_frame_in_very_many_reads_translates_as_one() -> None:
+    """Each read costs what it holds: 300,000 of three bytes are no more work than one of a megabyte."""
+    text = "x" * 900_000
+    data, it = frame(text), translation()
+    pieces = [data[at : at + 3] for at in range(0, len(data), 3)]
+    out = b"".join(map(it.feed, pieces))
+    assert json.loads(out.split(b"\n\n")[1][6:])["choices"][0]["delta"]["content"] == text
+    assert it.feed(frame("y")[:-1] + b"\n") != b""
+    assert it.tokens == 2
+
+
+async def test_a_frame_without_an_end_is_the_backends_fault() -> None:
+    """50 MB of one are not taken in: the engine is left after the first of them."""
+    flood = chunked(b'data: {"text_output": "' + b"x" * 1_000_000, *[b"x" * 1_000_000] * 49)
+    async with (
+        ScriptedEngine([wire.STREAM_HEAD + chunked(frame("a")), flood, Act.UNTIL_LEFT]) as engine,
+        gateway(engine.target(engine=TRITON)) as gate,
+    ):
+        got = await gate.chat()
+        assert "a frame over 1048576 bytes" in json.loads(got.events()[-1])["error"]["message"]
+        assert gate.seen.endings == [Ending.BROKEN]
+        await until(lambda: engine.open == 0)
