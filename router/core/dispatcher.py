@@ -212,6 +212,8 @@ class Dispatcher(FleetEvents):
         if flight is None or dead is None:
             return ()
         self.ledger.load.release(dead.reservation, now_s)
+        if self.ledger.roster.slot(dead.backend) is not None:
+            self._ejection.failed(dead.backend, failure, now_s)
         if failure.backend_fault:
             self._blame(dead.backend, now_s)
         self._refused(flight, dead.backend, failure, now_s)
@@ -470,7 +472,7 @@ class Dispatcher(FleetEvents):
         slot, limits = self.ledger.roster.slot(backend), self.limits
         if slot is None:
             return
-        ejected_s = self._ejection.fault(backend, limits.failures_max, limits.eject_s, limits.eject_s_max)
+        ejected_s = self._ejection.fault(backend, limits.failures_max, limits.eject_s, limits.eject_s_max, now_s)
         if ejected_s:
             self.ledger.mark_state(slot, ejected=True)
             self._timers.set(now_s + ejected_s, backend, 0, Due.READMIT)

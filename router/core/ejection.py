@@ -1,38 +1,97 @@
-"""Backends ejected after faults in a row, each time for twice as long (outlier ejection).
+"""Failures by backend, and backends ejected after faults in a row, each time for twice as long (outlier ejection).
 
-Counts a backend's own faults alone: a client's 4xx never gets here, and a first token or a whole reply wipes the count.
+Ejects for a backend's own faults alone: a client's 4xx is counted and no more, and a first token wipes the row.
 """
+
+from collections import defaultdict
+from typing import Final
+
+from router.core.flight import Failure, FailureKind
+
+_WHY_CHARS_MAX: Final = 300
+_UNTOLD: Final = frozenset({FailureKind.CLIENT_ERROR, FailureKind.NOT_FOUND, FailureKind.WITHDRAWN})
+
+
+class BackendFailures:
+    """What attempts on one backend failed of, since it joined.
+
+    ``counts``: by kind; ``in_a_row``: its own faults since it last answered; ``ejections``: how many; ``ejected_s`` and
+    ``readmitted_s``: since and until when it is ejected, while ``ejected``; ``why``, ``kind`` and ``at_s``: of the last
+    failure that says something about the backend (none: an empty ``why``).
+    """
+
+    __slots__ = ("at_s", "counts", "ejected", "ejected_s", "ejections", "in_a_row", "kind", "readmitted_s", "why")
+
+    def __init__(self) -> None:
+        self.counts: dict[FailureKind, int] = defaultdict(int)
+        self.in_a_row = 0
+        self.ejections = 0
+        self.ejected = False
+        self.ejected_s = self.readmitted_s = 0.0
+        self.why = ""
+        self.kind = FailureKind.FAULT
+        self.at_s = 0.0
 
 
 class Ejection:
-    """Faults by backend, and who is ejected now; the bounds are handed in, for a reload may change them."""
+    """The failures of each backend, and who is ejected now; the bounds are handed in, for a reload may change them."""
 
-    __slots__ = ("_ejected", "_faults")
+    __slots__ = ("_rows", "by_backend")
 
     def __init__(self) -> None:
-        self._faults: dict[str, int] = {}
-        self._ejected: set[str] = set()
+        self.by_backend: dict[str, BackendFailures] = {}
+        self._rows = 0  # backends with faults in a row: mostly none, and an answer then costs nothing
 
-    def fault(self, backend: str, failures_max: int, eject_s: float, eject_s_max: float) -> float:
-        """Count a fault; for how long the backend is ejected from now, 0 when it is not."""
-        if backend in self._ejected:
+    def failed(self, backend: str, failure: Failure, now_s: float) -> None:
+        """Count a failure of any kind."""
+        known = self._of(backend)
+        known.counts[failure.kind] += 1
+        if failure.kind not in _UNTOLD:
+            known.why, known.kind, known.at_s = failure.why[:_WHY_CHARS_MAX], failure.kind, now_s
+
+    def fault(self, backend: str, failures_max: int, eject_s: float, eject_s_max: float, now_s: float) -> float:
+        """Count a fault in a row; for how long the backend is ejected from now, 0 when it is not."""
+        known = self._of(backend)
+        if known.ejected:
             return 0.0
-        faults = self._faults[backend] = self._faults.get(backend, 0) + 1
-        if faults < failures_max:
+        self._rows += known.in_a_row == 0
+        known.in_a_row += 1
+        if known.in_a_row < failures_max:
             return 0.0
-        self._ejected.add(backend)
-        return float(min(eject_s * 2.0 ** (faults - failures_max), eject_s_max))
+        ejected_s = min(eject_s * 2.0 ** (known.in_a_row - failures_max), eject_s_max)
+        known.ejected, known.ejected_s, known.readmitted_s = True, now_s, now_s + ejected_s
+        known.ejections += 1
+        return ejected_s
 
     def answered(self, backend: str) -> None:
-        """It answered: what was counted against it is forgotten."""
-        if self._faults:
-            self._faults.pop(backend, None)
+        """It answered: its row of faults is over."""
+        if self._rows:
+            self._settle(backend)
 
     def readmit(self, backend: str) -> None:
         """Its ejection is over; the next fault ejects it again, for twice as long."""
-        self._ejected.discard(backend)
+        known = self.by_backend.get(backend)
+        if known is not None:
+            known.ejected = False
 
-    def forget(self, backend: str) -> None:
-        """It is gone for good, or back after a restart: what was counted says nothing of what is there now."""
-        self._faults.pop(backend, None)
-        self._ejected.discard(backend)
+    def restarted(self, backend: str) -> None:
+        """It is back after a restart: a row of faults says nothing of what is there now."""
+        self._settle(backend)
+        self.readmit(backend)
+
+    def leave(self, backend: str) -> None:
+        """It is gone for good."""
+        self._settle(backend)
+        self.by_backend.pop(backend, None)
+
+    def _of(self, backend: str) -> BackendFailures:
+        known = self.by_backend.get(backend)
+        if known is None:
+            known = self.by_backend[backend] = BackendFailures()
+        return known
+
+    def _settle(self, backend: str) -> None:
+        known = self.by_backend.get(backend)
+        if known is not None and known.in_a_row:
+            known.in_a_row = 0
+            self._rows -= 1

@@ -12,11 +12,11 @@ from typing import Any
 from router.core import border
 from router.core.belief import Belief
 from router.core.decisions import Command
-from router.core.ejection import Ejection
+from router.core.ejection import BackendFailures, Ejection
 from router.core.errors import Implausible
 from router.core.explain import Explanations
 from router.core.ledger import Ledger
-from router.core.refusals import Refusals
+from router.core.refusals import Refusal, Refusals
 from router.core.score import TRUSTED_AFTER, Score
 from router.core.types import Backend, EngineReport, Load
 
@@ -70,7 +70,7 @@ class FleetEvents(ABC):
         self._refusals.forget(name)
         self.ledger.leave(name)
         self._explanations.fleet_changed()
-        self._ejection.forget(name)
+        self._ejection.leave(name)
         return self._serve_held(now_s)
 
     def backend_health(self, name: str, up: bool, now_s: float) -> Sequence[Command]:
@@ -79,7 +79,7 @@ class FleetEvents(ABC):
         slot = self.ledger.roster.slot(name)
         if up and slot is not None and not self.ledger.roster.is_up(slot):
             self.belief.restarted(slot)
-            self._ejection.forget(name)  # one crash that cut many streams was no row of faults
+            self._ejection.restarted(name)  # one crash that cut many streams was no row of faults
             self._refusals.forget(name)
             return self._mark(name, now_s, up=True, ejected=False)
         return self._mark(name, now_s, up=up)
@@ -94,6 +94,15 @@ class FleetEvents(ABC):
             return ()
         self.ledger.mark_state(slot, **state)
         return self._serve_held(now_s)
+
+    @property
+    def failures(self) -> Mapping[str, BackendFailures]:
+        """What attempts on each backend failed of; none for one on which none has."""
+        return self._ejection.by_backend
+
+    def refusals(self, name: str) -> tuple[Refusal, ...]:
+        """What a backend is not chosen for because it refused it."""
+        return self._refusals.of(name)
 
     # -- engines' reports ----------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from router.gateway.monitoring.health import Engines, HealthChange, engine
 from router.gateway.monitoring.probe import ProbeClient
 from router.gateway.monitoring.sidecar import WorkerPublisher
 from router.gateway.monitoring.sleepers import Sleepers
+from router.gateway.monitoring.troubles import TroubleLog, Troubles, troubles
 from router.gateway.protocols.target import Target
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.policy_rollout import PolicyRollout
@@ -100,7 +101,8 @@ class Gateway:
         self._verdicts: set[asyncio.Task[None]] = set()
         self._warned: set[tuple[str, str]] = set()  # sources and senders whose dropped numbers were logged
         self._watch_metrics()
-        self.driver.on_sweep += [self.backends.sweep, self._wake, self._warn_of_dropped_numbers]
+        watchers = [self._warn_of_dropped_numbers, TroubleLog(self.troubles, clock).sweep]
+        self.driver.on_sweep += [self.backends.sweep, self._wake, *watchers]
 
     def _make_sync(self, plan: Plan) -> Sync:
         state = plan.settings.state
@@ -116,6 +118,7 @@ class Gateway:
             lambda: self.core.dropped_numbers.by_source,
             lambda: {name: watch.up for name, watch in self.engines.watches.items()},
             self.downtimes,
+            self.troubles,
         )
         self.metrics.policies.watch(self.rollout.samples)
 
@@ -133,6 +136,10 @@ class Gateway:
         """Why each backend that gets no requests gets none, and since when."""
         found = ((name, (watch.down, self.sleepers.down(name))) for name, watch in self.engines.watches.items())
         return {name: [down for down in downs if down is not None] for name, downs in found if any(downs)}
+
+    def troubles(self) -> Troubles:
+        """What fails on each backend, whether it is ejected, what it refuses."""
+        return troubles(self.core, self.clock())
 
     def scores(self) -> Mapping[str, Score]:
         """The accuracy of each backend's forecast."""

@@ -17,6 +17,8 @@ from router.core.slo_metrics import SLO_METRICS
 from router.core.types import EngineReport, Load
 from router.gateway.control.parts import ControlParts
 from router.gateway.monitoring.downtime import Downtimes
+from router.gateway.monitoring.troubles import NONE as NO_TROUBLE
+from router.gateway.monitoring.troubles import Troubles, troubles
 from router.gateway.telemetry.journal import explained
 from router.gateway.traffic.request_log import RequestLog
 
@@ -27,6 +29,7 @@ SHOWN: Final = 30
 def fleet(parts: ControlParts) -> dict[str, Any]:
     """Everything the fleet page shows."""
     now_s, plan, downs = parts.clock(), parts.plan, parts.downtimes()
+    failing = troubles(parts.core, now_s)
     recent = [log for log in parts.journal.recent() if now_s - log.record.ended_s < RECENT_S]
     by_backend: dict[str, list[RequestRecord]] = defaultdict(list)
     for log in recent:
@@ -42,7 +45,7 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "held": parts.core.held,
         "peers": {peer: view.version for peer, view in parts.sync.peers.items()},
         "last": _counts(log.record for log in recent),
-        "backends": [_backend(parts, given, by_backend[given["name"]], downs) for given in _backends(parts)],
+        "backends": [_backend(parts, given, by_backend[given["name"]], downs, failing) for given in _backends(parts)],
         "client_errors": sum(log.record.outcome is EndState.CLIENT_ERROR for log in recent),
         "recent": [_line(log, now_s) for log in islice(parts.journal.recent(), SHOWN)],
     }
@@ -97,7 +100,11 @@ def _backends(parts: ControlParts) -> list[dict[str, Any]]:
 
 
 def _backend(
-    parts: ControlParts, facts: dict[str, Any], records: Sequence[RequestRecord], downs: Downtimes
+    parts: ControlParts,
+    facts: dict[str, Any],
+    records: Sequence[RequestRecord],
+    downs: Downtimes,
+    failing: Troubles,
 ) -> dict[str, Any]:
     name = facts["name"]
     watch = parts.engines.watches.get(name)
@@ -108,6 +115,7 @@ def _backend(
     return facts | {
         "up": bool(watch and watch.up),
         "down": [down.plain() for down in downs.get(name, ())],
+        "failures": failing.get(name, NO_TROUBLE).plain(),
         "health_url": watch.health.url if watch and watch.health else None,
         "load": {key: round(value) for key, value in asdict(load).items()},
         "forecast": score.state if score is not None else None,

@@ -21,6 +21,8 @@ from router.core.signals import registered
 from router.core.slo_metrics import BASE, SLO_METRICS
 from router.core.types import EngineReport, Load
 from router.gateway.monitoring.downtime import Downtimes
+from router.gateway.monitoring.troubles import Troubles
+from router.gateway.telemetry import trouble_metrics
 from router.gateway.telemetry.histogram import Histogram, add_counts, add_histogram
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
 from router.gateway.telemetry.waits import Waits
@@ -115,6 +117,7 @@ class Metrics(Collector):
         self._dropped: Callable[[], Mapping[str, int]] = dict
         self._up: Callable[[], Mapping[str, bool]] = dict
         self._downtimes: Callable[[], Downtimes] = dict
+        self._troubles: Callable[[], Troubles] = dict
         self._unreadable = 0
         self.policies = PolicyMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
@@ -128,12 +131,13 @@ class Metrics(Collector):
         dropped: Callable[[], Mapping[str, int]],
         up: Callable[[], Mapping[str, bool]],
         downtimes: Callable[[], Downtimes] = dict,
+        troubles: Callable[[], Troubles] = dict,
     ) -> None:
         """Where to read, at a scrape: requests in flight, held and by backend; gaps between tokens; the accuracy of
-        forecasts; dropped numbers by source; whether each backend is up, and why not.
+        forecasts; dropped numbers by source; whether each backend is up, and why not; what fails on those that are.
         """
         self._load, self._gaps, self._scores, self._dropped, self._up = load, gaps, scores, dropped, up
-        self._downtimes = downtimes
+        self._downtimes, self._troubles = downtimes, troubles
 
     def text(self) -> bytes:
         """The page, in Prometheus's text format."""
@@ -248,6 +252,7 @@ class Metrics(Collector):
         yield from self._accuracy()
         yield from self._fleet()
         yield from self._engine_pages()
+        yield from trouble_metrics.families(self._troubles())
         yield from self._router()
         yield from self.policies.collect()
 

@@ -208,7 +208,8 @@ class UpstreamAttempt(Reader):
         """No byte for too long in the middle of a reply."""
         if self.connection is not None:
             self.connection.abort()
-        self._failed(Failure(f"{self.upstream.target.name} sent nothing for {silent_s:.1f} s"))
+        why = f"{self.upstream.target.name} sent nothing for {silent_s:.1f} s"
+        self._failed(Failure(why, kind=FailureKind.LATE))
 
     def _failed(self, failure: Failure, engine_error: EngineError | None = None) -> None:
         if not self.over:

@@ -202,8 +202,6 @@ class Driver(RequestDriver):
 
     def failed(self, request_id: RequestId, attempt: int, failure: Failure, usage: Usage) -> None:
         """An attempt has failed; ``usage``: of what the client got."""
-        if failure.backend_fault:
-            _log.warning("%s", failure.why)
         self.perform(self.core.failed(request_id, attempt, failure, self.clock(), usage))
 
     def left(self, request_id: RequestId) -> None:
