@@ -48,7 +48,7 @@ def test_a_timer_that_is_late_by_far_shows_a_pause() -> None:
 
 
 async def test_a_stream_is_no_frozen_one_because_we_were(noticed: Callable[[], bool]) -> None:
-    """The sweep after the pause judges nothing, the next one by what was read since; who stays silent has stalled."""
+    """The sweep after the pause judges nothing, the next one by what was read since."""
     clock, more = Clock(), asyncio.Event()
     first = wire.STREAM_HEAD + chunked(event(token("a")))
     script = [first, more, chunked(event(token("b")), event("[DONE]")) + wire.LAST]
@@ -63,7 +63,6 @@ async def test_a_stream_is_no_frozen_one_because_we_were(noticed: Callable[[], b
         await client.head()
         clock.now_s += 1000.0
         await until(noticed)
-        clock.now_s += 59.0
         swept: list[float] = []
         gate.driver.on_sweep.append(swept.append)
         await until(lambda: len(swept) > 1)
@@ -71,6 +70,30 @@ async def test_a_stream_is_no_frozen_one_because_we_were(noticed: Callable[[], b
         assert b"[DONE]" in await client.reader.readuntil(b"0\r\n\r\n")
         await until(lambda: gate.seen.endings == [EndState.SERVED])
         assert not gate.core.ledger.table.columns[EJECTED].any()
+        gate.driver.stop()
+
+
+async def test_a_stream_that_stays_silent_after_a_pause_has_stalled(noticed: Callable[[], bool]) -> None:
+    """For as long as any other: the pause does not count, what passes after it does."""
+    clock, swept = Clock(), list[float]()
+    script = [wire.STREAM_HEAD + chunked(event(token("a"))), Act.UNTIL_LEFT]
+    async with (
+        ScriptedEngine(script) as engine,
+        gateway(engine.target(), clock=clock, limits=StreamLimits(stall_s=9.5, sweep_s=0.01)) as gate,
+    ):
+        gate.driver.start()
+        gate.driver.on_sweep.append(swept.append)
+        client = await gate.client()
+        client.send(wire.chat())
+        await client.head()
+        clock.now_s += 1000.0
+        await until(noticed)
+        for step in range(12):
+            assert bool(gate.seen.endings) == (step > 10)
+            count = len(swept)
+            clock.now_s += 0.9
+            await until(lambda seen=count: len(swept) > seen + 1)
+        assert gate.seen.endings == [EndState.BROKEN]
         gate.driver.stop()
 
 

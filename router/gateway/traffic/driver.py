@@ -354,6 +354,7 @@ class Driver(RequestDriver):
             if request.winner is not None:
                 meter = request.winner.meter
                 meter.last_s = min(meter.last_s + still_s, now_s)
+                meter.heard_s = min(meter.heard_s + still_s, now_s)
         self.perform(self.core.paused(still_s + CATCH_UP_S, now_s))
         return True
 
