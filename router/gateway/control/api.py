@@ -23,7 +23,7 @@ from router.gateway.control.parts import ControlParts
 from router.gateway.protocols import answers
 from router.gateway.protocols.answers import Dialect, Problem
 from router.gateway.state.wire import view_plain
-from router.gateway.telemetry.journal import explained
+from router.gateway.telemetry.journal import explained, listed
 from router.version import VERSION
 
 _LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
@@ -120,11 +120,13 @@ def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:
 
     @app.get("/explain/{request_id}", dependencies=[admin])
     async def explain(request_id: str) -> dict[str, Any]:
-        """The decisions about one of the last requests, with forecast and measurement."""
-        log = parts.journal.find(request_id)
-        if log is None:
+        """The decisions about one of the last requests, with forecast and measurement. Of several to which clients gave
+        the same id the newest; ``matches`` has each with its own id.
+        """
+        found = parts.journal.find(request_id)
+        if not found:
             raise HTTPException(404, f"no request {request_id!r} among the last ones")
-        return explained(log, parts.core.explain(log.record.request.id))
+        return explained(found[0], parts.core.explain(found[0].record.request.id)) | {"matches": listed(found)}
 
 
 def _add_calls(app: FastAPI, parts: ControlParts, admin: Any) -> None:

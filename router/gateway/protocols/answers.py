@@ -49,6 +49,7 @@ _ANTHROPIC_TYPES: Final = {
     503: "overloaded_error",
 }
 _SERVER: Final = 500
+_MESSAGE_CHARS_MAX: Final = 2_000  # of an error's message, which may repeat what a client or an engine sent
 
 
 def body(dialect: Dialect, problem: Problem) -> bytes:
@@ -56,21 +57,31 @@ def body(dialect: Dialect, problem: Problem) -> bytes:
     return orjson.dumps(_document(dialect, problem))
 
 
+def _bounded(message: str) -> str:
+    return message if len(message) <= _MESSAGE_CHARS_MAX else message[:_MESSAGE_CHARS_MAX] + "..."
+
+
 def _document(dialect: Dialect, problem: Problem) -> dict[str, Any]:
+    message = _bounded(problem.message)
     ours = problem.status >= _SERVER
     if dialect is Dialect.TRITON:
-        return {"error": problem.message}
+        return {"error": message}
     if dialect is Dialect.ANTHROPIC:
         kind = _ANTHROPIC_TYPES.get(problem.status, "api_error" if ours else "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": problem.message}}
+        return {"type": "error", "error": {"type": kind, "message": message}}
     kind = _OPENAI_TYPES.get(problem.status, "server_error" if ours else "invalid_request_error")
-    return {"error": {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}}
+    return {"error": {"message": message, "type": kind, "param": problem.param, "code": problem.code}}
 
 
 def event(dialect: Dialect, problem: Problem) -> bytes:
     """The event that ends a broken stream."""
     if dialect is Dialect.RESPONSES:
-        document: dict[str, Any] = {"type": "error", "code": problem.code, "message": problem.message, "param": None}
+        document: dict[str, Any] = {
+            "type": "error",
+            "code": problem.code,
+            "message": _bounded(problem.message),
+            "param": None,
+        }
         return b"event: error\ndata: " + orjson.dumps(document) + b"\n\n"
     named = b"event: error\n" if dialect is Dialect.ANTHROPIC else b""
     return named + b"data: " + body(dialect, problem) + b"\n\n"

@@ -27,16 +27,30 @@ class Journal:
         """A request has ended."""
         self._ring.append(log)
 
-    def find(self, request_id: str) -> RequestLog | None:
-        """The last request of this id, ours or the client's."""
+    def find(self, request_id: str) -> list[RequestLog]:
+        """The request whose own id this is, else all to which clients gave this id, newest first.
+
+        An own id is unique and no client's choice, so that no other request can stand before it.
+        """
+        given: list[RequestLog] = []
         for log in reversed(self._ring):
-            if request_id in (log.record.request.id, log.wire_id):
-                return log
-        return None
+            if log.record.request.id == request_id:
+                return [log]
+            if log.wire_id == request_id:
+                given.append(log)
+        return given
 
     def recent(self) -> Iterator[RequestLog]:
         """Newest first."""
         return reversed(self._ring)
+
+
+def listed(logs: Sequence[RequestLog]) -> list[dict[str, Any]]:
+    """Requests that share an id, each with its own, by which it is found alone."""
+    return [
+        {"id": log.record.request.id, "tenant": log.record.request.tenant, "path": log.path, "status": log.status}
+        for log in logs
+    ]
 
 
 def explained(log: RequestLog, choice: Explanation | None = None) -> dict[str, Any]:

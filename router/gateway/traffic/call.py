@@ -10,7 +10,7 @@ import orjson
 
 from router.core.types import Request, RequestId, Slo
 from router.engines import Translation
-from router.gateway.protocols import openai, translate, triton
+from router.gateway.protocols import client_text, openai, translate, triton
 from router.gateway.protocols.answers import Dialect
 from router.gateway.protocols.ingress import AppliedSlo
 from router.gateway.protocols.json_members import with_member
@@ -30,7 +30,6 @@ _NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"accept-encoding",
     b"x-request-id",
 }
-_WIRE_ID_MAX: Final = 256
 
 
 class Call:
@@ -116,27 +115,27 @@ def read_call(
     http10: bool,
     head_only: bool,
 ) -> Call:
-    """Read the call. Raises Rejected with 400 naming the field that is wrong."""
+    """Read the call. Raises Rejected with 400 naming the field that is wrong, 404 for a name that no model has."""
     read = triton.read if endpoint.dialect is Dialect.TRITON else openai.read
     document = read(endpoint, path, body, prefix_blocks_max)
     request = Request(
         id=request_id,
-        model=document.model,
+        model=client_text.model_name(document.model),
         arrived_s=arrived_s,
         prompt_tokens=document.prompt_tokens,
         output_tokens_max=document.output_tokens_max,
         slo=applied.slo,
         slo_class=applied.slo_class,
         priority=applied.given.priority,
-        tenant=tenant or fields.get(b"x-llm-d-inference-fairness-id", b"").decode("latin-1"),
-        session=fields.get(b"x-session-id", b"").decode("latin-1"),
+        tenant=tenant or client_text.identity(fields.get(b"x-llm-d-inference-fairness-id", b"")),
+        session=client_text.identity(fields.get(b"x-session-id", b"")),
         prefix=document.prefix,
         prefix_block_tokens=document.block_tokens,
         streamed=document.stream,
         prompt_sigma=document.prompt_sigma,
         endpoint=endpoint.path,
     )
-    wire_id = fields.get(b"x-request-id", b"")[:_WIRE_ID_MAX] or request_id.encode()
+    wire_id = client_text.request_id(fields.get(b"x-request-id", b"")) or request_id.encode()
     forwarded = _forwarded(headers, fields)
     return Call(endpoint, document, request, applied.given.slo, wire_id, forwarded, http10, head_only)
 

@@ -25,7 +25,7 @@ from router.gateway.state.files import put
 from router.gateway.worker_identity import WorkerIdentity
 from router.gateway.workers import sums, views
 
-_NOT_FOUND: Final = 404
+_EXPLAINED: Final = {200, 404}  # the others are of the caller's key
 ANSWER_S: Final = 2.0
 AGREE_S: Final = 3.0
 _FORWARDED: Final = frozenset({b"authorization", b"content-type"})
@@ -98,7 +98,7 @@ class ControlAggregator:
         if method != "GET":
             return None
         if path.startswith("/explain/"):
-            return self._first_found
+            return self._explained
         return {"/metrics": self._sum_metrics, "/admin/fleet": self._fleet, "/admin/policy": self._beside}.get(path)
 
     async def _sum_metrics(self, own: Answer, scope: Scope) -> Answer:
@@ -139,11 +139,18 @@ class ControlAggregator:
         live = {name: {key: view[key] for key in ("version", "live")} for name, view in sorted(views_by_id.items())}
         return own.with_body(orjson.dumps(mine | {"workers": live}))
 
-    async def _first_found(self, own: Answer, scope: Scope) -> Answer:
-        if own.status != _NOT_FOUND:
+    async def _explained(self, own: Answer, scope: Scope) -> Answer:
+        """The request whose own id it is, whichever worker had it; else one that bears it, with all that do."""
+        if own.status not in _EXPLAINED:
             return own
-        found = await self._others(scope)
-        return next((answer for answer in found.values() if answer.ok), own)
+        answers = [answer for answer in (own, *(await self._others(scope)).values()) if answer.ok]
+        if not answers:
+            return own
+        views_found = [answer.json() for answer in answers]
+        request_id = scope["path"].removeprefix("/explain/")
+        alone = next((view for view in views_found if view["id"] == request_id), None)
+        matches = [match for view in views_found for match in view["matches"]]
+        return answers[0].with_body(orjson.dumps(alone or views_found[0] | {"matches": matches}))
 
     async def _after_agreement(self, own: Answer, scope: Scope) -> Answer:
         """Wait until the others have followed a change; the answer has each worker's version."""
