@@ -73,6 +73,11 @@ class DownReason(StrEnum):
     ASLEEP = "asleep"  # its checks pass, but it sleeps or is paused: what it is sent waits until it is woken
 
 
+DOUBTFUL: Final = frozenset(
+    {DownReason.TIMEOUT, DownReason.STATUS, DownReason.UNREACHABLE, DownReason.TLS, DownReason.INVALID}
+)  # what a failing check may say of itself, or of the way to it, and not of the engine
+
+
 class HeadroomError(Exception):
     """The base of all errors of Headroom: catch it to catch every fault that the project itself names."""
 

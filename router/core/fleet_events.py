@@ -13,7 +13,7 @@ from router.core import border
 from router.core.belief import Belief
 from router.core.decisions import Command
 from router.core.ejection import BackendFailures, Ejection
-from router.core.errors import Implausible
+from router.core.errors import DOUBTFUL, DownReason, Implausible
 from router.core.explain import Explanations
 from router.core.ledger import Ledger
 from router.core.refusals import Refusal, Refusals
@@ -73,10 +73,14 @@ class FleetEvents(ABC):
         self._ejection.leave(name)
         return self._serve_held(now_s)
 
-    def backend_health(self, name: str, up: bool, now_s: float) -> Sequence[Command]:
-        """A health check's answer changed."""
+    def backend_health(self, name: str, up: bool, now_s: float, reason: DownReason | None = None) -> Sequence[Command]:
+        """A health check's answer changed; ``reason``: why the backend is down, where that is known. One that is down
+        for a reason that says little of it is tried all the same when no other backend is up.
+        """
         now_s = self._time(now_s)
         slot = self.ledger.roster.slot(name)
+        if slot is not None:
+            self.ledger.roster.mark_doubtful(slot, not up and reason in DOUBTFUL)
         if up and slot is not None and not self.ledger.roster.is_up(slot):
             self.belief.restarted(slot)
             self._ejection.restarted(name)  # one crash that cut many streams was no row of faults

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from router.core.decisions import Command, RequestRecord
 from router.core.dispatcher import NO_USAGE, Dispatcher
+from router.core.errors import DownReason
 from router.core.flight import Failure, FailureKind
 from router.core.physics import StepCoefficients
 from router.core.text_size import TEXT_SIGMA
@@ -37,9 +38,11 @@ class Recording:
         """See Dispatcher."""
         return self._note("backend_left", now_s, self._core.backend_left(name, now_s), name=name)
 
-    def backend_health(self, name: str, up: bool, now_s: float) -> Sequence[Command]:
+    def backend_health(self, name: str, up: bool, now_s: float, reason: DownReason | None = None) -> Sequence[Command]:
         """See Dispatcher."""
-        return self._note("backend_health", now_s, self._core.backend_health(name, up, now_s), name=name, up=up)
+        commands = self._core.backend_health(name, up, now_s, reason)
+        why = {"reason": reason.value} if reason is not None else {}
+        return self._note("backend_health", now_s, commands, name=name, up=up, **why)
 
     def backend_draining(self, name: str, draining: bool, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
@@ -144,8 +147,10 @@ def _feed(core: Dispatcher, event: Event) -> Sequence[Command]:
     decode = _DECODE.get(kind)
     if decode is None:
         raise ValueError(f"unknown event {kind!r}; expected one of {', '.join(_DECODE)}")
-    of_partial: Event = {"usage": Usage(**event["usage"])} if kind in _PARTIAL else {}
-    return getattr(core, kind)(*decode(event), now_s, **of_partial) or ()
+    more: Event = {"usage": Usage(**event["usage"])} if kind in _PARTIAL else {}
+    if kind == "backend_health" and "reason" in event:
+        more["reason"] = DownReason(event["reason"])
+    return getattr(core, kind)(*decode(event), now_s, **more) or ()
 
 
 def _plain_request(request: Request) -> Event:

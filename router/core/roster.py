@@ -45,6 +45,7 @@ class Roster:
         self.first = 0  # of the slots of the last ``span``
         self._replicas: dict[str, int] = {}  # by model
         self._asleep: set[int] = set()  # slots
+        self._doubtful: set[int] = set()  # slots that are down, of backends that may be alive
         self._refusing: dict[str, set[int]] = {}  # slots by the model or endpoint that they refuse for now
         self.name_hashes = np.zeros(table.capacity, dtype=np.uint64)
         self.shown_name_hashes = view_of(self.name_hashes)
@@ -108,6 +109,7 @@ class Roster:
         if slot is not None:
             self.backends[slot] = None
             self._asleep.discard(slot)
+            self._doubtful.discard(slot)
             self._changed()
         return slot
 
@@ -119,6 +121,29 @@ class Roster:
             if value is not None:
                 self._table.columns[row, slot] = value
         self._pools.clear()
+
+    def mark_doubtful(self, slot: int, doubtful: bool) -> None:
+        """Change whether a backend that is down is tried where no other one is up."""
+        if doubtful:
+            self._doubtful.add(slot)
+        else:
+            self._doubtful.discard(slot)
+        self._pools.clear()
+
+    def failing_open(self) -> Sequence[str]:
+        """The models whose requests are sent to backends that are down, since no backend of theirs is up."""
+        if not self._doubtful:
+            return ()
+        draining, up = self._table.cells[DRAINING], self._table.cells[UP]
+        served: set[str] = set()
+        tried: set[str] = set()
+        for slot, backend in enumerate(self.backends):
+            if backend is not None and not draining[slot] and slot not in self._asleep:
+                if up[slot]:
+                    served.update(backend.models)
+                elif slot in self._doubtful:
+                    tried.update(backend.models)
+        return sorted(tried - served)
 
     def sleeps(self, slot: int) -> bool:
         """Whether the backend is asleep: it gets no requests, whatever its health checks say."""
@@ -163,13 +188,14 @@ class Roster:
         ejected.
 
         When all that are up were ejected, or refuse the model, all of them are tried again: a guess beats a certain
-        refusal.
+        refusal. So are those that are down by doubtful checks when none is up; a backend that drains or sleeps is not.
         """
         slots = self._pools.get(model)
         if slots is None:
             up, draining, ejected = (self._table.columns[row] for row in (UP, DRAINING, EJECTED))
             serving = [s for s, b in enumerate(self.backends) if b and model in b.models]
-            there = [s for s in serving if up[s] and not draining[s] and s not in self._asleep]
+            awake = [s for s in serving if not draining[s] and s not in self._asleep]
+            there = [s for s in awake if up[s]] or [s for s in awake if s in self._doubtful]
             refusing = self._refusing.get(model, set())
             willing = [s for s in there if s not in refusing] or there
             chosen = [s for s in willing if not ejected[s]] or willing

@@ -7,7 +7,7 @@ backends, policies, keys and SLOs changes between two requests, streams in fligh
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -86,7 +86,9 @@ class Gateway:
         self.backends = Membership(self.driver, self.core.loads, self._on_left)
         self.store = store or _store(plan, self.router_id, identity)
         self.publisher = WorkerPublisher(self.store, self.metrics) if identity else None
-        self.engines = Engines(self, self.publisher or self.metrics, ProbeClient, clock, self.scrapes)
+        self.engines = Engines(
+            self, self.publisher or self.metrics, ProbeClient, clock, self.scrapes, self.driver.last_read_s
+        )
         self.sync = self._make_sync(plan)
         self.beliefs = Beliefs(self.store, self.core.beliefs, self._adopt_belief)
         self.reloader = Reloader(
@@ -96,12 +98,13 @@ class Gateway:
         self.reloader.complete = self.discovery.complete
         self.reports: dict[str, EngineReport] = {}  # the last of each backend
         self.sleepers = Sleepers()
+        self._failing_open: Sequence[str] = ()  # as it was logged
         self._demand: tuple[float, Mapping[str, ModelDemand]] = (float("-inf"), {})  # when it was summed, by model
         self._tasks: list[asyncio.Task[None]] = []
         self._verdicts: set[asyncio.Task[None]] = set()
         self._warned: set[tuple[str, str]] = set()  # sources and senders whose dropped numbers were logged
         self._watch_metrics()
-        watchers = [self._warn_of_dropped_numbers, TroubleLog(self.troubles, clock).sweep]
+        watchers = [self._log_failing_open, self._warn_of_dropped_numbers, TroubleLog(self.troubles, clock).sweep]
         self.driver.on_sweep += [self.backends.sweep, self._wake, *watchers]
 
     def _make_sync(self, plan: Plan) -> Sync:
@@ -119,6 +122,7 @@ class Gateway:
             lambda: {name: watch.up for name, watch in self.engines.watches.items()},
             self.downtimes,
             self.troubles,
+            self.failing_open,
         )
         self.metrics.policies.watch(self.rollout.samples)
 
@@ -129,8 +133,15 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Whether a request sent here now can be routed: at least one backend is up, and no shutdown has begun."""
-        return not self.driver.draining and len(self.downtimes()) < len(self.engines.watches)
+        """Whether a request sent here now can be routed: at least one backend is up or tried though it is down, and no
+        shutdown has begun.
+        """
+        some = len(self.downtimes()) < len(self.engines.watches) or self.failing_open()
+        return not self.driver.draining and bool(some)
+
+    def failing_open(self) -> Sequence[str]:
+        """The models whose requests go to backends that are down, for none of theirs is up."""
+        return self.core.ledger.roster.failing_open()
 
     def downtimes(self) -> Downtimes:
         """Why each backend that gets no requests gets none, and since when."""
@@ -180,7 +191,8 @@ class Gateway:
     def backend_health(self, name: str, change: HealthChange) -> None:
         """The result of a backend's health checks changed."""
         (_log.info if change.up else _log.warning)("backend %s: %s", name, change)
-        self.driver.perform(self.driver.core.backend_health(name, change.up, self.clock()))
+        self.driver.perform(self.driver.core.backend_health(name, change.up, self.clock(), change.reason))
+        self._log_failing_open()
 
     def on_peer_load(self, peer: str, loads: Mapping[str, Load]) -> None:
         """Another router's work in flight."""
@@ -200,6 +212,21 @@ class Gateway:
             self._demand = (now_s, self.demand.view(now_s))
         busy = {name: load for name, load in self.core.loads().items() if load != IDLE}
         return RouterView(busy, self._demand[1], self.plan.version)
+
+    def _log_failing_open(self, _: float = 0.0) -> None:
+        """Log once when a model's requests begin to go to backends that are down, and once when that ends."""
+        now = self.failing_open()
+        if now == self._failing_open:
+            return
+        for model in set(now) - set(self._failing_open):
+            _log.warning(
+                "model %s: no backend is up, by health checks that may be wrong; until one is, its requests go to "
+                "those that are down (/admin/fleet states why)",
+                model,
+            )
+        for model in set(self._failing_open) - set(now):
+            _log.info("model %s: its requests are no longer sent to backends that are down", model)
+        self._failing_open = now
 
     def _wake(self, now_s: float) -> None:
         """Take engines that slept and whose pages cannot be read any more for awake: nothing else would wake them."""

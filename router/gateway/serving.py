@@ -42,6 +42,7 @@ def control_of(gateway: Gateway) -> FastAPI:
             driver=gateway.driver,
             engines=gateway.engines,
             downtimes=gateway.downtimes,
+            failing_open=gateway.failing_open,
             reports=gateway.reports,
             store=gateway.store,
             sync=gateway.sync,

@@ -43,6 +43,7 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "policy": policy(parts),
         "in_flight": parts.core.in_flight,
         "held": parts.core.held,
+        "failing_open": list(parts.failing_open()),
         "peers": {peer: view.version for peer, view in parts.sync.peers.items()},
         "last": _counts(log.record for log in recent),
         "backends": [_backend(parts, given, by_backend[given["name"]], downs, failing) for given in _backends(parts)],
@@ -58,6 +59,8 @@ def readiness(parts: ControlParts) -> dict[str, Any]:
     found: dict[str, Any] = {"ready": parts.ready(), "draining": parts.driver.draining, "backends_up": up}
     if downs:
         found["backends_down"] = {name: [down.reason.value for down in each] for name, each in downs.items()}
+    if models := parts.failing_open():
+        found["failing_open"] = list(models)
     return found
 
 

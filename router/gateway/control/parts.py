@@ -1,6 +1,6 @@
 """The parts of one router that its control plane reads and calls. Must not depend on how they were put together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from router.gateway.traffic.ports import RequestDriver
 @dataclass(frozen=True, slots=True)
 class ControlParts:
     """``path``: the config file; ``ready``: whether a request can be routed now; ``reports``: each engine's last;
-    ``downtimes``: why which backends get no requests.
+    ``downtimes``: why which backends get no requests; ``failing_open``: models whose requests go to such all the same.
     """
 
     router_id: str
@@ -33,6 +33,7 @@ class ControlParts:
     driver: RequestDriver
     engines: Engines
     downtimes: Callable[[], Downtimes]
+    failing_open: Callable[[], Sequence[str]]
     reports: Mapping[str, EngineReport]
     store: Store
     sync: Sync

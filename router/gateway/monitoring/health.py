@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import inf
 from random import uniform
 from time import localtime, strftime, time
 from typing import Final, Protocol
@@ -135,10 +136,12 @@ class Watch:
         down_after: int,
         clock: Callable[[], float],
         scrapes: Callable[[str], bool] = lambda _: True,
+        last_read_s: Callable[[str], float] = lambda _: -inf,
     ) -> None:
         """``down_after``: failed checks in a row before an engine counts as down; one good one brings it back.
 
-        ``scrapes``: whether reading this engine's metrics is ours at the moment, and not another worker's.
+        ``scrapes``: whether reading this engine's metrics is ours at the moment, and not another worker's;
+        ``last_read_s``: when bytes of a reply last came from it, on ``clock``.
         """
         self.engine = engine
         self.health: HealthChange | None = None  # the last change; None: not checked yet
@@ -146,6 +149,7 @@ class Watch:
         self.last: Snapshot | None = None
         self._client, self._listener, self._observer = client, listener, observer
         self._down_after, self._clock, self._scrapes = down_after, clock, scrapes
+        self._last_read_s = last_read_s
         self._failures = 0
         self._url = engine.health_url
         self._paused_url = engine.paused_url
@@ -172,8 +176,17 @@ class Watch:
                 both.create_task(_repeat(each, period_s), name=f"{each.__name__} {self.engine.name}")
 
     async def check(self) -> None:
-        """One health check."""
+        """One health check. A time-out is none while replies flow: an engine that is busy may be slow to answer it."""
+        began_s = self._clock()
         failed = await self._failure()
+        if (
+            failed
+            and failed.reason is DownReason.TIMEOUT
+            and self.up
+            and self._last_read_s(self.engine.name) >= began_s
+        ):
+            self._failures = 0
+            return
         self._failures = self._failures + 1 if failed else 0
         before, url = self.health, self._url
         if failed is None:
@@ -265,10 +278,11 @@ class Engines:
         make_client: Callable[[float], ProbeClient],
         clock: Callable[[], float],
         scrapes: Callable[[str], bool] = lambda _: True,
+        last_read_s: Callable[[str], float] = lambda _: -inf,
     ) -> None:
-        """``make_client``: a client whose every wait is bounded by the seconds given; ``scrapes``: see Watch."""
+        """``make_client``: a client whose every wait is bounded by the seconds given; the others: see Watch."""
         self._listener, self._observer, self._make_client = listener, observer, make_client
-        self._clock, self._scrapes = clock, scrapes
+        self._clock, self._scrapes, self._last_read_s = clock, scrapes, last_read_s
         self._client: ProbeClient | None = None
         self._timeout_s = 0.0
         self._tasks: dict[str, tuple[tuple[WatchedEngine, float, int], asyncio.Task[None]]] = {}
@@ -300,7 +314,16 @@ class Engines:
     def _begin(self, how: tuple[WatchedEngine, float, int]) -> None:
         engine, period_s, down_after = how
         assert self._client is not None
-        watch = Watch(engine, self._client, self._listener, self._observer, down_after, self._clock, self._scrapes)
+        watch = Watch(
+            engine,
+            self._client,
+            self._listener,
+            self._observer,
+            down_after,
+            self._clock,
+            self._scrapes,
+            self._last_read_s,
+        )
         self._watches[engine.name] = watch
         self._tasks[engine.name] = how, asyncio.create_task(watch.run(period_s), name=f"watch {engine.name}")
 

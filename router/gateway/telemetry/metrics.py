@@ -5,7 +5,7 @@ are bounded: a model that no backend serves is "unknown".
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isnan
 from typing import Any, Final, Protocol
 
@@ -118,6 +118,7 @@ class Metrics(Collector):
         self._up: Callable[[], Mapping[str, bool]] = dict
         self._downtimes: Callable[[], Downtimes] = dict
         self._troubles: Callable[[], Troubles] = dict
+        self._failing_open: Callable[[], Sequence[str]] = tuple
         self._unreadable = 0
         self.policies = PolicyMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
@@ -132,12 +133,14 @@ class Metrics(Collector):
         up: Callable[[], Mapping[str, bool]],
         downtimes: Callable[[], Downtimes] = dict,
         troubles: Callable[[], Troubles] = dict,
+        failing_open: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         """Where to read, at a scrape: requests in flight, held and by backend; gaps between tokens; the accuracy of
-        forecasts; dropped numbers by source; whether each backend is up, and why not; what fails on those that are.
+        forecasts; dropped numbers by source; whether each backend is up, and why not; what fails on those that are; the
+        models whose requests go to backends that are down.
         """
         self._load, self._gaps, self._scores, self._dropped, self._up = load, gaps, scores, dropped, up
-        self._downtimes, self._troubles = downtimes, troubles
+        self._downtimes, self._troubles, self._failing_open = downtimes, troubles, failing_open
 
     def text(self) -> bytes:
         """The page, in Prometheus's text format."""
@@ -415,7 +418,14 @@ class Metrics(Collector):
         for backend, engine in self._engines.items():
             scrapes.add_metric([backend, "ok"], engine.scrapes)
             scrapes.add_metric([backend, "failed"], engine.failures)
-        yield from (up, self._down(), scrapes)
+        fail_open = GaugeMetricFamily(
+            "headroom_fail_open",
+            "1 while a model's requests go to backends that are down, for none of them is up",
+            labels=["model"],
+        )
+        for model in self._failing_open():
+            fail_open.add_metric([model], 1.0)
+        yield from (up, self._down(), fail_open, scrapes)
         yield from self._reported()
 
     def _down(self) -> Metric:

@@ -170,6 +170,15 @@ class Driver(RequestDriver):
             attempt.abort()
             request.failed(attempt.number, _withdrawn(f"{name} was removed"), None)
 
+    def last_read_s(self, name: str) -> float:
+        """When bytes of a reply last came from a backend, on the driver's clock (-inf: never)."""
+        upstream = self._upstreams.get(name)
+        if upstream is None:
+            return -inf
+        readers = (connection.reader for connection in upstream.open)
+        reading = (reader.meter.last_s for reader in readers if isinstance(reader, UpstreamAttempt))
+        return max(upstream.last_read_s, *reading, -inf)
+
     def _attempts_on(self, upstream: Upstream) -> list[tuple[_InFlight, UpstreamAttempt]]:
         return [
             (request, attempt)
@@ -294,6 +303,8 @@ class Driver(RequestDriver):
         if self._emptied is not None and not self._in_flight:
             self._emptied.set()
         call, last = request.call, request.attempts[-1] if request.attempts else None
+        if last is not None and last.meter.last_s > 0.0:
+            last.upstream.last_read_s = last.meter.last_s
         self._observer.ended(
             RequestLog(
                 record,

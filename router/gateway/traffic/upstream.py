@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import inf
 from typing import Final, cast
 
 import httptools
@@ -267,6 +268,7 @@ class Upstream:
         self.opening: Callable[[bytes, bytes], bytes] = lru_cache(maxsize=64)(partial(_opening, target))
         self.open: set[Connection] = set()
         self.dial_error: Exception | None = None  # of the last try to connect
+        self.last_read_s = -inf  # of the replies that have ended: when bytes came, on ``clock``
         self.clock = clock
         self._idle: list[Connection] = []
         self._dials: set[asyncio.Task[None]] = set()
