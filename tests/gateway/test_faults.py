@@ -46,6 +46,8 @@ ONCE = DispatchLimits(failures_max=1)
         (OPENAI, 429, '{"error":{"message":"The request queue is full."}}', FULL),
         (OPENAI, 529, '{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}', FULL),
         (OPENAI, 424, '{"error":"Request failed during generation: out of memory","error_type":"generation"}', FAULT),
+        (OPENAI, 429, '{"error":{"message":"You exceeded your quota","code":"insufficient_quota"}}', KEY),
+        (OPENAI, 404, '{"error":{"message":"Could not find model with id m"}}', MODEL),
         (OPENAI, 400, '{"error":{"message":"n must be at least 1, got 0.","code":400}}', CLIENT),
         (OPENAI, 413, "", CLIENT),
         (OPENAI, 422, '{"detail":[{"loc":["body","messages"],"msg":"field required"}]}', CLIENT),

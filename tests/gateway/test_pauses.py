@@ -130,6 +130,26 @@ async def test_who_stays_silent_after_a_pause_is_late(noticed: Callable[[], bool
         assert (await asking).headers["x-headroom-backend"] == "b"
 
 
+async def test_a_client_is_not_slow_because_we_were(noticed: Callable[[], bool]) -> None:
+    """The rest of its request lay there unread: no 408."""
+    clock, half = Clock(), len(wire.chat()) // 2
+    async with (
+        ScriptedEngine([stream("a")]) as engine,
+        gateway(engine.target(), clock=clock, limits=StreamLimits(sweep_s=0.01)) as gate,
+    ):
+        gate.driver.start()
+        client = await gate.client()
+        client.send(wire.chat()[:half])
+        await until(lambda: any(connection._waiting for connection in gate.state.connections))
+        clock.now_s += 1000.0
+        await until(noticed)
+        for connection in list(gate.state.connections):
+            connection.swept(clock())
+        client.send(wire.chat()[half:])
+        assert (await client.reply()).status == 200
+        gate.driver.stop()
+
+
 async def test_a_connection_has_its_time_again_after_a_pause() -> None:
     """It may have been accepted long ago. Here the first is silent in its TLS handshake, the second is closed."""
     clock, accepted = Clock(), 0

@@ -391,12 +391,15 @@ class ClientConnection(HttpToolsProtocol):
             super().shutdown()
 
     def swept(self, now_s: float) -> None:
-        """Close a connection whose client has been idle or sending for too long."""
+        """Close a connection whose client has been idle or sending for too long. After a pause of ours it has its time
+        anew: what it sent meanwhile had not been read.
+        """
+        awake_s = self.driver.awake_s
         if not self._waiting:
-            if self._idle and now_s - self._idle_since_s > self.limits.keep_alive_s:
+            if self._idle and now_s - max(self._idle_since_s, awake_s) > self.limits.keep_alive_s:
                 self.transport.close()
             return
-        waited_s = now_s - self._since_s
+        waited_s = now_s - max(self._since_s, awake_s)
         if self._lingering:
             if waited_s > _LINGER_S:
                 self.transport.abort()

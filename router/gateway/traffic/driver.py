@@ -135,7 +135,7 @@ class Driver(RequestDriver):
         self._timer_s = inf
         self._tick_due_s = inf
         self._sweep_due_s = inf
-        self._awake_s = -inf  # when the last pause of this process ended
+        self.awake_s = -inf
         self._sweeper: asyncio.TimerHandle | None = None
         self._emptied: asyncio.Event | None = None
         for target in upstreams:
@@ -328,7 +328,7 @@ class Driver(RequestDriver):
         """Keep one timer at the core's next deadline. One that fires too early does no harm: it sets the next."""
         if self.core.soonest_s >= self._timer_s:
             return
-        wake_s = max(self.core.wake_s, self._awake_s + CATCH_UP_S)
+        wake_s = max(self.core.wake_s, self.awake_s + CATCH_UP_S)
         if wake_s >= self._timer_s:
             return
         if self._timer is not None:
@@ -359,10 +359,10 @@ class Driver(RequestDriver):
     def _stood_still(self, due_s: float) -> bool:
         """Whether a timer that was due then shows a pause of this process: silence during it is no engine's fault."""
         now_s = self.clock()
-        still_s = paused_s(max(due_s, self._awake_s), now_s)
+        still_s = paused_s(max(due_s, self.awake_s), now_s)
         if not still_s:
             return False
-        self._awake_s = now_s
+        self.awake_s = now_s
         _log.warning("this process stood still for %.1f s: deadlines of engines move on by as much", still_s)
         for request in self._in_flight.values():
             if request.winner is not None:

@@ -37,9 +37,11 @@ _PATH_MISSING: Final = re.compile(  # whole messages of web frameworks
     re.IGNORECASE,
 )
 _MODEL_MISSING: Final = re.compile(  # beginnings of messages with status 404
-    r"(?:(?:the|this|unknown|no such|invalid|requested) )*(?:base )?(?:lora )?(?:model|adapter|lora|deployment)\b",
+    r"(?:(?:could not|cannot|unable to) find )?(?:(?:the|this|unknown|no such|invalid|requested) )*(?:base |lora )?"
+    r"(?:model|adapter|lora|deployment)\b",
     re.IGNORECASE,
 )
+_ACCOUNT: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached"})  # ours with a provider, at 429
 _ABOUT_MODEL: Final = frozenset({"model", "model_not_found", "40301"})  # the last is FastChat's
 # A status 400 of LiteLLM that is about its own list of models.
 _UNLISTED: Final = re.compile(r"(?:\{'error': ')?/[\w/]+: Invalid model name passed in model=")
@@ -142,7 +144,9 @@ def _by_status(status: int, message: str, payload: bytes, dialect: ErrorDialect)
         structured = payload[:1] == b"{" and not _begins(message, dialect.unready)
         return FailureKind.BUSY if structured else FailureKind.FAULT
     if status in _BY_STATUS:
-        return _BY_STATUS[status]
+        known = _BY_STATUS[status]
+        spent = known is FailureKind.BUSY and not error_names(payload).isdisjoint(_ACCOUNT)
+        return FailureKind.KEY_REFUSED if spent else known
     if status in _CLIENT_ERRORS:
         return _client_error(message, payload)
     return FailureKind.REDIRECT if status < _CLIENT_ERRORS.start else FailureKind.FAULT

@@ -99,11 +99,12 @@ class ReplySink(ABC):
 class RequestDriver(ABC):
     """Routes calls: implemented by Driver.
 
-    ``clock``: seconds on the loop's clock; ``ingress``: keys and SLO classes of the running config; ``draining``: no
-    more requests are taken.
+    ``clock``: seconds on the loop's clock; ``awake_s``: when the last pause of this process ended; ``ingress``: keys
+    and SLO classes of the running config; ``draining``: no more requests are taken.
     """
 
     clock: Callable[[], float]
+    awake_s: float
     ingress: Ingress
     draining: bool
 
