@@ -42,8 +42,8 @@ def test_an_endpoint_is_refused_apart_from_the_model():
     it = core(backend("a"), backend("b"))
     refuse(it, PATH, endpoint="/v1/responses")
     roster = it.ledger.roster
-    assert list(roster.taking(request(endpoint="/v1/responses"))) == [roster.slot("b")]
-    assert len(roster.taking(request(endpoint="/v1/chat/completions"))) == 2
+    assert list(roster.taking(request(endpoint="/v1/responses"), 100.0, 100.0)) == [roster.slot("b")]
+    assert len(roster.taking(request(endpoint="/v1/chat/completions"), 100.0, 100.0)) == 2
 
 
 def test_when_all_refuse_they_are_tried_again_within_the_limit_of_attempts():
