@@ -37,7 +37,7 @@ def write(path: Path, text: str) -> None:
 
 def config(*backends: str, more: str = "") -> str:
     """A config with these backends, on any free port, that asks engines often."""
-    head = "listen: {port: 0, drain_s: 5}\nscrape: {period_s: 0.02}\nbackends:\n"
+    head = "listen: {port: 0, drain_s: 5}\nscrape: {period_s: 0.02, models_s: null}\nbackends:\n"
     return head + "".join(backends) + more
 
 

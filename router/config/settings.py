@@ -325,9 +325,13 @@ class State(Section):
 
 
 class Scrape(Section):
-    """How often the metrics and health of engines are read. ``source: state`` reads what sidecars publish."""
+    """How often the metrics and health of engines are read. ``source: state`` reads what sidecars publish.
+
+    ``models_s``: how often engines are read for adapters that were loaded or unloaded (``/v1/models``); null: never.
+    """
 
     period_s: PositiveFloat = 1.0
+    models_s: PositiveFloat | None = 5.0
     timeout_s: PositiveFloat = 2.0
     source: Literal["engines", "state"] = "engines"
     down_after: PositiveInt = 2

@@ -123,6 +123,10 @@ class Belief:
         self.hit[slot] = 0.0
         self.credit[slot], self.finds[slot] = 1.0, nan
 
+    def serves(self, slot: int, backend: Backend) -> None:
+        """The same engine with other models: what was learnt of it stays."""
+        self._backends[slot] = backend
+
     def restarted(self, slot: int) -> None:
         """The backend was away and is back: it may be another version, or have others on its machine."""
         self.regression.widen(slot)

@@ -7,6 +7,7 @@ of a request. Must not depend on policies, nor on requests in flight.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from router.core import border
@@ -55,11 +56,15 @@ class FleetEvents(ABC):
         now_s, plausible = self._time(now_s), border.backend(backend, self.dropped_numbers)
         if plausible is None:
             return ()
-        known = self.ledger.roster.slot(plausible.name)
-        same = known is not None and self.ledger.roster.backends[known] == plausible
+        roster = self.ledger.roster
+        at = roster.slot(plausible.name)
+        known = roster.backends[at] if at is not None else None
         slot = self.ledger.join(plausible, now_s)
-        if not same:
-            self.belief.joined(slot, plausible)
+        if known != plausible:
+            if known is not None and _adapters_alone(known, plausible):
+                self.belief.serves(slot, plausible)
+            else:
+                self.belief.joined(slot, plausible)
             self._refusals.forget(plausible.name)
             self._explanations.fleet_changed()
         return self._serve_held(now_s)
@@ -170,3 +175,8 @@ class FleetEvents(ABC):
             self.dropped_numbers.add(border.BELIEF, name, str(odd))
             raise
         return self._serve_held(now_s)
+
+
+def _adapters_alone(known: Backend, now: Backend) -> bool:
+    """Whether only models beside the first differ: adapters were loaded or unloaded, and the engine is the same."""
+    return known.models[:1] == now.models[:1] and replace(known, models=now.models) == now

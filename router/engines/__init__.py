@@ -5,7 +5,7 @@ the kind of an engine (health, metrics, errors, translation, step times, the sim
 ``EngineKind``; nothing else compares names of engines. Must not depend on the gateway or the simulator.
 """
 
-from router.engines.facts import EngineFacts, EnginePages
+from router.engines.facts import EngineFacts, EnginePages, ListedModel, model_list
 from router.engines.kind import (
     OPENAI_PROTOCOL,
     EngineKind,
@@ -27,6 +27,7 @@ __all__ = [
     "EnginePages",
     "Era",
     "ErrorDialect",
+    "ListedModel",
     "MetricsPage",
     "OpenAICall",
     "Scheduler",
@@ -38,5 +39,6 @@ __all__ = [
     "find",
     "find_or_default",
     "kinds",
+    "model_list",
     "read_metrics",
 ]

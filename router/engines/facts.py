@@ -89,6 +89,34 @@ def listed(models: Any, owner: str = "") -> list[Mapping[str, Any]]:
     return [entry for entry in entries if not owner or field(entry, "owned_by") == owner]
 
 
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """An entry of an engine's list of models. ``parent``: the model that it adapts, empty: it is none's adapter."""
+
+    name: str
+    root: str = ""
+    parent: str = ""
+    context_tokens_max: int = 0
+
+
+def model_list(page: bytes) -> tuple[ListedModel, ...]:
+    """The entries of ``/v1/models``; empty for anything else."""
+    return tuple(
+        ListedModel(text(each, "id"), text(each, "root"), _parent(each), longest([each], "max_model_len"))
+        for each in listed(document(page))
+    )
+
+
+def _parent(entry: Mapping[str, Any]) -> str:
+    parent = text(entry, "parent")
+    return parent if parent != text(entry, "id") else ""
+
+
+def bases(entries: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The entries without the adapters, which come and go and state no limits; all, where there are only such."""
+    return [entry for entry in entries if not _parent(entry)] or entries
+
+
 def names(entries: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """Their names, each once."""
     return tuple(dict.fromkeys(text(entry, "id") for entry in entries))

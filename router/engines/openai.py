@@ -2,13 +2,13 @@
 
 from typing import Final
 
-from router.engines.facts import EngineFacts, EnginePages, listed, longest, names
+from router.engines.facts import EngineFacts, EnginePages, bases, listed, longest, names
 from router.engines.kind import EngineKind
 
 
 async def _discover(pages: EnginePages) -> EngineFacts | None:
     """Whatever lists models as OpenAI does."""
-    entries = listed(await pages.json("/v1/models"))
+    entries = bases(listed(await pages.json("/v1/models")))
     if not entries:
         return None
     return EngineFacts(names(entries), context_tokens_max=longest(entries, "max_model_len", "context_window"))

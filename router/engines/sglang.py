@@ -9,6 +9,7 @@ from router.engines.facts import (
     TOKENS_MOST,
     EngineFacts,
     EnginePages,
+    bases,
     field,
     listed,
     longest,
@@ -37,7 +38,7 @@ async def _discover(pages: EnginePages) -> EngineFacts | None:
     info = await pages.json("/get_server_info")
     if field(info, "max_total_num_tokens") is None and field(info, "mem_fraction_static") is None:
         return None
-    entries = listed(await pages.json("/v1/models"))
+    entries = bases(listed(await pages.json("/v1/models")))
     return EngineFacts(
         names(entries) or tuple(filter(None, [text(info, "served_model_name") or text(info, "model_path")])),
         version=text(info, "version"),

@@ -3,7 +3,7 @@
 from math import nan
 from typing import Final
 
-from router.engines.facts import TOKENS_MOST, EngineFacts, EnginePages, listed, longest, names, text, whole
+from router.engines.facts import TOKENS_MOST, EngineFacts, EnginePages, bases, listed, longest, names, text, whole
 from router.engines.kind import EngineKind, Era, MetricsPage
 from router.engines.prometheus import Labels, ScrapedPage, Snapshot
 
@@ -35,7 +35,7 @@ def _kv_tokens(labels: Labels) -> float:
 
 async def _discover(pages: EnginePages) -> EngineFacts | None:
     """``/v1/models`` names vLLM as owner; the size of the KV cache stands among the metrics."""
-    entries = listed(await pages.json("/v1/models"), "vllm")
+    entries = bases(listed(await pages.json("/v1/models"), "vllm"))
     if not entries:
         return None
     metrics = await pages.get("/metrics")

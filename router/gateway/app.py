@@ -25,6 +25,7 @@ from router.core.score import Score
 from router.core.types import EngineReport, Load
 from router.gateway.config.plan import Plan
 from router.gateway.config.policy_spec import NOT_VALIDATED
+from router.gateway.discovery.model_lists import ListedEngine, ModelLists
 from router.gateway.discovery.watch import Discovery
 from router.gateway.membership import IDLE, Membership
 from router.gateway.monitoring.downtime import Downtimes
@@ -95,7 +96,8 @@ class Gateway:
             path, plan, self.adopt, self.metrics, self.audit, leads=self.leads, record=_worker_record(plan, identity)
         )
         self.discovery = Discovery(self._on_discovered, ProbeClient)
-        self.reloader.complete = self.discovery.complete
+        self.model_lists = ModelLists(self._on_discovered, ProbeClient)
+        self.reloader.complete = self._complete
         self.reports: dict[str, EngineReport] = {}  # the last of each backend
         self.sleepers = Sleepers()
         self._failing_open: Sequence[str] = ()  # as it was logged
@@ -287,6 +289,13 @@ class Gateway:
         )
         await self.engines.watch(watched, scrape.period_s, scrape.timeout_s, scrape.down_after)
         await self.discovery.watch(plan.undiscovered, keys, certificates, scrape.period_s, scrape.timeout_s)
+        lists = (ListedEngine(each, keys.get(each.name, ""), certificates.get(each.name)) for each in given)
+        await self.model_lists.watch(lists, scrape.models_s, scrape.timeout_s)
+
+    def _complete(self, plan: Plan) -> Plan:
+        """The plan with the backends that were discovered and the adapters that are loaded by now."""
+        whole = self.discovery.complete(plan)
+        return whole.adapted({given.name: self.model_lists.adapters(given) for given in whole.addresses})
 
     async def _on_discovered(self) -> None:
         await self.reloader.completed(self._adopt_backends)
@@ -310,6 +319,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.discovery.close()
+        await self.model_lists.close()
         await self.engines.close()
         await self.beliefs.keep()
         await self.store.close()

@@ -41,6 +41,7 @@ def control_of(gateway: Gateway) -> FastAPI:
             core=gateway.core,
             driver=gateway.driver,
             engines=gateway.engines,
+            model_lists=gateway.model_lists.lists,
             downtimes=gateway.downtimes,
             failing_open=gateway.failing_open,
             reports=gateway.reports,

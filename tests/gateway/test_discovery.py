@@ -76,7 +76,7 @@ async def read(pages: Pages, **given: str) -> tuple[str, EngineFacts]:
 @pytest.mark.parametrize(
     ("pages", "kind", "facts"),
     [
-        (VLLM, "vllm", EngineFacts(("tiny-s", "lora-a"), "0.6.3", "/models/tiny-s", 0, 8192)),
+        (VLLM, "vllm", EngineFacts(("tiny-s",), "0.6.3", "/models/tiny-s", 2048, 8192)),
         (
             SGLANG,
             "sglang",
@@ -91,7 +91,7 @@ async def read(pages: Pages, **given: str) -> tuple[str, EngineFacts]:
 async def test_each_engine_is_recognised_by_its_own_pages(
     pages: dict[str, bytes], kind: str, facts: EngineFacts
 ) -> None:
-    """Kind, version, models and limits; a context that one of several models does not state is no limit of all."""
+    """Kind, version, models and limits; adapters are no models of it, and state no limits."""
     async with served(pages) as at:
         assert await read(at) == (kind, facts)
         assert len(at.asked) == len(set(at.asked))

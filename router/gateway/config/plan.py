@@ -45,7 +45,8 @@ class Plan:
     ``addresses`` are the backends' sections, in their order; ``undiscovered`` those that name no model, so that the
     engine has to say first what it serves (``discovered``). ``engine_keys``: by backend, the bearer token its engine
     wants; ``engine_tls``: by backend, its certificates, where it has its own; ``tls``: those of the port, None: HTTP.
-    ``version`` names the text it was made from.
+    ``version`` names the text it was made from; ``adapters``: by backend, those that its engine has loaded, which
+    ``backends`` serve beside the models of the config (``adapted``).
     """
 
     settings: Settings
@@ -68,6 +69,7 @@ class Plan:
     chosen: Mapping[str, PolicySpec]
     router_id: str
     text: str = field(repr=False)
+    adapters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -89,6 +91,18 @@ class Plan:
             addresses=self.addresses + tuple(given for given, _ in resolved),
             undiscovered=tuple(given for given in self.undiscovered if given.name not in found),
         )
+
+    def adapted(self, found: Mapping[str, tuple[str, ...]]) -> "Plan":
+        """The same with these adapters, by backend, in place of those it had; the same plan when they are the same."""
+        loaded = {name: adapters for name, adapters in found.items() if adapters}
+        if loaded == self.adapters:
+            return self
+        backends = []
+        for backend in self.backends:
+            before, now = self.adapters.get(backend.name, ()), loaded.get(backend.name, ())
+            own = tuple(name for name in backend.models if name not in before)
+            backends.append(replace(backend, models=own + now) if before != now else backend)
+        return replace(self, backends=tuple(backends), adapters=loaded)
 
     def recertified(self, path: Path) -> "Plan":
         """The same with certificates as their files are now; *path*: of the config. Raises ConfigError."""

@@ -16,9 +16,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHttpError
 
 from router.core.errors import ConfigError, Rejected, StoreGone
+from router.core.types import Backend
 from router.gateway.config.plan import digest
 from router.gateway.control import fleet_view
 from router.gateway.control.cors import ModelsCors
+from router.gateway.control.models import entry
+from router.gateway.control.models import served as models_served
 from router.gateway.control.parts import ControlParts
 from router.gateway.protocols import answers
 from router.gateway.protocols.answers import Dialect, Problem
@@ -84,17 +87,17 @@ def _add_public(app: FastAPI, parts: ControlParts) -> None:
     async def models(request: Request) -> dict[str, Any]:
         """The models there are, in OpenAI's form."""
         _authenticate(parts, request)
-        return {"object": "list", "data": [_model(name, owners) for name, owners in _served(parts).items()]}
+        return {"object": "list", "data": [_model(parts, *each) for each in models_served(parts.plan).items()]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str, request: Request) -> dict[str, Any]:
         """One of them."""
         _authenticate(parts, request)
-        served = _served(parts)
+        served = models_served(parts.plan)
         if name not in served:
             there = ", ".join(served)
             raise Rejected(404, f"no backend serves {name!r}; models: {there}", "model", "model_not_found")
-        return _model(name, served[name])
+        return _model(parts, name, served[name])
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> str:
@@ -173,17 +176,8 @@ def _authenticate(parts: ControlParts, request: Request) -> None:
     parts.driver.ingress.caller(dict(request.headers.raw))
 
 
-def _served(parts: ControlParts) -> dict[str, list[str]]:
-    """Model names with the backends that serve them, in the config's order."""
-    served: dict[str, list[str]] = {}
-    for backend in parts.plan.backends:
-        for name in backend.models:
-            served.setdefault(name, []).append(backend.name)
-    return served
-
-
-def _model(name: str, backends: list[str]) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "headroom", "backends": backends}
+def _model(parts: ControlParts, name: str, backends: list[Backend]) -> dict[str, Any]:
+    return entry(parts.plan, parts.model_lists, name, backends)
 
 
 async def _answer_rejected(_: Request, error: Exception) -> Response:

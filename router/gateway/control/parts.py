@@ -6,6 +6,7 @@ from pathlib import Path
 
 from router.core.dispatcher import Dispatcher
 from router.core.types import EngineReport
+from router.engines import ListedModel
 from router.gateway.config.plan import Plan
 from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.health import Engines
@@ -22,7 +23,8 @@ from router.gateway.traffic.ports import RequestDriver
 @dataclass(frozen=True, slots=True)
 class ControlParts:
     """``path``: the config file; ``ready``: whether a request can be routed now; ``reports``: each engine's last;
-    ``downtimes``: why which backends get no requests; ``failing_open``: models whose requests go to such all the same.
+    ``downtimes``: why which backends get no requests; ``failing_open``: models whose requests go to such all the same;
+    ``model_lists``: what each engine listed last.
     """
 
     router_id: str
@@ -32,6 +34,7 @@ class ControlParts:
     core: Dispatcher
     driver: RequestDriver
     engines: Engines
+    model_lists: Mapping[str, tuple[ListedModel, ...]]
     downtimes: Callable[[], Downtimes]
     failing_open: Callable[[], Sequence[str]]
     reports: Mapping[str, EngineReport]

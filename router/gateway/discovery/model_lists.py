@@ -1,0 +1,98 @@
+"""Reads the lists of models of engines again and again: adapters are loaded and unloaded while an engine runs.
+
+What an engine listed last stays when it does not answer: whether it serves is for its health checks to say. Must not
+depend on what serves at the moment: ``on_changed`` is called whenever a list has changed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from random import uniform
+from typing import Final
+
+from router.config.settings import Backend
+from router.core.errors import Unanswered
+from router.engines import OPENAI_PROTOCOL, ListedModel, model_list
+from router.gateway.monitoring.probe import ProbeClient
+from router.gateway.tls import TlsContext
+
+_PATH: Final = "/v1/models"
+_JITTER: Final = 0.1  # of the period, so that routers started together do not ask together
+_log = logging.getLogger("headroom")
+
+
+@dataclass(frozen=True, slots=True)
+class ListedEngine:
+    """One engine whose list is read. ``key``: its bearer token; ``certificates``: as in its target."""
+
+    given: Backend
+    key: str = ""
+    certificates: TlsContext | None = None
+
+
+class ModelLists:
+    """The list of each engine, as last read, by backend."""
+
+    def __init__(self, on_changed: Callable[[], Awaitable[None]], make_client: Callable[[float], ProbeClient]) -> None:
+        """``make_client``: a client whose every wait is bounded by the seconds given."""
+        self.lists: dict[str, tuple[ListedModel, ...]] = {}
+        self._on_changed, self._make_client = on_changed, make_client
+        self._tasks: dict[str, tuple[tuple[ListedEngine, float, float], asyncio.Task[None]]] = {}
+
+    def adapters(self, given: Backend) -> tuple[str, ...]:
+        """The adapters that the engine lists of models that are routed to it, beside those that the config names."""
+        named = {*given.models, *given.models.values()}
+        listed = self.lists.get(given.name, ())
+        return tuple(each.name for each in listed if each.parent in given.models.values() and each.name not in named)
+
+    async def watch(self, engines: Iterable[ListedEngine], period_s: float | None, timeout_s: float) -> None:
+        """Read the lists of these from now on, and no others; ``period_s`` None: of none."""
+        wanted = {}
+        if period_s is not None:
+            listing = (each for each in engines if each.given.kind.protocol == OPENAI_PROTOCOL)
+            wanted = {each.given.name: (each, period_s, timeout_s) for each in listing}
+        for name, (how, _) in tuple(self._tasks.items()):
+            if wanted.get(name) != how:
+                await self._end(name)
+        for name, how in wanted.items():
+            if name not in self._tasks:
+                self._tasks[name] = how, asyncio.create_task(self._read(*how), name=f"models of {name}")
+
+    async def _read(self, engine: ListedEngine, period_s: float, timeout_s: float) -> None:
+        given, client = engine.given, self._make_client(timeout_s)
+        try:
+            while True:
+                try:
+                    page = await client.get(given.url + _PATH, engine.key, certificates=engine.certificates)
+                except Unanswered:
+                    pass
+                else:
+                    await self._take(given, model_list(page.body) if page.is_success else ())
+                await asyncio.sleep(period_s * uniform(1 - _JITTER, 1 + _JITTER))
+        finally:
+            client.close()
+
+    async def _take(self, given: Backend, found: tuple[ListedModel, ...]) -> None:
+        """What the engine lists now; an empty list is none, since an engine serves one model at least."""
+        if not found or found == self.lists.get(given.name):
+            return
+        before = set(self.adapters(given))
+        self.lists[given.name] = found
+        now = set(self.adapters(given))
+        for what, names in (("loaded", now - before), ("unloaded", before - now)):
+            if names:
+                _log.info("backend %s: adapters %s: %s", given.name, what, ", ".join(sorted(names)))
+        if now != before:
+            await self._on_changed()
+
+    async def _end(self, name: str) -> None:
+        _, task = self._tasks.pop(name)
+        if task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stop reading."""
+        for name in tuple(self._tasks):
+            await self._end(name)
