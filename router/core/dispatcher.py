@@ -303,6 +303,8 @@ class Dispatcher(FleetEvents):
             reason = Reason.FIRST_BYTE_LATE if failure.late else Reason.BACKEND_FAILED
             if failure.kind in CLIENTS_OWN:
                 reason = Reason.CLIENT_ERROR
+            elif failure.kind is FailureKind.EXHAUSTED:
+                reason = Reason.ROUTER_EXHAUSTED
             return self._refuse(flight, Shed(reason, failure.why), now_s)
         flight.line = (*self._candidates.line(flight.request, fleet.slots), *[float(slot) for slot in flight.tried])
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)

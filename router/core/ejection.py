@@ -9,7 +9,9 @@ from typing import Final
 from router.core.flight import Failure, FailureKind
 
 _WHY_CHARS_MAX: Final = 300
-_UNTOLD: Final = frozenset({FailureKind.CLIENT_ERROR, FailureKind.NOT_FOUND, FailureKind.WITHDRAWN})
+_UNTOLD: Final = frozenset(
+    {FailureKind.CLIENT_ERROR, FailureKind.NOT_FOUND, FailureKind.EXHAUSTED, FailureKind.WITHDRAWN}
+)
 
 
 class BackendFailures:

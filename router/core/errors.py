@@ -28,6 +28,7 @@ class Reason(StrEnum):
     UNKNOWN_MODEL = "unknown-model"  # no backend that is configured serves it
     TOO_LONG = "too-long"  # its prompt exceeds the context of every backend that serves the model
     CLIENT_ERROR = "client-error"  # the engines refuse it as the client's own error, or none offers what it wants
+    ROUTER_EXHAUSTED = "router-exhausted"  # this router has no file descriptor or port left to reach a backend
     BACKEND_FAILED = "backend-failed"  # the last attempt failed before the first byte, and no further one is allowed
     FIRST_BYTE_LATE = "first-byte-late"  # the same, and it failed by sending no first byte before its deadline
 
@@ -45,6 +46,7 @@ STATUS: Final[Mapping[Reason, int]] = MappingProxyType(
         Reason.UNKNOWN_MODEL: 404,
         Reason.BACKEND_FAILED: 502,
         Reason.NO_BACKEND: 503,
+        Reason.ROUTER_EXHAUSTED: 503,
         Reason.FIRST_BYTE_LATE: 504,
     }
 )
@@ -225,6 +227,13 @@ class Unanswered(HeadroomError):
     def __init__(self, why: str, reason: DownReason = DownReason.INVALID) -> None:
         super().__init__(why)
         self.reason = reason
+
+
+class Exhausted(Unanswered):
+    """The router itself lacked a file descriptor or a port for a health check or a scrape. It is tried again.
+
+    Nothing is known of the engine, so that no backend is marked as down for it.
+    """
 
 
 class Implausible(HeadroomError, ValueError):

@@ -58,6 +58,7 @@ class FailureKind(StrEnum):
     UNSUPPORTED = "unsupported"  # its protocol cannot express the request
     CONTEXT_EXCEEDED = "context-exceeded"  # it is longer than the context of this backend
     CLIENT_ERROR = "client-error"  # any engine would refuse the request
+    EXHAUSTED = "exhausted"  # the gateway has no file descriptor or port left for a connection
     WITHDRAWN = "withdrawn"  # by the gateway: the backend was removed or reconfigured
 
 

@@ -15,6 +15,7 @@ from uvicorn import Server
 from uvicorn._types import ASGI3Application
 
 from router.config import settings
+from router.gateway import descriptors
 from router.gateway.app import Gateway
 from router.gateway.control.api import control_app
 from router.gateway.control.parts import ControlParts
@@ -26,8 +27,12 @@ _log = logging.getLogger("headroom")
 
 
 def connection_limits(listen: settings.Listen) -> ConnectionLimits:
-    """The limits of client connections in the listen section."""
-    return ConnectionLimits(**listen.model_dump(exclude={"host", "port", "workers", "tls"}))
+    """The limits of client connections in the listen section. Raises the process's limit of file descriptors."""
+    limit = descriptors.raise_limit()
+    if short := descriptors.shortage(listen.connections_max, limit):
+        _log.warning("%s", short)
+    given = listen.model_dump(exclude={"host", "port", "workers", "tls"})
+    return ConnectionLimits(**given, descriptor_max=descriptors.for_clients(limit))
 
 
 def control_of(gateway: Gateway) -> FastAPI:

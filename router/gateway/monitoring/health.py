@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from router.config import settings
-from router.core.errors import DownReason, Unanswered
+from router.core.errors import DownReason, Exhausted, Unanswered
 from router.core.types import EngineReport
 from router.engines import Snapshot, read_metrics
 from router.engines.facts import document, field
@@ -179,6 +179,8 @@ class Watch:
         """One health check. A time-out is none while replies flow: an engine that is busy may be slow to answer it."""
         began_s = self._clock()
         failed = await self._failure()
+        if isinstance(failed, Exhausted):  # nothing is known of the engine
+            return
         if (
             failed
             and failed.reason is DownReason.TIMEOUT

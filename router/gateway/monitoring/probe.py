@@ -13,7 +13,8 @@ from time import monotonic
 from typing import Final
 from urllib.parse import urlsplit
 
-from router.core.errors import DownReason, Unanswered
+from router.core.errors import DownReason, Exhausted, Unanswered
+from router.gateway.descriptors import exhausted
 from router.gateway.pauses import paused_s
 from router.gateway.protocols.target import Target
 from router.gateway.tls import TlsContext
@@ -142,6 +143,9 @@ class Probe(Reader):
             self._fail(why, DownReason.TLS if "[SSL" in why else DownReason.INVALID)  # a certificate refused, or a cut
 
     def _undialled(self, why: str) -> None:
+        if exhausted(self._upstream.dial_error) and not self._answer.done():
+            self._answer.set_exception(Exhausted(why))
+            return
         self._fail(why, _reason(self._upstream.dial_error))
 
     def _fail(self, why: str, reason: DownReason = DownReason.INVALID) -> None:

@@ -17,6 +17,7 @@ import orjson
 from router.core.flight import Failure, FailureKind
 from router.core.types import CHARS_PER_TOKEN, Usage
 from router.engines import Translation
+from router.gateway.descriptors import exhausted
 from router.gateway.protocols.model_name import ModelName
 from router.gateway.traffic import faults
 from router.gateway.traffic.call import Call
@@ -103,7 +104,13 @@ class UpstreamAttempt(Reader):
             self.connect_s = self._clock() - began_s
             self._send(connection)
 
-        self.upstream.dial(ready, lambda why: self._failed(Failure(why)))
+        self.upstream.dial(ready, self._undialled)
+
+    def _undialled(self, why: str) -> None:
+        if exhausted(self.upstream.dial_error):  # any other backend needs a connection too, but may have an idle one
+            self._failed(Failure(why, backend_fault=False, kind=FailureKind.EXHAUSTED))
+        else:
+            self._failed(Failure(why))
 
     def moved(self, upstream: Upstream) -> None:
         """The backend's address changed before a connection to the old one was open: connect to the new one."""

@@ -34,18 +34,22 @@ _DISCARD_BYTES_MAX: Final = 64 * 2**10  # of the body of a request that its head
 _FRAMING_RATIO: Final = 8  # bytes of a body's framing for one of the body: a chunk of one byte has five
 _PROBE_S: Final = 0.02  # from the first byte of an early status line to the second; then four times as long each
 _FRAMING_TOO_LARGE: Final = Problem(400, "chunk extensions and trailers: too many bytes of them")
+_TOO_MANY: Final = Problem(503, "too many connections", fields=b"retry-after: 1\r\n")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What a client may send and how slowly. ``request_s``: from a request's first byte to its last."""
+    """What a client may send and how slowly. ``request_s``: from a request's first byte to its last;
+    ``descriptor_max``: the first file descriptor that is not for clients.
+    """
 
     body_bytes_max: int = 10 * 2**20
     head_bytes_max: int = 64 * 2**10
     request_s: float = 30.0
     keep_alive_s: float = 75.0
     connections_max: int = 20_000
+    descriptor_max: int = 2**31
     drain_s: float = 30.0
 
 
@@ -88,8 +92,12 @@ class ClientConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
-        if len(self.connections) > self.limits.connections_max:
-            self._fail(Problem(503, "too many connections"))
+        if len(self.connections) > self.limits.connections_max or self._descriptor() >= self.limits.descriptor_max:
+            self._fail(_TOO_MANY)
+
+    def _descriptor(self) -> int:
+        opened = self.transport.get_extra_info("socket")
+        return opened.fileno() if opened is not None else -1
 
     def data_received(self, data: bytes) -> None:
         if self._fault is not None:
@@ -362,8 +370,8 @@ class ClientConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         body = answers.body(Dialect.OPENAI, self._fault)
-        head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (STATUS_LINES[self._fault.status], len(body)) + body)
+        head = b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (STATUS_LINES[self._fault.status], self._fault.fields, len(body)) + body)
         self.driver.rejected("", self._fault.status)
         self._linger()
 

@@ -38,6 +38,7 @@ from router.gateway.traffic.upstream import PoolLimits, Upstream
 
 _log = logging.getLogger("headroom")
 
+_AGAIN_S: Final = 60.0  # what goes on is logged so often
 _COUNTED: Final = 12  # digits of a UUID's last group, which counts: a tenth of the cost of a random one
 
 _TIMER_STEP_S: Final = 0.001  # the loop's own resolution: sooner would spin
@@ -130,6 +131,7 @@ class Driver(RequestDriver):
         self._commands: deque[Command] = deque()
         self._performing = False
         self._prefix = str(uuid4())[:-_COUNTED]  # of every id made here: random, but for the version
+        self._exhausted_s = -inf  # when it was last logged
         self._count = secrets.randbits(4 * _COUNTED - 1)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = inf
@@ -214,7 +216,15 @@ class Driver(RequestDriver):
 
     def failed(self, request_id: RequestId, attempt: int, failure: Failure, usage: Usage) -> None:
         """An attempt has failed; ``usage``: of what the client got."""
+        if failure.kind is FailureKind.EXHAUSTED:
+            self._log_exhausted(failure.why)
         self.perform(self.core.failed(request_id, attempt, failure, self.clock(), usage))
+
+    def _log_exhausted(self, why: str) -> None:
+        now_s = self.clock()
+        if now_s - self._exhausted_s > _AGAIN_S:
+            self._exhausted_s = now_s
+            _log.error("this router has no file descriptor or port left for connections to engines: %s", why)
 
     def left(self, request_id: RequestId) -> None:
         """The client has closed its connection."""

@@ -15,12 +15,14 @@ from typing import Final, cast
 
 import httptools
 
+from router.gateway.descriptors import exhausted
 from router.gateway.pauses import paused_s
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.http import HEAD_END, NO_BODY
 from router.gateway.traffic.meter import Gaps
 
 _HEAD_BYTES_MAX: Final = 64 * 1024
+_OWN: Final = " from this router"  # whatever the backend does
 _INTERIM: Final = range(100, 200)
 
 
@@ -319,7 +321,7 @@ class Upstream:
             failed(f"{target.name} did not accept a connection in {self.limits.connect_s:g} s")
         except OSError as error:
             self.dial_error = error
-            failed(f"{target.name} cannot be reached: {error.strerror or error}")
+            failed(f"{target.name} cannot be reached{_OWN if exhausted(error) else ''}: {error.strerror or error}")
         except UnicodeError as error:  # a host that cannot be a DNS name
             self.dial_error = error
             failed(f"{target.name} cannot be reached: {target.host!r} is no host name ({error})")
