@@ -121,8 +121,32 @@ async def test_a_changed_config_asks_for_the_health_path_again() -> None:
         await engines.watch((plain,), 60.0, 2.0, 1)
         await until(lambda: listener.changes)
         await engines.watch((replace(plain, key="other"),), 60.0, 2.0, 1)
-        await until(lambda: len(listener.changes) == 2)
+        await until(lambda: len(pages.asked) == 4)
         assert pages.asked == ["/health", "/v1/models"] * 2
+        await engines.close()
+
+
+async def test_a_changed_config_takes_no_backend_down() -> None:
+    """It is up until a check fails as often as it must; at another address it is not checked yet."""
+    async with Pages({"/health": (200, b"")}) as pages:
+        listener = Listener()
+        engines = Engines(listener, listener, ProbeClient, time.monotonic)
+        plain = replace(at(pages.url), scraped=False)
+        await engines.watch((plain,), 60.0, 2.0, 2)
+        await until(lambda: listener.changes)
+        pages.pages["/health"] = (503, b"")
+        for timeout_s, key in ((2.0, "other"), (3.0, "other")):  # the second makes all watches anew
+            asked = len(pages.asked)
+            await engines.watch((replace(plain, key=key),), 60.0, timeout_s, 2)
+            assert engines.watches["e"].up
+            await until(lambda asked=asked: len(pages.asked) > asked)
+        await engines.watches["e"].check()
+        await until(lambda: not engines.watches["e"].up)
+        assert [change.up for change in listener.changes] == [True, False]
+        await engines.watch((replace(plain, health_url=f"{pages.url}/up"),), 60.0, 3.0, 2)
+        down = engines.watches["e"].down
+        assert down is not None
+        assert down.reason is DownReason.UNCHECKED
         await engines.close()
 
 

@@ -298,7 +298,12 @@ class Engines:
     async def watch(
         self, engines: tuple[WatchedEngine, ...], period_s: float, timeout_s: float, down_after: int
     ) -> None:
-        """Watch these from now on: new ones begin, changed ones begin anew, the others end."""
+        """Watch these from now on: new ones begin, changed ones begin anew, the others end.
+
+        One whose health is checked where it was before stays up or down until a check says otherwise.
+        """
+        known = {name: watch.health for name, watch in self._watches.items()}
+        addresses = {name: watch.engine.health_url for name, watch in self._watches.items()}
         await self._use_timeout(timeout_s)
         wanted = {engine.name: (engine, period_s, down_after) for engine in engines}
         for name, (how, task) in tuple(self._tasks.items()):
@@ -306,14 +311,15 @@ class Engines:
                 await self._end(name)
         for name, how in wanted.items():
             if name not in self._tasks:
-                self._begin(how)
+                same = addresses.get(name) == how[0].health_url
+                self._begin(how, known[name] if same else None)
 
     async def _use_timeout(self, timeout_s: float) -> None:
         if self._client is None or timeout_s != self._timeout_s:
             await self.close()
             self._client, self._timeout_s = self._make_client(timeout_s), timeout_s
 
-    def _begin(self, how: tuple[WatchedEngine, float, int]) -> None:
+    def _begin(self, how: tuple[WatchedEngine, float, int], health: HealthChange | None) -> None:
         engine, period_s, down_after = how
         assert self._client is not None
         watch = Watch(
@@ -326,6 +332,7 @@ class Engines:
             self._scrapes,
             self._last_read_s,
         )
+        watch.health = health
         self._watches[engine.name] = watch
         self._tasks[engine.name] = how, asyncio.create_task(watch.run(period_s), name=f"watch {engine.name}")
 

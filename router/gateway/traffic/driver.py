@@ -178,7 +178,7 @@ class Driver(RequestDriver):
         if upstream is None:
             return -inf
         readers = (connection.reader for connection in upstream.open)
-        reading = (reader.meter.last_s for reader in readers if isinstance(reader, UpstreamAttempt))
+        reading = (reader.meter.heard_s for reader in readers if isinstance(reader, UpstreamAttempt))
         return max(upstream.last_read_s, *reading, -inf)
 
     def _attempts_on(self, upstream: Upstream) -> list[tuple[_InFlight, UpstreamAttempt]]:
@@ -313,8 +313,8 @@ class Driver(RequestDriver):
         if self._emptied is not None and not self._in_flight:
             self._emptied.set()
         call, last = request.call, request.attempts[-1] if request.attempts else None
-        if last is not None and last.meter.last_s > 0.0:
-            last.upstream.last_read_s = last.meter.last_s
+        if last is not None and last.meter.heard_s > 0.0:
+            last.upstream.last_read_s = last.meter.heard_s
         self._observer.ended(
             RequestLog(
                 record,
