@@ -222,9 +222,11 @@ class EngineKind:
     """One kind of inference server. Every place that depends on the kind of an engine reads one of these fields.
 
     ``name`` and ``aliases`` are what configs may call it. ``protocol``: the API it serves; for all but OpenAI's,
-    ``translate`` serves OpenAI's requests through it. ``health_path`` answers 2xx while the engine is up; a server of
-    OpenAI's API that has no such path is checked at ``MODELS_PATH``. ``unready_statuses``: those by which it says there
-    that it takes no requests. ``paused_path``: has ``{"is_paused": true}`` while it holds its requests back.
+    ``translate`` serves OpenAI's requests through it. ``states_usage``: streams end with their token counts where
+    ``stream_options.include_usage`` asks for them (one that refuses the field gets requests without it anyway).
+    ``health_path`` answers 2xx while the engine is up; a server of OpenAI's API that has no such path is checked at
+    ``MODELS_PATH``. ``unready_statuses``: those by which it says there that it takes no requests. ``paused_path``: has
+    ``{"is_paused": true}`` while it holds its requests back.
     ``metrics_port_offset``: from the API's port to that of ``metrics_path``. ``prior``: the row of the efficiency table
     its step times are predicted from before any measurement; ``eras``: rows of older versions, newest first.
     ``discover`` recognises an engine of this kind by its pages and reads what it says of itself.
@@ -244,6 +246,7 @@ class EngineKind:
     metrics: MetricsPage | None = None
     errors: ErrorDialect = ErrorDialect()
     translate: Translate | None = None
+    states_usage: bool = True
     scheduler: Scheduler = Scheduler.CHUNKED_PREFILL
     discover: Discover | None = None
 

@@ -36,7 +36,7 @@ def test_usage_of_each_protocol_is_understood(framed: bool) -> None:
                 pieces = [body[i : i + size] for i in range(0, len(body), size)]
                 for piece in pieces:
                     meter.continues(chunked(piece) if framed and size > 64 else piece, 0.0)
-                assert meter.usage(4.0, whole=True) == usage
+                assert meter.usage(4.0, whole=True, generates=False) == usage
 
 
 def test_gaps_fall_into_their_buckets() -> None:
@@ -76,7 +76,7 @@ def test_a_count_of_thousands_of_digits_is_none(name: bytes) -> None:
     meter = Meter(Gaps())
     meter.continues(b'{"usage": {"prompt_tokens": 7, "' + name + b'": ' + b"9" * 3000, 0.0)
     meter.continues(b"9" * 3000 + b"}}", 0.1)
-    assert meter.usage(4.0, whole=True).output_tokens == 0
+    assert meter.usage(4.0, whole=True, generates=False).output_tokens == 0
 
 
 def test_the_ratio_of_text_to_tokens_is_learnt_by_model() -> None:

@@ -70,8 +70,14 @@ def with_member(data: bytes, name: str, value: bytes, start: int = 0) -> bytes:
     span = member_span(data, name, start)
     if span is not None:
         return b"%b%b%b" % (data[: span[0]], value, data[span[1] :])
+    return with_new_member(data, name, value, start)
+
+
+def with_new_member(data: bytes, name: str, value: bytes, start: int = 0) -> bytes:
+    """The same where the object is known to have no such member: its values are not looked at."""
     opening = _OPENING.match(data, start)
-    assert opening is not None
+    if opening is None:
+        raise ValueError("no JSON object")
     at = opening.end()
     separator = b"" if _END.match(data, at) else b","
     return b'%b"%b":%b%b%b' % (data[:at], name.encode(), value, separator, data[at:])

@@ -15,7 +15,7 @@ from typing import Final
 import orjson
 
 from router.core.flight import Failure, FailureKind
-from router.core.types import CHARS_PER_TOKEN, Usage
+from router.core.types import Usage
 from router.engines import Translation
 from router.gateway.descriptors import exhausted
 from router.gateway.protocols.model_name import ModelName
@@ -32,6 +32,7 @@ _HELD_BYTES_MAX: Final = 1 << 20  # of an error body, or before a reply is commi
 _HELD_BACK_S: Final = 0.5  # how long events without a token wait for one: a full engine refuses within that
 _NAMED_BYTES_MAX: Final = 8 << 20  # of a whole reply in which the model is renamed; a larger one passes as it is
 _OK: Final = range(200, 300)
+_INVALID: Final = (400, 422)  # of a field that an engine does not know
 
 # What an attempt does with the connection's next bytes. Numbers and no bound methods: those would be a cycle, and
 # compiled code compares a number for nothing.
@@ -49,9 +50,9 @@ class UpstreamAttempt(Reader):
     """One attempt of a call on one backend. ``number`` is the core's."""
 
     __slots__ = (
-        "_body", "_clock", "_committed", "_decodes", "_frame", "_head", "_name", "_phase", "_sink", "_stream", "_timer",
-        "_token_reported", "_translation", "_write", "call", "connect_s", "connection", "meter", "number", "paused",
-        "predicted_ttft_s", "upstream",
+        "_asks_usage", "_body", "_clock", "_committed", "_decodes", "_frame", "_head", "_name", "_phase", "_sink",
+        "_stream", "_timer", "_token_reported", "_translation", "_usage_refused", "_write", "call", "connect_s",
+        "connection", "meter", "number", "paused", "predicted_ttft_s", "upstream",
     )  # fmt: skip
 
     def __init__(self, call: Call, upstream: Upstream, sink: ReplySink, number: int, predicted_ttft_s: float) -> None:
@@ -69,6 +70,8 @@ class UpstreamAttempt(Reader):
         self._head: Head | None = None
         self._body = b""  # held back
         self._committed = self._token_reported = False
+        self._asks_usage = False  # on the client's behalf
+        self._usage_refused = False
         self._frame: Frame | None = None
         self._stream: EventStream | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -128,7 +131,13 @@ class UpstreamAttempt(Reader):
         if self._translation is None:
             self._name = self.call.reply_name(upstream.target)
             self._decodes = self.call.http10 or self._name is not None
-        head, body = self.call.request_bytes(upstream.target, upstream.opening, self._translation)
+        self._asks_usage = (
+            upstream.target.engine.states_usage
+            and not (upstream.refuses_usage or self._usage_refused)
+            and self._translation is None
+            and self.call.leaves_usage_out
+        )
+        head, body = self.call.request_bytes(upstream.target, upstream.opening, self._translation, self._asks_usage)
         connection.send(self, head, body, decode=self._decodes, head_only=self.call.head_only)
 
     def abort(self) -> None:
@@ -202,7 +211,8 @@ class UpstreamAttempt(Reader):
                 self._pass_events(b"", done=True)
             elif not self._committed:
                 self._commit()
-            self._end_of_body()
+            if self._head is not None:  # else the request is on its way once more
+                self._end_of_body()
 
     def connection_failed(self, why: str, *, unanswered: bool) -> None:
         """The connection failed. One that the engine closed while it was idle is replaced by a new one."""
@@ -240,6 +250,7 @@ class UpstreamAttempt(Reader):
         except ValueError:  # llhttp and parse_head do not find the same head in these bytes
             self._give_up(f"{self.upstream.target.name} sent a head that cannot be read")
             return
+        self.upstream.refuses_usage |= self._usage_refused and head.status in _OK  # it was that, and not the rest
         if head.status not in _OK:
             self._phase = _ERROR_BODY
         elif self._translation is not None:
@@ -249,8 +260,9 @@ class UpstreamAttempt(Reader):
             self._stream = EventStream(
                 self.meter,
                 framed=head.chunked and not self._decodes,
+                sized=head.length >= 0,
                 must_end=self.call.must_end and not self.call.head_only,
-                strips_usage=False,
+                strips_usage=self._asks_usage,
             )
         else:
             self._phase = _WHOLE
@@ -267,11 +279,24 @@ class UpstreamAttempt(Reader):
         head = self._head
         assert head is not None
         body = dechunked(self._body) if head.chunked and not self._decodes else self._body
+        if head.status in _INVALID and self._again_without_usage(body):
+            return
         error = faults.engine_error(head.status, body, head.fields, self.upstream.target.engine.errors)
         failure = faults.failure(self.upstream.target.name, error)
         if self._translation is not None:  # a body in the engine's form is not for this client
             error = replace(error, fields=b"", body=b"")
         self._failed(failure, error)
+
+    def _again_without_usage(self, error: bytes) -> bool:
+        """Whether the engine refuses the field that asks for usage; then the request goes to it as it came."""
+        if not self._asks_usage or (error.find(b"stream_options") < 0 and error.find(b"include_usage") < 0):
+            return False
+        self._usage_refused = True
+        self._body = b""
+        self._head = self._stream = None
+        self._phase = _BEFORE_HEAD
+        self.start()
+        return True
 
     def _commit(self) -> None:
         """Send the status and the bytes that were held back: from here on the client gets this reply."""
@@ -379,7 +404,8 @@ class UpstreamAttempt(Reader):
         error = faults.event_error(payload.strip(), self.upstream.target.engine.errors)
         if self.connection is not None:
             self.connection.abort()
-        self._failed(faults.failure(self.upstream.target.name, error), error)
+        if error.status not in _INVALID or not self._again_without_usage(payload):
+            self._failed(faults.failure(self.upstream.target.name, error), error)
 
     def _breaks(self, payload: bytes) -> None:
         """The engine sent an error in a reply that the client gets: end it as a broken one."""
@@ -441,7 +467,8 @@ class UpstreamAttempt(Reader):
         """Token counts of what has come of the reply."""
         if self._translation is not None:
             return Usage(self._translation.tokens)
-        return self.meter.usage(CHARS_PER_TOKEN, whole=self._stream is None)
+        ratio = self.upstream.density.bytes_per_token(self.call.request.model)
+        return self.meter.usage(ratio, whole=self._stream is None, generates=self.call.endpoint.generates)
 
     def takes_event(self) -> bool:
         """Whether an event of ours may follow what was sent of this stream."""
@@ -471,7 +498,10 @@ class UpstreamAttempt(Reader):
             end = LAST_CHUNK if frame is chunk else b""
             if rest or end:
                 self._write((frame(rest) if rest else b"") + end)
-        self._sink.ended(self.number, self.usage_so_far())
+        usage = self.usage_so_far()
+        if self._stream is not None and not usage.estimated and self.upstream.density.due():
+            self.upstream.density.learn(self.call.request.model, self.meter.text_bytes, usage.output_tokens)
+        self._sink.ended(self.number, usage)
 
 
 def _nowhere(_: bytes) -> None:

@@ -4,7 +4,7 @@ Must not depend on sockets, the core's decisions or the state of a reply.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -13,7 +13,7 @@ from router.engines import Translation
 from router.gateway.protocols import client_text, openai, translate, triton
 from router.gateway.protocols.answers import Dialect
 from router.gateway.protocols.ingress import AppliedSlo
-from router.gateway.protocols.json_members import with_member
+from router.gateway.protocols.json_members import member_span, with_member, with_new_member
 from router.gateway.protocols.model_name import ModelName
 from router.gateway.protocols.openai import Endpoint, RequestBody
 from router.gateway.protocols.target import Target
@@ -30,6 +30,7 @@ _NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"accept-encoding",
     b"x-request-id",
 }
+_ASKING: Final = {"include_usage": True}
 
 
 class Call:
@@ -76,6 +77,14 @@ class Call:
         """Whether a complete reply has an event that says so: a finish reason, ``[DONE]``, the last of its kinds."""
         return self.body.stream and self.endpoint.states_end
 
+    @property
+    def leaves_usage_out(self) -> bool:
+        """Whether an engine would state token counts at the end of the stream if asked, and the client does not ask."""
+        if not (self.must_end and self.endpoint.dialect is Dialect.OPENAI):
+            return False
+        options = (self.body.document or {}).get("stream_options")
+        return options is None or (isinstance(options, dict) and options.get("include_usage") in (None, False))
+
     def for_engine(self, target: Target) -> Translation | None:
         """How this call and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""
         return translate.translation(self.body, target, self.wire_id)
@@ -88,13 +97,19 @@ class Call:
         return ModelName(model, self.endpoint.dialect)
 
     def request_bytes(
-        self, target: Target, opening: Callable[[bytes, bytes], bytes], translation: Translation | None
+        self,
+        target: Target,
+        opening: Callable[[bytes, bytes], bytes],
+        translation: Translation | None,
+        asks_usage: bool,
     ) -> tuple[bytes, bytes]:
-        """Head and body for this engine; *opening* gives the head's first lines for a method and a path."""
+        """Head and body for this engine; *opening* gives the head's first lines for a method and a path; *asks_usage*:
+        the body asks for token counts at the end of the stream, whether the client does or not.
+        """
         if translation is not None:
             path, body = translation.path, translation.body
         else:
-            path, body = _addressed(self.body, target)
+            path, body = _addressed(self.body, target, asks_usage)
         method = self.endpoint.method
         head = opening(b"HEAD" if self.head_only else method, path)
         length = b"content-length: %d\r\n" % len(body) if method == b"POST" else b""
@@ -151,20 +166,36 @@ def _forwarded(headers: Sequence[tuple[bytes, bytes]], fields: Mapping[bytes, by
     return b"".join(pieces)
 
 
-def _addressed(body: RequestBody, target: Target) -> tuple[bytes, bytes]:
+def _addressed(body: RequestBody, target: Target, asks_usage: bool) -> tuple[bytes, bytes]:
     """Path and body with the model's name at this engine, every other byte as the client sent it."""
     engine_name = target.models.get(body.model, body.model)
-    if engine_name == body.model:
-        return body.path, body.body
     if body.endpoint.dialect is Dialect.TRITON:
+        if engine_name == body.model:
+            return body.path, body.body
         rest = body.path[len(triton.PREFIX) :].partition(b"/")[2]
         return triton.PREFIX + engine_name.encode() + b"/" + rest, body.body
-    return body.path, _changed(body, "model", engine_name)
-
-
-def _changed(body: RequestBody, name: str, value: Any) -> bytes:
-    """The body with another value of one member; one that is nested too deep for that is written anew."""
+    alias = None if engine_name == body.model else engine_name
+    if alias is None and not asks_usage:
+        return body.path, body.body
     try:
-        return with_member(body.body, name, orjson.dumps(value))
-    except ValueError:
-        return orjson.dumps({**(body.document or {}), name: value})
+        return body.path, _spliced(body, alias, asks_usage)
+    except ValueError:  # nested too deep for that: written anew
+        document = dict(body.document or {})
+        document["model"] = engine_name
+        document |= {"stream_options": {**(document.get("stream_options") or {}), **_ASKING}} if asks_usage else {}
+        return body.path, orjson.dumps(document)
+
+
+def _spliced(body: RequestBody, alias: str | None, asks_usage: bool) -> bytes:
+    """The body with these members changed. Raises ValueError where it cannot be read."""
+    made = body.body if alias is None else with_member(body.body, "model", orjson.dumps(alias))
+    if not asks_usage:
+        return made
+    document = body.document or {}
+    if "stream_options" not in document:
+        return with_new_member(made, "stream_options", orjson.dumps(_ASKING))
+    if document["stream_options"] is None:
+        return with_member(made, "stream_options", orjson.dumps(_ASKING))
+    span = member_span(made, "stream_options")
+    assert span is not None
+    return with_member(made, "include_usage", b"true", span[0])

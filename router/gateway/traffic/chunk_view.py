@@ -22,11 +22,12 @@ class ChunkView:
     ``last_chunk``: where in ``raw`` the chunk that ends the body begins; its length where that is not there.
     """
 
-    __slots__ = ("_begins", "_headers", "_places", "_sizes", "data", "last_chunk", "raw")
+    __slots__ = ("_begins", "_framed", "_headers", "_places", "_sizes", "data", "last_chunk", "raw")
 
     def __init__(self, raw: bytes, *, framed: bool) -> None:
         """*framed*: *raw* is chunk-framed, and begins where a chunk does, or inside of one's data."""
         self.raw = raw
+        self._framed = framed
         self.last_chunk = len(raw)
         # of each piece: its begin in data, its place in raw, and begin and size of the chunk if that begins here
         self._begins, self._places, self._headers, self._sizes = [0], [0], [_NO_HEADER], [0]
@@ -69,12 +70,20 @@ class ChunkView:
             return self.raw[: self.cut(at)]
         return self.raw[:header] + chunk(self.data[self._begins[piece] : at])
 
-    def removal(self, begin: int, end: int) -> tuple[int, int, bytes]:
+    def lacks_end(self, begin: int, end: int) -> bool:
+        """Whether data[begin:end] is a chunk's whole data, and the line end after it has not come."""
+        piece = self._piece(begin)
+        whole = self._begins[piece] == begin and self._sizes[piece] == end - begin
+        return whole and self._places[piece] + end - begin + 2 > len(self.raw)
+
+    def removal(self, begin: int, end: int, *, sized: bool) -> tuple[int, int, bytes]:
         """How to take the event data[begin:end] out of ``raw``: begin and end there, and what to put instead.
 
-        A chunk of its own goes as a whole. An event that shares its chunk becomes a comment of the same length, which
-        clients skip: the chunk's size may have been sent before.
+        A chunk of its own goes as a whole. An event that shares its chunk, or stands in a body whose size was stated
+        (*sized*), becomes a comment of the same length, which clients skip: that size may have been sent before.
         """
+        if not (self._framed or sized):
+            return begin, end, b""
         first, last = self._piece(begin), self._piece(end - 1)
         place, stop = self._places[first] + begin - self._begins[first], self._places[last] + end - self._begins[last]
         whole = first == last and self._begins[first] == begin and self._sizes[first] == end - begin

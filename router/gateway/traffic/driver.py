@@ -155,7 +155,7 @@ class Driver(RequestDriver):
         known = self._upstreams.get(target.name)
         if known is not None and known.target == target:
             return
-        new = self._upstreams[target.name] = Upstream(target, self.clock, self._pool, known.gaps if known else None)
+        new = self._upstreams[target.name] = Upstream(target, self.clock, self._pool, known)
         if known is not None:
             known.close()
             for _, attempt in self._attempts_on(known):

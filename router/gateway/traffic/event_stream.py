@@ -16,6 +16,7 @@ from router.gateway.traffic.meter import Meter, ends_reply, is_suspect
 _EVENT_BYTES_MAX: Final = 1 << 16  # of an event that waits for its end; a longer one is passed as it comes
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _LINE_ENDS: Final = b"\r\n"
+_IDLE: Final = re.compile(rb"(?:(?::[^\n]*)?\r?\n)*+")  # comments and blank lines
 _LAST: Final = re.compile(rb"response\.(?:completed|incomplete|cancelled)")
 _DONE: Final = b"[DONE]"
 
@@ -28,18 +29,20 @@ class EventStream:
     """
 
     __slots__ = (
-        "_framed", "_held", "_inside", "_must_end", "_strips_usage", "cut_short", "ended", "error", "meter", "pinged",
-        "structured",
+        "_framed", "_held", "_inside", "_must_end", "_sized", "_strips_usage", "cut_short", "ended",
+        "error", "meter", "pinged", "structured",
     )  # fmt: skip
 
-    def __init__(self, meter: Meter, *, framed: bool, must_end: bool, strips_usage: bool) -> None:
-        """*framed*: the bytes are chunk-framed, and so are those that are passed. *must_end*: a whole reply says that
-        it is. *strips_usage*: an event of usage alone is not passed, because the client did not ask for it.
+    def __init__(self, meter: Meter, *, framed: bool, sized: bool, must_end: bool, strips_usage: bool) -> None:
+        """*framed*: the bytes are chunk-framed, and so are those that are passed; *sized*: the size of what is passed
+        has been stated. *must_end*: a whole reply says that it is. *strips_usage*: an event of usage alone is not
+        passed, because the client did not ask for it.
         """
         self.meter = meter
         self.error: bytes | None = None
         self.pinged = self.structured = self.ended = self.cut_short = False
         self._framed = framed
+        self._sized = sized
         self._must_end = must_end
         self._strips_usage = strips_usage
         self._held = b""
@@ -59,10 +62,10 @@ class EventStream:
         whole = len(text) if done else _whole_events(text)
         removals: list[Removal] = []
         if not counts or self._inside or is_suspect(text):
-            error_at = self._examine(view, whole, now_s, removals)
-            if error_at >= 0:
-                self._held, out = b"", view.until(error_at)
-                meter.passed(text[:error_at], out, now_s, removed=0, counts=counts)
+            whole = self._examine(view, whole, now_s, removals)
+            if self.error is not None:
+                self._held, out = b"", view.until(whole)
+                meter.passed(text[:whole], out, now_s, removed=0, counts=counts)
                 return out
         self._inside = len(text) - whole > _EVENT_BYTES_MAX or (self._inside and not whole)
         end = whole
@@ -80,7 +83,7 @@ class EventStream:
         return view.last_chunk if self.cut_short else len(view.raw)
 
     def _examine(self, view: ChunkView, end: int, now_s: float, removals: list[Removal]) -> int:
-        """Read the events up to *end*; returns where the one of an error begins, -1: there is none."""
+        """Read the events up to *end*; returns how far they may pass: to that of an error, if there is one."""
         begin = 0
         for stop in _ends(view.data, end):
             span = view.data[begin:stop]
@@ -94,9 +97,11 @@ class EventStream:
                 if self.error is not None:
                     return begin
                 if alone and self._strips_usage:
-                    removals.append(view.removal(begin, stop))
+                    if view.lacks_end(begin, stop):  # with that the chunk can be taken out as a whole
+                        return begin
+                    removals.append(view.removal(begin, stop, sized=self._sized))
             begin = stop
-        return -1
+        return end
 
     def _read(self, text: bytes, now_s: float, before: bytes) -> bool:
         """Take note of one event, which *before* precedes in this read; whether it is of usage alone."""
@@ -139,7 +144,7 @@ def _is_whole(lines: bytes) -> bool:
     """Whether nothing more of these lines' event can come, though no blank line has: line ends and comments, an error,
     the end of a stream, several events that only line ends separate.
     """
-    if all(line[:1] in {b":", b""} for line in (raw.strip(b"\r") for raw in lines.split(b"\n"))):
+    if _IDLE.fullmatch(lines) is not None:
         return True
     if lines.count(b"data:") < 2 and not is_suspect(lines) and lines.find(_DONE) < 0:  # noqa: PLR2004 - several
         return False

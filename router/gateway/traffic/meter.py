@@ -15,6 +15,7 @@ from router.gateway.traffic.usage import StatedUsage, UsageSearch
 DATA: Final = b"\ndata:"
 _LF: Final = 10
 _D: Final = 100
+_LINE_END_BYTES: Final = 3  # of an event's end with its chunk's: \n\r\n
 _SHORT_BYTES: Final = 64
 _TAIL_BYTES: Final = 4096
 _SEQUENCE: Final = re.compile(rb'"sequence_length"\s*:\s*(\d{1,12})(?!\d)')  # Triton's, of a whole reply
@@ -25,6 +26,7 @@ _END: Final = re.compile(
 _CHOICES: Final = re.compile(rb'"choices"\s*:\s*\[\s*\{')
 _OUTPUT_MOST: Final = 1 << 20  # tokens of one reply: more than any model's context
 _PER_EVENT: Final = 2  # servers that send words in pieces have more events than tokens
+_WHOLE_ENVELOPE: Final = 200  # bytes of a whole reply beside its text, about
 _NOT_COUNTED: Final = 4  # events of the end: finish reason, usage, [DONE]
 _UNKNOWN: Final = b"\n\n\n"  # stands in no event
 NO_USAGE: Final = Usage(0)
@@ -135,18 +137,19 @@ class Meter:
         Called for every read, so it is flat, and makes nothing that outlives it. (``find``, since ``in`` first takes
         its bytes for a number and formats the error.)
         """
-        if data.find(b"rror") >= 0 or data[-1] != _LF:
-            return False
+        size = len(data)
+        if data.find(b"rror") >= 0 or size < _LINE_END_BYTES or not (data[-2] == _LF or data[-3] == _LF):
+            return False  # the latter: it ends inside of an event, or with the size of a chunk to come
         count = data.count(DATA)
         if data[0] == _D and data.startswith(b"data:"):
             count += 1
         if (count != 1 or data.find(self._mark) < 0) and is_suspect(data):
             return False
         self.heard_s = now_s
-        self._body_bytes += len(data)
+        self._body_bytes += size
         if count:
             self._gap(count, now_s)
-        if _SHORT_BYTES < len(data) < _TAIL_BYTES:
+        if _SHORT_BYTES < size < _TAIL_BYTES:
             self._before = self._last
             self._last = data
         else:
@@ -225,9 +228,10 @@ class Meter:
         """Whether the last events that passed say that the reply is complete."""
         return ends_reply(self._tail)
 
-    def usage(self, bytes_per_token: float, *, whole: bool = False) -> Usage:
+    def usage(self, bytes_per_token: float, *, whole: bool = False, generates: bool = True) -> Usage:
         """Token counts: the engine's own where it states them and they can be true, else an estimate from the text.
-        *whole*: it is no event stream, and every byte but a few is text.
+
+        *whole*: it is no event stream; *generates*: nearly all of its bytes are generated text.
         """
         tail, stated = self._tail, self.stated
         if tail.find(b'_tokens"') >= 0:
@@ -236,19 +240,23 @@ class Meter:
         output, estimated = stated.output, False
         if sequence is not None:
             output = int(sequence[1])
-        elif not self._plausible(output):
-            output = self._estimate(tail, bytes_per_token) if self.started else 0
-            estimated = self.started
+        elif not self._plausible(output, whole=whole):
+            output = self._estimate(tail, bytes_per_token, whole=whole and generates)
+            estimated = output > 0
         prompt, cached = stated.prompt, stated.cached
         return Usage(output, prompt, min(max(cached, 0), prompt), cached >= 0, estimated)
 
-    def _plausible(self, output: int) -> bool:
+    def _plausible(self, output: int, *, whole: bool) -> bool:
         """Nearly every event has a token or more; what is above the border is no count."""
         if output <= 0 or output > _OUTPUT_MOST:
             return output == 0 and not self.started
+        if whole:
+            return True
         return _PER_EVENT * output + _NOT_COUNTED >= self.events - self._lead
 
-    def _estimate(self, tail: bytes, bytes_per_token: float) -> int:
+    def _estimate(self, tail: bytes, bytes_per_token: float, *, whole: bool) -> int:
+        if not self.started:
+            return max(round((self._body_bytes - _WHOLE_ENVELOPE) / bytes_per_token), 0) if whole else 0
         frames, text_bytes = self._text(tail)
         return max(frames, round(text_bytes / bytes_per_token))
 

@@ -20,6 +20,7 @@ from router.gateway.pauses import paused_s
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.http import HEAD_END, NO_BODY
 from router.gateway.traffic.meter import Gaps
+from router.gateway.traffic.usage import TextDensity
 
 _HEAD_BYTES_MAX: Final = 64 * 1024
 _OWN: Final = " from this router"  # whatever the backend does
@@ -259,13 +260,15 @@ class Upstream:
         target: Target,
         clock: Callable[[], float],
         limits: PoolLimits | None = None,
-        gaps: Gaps | None = None,
+        before: "Upstream | None" = None,
         dialler: Dialler | None = None,
     ) -> None:
         self._dialler: Dialler = dialler or Upstream.connect
         self.target = target
         self.limits = limits or PoolLimits()
-        self.gaps = gaps or Gaps()
+        self.gaps: Gaps = before.gaps if before is not None else Gaps()
+        self.density: TextDensity = before.density if before is not None else TextDensity()
+        self.refuses_usage = False  # it knows no ``stream_options``: requests go to it as they came
         self.wire_name = target.name.encode("latin-1", "replace")
         self.opening: Callable[[bytes, bytes], bytes] = lru_cache(maxsize=64)(partial(_opening, target))
         self.open: set[Connection] = set()

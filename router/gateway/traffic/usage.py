@@ -21,6 +21,13 @@ _PROMPTS: Final = ("prompt_tokens", "input_tokens")
 _OUTPUTS: Final = ("completion_tokens", "output_tokens")
 _DETAILS: Final = ("prompt_tokens_details", "input_tokens_details")
 _NONE: Final = -1
+_TOKENS_TO_LEARN: Final = 8
+_FIRST: Final = 32
+_EVERY: Final = 16
+_MODELS_MAX: Final = 64
+_LEAST: Final = 0.5  # bytes a token: of replies whose reasoning is not shown
+_MOST_BYTES: Final = 32.0
+_STEP: Final = 0.1
 
 
 def _count(usage: Mapping[str, Any], *names: str) -> int:
@@ -107,10 +114,16 @@ def _object(text: bytes) -> Mapping[str, Any]:
 class TextDensity:
     """Bytes of generated text a token, by model, learnt from the replies that state their tokens."""
 
-    __slots__ = ("_by_model",)
+    __slots__ = ("_by_model", "_replies")
 
     def __init__(self) -> None:
         self._by_model: dict[str, float] = {}
+        self._replies = 0
+
+    def due(self) -> bool:
+        """Whether to learn from this reply: each of the first, later a sample, since the text has to be measured."""
+        self._replies += 1
+        return self._replies <= _FIRST or self._replies % _EVERY == 0
 
     def bytes_per_token(self, model: str) -> float:
         """As learnt so far, at first that of English text."""
@@ -125,10 +138,3 @@ class TextDensity:
         ratio = min(max(text_bytes / tokens, _LEAST), _MOST_BYTES)
         before = self._by_model.get(model)
         self._by_model[model] = ratio if before is None else before + _STEP * (ratio - before)
-
-
-_TOKENS_TO_LEARN: Final = 8
-_MODELS_MAX: Final = 64
-_LEAST: Final = 0.5  # bytes a token: of replies whose reasoning is not shown
-_MOST_BYTES: Final = 32.0
-_STEP: Final = 0.1
