@@ -273,7 +273,7 @@ class Guard(Section):
 
 
 class Limits(Section):
-    """Bounds that hold for every policy; what each means is said at ``router.core.dispatcher.Limits``.
+    """Bounds that hold for every policy; what each means is said at ``router.core.flight.DispatchLimits``.
 
     A key left out has the core's default; hedging is off unless ``hedge_slo_share`` is given.
     """

@@ -87,10 +87,16 @@ Translate = Callable[[OpenAICall], Translation]
 _STATUS_BY_NAME: Final[Mapping[str, int]] = {  # of an error's type or code, lower case, where it states no number
     "api_error": 500,
     "authentication_error": 401,
+    "authenticationerror": 401,
     "bad request": 400,
     "badrequesterror": 400,
+    "engine_overloaded": 503,
     "exceed_context_size_error": 400,
+    "generation": 500,
+    "incomplete_generation": 500,
     "insufficient_quota": 429,
+    "internal server error": 500,
+    "internal_error": 500,
     "internal_server_error": 500,
     "internalservererror": 500,
     "invalid_api_key": 401,
@@ -99,38 +105,53 @@ _STATUS_BY_NAME: Final[Mapping[str, int]] = {  # of an error's type or code, low
     "not found": 404,
     "not_found_error": 404,
     "notfounderror": 404,
+    "overloaded": 429,
     "overloaded_error": 503,
     "permission_error": 403,
+    "permissiondeniederror": 403,
     "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
+    "ratelimiterror": 429,
     "request_too_large": 413,
     "server_error": 500,
+    "server_is_overloaded": 503,
     "service unavailable": 503,
     "service_unavailable": 503,
+    "service_unavailable_error": 503,
+    "serviceunavailableerror": 503,
+    "slow_down": 503,
     "timeout_error": 504,
+    "timeouterror": 504,
+    "too many requests": 429,
+    "too_many_requests": 429,
+    "unavailable": 503,
     "unavailable_error": 503,
+    "unprocessableentityerror": 422,
+    "validation": 422,
+    "validation_error": 422,
 }
 _NESTED_MAX: Final = 4  # {"response": {"error": {...}}}, {"detail": {"error": {...}}}
 _FASTCHAT: Final = range(40_000, 60_000)  # its codes are a status and two digits
 _FASTCHAT_STATUS: Final[Mapping[int, int]] = {40_301: 404, 40_303: 400}  # unknown model, prompt too long
 
 
-def _error_of(document: Any) -> Any:
-    """The innermost error of a document: what ``error``, ``detail`` or a response's ``error`` holds."""
-    for _ in range(_NESTED_MAX):
-        if not isinstance(document, dict):
+def _levels(document: Any) -> list[Any]:
+    """An error body from the inside out: what ``error``, ``detail`` or a response's ``error`` holds, then what is
+    around it, which may state the status.
+    """
+    levels = [document]
+    while len(levels) < _NESTED_MAX and isinstance(document, dict) and not isinstance(document.get("message"), str):
+        document = next((document[key] for key in ("error", "detail", "response") if document.get(key)), None)
+        if document is None:
             break
-        inner = next((document[key] for key in ("error", "detail", "response") if document.get(key)), None)
-        if inner is None or isinstance(document.get("message"), str):
-            break
-        document = inner
-    return document
+        levels.insert(0, document)
+    return levels
 
 
 def error_names(payload: bytes) -> frozenset[str]:
     """``param``, ``type`` and ``code`` of an error body, lower case: an engine writes them, never a client."""
     try:
-        error = _error_of(orjson.loads(payload))
+        error = _levels(orjson.loads(payload))[0]
     except orjson.JSONDecodeError:
         return frozenset()
     if not isinstance(error, dict):
@@ -141,20 +162,21 @@ def error_names(payload: bytes) -> frozenset[str]:
 
 def read_error(payload: bytes) -> tuple[int, str]:
     """Status code (0: none) and message of an error body: OpenAI's, Anthropic's, FastAPI's ``detail``, FastChat's,
-    Triton's plain string.
+    text-generation-inference's, Triton's plain string.
     """
     try:
-        error = _error_of(orjson.loads(payload))
+        levels = _levels(orjson.loads(payload))
     except orjson.JSONDecodeError:
         return 0, payload[:_MESSAGE_CHARS_MAX].decode("utf-8", "replace") or "(no body)"
-    if not isinstance(error, dict):
-        return 0, str(error)[:_MESSAGE_CHARS_MAX]
-    return _stated_status(error), str(error.get("message", error.get("text", error)))[:_MESSAGE_CHARS_MAX]
+    status = next(filter(None, (_stated_status(each) for each in levels if isinstance(each, dict))), 0)
+    error = levels[0]
+    message = error.get("message", error.get("text", error)) if isinstance(error, dict) else error
+    return status, str(message)[:_MESSAGE_CHARS_MAX]
 
 
 def _stated_status(error: Mapping[str, Any]) -> int:
     """The status that an error states: a number, one in digits, or one by the name of its type or code."""
-    for key in ("code", "status_code", "status", "error_code", "type"):
+    for key in ("code", "status_code", "status", "error_code", "type", "error_type"):
         value = error.get(key)
         if isinstance(value, str):
             value = int(value) if value.isascii() and value.isdigit() and len(value) == 3 else value.lower()  # noqa: PLR2004

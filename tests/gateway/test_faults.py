@@ -109,6 +109,12 @@ def test_a_clients_words_in_a_message_decide_nothing(kind, words: str) -> None:
         ('{"text":"NETWORK ERROR","error_code":50002}', 500, FAULT),
         ('{"error":{"message":"n","type":"BadRequestError","code":"400"}}', 400, CLIENT),
         (NO_MODEL, 404, MODEL),
+        ('{"error":"Model is overloaded","error_type":"overloaded"}', 429, FULL),
+        ('{"error":"Request failed during generation: oom","error_type":"generation"}', 500, FAULT),
+        ('{"error":{"message":"busy"},"status_code":503}', 503, FULL),
+        ('{"type":"error","error":{"type":"ServiceUnavailableError","message":"The engine is busy"}}', 503, FULL),
+        ('{"error":{"error":{"error":{"error":{"error":{"code":503}}}}}}', 500, FAULT),
+        ('{"error":{"message":{"code":429},"code":true}}', 500, FAULT),
         ('{"error":', 500, FAULT),
     ],
 )
