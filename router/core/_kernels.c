@@ -37,7 +37,7 @@ static inline double roof_s(const double *roof, const double *prior, double toke
 
 /* `rows`: of the forecast, which has `count` columns. */
 static inline Engine engine(const Facts *f, const double *rows, npy_intp count, npy_intp slot, npy_intp i,
-                            double prompt_tokens) {
+                            double prompt_tokens, double sequences) {
     Engine e;
     e.slot = slot;
     const double *prior = e.prior = f->prior + slot * PRIOR, *factor = e.factor = f->factor + slot * TERMS;
@@ -61,7 +61,7 @@ static inline Engine engine(const Facts *f, const double *rows, npy_intp count, 
     e.step_s = e.fixed_s + e.seq_s * e.batch + e.context_s * e.context;
     e.each = e.queued / max2(e.prefilling, 1.0);
     e.last = e.left - e.full * e.room;
-    e.growing = min2(e.batch + e.prefilling + 1.0, fact(f, SEQS_MAX, slot));
+    e.growing = min2(e.batch + e.prefilling + sequences, fact(f, SEQS_MAX, slot));
     e.token_factor = factor[TOKEN];
     e.token_s = prior[TOKEN] * factor[TOKEN];
     e.pair_s = prior[PAIR] * factor[PAIR];
@@ -255,7 +255,7 @@ static void demand_unreported(Arguments *all, Array unreported, npy_intp count) 
 /* -- loops ---------------------------------------------------------------------------------------------------------- */
 
 static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
-    Arguments all = arguments("predicted", given, how_many, 23);
+    Arguments all = arguments("predicted", given, how_many, 24);
     npy_intp end, count;
     Facts f = the_columns(&all, &end);
     Array unreported = read_from(&all, NPY_DOUBLE, 2), hit = read_from(&all, NPY_DOUBLE, 1);
@@ -267,6 +267,7 @@ static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t 
     work.prompt_tokens = a_float(&all), work.mean_prompt_tokens = a_float(&all);
     double output_tokens = a_float(&all);
     work.mean_output_tokens = a_float(&all), work.held_tokens = a_float(&all);
+    double sequences = a_float(&all);
     work.tau_s = a_float(&all), work.peer_tokens_per_s = a_float(&all);
     npy_intp row = an_index(&all, KEPT_QUANTILES);
     double share = a_float(&all), e2e_width = a_float(&all);
@@ -288,7 +289,7 @@ static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t 
     EACH(i, count) {
         npy_intp slot = slots[i];
         if (hits != NULL) rows[CACHED * count + i] = work.prompt_tokens * hits[slot];
-        Engine e = engine(&f, rows, count, slot, i, work.prompt_tokens);
+        Engine e = engine(&f, rows, count, slot, i, work.prompt_tokens, sequences);
         Ahead a = ahead_of(&f, &e, &work);
         int full = a.waiting > 0.0, band = full ? FULL : e.queued > 0.0;
         double step_s = step_of_life_s(&f, &e, work.held_tokens);
@@ -298,7 +299,7 @@ static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t 
         double tpot_s = step_s / (1.0 - busy) * bias[TPOT * BANDS * bias_end];
         double over_s = a.prompt_s + a.pair_s;
         double each_s = over_s * e.own / max2(a.tokens, 1.0) +
-                        output_tokens * (e.seq_s + e.context_s * work.held_tokens);
+                        output_tokens * (e.seq_s * sequences + e.context_s * work.held_tokens);
         rows[TTFT * count + i] = ttft_s;
         rows[TPOT * count + i] = tpot_s;
         rows[E2E * count + i] = ttft_s + after * tpot_s;
@@ -387,7 +388,7 @@ static PyObject *in_time(PyObject *module, PyObject *const *given, Py_ssize_t ho
 }
 
 static PyObject *at_rest(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
-    Arguments all = arguments("at_rest", given, how_many, 10);
+    Arguments all = arguments("at_rest", given, how_many, 11);
     npy_intp end, count;
     Facts f = the_columns(&all, &end);
     the_physics(&all, &f, &end);
@@ -397,6 +398,7 @@ static PyObject *at_rest(PyObject *module, PyObject *const *given, Py_ssize_t ho
     work.prompt_tokens = work.mean_prompt_tokens = a_float(&all);
     double output_tokens = work.mean_output_tokens = a_float(&all);
     work.held_tokens = a_float(&all);
+    double sequences = a_float(&all);
     Array out = written_to(&all, NPY_DOUBLE, 2);
     demand(&all, out.shape[0] == FORECAST && out.shape[1] == count, "rows: one for each of a forecast, a column a slot");
     if (all.failed) return NULL;
@@ -404,7 +406,7 @@ static PyObject *at_rest(PyObject *module, PyObject *const *given, Py_ssize_t ho
     EACH(i, count) {
         npy_intp slot = slots[i];
         const double *bias = (double *)load_bias.data + slot;
-        Engine e = engine(&f, rows, count, slot, i, work.prompt_tokens);
+        Engine e = engine(&f, rows, count, slot, i, work.prompt_tokens, sequences);
         Ahead a = ahead_of(&f, &e, &work);
         double ttft_s = first_token_s(&f, &e, &a) * bias[TTFT * BANDS * load_bias.shape[2]];
         double tpot_s = step_of_life_s(&f, &e, work.held_tokens) * bias[TPOT * BANDS * load_bias.shape[2]];
@@ -432,7 +434,7 @@ static PyObject *expected(PyObject *module, PyObject *const *given, Py_ssize_t h
     const double *rows = forecast.data;
     if (!all.failed) demand_bands(&all, rows + BAND * count + i, 1);
     if (all.failed) return NULL;
-    Engine e = engine(&f, rows, count, slot, i, work.prompt_tokens);
+    Engine e = engine(&f, rows, count, slot, i, work.prompt_tokens, 1.0);
     Ahead a = ahead_of(&f, &e, &work);
     double *out = filled.data;
     out[FIXED] = a.steps * e.fixed_s;

@@ -162,7 +162,7 @@ class Belief:
         model: str,
         expected: Expectation,
         predicted_s: float,
-        steps: int,
+        steps: float,
         since: WorkSnapshot,
         until: WorkSnapshot,
     ) -> None:
@@ -177,7 +177,7 @@ class Belief:
             self._update_load_band_bias(TPOT, slot, expected.band, left)
         self._judge(TPOT, slot, expected, log(actual_s / (steps * predicted_s)), sure)
 
-    def _lived(self, slot: int, model: str, steps: int, since: WorkSnapshot, until: WorkSnapshot) -> Floats:
+    def _lived(self, slot: int, model: str, steps: float, since: WorkSnapshot, until: WorkSnapshot) -> Floats:
         """The terms, at factor 1, of the steps between two marks: of the mean batch, and of the prompts that came."""
         prompts, backend, terms = until.prefilled_tokens - since.prefilled_tokens, self._backends[slot], np.empty(TERMS)
         loops.lived(

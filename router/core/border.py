@@ -34,8 +34,8 @@ CLOCK: Final = "clock"
 SOURCES: Final = (USAGE, REPORT, PEER, BELIEF, BACKEND, CLOCK)
 SENDERS_MOST: Final = 1000  # whose first dropped number is stored as text
 
-OUTPUT_TOKENS_MOST: Final = 1 << 20
-OUTPUT_FACTOR: Final = 8  # output tokens over the request's own cap: the cap is of each of its choices
+OUTPUT_TOKENS_MOST: Final = 1 << 20  # of one sequence
+OUTPUT_FACTOR: Final = 8  # output tokens over the request's own cap: of each of its choices, should there be more
 OUTPUT_SLACK_TOKENS: Final = 16
 PROMPT_FACTOR: Final = 32  # between an estimate from bytes and the engine's count, either way
 PROMPT_SLACK_TOKENS: Final = 4096  # that a chat template or a system prompt of the engine's own may add
@@ -94,10 +94,11 @@ def usage(given: Usage, request: Request, backend: str, context_tokens_max: int,
     """
     output, prompt, cached = given.output_tokens, given.prompt_tokens, given.cached_tokens
     cap, estimated = request.output_tokens_max, request.prompt_tokens
-    output_most = min(OUTPUT_TOKENS_MOST, OUTPUT_FACTOR * cap + OUTPUT_SLACK_TOKENS) if cap else OUTPUT_TOKENS_MOST
+    each_most = min(OUTPUT_TOKENS_MOST, OUTPUT_FACTOR * cap + OUTPUT_SLACK_TOKENS) if cap else OUTPUT_TOKENS_MOST
+    output_most = each_most * request.sequences
     prompt_most = PROMPT_FACTOR * estimated + PROMPT_SLACK_TOKENS
     if context_tokens_max:
-        prompt_most = min(prompt_most, context_tokens_max)
+        prompt_most = min(prompt_most, context_tokens_max * request.prompts)
     output_good = 0 <= output <= output_most
     prompt_good = prompt == 0 or (estimated <= PROMPT_FACTOR * prompt and prompt <= prompt_most)
     cached_good = 0 <= cached <= prompt or cached == 0

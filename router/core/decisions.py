@@ -229,13 +229,13 @@ class RequestRecord(Fact):
 
     @property
     def tpot_s(self) -> float:
-        """Mean time per output token after the first; 0 for a reply of one token, nan for one that came whole or
-        without a token.
+        """Mean time per output token after the first, by the mean length of its sequences; 0 for a reply of one token,
+        nan for one that came whole or without a token.
         """
         if not self.request.streamed or isnan(self.first_token_s):
             return nan
-        after = self.usage.output_tokens - 1
-        return (self.ended_s - self.first_token_s) / after if after > 0 else 0.0
+        after = self.usage.output_tokens / self.request.sequences - 1.0
+        return (self.ended_s - self.first_token_s) / max(after, 1.0) if after > 0.0 else 0.0
 
     @property
     def judged(self) -> bool:

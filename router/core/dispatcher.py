@@ -114,7 +114,8 @@ class Dispatcher(FleetEvents):
 
     def _in_base(self, request: Request) -> Request:
         """The request with its SLO in bounds on TTFT, TPOT and E2E alone, for the reply length that is expected."""
-        reply = self.belief.lengths.estimate(request.model, request.slo_class, request.output_tokens_max)
+        lengths, cap = self.belief.lengths, request.output_tokens_max
+        reply = lengths.longest(request.model, request.slo_class, cap, request.sequences)
         return replace(request, slo=request.slo.in_base(self.belief.prompts.tokens(request), reply.tokens))
 
     def _behind(
@@ -276,7 +277,13 @@ class Dispatcher(FleetEvents):
         bound_s = tpot_bound_s(request, predicted.tpot_s)
         e2e_bound_s = e2e_tpot_bound_s(request, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens)
         held = self.ledger.load.reserve(
-            slot, forecast.prefill_tokens_at(index), forecast.tokens, bound_s, now_s, e2e_bound_s
+            slot,
+            forecast.prefill_tokens_at(index),
+            forecast.tokens,
+            bound_s,
+            now_s,
+            e2e_bound_s,
+            float(request.sequences),
         )
         attempt = flight.send(backend, held, predicted, now_s)
         if request.prefix:

@@ -90,6 +90,7 @@ class Forecast:
         "_breaks",
         "_cached",
         "_fleet",
+        "_longest",
         "_mean_output_tokens",
         "_reply",
         "_request",
@@ -103,15 +104,19 @@ class Forecast:
     )
 
     prompt_tokens: float  # as engines are expected to count them
-    tokens: float  # that this request holds when half of its reply is out
+    tokens: float  # that this request holds when half of each of its replies is out
 
     def __init__(self, request: Request, fleet: Fleet, belief: Belief) -> None:
         self._request = request
         self._fleet = fleet
         self._belief = belief
-        self._reply = belief.lengths.estimate(request.model, request.slo_class, request.output_tokens_max)
+        cap, sequences = request.output_tokens_max, request.sequences
+        self._reply = belief.lengths.estimate(request.model, request.slo_class, cap)
+        self._longest = (
+            belief.lengths.longest(request.model, request.slo_class, cap, sequences) if sequences > 1 else self._reply
+        )
         self.prompt_tokens = belief.prompts.tokens(request)
-        self.tokens = max(self.prompt_tokens + self._reply.tokens / 2, 1.0)
+        self.tokens = max(self.prompt_tokens + self._reply.tokens / 2 * sequences, 1.0)
         self._cached: Floats | None = None
         self._resident: Floats | None = None  # tokens of the prompt as estimated, by what was sent before
         self._rows: Floats | None = None
@@ -127,8 +132,8 @@ class Forecast:
 
     @property
     def output_tokens(self) -> float:
-        """Expected output tokens of this request."""
-        return self._reply.tokens
+        """Expected output tokens of this request; of several sequences, those of the longest: it sets the end."""
+        return self._longest.tokens
 
     @property
     def state(self) -> NDArray[np.int8]:
@@ -191,7 +196,7 @@ class Forecast:
             rows[CACHED], hit = self.cached_tokens, _NOTHING
         unreported_peer_load = fleet.unreported_peer_load
         row, share = between(request.slo.quantile)
-        self._width = hypot(reply.spread, WIDTH_MIN)
+        self._width = hypot(self._longest.spread, WIDTH_MIN)
         self._mean_output_tokens = belief.lengths.mean_tokens(request.model, reply.tokens)
         loops.predicted(
             fleet.columns,
@@ -206,9 +211,10 @@ class Forecast:
             fleet.now_s,
             self.prompt_tokens,
             max(1.0, belief.prompts.mean_tokens(request.model, self.prompt_tokens)),
-            reply.tokens,
+            self._longest.tokens,
             self._mean_output_tokens,
             self.tokens,
+            float(request.sequences),
             RATE_TAU_S,
             fleet.prompt_tokens_per_s_each,
             row,
@@ -290,8 +296,9 @@ class Forecast:
             load_band_bias,
             self._fleet.slots,
             self.prompt_tokens,
-            self._reply.tokens,
+            self._longest.tokens,
             self.tokens,
+            float(self._request.sequences),
             rows,
         )
         return frozen(rows[:METRICS])
@@ -299,17 +306,19 @@ class Forecast:
     # -- the reply's length ---------------------------------------------------------------------------------------
 
     def reply_tokens(self, quantile: float) -> float:
-        """The length that this request's reply does not exceed with probability ``quantile``; its cap bounds it."""
+        """The length that no reply of this request exceeds with probability ``quantile``; its cap bounds it."""
         request = self._request
+        if request.sequences > 1:
+            quantile = quantile ** (1.0 / request.sequences)
         return self._belief.lengths.quantile(request.model, request.slo_class, quantile, request.output_tokens_max)
 
     def in_time(self, tokens: Floats) -> Floats:
-        """Row 0: the probability that this request's reply has at most so many tokens, an entry a candidate; row 1: its
-        slope over the log of tokens.
+        """Row 0: the probability that every reply of this request has at most so many tokens, an entry a candidate; row
+        1: its slope over the log of tokens.
         """
         request, chances = self._request, np.empty((2, len(tokens)))
         tokens = np.ascontiguousarray(tokens, dtype=np.float64)
-        alive = self._belief.lengths.survival(request.model, request.slo_class)
+        alive = self._belief.lengths.survival(request.model, request.slo_class, request.sequences)
         loops.in_time(alive, float(BINS_PER_OCTAVE), float(request.output_tokens_max), tokens, chances)
         return frozen(chances)
 

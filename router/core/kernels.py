@@ -132,13 +132,14 @@ def roof_s(roofs: Cells, prior: Cells, slot: int, tokens: float) -> float:
 
 
 def _engine(
-    columns: Cells, rows: Cells, prior: Cells, factor: Cells, roofs: Cells, slot: int, i: int, prompt_tokens: float
+    columns: Cells, rows: Cells, prior: Cells, factor: Cells, roofs: Cells, slot: int, i: int, prompt_tokens: float,
+    sequences: float,
 ) -> _Engine:  # fmt: skip
     """The candidate at ``i``, whose load and cached tokens are in ``rows``.
 
     ``scheduled_s``: of steps that an engine which decodes has made up its mind about before it looks at newcomers. How
     the prompts ahead and the own one fall into steps: the one under way has taken in ``first`` tokens of the queue;
-    ``full`` ones and a last with ``last`` take what is ``left``.
+    ``full`` ones and a last with ``last`` take what is ``left``. ``growing``: the batch once its ``sequences`` are in.
     """
     prefilling, batch, context = rows[LOADS + PREFILLING, i], rows[LOADS + DECODING, i], rows[LOADS + CONTEXT_TOKENS, i]
     queued = max(rows[LOADS + PREFILL_TOKENS, i], 0.0)  # sums of floats drift
@@ -158,7 +159,7 @@ def _engine(
         queued / max(prefilling, 1.0),
         room, first, left, full,
         left - full * room,
-        min(batch + prefilling + 1.0, columns[SEQS_MAX, slot]),
+        min(batch + prefilling + sequences, columns[SEQS_MAX, slot]),
         over_batch_s, fixed_s, seq_s, context_s,
         factor[slot, TOKEN],
         prior[slot, TOKEN] * factor[slot, TOKEN],
@@ -361,18 +362,19 @@ def _expected_violations(
 def predicted(
     columns: Cells, unreported: Cells, hit: Cells, prior: Cells, factor: Cells, roofs: Cells, load_bias: Cells,
     spread: Cells, slots: Places, now_s: float, prompt_tokens: float, mean_prompt_tokens: float, output_tokens: float,
-    mean_output_tokens: float, held_tokens: float, tau_s: float, peer_tokens_per_s: float, row: int, share: float,
-    e2e_width: float, alive: Cells, per_octave: float, rows: Cells,
+    mean_output_tokens: float, held_tokens: float, sequences: float, tau_s: float, peer_tokens_per_s: float, row: int,
+    share: float, e2e_width: float, alive: Cells, per_octave: float, rows: Cells,
 ) -> None:  # fmt: skip
     """Fill ``rows``, one column a candidate: TTFT, TPOT and E2E (seconds), the band of its load, the same three at a
     quantile (``tails``), CACHED unless it is filled already, its load and, where ``alive`` is given,
     EXPECTED_TPOT_VIOLATIONS.
 
-    ``columns``: the ledger's; ``unreported``: ``Ledger.unreported_peer_load``, empty for none; ``hit``: by slot, the
-    share of a prompt that is cached, empty where CACHED is filled; ``prior``, ``factor``, ``roofs``: one row a slot;
-    ``load_bias`` and ``spread``: by metric, band and slot; ``tau_s`` and ``peer_tokens_per_s``: see ``_tokens_per_s``;
-    ``alive``: of replies, the share that reaches each bin, ``per_octave`` of them from one power of two to the next
-    (empty: EXPECTED_TPOT_VIOLATIONS is not filled).
+    ``output_tokens``: of the longest of the request's ``sequences``; ``held_tokens``: of all of them. ``columns``: the
+    ledger's; ``unreported``: ``Ledger.unreported_peer_load``, empty for none; ``hit``: by slot, the share of a prompt
+    that is cached, empty where CACHED is filled; ``prior``, ``factor``, ``roofs``: one row a slot; ``load_bias`` and
+    ``spread``: by metric, band and slot; ``tau_s`` and ``peer_tokens_per_s``: see ``_tokens_per_s``; ``alive``: of
+    replies, the share that reaches each bin, ``per_octave`` of them from one power of two to the next (empty:
+    EXPECTED_TPOT_VIOLATIONS is not filled).
     """
     loads(columns, slots, unreported, np.asarray(rows)[LOADS : LOADS + LOAD])
     work = _Work(now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens, tau_s, peer_tokens_per_s)
@@ -380,7 +382,7 @@ def predicted(
         slot = slots[i]
         if len(hit) > 0:
             rows[CACHED, i] = prompt_tokens * hit[slot]
-        e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens)
+        e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens, sequences)
         ahead = _ahead(columns, prior, roofs, e, work)
         full = ahead.waiting > 0.0
         band = FULL if full else int(e.queued > 0.0)
@@ -393,7 +395,7 @@ def predicted(
         rows[PREFILL_SHARE, i] = busy
         own_s = (ahead.prompt_s + ahead.pair_s) * e.own / max(ahead.tokens, 1.0)
         rows[IMPOSED_DELAY_S, i] = (e.batch + e.prefilling) * (
-            own_s + output_tokens * (e.seq_s + e.context_s * held_tokens)
+            own_s + output_tokens * (e.seq_s * sequences + e.context_s * held_tokens)
         )
         rows[EXPECTED_TPOT_VIOLATIONS, i] = 0.0
         spare_s = columns[TPOT_BOUND_S, slot] - e.step_s
@@ -408,7 +410,7 @@ def predicted(
 
 def at_rest(
     columns: Cells, prior: Cells, factor: Cells, roofs: Cells, load_bias: Cells, slots: Places, prompt_tokens: float,
-    output_tokens: float, held_tokens: float, rows: Cells,
+    output_tokens: float, held_tokens: float, sequences: float, rows: Cells,
 ) -> None:  # fmt: skip
     """Fill TTFT, TPOT and E2E of ``rows`` as they would be with nothing else in flight: what waiting could lead to at
     best. ``rows``: as ``predicted`` filled them but for the load, which is 0.
@@ -416,7 +418,7 @@ def at_rest(
     work = _Work(0.0, prompt_tokens, prompt_tokens, output_tokens, held_tokens)
     for i in range(len(slots)):
         slot = slots[i]
-        e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens)
+        e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens, sequences)
         ahead = _ahead(columns, prior, roofs, e, work)
         rows[TTFT, i] = _first_token_s(columns, e, ahead) * load_bias[TTFT, 0, slot]
         rows[TPOT, i] = _step_of_life_s(columns, prior, factor, roofs, e, held_tokens) * load_bias[TPOT, 0, slot]
@@ -432,7 +434,7 @@ def expected(
     ``predicted`` filled them.
     """
     work = _Work(now_s, prompt_tokens, prompt_tokens, mean_output_tokens, held_tokens)
-    e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens)
+    e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens, 1.0)
     ahead = _ahead(columns, prior, roofs, e, work)
     out[FIXED] = ahead.steps * e.fixed_s
     out[SEQ] = ahead.steps * (e.seq_s * e.batch)

@@ -4,7 +4,6 @@ Compares what was predicted at the send with what came. An attempt whose backend
 whatever is there now. Must not depend on the dispatcher, nor on why a backend was chosen.
 """
 
-from dataclasses import replace
 from math import inf
 
 from router.core import border
@@ -29,11 +28,12 @@ def learn_reply(belief: Belief, ledger: Ledger, request: Request, done: Attempt,
     many tokens it has teaches neither length nor TPOT.
     """
     held, predicted = done.reservation, done.predicted
-    belief.prompts.update(request.model, request.prompt_tokens, usage.prompt_tokens, request.prompt_sigma)
+    belief.prompts.update_by(request, usage.prompt_tokens)
     if usage.output_tokens <= 0:
         return
+    tokens = usage.output_tokens / request.sequences  # of each, as far as the engine says
     if not usage.estimated:
-        belief.lengths.update(request.model, request.slo_class, usage.output_tokens, request.output_tokens_max)
+        belief.lengths.update(request.model, request.slo_class, max(1, round(tokens)), request.output_tokens_max)
     if held.generation != ledger.table.generation[held.slot]:
         return
     if usage.prompt_tokens > 0:
@@ -42,9 +42,8 @@ def learn_reply(belief: Belief, ledger: Ledger, request: Request, done: Attempt,
     if predicted.expectation is None or done.prefilled is None:
         return
     slot, expected, until = held.slot, predicted.expectation, ledger.metering.snapshot(held.slot, now_s)
-    if usage.output_tokens > 1 and not usage.estimated:
-        steps = usage.output_tokens - 1
-        belief.tpot(slot, request.model, expected, predicted.tpot_s, steps, done.prefilled, until)
+    if tokens > 1.0 and not usage.estimated:
+        belief.tpot(slot, request.model, expected, predicted.tpot_s, max(tokens - 1.0, 1.0), done.prefilled, until)
     belief.end(slot, expected, predicted.e2e_s, now_s - done.sent_s)
 
 
@@ -63,5 +62,4 @@ def learn_context_exceeded(
     if failure.at_least:
         belief.prompts.at_least(request, counted)
     elif counted:
-        belief.prompts.update(request.model, request.prompt_tokens, counted, request.prompt_sigma)
-        flight.request = replace(request, prompt_tokens=counted, prompt_sigma=0.0)
+        flight.request = belief.prompts.counted(request, counted)

@@ -25,6 +25,7 @@ BINS: Final = 18 * BINS_PER_OCTAVE  # up to 2**18 tokens
 REFRESH: Final = 16  # replies between two readings of a distribution: a mean over 500 moves little in 16
 WEIGHT_MAX: Final = 1e6  # of one reply, before all are scaled back
 CAPS_KEPT: Final = 256  # caps whose estimate is cached between two updates
+CURVES_KEPT: Final = 16  # numbers of replies whose longest is cached between two updates
 MEAN_GAIN_MIN: Final = 0.02  # of the newest reply in the mean of a model's
 NO_WEIGHT: Final = 1e-9  # less weight of replies than this is rounding
 _EDGES: Final = 2.0 ** (np.arange(BINS + 1) / BINS_PER_OCTAVE)
@@ -49,28 +50,36 @@ def _bin(tokens: float) -> int:
     return min(BINS - 1, int(log2(max(1.0, tokens)) * BINS_PER_OCTAVE))
 
 
+def _reach(ended: list[float], cut: list[float]) -> list[float]:
+    """The probability to reach each bin, by the weights of replies that ended, and of those that were cut, in each."""
+    total = 0.0
+    for i in range(BINS):
+        total += ended[i] + cut[i]
+    gone, alive = 0.0, 1.0
+    reach = [alive]
+    for i in range(BINS):
+        gone += ended[i] + cut[i]
+        at_risk = total - gone + (ended[i] + cut[i])
+        if i == BINS - 1:
+            alive = 0.0
+        elif at_risk > NO_WEIGHT:
+            alive *= 1.0 - ended[i] / at_risk
+        reach.append(alive)
+    return reach
+
+
 class SurvivalCurve:
-    """What weights say: the probability to reach each bin, and the moments of what ends before it."""
+    """The probability to reach each bin, and the moments of what ends before it."""
 
     __slots__ = ("_alive", "below", "reach")
 
-    def __init__(self, ended: list[float], cut: list[float]) -> None:
-        total = 0.0
-        for i in range(BINS):
-            total += ended[i] + cut[i]
-        gone = mean = first = second = 0.0
-        alive = 1.0
-        self.reach = [alive]
+    def __init__(self, reach: list[float]) -> None:
+        mean = first = second = 0.0
+        alive = reach[0]
+        self.reach = reach
         means, firsts, seconds = [0.0], [0.0], [0.0]
         for i in range(BINS):
-            before = alive
-            gone += ended[i] + cut[i]
-            at_risk = total - gone + (ended[i] + cut[i])
-            if i == BINS - 1:
-                alive = 0.0
-            elif at_risk > NO_WEIGHT:
-                alive *= 1.0 - ended[i] / at_risk
-            self.reach.append(alive)
+            before, alive = alive, reach[i + 1]
             mean += (before - alive) * _TOKENS[i]
             first += (before - alive) * _LOGS[i]
             second += (before - alive) * _SQUARES[i]
@@ -86,6 +95,10 @@ class SurvivalCurve:
         if self._alive is None:
             self._alive = np.array(self.reach)
         return self._alive
+
+    def longest(self, of: int) -> "SurvivalCurve":
+        """The same of the longest of so many replies."""
+        return SurvivalCurve([1.0 - (1.0 - each) ** of for each in self.reach])
 
     def quantile(self, quantile: float) -> float:
         """The length that is exceeded with probability 1 - ``quantile``."""
@@ -109,7 +122,7 @@ class SurvivalCurve:
 class _Replies:
     """One distribution: weights of replies that ended, and of those that were cut, in each bin."""
 
-    __slots__ = ("_curve", "_estimates", "_quantiles", "_since", "_weight", "_weights")
+    __slots__ = ("_curve", "_estimates", "_longest", "_quantiles", "_since", "_weight", "_weights")
 
     def __init__(self) -> None:
         ended: list[float] = (START_WEIGHT * _START_SHARES).tolist()
@@ -118,6 +131,7 @@ class _Replies:
         self._since = 0
         self._curve: SurvivalCurve | None = None
         self._estimates: dict[int, LengthEstimate] = {}
+        self._longest: dict[int, SurvivalCurve] = {}  # of so many replies
         self._quantiles: dict[float, float] = {}
 
     def update(self, tokens: int, cap: int) -> None:
@@ -129,6 +143,7 @@ class _Replies:
             self._since = 0
             self._curve = None
             self._estimates.clear()
+            self._longest.clear()
             self._quantiles.clear()
             self._rescale()
 
@@ -139,8 +154,17 @@ class _Replies:
 
     def _survival(self) -> SurvivalCurve:
         if self._curve is None:
-            self._curve = SurvivalCurve(*self._weights)
+            self._curve = SurvivalCurve(_reach(*self._weights))
         return self._curve
+
+    def longest(self, of: int) -> SurvivalCurve:
+        """The curve of the longest of so many replies."""
+        known = self._longest.get(of)
+        if known is None:
+            if len(self._longest) > CURVES_KEPT:
+                self._longest.clear()
+            known = self._longest[of] = self._survival().longest(of)
+        return known
 
     def survival(self) -> Floats:
         """Element i: the probability to reach bin i; a cut reply was at risk until its cut. As last read."""
@@ -217,6 +241,12 @@ class Lengths:
         """What to expect of a new reply under its own cap (0: none)."""
         return self._replies.get((model, slo_class), self._unseen).estimate(cap)
 
+    def longest(self, model: str, slo_class: str, cap: int, of: int) -> LengthEstimate:
+        """What to expect of the longest of so many new replies to one request, each under its cap (0: none)."""
+        if of == 1:
+            return self.estimate(model, slo_class, cap)
+        return self._replies.get((model, slo_class), self._unseen).longest(of).estimate(float(cap))
+
     def export(self, model: str) -> dict[str, dict[str, list[float]]]:
         """What was learnt of one model's replies, by SLO class, as plain numbers."""
         return {kind: replies.plain() for (name, kind), replies in self._replies.items() if name == model}
@@ -226,9 +256,12 @@ class Lengths:
         for kind, plain in learnt.items():
             self._replies.setdefault((model, kind), _Replies.of(plain))
 
-    def survival(self, model: str, slo_class: str) -> Floats:
-        """Element i: the probability that a reply has at least ``2 ** (i / BINS_PER_OCTAVE)`` tokens; to be read."""
-        return self._replies.get((model, slo_class), self._unseen).survival()
+    def survival(self, model: str, slo_class: str, sequences: int = 1) -> Floats:
+        """Element i: the probability that a reply, or the longest of so many, has at least
+        ``2 ** (i / BINS_PER_OCTAVE)`` tokens; to be read.
+        """
+        replies = self._replies.get((model, slo_class), self._unseen)
+        return replies.survival() if sequences == 1 else replies.longest(sequences).alive
 
     def quantile(self, model: str, slo_class: str, quantile: float, cap: int = 0) -> float:
         """Output tokens that a reply exceeds with probability 1 - ``quantile``, or its cap if that is less."""

@@ -1,5 +1,7 @@
 """What this router has in flight on each backend: one reservation an attempt, from its send to its end.
 
+Loads count sequences, as engines do: a request for several choices is several in the batch, from one prompt.
+
 A reservation is made once and released once, and it belongs to the generation of its slot: one that outlives its
 backend releases nothing. Must not depend on peers or reports, which say what others have there, nor on how a backend
 was chosen.
@@ -33,7 +35,16 @@ _INF: Final = float("inf")
 class Reservation:
     """One attempt's place on one backend; ``Loads`` alone changes it. ``phase``: PREFILLING, DECODING or released."""
 
-    __slots__ = ("context_tokens", "e2e_tpot_bound_s", "generation", "phase", "prompt_tokens", "slot", "tpot_bound_s")
+    __slots__ = (
+        "context_tokens",
+        "e2e_tpot_bound_s",
+        "generation",
+        "phase",
+        "prompt_tokens",
+        "sequences",
+        "slot",
+        "tpot_bound_s",
+    )
 
     def __init__(
         self,
@@ -43,6 +54,7 @@ class Reservation:
         context_tokens: float,
         tpot_bound_s: float,
         e2e_tpot_bound_s: float,
+        sequences: float,
     ) -> None:
         self.slot = slot
         self.generation = generation
@@ -50,6 +62,7 @@ class Reservation:
         self.context_tokens = context_tokens
         self.tpot_bound_s = tpot_bound_s
         self.e2e_tpot_bound_s = e2e_tpot_bound_s
+        self.sequences = sequences
         self.phase = PREFILLING
 
 
@@ -85,9 +98,9 @@ class _Prefill:
         self.tpot_bounds = _Bounds()
         self.e2e_tpot_bounds = _Bounds()
 
-    def end(self, prompt_tokens: float) -> None:
-        """One is over. Sums of floats drift; with none left the sum is 0."""
-        self.prefilling -= 1.0
+    def end(self, prompt_tokens: float, sequences: float) -> None:
+        """So many are over. Sums of floats drift; with none left the sum is 0."""
+        self.prefilling -= sequences
         self.tokens = self.tokens - prompt_tokens if self.prefilling else 0.0
 
 
@@ -117,13 +130,14 @@ class Loads:
         tpot_bound_s: float,
         now_s: float,
         e2e_tpot_bound_s: float = float("inf"),
+        sequences: float = 1.0,
     ) -> Reservation:
-        """Count an attempt from now on: ``prompt_tokens`` to prefill, ``context_tokens`` it will hold while decoding;
-        the bounds are those that later requests have to leave it (inf: none).
+        """Count an attempt from now on: ``prompt_tokens`` to prefill, ``context_tokens`` that its ``sequences`` will
+        hold while decoding; the bounds are those that later requests have to leave it (inf: none).
         """
         there, cells = self._prefills[slot], self._table.cells
         self._metering.meters[slot].integrate(now_s, self._metering.prompt_tokens_per_s_each)
-        there.prefilling += 1.0
+        there.prefilling += sequences
         there.tokens += prompt_tokens
         cells[PREFILLING][slot], cells[PREFILL_TOKENS][slot] = there.prefilling, there.tokens
         decayed = cells[PREFILL_RATE][slot] * exp((cells[RATE_AT_S][slot] - now_s) / RATE_TAU_S)
@@ -141,7 +155,7 @@ class Loads:
             there.e2e_tpot_bounds.add(e2e_tpot_bound_s)
             self._tighten(OWN_E2E_TPOT_BOUND_S, slot, e2e_tpot_bound_s)
         generation = self._table.generation[slot]
-        return Reservation(slot, generation, prompt_tokens, context_tokens, tpot_bound_s, e2e_tpot_bound_s)
+        return Reservation(slot, generation, prompt_tokens, context_tokens, tpot_bound_s, e2e_tpot_bound_s, sequences)
 
     def prefilled(self, held: Reservation, now_s: float) -> None:
         """The first token came: prefill load becomes decode load."""
@@ -151,7 +165,7 @@ class Loads:
         meter, cells = self._metering.meters[slot], self._table.cells
         meter.integrate(now_s, self._metering.prompt_tokens_per_s_each)
         self._end_prefill(held, slot)
-        meter.decoding += 1.0
+        meter.decoding += held.sequences
         meter.context_tokens += held.context_tokens
         meter.prefilled_tokens += held.prompt_tokens
         cells[DECODING][slot], cells[CONTEXT_TOKENS][slot] = meter.decoding, meter.context_tokens
@@ -169,7 +183,7 @@ class Loads:
         if phase == PREFILLING:
             self._end_prefill(held, slot)
         else:
-            meter.decoding -= 1.0
+            meter.decoding -= held.sequences
             meter.context_tokens = meter.context_tokens - held.context_tokens if meter.decoding else 0.0
             cells[DECODING][slot], cells[CONTEXT_TOKENS][slot] = meter.decoding, meter.context_tokens
         if held.tpot_bound_s != _INF:
@@ -193,5 +207,5 @@ class Loads:
 
     def _end_prefill(self, held: Reservation, slot: int) -> None:
         there, cells = self._prefills[slot], self._table.cells
-        there.end(held.prompt_tokens)
+        there.end(held.prompt_tokens, held.sequences)
         cells[PREFILLING][slot], cells[PREFILL_TOKENS][slot] = there.prefilling, there.tokens

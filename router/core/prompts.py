@@ -7,6 +7,7 @@ long ones, and the error says so. Must not depend on: any backend, any queue, ho
 change).
 """
 
+from dataclasses import replace
 from math import exp, sqrt
 from typing import Final
 
@@ -81,39 +82,53 @@ class Prompts:
         self._known: dict[str, _Counts] = {}
         self._unknown = _Counts(0.0)
 
-    def update(self, model: str, estimated_tokens: float, counted_tokens: int, sigma: float = TEXT_SIGMA) -> None:
-        """Fold in one engine's count (0: not reported); ``sigma``: of that estimate."""
+    def update_by(self, request: Request, counted_tokens: int) -> None:
+        """Fold in the count of a request's prompts together (0: not reported)."""
+        of = request.prompts
+        self.update(request.model, request.prompt_tokens / of, counted_tokens / of, request.prompt_sigma)
+
+    def update(self, model: str, estimated_tokens: float, counted_tokens: float, sigma: float = TEXT_SIGMA) -> None:
+        """Fold in one engine's count (0: not reported) of one prompt; ``sigma``: of that estimate."""
         if counted_tokens <= 0 or estimated_tokens <= 0:
             return
         known = self._known.get(model)
         if known is None:
-            known = self._known[model] = _Counts(float(counted_tokens))
+            known = self._known[model] = _Counts(counted_tokens)
         if sigma > 0.0:
-            known.update(estimated_tokens, float(counted_tokens), sigma / TEXT_SIGMA)
+            known.update(estimated_tokens, counted_tokens, sigma / TEXT_SIGMA)
         known.mean += max(MEAN_GAIN_MIN, 1.0 / (known.seen + 2.0)) * (counted_tokens - known.mean)
         known.seen += 1
 
     def at_least(self, request: Request, tokens: int) -> None:
         """Fold in that its prompt has so many tokens or more: where that is more than was expected, it is a count."""
-        if tokens > self.tokens(request):
-            self.update(request.model, request.prompt_tokens, tokens, request.prompt_sigma)
+        if request.prompts == 1 and tokens > self.tokens(request):
+            self.update_by(request, tokens)
+
+    def counted(self, request: Request, tokens: int) -> Request:
+        """Fold in a count of its prompt; the request with that size. Of several prompts nobody says which was meant."""
+        if request.prompts > 1:
+            return request
+        self.update_by(request, tokens)
+        return replace(request, prompt_tokens=tokens, prompt_sigma=0.0)
 
     def tokens(self, request: Request) -> float:
-        """The prompt of this request as engines are expected to count it."""
+        """The prompts of this request together as engines are expected to count them."""
         if request.prompt_sigma == 0.0:
             return float(request.prompt_tokens)
-        return self._known.get(request.model, self._unknown).expected(request.prompt_tokens)
+        of = request.prompts
+        return self._known.get(request.model, self._unknown).expected(request.prompt_tokens / of) * of
 
     def bounds(self, request: Request) -> tuple[float, float]:
-        """The least tokens that its prompt may have, and the most that are to be reckoned with.
+        """The least tokens that its prompt, or the longest of several, may have, and the most to be reckoned with.
 
         The least is beyond doubt (three standard deviations of the log): who refuses a request must not be wrong. The
         most is what nearly all such prompts stay below (two): one that is longer has to be sent again.
         """
-        tokens = self.tokens(request)
+        estimate = float(request.prompt_tokens_longest or request.prompt_tokens)
         if request.prompt_sigma == 0.0:
-            return tokens, tokens
-        known, estimate = self._known.get(request.model, self._unknown), float(request.prompt_tokens)
+            return estimate, estimate
+        known = self._known.get(request.model, self._unknown)
+        tokens = known.expected(estimate)
         of_text = max(TEXT_VARIANCE_MIN, known.text_variance) * (request.prompt_sigma / TEXT_SIGMA * estimate) ** 2
         spread = min(SPREAD_MOST, sqrt(known.variance(estimate) + of_text) / tokens)
         return tokens * exp(-LEAST_SIGMAS * spread), tokens * exp(MOST_SIGMAS * spread)

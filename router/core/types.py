@@ -142,7 +142,9 @@ class Request(Fact):
     (0: none given); ``slo_class`` names where the SLO came from and keys the output-length statistics; ``priority`` is
     smaller for more urgent (vLLM's convention); ``prefix`` are hashes of the prompt's successive blocks, each covering
     everything before it, for prefix-cache affinity; ``streamed``: the client sees the first token when it comes (else
-    the reply arrives whole, so only its end can be timed or judged); ``endpoint``: the pattern of its path, which not
+    the reply arrives whole, so only its end can be timed or judged); ``sequences`` that the engine generates (``n``
+    choices for each prompt), of ``prompts`` prompts that ``prompt_tokens`` are of together, the longest of
+    ``prompt_tokens_longest`` (0: there is but one); ``endpoint``: the pattern of its path, which not
     every engine's server has.
     """
 
@@ -160,6 +162,9 @@ class Request(Fact):
     prefix_block_tokens: Final[int]
     streamed: Final[bool]
     prompt_sigma: Final[float]
+    sequences: Final[int]
+    prompts: Final[int]
+    prompt_tokens_longest: Final[int]
     endpoint: Final[str]
 
     def __init__(
@@ -178,6 +183,9 @@ class Request(Fact):
         prefix_block_tokens: int = 0,
         streamed: bool = True,
         prompt_sigma: float = 0.0,
+        sequences: int = 1,
+        prompts: int = 1,
+        prompt_tokens_longest: int = 0,
         endpoint: str = "",
     ) -> None:
         self.id = id
@@ -194,6 +202,9 @@ class Request(Fact):
         self.prefix_block_tokens = prefix_block_tokens
         self.streamed = streamed
         self.prompt_sigma = prompt_sigma
+        self.sequences = sequences
+        self.prompts = prompts
+        self.prompt_tokens_longest = prompt_tokens_longest
         self.endpoint = endpoint
 
     @property
@@ -334,7 +345,7 @@ def _report_of(asked_s: float, numbers: Mapping[str, float]) -> EngineReport:
 
 @dataclass(frozen=True, slots=True)
 class Load(Fact):
-    """Work in flight on one backend: requests without a first token and those with one, the tokens they hold, and the
+    """Work in flight on one backend: sequences without a first token and those with one, the tokens they hold, and the
     tightest TPOT SLO of any of them (0: none).
     """
 

@@ -24,7 +24,8 @@ def nobody_takes(roster: Roster, request: Request, prompts: Prompts) -> Shed:
     least, most = prompts.bounds(request)
     if least >= longest:
         exact = least == most
-        size = f"{request.prompt_tokens}" if exact else f"about {prompts.tokens(request):.0f} (at least {least:.0f})"
+        tokens = request.prompt_tokens_longest or request.prompt_tokens
+        size = f"{tokens}" if exact else f"about {tokens} (at least {least:.0f})"
         why = f"a prompt of {size} tokens; the longest context of any backend of {model!r} is {longest:.0f}"
         return Shed(Reason.TOO_LONG, why)
     return Shed(Reason.NO_BACKEND, f"no backend of {model!r} that takes it is up and awake", RETRY_S)

@@ -151,9 +151,9 @@ def test_what_is_predicted(seed, count, kind, share):
         columns, unreported, hit, *physics, of.numbers(2, BANDS, of.capacity, most=2.0),
         of.numbers(METRICS, KEPT_QUANTILES, BANDS, of.capacity, most=2.0), slots, of.number(), of.number(most=4000.0),
         of.number(most=4000.0), of.number(most=400.0), of.number(most=400.0), of.number(most=4000.0),
-        of.number(most=9.0), of.number(), of.index(KEPT_QUANTILES - 1), share, of.number(most=2.0), alive, 4.0,
-        of.rows(count),
-        filled=(22,),
+        of.number(least=1.0, most=9.0), of.number(most=9.0), of.number(), of.index(KEPT_QUANTILES - 1), share,
+        of.number(most=2.0), alive, 4.0, of.rows(count),
+        filled=(23,),
     )  # fmt: skip
 
 
@@ -170,7 +170,18 @@ def test_what_follows_from_a_forecast(seed, count, kind, share):
     same(KERNELS, kernels.in_time, of.alive(), 4.0, of.number(most=99.0), tokens, chances, filled=(4,))
     asked = (of.number(most=4000.0), of.number(most=400.0), of.number(most=4000.0))
     load_bias = of.numbers(2, BANDS, of.capacity, most=2.0)
-    same(KERNELS, kernels.at_rest, of.columns(), *physics, load_bias, slots, *asked, rows, filled=(9,))
+    same(
+        KERNELS,
+        kernels.at_rest,
+        of.columns(),
+        *physics,
+        load_bias,
+        slots,
+        *asked,
+        of.number(most=9.0),
+        rows,
+        filled=(10,),
+    )
     for i, slot in enumerate(slots.tolist()):
         same(
             KERNELS, kernels.expected, of.columns(), *physics, spread, slot, i, of.number(), *asked, rows,

@@ -118,6 +118,7 @@ FACTS: Final[Mapping[str, Callable[[Seen], Any] | str]] = {
     "Request.endpoint": "a trace has no paths",
     **_of("request", "model", "arrived_s", "prompt_tokens", "output_tokens_max", "slo", "slo_class", "priority"),
     **_of("request", "tenant", "session", "prefix", "prefix_block_tokens", "streamed", "first_token_due_s"),
+    **_of("request", "sequences", "prompts", "prompt_tokens_longest"),
     # Of the fleet: who is there, what they are, what they have to do, what is cached, who waits.
     **_of(
         "fleet",

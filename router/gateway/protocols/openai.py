@@ -28,14 +28,17 @@ from router.gateway.protocols.prompts import (
     wrong,
 )
 
+SEQUENCES_MAX: Final = 16_384  # of one request, as vLLM's VLLM_MAX_N_SEQUENCES; llama.cpp, Dynamo and OpenAI take fewer
+_DIGITS_MAX: Final = 9
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One path that is routed. ``prompt`` finds the engine's prompt in the body.
 
     ``states_end``: a whole stream has an event that says that it is; ``output``: the body's caps on output tokens, the
-    first one counts;
-    ``generates``: a reply is generated, so that the prompt's KV is in the engine's prefix cache afterwards.
+    first one counts; ``generates``: a reply is generated, so that the prompt's KV is in the engine's prefix cache
+    afterwards; ``choices``: how many replies each prompt has, the most counts.
     """
 
     path: str
@@ -45,13 +48,15 @@ class Endpoint:
     states_end: bool = False
     method: bytes = b"POST"
     generates: bool = False
+    choices: tuple[str, ...] = ()
 
 
 class RequestBody:
     """A request's body as read, never changed: ``document`` is the body parsed, None where only its size counts.
 
-    ``prompt_tokens`` is what the prompt is estimated at, ``prompt_sigma`` the error of that (see ``Request``); the
-    prompt begins with the blocks that ``prefix`` names, each of ``block_tokens``; ``path`` as sent, query included.
+    ``prompt_tokens`` is what the prompt is estimated at, ``prompt_sigma`` the error of that, ``sequences``, ``prompts``
+    and ``prompt_tokens_longest`` what several prompts or choices make of it (see ``Request``); the prompt begins with
+    the blocks that ``prefix`` names, each of ``block_tokens``; ``path`` as sent, query included.
     No dataclass: one is made for every request, and a dataclass's own constructor is never compiled.
     """
 
@@ -66,6 +71,9 @@ class RequestBody:
         "prefix",
         "prompt_sigma",
         "prompt_tokens",
+        "prompt_tokens_longest",
+        "prompts",
+        "sequences",
         "stream",
     )  # fmt: skip
 
@@ -82,6 +90,9 @@ class RequestBody:
         output_tokens_max: int = 0,
         prefix: tuple[int, ...] = (),
         block_tokens: int = 0,
+        sequences: int = 1,
+        prompts: int = 1,
+        prompt_tokens_longest: int = 0,
     ) -> None:
         self.endpoint = endpoint
         self.path = path
@@ -94,6 +105,9 @@ class RequestBody:
         self.output_tokens_max = output_tokens_max
         self.prefix = prefix
         self.block_tokens = block_tokens
+        self.sequences = sequences
+        self.prompts = prompts
+        self.prompt_tokens_longest = prompt_tokens_longest
 
 
 def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> RequestBody:
@@ -110,6 +124,7 @@ def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 
     salt = document.get("cache_salt")
     prefix, block_tokens = named_blocks(prompt.text, model, salt if isinstance(salt, str) else "", blocks_max)
     output_max = _output_tokens_max(endpoint, document)
+    choices = max(1, *(_choices(name, document.get(name)) for name in endpoint.choices)) if endpoint.choices else 1
     return RequestBody(
         endpoint,
         path,
@@ -122,6 +137,9 @@ def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 
         output_max,
         prefix,
         block_tokens,
+        min(SEQUENCES_MAX, prompt.prompts * choices),
+        min(SEQUENCES_MAX, prompt.prompts),
+        prompt.longest,
     )
 
 
@@ -153,13 +171,42 @@ def _output_tokens_max(endpoint: Endpoint, document: Mapping[str, Any]) -> int:
     return 0
 
 
+def _choices(name: str, value: Any) -> int:
+    """How many replies, as engines read it: what pydantic makes of it."""
+    if value is None:
+        return 1
+    count = _whole(value)
+    if name != "n":  # read by some engines, and of no meaning to others
+        return min(max(count or 1, 1), SEQUENCES_MAX)
+    if count is None or not 1 <= count <= SEQUENCES_MAX:
+        raise wrong(name, f"a number from 1 to {SEQUENCES_MAX}", value)
+    return count
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, str):
+        text = value.strip()
+        return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return int(value) if isinstance(value, int) else None
+
+
 _CHAT_OUTPUT: Final = ("max_completion_tokens", "max_tokens")
 
 ENDPOINTS: Final = {
     endpoint.path.encode(): endpoint
     for endpoint in (
-        Endpoint("/v1/chat/completions", Dialect.OPENAI, chat, _CHAT_OUTPUT, states_end=True, generates=True),
-        Endpoint("/v1/completions", Dialect.OPENAI, completion, ("max_tokens",), states_end=True, generates=True),
+        Endpoint("/v1/chat/completions", Dialect.OPENAI, chat, _CHAT_OUTPUT, True, generates=True, choices=("n",)),
+        Endpoint(
+            "/v1/completions",
+            Dialect.OPENAI,
+            completion,
+            ("max_tokens",),
+            states_end=True,
+            generates=True,
+            choices=("n", "best_of"),
+        ),
         Endpoint("/v1/embeddings", Dialect.OPENAI, embedding),
         Endpoint(
             "/v1/responses", Dialect.RESPONSES, responses, ("max_output_tokens",), states_end=True, generates=True

@@ -15,9 +15,11 @@ from router.gateway.protocols import media
 from router.gateway.protocols.media import MEDIA_SIGMA, Sized
 
 # Pieces of a prompt: text as it is; above 0, that many token ids; UNSEEN, content that is not read; below 0, the role
-# of the message that begins here; Sized, content whose size alone is known, such as an image.
+# of the message that begins here, or NEXT, between two prompts of one request; Sized, content whose size alone is
+# known, such as an image.
 Pieces = list[str | int | Sized]
 UNSEEN: Final = 0
+NEXT: Final = -64
 _SYSTEM, _USER, _ASSISTANT, _TOOL, _OTHER_ROLE = range(-1, -6, -1)
 _ROLES: Final = {"system": _SYSTEM, "developer": _SYSTEM, "user": _USER, "assistant": _ASSISTANT, "tool": _TOOL}
 
@@ -38,15 +40,17 @@ _FORMATS: Final = (
 
 class PromptSize:
     """Tokens of a prompt, and ``sigma``, the standard deviation of the log of what they really are over that: 0 where
-    all are token ids, which are exact. ``text``: its first characters, as far as they are seen.
+    all are token ids, which are exact. ``text``: its first characters, as far as they are seen. Of several ``prompts``
+    all together, with the ``longest`` of them.
     """
 
-    __slots__ = ("sigma", "text", "tokens")
+    __slots__ = ("longest", "prompts", "sigma", "text", "tokens")
 
     def __init__(self, pieces: Pieces, chars_max: int = 0) -> None:
         """``chars_max``: of ``text``, or a piece more. A role is one character there, and no token."""
         text: list[str] = []
-        tokens = weighted = 0.0
+        tokens = weighted = before = longest = 0.0
+        prompts = 1
         for piece in pieces:
             if isinstance(piece, str):
                 size = text_tokens(piece)
@@ -62,10 +66,16 @@ class PromptSize:
             elif piece >= UNSEEN:
                 tokens += piece
                 chars_max = 0
+            elif piece == NEXT:
+                prompts += 1
+                longest, before = max(longest, tokens - before), tokens
+                chars_max = 0
             elif chars_max > 0:
                 text.append(chr(-piece))
         self.text = text
         self.tokens = max(1, ceil(tokens))
+        self.prompts = prompts
+        self.longest = ceil(max(longest, tokens - before)) if prompts > 1 else 0
         self.sigma = weighted / tokens if tokens > 0.0 else 0.0
 
 
@@ -215,6 +225,8 @@ def _texts_or_ids(value: Any, name: str) -> Pieces:
         return [len(value)]
     pieces: Pieces = []
     for item in value:
+        if pieces:
+            pieces.append(NEXT)
         pieces += _item(item, name)
     return pieces
 
@@ -283,10 +295,13 @@ def ranked(document: Mapping[str, Any]) -> Pieces:
     """A query and the documents that it is compared with. A cross-encoder reads the query again with each of them."""
     queries = _any(document, "query", "text_1", "queries", "data_1")
     documents = _any(document, "documents", "text_2", "items", "data_2")
-    if len(queries) != 1 or len(documents) <= 1:
+    if NEXT in queries or NEXT not in documents:
         return queries + documents
-    query = PromptSize(queries)
-    return [Sized(float(query.tokens * len(documents)), query.sigma), *documents]
+    size = PromptSize(queries)
+    query, pieces = Sized(float(size.tokens), size.sigma), Pieces()
+    for piece in documents:
+        pieces += [query, NEXT] if piece == NEXT else [piece]
+    return [*pieces, query]
 
 
 def _any(document: Mapping[str, Any], *names: str) -> Pieces:

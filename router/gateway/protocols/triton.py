@@ -11,11 +11,12 @@ from router.core.errors import Rejected
 from router.core.types import CHARS_PER_TOKEN
 from router.gateway.protocols import media
 from router.gateway.protocols.answers import Dialect
-from router.gateway.protocols.openai import Endpoint, RequestBody, named_blocks, parse
+from router.gateway.protocols.openai import SEQUENCES_MAX, Endpoint, RequestBody, named_blocks, parse
 from router.gateway.protocols.prompts import Pieces, PromptSize
 
 PREFIX: Final = b"/v2/models/"
 PROTOCOL: Final = "triton"  # as engine kinds name it
+_SEQUENCES: Final = ("beam_width", "num_return_sequences")  # of TensorRT-LLM's ensemble
 
 
 def _none(_: Any) -> Pieces:
@@ -71,7 +72,14 @@ def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 
         output_tokens_max=cap if isinstance(cap, int) and not isinstance(cap, bool) and cap > 0 else 0,
         prefix=prefix,
         block_tokens=block_tokens,
+        sequences=min(SEQUENCES_MAX, max(1, *(_count(document.get(name)) for name in _SEQUENCES))),
     )
+
+
+def _count(given: Any) -> int:
+    """Of a tensor of one number: the number, or a list with it."""
+    value = given[0] if isinstance(given, list) and given else given
+    return value if isinstance(value, int) and not isinstance(value, bool) else 1
 
 
 def _images(given: Any) -> Pieces:

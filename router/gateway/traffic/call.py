@@ -148,6 +148,9 @@ def read_call(
         prefix_block_tokens=document.block_tokens,
         streamed=document.stream,
         prompt_sigma=document.prompt_sigma,
+        sequences=document.sequences,
+        prompts=document.prompts,
+        prompt_tokens_longest=document.prompt_tokens_longest,
         endpoint=endpoint.path,
     )
     wire_id = client_text.request_id(fields.get(b"x-request-id", b"")) or request_id.encode()
