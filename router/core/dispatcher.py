@@ -20,7 +20,16 @@ from router.core.explain import CHOICES_KEPT, Explanation
 from router.core.first_byte_watch import FirstByteWatch
 from router.core.fleet import Fleet
 from router.core.fleet_events import FleetEvents
-from router.core.flight import CLIENTS_OWN, NO_PREDICTION, Attempt, DispatchLimits, Failure, FailureKind, Flight
+from router.core.flight import (
+    CLIENTS_OWN,
+    LACKING,
+    NO_PREDICTION,
+    Attempt,
+    DispatchLimits,
+    Failure,
+    FailureKind,
+    Flight,
+)
 from router.core.forecast import Forecast
 from router.core.held_queue import HeldQueue
 from router.core.holding import Holding
@@ -225,6 +234,8 @@ class Dispatcher(FleetEvents):
             return [Break(request_id, failure.why), *self._over(flight, Event.FAIL, dead, usage, now_s)]
         flight.open.remove(dead)
         flight.why = failure.why
+        if failure.kind not in LACKING:
+            flight.fault = failure
         if flight.open:
             flight.move(Event.LOSE_ATTEMPT)
             return self._serve_held(now_s)
@@ -307,12 +318,13 @@ class Dispatcher(FleetEvents):
         fleet = self._candidates.untried(flight, self.admission.hold_s_max, now_s)
         tried = flight.attempts - flight.refusals
         if not failure.retryable or tried >= self.limits.attempts_max or fleet is None:
-            reason = Reason.FIRST_BYTE_LATE if failure.late else Reason.BACKEND_FAILED
-            if failure.kind in CLIENTS_OWN:
+            told = flight.fault or failure  # what some backends lack is no answer while one that has it only failed
+            reason = Reason.FIRST_BYTE_LATE if told.late else Reason.BACKEND_FAILED
+            if told.kind in CLIENTS_OWN:
                 reason = Reason.CLIENT_ERROR
-            elif failure.kind is FailureKind.EXHAUSTED:
+            elif told.kind is FailureKind.EXHAUSTED:
                 reason = Reason.ROUTER_EXHAUSTED
-            return self._refuse(flight, Shed(reason, failure.why), now_s)
+            return self._refuse(flight, Shed(reason, told.why), now_s)
         flight.line = (*self._candidates.line(flight.request, fleet.slots), *[float(slot) for slot in flight.tried])
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 

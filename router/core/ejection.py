@@ -10,7 +10,13 @@ from router.core.flight import Failure, FailureKind
 
 _WHY_CHARS_MAX: Final = 300
 _UNTOLD: Final = frozenset(
-    {FailureKind.CLIENT_ERROR, FailureKind.NOT_FOUND, FailureKind.EXHAUSTED, FailureKind.WITHDRAWN}
+    {
+        FailureKind.CLIENT_ERROR,
+        FailureKind.CONTEXT_EXCEEDED,
+        FailureKind.NOT_FOUND,
+        FailureKind.EXHAUSTED,
+        FailureKind.WITHDRAWN,
+    }
 )
 
 

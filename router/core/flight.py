@@ -62,6 +62,17 @@ class FailureKind(StrEnum):
     WITHDRAWN = "withdrawn"  # by the gateway: the backend was removed or reconfigured
 
 
+LACKING: Final = frozenset(  # this backend cannot serve the request, though another may
+    {
+        FailureKind.MODEL_MISSING,
+        FailureKind.ENDPOINT_MISSING,
+        FailureKind.KEY_REFUSED,
+        FailureKind.NOT_FOUND,
+        FailureKind.REDIRECT,
+        FailureKind.UNSUPPORTED,
+        FailureKind.CONTEXT_EXCEEDED,
+    }
+)
 CLIENTS_OWN: Final = frozenset(  # once no backend is left that answers otherwise
     {
         FailureKind.CLIENT_ERROR,
@@ -126,6 +137,7 @@ class Flight:
         "ask_again_s",
         "attempts",
         "context_exceeded_tokens",
+        "fault",
         "first_token_s",
         "held_s",
         "held_since_s",
@@ -147,6 +159,7 @@ class Flight:
         self.state: State = State.DECIDING
         self.open: list[Attempt] = []
         self.attempts = 0
+        self.fault: Failure | None = None  # the last of a backend that could have served the request
         self.refusals = 0  # attempts that were the first to show what a backend refuses: they count for no limit
         self.tried: tuple[int, ...] = ()
         self.context_exceeded_tokens = 0.0  # the longest context that was too short for it

@@ -181,6 +181,33 @@ async def test_more_backends_than_attempts_may_lack_the_model() -> None:
             assert (await gate.chat()).headers["x-headroom-backend"] == "b"
 
 
+@pytest.mark.parametrize("lacking_first", [True, False])
+async def test_what_one_backend_lacks_is_no_answer_while_one_that_has_it_only_failed(lacking_first: bool) -> None:
+    """A 404 would end the client's attempts, and a second one may well succeed."""
+    failing = b'{"error":{"message":"CUDA out of memory","code":500}}'
+    lacking, having = reply(NO_MODEL.encode(), 404), reply(failing, 500)
+    scripts = (lacking, having) if lacking_first else (having, lacking)
+    async with (
+        ScriptedEngine([scripts[0]]) as one,
+        ScriptedEngine([scripts[1]]) as other,
+        gateway(one.target("a"), other.target("b")) as gate,
+    ):
+        got = await gate.chat()
+        assert (got.status, got.body, len(other.requests)) == (500, failing, 1)
+        assert gate.seen.endings == [EndState.REFUSED]
+
+
+async def test_what_no_other_backend_can_express_is_no_answer_while_one_that_can_is_unreachable() -> None:
+    """Nor is the client's field wrong, though the engine that is left has no such thing."""
+    async with (
+        ScriptedEngine([wire.Act.RESET]) as gone,
+        ScriptedEngine([stream("never")]) as triton,
+        gateway(gone.target("a"), triton.target("b", engine=TRITON)) as gate,
+    ):
+        got = await gate.chat(tools=[{"type": "function", "function": {"name": "f"}}])
+        assert (got.status, got.json()["error"]["code"]) == (502, "backend-failed")
+
+
 @pytest.mark.parametrize("status", [401, 403])
 async def test_a_refused_key_of_ours_is_502_and_stays_ours(status: int) -> None:
     """The client's own key was right: neither the status nor a word about the gateway's key reaches it."""

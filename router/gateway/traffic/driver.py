@@ -20,7 +20,7 @@ from uuid import uuid4
 from router.core.decisions import Abort, Break, Command, Refuse, RequestRecord, Send
 from router.core.dispatcher import NO_USAGE, Dispatcher
 from router.core.errors import Reason, UnsupportedFeature
-from router.core.flight import Failure, FailureKind
+from router.core.flight import LACKING, Failure, FailureKind
 from router.core.record import Recording
 from router.core.types import RequestId, Usage
 from router.engines import Translation
@@ -57,10 +57,13 @@ class _InFlight(ReplySink):
     """A request from its arrival to its record.
 
     ``attempts``: all that were started, each ``over`` or open; ``winner``: the one whose reply the client gets;
-    ``engine_error``: the last attempt's, where its engine answered with one.
+    ``engine_error``: the last attempt's, where its engine answered with one; of the last engine that could have served
+    the request where there was such (``faulted``).
     """
 
-    __slots__ = ("attempts", "call", "client", "decisions", "driver", "engine_error", "winner")
+    __slots__ = (
+        "attempts", "call", "client", "decisions", "driver", "engine_error", "fault_error", "faulted", "winner",
+    )  # fmt: skip
 
     def __init__(self, driver: "Driver", call: Call, client: Client) -> None:
         self.driver = driver
@@ -69,6 +72,8 @@ class _InFlight(ReplySink):
         self.attempts: list[UpstreamAttempt] = []
         self.winner: UpstreamAttempt | None = None
         self.engine_error: EngineError | None = None
+        self.fault_error: EngineError | None = None
+        self.faulted = False
         self.decisions: list[Send | Refuse] = []
 
     def find(self, number: int) -> UpstreamAttempt | None:
@@ -96,7 +101,10 @@ class _InFlight(ReplySink):
         self.client.finish()
 
     def failed(self, attempt: int, failure: Failure, engine_error: EngineError | None) -> None:
-        self.engine_error = engine_error if engine_error is None or engine_error.for_client else None
+        shown = engine_error if engine_error is None or engine_error.for_client else None
+        if failure.kind not in LACKING:
+            self.faulted, self.fault_error = True, shown
+        self.engine_error = self.fault_error if self.faulted else shown
         self.driver.failed(self.call.request.id, attempt, failure, self.usage_so_far())
 
     def usage_so_far(self) -> Usage:
