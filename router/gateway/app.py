@@ -127,6 +127,7 @@ class Gateway:
             self.failing_open,
         )
         self.metrics.policies.watch(self.rollout.samples)
+        self.metrics.resources.watch(lambda: self.recorder.dropped if self.recorder is not None else 0)
 
     @property
     def plan(self) -> Plan:

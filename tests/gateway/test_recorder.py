@@ -1,5 +1,9 @@
 """The record: what a gateway wrote replays to the letter, stays within its bound, and says what it lacks."""
 
+import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -11,6 +15,7 @@ from router.gateway.telemetry.recorder import Recorder, decisions, differences
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, stream
 from tests.pages import Pages
+from tests.waiting import until_async
 
 DECISIONS = decisions(
     {"routing": {"name": "round_robin", "parameters": {}}, "admission": {"name": "deadline", "parameters": {}}},
@@ -84,7 +89,7 @@ def test_events_that_were_lost_are_said_to_be(tmp_path: Path) -> None:
     """A replay stops at the gap rather than call the rest a difference."""
     path = tmp_path / "run.jsonl"
     sink = recorder(path)
-    sink.lost = 3
+    sink._overflowed = 3
     sink.write({"event": "ticked", "at_s": 0.0, "answer": []})
     sink.close()
     with pytest.raises(RecordError, match="3 events were lost"):
@@ -108,3 +113,109 @@ def test_what_is_no_record_is_refused_by_line(tmp_path: Path, text: str, match: 
     path.write_text(text, encoding="utf-8")
     with pytest.raises(RecordError, match=match):
         list(differences(path))
+
+
+def ticks(first: int, count: int) -> list[dict[str, object]]:
+    """Events that can be told apart."""
+    return [{"event": "ticked", "at_s": float(number), "answer": []} for number in range(first, first + count)]
+
+
+def recorded(path: Path) -> list[float | str]:
+    """What a file holds after its header: times, and ``gap N``. Every line of it is whole."""
+    header, *events = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+    assert "record" in header
+    return [event["at_s"] if "at_s" in event else f"gap {event['lost']}" for event in events]
+
+
+@contextmanager
+def full_at(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_drops_events_and_says_so_once_until_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The recorder goes on; no line is torn, and the gap states how many are missing."""
+    path = tmp_path / "run.jsonl"
+    sink = recorder(path, bytes_max=1 << 26)
+    for event in [{"event": "ticked", "at_s": -1.0, "answer": ["x" * 2**20]}, *ticks(0, 10)]:
+        sink.write(event)
+    while sink._file.lines < 11:
+        sink._wake.wait(0.001)
+    with full_at(path.stat().st_size + 200), caplog.at_level(logging.WARNING):
+        for first in range(10, 60, 10):
+            for event in ticks(first, 10):
+                sink.write(event)
+            while sink.dropped < first:
+                sink._wake.wait(0.001)
+    for event in ticks(60, 3):
+        sink.write(event)
+    sink.close()
+    assert sink.dropped == 50
+    assert recorded(path) == [-1.0, *map(float, range(10)), "gap 50", 60.0, 61.0, 62.0]
+    assert [line.partition(": ")[2].partition(",")[0].partition(";")[0] for line in caplog.messages] == [
+        "events cannot be recorded and are dropped: File too large",
+        "events are recorded again",
+    ]
+
+
+@pytest.mark.parametrize("how", ["file", "folder", "moved"])
+def test_a_record_whose_file_is_gone_begins_anew(tmp_path: Path, how: str) -> None:
+    """Else all that follows would be lost with it."""
+    path = tmp_path / "logs" / "run.jsonl"
+    sink = recorder(path)
+    sink.write(*ticks(0, 1))
+    while not sink._file.lines:
+        sink._wake.wait(0.001)
+    if how == "moved":
+        path.rename(tmp_path / "kept.jsonl")
+    else:
+        path.unlink()
+    if how == "folder":
+        path.parent.rmdir()
+    sink.write(*ticks(1, 1))
+    sink.close()
+    assert recorded(path) == [1.0]
+    assert orjson.loads(path.read_bytes().splitlines()[0])["continues"] is True
+    assert sink.dropped == 0
+
+
+def test_a_folder_that_cannot_be_made_again_is_tried_until_it_can(tmp_path: Path) -> None:
+    """What came meanwhile is a gap."""
+    folder = tmp_path / "logs"
+    sink = recorder(folder / "run.jsonl")
+    folder.rename(tmp_path / "old")
+    folder.write_bytes(b"")  # a file stands in its place
+    for event in ticks(0, 4):
+        sink.write(event)
+    while sink.dropped < 4:
+        sink._wake.wait(0.001)
+    folder.unlink()
+    sink.write(*ticks(4, 1))
+    sink.close()
+    assert recorded(folder / "run.jsonl") == ["gap 4", 4.0]
+
+
+async def test_a_disk_that_is_full_from_the_start_keeps_no_router_from_serving(tmp_path: Path) -> None:
+    """Requests are served; the metric counts what no file has."""
+    record = tmp_path / "run.jsonl"
+    record.symlink_to("/dev/full")
+    async with (
+        ScriptedEngine([stream("a")]) as engine,
+        Pages(dict(HEALTHY)) as pages,
+        router(tmp_path / "r.yaml", config(backend("a", engine, pages), more=f"record: {{file: {record}}}\n")) as it,
+    ):
+        assert (await it.chat()).status_code == 200
+
+        async def counted() -> bool:
+            page = (await it.client.get("/metrics")).text
+            (line,) = [each for each in page.splitlines() if each.startswith("headroom_record_dropped_events_total ")]
+            return float(line.split()[1]) > 3
+
+        await until_async(counted)

@@ -25,6 +25,7 @@ from router.gateway.monitoring.troubles import Troubles
 from router.gateway.telemetry import trouble_metrics
 from router.gateway.telemetry.histogram import Histogram, add_counts, add_histogram
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
+from router.gateway.telemetry.resource_metrics import ResourceMetrics
 from router.gateway.telemetry.waits import Waits
 from router.gateway.traffic.meter import GAP_EDGES_S, Gaps
 
@@ -121,6 +122,7 @@ class Metrics(Collector):
         self._failing_open: Callable[[], Sequence[str]] = tuple
         self._unreadable = 0
         self.policies = PolicyMetrics()
+        self.resources = ResourceMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -258,6 +260,7 @@ class Metrics(Collector):
         yield from trouble_metrics.families(self._troubles())
         yield from self._router()
         yield from self.policies.collect()
+        yield from self.resources.collect()
 
     def _requests(self) -> Iterator[Metric]:
         labels = ["model", "slo_class"]

@@ -7,9 +7,11 @@ The first line is a header: the seed and the policies a fresh core needs. A file
 ("continues"): its arrivals are a workload like any other, but the core's past is missing for a replay to the letter.
 """
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from random import Random
@@ -22,9 +24,10 @@ from router.core.errors import RecordError
 from router.core.flight import DispatchLimits
 from router.core.record import VERSION, Event, replay
 from router.gateway.config.policy_spec import of_plain
-from router.gateway.private_files import make_folder, private
 from router.gateway.rollout.canary import Canary, Split
+from router.gateway.telemetry.record_file import RecordFile
 
+_log = logging.getLogger("headroom")
 FLUSH_S: Final = 0.25
 BUFFERED_MAX: Final = 100_000  # events; some seconds of the fastest traffic, should the disk stand still
 
@@ -36,24 +39,30 @@ class Recorder:
     """
 
     def __init__(self, path: Path, bytes_max: int, header: Event) -> None:
-        """Raises OSError when the file cannot be written."""
-        self.lost = 0
+        """Raises OSError when the file cannot be opened. What cannot be written later is counted, and tried again."""
         self._path = path
-        self._half_bytes = bytes_max // 2
         self._header = header
         self._buffer: list[Event] = []
+        self._overflowed = self._unwritten = 0  # events: the first is counted by the caller's thread, the other by ours
+        self._counted = self._missing = 0  # of those that overflowed, and of both since the last gap in the file
+        self._failing = False
         self._wake = threading.Event()
         self._over = False
-        self._begin(continues=False)
+        self._file = RecordFile(path, bytes_max, self._first_line)
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
+    @property
+    def dropped(self) -> int:
+        """Events that are in no file: the disk was full, slower than the traffic, or gone."""
+        return self._overflowed + self._unwritten
+
     def write(self, event: Event) -> None:
-        """Take one event; the caller must not change it afterwards. Over the bound it is counted as lost."""
+        """Take one event; the caller must not change it afterwards. Over the bound it is counted as dropped."""
         if len(self._buffer) < BUFFERED_MAX:
             self._buffer.append(event)
         else:
-            self.lost += 1
+            self._overflowed += 1
 
     def adopted(self, decisions: Event) -> None:
         """The policies were swapped between two requests."""
@@ -66,33 +75,43 @@ class Recorder:
         self._wake.set()
         self._thread.join()
 
-    def _begin(self, *, continues: bool) -> None:
-        make_folder(self._path.parent)
-        self._file = open(self._path, "wb", opener=private)  # noqa: SIM115 - closed by its thread
-        self._written = self._file.write(_line({"record": VERSION, "continues": continues, **self._header}))
+    def _first_line(self, continues: bool) -> bytes:
+        return _line({"record": VERSION, "continues": continues, **self._header})
 
     def _run(self) -> None:
         while not self._over:
             self._wake.wait(FLUSH_S)
             self._flush()
         self._flush()
+        self._flush()  # what overflowed meanwhile
         self._file.close()
 
     def _flush(self) -> None:
-        events, self._buffer = self._buffer, []
-        for event in events:
-            self._written += self._file.write(_line(event))
-            if self._written > self._half_bytes:
-                self._rotate()
-        if self.lost:
-            self._written += self._file.write(_line({"event": "gap", "lost": self.lost}))
-            self.lost = 0
-        self._file.flush()
+        overflowed, events = self._overflowed, self._buffer
+        self._buffer = []
+        gap = [_line({"event": "gap", "lost": self._missing})] if self._missing else []
+        before, failed = self._file.lines, None
+        try:
+            if gap or events:
+                self._file.append(chain(gap, map(_line, events)))
+        except OSError as error:
+            failed = error
+        written = self._file.lines - before
+        if written and gap:
+            self._missing, written = 0, written - 1
+        unwritten = len(events) - written
+        self._unwritten += unwritten
+        self._missing += unwritten + overflowed - self._counted
+        self._counted = overflowed
+        if gap or events:
+            self._log_change(failed)
 
-    def _rotate(self) -> None:
-        self._file.close()
-        self._path.replace(self._path.with_name(self._path.name + ".1"))
-        self._begin(continues=True)
+    def _log_change(self, failed: OSError | None) -> None:
+        if failed is not None and not self._failing:
+            _log.error("%s: events cannot be recorded and are dropped: %s", self._path, failed.strerror or failed)
+        elif failed is None and self._failing:
+            _log.warning("%s: events are recorded again; %d were dropped so far", self._path, self.dropped)
+        self._failing = failed is not None
 
 
 def decisions(named: Mapping[str, Mapping[str, Any]], limits: DispatchLimits) -> Event:
