@@ -45,7 +45,7 @@ def passed(reads: Iterable[bytes], *, framed: bool = False, strips: bool = False
         if stream.error is not None:
             break
     data = dechunked(body) if framed else body
-    return Passed(data, meter.events, began_at, stream.error, stream.cut_short, meter.usage(4.0))
+    return Passed(data, meter.events, began_at, stream.error, stream.cut_short, meter.usage(0.0))
 
 
 def cut(data: bytes, at: list[int]) -> list[bytes]:
@@ -340,6 +340,17 @@ def test_tokens_without_usage_are_estimated_from_their_text() -> None:
     for framed in (True, False):
         reads = [chunked(each) if framed else each for each in events] + [LAST if framed else b"\n"]
         assert passed(reads, framed=framed).usage == Usage(100, estimated=True)
+
+
+def test_one_token_an_event_is_counted_as_such() -> None:
+    """Roles in front, a last token with more fields, usage and the end are told apart, in one read too."""
+    last = {**token("c"), "choices": [{"index": 0, "delta": {"content": "c"}, "finish_reason": "stop", "x": "y" * 90}]}
+    events = [event(chat(role="assistant", content="")), event(token("long token")), event(token(" a")), event(last)]
+    events += [event({"choices": [], "usage": None}), event("[DONE]")]
+    assert passed([b"".join(events)]).usage == Usage(3, estimated=True)
+    assert passed([chunked(each) for each in events] + [LAST], framed=True).usage == Usage(3, estimated=True)
+    separate = [event({"choices": [{"index": n, "delta": {}, "finish_reason": "stop"}]}) for n in (0, 1)]
+    assert passed([b"".join(events[:3] + separate)]).usage == Usage(2, estimated=True)
 
 
 @pytest.mark.parametrize("kept_apart", [True, False])

@@ -82,14 +82,14 @@ def test_a_count_of_thousands_of_digits_is_none(name: bytes) -> None:
 def test_the_ratio_of_text_to_tokens_is_learnt_by_model() -> None:
     """From replies that state their tokens; what cannot be is not learnt, and the models are bounded."""
     density = TextDensity()
-    assert density.bytes_per_token("m") == 4.0
+    assert density.bytes_per_token("m") == 0.0
     for _ in range(200):
         density.learn("m", 900, 300)
     assert density.bytes_per_token("m") == pytest.approx(3.0)
     density.learn("few", 900, 1)
     density.learn("none", 0, 100)
     density.learn("hidden", 10, 10_000)
-    assert [density.bytes_per_token(name) for name in ("few", "none", "hidden")] == [4.0, 4.0, 0.5]
+    assert [density.bytes_per_token(name) for name in ("few", "none", "hidden")] == [0.0, 0.0, 0.5]
     for index in range(1000):
         density.learn(str(index), 700, 100)
-    assert density.bytes_per_token("999") == 4.0
+    assert density.bytes_per_token("999") == 0.0

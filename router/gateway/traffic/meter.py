@@ -7,7 +7,7 @@ an event is never counted as one. Must not depend on sockets; keeps a few KB of 
 import re
 from typing import Final
 
-from router.core.types import Usage
+from router.core.types import CHARS_PER_TOKEN, Usage
 from router.gateway.traffic.chunk_view import CHUNK_SEAM
 from router.gateway.traffic.frames import TOKEN, read_events
 from router.gateway.traffic.usage import StatedUsage, UsageSearch
@@ -27,6 +27,7 @@ _CHOICES: Final = re.compile(rb'"choices"\s*:\s*\[\s*\{')
 _OUTPUT_MOST: Final = 1 << 20  # tokens of one reply: more than any model's context
 _PER_EVENT: Final = 2  # servers that send words in pieces have more events than tokens
 _WHOLE_ENVELOPE: Final = 200  # bytes of a whole reply beside its text, about
+_SEVERAL: Final = 2  # tokens an event by a ratio that was not measured: below, it is rather one
 _NOT_COUNTED: Final = 4  # events of the end: finish reason, usage, [DONE]
 _UNKNOWN: Final = b"\n\n\n"  # stands in no event
 NO_USAGE: Final = Usage(0)
@@ -231,7 +232,8 @@ class Meter:
     def usage(self, bytes_per_token: float, *, whole: bool = False, generates: bool = True) -> Usage:
         """Token counts: the engine's own where it states them and they can be true, else an estimate from the text.
 
-        *whole*: it is no event stream; *generates*: nearly all of its bytes are generated text.
+        *bytes_per_token*: of such text, 0: not measured. *whole*: it is no event stream; *generates*: nearly all of its
+        bytes are generated text.
         """
         tail, stated = self._tail, self.stated
         if tail.find(b'_tokens"') >= 0:
@@ -256,22 +258,32 @@ class Meter:
 
     def _estimate(self, tail: bytes, bytes_per_token: float, *, whole: bool) -> int:
         if not self.started:
-            return max(round((self._body_bytes - _WHOLE_ENVELOPE) / bytes_per_token), 0) if whole else 0
+            ratio = bytes_per_token or CHARS_PER_TOKEN
+            return max(round((self._body_bytes - _WHOLE_ENVELOPE) / ratio), 0) if whole else 0
         frames, text_bytes = self._text(tail)
-        return max(frames, round(text_bytes / bytes_per_token))
+        if bytes_per_token:
+            return max(frames, round(text_bytes / bytes_per_token))
+        tokens = round(text_bytes / CHARS_PER_TOKEN)
+        return tokens if tokens >= _SEVERAL * frames else frames  # else what is seen is one token an event
 
     def _text(self, tail: bytes) -> tuple[int, int]:
         """Events with tokens, and the bytes of their text (0: not known)."""
-        frames, without, others = self.events - self._lead, 0, 0
-        for part in tail.split(DATA)[1:]:
-            if any(event.kind != TOKEN for event in read_events(DATA[1:] + part.partition(b"\n")[0])):
-                others += 1
-                without += len(DATA) + len(part)
-        frames = max(frames - others, 1)
-        if self._envelope < 0:
-            return frames, 0
-        of_events = without + others * self._framing + frames * (self._envelope + self._framing)
-        return frames, max(self._body_bytes - of_events, 0)
+        parts = tail.split(DATA)[1:]
+        frames, last_bytes, text_bytes = self.events - self._lead, 0, 0
+        typical = frames  # of those, the ones that are as long as the first but for their text
+        for part in reversed(parts):
+            tokens = [each for each in read_events(DATA[1:] + part.partition(b"\n")[0]) if each.kind == TOKEN]
+            if len(parts) < self.events and not all(each.last for each in tokens):
+                break  # else it is a short reply, all of which is here
+            typical -= 1
+            frames -= 0 if tokens else 1
+            last_bytes += len(DATA) + len(part) + self._framing
+            text_bytes += max(sum(each.text_bytes for each in tokens), 0)
+        if len(parts) >= self.events:
+            frames += self._lead
+        elif self._envelope >= 0:
+            text_bytes += max(self._body_bytes - last_bytes - typical * (self._envelope + self._framing), 0)
+        return max(frames, 1), text_bytes if self._envelope >= 0 else 0
 
     @property
     def text_bytes(self) -> int:

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import orjson
 
-from router.core.types import CHARS_PER_TOKEN
 from router.gateway.protocols.json_members import value_end
 from router.gateway.traffic.chunk_view import CHUNK_SEAM
 
@@ -126,8 +125,8 @@ class TextDensity:
         return self._replies <= _FIRST or self._replies % _EVERY == 0
 
     def bytes_per_token(self, model: str) -> float:
-        """As learnt so far, at first that of English text."""
-        return self._by_model.get(model, CHARS_PER_TOKEN)
+        """As learnt so far; 0: not at all."""
+        return self._by_model.get(model, 0.0)
 
     def learn(self, model: str, text_bytes: int, tokens: int) -> None:
         """A reply of that many bytes of text had that many tokens."""
