@@ -284,6 +284,8 @@ class Dispatcher(FleetEvents):
             raise PolicyRejected(f"{type(self.routing).__name__} chose slot {slot}, which is not among the candidates")
         backend = self.ledger.roster.name(slot)
         predicted = forecast.at(index) if forecast.made else NO_PREDICTION
+        if flight.why:
+            why = f"{why}, after {flight.why}"
         self._note(flight, backend, why, forecast, now_s)
         bound_s = tpot_bound_s(request, predicted.tpot_s)
         e2e_bound_s = e2e_tpot_bound_s(request, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens)

@@ -49,6 +49,7 @@ def test_a_failure_before_the_first_byte_goes_to_another_backend():
     second = sent(it.failed("r", 1, FAULT, 0.1))
     assert {first.backend, second.backend} == {"a", "b"}
     assert second.attempt == 2
+    assert second.why.endswith(", after connection reset")
     assert it.loads()[first.backend] == Load()
 
 

@@ -106,8 +106,11 @@ async def test_why_a_backend_is_not_chosen_is_shown_everywhere(tmp_path: Path) -
             + "policy: {routing: round_robin, limits: {failures_max: 1, eject_s: 0.001, refused_s: 1000}}\n",
         ) as it,
     ):
-        for _ in range(6):
-            assert (await it.chat()).status_code == 200
+        for number in range(6):
+            assert (await it.chat(headers={"x-request-id": f"r{number}"})).status_code == 200
+        tries = [(await it.get(f"/explain/r{number}")).json()["decisions"] for number in range(6)]
+        retried = [decisions[1]["why"] for decisions in tries if len(decisions) > 1]
+        assert [why.partition(", after ")[2].split(":")[0] for why in retried] == ["a answered 500", "a answered 404"]
         fleet = (await it.get("/admin/fleet")).json()
         a, b = (each["failures"] for each in fleet["backends"])
         assert a["by_kind"] == {"fault": 1, "model-missing": 1}
