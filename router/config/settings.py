@@ -18,6 +18,7 @@ from router.config.section import (
     Count,
     HttpUrl,
     Name,
+    NonNegativeFloat,
     Port,
     PositiveFloat,
     PositiveInt,
@@ -78,6 +79,8 @@ class Backend(backend.Backend):
 
     Name and ``url`` are enough: without ``models``, what the engine serves, its kind and its limits are read from it.
 
+    ``adapter_load_ms`` is forecast for loading a LoRA adapter that no request ran for lately.
+
     ``chat_template`` and ``chat_opening`` make a prompt of chat messages for an engine that takes plain prompts
     (Triton): once a message with {role} and {content}, and at the end. ``health_url`` and ``metrics_url`` follow from
     the engine kind when left out; ``api_key`` is the bearer token of the engine. ``ca``: the authorities that may have
@@ -90,6 +93,7 @@ class Backend(backend.Backend):
     health_url: HttpUrl | None = None
     chat_template: str | None = None
     chat_opening: str | None = None
+    adapter_load_ms: NonNegativeFloat = 200.0
     api_key: Name | None = None
     api_key_env: Name | None = None
     ca: Path | None = None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Slots = NDArray[np.intp]
+Bools = NDArray[np.bool_]
 _Number = TypeVar("_Number", bound=np.generic)
 
 

@@ -228,6 +228,7 @@ _FACTS: Final[tuple[tuple[str, float, float, object], ...]] = (
     ("network_s", 0.0, 1e3, 0.0),
     ("weight", 0.0, 1e9, 1.0),
     ("context_tokens_max", 0.0, TOKENS_MOST, 0),
+    ("adapter_load_s", 0.0, 3600.0, 0.0),
 )
 _SECONDS: Final = (
     "seq_s", "context_s", "token_s", "token_context_s", "first_token_s", "weights_s", "gemm_token_s", "experts_s",

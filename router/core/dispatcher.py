@@ -13,6 +13,7 @@ from math import inf, nan
 from typing import Final
 
 from router.core import border
+from router.core.arrays import frozen
 from router.core.candidates import Candidates
 from router.core.decisions import Abort, Break, Choice, Command, Dispatch, EndState, Hold, Refuse, Send, Shed
 from router.core.errors import CLIENT_ERRORS, PolicyRejected, Reason
@@ -134,7 +135,7 @@ class Dispatcher(FleetEvents):
 
         ``until_s``: when the policy decides anew about the one that keeps the next room (inf: none does).
         """
-        choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
+        choice = self._choose(flight, fleet, forecast)
         if isinstance(choice, Dispatch):
             choice = Hold(until_s, "others wait in front")
         return self._perform(flight, choice, fleet, forecast, now_s)
@@ -261,8 +262,19 @@ class Dispatcher(FleetEvents):
 
     # -- choosing ----------------------------------------------------------------------------------------------
 
+    def _choose(self, flight: Flight, fleet: Fleet, forecast: Forecast) -> Choice:
+        """The policy's choice: for an adapter among those that have it loaded, where that costs no SLO."""
+        request = flight.request
+        ready = forecast.adapter_ready(fleet.now_s - request.arrived_s)
+        if ready is not None and ready.any() and not ready.all():
+            near = fleet.among(frozen(fleet.slots[ready]))
+            choice = self.routing.choose(request, near, Forecast(request, near, self.belief), self._rng)
+            if isinstance(choice, Dispatch):
+                return choice
+        return self.routing.choose(request, fleet, forecast, self._rng)
+
     def _route(self, flight: Flight, fleet: Fleet, forecast: Forecast, now_s: float) -> Sequence[Command]:
-        choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
+        choice = self._choose(flight, fleet, forecast)
         return self._perform(flight, choice, fleet, forecast, now_s)
 
     def _perform(
@@ -299,6 +311,8 @@ class Dispatcher(FleetEvents):
             float(request.sequences),
         )
         attempt = flight.send(backend, held, predicted, now_s)
+        if request.model in self.ledger.roster.adapters:
+            self.ledger.adapters.use(slot, request.model)
         if request.prefix:
             attempt.resident_share = forecast.resident_share_at(index)
             self.ledger.remember_prefix(slot, request)
@@ -366,7 +380,7 @@ class Dispatcher(FleetEvents):
         if fleet is None:
             return self._no_untried(flight, queue, now_s, commands)
         forecast = Forecast(flight.request, fleet, self.belief)
-        choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
+        choice = self._choose(flight, fleet, forecast)
         if isinstance(choice, Hold):
             flight.alone = choice.alone
             self._holding.ask_again(flight, choice.until_s)
@@ -483,7 +497,7 @@ class Dispatcher(FleetEvents):
         if self._watch.spent(self.limits) or fleet is None or flight.attempts >= self.limits.attempts_max:
             return ()
         forecast = Forecast(flight.request, fleet, self.belief)
-        choice = self.routing.choose(flight.request, fleet, forecast, self._rng)
+        choice = self._choose(flight, fleet, forecast)
         if not isinstance(choice, Dispatch):
             return ()
         self._watch.hedged()

@@ -85,6 +85,12 @@ class Fleet:
         self.ahead = 0
         self.hold_s = hold_s
 
+    def among(self, slots: Slots) -> "Fleet":
+        """The same for some of its candidates."""
+        fleet = Fleet(self._ledger, slots, self.now_s, self.held, self.held_rank, self.hold_s)
+        fleet.ahead = self.ahead
+        return fleet
+
     def __len__(self) -> int:
         return len(self.slots)
 
@@ -162,6 +168,10 @@ class Fleet:
     def cached_tokens(self, request: Request) -> Floats:
         """Leading tokens of this prompt that each backend should have in its prefix cache, by what it was sent."""
         return self._ledger.cached_tokens(self.slots, request)
+
+    def adapter_load_s(self, request: Request) -> Floats | None:
+        """What each backend takes to load the adapter that the request is for; None: none takes any time."""
+        return self._ledger.adapter_load_s(self.slots, request.model)
 
     @property
     def last_sent(self) -> Floats:

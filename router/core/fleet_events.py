@@ -121,6 +121,15 @@ class FleetEvents(ABC):
         if slot is not None:
             self.ledger.reports.probe_started(slot, self._time(now_s))
 
+    def adapters_reported(self, name: str, running: Sequence[str], places: int, now_s: float) -> Sequence[Command]:
+        """The engine runs requests for these of its adapters and has places for so many at once."""
+        self._time(now_s)
+        slot = self.ledger.roster.slot(name)
+        backend = self.ledger.roster.backends[slot] if slot is not None else None
+        if slot is not None and backend is not None:
+            self.ledger.adapters.reported(slot, [each for each in running if each in backend.adapters], places)
+        return ()
+
     def reported(self, name: str, report: EngineReport, now_s: float) -> Sequence[Command]:
         """The engine's answer to a probe."""
         now_s, slot = self._time(now_s), self.ledger.roster.slot(name)
@@ -179,4 +188,5 @@ class FleetEvents(ABC):
 
 def _adapters_alone(known: Backend, now: Backend) -> bool:
     """Whether only models beside the first differ: adapters were loaded or unloaded, and the engine is the same."""
-    return known.models[:1] == now.models[:1] and replace(known, models=now.models) == now
+    same = replace(known, models=now.models, adapters=now.adapters, adapter_load_s=now.adapter_load_s) == now
+    return same and known.models[:1] == now.models[:1]

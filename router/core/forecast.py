@@ -15,14 +15,14 @@ Nothing is computed before it is read, so a policy that needs no forecast pays n
 """
 
 from dataclasses import dataclass
-from math import exp, hypot, nan
+from math import exp, hypot, inf, nan
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.core import loops
-from router.core.arrays import Floats, Slots, frozen
+from router.core.arrays import Bools, Floats, Slots, frozen
 from router.core.belief import Belief, Expectation
 from router.core.columns import (
     BAND,
@@ -86,6 +86,7 @@ class Forecast:
     """Predictions aligned with ``fleet.slots``; seconds from now. Every array is read-only."""
 
     __slots__ = (
+        "_adapter_load_s",
         "_belief",
         "_breaks",
         "_cached",
@@ -117,6 +118,7 @@ class Forecast:
         )
         self.prompt_tokens = belief.prompts.tokens(request)
         self.tokens = max(self.prompt_tokens + self._reply.tokens / 2 * sequences, 1.0)
+        self._adapter_load_s = fleet.adapter_load_s(request)  # None: nothing is to be loaded anywhere
         self._cached: Floats | None = None
         self._resident: Floats | None = None  # tokens of the prompt as estimated, by what was sent before
         self._rows: Floats | None = None
@@ -224,6 +226,8 @@ class Forecast:
             float(BINS_PER_OCTAVE),
             rows,
         )
+        if self._adapter_load_s is not None:
+            rows[[TTFT, E2E, TAILS + TTFT, TAILS + E2E]] += self._adapter_load_s
         rows.setflags(write=False)
         self._rows = rows
         return rows
@@ -301,6 +305,8 @@ class Forecast:
             float(self._request.sequences),
             rows,
         )
+        if self._adapter_load_s is not None:
+            rows[[TTFT, E2E]] += self._adapter_load_s
         return frozen(rows[:METRICS])
 
     # -- the reply's length ---------------------------------------------------------------------------------------
@@ -340,6 +346,20 @@ class Forecast:
         """The mean reply of this model lately, over all SLO classes."""
         return self._belief.lengths.mean_tokens(self._request.model, self._reply.tokens)
 
+    def adapter_ready(self, waited_s: float) -> Bools | None:
+        """The candidates that have the request's adapter loaded and keep its SLO with what it has waited, or answer
+        first of all; None: nothing is to be loaded anywhere.
+        """
+        if self._adapter_load_s is None:
+            return None
+        slo = self._request.slo
+        ttft_s, tpot_s, e2e_s = self.tails_s(slo.quantile)
+        kept = (waited_s + ttft_s <= slo.ttft_s) & (tpot_s <= slo.tpot_s) & (waited_s + e2e_s <= slo.e2e_s)
+        bounded = min(slo.ttft_s, slo.tpot_s, slo.e2e_s) < inf
+        first = self.ttft_s <= self.ttft_s.min(initial=inf)
+        ready: Bools = (self._adapter_load_s == 0.0) & ((kept & bounded) | first)
+        return ready
+
     # -- tails ---------------------------------------------------------------------------------------------------
 
     def tails_s(self, quantile: float) -> Floats:
@@ -354,7 +374,12 @@ class Forecast:
         if known is None:
             row, share = between(quantile)
             known = self._tails[quantile] = np.empty((METRICS, len(self._fleet.slots)))
+            if self._adapter_load_s is not None:  # a constant: it is no part of what spreads
+                rows = rows.copy()
+                rows[[TTFT, E2E]] -= self._adapter_load_s
             loops.tails(rows, self._belief.tails.spread, self._fleet.slots, row, share, self._width, known)
+            if self._adapter_load_s is not None:
+                known[[TTFT, E2E]] += self._adapter_load_s
             known.setflags(write=False)
         return known
 
@@ -392,6 +417,7 @@ class Forecast:
         rows, fleet, belief = self.rows, self._fleet, self._belief
         column: list[float] = rows[:, index].tolist()
         slot, expected = fleet.slots.item(index), np.empty(EXPECTATION)
+        load_s = self._adapter_load_s.item(index) if self._adapter_load_s is not None else 0.0
         log_variance = loops.expected(
             fleet.columns,
             belief.prior,
@@ -414,5 +440,7 @@ class Forecast:
             column[TAILS + TTFT],
             column[TAILS + TPOT],
             column[TAILS + E2E],
-            Expectation(expected, fleet.columns.item(NETWORK_S, slot), log_variance, int(column[BAND]), self._width),
+            Expectation(
+                expected, fleet.columns.item(NETWORK_S, slot) + load_s, log_variance, int(column[BAND]), self._width
+            ),
         )

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from router.core.adapters import Adapters
 from router.core.arrays import Floats, Slots, frozen
 from router.core.columns import KV_TOKENS_MAX
 from router.core.load import Loads, Reservation
@@ -32,6 +33,7 @@ class Ledger:
         self.reports: Final = Reports(self.table, self.metering)
         self.peers: Final = Peers(self.table, self.roster, self.metering)
         self.prefixes: Final = PrefixIndex()
+        self.adapters: Final = Adapters()
 
     def join(self, backend: Backend, now_s: float) -> int:
         """Give a backend a slot; joining again under the same name replaces its facts and keeps its load."""
@@ -52,6 +54,7 @@ class Ledger:
         self.table.vacate(slot)
         self.metering.start(slot, 0.0)
         self.prefixes.forget(slot)
+        self.adapters.forget(slot)
         self.reports.forget(slot)
         self.peers.forget(slot)
         return slot
@@ -63,6 +66,7 @@ class Ledger:
         self.roster.mark_state(slot, up=up, draining=draining, ejected=ejected)
         if up is False:
             self.prefixes.forget(slot)  # an engine that comes back may have been restarted
+            self.adapters.forget(slot)
 
     def context_tokens_max(self, held: Reservation) -> int:
         """The longest context of the backend of a reservation (0: any, or it has left)."""
@@ -81,6 +85,19 @@ class Ledger:
         tokens *= request.prefix_block_tokens
         np.minimum(tokens, max(request.prompt_tokens - 1.0, 0.0), out=tokens)
         return frozen(tokens)
+
+    def adapter_load_s(self, slots: Slots, model: str) -> Floats | None:
+        """What each slot takes to load the adapter that the model is, 0 where it is ready; None: it takes none any
+        time, as for every model that is no adapter.
+        """
+        if model not in self.roster.adapters:
+            return None
+        loads_s = []
+        for slot in slots.tolist():
+            backend = self.roster.backends[slot]
+            loads = backend is not None and model in backend.adapters and not self.adapters.ready(slot, model)
+            loads_s.append(backend.adapter_load_s if backend is not None and loads else 0.0)
+        return frozen(np.array(loads_s)) if any(loads_s) else None
 
     def remember_prefix(self, slot: int, request: Request) -> None:
         """The slot is being sent this prompt: what its KV cache can hold of it will be there for the next."""

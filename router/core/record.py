@@ -60,6 +60,11 @@ class Recording:
             "reported", now_s, self._core.reported(name, report, now_s), name=name, report=_plain_report(report)
         )
 
+    def adapters_reported(self, name: str, running: Sequence[str], places: int, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        commands = self._core.adapters_reported(name, running, places, now_s)
+        return self._note("adapters_reported", now_s, commands, name=name, running=list(running), places=places)
+
     def on_peer_load(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
         plain = {name: _finite(asdict(load)) for name, load in loads.items()}
@@ -210,7 +215,8 @@ def request_of(plain: Event) -> Request:
 def backend_of(plain: Event) -> Backend:
     """The backend of a ``backend_joined``."""
     prior: Event = {key: tuple(v) if isinstance(v, list) else v for key, v in plain["prior"].items()}
-    return Backend(**{**plain, "models": tuple(plain["models"]), "prior": StepCoefficients(**prior)})
+    named = {key: tuple(plain.get(key, ())) for key in ("models", "adapters")}
+    return Backend(**{**plain, **named, "prior": StepCoefficients(**prior)})
 
 
 def failure_of(plain: Event) -> Failure:
@@ -225,6 +231,7 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "backend_draining": lambda e: (e["name"], e["draining"]),
     "probe_started": lambda e: (e["name"],),
     "reported": lambda e: (e["name"], report_of(e["report"])),
+    "adapters_reported": lambda e: (e["name"], e["running"], e["places"]),
     "on_peer_load": lambda e: (e["peer"], {name: Load(**load) for name, load in e["loads"].items()}),
     "adopt_belief": lambda e: (e["name"], e["learnt"]),
     "arrived": lambda e: (request_of(e["request"]),),

@@ -44,6 +44,7 @@ class Roster:
         self._spanned: tuple[Slots | None, slice | None] = (None, None)
         self.first = 0  # of the slots of the last ``span``
         self._replicas: dict[str, int] = {}  # by model
+        self.adapters: frozenset[str] = frozenset()  # of all backends
         self._asleep: set[int] = set()  # slots
         self._doubtful: set[int] = set()  # slots that are down, of backends that may be alive
         self._refusing: dict[str, set[int]] = {}  # slots by the model or endpoint that they refuse for now
@@ -180,6 +181,7 @@ class Roster:
         for backend in self.backends:
             for model in backend.models if backend else ():
                 self._replicas[model] = self._replicas.get(model, 0) + 1
+        self.adapters = frozenset(name for backend in self.backends if backend for name in backend.adapters)
 
     # -- who may be sent a request -----------------------------------------------------------------------------
 

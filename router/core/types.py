@@ -251,7 +251,8 @@ class Backend(Fact):
     ``seqs_max``: sequences it runs at once (vLLM ``max_num_seqs``); ``kv_tokens_max``: tokens its KV cache holds;
     ``chunk_tokens``: tokens of one step (vLLM ``max_num_batched_tokens``); ``price_per_hour``: of all its cards, USD;
     ``network_s``: one way out and back between router and engine; ``weight``: for weighted baselines;
-    ``context_tokens_max``: the longest prompt with its reply that it takes (vLLM ``max_model_len``; 0: any).
+    ``context_tokens_max``: the longest prompt with its reply that it takes (vLLM ``max_model_len``; 0: any);
+    ``adapters``: those of ``models`` that are adapters, each of which takes ``adapter_load_s`` to load.
     """
 
     name: str
@@ -266,6 +267,8 @@ class Backend(Fact):
     variant: str = "default"
     labels: Mapping[str, str] = field(default_factory=dict)
     context_tokens_max: int = 0
+    adapters: tuple[str, ...] = ()
+    adapter_load_s: float = 0.0
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)

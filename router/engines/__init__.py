@@ -17,7 +17,7 @@ from router.engines.kind import (
     Translation,
     error_names,
 )
-from router.engines.prometheus import ScrapedPage, Snapshot
+from router.engines.prometheus import RunningAdapters, ScrapedPage, Snapshot
 from router.engines.registry import discover, find, find_or_default, kinds, read_metrics
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "ListedModel",
     "MetricsPage",
     "OpenAICall",
+    "RunningAdapters",
     "Scheduler",
     "ScrapedPage",
     "Snapshot",

@@ -75,14 +75,25 @@ def _of(labels: Labels, names: frozenset[str]) -> frozenset[tuple[str, str]]:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningAdapters:
+    """The adapters that requests run for, by the engine's names, and how many it has places for at once."""
+
+    names: tuple[str, ...]
+    places: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one page says. ``signals``: by name, what the page gives for each; ``asleep``: see ``EngineReport``."""
+    """What one page says. ``signals``: by name, what the page gives for each; ``asleep``: see ``EngineReport``;
+    ``adapters``: None where it has nothing of them.
+    """
 
     engine: str
     running: float = nan
     waiting: float = nan
     kv_tokens_max: float = nan
     signals: Mapping[str, Value] = field(default_factory=dict)
+    adapters: "RunningAdapters | None" = None
     asleep: bool = False
 
     def report(self, asked_s: float, before: "Snapshot | None") -> EngineReport:
@@ -130,6 +141,11 @@ class ScrapedPage:
     def labels(self, *names: str) -> list[Labels]:
         """The labels of each sample."""
         return [labels for labels, _ in undivided(self._samples(names))]
+
+    def newest_labels(self, name: str) -> Labels | None:
+        """The labels of the sample with the largest value, which is a time; None when there is none."""
+        found = self._samples((name,))
+        return max(found, key=lambda sample: sample[1])[0] if found else None
 
     def _values(self, names: tuple[str, ...], labels: Labels) -> list[float]:
         found = self._samples(names)

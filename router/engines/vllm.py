@@ -5,7 +5,10 @@ from typing import Final
 
 from router.engines.facts import TOKENS_MOST, EngineFacts, EnginePages, bases, listed, longest, names, text, whole
 from router.engines.kind import EngineKind, Era, MetricsPage
-from router.engines.prometheus import Labels, ScrapedPage, Snapshot
+from router.engines.prometheus import Labels, RunningAdapters, ScrapedPage, Snapshot
+
+_ADAPTERS_MOST: Final = 256  # at once
+_DIGITS_MOST: Final = 6
 
 
 def _metrics(page: ScrapedPage) -> Snapshot:
@@ -14,8 +17,18 @@ def _metrics(page: ScrapedPage) -> Snapshot:
         running=page.total("vllm:num_requests_running"),
         waiting=page.total("vllm:num_requests_waiting"),
         kv_tokens_max=_kv_tokens_max(page),
+        adapters=_adapters(page),
         asleep=page.total("vllm:engine_sleep_state", sleep_state="awake") == 0.0,
     )
+
+
+def _adapters(page: ScrapedPage) -> RunningAdapters | None:
+    """It names them in the labels of a gauge whose value is the time: the newest counts."""
+    info = page.newest_labels("vllm:lora_requests_info")
+    if info is None or not info.get("max_lora", "").isdecimal():
+        return None
+    running = [name for name in info.get("running_lora_adapters", "").split(",")[:_ADAPTERS_MOST] if name]
+    return RunningAdapters(tuple(running), int(info["max_lora"][:_DIGITS_MOST]))
 
 
 def _kv_tokens_max(page: ScrapedPage) -> float:

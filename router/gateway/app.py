@@ -23,6 +23,7 @@ from router.core.record import Recording
 from router.core.reports import UNATTRIBUTED_TTL_S
 from router.core.score import Score
 from router.core.types import EngineReport, Load
+from router.engines import RunningAdapters
 from router.gateway.config.plan import Plan
 from router.gateway.config.policy_spec import NOT_VALIDATED
 from router.gateway.discovery.model_lists import ListedEngine, ModelLists
@@ -190,6 +191,13 @@ class Gateway:
             self.metrics.reported(name, report)
             self.sleepers.reported(name, report)
         self.driver.perform(self.driver.core.reported(name, report, now_s))
+
+    def adapters_reported(self, name: str, running: RunningAdapters) -> None:
+        """What an engine runs for which of its adapters, read here; the core has them by the names of clients."""
+        models = next((given.models for given in self.plan.addresses if given.name == name), {})
+        named = [ours for ours, theirs in models.items() if theirs in running.names]
+        names = (*named, *(each for each in running.names if each not in models.values()))
+        self.driver.perform(self.driver.core.adapters_reported(name, names, running.places, self.clock()))
 
     def backend_health(self, name: str, change: HealthChange) -> None:
         """The result of a backend's health checks changed."""

@@ -154,3 +154,32 @@ def test_what_was_learnt_of_an_engine_stays_when_it_loads_an_adapter() -> None:
     assert "lora" in core.belief.export(slot)["lengths"]
     core.backend_joined(fakes.backend("a", models=("base",), slower=2.0), 3.0)
     assert core.belief.hit[slot] == 0.0
+
+
+async def test_what_an_engine_runs_for_its_adapters_is_known_to_the_core(tmp_path: Path) -> None:
+    """By the newest of vLLM's lines, under the names that clients use; those decide where the next request goes."""
+    page = b"vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"
+    line = b'vllm:lora_requests_info{max_lora="%d",running_lora_adapters="%b",waiting_lora_adapters=""} %b\n'
+    lines = line % (1, b"old", b"1.7e+09") + line % (2, b"named,lora", b"1.8e+09") + line % (1, b"", b"1.6e+09")
+    listed = [BASE, adapter("named"), adapter("lora"), adapter("old")]
+    async with (
+        ListingEngine(*listed) as one,
+        ListingEngine(*listed) as two,
+        Pages(dict(HEALTHY)) as idle,
+        Pages(HEALTHY | {"/metrics": (200, page + lines)}) as busy,
+    ):
+        text = often(config(backend("a", one, idle), backend("b", two, busy)))
+        text = text.replace("models: [m]", "models: {m: base, n: named}")
+        async with router(tmp_path / "r.yaml", text) as it:
+            await until(lambda: all("old" in serving(it.gateway, name) for name in "ab"))
+            ledger = it.gateway.core.ledger
+            slot = ledger.roster.slot("b") or 0
+            await until(lambda: ledger.adapters.ready(slot, "lora"))
+            assert ledger.adapters.ready(slot, "n")
+            assert not ledger.adapters.ready(slot, "old")
+            assert ledger.roster.adapters == {"n", "lora", "old"}
+            assert [each.adapter_load_s for each in it.gateway.plan.backends] == [0.2, 0.2]
+            await until(lambda: all(watch.up for watch in it.gateway.engines.watches.values()))
+            for name in ("lora", "n"):
+                assert (await it.chat(body={"model": name})).status_code == 200
+            assert (one.asked, two.asked) == ([], ["lora", "named"])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -39,14 +39,26 @@ Address = settings.Backend
 
 
 @dataclass(frozen=True, slots=True)
+class ListedAdapters:
+    """Of one backend: the models that are adapters, by the names that clients use, and those of them that the config
+    does not name.
+    """
+
+    adapters: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
+
+
+NO_ADAPTERS: Final = ListedAdapters()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A config validated whole. Clients' and admin keys are held as SHA-256 digests, never in clear.
 
     ``addresses`` are the backends' sections, in their order; ``undiscovered`` those that name no model, so that the
     engine has to say first what it serves (``discovered``). ``engine_keys``: by backend, the bearer token its engine
     wants; ``engine_tls``: by backend, its certificates, where it has its own; ``tls``: those of the port, None: HTTP.
-    ``version`` names the text it was made from; ``adapters``: by backend, those that its engine has loaded, which
-    ``backends`` serve beside the models of the config (``adapted``).
+    ``version`` names the text it was made from; ``adapters``: by backend, what its engine lists of them (``adapted``).
     """
 
     settings: Settings
@@ -69,7 +81,7 @@ class Plan:
     chosen: Mapping[str, PolicySpec]
     router_id: str
     text: str = field(repr=False)
-    adapters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    adapters: Mapping[str, ListedAdapters] = field(default_factory=dict)
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -92,17 +104,20 @@ class Plan:
             undiscovered=tuple(given for given in self.undiscovered if given.name not in found),
         )
 
-    def adapted(self, found: Mapping[str, tuple[str, ...]]) -> "Plan":
+    def adapted(self, found: Mapping[str, ListedAdapters]) -> "Plan":
         """The same with these adapters, by backend, in place of those it had; the same plan when they are the same."""
-        loaded = {name: adapters for name, adapters in found.items() if adapters}
-        if loaded == self.adapters:
+        listed = {name: each for name, each in found.items() if each != NO_ADAPTERS}
+        if listed == self.adapters:
             return self
+        loads_s = {given.name: given.adapter_load_ms / 1e3 for given in self.addresses}
         backends = []
         for backend in self.backends:
-            before, now = self.adapters.get(backend.name, ()), loaded.get(backend.name, ())
-            own = tuple(name for name in backend.models if name not in before)
-            backends.append(replace(backend, models=own + now) if before != now else backend)
-        return replace(self, backends=tuple(backends), adapters=loaded)
+            before, now = (each.get(backend.name, NO_ADAPTERS) for each in (self.adapters, listed))
+            models = tuple(name for name in backend.models if name not in before.unnamed) + now.unnamed
+            facts: dict[str, Any] = {"models": models, "adapters": now.adapters}
+            facts["adapter_load_s"] = loads_s.get(backend.name, 0.0) if now.adapters else 0.0
+            backends.append(replace(backend, **facts) if before != now else backend)
+        return replace(self, backends=tuple(backends), adapters=listed)
 
     def recertified(self, path: Path) -> "Plan":
         """The same with certificates as their files are now; *path*: of the config. Raises ConfigError."""

@@ -14,6 +14,7 @@ from typing import Final
 from router.config.settings import Backend
 from router.core.errors import Unanswered
 from router.engines import OPENAI_PROTOCOL, ListedModel, model_list
+from router.gateway.config.plan import ListedAdapters
 from router.gateway.monitoring.probe import ProbeClient
 from router.gateway.tls import TlsContext
 
@@ -40,11 +41,12 @@ class ModelLists:
         self._on_changed, self._make_client = on_changed, make_client
         self._tasks: dict[str, tuple[tuple[ListedEngine, float, float], asyncio.Task[None]]] = {}
 
-    def adapters(self, given: Backend) -> tuple[str, ...]:
-        """The adapters that the engine lists of models that are routed to it, beside those that the config names."""
-        named = {*given.models, *given.models.values()}
-        listed = self.lists.get(given.name, ())
-        return tuple(each.name for each in listed if each.parent in given.models.values() and each.name not in named)
+    def adapters(self, given: Backend) -> ListedAdapters:
+        """The adapters that the engine lists of models that are routed to it."""
+        models = given.models
+        listed = {each.name for each in self.lists.get(given.name, ()) if each.parent in models.values()}
+        unnamed = tuple(sorted(listed - {*models, *models.values()}))
+        return ListedAdapters(tuple(ours for ours, theirs in models.items() if theirs in listed) + unnamed, unnamed)
 
     async def watch(self, engines: Iterable[ListedEngine], period_s: float | None, timeout_s: float) -> None:
         """Read the lists of these from now on, and no others; ``period_s`` None: of none."""
@@ -77,10 +79,11 @@ class ModelLists:
         """What the engine lists now; an empty list is none, since an engine serves one model at least."""
         if not found or found == self.lists.get(given.name):
             return
-        before = set(self.adapters(given))
+        before = self.adapters(given)
         self.lists[given.name] = found
-        now = set(self.adapters(given))
-        for what, names in (("loaded", now - before), ("unloaded", before - now)):
+        now = self.adapters(given)
+        gone, new = set(before.adapters) - set(now.adapters), set(now.adapters) - set(before.adapters)
+        for what, names in (("loaded", new), ("unloaded", gone)):
             if names:
                 _log.info("backend %s: adapters %s: %s", given.name, what, ", ".join(sorted(names)))
         if now != before:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from router.config import settings
 from router.core.errors import DownReason, Exhausted, Unanswered
 from router.core.types import EngineReport
-from router.engines import Snapshot, read_metrics
+from router.engines import RunningAdapters, Snapshot, read_metrics
 from router.engines.facts import document, field
 from router.gateway.monitoring.downtime import Downtime
 from router.gateway.monitoring.probe import Page, ProbeClient
@@ -85,6 +85,9 @@ class EngineListener(Protocol):
 
     def reported(self, name: str, report: EngineReport) -> None:
         """Its answer."""
+
+    def adapters_reported(self, name: str, running: RunningAdapters) -> None:
+        """What the same answer says of its adapters."""
 
     def backend_health(self, name: str, change: HealthChange) -> None:
         """Its health changed."""
@@ -249,6 +252,8 @@ class Watch:
         found = replace(found, asleep=found.asleep or self._paused)
         report = found.report(asked_s, self.last)
         self.last = found
+        if found.adapters is not None:
+            self._listener.adapters_reported(self.engine.name, found.adapters)
         self._listener.reported(self.engine.name, report)
         self._observer.scraped(self.engine.name, report, self._clock() - asked_s)
 

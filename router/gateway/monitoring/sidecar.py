@@ -10,6 +10,7 @@ from time import monotonic
 
 from router.core.errors import StoreGone
 from router.core.types import EngineReport
+from router.engines import RunningAdapters
 from router.gateway.config.plan import Plan
 from router.gateway.monitoring.health import EngineObserver, Engines, HealthChange, engine
 from router.gateway.monitoring.probe import ProbeClient
@@ -33,6 +34,9 @@ class Publisher:
     def reported(self, name: str, report: EngineReport) -> None:
         """Publish it with the next."""
         self._reports[name] = report
+
+    def adapters_reported(self, name: str, running: RunningAdapters) -> None:
+        """Not published: routers go by what they send, and by the engines that they read themselves."""
 
     def backend_health(self, name: str, change: HealthChange) -> None:
         """Only logged: routers check health themselves, since what this machine reaches, theirs may not."""
