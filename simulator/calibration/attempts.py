@@ -66,6 +66,7 @@ class _Reader:
     def __init__(self) -> None:
         self.logs: dict[str, BackendLog] = {}
         self._prompts: dict[str, float] = {}
+        self._several: set[str] = set()  # requests of several sequences, whose lengths are not known one by one
         self._open: dict[str, AttemptTimes] = {}
 
     def take(self, event: Event) -> None:
@@ -76,18 +77,21 @@ class _Reader:
             self.logs.setdefault(joined.name, BackendLog(joined))
         elif kind == "arrived":
             self._prompts[event["request"]["id"]] = float(event["request"]["prompt_tokens"])
+            if event["request"].get("sequences", 1) != 1:
+                self._several.add(event["request"]["id"])
         elif kind == "first_token" and event["id"] in self._open:
             self._open[event["id"]].first_s = now_s
         elif kind == "ended" and event["id"] in self._open:
-            self._ended(self._open.pop(event["id"]), event["usage"], now_s)
+            several = event["id"] in self._several
+            self._ended(self._open.pop(event["id"]), event["usage"], now_s, several)
         elif kind in _OVER and event["id"] in self._open:
             self._open.pop(event["id"]).ended_s = now_s
         for command in event.get("answer", ()):
             self._answered(command, now_s)
 
-    def _ended(self, attempt: AttemptTimes, usage: Event, now_s: float) -> None:
+    def _ended(self, attempt: AttemptTimes, usage: Event, now_s: float, several: bool) -> None:
         attempt.ended_s = now_s
-        attempt.output_tokens = nan if usage.get("estimated") else float(usage["output_tokens"])
+        attempt.output_tokens = nan if several or usage.get("estimated") else float(usage["output_tokens"])
         attempt.prompt_tokens = float(usage.get("prompt_tokens") or attempt.prompt_tokens)
         attempt.uncached_tokens = max(attempt.prompt_tokens - float(usage.get("cached_tokens", 0)), 1.0)
 

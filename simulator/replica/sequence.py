@@ -71,6 +71,7 @@ class Sequence:
         "reply_tokens_max",
         "reserved_blocks",
         "shared_blocks",
+        "siblings",
         "state",
         "unit_blocks",
         "unit_tokens",
@@ -111,3 +112,4 @@ class Sequence:
             self.known_tokens = known_tokens or prompt_tokens
         self.unit_blocks: list[int] = []
         self.units: list[Hashable] = []  # keys to give back
+        self.siblings: tuple[Sequence, ...] = ()  # others of the same request; the first of them has them

@@ -14,6 +14,7 @@ from router.core.flight import Failure
 from simulator.pool import Member, Pool, Site
 from simulator.replica.replica import Replica
 from simulator.replica.sequence import Sequence as EngineSequence
+from simulator.run.choices import SequenceListener, multiply, share
 from simulator.run.kernel import Kernel
 from simulator.workload.arrivals import Arrival
 from simulator.world import Fault
@@ -23,22 +24,6 @@ RESET: Final = Failure("connection reset", backend_fault=True, retryable=True)
 QUEUE_FULL: Final = Failure("refused: the engine's queue is full", backend_fault=False, retryable=True)
 TOO_LONG: Final = Failure("refused: prompt too long", backend_fault=False, retryable=False)
 _DRAIN_CHECK_S: Final = 1.0  # period of checks whether a draining replica is empty
-
-
-class SequenceListener(Protocol):
-    """The sender of a sequence, notified of its progress."""
-
-    def on_first_token(self, sequence: EngineSequence) -> None:
-        """The first token has arrived."""
-        ...
-
-    def on_finished(self, sequence: EngineSequence) -> None:
-        """The reply is complete."""
-        ...
-
-    def on_failed(self, lost: tuple[EngineSequence, Failure]) -> None:
-        """The sequence is lost."""
-        ...
 
 
 class Router(SequenceListener, Protocol):
@@ -86,17 +71,21 @@ class SimulatedEngine:
         """The request as this engine runs it. The reply ends at its cap, or where the engine has no room for it."""
         sequence = self.preview(arrival, attempt)
         sequence.listener = listener
+        if arrival.request.sequences > 1:
+            multiply(sequence, arrival.request, arrival.output_tokens, listener)
         return sequence
 
     def preview(self, arrival: Arrival, attempt: int = 0) -> EngineSequence:
-        """The same sequence without a listener."""
-        request, length = arrival.request, arrival.output_tokens
+        """The same sequence without a listener; of several, the first."""
+        request, length, prompt_tokens = arrival.request, arrival.output_tokens, arrival.request.prompt_tokens
+        if request.sequences > 1:
+            length, prompt_tokens = share(length, 0, request.sequences), share(prompt_tokens, 0, request.prompts)
         if 0 < request.output_tokens_max < length:
             length = request.output_tokens_max
-        room = self.room_tokens - request.prompt_tokens
+        room = self.room_tokens - prompt_tokens
         sequence = EngineSequence(
             request.id,
-            request.prompt_tokens,
+            prompt_tokens,
             length if length < room else max(1, room),
             attempt,
             request.priority,
@@ -124,7 +113,10 @@ class SimulatedEngine:
         if replica.waiting_max >= replica.limits.queue_max:
             return QUEUE_FULL
         api_s = self._api_s * (1.0 + self._api_jitter * (2.0 * self._draw() - 1.0))
-        replica.add(sequence, now_s + self.delay_s + api_s + self._api_token_s * sequence.prompt_tokens)
+        reached_s = now_s + self.delay_s + api_s + self._api_token_s * sequence.prompt_tokens
+        replica.add(sequence, reached_s)
+        for sibling in sequence.siblings:
+            replica.add(sibling, reached_s)
         return None
 
     def cost(self, until_s: float) -> float:

@@ -32,6 +32,7 @@ COLUMNS: Final = (
     "predicted_ttft_s",
     "predicted_tpot_s",
     "predicted_e2e_s",
+    "sequences",
 )
 OUTCOMES: Final = tuple(EndState)
 _packed: Final = Struct(f"{len(COLUMNS)}d").pack
@@ -67,9 +68,9 @@ class ResultTable:
         arrived_s, ended_s = first_arrived_s, record.ended_s
         first_s = record.first_token_s if request.streamed else nan
         served = record.outcome is EndState.SERVED
-        after = usage.output_tokens - 1
+        after = usage.output_tokens / request.sequences - 1.0
         if request.streamed:
-            tpot_s = (ended_s - first_s) / after if after > 0 else 0.0
+            tpot_s = (ended_s - first_s) / max(after, 1.0) if after > 0.0 else 0.0
             met = served and request.slo.met(
                 first_s - arrived_s, tpot_s, ended_s - arrived_s, request.prompt_tokens, usage.output_tokens
             )
@@ -91,6 +92,7 @@ class ResultTable:
                 record.predicted_ttft_s,
                 record.predicted_tpot_s,
                 record.predicted_e2e_s,
+                request.sequences,
             )
         )
         self.ids.append(request.id)
@@ -120,10 +122,13 @@ class ResultTable:
         return self.column("first_s") - self.column("arrived_s")
 
     def tpot_s(self) -> Floats:
-        """Mean time per token after the first; nan for replies of fewer than two tokens."""
-        after = self.column("output_tokens") - 1
+        """Mean time per token after the first, by the mean length of a request's sequences; nan for replies of fewer
+        than two tokens.
+        """
+        after = self.column("output_tokens") / self.column("sequences") - 1.0
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(after > 0, (self.column("ended_s") - self.column("first_s")) / after, np.nan)
+            steps = np.maximum(after, 1.0)
+            return np.where(after > 0.0, (self.column("ended_s") - self.column("first_s")) / steps, np.nan)
 
     def e2e_s(self) -> Floats:
         """Arrival to last token; nan unless served."""

@@ -12,6 +12,7 @@ from router.core.dispatcher import Dispatcher
 from router.core.flight import Failure
 from router.core.types import Usage
 from simulator.replica.sequence import Sequence as EngineSequence
+from simulator.run.choices import usage_of_all
 from simulator.run.fleet import SimulatedEngine
 from simulator.run.kernel import Kernel
 from simulator.workload.arrivals import Arrival
@@ -78,6 +79,8 @@ class SimulatedRouter:
     def on_finished(self, sequence: EngineSequence) -> None:
         """The reply of an attempt is complete."""
         usage = Usage(sequence.generated, sequence.prompt_tokens, max(0, sequence.cached_tokens), True)
+        if sequence.siblings:
+            usage = usage_of_all(sequence, self._open[sequence.id].arrival.request)
         self.perform(self.core.ended(sequence.id, sequence.attempt, usage, self.kernel.now_s))
 
     def on_failed(self, lost: tuple[EngineSequence, Failure]) -> None:
@@ -155,7 +158,8 @@ class SimulatedRouter:
         engine = self.engines.get(abort.backend)
         for sequence in self._open[abort.request_id].attempts:
             if sequence.attempt == abort.attempt and engine is not None:
-                self.kernel.at(self.kernel.now_s + engine.delay_s, engine.replica.drop, sequence)
+                for each in (sequence, *sequence.siblings):
+                    self.kernel.at(self.kernel.now_s + engine.delay_s, engine.replica.drop, each)
 
     def _end(self, record: RequestRecord) -> None:
         request_id = record.request.id

@@ -18,7 +18,8 @@ INFEASIBLE: Final = ("best_effort", "refuse")
 class TraceEntry:
     """One request of a trace. ``arrived_s`` counts from the trace's own zero.
 
-    ``model`` and ``slo_class`` are empty and ``slo`` is None where the trace does not set them.
+    ``model`` and ``slo_class`` are empty and ``slo`` is None where the trace does not set them. ``sequences``: that the
+    engine generates for it, from ``prompts`` of one length; ``prompt_tokens`` and ``output_tokens`` are of all of them.
     """
 
     arrived_s: float
@@ -35,6 +36,8 @@ class TraceEntry:
     prefix: tuple[int, ...]
     prefix_block_tokens: int
     streamed: bool
+    sequences: int
+    prompts: int
 
     def __init__(
         self,
@@ -52,6 +55,8 @@ class TraceEntry:
         prefix: tuple[int, ...] = (),
         prefix_block_tokens: int = 0,
         streamed: bool = True,
+        sequences: int = 1,
+        prompts: int = 1,
     ) -> None:
         self.arrived_s = arrived_s
         self.prompt_tokens = prompt_tokens
@@ -67,6 +72,8 @@ class TraceEntry:
         self.prefix = prefix
         self.prefix_block_tokens = prefix_block_tokens
         self.streamed = streamed
+        self.sequences = sequences
+        self.prompts = prompts
 
 
 @dataclass(slots=True)

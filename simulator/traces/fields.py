@@ -5,10 +5,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from textwrap import shorten
-from typing import Any
+from typing import Any, Final
 
 from router.core.types import Slo, slo_of
 from simulator.traces.entry import Parse, TraceEntry
+
+SEQUENCES_MAX: Final = 1_024  # of one request: few engines take so many
 
 # ---- lines ----
 
@@ -57,6 +59,11 @@ def by_columns(read: Callable[[Mapping[str, str]], TraceEntry | None]) -> Callab
 def count(record: Mapping[str, Any], key: str, least: int = 1) -> int:
     """The whole number of at least *least* under *key*. Raises ValueError."""
     return whole(record.get(key), key, least)
+
+
+def many(record: Mapping[str, Any], key: str) -> int:
+    """A number of sequences or prompts of one request, 1 where the record has none. Raises ValueError."""
+    return whole(record.get(key, 1), key, 1)
 
 
 def whole(value: object, key: str, least: int = 1) -> int:

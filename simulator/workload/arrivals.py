@@ -18,7 +18,7 @@ from simulator.traces.entry import INFEASIBLE, TraceEntry
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
 class Arrival(Fact):
-    """A request and the length of its reply.
+    """A request and the length of its reply, of all of its sequences together.
 
     ``known_prefix``: hashes of prompt and reply together, if a later turn begins with both; ``tries``: earlier attempts
     of its client, the first at ``first_try_s``.
@@ -124,6 +124,9 @@ class Shaper:
             entry.prefix,
             entry.prefix_block_tokens,
             entry.streamed,
+            sequences=entry.sequences,
+            prompts=entry.prompts,
+            prompt_tokens_longest=-(-entry.prompt_tokens // entry.prompts) if entry.prompts > 1 else 0,
         )
         self._count += 1
         return Arrival(request, entry.output_tokens, known_prefix)

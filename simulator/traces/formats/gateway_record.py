@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from router.core.slo_metrics import SLO_METRICS
 from simulator.traces.entry import Parse, TraceEntry, TraceFormat
-from simulator.traces.fields import count, flag, hashes, json_object, seconds, slo_given, text_of
+from simulator.traces.fields import SEQUENCES_MAX, count, flag, hashes, json_object, many, seconds, slo_given, text_of
 
 
 class RecordParser:
@@ -57,6 +57,8 @@ def _recorded(request: Mapping[str, Any]) -> TraceEntry:
         prefix=hashes(request, "prefix"),
         prefix_block_tokens=int(request.get("prefix_block_tokens", 0)),
         streamed=flag(request, "streamed"),
+        sequences=min(many(request, "sequences"), SEQUENCES_MAX),
+        prompts=min(many(request, "prompts"), SEQUENCES_MAX),
     )
 
 

@@ -3,7 +3,8 @@
 Optional keys: id, model, slo_class, ttft_slo_s, tpot_slo_s, e2e_slo_s and so on (one a metric of ``SLO_METRICS``),
 slo_quantile, slo_infeasible (refuse or best_effort: how a request is treated whose SLO no backend could meet even when
 idle), output_tokens_max, priority, tenant, session, prefix (hashes, each covering all text before it too),
-prefix_block_tokens (tokens a hash), streamed (true or false: whether the client receives tokens as they are generated).
+prefix_block_tokens (tokens a hash), streamed (true or false: whether the client receives tokens as they are generated),
+n (choices for each prompt), prompts (so many in one request); tokens are of all choices and of all prompts together.
 Any other key is an error, so that a misspelt SLO is not taken for no SLO.
 """
 
@@ -14,7 +15,18 @@ from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Slo
 from router.spelling import suggestion
 from simulator.traces.entry import INFEASIBLE, TraceEntry, TraceFormat
-from simulator.traces.fields import by_record, count, flag, hashes, seconds, slo_given, text_of, whole
+from simulator.traces.fields import (
+    SEQUENCES_MAX,
+    by_record,
+    count,
+    flag,
+    hashes,
+    many,
+    seconds,
+    slo_given,
+    text_of,
+    whole,
+)
 
 _BOUNDS: Final = tuple(metric.trace_key for metric in SLO_METRICS)
 _KEYS: Final = (
@@ -34,6 +46,8 @@ _KEYS: Final = (
     "prefix",
     "prefix_block_tokens",
     "streamed",
+    "n",
+    "prompts",
 )
 
 
@@ -41,7 +55,9 @@ def _read(record: Mapping[str, Any]) -> TraceEntry:
     for key in record:
         if key not in _KEYS:
             raise ValueError(f"unknown key {key!r}; {suggestion(key, _KEYS)}")
-    prefix = hashes(record, "prefix")
+    prefix, prompts, choices = hashes(record, "prefix"), many(record, "prompts"), many(record, "n")
+    if prompts * choices > SEQUENCES_MAX:
+        raise ValueError(f"n x prompts must be at most {SEQUENCES_MAX}, got {choices} x {prompts}")
     return TraceEntry(
         seconds(record.get("arrived_s"), "arrived_s"),
         count(record, "prompt_tokens"),
@@ -57,6 +73,8 @@ def _read(record: Mapping[str, Any]) -> TraceEntry:
         prefix=prefix,
         prefix_block_tokens=count(record, "prefix_block_tokens") if prefix else 0,
         streamed=flag(record, "streamed"),
+        sequences=prompts * choices,
+        prompts=prompts,
     )
 
 
