@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager, suppress
 
 from router.engines.triton import KIND as TRITON
 from router.gateway.protocols.target import Target
+from router.gateway.traffic import keepalive
 from router.gateway.traffic.upstream import PoolLimits
 from tests.fakes_wire import Act, Gateway, ScriptedEngine, gateway, stream, token
 from tests.waiting import until
@@ -96,3 +97,29 @@ async def test_a_request_that_is_dialling_fails_at_once_when_its_backend_is_remo
             gate.driver.leave("a")
             assert (await asked).status >= 500
             assert gate.core.in_flight == 0
+
+
+async def test_the_kernel_watches_over_engines_that_may_be_silent_for_minutes() -> None:
+    """A host that lost its power ends a whole reply in half a minute, not at the reply's own limit."""
+    async with ScriptedEngine([stream("a")]) as engine, gateway(engine.target()) as gate:
+        assert (await gate.chat()).complete
+        (connection,) = gate.driver.upstreams["a"].open
+        connected = connection.transport.get_extra_info("socket")
+        assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == keepalive.IDLE_S
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == keepalive.INTERVAL_S
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == keepalive.PROBES
+        waits_ms = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert waits_ms == keepalive.UNACKNOWLEDGED_S * 1000
+
+
+def test_a_connection_that_is_closed_already_is_no_error() -> None:
+    """It ends by itself, as any does."""
+
+    class Closed(asyncio.BaseTransport):
+        def get_extra_info(self, name: str, default: object = None) -> socket.socket:
+            made = socket.socket()
+            made.close()
+            return made
+
+    keepalive.keep_alive(Closed())

@@ -19,6 +19,7 @@ from router.gateway.descriptors import exhausted
 from router.gateway.pauses import paused_s
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.http import HEAD_END, NO_BODY
+from router.gateway.traffic.keepalive import keep_alive
 from router.gateway.traffic.meter import Gaps
 from router.gateway.traffic.usage import TextDensity
 
@@ -89,6 +90,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        keep_alive(transport)
         self.upstream.open.add(self)
 
     def data_received(self, data: bytes) -> None:
