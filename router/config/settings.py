@@ -48,7 +48,8 @@ class ListenTls(Section):
 class Listen(Section):
     """Where clients come in, what they may send and how slowly. Port 0 takes any free one.
 
-    ``workers``: processes that share the port, each with its own loop and its own ``connections_max``. ``tls``: clients
+    ``workers``: processes that share the port, each with its own loop and its own ``connections_max`` and
+    ``buffered_bytes_max``: bytes of requests and replies that it holds in all. ``tls``: clients
     speak HTTPS, left out: HTTP.
     """
 
@@ -58,6 +59,7 @@ class Listen(Section):
     body_bytes_max: PositiveInt = 8 * 2**20  # a 1M-token prompt is about 4 MB of text
     head_bytes_max: PositiveInt = 64 * 2**10
     connections_max: PositiveInt = 20_000
+    buffered_bytes_max: PositiveInt = 2**30
     keep_alive_s: PositiveFloat = 75.0
     request_s: PositiveFloat = 30.0  # from a request's first byte to its last
     drain_s: PositiveFloat = 30.0

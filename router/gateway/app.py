@@ -51,6 +51,7 @@ from router.gateway.telemetry.journal import Journal
 from router.gateway.telemetry.metrics import Metrics
 from router.gateway.telemetry.request_observers import RequestObservers
 from router.gateway.tls import TlsContext
+from router.gateway.traffic.buffers import Buffers
 from router.gateway.traffic.driver import Driver, StreamLimits
 from router.gateway.traffic.upstream import PoolLimits
 from router.gateway.worker_identity import WorkerIdentity
@@ -128,7 +129,9 @@ class Gateway:
             self.failing_open,
         )
         self.metrics.policies.watch(self.rollout.samples)
-        self.metrics.resources.watch(lambda: self.recorder.dropped if self.recorder is not None else 0)
+        self.metrics.resources.watch(
+            lambda: self.recorder.dropped if self.recorder is not None else 0, self.driver.buffers
+        )
 
     @property
     def plan(self) -> Plan:
@@ -366,6 +369,7 @@ def _driver(plan: Plan, core: Dispatcher | Recording, observer: RequestObservers
         ingress=plan.ingress,
         pool=PoolLimits(upstream.connect_s, upstream.idle_s, upstream.idle_max),
         limits=StreamLimits(upstream.stall_s, upstream.reader_s),
+        buffers=Buffers(plan.settings.listen.buffered_bytes_max),
     )
 
 

@@ -31,7 +31,7 @@ def connection_limits(listen: settings.Listen) -> ConnectionLimits:
     limit = descriptors.raise_limit()
     if short := descriptors.shortage(listen.connections_max, limit):
         _log.warning("%s", short)
-    given = listen.model_dump(exclude={"host", "port", "workers", "tls"})
+    given = listen.model_dump(exclude={"host", "port", "workers", "tls", "buffered_bytes_max"})
     return ConnectionLimits(**given, descriptor_max=descriptors.for_clients(limit))
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from router.gateway.traffic.buffers import Buffers
 
 
 class ResourceMetrics:
@@ -10,10 +12,11 @@ class ResourceMetrics:
 
     def __init__(self) -> None:
         self._dropped: Callable[[], int] = int
+        self._buffers = Buffers()
 
-    def watch(self, dropped: Callable[[], int]) -> None:
-        """Where to read: how many events of the record were dropped."""
-        self._dropped = dropped
+    def watch(self, dropped: Callable[[], int], buffers: Buffers) -> None:
+        """Where to read: how many events of the record were dropped; the bytes that are held."""
+        self._dropped, self._buffers = dropped, buffers
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
@@ -21,4 +24,16 @@ class ResourceMetrics:
             "headroom_record_dropped_events",
             "Core events that are in no record file: the disk was full, too slow or gone",
             self._dropped(),
+        )
+        buffers = self._buffers
+        held = GaugeMetricFamily(
+            "headroom_buffered_bytes",
+            "Bytes held of requests' bodies, of replies not sent yet and of those held back",
+            labels=["what"],
+        )
+        for what in ("bodies", "unsent", "held_back"):
+            held.add_metric([what], getattr(buffers, what))
+        yield held
+        yield GaugeMetricFamily(
+            "headroom_buffered_bytes_max", "How many this process may hold before it takes no more", buffers.bytes_max
         )

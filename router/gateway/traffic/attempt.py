@@ -86,6 +86,11 @@ class UpstreamAttempt(Reader):
         """Whether it has ended: no further byte of it counts."""
         return self._phase == _OVER
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the reply that may not go to the client yet."""
+        return len(self._body) + (self._stream.held_bytes if self._stream is not None else 0)
+
     # -- the driver's side -------------------------------------------------------------------------------------
 
     def start(self) -> None:

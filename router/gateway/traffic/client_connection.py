@@ -160,7 +160,7 @@ class ClientConnection(HttpToolsProtocol):
         if isinstance(self.cycle, HttpExchange):
             self.cycle = cast("RequestResponseCycle", None)
         active, self.active = self.active, None
-        self.pipeline.clear()
+        self._drop_pipeline()
         self._reading = None
         super().connection_lost(exc)
         if active is not None:
@@ -266,6 +266,11 @@ class ClientConnection(HttpToolsProtocol):
             self._refuse_early(exchange)
         elif exchange.body_complete:
             exchange.begin()
+        elif self._fault is not None:  # in its own body, which will never be whole
+            self.active = None
+            exchange.response_complete = True
+            exchange.release()
+            self._answer_fault()
         elif self._expects_continue and self._reading is exchange:
             self.transport.write(_CONTINUE)
 
@@ -288,12 +293,24 @@ class ClientConnection(HttpToolsProtocol):
         if not exchange.accepted and not exchange.preflight:
             self.driver.rejected(exchange.endpoint.path, exchange.status)
         if not exchange.keep_alive:
-            self.pipeline.clear()
+            self._drop_pipeline()
             if exchange.body_complete:
                 self.transport.close()
             else:
                 self._linger()
         self.on_response_complete()
+
+    def _drop_pipeline(self) -> None:
+        """The requests behind the active one are not answered."""
+        for cycle, _ in self.pipeline:
+            if isinstance(cycle, HttpExchange):
+                cycle.release()
+        self.pipeline.clear()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of replies that the client has not taken yet."""
+        return self.transport.get_write_buffer_size()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """A cycle's turn has come; a routed request needs no task."""
@@ -340,6 +357,7 @@ class ClientConnection(HttpToolsProtocol):
         elif self.active is not None and not self.active.body_complete:  # the fault is in its own body
             exchange, self.active = self.active, None
             exchange.response_complete = True
+            exchange.release()
             self._answer_fault()
 
     @property

@@ -29,6 +29,7 @@ from router.gateway.protocols.answers import Problem
 from router.gateway.protocols.ingress import Ingress
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.attempt import UpstreamAttempt
+from router.gateway.traffic.buffers import Buffers
 from router.gateway.traffic.call import Call
 from router.gateway.traffic.faults import EngineError
 from router.gateway.traffic.http import Head
@@ -83,6 +84,11 @@ class _InFlight(ReplySink):
                 return attempt
         return None
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of its replies that may not go to the client yet."""
+        return sum([attempt.held_bytes for attempt in self.attempts])
+
     def open(self, attempt: int, head: Head, body: bytes, translation: Translation | None) -> Frame | None:
         winner = self.winner = self.find(attempt)
         assert winner is not None
@@ -125,10 +131,12 @@ class Driver(RequestDriver):
         ingress: Ingress | None = None,
         pool: PoolLimits | None = None,
         limits: StreamLimits | None = None,
+        buffers: Buffers | None = None,
     ) -> None:
         self.core = core
         self.clock = clock
         self.ingress = ingress or Ingress()
+        self.buffers = buffers or Buffers()
         self.draining = False
         self.on_sweep: list[Callable[[float], None]] = []
         self._observer = observer
@@ -392,7 +400,9 @@ class Driver(RequestDriver):
 
     def sweep(self, now_s: float) -> None:
         """End replies whose engine has been silent, drop clients that do not read, close old idle connections."""
+        held_back = 0
         for request in list(self._in_flight.values()):
+            held_back += request.held_bytes
             winner = request.winner
             if winner is None or winner.over:
                 continue
@@ -402,6 +412,7 @@ class Driver(RequestDriver):
                     request.client.drop()
             elif silent_s > self._limits.stall_s:
                 winner.stalled(silent_s)
+        self.buffers.held_back = held_back
         for upstream in self._upstreams.values():
             upstream.sweep()
         for callback in self.on_sweep:

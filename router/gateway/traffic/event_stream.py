@@ -53,6 +53,11 @@ class EventStream:
         """Whether the begin of an event waits for its end."""
         return bool(self._held)
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of it have come."""
+        return len(self._held)
+
     def feed(self, data: bytes, now_s: float, *, done: bool) -> bytes:
         """More of the body; what of it goes to the client. *done*: the body has ended with it."""
         meter = self.meter

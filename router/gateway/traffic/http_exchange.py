@@ -107,20 +107,34 @@ class HttpExchange(Client):
             return
         if applied.clamped:
             self._own_fields += b"x-headroom-slo-clamped: %b\r\n" % ", ".join(applied.clamped).encode()
-        if int(fields.get(b"content-length", b"0")) > body_bytes_max:
+        length = int(fields.get(b"content-length", b"0"))
+        if length > body_bytes_max:
             self.problem = Problem(413, f"the body is over {body_bytes_max} bytes")
+        else:
+            self.problem = self.driver.buffers.problem(length)
 
     def take(self, data: bytes, bytes_max: int) -> bool:
-        """More of the body. True: it is over the bound, is answered with 413, and the rest is discarded."""
+        """More of the body. True: it is over a bound, is answered with an error, and the rest is discarded."""
         if self.problem is not None:
             return False
-        self._body_bytes += len(data)
-        if self._body_bytes > bytes_max:
+        count, buffers = len(data), self.driver.buffers
+        if self._body_bytes + count > bytes_max:
             self.problem = Problem(413, f"the body is over {bytes_max} bytes")
-            self._bodies.clear()
+        else:
+            self.problem = buffers.problem(count)
+        if self.problem is not None:
+            self.release()
             return True
+        self._body_bytes += count
+        buffers.bodies += count
         self._bodies.append(data)
         return False
+
+    def release(self) -> None:
+        """Its body is held no longer."""
+        self.driver.buffers.bodies -= self._body_bytes
+        self._body_bytes = 0
+        self._bodies = []
 
     def begin(self) -> None:
         """The request is complete and those before it are answered: route it."""
@@ -175,6 +189,7 @@ class HttpExchange(Client):
         """The client has closed its connection."""
         if not self.response_complete:
             self.response_complete = True
+            self.release()
             self.withdraw()
 
     def pause(self) -> None:
@@ -291,4 +306,6 @@ class HttpExchange(Client):
     def finish(self) -> None:
         """The answer is complete and sent."""
         self.response_complete = True
+        self.release()
+        self._call = None  # its connection keeps this exchange until the next one
         self._on_complete(self)

@@ -15,6 +15,7 @@ from router.core.types import RequestId, Usage
 from router.engines import Translation
 from router.gateway.protocols.answers import Problem
 from router.gateway.protocols.ingress import Ingress
+from router.gateway.traffic.buffers import Buffers
 from router.gateway.traffic.call import Call
 from router.gateway.traffic.faults import EngineError
 from router.gateway.traffic.http import Head
@@ -100,9 +101,10 @@ class RequestDriver(ABC):
     """Routes calls: implemented by Driver.
 
     ``clock``: seconds on the loop's clock; ``awake_s``: when the last pause of this process ended; ``ingress``: keys
-    and SLO classes of the running config; ``draining``: no more requests are taken.
+    and SLO classes of the running config; ``draining``: no more requests are taken; ``buffers``: the bytes held in all.
     """
 
+    buffers: Buffers
     clock: Callable[[], float]
     awake_s: float
     ingress: Ingress

@@ -98,9 +98,12 @@ class _Server(Server):
 
     def _sweep(self, now_s: float) -> None:
         self._use_certificate()
+        unsent = 0
         for connection in list(self.server_state.connections):
             if isinstance(connection, ClientConnection):
                 connection.swept(now_s)
+                unsent += connection.unsent_bytes
+        self._driver.buffers.unsent = unsent
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         drained = asyncio.ensure_future(self._driver.drain(self._limits.drain_s))
