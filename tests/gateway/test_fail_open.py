@@ -175,6 +175,16 @@ def test_only_doubtful_checks_are_overridden(reason: DownReason | None) -> None:
     assert sent(core, 2, 2.0) == Reason.NO_BACKEND
 
 
+def test_the_manual_has_every_reason_and_which_are_overridden() -> None:
+    """In the table of its section."""
+    text = (Path(__file__).parents[2] / "deploy" / "README.md").read_text(encoding="utf-8")
+    rows = text.partition("## When a backend is down")[2].partition("\n## ")[0].split("\n| `")[1:]
+    named = {
+        name: row.rstrip().split("|")[-2].strip() for row in rows for name in row.split(" |")[0][:-1].split("`, `")
+    }
+    assert named == {reason.value: "yes" if reason in DOUBTFUL else "no" for reason in DownReason}
+
+
 def test_a_backend_that_is_up_comes_before_all_that_are_down() -> None:
     """They are tried only where there is none: one that is up, alone, gets everything."""
     core = fakes.core(fakes.backend("a"), fakes.backend("b"), fakes.backend("c", models=("other",)))

@@ -160,6 +160,24 @@ async def test_a_redirect_is_no_health_and_says_where_it_points() -> None:
 
 
 @pytest.mark.parametrize(
+    ("protocol", "status", "reason"),
+    [
+        ("triton", 400, DownReason.UNREADY),
+        ("triton", 503, DownReason.UNREADY),
+        ("triton", 500, DownReason.STATUS),
+        ("openai", 400, DownReason.STATUS),
+    ],
+)
+async def test_triton_says_by_400_that_it_is_not_ready(protocol: str, status: int, reason: DownReason) -> None:
+    """An answer of the engine itself, which is believed; of others 400 is a fault of the check."""
+    path = {"triton": "/v2/health/ready", "openai": "/health"}[protocol]
+    async with Pages({path: (status, b"")}) as pages:
+        one, listener = watched(pages.url, protocol=protocol)
+        await one.check()
+        assert listener.changes[0].reason is reason
+
+
+@pytest.mark.parametrize(
     ("script", "reason", "why"),
     [
         ([reply(b"no", 503)], DownReason.UNREADY, "status 503"),

@@ -179,17 +179,12 @@ class Watch:
                 both.create_task(_repeat(each, period_s), name=f"{each.__name__} {self.engine.name}")
 
     async def check(self) -> None:
-        """One health check. A time-out is none while replies flow: an engine that is busy may be slow to answer it."""
+        """One health check."""
         began_s = self._clock()
         failed = await self._failure()
         if isinstance(failed, Exhausted):  # nothing is known of the engine
             return
-        if (
-            failed
-            and failed.reason is DownReason.TIMEOUT
-            and self.up
-            and self._last_read_s(self.engine.name) >= began_s
-        ):
+        if failed is not None and self._lives(failed, began_s):
             self._failures = 0
             return
         self._failures = self._failures + 1 if failed else 0
@@ -207,6 +202,11 @@ class Watch:
             at_s = time() if before is None or before.up else before.at_s
             self._change(HealthChange(False, url, at_s, str(failed), self._failures, failed.reason))
         self._url = self.engine.health_url  # what answers there next may have it again
+
+    def _lives(self, failed: Unanswered, began_s: float) -> bool:
+        """Whether replies flow from an engine that is slow to answer its check: a busy one may be."""
+        late = failed.reason is DownReason.TIMEOUT and self.up
+        return late and self._last_read_s(self.engine.name) >= began_s
 
     def _change(self, change: HealthChange) -> None:
         self.health = change
