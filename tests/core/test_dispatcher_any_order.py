@@ -8,13 +8,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from router.core.decisions import Abort, Break, EndState, Refuse, RequestRecord, Send
-from router.core.flight import DispatchLimits, Failure
+from router.core.flight import LACKING, DispatchLimits, Failure, FailureKind
 from router.core.types import EngineReport, Load, Slo, Usage
 from tests.fakes import backend, core, request
 
 NAMES = ("a", "b", "c")
 SLOS = st.sampled_from([Slo(), Slo(ttft_s=0.3), Slo(ttft_s=1.0, tpot_s=0.02), Slo(e2e_s=2.0)])
-FAILURES = st.sampled_from([Failure("reset"), Failure("400", backend_fault=False, retryable=False)])
+FAILURES = st.sampled_from(
+    [
+        Failure("reset"),
+        Failure("400", backend_fault=False, retryable=False, kind=FailureKind.CLIENT_ERROR),
+        *[Failure(kind.value, backend_fault=False, kind=kind) for kind in sorted(LACKING)],
+    ]
+)
+ENDPOINTS = st.sampled_from(["", "/v1/responses"])
 POLICIES = st.sampled_from(["round_robin", "least_work", "power_of_two", "slo_headroom"])
 
 
@@ -28,7 +35,11 @@ class AnyOrder(RuleBasedStateMachine):
     def start(self, routing, hedge):
         """Three unequal backends, small bounds so that every path is walked."""
         limits = DispatchLimits(
-            first_byte_s_max=2.0, hedge_slo_share=0.5 if hedge else float("inf"), hedges_max_share=1.0, failures_max=2
+            first_byte_s_max=2.0,
+            hedge_slo_share=0.5 if hedge else float("inf"),
+            hedges_max_share=1.0,
+            failures_max=2,
+            refused_s=3.0,
         )
         fleet = [backend(name, slower=1.0 + i, seqs_max=2) for i, name in enumerate(NAMES)]
         self.core = core(*fleet, routing=routing, admission={"held_max": 3, "hold_s_max": 1.0}, limits=limits)
@@ -61,11 +72,25 @@ class AnyOrder(RuleBasedStateMachine):
         if self.core.wake_s <= self.now_s:
             self.perform(self.core.ticked(self.now_s))
 
-    @rule(target=ids, slo=SLOS, model=st.sampled_from(["m", "m", "m", "x"]), prompt=st.integers(0, 5000))
-    def arrives(self, slo, model, prompt):
+    @rule(passed_s=st.floats(-1.0, 5.0))
+    def stands_still(self, passed_s):
+        """A pause of the shell."""
+        self.now_s += max(passed_s, 0.0)
+        self.perform(self.core.paused(passed_s, self.now_s))
+
+    @rule(
+        target=ids,
+        slo=SLOS,
+        model=st.sampled_from(["m", "m", "m", "x"]),
+        prompt=st.integers(0, 5000),
+        streamed=st.booleans(),
+        endpoint=ENDPOINTS,
+    )
+    def arrives(self, slo, model, prompt, streamed, endpoint):
         """A new request, of a model that may not exist."""
         self.count += 1
-        made = request(f"r{self.count}", arrived_s=self.now_s, slo=slo, model=model, prompt_tokens=prompt)
+        facts = {"slo": slo, "model": model, "streamed": streamed, "endpoint": endpoint}
+        made = request(f"r{self.count}", arrived_s=self.now_s, prompt_tokens=prompt, **facts)
         self.asked.add(made.id)
         self.perform(self.core.arrived(made, self.now_s))
         return made.id
@@ -140,6 +165,10 @@ class AnyOrder(RuleBasedStateMachine):
             assert (part >= -1e-6).all()
         assert all(n == 1 for n in [*self.answered.values(), *self.accounted.values()])
         assert self.core.in_flight == len(self.asked) - len(self.accounted)
+        refused = {(each.what, slot) for name, slot in ledger.roster.slots for each in self.core.refusals(name)}
+        assert refused == {(what, slot) for what, slots in ledger.roster._refusing.items() for slot in slots}
+        assert all(known.in_a_row >= 0 for known in self.core.failures.values())
+        assert self.core._ejection._rows == sum(known.in_a_row > 0 for known in self.core.failures.values())
         open_now = sum(load.prefilling + load.decoding for load in self.core.loads().values())
         assert open_now <= len(self.open)
 
