@@ -8,6 +8,7 @@ import pytest
 from router.core.errors import Rejected
 from router.gateway.protocols import triton
 from router.gateway.protocols.openai import ENDPOINTS, SEQUENCES_MAX, RequestBody, read
+from router.gateway.telemetry.journal import explained
 from tests.fakes_wire import LAST, STREAM_HEAD, Act, chunked, event, pair, token
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -83,6 +84,10 @@ async def test_the_time_per_token_of_several_choices_is_that_of_each() -> None:
     frames = chunked(*[event(token("a"))] * 20, usage, event("[DONE]"))
     async with pair([STREAM_HEAD + frames + LAST, Act.CLOSE]) as (gate, _):
         await gate.chat(stream=True, n=4, messages=HELLO)
-        record = gate.seen.outcomes[0].record
+        log = gate.seen.outcomes[0]
+        record = log.record
         assert (record.request.sequences, record.usage.output_tokens) == (4, 20)
         assert record.tpot_s == pytest.approx((record.ended_s - record.first_token_s) / 4)
+        shown = explained(log)
+        assert (shown["sequences"], shown["output_tokens"]) == (4, 20)
+        assert shown["actual"]["tpot_ms"] == pytest.approx(1e3 * record.tpot_s, abs=1e-3)

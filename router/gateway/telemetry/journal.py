@@ -74,6 +74,7 @@ def explained(log: RequestLog, choice: Explanation | None = None) -> dict[str, A
         },
         "prompt_tokens": record.usage.prompt_tokens or request.prompt_tokens,
         "output_tokens": record.usage.output_tokens,
+        "sequences": request.sequences,
         "output_tokens_estimated": record.usage.estimated,
         "decisions": [_decision(decision) for decision in log.decisions],
         "candidates": [_candidate(each) for each in choice.candidates] if choice else None,
