@@ -188,7 +188,9 @@ def _stated_status(error: Mapping[str, Any]) -> int:
     return 0
 
 
+_SUBJECT: Final = r"(?:the )?(?:server|engine|service|backend|worker|model)(?: with name \S+)?(?: is)?(?: currently)? "
 _STATE: Final = r"(?:not (?:yet )?(?:healthy|ready|available)|unhealthy|unavailable|(?:starting|shutting down)(?: up)?)"
+UNREADY: Final = rf"(?i)(?:{_SUBJECT})?{_STATE}\.?$"  # whole messages of servers that are not up
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +211,7 @@ class ErrorDialect:
     busy: tuple[str, ...] = ()
     model_missing: tuple[str, ...] = ()
     context_faults: tuple[str, ...] = CONTEXT_FAULTS
-    unready: tuple[str, ...] = (
-        rf"(?i)(?:the )?(?:server|engine|service|backend|worker)(?: is)?(?: currently)? {_STATE}\.?$",
-    )
+    unready: tuple[str, ...] = (UNREADY,)
 
 
 @dataclass(frozen=True, slots=True)

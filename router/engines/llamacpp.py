@@ -17,7 +17,7 @@ from router.engines.facts import (
     text,
     whole,
 )
-from router.engines.kind import EngineKind, ErrorDialect, MetricsPage
+from router.engines.kind import UNREADY, EngineKind, ErrorDialect, MetricsPage
 from router.engines.prometheus import ScrapedPage, Snapshot
 
 
@@ -54,5 +54,5 @@ KIND: Final = EngineKind(
     default_port=8080,
     discover=_discover,
     metrics=MetricsPage((b"llamacpp:requests_processing",), _metrics),
-    errors=ErrorDialect(unready=(r"Loading model$",)),
+    errors=ErrorDialect(unready=(UNREADY, r"Loading model$")),
 )

@@ -42,6 +42,8 @@ ONCE = DispatchLimits(failures_max=1)
         (OPENAI, 503, "<html>503 Service Temporarily Unavailable</html>", FAULT),
         (OPENAI, 503, "", FAULT),
         (OPENAI, 503, '{"detail":"The server is not ready."}', FAULT),
+        (OPENAI, 503, '{"error":"Model with name m is not ready."}', FAULT),
+        (OPENAI, 503, '{"error":"unhealthy","error_type":"healthcheck"}', FAULT),
         (OPENAI, 503, '{"message":"Service temporarily unavailable. All workers are busy, please retry later"}', FULL),
         (OPENAI, 429, '{"error":{"message":"The request queue is full."}}', FULL),
         (OPENAI, 529, '{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}', FULL),
