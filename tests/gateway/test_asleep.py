@@ -41,10 +41,13 @@ def page(*ranks: tuple[int, int, int]) -> bytes:
         ((AWAKE, AWAKE), False),
         ((OFFLOADED, OFFLOADED), True),
         ((AWAKE, DISCARDED), False),
+        (((0, 0, 0),), True),
     ],
 )
 def test_a_page_says_whether_the_engine_sleeps(ranks: tuple[tuple[int, int, int], ...], asleep: bool) -> None:
-    """At either level, and with several ranks once none of them is awake; an older page says nothing of it."""
+    """At any level (0 shows in no other state than awake), and with several ranks once none of them is awake; an older
+    page says nothing of it.
+    """
     found = read_metrics(page(*ranks))
     assert found is not None
     assert found.asleep is asleep
@@ -155,6 +158,10 @@ async def test_a_paused_engine_gets_nothing_and_one_without_the_page_is_not_aske
             await until(lambda: "a" in it.gateway.downtimes() and it.gateway.downtimes()["a"][0].reason == "asleep")
             await until(lambda: bare.asked.count("/metrics") >= 4)
             assert bare.asked.count("/is_paused") == 1
+            pages.pages["/is_paused"] = (500, b'{"error": "Failed to fetch pause status"}')  # says nothing
+            asked = pages.asked.count("/is_paused")
+            await until(lambda: pages.asked.count("/is_paused") >= asked + 3)
+            assert "a" in it.gateway.downtimes()
             pages.pages["/is_paused"] = (200, b'{"is_paused": false}')
             await until(lambda: "a" not in it.gateway.downtimes())
             pages.pages["/is_paused"] = (200, b'{"is_paused": true}')

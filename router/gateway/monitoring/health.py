@@ -265,7 +265,7 @@ class Watch:
             page = await self._get(self._paused_url)
             if page.is_success:
                 self._paused = field(document(page.body), "is_paused") is True
-            else:
+            elif page.status in _NO_SUCH_PATH:
                 self._paused, self._paused_url = False, ""
 
 
