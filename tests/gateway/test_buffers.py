@@ -78,7 +78,7 @@ async def test_an_idle_connection_does_not_keep_its_last_request() -> None:
         assert (await client.reply()).status == 200
         (connection,) = gate.state.connections
         exchange = connection.cycle
-        assert (exchange._call, exchange._bodies) == (None, [])
+        assert (exchange._call, exchange._bodies, exchange._headers, exchange.fields) == (None, [], (), {})
 
 
 async def test_a_fault_in_the_body_of_a_pipelined_request_is_answered_in_its_turn() -> None:

@@ -28,6 +28,7 @@ from router.gateway.traffic.ports import Client, Frame, RequestDriver
 
 _SERVER: Final = 500
 _ENGINES: Final = {Reason.BACKEND_FAILED, Reason.CLIENT_ERROR}  # reasons that an engine's answer may stand for
+_NO_FIELDS: Final[Mapping[bytes, bytes]] = {}
 _VERSION: Final = b"HTTP/1.1 "
 _CLIENT_ERRORS: Final = frozenset({FailureKind.CLIENT_ERROR, FailureKind.CONTEXT_EXCEEDED})
 _CLOSE: Final = b"connection: close\r\n"
@@ -307,5 +308,5 @@ class HttpExchange(Client):
         """The answer is complete and sent."""
         self.response_complete = True
         self.release()
-        self._call = None  # its connection keeps this exchange until the next one
+        self._call, self._headers, self.fields = None, (), _NO_FIELDS  # its connection keeps this until the next one
         self._on_complete(self)
