@@ -93,6 +93,7 @@ TOKENS: list[dict[str, Any]] = [
 STRUCTURES: list[dict[str, Any]] = [
     chat(role="assistant", content=""),
     chat(role="assistant", content=None),
+    chat(content="", tool_calls=[], reasoning_content=None, provider_specific_fields={"refusal": None}),
     chat(),
     {"choices": []},
     {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 0}},
@@ -102,7 +103,7 @@ STRUCTURES: list[dict[str, Any]] = [
     typed("response.created", response={"status": "in_progress", "error": None, "output": []}),
     typed("response.in_progress", response={"status": "in_progress"}),
     typed("response.queued", response={}),
-    typed("response.output_item.added", item={"type": "message", "role": "assistant", "content": [], "id": "m"}),
+    typed("response.output_item.added", item={"type": "message", "role": "assistant", "content": [], "phase": "x"}),
     typed("response.output_item.added", item={"type": "reasoning", "summary": [], "status": "in_progress"}),
     typed("response.content_part.added", part={"type": "output_text", "text": "", "annotations": [], "logprobs": []}),
     typed("message_start", message={"role": "assistant", "content": [], "usage": {"input_tokens": 3}}),

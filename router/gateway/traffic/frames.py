@@ -18,7 +18,10 @@ _ERROR_TYPES: Final = frozenset({"error", "response.failed", "response.error"})
 _ERROR_NAMES: Final = frozenset(each.encode() for each in _ERROR_TYPES)
 _LAST_TYPES: Final = frozenset({"response.completed", "response.incomplete", "response.cancelled", "message_stop"})
 _WHOLE_TYPES: Final = frozenset({"response.completed", "response.incomplete"})
-_NOT_GENERATED: Final = frozenset({"role", "type", "id", "index", "input", "status", "annotations", "citations"})
+_NOT_GENERATED: Final = frozenset(
+    {"role", "type", "id", "index", "annotations", "provider_specific_fields"}
+)  # of a delta
+_OF_PART: Final = ("text", "thinking", "data", "refusal", "name", "arguments", "code", "content", "summary")
 Document = Mapping[str, Any]
 
 
@@ -159,7 +162,7 @@ def _of_typed(document: Document, named: str) -> Iterable[Any]:
     if named.endswith(".done"):
         return [document.get("text"), document.get("arguments"), document.get("refusal")]
     inner = document.get("content_block", document.get("item", document.get("part")))
-    return _values(inner) if isinstance(inner, dict) else []
+    return [inner.get(name) for name in _OF_PART] if isinstance(inner, dict) else []
 
 
 def _of_untyped(document: Document) -> Iterable[Any]:
