@@ -55,6 +55,7 @@ def requests(now_s: float) -> st.SearchStrategy[Request]:
         session=st.text(max_size=5),
         prefix=st.lists(st.integers(0, 2**64 - 1), max_size=20, unique=True).map(tuple),
         prefix_block_tokens=st.integers(0, 1024),
+        sequences=st.just(1) | st.integers(1, 16_384),
     )
 
 
