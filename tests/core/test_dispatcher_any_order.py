@@ -19,6 +19,9 @@ FAILURES = st.sampled_from(
         Failure("reset"),
         Failure("400", backend_fault=False, retryable=False, kind=FailureKind.CLIENT_ERROR),
         *[Failure(kind.value, backend_fault=False, kind=kind) for kind in sorted(LACKING)],
+        Failure("too long", backend_fault=False, kind=FailureKind.CONTEXT_EXCEEDED),
+        Failure("5000 > 4096", False, True, False, FailureKind.CONTEXT_EXCEEDED, 5_000, False, 4_096),
+        Failure(">= 4097", False, True, False, FailureKind.CONTEXT_EXCEEDED, 4_097, True, 4_096),
     ]
 )
 ENDPOINTS = st.sampled_from(["", "/v1/responses"])
@@ -46,6 +49,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.now_s, self.count = 0.0, 0
         self.asked, self.answered, self.accounted = set(), Counter(), Counter()
         self.open = set()
+        self.sequences = {}
 
     def perform(self, commands):
         """Record the commands in the shell's own account."""
@@ -85,13 +89,17 @@ class AnyOrder(RuleBasedStateMachine):
         prompt=st.integers(0, 5000),
         streamed=st.booleans(),
         endpoint=ENDPOINTS,
+        sequences=st.sampled_from([1, 1, 4]),
+        sigma=st.sampled_from([0.0, 0.35]),
     )
-    def arrives(self, slo, model, prompt, streamed, endpoint):
-        """A new request, of a model that may not exist."""
+    def arrives(self, slo, model, prompt, streamed, endpoint, sequences, sigma):
+        """A new request, of a model that may not exist, for one reply or several, of a size that is known or not."""
         self.count += 1
         facts = {"slo": slo, "model": model, "streamed": streamed, "endpoint": endpoint}
+        facts |= {"sequences": sequences, "prompt_sigma": sigma}
         made = request(f"r{self.count}", arrived_s=self.now_s, prompt_tokens=prompt, **facts)
         self.asked.add(made.id)
+        self.sequences[made.id] = sequences
         self.perform(self.core.arrived(made, self.now_s))
         return made.id
 
@@ -170,7 +178,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert all(known.in_a_row >= 0 for known in self.core.failures.values())
         assert self.core._ejection._rows == sum(known.in_a_row > 0 for known in self.core.failures.values())
         open_now = sum(load.prefilling + load.decoding for load in self.core.loads().values())
-        assert open_now <= len(self.open)
+        assert open_now <= sum(self.sequences[request_id] for request_id, _ in self.open)
 
     def teardown(self):
         """All clients leave or time out: the ledger is empty and every request has one end."""
