@@ -264,7 +264,7 @@ async def test_a_changed_client_certificate_is_shown_without_a_restart(tmp_path:
         async with router(tmp_path / "r.yaml", config(given), ready=False) as it:
             await until(lambda: it.gateway.engines.watches["a"].up is False)
             issue(tmp_path, second, "client", "gateway.example")
-            await until(lambda: it.gateway.ready)
+            await until(lambda: any(watch.up for watch in it.gateway.engines.watches.values()))
             assert (await it.chat()).text.endswith("data: [DONE]\n\n")
 
 
