@@ -8,8 +8,11 @@ from uuid import UUID
 import pytest
 
 from router.core.decisions import EndState as Ending
+from router.gateway.protocols import blocks
 from router.gateway.protocols.client_text import NAME_CHARS_MAX
+from router.gateway.protocols.ingress import Ingress
 from router.gateway.telemetry.journal import Journal, explained
+from router.gateway.traffic import http
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, chat, pair, post, reply, stream
 from tests.pages import Pages
@@ -101,3 +104,21 @@ async def test_no_client_can_put_its_request_before_another_in_explain(tmp_path:
         assert [match["tenant"] for match in found["matches"]] == ["mallory", "alice"]
         alone = (await it.client.get(f"/explain/{found['matches'][1]['id']}")).json()
         assert (alone["tenant"], alone["request_id"]) == ("alice", "theirs")
+
+
+async def test_no_cache_keeps_what_is_long_of_a_client_or_an_engine() -> None:
+    """A thousand salts, models or queries of megabytes would stay for as long as the process runs."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-long: " + b"y" * 10_000 + b"\r\n\r\n{}"
+    async with pair([head], ingress=Ingress(prefix_blocks_max=4)) as (gate, engine):
+        before = blocks._kept_seed.cache_info().currsize, http._kept_head.cache_info().currsize
+        messages = [{"role": "user", "content": "z" * 5_000}]
+        for number in range(3):
+            long = f"{number}{LONG}"
+            assert (await gate.chat(stream=False, messages=messages, cache_salt=long)).status == 200
+            assert (await gate.chat(stream=False, messages=messages, model=long)).status == 404
+            request = chat(stream=False).replace(b"completions ", b"completions?%b " % long[:9_000].encode(), 1)
+            assert (await gate.ask(request)).status == 200
+            assert engine.requests[-1].startswith(b"POST /v1/chat/completions?%d" % number)
+        assert (blocks._kept_seed.cache_info().currsize, http._kept_head.cache_info().currsize) == before
+        (upstream,) = gate.driver.upstreams.values()
+        assert upstream._openings.cache_info().currsize == 1

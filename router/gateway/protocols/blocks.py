@@ -18,6 +18,7 @@ import numpy as np
 from router.core import loops
 from router.core.hashing import BLOCK_WORDS
 
+_KEPT_CHARS_MAX: Final = 512
 BLOCK_BYTES: Final = 8 * BLOCK_WORDS
 NO_BLOCKS: Final[tuple[tuple[int, ...], float]] = ((), 0.0)
 
@@ -37,8 +38,16 @@ def blocks_of(pieces: Sequence[str], model: str, salt: str, blocks_max: int) -> 
     return tuple(hashes.tolist()), BLOCK_BYTES * len(text) / len(data)
 
 
-@lru_cache(maxsize=1024)
 def _seed(model: str, salt: str) -> int:
-    """Where the hashes of a model's prompts start; below 2**63."""
+    """Where the hashes of a model's prompts start; below 2**63. Clients name both, so that long ones are not kept."""
+    return _kept_seed(model, salt) if len(model) + len(salt) <= _KEPT_CHARS_MAX else _hashed(model, salt)
+
+
+@lru_cache(maxsize=1024)
+def _kept_seed(model: str, salt: str) -> int:
+    return _hashed(model, salt)
+
+
+def _hashed(model: str, salt: str) -> int:
     named = f"{model}\0{salt}".encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(named, digest_size=8).digest(), "little") >> 1

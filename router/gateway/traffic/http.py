@@ -27,6 +27,7 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 _CODINGS: Final[list[list[bytes]]] = [[], [b"chunked"], [b"identity"]]
+_KEPT_BYTES_MAX: Final = 2_048  # a longer head is parsed anew each time
 NO_BODY: Final = frozenset({204, 304})  # whatever their heads state
 # Fields of an engine's answer that the gateway writes itself; so are all of CORS, which is the config's to decide.
 _CORS: Final = b"access-control-"
@@ -59,12 +60,20 @@ class Head:
         return not self.chunked and self.length < 0 and self.status not in NO_BODY
 
 
-@lru_cache(maxsize=512)  # an engine sends the same head for every stream of a second
 def parse_head(head: bytes) -> Head:
     """Read a head that llhttp has accepted, ``HTTP/1.1 200 OK`` line to empty line included.
 
     Raises ValueError where the framing of the body is not one that the gateway can pass on.
     """
+    return _kept_head(head) if len(head) <= _KEPT_BYTES_MAX else _parsed(head)
+
+
+@lru_cache(maxsize=512)  # an engine sends the same head for every stream of a second
+def _kept_head(head: bytes) -> Head:
+    return _parsed(head)
+
+
+def _parsed(head: bytes) -> Head:
     lines = head.split(b"\r\n")
     named = [(line.partition(b":")[0].lower(), line) for line in lines[1:] if line]
     dropped = _REWRITTEN | _connection_options(named)

@@ -24,6 +24,7 @@ from router.gateway.traffic.meter import Gaps
 from router.gateway.traffic.usage import TextDensity
 
 _HEAD_BYTES_MAX: Final = 64 * 1024
+_KEPT_BYTES_MAX: Final = 256
 _OWN: Final = " from this router"  # whatever the backend does
 _INTERIM: Final = range(100, 200)
 
@@ -272,7 +273,7 @@ class Upstream:
         self.density: TextDensity = before.density if before is not None else TextDensity()
         self.refuses_usage = False  # it knows no ``stream_options``: requests go to it as they came
         self.wire_name = target.name.encode("latin-1", "replace")
-        self.opening: Callable[[bytes, bytes], bytes] = lru_cache(maxsize=64)(partial(_opening, target))
+        self._openings = lru_cache(maxsize=64)(partial(_opening, target))
         self.open: set[Connection] = set()
         self.dial_error: Exception | None = None  # of the last try to connect
         self.last_read_s = -inf  # of the replies that have ended: when bytes came, on ``clock``
@@ -282,6 +283,10 @@ class Upstream:
         own = target.certificates if target.tls else None
         self._tls = own.context if own else ssl.create_default_context() if target.tls else None
         self._server_name = (own.server_name if own else "") or None  # None: the host's
+
+    def opening(self, method: bytes, path: bytes) -> bytes:
+        """The beginning of a head; that of a long path, which may be any client's query, is made anew each time."""
+        return self._openings(method, path) if len(path) <= _KEPT_BYTES_MAX else _opening(self.target, method, path)
 
     def take(self) -> Connection | None:
         """An idle connection that is young enough, or None."""
