@@ -71,7 +71,10 @@ def test_a_line_without_an_end_is_not_held_without_bound(monkeypatch: pytest.Mon
     """It passes as it is, and the next one is renamed again."""
     monkeypatch.setattr(model_name, "_LINE_BYTES_MAX", 100)
     stream, long = ModelName("mine", Dialect.OPENAI), b'data: {"x":"' + b"a" * 200
-    assert stream.feed(long) == long
+    assert stream.feed(long[:90]) == b""
+    assert stream.held_bytes == 90
+    assert stream.feed(long[90:]) == long
+    assert stream.held_bytes == 0
     assert stream.feed(b"more") == b"more"
     assert stream.feed(b'","model":"x"}\ndata: {"model":"x"}\n') == b'","model":"x"}\ndata: {"model":"mine"}\n'
 

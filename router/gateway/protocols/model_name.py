@@ -29,6 +29,11 @@ class ModelName:
         self._held = b""  # the beginning of a line
         self._passes = False  # the rest of a line that was too long to hold
 
+    @property
+    def held_bytes(self) -> int:
+        """Of a line that has not ended yet."""
+        return len(self._held)
+
     def whole(self, body: bytes) -> bytes:
         """A reply that is no stream; unchanged where it names no model."""
         return self._renamed(body, 0)

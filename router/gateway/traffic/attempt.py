@@ -89,7 +89,8 @@ class UpstreamAttempt(Reader):
     @property
     def held_bytes(self) -> int:
         """Bytes of the reply that may not go to the client yet."""
-        return len(self._body) + (self._stream.held_bytes if self._stream is not None else 0)
+        named = self._name.held_bytes if self._name is not None else 0
+        return len(self._body) + named + (self._stream.held_bytes if self._stream is not None else 0)
 
     # -- the driver's side -------------------------------------------------------------------------------------
 
