@@ -140,6 +140,8 @@ FACTS: Final[Mapping[str, Callable[[Seen], Any] | str]] = {
     "Fleet.of": lambda seen: seen.fleet.of(seen.fleet.columns),
     "Fleet.cached_tokens": lambda seen: seen.fleet.cached_tokens(seen.request),
     "Fleet.backend": lambda seen: [seen.fleet.backend(index) for index in range(len(seen.fleet))],
+    "Fleet.among": lambda seen: seen.fleet.among(seen.fleet.slots[:1]).prefilling,
+    "Fleet.adapter_load_s": lambda seen: seen.fleet.adapter_load_s(seen.request) is None,
     # Of the forecast: what was expected, and what it rests on.
     **_of("forecast", "made", "answer", "prompt_tokens", "tokens", "output_tokens", "state", "cached_tokens"),
     **_of("forecast", "prefill_tokens", "slots", "rows", "means_s", "ttft_s", "tpot_s", "e2e_s"),
@@ -154,6 +156,7 @@ FACTS: Final[Mapping[str, Callable[[Seen], Any] | str]] = {
     "Forecast.e2e_tail_s": lambda seen: seen.forecast.e2e_tail_s(0.9),
     "Forecast.prefill_tokens_at": lambda seen: _each(seen, seen.forecast.prefill_tokens_at),
     "Forecast.resident_share_at": lambda seen: _each(seen, seen.forecast.resident_share_at),
+    "Forecast.adapter_ready": lambda seen: seen.forecast.adapter_ready(0.5) is None,
     "Forecast.at": lambda seen: _each(seen, seen.forecast.at),
 }
 """How each fact that a policy can read is read here, all of them to be the same; or why one cannot be the same."""
@@ -325,6 +328,7 @@ class Life:
             self.clock.now_s = core.wake_s
             self.gate.driver.perform(core.ticked(self.clock.now_s))
         self.clock.now_s = now_s
+        self.gate.driver.awake_s = now_s  # the time leaps, and the process never stood still
 
     async def arrived(self, number: int) -> None:
         """A client sends its request."""
