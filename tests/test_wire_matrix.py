@@ -37,6 +37,12 @@ def test_a_frame_is_as_old_as_the_read_that_completed_it() -> None:
     ]
 
 
+def test_an_error_event_at_the_end_needs_no_blank_line() -> None:
+    """LitServe ends its stream so; half a payload is none."""
+    assert Reply(CHAT, 200, frames([(1.0, b'data: {"error": {"message": "x"}}')])).error
+    assert frames([(1.0, b'data: {"error": {"mess')]) == []
+
+
 def test_what_comes_before_any_text_is_no_first_token() -> None:
     """Roles, pings and comments are not; reasoning and tool calls are."""
     role = {"choices": [{"delta": {"role": "assistant", "content": ""}}]}

@@ -4,7 +4,7 @@ Prints the matrix at the end of the run (`make real`). A cell is ok, off, with b
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -27,23 +27,43 @@ class Stage:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self._failed: dict[str, str] = {}
         self._on: EngineUnderTest | None = None
         self._ends = ExitStack()
 
+    @contextmanager
+    def also(self, *parts: catalog.Engine) -> Iterator[None]:
+        """These too, for as long as the block runs."""
+        with ExitStack() as ends:
+            for part in parts:
+                _start(part, self.home, ends)
+            yield
+
     def start(self, engine: EngineUnderTest) -> None:
         """Have this one run, and no other."""
-        if engine is not self._on:
-            self.clear()
+        if reason := self._failed.get(engine.name):
+            pytest.fail(reason)  # a start that failed takes minutes: once is enough
+        if engine is self._on:
+            return
+        self.clear()
+        try:
             for part in engine.parts:
-                running = processes.start(part, self.home)
-                self._ends.callback(running.stop)
-                processes.wait_ready([running])
-            self._on = engine
+                _start(part, self.home, self._ends)
+        except catalog.EngineError as error:
+            self._failed[engine.name] = str(error)
+            raise
+        self._on = engine
 
     def clear(self) -> None:
         """End what runs."""
         self._on = None
         self._ends.close()
+
+
+def _start(part: catalog.Engine, home: Path, ends: ExitStack) -> None:
+    running = processes.start(part, home)
+    ends.callback(running.stop)
+    processes.wait_ready([running])
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +96,8 @@ async def test_what_the_gateway_measures_is_what_others_see(
         Relay(engine.port) as relay,
         serve(engine.config(relay.url)) as gateway,
     ):
-        row.update(await fill(Bench(engine, dialect, gateway, relay, client)))
+        before = [] if engine.front is None else [engine.front(gateway.port)]
+        with stage.also(*before):
+            row.update(await fill(Bench(engine, dialect, gateway, relay, client)))
     off = {column: cell.note for column, cell in row.items() if cell.off}
     assert not off

@@ -56,6 +56,10 @@ class Bench:
         self.client = client
         self.under_test, self.dialect, self.gateway, self.relay = under_test, dialect, gateway, relay
         self.engine_dialect = GENERATE if under_test.backend.get("protocol") == "triton" else dialect
+        front = under_test.front
+        self.url = f"http://127.0.0.1:{front(gateway.port).ports[0]}" if front else gateway.url
+        key = under_test.backend.get("api_key")
+        self._key = {"authorization": f"Bearer {key}"} if key else {}  # for a plain client; the gateway has its own
         self.engine_path = self.engine_dialect.path.format(model=under_test.engine_model)
 
     def body(self, prompt: str = PROMPT, tokens: int = TOKENS, *, usage: bool = False) -> dict[str, Any]:
@@ -66,7 +70,7 @@ class Bench:
     async def ask(self, body: dict[str, Any], leaves_after: int = 0) -> Seen:
         """Send it through the gateway; the client leaves after so many frames with text, 0: at the end."""
         mark = len(self.relay.exchanges)
-        url = f"{self.gateway.url}{self.dialect.path.format(model=MODEL)}"
+        url = f"{self.url}{self.dialect.path.format(model=MODEL)}"
         sent_s = monotonic()
         request_id, client, raw = await self._stream(url, body, self.dialect, leaves_after)
         passed = self.relay.since(mark, self.engine_path)
@@ -76,7 +80,11 @@ class Bench:
         return Seen(sent_s, client, raw, engine, exchange, explained)
 
     async def straight(self, body: dict[str, Any]) -> Reply:
-        """The same request by a plain client, past the gateway."""
+        """The same request by a plain client, past the gateway, in what the engine speaks."""
+        if self.engine_dialect is not self.dialect:
+            body = self.engine_dialect.body(
+                self.under_test.engine_model, str(body.get("prompt") or body["messages"]), TOKENS
+            )
         url = f"http://127.0.0.1:{self.under_test.port}{self.engine_path}"
         return (await self._stream(url, body | {"model": self.under_test.engine_model}, self.engine_dialect))[1]
 
@@ -87,7 +95,7 @@ class Bench:
         pieces: list[Piece] = []
         status, request_id, cut = 0, "", False
         try:
-            async with self.client.stream("POST", url, json=body) as answer:
+            async with self.client.stream("POST", url, json=body, headers=self._key) as answer:
                 status, request_id = answer.status_code, answer.headers.get("x-request-id", "")
                 async for data in answer.aiter_raw():
                     pieces.append((monotonic(), data))
@@ -101,7 +109,7 @@ class Bench:
         """What /explain says, once the request is over."""
 
         async def known() -> httpx.Response | None:
-            answer = await self.client.get(f"{self.gateway.url}/explain/{request_id}", headers=CLOSE)
+            answer = await self._page(f"{self.gateway.url}/explain/{request_id}")
             return answer if answer.is_success else None
 
         found = await within(known) if request_id else None
@@ -125,9 +133,16 @@ class Bench:
         """The sum of these samples on the gateway's page, 0 where there is none."""
         return await self.sum_at(f"{self.gateway.url}/metrics", name, **labels)
 
+    async def _page(self, url: str) -> httpx.Response:
+        """A page on a connection of its own; a server that is busy with something else may need a second try."""
+        try:
+            return await self.client.get(url, headers=CLOSE)
+        except httpx.TransportError:
+            return await self.client.get(url, headers=CLOSE)
+
     async def sum_at(self, url: str, name: str, **labels: str) -> float:
         """The sum of these samples on a page of Prometheus text, 0 where there is none."""
-        return samples_sum((await self.client.get(url, headers=CLOSE)).text, name, 0.0, **labels)
+        return samples_sum((await self._page(url)).text, name, 0.0, **labels)
 
 
 async def within(condition: Callable[[], Awaitable[T]]) -> T:

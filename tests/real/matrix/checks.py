@@ -14,7 +14,7 @@ Tolerances, each with its reason:
 from collections.abc import Awaitable, Callable
 from math import isnan
 
-from tests.real.matrix.bench import TOKENS, Bench, Seen, within
+from tests.real.matrix.bench import Bench, Seen, within
 from tests.real.matrix.frames import CHAT, COMPLETIONS, Reply, Usage
 from tests.real.matrix.relay import Exchange
 from tests.real.matrix.table import OK, Cell, off, skipped
@@ -61,16 +61,11 @@ async def tokens(bench: Bench) -> Cell:
     if failed := _failed(seen):
         return failed
     assert seen.engine is not None
-    if seen.client.stated_usage and not bench.dialect.states_usage_unasked and not _sends_usage_unasked(bench, seen):
+    if seen.client.stated_usage and not (await bench.straight(bench.body())).stated_usage:
         return off("the reply states usage, which the client did not ask for")
     want, exact = await _true_tokens(bench, seen.engine, before)
     right = seen.output_tokens == want if exact else abs(seen.output_tokens - want) <= ESTIMATE_SHARE * want
     return OK if right else off(f"{seen.output_tokens} tokens, {'true' if exact else 'about'} {want}")
-
-
-def _sends_usage_unasked(bench: Bench, seen: Seen) -> bool:
-    """Whether the engine does so when the gateway did not ask for it either."""
-    return seen.exchange is not None and b"include_usage" not in seen.exchange.request
 
 
 async def _true_tokens(bench: Bench, engine: Reply, before: float | None) -> tuple[int, bool]:
@@ -98,7 +93,7 @@ async def usage(bench: Bench) -> Cell:
         return failed
     assert seen.engine is not None
     want = seen.engine.usage
-    if want is None:
+    if want is None or not want.output:
         return skipped("the engine states no usage")
     booked = Usage(seen.output_tokens, int(seen.explained["prompt_tokens"]))
     if seen.client.usage != want:
@@ -130,7 +125,7 @@ async def error_first(bench: Bench) -> Cell:
     if refusal is None:
         return skipped("nothing makes the engine refuse a request")
     body = bench.body(refusal.prompt)
-    plain = await bench.straight(bench.engine_dialect.body(bench.under_test.engine_model, refusal.prompt, TOKENS))
+    plain = await bench.straight(bench.body(refusal.prompt))
     if plain.status == 200 and not plain.error:
         return skipped("the engine serves it")
     seen = await bench.ask(body)
@@ -169,24 +164,34 @@ def _has_begun(bench: Bench, exchange: Exchange) -> bool:
 async def cancel(bench: Bench) -> Cell:
     """A client that leaves frees the engine, and what it had is in the books."""
     seen = await bench.ask(bench.body(tokens=bench.under_test.long_tokens), leaves_after=LEAVES_AFTER)
-    if not seen.explained or seen.exchange is None:
-        return off("the request is unknown to /explain")
-    if seen.explained["outcome"] == "served":
+    outcome = seen.explained.get("outcome")
+    if outcome == "served":
         return skipped("the reply was over before the client could leave")
-    if seen.explained["outcome"] != "left":
-        return off(f"booked as {seen.explained['outcome']}")
+    if outcome != "left" or seen.exchange is None:
+        return off(f"booked as {outcome}")
     exchange = seen.exchange
 
-    async def freed() -> bool:
-        return not await bench.running() if bench.under_test.counters else exchange.closed_s is not None
+    async def closed() -> bool:
+        return exchange.closed_s is not None
 
-    if not await within(freed):
-        return off("the engine still generates for a client that left")
+    if not await within(closed):
+        return off("the connection to the engine stays open for a client that left")
+    if wrong := _left_unbooked(bench, seen, exchange):
+        return off(wrong)
+
+    async def freed() -> bool:
+        return not await bench.running()
+
+    return OK if await within(freed) else skipped("the connection is closed, and the engine generates on all the same")
+
+
+def _left_unbooked(bench: Bench, seen: Seen, exchange: Exchange) -> str:
+    """What the books lack of a reply whose client left; empty when nothing."""
     passed = exchange.read(bench.engine_dialect)
     most = max(len(passed.texts), passed.usage.output if passed.usage else 0)
     if not LEAVES_AFTER <= seen.output_tokens <= max(most, LEAVES_AFTER) + 1:
-        return off(f"{seen.output_tokens} tokens booked, the client had {len(seen.client.texts)}, {most} passed")
-    return OK if not isnan(seen.actual_s("ttft_ms")) else off("no TTFT booked")
+        return f"{seen.output_tokens} tokens booked, the client had {len(seen.client.texts)}, {most} passed"
+    return "no TTFT booked" if isnan(seen.actual_s("ttft_ms")) else ""
 
 
 async def metrics(bench: Bench) -> Cell:

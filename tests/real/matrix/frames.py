@@ -33,14 +33,13 @@ class Usage:
 class Dialect:
     """How one endpoint's replies are read. ``text``: what one payload adds to the reply; ``ends``: it ends a stream.
 
-    ``path`` may have a place for the model's name. ``states_usage_unasked``: usage belongs to its streams.
+    ``path`` may have a place for the model's name.
     """
 
     path: str
     body: Callable[[str, str, int], dict[str, Any]]
     text: Callable[[Any], str]
     ends: Callable[[Any], bool]
-    states_usage_unasked: bool = False
 
 
 def pieces_of_body(reply: Sequence[Piece]) -> tuple[int, list[Piece]]:
@@ -82,13 +81,17 @@ def _dechunked(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def frames(body: Iterable[Piece]) -> list[Frame]:
-    """The events of a stream, each at the time of the read that completed it; comments are no events."""
-    found, held = [], b""
+    """The events of a stream, each at the time of the read that completed it; comments are no events.
+
+    The last may lack its blank line: some servers end so after an error.
+    """
+    found, held, at_s = [], b"", 0.0
     for at_s, data in body:
         held = (held + data).replace(b"\r\n", b"\n")
         *whole, held = held.split(b"\n\n")
         found += [frame for event in whole if (frame := _frame(at_s, event.decode("utf-8", "replace")))]
-    return found
+    last = _frame(at_s, held.decode("utf-8", "replace"))
+    return [*found, last] if last and isinstance(last.data, dict) else found
 
 
 def _frame(at_s: float, event: str) -> Frame | None:
@@ -257,12 +260,11 @@ def _any(data: Any) -> bool:
 
 CHAT = Dialect("/v1/chat/completions", _chat_body, _chat_text, _done)
 COMPLETIONS = Dialect("/v1/completions", _completion_body, _completion_text, _done)
-MESSAGES = Dialect("/v1/messages", _messages_body, _messages_text, _of_type("message_stop"), states_usage_unasked=True)
+MESSAGES = Dialect("/v1/messages", _messages_body, _messages_text, _of_type("message_stop"))
 RESPONSES = Dialect(
     "/v1/responses",
     _responses_body,
     _responses_text,
     _of_type("response.completed", "response.incomplete"),
-    states_usage_unasked=True,
 )
 GENERATE = Dialect("/v2/models/{model}/generate_stream", _generate_body, _generate_text, _any)
