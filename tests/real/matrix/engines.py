@@ -13,7 +13,7 @@ from secrets import token_hex
 from typing import Any
 
 from deploy.local import catalog
-from tests.real.matrix.frames import CHAT, COMPLETIONS, GENERATE, MESSAGES, RESPONSES, Dialect
+from tests.real.matrix.frames import CHAT, COMPLETIONS, GENERATE, MESSAGES, Dialect
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVERS = Path(__file__).parent / "servers"
