@@ -156,3 +156,25 @@ async def test_a_connection_serves_other_requests_after_head_over_http_1_0() -> 
             assert (await gate.ask(HEAD_READY.replace(b"HEAD", b"GET"))).body == body
         assert engine.connections == 1
         assert set(gate.seen.endings) == {Ending.SERVED}
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (chunked(event("[DONE]")) + b"0\r\n", b"x-trailer: 123456789012345678901234\r\n" * 3_000),
+        (chunked(event("[DONE]")) + b"0\r\nx-trailer: ", b"y" * 100_000),
+        (b"5;", b"e" * 100_000),
+        (b"fffffff\r\ndata: ", b"d" * 100_000),
+    ],
+)
+async def test_a_stream_in_which_no_event_ends_any_more_is_broken(begin: bytes, more: bytes) -> None:
+    """Trailers, a chunk extension or an event of any length: bounded, and no clean end for the client."""
+    script = [wire.STREAM_HEAD + chunked(event(token("a"))), begin, *[more] * 250, Act.UNTIL_LEFT]
+    async with pair(script) as (gate, engine):
+        client = await gate.client()
+        client.send(chat())
+        got = await client.ended()
+        assert len(got) < 18_000_000
+        assert not got.endswith(wire.LAST)
+        assert gate.seen.endings == [Ending.BROKEN]
+        await until(lambda: engine.open == 0)

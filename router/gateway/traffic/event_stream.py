@@ -14,6 +14,8 @@ from router.gateway.traffic.frames import ERROR, TOKEN, read_events
 from router.gateway.traffic.meter import Meter, ends_reply, is_suspect
 
 _EVENT_BYTES_MAX: Final = 1 << 16  # of an event that waits for its end; a longer one is passed as it comes
+_UNENDED_BYTES_MAX: Final = 1 << 24  # without the end of an event: chunk extensions and trailers count too
+_ENDLESS: Final = b'{"error": {"message": "over 16 MiB without the end of an event", "code": 502}}'
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _LINE_ENDS: Final = b"\r\n"
 _IDLE: Final = re.compile(rb"(?:(?::[^\n]*)?\r?\n)*+")  # comments and blank lines
@@ -29,7 +31,7 @@ class EventStream:
     """
 
     __slots__ = (
-        "_framed", "_held", "_inside", "_must_end", "_sized", "_strips_usage", "cut_short", "ended",
+        "_framed", "_held", "_inside", "_must_end", "_sized", "_strips_usage", "_unended", "cut_short", "ended",
         "error", "meter", "pinged", "structured",
     )  # fmt: skip
 
@@ -46,6 +48,7 @@ class EventStream:
         self._must_end = must_end
         self._strips_usage = strips_usage
         self._held = b""
+        self._unended = 0  # bytes since the last read in which an event ended
         self._inside = False  # the begin of the current event has been passed
 
     @property
@@ -73,6 +76,9 @@ class EventStream:
                 meter.passed(text[:whole], out, now_s, removed=0, counts=counts)
                 return out
         self._inside = len(text) - whole > _EVENT_BYTES_MAX or (self._inside and not whole)
+        self._unended = 0 if whole else self._unended + len(data)
+        if self._unended > _UNENDED_BYTES_MAX:
+            self.error = _ENDLESS
         end = whole
         if self._inside:
             self._skim(text[whole:])
