@@ -133,6 +133,7 @@ ERRORS: list[bytes] = [
     b'data: {\ndata:  "error": {\ndata: "message": "gone"}\ndata: }\n\n',
     b'id: 4\nretry: 10\ndata: {"error":"gone"}\n\n',
     b': last words\ndata: {"error":"gone"}\n\n',
+    event({**token(""), "error": {"message": "gone"}}),
 ]
 # What a model or a tool may write: none of it is an error, an event or a count.
 WORDS = [
@@ -187,6 +188,7 @@ def test_an_error_in_mid_stream_is_found_however_it_is_cut(raw: bytes, framed: b
     body = chunked(*pieces) + LAST if framed else b"".join(pieces)
     ways = [
         [body],
+        [chunked(piece) if framed else piece for piece in pieces] + [LAST if framed else b"\n"],
         *([body[:at], body[at:]] for at in range(1, len(body))),
         [body[i : i + 1] for i in range(len(body))],
     ]

@@ -14,7 +14,6 @@ from router.gateway.traffic.usage import StatedUsage, UsageSearch
 
 DATA: Final = b"\ndata:"
 _LF: Final = 10
-_D: Final = 100
 _LINE_END_BYTES: Final = 3  # of an event's end with its chunk's: \n\r\n
 _SHORT_BYTES: Final = 64
 _TAIL_BYTES: Final = 4096
@@ -23,13 +22,18 @@ _END: Final = re.compile(
     rb'\ndata: ?\[DONE\]|"finish_reason"\s*:\s*"|"message_stop"'
     rb'|(?:"|event: ?)response\.(?:completed|incomplete|cancelled)'
 )
-_CHOICES: Final = re.compile(rb'"choices"\s*:\s*\[\s*\{')
+_OPENING: Final = re.compile(  # of an event with a token, up to what no other event has
+    rb"event: ?[\w.]*delta\r?\ndata: ?"
+    rb'|data: ?\{[^\n]{0,512}?(?:"choices"\s*:\s*\[\s*\{|"type"\s*:\s*"[\w.]*delta")'
+)
+_SIZE_LINE_BYTES: Final = 12
+_EVENT_END_BYTES: Final = 5  # from its last line end on, at most: that, a blank line and its chunk's
 _OUTPUT_MOST: Final = 1 << 20  # tokens of one reply: more than any model's context
 _PER_EVENT: Final = 2  # servers that send words in pieces have more events than tokens
 _WHOLE_ENVELOPE: Final = 200  # bytes of a whole reply beside its text, about
 _SEVERAL: Final = 2  # tokens an event by a ratio that was not measured: below, it is rather one
 _NOT_COUNTED: Final = 4  # events of the end: finish reason, usage, [DONE]
-_UNKNOWN: Final = b"\n\n\n"  # stands in no event
+_UNKNOWN: Final = b"\n\n\n"  # begins no event
 NO_USAGE: Final = Usage(0)
 
 
@@ -93,8 +97,8 @@ class Meter:
     """
 
     __slots__ = (
-        "_before", "_body_bytes", "_envelope", "_framing", "_last", "_lead", "_mark", "_search", "events", "first_s",
-        "gap_max_s", "gaps", "heard_s", "last_s", "started", "stated",
+        "_at", "_before", "_body_bytes", "_envelope", "_framing", "_last", "_lead", "_opening", "_search", "events",
+        "first_s", "gap_max_s", "gaps", "heard_s", "last_s", "started", "stated",
     )  # fmt: skip
 
     def __init__(self, gaps: Gaps) -> None:
@@ -109,7 +113,8 @@ class Meter:
         self._search = UsageSearch(self.stated)
         self._last = b""  # the newest bytes, and those before them: enough for the end and for usage
         self._before = b""
-        self._mark = _UNKNOWN  # what every event with a token has, and no other
+        self._opening = _UNKNOWN  # how the newest event with a token began
+        self._at = 0  # and where in its read: after the size of its chunk
         self._lead = 0  # events before the first token
         self._envelope = -1  # bytes of an event beside its text; -1: unknown
         self._framing = 0
@@ -127,9 +132,9 @@ class Meter:
         self._framing = len(b"%x" % len(event)) + 4 if framed else 0  # of a chunk that holds one event
         self._envelope = len(event) - text_bytes if text_bytes >= 0 else -1
         self._body_bytes = -len(before) - lead * self._framing
-        choices = _CHOICES.search(event)
-        if choices is not None:
-            self._mark = choices[0]
+        opening = _OPENING.match(event)
+        if opening is not None:
+            self._opening = opening[0]
 
     def passes(self, data: bytes, now_s: float) -> bool:
         """More of an event stream that has begun and of which no begin of an event waits. False, and nothing counted:
@@ -139,13 +144,19 @@ class Meter:
         its bytes for a number and formats the error.)
         """
         size = len(data)
-        if data.find(b"rror") >= 0 or size < _LINE_END_BYTES or not (data[-2] == _LF or data[-3] == _LF):
-            return False  # the latter: it ends inside of an event, or with the size of a chunk to come
-        count = data.count(DATA)
-        if data[0] == _D and data.startswith(b"data:"):
-            count += 1
-        if (count != 1 or data.find(self._mark) < 0) and is_suspect(data):
-            return False
+        if size < _LINE_END_BYTES or not (data[-2] == _LF or data[-3] == _LF):
+            return False  # it ends inside of an event, or with the size of a chunk to come
+        at, opening = self._at, self._opening
+        after = at + len(opening)
+        count = 1
+        if (
+            not data.startswith(opening, at)
+            or data.find(b"\n", after) < size - _EVENT_END_BYTES
+            or data.find(b'"error"', after) >= 0
+        ):
+            count = self._events_in(data)
+            if count < 0:
+                return False
         self.heard_s = now_s
         self._body_bytes += size
         if count:
@@ -156,6 +167,18 @@ class Meter:
         else:
             self._keep(data)
         return True
+
+    def _events_in(self, data: bytes) -> int:
+        """How many events a read has that is not one like the newest; -1: there may be more to them than tokens."""
+        if is_suspect(data):
+            return -1
+        count = data_lines(data)
+        at = data.find(b"event:", 0, _SIZE_LINE_BYTES + len(b"event:"))
+        at = at if at >= 0 else data.find(b"data:", 0, _SIZE_LINE_BYTES + len(b"data:"))
+        opening = _OPENING.match(data, at) if at >= 0 else None
+        if opening is not None:
+            self._opening, self._at = opening[0], at
+        return count
 
     def passed(self, text: bytes, out: bytes, now_s: float, *, removed: int, counts: bool) -> None:
         """More of an event stream that was looked at: *text* without its framing, of which *removed* events did not go
