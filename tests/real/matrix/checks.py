@@ -163,6 +163,7 @@ def _has_begun(bench: Bench, exchange: Exchange) -> bool:
 
 async def cancel(bench: Bench) -> Cell:
     """A client that leaves frees the engine, and what it had is in the books."""
+    before = await bench.generated()
     seen = await bench.ask(bench.body(tokens=bench.under_test.long_tokens), leaves_after=LEAVES_AFTER)
     outcome = seen.explained.get("outcome")
     if outcome == "served":
@@ -176,7 +177,8 @@ async def cancel(bench: Bench) -> Cell:
 
     if not await within(closed):
         return off("the connection to the engine stays open for a client that left")
-    if wrong := _left_unbooked(bench, seen, exchange):
+    generated = 0 if before is None else int(await _more(bench, before))  # a frame may have several tokens
+    if wrong := _left_unbooked(bench, seen, exchange, generated):
         return off(wrong)
 
     async def freed() -> bool:
@@ -185,12 +187,12 @@ async def cancel(bench: Bench) -> Cell:
     return OK if await within(freed) else skipped("the connection is closed, and the engine generates on all the same")
 
 
-def _left_unbooked(bench: Bench, seen: Seen, exchange: Exchange) -> str:
+def _left_unbooked(bench: Bench, seen: Seen, exchange: Exchange, generated: int) -> str:
     """What the books lack of a reply whose client left; empty when nothing."""
     passed = exchange.read(bench.engine_dialect)
-    most = max(len(passed.texts), passed.usage.output if passed.usage else 0)
+    most = max(len(passed.texts), passed.usage.output if passed.usage else 0, generated)
     if not LEAVES_AFTER <= seen.output_tokens <= max(most, LEAVES_AFTER) + 1:
-        return f"{seen.output_tokens} tokens booked, the client had {len(seen.client.texts)}, {most} passed"
+        return f"{seen.output_tokens} booked, the client had {len(seen.client.texts)} frames, {most} generated"
     return "no TTFT booked" if isnan(seen.actual_s("ttft_ms")) else ""
 
 

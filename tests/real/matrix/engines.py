@@ -7,13 +7,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 from deploy.local import catalog
-from tests.real.matrix.frames import CHAT, COMPLETIONS, GENERATE, MESSAGES, Dialect
+from tests.real.matrix.frames import CHAT, COMPLETIONS, GENERATE, MESSAGES, RESPONSES, Dialect
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVERS = Path(__file__).parent / "servers"
@@ -261,6 +261,25 @@ ENVOY_BEFORE = EngineUnderTest(
 )
 
 
+def vllm(name: str, port: int, endpoints: tuple[Dialect, ...], *options: str) -> EngineUnderTest:
+    """The small vLLM of ``deploy.local`` with more options, on a port of its own."""
+    plain = catalog.ENGINES["vllm-s"]
+
+    def command(home: Path) -> list[str]:
+        words = plain.command(home)
+        words[words.index("--port") + 1] = str(port)
+        return [*words, *options]
+
+    return EngineUnderTest(
+        name=name,
+        parts=(replace(plain, name=name, ports=(port,), metrics_port=port, command=command),),
+        endpoints=endpoints,
+        backend={"engine": "vllm", "seqs_max": 16, "kv_tokens_max": 16384},
+        counters=_vllm_counters(port),
+        error_first=Refusal(TOO_LONG),
+    )
+
+
 def _dynamo(name: str, port: int, module: str, ready_path: str, *options: str) -> catalog.Engine:
     """One process of Dynamo; workers and frontend find each other through a folder."""
     return catalog.Engine(
@@ -307,4 +326,6 @@ ALL = (
     ENVOY_BEHIND,
     ENVOY_BEFORE,
     DYNAMO,
+    vllm("vllm", 8221, (CHAT, COMPLETIONS, MESSAGES, RESPONSES)),
+    vllm("vllm-stream-interval-10", 8222, (CHAT,), "--stream-interval", "10"),
 )
