@@ -71,6 +71,29 @@ async def test_an_alias_and_the_question_for_usage_change_one_body() -> None:
             assert document["stream_options"] == {"include_usage": True}
 
 
+@pytest.mark.parametrize(
+    ("choices", "shown"),
+    [
+        ([{"index": 0, "delta": {}}], False),  # LiteLLM's
+        ([{"index": 0, "delta": {}, "finish_reason": "stop"}], True),
+        ([{"index": 0, "delta": {"role": "assistant"}}], True),
+        ([{"index": 0, "delta": {"content": "b"}}], True),
+        ([{"index": 0, "text": ""}], False),
+    ],
+)
+async def test_an_event_of_usage_alone_may_have_a_choice_in_which_nothing_is(
+    choices: list[dict[str, Any]], shown: bool
+) -> None:
+    """It is there for the usage alone; one that says anything else is passed on."""
+    with_usage = event({"choices": choices, "usage": USAGE})
+    script = [wire.STREAM_HEAD + chunked(event(token("a")), with_usage, event("[DONE]")) + wire.LAST]
+    async with pair(script) as (gate, _):
+        got = await gate.chat()
+    assert got.complete
+    assert ("usage" in "".join(got.events())) == shown
+    assert gate.seen.outcomes[0].record.usage.output_tokens == 12
+
+
 @pytest.mark.parametrize("asked", [True, False])
 async def test_usage_is_booked_and_shown_to_those_who_asked(asked: bool) -> None:
     """The event of usage alone is not passed on to others."""

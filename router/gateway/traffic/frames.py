@@ -82,8 +82,12 @@ class Event:
 
     @property
     def usage_alone(self) -> bool:
-        """Whether OpenAI's ``include_usage`` is all that it is there for."""
-        return self.document.get("choices") == [] and isinstance(self.document.get("usage"), dict)
+        """Whether OpenAI's ``include_usage`` is all that it is there for. LiteLLM adds a choice in which nothing is."""
+        choices = self.document.get("choices")
+        if self.kind == TOKEN or self.last or not isinstance(choices, list):
+            return False
+        empty = all(isinstance(choice, dict) and not choice.get("delta") for choice in choices)
+        return empty and isinstance(self.document.get("usage"), dict)
 
     @property
     def error(self) -> bytes:
