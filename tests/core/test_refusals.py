@@ -12,7 +12,7 @@ BOTH = ("m", "n")
 
 def pool(it, model="m"):
     """The names of the backends that are chosen from."""
-    return [it.ledger.roster.name(slot) for slot in it.ledger.roster.pool(model)]
+    return [it.ledger.roster.name(slot) for slot in it.ledger.roster.pool(model).tolist()]
 
 
 def refuse(it, failure, at_s=0.0, **facts):

@@ -269,7 +269,7 @@ class Meter:
             output = self._estimate(tail, bytes_per_token, whole=whole and generates)
             estimated = output > 0
         prompt, cached = stated.prompt, stated.cached
-        return Usage(output, prompt, min(max(cached, 0), prompt), cached >= 0, estimated)
+        return Usage(output, prompt, max(cached, 0), cached >= 0, estimated)
 
     def _plausible(self, output: int, *, whole: bool) -> bool:
         """Nearly every event has a token or more; what is above the border is no count."""

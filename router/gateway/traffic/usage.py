@@ -53,6 +53,7 @@ class StatedUsage:
         self._input = self._later(usage, self._input, *_PROMPTS)
         self._cache_read = self._later(usage, self._cache_read, "cache_read_input_tokens")
         self._cache_written = self._later(usage, self._cache_written, "cache_creation_input_tokens")
+        self._details = self._later(usage, self._details, "cached_tokens")
         for name in _DETAILS:
             details = usage.get(name)
             if isinstance(details, dict):
