@@ -27,16 +27,18 @@ class Passed(NamedTuple):
     usage: Usage
 
 
-def passed(reads: Iterable[bytes], *, framed: bool = False, strips: bool = False, must_end: bool = True) -> Passed:
+def passed(
+    reads: Iterable[bytes], *, framed: bool = False, strips: bool = False, must_end: bool = True, several: bool = False
+) -> Passed:
     """The stream as an attempt passes it: plain tokens by the meter alone, all else event by event."""
     meter = Meter(Gaps())
-    stream = EventStream(meter, framed=framed, sized=False, must_end=must_end, strips_usage=strips)
+    stream = EventStream(meter, framed=framed, sized=False, must_end=must_end, strips_usage=strips, several=several)
     body, began_at, come = b"", -1, b""
     reads = list(reads)
     for index, read in enumerate(reads):
         done = index == len(reads) - 1
         come += read
-        if not done and meter.started and not stream.holds and meter.passes(read, float(index)):
+        if not done and meter.started and not stream.examines and meter.passes(read, float(index)):
             body += read
         else:
             body += stream.feed(read, float(index), done=done)
@@ -198,6 +200,25 @@ def test_an_error_in_mid_stream_is_found_however_it_is_cut(raw: bytes, framed: b
         assert got.body in {before, before + b": last words\n"}, reads
 
 
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+def test_an_error_whose_lines_come_in_chunks_of_their_own_is_read_as_a_whole(line_end: bytes, begun: bool) -> None:
+    """The line end of a chunk is not the blank line of an event: what the engine says of its error is not lost."""
+    said = b'{"error":{"message":"The engine is overloaded","code":503}}'
+    lines = [b"event: error\n", b"data: " + said + b"\n", b"\n"]
+    pieces = [event(token("x"))] * begun + [line.replace(b"\n", line_end) for line in lines]
+    got = passed([*map(chunked, pieces), LAST], framed=True)
+    assert (got.error, got.body) == (said, event(token("x")) * begun)
+
+
+def test_a_chunk_that_began_with_another_event_may_end_in_the_middle_of_an_error() -> None:
+    """Its size has been passed by then."""
+    said = b'{"error":{"message":"The engine is overloaded","code":503}}'
+    together = chunked(event(token("x")) + b"event: error\n")
+    reads = [together[:-5], together[-5:], chunked(b"data: " + said + b"\n"), chunked(b"\n"), LAST]
+    assert passed(reads, framed=True).error == said
+
+
 @pytest.mark.parametrize("raw", ERRORS, ids=repr)
 def test_an_error_of_several_events_in_one_chunk_is_cut_out_of_it(raw: bytes) -> None:
     """As a proxy between puts them."""
@@ -263,6 +284,36 @@ def test_a_stream_that_ends_without_its_last_event_is_cut_short(name: str, frame
     got = passed([body[:-3], body[-3:]], framed=framed)
     assert got.cut_short
     assert got.body == b"".join(short)
+
+
+def of_choice(index: int, text: str = "", finish_reason: str | None = None) -> bytes:
+    """An event of one choice of several."""
+    return event({"id": "c", "choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish_reason}]})
+
+
+@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("more", [0, 200])
+def test_a_choice_that_has_finished_is_not_all_of_a_reply_of_several(framed: bool, more: int) -> None:
+    """It is whole when each that began has finished, or with ``[DONE]``."""
+    begun = [of_choice(0, "a"), of_choice(1, "b"), of_choice(0, finish_reason="stop"), *[of_choice(1, "c")] * more]
+
+    def is_cut(*events: bytes) -> bool:
+        whole = [chunked(*events) + LAST if framed else b"".join(events)]
+        each = [chunked(one) if framed else one for one in events] + [LAST if framed else b"\n"]
+        found = {passed(reads, framed=framed, several=True).cut_short for reads in (whole, each)}
+        assert len(found) == 1
+        return found.pop()
+
+    assert is_cut(*begun)
+    assert is_cut(*begun, of_choice(1, "d"))
+    assert not is_cut(*begun, of_choice(1, "d", "length"))
+    assert not is_cut(*begun, event("[DONE]"))
+
+
+def test_an_empty_finish_reason_is_none() -> None:
+    """Some servers have it in every event."""
+    assert passed([of_choice(0, "a", "") * 3]).cut_short
+    assert not passed([of_choice(0, "a", "") * 3 + of_choice(0, "a", "stop")]).cut_short
 
 
 STATED: dict[str, tuple[list[dict[str, Any]], Usage]] = {

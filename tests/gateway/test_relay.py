@@ -1,6 +1,7 @@
 """A stream through the gateway on real sockets: as it came, counted, retried before its first byte, honest after it."""
 
 import asyncio
+import gzip
 import json
 from math import inf
 
@@ -263,6 +264,34 @@ async def test_a_stream_with_a_finish_reason_is_whole_without_done() -> None:
     async with pair([wire.STREAM_HEAD + chunked(event(token("a")), last) + wire.LAST]) as (gate, _):
         got = await gate.chat()
         assert got.complete
+        assert gate.seen.endings == [Ending.SERVED]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+async def test_of_several_choices_each_has_to_finish(finished: bool) -> None:
+    """One that stops early says nothing of the others."""
+
+    def of(index: int, reason: str | None) -> bytes:
+        return event({"choices": [{"index": index, "delta": {"content": "a"}, "finish_reason": reason}]})
+
+    script = [wire.STREAM_HEAD, *map(chunked, [of(0, "stop"), of(1, None), of(1, "stop" if finished else None)])]
+    async with pair([*script, wire.LAST]) as (gate, _):
+        got = await gate.chat(n=2)
+        assert got.complete
+        assert ("error" in json.loads(got.events()[-1])) is not finished
+        assert gate.seen.endings == [Ending.SERVED if finished else Ending.BROKEN]
+
+
+@pytest.mark.parametrize("models", [{}, {"m": "org/m"}])
+async def test_a_compressed_stream_passes_though_its_events_cannot_be_read(models: dict[str, str]) -> None:
+    """An engine compresses though no one asked for it: that is no reply without an end."""
+    body = gzip.compress(event(token("a")) + event("[DONE]"))
+    head = wire.STREAM_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n")
+    script = [head + chunked(body[:20]), chunked(body[20:]) + wire.LAST]
+    async with ScriptedEngine(script) as engine, gateway(engine.target(models=models)) as gate:
+        got = await gate.chat()
+        assert (got.status, got.complete, got.body) == (200, True, body)
+        assert got.headers["content-encoding"] == "gzip"
         assert gate.seen.endings == [Ending.SERVED]
 
 

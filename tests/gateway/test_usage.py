@@ -2,6 +2,7 @@
 none.
 """
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from router.core.decisions import EndState
 from router.core.types import Usage
 from router.engines.openai import KIND
+from router.gateway.traffic import attempt
 from tests import fakes_wire as wire
 from tests.fakes_wire import Act, ScriptedEngine, chunked, event, gateway, pair, post, reply, stream, token
 
@@ -125,6 +127,23 @@ async def test_an_engine_that_refuses_to_be_asked_is_not_asked_again(refusal: by
             assert (got.status, got.events()) == (200, [json.dumps(token("a")), "[DONE]"])
         assert [b"stream_options" in each for each in engine.requests] == [True, False, False]
         assert [each.record.attempts for each in gate.seen.outcomes] == [1, 1]
+
+
+async def test_a_refusal_behind_events_without_a_token_leaves_no_timer_of_its_stream() -> None:
+    """Those events were on their way to the client after a moment; the second try has nothing to send yet."""
+    role = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+    refusal = wire.STREAM_HEAD + chunked(role, event({"error": {"message": "no stream_options here", "code": 400}}))
+    again, go = asyncio.Event(), asyncio.Event()
+    failed: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: failed.append(context))
+    async with ScriptedEngine([refusal], [go, stream("a")]) as engine, gateway(engine.target()) as gate:
+        loop.call_later(2 * attempt._HELD_BACK_S, again.set)
+        asked = asyncio.create_task(gate.chat())
+        await again.wait()
+        go.set()
+        assert (await asked).events() == [json.dumps(token("a")), "[DONE]"]
+        assert not failed
 
 
 async def test_a_refusal_that_only_repeats_the_words_proves_nothing() -> None:

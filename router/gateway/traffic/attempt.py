@@ -156,6 +156,9 @@ class UpstreamAttempt(Reader):
 
     def _end(self) -> None:
         self._phase = _OVER
+        self._cancel_timer()
+
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -269,6 +272,7 @@ class UpstreamAttempt(Reader):
                 sized=head.length >= 0,
                 must_end=self.call.must_end and not self.call.head_only,
                 strips_usage=self._asks_usage,
+                several=self.call.request.sequences > 1,
             )
         else:
             self._phase = _WHOLE
@@ -301,6 +305,7 @@ class UpstreamAttempt(Reader):
         self._body = b""
         self._head = self._stream = None
         self._phase = _BEFORE_HEAD
+        self._cancel_timer()
         self.start()
         return True
 
@@ -308,9 +313,7 @@ class UpstreamAttempt(Reader):
         """Send the status and the bytes that were held back: from here on the client gets this reply."""
         head, body = self._head, self._body
         assert head is not None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timer()
         self._committed = True
         self._body = b""
         self.meter.heard_s = self._clock()
@@ -380,7 +383,7 @@ class UpstreamAttempt(Reader):
         elif stream.cut_short:
             self._failed(self._cut_short())
         elif not self.over:
-            plain = self.meter.started and not stream.holds
+            plain = self.meter.started and not stream.examines
             self._phase = _EVENTS if not plain else _RELAYED if self._frame is None else _REFRAMED
 
     def _cut_short(self) -> Failure:

@@ -52,6 +52,16 @@ class ChunkView:
             self.last_chunk = self._headers[-1]
         return b"".join([*pieces, raw[at:]])
 
+    @property
+    def ends_chunk(self) -> bool:
+        """Whether ``raw`` ends with a chunk, whose line end then stands at the end of ``data``.
+
+        Where the chunk began before ``raw`` its size is not known: then a line end that is not the stream's own is one.
+        """
+        if self._headers[-1] >= 0:
+            return len(self.raw) - self._places[-1] == self._sizes[-1] + 2
+        return self._framed and self.raw.endswith(b"\n\r\n") and not self.raw.endswith(b"\r\n\r\n")
+
     def _piece(self, at: int) -> int:
         return bisect_right(self._begins, at) - 1
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from router.gateway.traffic.chunk_view import ChunkView
-from router.gateway.traffic.frames import ERROR, TOKEN, read_events
+from router.gateway.traffic.frames import ERROR, TOKEN, Event, read_events
 from router.gateway.traffic.meter import Meter, ends_reply, is_suspect
 
 _EVENT_BYTES_MAX: Final = 1 << 16  # of an event that waits for its end; a longer one is passed as it comes
 _UNENDED_BYTES_MAX: Final = 1 << 24  # without the end of an event: chunk extensions and trailers count too
+_CHOICES_MAX: Final = 4096  # that are told apart
 _ENDLESS: Final = b'{"error": {"message": "over 16 MiB without the end of an event", "code": 502}}'
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _LINE_ENDS: Final = b"\r\n"
@@ -31,14 +32,16 @@ class EventStream:
     """
 
     __slots__ = (
-        "_framed", "_held", "_inside", "_must_end", "_sized", "_strips_usage", "_unended", "cut_short", "ended",
-        "error", "meter", "pinged", "structured",
+        "_framed", "_held", "_inside", "_must_end", "_open", "_several", "_sized", "_strips_usage", "_unended",
+        "cut_short", "ended", "error", "meter", "pinged", "structured",
     )  # fmt: skip
 
-    def __init__(self, meter: Meter, *, framed: bool, sized: bool, must_end: bool, strips_usage: bool) -> None:
+    def __init__(
+        self, meter: Meter, *, framed: bool, sized: bool, must_end: bool, strips_usage: bool, several: bool
+    ) -> None:
         """*framed*: the bytes are chunk-framed, and so are those that are passed; *sized*: the size of what is passed
         has been stated. *must_end*: a whole reply says that it is. *strips_usage*: an event of usage alone is not
-        passed, because the client did not ask for it.
+        passed, because the client did not ask for it. *several*: the reply may have more choices than one.
         """
         self.meter = meter
         self.error: bytes | None = None
@@ -47,14 +50,18 @@ class EventStream:
         self._sized = sized
         self._must_end = must_end
         self._strips_usage = strips_usage
+        self._several = several and must_end
+        self._open: set[int] = set()  # choices that have begun and not finished, where there may be several
         self._held = b""
         self._unended = 0  # bytes since the last read in which an event ended
         self._inside = False  # the begin of the current event has been passed
 
     @property
-    def holds(self) -> bool:
-        """Whether the begin of an event waits for its end."""
-        return bool(self._held)
+    def examines(self) -> bool:
+        """Whether the next read has to be looked at event by event: the begin of an event waits for its end, or each
+        choice's own end has to be seen.
+        """
+        return self._several or bool(self._held)
 
     @property
     def held_bytes(self) -> int:
@@ -67,9 +74,9 @@ class EventStream:
         meter.heard_s = now_s
         view = ChunkView(self._held + data, framed=self._framed)
         text, counts = view.data, meter.started
-        whole = len(text) if done else _whole_events(text)
+        whole = len(text) if done else _whole_in(view)
         removals: list[Removal] = []
-        if not counts or self._inside or is_suspect(text):
+        if not counts or self._inside or self._several or is_suspect(text):
             whole = self._examine(view, whole, now_s, removals)
             if self.error is not None:
                 self._held, out = b"", view.until(whole)
@@ -90,7 +97,8 @@ class EventStream:
 
     def _end(self, view: ChunkView) -> int:
         """Where in the last bytes of the body to stop: of one that was cut short, before its end."""
-        self.cut_short = self._must_end and not (self.ended or self.meter.saw_end or ends_reply(view.data))
+        said = self.ended or (not self._several and (self.meter.saw_end or ends_reply(view.data)))
+        self.cut_short = self._must_end and not said
         return view.last_chunk if self.cut_short else len(view.raw)
 
     def _examine(self, view: ChunkView, end: int, now_s: float, removals: list[Removal]) -> int:
@@ -103,7 +111,7 @@ class EventStream:
             if self._inside:  # the end of one that was too long to wait for it
                 self._inside = False
                 self._skim(span)
-            elif event and (not self.meter.started or is_suspect(event)):
+            elif event and (not self.meter.started or self._several or is_suspect(event)):
                 alone = self._read(event, now_s, view.data[:begin])
                 if self.error is not None:
                     return begin
@@ -121,7 +129,7 @@ class EventStream:
             if event.kind == ERROR:
                 self.error = event.error
                 return False
-            self.ended = self.ended or event.last
+            self.ended = self._ends_with(event)
             usage = event.usage
             if usage is not None:
                 self.meter.stated.take(usage)
@@ -137,10 +145,32 @@ class EventStream:
         self.pinged = self.pinged or text[:1] == b":" or text.find(b"\n:") >= 0
         return alone
 
+    def _ends_with(self, event: Event) -> bool:
+        """Whether the reply is complete with this event: one of several choices that has finished is not all of it."""
+        if not self._several or not event.choices:
+            return self.ended or event.last
+        for index, finished in event.choices:
+            if finished:
+                self._open.discard(index)
+            elif len(self._open) < _CHOICES_MAX:
+                self._open.add(index)
+        return not self._open
+
     def _skim(self, text: bytes) -> None:
-        """A part of an event that is too long to be read."""
+        """A part of an event that is too long to be read: with it the choices are no longer told apart."""
+        self._several = False
         self.meter.searches(text)
         self.ended = self.ended or _LAST.search(text) is not None
+
+
+def _whole_in(view: ChunkView) -> int:
+    """How far the data has whole events and comments. The line end of a chunk that ends after a line of an event is not
+    the blank line that ends the event.
+    """
+    if not view.ends_chunk:
+        return _whole_events(view.data)
+    whole = _whole_events(view.data[:-2])
+    return len(view.data) if whole == len(view.data) - 2 else whole
 
 
 def _whole_events(text: bytes) -> int:

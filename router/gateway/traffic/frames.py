@@ -29,17 +29,19 @@ class Event:
     """One event as read.
 
     ``document``: its data as a JSON object, empty where it is none; ``last``: the reply is complete with it, but for
-    usage and ``[DONE]``; ``text_bytes``: of generated text as it stands in JSON, -1 for a token whose text is not all
-    that was generated (token ids, log probabilities).
+    usage and ``[DONE]``; ``choices``: the index of each choice in it, and whether that has finished; ``text_bytes``: of
+    generated text as it stands in JSON, -1 for a token whose text is not all that was generated (token ids, log
+    probabilities).
     """
 
-    __slots__ = ("document", "kind", "last", "payload", "text_bytes")
+    __slots__ = ("choices", "document", "kind", "last", "payload", "text_bytes")
 
     def __init__(self, name: bytes, payload: bytes) -> None:
         self.payload = payload
         self.document: Document = _object(payload)
         self.kind = STRUCTURE
         self.last = False
+        self.choices: list[tuple[int, bool]] = []
         self.text_bytes = 0
         if name in _ERROR_NAMES or _is_error(self.document):
             self.kind = ERROR
@@ -57,7 +59,10 @@ class Event:
         if isinstance(choices, list):
             for choice in choices:
                 if isinstance(choice, dict):
-                    self.last = self.last or bool(choice.get("finish_reason"))
+                    finished = bool(choice.get("finish_reason"))
+                    self.last = self.last or finished
+                    index = choice.get("index")
+                    self.choices.append((index if isinstance(index, int) else 0, finished))
                     generated += _of_choice(choice)
         else:
             stated = document.get("type")

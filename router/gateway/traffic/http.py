@@ -44,7 +44,8 @@ STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """An engine's answer up to its body. ``fields``: header lines to forward; ``length`` -1: not stated.
+    """An engine's answer up to its body. ``fields``: header lines to forward; ``length`` -1: not stated;
+    ``event_stream``: of events that can be read, which those of a compressed one cannot.
 
     ``until_close``: neither a length nor chunks, so the end of the connection is the end of the body.
     """
@@ -86,7 +87,8 @@ def _parsed(head: bytes) -> Head:
         fields=b"".join(line + b"\r\n" for name, line in named if name not in dropped and not name.startswith(_CORS)),
         chunked=codings == [b"chunked"],
         length=int(values.get(b"content-length", b"-1")),
-        event_stream=values.get(b"content-type", b"").lower().startswith(b"text/event-stream"),
+        event_stream=values.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+        and values.get(b"content-encoding", b"identity").lower() == b"identity",
     )
 
 

@@ -19,7 +19,7 @@ _SHORT_BYTES: Final = 64
 _TAIL_BYTES: Final = 4096
 _SEQUENCE: Final = re.compile(rb'"sequence_length"\s*:\s*(\d{1,12})(?!\d)')  # Triton's, of a whole reply
 _END: Final = re.compile(
-    rb'\ndata: ?\[DONE\]|"finish_reason"\s*:\s*"|"message_stop"'
+    rb'\ndata: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]|"message_stop"'
     rb'|(?:"|event: ?)response\.(?:completed|incomplete|cancelled)'
 )
 _OPENING: Final = re.compile(  # of an event with a token, up to what no other event has
