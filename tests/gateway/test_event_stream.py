@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from router.core.types import Usage
@@ -84,6 +84,8 @@ TOKENS: list[dict[str, Any]] = [
     typed("response.reasoning_summary_text.delta", delta="a"),
     typed("response.function_call_arguments.delta", delta="{"),
     typed("response.output_item.added", item={"type": "function_call", "name": "f", "arguments": ""}),
+    typed("response.output_item.done", item={"type": "function_call", "name": "f", "arguments": "{}"}),
+    typed("response.content_part.done", part={"type": "output_text", "text": "a"}),
     typed("content_block_delta", index=0, delta={"type": "text_delta", "text": "a"}),
     typed("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "a"}),
     typed("content_block_delta", index=0, delta={"type": "input_json_delta", "partial_json": "{"}),
@@ -188,10 +190,12 @@ def test_an_error_in_mid_stream_is_found_however_it_is_cut(raw: bytes, framed: b
     before = event(token("x")) + event(token("y"))
     pieces = [event(token("x")), event(token("y")), raw, event("[DONE]")]
     body = chunked(*pieces) + LAST if framed else b"".join(pieces)
+    first = body.index(b"\n\n") + 2  # a stream that has begun, up to an event's end and not to its chunk's
     ways = [
         [body],
         [chunked(piece) if framed else piece for piece in pieces] + [LAST if framed else b"\n"],
         *([body[:at], body[at:]] for at in range(1, len(body))),
+        *([body[:first], body[first:at], body[at:]] for at in range(first + 1, len(body))),
         [body[i : i + 1] for i in range(len(body))],
     ]
     for reads in ways:
@@ -226,6 +230,9 @@ def test_an_error_of_several_events_in_one_chunk_is_cut_out_of_it(raw: bytes) ->
     assert passed([body], framed=True).body == event(token("x")) + event(token("y"))
 
 
+@example(
+    [WORDS[0], " a", "b"], [279, 287, 4999], True, False, b"\n"
+)  # a read that ends with the size of a chunk and "d"
 @given(
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=6),
     st.lists(st.integers(0, 5000), max_size=8),
@@ -233,6 +240,7 @@ def test_an_error_of_several_events_in_one_chunk_is_cut_out_of_it(raw: bytes) ->
     st.booleans(),
     st.sampled_from([b"\n", b"\r\n"]),
 )
+@settings(deadline=None)
 def test_any_cut_gives_the_same_stream(
     words: list[str], at: list[int], framed: bool, strips: bool, line_end: bytes
 ) -> None:

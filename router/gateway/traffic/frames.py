@@ -168,10 +168,11 @@ def _of_typed(document: Document, named: str) -> Iterable[Any]:
         if named == "message_delta":
             return []
         return _values(delta) if isinstance(delta, dict) else [delta]
-    if named.endswith(".done"):
-        return [document.get("text"), document.get("arguments"), document.get("refusal")]
     inner = document.get("content_block", document.get("item", document.get("part")))
-    return [inner.get(name) for name in _OF_PART] if isinstance(inner, dict) else []
+    found = [inner.get(name) for name in _OF_PART] if isinstance(inner, dict) else []
+    if named.endswith(".done"):
+        found += [document.get("text"), document.get("arguments"), document.get("refusal")]
+    return found
 
 
 def _of_untyped(document: Document) -> Iterable[Any]:

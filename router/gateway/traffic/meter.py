@@ -144,7 +144,7 @@ class Meter:
         its bytes for a number and formats the error.)
         """
         size = len(data)
-        if size < _LINE_END_BYTES or not (data[-2] == _LF or data[-3] == _LF):
+        if size < _LINE_END_BYTES or data[-1] != _LF or not (data[-2] == _LF or data[-3] == _LF):
             return False  # it ends inside of an event, or with the size of a chunk to come
         at, opening = self._at, self._opening
         after = at + len(opening)
