@@ -59,10 +59,11 @@ class Translation(ABC):
     """One translated request and the state of its reply.
 
     ``path`` and ``body`` go to the engine, ``fields`` are the reply's header lines, ``whole``: the reply is one JSON
-    document. ``error``: the payload of an error frame, once one came; ``tokens``: how many have come.
+    document. ``error``: the payload of an error frame, once one came; ``tokens``: how many have come; ``estimated``:
+    the engine does not state that.
     """
 
-    __slots__ = ("body", "error", "fields", "path", "tokens", "whole")
+    __slots__ = ("body", "error", "estimated", "fields", "path", "tokens", "whole")
 
     path: bytes
     body: bytes
@@ -70,6 +71,7 @@ class Translation(ABC):
     whole: bool
     error: bytes | None
     tokens: int
+    estimated: bool
 
     @abstractmethod
     def feed(self, data: bytes) -> bytes:

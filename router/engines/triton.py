@@ -33,6 +33,7 @@ CHAT: Final = "/v1/chat/completions"
 _TRANSLATED: Final = {CHAT, "/v1/completions"}
 _MAX_TOKENS: Final = 16  # OpenAI's default for completions; Triton's ensemble does not check that it is there
 _CHAT_MAX_TOKENS: Final = 1024
+_LENGTH_MOST: Final = 2**20  # tokens: more than any model's context
 _FRAME_BYTES_MAX: Final = 2**20  # of a stream: a frame is one token's text
 
 # OpenAI's field -> tensor of the same meaning and type
@@ -77,8 +78,8 @@ class TritonTranslation(Translation):
     """One request translated to generate or generate_stream, and its reply back."""
 
     __slots__ = (
-        "_chat", "_created", "_id", "_line", "_max_tokens", "_model", "_prompt_tokens", "_role_sent", "_stop",
-        "_usage_wanted",
+        "_chat", "_created", "_id", "_line", "_max_tokens", "_model", "_prompt_tokens", "_role_sent", "_sequence",
+        "_stop", "_usage_wanted",
     )  # fmt: skip
 
     def __init__(self, call: OpenAICall) -> None:
@@ -91,6 +92,8 @@ class TritonTranslation(Translation):
         self._max_tokens = call.output_tokens_max or (_CHAT_MAX_TOKENS if self._chat else _MAX_TOKENS)
         self._prompt_tokens = call.prompt_tokens
         self.tokens = 0
+        self.estimated = False
+        self._sequence = _SequenceLength()
         self._line = bytearray()  # grows in place: a frame may come in many reads
         self._role_sent = False
         options = document.get("stream_options")
@@ -140,13 +143,22 @@ class TritonTranslation(Translation):
         if "error" in frame:
             self.error = payload
             return b""
-        self.tokens += 1
         text = _output(frame)
+        self._count(_stated(frame.get("sequence_length")), text)
         role = b""
         if self._chat and not self._role_sent:
             self._role_sent = True
             role = self._event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
         return role + self._event(self._choice(text, None))
+
+    def _count(self, stated: int, text: str) -> None:
+        """Tokens of a frame: as the ensemble states them, else one where there is text, which is an estimate."""
+        if not stated:
+            self.estimated = self.estimated or bool(text)
+        if stated and not self.estimated:
+            self.tokens = max(self.tokens, self._sequence.after(stated, bool(text)))
+        elif text:
+            self.tokens += 1
 
     def _choice(self, text: str, finish_reason: str | None, *, last: bool = False) -> list[dict[str, Any]]:
         said: dict[str, Any] = {"delta": {} if last else {"content": text}} if self._chat else {"text": text}
@@ -177,7 +189,9 @@ class TritonTranslation(Translation):
             self.error = data
             return b""
         text = _output(answer)
-        self.tokens = _length(answer.get("sequence_length"), text)
+        stated = _stated(answer.get("sequence_length"))
+        self.estimated = not stated
+        self.tokens = stated or max(1, int(text_tokens(text)))
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": self._finish_reason()}
         choice |= {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
         kind = "chat.completion" if self._chat else "text_completion"
@@ -202,11 +216,30 @@ def _output(answer: Mapping[str, Any]) -> str:
     return text
 
 
-def _length(stated: Any, text: str) -> int:
-    """Tokens of a whole reply: the ensemble's ``sequence_length``, nested by beam or not, else by its script."""
-    while isinstance(stated, list) and stated:
-        stated = stated[0]
-    return stated if isinstance(stated, int) and stated > 0 else max(1, int(text_tokens(text)))
+def _stated(length: Any) -> int:
+    """The ensemble's ``sequence_length``, nested by beam or not, of which the first counts; 0: none that can be one."""
+    while isinstance(length, list) and length:
+        length = length[0]
+    return length if isinstance(length, int) and 0 < length <= _LENGTH_MOST else 0
+
+
+class _SequenceLength:
+    """``sequence_length`` over the frames of a stream. Of some ensembles it is that of the frame, of others that of the
+    reply so far: the latter is longer with each frame that has text.
+    """
+
+    __slots__ = ("_grows", "_last", "_sum")
+
+    def __init__(self) -> None:
+        self._grows = True
+        self._last = self._sum = 0
+
+    def after(self, stated: int, more: bool) -> int:
+        """The length of the reply with a frame that states this; *more*: the frame has text."""
+        self._grows = self._grows and (stated > self._last or (stated == self._last and not more))
+        self._last = stated
+        self._sum += stated
+        return stated if self._grows else self._sum
 
 
 def render(messages: list[Mapping[str, Any]], call: OpenAICall) -> str:

@@ -35,6 +35,7 @@ def read_error(payload: bytes) -> tuple[int, str]:
 class ToyTranslation(Translation):
     def __init__(self, call: OpenAICall) -> None:
         self.path, self.whole, self.error, self.tokens = b"/say", not call.stream, None, 0
+        self.estimated = False
         self.fields = b"content-type: text/event-stream\r\n"
         self._line, self._id = b"", call.request_id
         asked = " ".join(message["content"] for message in call.document["messages"])

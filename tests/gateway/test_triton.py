@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from router.core.decisions import EndState as Ending
+from router.core.types import Usage
 from router.engines import OpenAICall, Translation
 from router.engines.triton import KIND as TRITON
 from router.engines.triton import translate
@@ -65,6 +66,55 @@ async def test_a_chat_stream_of_triton_reads_as_openais() -> None:
         assert asked["text_input"] == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
         assert (asked["max_tokens"], asked["temperature"], asked["stop_words"]) == (3, 0.5, ["X"])
         assert gate.seen.outcomes[0].record.usage.output_tokens == 3
+
+
+LENGTHS: dict[str, tuple[list[tuple[str, object]], Usage]] = {
+    "of each frame": ([("a", 1), ("b", 1), ("c", 1)], Usage(3)),
+    "of each frame, some of which have several": ([("a", 1), ("b", 2), ("c", 1)], Usage(4)),
+    "so far": ([("a", 1), ("b c", 3), ("d", 4)], Usage(4)),
+    "so far, with a last frame of no text": ([("a", 1), ("b", 2), ("", 2)], Usage(2)),
+    "by beam": ([("a", [[1]]), ("b", [[2]])], Usage(2)),
+    "not stated": ([("a", None), ("b", None), ("", None)], Usage(2, estimated=True)),
+    "not stated any more": ([("a", 1), ("b", 2), ("c", None)], Usage(3, estimated=True)),
+    "none that can be one": ([("a", 10**12), ("b", -1), ("c", "9")], Usage(3, estimated=True)),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+async def test_tokens_are_those_that_the_ensemble_states_and_else_an_estimate(name: str) -> None:
+    """A frame may have several tokens or none."""
+    frames, usage = LENGTHS[name]
+    documents = [{"text_output": text} | ({} if n is None else {"sequence_length": n}) for text, n in frames]
+    script = wire.STREAM_HEAD + chunked(*map(event, documents)) + wire.LAST
+    async with ScriptedEngine([script]) as engine, gateway(engine.target(engine=TRITON)) as gate:
+        got = await gate.chat(stream_options={"include_usage": True})
+        assert gate.seen.outcomes[0].record.usage == usage
+        assert json.loads(got.events()[-2])["usage"]["completion_tokens"] == usage.output_tokens
+
+
+async def test_a_whole_reply_without_a_length_is_an_estimate() -> None:
+    """By its text."""
+    script = [reply(json.dumps({"text_output": "word " * 40}).encode())]
+    async with ScriptedEngine(script) as engine, gateway(engine.target(engine=TRITON)) as gate:
+        await gate.chat(stream=False)
+        usage = gate.seen.outcomes[0].record.usage
+        assert usage.estimated
+        assert usage.output_tokens == pytest.approx(50, rel=0.2)
+
+
+async def test_a_frame_without_a_token_is_no_first_token() -> None:
+    """An error behind it can still be tried elsewhere, and frames of that kind are not held without bound."""
+    empty = chunked(event({"text_output": ""}))
+    broken = [wire.STREAM_HEAD + empty, chunked(event({"error": "the model instance died"}))]
+    endless = [wire.STREAM_HEAD + empty * 20_000, Act.UNTIL_LEFT]
+    for script in (broken, endless):
+        async with (
+            ScriptedEngine(script) as bad,
+            ScriptedEngine([generated("good")]) as good,
+            gateway(bad.target("a", engine=TRITON), good.target("b", engine=TRITON)) as gate,
+        ):
+            got = await gate.chat()
+            assert (got.status, got.headers["x-headroom-backend"]) == (200, "b")
 
 
 async def test_a_stream_below_its_cap_has_stopped() -> None:

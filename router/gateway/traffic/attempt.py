@@ -282,6 +282,9 @@ class UpstreamAttempt(Reader):
         """Keep what may not go to the client yet."""
         assert self.connection is not None
         self._body += self.connection.decoded() if self._decodes and self._stream is None else data
+        self._bound_held()
+
+    def _bound_held(self) -> None:
         if len(self._body) > _HELD_BYTES_MAX:
             self._give_up(f"{self.upstream.target.name} sent over {_HELD_BYTES_MAX} bytes before a first token")
 
@@ -450,10 +453,12 @@ class UpstreamAttempt(Reader):
     def _commits(self, out: bytes, translation: Translation, *, done: bool) -> bool:
         """Commit a translated reply with its first token."""
         self._body += out
-        if translation.error is not None and not self._body:
+        if translation.error is not None and not self.meter.started:
             self._opens_with_error(translation.error)
         elif self.meter.started or done:
             self._commit()
+        else:
+            self._bound_held()
         return self._committed
 
     def _translated(self, data: bytes) -> bytes:
@@ -475,7 +480,7 @@ class UpstreamAttempt(Reader):
     def usage_so_far(self) -> Usage:
         """Token counts of what has come of the reply."""
         if self._translation is not None:
-            return Usage(self._translation.tokens)
+            return Usage(self._translation.tokens, estimated=self._translation.estimated)
         ratio = self.upstream.density.bytes_per_token(self.call.request.model)
         return self.meter.usage(ratio, whole=self._stream is None, generates=self.call.endpoint.generates)
 
