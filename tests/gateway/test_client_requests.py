@@ -158,6 +158,17 @@ async def test_a_target_without_a_path_is_refused(line: bytes, status: int) -> N
         assert (await gate.ask(line + b" HTTP/1.1\r\nhost: g\r\n\r\n")).status == status
 
 
+@pytest.mark.parametrize("target", [b"/v1/chat/completions", b"/healthz", b"http://g/v1/chat/completions"])
+async def test_connect_is_refused_once_whatever_its_target(target: bytes) -> None:
+    """Its answer was followed by one to what came behind its head, which is neither a body nor a request."""
+    async with pair([reply(b"{}")]) as (gate, engine):
+        client = await gate.client()
+        client.send(b"CONNECT %b HTTP/1.1\r\nhost: g\r\ncontent-length: 3\r\n\r\nabc" % target + chat())
+        assert (await client.reply()).status == 501
+        assert await client.ended() == b""
+        assert engine.requests == []
+
+
 @pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"TLS/1.0"])
 async def test_an_offer_to_upgrade_is_ignored(offer: bytes) -> None:
     """With a body, counted or in chunks, and pipelined; curl --http2 offers it with every POST."""
@@ -226,6 +237,16 @@ async def test_all_requests_of_a_half_closed_pipeline_are_answered() -> None:
         client = await half_closed(gate, get)
         assert (await client.reply()).body == b"/healthz"
         assert await client.ended() == b""
+
+
+async def test_a_half_closed_client_of_http_1_0_gets_one_answer_whatever_it_pipelined() -> None:
+    """Its stream ends with the connection: a second answer would be part of the first."""
+    async with pair([stream("a")], [stream("b")]) as (gate, engine):
+        old = chat(version="1.0", more="connection: keep-alive\r\n")
+        client = await half_closed(gate, old + old)
+        got = await client.ended()
+        assert (got.count(b"HTTP/1.1 "), got.count(b"[DONE]")) == (1, 1)
+        assert len(engine.requests) == 1
 
 
 async def test_a_client_that_leaves_is_not_taken_for_a_half_closed_one() -> None:

@@ -146,7 +146,7 @@ class ClientConnection(HttpToolsProtocol):
         if exchange is not None:
             if exchange.status:  # who closes its half does so behind its request
                 return False
-            exchange.keep_alive = bool(self.pipeline)
+            exchange.keep_alive = exchange.keep_alive and bool(self.pipeline)
             self._probe(exchange, _PROBE_S)
         self._half_closed = True
         return True
