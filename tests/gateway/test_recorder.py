@@ -1,6 +1,7 @@
 """The record: what a gateway wrote replays to the letter, stays within its bound, and says what it lacks."""
 
 import logging
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,7 +166,7 @@ def test_a_full_disk_drops_events_and_says_so_once_until_there_is_room(
     ]
 
 
-@pytest.mark.parametrize("how", ["file", "folder", "moved"])
+@pytest.mark.parametrize("how", ["file", "folder", "moved", "emptied"])
 def test_a_record_whose_file_is_gone_begins_anew(tmp_path: Path, how: str) -> None:
     """Else all that follows would be lost with it."""
     path = tmp_path / "logs" / "run.jsonl"
@@ -175,6 +176,8 @@ def test_a_record_whose_file_is_gone_begins_anew(tmp_path: Path, how: str) -> No
         sink._wake.wait(0.001)
     if how == "moved":
         path.rename(tmp_path / "kept.jsonl")
+    elif how == "emptied":  # as logrotate's copytruncate does
+        os.truncate(path, 0)
     else:
         path.unlink()
     if how == "folder":

@@ -52,14 +52,16 @@ class RecordFile:
             self._file.close()
 
     def _follow(self) -> None:
-        """Begin anew where the file was moved or removed, else what is written would be lost with it."""
+        """Begin anew where the file was moved, removed or emptied, else what is written would be lost with it, or stand
+        behind a hole.
+        """
         if self._file is not None:
             try:
                 there, mine = os.stat(self._path), os.fstat(self._file.fileno())
             except FileNotFoundError:
                 pass
             else:
-                if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+                if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino) and mine.st_size >= self._size:
                     return
             self._end()
         self._open()

@@ -51,10 +51,8 @@ def problem(
     """
     if version not in {"1.0", "1.1"}:
         return Problem(505, f"HTTP/{version} is not supported; expected HTTP/1.1")
-    if method == b"CONNECT":  # whatever its target is: what follows its head is no body and no request
-        return _NO_PROXY
-    if target is None:
-        return NO_PATH
+    if target is None or method == b"CONNECT":  # whatever its target: what follows its head is no body and no request
+        return _NO_PROXY if method == b"CONNECT" else NO_PATH
     hosts = 1 if len(named) == len(fields) and b"host" in named else _count(fields, b"host")
     if hosts > 1 or (hosts == 0 and version == "1.1"):
         return _ONE_HOST
