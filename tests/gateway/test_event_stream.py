@@ -223,6 +223,31 @@ def test_a_chunk_that_began_with_another_event_may_end_in_the_middle_of_an_error
     assert passed(reads, framed=True).error == said
 
 
+def test_lines_in_chunks_of_their_own_are_read_the_same_wherever_the_size_of_the_next_is_cut() -> None:
+    """The name of an event may stand behind its data."""
+    lines = [b'data: {"message":"gone"}\n', b"event: error\n", b"\n"]
+    body = b"".join(map(chunked, [event(token("x")), *lines])) + LAST
+    first = len(chunked(event(token("x"))))
+    for at in range(first + 1, len(body)):
+        for begin in (first, at - 1):
+            got = passed(
+                [body[:begin], body[begin:at], body[at:]] if begin < at else [body[:at], body[at:]], framed=True
+            )
+            assert (got.error, got.body) == (b'{"message":"gone"}', event(token("x")))
+
+
+@pytest.mark.parametrize("raw", ERRORS, ids=repr)
+def test_a_chunk_that_ends_with_the_first_letters_of_an_event_is_no_size(raw: bytes) -> None:
+    """``d``, ``da`` and ``e`` are hexadecimal digits: a proxy cuts its chunks anywhere."""
+    before = event(token("x")) + event(token("y"))
+    for letters in range(1, 4):
+        pieces = [before + raw[:letters], raw[letters:], event("[DONE]")]
+        for reads in ([*map(chunked, pieces), LAST], [chunked(pieces[0])[:-1], b"\n" + chunked(*pieces[1:]) + LAST]):
+            got = passed(reads, framed=True)
+            assert got.error is not None
+            assert got.body in {before, before + b": last words\n"}
+
+
 @pytest.mark.parametrize("raw", ERRORS, ids=repr)
 def test_an_error_of_several_events_in_one_chunk_is_cut_out_of_it(raw: bytes) -> None:
     """As a proxy between puts them."""
@@ -316,6 +341,13 @@ def test_a_choice_that_has_finished_is_not_all_of_a_reply_of_several(framed: boo
     assert is_cut(*begun, of_choice(1, "d"))
     assert not is_cut(*begun, of_choice(1, "d", "length"))
     assert not is_cut(*begun, event("[DONE]"))
+
+
+@pytest.mark.parametrize("word", ["response.completed", "message_stop", "event: message_stop", "[DONE]"])
+def test_words_of_a_reply_do_not_end_it(word: str) -> None:
+    """Not even a token that is the name of a last event."""
+    assert passed([event(token("a")), event(token(word))]).cut_short
+    assert passed([event(token("a")), event(token(f"{word} " + "x" * (1 << 17)))]).cut_short
 
 
 def test_an_empty_finish_reason_is_none() -> None:

@@ -13,6 +13,8 @@ from router.gateway.traffic.http import chunk
 _SIZE_LINE: Final = rb"([0-9a-fA-F]{1,16})[ \t]*(?:;[^\r\n]*)?\r\n"
 _OPENING: Final = re.compile(_SIZE_LINE)
 CHUNK_SEAM: Final = re.compile(rb"\r\n" + _SIZE_LINE)
+_SEAM_SO_FAR: Final = re.compile(rb"(?<!\r)\n(\r\n[0-9a-fA-F]{0,16}\r?)\Z")
+_SEAM_BYTES: Final = 24
 _NO_HEADER: Final = -1
 
 
@@ -24,18 +26,20 @@ class ChunkView:
 
     __slots__ = ("_begins", "_framed", "_headers", "_places", "_sizes", "data", "last_chunk", "raw")
 
-    def __init__(self, raw: bytes, *, framed: bool) -> None:
-        """*framed*: *raw* is chunk-framed, and begins where a chunk does, or inside of one's data."""
+    def __init__(self, raw: bytes, *, framed: bool, inside: bool = False) -> None:
+        """*framed*: *raw* is chunk-framed, and begins where a chunk does, or inside of one's data; *inside*: certainly
+        the latter, so that ``da`` is the begin of a line and no size.
+        """
         self.raw = raw
         self._framed = framed
         self.last_chunk = len(raw)
         # of each piece: its begin in data, its place in raw, and begin and size of the chunk if that begins here
         self._begins, self._places, self._headers, self._sizes = [0], [0], [_NO_HEADER], [0]
-        self.data = self._pieces() if framed else raw
+        self.data = self._pieces(inside) if framed else raw
 
-    def _pieces(self) -> bytes:
+    def _pieces(self, inside: bool) -> bytes:
         raw = self.raw
-        opening = _OPENING.match(raw)
+        opening = None if inside else _OPENING.match(raw)
         if opening is not None:
             self._places[0], self._headers[0], self._sizes[0] = opening.end(), 0, int(opening[1], 16)
         at, length = self._places[0], 0
@@ -53,14 +57,15 @@ class ChunkView:
         return b"".join([*pieces, raw[at:]])
 
     @property
-    def ends_chunk(self) -> bool:
-        """Whether ``raw`` ends with a chunk, whose line end then stands at the end of ``data``.
+    def after_chunk(self) -> int:
+        """How many bytes at the end of ``data`` are the line end of the last chunk, and of a next one's size so far.
 
         Where the chunk began before ``raw`` its size is not known: then a line end that is not the stream's own is one.
         """
         if self._headers[-1] >= 0:
-            return len(self.raw) - self._places[-1] == self._sizes[-1] + 2
-        return self._framed and self.raw.endswith(b"\n\r\n") and not self.raw.endswith(b"\r\n\r\n")
+            return max(len(self.raw) - self._places[-1] - self._sizes[-1], 0)
+        found = _SEAM_SO_FAR.search(self.raw, max(len(self.raw) - _SEAM_BYTES, 0)) if self._framed else None
+        return len(found[1]) if found is not None else 0
 
     def _piece(self, at: int) -> int:
         return bisect_right(self._begins, at) - 1

@@ -19,8 +19,9 @@ _CHOICES_MAX: Final = 4096  # that are told apart
 _ENDLESS: Final = b'{"error": {"message": "over 16 MiB without the end of an event", "code": 502}}'
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _LINE_ENDS: Final = b"\r\n"
+_LINE_END_BYTES: Final = 2
 _IDLE: Final = re.compile(rb"(?:(?::[^\n]*)?\r?\n)*+")  # comments and blank lines
-_LAST: Final = re.compile(rb"response\.(?:completed|incomplete|cancelled)")
+_LAST: Final = re.compile(rb'(?:"type"\s*:\s*"|^event: ?)response\.(?:completed|incomplete|cancelled)', re.MULTILINE)
 _DONE: Final = b"[DONE]"
 
 Removal = tuple[int, int, bytes]
@@ -32,8 +33,8 @@ class EventStream:
     """
 
     __slots__ = (
-        "_framed", "_held", "_inside", "_must_end", "_open", "_several", "_sized", "_strips_usage", "_unended",
-        "cut_short", "ended", "error", "meter", "pinged", "structured",
+        "_framed", "_held", "_held_inside", "_inside", "_must_end", "_open", "_several", "_sized",
+        "_strips_usage", "_unended", "cut_short", "ended", "error", "meter", "pinged", "structured",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +54,7 @@ class EventStream:
         self._several = several and must_end
         self._open: set[int] = set()  # choices that have begun and not finished, where there may be several
         self._held = b""
+        self._held_inside = False  # it begins inside of a chunk
         self._unended = 0  # bytes since the last read in which an event ended
         self._inside = False  # the begin of the current event has been passed
 
@@ -72,7 +74,7 @@ class EventStream:
         """More of the body; what of it goes to the client. *done*: the body has ended with it."""
         meter = self.meter
         meter.heard_s = now_s
-        view = ChunkView(self._held + data, framed=self._framed)
+        view = ChunkView(self._held + data, framed=self._framed, inside=self._held_inside)
         text, counts = view.data, meter.started
         whole = len(text) if done else _whole_in(view)
         removals: list[Removal] = []
@@ -92,6 +94,8 @@ class EventStream:
             end = len(text)
         cut = self._end(view) if done else view.cut(end)
         self._held, out = view.raw[cut:] if not done else b"", _without(view.raw[:cut], removals)
+        after_event = view.raw[cut - 2 : cut] == b"\n\n" if cut else self._held_inside  # and not after a chunk
+        self._held_inside = after_event and bool(self._held)
         meter.passed(text[:end], out, now_s, removed=len(removals), counts=counts)
         return out
 
@@ -167,10 +171,12 @@ def _whole_in(view: ChunkView) -> int:
     """How far the data has whole events and comments. The line end of a chunk that ends after a line of an event is not
     the blank line that ends the event.
     """
-    if not view.ends_chunk:
+    after = view.after_chunk
+    if not after:
         return _whole_events(view.data)
-    whole = _whole_events(view.data[:-2])
-    return len(view.data) if whole == len(view.data) - 2 else whole
+    end = len(view.data) - after
+    whole = _whole_events(view.data[:end])
+    return end + _LINE_END_BYTES if whole == end and after >= _LINE_END_BYTES else whole
 
 
 def _whole_events(text: bytes) -> int:

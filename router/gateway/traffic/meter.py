@@ -14,13 +14,14 @@ from router.gateway.traffic.usage import StatedUsage, UsageSearch
 
 DATA: Final = b"\ndata:"
 _LF: Final = 10
-_LINE_END_BYTES: Final = 3  # of an event's end with its chunk's: \n\r\n
+_CR: Final = 13
+_LINE_END_BYTES: Final = 4  # of an event's end with its chunk's: \n\n\r\n
 _SHORT_BYTES: Final = 64
 _TAIL_BYTES: Final = 4096
 _SEQUENCE: Final = re.compile(rb'"sequence_length"\s*:\s*(\d{1,12})(?!\d)')  # Triton's, of a whole reply
-_END: Final = re.compile(
-    rb'\ndata: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]|"message_stop"'
-    rb'|(?:"|event: ?)response\.(?:completed|incomplete|cancelled)'
+_END: Final = re.compile(  # in text, any of these would have its quotes escaped
+    rb'\ndata: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]'
+    rb'|(?:"type"\s*:\s*"|\nevent: ?)(?:message_stop|response\.(?:completed|incomplete|cancelled))'
 )
 _OPENING: Final = re.compile(  # of an event with a token, up to what no other event has
     rb"event: ?[\w.]*delta\r?\ndata: ?"
@@ -144,7 +145,9 @@ class Meter:
         its bytes for a number and formats the error.)
         """
         size = len(data)
-        if size < _LINE_END_BYTES or data[-1] != _LF or not (data[-2] == _LF or data[-3] == _LF):
+        if size < _LINE_END_BYTES or data[-1] != _LF:
+            return False
+        if data[-2] != _LF and (data[-3] != _LF or (data[-4] != _LF and data[-4] != _CR)):
             return False  # it ends inside of an event, or with the size of a chunk to come
         at, opening = self._at, self._opening
         after = at + len(opening)
