@@ -43,6 +43,8 @@ class ChunkView:
         if opening is not None:
             self._places[0], self._headers[0], self._sizes[0] = opening.end(), 0, int(opening[1], 16)
         at, length = self._places[0], 0
+        if self._sizes[0] and len(raw) == at + self._sizes[0] + 2:  # one chunk, as most reads are
+            return raw[at:]
         pieces: list[bytes] = []
         for seam in CHUNK_SEAM.finditer(raw, at):
             pieces.append(raw[at : seam.start()])

@@ -101,7 +101,7 @@ class EventStream:
 
     def _end(self, view: ChunkView) -> int:
         """Where in the last bytes of the body to stop: of one that was cut short, before its end."""
-        said = self.ended or (not self._several and (self.meter.saw_end or ends_reply(view.data)))
+        said = self.ended or (not self._several and (ends_reply(view.data) or self.meter.saw_end))
         self.cut_short = self._must_end and not said
         return view.last_chunk if self.cut_short else len(view.raw)
 

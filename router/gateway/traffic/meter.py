@@ -23,6 +23,8 @@ _END: Final = re.compile(  # in text, any of these would have its quotes escaped
     rb'\ndata: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]'
     rb'|(?:"type"\s*:\s*"|\nevent: ?)(?:message_stop|response\.(?:completed|incomplete|cancelled))'
 )
+_DONE: Final = b"data: [DONE]"
+_COUNTS: Final = b'_tokens"'
 _OPENING: Final = re.compile(  # of an event with a token, up to what no other event has
     rb"event: ?[\w.]*delta\r?\ndata: ?"
     rb'|data: ?\{[^\n]{0,512}?(?:"choices"\s*:\s*\[\s*\{|"type"\s*:\s*"[\w.]*delta")'
@@ -77,7 +79,16 @@ def data_lines(text: bytes) -> int:
 
 def ends_reply(text: bytes) -> bool:
     """Whether *text* has an event that says that the reply is complete."""
-    return _END.search(b"\n" + text) is not None
+    if text.startswith(_DONE):
+        return True
+    may_end = (  # each match has one of these
+        text.find(b"[DONE]") >= 0
+        or text.find(b"finish_reason") >= 0
+        or text.find(b"message_stop") >= 0
+        or text.find(b"omplete") >= 0
+        or text.find(b"ancelled") >= 0
+    )
+    return may_end and _END.search(b"\n" + text) is not None
 
 
 class Gaps:
@@ -261,15 +272,17 @@ class Meter:
         *bytes_per_token*: of such text, 0: not measured. *whole*: it is no event stream; *generates*: nearly all of its
         bytes are generated text.
         """
-        tail, stated = self._tail, self.stated
-        if tail.find(b'_tokens"') >= 0:
-            UsageSearch(stated).feed(tail)
+        stated, tail = self.stated, b""
+        if stated.output < 0 or self._last.find(_COUNTS) >= 0 or self._before.find(_COUNTS) >= 0:
+            tail = self._tail
+            if tail.find(_COUNTS) >= 0:
+                UsageSearch(stated).feed(tail)
         sequence = _SEQUENCE.search(tail) if whole and stated.output < 0 else None
         output, estimated = stated.output, False
         if sequence is not None:
             output = int(sequence[1])
         elif not self._plausible(output, whole=whole):
-            output = self._estimate(tail, bytes_per_token, whole=whole and generates)
+            output = self._estimate(tail or self._tail, bytes_per_token, whole=whole and generates)
             estimated = output > 0
         prompt, cached = stated.prompt, stated.cached
         return Usage(output, prompt, max(cached, 0), cached >= 0, estimated)
