@@ -33,7 +33,8 @@ STREAM_S: Final = 0.6
 REPLY_TOKENS: Final = 50
 WARM: Final = 600  # decisions before the first that is timed: as many as explanations are kept of, and some
 CHUNK: Final = chunked(event(token(" token") | {"created": 1790000000, "model": "m", "usage": None}))
-END: Final = chunked(event("[DONE]")) + LAST
+USAGE: Final = {"prompt_tokens": 330, "completion_tokens": 1, "total_tokens": 331}
+END: Final = chunked(event({"choices": [], "usage": USAGE}), event("[DONE]")) + LAST
 POOL: Final = """
 slo: chat:ttft=2s,tpot=100ms
 backends:

@@ -134,7 +134,11 @@ async def visitor(world: World, until_s: float) -> None:
     """One visit after another, each on a connection of its own."""
     while monotonic() < until_s:
         visit = world.chance.choice(VISITS)
-        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        except ConnectionError as problem:  # the worker that would have accepted it has died
+            world.seen[f"connect: {type(problem).__name__}"] += 1
+            continue
         try:
             async with asyncio.timeout(60):
                 world.seen[f"{visit.__name__}: {await visit(world, reader, writer)}"] += 1
