@@ -31,6 +31,7 @@ _NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"x-request-id",
 }
 _ASKING: Final = {"include_usage": True}
+_ASKING_JSON: Final = orjson.dumps(_ASKING)
 
 
 class Call:
@@ -196,9 +197,9 @@ def _spliced(body: RequestBody, alias: str | None, asks_usage: bool) -> bytes:
         return made
     document = body.document or {}
     if "stream_options" not in document:
-        return with_new_member(made, "stream_options", orjson.dumps(_ASKING))
+        return with_new_member(made, "stream_options", _ASKING_JSON)
     if document["stream_options"] is None:
-        return with_member(made, "stream_options", orjson.dumps(_ASKING))
+        return with_member(made, "stream_options", _ASKING_JSON)
     span = member_span(made, "stream_options")
     assert span is not None
     return with_member(made, "include_usage", b"true", span[0])

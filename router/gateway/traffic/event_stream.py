@@ -6,7 +6,6 @@ of this once the first token has come: see ``Meter.passes``. Must not depend on 
 """
 
 import re
-from collections.abc import Iterator
 from typing import Final
 
 from router.gateway.traffic.chunk_view import ChunkView
@@ -202,14 +201,12 @@ def _is_whole(lines: bytes) -> bool:
     )
 
 
-def _ends(text: bytes, end: int) -> Iterator[int]:
+def _ends(text: bytes, end: int) -> list[int]:
     """The end of each event in *text* up to *end*."""
-    at = 0
-    for blank in _BLANK_LINE.finditer(text, 0, end):
-        at = blank.end()
-        yield at
-    if at < end:
-        yield end
+    found = [blank.end() for blank in _BLANK_LINE.finditer(text, 0, end)]
+    if end and (not found or found[-1] < end):
+        found.append(end)
+    return found
 
 
 def _without(raw: bytes, removals: list[Removal]) -> bytes:

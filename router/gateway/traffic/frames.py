@@ -4,7 +4,6 @@ The forms of all dialects are told apart by their fields, so that nothing depend
 Must not depend on how a body is framed, or on what becomes of an event.
 """
 
-from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -22,7 +21,7 @@ _NOT_GENERATED: Final = frozenset(
     {"role", "type", "id", "index", "annotations", "provider_specific_fields"}
 )  # of a delta
 _OF_PART: Final = ("text", "thinking", "data", "refusal", "name", "arguments", "code", "content", "summary")
-Document = Mapping[str, Any]
+Document = dict[str, Any]  # as parsed: compiled code reads it without going through the mapping protocol
 
 
 class Event:
@@ -69,17 +68,20 @@ class Event:
             named = stated if isinstance(stated, str) else name.decode("latin-1")
             self.last = named in _LAST_TYPES
             generated += _of_typed(document, named) if named else _of_untyped(document)
-        found = [each for each in generated if each]
-        if found:
-            self.kind = TOKEN
-            self.text_bytes = (
-                sum(map(_text_bytes, found)) if all(isinstance(each, str | dict) for each in found) else -1
-            )
+        for each in generated:
+            if each:
+                self.kind = TOKEN
+                size = _text_bytes(each)
+                self.text_bytes = self.text_bytes + size if self.text_bytes >= 0 and size >= 0 else -1
 
     @property
     def usage(self) -> Document | None:
         """Token counts that the engine states in it."""
-        for holder in (self.document, self.document.get("response"), self.document.get("message")):
+        usage = self.document.get("usage")
+        if isinstance(usage, dict):
+            return usage
+        for name in ("response", "message"):
+            holder = self.document.get(name)
             usage = holder.get("usage") if isinstance(holder, dict) else None
             if isinstance(usage, dict):
                 return usage
@@ -148,7 +150,7 @@ def _is_error(document: Document) -> bool:
     )
 
 
-def _of_choice(choice: Document) -> Iterable[Any]:
+def _of_choice(choice: Document) -> list[Any]:
     """What was generated for one choice of a chat or completion: text first, then ids and log probabilities."""
     delta = choice.get("delta") or choice.get("message")
     found: list[Any] = _values(delta) if isinstance(delta, dict) else []
@@ -158,7 +160,7 @@ def _of_choice(choice: Document) -> Iterable[Any]:
     return [*found, choice.get("text"), choice.get("token_ids")]
 
 
-def _of_typed(document: Document, named: str) -> Iterable[Any]:
+def _of_typed(document: Document, named: str) -> list[Any]:
     """Of an event of /v1/responses or of Anthropic's messages."""
     if named in _WHOLE_TYPES:
         response = document.get("response")
@@ -175,7 +177,7 @@ def _of_typed(document: Document, named: str) -> Iterable[Any]:
     return found
 
 
-def _of_untyped(document: Document) -> Iterable[Any]:
+def _of_untyped(document: Document) -> list[Any]:
     """Of Triton's generate_stream, and of servers that have a form of their own."""
     text = document.get("text_output", document.get("text"))
     return [
@@ -190,5 +192,9 @@ def _values(delta: Document) -> list[Any]:
 
 
 def _text_bytes(value: Any) -> int:
-    """Bytes of text as JSON has it between its quotes; of an object, such as a token with its text, its own."""
-    return max(len(orjson.dumps(value)) - 2, 0)
+    """Bytes of text as JSON has it between its quotes; of an object, such as a token with its text, its own; -1:
+    it is no text.
+    """
+    if isinstance(value, str | dict):
+        return max(len(orjson.dumps(value)) - 2, 0)
+    return -1

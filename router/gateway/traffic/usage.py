@@ -4,7 +4,6 @@ Must not depend on sockets or on how events are framed; keeps a few KB of a repl
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
@@ -29,7 +28,7 @@ _MOST_BYTES: Final = 32.0
 _STEP: Final = 0.1
 
 
-def _count(usage: Mapping[str, Any], *names: str) -> int:
+def _count(usage: dict[str, Any], *names: str) -> int:
     for name in names:
         value = usage.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST:
@@ -45,7 +44,7 @@ class StatedUsage:
     def __init__(self) -> None:
         self.output = self._input = self._details = self._cache_read = self._cache_written = _NONE
 
-    def take(self, usage: Mapping[str, Any]) -> None:
+    def take(self, usage: dict[str, Any]) -> None:
         """A usage object: OpenAI's, that of /v1/responses or Anthropic's, of which each event may have a part."""
         output = _count(usage, *_OUTPUTS)
         if output >= 0:
@@ -60,7 +59,7 @@ class StatedUsage:
                 self._details = self._later(details, self._details, "cached_tokens")
 
     @staticmethod
-    def _later(usage: Mapping[str, Any], before: int, *names: str) -> int:
+    def _later(usage: dict[str, Any], before: int, *names: str) -> int:
         stated = _count(usage, *names)
         return stated if stated > 0 or before < 0 else before
 
@@ -103,7 +102,7 @@ class UsageSearch:
             self._stated.take(_object(plain[:end]))
 
 
-def _object(text: bytes) -> Mapping[str, Any]:
+def _object(text: bytes) -> dict[str, Any]:
     try:
         found = orjson.loads(text)
     except orjson.JSONDecodeError:
