@@ -150,6 +150,8 @@ class Liar:
         for number in range(count):
             if lie < 0.1 and number == count // 2:
                 return False
+            if writer.is_closing():  # the gateway has left: an engine stops generating then
+                return False
             self.tokens += 1
             finish = "length" if number == count - 1 else None
             choice = {"index": 0, "delta": {"content": "x "}, "finish_reason": finish}
