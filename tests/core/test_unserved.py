@@ -61,7 +61,7 @@ def test_a_client_that_leaves_before_anything_came_has_waited():
 
 
 def busy():
-    """A core that holds whoever comes, for 5 s at most."""
+    """A core that holds every request, for 5 s at most."""
     return busy_core(admission={"held_max": 2, "hold_s_max": 5.0})
 
 

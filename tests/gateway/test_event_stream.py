@@ -437,7 +437,7 @@ def test_tokens_without_usage_are_estimated_from_their_text() -> None:
 
 
 def test_one_token_an_event_is_counted_as_such() -> None:
-    """Roles in front, a last token with more fields, usage and the end are told apart, in one read too."""
+    """Roles in front, a last token with more fields, usage and the end are distinguished, in one read too."""
     last = {**token("c"), "choices": [{"index": 0, "delta": {"content": "c"}, "finish_reason": "stop", "x": "y" * 90}]}
     events = [event(chat(role="assistant", content="")), event(token("long token")), event(token(" a")), event(last)]
     events += [event({"choices": [], "usage": None}), event("[DONE]")]

@@ -279,7 +279,7 @@ async def test_a_model_that_no_backend_is_configured_for_is_the_clients_error() 
 
 
 async def test_a_model_that_no_engine_has_loaded_is_the_operators_failure() -> None:
-    """It is configured: whoever watches the refusals has to see it."""
+    """It is configured, so that it counts as a refusal and not as a client's error."""
     async with ScriptedEngine([reply(NO_MODEL.encode(), 404)]) as engine, gateway(engine.target()) as gate:
         await gate.chat()
         assert gate.seen.endings == [EndState.REFUSED]

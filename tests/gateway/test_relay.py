@@ -125,6 +125,18 @@ async def test_a_fresh_connection_that_dies_is_the_engines_failure() -> None:
         assert gate.seen.endings == [Ending.REFUSED]
 
 
+async def served_by_the_second(first: wire.Script) -> tuple[wire.Reply, int]:
+    """The reply of a second backend, where the one that is tried before it does *first*; and how many were tried."""
+    async with (
+        ScriptedEngine(first) as bad,
+        ScriptedEngine([stream("good")]) as good,
+        gateway(bad.target("a"), good.target("b")) as gate,
+    ):
+        got = await gate.chat()
+        assert (got.status, got.headers["x-headroom-backend"]) == (200, "b")
+        return got, gate.seen.outcomes[0].record.attempts
+
+
 @pytest.mark.parametrize(
     "first",
     [
@@ -142,15 +154,9 @@ async def test_a_fresh_connection_that_dies_is_the_engines_failure() -> None:
 )
 async def test_a_failure_before_the_first_byte_is_tried_elsewhere(first: wire.Script) -> None:
     """The client sees the second backend's stream and nothing of the first."""
-    async with (
-        ScriptedEngine(first) as bad,
-        ScriptedEngine([stream("good")]) as good,
-        gateway(bad.target("a"), good.target("b")) as gate,
-    ):
-        got = await gate.chat()
-        assert (got.status, got.headers["x-headroom-backend"]) == (200, "b")
-        assert got.events()[0] == json.dumps(token("good"))
-        assert gate.seen.outcomes[0].record.attempts == 2
+    got, attempts = await served_by_the_second(first)
+    assert got.events()[0] == json.dumps(token("good"))
+    assert attempts == 2
 
 
 async def test_an_error_in_a_stream_that_began_as_200_gets_its_true_status() -> None:
@@ -192,14 +198,8 @@ CREATED = b"".join(
 )
 async def test_a_failure_behind_events_without_a_token_is_tried_elsewhere(first: wire.Script) -> None:
     """A full vLLM begins a stream, and then cuts it or sends a refusal: no client has to see that."""
-    async with (
-        ScriptedEngine(first) as bad,
-        ScriptedEngine([stream("good")]) as good,
-        gateway(bad.target("a"), good.target("b")) as gate,
-    ):
-        got = await gate.chat()
-        assert (got.status, got.headers["x-headroom-backend"]) == (200, "b")
-        assert got.events() == [json.dumps(token("good")), "[DONE]"]
+    got, _ = await served_by_the_second(first)
+    assert got.events() == [json.dumps(token("good")), "[DONE]"]
 
 
 async def test_the_first_token_is_the_first_event_that_holds_one() -> None:

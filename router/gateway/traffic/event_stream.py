@@ -9,19 +9,18 @@ import re
 from typing import Final
 
 from router.gateway.traffic.chunk_view import ChunkView
-from router.gateway.traffic.frames import ERROR, TOKEN, Event, read_events
+from router.gateway.traffic.frames import DONE, ERROR, TOKEN, Event, read_events
 from router.gateway.traffic.meter import Meter, ends_reply, is_suspect
 
 _EVENT_BYTES_MAX: Final = 1 << 16  # of an event that waits for its end; a longer one is passed as it comes
 _UNENDED_BYTES_MAX: Final = 1 << 24  # without the end of an event: chunk extensions and trailers count too
-_CHOICES_MAX: Final = 4096  # that are told apart
+_CHOICES_MAX: Final = 4096  # whose ends are tracked
 _ENDLESS: Final = b'{"error": {"message": "over 16 MiB without the end of an event", "code": 502}}'
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _LINE_ENDS: Final = b"\r\n"
 _LINE_END_BYTES: Final = 2
 _IDLE: Final = re.compile(rb"(?:(?::[^\n]*)?\r?\n)*+")  # comments and blank lines
 _LAST: Final = re.compile(rb'(?:"type"\s*:\s*"|^event: ?)response\.(?:completed|incomplete|cancelled)', re.MULTILINE)
-_DONE: Final = b"[DONE]"
 
 Removal = tuple[int, int, bytes]
 
@@ -160,7 +159,7 @@ class EventStream:
         return not self._open
 
     def _skim(self, text: bytes) -> None:
-        """A part of an event that is too long to be read: with it the choices are no longer told apart."""
+        """A part of an event that is too long to be read: with it the ends of the choices are no longer tracked."""
         self._several = False
         self.meter.searches(text)
         self.ended = self.ended or _LAST.search(text) is not None
@@ -192,12 +191,12 @@ def _is_whole(lines: bytes) -> bool:
     """
     if _IDLE.fullmatch(lines) is not None:
         return True
-    if lines.count(b"data:") < 2 and not is_suspect(lines) and lines.find(_DONE) < 0:  # noqa: PLR2004 - several
+    if lines.count(b"data:") < 2 and not is_suspect(lines) and lines.find(DONE) < 0:  # noqa: PLR2004 - several
         return False
     events = read_events(lines)
     last = events[-1] if events else None
     return last is not None and (
-        len(events) > 1 or last.payload == _DONE or (last.kind == ERROR and bool(last.document))
+        len(events) > 1 or last.payload == DONE or (last.kind == ERROR and bool(last.document))
     )
 
 

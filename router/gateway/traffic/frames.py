@@ -1,6 +1,6 @@
 """What an event of an engine's stream is: a token, the structure around tokens, an error, the end.
 
-The forms of all dialects are told apart by their fields, so that nothing depends on the path or the kind of an engine.
+The forms of all dialects are distinguished by their fields: nothing depends on the path or the kind of an engine.
 Must not depend on how a body is framed, or on what becomes of an event.
 """
 
@@ -12,7 +12,7 @@ STRUCTURE: Final = 0  # roles, created and in_progress events, pings, progress, 
 TOKEN: Final = 1
 ERROR: Final = 2
 
-_DONE: Final = b"[DONE]"
+DONE: Final = b"[DONE]"  # the payload that ends an OpenAI stream
 _ERROR_TYPES: Final = frozenset({"error", "response.failed", "response.error"})
 _ERROR_NAMES: Final = frozenset(each.encode() for each in _ERROR_TYPES)
 _LAST_TYPES: Final = frozenset({"response.completed", "response.incomplete", "response.cancelled", "message_stop"})
@@ -46,7 +46,7 @@ class Event:
             self.kind = ERROR
         elif self.document:
             self._read(name)
-        elif payload == _DONE:
+        elif payload == DONE:
             self.last = True
         elif payload:
             self.kind, self.text_bytes = TOKEN, len(payload)
@@ -122,7 +122,7 @@ def read_events(text: bytes) -> list[Event]:
             name = line[6:].strip()
     if not data:
         return [Event(name, b"")] if name else []
-    if len(data) > 1 and all(line == _DONE or _object(line) for line in data if line):
+    if len(data) > 1 and all(line == DONE or _object(line) for line in data if line):
         return [Event(name, line) for line in data if line]
     return [Event(name, b"\n".join(data).strip())]
 
