@@ -1,5 +1,5 @@
 """Every error of Headroom on one page, with its HTTP status; and why a request is refused, with the status of that,
-and why a backend is down.
+why a backend is down, and why the shared state fails.
 
 A refusal (``Reason``) is a decision of the core and is returned, not raised: see decisions.py. An exception is a fault.
 Each class says when it is raised, who has to act, and whether the same call can succeed later. ``status`` is the HTTP
@@ -78,6 +78,23 @@ class DownReason(StrEnum):
 DOUBTFUL: Final = frozenset(
     {DownReason.TIMEOUT, DownReason.STATUS, DownReason.UNREACHABLE, DownReason.TLS, DownReason.INVALID}
 )  # what a failing check may say of itself, or of the way to it, and not of the engine
+
+
+class StateFault(StrEnum):
+    """Why the shared state fails; the value is a label of metrics."""
+
+    REFUSED = "refused"  # nothing listens at its address
+    UNREACHABLE = "unreachable"  # no connection comes about, or it was closed: name, route, a crash
+    TIMEOUT = "timeout"  # no answer in time
+    TLS = "tls"  # certificates do not fit
+    DENIED = "denied"  # the user, the password, or what that user may do
+    LOADING = "loading"  # the server has started and is reading its data
+    READ_ONLY = "read-only"  # a replica: what others wrote is read, and this router's view is not taken
+    FULL = "full"  # no memory left there: what others wrote is read, and this router's view is not taken
+    NO_PRIMARY = "no-primary"  # no sentinel and no cluster node says which server has the pool's keys
+    INVALID = "invalid"  # an answer that no server of this kind sends, or a key of ours that holds something else
+    FILES = "files"  # the folder of the workers of this host cannot be used
+    INTERNAL = "internal"  # a fault of this router; the log has it
 
 
 class HeadroomError(Exception):
@@ -216,6 +233,10 @@ class StoreGone(HeadroomError, ConnectionError):
     """
 
     status: int = 503
+
+    def __init__(self, why: str, fault: StateFault = StateFault.INVALID) -> None:
+        super().__init__(why)
+        self.fault = fault
 
 
 class Unanswered(HeadroomError):

@@ -101,7 +101,7 @@ def test_the_page_shows_the_fleet_as_it_is_when_asked() -> None:
     books.reported("b1", EngineReport.by_name(7.5, running=4, kv_usage=0.5))
     books.scrape_failed("b2", "gone")
     books.synced(0.003, 2)
-    books.sync_failed("gone")
+    books.sync_failed("timeout", 1)
     books.reloaded(True, "abc", 1.7e9)
     books.reloaded(False, "", 0.0)
     text = page(books)
@@ -117,7 +117,9 @@ def test_the_page_shows_the_fleet_as_it_is_when_asked() -> None:
         'headroom_dropped_numbers_total{source="usage"} 3.0',
         'headroom_dropped_numbers_total{source="peer"} 1.0',
         "headroom_state_up 0.0",
-        "headroom_state_peers 2.0",
+        "headroom_state_peers 1.0",
+        'headroom_state_failures_total{reason="timeout"} 1.0',
+        'headroom_state_failures_total{reason="refused"} 0.0',
         'headroom_config_reloads_total{result="failed"} 1.0',
         'headroom_config_info{version="abc"} 1.0',
     ):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from router.core.columns import REPORTED_S
-from router.core.errors import StoreGone
+from router.core.errors import StateFault, StoreGone
 from router.core.types import EngineReport, Load
-from router.gateway.state import ModelDemand, RouterView, Store
+from router.gateway.state import ModelDemand, RouterView, Shared, Store
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.sync import Sync
@@ -47,6 +47,7 @@ class Heard:
         self.reports: list[tuple[str, EngineReport]] = []
         self.good = 0
         self.bad: list[str] = []
+        self.peers = 0
         self.odd: list[str] = []
 
     def on_peer_load(self, peer: str, loads: Mapping[str, Load]) -> None:
@@ -60,9 +61,11 @@ class Heard:
 
     def synced(self, took_s: float, peers: int) -> None:
         self.good += 1
+        self.peers = peers
 
-    def sync_failed(self, why: str) -> None:
-        self.bad.append(why)
+    def sync_failed(self, fault: str, peers: int) -> None:
+        self.bad.append(fault)
+        self.peers = peers
 
     def unreadable(self, peer: str) -> None:
         self.odd.append(peer)
@@ -289,8 +292,10 @@ async def test_sync_survives_a_restart_of_redis(server: RedisServer) -> None:
     a, b = syncing(store(server, "a"), Heard()), syncing(store(server, "b"), heard, lease_s=0.05)
     tasks = [asyncio.create_task(each.run(time.monotonic)) for each in (a, b)]
     await until(lambda: heard.loads.get("a") == VIEW.loads)
+    assert heard.peers == 1
     server.stop()
     await until(lambda: bool(heard.bad) and heard.lost == ["a"])
+    await until(lambda: heard.peers == 0)
     assert b.peers == {}
     heard.loads.clear()
     await server.start()
@@ -334,14 +339,68 @@ async def test_a_report_is_passed_on_once() -> None:
     assert [name for name, _ in heard.reports] == ["b1"]
 
 
-async def test_a_report_from_the_future_does_not_hide_the_next() -> None:
-    """The listener gets both, and drops the first."""
+async def test_a_report_from_the_future_hides_no_real_one() -> None:
+    """The listener gets it once, to count it, however often it is read; a real one begun before that is news."""
     memory, heard = MemoryStore("a"), Heard()
     sync = syncing(memory, heard)
-    for asked_s in (1e9, 2.5):
+    for asked_s in (1e9, 1e9, inf, inf, 1.5, 1e9, 1.6, 1.6, 2.5):
         await memory.report({"b1": EngineReport(asked_s)}, 1.0)
         assert await sync.once(lambda: 2.0)
-    assert [report.asked_s for _, report in heard.reports] == [1e9, 2.5]
+    assert [report.asked_s for _, report in heard.reports] == [1e9, inf, 1.5, 1e9, 1.6, 2.5]
+
+
+class Broken(MemoryStore):
+    """A store that fails as it is set to."""
+
+    error: Exception | None = None
+
+    async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
+        if self.error:
+            raise self.error
+        return Shared({"b": VIEW})
+
+
+async def test_no_error_ends_the_loop_and_each_is_counted_by_reason(caplog: pytest.LogCaptureFixture) -> None:
+    """One of the router's own code too. The log names a fault when it begins and once more when it is over."""
+    memory, heard, now_s = Broken("a"), Heard(), 0.0
+    sync = syncing(memory, heard)
+    caplog.set_level("INFO", "headroom")
+
+    async def once(error: Exception | None) -> bool:
+        memory.error = error
+        return await sync.once(lambda: now_s)
+
+    assert await once(None)
+    for error in (KeyError("odd"), KeyError("odd"), StoreGone("asleep", StateFault.TIMEOUT)):
+        assert not await once(error)
+    assert (heard.bad, heard.peers, heard.lost) == (["internal", "internal", "timeout"], 1, [])
+    now_s = 10.0
+    assert not await once(StoreGone("asleep", StateFault.TIMEOUT))
+    assert (heard.peers, heard.lost, sync.peers) == (0, ["b"], {})
+    assert str(sync.fault) == "asleep"
+    assert await once(None)
+    assert (heard.peers, sync.fault) == (1, None)
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("asleep" in line for line in lines) == 1
+    assert sum("KeyError" in line for line in lines) == 1
+    assert sum("answers again" in line for line in lines) == 1
+
+
+async def test_an_error_of_the_listener_ends_no_sync() -> None:
+    """What a peer wrote may meet a fault of the core; the next sync goes on."""
+
+    class Odd(Heard):
+        def on_peer_load(self, peer: str, loads: Mapping[str, Load]) -> None:
+            raise RuntimeError("no such slot")
+
+    heard = Odd()
+    sync = syncing(Broken("a"), heard)
+    task = asyncio.create_task(sync.run(time.monotonic))
+    await until(lambda: len(heard.bad) > 1)
+    assert heard.bad[0] == "internal"
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_one_router_alone_has_no_peers() -> None:

@@ -45,6 +45,7 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "held": parts.core.held,
         "failing_open": list(parts.failing_open()),
         "peers": {peer: view.version for peer, view in parts.sync.peers.items()},
+        "state_fault": str(parts.sync.fault) if parts.sync.fault else None,
         "last": _counts(log.record for log in recent),
         "backends": [_backend(parts, given, by_backend[given["name"]], downs, failing) for given in _backends(parts)],
         "client_errors": sum(log.record.outcome is EndState.CLIENT_ERROR for log in recent),

@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 
 from router.core.border import asked_in_time, number
-from router.core.errors import StoreGone
+from router.core.errors import StateFault, StoreGone
 from router.core.types import EngineReport
 from router.gateway.private_files import replace_content
 from router.gateway.state import RouterView, Shared
@@ -103,7 +103,7 @@ class FileStore:
         try:
             paths = sorted(self._folder.glob(f"*{_VIEW}"))
         except OSError as error:
-            raise StoreGone(f"{self._folder}: {error}") from error
+            raise StoreGone(f"{self._folder}: {error}", StateFault.FILES) from error
         for path in paths:
             content = _read(path)
             if content is None:
@@ -135,7 +135,7 @@ def put(path: Path, data: bytes) -> None:
     try:
         replace_content(path, data)
     except OSError as error:
-        raise StoreGone(f"{path}: {error.strerror or error}") from error
+        raise StoreGone(f"{path}: {error.strerror or error}", StateFault.FILES) from error
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -1,19 +1,24 @@
 """The loop that synchronises one router with the store, in the background.
 
 The store may be unreachable for hours. The router then works with its own load alone, drops each peer one lease after
-its last view, shows it in a gauge, and retries with a growing delay. Must not depend on what a load or a report means.
+its last view, shows it in a gauge, and retries with a growing delay. No error ends the loop, one of this router's own
+code included: it is logged, and counts as a sync that failed. Must not depend on what a load or a report means.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Final, Protocol
 
-from router.core.errors import StoreGone
+from router.core.border import AHEAD_S, asked_in_time
+from router.core.errors import StateFault, StoreGone
 from router.core.types import EngineReport, Load
 from router.gateway.state import RouterView, Shared, Store
 from router.gateway.state.wire import UNREADABLE
 
 RETRY_S_MAX: Final = 1.0
+_log = logging.getLogger("headroom")
 
 
 class Listener(Protocol):
@@ -33,10 +38,13 @@ class StateObserver(Protocol):
     """Counts syncs for the metrics."""
 
     def synced(self, took_s: float, peers: int) -> None:
-        """The store answered."""
+        """The store answered; ``peers``: other routers with a lease."""
 
-    def sync_failed(self, why: str) -> None:
-        """The store did not answer."""
+    def sync_failed(self, fault: str, peers: int) -> None:
+        """The store did not answer, or did not take this router's view; ``peers``: those whose last view still counts.
+
+        ``fault``: the value of a StateFault.
+        """
 
     def unreadable(self, peer: str) -> None:
         """A peer's view has become unreadable."""
@@ -61,7 +69,9 @@ class Sync:
         self._period_s, self._lease_s = period_s, lease_s
         self._last_view_s: dict[str, float] = {}
         self._reported_s: dict[str, float] = {}
+        self._odd_s: dict[str, float] = {}  # by backend, the time of the last report that cannot be of now
         self.peers: Mapping[str, RouterView] = {}
+        self.fault: StoreGone | None = None  # of the last sync
 
     async def run(self, clock: Callable[[], float]) -> None:
         """Sync until cancelled."""
@@ -72,17 +82,39 @@ class Sync:
             await asyncio.sleep(wait_s)
 
     async def once(self, clock: Callable[[], float]) -> bool:
-        """One sync; False when the store did not answer."""
+        """One sync; False when it failed."""
         started_s = clock()
         try:
             shared = await self._store.sync(self._view(), self._backends(), started_s)
+            self._pass_on(shared, clock())
         except StoreGone as gone:
-            self._observer.sync_failed(str(gone))
-            self._forget(clock())
+            self._failed(gone, clock())
             return False
-        self._pass_on(shared, clock())
-        self._observer.synced(clock() - started_s, len(shared.routers))
+        except Exception as error:
+            if self.fault is None or self.fault.fault is not StateFault.INTERNAL:
+                _log.exception("a sync with the shared state failed by a fault of this router; it goes on trying")
+            self._failed(StoreGone(repr(error), StateFault.INTERNAL), clock())
+            return False
+        self._good()
+        self._observer.synced(clock() - started_s, len(self.peers))
         return True
+
+    def _failed(self, gone: StoreGone, now_s: float) -> None:
+        """Drop the peers whose lease is over; log the fault when it is another than before."""
+        self._forget(now_s)
+        if self.fault is None or self.fault.fault is not gone.fault:
+            _log.warning(
+                "shared state: %s (%s); this router decides without the load of its peers until it answers",
+                gone,
+                gone.fault.value,
+            )
+        self.fault = gone
+        self._observer.sync_failed(gone.fault.value, len(self.peers))
+
+    def _good(self) -> None:
+        if self.fault is not None:
+            _log.info("shared state: it answers again")
+        self.fault = None
 
     def _pass_on(self, shared: Shared, now_s: float) -> None:
         for peer, view in shared.routers.items():
@@ -91,11 +123,19 @@ class Sync:
                 self._observer.unreadable(peer)
             self._listener.on_peer_load(peer, view.loads)
         for backend, report in shared.reports.items():
-            if report.asked_s > self._reported_s.get(backend, float("-inf")) + 1e-3:  # less is the jitter of clocks
-                self._reported_s[backend] = min(report.asked_s, now_s)  # one from the future must not hide the next
+            if self._is_news(backend, report.asked_s, asked_in_time(report, now_s)):
                 self._listener.reported(backend, report)
         self.peers = shared.routers
         self._forget(now_s)
+
+    def _is_news(self, backend: str, asked_s: float, in_time: bool) -> bool:
+        """Whether the listener gets it. One that is not of now is passed on to be counted, once, and hides no other."""
+        if in_time:
+            known_s = self._reported_s.get(backend, -inf) + 1e-3  # less is the jitter of clocks
+            self._reported_s[backend] = max(asked_s, self._reported_s.get(backend, -inf))
+            return asked_s > known_s
+        last_odd_s, self._odd_s[backend] = self._odd_s.get(backend), asked_s
+        return last_odd_s is None or abs(asked_s - last_odd_s) > AHEAD_S
 
     def _forget(self, now_s: float) -> None:
         """Drop the peers without a view for a lease, by this router's clock."""

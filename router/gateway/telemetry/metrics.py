@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from router.core.border import PEER
 from router.core.decisions import EndState, RequestRecord
-from router.core.errors import Reason
+from router.core.errors import Reason, StateFault
 from router.core.score import STATES, Score
 from router.core.signals import registered
 from router.core.slo_metrics import BASE, SLO_METRICS
@@ -107,7 +107,8 @@ class Metrics(Collector):
         self._errors: dict[str, _Errors] = defaultdict(_Errors)
         self._engines: dict[str, _Engine] = defaultdict(_Engine)
         self._sync = Histogram(SYNC_S)
-        self._sync_failures = self._peers = 0
+        self._sync_failures: dict[str, int] = {fault.value: 0 for fault in StateFault}
+        self._peers = 0
         self._state_up = True
         self._reloads = {"ok": 0, "failed": 0}
         self._reloaded_s = 0.0
@@ -228,10 +229,10 @@ class Metrics(Collector):
         self._sync.add(took_s)
         self._state_up, self._peers = True, peers
 
-    def sync_failed(self, why: str) -> None:
-        """The store did not answer."""
-        self._state_up = False
-        self._sync_failures += 1
+    def sync_failed(self, fault: str, peers: int) -> None:
+        """The store did not answer, or did not take this router's view."""
+        self._state_up, self._peers = False, peers
+        self._sync_failures[fault] = self._sync_failures.get(fault, 0) + 1
 
     def unreadable(self, peer: str) -> None:
         """A peer's published view cannot be read."""
@@ -463,7 +464,10 @@ class Metrics(Collector):
     def _router(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("headroom_state_up", "1 while the shared state answers", float(self._state_up))
         yield GaugeMetricFamily("headroom_state_peers", "Other routers with a lease", self._peers)
-        yield CounterMetricFamily("headroom_state_failures", "Syncs that failed", self._sync_failures)
+        failures = CounterMetricFamily("headroom_state_failures", "Syncs that failed, by reason", labels=["reason"])
+        for reason, count in self._sync_failures.items():
+            failures.add_metric([reason], count)
+        yield failures
         sync = HistogramMetricFamily("headroom_state_sync_seconds", "One sync with the shared state", labels=[])
         add_histogram(sync, [], self._sync)
         yield sync
