@@ -3,22 +3,20 @@
 A line holds at most one request. Must not depend on how the requests are used; the formats are in ``formats/``.
 """
 
-import gzip
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from simulator.errors import BadLine
 from simulator.traces.entry import Parse, Reading
 from simulator.traces.formats import format_of
+from simulator.traces.opening import opened
 
 
 def read_trace(path: Path, *, skip_bad: bool = False, limit: int | None = None) -> Reading:
     """Read up to *limit* requests. Raises BadLine at the first bad line; with *skip_bad* such lines are counted and
     left out.
     """
-    with _opened(path) as lines:
+    with opened(path) as lines:
         return _read(path, enumerate(lines, 1), skip_bad, limit)
 
 
@@ -58,22 +56,3 @@ def _take(reading: Reading, parse: Parse, path: Path, number: int, line: str, sk
 def _before(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     yield first
     yield from rest
-
-
-_GZIP: Final = b"\x1f\x8b"
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Iterable[str]]:
-    """The lines of the file, decompressed."""
-    with path.open("rb") as raw:
-        compressed = raw.read(2) == _GZIP
-    with (
-        gzip.open(path, "rt", encoding="utf-8", errors="replace")
-        if compressed
-        else path.open(encoding="utf-8", errors="replace") as text
-    ):
-        try:
-            yield text
-        except (EOFError, gzip.BadGzipFile) as problem:
-            raise BadLine(f"{path}: expected a whole gzip file: {problem}") from None

@@ -53,10 +53,16 @@ class Arrival(Fact):
 class Workload(Protocol):
     """Arrivals of which some follow from others: ``after`` returns those that follow from an end.
 
-    ``pending`` counts what ``after`` has returned and has not arrived yet.
+    ``pending`` counts what ``after`` has returned and has not arrived yet. ``paced``: whether some arrivals follow from
+    no other, at a rate that can be changed.
     """
 
     pending: int
+
+    @property
+    def paced(self) -> bool:
+        """See above."""
+        ...
 
     def __iter__(self) -> Iterator[Arrival]:
         """The arrivals that follow from no other, in order."""
