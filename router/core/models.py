@@ -251,6 +251,8 @@ _ROWS: Final = (
     _row("gpt-6.7b", 6.7, 32, 4096, 32, 32, 128, 16384, 51200, "A", "FasterTransformer gpt_guide", tied=True),
     _row("gpt-1.3b", 1.3, 24, 2048, 32, 32, 64, 8192, 51200, "B", "FasterTransformer gpt_guide", tied=True),
     _row("gpt-350m", 0.35, 24, 1024, 16, 16, 64, 4096, 51200, "B", "FasterTransformer gpt_guide", tied=True),
+    _row("ernie-3.0-titan-260b", 260, 48, 12288, 192, 192, 64, 196608, 0, "C",
+         "arXiv 2112.12731, retyped from memory: 48 x (4 h^2 + 2 x 16 h^2) = 261 B"),
     _row("megatron-530b", 530, 105, 20480, 128, 128, 160, 81920, 51200, "A",
          "FasterTransformer gpt_guide", tied=True),
 )  # fmt: skip
@@ -270,6 +272,7 @@ _ALIASES: Final[Mapping[str, str]] = MappingProxyType({
     "mistral-large-2407": "mistral-large-123b", "mistral-large-2407-123b": "mistral-large-123b",
     "deepseek-r1": "deepseek-v3", "kimi-k2.5": "kimi-k2", "kimi-k2-thinking": "kimi-k2",
     "minimax-m2.5": "minimax-m2", "mt-nlg-530b": "megatron-530b", "gpt-3-175b": "gpt-175b",
+    "ernie-3.0-titan": "ernie-3.0-titan-260b",
 })  # fmt: skip
 
 _TAIL: Final = re.compile(r"-(instruct|chat|hf|it|base|fp8|fp4|nvfp4|bf16|awq|gptq|int4|int8|v\d+(\.\d+)*|\d{4})$")

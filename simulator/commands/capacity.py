@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from simulator.commands.replay import BASELINES, typed, write_json
-from simulator.commands.shared import plain_errors
+from simulator.commands.replay import BASELINES, typed
+from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import CLAIRVOYANT, Case, executor_of, interval
 from simulator.report.progress import progress
 from simulator.report.table import print_capacity
@@ -111,7 +111,7 @@ def run_capacity(
 ) -> None:
     """Search for every policy and seed at once."""
     found = searched(cases, goal, precision, seeds=seeds, beyond=beyond, executor=executor, jobs=jobs)
-    if json_file is None or str(json_file) != "-":
+    if wants_table(json_file):
         print_capacity(Console(), found, goal, max(beyond, default=1.0), cases[0].pool.described())
     if json_file is not None:
         facts = {"goal": goal, "precision": precision, "world": cases[0].pool.described()}

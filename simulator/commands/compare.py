@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from simulator.commands.replay import BASELINES, Workload, intervals, typed, write_json
-from simulator.commands.shared import plain_errors
+from simulator.commands.replay import BASELINES, Workload, intervals, typed
+from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import Case, executor_of, in_parallel
 from simulator.report.progress import progress
 from simulator.report.table import print_comparison
@@ -45,7 +45,7 @@ def run_compare(grid: dict[Key, list[Case]], executor: str, jobs: int, json_file
         flat = iter(in_parallel(every, pool, tell))
     results = {key: [next(flat) for _ in cases] for key, cases in grid.items()}
     rows = {key: intervals(of_seeds) for key, of_seeds in results.items()}
-    if json_file is None or str(json_file) != "-":
+    if wants_table(json_file):
         console = Console()
         print_comparison(console, rows, len(next(iter(grid.values()))))
         console.print(every[0].pool.described(), style="dim", highlight=False)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from simulator.commands.replay import typed, write_json
-from simulator.commands.shared import plain_errors
+from simulator.commands.replay import typed
+from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import Case
 from simulator.report.progress import progress
 from simulator.report.table import print_diff
@@ -53,7 +53,7 @@ def run_diff(cases: tuple[Case, Case], worst: int, json_file: Path | None) -> No
     sums = summed(differences)
     ranked = sorted(differences, key=lambda one: one.gain)
     names = (cases[0].policy, cases[1].policy)
-    if json_file is None or str(json_file) != "-":
+    if wants_table(json_file):
         print_diff(Console(), names, sums, ranked[:worst], ranked[::-1][:worst])
     if json_file is not None:
         write_json(json_file, {"policies": names, **sums})

@@ -1,7 +1,5 @@
 """The command ``replay``: one workload, one pool, some policies; tables, files, a report."""
 
-import json
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +10,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from router.core.slo_metrics import SLO_METRICS
-from simulator.commands.shared import plain_errors
+from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import (
     Case,
     Source,
@@ -166,7 +164,7 @@ def _show(
     spreads: dict[str, dict[str, tuple[float, float]]],
     outputs: Outputs,
 ) -> None:
-    if outputs.json_file is not None and str(outputs.json_file) == "-":
+    if not wants_table(outputs.json_file):
         return
     count = max(result["requests"] for result in results.values())
     console = Console()
@@ -196,12 +194,3 @@ def _write(
         write_requests(outputs.requests, runs)
     if outputs.chrome_trace is not None:
         write_chrome_trace(outputs.chrome_trace, runs)
-
-
-def write_json(path: Path, facts: object) -> None:
-    """To a file, or to stdout for ``-``."""
-    text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
-    if str(path) == "-":
-        sys.stdout.write(text)
-    else:
-        path.write_text(text, encoding="utf-8")

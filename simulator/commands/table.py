@@ -5,6 +5,7 @@ from pathlib import Path
 
 from router.arguments import Command, Program, at_least, number_within, port
 from router.version import version
+from simulator.commands import planning_options
 
 CALIBRATE_HELP = """Fit the efficiency tables to measurements, or one engine to a gateway's record.
 
@@ -228,6 +229,27 @@ PROGRAM = Program(
             serves=True,
         ),
         Command("calibrate", "simulator.commands.calibrate", CALIBRATE_HELP, calibrate),
+        Command(
+            "step",
+            "simulator.commands.step",
+            "Show one decode step line by line: weights / bandwidth, and what an engine adds; the best TP.",
+            planning_options.step,
+        ),
+        Command(
+            "fit",
+            "simulator.commands.fit",
+            "Show how many of each card hold a model at each precision, TP x PP, and the KV left.",
+            planning_options.fit,
+        ),
+        Command(
+            "cards",
+            "simulator.commands.cards",
+            "List accelerators: facts, source, confidence, price and its date.",
+            planning_options.cards,
+        ),
+        Command(
+            "models", "simulator.commands.models", "List models: shape, source, confidence.", planning_options.models
+        ),
         Command(
             "validate",
             "simulator.commands.validate",

@@ -13,7 +13,7 @@ from router.core.slo_metrics import SLO_METRICS, SloMetric
 
 def print_runs(console: Console, runs: Mapping[str, Mapping[str, Any]], heading: str) -> None:
     """A table of figures with one column a run, and a table of the backends."""
-    _widen(console, 60 + 16 * len(runs))  # a file has no margin to wrap at
+    widen(console, 60 + 16 * len(runs))
     console.print(heading, highlight=False, style="dim")
     console.print(_figures(runs))
     console.print(_backends(runs))
@@ -127,7 +127,7 @@ def print_intervals(console: Console, spreads: Mapping[str, Spread]) -> None:
 
 def print_comparison(console: Console, rows: Mapping[tuple[str, str, str], Spread], seeds: int) -> None:
     """One row a combination; the best attainment of each pool and rate in bold."""
-    _widen(console, 130)
+    widen(console, 130)
     heading = f"means over {seeds} seeds, +- 95 % confidence" if seeds > 1 else "one seed"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=heading, title_justify="left")
     _head(table, ("pool", "rate", "policy"))
@@ -165,7 +165,7 @@ def print_capacity(console: Console, found: Sequence[Any], goal: float, beyond: 
     seeds = len(found[0].found)
     over = f", means over {seeds} seeds, +- 95 % confidence" if seeds > 1 else ""
     title = f"highest rate with attainment >= {goal:.1%}{over}"
-    _widen(console, 110)
+    widen(console, 110)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     names = ["policy", "rate", "requests/s", "attainment there", *([f"goodput left at x{beyond:g}"] * (beyond > 1.0))]
     for name in names:
@@ -182,7 +182,7 @@ def print_diff(
     console: Console, names: tuple[str, str], sums: Figures, worse: Sequence[Any], better: Sequence[Any]
 ) -> None:
     """Counts, flows, and the requests that changed most."""
-    _widen(console, 110)
+    widen(console, 110)
     first, second = names
     console.print(
         f"{sums['requests']:,} requests, {sums['routed_differently']:,} routed differently. SLO met by both "
@@ -209,6 +209,7 @@ def _changes(title: str, ranked: Sequence[Any]) -> Table:
     return table
 
 
-def _widen(console: Console, width: int) -> None:
+def widen(console: Console, width: int) -> None:
+    """At least *width* columns, unless it is a terminal: a file has no margin to wrap at."""
     if not console.is_terminal:
         console.width = max(console.width, width)

@@ -1,0 +1,100 @@
+"""A step line by line: the article's floor, and parts that sum to what the router expects."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.core.cards import CARDS, card
+from router.core.models import MODELS, model
+from router.core.physics import Shape, coefficients, decode_step_s
+from router.core.tables import ENGINES
+from simulator.planning.stepping import Question, best, nominal_billions, parts_s, steps
+from tests.commands import simulator_command
+
+CHATGLM = Question(model("chatglm-6b"), card("a10"), "fp16", "vllm", 1, 512)
+
+
+@pytest.mark.parametrize(("tp", "gb", "floor_ms"), [(1, 12, 20), (2, 6, 10), (4, 3, 5)])
+def test_the_articles_arithmetic(tp: int, gb: float, floor_ms: float) -> None:
+    """6 x 2 = 12 GB; 12 / 600 = 20 ms; TP 2 10 ms. An engine takes longer."""
+    [step] = steps(CHATGLM, [tp])
+    assert step.read_bytes == pytest.approx(gb * 1e9)
+    assert step.floor_s == pytest.approx(floor_ms / 1e3)
+    assert step.floor_s < step.expected_s < 3 * step.floor_s
+
+
+@given(
+    st.sampled_from(list(CARDS.values())),
+    st.sampled_from(list(MODELS.values())),
+    st.sampled_from([1, 2]),
+    st.sampled_from(["fp16", "fp8", "int8", "int4"]),
+    st.sampled_from(list(ENGINES)),
+    st.integers(1, 256),
+)
+def test_parts_sum_to_the_step(on, of, tp, stored, engine, batch) -> None:  # type: ignore[no-untyped-def]
+    """None is negative, and together they are what the router expects."""
+    shape = Shape(on, of, tp, precision=stored, engine=engine)
+    parts = parts_s(shape, batch, batch * 700.0)
+    assert sum(parts.values()) == pytest.approx(float(decode_step_s(coefficients(shape), batch, batch * 700.0)))
+    assert min(parts.values()) >= -1e-12
+    assert parts["communication"] == 0 or tp > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("chatglm-6b", 6), ("qwen2.5-14b", 14), ("llama-3.1-405b", 405), ("qwen3-30b-a3b", 3.35), ("mixtral-8x7b", 12.88),
+     ("phi-3-mini", 3.82)],
+)  # fmt: skip
+def test_billions_as_the_name_has_them(name: str, billions: float) -> None:
+    """Of a mixture of experts the active ones; of a name without a size those of its config."""
+    assert nominal_billions(model(name)) == pytest.approx(billions)
+
+
+def test_the_best_tp_holds_the_context() -> None:
+    """A TP whose cards lack the memory is not the best, however fast its step were."""
+    large = Question(model("qwen-72b"), card("a800"), "fp16", "vllm", 1, 1_000)
+    found = steps(large, [1, 2, 4, 8])
+    chosen = best(large, found)
+    assert chosen is not None
+    assert chosen.tp == 8
+    assert best(large, found[:1]) is None
+
+
+def test_a_tp_that_cannot_be_says_why() -> None:
+    """It does not divide the heads, or exceeds a node."""
+    assert "does not divide" in steps(CHATGLM, [3])[0].problem
+    assert "more than the 8 cards" in steps(CHATGLM, [16])[0].problem
+
+
+HEAD = "source,engine,engine_version,card,model,precision,tp,load_kind,batch_or_concurrency,isl,osl,itl_ms_mean\n"
+
+
+def test_measured_rows_stand_beside_it(tmp_path: Path) -> None:
+    """Rows of the same card, model and TP, by batch; the best TP named; JSON has every figure."""
+    rows = tmp_path / "mine.csv"
+    rows.write_text(
+        HEAD
+        + "me,vllm,0.12,a10,chatglm-6b,fp16,1,static_batch,1,100,100,26.5\n"
+        + "me,vllm,0.12,a10,chatglm-6b,fp16,2,static_batch,1,100,100,16\n"
+        + "me,vllm,0.12,l4,chatglm-6b,fp16,1,static_batch,1,100,100,50\n"
+    )
+    out = tmp_path / "step.json"
+    line = ["step", "--model", "chatglm-6b", "--card", "a10", "--tp", "1,2,4", "--measurements", str(rows)]
+    result = simulator_command([*line, "--json", str(out)])
+    assert result.exit_code == 0, result.output
+    for text in ("12/600 = 20.00 ms", "6/600 = 10.00 ms", "26.50 ms (1)", "16.00 ms (1)", "TP 4 (best)"):
+        assert text in result.stdout
+    facts = json.loads(out.read_text())
+    assert facts["best_tp"] == 4
+    assert [len(step["measured"]) for step in facts["steps"]] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("words", [["--card", "a11"], ["--tp", "0"], ["--precision", "fp7"], ["--engine", "vlm"]])
+def test_what_cannot_be_is_refused(words: list[str]) -> None:
+    """Status 2 and one line."""
+    result = simulator_command(["step", "--model", "chatglm-6b", "--card", "a10", *words])
+    assert result.exit_code == 2
+    assert words[1] in result.stderr
