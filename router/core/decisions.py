@@ -154,7 +154,8 @@ class RequestRecord(Fact):
     Times are on the shell's clock, nan where the moment never came; ``predicted_*`` are the means that stood when the
     attempt that served it was sent, in seconds from that send, nan when the policy read no forecast;
     ``predicted_*_tail_s`` are the same at the quantile of the request's SLO. ``usage``: what was generated, however the
-    request ended; ``held_s``: for how long it was held at the gateway, in all.
+    request ended; ``held_s``: for how long it was held at the gateway, in all; ``last_token_s``: of a stream, which may
+    end later than with its last token (nan: no token, or it is not known and taken for the end).
     """
 
     request: Final[Request]
@@ -173,6 +174,7 @@ class RequestRecord(Fact):
     predicted_tpot_tail_s: Final[float]
     predicted_e2e_tail_s: Final[float]
     held_s: Final[float]
+    last_token_s: Final[float]
 
     def __init__(
         self,
@@ -192,6 +194,7 @@ class RequestRecord(Fact):
         predicted_tpot_tail_s: float = nan,
         predicted_e2e_tail_s: float = nan,
         held_s: float = 0.0,
+        last_token_s: float = nan,
     ) -> None:
         self.request = request
         self.outcome = outcome
@@ -209,6 +212,7 @@ class RequestRecord(Fact):
         self.predicted_tpot_tail_s = predicted_tpot_tail_s
         self.predicted_e2e_tail_s = predicted_e2e_tail_s
         self.held_s = held_s
+        self.last_token_s = last_token_s
 
     @property
     def ttft_s(self) -> float:
@@ -229,13 +233,14 @@ class RequestRecord(Fact):
 
     @property
     def tpot_s(self) -> float:
-        """Mean time per output token after the first, by the mean length of its sequences; 0 for a reply of one token,
-        nan for one that came whole or without a token.
+        """Mean time per output token from the first to the last, by the mean length of its sequences; 0 for a reply of
+        one token, nan for one that came whole or without a token.
         """
         if not self.request.streamed or isnan(self.first_token_s):
             return nan
+        last_s = self.ended_s if isnan(self.last_token_s) else self.last_token_s
         after = self.usage.output_tokens / self.request.sequences - 1.0
-        return (self.ended_s - self.first_token_s) / max(after, 1.0) if after > 0.0 else 0.0
+        return (last_s - self.first_token_s) / max(after, 1.0) if after > 0.0 else 0.0
 
     @property
     def judged(self) -> bool:

@@ -9,7 +9,7 @@ for anything, or depend on any policy by name.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf, nan
+from math import inf, isnan, nan
 from typing import Final
 
 from router.core import border
@@ -182,14 +182,16 @@ class Dispatcher(FleetEvents):
         flight.open = [won]
         return closed
 
-    def ended(self, request_id: RequestId, attempt: int, usage: Usage, now_s: float) -> Sequence[Command]:
-        """The reply is complete."""
+    def ended(
+        self, request_id: RequestId, attempt: int, usage: Usage, now_s: float, last_token_s: float = nan
+    ) -> Sequence[Command]:
+        """The reply is complete. ``last_token_s``: when its last token came (nan: with the end)."""
         now_s = self._time(now_s)
         flight, done = self._find(request_id, attempt)
         if flight is None or done is None:
             return ()
         early: Sequence[Command] = () if flight.state is State.STREAMING else self._no_token(flight, done, now_s)
-        commands = self._complete(flight, done, usage, now_s)
+        commands = self._complete(flight, done, usage, now_s, last_token_s)
         return [*early, *commands] if early else commands
 
     def _no_token(self, flight: Flight, done: Attempt, now_s: float) -> Sequence[Command]:
@@ -201,22 +203,31 @@ class Dispatcher(FleetEvents):
             flight.first_token_s = now_s
         return [*closed, *self._serve_held(now_s, flight.request.model)]
 
-    def _complete(self, flight: Flight, done: Attempt, usage: Usage, now_s: float) -> Sequence[Command]:
+    def _complete(
+        self, flight: Flight, done: Attempt, usage: Usage, now_s: float, last_token_s: float
+    ) -> Sequence[Command]:
         usage = self._plausible(flight, done, usage)
-        learn_reply(self.belief, self.ledger, flight.request, done, usage, now_s)
+        last_s = flight.last_token(last_token_s, now_s)
+        learn_reply(self.belief, self.ledger, flight.request, done, usage, now_s, now_s if isnan(last_s) else last_s)
         self.ledger.load.release(done.reservation, now_s)
-        return self._over(flight, Event.COMPLETE, done, usage, now_s)
+        return self._over(flight, Event.COMPLETE, done, usage, now_s, None, last_token_s)
 
     def _plausible(self, flight: Flight, attempt: Attempt, usage: Usage) -> Usage:
         context_tokens_max = self.ledger.context_tokens_max(attempt.reservation)
         return border.usage(usage, flight.request, attempt.backend, context_tokens_max, self.dropped_numbers)
 
     def failed(
-        self, request_id: RequestId, attempt: int, failure: Failure, now_s: float, usage: Usage = NO_USAGE
+        self,
+        request_id: RequestId,
+        attempt: int,
+        failure: Failure,
+        now_s: float,
+        usage: Usage = NO_USAGE,
+        last_token_s: float = nan,
     ) -> Sequence[Command]:
         """An attempt is dead: before its reply is committed try another backend, after it the reply fails.
 
-        ``usage``: what came of a committed reply.
+        ``usage``: what came of a committed reply, ``last_token_s``: when the last token of that did.
         """
         now_s = self._time(now_s)
         flight, dead = self._find(request_id, attempt)
@@ -232,7 +243,8 @@ class Dispatcher(FleetEvents):
             learn_context_exceeded(self.belief, self.ledger, flight, dead, failure, self.dropped_numbers)
         if flight.state is not State.SENT:
             usage = self._plausible(flight, dead, usage)
-            return [Break(request_id, failure.why), *self._over(flight, Event.FAIL, dead, usage, now_s)]
+            over = self._over(flight, Event.FAIL, dead, usage, now_s, None, last_token_s)
+            return [Break(request_id, failure.why), *over]
         flight.open.remove(dead)
         flight.why = failure.why
         if failure.kind not in LACKING:
@@ -243,8 +255,12 @@ class Dispatcher(FleetEvents):
         flight.move(Event.FAIL)
         return [*self._again(flight, failure, now_s), *self._serve_held(now_s, flight.request.model)]
 
-    def client_left(self, request_id: RequestId, now_s: float, usage: Usage = NO_USAGE) -> Sequence[Command]:
-        """The client went away; whatever is open for it is closed. ``usage``: what came of its reply."""
+    def client_left(
+        self, request_id: RequestId, now_s: float, usage: Usage = NO_USAGE, last_token_s: float = nan
+    ) -> Sequence[Command]:
+        """The client went away; whatever is open for it is closed. ``usage``: what came of its reply, ``last_token_s``:
+        when the last token of that did.
+        """
         now_s = self._time(now_s)
         flight = self._flights.get(request_id)
         if flight is None:
@@ -253,7 +269,7 @@ class Dispatcher(FleetEvents):
         last = flight.open[-1] if flight.open else None
         self._holding.remove(flight, now_s)
         came = self._plausible(flight, last, usage) if last is not None else NO_USAGE
-        commands.extend(self._over(flight, Event.LEAVE, last, came, now_s))
+        commands.extend(self._over(flight, Event.LEAVE, last, came, now_s, None, last_token_s))
         return commands
 
     def _find(self, request_id: RequestId, attempt: int) -> tuple[Flight | None, Attempt | None]:
@@ -546,11 +562,12 @@ class Dispatcher(FleetEvents):
         usage: Usage,
         now_s: float,
         reason: Reason | None = None,
+        last_token_s: float = nan,
     ) -> Sequence[Command]:
         """The request is over: account for it, and see whether someone who waits has room now."""
         outcome = flight.end(event)
         del self._flights[flight.request.id]
-        account = flight.account(outcome, last, usage, now_s, reason)
+        account = flight.account(outcome, last, usage, now_s, reason, last_token_s)
         if not self._holding or outcome is EndState.REFUSED or outcome is EndState.CLIENT_ERROR:
             return (account,)
         return [account, *self._serve_held(now_s, flight.request.model)]

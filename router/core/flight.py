@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from math import inf, nan
+from math import inf, isfinite, isnan, nan
 from typing import Final
 
 from router.core.decisions import ADMIT, EndState, RequestRecord
@@ -205,8 +205,20 @@ class Flight:
         self.open.append(attempt)
         return attempt
 
+    def last_token(self, given_s: float, now_s: float) -> float:
+        """When its last token came, by the shell's account, between the first and now; nan: no token, or not known."""
+        if isnan(self.first_token_s) or not isfinite(given_s):
+            return nan
+        return min(max(given_s, self.first_token_s), now_s)
+
     def account(
-        self, outcome: EndState, last: Attempt | None, usage: Usage, now_s: float, reason: Reason | None
+        self,
+        outcome: EndState,
+        last: Attempt | None,
+        usage: Usage,
+        now_s: float,
+        reason: Reason | None,
+        last_token_s: float = nan,
     ) -> RequestRecord:
         """The record of the request, which is over; ``last``: the attempt that served it or was open at the end;
         ``usage``: of its reply, or of what came of it.
@@ -229,6 +241,7 @@ class Flight:
             predicted.tpot_tail_s,
             predicted.e2e_tail_s,
             self.held_until(now_s),
+            self.last_token(last_token_s, now_s),
         )
         if self.note is not None:
             self.note.account = account

@@ -23,9 +23,17 @@ def learn_first_token(belief: Belief, ledger: Ledger, won: Attempt, now_s: float
     won.prefilled = ledger.metering.snapshot(held.slot, now_s)
 
 
-def learn_reply(belief: Belief, ledger: Ledger, request: Request, done: Attempt, usage: Usage, now_s: float) -> None:
-    """The reply of an attempt is complete: sizes of prompts and replies, cache hits, TPOT and E2E. An estimate of how
-    many tokens it has teaches neither length nor TPOT.
+def learn_reply(
+    belief: Belief,
+    ledger: Ledger,
+    request: Request,
+    done: Attempt,
+    usage: Usage,
+    now_s: float,
+    last_token_s: float,
+) -> None:
+    """The reply of an attempt is complete: sizes of prompts and replies, cache hits, TPOT (up to its last token), E2E.
+    An estimate of how many tokens it has teaches neither length nor TPOT.
     """
     held, predicted = done.reservation, done.predicted
     belief.prompts.update_by(request, usage.prompt_tokens)
@@ -41,9 +49,10 @@ def learn_reply(belief: Belief, ledger: Ledger, request: Request, done: Attempt,
         belief.cached(held.slot, share, done.resident_share, usage.cached_stated)
     if predicted.expectation is None or done.prefilled is None:
         return
-    slot, expected, until = held.slot, predicted.expectation, ledger.metering.snapshot(held.slot, now_s)
+    slot, expected, since = held.slot, predicted.expectation, done.prefilled
     if tokens > 1.0 and not usage.estimated:
-        belief.tpot(slot, request.model, expected, predicted.tpot_s, max(tokens - 1.0, 1.0), done.prefilled, until)
+        until = ledger.metering.snapshot_before(slot, now_s, last_token_s, since)
+        belief.tpot(slot, request.model, expected, predicted.tpot_s, max(tokens - 1.0, 1.0), since, until)
     belief.end(slot, expected, predicted.e2e_s, now_s - done.sent_s)
 
 

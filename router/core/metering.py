@@ -112,3 +112,19 @@ class Metering:
         meter = self.meters[slot]
         meter.integrate(now_s, self.prompt_tokens_per_s_each)
         return WorkSnapshot(now_s, meter.decoding_s, meter.context_s, meter.prefilled_tokens)
+
+    def snapshot_before(self, slot: int, now_s: float, at_s: float, since: WorkSnapshot) -> WorkSnapshot:
+        """What the backend had done at ``at_s``, a moment ago and after ``since``: its load is taken to have been the
+        same from then on, since that this was a last token shows only with what follows it.
+        """
+        now = self.snapshot(slot, now_s)
+        back_s = now_s - at_s
+        if back_s <= 0.0:
+            return now
+        meter = self.meters[slot]
+        return WorkSnapshot(
+            max(at_s, since.at_s),
+            max(now.decoding_s - back_s * (meter.decoding + meter.others), since.decoding_s),
+            max(now.context_s - back_s * (meter.context_tokens + meter.others_tokens), since.context_s),
+            max(now.prefilled_tokens - back_s * meter.others * self.prompt_tokens_per_s_each, since.prefilled_tokens),
+        )

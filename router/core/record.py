@@ -18,7 +18,8 @@ from router.core.physics import StepCoefficients
 from router.core.text_size import TEXT_SIGMA
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Usage, slo_from
 
-VERSION: Final = 3  # 1: other names of events and fields; 2: one event for commit and first token
+VERSION: Final = 4  # 1: other names of events and fields; 2: one event for commit and first token
+READABLE: Final = (3, VERSION)  # 3: without the time of a last token, which is the end's then
 _REQUEST: Final = tuple(each.name for each in fields(Request))
 Event = dict[str, Any]
 
@@ -92,23 +93,33 @@ class Recording:
         commands = self._core.first_token(request_id, attempt, now_s)
         return self._note("first_token", now_s, commands, id=request_id, attempt=attempt)
 
-    def ended(self, request_id: RequestId, attempt: int, usage: Usage, now_s: float) -> Sequence[Command]:
-        """See Dispatcher."""
-        commands = self._core.ended(request_id, attempt, usage, now_s)
-        return self._note("ended", now_s, commands, id=request_id, attempt=attempt, usage=asdict(usage))
-
-    def failed(
-        self, request_id: RequestId, attempt: int, failure: Failure, now_s: float, usage: Usage = NO_USAGE
+    def ended(
+        self, request_id: RequestId, attempt: int, usage: Usage, now_s: float, last_token_s: float = nan
     ) -> Sequence[Command]:
         """See Dispatcher."""
-        commands = self._core.failed(request_id, attempt, failure, now_s, usage)
-        plain = {"failure": asdict(failure), "usage": asdict(usage)}
+        commands = self._core.ended(request_id, attempt, usage, now_s, last_token_s)
+        return self._note("ended", now_s, commands, id=request_id, attempt=attempt, **_came(usage, last_token_s))
+
+    def failed(
+        self,
+        request_id: RequestId,
+        attempt: int,
+        failure: Failure,
+        now_s: float,
+        usage: Usage = NO_USAGE,
+        last_token_s: float = nan,
+    ) -> Sequence[Command]:
+        """See Dispatcher."""
+        commands = self._core.failed(request_id, attempt, failure, now_s, usage, last_token_s)
+        plain = {"failure": asdict(failure), **_came(usage, last_token_s)}
         return self._note("failed", now_s, commands, id=request_id, attempt=attempt, **plain)
 
-    def client_left(self, request_id: RequestId, now_s: float, usage: Usage = NO_USAGE) -> Sequence[Command]:
+    def client_left(
+        self, request_id: RequestId, now_s: float, usage: Usage = NO_USAGE, last_token_s: float = nan
+    ) -> Sequence[Command]:
         """See Dispatcher."""
-        commands = self._core.client_left(request_id, now_s, usage)
-        return self._note("client_left", now_s, commands, id=request_id, usage=asdict(usage))
+        commands = self._core.client_left(request_id, now_s, usage, last_token_s)
+        return self._note("client_left", now_s, commands, id=request_id, **_came(usage, last_token_s))
 
     def ticked(self, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
@@ -153,9 +164,17 @@ def _feed(core: Dispatcher, event: Event) -> Sequence[Command]:
     if decode is None:
         raise ValueError(f"unknown event {kind!r}; expected one of {', '.join(_DECODE)}")
     more: Event = {"usage": Usage(**event["usage"])} if kind in _PARTIAL else {}
+    if "last_token_s" in event:
+        more["last_token_s"] = event["last_token_s"]
     if kind == "backend_health" and "reason" in event:
         more["reason"] = DownReason(event["reason"])
     return getattr(core, kind)(*decode(event), now_s, **more) or ()
+
+
+def _came(usage: Usage, last_token_s: float) -> Event:
+    """What came of a reply, and its last token, where the time of that is known."""
+    last = {"last_token_s": last_token_s} if isfinite(last_token_s) else {}
+    return {"usage": asdict(usage), **last}
 
 
 def _plain_request(request: Request) -> Event:

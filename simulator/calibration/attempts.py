@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from router.core.record import VERSION, backend_of
+from router.core.record import READABLE, VERSION, backend_of
 from router.core.types import Backend
 from simulator.calibration.files import opened
 from simulator.errors import BadRecord
@@ -26,6 +26,7 @@ Event = Mapping[str, Any]
 class AttemptTimes:
     """One attempt on one backend, on the gateway's clock: seconds, ``inf`` for what never came.
 
+    ``ended_s``: its last token, where the record states that, else its end.
     ``uncached_tokens``: prompt tokens the engine had to prefill. ``output_tokens`` is nan for a stream that did not end
     by itself or whose engine stated no count: it counts as load, but is not fitted to.
     """
@@ -83,14 +84,14 @@ class _Reader:
             self._open[event["id"]].first_s = now_s
         elif kind == "ended" and event["id"] in self._open:
             several = event["id"] in self._several
-            self._ended(self._open.pop(event["id"]), event["usage"], now_s, several)
+            self._ended(self._open.pop(event["id"]), event["usage"], several, event.get("last_token_s", now_s))
         elif kind in _OVER and event["id"] in self._open:
             self._open.pop(event["id"]).ended_s = now_s
         for command in event.get("answer", ()):
             self._answered(command, now_s)
 
-    def _ended(self, attempt: AttemptTimes, usage: Event, now_s: float, several: bool) -> None:
-        attempt.ended_s = now_s
+    def _ended(self, attempt: AttemptTimes, usage: Event, several: bool, last_token_s: float) -> None:
+        attempt.ended_s = float(last_token_s)
         attempt.output_tokens = nan if several or usage.get("estimated") else float(usage["output_tokens"])
         attempt.prompt_tokens = float(usage.get("prompt_tokens") or attempt.prompt_tokens)
         attempt.uncached_tokens = max(attempt.prompt_tokens - float(usage.get("cached_tokens", 0)), 1.0)
@@ -118,7 +119,7 @@ def read_attempts(path: Path) -> dict[str, BackendLog]:
                 version = event["record"]
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise BadRecord(f"{path}:{number}: expected an event of a gateway's record: {problem!r}") from None
-        if version != VERSION:
+        if version not in READABLE:
             raise BadRecord(f"{path}:{number}: expected a record of version {VERSION}, found {version!r}")
     return reader.logs
 

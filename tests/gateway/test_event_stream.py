@@ -1,7 +1,7 @@
 """What is a token, an error and an end in a stream, in every dialect and wherever its reads are cut."""
 
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import pytest
@@ -48,6 +48,19 @@ def passed(
             break
     data = dechunked(body) if framed else body
     return Passed(data, meter.events, began_at, stream.error, stream.cut_short, meter.usage(0.0))
+
+
+def last_token_s(reads: Iterable[bytes], *, framed: bool = False, several: bool = False) -> float:
+    """When the last token came, by the number of its read. The body ends with the last of them."""
+    meter = Meter(Gaps())
+    stream = EventStream(meter, framed=framed, sized=False, must_end=True, strips_usage=False, several=several)
+    reads = list(reads)
+    for index, read in enumerate(reads):
+        done = index == len(reads) - 1
+        if done or not meter.started or stream.examines or not meter.passes(read, float(index)):
+            stream.feed(read, float(index), done=done)
+    assert not stream.cut_short
+    return meter.last_token_s()
 
 
 def cut(data: bytes, at: list[int]) -> list[bytes]:
@@ -459,3 +472,92 @@ def test_usage_that_the_client_did_not_ask_for_is_taken_out(kept_apart: bool) ->
     ]
     assert got.usage == Usage(5, 19, 16, True)
     assert kept_apart == (b"\n:" not in got.body)
+
+
+def ends(*reads: bytes | dict[str, Any]) -> list[bytes]:
+    """The reads of the end of a stream, one event each where they are payloads."""
+    return [read if isinstance(read, bytes) else event(read) for read in reads]
+
+
+def named(name: str, **fields: Any) -> bytes:
+    """An event with its name in front, as Anthropic and /v1/responses write it."""
+    return f"event: {name}\n".encode() + event({"type": name, **fields})
+
+
+DONE_EVENT = event("[DONE]")
+ANTHROPIC = [named("content_block_delta", index=0, delta={"type": "text_delta", "text": word}) for word in "abc"]
+RESPONSES = [named("response.output_text.delta", delta=word) for word in "abc"]
+AFTER_THE_LAST: dict[str, tuple[list[bytes], list[bytes]]] = {
+    "finish, usage and [DONE], each on its own": (
+        [event(token(word)) for word in ("a", "b", "c" * 90)],
+        ends(STOP, USAGE_ALONE, DONE_EVENT),
+    ),
+    "the same in short events": ([event(token(word)) for word in "abc"], ends(STOP, USAGE_ALONE, DONE_EVENT)),
+    "all at once": ([event(token(word)) for word in "abc"], [event(STOP) + USAGE_ALONE + DONE_EVENT]),
+    "finish and [DONE] at once": ([event(token(word)) for word in "abc"], [event(STOP) + DONE_EVENT]),
+    "no [DONE]": ([event(token(word)) for word in "abc"], ends(STOP)),
+    "pings between": ([event(token(word)) for word in "abc"], ends(b": ping\n\n", STOP, b": ping\n\n", DONE_EVENT)),
+    "LiteLLM, which adds a choice to its usage": (
+        [event(token(word)) for word in "abc"],
+        ends(STOP, {"choices": [{"index": 0, "delta": {}}], "usage": {"completion_tokens": 3}}, DONE_EVENT),
+    ),
+    "Anthropic": (
+        ANTHROPIC,
+        [
+            named("content_block_stop", index=0),
+            named("ping"),
+            named("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 3}),
+            named("message_stop"),
+        ],
+    ),
+    "/v1/responses, which repeats what it sent": (
+        RESPONSES,
+        [
+            named("response.output_text.done", text="abc"),
+            named("response.content_part.done", part={"type": "output_text", "text": "abc"}),
+            named("response.output_item.done", item={"type": "message", "content": [{"text": "abc"}]}),
+            named("response.completed", response={"output": [{"text": "abc"}], "usage": {"output_tokens": 3}}),
+        ],
+    ),
+    "Triton's own": (
+        [event({"text_output": word}) for word in "abc"],
+        ends({"text_output": ""}, DONE_EVENT),
+    ),
+    "text with words of errors": (
+        [event(token(word)) for word in ("failed", "error", "detail")],
+        ends(STOP, DONE_EVENT),
+    ),
+}
+
+
+@pytest.mark.parametrize("several", [True, False])
+@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("name", AFTER_THE_LAST)
+def test_the_last_token_is_the_last_event_that_holds_one(name: str, framed: bool, several: bool) -> None:
+    """Whatever follows it, in reads of its own: the time per token does not run to the end of the reply."""
+    tokens, rest = AFTER_THE_LAST[name]
+    reads = [chunked(each) if framed else each for each in (*tokens, *rest)]
+    assert last_token_s([*reads, LAST if framed else b""], framed=framed, several=several) == 2.0
+
+
+@pytest.mark.parametrize("framed", [True, False])
+def test_a_token_after_something_else_is_the_last_one(framed: bool) -> None:
+    """Pings, ends of blocks and usage may come in mid-stream; a last token may have the finish reason with it."""
+    last = {"choices": [{"index": 0, "delta": {"content": "d"}, "finish_reason": "stop"}]}
+    usage = {**token("c"), "usage": {"prompt_tokens": 1, "completion_tokens": 3}}
+    middle = ends(token("a"), b": ping\n\n", {"choices": []}, token("b"), usage, last)
+    reads = [chunked(each) if framed else each for each in (*middle, DONE_EVENT)]
+    assert last_token_s([*reads, LAST if framed else b""], framed=framed) == 5.0
+    blocks = [*ANTHROPIC, named("content_block_stop", index=0), named("content_block_start", index=1), ANTHROPIC[0]]
+    reads = [chunked(each) if framed else each for each in (*blocks, named("message_stop"))]
+    assert last_token_s([*reads, LAST if framed else b""], framed=framed) == 5.0
+
+
+@given(at=st.lists(st.integers(0, 5000), max_size=6), name=st.sampled_from(sorted(AFTER_THE_LAST)))
+def test_the_last_token_is_found_however_its_reads_are_cut(at: list[int], name: str) -> None:
+    """It came with the read that completes its event."""
+    tokens, rest = AFTER_THE_LAST[name]
+    body, size = b"".join([*tokens, *rest]), len(b"".join(tokens))
+    reads = cut(body, at)
+    completes = next(n for n, come in enumerate(accumulate(map(len, reads))) if come >= size)
+    assert last_token_s([*reads, b""]) == completes

@@ -97,12 +97,23 @@ def test_events_that_were_lost_are_said_to_be(tmp_path: Path) -> None:
         list(differences(path))
 
 
+async def test_a_record_of_the_version_before_can_be_replayed(tmp_path: Path) -> None:
+    """It states no last tokens, which are then taken for the end."""
+    path = tmp_path / "run.jsonl"
+    sink = recorder(path)
+    sink.write({"event": "ticked", "at_s": 0.0, "answer": []})
+    sink.close()
+    path.write_bytes(path.read_bytes().replace(b'{"record":4', b'{"record":3', 1))
+    assert path.read_bytes().startswith(b'{"record":3')
+    assert list(differences(path)) == []
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
         ("", "expected the header"),
-        ('{"record": 1}', "expected the header of a record of version 3, found one of version 1"),
-        ('{"record": 2}', "expected the header of a record of version 3, found one of version 2"),
+        ('{"record": 1}', "expected the header of a record of version 4, found one of version 1"),
+        ('{"record": 2}', "expected the header of a record of version 4, found one of version 2"),
         ('{"event": "arrived"}', "found no header"),
         ("[1]", ":1: no event: expected a JSON object"),
         ("not json", ":1: not JSON"),

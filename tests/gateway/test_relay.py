@@ -59,6 +59,34 @@ async def test_the_engines_usage_is_believed_over_the_events() -> None:
         assert (stated.output_tokens, stated.prompt_tokens) == (12, 7)
 
 
+async def test_the_time_per_token_ends_with_the_last_token() -> None:
+    """LiteLLM counts tokens before it sends finish reason, usage and ``[DONE]``: that is no token's time."""
+    now, second, third = [0.0], asyncio.Event(), asyncio.Event()
+    usage = {"prompt_tokens": 7, "completion_tokens": 2}
+    finish = {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    ends = [event(finish), event({"id": "c", "choices": [{"index": 0, "delta": {}}], "usage": usage}), event("[DONE]")]
+    script: wire.Script = [
+        wire.STREAM_HEAD + chunked(event(token("a"))),
+        second,
+        chunked(event(token("b"))),
+        third,
+        chunked(*ends) + wire.LAST,
+    ]
+    async with pair(script, clock=lambda: now[0]) as (gate, _):
+        client = await gate.client()
+        client.send(chat())
+        await client.reader.readuntil(json.dumps(token("a")).encode())
+        now[0] = 1.0
+        second.set()
+        await client.reader.readuntil(json.dumps(token("b")).encode())
+        now[0] = 5.0
+        third.set()
+        await client.reader.readuntil(wire.LAST)
+        await until(lambda: gate.seen.outcomes)
+        record = gate.seen.outcomes[0].record
+        assert (record.tpot_s, record.last_token_s, record.e2e_s) == (1.0, 1.0, 5.0)
+
+
 async def test_a_reply_that_is_no_stream_passes_with_its_length() -> None:
     """A JSON reply keeps its Content-Length and its usage is read."""
     body = json.dumps({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}).encode()

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence as Commands
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -25,6 +26,7 @@ from simulator.replica.replica import Replica
 from simulator.replica.sequence import EngineLimits, Sequence
 from simulator.replica.truth import HiddenFactors, Truth
 from simulator.run.kernel import Kernel
+from tests import fakes
 from tests.commands import calibrate
 
 SHEET = StepCoefficients(
@@ -176,11 +178,26 @@ def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
         read_attempts(path)
 
 
+def test_a_stream_lasts_to_its_last_token(tmp_path: Path) -> None:
+    """Where the record states it; in one of version 3, to its end."""
+    for version, last in ((3, {}), (4, {"last_token_s": 2.0})):
+        path = tmp_path / f"{version}.jsonl"
+        lines: list[dict[str, Any]] = []
+        it = Recording(fakes.core(), lines.append)
+        it.backend_joined(Backend("r", ("m",), SHEET), 0.0)
+        it.arrived(Request("a", "m", 0.0, 10), 0.0)
+        it.first_token("a", 1, 1.0)
+        it.ended("a", 1, Usage(11), 3.0, **last)
+        path.write_text("\n".join(json.dumps(line) for line in ({"record": version}, *lines)))
+        (attempt,) = read_attempts(path)["r"].attempts
+        assert attempt.ended_s == (2.0 if last else 3.0)
+
+
 def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
     """Its events have other names: read as if they were known, no attempt would have a first token."""
     path = tmp_path / "old.jsonl"
     path.write_text('{"record": 2, "continues": false}\n')
-    with pytest.raises(BadRecord, match=r"old\.jsonl:1: expected a record of version 3, found 2"):
+    with pytest.raises(BadRecord, match=r"old\.jsonl:1: expected a record of version 4, found 2"):
         read_attempts(path)
 
 

@@ -22,7 +22,7 @@ import orjson
 from router.core.dispatcher import Dispatcher
 from router.core.errors import RecordError
 from router.core.flight import DispatchLimits
-from router.core.record import VERSION, Event, replay
+from router.core.record import READABLE, VERSION, Event, replay
 from router.gateway.config.policy_spec import of_plain
 from router.gateway.rollout.canary import Canary, Split
 from router.gateway.telemetry.record_file import RecordFile
@@ -128,7 +128,7 @@ def differences(path: Path) -> Iterator[tuple[int, Event, list[Event]]]:
     """
     lines = _lines(path)
     _, first = next(lines, (0, {}))
-    if first.get("record") != VERSION:
+    if first.get("record") not in READABLE:
         found = f"one of version {first['record']}" if "record" in first else "no header"
         raise RecordError(f"{path}:1: expected the header of a record of version {VERSION}, found {found}")
     if first.get("continues"):

@@ -504,7 +504,7 @@ class UpstreamAttempt(Reader):
             return
         self._end()
         if self.meter.started:
-            self.upstream.gaps.sum_s += self.meter.last_s - self.meter.first_s
+            self.upstream.gaps.sum_s += self.meter.last_token_s() - self.meter.first_s
         frame = self._frame
         if frame is not None:
             ends = self._translation or self._name
@@ -515,7 +515,7 @@ class UpstreamAttempt(Reader):
         usage = self.usage_so_far()
         if self._stream is not None and not usage.estimated and self.upstream.density.due():
             self.upstream.density.learn(self.call.request.model, self.meter.text_bytes, usage.output_tokens)
-        self._sink.ended(self.number, usage)
+        self._sink.ended(self.number, usage, self.meter.last_token_s())
 
 
 def _nowhere(_: bytes) -> None:

@@ -12,7 +12,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, nan
 from time import monotonic
 from typing import Final
 from uuid import uuid4
@@ -102,8 +102,8 @@ class _InFlight(ReplySink):
     def writer(self) -> Callable[[bytes], object]:
         return self.client.writer()
 
-    def ended(self, attempt: int, usage: Usage) -> None:
-        self.driver.ended(self.call.request.id, attempt, usage)
+    def ended(self, attempt: int, usage: Usage, last_token_s: float) -> None:
+        self.driver.ended(self.call.request.id, attempt, usage, last_token_s)
         self.client.finish()
 
     def failed(self, attempt: int, failure: Failure, engine_error: EngineError | None) -> None:
@@ -111,11 +111,15 @@ class _InFlight(ReplySink):
         if failure.kind not in LACKING:
             self.faulted, self.fault_error = True, shown
         self.engine_error = self.fault_error if self.faulted else shown
-        self.driver.failed(self.call.request.id, attempt, failure, self.usage_so_far())
+        self.driver.failed(self.call.request.id, attempt, failure, self.usage_so_far(), self.last_token_s())
 
     def usage_so_far(self) -> Usage:
         """Token counts of what came of the reply that the client gets."""
         return self.winner.usage_so_far() if self.winner is not None else NO_USAGE
+
+    def last_token_s(self) -> float:
+        """When the last token came of the reply that the client gets (nan: none came)."""
+        return self.winner.meter.last_token_s() if self.winner is not None else nan
 
 
 class Driver(RequestDriver):
@@ -226,15 +230,15 @@ class Driver(RequestDriver):
         """The first token of a reply has come."""
         self.perform(self.core.first_token(request_id, attempt, self.clock()))
 
-    def ended(self, request_id: RequestId, attempt: int, usage: Usage) -> None:
+    def ended(self, request_id: RequestId, attempt: int, usage: Usage, last_token_s: float) -> None:
         """The reply is complete."""
-        self.perform(self.core.ended(request_id, attempt, usage, self.clock()))
+        self.perform(self.core.ended(request_id, attempt, usage, self.clock(), last_token_s))
 
-    def failed(self, request_id: RequestId, attempt: int, failure: Failure, usage: Usage) -> None:
-        """An attempt has failed; ``usage``: of what the client got."""
+    def failed(self, request_id: RequestId, attempt: int, failure: Failure, usage: Usage, last_token_s: float) -> None:
+        """An attempt has failed; ``usage``, ``last_token_s``: of what the client got."""
         if failure.kind is FailureKind.EXHAUSTED:
             self._log_exhausted(failure.why)
-        self.perform(self.core.failed(request_id, attempt, failure, self.clock(), usage))
+        self.perform(self.core.failed(request_id, attempt, failure, self.clock(), usage, last_token_s))
 
     def _log_exhausted(self, why: str) -> None:
         now_s = self.clock()
@@ -245,8 +249,9 @@ class Driver(RequestDriver):
     def left(self, request_id: RequestId) -> None:
         """The client has closed its connection."""
         request = self._in_flight.get(request_id)
-        usage = request.usage_so_far() if request is not None else NO_USAGE
-        self.perform(self.core.client_left(request_id, self.clock(), usage))
+        if request is not None:
+            usage, last_s = request.usage_so_far(), request.last_token_s()
+            self.perform(self.core.client_left(request_id, self.clock(), usage, last_s))
 
     def pause(self, request_id: RequestId) -> None:
         """The client reads more slowly than the engine writes."""

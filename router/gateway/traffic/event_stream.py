@@ -9,8 +9,8 @@ import re
 from typing import Final
 
 from router.gateway.traffic.chunk_view import ChunkView
-from router.gateway.traffic.frames import DONE, ERROR, TOKEN, Event, read_events
-from router.gateway.traffic.meter import Meter, ends_reply, is_suspect
+from router.gateway.traffic.frames import DONE, ERROR, LAST, TOKEN, Event, has_token, read_events
+from router.gateway.traffic.meter import Meter, ends_reply, ends_with_done, is_suspect
 
 _EVENT_BYTES_MAX: Final = 1 << 16  # of an event that waits for its end; a longer one is passed as it comes
 _UNENDED_BYTES_MAX: Final = 1 << 24  # without the end of an event: chunk extensions and trailers count too
@@ -20,7 +20,7 @@ _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _LINE_ENDS: Final = b"\r\n"
 _LINE_END_BYTES: Final = 2
 _IDLE: Final = re.compile(rb"(?:(?::[^\n]*)?\r?\n)*+")  # comments and blank lines
-_LAST: Final = re.compile(rb'(?:"type"\s*:\s*"|^event: ?)response\.(?:completed|incomplete|cancelled)', re.MULTILINE)
+_LAST: Final = re.compile(LAST)
 
 Removal = tuple[int, int, bytes]
 
@@ -32,7 +32,7 @@ class EventStream:
 
     __slots__ = (
         "_framed", "_held", "_held_inside", "_inside", "_must_end", "_open", "_several", "_sized",
-        "_strips_usage", "_unended", "cut_short", "ended", "error", "meter", "pinged", "structured",
+        "_strips_usage", "_token", "_unended", "cut_short", "ended", "error", "meter", "pinged", "structured",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +53,7 @@ class EventStream:
         self._open: set[int] = set()  # choices that have begun and not finished, where there may be several
         self._held = b""
         self._held_inside = False  # it begins inside of a chunk
+        self._token = False  # what was examined of the current read holds one
         self._unended = 0  # bytes since the last read in which an event ended
         self._inside = False  # the begin of the current event has been passed
 
@@ -74,13 +75,17 @@ class EventStream:
         meter.heard_s = now_s
         view = ChunkView(self._held + data, framed=self._framed, inside=self._held_inside)
         text, counts = view.data, meter.started
+        self._token = False
         whole = len(text) if done else _whole_in(view)
         removals: list[Removal] = []
-        if not counts or self._inside or self._several or is_suspect(text):
+        examines = not counts or self._inside or self._several or is_suspect(text)
+        if examines:
             whole = self._examine(view, whole, now_s, removals)
             if self.error is not None:
                 self._held, out = b"", view.until(whole)
-                meter.passed(text[:whole], out, now_s, removed=0, counts=counts)
+                meter.passed(
+                    text[:whole], out, now_s, removed=0, counts=counts, token=self._has_token(text[:whole], True)
+                )
                 return out
         self._inside = len(text) - whole > _EVENT_BYTES_MAX or (self._inside and not whole)
         self._unended = 0 if whole else self._unended + len(data)
@@ -94,8 +99,15 @@ class EventStream:
         self._held, out = view.raw[cut:] if not done else b"", _without(view.raw[:cut], removals)
         after_event = view.raw[cut - 2 : cut] == b"\n\n" if cut else self._held_inside  # and not after a chunk
         self._held_inside = after_event and bool(self._held)
-        meter.passed(text[:end], out, now_s, removed=len(removals), counts=counts)
+        token = self._has_token(text[:end], examines)
+        meter.passed(text[:end], out, now_s, removed=len(removals), counts=counts, token=token)
         return out
+
+    def _has_token(self, text: bytes, examined: bool) -> bool:
+        """Whether a token stands in *text*, which has been passed. Of what looks like nothing but tokens one does."""
+        if self._token or self._several:
+            return self._token
+        return has_token(text) if examined or ends_with_done(text) else True
 
     def _end(self, view: ChunkView) -> int:
         """Where in the last bytes of the body to stop: of one that was cut short, before its end."""
@@ -137,6 +149,7 @@ class EventStream:
                 self.meter.stated.take(usage)
                 alone = event.usage_alone
             if self.meter.started:
+                self._token = self._token or (event.kind == TOKEN and not event.repeats)
                 continue
             if event.kind == TOKEN:
                 self.meter.begins(now_s, before, text, event.text_bytes, framed=self._framed)

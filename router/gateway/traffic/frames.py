@@ -4,6 +4,7 @@ The forms of all dialects are distinguished by their fields: nothing depends on 
 Must not depend on how a body is framed, or on what becomes of an event.
 """
 
+import re
 from typing import Any, Final
 
 import orjson
@@ -12,10 +13,16 @@ STRUCTURE: Final = 0  # roles, created and in_progress events, pings, progress, 
 TOKEN: Final = 1
 ERROR: Final = 2
 
+DATA: Final = b"\ndata:"  # where an event's payload begins: JSON holds no raw line feed
 DONE: Final = b"[DONE]"  # the payload that ends an OpenAI stream
 _ERROR_TYPES: Final = frozenset({"error", "response.failed", "response.error"})
 _ERROR_NAMES: Final = frozenset(each.encode() for each in _ERROR_TYPES)
 _LAST_TYPES: Final = frozenset({"response.completed", "response.incomplete", "response.cancelled", "message_stop"})
+LAST: Final = (  # a pattern: one of them names an event that is not parsed (in text its quotes would be escaped)
+    rb'(?:"type"\s*:\s*"|(?m:^)event: ?)(?:'
+    + b"|".join(re.escape(name).encode() for name in sorted(_LAST_TYPES))
+    + rb")"
+)
 _WHOLE_TYPES: Final = frozenset({"response.completed", "response.incomplete"})
 _NOT_GENERATED: Final = frozenset(
     {"role", "type", "id", "index", "annotations", "provider_specific_fields"}
@@ -30,16 +37,16 @@ class Event:
     ``document``: its data as a JSON object, empty where it is none; ``last``: the reply is complete with it, but for
     usage and ``[DONE]``; ``choices``: the index of each choice in it, and whether that has finished; ``text_bytes``: of
     generated text as it stands in JSON, -1 for a token whose text is not all that was generated (token ids, log
-    probabilities).
+    probabilities); ``repeats``: its text has come before, piece by piece, where it came so at all.
     """
 
-    __slots__ = ("choices", "document", "kind", "last", "payload", "text_bytes")
+    __slots__ = ("choices", "document", "kind", "last", "payload", "repeats", "text_bytes")
 
     def __init__(self, name: bytes, payload: bytes) -> None:
         self.payload = payload
         self.document: Document = _object(payload)
         self.kind = STRUCTURE
-        self.last = False
+        self.last = self.repeats = False
         self.choices: list[tuple[int, bool]] = []
         self.text_bytes = 0
         if name in _ERROR_NAMES or _is_error(self.document):
@@ -67,6 +74,7 @@ class Event:
             stated = document.get("type")
             named = stated if isinstance(stated, str) else name.decode("latin-1")
             self.last = named in _LAST_TYPES
+            self.repeats = named in _WHOLE_TYPES or named.endswith(".done")
             generated += _of_typed(document, named) if named else _of_untyped(document)
         for each in generated:
             if each:
@@ -125,6 +133,15 @@ def read_events(text: bytes) -> list[Event]:
     if len(data) > 1 and all(line == DONE or _object(line) for line in data if line):
         return [Event(name, line) for line in data if line]
     return [Event(name, b"\n".join(data).strip())]
+
+
+def has_token(text: bytes) -> bool:
+    """Whether an event in *text*, which begins where a line does, holds a token that did not come before."""
+    for part in (b"\n" + text).split(DATA)[1:]:
+        for event in read_events(DATA[1:] + part.partition(b"\n")[0]):
+            if event.kind == TOKEN and not event.repeats:
+                return True
+    return False
 
 
 def _object(payload: bytes) -> Document:

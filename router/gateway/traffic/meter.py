@@ -5,14 +5,14 @@ an event is never counted as one. Must not depend on sockets; keeps a few KB of 
 """
 
 import re
+from math import nan
 from typing import Final
 
 from router.core.types import CHARS_PER_TOKEN, Usage
 from router.gateway.traffic.chunk_view import CHUNK_SEAM
-from router.gateway.traffic.frames import TOKEN, read_events
+from router.gateway.traffic.frames import DATA, LAST, TOKEN, has_token, read_events
 from router.gateway.traffic.usage import StatedUsage, UsageSearch
 
-DATA: Final = b"\ndata:"
 _LF: Final = 10
 _CR: Final = 13
 _LINE_END_BYTES: Final = 4  # of an event's end with its chunk's: \n\n\r\n
@@ -20,8 +20,7 @@ _SHORT_BYTES: Final = 64
 _TAIL_BYTES: Final = 4096
 _SEQUENCE: Final = re.compile(rb'"sequence_length"\s*:\s*(\d{1,12})(?!\d)')  # Triton's, of a whole reply
 _END: Final = re.compile(  # in text, any of these would have its quotes escaped
-    rb'\ndata: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]'
-    rb'|(?:"type"\s*:\s*"|\nevent: ?)(?:message_stop|response\.(?:completed|incomplete|cancelled))'
+    rb'\ndata: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]|' + LAST
 )
 _DONE: Final = b"data: [DONE]"
 _COUNTS: Final = b'_tokens"'
@@ -31,6 +30,7 @@ _OPENING: Final = re.compile(  # of an event with a token, up to what no other e
 )
 _SIZE_LINE_BYTES: Final = 12
 _EVENT_END_BYTES: Final = 5  # from its last line end on, at most: that, a blank line and its chunk's
+_DONE_END_BYTES: Final = 7  # ], two line ends, that of its chunk
 _OUTPUT_MOST: Final = 1 << 20  # tokens of one reply: more than any model's context
 _PER_EVENT: Final = 2  # servers that send words in pieces have more events than tokens
 _WHOLE_ENVELOPE: Final = 200  # bytes of a whole reply beside its text, about
@@ -77,6 +77,12 @@ def data_lines(text: bytes) -> int:
     return (b"\n" + text).count(DATA)
 
 
+def ends_with_done(text: bytes) -> bool:
+    """Whether the last event in *text* may be ``[DONE]``."""
+    at = len(text) - _DONE_END_BYTES
+    return text.find(b"]\n", at) >= 0 or text.find(b"]\r", at) >= 0
+
+
 def ends_reply(text: bytes) -> bool:
     """Whether *text* has an event that says that the reply is complete."""
     if text.startswith(_DONE):
@@ -105,12 +111,14 @@ class Meter:
     """Counts of one reply so far.
 
     ``events``: data lines; ``started``: its first token has come; ``first_s``, ``last_s``: of the first and the last
-    token, ``heard_s``: of the last byte, on the caller's clock; ``stated``: the engine's own counts.
+    token, ``heard_s``: of the last byte, on the caller's clock; ``stated``: the engine's own counts. ``last_s`` may be
+    that of an event without a token, such as a finish reason, until something else follows: see ``last_token_s``.
     """
 
     __slots__ = (
-        "_at", "_before", "_body_bytes", "_envelope", "_framing", "_last", "_lead", "_opening", "_search", "events",
-        "first_s", "gap_max_s", "gaps", "heard_s", "last_s", "started", "stated",
+        "_at", "_before", "_before_s", "_body_bytes", "_envelope", "_framing", "_joined", "_joined_at", "_last",
+        "_lead", "_opening", "_search", "events", "first_s", "gap_max_s", "gaps", "heard_s", "last_s", "started",
+        "stated",
     )  # fmt: skip
 
     def __init__(self, gaps: Gaps) -> None:
@@ -119,12 +127,15 @@ class Meter:
         self.started = False
         self.first_s = 0.0
         self.last_s = 0.0
+        self._before_s = 0.0  # last_s before the newest read that counts as tokens
         self.heard_s = 0.0
         self.gap_max_s = 0.0
         self.stated = StatedUsage()
         self._search = UsageSearch(self.stated)
         self._last = b""  # the newest bytes, and those before them: enough for the end and for usage
         self._before = b""
+        self._joined = b""  # the newest bytes where the last read was short: it begins at _joined_at
+        self._joined_at = 0
         self._opening = _UNKNOWN  # how the newest event with a token began
         self._at = 0  # and where in its read: after the size of its chunk
         self._lead = 0  # events before the first token
@@ -138,7 +149,7 @@ class Meter:
         *before*: what of the same read stands in front of it. *framed*: later bytes are chunk-framed.
         """
         self.started = True
-        self.first_s = self.last_s = now_s
+        self.first_s = self.last_s = self._before_s = now_s
         lead = data_lines(before)
         self._lead = self.events + lead
         self._framing = len(b"%x" % len(event)) + 4 if framed else 0  # of a chunk that holds one event
@@ -175,6 +186,8 @@ class Meter:
         self._body_bytes += size
         if count:
             self._gap(count, now_s)
+        else:
+            self._settle()
         if _SHORT_BYTES < size < _TAIL_BYTES:
             self._before = self._last
             self._last = data
@@ -183,44 +196,73 @@ class Meter:
         return True
 
     def _events_in(self, data: bytes) -> int:
-        """How many events a read has that is not one like the newest; -1: there may be more to them than tokens."""
+        """How many events a read has that is not one like the newest, and of which one may have a token: none where it
+        has none. -1: there may be more to them than tokens.
+        """
         if is_suspect(data):
             return -1
         count = data_lines(data)
         at = data.find(b"event:", 0, _SIZE_LINE_BYTES + len(b"event:"))
         at = at if at >= 0 else data.find(b"data:", 0, _SIZE_LINE_BYTES + len(b"data:"))
         opening = _OPENING.match(data, at) if at >= 0 else None
+        other = at >= 0 and opening is None and self._opening != _UNKNOWN  # than events with a token are
         if opening is not None:
             self._opening, self._at = opening[0], at
+        if (other or ends_with_done(data)) and not has_token(CHUNK_SEAM.sub(b"", b"\n" + data)):
+            self.events += count
+            return 0
         return count
 
-    def passed(self, text: bytes, out: bytes, now_s: float, *, removed: int, counts: bool) -> None:
+    def passed(self, text: bytes, out: bytes, now_s: float, *, removed: int, counts: bool, token: bool) -> None:
         """More of an event stream that was looked at: *text* without its framing, of which *removed* events did not go
-        out, and what did. *counts*: tokens had come before, so that there is a gap between those and these.
+        out, and what did. *counts*: tokens had come before, so that there is a gap between those and these; *token*: it
+        has one.
         """
         count = data_lines(text) - removed
-        if counts and count:
+        if not counts:
+            self.events += count
+        elif count and token:
             self._gap(count, now_s)
         else:
             self.events += count
+            self._settle()
         if self.started:
             self._body_bytes += len(out)
         if out:
             self._keep(out)
 
+    def _settle(self) -> None:
+        """Something without a token follows: if what was taken for the last token has none either, as an event with a
+        finish reason, that was the one before.
+        """
+        if self._before_s != self.last_s:
+            newest = self._joined[self._joined_at :] if self._last is self._joined else self._last
+            if len(newest) < _TAIL_BYTES and not has_token(CHUNK_SEAM.sub(b"", b"\n" + newest)):
+                self.last_s = self._before_s
+            self._before_s = self.last_s
+
+    def last_token_s(self) -> float:
+        """When the last token came, as far as the reply has come; nan: none has."""
+        if not self.started:
+            return nan
+        self._settle()
+        return self.last_s
+
     def _gap(self, count: int, now_s: float) -> None:
         gap_s = now_s - self.last_s
+        self._before_s = self.last_s
         self.last_s = now_s
         self.events += count
         counts = self.gaps.counts
         counts[edge_above(GAP_EDGES_S, gap_s)] += 1
-        counts[0] += count - 1
+        if count > 1:
+            counts[0] += count - 1
         if gap_s > self.gap_max_s:  # noqa: PLR1730 - a call to max() costs more than all of this
             self.gap_max_s = gap_s
 
     def continues(self, data: bytes, now_s: float) -> None:
         """More of a reply that is no event stream."""
-        self.heard_s = self.last_s = now_s
+        self.heard_s = self.last_s = self._before_s = now_s
         self._body_bytes += len(data)
         self._search.feed(data)
         self._keep(data)
@@ -237,6 +279,7 @@ class Meter:
             self.started = True
             self.first_s = self.last_s = now_s
             self.events += count
+        self._before_s = now_s  # that is a token for certain
 
     def _keep(self, data: bytes) -> None:
         """Short reads, above all at the end of a stream, are joined to the read before."""
@@ -244,7 +287,8 @@ class Meter:
             self._before = self._last
             self._last = data[-_TAIL_BYTES:]
         else:
-            self._last = (self._last + data)[-_TAIL_BYTES:]
+            self._last = self._joined = (self._last + data)[-_TAIL_BYTES:]
+            self._joined_at = len(self._joined) - len(data)
 
     @property
     def _tail(self) -> bytes:

@@ -89,8 +89,8 @@ class ReplySink(ABC):
         """The function that sends later bytes to the client."""
 
     @abstractmethod
-    def ended(self, attempt: int, usage: Usage) -> None:
-        """The reply is complete."""
+    def ended(self, attempt: int, usage: Usage, last_token_s: float) -> None:
+        """The reply is complete; its last token came then (nan: not known)."""
 
     @abstractmethod
     def failed(self, attempt: int, failure: Failure, engine_error: EngineError | None) -> None:
