@@ -1,5 +1,6 @@
 """Requests that an engine answers with several sequences: what is read of them, and how their time is measured."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,7 +10,8 @@ from router.core.errors import Rejected
 from router.gateway.protocols import triton
 from router.gateway.protocols.openai import ENDPOINTS, SEQUENCES_MAX, RequestBody, read
 from router.gateway.telemetry.journal import explained
-from tests.fakes_wire import LAST, STREAM_HEAD, Act, chunked, event, pair, token
+from tests.fakes_wire import LAST, STREAM_HEAD, Act, chat, chunked, event, pair, token
+from tests.waiting import until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "x" * 400}]
@@ -80,14 +82,21 @@ def test_the_blocks_of_several_prompts_are_those_of_the_first() -> None:
 
 async def test_the_time_per_token_of_several_choices_is_that_of_each() -> None:
     """Four choices of five tokens: 20 are counted, and each had four steps from the first token to the last."""
+    now, more = [0.0], asyncio.Event()
     usage = event('{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":20}}')
-    frames = chunked(*[event(token("a"))] * 20, usage, event("[DONE]"))
-    async with pair([STREAM_HEAD + frames + LAST, Act.CLOSE]) as (gate, _):
-        await gate.chat(stream=True, n=4, messages=HELLO)
+    first, rest = chunked(*[event(token("a"))] * 4), chunked(*[event(token("a"))] * 16, usage, event("[DONE]"))
+    async with pair([STREAM_HEAD + first, more, rest + LAST, Act.CLOSE], clock=lambda: now[0]) as (gate, _):
+        client = await gate.client()
+        client.send(chat(n=4, messages=HELLO))
+        await client.reader.readuntil(first[-20:])
+        now[0] = 1.0
+        more.set()
+        await client.reader.readuntil(LAST)
+        await until(lambda: gate.seen.outcomes)
         log = gate.seen.outcomes[0]
         record = log.record
         assert (record.request.sequences, record.usage.output_tokens) == (4, 20)
-        assert record.tpot_s == pytest.approx((record.ended_s - record.first_token_s) / 4)
+        assert record.tpot_s == pytest.approx(1.0 / 4)
         shown = explained(log)
         assert (shown["sequences"], shown["output_tokens"]) == (4, 20)
         assert shown["actual"]["tpot_ms"] == pytest.approx(1e3 * record.tpot_s, abs=1e-3)

@@ -8,6 +8,7 @@ needs another framing or form.
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -23,7 +24,7 @@ from router.gateway.traffic import faults
 from router.gateway.traffic.call import Call
 from router.gateway.traffic.event_stream import EventStream
 from router.gateway.traffic.faults import EngineError
-from router.gateway.traffic.http import LAST_CHUNK, Head, chunk, dechunked, parse_head
+from router.gateway.traffic.http import LAST_CHUNK, NO_BODY, Head, chunk, dechunked, parse_head
 from router.gateway.traffic.meter import Meter
 from router.gateway.traffic.ports import Frame, ReplySink
 from router.gateway.traffic.upstream import Connection, Reader, Upstream
@@ -31,8 +32,14 @@ from router.gateway.traffic.upstream import Connection, Reader, Upstream
 _HELD_BYTES_MAX: Final = 1 << 20  # of an error body, or before a reply is committed
 _HELD_BACK_S: Final = 0.5  # how long events without a token wait for one: a full engine refuses within that
 _NAMED_BYTES_MAX: Final = 8 << 20  # of a whole reply in which the model is renamed; a larger one passes as it is
+_ERROR_BYTES_MAX: Final = 1 << 16  # of a body that may be an error although its status is one of success
 _OK: Final = range(200, 300)
 _INVALID: Final = (400, 422)  # of a field that an engine does not know
+
+_BEGIN_BYTES: Final = 128
+_ERROR_BEGIN: Final = re.compile(  # of an error, or of so much of one that more has to come
+    rb'\{\s*(?:"(?:error|detail|message|(?:object|type)"\s*:\s*(?:"error|"?\w{0,4}\Z))|"?\w{0,9}\Z)|\Z'
+)
 
 # What an attempt does with the connection's next bytes. Numbers and no bound methods: those would be a cycle, and
 # compiled code compares a number for nothing.
@@ -206,7 +213,10 @@ class UpstreamAttempt(Reader):
         if self._head is None or self._head.status not in _OK:
             self._answered_with_error()
             return
-        self._end_of_body()
+        if self._phase == _WHOLE and not self._committed:
+            self._commit_whole()
+        if self._head is not None:  # else the request is on its way once more
+            self._end_of_body()
 
     def closed(self) -> None:
         """The engine closed the connection: the end of a body that has no other, else a cut."""
@@ -219,7 +229,7 @@ class UpstreamAttempt(Reader):
             if self._stream is not None:
                 self._pass_events(b"", done=True)
             elif not self._committed:
-                self._commit()
+                self._commit_whole()
             if self._head is not None:  # else the request is on its way once more
                 self._end_of_body()
 
@@ -291,7 +301,7 @@ class UpstreamAttempt(Reader):
     def _answered_with_error(self) -> None:
         head = self._head
         assert head is not None
-        body = dechunked(self._body) if head.chunked and not self._decodes else self._body
+        body = self._plain_body()
         if head.status in _INVALID and self._again_without_usage(body):
             return
         error = faults.engine_error(head.status, body, head.fields, self.upstream.target.engine.errors)
@@ -349,11 +359,43 @@ class UpstreamAttempt(Reader):
         if self._committed:
             if data:
                 self._write(data if self._frame is None else self._frame(data))
-        elif self._name is not None and not self.connection.done and len(self._body) <= _NAMED_BYTES_MAX:
+        else:
             self._body += data
-        elif data or self._body or self.connection.done:
-            self._body += data
-            self._commit()
+            named = self._name is not None and len(self._body) <= _NAMED_BYTES_MAX
+            if self._body and not (named or self.connection.done or self._may_be_error()):
+                self._commit()
+
+    def _may_be_error(self) -> bool:
+        """Whether what has come of a body may be an error's: what answers for a stream is looked at whole."""
+        head = self._head
+        assert head is not None
+        if len(self._body) > _ERROR_BYTES_MAX:
+            return False
+        begin = self._body[:_BEGIN_BYTES]
+        begin = (dechunked(begin) if head.chunked and not self._decodes else begin).lstrip()
+        return (begin[:1] == b"{" and self.call.body.stream) or _ERROR_BEGIN.match(begin) is not None
+
+    def _plain_body(self) -> bytes:
+        """What is held of the body, without its framing."""
+        assert self._head is not None
+        return dechunked(self._body) if self._head.chunked and not self._decodes else self._body
+
+    def _commit_whole(self) -> None:
+        """A whole reply has come and not been sent: unless it is an error, or nothing at all, it is now."""
+        head = self._head
+        assert head is not None
+        target, body = self.upstream.target, self._plain_body()
+        if not body:
+            if self.call.endpoint.generates and not self.call.head_only and head.status not in NO_BODY:
+                self._failed(Failure(f"{target.name} answered {head.status} with an empty body"))
+                return
+        elif len(body) <= _ERROR_BYTES_MAX:
+            error = faults.whole_error(body, head.fields, target.engine.errors)
+            if error is not None:
+                if error.status not in _INVALID or not self._again_without_usage(body):
+                    self._failed(faults.failure(target.name, error), error)
+                return
+        self._commit()
 
     # -- an event stream ---------------------------------------------------------------------------------------
 
@@ -501,6 +543,9 @@ class UpstreamAttempt(Reader):
 
     def _end_of_body(self) -> None:
         if self.over:
+            return
+        if self._stream is None and (reason := self.meter.gave_up(b"")):
+            self._failed(Failure(f"{self.upstream.target.name} gave the reply up: {reason}"))
             return
         self._end()
         if self.meter.started:

@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 from router.gateway.traffic.chunk_view import ChunkView
-from router.gateway.traffic.frames import DONE, ERROR, LAST, TOKEN, Event, has_token, read_events
+from router.gateway.traffic.frames import DONE, ERROR, LAST, TOKEN, Event, failed_finish, has_token, read_events
 from router.gateway.traffic.meter import Meter, ends_reply, ends_with_done, is_suspect
 
 _EVENT_BYTES_MAX: Final = 1 << 16  # of an event that waits for its end; a longer one is passed as it comes
@@ -107,10 +107,15 @@ class EventStream:
         """Whether a token stands in *text*, which has been passed. Of what looks like nothing but tokens one does."""
         if self._token or self._several:
             return self._token
-        return has_token(text) if examined or ends_with_done(text) else True
+        plain = not examined and not ends_with_done(text) and self.meter.resembles(text)
+        return plain or has_token(text)
 
     def _end(self, view: ChunkView) -> int:
         """Where in the last bytes of the body to stop: of one that was cut short, before its end."""
+        reason = self.meter.gave_up(view.data) if self._must_end else ""
+        if reason:
+            self.error = failed_finish(reason)
+            return view.last_chunk
         said = self.ended or (not self._several and (ends_reply(view.data) or self.meter.saw_end))
         self.cut_short = self._must_end and not said
         return view.last_chunk if self.cut_short else len(view.raw)

@@ -6,12 +6,13 @@ decide: never words that a client may have put into a message. Must not depend o
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from router.core.flight import Failure, FailureKind
 from router.engines import ErrorDialect, error_names
 from router.engines.context import CONTEXT_CODES, ContextExceeded, context_exceeded
+from router.gateway.traffic.frames import error_of_whole
 
 _WHY_CHARS_MAX: Final = 300
 _CLIENT_ERRORS: Final = range(400, 500)
@@ -78,6 +79,17 @@ def engine_error(status: int, body: bytes, fields: bytes, dialect: ErrorDialect)
     stated, message = dialect.read(payload)
     kind = _kind(stated if status == 400 and stated else status, message, payload, dialect)  # noqa: PLR2004 - FastChat's status for all
     return EngineError(status, message, fields, body, kind, _exceeded(kind, message, dialect))
+
+
+def whole_error(body: bytes, fields: bytes, dialect: ErrorDialect) -> EngineError | None:
+    """The error in a whole body that came with a status of success, as if it had come with the status that it names;
+    None: it is none.
+    """
+    payload = error_of_whole(body)
+    if payload is None:
+        return None
+    error = event_error(payload, dialect)
+    return replace(error, fields=fields, body=body) if payload == body.strip() else error
 
 
 def event_error(payload: bytes, dialect: ErrorDialect) -> EngineError:

@@ -15,15 +15,19 @@ ERROR: Final = 2
 
 DATA: Final = b"\ndata:"  # where an event's payload begins: JSON holds no raw line feed
 DONE: Final = b"[DONE]"  # the payload that ends an OpenAI stream
-_ERROR_TYPES: Final = frozenset({"error", "response.failed", "response.error"})
+_ERROR_TYPES: Final = frozenset({"error", "response.failed", "response.error", "response.cancelled"})
 _ERROR_NAMES: Final = frozenset(each.encode() for each in _ERROR_TYPES)
-_LAST_TYPES: Final = frozenset({"response.completed", "response.incomplete", "response.cancelled", "message_stop"})
+_LAST_TYPES: Final = frozenset({"response.completed", "response.incomplete", "message_stop"})
+# Of a reply that the engine gave up, as reason of its end or as its status
+_FAILED: Final = frozenset({"error", "abort", "aborted", "failed", "cancelled"})
+FAILED_FINISH: Final = rb'"finish_reason"\s*:\s*"(abort(?:ed)?|cancelled)"'  # those that no other sign shows
 LAST: Final = (  # a pattern: one of them names an event that is not parsed (in text its quotes would be escaped)
     rb'(?:"type"\s*:\s*"|(?m:^)event: ?)(?:'
     + b"|".join(re.escape(name).encode() for name in sorted(_LAST_TYPES))
     + rb")"
 )
 _WHOLE_TYPES: Final = frozenset({"response.completed", "response.incomplete"})
+_MAY_FAIL: Final = re.compile(rb'rror|"detail"|"abort|"failed"|"cancelled"')
 _NOT_GENERATED: Final = frozenset(
     {"role", "type", "id", "index", "annotations", "provider_specific_fields"}
 )  # of a delta
@@ -53,6 +57,8 @@ class Event:
             self.kind = ERROR
         elif self.document:
             self._read(name)
+            if _failed_reason(self.document):
+                self.kind = ERROR
         elif payload == DONE:
             self.last = True
         elif payload:
@@ -113,7 +119,21 @@ class Event:
             return orjson.dumps({"error": response["error"]})
         if document.get("error_code"):  # FastChat
             return orjson.dumps({"error": {"message": document.get("text"), "code": document["error_code"]}})
-        return self.payload
+        reason = "" if _is_error(document) else _failed_reason(document)
+        return failed_finish(reason) if reason else self.payload
+
+
+def failed_finish(reason: str) -> bytes:
+    """The error, in a form that ErrorDialect reads, of a reply that ended for that reason."""
+    return orjson.dumps({"error": {"message": f"the engine gave the reply up: {reason}", "code": 500}})
+
+
+def error_of_whole(body: bytes) -> bytes | None:
+    """The error that a whole reply is, in a form that ErrorDialect reads; None: it is none."""
+    if _MAY_FAIL.search(body) is None:
+        return None
+    event = Event(b"", body.strip())
+    return event.error if event.kind == ERROR else None
 
 
 def read_events(text: bytes) -> list[Event]:
@@ -165,6 +185,20 @@ def _is_error(document: Document) -> bool:
     return bool(document.get("error_code")) or (
         bool(document.get("detail")) and not document.keys() & {"choices", "type"}
     )
+
+
+def _failed_reason(document: Document) -> str:
+    """Why the engine gave the reply up, by its finish reason or status; empty: it did not."""
+    choices = document.get("choices")
+    if isinstance(choices, list):
+        reasons = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
+    else:
+        delta, response = document.get("delta"), document.get("response")
+        reasons = [(delta if isinstance(delta, dict) else document).get("stop_reason")]
+        whole = response if isinstance(response, dict) else document if document.get("object") == "response" else {}
+        details = whole.get("incomplete_details")
+        reasons += [whole.get("status"), details.get("reason") if isinstance(details, dict) else None]
+    return next((reason for reason in reasons if isinstance(reason, str) and reason in _FAILED), "")
 
 
 def _of_choice(choice: Document) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Final
 
 from router.core.types import CHARS_PER_TOKEN, Usage
 from router.gateway.traffic.chunk_view import CHUNK_SEAM
-from router.gateway.traffic.frames import DATA, LAST, TOKEN, has_token, read_events
+from router.gateway.traffic.frames import DATA, FAILED_FINISH, LAST, TOKEN, has_token, read_events
 from router.gateway.traffic.usage import StatedUsage, UsageSearch
 
 _LF: Final = 10
@@ -23,6 +23,7 @@ _END: Final = re.compile(  # in text, any of these would have its quotes escaped
     rb'\ndata: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]|' + LAST
 )
 _DONE: Final = b"data: [DONE]"
+_FAILED_FINISH: Final = re.compile(FAILED_FINISH)
 _COUNTS: Final = b'_tokens"'
 _OPENING: Final = re.compile(  # of an event with a token, up to what no other event has
     rb"event: ?[\w.]*delta\r?\ndata: ?"
@@ -195,6 +196,10 @@ class Meter:
             self._keep(data)
         return True
 
+    def resembles(self, text: bytes) -> bool:
+        """Whether *text*, without its framing, begins as an event with a token does, as far as that is known."""
+        return text.startswith(self._opening) or self._opening == _UNKNOWN
+
     def _events_in(self, data: bytes) -> int:
         """How many events a read has that is not one like the newest, and of which one may have a token: none where it
         has none. -1: there may be more to them than tokens.
@@ -309,6 +314,16 @@ class Meter:
     def saw_end(self) -> bool:
         """Whether the last events that passed say that the reply is complete."""
         return ends_reply(self._tail)
+
+    def gave_up(self, text: bytes) -> str:
+        """The finish reason, in the last that passed or in *text* behind it, of a reply that the engine gave up; empty:
+        there is no such one.
+        """
+        for part in (text, self._last, self._before):
+            if part.find(b'"abort') >= 0 or part.find(b'"cancelled"') >= 0:
+                found = _FAILED_FINISH.search(self._tail + text)
+                return found[1].decode() if found is not None else ""
+        return ""
 
     def usage(self, bytes_per_token: float, *, whole: bool = False, generates: bool = True) -> Usage:
         """Token counts: the engine's own where it states them and they can be true, else an estimate from the text.
