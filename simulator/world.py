@@ -28,6 +28,10 @@ class Fault:
         if self.at_s < 0 or self.for_s <= 0 or self.factor <= 0:
             raise ValueError("at_s must be 0 or more, for_s and factor above 0")
 
+    def described(self) -> str:
+        """In words."""
+        return f"{self.kind} of {self.backend} at {self.at_s:g} s"
+
 
 @dataclass(frozen=True, slots=True)
 class Clients:

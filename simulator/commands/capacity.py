@@ -13,12 +13,14 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from simulator.commands.playing import print_missed_faults, print_notes
 from simulator.commands.replay import BASELINES, typed
-from simulator.commands.shared import plain_errors, wants_table, write_json
+from simulator.commands.shared import check_outputs, plain_errors, wants_table, write_json
 from simulator.experiment import CLAIRVOYANT, Case, executor_of, interval
 from simulator.report.progress import progress
 from simulator.report.table import print_capacity
 from simulator.run.result_table import ResultTable
+from simulator.world import Fault
 
 _DOUBLINGS: Final = 8
 _LOWEST: Final = 1 / 64
@@ -39,6 +41,7 @@ class Found:
     attainment: float
     goodput_per_s: dict[float, float] = field(default_factory=dict)
     strategy: str = ""
+    faults_outside: tuple[str, ...] = ()  # at the rate found: they never happened in its run
 
     @property
     def goodput_left(self) -> float:
@@ -62,8 +65,11 @@ class Summary:
 def run(options: Namespace) -> None:
     """Search, print what each policy attains."""
     with plain_errors():
+        check_outputs(options.json)
+        cases = replace(typed(options), pool=options.pool).cases(options.policy or BASELINES)
+        _check_paced(cases)
         run_capacity(
-            replace(typed(options), pool=options.pool).cases(options.policy or BASELINES),
+            cases,
             options.goal,
             options.precision,
             options.json,
@@ -72,6 +78,16 @@ def run(options: Namespace) -> None:
             executor=options.executor,
             jobs=options.jobs,
         )
+
+
+def _check_paced(cases: Sequence[Case]) -> None:
+    """Raises ValueError for a workload whose arrivals no rate changes."""
+    for case in cases:
+        if not getattr(case.source.arrivals(case.pool, case.seed), "paced", True):
+            raise ValueError(
+                "capacity searches for a rate, and here every request follows from an end or begins at once: "
+                "compare numbers of clients with replay instead (gen:closed:clients=...)"
+            )
 
 
 def highest(attained: Callable[[float], bool], precision: float) -> float:
@@ -110,7 +126,10 @@ def run_capacity(
     jobs: int = 0,
 ) -> None:
     """Search for every policy and seed at once."""
+    notes = Console(stderr=True)
+    print_notes(notes, cases[0])
     found = searched(cases, goal, precision, seeds=seeds, beyond=beyond, executor=executor, jobs=jobs)
+    print_missed_faults(notes, ({"faults_outside": one.faults_outside} for each in found for one in each.found))
     if wants_table(json_file):
         print_capacity(Console(), found, goal, max(beyond, default=1.0), cases[0].pool.described())
     if json_file is not None:
@@ -191,25 +210,46 @@ def _search(case: Case, goal: float, precision: float, beyond: tuple[float, ...]
     """One policy's highest rate under one seed."""
 
     @cache
-    def played(rate: float) -> tuple[float, float, str]:
+    def played(rate: float) -> "_Played":
         return _played(_at(case, rate), goal)
 
-    rate = highest(lambda rate: played(rate)[0] >= goal, precision)
+    rate = highest(lambda rate: played(rate).attainment >= goal, precision)
     if not rate:
         return Found(case.policy, case.seed, 0.0, 0.0, 0.0)
-    attained, per_s, strategy = played(rate)
-    goodput = {factor: share * of for factor in beyond for share, of, _ in [_played(_at(case, rate * factor), 0.0)]}
-    return Found(case.policy, case.seed, rate, per_s, attained, {1.0: attained * per_s, **goodput}, strategy)
+    there = played(rate)
+    goodput = {factor: _played(_at(case, rate * factor), 0.0).goodput_per_s for factor in beyond}
+    return Found(
+        case.policy,
+        case.seed,
+        rate,
+        there.requests_per_s,
+        there.attainment,
+        {1.0: there.goodput_per_s, **goodput},
+        there.strategy,
+        tuple(f"{fault.described()}, at x{rate:.3g}" for fault in there.faults_outside),
+    )
 
 
 def _at(case: Case, rate: float) -> Case:
     return replace(case, source=replace(case.source, rate=case.source.rate * rate))
 
 
-def _played(case: Case, goal: float) -> tuple[float, float, str]:
-    """The attainment of one run, the requests that came per second, and the bound's strategy; once too many have missed
-    for the goal, it ends there with what it has.
-    """
+@dataclass(frozen=True, slots=True)
+class _Played:
+    """One run: its attainment, the requests that came per second, the bound's strategy, faults that never happened."""
+
+    attainment: float
+    requests_per_s: float
+    strategy: str
+    faults_outside: tuple[Fault, ...]
+
+    @property
+    def goodput_per_s(self) -> float:
+        return self.attainment * self.requests_per_s
+
+
+def _played(case: Case, goal: float) -> _Played:
+    """One run; once too many have missed for the goal, it ends there with what it has."""
     requests = len(case.source.arrivals(case.pool, case.seed))
 
     def missed(table: ResultTable) -> int:
@@ -219,7 +259,8 @@ def _played(case: Case, goal: float) -> tuple[float, float, str]:
     table = run.table
     arrived_s = table.column("arrived_s")
     span_s = float(arrived_s.max() - arrived_s.min()) if len(table) else 0.0
-    return 1.0 - missed(table) / requests, len(table) / span_s if span_s > 0.0 else 0.0, run.strategy
+    per_s = len(table) / span_s if span_s > 0.0 else 0.0
+    return _Played(1.0 - missed(table) / requests, per_s, run.strategy, run.faults_outside)
 
 
 __all__ = ["Found", "Summary", "highest", "highest_of", "run_capacity", "searched", "summary"]

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from simulator.commands.replay import BASELINES, Workload, intervals, typed
-from simulator.commands.shared import plain_errors, wants_table, write_json
+from simulator.commands.playing import print_missed_faults, print_notes
+from simulator.commands.replay import BASELINES, Workload, intervals, plain_intervals, typed
+from simulator.commands.shared import check_outputs, plain_errors, wants_table, write_json
 from simulator.experiment import Case, executor_of, in_parallel
 from simulator.report.progress import progress
 from simulator.report.table import print_comparison
@@ -21,6 +22,7 @@ def run(options: Namespace) -> None:
     """Play every combination, print a row each."""
     policies, pools, rates = options.policy or BASELINES, options.pool or [None], options.rate or ["x1"]
     with plain_errors():
+        check_outputs(options.json)
         grid = cases_of(typed(options), policies, pools, rates, options.seeds)
         run_compare(grid, options.executor, options.jobs, options.json)
 
@@ -40,10 +42,12 @@ def cases_of(
 
 def run_compare(grid: dict[Key, list[Case]], executor: str, jobs: int, json_file: Path | None) -> None:
     """Play all of it, print one row a combination."""
-    every = [case for cases in grid.values() for case in cases]
-    with executor_of(executor, jobs) as pool, progress(Console(stderr=True), "compare", len(every)) as tell:
+    every, notes = [case for cases in grid.values() for case in cases], Console(stderr=True)
+    print_notes(notes, every[0])
+    with executor_of(executor, jobs) as pool, progress(notes, "compare", len(every)) as tell:
         flat = iter(in_parallel(every, pool, tell))
     results = {key: [next(flat) for _ in cases] for key, cases in grid.items()}
+    print_missed_faults(notes, (result for of_seeds in results.values() for result in of_seeds))
     rows = {key: intervals(of_seeds) for key, of_seeds in results.items()}
     if wants_table(json_file):
         console = Console()
@@ -59,4 +63,11 @@ def _plain(
     pool, rate, policy = key
     runs = [{"seed": case.seed, **result} for case, result in zip(cases, results, strict=True)]
     world = cases[0].pool.described()
-    return {"pool": pool, "rate": rate, "policy": policy, "world": world, "intervals": spread, "runs": runs}
+    return {
+        "pool": pool,
+        "rate": rate,
+        "policy": policy,
+        "world": world,
+        "intervals": plain_intervals(spread),
+        "runs": runs,
+    }

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from simulator.commands.playing import print_notes
 from simulator.commands.replay import typed
-from simulator.commands.shared import plain_errors, wants_table, write_json
+from simulator.commands.shared import check_outputs, plain_errors, wants_table, write_json
 from simulator.experiment import Case
 from simulator.report.progress import progress
 from simulator.report.table import print_diff
@@ -34,8 +35,9 @@ class Difference:
 
 def run(options: Namespace) -> None:
     """Play under both, print what differs."""
-    workload = replace(typed(options), pool=options.pool, rate=options.rate)
     with plain_errors():
+        check_outputs(options.json)
+        workload = replace(typed(options), pool=options.pool, rate=options.rate)
         cases = workload.cases(options.policy or ("least_work", "slo_headroom"))
         if len(cases) != 2:  # noqa: PLR2004 - one and the other
             raise ValueError(f"diff compares two policies; give --policy twice, not {len(cases)} times")
@@ -45,6 +47,7 @@ def run(options: Namespace) -> None:
 def run_diff(cases: tuple[Case, Case], worst: int, json_file: Path | None) -> None:
     """Play both, pair the requests, show the sums and the largest changes."""
     notes = Console(stderr=True)
+    print_notes(notes, cases[0])
     tables = []
     for case in cases:
         with progress(notes, case.policy, len(case.source.arrivals(case.pool, case.seed))) as tell:

@@ -1,8 +1,9 @@
 """The command ``replay``: one workload, one pool, some policies; tables, files, a report."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 from time import process_time
 from typing import Any, Final
@@ -10,12 +11,14 @@ from typing import Any, Final
 from rich.console import Console
 
 from router.core.slo_metrics import SLO_METRICS
-from simulator.commands.shared import plain_errors, wants_table, write_json
+from simulator.commands.playing import print_missed_faults, print_notes
+from simulator.commands.shared import check_outputs, plain_errors, wants_table, write_json
 from simulator.experiment import (
     Case,
     Source,
     admission_of,
     bounded,
+    check_faults,
     executor_of,
     figures_of,
     in_parallel,
@@ -31,6 +34,8 @@ from simulator.report.files import write_chrome_trace, write_requests
 from simulator.report.progress import progress
 from simulator.report.table import print_intervals, print_runs
 from simulator.run.play import RunResult
+from simulator.traces.opening import lasting
+from simulator.workload.recipe import PREFIX
 
 BASELINES: Final = ("round_robin", "least_work", "slo_headroom")
 _SAMPLES: Final = 300
@@ -41,6 +46,7 @@ class Workload:
     """What was typed of a workload and a pool; every command that plays takes these."""
 
     traces: Sequence[str]
+    names: Sequence[str] = ()  # what messages call them
     pool: Path | None = None
     admission: str = "deadline"
     slos: Sequence[str] = ()
@@ -53,7 +59,8 @@ class Workload:
     def source(self) -> Source:
         """The source of the requests. Raises ValueError."""
         from_s, to_s = window_of(self.window)
-        return Source(tuple(self.traces), rate_of(self.rate), from_s, to_s, self.limit, self.skip_bad)
+        traces = tuple(self.traces)
+        return Source(traces, rate_of(self.rate), from_s, to_s, self.limit, self.skip_bad, tuple(self.names))
 
     def cases(self, texts: Sequence[str]) -> list[Case]:
         """One case a policy; everything that was typed is checked here."""
@@ -62,7 +69,7 @@ class Workload:
         for text in texts:
             if not strategies_of(text):
                 routing_of(text)
-        source.arrivals(pool, self.seed)
+        check_faults(pool, source.arrivals(pool, self.seed))
         return [Case(source, pool, text, self.admission, self.seed) for text in dict.fromkeys(texts)]
 
 
@@ -79,7 +86,8 @@ class Outputs:
 def typed(options: Namespace) -> Workload:
     """The workload that a command line describes; without the pool and the rate where a command takes several."""
     return Workload(
-        traces=options.traces,
+        traces=[trace if trace.startswith(PREFIX) else str(lasting(trace)) for trace in options.traces],
+        names=options.traces,
         admission=options.admission,
         slos=options.slo or (),
         window=options.window,
@@ -91,8 +99,9 @@ def typed(options: Namespace) -> Workload:
 
 def run(options: Namespace) -> None:
     """Play, print tables, write files."""
-    workload = replace(typed(options), pool=options.pool, rate=options.rate)
     with plain_errors():
+        workload = replace(typed(options), pool=options.pool, rate=options.rate)
+        check_outputs(options.json, options.html, options.requests, options.chrome_trace)
         cases = workload.cases(options.policy or BASELINES)
     outputs = Outputs(
         json_file=options.json, html=options.html, requests=options.requests, chrome_trace=options.chrome_trace
@@ -103,8 +112,7 @@ def run(options: Namespace) -> None:
 def run_replay(cases: Sequence[Case], seeds: int, jobs: int, outputs: Outputs) -> None:
     """Play every case, show and write what came of it."""
     notes = Console(stderr=True)
-    for skipped in cases[0].source.skipped() if not cases[0].source.traces[0].startswith("gen:") else ():
-        notes.print(skipped, style="dim", soft_wrap=True, markup=False)
+    print_notes(notes, cases[0])
     results: dict[str, dict[str, Any]] = {}
     runs: dict[str, RunResult] = {}
     for case in cases:
@@ -112,6 +120,7 @@ def run_replay(cases: Sequence[Case], seeds: int, jobs: int, outputs: Outputs) -
     for case, result in zip(cases, bounded(cases, list(results.values())), strict=True):
         results[case.policy] = result
         runs[case.policy] = runs.get(result.get("strategy", ""), runs[case.policy])
+    print_missed_faults(notes, results.values())
     spreads = _seeded(cases, seeds, jobs, notes) if seeds > 1 else {}
     _show(cases[0].pool, cases[0].seed, results, spreads, outputs)
     _write(cases, results, runs, spreads, outputs)
@@ -151,6 +160,11 @@ def intervals(results: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float
     return {name: interval([_at(result, path) for result in results]) for name, path in FIGURES}
 
 
+def plain_intervals(spread: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float | None, float | None]]:
+    """The same for JSON, which has no nan: None where a figure is undefined."""
+    return {name: (None, None) if isnan(mean) else (mean, half) for name, (mean, half) in spread.items()}
+
+
 def _at(result: Any, path: tuple[str, ...]) -> float:
     for key in path:
         result = result[key]
@@ -181,9 +195,10 @@ def _write(
     outputs: Outputs,
 ) -> None:
     pool = cases[0].pool
-    facts = {"seed": cases[0].seed, "pool": pool.name, "world": pool.described(), "runs": results}
+    facts: dict[str, Any] = {"seed": cases[0].seed, "pool": pool.name, "world": pool.described(), "runs": results}
+    facts["left_out"] = cases[0].source.left_out()
     if spreads:
-        facts["intervals"] = spreads
+        facts["intervals"] = {policy: plain_intervals(spread) for policy, spread in spreads.items()}
     if outputs.json_file is not None:
         write_json(outputs.json_file, facts)
     if outputs.html is not None:

@@ -2,6 +2,7 @@
 
 from simulator.experiment.case import Case, bounded, figures, figures_of
 from simulator.experiment.confidence import interval
+from simulator.experiment.faults import check_faults
 from simulator.experiment.options import (
     CLAIRVOYANT,
     admission_of,
@@ -20,6 +21,7 @@ __all__ = [
     "Source",
     "admission_of",
     "bounded",
+    "check_faults",
     "executor_of",
     "figures",
     "figures_of",

@@ -4,20 +4,26 @@ Must not depend on policies or on how the requests are played.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
 from pathlib import Path
 
 from simulator.pool import Pool
 from simulator.traces import TraceEntry, read_trace
+from simulator.traces.entry import Reading
+from simulator.traces.merging import Merged, merged
 from simulator.workload.arrivals import Arrival, Shaping, Workload, shape, with_distinct_ids
 from simulator.workload.generators import PREFIX, generate, parse_recipe
+from simulator.workload.replayed import ReplayedLoops, waits
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The requests of an experiment: trace files or one generator, and the part of them that is played."""
+    """The requests of an experiment: trace files or one generator, and the part of them that is played.
+
+    ``names``: what messages call the files, if not by their paths.
+    """
 
     traces: tuple[str, ...]
     rate: float = 1.0
@@ -25,33 +31,50 @@ class Source:
     to_s: float = inf
     limit: int | None = None
     skip_bad: bool = False
+    names: tuple[str, ...] = ()
 
     def arrivals(self, pool: Pool, seed: int) -> Sequence[Arrival] | Workload:
         """The requests to play on *pool*. Raises BadLine, ValueError or OSError."""
         how = Shaping(pool.default_model, pool.classes, self.rate, self.from_s, self.to_s, self.limit)
-        if any(name.startswith(PREFIX) for name in self.traces):
+        if self.generated:
             return self._generated(how, seed)
-        return _shaped(self, how, seed)
+        entries = self.entries()
+        return ReplayedLoops(entries, how, seed) if waits(entries) else _shaped(self, how, seed)
+
+    @property
+    def generated(self) -> bool:
+        """Whether it is a generator."""
+        return any(name.startswith(PREFIX) for name in self.traces)
 
     def _generated(self, how: Shaping, seed: int) -> Sequence[Arrival] | Workload:
         if len(self.traces) > 1:
             raise ValueError("a generator goes alone, without further traces")
-        recipe = parse_recipe(self.traces[0])
-        if self.limit is not None:
-            recipe = replace(recipe, requests=min(recipe.requests, self.limit))
-        return generate(recipe, how, seed)
+        return generate(parse_recipe(self.traces[0]), how, seed)
 
     def entries(self) -> list[TraceEntry]:
         """The requests of all traces, in order of arrival."""
-        limit = self.limit if len(self.traces) == 1 and self.to_s == inf and not self.from_s else None
-        read = [_read(name, self.skip_bad, limit) for name in self.traces]
-        return sorted((entry for part, _, _ in read for entry in part), key=lambda entry: entry.arrived_s)
+        return self._merged().entries
 
-    def skipped(self) -> list[str]:
-        """One message for each trace of which bad lines were left out."""
-        files = [name for name in self.traces if not name.startswith(PREFIX)]
-        read = [(name, *_read(name, self.skip_bad, self.limit if len(files) == 1 else None)) for name in files]
-        return [f"{name}: skipped {count} bad lines, the first: {first}" for name, _, count, first in read if count]
+    def left_out(self) -> list[str]:
+        """What the traces have and a run has not, and what was changed to merge them: a message each."""
+        if self.generated:
+            return []
+        messages = []
+        for name, reading in self._read():
+            if reading.skipped:
+                messages.append(f"{name}: skipped {reading.skipped} bad lines, the first: {reading.first_skipped}")
+            there = len(reading.entries) + sum(reading.left_out.values())
+            messages += [f"{name}: {n} of {there} requests left out: they {why}" for why, n in reading.left_out.items()]
+        return [*messages, *self._merged().notes]
+
+    def _merged(self) -> Merged:
+        limit = self.limit if len(self.traces) == 1 and self.to_s == inf and not self.from_s else None
+        return _merged(self.traces, self.names or self.traces, self.skip_bad, limit)
+
+    def _read(self) -> list[tuple[str, Reading]]:
+        limit = self.limit if len(self.traces) == 1 and self.to_s == inf and not self.from_s else None
+        names = self.names or self.traces
+        return [(name, _read(path, name, self.skip_bad, limit)) for path, name in zip(self.traces, names, strict=True)]
 
 
 @lru_cache(maxsize=1)
@@ -63,9 +86,18 @@ def _shaped(source: Source, how: Shaping, seed: int) -> Sequence[Arrival]:
     return arrivals
 
 
+@lru_cache(maxsize=1)
+def _merged(traces: tuple[str, ...], names: tuple[str, ...], skip_bad: bool, limit: int | None) -> Merged:
+    return merged([(name, _read(path, name, skip_bad, limit)) for path, name in zip(traces, names, strict=True)])
+
+
 @lru_cache(maxsize=8)
-def _read(name: str, skip_bad: bool, limit: int | None) -> tuple[list[TraceEntry], int, str]:
-    reading = read_trace(Path(name), skip_bad=skip_bad, limit=limit)
+def _read(path: str, name: str, skip_bad: bool, limit: int | None) -> Reading:
+    reading = read_trace(Path(path), skip_bad=skip_bad, limit=limit, name=name)
     if not reading.entries:
-        raise ValueError(f"{name}: no requests in this {reading.format} trace")
-    return reading.entries, reading.skipped, reading.first_skipped
+        raise ValueError(f"{name}: no requests in this {reading.format} trace{_why(reading)}")
+    return reading
+
+
+def _why(reading: Reading) -> str:
+    return "".join(f"; {n} {why}" for why, n in reading.left_out.items())

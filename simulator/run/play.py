@@ -23,6 +23,7 @@ from simulator.run.router import OpenRequest, SimulatedRouter
 from simulator.run.scaling import Autoscaler
 from simulator.run.timeline import Timeline
 from simulator.workload.arrivals import Arrival, Workload
+from simulator.world import Fault
 
 Progress = Callable[[int], None]
 Stop = Callable[[ResultTable], object]  # truthy or not: a numpy bool is no bool
@@ -41,7 +42,9 @@ MakeDecider = Callable[[Mapping[str, SimulatedEngine], RequestLookup, Admission]
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """A finished run: its result table and its engines. ``strategy`` names the clairvoyant strategy that was played."""
+    """A finished run: its result table and its engines. ``strategy`` names the clairvoyant strategy that was played,
+    ``faults_outside`` those that would have begun after the last end.
+    """
 
     table: ResultTable
     engines: dict[str, SimulatedEngine]
@@ -51,6 +54,7 @@ class RunResult:
     log: list[tuple[float, str]]
     timeline: Timeline | None
     strategy: str = ""
+    faults_outside: tuple[Fault, ...] = ()
 
 
 def play(
@@ -87,6 +91,7 @@ def play(
         run.fleet.cost(run.last_s),
         run.fleet.log,
         run.timeline,
+        faults_outside=tuple(fault for fault in pool.world.faults if fault.at_s > run.last_s),
     )
 
 

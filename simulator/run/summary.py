@@ -37,6 +37,7 @@ def summarise(played: RunResult) -> dict[str, Any]:
         "gpu_seconds": sum(_cards(engine.site) * engine.replica.busy_s for engine in played.engines.values()),
         "usd_per_million_output_tokens": _number(cost / tokens * 1e6) if tokens else None,
         "forecast": forecast_errors(table),
+        "faults_outside": [fault.described() for fault in played.faults_outside],
         "by_class": by_class(table),
         "backends": backends(played, span_s),
     }

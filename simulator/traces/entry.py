@@ -3,9 +3,9 @@
 Must not depend on any single format, or on what is done with the requests.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from router.core.types import Slo
 
@@ -20,6 +20,9 @@ class TraceEntry:
 
     ``model`` and ``slo_class`` are empty and ``slo`` is None where the trace does not set them. ``sequences``: that the
     engine generates for it, from ``prompts`` of one length; ``prompt_tokens`` and ``output_tokens`` are of all of them.
+    ``after``: ids of requests of the same trace that have to end first; it arrives ``delay_s`` after the last of them,
+    or at ``arrived_s`` where there are none. ``known_prefix``: hashes of prompt and reply together, if a later prompt
+    begins with both.
     """
 
     arrived_s: float
@@ -38,6 +41,9 @@ class TraceEntry:
     streamed: bool
     sequences: int
     prompts: int
+    after: tuple[str, ...]
+    delay_s: float
+    known_prefix: tuple[int, ...]
 
     def __init__(
         self,
@@ -57,6 +63,9 @@ class TraceEntry:
         streamed: bool = True,
         sequences: int = 1,
         prompts: int = 1,
+        after: tuple[str, ...] = (),
+        delay_s: float = 0.0,
+        known_prefix: tuple[int, ...] = (),
     ) -> None:
         self.arrived_s = arrived_s
         self.prompt_tokens = prompt_tokens
@@ -74,21 +83,54 @@ class TraceEntry:
         self.streamed = streamed
         self.sequences = sequences
         self.prompts = prompts
+        self.after = after
+        self.delay_s = delay_s
+        self.known_prefix = known_prefix
+
+
+class LeftOut:
+    """A request of a trace that cannot be replayed, and why."""
+
+    __slots__ = ("why",)
+
+    def __init__(self, why: str) -> None:
+        """*why* completes "n requests ..." and is counted."""
+        self.why = why
+
+
+Parsed = TraceEntry | LeftOut | list[TraceEntry] | None
+"""What a line, or a record of a document, holds: its request, or several; None if there is none."""
+
+
+class LineParser:
+    """Reads the lines of one file in their order. A format whose lines depend on one another derives from it."""
+
+    def read(self, line: str) -> Parsed:
+        """One line. Raises ValueError: what was expected."""
+        raise NotImplementedError
+
+    def finish(self, entries: list[TraceEntry]) -> dict[str, int]:
+        """The file is over: completes *entries*, and returns by reason how many requests it has that no line gave."""
+        return {}
 
 
 @dataclass(slots=True)
 class Reading:
-    """What was read from a file: the name of its format, its entries in order of arrival, and the lines left out."""
+    """What was read from a file: the name of its format, its entries in order of arrival, and what was left out: bad
+    lines, and requests by reason. ``shared_hashes``: see ``TraceFormat``.
+    """
 
     format: str
     entries: list[TraceEntry]
     skipped: int = 0
     first_skipped: str = ""
     notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    shared_hashes: bool = False
 
 
-Parse = Callable[[str], TraceEntry | None]
-"""Turns one line into its entry, or into None if the line holds no request. Raises ValueError: what was expected."""
+Document = Callable[[Mapping[str, Any]], Iterator[tuple[str, Callable[[], Parsed]]]]
+"""The requests of a JSON document: for each its place, and a function that reads it or raises ValueError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +139,21 @@ class TraceFormat:
 
     A JSONL format lists in ``keys`` the keys of which its first object has at least one, and in ``not_keys`` those it
     has none of; a CSV format lists in ``columns`` the names its header has to contain, in any order and case.
-    ``line`` shows a line and ``arrival`` names the unit of its time, both for the documentation. ``parser`` gets the
-    first line of the file (for CSV: the header) and returns the parser of the lines. ``note`` is shown to the user.
+    ``line`` shows a line and ``arrival`` names the unit of its time, both for the documentation; ``example`` is a whole
+    file, if ``line`` alone is none. ``parser`` gets the first line of the file (for CSV: the header) and returns the
+    parser of the lines. A format whose file is one JSON document has ``document`` instead: it yields for each request
+    its place in the document and a function that reads it. ``note`` is shown to the user. ``shared_hashes``: whether
+    equal prefix hashes mean equal texts in different files too.
     """
 
     name: str
     line: str
     arrival: str
-    parser: Callable[[str], Parse]
+    parser: Callable[[str], LineParser] | None = None
     keys: tuple[str, ...] = ()
     not_keys: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     note: str = ""
+    example: str = ""
+    document: Document | None = None
+    shared_hashes: bool = False

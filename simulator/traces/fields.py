@@ -8,7 +8,7 @@ from textwrap import shorten
 from typing import Any, Final
 
 from router.core.types import Slo, slo_of
-from simulator.traces.entry import Parse, TraceEntry
+from simulator.traces.entry import LineParser, Parsed
 
 SEQUENCES_MAX: Final = 1_024  # of one request: few engines take so many
 
@@ -31,26 +31,39 @@ def json_object(line: str) -> dict[str, Any]:
     return record
 
 
-def by_record(read: Callable[[Mapping[str, Any]], TraceEntry | None]) -> Callable[[str], Parse]:
+class _Records(LineParser):
+    """Lines of JSON that do not depend on one another."""
+
+    def __init__(self, read: Callable[[Mapping[str, Any]], Parsed]) -> None:
+        self._read = read
+
+    def read(self, line: str) -> Parsed:
+        return self._read(json_object(line))
+
+
+class _Rows(LineParser):
+    """Rows of CSV that do not depend on one another."""
+
+    def __init__(self, header: str, read: Callable[[Mapping[str, str]], Parsed]) -> None:
+        self._columns = column_names(header)
+        self._read = read
+
+    def read(self, line: str) -> Parsed:
+        cells = next(csv.reader([line])) if '"' in line else line.rstrip("\r\n").split(",")
+        if len(cells) != len(self._columns):
+            columns = ", ".join(self._columns)
+            raise ValueError(f"expected {len(self._columns)} columns ({columns}), got {len(cells)}")
+        return self._read(dict(zip(self._columns, cells, strict=True)))
+
+
+def by_record(read: Callable[[Mapping[str, Any]], Parsed]) -> Callable[[str], LineParser]:
     """A ``TraceFormat.parser`` for JSONL whose lines do not depend on one another."""
-    return lambda _first: lambda line: read(json_object(line))
+    return lambda _first: _Records(read)
 
 
-def by_columns(read: Callable[[Mapping[str, str]], TraceEntry | None]) -> Callable[[str], Parse]:
+def by_columns(read: Callable[[Mapping[str, str]], Parsed]) -> Callable[[str], LineParser]:
     """A ``TraceFormat.parser`` for CSV; *read* gets the cells by column name in lower case."""
-
-    def parser(header: str) -> Parse:
-        columns = column_names(header)
-
-        def parse(line: str) -> TraceEntry | None:
-            cells = next(csv.reader([line])) if '"' in line else line.rstrip("\r\n").split(",")
-            if len(cells) != len(columns):
-                raise ValueError(f"expected {len(columns)} columns ({', '.join(columns)}), got {len(cells)}")
-            return read(dict(zip(columns, cells, strict=True)))
-
-        return parse
-
-    return parser
+    return lambda header: _Rows(header, read)
 
 
 # ---- fields ----
@@ -94,12 +107,43 @@ def seconds(value: object, key: str) -> float:
     return number
 
 
+def scaled_seconds(value: object, key: str, unit: str, per_second: float) -> float:
+    """*value*, in so many *unit* per second, as finite seconds of 0 or more. Raises ValueError, which names *key*."""
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not 0 <= number < inf:
+        raise ValueError(f"{key} must be a number of {unit}, 0 or more, got {_short(value)}")
+    return number / per_second
+
+
 def slo_given(bounds_s: Sequence[float | None], quantile: float | None, refuse_infeasible: bool = False) -> Slo | None:
     """An Slo of the numbers that are not None, bounds in the order of ``SLO_METRICS``; None if all of them are."""
     given_s = [inf if bound_s is None else bound_s for bound_s in bounds_s]
     if quantile is None:
         return slo_of(given_s, refuse_infeasible=refuse_infeasible) if min(given_s) < inf else None
     return slo_of(given_s, quantile, refuse_infeasible)
+
+
+def member(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The JSON object under *key*, empty if absent or null. Raises ValueError."""
+    value = record.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} must be an object, got {_short(value)}")  # noqa: TRY004 - a bad line
+    return value
+
+
+def items(record: Mapping[str, Any], key: str) -> list[Any]:
+    """The list under *key*, empty if absent or null. Raises ValueError."""
+    value = record.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ValueError(f"{key} must be a list, got {_short(value)}")  # noqa: TRY004 - a bad line
+    return value
 
 
 def _short(value: object) -> str:
@@ -109,6 +153,8 @@ def _short(value: object) -> str:
 def text_of(record: Mapping[str, Any], key: str) -> str:
     """The text (or number, as text) under *key*, empty if absent. Raises ValueError."""
     value = record.get(key, "")
+    if value is None:
+        return ""
     if not isinstance(value, str | int):
         raise ValueError(f"{key} must be text, got {type(value).__name__}")  # noqa: TRY004 - a bad line
     return str(value)

@@ -58,6 +58,6 @@ def _last_lines(path: Path) -> list[bytes]:
 
 def _read(parser: RecordParser, line: bytes) -> TraceEntry | None:
     try:
-        return parser.read_line(line.decode())
+        return parser.read(line.decode())
     except ValueError:  # such as a prompt of no tokens: nothing to replay
         return None

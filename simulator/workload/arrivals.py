@@ -149,7 +149,10 @@ def shape(entries: Sequence[TraceEntry], how: Shaping, seed: int) -> list[Arriva
     start_s, end_s = entries[0].arrived_s + how.from_s, entries[0].arrived_s + how.to_s
     shaper = Shaper(how, seed)
     inside = (entry for entry in entries if start_s <= entry.arrived_s < end_s)
-    return [shaper.arrival(entry, (entry.arrived_s - start_s) / how.rate) for entry in islice(inside, how.limit)]
+    return [
+        shaper.arrival(entry, (entry.arrived_s - start_s) / how.rate, entry.known_prefix)
+        for entry in islice(inside, how.limit)
+    ]
 
 
 def with_distinct_ids(arrivals: Iterable[Arrival]) -> list[Arrival]:
@@ -157,11 +160,13 @@ def with_distinct_ids(arrivals: Iterable[Arrival]) -> list[Arrival]:
     seen: set[str] = set()
     result = []
     for arrival in arrivals:
-        request = arrival.request
+        request, number = arrival.request, len(seen)
         if request.id in seen:
-            request = replace(request, id=f"{request.id}#{len(seen)}")
+            while f"{request.id}#{number}" in seen:
+                number += 1
+            request = replace(request, id=f"{request.id}#{number}")
         seen.add(request.id)
-        result.append(Arrival(request, arrival.output_tokens))
+        result.append(Arrival(request, arrival.output_tokens, arrival.known_prefix))
     return result
 
 

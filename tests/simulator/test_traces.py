@@ -2,17 +2,22 @@
 
 import gzip
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from router.core.types import Slo
+from router.search_path import environment, module_command
 from simulator.commands.replay import Workload
 from simulator.errors import BadLine
 from simulator.experiment import figures
 from simulator.traces import TraceEntry, formats, read_trace
+from tests.commands import simulator_command
 from tests.refusals import refused
 
 AZURE = (
@@ -201,3 +206,66 @@ def test_the_readme_lists_every_format() -> None:
         if row.startswith("| ") and row.endswith((" seconds |", " time |", " milliseconds |"))
     ]
     assert rows == [f"| {each.name} | `{each.line}` | {each.arrival} |" for each in formats.formats()]
+
+
+# ---- dates, arrays, copies --------------------------------------------------------
+
+
+def test_dates_with_zones_are_one_clock(tmp_path: Path) -> None:
+    """20:00 in Berlin is an hour after 18:00 in London's winter; a fraction of 7 digits is read."""
+    rows = "2024-01-16 18:00:00.0000000+00:00,1,1\n2024-01-16 20:00:00+01:00,1,1\n"
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows
+    first, second = read_trace(written(tmp_path, text)).entries
+    assert second.arrived_s - first.arrived_s == 3600.0
+
+
+@pytest.mark.parametrize(
+    ("zones", "expected"),
+    [(("", "+00:00"), "without a zone, as in the rows before"), (("Z", ""), "with a zone, as in the rows before")],
+)
+def test_a_file_that_mixes_dates_with_and_without_a_zone_is_refused(
+    tmp_path: Path, zones: tuple[str, str], expected: str
+) -> None:
+    """How far apart they are is hours of guessing."""
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(f"2024-01-16 18:00:00{zone},1,1\n" for zone in zones)
+    path = written(tmp_path, text)
+    with refused(BadLine, path, f":3: TIMESTAMP must be {expected}"):
+        read_trace(path)
+
+
+def test_lines_may_be_an_array(tmp_path: Path) -> None:
+    """The same objects in one JSON list; a bad one is named by its place."""
+    lines = [json.loads(MOONCAKE), {**json.loads(MOONCAKE), "timestamp": 4000}]
+    path = written(tmp_path, json.dumps(lines, indent=2))
+    assert [entry.arrived_s for entry in read_trace(path).entries] == [3.052, 4.0]
+    path = written(tmp_path, json.dumps([lines[0], {**lines[1], "input_length": 0}]))
+    with refused(BadLine, path, ": [1]: input_length must be at least 1"):
+        read_trace(path)
+    path = written(tmp_path, "[\n{},\n{]\n")
+    with refused(BadLine, path, ":3: expected a JSON object"):
+        read_trace(path)
+
+
+def test_a_pipe_is_read_once_and_played_under_every_policy(tmp_path: Path) -> None:
+    """Its lines are gone after the first reading; messages call it by the name that was typed."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = Thread(target=pipe.write_text, args=(OWN + OWN,))
+    writer.start()
+    result = simulator_command(
+        ["compare", str(pipe), "--policy", "least_work", "--policy", "round_robin", "--jobs", "1"]
+    )
+    writer.join()
+    assert result.exit_code == 0, result.output
+    assert "round_robin" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_standard_input_is_a_trace(name: str) -> None:
+    """As a pipe; a bad line in it is named as it was typed."""
+    words = module_command("simulator", "replay", name, "--policy", "round_robin", "--json", "-")
+    run = subprocess.run(words, input=OWN * 3, capture_output=True, text=True, env=environment(), check=False)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["runs"]["round_robin"]["requests"] == 3
+    run = subprocess.run(words, input=OWN + "{\n", capture_output=True, text=True, env=environment(), check=False)
+    assert f"{name}:2: expected a JSON object" in run.stderr

@@ -23,7 +23,7 @@ def format_of(first: str) -> TraceFormat:
     """The format of the file whose first line is *first*. Raises ValueError, which lists the formats there are."""
     text = first.strip()
     if text.startswith("{"):
-        return _by_keys(list(json_object(text)))
+        return format_of_keys(list(json_object(text)))
     columns = set(column_names(text))
     for each in _of_csv():
         if columns >= {name.lower() for name in each.columns}:
@@ -32,7 +32,8 @@ def format_of(first: str) -> TraceFormat:
     raise ValueError(f"expected a JSON object or a header of {headers}, found {text[:60]!r}")
 
 
-def _by_keys(found: Sequence[str]) -> TraceFormat:
+def format_of_keys(found: Sequence[str]) -> TraceFormat:
+    """The format whose objects have these keys. Raises ValueError, which lists the keys there are."""
     for each in formats():
         if not each.columns and not set(each.keys).isdisjoint(found) and set(each.not_keys).isdisjoint(found):
             return each

@@ -4,22 +4,22 @@
 Each turn of a chat names its parent; the first turn names the session.
 """
 
-from collections.abc import Mapping
 from typing import Any, Final
 
-from simulator.traces.entry import Parse, TraceEntry, TraceFormat
+from simulator.traces.entry import LineParser, TraceEntry, TraceFormat
 from simulator.traces.fields import count, hashes, json_object, seconds, text_of
 
 BLOCK_TOKENS: Final = 16
 
 
-class _Sessions:
+class _Sessions(LineParser):
     """Follows each chat back to its first turn."""
 
     def __init__(self) -> None:
         self.roots: dict[Any, str] = {}
 
-    def read(self, record: Mapping[str, Any]) -> TraceEntry:
+    def read(self, line: str) -> TraceEntry:
+        record = json_object(line)
         chat, parent = record.get("chat_id"), record.get("parent_chat_id")
         root = self.roots.get(parent) or str(chat)
         self.roots[chat] = root
@@ -35,9 +35,8 @@ class _Sessions:
         )
 
 
-def _parser(_first: str) -> Parse:
-    read = _Sessions().read
-    return lambda line: read(json_object(line))
+def _parser(_first: str) -> LineParser:
+    return _Sessions()
 
 
 FORMAT: Final = TraceFormat(
@@ -46,4 +45,6 @@ FORMAT: Final = TraceFormat(
     arrival="seconds",
     parser=_parser,
     keys=("chat_id",),
+    example='{"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.5, "input_length": 20, "output_length": 9, "type": '
+    '"text", "turn": 1, "hash_ids": [1, 2]}',
 )

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from router.core.slo_metrics import SLO_METRICS
-from simulator.traces.entry import Parse, TraceEntry, TraceFormat
+from simulator.traces.entry import LineParser, TraceEntry, TraceFormat
 from simulator.traces.fields import SEQUENCES_MAX, count, flag, hashes, json_object, many, seconds, slo_given, text_of
 
 
-class RecordParser:
+class RecordParser(LineParser):
     """Joins the arrival of each request with its end, which holds the length of the reply."""
 
     def __init__(self) -> None:
         """``open`` holds the requests whose end has not been read, by id."""
         self.open: dict[str, TraceEntry] = {}
 
-    def read_line(self, line: str) -> TraceEntry | None:
+    def read(self, line: str) -> TraceEntry | None:
         """Read one event. Returns the request that it ends, or None. Raises ValueError: what was expected."""
         event = json_object(line)
         kind = event.get("event")
@@ -34,6 +34,12 @@ class RecordParser:
                 ended.output_tokens = max(1, int((event.get("usage") or {}).get("output_tokens", 0)))
             return ended
         return None
+
+    def finish(self, entries: list[TraceEntry]) -> dict[str, int]:
+        """What arrived and has no end here: refused, failed, left by its client, or still running."""
+        return (
+            {"have no end in the record (refused, failed, left, or still running)": len(self.open)} if self.open else {}
+        )
 
 
 def _recorded(request: Mapping[str, Any]) -> TraceEntry:
@@ -62,8 +68,8 @@ def _recorded(request: Mapping[str, Any]) -> TraceEntry:
     )
 
 
-def _parser(_first: str) -> Parse:
-    return RecordParser().read_line
+def _parser(_first: str) -> LineParser:
+    return RecordParser()
 
 
 FORMAT: Final = TraceFormat(
@@ -72,5 +78,8 @@ FORMAT: Final = TraceFormat(
     arrival="seconds",
     parser=_parser,
     keys=("record", "event"),  # the header of a record, and its events
+    example='{"event": "arrived", "at_s": 2.0, "request": {"id": "a", "model": "m", "prompt_tokens": 7}}\n'
+    '{"event": "ended", "at_s": 9.0, "id": "a", "usage": {"output_tokens": 33}}\n',
+    shared_hashes=True,
     note="requests that never ended in the record are left out",
 )

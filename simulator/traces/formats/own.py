@@ -106,4 +106,5 @@ FORMAT: Final = TraceFormat(
     arrival="seconds",
     parser=by_record(_read),
     keys=("arrived_s",),
+    example='{"arrived_s": 1.5, "prompt_tokens": 800, "output_tokens": 120}',
 )
