@@ -85,6 +85,13 @@ def asked_in_time(report: EngineReport, now_s: float) -> bool:
 # -- the usage of a reply ----------------------------------------------------------------------------------------------
 
 
+def output_tokens_most(request: Request) -> int:
+    """The most tokens that a reply to the request can have, whatever its engine states."""
+    cap = request.output_tokens_max
+    each_most = min(OUTPUT_TOKENS_MOST, OUTPUT_FACTOR * cap + OUTPUT_SLACK_TOKENS) if cap else OUTPUT_TOKENS_MOST
+    return each_most * request.sequences
+
+
 def usage(given: Usage, request: Request, backend: str, context_tokens_max: int, dropped: DroppedNumbers) -> Usage:
     """The usage with what is plausible for this request; a count that is not becomes 0 (not given).
 
@@ -93,9 +100,8 @@ def usage(given: Usage, request: Request, backend: str, context_tokens_max: int,
     nothing says which.
     """
     output, prompt, cached = given.output_tokens, given.prompt_tokens, given.cached_tokens
-    cap, estimated = request.output_tokens_max, request.prompt_tokens
-    each_most = min(OUTPUT_TOKENS_MOST, OUTPUT_FACTOR * cap + OUTPUT_SLACK_TOKENS) if cap else OUTPUT_TOKENS_MOST
-    output_most = each_most * request.sequences
+    estimated = request.prompt_tokens
+    output_most = output_tokens_most(request)
     prompt_most = PROMPT_FACTOR * estimated + PROMPT_SLACK_TOKENS
     if context_tokens_max:
         prompt_most = min(prompt_most, context_tokens_max * request.prompts)

@@ -200,3 +200,46 @@ async def test_a_whole_reply_without_usage_is_estimated_by_its_size() -> None:
         assert chat.estimated
         assert chat.output_tokens == pytest.approx(500, rel=0.2)
         assert embedding == Usage(0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "stated"),
+    [
+        ({"max_tokens": 2}, 33),  # 8 times the cap, and 16
+        ({"max_tokens": 2, "n": 2}, 65),
+        ({}, 40_000),
+        ({}, 1_000_000),
+        ({"max_tokens": 32_768}, 1_000_000),
+        ({}, 10**15),
+        ({}, 0),
+    ],
+)
+async def test_a_count_that_cannot_be_true_gives_way_to_an_estimate(asked: dict[str, int], stated: int) -> None:
+    """By the client's cap, or by what came of the reply."""
+    usage = {"prompt_tokens": 7, "completion_tokens": stated}
+    async with pair([stream("a", "b", "c", usage=usage)]) as (gate, _):
+        await gate.chat(**asked)
+        assert gate.seen.outcomes[0].record.usage == Usage(3, 7, estimated=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "stated"), [({"max_tokens": 2}, 32), ({}, 20_000), ({"max_tokens": 90_000}, 80_000), ({"n": 2}, 6)]
+)
+async def test_a_count_of_what_is_not_shown_is_believed(asked: dict[str, int], stated: int) -> None:
+    """Reasoning that the engine keeps to itself has tokens too."""
+    usage = {"prompt_tokens": 7, "completion_tokens": stated}
+    async with pair([stream("a", "b", "c", usage=usage)]) as (gate, _):
+        await gate.chat(**asked)
+        assert gate.seen.outcomes[0].record.usage == Usage(stated, 7)
+
+
+async def test_a_whole_reply_with_a_count_that_cannot_be_true_is_estimated() -> None:
+    """It has as many tokens as its text is long, and no more than the client allowed."""
+    usage = {"prompt_tokens": 7, "completion_tokens": 1_000_000}
+    body = json.dumps({"choices": [{"message": {"content": "word " * 400}}], "usage": usage}).encode()
+    async with pair([reply(body)]) as (gate, _):
+        await gate.chat(stream=False)
+        await gate.chat(stream=False, max_tokens=20)
+        free, capped = (outcome.record.usage for outcome in gate.seen.outcomes)
+        assert 400 <= free.output_tokens <= 600
+        assert (free.estimated, capped) == (True, Usage(8 * 20 + 16, 7, estimated=True))

@@ -15,6 +15,7 @@ from typing import Final
 
 import orjson
 
+from router.core import border
 from router.core.flight import Failure, FailureKind
 from router.core.types import Usage
 from router.engines import Translation
@@ -523,8 +524,14 @@ class UpstreamAttempt(Reader):
         """Token counts of what has come of the reply."""
         if self._translation is not None:
             return Usage(self._translation.tokens, estimated=self._translation.estimated)
-        ratio = self.upstream.density.bytes_per_token(self.call.request.model)
-        return self.meter.usage(ratio, whole=self._stream is None, generates=self.call.endpoint.generates)
+        request = self.call.request
+        return self.meter.usage(
+            self.upstream.density.bytes_per_token(request.model),
+            whole=self._stream is None,
+            generates=self.call.endpoint.generates,
+            most=border.output_tokens_most(request),
+            cap=request.output_tokens_max * request.sequences,
+        )
 
     def takes_event(self) -> bool:
         """Whether an event of ours may follow what was sent of this stream."""

@@ -33,6 +33,8 @@ _SIZE_LINE_BYTES: Final = 12
 _EVENT_END_BYTES: Final = 5  # from its last line end on, at most: that, a blank line and its chunk's
 _DONE_END_BYTES: Final = 7  # ], two line ends, that of its chunk
 _OUTPUT_MOST: Final = 1 << 20  # tokens of one reply: more than any model's context
+_HIDDEN_MOST: Final = 1 << 15  # tokens of one reply that nothing shows: reasoning, above all
+_PER_BYTE: Final = 1  # tokens a byte of the reply, with all that stands around its text
 _PER_EVENT: Final = 2  # servers that send words in pieces have more events than tokens
 _WHOLE_ENVELOPE: Final = 200  # bytes of a whole reply beside its text, about
 _SEVERAL: Final = 2  # tokens an event by a ratio that was not measured: below, it is rather one
@@ -325,11 +327,19 @@ class Meter:
                 return found[1].decode() if found is not None else ""
         return ""
 
-    def usage(self, bytes_per_token: float, *, whole: bool = False, generates: bool = True) -> Usage:
+    def usage(
+        self,
+        bytes_per_token: float,
+        *,
+        whole: bool = False,
+        generates: bool = True,
+        most: int = _OUTPUT_MOST,
+        cap: int = 0,
+    ) -> Usage:
         """Token counts: the engine's own where it states them and they can be true, else an estimate from the text.
 
         *bytes_per_token*: of such text, 0: not measured. *whole*: it is no event stream; *generates*: nearly all of its
-        bytes are generated text.
+        bytes are generated text. *most*: output tokens that the request can have; *cap*: that its client asked for.
         """
         stated, tail = self.stated, b""
         if stated.output < 0 or self._last.find(_COUNTS) >= 0 or self._before.find(_COUNTS) >= 0:
@@ -340,15 +350,17 @@ class Meter:
         output, estimated = stated.output, False
         if sequence is not None:
             output = int(sequence[1])
-        elif not self._plausible(output, whole=whole):
-            output = self._estimate(tail or self._tail, bytes_per_token, whole=whole and generates)
+        if output > min(most, max(cap, _HIDDEN_MOST) + _PER_BYTE * self._body_bytes) or not (
+            sequence is not None or self._plausible(output, whole=whole)
+        ):
+            output = min(self._estimate(tail or self._tail, bytes_per_token, whole=whole and generates), most)
             estimated = output > 0
         prompt, cached = stated.prompt, stated.cached
         return Usage(output, prompt, max(cached, 0), cached >= 0, estimated)
 
     def _plausible(self, output: int, *, whole: bool) -> bool:
-        """Nearly every event has a token or more; what is above the border is no count."""
-        if output <= 0 or output > _OUTPUT_MOST:
+        """Nearly every event has a token or more."""
+        if output <= 0:
             return output == 0 and not self.started
         if whole:
             return True
