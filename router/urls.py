@@ -1,7 +1,7 @@
-"""What an HTTP URL of a config has to be. Must not depend on anything of the project."""
+"""What a URL of a config has to be. Must not depend on anything of the project."""
 
 from typing import Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 _LABEL_MAX: Final = 63  # characters between two dots of a host name (RFC 1035)
 
@@ -30,6 +30,38 @@ def base_url(text: str) -> str:
     url = page_url(text)
     _refuse(urlsplit(url), ("query",))
     return url
+
+
+def redis_url(text: str) -> str:
+    """The URL as it is. Raises ValueError for one that names no server, or in which a part has no use."""
+    try:
+        parts = urlsplit(text)
+        place = parts.path if parts.scheme == "unix" else parts.hostname
+        good = parts.scheme in {"redis", "rediss", "unix"} and parts.port != 0 and bool(place) and redis_db(text) >= 0
+    except ValueError:  # a port or a database that is no number, or half an IPv6 address
+        good = False
+    if not good or not text.isprintable() or " " in text:
+        shown = _without_password(text)
+        raise ValueError(f"expected redis://host:port/db (rediss:// for TLS, unix:///path for a socket), not {shown!r}")
+    options = set(parse_qs(parts.query)) - ({"db"} if parts.scheme == "unix" else set())
+    if options or parts.fragment:
+        raise ValueError("options have no use here; expected redis://host:port/db, and the rest as keys of state.redis")
+    return text
+
+
+def redis_db(url: str) -> int:
+    """The database that a Redis URL names; 0 where it names none. Raises ValueError for what is no number."""
+    parts = urlsplit(url)
+    named = parse_qs(parts.query).get("db", ["0"])[0] if parts.scheme == "unix" else parts.path.strip("/") or "0"
+    if not named.isascii() or not named.isdecimal():
+        raise ValueError(named)
+    return int(named)
+
+
+def _without_password(text: str) -> str:
+    """The text for an error, without what may be a password."""
+    scheme, there, rest = text.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if there else text
 
 
 def _refuse(parts: SplitResult, names: tuple[str, ...]) -> None:

@@ -170,8 +170,8 @@ class _Sources:
 
     async def __aenter__(self) -> "_Sources":
         state = self._plan.settings.state
-        if state.redis_url is not None:
-            self._store = RedisStore(state.redis_url, state.pool, "autoscaler", state.lease_s, state.timeout_s)
+        if self._plan.redis is not None:
+            self._store = RedisStore(self._plan.redis, state.pool, "autoscaler", state.lease_s, state.timeout_s)
         else:
             self._client = _http_client(_TIMEOUT_S)
         return self

@@ -14,6 +14,6 @@ def run(options: Namespace) -> None:
     log_to_stderr(options.verbose)
     with config_faults():
         plan = plan_file(options.config)
-    if plan.settings.state.redis_url is None:
-        raise Stop(f"{options.config}: state.redis_url is missing: a sidecar publishes to Redis")
+    if plan.redis is None:
+        raise Stop(f"{options.config}: state.redis_url or state.redis is missing: a sidecar publishes to Redis")
     run_loop(sidecar(plan))

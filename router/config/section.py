@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from router.urls import base_url, page_url
+from router.urls import base_url, page_url, redis_url
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -15,15 +15,9 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-def _redis_url(text: str) -> str:
-    if text.partition("://")[0] not in {"redis", "rediss", "unix"}:
-        raise ValueError(f"expected redis://host:port/db, not {text!r}")
-    return text
-
-
 HttpUrl = Annotated[str, AfterValidator(page_url)]
 BaseUrl = Annotated[str, AfterValidator(base_url)]
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+RedisUrl = Annotated[str, AfterValidator(redis_url)]
 
 
 class Section(BaseModel):

@@ -32,6 +32,7 @@ from router.config.slo_bounds import SLO_MS_MAX, SLO_MS_MIN, milliseconds
 from router.config.text import Document, read
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Slo, slo_of
+from router.urls import redis_db
 
 
 class ListenTls(Section):
@@ -313,15 +314,82 @@ class Policy(Section):
     canary: Canary | None = None
 
 
+class Redis(Section):
+    """The servers of the shared state, by several addresses or with more than an address.
+
+    ``urls``: of one server and its replicas, of nodes of one cluster, or, with ``service``, of sentinels that watch a
+    primary by that name; any of them that answers is enough. ``username`` with ``password`` or ``password_env`` are of
+    the servers of data; what an address has of both is of the server there. ``ca``: the authorities that may have
+    signed the servers' certificates, left out: those of this machine; ``client_cert`` and ``client_key`` (left out: in
+    the same file) are what they are shown; ``verify_hostname: false`` where a cluster names its nodes by addresses that
+    their certificates do not.
+    """
+
+    urls: Annotated[list[RedisUrl], BeforeValidator(some)]
+    service: Name | None = None
+    username: Name | None = None
+    password: Name | None = None
+    password_env: Name | None = None
+    ca: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    verify_hostname: bool = True
+
+    @model_validator(mode="after")
+    def _one_password(self) -> Self:
+        if self.password and self.password_env:
+            raise ValueError("give password or password_env, not both")
+        if self.username and not (self.password or self.password_env):
+            raise ValueError("username needs password or password_env")
+        return self
+
+    @model_validator(mode="after")
+    def _alike(self) -> Self:
+        schemes = {url.partition("://")[0] for url in self.urls}
+        if len(schemes) > 1:
+            raise ValueError(f"urls: expected one scheme for all, not {' and '.join(sorted(schemes))}")
+        if "unix" in schemes and (len(self.urls) > 1 or self.service):
+            raise ValueError("urls: a Unix socket is of one server; expected redis://host:port")
+        databases = {redis_db(url) for url in self.urls}
+        if len(databases) > 1:
+            raise ValueError(f"urls: expected one database for all, not {' and '.join(map(str, sorted(databases)))}")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_over_rediss(self) -> Self:
+        keys = [key for key in ("ca", "client_cert", "client_key") if getattr(self, key)]
+        keys += [] if self.verify_hostname else ["verify_hostname"]
+        if keys and not self.urls[0].startswith("rediss://"):
+            raise ValueError(f"{keys[0]} has no use: TLS needs rediss://")
+        if self.client_key and not self.client_cert:
+            raise ValueError("client_key needs client_cert")
+        return self
+
+
 class State(Section):
-    """Where routers share what they know; ``redis_url`` left out: one router alone, nothing to install."""
+    """Where routers share what they know; without ``redis_url`` and ``redis``: one router alone, nothing to install.
+
+    ``redis_url``: one server, or any node of a cluster; ``redis``: several addresses, sentinels, users, TLS.
+    """
 
     redis_url: RedisUrl | None = None
+    redis: Redis | None = None
     pool: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "default"
     router_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
     sync_s: PositiveFloat = 0.05
     lease_s: PositiveFloat = 1.0
     timeout_s: PositiveFloat = 0.25
+
+    @property
+    def servers(self) -> Redis | None:
+        """The servers in whichever form they were given."""
+        return Redis(urls=[self.redis_url]) if self.redis_url else self.redis
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if self.redis_url and self.redis:
+            raise ValueError("give redis_url or redis, not both")
+        return self
 
     @model_validator(mode="after")
     def _lease_outlives_a_sync(self) -> Self:

@@ -113,7 +113,7 @@ class Gateway:
 
     def _make_sync(self, plan: Plan) -> Sync:
         state = plan.settings.state
-        period_s = state.sync_s if state.redis_url or self.identity else ALONE_SYNC_S
+        period_s = state.sync_s if plan.redis or self.identity else ALONE_SYNC_S
         view, backends = self._view, self._reported_elsewhere
         return Sync(self.store, self, view, backends, self.metrics, period_s, state.lease_s)
 
@@ -128,6 +128,7 @@ class Gateway:
             self.troubles,
             self.failing_open,
         )
+        self.metrics.watch_state(lambda: self.store.skipped.counts)
         self.metrics.policies.watch(self.rollout.samples)
         self.metrics.resources.watch(
             lambda: self.recorder.dropped if self.recorder is not None else 0, self.driver.buffers
@@ -382,8 +383,8 @@ def _decisions(plan: Plan) -> dict[str, Any]:
 
 def _store(plan: Plan, router_id: str, identity: WorkerIdentity | None) -> Store:
     state = plan.settings.state
-    if state.redis_url is not None:
-        return RedisStore(state.redis_url, state.pool, router_id, state.lease_s, state.timeout_s)
+    if plan.redis is not None:
+        return RedisStore(plan.redis, state.pool, router_id, state.lease_s, state.timeout_s)
     return FileStore(identity.folder, router_id, state.lease_s) if identity else MemoryStore(router_id)
 
 

@@ -45,6 +45,14 @@ def client_side(given: settings.Backend, folder: Path) -> TlsContext | None:
     return TlsContext(context, files.digest, given.tls_server_name or "")
 
 
+def check_redis(given: settings.Redis, folder: Path) -> None:
+    """Whether the files for Redis can be used; its client reads them itself. Raises UnusableCertificate."""
+    files = _Files(folder)
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=files.authorities("ca", given.ca))
+    if given.client_cert:
+        files.load_pair(context, ("client_cert", given.client_cert), ("client_key", given.client_key))
+
+
 def server_side(given: settings.ListenTls, folder: Path) -> TlsContext:
     """How clients are answered over TLS. Raises UnusableCertificate. Paths are relative to *folder*."""
     files = _Files(folder)

@@ -16,6 +16,7 @@ from router.core.policy import Demand
 from router.gateway.config.plan import Plan, make
 from router.gateway.state import ModelDemand, RouterView
 from router.gateway.state.redis import RedisStore
+from router.gateway.state.servers import RedisServers
 from router.targets import Advice
 from tests.pages import Pages
 from tests.redis_server import RedisServer, server_binary
@@ -149,7 +150,7 @@ async def test_an_answer_that_cannot_be_read_gives_no_advice_and_ends_nothing(an
 async def test_several_routers_are_heard_through_redis(caplog: pytest.LogCaptureFixture) -> None:
     """The same state the routers share."""
     async with RedisServer() as server:
-        routers = [RedisStore(server.url, "default", name, 5.0, 1.0) for name in ("r1", "r2")]
+        routers = [RedisStore(RedisServers.of_urls(server.url), "default", name, 5.0, 1.0) for name in ("r1", "r2")]
         for each in routers:
             await each.sync(RouterView(demand={"m": ASKED}), (), 0.0)
         made, policy = fixed(plan(CONFIG + f"state: {{redis_url: '{server.url}', timeout_s: 1}}\n"))

@@ -1,5 +1,7 @@
 """A new router starts with what the others learnt, and with nothing worse when that is of no use."""
 
+from collections.abc import Iterable
+
 import orjson
 import pytest
 
@@ -76,7 +78,7 @@ async def test_a_poisoned_belief_leaves_a_fresh_router_as_it_was(part: str) -> N
 class Gone(MemoryStore):
     """A store that does not answer."""
 
-    async def beliefs(self) -> dict[str, bytes]:
+    async def beliefs(self, backends: Iterable[str]) -> dict[str, bytes]:
         raise StoreGone("gone")
 
     async def keep_beliefs(self, beliefs: object) -> None:

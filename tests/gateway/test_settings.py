@@ -14,6 +14,7 @@ from router.core.errors import ConfigError
 from router.core.types import Slo
 from router.gateway.config.plan import Plan, digest, make, plan_file
 from router.gateway.protocols.ingress import Caller
+from router.gateway.state.servers import RedisServers, Seed
 
 BACKENDS = """
 backends:
@@ -244,3 +245,67 @@ def test_a_section_left_out_has_its_defaults() -> None:
     assert parsed.policy.routing == Own(name="slo_headroom")
     assert parsed.slo_classes == {"default": SloClass()}
     assert parsed.autoscale.target.name == "advise"
+
+
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        ("{redis_url: 'redis://:secret@h:x'}", "4: state.redis_url: expected redis://host:port/db (rediss:// for TLS, "
+         "unix:///path for a socket), not 'redis://h:x'"),
+        ("{redis_url: 'redis://h/one'}", "4: state.redis_url: expected redis://host:port/db"),
+        ("{redis_url: 'redis://h?socket_timeout=1'}", "4: state.redis_url: options have no use here; expected "
+         "redis://host:port/db, and the rest as keys of state.redis"),
+        ("{redis_url: 'redis://h', redis: {urls: ['redis://h']}}", "4: state: give redis_url or redis, not both"),
+        ("\n  redis: {urls: []}", "5: state.redis.urls: needs at least one entry"),
+        ("\n  redis:\n    urls: ['redis://a', 'http://b']", "6: state.redis.urls[1]: expected redis://host"),
+        ("\n  redis: {urls: ['redis://a', 'rediss://b']}",
+         "5: state.redis: urls: expected one scheme for all, not redis and rediss"),
+        ("\n  redis: {urls: ['redis://a/1', 'redis://b/2']}",
+         "5: state.redis: urls: expected one database for all, not 1 and 2"),
+        ("\n  redis: {urls: ['unix:///s'], service: p}", "5: state.redis: urls: a Unix socket is of one server"),
+        ("\n  redis: {urls: ['redis://a'], username: u}", "5: state.redis: username needs password or password_env"),
+        ("\n  redis: {urls: ['redis://a'], password: p, password_env: P}",
+         "5: state.redis: give password or password_env, not both"),
+        ("\n  redis: {urls: ['redis://a'], ca: x.pem}", "5: state.redis: ca has no use: TLS needs rediss://"),
+        ("\n  redis: {urls: ['redis://a'], verify_hostname: no}", "5: state.redis: verify_hostname has no use"),
+        ("\n  redis: {urls: ['rediss://a'], client_key: x}", "5: state.redis: client_key needs client_cert"),
+        ("\n  redis:\n    urls: ['rediss://a']\n    ca: none.pem",
+         "7: state.redis.ca: cannot read none.pem: No such file or directory"),
+        ("\n  redis:\n    urls: ['redis://a']\n    password_env: NOT_SET",
+         "7: state.redis.password_env: environment variable NOT_SET is not set"),
+    ],
+)  # fmt: skip
+def test_bad_servers_of_the_shared_state_are_refused_with_their_place(state: str, line: str) -> None:
+    """No password is in an error."""
+    (fault,) = refused(f"{BACKENDS}state: {state}")
+    assert fault.startswith(f"r.yaml:{line}")
+    assert "secret" not in fault
+
+
+def test_servers_of_the_shared_state_in_both_forms() -> None:
+    """A URL alone is a list of one; users of addresses and of servers of data are apart; files are from the folder."""
+    text = (
+        BACKENDS
+        + """state:
+  redis:
+    urls: ["rediss://watcher:w%40y@s1:26379/2", "rediss://s2/2"]
+    service: headroom
+    username: router
+    password_env: REDIS
+    verify_hostname: false
+"""
+    )
+    found = plan(text, REDIS="secret").redis
+    assert found is not None
+    seeds = (Seed("s1", 26379, "", "watcher", "w@y"), Seed("s2", 6379))
+    assert found == RedisServers(seeds, 2, True, "headroom", "router", "secret", verify_hostname=False)
+    assert str(found) == "s1:26379, s2:6379"
+    assert "secret" not in repr(found)
+    assert "w@y" not in repr(found)
+    for url, seed in (
+        ("redis://[::1]:7000/3", Seed("::1", 7000)),
+        ("unix://u:p@/run/redis.sock?db=3", Seed(path="/run/redis.sock", username="u", password="p")),
+    ):
+        assert plan(BACKENDS + f"state: {{redis_url: '{url}'}}").redis == RedisServers((seed,), 3)
+    assert str(Seed("::1", 7000)) == "[::1]:7000"
+    assert plan(BACKENDS).redis is None

@@ -2,24 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
 from math import inf, isnan
-from pathlib import Path
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
-from router.core.columns import REPORTED_S
 from router.core.errors import StateFault, StoreGone
 from router.core.types import EngineReport, Load
 from router.gateway.state import ModelDemand, RouterView, Shared, Store
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.redis import RedisStore
+from router.gateway.state.redis_clients import Command
+from router.gateway.state.redis_link import RedisLink
+from router.gateway.state.servers import RedisServers
 from router.gateway.state.sync import Sync
 from router.gateway.state.wire import UNREADABLE
 from tests import fakes
-from tests.redis_server import RedisServer, free_port, server_binary
-from tests.waiting import until, until_async
+from tests.redis_server import RedisServer, server_binary
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(server_binary() is None, reason="no Redis-compatible server binary installed")
 
@@ -35,7 +37,7 @@ async def server() -> AsyncIterator[RedisServer]:
 
 def store(server: RedisServer, router_id: str, lease_s: float = 5.0, pool: str = "test") -> RedisStore:
     """A router's store on that server."""
-    return RedisStore(server.url, pool, router_id, lease_s, timeout_s=1.0)
+    return RedisStore(RedisServers.of_urls(server.url), pool, router_id, lease_s, timeout_s=1.0)
 
 
 class Heard:
@@ -48,7 +50,6 @@ class Heard:
         self.good = 0
         self.bad: list[str] = []
         self.peers = 0
-        self.odd: list[str] = []
 
     def on_peer_load(self, peer: str, loads: Mapping[str, Load]) -> None:
         self.loads[peer] = loads
@@ -66,9 +67,6 @@ class Heard:
     def sync_failed(self, fault: str, peers: int) -> None:
         self.bad.append(fault)
         self.peers = peers
-
-    def unreadable(self, peer: str) -> None:
-        self.odd.append(peer)
 
 
 def syncing(store: Store, heard: Heard, lease_s: float = 5.0) -> Sync:
@@ -106,7 +104,7 @@ async def test_a_lease_ends_by_itself_and_its_name_is_swept(server: RedisServer)
             pass
     assert set(await alive.routers(0.0)) == {"alive"}
     await alive.close()
-    await dead._redis.aclose()
+    await dead.link.close()
 
 
 async def test_a_report_crosses_clocks_through_that_of_redis(server: RedisServer) -> None:
@@ -133,8 +131,7 @@ async def test_pools_on_one_server_do_not_meet(server: RedisServer) -> None:
 async def test_a_view_of_another_release_counts_as_empty(server: RedisServer) -> None:
     """An unreadable value fails no other."""
     a = store(server, "a")
-    await a._redis.sadd("{headroom:test}:routers", "odd")
-    await a._redis.set("{headroom:test}:router:odd", b'{"loads": 3}')
+    await put(server, odd='{"loads": 3}')
     assert (await a.routers(0.0))["odd"].loads == {}
     await a.close()
 
@@ -142,13 +139,19 @@ async def test_a_view_of_another_release_counts_as_empty(server: RedisServer) ->
 POOL = "{headroom:test}:"
 
 
-async def put(to: RedisStore, **values: str) -> None:
+async def put(to: RedisServer, **values: str) -> None:
     """Write views of routers and a report of b1 in forms that no router writes."""
     for name, text in values.items():
         key = "report:b1" if name == "report" else f"router:{name}"
-        await to._redis.set(POOL + key, text)
+        await do(to, "SET", POOL + key, text)
         if name != "report":
-            await to._redis.sadd(POOL + "routers", name)
+            await do(to, "SADD", POOL + "routers", name)
+
+
+async def do(to: RedisServer, *command: Any) -> Any:
+    """What anybody with access can do there."""
+    async with Redis.from_url(to.url, protocol=2) as client:
+        return await client.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("value", ['"3"', "null", "true", "[1]", "{}", "-7", "1e308", "99999999999999999999"])
@@ -156,9 +159,9 @@ async def test_what_stands_in_place_of_a_number_is_dropped_and_counted(server: R
     """Of the wrong type, negative or huge: the rest of the load and the report is taken, and the sync goes on."""
     a, dispatcher = store(server, "a"), fakes.core(fakes.backend("b1"))
     await put(
-        a, odd=f'{{"loads": {{"b1": {{"prefilling": {value}, "decoding": 2}}}}, "demand": {{}}, "version": "v1"}}'
+        server, odd=f'{{"loads": {{"b1": {{"prefilling": {value}, "decoding": 2}}}}, "demand": {{}}, "version": "v1"}}'
     )
-    await put(a, report=f'{{"asked_s": 1.0, "running": {value}, "waiting": 4}}')
+    await put(server, report=f'{{"asked_s": 1.0, "running": {value}, "waiting": 4}}')
     await a.sync(RouterView(), ("b1",), 0.0)
     shared = await a.sync(RouterView(), ("b1",), 0.0)
     dispatcher.reported("b1", shared.reports["b1"], 1.0)
@@ -173,14 +176,18 @@ async def test_what_stands_in_place_of_a_number_is_dropped_and_counted(server: R
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "3", "null", '{"asked_s": "now"}', '{"asked_s": 1e400}', '{"running": 1}']
 )
-async def test_a_report_without_a_time_is_dropped_and_counted(server: RedisServer, text: str) -> None:
+async def test_a_report_without_a_time_is_skipped_and_counted_once(server: RedisServer, text: str) -> None:
     """One that cannot be read at all is such a one; a value that is empty is none."""
-    a, dispatcher = store(server, "a"), fakes.core(fakes.backend("b1"))
-    await put(a, report=text)
-    for report in (await a.sync(RouterView(), ("b1",), 0.0)).reports.values():
-        assert dispatcher.reported("b1", report, 1.0) == ()
-    assert dispatcher.dropped_numbers.by_source["report"] == (1 if text else 0)
-    assert dispatcher.ledger.table.columns[REPORTED_S][0] == -inf
+    a = store(server, "a")
+    await put(server, report=text)
+    for _ in range(3):
+        assert (await a.sync(RouterView(), ("b1",), 0.0)).reports == {}
+    assert a.skipped.counts == ({("report", "unreadable"): 1} if text else {})
+    await put(server, report='{"asked_s": 1.0}')
+    assert "b1" in (await a.sync(RouterView(), ("b1",), 0.0)).reports
+    await put(server, report="[]")
+    await a.sync(RouterView(), ("b1",), 0.0)
+    assert a.skipped.counts["report", "unreadable"] == (2 if text else 1)
     await a.close()
 
 
@@ -188,15 +195,16 @@ async def test_a_peer_that_cannot_be_read_is_counted_once(server: RedisServer) -
     """It has nothing in flight as far as we know; its next view is read as any other."""
     heard, a = Heard(), store(server, "a")
     sync = syncing(a, heard)
-    await put(a, odd="\x00", older='{"loads": 3}')
+    await put(server, odd="\x00", older='{"loads": 3}')
     for _ in range(4):
         assert await sync.once(time.monotonic)
-    assert sorted(heard.odd) == ["odd", "older"]
+    assert a.skipped.counts == {("view", "unreadable"): 2}
     assert sync.peers["odd"] is UNREADABLE
     assert heard.loads == {"odd": {}, "older": {}}
-    await put(a, odd='{"loads": {"b1": {"decoding": 2}}, "demand": {}, "version": "v3"}')
+    await put(server, odd='{"loads": {"b1": {"decoding": 2}}, "demand": {}, "version": "v3"}')
     assert await sync.once(time.monotonic)
     assert heard.loads["odd"] == {"b1": Load(decoding=2.0)}
+    assert a.skipped.counts == {("view", "unreadable"): 2}
     await a.close()
 
 
@@ -206,20 +214,24 @@ async def test_demand_with_a_number_that_cannot_be_is_passed_over(server: RedisS
     good = '{"requests_per_s": 1, "prompt_tokens": 10, "output_tokens": 5, "ended": 2, "attained": 1, "slo_class": "d"}'
     a = store(server, "a")
     await put(
-        a, odd=f'{{"loads": {{}}, "demand": {{"m": {good.replace("10", number)}, "n": {good}}}, "version": "v1"}}'
+        server, odd=f'{{"loads": {{}}, "demand": {{"m": {good.replace("10", number)}, "n": {good}}}, "version": "v1"}}'
     )
     assert dict((await a.routers(0.0))["odd"].demand) == {"n": ModelDemand(1, 10, 5, 2, 1, "d")}
+    assert a.skipped.counts == {("demand", "implausible"): 1}
     await a.close()
 
 
 async def test_names_that_are_no_text_end_no_call(server: RedisServer) -> None:
     """Anybody may write bytes into the pool's keys."""
     a = store(server, "a")
-    await a._redis.hset(POOL + "beliefs", b"\xff", b"x")  # type: ignore[misc]
-    await a._redis.sadd(POOL + "routers", b"\xfe")  # type: ignore[misc]
-    assert list((await a.beliefs()).values()) == [b"x"]
-    await a.sync(VIEW, (), 0.0)
+    await do(server, "HSET", POOL + "beliefs", b"\xff", b"x")
+    await do(server, "SADD", POOL + "routers", b"\xfe", "x" * 5000, "")
+    assert await a.beliefs(["\ufffd"]) == {}
+    for _ in range(3):
+        await a.sync(VIEW, (), 0.0)
     assert set(await a.routers(0.0)) == {"a"}
+    assert await do(server, "SMEMBERS", POOL + "routers") == {b"a"}
+    assert a.skipped.counts == {("routers", "unreadable"): 1}
     await a.close()
 
 
@@ -228,14 +240,14 @@ async def test_beliefs_outlive_the_router(server: RedisServer) -> None:
     a, b = store(server, "a"), store(server, "b")
     await a.keep_beliefs({"b1": b"\x00learnt"})
     await a.close()
-    assert await b.beliefs() == {"b1": b"\x00learnt"}
+    assert await b.beliefs(["b1", "b2"]) == {"b1": b"\x00learnt"}
     await b.close()
 
 
 async def test_without_redis_a_call_fails_in_bounded_time() -> None:
     """StoreGone, never a hang and never another error."""
     gone = store(RedisServer(), "a")
-    for call in (gone.sync(VIEW, (), 0.0), gone.routers(0.0), gone.beliefs(), gone.report({}, 0.0)):
+    for call in (gone.sync(VIEW, (), 0.0), gone.routers(0.0), gone.beliefs(["b1"]), gone.report({}, 0.0)):
         with pytest.raises(StoreGone):
             await call
     await gone.close()
@@ -246,7 +258,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up() -> None:
     writers: list[asyncio.StreamWriter] = []
     silent = await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
-    frozen = RedisStore(f"redis://127.0.0.1:{port}/0", "test", "a", 1.0, timeout_s=0.05)
+    frozen = RedisStore(RedisServers.of_urls(f"redis://127.0.0.1:{port}/0"), "test", "a", 1.0, timeout_s=0.05)
     with pytest.raises(StoreGone):
         await frozen.sync(VIEW, (), 0.0)
     await frozen.close()
@@ -254,36 +266,6 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up() -> None:
     for writer in writers:
         writer.close()
     await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
-
-
-async def test_a_cluster_is_followed_to_the_node_that_has_the_pool(tmp_path: Path) -> None:
-    """All keys of a pool are in one slot: whichever node the URL names, one MOVED names the node."""
-    nodes = [(free_port(), free_port()) for _ in range(2)]
-    options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
-    running = [
-        RedisServer(port, *options, "--cluster-port", str(bus), "--cluster-config-file", str(tmp_path / str(port)))
-        for port, bus in nodes
-    ]
-    async with running[0] as owner, running[1] as other:
-        a, b = store(owner, "a"), store(other, "b")
-        await a._redis.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)  # type: ignore[no-untyped-call]
-        await b._redis.execute_command("CLUSTER MEET", "127.0.0.1", *nodes[0])  # type: ignore[no-untyped-call]
-
-        async def meet() -> bool:
-            with suppress(StoreGone):
-                await a.sync(VIEW, (), 0.0)
-                return "a" in (await b.sync(VIEW, (), 0.0)).routers
-            return False
-
-        await until_async(meet)
-        await b.report({"b1": EngineReport(asked_s=1.0, running=3)}, 1.0)
-        assert (await a.sync(VIEW, ("b1",), 5.0)).reports["b1"].running == 3
-        owner.stop()
-        with pytest.raises(StoreGone):
-            await b.sync(VIEW, (), 0.0)
-        assert b._at == other.url
-        await a.close()
-        await b.close()
 
 
 async def test_sync_survives_a_restart_of_redis(server: RedisServer) -> None:
@@ -308,25 +290,29 @@ async def test_sync_survives_a_restart_of_redis(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("fault", [ConnectionError("closed while reading"), None])
-async def test_a_sync_that_is_cancelled_ends_though_the_client_hides_it(
-    server: RedisServer, fault: Exception | None
-) -> None:
+async def test_a_sync_that_is_cancelled_ends_though_the_client_hides_it(fault: Exception | None) -> None:
     """A client may answer a cancellation with an error of its own, or with its result: a loop around it would go on."""
 
-    async def hides() -> None:
-        try:
-            await asyncio.sleep(60.0)
-        except asyncio.CancelledError:
-            if fault is not None:
-                raise fault from None
+    class Hides:
+        async def run(self, commands: Sequence[Command]) -> list[Any]:
+            try:
+                await asyncio.sleep(60.0)
+            except asyncio.CancelledError:
+                if fault is not None:
+                    raise fault from None
+            return []
 
-    it = store(server, "a")
-    task = asyncio.create_task(it._do(hides()))
+        async def close(self) -> None:
+            pass
+
+    link = RedisLink(RedisServers.of_urls("redis://127.0.0.1:1"), "key", 60.0)
+    link._client = Hides()
+    task = asyncio.create_task(link.run([("TIME",)]))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await it.close()
+    await link.close()
 
 
 async def test_a_report_is_passed_on_once() -> None:
@@ -409,6 +395,6 @@ async def test_one_router_alone_has_no_peers() -> None:
     assert (await memory.sync(VIEW, (), 0.0)).routers == {}
     assert await memory.routers(0.0) == {"a": VIEW}
     await memory.keep_beliefs({"b": b"x"})
-    assert await memory.beliefs() == {"b": b"x"}
+    assert await memory.beliefs(["b", "c"]) == {"b": b"x"}
     await memory.close()
     assert await memory.routers(0.0) == {}

@@ -16,6 +16,7 @@ from router.core.columns import LEDGER
 from router.engines import read_metrics
 from router.gateway.monitoring.sidecar import Publisher
 from router.gateway.state.redis import RedisStore
+from router.gateway.state.servers import RedisServers
 from router.gateway.state.wire import report_from, report_json
 from router.gateway.telemetry.recorder import differences
 from simulator.emulator.engine import EmulatedEngine, prompt_of
@@ -81,7 +82,7 @@ async def gateway(folder: Path, redis_url: str = "") -> dict[str, Any]:
 
 async def publish(redis_url: str) -> None:
     """A page's report as a sidecar publishes it."""
-    store = RedisStore(redis_url, "default", "sidecar", 60.0, 20.0)
+    store = RedisStore(RedisServers.of_urls(redis_url), "default", "sidecar", 60.0, 20.0)
     publisher, found = Publisher(store), read_metrics(PAGE)
     assert found is not None
     publisher.reported("a", found.report(monotonic(), None))

@@ -29,7 +29,8 @@ from router.core.types import Backend
 from router.gateway.config.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
 from router.gateway.protocols.cors import Cors
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange
-from router.gateway.tls import TlsContext, client_side, server_side
+from router.gateway.state.servers import RedisServers
+from router.gateway.tls import TlsContext, check_redis, client_side, server_side
 from router.loading import Source
 from router.targets import TargetSpec, spec_of
 
@@ -58,7 +59,8 @@ class Plan:
     ``addresses`` are the backends' sections, in their order; ``undiscovered`` those that name no model, so that the
     engine has to say first what it serves (``discovered``). ``engine_keys``: by backend, the bearer token its engine
     wants; ``engine_tls``: by backend, its certificates, where it has its own; ``tls``: those of the port, None: HTTP.
-    ``version`` names the text it was made from; ``adapters``: by backend, what its engine lists of them (``adapted``).
+    ``redis``: the servers of the shared state. ``version`` names the text it was made from; ``adapters``: by backend,
+    what its engine lists of them (``adapted``).
     """
 
     settings: Settings
@@ -69,6 +71,7 @@ class Plan:
     engine_keys: Mapping[str, str]
     engine_tls: Mapping[str, TlsContext]
     tls: TlsContext | None
+    redis: RedisServers | None
     ingress: Ingress
     limits: DispatchLimits
     admin_digest: str | None
@@ -157,6 +160,7 @@ def make(
     plan = {
         "engine_keys": work.engine_keys(parsed),
         "admin_digest": work.digest(("admin_key",), parsed.admin_key) if parsed.admin_key else None,
+        "redis": work.redis(parsed.state, folder),
         "target": work.target(parsed.autoscale.target),
         **work.certificates(parsed, folder),
         **work.policies(parsed.policy, folder, source_of),
@@ -258,6 +262,26 @@ class _Work:
                 found[given.name] = context
         own = self._certified(("listen", "tls"), partial(server_side, listen, folder)) if listen else None
         return {"tls": own, "engine_tls": found}
+
+    def redis(self, parsed: settings.State, folder: Path) -> RedisServers | None:
+        """The servers of the shared state, with their password and their certificates' files."""
+        given, at = parsed.servers, ("state", "redis")
+        if given is None:
+            return None
+        password = given.password or ""
+        if given.password_env:
+            password = self.from_environment((*at, "password_env"), given.password_env)
+        self._certified(at, partial(check_redis, given, folder))
+        names = ("ca", "client_cert", "client_key")
+        files = {name: str(folder / path) for name in names if (path := getattr(given, name)) is not None}
+        return RedisServers.of_urls(
+            *given.urls,
+            service=given.service or "",
+            username=given.username or "",
+            password=password,
+            verify_hostname=given.verify_hostname,
+            **files,
+        )
 
     def _certified(self, loc: Loc, make: Callable[[], TlsContext | None]) -> TlsContext | None:
         try:

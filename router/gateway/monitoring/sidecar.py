@@ -86,8 +86,8 @@ class WorkerPublisher(Publisher):
 async def sidecar(plan: Plan) -> None:
     """Scrape and publish until cancelled."""
     state, scrape = plan.settings.state, plan.settings.scrape
-    assert state.redis_url is not None  # the caller has looked
-    store = RedisStore(state.redis_url, state.pool, f"{plan.router_id}-sidecar", state.lease_s, state.timeout_s)
+    assert plan.redis is not None  # the caller has looked
+    store = RedisStore(plan.redis, state.pool, f"{plan.router_id}-sidecar", state.lease_s, state.timeout_s)
     publisher = Publisher(store)
     engines = Engines(publisher, publisher, ProbeClient, monotonic)
     keys, certificates = plan.engine_keys, plan.engine_tls

@@ -5,11 +5,13 @@ decides or serves. No request waits for a store: ``sync.py`` calls it in the bac
 loses the load of its peers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from router.core.errors import StoreGone
 from router.core.types import EngineReport, Load
+from router.gateway.state.skipped import SkippedValues
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +42,23 @@ class RouterView:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the store held at one sync: the other routers by id, and engine reports by backend on the caller's clock."""
+    """What the store held at one sync: the other routers by id, and engine reports by backend on the caller's clock.
+
+    ``fault``: why this router's own view was not taken (None: it was), as by a server without memory or a replica.
+    """
 
     routers: Mapping[str, RouterView] = field(default_factory=dict)
     reports: Mapping[str, EngineReport] = field(default_factory=dict)
+    fault: StoreGone | None = None
 
 
 class Store(Protocol):
-    """What the routers of one pool share. Every call may raise StoreGone, in bounded time."""
+    """What the routers of one pool share. Every call may raise StoreGone, in bounded time.
+
+    ``skipped``: the values that it did not take.
+    """
+
+    skipped: SkippedValues
 
     async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
         """Publish this router's view under a lease; read the peers' views and the reports of these backends."""
@@ -61,8 +72,8 @@ class Store(Protocol):
         """The views of all routers with a lease, this one included; needs no lease (for the autoscaler)."""
         ...
 
-    async def beliefs(self) -> Mapping[str, bytes]:
-        """The belief of each backend that was stored last."""
+    async def beliefs(self, backends: Iterable[str]) -> Mapping[str, bytes]:
+        """The belief of each of these backends that was stored last, where there is one."""
         ...
 
     async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:

@@ -33,7 +33,7 @@ class Beliefs:
     async def warm(self, backends: frozenset[str]) -> int:
         """Adopt the stored beliefs of these backends; returns how many. Without a store the router starts cold."""
         try:
-            stored = await self._store.beliefs()
+            stored = await self._store.beliefs(sorted(backends))
         except StoreGone as gone:
             _log.warning("no belief could be read, so the forecasts start from data sheets: %s", gone)
             return 0

@@ -5,7 +5,7 @@ the workers do. A view holds the time of its writing and is valid for one lease;
 Nothing is synced to disk: the content is of use for a second, and the folder is best in memory.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,8 @@ from router.core.errors import StateFault, StoreGone
 from router.core.types import EngineReport
 from router.gateway.private_files import replace_content
 from router.gateway.state import RouterView, Shared
-from router.gateway.state.wire import report_of, report_plain, view_of, view_plain
+from router.gateway.state.skipped import Kind, SkippedValues, SkipReason, Unreadable
+from router.gateway.state.wire import UNREADABLE, report_of, report_plain, view_of, view_plain
 
 Stamp = tuple[int, int] | None
 
@@ -33,6 +34,7 @@ class FileStore:
 
     def __init__(self, folder: Path, router_id: str, lease_s: float) -> None:
         """*folder* exists and is private; ``lease_s``: how long a view is valid after its last sync."""
+        self.skipped = SkippedValues()
         self._folder, self._lease_s = folder, lease_s
         self._own = folder / f"{router_id}{_VIEW}"
         self._reports: dict[str, EngineReport] = {}
@@ -44,7 +46,7 @@ class FileStore:
         found = {path: content for path, content in self._live(now_s) if path != self._own}
         self._read = {path: self._reports_of(path) for path in found}
         return Shared(
-            {path.stem: view_of(content.get("view")) for path, content in found.items()},
+            {path.stem: self._view(path, content) for path, content in found.items()},
             self._newest(frozenset(backends), now_s),
         )
 
@@ -56,7 +58,13 @@ class FileStore:
         if now == known[0]:
             return known
         content = _read(path) or {}
-        return now, {name: report_of(each) for name, each in content.items()}
+        reports = {}
+        for name, each in content.items():
+            try:
+                reports[name] = report_of(each)
+            except Unreadable as error:
+                self.skipped.add(Kind.REPORT, name, error.reason, f"{path}: {error}")
+        return now, reports
 
     def _newest(self, wanted: frozenset[str], now_s: float) -> dict[str, EngineReport]:
         newest: dict[str, EngineReport] = {}
@@ -79,12 +87,22 @@ class FileStore:
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:
         """All with a lease."""
-        return {path.stem: view_of(content.get("view")) for path, content in self._live(now_s)}
+        return {path.stem: self._view(path, content) for path, content in self._live(now_s)}
 
-    async def beliefs(self) -> Mapping[str, bytes]:
+    def _view(self, path: Path, content: Mapping[str, Any]) -> RouterView:
+        """The view in a file; one that cannot be read counts as empty."""
+        view = view_of(content.get("view"))
+        if view is UNREADABLE:
+            self.skipped.add(Kind.VIEW, path.stem, SkipReason.UNREADABLE, str(path))
+        else:
+            self.skipped.taken(Kind.VIEW, path.stem)
+        return view
+
+    async def beliefs(self, backends: Iterable[str]) -> Mapping[str, bytes]:
         """The beliefs that any worker saved last."""
         saved = _read(self._folder / _BELIEFS) or {}
-        return {name: text.encode("latin-1", "replace") for name, text in saved.items() if isinstance(text, str)}
+        texts = ((name, saved.get(name)) for name in backends)
+        return {name: text.encode("latin-1", "replace") for name, text in texts if isinstance(text, str)}
 
     async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
         """Save them for a worker that restarts; the last write counts."""

@@ -1,15 +1,17 @@
 """The store of a single router: no peers, nothing on disk. Every call returns at once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from router.core.types import EngineReport
 from router.gateway.state import RouterView, Shared
+from router.gateway.state.skipped import SkippedValues
 
 
 class MemoryStore:
     """Holds views, reports and beliefs in this process."""
 
     def __init__(self, router_id: str) -> None:
+        self.skipped = SkippedValues()
         self._router_id = router_id
         self._own: RouterView | None = None
         self._reports: dict[str, EngineReport] = {}
@@ -28,9 +30,9 @@ class MemoryStore:
         """This router, after its first sync."""
         return {} if self._own is None else {self._router_id: self._own}
 
-    async def beliefs(self) -> Mapping[str, bytes]:
+    async def beliefs(self, backends: Iterable[str]) -> Mapping[str, bytes]:
         """The beliefs saved in this process."""
-        return dict(self._beliefs)
+        return {name: self._beliefs[name] for name in backends if name in self._beliefs}
 
     async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
         """Save them."""

@@ -1,173 +1,286 @@
-"""The store of several routers: Redis 7.0 or later, one pipelined call a sync, every wait bounded.
+"""The store of several routers: Redis 7.0 or later or Valkey, one pipelined call a sync, every wait bounded.
 
-Keys share the hash tag ``{headroom:POOL}`` and so one slot of a cluster: the node that has it is all we need, so a
-cluster is followed (its MOVED says where the slot is) and not mapped. ``redis_url`` names any of its nodes:
+Keys share the hash tag ``{headroom:POOL}`` and so one slot of a cluster. Each command has one key, so that a slot can
+be moved while it is in use: a command of several keys is refused as long as some of them have moved.
 
     {headroom:POOL}:routers         set    ids that ever spoke; who finds one without a view takes it out
     {headroom:POOL}:router:ID       string a router's view as JSON, expiring with its lease
-    {headroom:POOL}:report:BACKEND  string an engine's report as JSON, its time on Redis's clock, expiring
-    {headroom:POOL}:beliefs         hash   backend -> what was learnt of it
+    {headroom:POOL}:report:BACKEND  string an engine's report as JSON, its time on the server's clock, expiring
+    {headroom:POOL}:belief:BACKEND  string what was learnt of it, expiring a week after the last save
+    {headroom:POOL}:beliefs         hash   the same as the release before this one saves it; only read
 
-A time goes through Redis's clock (TIME, read in the same call), so routers and sidecars need no common one. A peer seen
-for the first time is read with the next sync, one period later: that keeps a sync one round trip without a script.
+Every key expires, a view that somebody wrote without a lease as well. A value is read up to a bound of its size,
+checked, and skipped where it is no good; one that stands in our way (the set is no set) is replaced. A time goes
+through the server's clock (TIME, read in the same call), so routers and sidecars need no common one. A peer seen for
+the first time is read with the next sync, one period later: that keeps a sync one round trip without a script.
 """
 
-import asyncio
-from collections.abc import Mapping
-from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
 
-from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import MovedError, RedisError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from router.core.errors import StoreGone
 from router.core.types import EngineReport
 from router.gateway.state import RouterView, Shared
-from router.gateway.state.wire import report_from, report_json, view_from, view_json
+from router.gateway.state.redis_clients import Command
+from router.gateway.state.redis_faults import store_gone
+from router.gateway.state.redis_link import RedisLink
+from router.gateway.state.servers import RedisServers
+from router.gateway.state.skipped import Kind, SkippedValues, SkipReason, Unreadable
+from router.gateway.state.wire import UNREADABLE, report_from, report_json, view_from, view_json
 
 REPORT_LEASE_MS: Final = 30_000  # as long as the core believes a report at all
 BELIEFS_LEASE_S: Final = 7 * 24 * 3600
+ROUTERS_LEASES: Final = 60  # after that many leases without any router the set of their ids goes too
+ROUTERS_MOST: Final = 1_000  # of one pool
+REPORTS_A_SYNC: Final = 128  # more backends take turns: their reports change once a second, and syncs are many
+BELIEFS_A_CALL: Final = 32  # a save of a thousand backends must not take longer than one call may
+VIEW_BYTES_MOST: Final = 1 << 20
+REPORT_BYTES_MOST: Final = 1 << 14
+BELIEF_BYTES_MOST: Final = 1 << 20
+_ID_BYTES_MOST: Final = 200
+
+Read = TypeVar("Read")
 
 
 class RedisStore:
     """One router's (or sidecar's, or autoscaler's) connection to the pool's Redis."""
 
-    def __init__(self, url: str, pool: str, router_id: str, lease_s: float, timeout_s: float) -> None:
+    def __init__(
+        self,
+        servers: RedisServers,
+        pool: str,
+        router_id: str,
+        lease_s: float,
+        timeout_s: float,
+    ) -> None:
         """Opens nothing yet. ``timeout_s`` bounds every call; ``lease_s``: how long a view outlives its sync."""
-        self._url = self._at = url
-        self._timeout_s = timeout_s
-        self._redis = self._client()
         self._tag = f"{{headroom:{pool}}}:"
+        self.link = RedisLink(servers, self._tag + "routers", timeout_s)
+        self.skipped = SkippedValues()
         self._router_id = router_id
         self._lease_ms = int(lease_s * 1e3)
-        self._peers: tuple[str, ...] = ()  # to read at the next sync
-        self._gone: tuple[str, ...] = ()  # whose lease had expired at the last one
+        self._peers: dict[str, bytes] = {}  # to read at the next sync, with the id as it is stored
+        self._mend: list[Command] = []  # what has to be done at the next sync for keys that are in no good state
+        self._turn = 0
 
     async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
         """Publish this router's view and read the peers' in one round trip."""
-        names = [self._key("router", peer) for peer in self._peers]
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.time()
-        pipe.set(self._key("router", self._router_id), view_json(own), px=self._lease_ms)
-        if self._gone:
-            pipe.srem(self._tag + "routers", *self._gone)
-        pipe.sadd(self._tag + "routers", self._router_id)
-        pipe.smembers(self._tag + "routers")
-        pipe.mget(names + [self._key("report", name) for name in backends] or [self._tag + "none"])
-        clock, *_, members, values = await self._run(pipe)
-        found = dict(zip(self._peers, values, strict=False))
-        self._gone = tuple(peer for peer, raw in found.items() if not raw)
-        self._peers = tuple(sorted({_text(raw) for raw in members} - {self._router_id}))
-        ahead_s = _redis_s(clock) - now_s
-        said = zip(backends, values[len(names) :], strict=False)
-        return Shared(
-            {peer: view_from(raw) for peer, raw in found.items() if raw},
-            {backend: report_from(raw, ahead_s) for backend, raw in said if raw},
+        routers, mend, peers = self._tag + "routers", self._mend, self._peers
+        named = self._next(backends)
+        commands: list[Command] = [
+            ("TIME",),
+            ("SET", self._key("router", self._router_id), view_json(own), "PX", self._lease_ms),
+            *mend,
+            ("SADD", routers, self._router_id),
+            ("PEXPIRE", routers, ROUTERS_LEASES * self._lease_ms),
+            ("SRANDMEMBER", routers, ROUTERS_MOST),
+            *(self._read("router", peer, VIEW_BYTES_MOST) for peer in peers),
+            *(self._read("report", name, REPORT_BYTES_MOST) for name in named),
+        ]
+        clock, published, *rest = await self.link.run(commands)
+        added, _, members, *values = rest[len(mend) :]
+        found = dict(zip(peers, values[: len(peers)], strict=True))
+        self._mend = self._mending(found, peers, added)
+        views = self._views(found)
+        self._peers = self._others(members)
+        self._mend += [
+            ("PEXPIRE", self._key("router", each), self._lease_ms, "NX") for each in self._peers.keys() - peers
+        ]
+        reports = self._reports(dict(zip(named, values[len(peers) :], strict=True)), _ahead_s(clock, now_s))
+        return Shared(views, reports, self._fault(clock, published, added))
+
+    def _next(self, backends: tuple[str, ...]) -> tuple[str, ...]:
+        """The backends whose reports are read now."""
+        if len(backends) <= REPORTS_A_SYNC:
+            return backends
+        first = self._turn % len(backends)
+        self._turn = first + REPORTS_A_SYNC
+        return (backends + backends)[first : first + REPORTS_A_SYNC]
+
+    def _mending(self, found: Mapping[str, Any], peers: Mapping[str, bytes], added: Any) -> list[Command]:
+        """What the next sync does: take out the ids without a view, replace what should be the set of ids."""
+        routers = self._tag + "routers"
+        gone = [peers[peer] for peer, raw in found.items() if raw == b""]
+        if isinstance(added, ResponseError) and _is_wrong_type(added):
+            self.skipped.add(Kind.ROUTERS, "routers", SkipReason.WRONG_TYPE, f"{added}; it is replaced")
+            return [("DEL", routers)]
+        self.skipped.taken(Kind.ROUTERS, "routers")
+        return [("SREM", routers, *gone)] if gone else []
+
+    def _others(self, members: Any) -> dict[str, bytes]:
+        """The other routers' ids. One that no router has leaves the set."""
+        others: dict[str, bytes] = {}
+        odd: list[bytes] = []
+        for raw in sorted(members) if isinstance(members, list) else ():
+            name = _id(raw)
+            if name is None:
+                odd.append(raw)
+            elif name != self._router_id:
+                others[name] = raw
+        if not odd:
+            self.skipped.taken(Kind.ROUTERS, "id")
+        else:
+            self.skipped.add(Kind.ROUTERS, "id", SkipReason.UNREADABLE, repr(odd[0][:_ID_BYTES_MOST]))
+            self._mend.append(("SREM", self._tag + "routers", *odd))
+        return others
+
+    def _views(self, found: Mapping[str, Any]) -> dict[str, RouterView]:
+        """The views that are there. One that cannot be read is of a router all the same, with nothing in flight."""
+        views = {}
+        for peer, raw in found.items():
+            if raw != b"":
+                views[peer] = self._taken(Kind.VIEW, peer, raw, VIEW_BYTES_MOST, self._view_of(peer)) or UNREADABLE
+        return views
+
+    def _view_of(self, peer: str) -> Callable[[bytes], RouterView]:
+        return lambda raw: view_from(
+            raw, lambda what: self.skipped.add(Kind.DEMAND, peer, SkipReason.IMPLAUSIBLE, what)
         )
 
+    def _reports(self, found: Mapping[str, Any], ahead_s: float | None) -> dict[str, EngineReport]:
+        """The reports that are there, moved onto this router's clock; none where the server's could not be read."""
+        if ahead_s is None:
+            return {}
+        read = partial(report_from, ahead_s=ahead_s)
+        reports = {}
+        for name, raw in found.items():
+            if raw != b"":
+                taken = self._taken(Kind.REPORT, name, raw, REPORT_BYTES_MOST, read)
+                if taken is not None:
+                    reports[name] = taken
+        return reports
+
+    def _taken(self, kind: Kind, name: str, raw: Any, most: int, read: Callable[[bytes], Read]) -> Read | None:
+        """The value of a reply; None, and counted, where it cannot be taken."""
+        try:
+            taken = read(_bytes(raw, most))
+        except Unreadable as error:
+            self.skipped.add(kind, name, error.reason, str(error))
+            return None
+        self.skipped.taken(kind, name)
+        return taken
+
+    def _fault(self, *writes: Any) -> StoreGone | None:
+        """Why this router's view was not taken; None: it was."""
+        failed = next((each for each in writes if isinstance(each, Exception)), None)
+        return None if failed is None else store_gone(failed, self._at)
+
+    @property
+    def _at(self) -> str:
+        return self.link.found.at if self.link.found else str(self.link.servers)
+
     async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
-        """Publish engine reports, their times moved to Redis's clock."""
-        ahead_s = _redis_s(await self._do(self._redis.time())) - now_s
-        pipe = self._redis.pipeline(transaction=False)
-        for backend, report in reports.items():
-            pipe.set(self._key("report", backend), report_json(report, ahead_s), px=REPORT_LEASE_MS)
-        await self._run(pipe)
+        """Publish engine reports, their times moved to the server's clock."""
+        (clock,) = _good(await self.link.run([("TIME",)]), self._at)
+        ahead_s = _redis_s(clock) - now_s
+        for part in _parts(tuple(reports.items()), REPORTS_A_SYNC):
+            _good(
+                await self.link.run(
+                    [
+                        ("SET", self._key("report", name), report_json(each, ahead_s), "PX", REPORT_LEASE_MS)
+                        for name, each in part
+                    ]
+                ),
+                self._at,
+            )
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:
         """Every router with a lease."""
-        ids = sorted(_text(raw) for raw in await self._do(self._redis.smembers(self._tag + "routers")))
+        (members,) = _good(await self.link.run([("SRANDMEMBER", self._tag + "routers", ROUTERS_MOST)]), self._at)
+        ids = sorted(name for name in map(_id, members if isinstance(members, list) else ()) if name is not None)
         if not ids:
             return {}
-        values = await self._do(self._redis.mget([self._key("router", each) for each in ids]))
-        return {each: view_from(raw) for each, raw in zip(ids, values, strict=True) if raw}
+        values = await self.link.run([self._read("router", each, VIEW_BYTES_MOST) for each in ids])
+        return self._views(dict(zip(ids, values, strict=True)))
 
-    async def beliefs(self) -> Mapping[str, bytes]:
-        """The belief of each backend that was saved last."""
-        saved = await self._do(self._redis.hgetall(self._tag + "beliefs"))
-        return {_text(name): value for name, value in saved.items()}
+    async def beliefs(self, backends: Iterable[str]) -> Mapping[str, bytes]:
+        """The belief of each of these backends that was saved last, where there is one."""
+        found: dict[str, bytes] = {}
+        for part in _parts(tuple(backends), BELIEFS_A_CALL):
+            commands = [self._read("belief", name, BELIEF_BYTES_MOST) for name in part]
+            sizes = [("HSTRLEN", self._tag + "beliefs", name) for name in part]
+            results = await self.link.run([*commands, *sizes])
+            values = dict(zip(part, results[: len(part)], strict=True))
+            saved = dict(zip(part, results[len(part) :], strict=True))
+            older = [name for name in part if values[name] == b"" and 0 < _count(saved[name]) <= BELIEF_BYTES_MOST]
+            if older:
+                read = await self.link.run([("HGET", self._tag + "beliefs", name) for name in older])
+                values |= {name: raw or b"" for name, raw in zip(older, read, strict=True)}
+            for name, raw in values.items():
+                taken = self._taken(Kind.BELIEF, name, raw, BELIEF_BYTES_MOST, lambda raw: raw) if raw != b"" else None
+                if taken is not None:
+                    found[name] = taken
+        return found
 
     async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
-        """Save them; they expire a week after the last save."""
-        if beliefs:
-            pipe = self._redis.pipeline(transaction=False)
-            for backend, learnt in beliefs.items():
-                pipe.hset(self._tag + "beliefs", backend, learnt)
-            pipe.expire(self._tag + "beliefs", BELIEFS_LEASE_S)
-            await self._run(pipe)
+        """Save them; each expires a week after its last save."""
+        for part in _parts(tuple(beliefs.items()), BELIEFS_A_CALL):
+            saves = [("SET", self._key("belief", name), learnt, "EX", BELIEFS_LEASE_S) for name, learnt in part]
+            _good(await self.link.run(saves), self._at)
 
     async def close(self) -> None:
         """Remove this router's view, so that peers do not count its load for another lease."""
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.delete(self._key("router", self._router_id))
-        pipe.srem(self._tag + "routers", self._router_id)
         try:
-            await self._run(pipe)
+            if self.link.found is not None:  # else nothing was ever written
+                view, routers = self._key("router", self._router_id), self._tag + "routers"
+                await self.link.run([("DEL", view), ("SREM", routers, self._router_id)])
         except StoreGone:
             pass  # the lease ends it instead
         finally:
-            await self._redis.aclose()
+            await self.link.close()
 
     def _key(self, kind: str, name: str) -> str:
         return f"{self._tag}{kind}:{name}"
 
-    async def _run(self, pipe: Pipeline) -> list[Any]:
-        return list(await self._do(pipe.execute()))
-
-    async def _do(self, call: Any) -> Any:
-        """Await one call for at most ``timeout_s``. Raises StoreGone for every way in which it can fail.
-
-        A cancellation may come out of the client as an error of its own or, at the end of a pipeline, not at all.
-        """
-        task = asyncio.current_task()
-        assert task is not None  # a coroutine runs in one
-        cancelled = task.cancelling()
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                answer = await call
-        except MovedError as moved:
-            await self._go(_elsewhere(self._at, moved.host, moved.port))
-            raise StoreGone(f"the pool's slot is at {moved.host}:{moved.port}; trying there next") from moved
-        except (RedisError, OSError, TimeoutError) as error:
-            if task.cancelling() > cancelled:
-                raise asyncio.CancelledError from error
-            await self._go(self._url)  # a node that was followed may be gone for good; start over at the configured one
-            raise StoreGone(f"{type(error).__name__}: {error}") from error
-        if task.cancelling() > cancelled:
-            raise asyncio.CancelledError
-        return answer
-
-    def _client(self) -> Redis:
-        return Redis.from_url(
-            self._at,
-            socket_timeout=self._timeout_s,
-            socket_connect_timeout=self._timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            max_connections=4,
-        )
-
-    async def _go(self, url: str) -> None:
-        """Use that node from now on."""
-        if url != self._at:
-            left, self._at = self._redis, url
-            self._redis = self._client()
-            await left.aclose()
-
-
-def _elsewhere(url: str, host: str, port: int) -> str:
-    """The same URL at another node; MOVED without a host means the same host."""
-    parts = urlsplit(url)
-    user, at, _ = parts.netloc.rpartition("@")
-    name = host or parts.hostname or ""
-    name = f"[{name}]" if ":" in name else name
-    return urlunsplit(parts._replace(netloc=f"{user}{at}{name}:{port}"))
-
-
-def _text(raw: bytes | str) -> str:
-    return raw.decode(errors="replace") if isinstance(raw, bytes) else raw
+    def _read(self, kind: str, name: str, most: int) -> Command:
+        """Reads a value up to one byte more than it may have."""
+        return ("GETRANGE", self._key(kind, name), 0, most)
 
 
 def _redis_s(clock: tuple[int, int]) -> float:
     return clock[0] + clock[1] / 1e6
+
+
+def _ahead_s(clock: Any, now_s: float) -> float | None:
+    """How far the server's clock is ahead of the caller's; None: the server did not say."""
+    return None if isinstance(clock, Exception) else _redis_s(clock) - now_s
+
+
+def _good(results: list[Any], at: str) -> list[Any]:
+    """The results. Raises StoreGone where one is an error."""
+    for each in results:
+        if isinstance(each, Exception):
+            raise store_gone(each, at)
+    return results
+
+
+def _bytes(raw: Any, most: int) -> bytes:
+    """A reply as a value of at most so many bytes. Raises Unreadable."""
+    if isinstance(raw, NoPermissionError):
+        raise Unreadable(SkipReason.REFUSED, str(raw))
+    if isinstance(raw, Exception) or not isinstance(raw, bytes):
+        raise Unreadable(SkipReason.WRONG_TYPE, str(raw))
+    if len(raw) > most:
+        raise Unreadable(SkipReason.TOO_LARGE, f"more than {most} bytes")
+    return raw
+
+
+def _id(raw: bytes) -> str | None:
+    """A router's id as text; None for what is none."""
+    text = raw.decode(errors="replace")
+    return text if 0 < len(raw) <= _ID_BYTES_MOST and text.isprintable() and text.encode() == raw else None
+
+
+def _is_wrong_type(error: ResponseError) -> bool:
+    return "WRONGTYPE" in str(error)
+
+
+def _count(reply: Any) -> int:
+    return reply if isinstance(reply, int) else 0
+
+
+def _parts(whole: Sequence[Read], size: int) -> list[Sequence[Read]]:
+    return [whole[first : first + size] for first in range(0, len(whole), size)]

@@ -15,7 +15,6 @@ from router.core.border import AHEAD_S, asked_in_time
 from router.core.errors import StateFault, StoreGone
 from router.core.types import EngineReport, Load
 from router.gateway.state import RouterView, Shared, Store
-from router.gateway.state.wire import UNREADABLE
 
 RETRY_S_MAX: Final = 1.0
 _log = logging.getLogger("headroom")
@@ -45,9 +44,6 @@ class StateObserver(Protocol):
 
         ``fault``: the value of a StateFault.
         """
-
-    def unreadable(self, peer: str) -> None:
-        """A peer's view has become unreadable."""
 
 
 class Sync:
@@ -82,7 +78,7 @@ class Sync:
             await asyncio.sleep(wait_s)
 
     async def once(self, clock: Callable[[], float]) -> bool:
-        """One sync; False when it failed."""
+        """One sync; False when nothing was read."""
         started_s = clock()
         try:
             shared = await self._store.sync(self._view(), self._backends(), started_s)
@@ -95,6 +91,9 @@ class Sync:
                 _log.exception("a sync with the shared state failed by a fault of this router; it goes on trying")
             self._failed(StoreGone(repr(error), StateFault.INTERNAL), clock())
             return False
+        if shared.fault is not None:  # what others wrote was read all the same, so there is no reason to wait longer
+            self._failed(shared.fault, clock())
+            return True
         self._good()
         self._observer.synced(clock() - started_s, len(self.peers))
         return True
@@ -119,8 +118,6 @@ class Sync:
     def _pass_on(self, shared: Shared, now_s: float) -> None:
         for peer, view in shared.routers.items():
             self._last_view_s[peer] = now_s
-            if view is UNREADABLE and self.peers.get(peer) is not UNREADABLE:
-                self._observer.unreadable(peer)
             self._listener.on_peer_load(peer, view.loads)
         for backend, report in shared.reports.items():
             if self._is_news(backend, report.asked_s, asked_in_time(report, now_s)):

@@ -1,13 +1,17 @@
-"""Views and reports as JSON: one form for every store.
+"""Views and reports as JSON: one form for every store, with the number of its version.
 
-What another release wrote may be unreadable, which is no fault. Must not depend on where it is stored. Times are
-moved onto the store's clock on the way out and back onto the reader's on the way in. What should be a number and is
-none is read as inf, which the core's border drops and counts; only demand, which no core sees, is checked here.
+Releases that are neighbours share one pool. A value without a number is of version 1, as it was written before there
+were numbers; a later version than this release's is skipped, and so is what cannot be read at all. Unknown names in a
+value are passed over, so that a release may add to a value without another version. Must not depend on where it is
+stored. Times are moved onto the store's clock on the way out and back onto the reader's on the way in.
+
+What should be a number and is none is read as inf, which the core's border drops and counts; only demand, which no core
+sees, is checked here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from math import inf, isfinite
+from math import isfinite
 from typing import Any, Final
 
 import orjson
@@ -15,15 +19,23 @@ import orjson
 from router.core import border
 from router.core.types import EngineReport, Load
 from router.gateway.state import ModelDemand, RouterView
+from router.gateway.state.skipped import SkipReason, Unreadable
 
+VERSION: Final = 1
+_KEY: Final = "format"  # a view's own "version" is that of the config
 _LOAD: Final = tuple(field.name for field in fields(Load))
+_COUNTS: Final = ("requests_per_s", "prompt_tokens", "output_tokens", "ended", "attained")
 _DEMAND_MOST: Final = 1e9  # requests a second, tokens a request, requests a window
+_NAME_MOST: Final = 256  # characters of a backend, a model, a class or a version
+_SHOWN_MOST: Final = 100
 UNREADABLE: Final = RouterView(version="unreadable")
+
+Note = Callable[[str], None]
 
 
 def view_json(view: RouterView) -> bytes:
     """A router's view."""
-    return orjson.dumps(view_plain(view))
+    return orjson.dumps({_KEY: VERSION} | view_plain(view))
 
 
 def view_plain(view: RouterView) -> dict[str, Any]:
@@ -32,40 +44,78 @@ def view_plain(view: RouterView) -> dict[str, Any]:
     return {"loads": loads, "demand": view.demand, "version": view.version}
 
 
-def view_from(raw: bytes) -> RouterView:
-    """A router's view; one of another release that we cannot read counts as empty, not as a fault."""
-    try:
-        return view_of(orjson.loads(raw))
-    except ValueError:
-        return UNREADABLE
+def _ignored(_: str) -> None:
+    """For a reader that counts nothing."""
+
+
+def view_from(raw: bytes, note: Note = _ignored) -> RouterView:
+    """A router's view. Raises Unreadable. *note* gets each model whose demand is passed over."""
+    return _view(_parsed(raw), note)
 
 
 def view_of(plain: Any) -> RouterView:
-    """The same of what was parsed."""
+    """The same of what was parsed; UNREADABLE, which has no load and no demand, for what cannot be read."""
     try:
-        return RouterView(
-            {name: _load_of(load) for name, load in plain["loads"].items()},
-            _demand_of(plain["demand"]),
-            str(plain["version"]),
-        )
-    except (TypeError, KeyError, AttributeError):
+        return _view(_checked(plain), _ignored)
+    except Unreadable:
         return UNREADABLE
 
 
-def _load_of(plain: Any) -> Load:
-    return Load(**{field: border.number(value) for field, value in plain.items()})
+def _parsed(raw: bytes) -> Mapping[str, Any]:
+    """A JSON object of a version that this release reads. Raises Unreadable."""
+    try:
+        plain = orjson.loads(raw)
+    except ValueError as error:
+        raise Unreadable(SkipReason.UNREADABLE, f"no JSON: {error}") from None
+    return _checked(plain)
 
 
-def _demand_of(plain: Any) -> dict[str, ModelDemand]:
+def _checked(plain: Any) -> Mapping[str, Any]:
+    if not isinstance(plain, Mapping):
+        raise Unreadable(SkipReason.UNREADABLE, f"expected an object, not {_shown(plain)}")
+    version = border.number(plain.get(_KEY, VERSION))
+    if not 1 <= version < border.FLOAT_MOST:
+        raise Unreadable(SkipReason.UNREADABLE, f"{_KEY}: expected a number from 1, not {_shown(plain[_KEY])}")
+    if version > VERSION:
+        raise Unreadable(SkipReason.NEWER, f"{_KEY} {version:g}; this release reads up to {VERSION}")
+    return plain
+
+
+def _view(plain: Mapping[str, Any], note: Note) -> RouterView:
+    loads, demand, version = (plain.get(part) for part in ("loads", "demand", "version"))
+    if not isinstance(loads, Mapping) or not isinstance(demand, Mapping):
+        raise Unreadable(SkipReason.UNREADABLE, "expected loads and demand, each an object")
+    if not isinstance(version, str) or len(version) > _NAME_MOST:
+        raise Unreadable(SkipReason.UNREADABLE, f"version: expected a short text, not {_shown(version)}")
+    return RouterView(
+        {name: _load_of(name, load) for name, load in loads.items() if len(name) <= _NAME_MOST},
+        _demand_of(demand, note),
+        version,
+    )
+
+
+def _load_of(name: str, plain: Any) -> Load:
+    if not isinstance(plain, Mapping):
+        raise Unreadable(SkipReason.UNREADABLE, f"loads.{name}: expected an object, not {_shown(plain)}")
+    return Load(**{field: border.number(plain[field]) for field in _LOAD if field in plain})
+
+
+def _demand_of(plain: Mapping[str, Any], note: Note) -> dict[str, ModelDemand]:
     """Demand by model; a model's is passed over where one of its numbers is implausible."""
-    demand = {model: ModelDemand(**each) for model, each in plain.items()}
-    return {model: each for model, each in demand.items() if _plausible(each)}
+    demand = {}
+    for model, each in plain.items():
+        if len(model) <= _NAME_MOST and isinstance(each, Mapping) and _plausible(each):
+            demand[model] = ModelDemand(**{name: each[name] for name in (*_COUNTS, "slo_class")})
+        else:
+            note(f"{model[:_NAME_MOST]}: {_shown(each)}")
+    return demand
 
 
-def _plausible(demand: ModelDemand) -> bool:
-    counts = (demand.requests_per_s, demand.prompt_tokens, demand.output_tokens, demand.ended, demand.attained)
-    in_range = all(0.0 <= border.number(count) <= _DEMAND_MOST for count in counts)
-    return in_range and demand.attained <= demand.ended and isinstance(demand.slo_class, str)
+def _plausible(demand: Mapping[str, Any]) -> bool:
+    counts = [border.number(demand.get(name)) for name in _COUNTS]
+    slo_class = demand.get("slo_class")
+    named = isinstance(slo_class, str) and len(slo_class) <= _NAME_MOST
+    return named and all(0.0 <= count <= _DEMAND_MOST for count in counts) and counts[4] <= counts[3]
 
 
 def report_json(report: EngineReport, ahead_s: float) -> bytes:
@@ -76,23 +126,26 @@ def report_json(report: EngineReport, ahead_s: float) -> bytes:
 def report_plain(report: EngineReport, ahead_s: float = 0.0) -> dict[str, float]:
     """The same before it is JSON, which has no nan."""
     finite = {name: value for name, value in report.numbers().items() if isfinite(value)}
-    return {"asked_s": report.asked_s + ahead_s} | finite
+    return {_KEY: VERSION, "asked_s": report.asked_s + ahead_s} | finite
 
 
 def report_from(raw: bytes, ahead_s: float) -> EngineReport:
-    """An engine's report; ``ahead_s``: how far the store's clock is ahead of the reader's. One that cannot be read has
-    ``asked_s`` inf, which no core takes.
-    """
-    try:
-        return report_of(orjson.loads(raw), ahead_s)
-    except ValueError:
-        return EngineReport(inf)
+    """An engine's report; ``ahead_s``: how far the store's clock is ahead of the reader's. Raises Unreadable."""
+    return report_of(_parsed(raw), ahead_s)
 
 
 def report_of(plain: Any, ahead_s: float = 0.0) -> EngineReport:
-    """The same of what was parsed."""
-    if not isinstance(plain, Mapping):
-        return EngineReport(inf)
-    known = EngineReport(inf, asleep=True).numbers().keys()  # a router of another release may publish other signals
-    numbers = {name: border.number(plain[name]) for name in known if name in plain}
-    return EngineReport.by_name(border.number(plain.get("asked_s")) - ahead_s, **numbers)
+    """The same of what was parsed. Raises Unreadable."""
+    given = _checked(plain)
+    asked_s = border.number(given.get("asked_s"))
+    if not -border.FAR_S < asked_s < border.FAR_S:
+        raise Unreadable(SkipReason.UNREADABLE, f"asked_s: expected a time, not {_shown(given.get('asked_s'))}")
+    known = EngineReport(0.0, asleep=True).numbers().keys()  # a router of another release may publish other signals
+    numbers = {name: border.number(given[name]) for name in known if name in given}
+    return EngineReport.by_name(asked_s - ahead_s, **numbers)
+
+
+def _shown(given: Any) -> str:
+    """A value for the log, cut short."""
+    text = repr(given) if not isinstance(given, int) or abs(given) < border.SHOWN_MOST else "a huge integer"
+    return text if len(text) <= _SHOWN_MOST else f"{text[:_SHOWN_MOST]}..."

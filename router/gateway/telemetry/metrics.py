@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from router.core.border import PEER
 from router.core.decisions import EndState, RequestRecord
 from router.core.errors import Reason, StateFault
 from router.core.score import STATES, Score
@@ -121,7 +120,7 @@ class Metrics(Collector):
         self._downtimes: Callable[[], Downtimes] = dict
         self._troubles: Callable[[], Troubles] = dict
         self._failing_open: Callable[[], Sequence[str]] = tuple
-        self._unreadable = 0
+        self._skipped: Callable[[], Mapping[tuple[str, str], int]] = dict
         self.policies = PolicyMetrics()
         self.resources = ResourceMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
@@ -144,6 +143,10 @@ class Metrics(Collector):
         """
         self._load, self._gaps, self._scores, self._dropped, self._up = load, gaps, scores, dropped, up
         self._downtimes, self._troubles, self._failing_open = downtimes, troubles, failing_open
+
+    def watch_state(self, skipped: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Where to read the skipped values of the shared state, by what they are of and why."""
+        self._skipped = skipped
 
     def text(self) -> bytes:
         """The page, in Prometheus's text format."""
@@ -233,10 +236,6 @@ class Metrics(Collector):
         """The store did not answer, or did not take this router's view."""
         self._state_up, self._peers = False, peers
         self._sync_failures[fault] = self._sync_failures.get(fault, 0) + 1
-
-    def unreadable(self, peer: str) -> None:
-        """A peer's published view cannot be read."""
-        self._unreadable += 1
 
     def reloaded(self, ok: bool, version: str, at_s: float) -> None:
         """A config was taken or refused; ``at_s``: seconds since the epoch."""
@@ -388,14 +387,13 @@ class Metrics(Collector):
         yield from (state, error, coverage, self._dropped_numbers())
 
     def _dropped_numbers(self) -> Metric:
-        """By source; a peer's view that cannot be read at all counts as one."""
         family = CounterMetricFamily(
             "headroom_dropped_numbers",
             "Numbers from outside that were not finite, not in range or not plausible, and were ignored",
             labels=["source"],
         )
         for source, count in self._dropped().items():
-            family.add_metric([source], count + (self._unreadable if source == PEER else 0))
+            family.add_metric([source], count)
         return family
 
     def _fleet(self) -> Iterator[Metric]:
@@ -468,6 +466,14 @@ class Metrics(Collector):
         for reason, count in self._sync_failures.items():
             failures.add_metric([reason], count)
         yield failures
+        skipped = CounterMetricFamily(
+            "headroom_state_skipped_values",
+            "Values of the shared state that could not be taken, by what they are of and why",
+            labels=["kind", "reason"],
+        )
+        for (kind, why), count in self._skipped().items():
+            skipped.add_metric([kind, why], count)
+        yield skipped
         sync = HistogramMetricFamily("headroom_state_sync_seconds", "One sync with the shared state", labels=[])
         add_histogram(sync, [], self._sync)
         yield sync
