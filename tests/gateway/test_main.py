@@ -61,6 +61,43 @@ def test_check_names_every_fault_and_exits_with_1(tmp_path: Path) -> None:
     assert f"{path}:4: polcy: unknown key; did you mean 'policy'?" in result.stderr
 
 
+def test_check_states_why_the_shared_state_fails(tmp_path: Path) -> None:
+    """That is no fault of the config: routers serve without it."""
+    path, port = tmp_path / "r.yaml", free_port()
+    path.write_text(f"{GOOD}state: {{redis_url: 'redis://127.0.0.1:{port}'}}\n", encoding="utf-8")
+    result = router_command(["check", str(path)])
+    assert result.exit_code == 0
+    assert f"shared state, pool default: does not answer (refused): 127.0.0.1:{port}: " in result.stdout
+
+
+@pytest.mark.skipif(server_binary() is None, reason="no Redis-compatible server binary installed")
+def test_check_states_what_it_found_of_the_shared_state(tmp_path: Path) -> None:
+    """The server, where the keys are, who is there, and whether it takes writes."""
+    path, redis = tmp_path / "r.yaml", RedisServer()
+    path.write_text(f"{GOOD}state: {{redis_url: '{redis.url}', timeout_s: 5}}\n", encoding="utf-8")
+
+    async def begin() -> None:
+        await redis.start()
+        await redis.do("SADD", "{headroom:default}:routers", "r1", "r2")
+        await redis.do("SET", "{headroom:default}:router:r1", '{"loads": {}, "demand": {}, "version": "v"}')
+        await redis.do("SET", "{headroom:default}:router:r2", "[]")
+        await redis.do("SET", "{headroom:default}:belief:a", "learnt")
+
+    try:
+        asyncio.run(begin())
+        result = router_command(["check", str(path)])
+        assert result.exit_code == 0
+        assert "shared state, pool default: one server (" in result.stdout
+        assert f"the pool's keys at 127.0.0.1:{redis.port}, answers in " in result.stdout
+        assert "; 2 routers, beliefs of 1 of 1 backends; 1 values cannot be read\n" in result.stdout
+        asyncio.run(redis.do("REPLICAOF", "127.0.0.1", str(free_port())))
+        result = router_command(["check", str(path)])
+        assert "one server, a read-only replica (" in result.stdout
+        assert "; takes no writes (read-only): " in result.stdout
+    finally:
+        redis.stop()
+
+
 def test_check_refuses_a_policy_file_by_its_line_and_runs_none_of_it(tmp_path: Path) -> None:
     """Not the config alone is named."""
     path, ran = tmp_path / "r.yaml", tmp_path / "ran"

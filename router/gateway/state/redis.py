@@ -221,6 +221,11 @@ class RedisStore:
             saves = [("SET", self._key("belief", name), learnt, "EX", BELIEFS_LEASE_S) for name, learnt in part]
             _good(await self.link.run(saves), self._at)
 
+    async def try_write(self) -> StoreGone | None:
+        """Write a value of no meaning, which expires at once; why it was not taken (None: it was)."""
+        (written,) = await self.link.run([("SET", self._tag + "check", b"", "PX", 100)])
+        return self._fault(written)
+
     async def close(self) -> None:
         """Remove this router's view, so that peers do not count its load for another lease."""
         try:
