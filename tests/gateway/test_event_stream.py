@@ -474,6 +474,17 @@ def test_usage_that_the_client_did_not_ask_for_is_taken_out(kept_apart: bool) ->
     assert kept_apart == (b"\n:" not in got.body)
 
 
+@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("choice", [{"index": 0}, {"index": 0, "delta": {}}])
+def test_usage_that_begins_as_a_token_does_is_taken_out(choice: dict[str, Any], framed: bool) -> None:
+    """LiteLLM's have a choice in which nothing is, and come one a read as the tokens before them do."""
+    usage = {**token(), "choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 3}}
+    events = event(token()), event(token()), event(usage), event("[DONE]")
+    got = passed([chunked(each) if framed else each for each in events], framed=framed, strips=True)
+    assert got.body == b"".join((events[0], events[1], events[3]))
+    assert got.usage == Usage(3, 1)
+
+
 def ends(*reads: bytes | dict[str, Any]) -> list[bytes]:
     """The reads of the end of a stream, one event each where they are payloads."""
     return [read if isinstance(read, bytes) else event(read) for read in reads]

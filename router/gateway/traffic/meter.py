@@ -119,9 +119,9 @@ class Meter:
     """
 
     __slots__ = (
-        "_at", "_before", "_before_s", "_body_bytes", "_envelope", "_framing", "_joined", "_joined_at", "_last",
-        "_lead", "_opening", "_search", "events", "first_s", "gap_max_s", "gaps", "heard_s", "last_s", "started",
-        "stated",
+        "_at", "_before", "_before_s", "_body_bytes", "_end", "_end_at", "_envelope", "_framing", "_joined",
+        "_joined_at", "_last", "_lead", "_opening", "_search", "events", "first_s", "gap_max_s", "gaps", "heard_s",
+        "last_s", "started", "stated",
     )  # fmt: skip
 
     def __init__(self, gaps: Gaps) -> None:
@@ -141,6 +141,8 @@ class Meter:
         self._joined_at = 0
         self._opening = _UNKNOWN  # how the newest event with a token began
         self._at = 0  # and where in its read: after the size of its chunk
+        self._end = _LF  # the byte before its last one, and how far that is from the end of its read
+        self._end_at = 1
         self._lead = 0  # events before the first token
         self._envelope = -1  # bytes of an event beside its text; -1: unknown
         self._framing = 0
@@ -161,6 +163,7 @@ class Meter:
         opening = _OPENING.match(event)
         if opening is not None:
             self._opening = opening[0]
+        self._learn_end(event, len(b"\r\n") if framed else 0)
 
     def passes(self, data: bytes, now_s: float) -> bool:
         """More of an event stream that has begun and of which no begin of an event waits. False, and nothing counted:
@@ -179,6 +182,8 @@ class Meter:
         count = 1
         if (
             not data.startswith(opening, at)
+            or size < self._end_at
+            or data[size - self._end_at] != self._end
             or data.find(b"\n", after) < size - _EVENT_END_BYTES
             or data.find(b'"error"', after) >= 0
         ):
@@ -215,10 +220,20 @@ class Meter:
         other = at >= 0 and opening is None and self._opening != _UNKNOWN  # than events with a token are
         if opening is not None:
             self._opening, self._at = opening[0], at
+            if count == 1:
+                self._learn_end(data, 0)
         if (other or ends_with_done(data)) and not has_token(CHUNK_SEAM.sub(b"", b"\n" + data)):
             self.events += count
             return 0
         return count
+
+    def _learn_end(self, data: bytes, more: int) -> None:
+        """How an event with a token ends, before *more* bytes of framing: one that ends otherwise may have the same
+        opening and be of usage, as LiteLLM's are.
+        """
+        end = len(data.rstrip(b"\r\n"))
+        if end > 1:
+            self._end_at, self._end = len(data) - end + more + 2, data[end - 2]
 
     def passed(self, text: bytes, out: bytes, now_s: float, *, removed: int, counts: bool, token: bool) -> None:
         """More of an event stream that was looked at: *text* without its framing, of which *removed* events did not go
