@@ -35,7 +35,8 @@ def _workload(parser: ArgumentParser, *, policies: str = "slo_headroom and basel
         "traces",
         nargs="+",
         metavar="TRACE",
-        help="trace files (JSONL or CSV, plain or gzipped), or gen:KIND:key=value,...",
+        help="trace files, plain or gzipped (the command formats lists what is read), - for standard input, or "
+        "gen:KIND:key=value,...",
     )
     parser.add_argument(
         "--policy",
@@ -190,6 +191,11 @@ def _serve(parser: ArgumentParser) -> None:
     add("--until-eof", action="store_true", help="end when standard input closes too, as when the parent process dies")
 
 
+def _formats(parser: ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these; default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write them there; - for stdout")
+
+
 def _none(_: ArgumentParser) -> None:
     """No options."""
 
@@ -240,6 +246,9 @@ PROGRAM = Program(
             "simulator.commands.fit",
             "Show how many of each card hold a model at each precision, TP x PP, and the KV left.",
             planning_options.fit,
+        ),
+        Command(
+            "formats", "simulator.commands.formats", "List the trace formats that are read, with examples.", _formats
         ),
         Command(
             "cards",

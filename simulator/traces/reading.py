@@ -137,7 +137,9 @@ class _Reader:
             raise BadLine(f"{self._name}:{number}: expected JSON objects in the list, found {str(first)[:40]!r}")
         found = self._recognised(number, lambda: format_of_keys(list(first)))
         if found.parser is None:
-            raise BadLine(f"{self._name}:{number}: expected one document of {found.name}, found a list of them")
+            for index, document in enumerate(records):
+                self._read_document(found, f"{self._name}: [{index}]: ", document)
+            return
         parser = found.parser(json.dumps(first))
         for index, record in enumerate(records):
             if self._full():
@@ -148,9 +150,11 @@ class _Reader:
                 self._bad(f"{self._name}: [{index}]: {problem}")
         self._finish(parser)
 
-    def _read_document(self, found: TraceFormat, name: str, document: dict[str, Any]) -> None:
+    def _read_document(self, found: TraceFormat, name: str, document: object) -> None:
         assert found.document is not None
         try:
+            if not isinstance(document, dict):
+                raise ValueError("expected a JSON object")  # noqa: TRY004, TRY301 - a bad record
             for place, read in found.document(document):
                 if self._full():
                     return

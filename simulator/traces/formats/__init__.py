@@ -37,7 +37,7 @@ def format_of_keys(found: Sequence[str]) -> TraceFormat:
     for each in formats():
         if not each.columns and not set(each.keys).isdisjoint(found) and set(each.not_keys).isdisjoint(found):
             return each
-    keys = [key for each in formats() for key in each.keys]
+    keys = dict.fromkeys(key for each in formats() for key in each.keys)
     raise ValueError(f"expected a key among {', '.join(keys)}; found {', '.join(found[:6]) or 'none'}")
 
 

@@ -184,7 +184,7 @@ FORMAT: Final = TraceFormat(
     arrival="milliseconds",
     parser=lambda _first: _Parser(),
     keys=("input_length", "input_tokens"),
-    not_keys=("chat_id", "duration", "info"),  # a Bailian trace, an offline trace of ServeGen's, inference-perf
+    not_keys=("chat_id", "duration", "img_ids"),  # a Bailian trace, an offline trace of ServeGen
     example='{"timestamp": 3052, "input_length": 1300, "output_length": 6, "hash_ids": [46, 47, 48]}\n'
     '{"session_id": "s", "timestamp": 4000, "input_length": 600, "output_length": 40, "hash_ids": [46, 49]}\n'
     '{"session_id": "s", "delay": 250, "input_length": 900, "output_length": 6, "hash_ids": [46, 50]}\n',
