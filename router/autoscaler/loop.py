@@ -1,13 +1,15 @@
 """The scaling loop: from demand to the number of replicas, with the reason; the config's target applies it.
 
 Routers publish their demand in Redis or, where a single router has its state in memory, at its admin path. Without an
-answer the last advice remains. Must not depend on any one target or on how replicas are started.
+answer the last advice remains; while a part of the routers cannot be seen, replicas are only added. Must not depend on
+any one target or on how replicas are started.
 """
 
 import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from math import nan
 from time import monotonic
 from typing import Final
@@ -22,11 +24,12 @@ from router.core.types import Backend
 from router.gateway.config.plan import Plan
 from router.gateway.state import ModelDemand, RouterView, Store
 from router.gateway.state.redis import RedisStore
-from router.gateway.state.wire import view_of
+from router.gateway.state.wire import UNREADABLE, view_of
 from router.targets import Advice, Outcome, Target
 
 _log = logging.getLogger("headroom")
 _TIMEOUT_S: Final = 2.0
+MISSING_S: Final = 60.0  # as long as a window of demand: then what a router served that is gone shows at the others
 
 Views = Mapping[str, RouterView]
 
@@ -96,9 +99,11 @@ def _bounded(plan: Plan, model: str, answer: ScaleTo, running: int) -> Advice:
 class Autoscaler:
     """Reads the demand, computes the advice, sets the gauges, and applies the advice to the target."""
 
-    def __init__(self, plan: Plan, target: Target, admin_key: str = "") -> None:
+    def __init__(self, plan: Plan, target: Target, admin_key: str = "", clock: Callable[[], float] = monotonic) -> None:
         """``admin_key``: of the router, where its demand is read over HTTP and that needs a key."""
-        self._plan, self._target, self._admin_key = plan, target, admin_key
+        self._plan, self._target, self._admin_key, self._clock = plan, target, admin_key, clock
+        self._read_s: dict[str, float] = {}  # by router, when its demand was read last
+        self._last: dict[tuple[str, str], int] = {}  # by model and variant, the replicas of the last advice
         self.registry = CollectorRegistry()
         labels = ["model", "variant"]
         self._wanted = Gauge("headroom_replicas_wanted", "Replicas the SLO needs", labels, registry=self.registry)
@@ -121,10 +126,31 @@ class Autoscaler:
             self._failures.inc()
             _log.warning("the demand of the routers could not be read, so the advice stays as it is: %s", error)
             return []
+        missing = self._missing(views)
         advice = advise(self._plan, together([view.demand for view in views.values()]))
+        if missing:
+            advice = [self._no_fewer(one, missing) for one in advice]
+        self._last |= {(one.model, one.variant): one.replicas for one in advice}
         for one in advice:
             await self._apply(one)
         return advice
+
+    def _missing(self, views: Views) -> list[str]:
+        """The routers whose demand was read in the last minute and cannot be read now, and those whose never could."""
+        now_s = self._clock()
+        read = {name for name, view in views.items() if view is not UNREADABLE}
+        self._read_s |= dict.fromkeys(read, now_s)
+        self._read_s = {name: at_s for name, at_s in self._read_s.items() if now_s - at_s < MISSING_S}
+        return sorted((self._read_s.keys() | views.keys()) - read)
+
+    def _no_fewer(self, one: Advice, missing: Sequence[str]) -> Advice:
+        """The advice, with no fewer replicas than before: a router that cannot be seen may serve as much as ever."""
+        least = self._last.get((one.model, one.variant), one.running)
+        if one.replicas >= least:
+            return one
+        return replace(
+            one, replicas=least, why=f"{one.why}; not fewer while the demand of {', '.join(missing)} cannot be read"
+        )
 
     async def _apply(self, one: Advice) -> None:
         """Set the gauges and apply; a failure is counted and logged."""

@@ -17,6 +17,7 @@ from router.gateway.config.plan import Plan, make
 from router.gateway.state import ModelDemand, RouterView
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.servers import RedisServers
+from router.gateway.state.wire import UNREADABLE
 from router.targets import Advice
 from tests.pages import Pages
 from tests.redis_server import RedisServer, server_binary
@@ -159,3 +160,43 @@ async def test_several_routers_are_heard_through_redis(caplog: pytest.LogCapture
         assert policy.asked[0].requests_per_s == 6.0
         for each in routers:
             await each.close()
+
+
+class Rate:
+    """A scaling policy that wants one of the small ones for each request a second."""
+
+    def scale(self, demand: Demand) -> list[ScaleTo]:
+        return [ScaleTo("small", round(demand.requests_per_s), "rate")]
+
+
+async def test_half_of_the_routers_out_of_sight_take_no_replica_away() -> None:
+    """They may serve as ever: a partition, a view of another release. After a minute what is seen counts alone."""
+    now_s = 0.0
+    made = replace(plan(CONFIG.replace("max_replicas: 5", "max_replicas: 50")), scaling=Rate())
+    looping = Autoscaler(made, made.target.make({}), clock=lambda: now_s)
+
+    async def wanted(**demands: float | None) -> int:
+        async def views() -> Mapping[str, RouterView]:
+            return {
+                name: UNREADABLE if rate is None else RouterView(demand={"m": replace(ASKED, requests_per_s=rate)})
+                for name, rate in demands.items()
+            }
+
+        (one,) = await looping.round(views)
+        return one.replicas
+
+    assert await wanted(r1=4.0, r2=4.0) == 8
+    now_s += 15.0
+    assert await wanted(r1=4.0) == 8
+    assert await wanted(r1=4.0, r2=None) == 8
+    assert await wanted(r1=9.0) == 9  # more is wanted all the same
+    assert await wanted(r1=4.0, r2=2.0) == 6  # all are seen
+    assert await wanted(r1=4.0) == 6
+    now_s += 61.0
+    assert await wanted(r1=4.0) == 4
+    assert await wanted(r1=1.0, r3=None) == 4
+    assert "the demand of r3 cannot be read" in (await looping.round(_views_of_one))[0].why
+
+
+async def _views_of_one() -> Mapping[str, RouterView]:
+    return {"r1": RouterView(demand={"m": replace(ASKED, requests_per_s=1.0)}), "r3": UNREADABLE}

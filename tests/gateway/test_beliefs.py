@@ -1,5 +1,6 @@
 """A new router starts with what the others learnt, and with nothing worse when that is of no use."""
 
+import asyncio
 from collections.abc import Iterable
 
 import orjson
@@ -8,9 +9,10 @@ import pytest
 from router.core.dispatcher import Dispatcher
 from router.core.errors import StoreGone
 from router.core.types import Usage
-from router.gateway.state.beliefs import Beliefs
+from router.gateway.state.beliefs import TRIES, Beliefs
 from router.gateway.state.memory import MemoryStore
 from tests import fakes
+from tests.waiting import until
 
 
 def beliefs(core: Dispatcher, store: MemoryStore) -> Beliefs:
@@ -90,3 +92,48 @@ async def test_without_the_store_a_router_starts_cold() -> None:
     between = beliefs(fakes.core(fakes.backend("a")), Gone("x"))
     assert await between.warm(frozenset({"a"})) == 0
     assert not await between.keep()
+
+
+class Late(MemoryStore):
+    """A store that does not answer at first."""
+
+    gone = True
+
+    async def beliefs(self, backends: Iterable[str]) -> dict[str, bytes]:
+        if self.gone:
+            raise StoreGone("gone")
+        return dict(await super().beliefs(backends))
+
+
+async def test_a_router_that_starts_before_its_store_warms_up_later_and_overwrites_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it has learnt by then is little; the beliefs of a day are in the store."""
+    store, new = Late("x"), fakes.core(fakes.backend("a"), routing="slo_headroom")
+    await beliefs(taught_by_streams(), store).keep()
+    saved = dict(store._beliefs)
+    cold_s, between = predicted_ttft_s(new), beliefs(new, store)
+    assert await between.warm(frozenset({"a"})) == 0
+    assert await between.keep()
+    assert store._beliefs == saved
+    monkeypatch.setattr("router.gateway.state.beliefs.RETRY_S", 0.001)
+    running = asyncio.create_task(between.run())
+    await asyncio.sleep(0)
+    store.gone = False
+    await until(lambda: not between._unread)
+    running.cancel()
+    assert predicted_ttft_s(new) != cold_s
+    store._beliefs.clear()
+    assert await between.keep()
+    assert set(store._beliefs) == {"a"}
+
+
+async def test_after_a_minute_what_was_learnt_here_counts() -> None:
+    """Beliefs that were saved before are then replaced like others."""
+    store, core = Late("x"), fakes.core(fakes.backend("a"))
+    between = beliefs(core, store)
+    for _ in range(TRIES):
+        assert not store._beliefs
+        await between.warm(frozenset({"a"}))
+        await between.keep()
+    assert set(store._beliefs) == {"a"}

@@ -81,7 +81,7 @@ def test_check_states_what_it_found_of_the_shared_state(tmp_path: Path) -> None:
         await redis.do("SADD", "{headroom:default}:routers", "r1", "r2")
         await redis.do("SET", "{headroom:default}:router:r1", '{"loads": {}, "demand": {}, "version": "v"}')
         await redis.do("SET", "{headroom:default}:router:r2", "[]")
-        await redis.do("SET", "{headroom:default}:belief:a", "learnt")
+        await redis.do("SET", "{headroom:default}:belief:3:a", "learnt")
 
     try:
         asyncio.run(begin())

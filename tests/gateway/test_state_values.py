@@ -153,7 +153,7 @@ def of_every_type(key: str) -> Iterator[tuple[Any, ...]]:
     yield ("SADD", key, "a", b"\xff", "")
 
 
-@pytest.mark.parametrize("kind", ["routers", "router:a", "router:peer", "report:b1", "belief:b1", "beliefs"])
+@pytest.mark.parametrize("kind", ["routers", "router:a", "router:peer", "report:b1", "belief:3:b1", "beliefs"])
 async def test_garbage_of_every_type_in_every_key(server: RedisServer, kind: str) -> None:
     """The sync goes on, the rest is taken, and once the value is good again all is as before."""
     key = TAG + kind

@@ -1,7 +1,9 @@
 """The beliefs learnt of each backend, saved in the store, so that a new router starts warm.
 
 The core accepts or refuses a belief; one of other physics or another version is skipped. Must not depend on what is in
-them. Every router writes what it learnt itself; the last write counts, as each belief alone is good enough.
+them. Every router writes what it learnt itself; the last write counts, as each belief alone is good enough. A router
+that could not read the store at its start tries again for a while, and meanwhile replaces no belief there by its own,
+of which it has learnt little.
 """
 
 import asyncio
@@ -13,9 +15,12 @@ import orjson
 
 from router.core.errors import StoreGone
 from router.gateway.state import Store
+from router.gateway.state.skipped import Kind, SkipReason
 
 _log = logging.getLogger("headroom")
 KEEP_S: Final = 10.0  # what is lost with a router is learnt again in seconds
+RETRY_S: Final = 1.0
+TRIES: Final = 60  # later than a minute after the start, what was learnt here is worth more than what was saved
 
 
 class Beliefs:
@@ -29,19 +34,35 @@ class Beliefs:
     ) -> None:
         """``learnt``: by backend, as JSON can hold it; ``adopt`` raises ValueError for a belief of another kind."""
         self._store, self._learnt, self._adopt = store, learnt, adopt
+        self._unread: dict[str, int] = {}  # backends whose beliefs could not be read yet, and how often that was tried
 
     async def warm(self, backends: frozenset[str]) -> int:
         """Adopt the stored beliefs of these backends; returns how many. Without a store the router starts cold."""
         try:
             stored = await self._store.beliefs(sorted(backends))
         except StoreGone as gone:
-            _log.warning("no belief could be read, so the forecasts start from data sheets: %s", gone)
+            if not self._unread:
+                _log.warning("no belief could be read, so the forecasts start from data sheets: %s", gone)
+            self._tried(backends)
             return 0
+        for name in backends:
+            self._unread.pop(name, None)
         return sum(self._adopted(name, stored[name]) for name in sorted(backends & stored.keys()))
+
+    def _tried(self, backends: frozenset[str]) -> None:
+        for name in backends:
+            self._unread[name] = self._unread.get(name, 0) + 1
+            if self._unread[name] >= TRIES:
+                del self._unread[name]
 
     def _adopted(self, name: str, raw: bytes) -> bool:
         try:
-            self._adopt(name, dict(orjson.loads(raw)))
+            plain = dict(orjson.loads(raw))
+        except (ValueError, TypeError) as odd:
+            self._store.skipped.add(Kind.BELIEF, name, SkipReason.UNREADABLE, str(odd))
+            return False
+        try:
+            self._adopt(name, plain)
         except (ValueError, KeyError, TypeError, IndexError) as odd:
             _log.info("the stored belief of backend %s cannot be used: %s", name, odd)
             return False
@@ -49,14 +70,18 @@ class Beliefs:
 
     async def keep(self) -> bool:
         """Save the beliefs; False when the store does not answer."""
+        learnt = {name: orjson.dumps(each) for name, each in self._learnt().items() if name not in self._unread}
         try:
-            await self._store.keep_beliefs({name: orjson.dumps(each) for name, each in self._learnt().items()})
+            await self._store.keep_beliefs(learnt)
         except StoreGone:
             return False
         return True
 
     async def run(self) -> None:
-        """Save every ``KEEP_S``; cancel to end."""
+        """Save every ``KEEP_S``, and read what could not be read every ``RETRY_S``; cancel to end."""
         while True:
-            await asyncio.sleep(KEEP_S)
+            for _ in range(int(KEEP_S / RETRY_S)):
+                await asyncio.sleep(RETRY_S)
+                if self._unread and (taken := await self.warm(frozenset(self._unread))):
+                    _log.info("beliefs of %d backends were read late", taken)
             await self.keep()

@@ -6,7 +6,7 @@ be moved while it is in use: a command of several keys is refused as long as som
     {headroom:POOL}:routers         set    ids that ever spoke; who finds one without a view takes it out
     {headroom:POOL}:router:ID       string a router's view as JSON, expiring with its lease
     {headroom:POOL}:report:BACKEND  string an engine's report as JSON, its time on the server's clock, expiring
-    {headroom:POOL}:belief:BACKEND  string what was learnt of it, expiring a week after the last save
+    {headroom:POOL}:belief:V:BACKEND  string what was learnt of it in the form of version V, expiring in a week
     {headroom:POOL}:beliefs         hash   the same as the release before this one saves it; only read
 
 Every key expires, a view that somebody wrote without a lease as well. A value is read up to a bound of its size,
@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 
 from redis.exceptions import NoPermissionError, ResponseError
 
+from router.core.belief import VERSION
 from router.core.errors import StoreGone
 from router.core.types import EngineReport
 from router.gateway.state import RouterView, Shared
@@ -41,6 +42,7 @@ VIEW_BYTES_MOST: Final = 1 << 20
 REPORT_BYTES_MOST: Final = 1 << 14
 BELIEF_BYTES_MOST: Final = 1 << 20
 _ID_BYTES_MOST: Final = 200
+_BELIEF: Final = f"belief:{VERSION}"  # one key for each form: two releases in one pool replace only what they can read
 
 Read = TypeVar("Read")
 
@@ -200,7 +202,7 @@ class RedisStore:
         """The belief of each of these backends that was saved last, where there is one."""
         found: dict[str, bytes] = {}
         for part in _parts(tuple(backends), BELIEFS_A_CALL):
-            commands = [self._read("belief", name, BELIEF_BYTES_MOST) for name in part]
+            commands = [self._read(_BELIEF, name, BELIEF_BYTES_MOST) for name in part]
             sizes = [("HSTRLEN", self._tag + "beliefs", name) for name in part]
             results = await self.link.run([*commands, *sizes])
             values = dict(zip(part, results[: len(part)], strict=True))
@@ -218,7 +220,7 @@ class RedisStore:
     async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
         """Save them; each expires a week after its last save."""
         for part in _parts(tuple(beliefs.items()), BELIEFS_A_CALL):
-            saves = [("SET", self._key("belief", name), learnt, "EX", BELIEFS_LEASE_S) for name, learnt in part]
+            saves = [("SET", self._key(_BELIEF, name), learnt, "EX", BELIEFS_LEASE_S) for name, learnt in part]
             _good(await self.link.run(saves), self._at)
 
     async def try_write(self) -> StoreGone | None:
