@@ -1,9 +1,10 @@
 """A whole router in the test's own loop: config file, server, control plane, engines under watch."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -60,10 +61,17 @@ class Router:
 
 
 @asynccontextmanager
-async def router(path: Path, text: str, *, ready: bool = True, store: Store | None = None) -> AsyncIterator[Router]:
+async def router(
+    path: Path,
+    text: str,
+    *,
+    ready: bool = True,
+    store: Store | None = None,
+    clock: Callable[[], float] = monotonic,
+) -> AsyncIterator[Router]:
     """The router of this config, written to *path*; with ``ready`` one that has an engine up."""
     write(path, text)
-    gateway = Gateway(plan_file(path), path, store=store)
+    gateway = Gateway(plan_file(path), path, clock, store=store)
     await gateway.start()
     server = server_of(gateway)
     serving = asyncio.create_task(server.serve())
