@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from router.core.cards import Card, card
+from router.core.flight import DispatchLimits
 from router.core.models import Model, model
 from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
 from router.core.step import MEASURABLE
@@ -124,8 +125,9 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A fleet. ``belief``: ``learnt`` (the router starts from data sheets and learns), ``given`` (it starts from the
-    truth) or ``wrong`` (every term of the data sheet's step is off by ``wrong_factor``).
+    """A fleet, and the ``limits`` of the routers in front of it. ``belief``: ``learnt`` (a router starts from data
+    sheets and learns), ``given`` (from the truth) or ``wrong`` (every term of the data sheet's step is off by
+    ``wrong_factor``).
     """
 
     members: tuple[Member, ...]
@@ -135,6 +137,7 @@ class Pool:
     wrong_factor: float = 2.0
     world: World = field(default_factory=World)
     name: str = "built-in"
+    limits: DispatchLimits = field(default_factory=DispatchLimits)
 
     @property
     def default_model(self) -> str:

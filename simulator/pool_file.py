@@ -14,11 +14,13 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import AfterValidator, BeforeValidator, create_model
 from pydantic import Field as Bound
 
+import policies
 from router.config import backend
 from router.config.backend import Engine, resolve
 from router.config.section import Count, PositiveFloat, PositiveInt, Section, some
-from router.config.settings import Settings
+from router.config.settings import Limits, Settings
 from router.config.text import ConfigProblem, Document, read
+from router.core.flight import DispatchLimits
 from router.engines import OPENAI_PROTOCOL
 from simulator.pool import BELIEFS, Member, Pool, replica_names
 from simulator.replica.truth import HiddenFactors
@@ -68,6 +70,8 @@ def _several(item: Any) -> Any:
 
 
 def _default(field: Field[Any]) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
     return ... if field.default is MISSING else field.default
 
 
@@ -102,6 +106,7 @@ _FIELDS: Final[dict[str, Any]] = {
     "faults": (_several(_section(Fault)), ()),
     "clients": (_section(Clients), None),
     "scaling": (_section(Autoscaling), None),
+    "limits": (Limits, Limits()),
 }
 PoolFile: Final[Any] = create_model("PoolFile", __base__=Section, **_FIELDS)
 
@@ -133,7 +138,7 @@ def _of_router(text: Document) -> Pool:
         for name, given in settings.slo_classes.items()
     )
     world = World(sync_s=settings.state.sync_s, scrape_s=settings.scrape.period_s)
-    return Pool(members, classes, world=world)
+    return Pool(members, classes, world=world, limits=_limits(settings.policy.limits))
 
 
 def _as_pools(given: backend.Backend) -> Backend:
@@ -147,7 +152,7 @@ def _as_pools(given: backend.Backend) -> Backend:
 
 def _of_pool(text: Document) -> Pool:
     """Each backend with the defaults under it; a name left out is made of card and place."""
-    defaulted = replace(text, data=_with_defaults(text.data))
+    defaulted = replace(text, data=_with_scaling(_with_defaults(text.data)))
     parsed: Any = defaulted.parse_or_problems(PoolFile)
     if isinstance(parsed, list):
         raise text.error(_at_home(parsed, text.data))
@@ -158,6 +163,12 @@ def _of_pool(text: Document) -> Pool:
     if strangers:
         expected = f"expected a backend among {', '.join(names)}"
         raise text.error(ConfigProblem(("faults", n, "backend"), expected) for n in strangers)
+    scaling = _made(Autoscaling, parsed.scaling)
+    if scaling is not None:
+        try:
+            policies.find("scaling", scaling.policy, scaling.parameters)
+        except ValueError as problem:
+            raise text.error([ConfigProblem(("scaling",), str(problem))]) from None
     clients, truth = _made(Clients, parsed.clients) or Clients(), _made(HiddenFactors, parsed.truth) or HiddenFactors()
     world = World(
         parsed.routers,
@@ -166,10 +177,16 @@ def _of_pool(text: Document) -> Pool:
         parsed.health_s,
         faults,
         clients,
-        _made(Autoscaling, parsed.scaling),
+        scaling,
     )
     slos = tuple(parse_slo(each) for each in parsed.slo)
-    return Pool(members, slos, truth, parsed.belief, parsed.wrong_factor, world)
+    limits = _limits(parsed.limits)
+    return Pool(members, slos, truth, parsed.belief, parsed.wrong_factor, world, limits=limits)
+
+
+def _limits(given: Limits) -> DispatchLimits:
+    """Of the routers: those left out have the core's default."""
+    return DispatchLimits(**given.model_dump(exclude_none=True))
 
 
 def _with_defaults(data: Any) -> Any:
@@ -177,6 +194,18 @@ def _with_defaults(data: Any) -> Any:
     if not isinstance(listed, list) or not isinstance(defaults, dict):
         return data
     return {**data, "backends": [_whole(defaults, entry, n) for n, entry in enumerate(listed)]}
+
+
+def _with_scaling(data: Any) -> Any:
+    """A scaling policy may be named as router.yaml does: by ``name`` with its ``parameters``."""
+    scaling = data.get("scaling") if isinstance(data, dict) else None
+    if not isinstance(scaling, dict):
+        return data
+    policy = scaling.get("policy")
+    if not isinstance(policy, dict) or "name" not in policy or not policy.keys() <= {"name", "parameters"}:
+        return data
+    given = {"policy": policy["name"], "parameters": policy.get("parameters", {})}
+    return {**data, "scaling": {**scaling, **given}}
 
 
 def _whole(defaults: Mapping[str, Any], entry: Any, number: int) -> Any:

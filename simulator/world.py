@@ -1,8 +1,9 @@
 """What surrounds engines and routers: faults, client behaviour, the age of each router's view, scaling. Plain data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 KINDS: Final = ("crash", "slow", "drain")
 
@@ -39,17 +40,21 @@ class Clients:
 
     They disconnect after ``timeout_s`` without a first token. If refused they retry up to ``retries`` times, after the
     Retry-After of the refusal and with the wait so far counted; not if the SLO is infeasible: such a refusal forbids
-    retries. A share ``leave_share`` of them disconnects at a random point of the reply.
+    retries. A share ``leave_share`` of them disconnects at a random point of the reply. ``output_tokens_max``: the cap
+    that requests without one of their own state (0: none); one whose reply is longer states twice that, and so on.
     """
 
     timeout_s: float = inf
     retries: int = 0
     leave_share: float = 0.0
+    output_tokens_max: int = 0
 
     def __post_init__(self) -> None:
         """Raises ValueError for an invalid field."""
         if self.timeout_s <= 0 or self.retries < 0 or not 0 <= self.leave_share <= 1:
             raise ValueError("timeout_s must be above 0, retries 0 or more, leave_share 0 to 1")
+        if self.output_tokens_max < 0:
+            raise ValueError("output_tokens_max must be 0 or more")
 
     @property
     def patient(self) -> bool:
@@ -59,7 +64,7 @@ class Clients:
 
 @dataclass(frozen=True, slots=True)
 class Autoscaling:
-    """A scaling policy, evaluated every ``every_s`` over the demand of the last ``window_s``.
+    """A scaling policy with its ``parameters``, evaluated every ``every_s`` over the demand of the last ``window_s``.
 
     A new replica serves after ``cold_start_s`` and is paid for from its order on. One is drained only after the policy
     has advised fewer replicas during ``calm_s``.
@@ -72,6 +77,7 @@ class Autoscaling:
     calm_s: float = 180.0
     replicas_min: int = 1
     replicas_max: int = 16
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ValueError for an invalid field."""

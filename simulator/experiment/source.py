@@ -35,7 +35,8 @@ class Source:
 
     def arrivals(self, pool: Pool, seed: int) -> Sequence[Arrival] | Workload:
         """The requests to play on *pool*. Raises BadLine, ValueError or OSError."""
-        how = Shaping(pool.default_model, pool.classes, self.rate, self.from_s, self.to_s, self.limit)
+        cap = pool.world.clients.output_tokens_max
+        how = Shaping(pool.default_model, pool.classes, self.rate, self.from_s, self.to_s, self.limit, cap)
         if self.generated:
             return self._generated(how, seed)
         entries = self.entries()

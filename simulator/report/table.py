@@ -1,7 +1,7 @@
 """Runs side by side in the terminal."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isnan
+from math import inf, isnan
 from typing import Any, Final
 
 from rich import box
@@ -9,21 +9,22 @@ from rich.console import Console
 from rich.table import Table
 
 from router.core.slo_metrics import SLO_METRICS, SloMetric
+from simulator.report.whole import print_whole
 
 
 def print_runs(console: Console, runs: Mapping[str, Mapping[str, Any]], heading: str) -> None:
     """A table of figures with one column a run, and a table of the backends."""
     widen(console, 60 + 16 * len(runs))
     console.print(heading, highlight=False, style="dim")
-    console.print(_figures(runs))
-    console.print(_backends(runs))
+    print_whole(console, _figures(runs))
+    print_whole(console, _backends(runs), keys=2)
 
 
 def _figures(runs: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in runs:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     bound = (_BOUND,) if any("strategy" in run for run in runs.values()) else ()
     for label, text in (*_ROWS, *bound, *_latencies(), *_LAST):
         table.add_row(label, *(text(run) for run in runs.values()))
@@ -106,6 +107,7 @@ def _p99(metric: SloMetric) -> tuple[str, str, Callable[[float], str]]:
     return f"{metric.name}_p99_s", f"{metric.label} p99 s", lambda x: f"{x:.3g}"
 
 
+_SHARES: Final = ("attainment",)  # figures that end at 1
 _FIGURES: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
     ("attainment", "attainment", lambda x: f"{x:.2%}"),
     ("goodput_per_s", "goodput/s", lambda x: f"{x:.2f}"),
@@ -122,7 +124,7 @@ def print_intervals(console: Console, spreads: Mapping[str, Spread]) -> None:
     _head(table, ("policy",))
     for name, spread in spreads.items():
         table.add_row(name, *_cells(spread))
-    console.print(table)
+    print_whole(console, table)
 
 
 def print_comparison(console: Console, rows: Mapping[tuple[str, str, str], Spread], seeds: int) -> None:
@@ -135,7 +137,7 @@ def print_comparison(console: Console, rows: Mapping[tuple[str, str, str], Sprea
         best = max(s["attainment"][0] for key, s in rows.items() if key[:2] == (pool, rate))
         style = "bold" if spread["attainment"][0] == best else None
         table.add_row(pool, rate, policy, *_cells(spread), style=style)
-    console.print(table)
+    print_whole(console, table, keys=3)
 
 
 def _head(table: Table, names: tuple[str, ...]) -> None:
@@ -146,18 +148,21 @@ def _head(table: Table, names: tuple[str, ...]) -> None:
 
 
 def _cells(spread: Spread) -> list[str]:
-    return [_spread_text(*spread[key], text) for key, _, text in _FIGURES]
+    return [spread_text(*spread[key], text, 1.0 if key in _SHARES else inf) for key, _, text in _FIGURES]
 
 
-def _spread_text(mean: float, half: float, text: Callable[[float], str]) -> str:
+def spread_text(mean: float, half: float, text: Callable[[float], str], most: float = inf) -> str:
+    """A mean with its interval; as a range where a figure of 0 to *most* cannot be as far off to both sides."""
     if isnan(mean):
         return "-"
+    if mean - half < 0.0 or mean + half > most:
+        return f"{text(mean)} ({text(max(0.0, mean - half))} to {text(min(most, mean + half))})"
     return text(mean) + (f" +-{text(half)}" if half else "")
 
 
-def _interval_text(interval: tuple[float, float], form: str) -> str:
+def _interval_text(interval: tuple[float, float], form: str, most: float = inf) -> str:
     mean, half = interval
-    return _spread_text(mean, half, lambda x: format(x, form))
+    return spread_text(mean, half, lambda x: format(x, form), most)
 
 
 def print_capacity(console: Console, found: Sequence[Any], goal: float, beyond: float, world: str) -> None:
@@ -172,9 +177,9 @@ def print_capacity(console: Console, found: Sequence[Any], goal: float, beyond: 
         table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
     for one in sorted(found, key=lambda f: -f.rate[0]):
         rate = "x" + _interval_text(one.rate, ".3g") if one.rate[0] else "none"
-        left = [_interval_text(one.goodput_left, ".1%")] * (beyond > 1.0)
+        left = [_interval_text(one.goodput_left, ".1%", 1.0)] * (beyond > 1.0)
         table.add_row(one.policy, rate, _interval_text(one.requests_per_s, ".2f"), f"{one.attainment[0]:.2%}", *left)
-    console.print(table)
+    print_whole(console, table)
     console.print(world, style="dim", highlight=False)
 
 
@@ -193,7 +198,7 @@ def print_diff(
     flows = list(sums["flows"].items())[:10]
     console.print("moved: " + ", ".join(f"{flow} {count:,}" for flow, count in flows), highlight=False)
     for title, ranked in ((f"where {second} loses most", worse), (f"where {second} gains most", better)):
-        console.print(_changes(title, ranked))
+        print_whole(console, _changes(title, ranked))
 
 
 def _changes(title: str, ranked: Sequence[Any]) -> Table:

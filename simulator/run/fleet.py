@@ -93,8 +93,8 @@ class SimulatedEngine:
             request.prefix_block_tokens,
             request.prompt_tokens + arrival.output_tokens if arrival.known_prefix else 0,
         )
-        if request.output_tokens_max:
-            sequence.reply_tokens_max = max(sequence.output_tokens, min(request.output_tokens_max, room))
+        if request.output_tokens_max or self.site.limits.no_evict:  # without a cap, all that the engine has room for
+            sequence.reply_tokens_max = max(sequence.output_tokens, min(request.output_tokens_max or room, room))
         return sequence
 
     def send_s(self, prompt_tokens: int) -> float:
@@ -165,6 +165,8 @@ class ReplicaFleet:
     def add_replica(self, member: Member, cold_s: float) -> SimulatedEngine:
         """Order one more replica of *member*, under a name of its own."""
         number = len([1 for engine in self.engines.values() if engine.site.member.name == member.name])
+        while f"{member.name}-{number}" in self.engines:  # such as a member of that name
+            number += 1
         single = replace(member, name=f"{member.name}-{number}", count=1)
         site = replace(self.pool.site(single, single.name, self.seed), member=member)
         site = replace(site, backend=replace(site.backend, variant=member.variant or member.name))

@@ -79,7 +79,7 @@ def play(
     run = Run(pool, seed)
     if clairvoyant is not None:
         routing = admission = clairvoyant(run.fleet.engines, run.lookup, admission)
-    run.open_routers(routing, admission, limits)
+    run.open_routers(routing, admission, limits or pool.limits)
     if sample_s:
         run.timeline = Timeline(run.kernel, run.fleet, sample_s)
     run.play(arrivals, progress, stop)
@@ -139,7 +139,7 @@ class Run:
             for router in self.routers:
                 Scraper(router, self.fleet, world.scrape_s, self)
         if world.scaling is not None:
-            policy = policies.find("scaling", world.scaling.policy)
+            policy = policies.find("scaling", world.scaling.policy, world.scaling.parameters)
             self.scaler = Autoscaler(kernel, self.fleet, world.scaling, policy)
 
     @property

@@ -89,7 +89,8 @@ class SloClass(Fact):
 @dataclass(frozen=True, slots=True)
 class Shaping:
     """What is done to a trace before it is played: ``rate`` x as fast, from ``from_s`` to ``to_s`` of it, at most
-    ``limit`` requests; requests without a model ask for ``model``, those without an SLO draw a class by share.
+    ``limit`` requests; requests without a model ask for ``model``, those without an SLO draw a class by share, those
+    without a cap of their reply state ``output_tokens_max`` (0: none), doubled until the reply fits.
     """
 
     model: str
@@ -98,6 +99,7 @@ class Shaping:
     from_s: float = 0.0
     to_s: float = inf
     limit: int | None = None
+    output_tokens_max: int = 0
 
 
 class Shaper:
@@ -106,6 +108,7 @@ class Shaper:
     def __init__(self, how: Shaping, seed: int) -> None:
         """Classes are drawn from *seed*."""
         self._model = how.model
+        self._output_tokens_max = how.output_tokens_max
         self._classes = how.classes or (SloClass("default", NO_SLO),)
         self._bounds = list(accumulate(c.share for c in self._classes))
         self._by_name = {c.name: c.slo for c in self._classes}
@@ -121,7 +124,7 @@ class Shaper:
             entry.model or self._model,
             arrived_s,
             entry.prompt_tokens,
-            entry.output_tokens_max,
+            entry.output_tokens_max or self._cap(entry.output_tokens),
             slo,
             entry.slo_class or ("own" if entry.slo else drawn.name),
             entry.priority,
@@ -136,6 +139,12 @@ class Shaper:
         )
         self._count += 1
         return Arrival(request, entry.output_tokens, known_prefix)
+
+    def _cap(self, output_tokens: int) -> int:
+        cap = self._output_tokens_max
+        while 0 < cap < output_tokens:
+            cap *= 2
+        return cap
 
     def _drawn(self) -> SloClass:
         at = self._draw() * self._bounds[-1]

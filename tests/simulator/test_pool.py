@@ -1,18 +1,28 @@
 """pool.yaml: what it may say, and how it says no; belief and truth of one member."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import policies
 from router.core.errors import ConfigError
+from router.core.flight import DispatchLimits
 from router.core.physics import coefficients
 from router.core.types import Slo
 from router.gateway.config.plan import plan_file
-from simulator.pool import BUILT_IN, Member
+from simulator.experiment import Source
+from simulator.pool import BUILT_IN, Member, Pool
 from simulator.pool_file import load_pool
+from simulator.replica.replica import Replica
 from simulator.replica.truth import EXACT
-from simulator.workload.arrivals import SloClass
+from simulator.run.fleet import SimulatedEngine
+from simulator.run.kernel import Kernel
+from simulator.run.play import Run, play
+from simulator.run.summary import summarise
+from simulator.traces import TraceEntry
+from simulator.workload.arrivals import Shaping, SloClass, shape
 from tests.refusals import refused
 
 GOOD = """
@@ -186,3 +196,97 @@ def test_facts_in_place_and_none_at_all(tmp_path: Path) -> None:
     assert given.backend.labels["card"] == "l4"
     assert assumed.backend.labels["card"] == assumed.backend.labels["model"] == "unknown"
     assert min(assumed.backend.prior.sigma) >= 1.0
+
+
+# ---- routers and their surroundings ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        "{policy: headroom, parameters: {load_max: 0.5}, every_s: 5}",
+        "{policy: {name: headroom, parameters: {load_max: 0.5}}, every_s: 5}",
+    ],
+)
+def test_a_pools_scaling_policy_takes_parameters(tmp_path: Path, scaling: str) -> None:
+    """Beside its name, or as in router.yaml."""
+    pool = load_pool(written(tmp_path, GOOD + f"scaling: {scaling}\n"))
+    assert pool.world.scaling is not None
+    assert (pool.world.scaling.policy, pool.world.scaling.parameters) == ("headroom", {"load_max": 0.5})
+    assert pool.world.scaling.every_s == 5
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        ("{parameters: {lod_max: 0.5}}", "scaling: scaling policy 'headroom' has no parameter 'lod_max'; did you mean"),
+        ("{parameters: {load_max: 7}}", "load_max must be above 0 and at most 1, not 7"),
+        ("{policy: headrom}", "scaling: unknown scaling policy 'headrom'; did you mean 'headroom'"),
+    ],
+)
+def test_a_scaling_policy_that_cannot_be_is_refused_at_once(tmp_path: Path, scaling: str, expected: str) -> None:
+    """With file and line, not in the middle of a run."""
+    path = written(tmp_path, GOOD + f"scaling: {scaling}\n")
+    with refused(ConfigError, path, expected):
+        load_pool(path)
+
+
+def test_a_pool_sets_the_limits_of_its_routers(tmp_path: Path) -> None:
+    """As router.yaml does under policy; the others have the core's defaults."""
+    pool = load_pool(written(tmp_path, GOOD + "limits: {first_byte_s_max: 300, attempts_max: 1}\n"))
+    assert pool.limits == DispatchLimits(first_byte_s_max=300, attempts_max=1)
+    assert load_pool(written(tmp_path, GOOD)).limits == DispatchLimits()
+    router = ROUTER + "policy: {limits: {first_byte_s_max: 120}}\n"
+    assert load_pool(written(tmp_path, router)).limits.first_byte_s_max == 120
+    path = written(tmp_path, GOOD + "limits: {first_byte_s: 3}\n")
+    with refused(ConfigError, path, "limits.first_byte_s: unknown key; did you mean 'first_byte_s_max'"):
+        load_pool(path)
+
+
+def test_an_engine_that_is_silent_for_longer_than_the_limit_is_given_up(tmp_path: Path) -> None:
+    """A first token that takes some minutes: lost within the default 60 s, served with a limit above it."""
+    text = """
+backends: [{name: a, card: l4, model: llama-3-8b}]
+truth: {spread: 0}
+faults: [{at_s: 0, backend: a, kind: slow, factor: 400}]
+"""
+    for limits, served in (("", False), ("limits: {first_byte_s_max: 36000}\n", True)):
+        pool = load_pool(written(tmp_path, text + limits))
+        routing, admission = policies.find("routing", "round_robin"), policies.find("admission", "deadline")
+        arrivals = shape([TraceEntry(0, 4000, 2)], Shaping("llama-3-8b"), 0)
+        run = play(arrivals, pool, routing, admission, 0)
+        assert bool(summarise(run)["served"]) == served
+
+
+@pytest.mark.parametrize("length", [1, 100])
+def test_what_no_evict_reserves_does_not_follow_from_the_true_length(length: int) -> None:
+    """TensorRT-LLM reserves the longest reply: the cap of the request, else all that the context has room for."""
+    pool = Pool((Member("t", "h100", engine="trtllm", model_tokens_max=4096),))
+    site = pool.sites(0)[0]
+    engine = SimulatedEngine(site, Replica("t", site.truth, site.limits, Kernel(), print, print), 0.0)
+    (uncapped,) = shape([TraceEntry(0, 96, length)], Shaping("m"), 0)
+    assert engine.preview(uncapped).reply_tokens_max == 4000
+    (capped,) = shape([TraceEntry(0, 96, length)], Shaping("m", output_tokens_max=512), 0)
+    assert engine.preview(capped).reply_tokens_max == 512
+    assert engine.preview(capped).output_tokens == length
+
+
+def test_clients_state_a_cap_that_their_replies_fit(tmp_path: Path) -> None:
+    """Where the trace has none; one with a longer reply had a higher cap."""
+    pool = load_pool(written(tmp_path, GOOD + "clients: {output_tokens_max: 512}\n"))
+    lines = ({"output_tokens": 8}, {"output_tokens": 1500}, {"output_tokens": 8, "output_tokens_max": 9})
+    path = tmp_path / "trace"
+    path.write_text("".join(json.dumps({"arrived_s": 0, "prompt_tokens": 1, **line}) + "\n" for line in lines))
+    requests = [arrival.request for arrival in Source((str(path),)).arrivals(pool, 0)]
+    assert [request.output_tokens_max for request in requests] == [512, 2048, 9]
+
+
+def test_a_replica_that_scaling_adds_has_a_name_of_its_own() -> None:
+    """Beside a member whose name looks like that of a second replica."""
+    pool = Pool((Member("a", "l4"), Member("a-1", "a10", tp=2)))
+    run = Run(pool, 0)
+    run.open_routers(policies.find("routing", "round_robin"), policies.find("admission", "deadline"), None)
+    added = [run.fleet.add_replica(pool.members[0], 0.0).name for _ in range(2)]
+    assert added == ["a-2", "a-3"]
+    assert list(run.fleet.engines) == ["a", "a-1", "a-2", "a-3"]
+    assert run.fleet.engines["a-1"].site.member.card == "a10"
