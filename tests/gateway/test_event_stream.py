@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
+import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -150,6 +151,8 @@ ERRORS: list[bytes] = [
     b'data: {\ndata:  "error": {\ndata: "message": "gone"}\ndata: }\n\n',
     b'id: 4\nretry: 10\ndata: {"error":"gone"}\n\n',
     b': last words\ndata: {"error":"gone"}\n\n',
+    b'data: {"error": "it is "gone""}\n\n',
+    b'data: {"error": "gone\nfor good"}\n\n',
     event({**token(""), "error": {"message": "gone"}}),
 ]
 # What a model or a tool may write: none of it is an error, an event or a count.
@@ -194,6 +197,12 @@ def test_what_only_surrounds_tokens_is_none(document: dict[str, Any]) -> None:
 def test_an_error_is_known_in_every_dialect(raw: bytes) -> None:
     """Whatever stands first in it."""
     assert [each.kind for each in read_events(raw)] == [ERROR]
+
+
+def test_the_message_of_an_error_that_is_no_json_is_kept() -> None:
+    """Its quotes are not escaped, or it has several lines, of which the first is the event's."""
+    for raw, message in ((b'{"error": "it is "gone""}', 'it is "gone'), (b'{"error": "gone\nfor good"}', "gone")):
+        assert [each.error for each in read_events(b"data: " + raw)] == [orjson.dumps({"error": message})]
 
 
 @pytest.mark.parametrize("framed", [True, False])

@@ -26,6 +26,8 @@ LAST: Final = (  # a pattern: one of them names an event that is not parsed (in 
     + b"|".join(re.escape(name).encode() for name in sorted(_LAST_TYPES))
     + rb")"
 )
+# Put together by hand (`transformers serve`): no JSON where its message has quotes or several lines.
+_UNESCAPED_ERROR: Final = re.compile(rb'\{\s*"error"\s*:')
 _WHOLE_TYPES: Final = frozenset({"response.completed", "response.incomplete"})
 _MAY_FAIL: Final = re.compile(rb'rror|"detail"|"abort|"failed"|"cancelled"')
 _NOT_GENERATED: Final = frozenset(
@@ -61,6 +63,8 @@ class Event:
                 self.kind = ERROR
         elif payload == DONE:
             self.last = True
+        elif _UNESCAPED_ERROR.match(payload):
+            self.kind = ERROR
         elif payload:
             self.kind, self.text_bytes = TOKEN, len(payload)
 
@@ -119,6 +123,9 @@ class Event:
             return orjson.dumps({"error": response["error"]})
         if document.get("error_code"):  # FastChat
             return orjson.dumps({"error": {"message": document.get("text"), "code": document["error_code"]}})
+        unescaped = None if document else _UNESCAPED_ERROR.match(self.payload)
+        if unescaped is not None:
+            return orjson.dumps({"error": self.payload[unescaped.end() :].decode("utf-8", "replace").strip(' "}')})
         reason = "" if _is_error(document) else _failed_reason(document)
         return failed_finish(reason) if reason else self.payload
 
