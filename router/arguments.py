@@ -10,6 +10,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from router import stop_signals
@@ -108,6 +109,20 @@ def number_within(least: float, most: float = float("inf")) -> Callable[[str], f
 def port(text: str) -> int:
     """The type of an option that is a TCP port."""
     return int(number_within(0, 65_535)(text))
+
+
+def output_file(text: str) -> Path:
+    """The type of an option that is a file to write, or ``-``. That it can be written is checked before the work."""
+    path = Path(text)
+    if text == "-":
+        return path
+    if not path.parent.is_dir():
+        raise ArgumentTypeError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ArgumentTypeError(f"{path} is a folder, expected a file to write")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ArgumentTypeError(f"{path}: may not be written")
+    return path
 
 
 def _range(least: float, most: float) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from simulator.commands.playing import print_missed_faults, print_notes
 from simulator.commands.replay import BASELINES, typed
-from simulator.commands.shared import check_outputs, plain_errors, wants_table, write_json
+from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import CLAIRVOYANT, Case, executor_of, interval
 from simulator.report.progress import progress
 from simulator.report.table import print_capacity
@@ -65,7 +65,6 @@ class Summary:
 def run(options: Namespace) -> None:
     """Search, print what each policy attains."""
     with plain_errors():
-        check_outputs(options.json)
         cases = replace(typed(options), pool=options.pool).cases(options.policy or BASELINES)
         _check_paced(cases)
         run_capacity(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from simulator.commands.playing import print_missed_faults, print_notes
 from simulator.commands.replay import BASELINES, Workload, intervals, plain_intervals, typed
-from simulator.commands.shared import check_outputs, plain_errors, wants_table, write_json
+from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import Case, executor_of, in_parallel
 from simulator.report.progress import progress
 from simulator.report.table import print_comparison
@@ -22,7 +22,6 @@ def run(options: Namespace) -> None:
     """Play every combination, print a row each."""
     policies, pools, rates = options.policy or BASELINES, options.pool or [None], options.rate or ["x1"]
     with plain_errors():
-        check_outputs(options.json)
         grid = cases_of(typed(options), policies, pools, rates, options.seeds)
         run_compare(grid, options.executor, options.jobs, options.json)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from simulator.commands.playing import print_notes
 from simulator.commands.replay import typed
-from simulator.commands.shared import check_outputs, plain_errors, wants_table, write_json
+from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import Case
 from simulator.report.progress import progress
 from simulator.report.table import print_diff
@@ -36,7 +36,6 @@ class Difference:
 def run(options: Namespace) -> None:
     """Play under both, print what differs."""
     with plain_errors():
-        check_outputs(options.json)
         workload = replace(typed(options), pool=options.pool, rate=options.rate)
         cases = workload.cases(options.policy or ("least_work", "slo_headroom"))
         if len(cases) != 2:  # noqa: PLR2004 - one and the other

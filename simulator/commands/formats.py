@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from router.spelling import suggestion
-from simulator.commands.shared import check_outputs, plain_errors, wants_table, write_json
+from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.traces.entry import TraceFormat
 from simulator.traces.formats import formats
 
@@ -14,7 +14,6 @@ from simulator.traces.formats import formats
 def run(options: Namespace) -> None:
     """List them, or those named."""
     with plain_errors():
-        check_outputs(options.json)
         chosen = _named(options.names) if options.names else list(formats())
     if wants_table(options.json):
         _print(Console(), chosen)

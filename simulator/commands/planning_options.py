@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from router.arguments import at_least, number_within
+from router.arguments import at_least, number_within, output_file
 
 
 def words(text: str) -> list[str]:
@@ -20,7 +20,7 @@ def counts(text: str) -> list[int]:
 
 
 def _json(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there; - for stdout")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write every figure there; - for stdout")
 
 
 def _prices(parser: ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from router.core.slo_metrics import SLO_METRICS
 from simulator.commands.playing import print_missed_faults, print_notes
-from simulator.commands.shared import check_outputs, plain_errors, wants_table, write_json
+from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import (
     Case,
     Source,
@@ -101,7 +101,6 @@ def run(options: Namespace) -> None:
     """Play, print tables, write files."""
     with plain_errors():
         workload = replace(typed(options), pool=options.pool, rate=options.rate)
-        check_outputs(options.json, options.html, options.requests, options.chrome_trace)
         cases = workload.cases(options.policy or BASELINES)
     outputs = Outputs(
         json_file=options.json, html=options.html, requests=options.requests, chrome_trace=options.chrome_trace

@@ -1,7 +1,6 @@
 """What several commands do alike: what the user got wrong is one line, not a traceback; figures as JSON."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,20 +16,6 @@ def plain_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as problem:
         raise Stop(f"error: {problem}", WRONG_USE) from None
-
-
-def check_outputs(*paths: Path | None) -> None:
-    """Whether each of the files can be written, before anything is played. Raises ValueError: which, and why not."""
-    for path in paths:
-        if path is None or str(path) == "-":
-            continue
-        folder = path.parent
-        if not folder.is_dir():
-            raise ValueError(f"{path}: there is no folder {folder}")
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder, expected a file to write")
-        if not os.access(path if path.exists() else folder, os.W_OK):
-            raise ValueError(f"{path}: may not be written")
 
 
 def wants_table(json_file: Path | None) -> bool:

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from router.arguments import Command, Program, at_least, number_within, port
+from router.arguments import Command, Program, at_least, number_within, output_file, port
 from router.version import version
 from simulator.commands import planning_options
 
@@ -26,7 +26,9 @@ def calibrate(parser: ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--leave-one-out", choices=["source", "card"], help="test each on a fit of the others")
     how.add_argument("--as-is", action="store_true", help="test the committed tables, fit nothing")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the tables fitted to everything as Python")
+    parser.add_argument(
+        "--write", type=output_file, metavar="FILE", help="write the tables fitted to everything as Python"
+    )
 
 
 def _workload(parser: ArgumentParser, *, policies: str = "slo_headroom and baselines") -> None:
@@ -62,7 +64,7 @@ def _workload(parser: ArgumentParser, *, policies: str = "slo_headroom and basel
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="at most N requests")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all random draws; default: 0")
     parser.add_argument("--skip-bad", action="store_true", help="count bad lines and continue")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there; - for stdout")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write every figure there; - for stdout")
 
 
 def _pool(parser: ArgumentParser) -> None:
@@ -100,11 +102,13 @@ def _replay(parser: ArgumentParser) -> None:
     _pool(parser)
     _rate(parser)
     _seeds(parser, 1)
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a report there: one file, needs no network")
     parser.add_argument(
-        "--requests", type=Path, metavar="FILE", help="write one row a request there (CSV; .gz compresses it)"
+        "--html", type=output_file, metavar="FILE", help="write a report there: one file, needs no network"
     )
-    parser.add_argument("--chrome-trace", type=Path, metavar="FILE", help="write a trace for Perfetto there")
+    parser.add_argument(
+        "--requests", type=output_file, metavar="FILE", help="write one row a request there (CSV; .gz compresses it)"
+    )
+    parser.add_argument("--chrome-trace", type=output_file, metavar="FILE", help="write a trace for Perfetto there")
 
 
 def _compare(parser: ArgumentParser) -> None:
@@ -193,7 +197,7 @@ def _serve(parser: ArgumentParser) -> None:
 
 def _formats(parser: ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these; default: all")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write them there; - for stdout")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write them there; - for stdout")
 
 
 def _none(_: ArgumentParser) -> None:

@@ -15,11 +15,12 @@ POOL = "backends: [{name: a, card: a10}]\nfaults: [{at_s: %s, backend: a, kind: 
     ("command", "option"),
     [
         *(("replay", option) for option in ("--json", "--html", "--requests", "--chrome-trace")),
-        *((command, "--json") for command in ("compare", "capacity", "diff")),
+        *((command, "--json") for command in ("compare", "capacity", "diff", "cards", "models", "formats")),
+        ("calibrate", "--write"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_the_run(tmp_path: Path, command: str, option: str) -> None:
-    """The workload is not even read: it does not exist."""
+    """What is read is not even looked for: it does not exist."""
     missing = tmp_path / "missing" / "out"
     for path, expected in (
         (missing, f"there is no folder {missing.parent}"),

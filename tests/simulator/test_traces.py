@@ -132,6 +132,10 @@ def test_a_gzipped_trace_reads_as_the_plain_one(tmp_path: Path, text: str) -> No
             OWN.replace('"ttft_slo_s": 0.5', '"slo_infeasible": "refuse"'),
             ":1: slo_infeasible needs a bound: ttft_slo_s",
         ),
+        (
+            OWN.replace('"model"', '"prefix": [1, 2, 3], "prefix_block_tokens": 400, "model"'),
+            ":1: prefix has 3 hashes of 400 tokens, more than prompt_tokens 800 have",
+        ),
         (MOONCAKE + '{"timestamp": 1, "input_length": true, "output_length": 3}\n', ":2: input_length must be"),
         ('{"a": 1}\n', ":1: expected a key among"),
         ("a,b\n1,2\n", ":1: expected a JSON object or a header"),

@@ -58,9 +58,13 @@ def _read(record: Mapping[str, Any]) -> TraceEntry:
     prefix, prompts, choices = hashes(record, "prefix"), many(record, "prompts"), many(record, "n")
     if prompts * choices > SEQUENCES_MAX:
         raise ValueError(f"n x prompts must be at most {SEQUENCES_MAX}, got {choices} x {prompts}")
+    size = count(record, "prefix_block_tokens") if prefix else 0
+    prompt = count(record, "prompt_tokens")
+    if (len(prefix) - 1) * size >= prompt:
+        raise ValueError(f"prefix has {len(prefix)} hashes of {size} tokens, more than prompt_tokens {prompt} have")
     return TraceEntry(
         seconds(record.get("arrived_s"), "arrived_s"),
-        count(record, "prompt_tokens"),
+        prompt,
         count(record, "output_tokens"),
         id=text_of(record, "id"),
         model=text_of(record, "model"),
@@ -71,7 +75,7 @@ def _read(record: Mapping[str, Any]) -> TraceEntry:
         tenant=text_of(record, "tenant"),
         session=text_of(record, "session"),
         prefix=prefix,
-        prefix_block_tokens=count(record, "prefix_block_tokens") if prefix else 0,
+        prefix_block_tokens=size,
         streamed=flag(record, "streamed"),
         sequences=prompts * choices,
         prompts=prompts,
