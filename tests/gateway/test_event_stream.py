@@ -306,6 +306,25 @@ def test_any_cut_gives_the_same_stream(
     assert len(b"".join(pieces[:2])) - 2 <= whole.began_at <= len(b"".join(pieces[:2])) + 2
 
 
+@given(
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=6),
+    st.lists(st.integers(0, 9), max_size=9),
+    st.lists(st.sampled_from([b"", b";a=b", b" "]), min_size=1, max_size=3),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_chunk_extensions_and_the_reads_of_whole_chunks_change_nothing(
+    words: list[str], at: list[int], extensions: list[bytes], strips: bool
+) -> None:
+    """Reads that are nothing but whole chunks are split by their sizes alone, which extensions prevent."""
+    pieces = [*(event(token(word)) for word in words), event(STOP), USAGE_ALONE, event("[DONE]")]
+    chunks = [*(chunked(each) for each in pieces), LAST]
+    more = [each.replace(b"\r", extensions[n % len(extensions)] + b"\r", 1) for n, each in enumerate(chunks)]
+    groups = [0, *sorted({place % len(chunks) for place in at} - {0}), len(chunks)]
+    reads, others = ([b"".join(side[a:b]) for a, b in pairwise(groups)] for side in (chunks, more))
+    assert passed(reads, framed=True, strips=strips) == passed(others, framed=True, strips=strips)
+
+
 def test_a_stream_without_a_token_has_no_first_token() -> None:
     """An empty reply is complete all the same."""
     got = passed([event(chat(role="assistant", content="")) + event(STOP) + event("[DONE]")])

@@ -75,6 +75,8 @@ def with_member(data: bytes, name: str, value: bytes, start: int = 0) -> bytes:
 
 def with_new_member(data: bytes, name: str, value: bytes, start: int = 0) -> bytes:
     """The same where the object is known to have no such member: its values are not looked at."""
+    if data.startswith(b'{"', start):  # as most bodies do
+        return b'%b{"%b":%b,%b' % (data[:start], name.encode(), value, data[start + 1 :])
     opening = _OPENING.match(data, start)
     if opening is None:
         raise ValueError("no JSON object")

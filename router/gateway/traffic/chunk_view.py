@@ -16,6 +16,10 @@ CHUNK_SEAM: Final = re.compile(rb"\r\n" + _SIZE_LINE)
 _SEAM_SO_FAR: Final = re.compile(rb"(?<!\r)\n(\r\n[0-9a-fA-F]{0,16}\r?)\Z")
 _SEAM_BYTES: Final = 24
 _NO_HEADER: Final = -1
+_CRLF: Final = b"\r\n"
+_CR: Final = 13
+_LF: Final = 10
+_SIZE_LINE_BYTES: Final = 18
 
 
 class ChunkView:
@@ -24,7 +28,7 @@ class ChunkView:
     ``last_chunk``: where in ``raw`` the chunk that ends the body begins; its length where that is not there.
     """
 
-    __slots__ = ("_begins", "_framed", "_headers", "_places", "_sizes", "data", "last_chunk", "raw")
+    __slots__ = ("_begins", "_framed", "_headers", "_places", "_sizes", "_whole", "data", "last_chunk", "raw")
 
     def __init__(self, raw: bytes, *, framed: bool, inside: bool = False) -> None:
         """*framed*: *raw* is chunk-framed, and begins where a chunk does, or inside of one's data; *inside*: certainly
@@ -35,7 +39,38 @@ class ChunkView:
         self.last_chunk = len(raw)
         # of each piece: its begin in data, its place in raw, and begin and size of the chunk if that begins here
         self._begins, self._places, self._headers, self._sizes = [0], [0], [_NO_HEADER], [0]
-        self.data = self._pieces(inside) if framed else raw
+        whole = self._chunks() if framed and not inside else b""
+        self._whole = bool(whole)  # then the line end after the last chunk is no part of the data
+        self.data = whole or (self._pieces(inside) if framed else raw)
+
+    def _chunks(self) -> bytes:
+        """The data, where ``raw`` is nothing but whole chunks, as most reads are; else nothing."""
+        raw, at, length = self.raw, 0, 0
+        begins: list[int] = []
+        places: list[int] = []
+        headers: list[int] = []
+        sizes: list[int] = []
+        pieces: list[bytes] = []
+        while at < len(raw):
+            line_end = raw.find(_CRLF, at, at + _SIZE_LINE_BYTES)
+            size = _size(raw[at:line_end]) if line_end > at else -1
+            place = line_end + 2
+            stop = place + size
+            if size < 0 or stop + 2 > len(raw) or raw[stop] != _CR or raw[stop + 1] != _LF:
+                return b""
+            begins.append(length)
+            places.append(place)
+            headers.append(at)
+            sizes.append(size)
+            pieces.append(raw[place:stop])
+            length += size
+            at = stop + 2
+        if not length:
+            return b""
+        self._begins, self._places, self._headers, self._sizes = begins, places, headers, sizes
+        if not sizes[-1]:
+            self.last_chunk = headers[-1]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _pieces(self, inside: bool) -> bytes:
         raw = self.raw
@@ -43,8 +78,6 @@ class ChunkView:
         if opening is not None:
             self._places[0], self._headers[0], self._sizes[0] = opening.end(), 0, int(opening[1], 16)
         at, length = self._places[0], 0
-        if self._sizes[0] and len(raw) == at + self._sizes[0] + 2:  # one chunk, as most reads are
-            return raw[at:]
         pieces: list[bytes] = []
         while (seam := self._seam(at)) is not None:
             pieces.append(raw[at : seam.start()])
@@ -72,6 +105,8 @@ class ChunkView:
 
         Where the chunk began before ``raw`` its size is not known: then a line end that is not the stream's own is one.
         """
+        if self._whole:
+            return 0
         if self._headers[-1] >= 0:
             return max(len(self.raw) - self._places[-1] - self._sizes[-1], 0)
         found = _SEAM_SO_FAR.search(self.raw, max(len(self.raw) - _SEAM_BYTES, 0)) if self._framed else None
@@ -82,6 +117,8 @@ class ChunkView:
 
     def cut(self, at: int) -> int:
         """Where ``raw`` ends if the data ends at *at*: after the whole chunk where one ends there."""
+        if self._whole and at == len(self.data):
+            return len(self.raw)
         piece = self._piece(at)
         if self._begins[piece] == at and self._headers[piece] >= 0:
             return self._headers[piece]
@@ -124,3 +161,13 @@ class ChunkView:
             at = self._places[piece] + since - self._begins[piece] - place
             made[at : at + until - since] = comment[since - begin : until - begin]
         return place, stop, bytes(made)
+
+
+def _size(line: bytes) -> int:
+    """The size that a chunk's size line without extensions states; -1: it is none."""
+    if not line.isalnum() or line[:2] in (b"0x", b"0X"):  # int() takes signs, blanks and underscores too
+        return -1
+    try:
+        return int(line, 16)
+    except ValueError:
+        return -1

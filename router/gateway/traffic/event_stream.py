@@ -21,6 +21,7 @@ _LINE_ENDS: Final = b"\r\n"
 _LINE_END_BYTES: Final = 2
 _IDLE: Final = re.compile(rb"(?:(?::[^\n]*)?\r?\n)*+")  # comments and blank lines
 _LAST: Final = re.compile(LAST)
+_DONE: Final = b"data: [DONE]\n\n"
 
 Removal = tuple[int, int, bytes]
 
@@ -50,7 +51,7 @@ class EventStream:
         self._must_end = must_end
         self._strips_usage = strips_usage
         self._several = several and must_end
-        self._open: set[int] = set()  # choices that have begun and not finished, where there may be several
+        self._open: set[int] | None = set() if self._several else None  # choices that have begun and not finished
         self._held = b""
         self._held_inside = False  # it begins inside of a chunk
         self._token = False  # what was examined of the current read holds one
@@ -83,9 +84,7 @@ class EventStream:
             whole = self._examine(view, whole, now_s, removals)
             if self.error is not None:
                 self._held, out = b"", view.until(whole)
-                meter.passed(
-                    text[:whole], out, now_s, removed=0, counts=counts, token=self._has_token(text[:whole], True)
-                )
+                meter.passed(text[:whole], out, now_s, removed=0, counts=counts, token=self._token)
                 return out
         self._inside = len(text) - whole > _EVENT_BYTES_MAX or (self._inside and not whole)
         self._unended = 0 if whole else self._unended + len(data)
@@ -94,21 +93,17 @@ class EventStream:
         end = whole
         if self._inside:
             self._skim(text[whole:])
+            self._token = self._token or (examines and has_token(text[whole:]))
             end = len(text)
         cut = self._end(view) if done else view.cut(end)
         self._held, out = view.raw[cut:] if not done else b"", _without(view.raw[:cut], removals)
         after_event = view.raw[cut - 2 : cut] == b"\n\n" if cut else self._held_inside  # and not after a chunk
         self._held_inside = after_event and bool(self._held)
-        token = self._has_token(text[:end], examines)
-        meter.passed(text[:end], out, now_s, removed=len(removals), counts=counts, token=token)
+        if not examines:
+            plain = not ends_with_done(text[:end]) and meter.resembles(text[:end])
+            self._token = plain or has_token(text[:end])
+        meter.passed(text[:end], out, now_s, removed=len(removals), counts=counts, token=self._token)
         return out
-
-    def _has_token(self, text: bytes, examined: bool) -> bool:
-        """Whether a token stands in *text*, which has been passed. Of what looks like nothing but tokens one does."""
-        if self._token or self._several:
-            return self._token
-        plain = not examined and not ends_with_done(text) and self.meter.resembles(text)
-        return plain or has_token(text)
 
     def _end(self, view: ChunkView) -> int:
         """Where in the last bytes of the body to stop: of one that was cut short, before its end."""
@@ -138,8 +133,17 @@ class EventStream:
                     if view.lacks_end(begin, stop):  # with that the chunk can be taken out as a whole
                         return begin
                     removals.append(view.removal(begin, stop, sized=self._sized))
+            elif event:
+                self._pass_over(event)
             begin = stop
         return end
+
+    def _pass_over(self, event: bytes) -> None:
+        """An event after the first token that is no error and states no usage."""
+        if event == _DONE:
+            self.ended = True
+        elif not self._token:
+            self._token = has_token(event)
 
     def _read(self, text: bytes, now_s: float, before: bytes) -> bool:
         """Take note of one event, which *before* precedes in this read; whether it is of usage alone."""
@@ -151,7 +155,7 @@ class EventStream:
             self.ended = self._ends_with(event)
             usage = event.usage
             if usage is not None:
-                self.meter.stated.take(usage)
+                self.meter.states(usage)
                 alone = event.usage_alone
             if self.meter.started:
                 self._token = self._token or (event.kind == TOKEN and not event.repeats)
@@ -167,9 +171,10 @@ class EventStream:
 
     def _ends_with(self, event: Event) -> bool:
         """Whether the reply is complete with this event: one of several choices that has finished is not all of it."""
-        if not self._several or not event.choices:
+        choices = event.choices() if self._several else []
+        if not choices or self._open is None:
             return self.ended or event.last
-        for index, finished in event.choices:
+        for index, finished in choices:
             if finished:
                 self._open.discard(index)
             elif len(self._open) < _CHOICES_MAX:
@@ -197,6 +202,8 @@ def _whole_in(view: ChunkView) -> int:
 
 def _whole_events(text: bytes) -> int:
     """How far *text* has whole events and comments."""
+    if text.endswith(b"\n\n"):
+        return len(text)
     lf, crlf = text.rfind(b"\n\n"), text.rfind(b"\n\r\n")
     end = max(lf + 2 if lf >= 0 else 0, crlf + 3 if crlf >= 0 else 0)
     lines = text[end : text.rfind(b"\n") + 1]

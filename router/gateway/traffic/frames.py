@@ -41,19 +41,18 @@ class Event:
     """One event as read.
 
     ``document``: its data as a JSON object, empty where it is none; ``last``: the reply is complete with it, but for
-    usage and ``[DONE]``; ``choices``: the index of each choice in it, and whether that has finished; ``text_bytes``: of
-    generated text as it stands in JSON, -1 for a token whose text is not all that was generated (token ids, log
-    probabilities); ``repeats``: its text has come before, piece by piece, where it came so at all.
+    usage and ``[DONE]``; ``text_bytes``: of generated text as it stands in JSON, -1 for a token whose text is not all
+    that was generated (token ids, log probabilities); ``repeats``: its text has come before, piece by piece, where it
+    came so at all.
     """
 
-    __slots__ = ("choices", "document", "kind", "last", "payload", "repeats", "text_bytes")
+    __slots__ = ("document", "kind", "last", "payload", "repeats", "text_bytes")
 
     def __init__(self, name: bytes, payload: bytes) -> None:
         self.payload = payload
         self.document: Document = _object(payload)
         self.kind = STRUCTURE
         self.last = self.repeats = False
-        self.choices: list[tuple[int, bool]] = []
         self.text_bytes = 0
         if name in _ERROR_NAMES or _is_error(self.document):
             self.kind = ERROR
@@ -70,27 +69,54 @@ class Event:
 
     def _read(self, name: bytes) -> None:
         document = self.document
-        generated: list[Any] = []
         choices = document.get("choices")
         if isinstance(choices, list):
             for choice in choices:
                 if isinstance(choice, dict):
-                    finished = bool(choice.get("finish_reason"))
-                    self.last = self.last or finished
-                    index = choice.get("index")
-                    self.choices.append((index if isinstance(index, int) else 0, finished))
-                    generated += _of_choice(choice)
-        else:
-            stated = document.get("type")
-            named = stated if isinstance(stated, str) else name.decode("latin-1")
-            self.last = named in _LAST_TYPES
-            self.repeats = named in _WHOLE_TYPES or named.endswith(".done")
-            generated += _of_typed(document, named) if named else _of_untyped(document)
-        for each in generated:
-            if each:
-                self.kind = TOKEN
-                size = _text_bytes(each)
-                self.text_bytes = self.text_bytes + size if self.text_bytes >= 0 and size >= 0 else -1
+                    self.last = self.last or bool(choice.get("finish_reason"))
+                    self._read_choice(choice)
+            return
+        stated = document.get("type")
+        named = stated if isinstance(stated, str) else name.decode("latin-1")
+        self.last = named in _LAST_TYPES
+        self.repeats = named in _WHOLE_TYPES or named.endswith(".done")
+        for each in _of_typed(document, named) if named else _of_untyped(document):
+            self._holds(each)
+
+    def _read_choice(self, choice: Document) -> None:
+        """What was generated for one choice of a chat or completion."""
+        delta = choice.get("delta") or choice.get("message")
+        if isinstance(delta, dict):
+            self._read_delta(delta)
+        logprobs = choice.get("logprobs")
+        if isinstance(logprobs, dict):
+            for each in (logprobs.get("content"), logprobs.get("tokens")):
+                if isinstance(each, list):
+                    self._holds(each)
+        self._holds(choice.get("text"))
+        self._holds(choice.get("token_ids"))
+
+    def _read_delta(self, delta: Document) -> None:
+        for key, value in delta.items():
+            if value and key not in _NOT_GENERATED:
+                self._holds(value)
+
+    def _holds(self, generated: Any) -> None:
+        """A field of it that holds what was generated, if anything."""
+        if generated:
+            self.kind = TOKEN
+            size = _text_bytes(generated)
+            self.text_bytes = self.text_bytes + size if self.text_bytes >= 0 and size >= 0 else -1
+
+    def choices(self) -> list[tuple[int, bool]]:
+        """The index of each choice in it, and whether that has finished."""
+        found: list[tuple[int, bool]] = []
+        choices = self.document.get("choices")
+        for choice in choices if isinstance(choices, list) else []:
+            if isinstance(choice, dict):
+                index = choice.get("index")
+                found.append((index if isinstance(index, int) else 0, bool(choice.get("finish_reason"))))
+        return found
 
     @property
     def usage(self) -> Document | None:
@@ -111,8 +137,10 @@ class Event:
         choices = self.document.get("choices")
         if self.kind == TOKEN or self.last or not isinstance(choices, list):
             return False
-        empty = all(isinstance(choice, dict) and not choice.get("delta") for choice in choices)
-        return empty and isinstance(self.document.get("usage"), dict)
+        for choice in choices:
+            if not isinstance(choice, dict) or choice.get("delta"):
+                return False
+        return isinstance(self.document.get("usage"), dict)
 
     @property
     def error(self) -> bytes:
@@ -147,6 +175,9 @@ def read_events(text: bytes) -> list[Event]:
     """The events of *text*, which holds one up to its blank line, comments beside it; two where only line ends separate
     them, as some servers write them.
     """
+    first_end = text.find(b"\n")
+    if text.startswith(b"data: ") and first_end == len(text) - 2 and text.endswith(b"\n\n"):  # as most are
+        return [Event(b"", text[6:first_end].strip())]
     name = b""
     data: list[bytes] = []
     for raw in text.split(b"\n"):
@@ -198,24 +229,17 @@ def _failed_reason(document: Document) -> str:
     """Why the engine gave the reply up, by its finish reason or status; empty: it did not."""
     choices = document.get("choices")
     if isinstance(choices, list):
-        reasons = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
-    else:
-        delta, response = document.get("delta"), document.get("response")
-        reasons = [(delta if isinstance(delta, dict) else document).get("stop_reason")]
-        whole = response if isinstance(response, dict) else document if document.get("object") == "response" else {}
-        details = whole.get("incomplete_details")
-        reasons += [whole.get("status"), details.get("reason") if isinstance(details, dict) else None]
+        for choice in choices:
+            reason = choice.get("finish_reason") if isinstance(choice, dict) else None
+            if isinstance(reason, str) and reason in _FAILED:
+                return reason
+        return ""
+    delta, response = document.get("delta"), document.get("response")
+    reasons = [(delta if isinstance(delta, dict) else document).get("stop_reason")]
+    whole = response if isinstance(response, dict) else document if document.get("object") == "response" else {}
+    details = whole.get("incomplete_details")
+    reasons += [whole.get("status"), details.get("reason") if isinstance(details, dict) else None]
     return next((reason for reason in reasons if isinstance(reason, str) and reason in _FAILED), "")
-
-
-def _of_choice(choice: Document) -> list[Any]:
-    """What was generated for one choice of a chat or completion: text first, then ids and log probabilities."""
-    delta = choice.get("delta") or choice.get("message")
-    found: list[Any] = _values(delta) if isinstance(delta, dict) else []
-    logprobs = choice.get("logprobs")
-    if isinstance(logprobs, dict):
-        found += [list(each) for each in (logprobs.get("content"), logprobs.get("tokens")) if isinstance(each, list)]
-    return [*found, choice.get("text"), choice.get("token_ids")]
 
 
 def _of_typed(document: Document, named: str) -> list[Any]:

@@ -6,7 +6,7 @@ an event is never counted as one. Must not depend on sockets; keeps a few KB of 
 
 import re
 from math import nan
-from typing import Final
+from typing import Any, Final
 
 from router.core.types import CHARS_PER_TOKEN, Usage
 from router.gateway.traffic.chunk_view import CHUNK_SEAM
@@ -24,6 +24,7 @@ _END: Final = re.compile(  # in text, any of these would have its quotes escaped
 )
 _DONE: Final = b"data: [DONE]"
 _FAILED_FINISH: Final = re.compile(FAILED_FINISH)
+_NEXT_DONE: Final = b"\n" + _DONE
 _COUNTS: Final = b'_tokens"'
 _OPENING: Final = re.compile(  # of an event with a token, up to what no other event has
     rb"event: ?[\w.]*delta\r?\ndata: ?"
@@ -40,6 +41,8 @@ _WHOLE_ENVELOPE: Final = 200  # bytes of a whole reply beside its text, about
 _SEVERAL: Final = 2  # tokens an event by a ratio that was not measured: below, it is rather one
 _NOT_COUNTED: Final = 4  # events of the end: finish reason, usage, [DONE]
 _UNKNOWN: Final = b"\n\n\n"  # begins no event
+_NEVER: Final = -1
+_IN_READ: Final = -2
 NO_USAGE: Final = Usage(0)
 
 
@@ -88,7 +91,7 @@ def ends_with_done(text: bytes) -> bool:
 
 def ends_reply(text: bytes) -> bool:
     """Whether *text* has an event that says that the reply is complete."""
-    if text.startswith(_DONE):
+    if text.startswith(_DONE) or text.find(_NEXT_DONE) >= 0:
         return True
     may_end = (  # each match has one of these
         text.find(b"[DONE]") >= 0
@@ -120,8 +123,8 @@ class Meter:
 
     __slots__ = (
         "_at", "_before", "_before_s", "_body_bytes", "_end", "_end_at", "_envelope", "_framing", "_joined",
-        "_joined_at", "_last", "_lead", "_opening", "_search", "events", "first_s", "gap_max_s", "gaps", "heard_s",
-        "last_s", "started", "stated",
+        "_joined_at", "_last", "_lead", "_opening", "_search", "_stated_at", "events", "first_s", "gap_max_s", "gaps",
+        "heard_s", "last_s", "started", "stated",
     )  # fmt: skip
 
     def __init__(self, gaps: Gaps) -> None:
@@ -134,7 +137,8 @@ class Meter:
         self.heard_s = 0.0
         self.gap_max_s = 0.0
         self.stated = StatedUsage()
-        self._search = UsageSearch(self.stated)
+        self._stated_at = _NEVER  # how many events had come when usage was read in one that was parsed
+        self._search: UsageSearch | None = None
         self._last = b""  # the newest bytes, and those before them: enough for the end and for usage
         self._before = b""
         self._joined = b""  # the newest bytes where the last read was short: it begins at _joined_at
@@ -155,9 +159,9 @@ class Meter:
         """
         self.started = True
         self.first_s = self.last_s = self._before_s = now_s
-        lead = data_lines(before)
+        lead = data_lines(before) if before else 0
         self._lead = self.events + lead
-        self._framing = len(b"%x" % len(event)) + 4 if framed else 0  # of a chunk that holds one event
+        self._framing = ((len(event).bit_length() + 3) >> 2) + 4 if framed else 0  # of a chunk that holds one event
         self._envelope = len(event) - text_bytes if text_bytes >= 0 else -1
         self._body_bytes = -len(before) - lead * self._framing
         opening = _OPENING.match(event)
@@ -252,6 +256,13 @@ class Meter:
             self._body_bytes += len(out)
         if out:
             self._keep(out)
+        if self._stated_at == _IN_READ:
+            self._stated_at = self.events
+
+    def states(self, usage: dict[str, Any]) -> None:
+        """The engine's own counts, in an event of the read that ``passed`` gets next."""
+        self.stated.take(usage)
+        self._stated_at = _IN_READ
 
     def _settle(self) -> None:
         """Something without a token follows: if what was taken for the last token has none either, as an event with a
@@ -286,11 +297,13 @@ class Meter:
         """More of a reply that is no event stream."""
         self.heard_s = self.last_s = self._before_s = now_s
         self._body_bytes += len(data)
-        self._search.feed(data)
+        self.searches(data)
         self._keep(data)
 
     def searches(self, text: bytes) -> None:
         """Look for usage in a part of an event that is not parsed."""
+        if self._search is None:
+            self._search = UsageSearch(self.stated)
         self._search.feed(text)
 
     def tokens(self, count: int, now_s: float) -> None:
@@ -357,7 +370,8 @@ class Meter:
         bytes are generated text. *most*: output tokens that the request can have; *cap*: that its client asked for.
         """
         stated, tail = self.stated, b""
-        if stated.output < 0 or self._last.find(_COUNTS) >= 0 or self._before.find(_COUNTS) >= 0:
+        newest = stated.output >= 0 and self._stated_at == self.events  # what is kept was parsed
+        if not newest and (stated.output < 0 or self._last.find(_COUNTS) >= 0 or self._before.find(_COUNTS) >= 0):
             tail = self._tail
             if tail.find(_COUNTS) >= 0:
                 UsageSearch(stated).feed(tail)

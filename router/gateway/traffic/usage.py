@@ -15,8 +15,6 @@ _MOST: Final = 10**12  # more tokens than this are none: the border judges what 
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _USAGE_BYTES: Final = 2048  # of one usage object
 _EDGE_BYTES: Final = 24  # of the read before, in which the object may begin
-_PROMPTS: Final = ("prompt_tokens", "input_tokens")
-_OUTPUTS: Final = ("completion_tokens", "output_tokens")
 _DETAILS: Final = ("prompt_tokens_details", "input_tokens_details")
 _NONE: Final = -1
 _TOKENS_TO_LEARN: Final = 8
@@ -28,12 +26,18 @@ _MOST_BYTES: Final = 32.0
 _STEP: Final = 0.1
 
 
-def _count(usage: dict[str, Any], *names: str) -> int:
-    for name in names:
-        value = usage.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST:
-            return value
-    return _NONE
+def _count(usage: dict[str, Any], name: str, other: str) -> int:
+    count = _valid(usage.get(name))
+    return count if count >= 0 else _valid(usage.get(other))
+
+
+def _valid(value: Any) -> int:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 <= value < _MOST else _NONE
+
+
+def _later(stated: int, before: int) -> int:
+    return stated if stated > 0 or before < 0 else before
 
 
 class StatedUsage:
@@ -46,22 +50,17 @@ class StatedUsage:
 
     def take(self, usage: dict[str, Any]) -> None:
         """A usage object: OpenAI's, that of /v1/responses or Anthropic's, of which each event may have a part."""
-        output = _count(usage, *_OUTPUTS)
+        output = _count(usage, "completion_tokens", "output_tokens")
         if output >= 0:
             self.output = output
-        self._input = self._later(usage, self._input, *_PROMPTS)
-        self._cache_read = self._later(usage, self._cache_read, "cache_read_input_tokens")
-        self._cache_written = self._later(usage, self._cache_written, "cache_creation_input_tokens")
-        self._details = self._later(usage, self._details, "cached_tokens")
+        self._input = _later(_count(usage, "prompt_tokens", "input_tokens"), self._input)
+        self._cache_read = _later(_valid(usage.get("cache_read_input_tokens")), self._cache_read)
+        self._cache_written = _later(_valid(usage.get("cache_creation_input_tokens")), self._cache_written)
+        self._details = _later(_valid(usage.get("cached_tokens")), self._details)
         for name in _DETAILS:
             details = usage.get(name)
             if isinstance(details, dict):
-                self._details = self._later(details, self._details, "cached_tokens")
-
-    @staticmethod
-    def _later(usage: dict[str, Any], before: int, *names: str) -> int:
-        stated = _count(usage, *names)
-        return stated if stated > 0 or before < 0 else before
+                self._details = _later(_valid(details.get("cached_tokens")), self._details)
 
     @property
     def prompt(self) -> int:
