@@ -1,6 +1,6 @@
 """The options of the commands that plan: cards, models, fit, step, plan. Imports nothing of what they do."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 from router.arguments import at_least, number_within, output_file
@@ -17,6 +17,16 @@ def words(text: str) -> list[str]:
 def counts(text: str) -> list[int]:
     """The type of an option that is a list of numbers of at least 1: ``1,2,4``."""
     return [at_least(1)(part) for part in words(text)]
+
+
+def output_folder(text: str) -> Path:
+    """The type of an option that is a folder to write files in; it is made if it is not there."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise ArgumentTypeError(f"{path} is no folder")
+    if not path.exists() and not path.parent.is_dir():
+        raise ArgumentTypeError(f"{path}: there is no folder {path.parent}")
+    return path
 
 
 def _json(parser: ArgumentParser) -> None:
@@ -96,3 +106,70 @@ def step(parser: ArgumentParser) -> None:
         help="show beside it the rows of this file (as `calibrate` reads it) with the same card, model and TP",
     )
     _json(parser)
+
+
+def plan(parser: ArgumentParser) -> None:
+    """The options of ``plan``."""
+    _asked(parser)
+    _chosen_from(parser)
+    add = parser.add_argument
+    add("--policy", default="slo_headroom", metavar="NAME[:KEY=VALUE,...]", help="default: slo_headroom")
+    add("--admission", default="deadline", metavar="NAME[:KEY=VALUE,...]", help="default: deadline")
+    add("--seed", type=int, default=0, metavar="N", help="the first seed; default: 0")
+    add("--seeds", type=at_least(1), default=5, metavar="N", help="an answer attains under N seeds; default: 5")
+    add("--answers", type=at_least(1), default=3, metavar="N", help="makes to find that attain; default: 3")
+    add(
+        "--budget",
+        type=at_least(1),
+        default=80_000,
+        metavar="N",
+        help="requests to simulate in all; then what is undecided is listed as such; default: 80000",
+    )
+    add("--no-mixed", action="store_true", help="no pools of two makes")
+    add("--jobs", type=at_least(0), default=0, metavar="N", help="processes; default: as many as there are cores")
+    add("--html", type=output_file, metavar="FILE", help="write a page there: one file, needs no network")
+    add("--write", type=output_folder, metavar="FOLDER", help="write the winner there: pool.yaml and router.yaml")
+    _json(parser)
+
+
+def _asked(parser: ArgumentParser) -> None:
+    """The load and what has to be attained."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME", help="the model")
+    add(
+        "--traffic",
+        nargs="+",
+        default=["gen:poisson"],
+        metavar="TRACE",
+        help="trace files, or gen:KIND:key=value,...; of a long trace its beginning; default: gen:poisson",
+    )
+    add("--rate", type=number_within(1e-6), metavar="N", help="requests per second; default: those of the traffic")
+    add("--limit", type=at_least(2), metavar="N", help="requests of a run; default: three minutes, 600 to 3000")
+    add("--skip-bad", action="store_true", help="count bad lines of a trace and continue")
+    add(
+        "--slo",
+        action="append",
+        required=True,
+        metavar="[CLASS@SHARE:]ttft=1s@0.99,tpot=50ms,...",
+        help="the SLO; @0.99: the share of requests that has to be within that bound; may be repeated, for several "
+        "classes by share",
+    )
+    add(
+        "--goal",
+        type=number_within(0.01, 0.9999),
+        default=0.99,
+        metavar="SHARE",
+        help="that share where none is given; default: 0.99",
+    )
+
+
+def _chosen_from(parser: ArgumentParser) -> None:
+    """The candidates."""
+    add = parser.add_argument
+    add("--cards", type=words, default=[], metavar="NAME,...", help="default: those whose price has a source")
+    add("--tp", type=counts, default=[1, 2, 4, 8], metavar="N,...", help="default: 1,2,4,8")
+    add("--pp", type=counts, default=[1, 2], metavar="N,...", help="pipeline stages; default: 1,2")
+    add("--precision", type=words, default=["fp16", "fp8", "int8"], metavar="NAME,...", help="default: fp16,fp8,int8")
+    add("--engines", type=words, default=["vllm"], metavar="NAME,...", help="default: vllm")
+    add("--cards-most", type=at_least(1), default=16, metavar="N", help="of one replica; default: 16")
+    _prices(parser)

@@ -240,6 +240,12 @@ PROGRAM = Program(
         ),
         Command("calibrate", "simulator.commands.calibrate", CALIBRATE_HELP, calibrate),
         Command(
+            "plan",
+            "simulator.commands.plan",
+            "Find the cheapest cards, layout, precision and engine that attain an SLO under a load.",
+            planning_options.plan,
+        ),
+        Command(
             "step",
             "simulator.commands.step",
             "Show one decode step line by line: weights / bandwidth, and what an engine adds; the best TP.",

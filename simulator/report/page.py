@@ -42,14 +42,18 @@ def page(cases: Sequence[Case], results: Results, runs: Runs) -> str:
     parts = [
         f"<header><h1>{escape(what)} on {escape(pool.name)}</h1><p>{count:,} requests, seed {cases[0].seed}. "
         f"{escape(pool.described())}.</p>{_slos_text(slos)}</header>",
-        _legend(list(runs)),
+        legend(list(runs)),
         _figures(results),
-        _section("Latency against the SLO", _distributions(runs, slos)),
-        _section("Over time", _over_time(runs)),
-        _section("Predicted against actual", _predicted(runs)),
+        section("Latency against the SLO", _distributions(runs, slos)),
+        section("Over time", _over_time(runs)),
+        section("Predicted against actual", _predicted(runs)),
         *(_run(policy, played, results[policy]) for policy, played in runs.items()),
     ]
-    title = f"{what}: {', '.join(runs)}"
+    return document(f"{what}: {', '.join(runs)}", parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A page with the style of all."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width">'
@@ -69,12 +73,14 @@ def _slo_text(slo: Slo) -> str:
     )
 
 
-def _section(title: str, figures: Sequence[str]) -> str:
+def section(title: str, figures: Sequence[str]) -> str:
+    """Plots under a heading; empty without any."""
     drawn = "".join(figures)
     return f"<section><h2>{escape(title)}</h2><div class=plots>{drawn}</div></section>" if drawn else ""
 
 
-def _legend(names: Sequence[str]) -> str:
+def legend(names: Sequence[str]) -> str:
+    """Names by colour."""
     items = "".join(f'<li><i class="s{n % _SLOTS}"></i>{escape(name)}</li>' for n, name in enumerate(names))
     return f"<ul class=legend>{items}</ul>"
 

@@ -31,10 +31,13 @@ svg{width:100%;height:auto;display:block}
 .area.s0,.dots.s0{fill:var(--s0)}.area.s1,.dots.s1{fill:var(--s1)}.area.s2,.dots.s2{fill:var(--s2)}
 .area.s3,.dots.s3{fill:var(--s3)}.area.s4,.dots.s4{fill:var(--s4)}.area.s5,.dots.s5{fill:var(--s5)}
 .area.s6,.dots.s6{fill:var(--s6)}.area.s7,.dots.s7{fill:var(--s7)}
+.points.s0{fill:var(--s0)}.points.s1{fill:var(--s1)}.points.s2{fill:var(--s2)}.points.s3{fill:var(--s3)}
+.points.s4{fill:var(--s4)}.points.s5{fill:var(--s5)}.points.s6{fill:var(--s6)}.points.s7{fill:var(--s7)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;padding:0;margin:14px 0 0}
 .legend i{display:inline-block;width:14px;height:3px;margin-right:6px;vertical-align:middle;border-radius:2px}
 i.s0{background:var(--s0)}i.s1{background:var(--s1)}i.s2{background:var(--s2)}i.s3{background:var(--s3)}
 i.s4{background:var(--s4)}i.s5{background:var(--s5)}i.s6{background:var(--s6)}i.s7{background:var(--s7)}
+td.text,th.text{text-align:left;padding-left:14px}tr.best td,tr.best th{background:var(--best);font-weight:600}
 details{margin-top:22px;border-top:1px solid var(--line);padding-top:10px}
 summary{font-weight:600;cursor:pointer}.events{color:var(--soft)}
 @media print{details{display:block}}

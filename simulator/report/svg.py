@@ -13,6 +13,7 @@ _RIGHT: Final = 12
 _TOP: Final = 22
 _BOTTOM: Final = 36
 _TICKS: Final = 5
+_RADIUS: Final = {"dots": 1.6, "points": 4}
 Points = Sequence[tuple[float, float]]
 
 
@@ -50,7 +51,9 @@ def _round_step(rough: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Something drawn: ``kind`` is line, area or dots; ``slot`` chooses its colour (0 to 7), -1 the muted one."""
+    """Something drawn: ``kind`` is line, area, dots (many) or points (few); ``slot`` chooses its colour (0 to 7; -1:
+    muted).
+    """
 
     name: str
     points: Points
@@ -101,9 +104,10 @@ def _mark(x: Axis, y: Axis, mark: Mark) -> str:
     if not spots:
         return ""
     title = f"<title>{escape(mark.name)}</title>"
-    if mark.kind == "dots":
-        dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="1.6"/>' for a, b in spots)
-        return f'<g class="dots {colour}">{title}{dots}</g>'
+    if mark.kind in _RADIUS:
+        radius = _RADIUS[mark.kind]
+        dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{radius}"/>' for a, b in spots)
+        return f'<g class="{mark.kind} {colour}">{title}{dots}</g>'
     path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in spots)
     if mark.kind == "area":
         base = HEIGHT - _BOTTOM

@@ -1,0 +1,74 @@
+"""The load of a plan as numbers: rate, lengths and bounds of its requests.
+
+Must not depend on what serves it.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.run.result_table import Floats
+from simulator.workload.arrivals import Arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One element a request. ``fresh_tokens``: of the prompt, those that no earlier prompt began with.
+
+    ``rate_per_s``: requests, over the time in which they came. ``models``: the names that are asked for.
+    """
+
+    rate_per_s: float
+    prompt_tokens: Floats
+    fresh_tokens: Floats
+    output_tokens: Floats
+    ttft_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
+    models: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt_tokens)
+
+    @property
+    def context_tokens(self) -> float:
+        """Tokens that a decoding sequence holds, mean over time."""
+        held = self.output_tokens * (self.prompt_tokens + self.output_tokens / 2)
+        return float(held.sum() / self.output_tokens.sum())
+
+
+def demand_of(arrivals: Sequence[Arrival]) -> Demand:
+    """The load of these arrivals. Raises ValueError for fewer than two of them, or all at one time."""
+    requests = [arrival.request for arrival in arrivals]
+    span_s = requests[-1].arrived_s - requests[0].arrived_s if requests else 0.0
+    if span_s <= 0.0:
+        raise ValueError("a plan needs at least two requests, at different times")
+    outputs = [max(1, arrival.output_tokens // arrival.request.sequences) for arrival in arrivals]
+    slos = [r.slo.in_base(r.prompt_tokens, n) for r, n in zip(requests, outputs, strict=True)]
+    return Demand(
+        (len(requests) - 1) / span_s,
+        _numbers([request.prompt_tokens for request in requests]),
+        _numbers(_fresh(arrivals)),
+        _numbers(outputs),
+        _numbers([slo.ttft_s for slo in slos]),
+        _numbers([slo.tpot_s for slo in slos]),
+        _numbers([slo.e2e_s for slo in slos]),
+        tuple(dict.fromkeys(request.model for request in requests)),
+    )
+
+
+def _numbers(values: Sequence[float]) -> Floats:
+    return np.array(values, dtype=np.float64)
+
+
+def _fresh(arrivals: Sequence[Arrival]) -> list[float]:
+    """Prompt tokens that are in no cache, were it without limit; at least one has to be computed."""
+    seen: set[Hashable] = set()
+    fresh = []
+    for arrival in arrivals:
+        request = arrival.request
+        known = next((n for n, block in enumerate(request.prefix) if block not in seen), len(request.prefix))
+        seen.update(request.prefix)
+        fresh.append(float(max(1, request.prompt_tokens - known * request.prefix_block_tokens)))
+    return fresh
