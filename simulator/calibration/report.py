@@ -1,4 +1,4 @@
-"""The errors of the tables, by source, card, TP and precision, and the rank correlation of configurations.
+"""The errors of the tables, by source, card, engine, precision, kind of model and batch, and the rank correlation of configurations.
 
 Compares predictions with measurements. Must not depend on how either was made.
 """
@@ -6,10 +6,12 @@ Compares predictions with measurements. Must not depend on how either was made.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
+from router.core.models import Model
 from simulator.calibration.design import Column
 from simulator.calibration.measurements import Measurement
 
@@ -17,14 +19,46 @@ QUANTITIES: Final = ("TPOT", "unqueued ttft", "e2e", "derived TPOT")
 """Rows of a table of errors: mean gap where ITL is direct; first token without queueing; whole request;
 mean gap that a source computed from other figures."""
 
+def half(m: Measurement) -> str:
+    """Which of two halves of all configurations *m* is in: all of one source, card, engine and model are in the same,
+    so that neither half has near copies of the other's. Half A may be looked at to choose terms; B judges them.
+    """
+    shape = m.shape
+    key = f"{m.source} {shape.card.name} {shape.engine} {shape.model.name}"
+    return "AB"[crc32(key.encode()) % 2]
+
+
+def _kind(model: Model) -> str:
+    if not model.experts:
+        return "dense"
+    return "MoE, latent KV" if model.latent_kv else "MoE"
+
+
+_BANDS: Final = (1, 16, 128)
+
+
+def _band(batch: float) -> str:
+    """Batches within an order of magnitude."""
+    least = 0
+    for most in _BANDS:
+        if batch <= most:
+            return f"{least + 1} to {most}" if most > 1 else "1"
+        least = most
+    return f"more than {least}"
+
+
 _GROUPS: Final[dict[str, Callable[[Measurement], str]]] = {
     "all": lambda _: "everything",
     "load": lambda m: "static batch" if m.lockstep else "closed loop",
     "source": lambda m: m.source,
+    "half": half,
+    "family": lambda m: m.shape.card.family,
     "card": lambda m: m.shape.card.name,
     "tp": lambda m: str(m.shape.tp),
     "precision": lambda m: m.shape.stored,
     "engine": lambda m: m.shape.engine,
+    "model": lambda m: _kind(m.shape.model),
+    "batch": lambda m: _band(m.batch),
 }
 
 

@@ -23,13 +23,14 @@ from simulator.calibration.files import read
 from simulator.calibration.fit import COMMITTED, PRIOR, Tables, fit, predicted, seen
 from simulator.calibration.from_record import fit_log, fragment
 from simulator.calibration.measurements import Measurement, Skipped
-from simulator.calibration.report import QUANTITIES, errors, rank_correlation, text
+from simulator.calibration.report import QUANTITIES, errors, half, rank_correlation, text
 from simulator.calibration.write import tables_source
 from simulator.errors import BadFile, BadRecord
 
 _LEAVE_OUT: Final[dict[str, Callable[[Measurement], str]]] = {
     "source": lambda m: m.source,
     "card": lambda m: m.shape.card.name,
+    "half": half,
 }
 
 

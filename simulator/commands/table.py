@@ -24,7 +24,7 @@ def calibrate(parser: ArgumentParser) -> None:
         help="instead of a CSV: a gateway's record; fits the coefficients of each backend in it",
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--leave-one-out", choices=["source", "card"], help="test each on a fit of the others")
+    how.add_argument("--leave-one-out", choices=["source", "card", "half"], help="test each on a fit of the others")
     how.add_argument("--as-is", action="store_true", help="test the committed tables, fit nothing")
     parser.add_argument(
         "--write", type=output_file, metavar="FILE", help="write the tables fitted to everything as Python"

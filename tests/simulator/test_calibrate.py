@@ -13,7 +13,7 @@ from simulator.calibration.bands import coverage, widened
 from simulator.calibration.consistency import consistent
 from simulator.calibration.fit import COMMITTED, PRIOR, fit, predicted, seen
 from simulator.calibration.measurements import Measurement, engine_key, parse
-from simulator.calibration.report import errors, headline, rank_correlation
+from simulator.calibration.report import errors, half, headline, rank_correlation
 from simulator.calibration.write import tables_source
 from simulator.commands.calibrate import leave_one_out
 from tests.commands import calibrate
@@ -350,6 +350,21 @@ def test_errors_are_told_by_group() -> None:
     everything = next(e for e in found if e.group == "all" and e.quantity == "TPOT")
     assert [everything.count, everything.median, everything.bias] == pytest.approx([6, 0.1, 0.1])
     assert {e.name for e in found if e.group == "card"} == {"h100-sxm", "a100-80g-sxm"}
+
+
+def test_errors_by_kind_of_model_and_by_batch() -> None:
+    """The groups in which a missing term shows."""
+    measured = [one(), one(model="Mixtral-8x7B", tp="2"), one(model="DeepSeek-V3", tp="8", precision="fp8")]
+    measured += [one(batch_or_concurrency=b) for b in ("1", "16", "17", "129")]
+    found = {(e.group, e.name) for e in errors(measured, np.ones((4, 7)), np.ones((4, 7)))}
+    assert {name for group, name in found if group == "model"} == {"dense", "MoE", "MoE, latent KV"}
+    assert {name for group, name in found if group == "batch"} == {"1", "2 to 16", "17 to 128", "more than 128"}
+
+
+def test_halves_share_no_configuration() -> None:
+    """Another batch, TP or precision of one engine, card and model is in the same half; other models are in both."""
+    assert len({half(one(batch_or_concurrency=b, tp=tp)) for b in "148" for tp in "12"}) == 1
+    assert {half(one(model=name)) for name in ("qwen-7b", "qwen-14b", "yi-6b", "yi-34b", "mistral-7b")} == {"A", "B"}
 
 
 def test_rank_correlation_knows_order_and_ties() -> None:
