@@ -27,7 +27,8 @@ class Card:
     """One accelerator. Bytes, seconds and FLOP/s throughout.
 
     ``flops_per_s`` holds dense peak by precision, only for precisions the card computes in
-    natively. ``family`` (architecture) is the key of the efficiency tables.
+    natively, and ``fp16-accumulate`` where that is faster than FP16 with FP32 accumulation. ``family``
+    (architecture) is the key of the efficiency tables; ``cards_per_node`` those that one domain of links joins.
     """
 
     name: str
@@ -59,8 +60,11 @@ def _flops(
     bf16: bool = True,
     fp4: float = 0,
     int4: float = 0,
+    fast: float = 0,
 ) -> Mapping[str, float]:
-    """Dense tera-operations a second by precision, zeros left out."""
+    """Dense tera-operations a second by precision, zeros left out; *fast*: FP16 accumulated in FP16, which GeForce
+    cards do twice as fast.
+    """
     tera = {
         "fp16": fp16,
         "bf16": fp16 * bf16,
@@ -68,6 +72,7 @@ def _flops(
         "int8": int8,
         "fp4": fp4,
         "int4": int4,
+        "fp16-accumulate": fast,
     }
     return MappingProxyType({name: value * 1e12 for name, value in tera.items() if value})
 
@@ -147,20 +152,30 @@ _ROWS: Final = (
     _card("b300", 267, 7750, _flops(2250, 4500, fp4=13500), "nvlink", 900, 7.0, "blackwell", "B",
           f"{_AIC} b300_sxm"),
     _card("gb200", 184, 8000, _flops(2500, 5000, 5000, fp4=10000), "nvlink", 900, 7.0, "blackwell", "B",
-          f"{_AIC} gb200", 4),
+          f"{_AIC} gb200; 72 cards in one NVLink domain", 72),
     _card("gb300", 270, 8000, _flops(2500, 5000, fp4=15000), "nvlink", 900, 8.0, "blackwell", "B",
-          f"{_AIC} gb300", 4),
+          f"{_AIC} gb300; 72 cards in one NVLink domain", 72),
     _card("l4", 24 * _GDDR_ECC, 300, _flops(121, 242, 242, int4=484), "pcie", 32, 0.805, "ada", "A",
           f"{_AIC} l4; AWS list price"),
     _card("l40", 48 * _GDDR_ECC, 864, _flops(181, 362, 362, int4=724), "pcie", 32, 1.2, "ada", "A",
           "LLM-Viewer hardware_params"),
     _card("l40s", 48 * _GDDR_ECC, 864, _flops(362, 733, 733, int4=733), "pcie", 32, 1.861, "ada", "A",
           f"{_AIC} l40s; AWS list price"),
-    _card("rtx-4090", 24, 1008, _flops(165.2, 330.3, 660.6, int4=1321), "pcie", 32, 0.34, "ada", "B",
+    _card("rtx-4090", 24, 1008, _flops(165.2, 330.3, 660.6, int4=1321, fast=330.3), "pcie", 32, 0.34,
+          "geforce-ada", "B",
           f"{_SHEET} (fp16 with fp32 accumulate); price gputracker.dev 2026-03"),
-    _card("rtx-3090", 24, 936, _flops(71, 0, 284, int4=568), "pcie", 32, 0.25, "ampere", "B",
+    _card("rtx-3090", 24, 936, _flops(71, 0, 284, int4=568, fast=142), "pcie", 32, 0.25, "geforce-ampere", "B",
           f"{_SHEET} (fp16 with fp32 accumulate)"),
-    _card("rtx-4080", 16, 717, _flops(97.5, 195, 390), "pcie", 32, 0.3, "ada", "B", _SHEET),
+    _card("rtx-4080", 16, 717, _flops(97.5, 195, 390, fast=195), "pcie", 32, 0.3, "geforce-ada", "B", _SHEET),
+    _card("rtx-3090-ti", 24, 1008, _flops(80, 0, 320, int4=640, fast=160), "pcie", 32, 0.3,
+          "geforce-ampere", "C", _SHEET),
+    _card("rtx-4070-ti", 12, 504, _flops(80.2, 160, 321, fast=160), "pcie", 32, 0.2, "geforce-ada", "C", _SHEET),
+    _card("rtx-5090", 32, 1792, _flops(209.5, 419, 838, fp4=1676, fast=419), "pcie", 64, 0.5, "geforce-blackwell", "B",
+          "NVIDIA RTX Blackwell architecture whitepaper (fp16 with fp32 accumulate)"),
+    _card("rtx-5080", 16, 960, _flops(112.6, 225, 450, fp4=900, fast=225), "pcie", 64, 0.35, "geforce-blackwell", "B",
+          "NVIDIA RTX Blackwell architecture whitepaper (fp16 with fp32 accumulate)"),
+    _card("rtx-5000-ada", 32, 576, _flops(130.5, 261, 261), "pcie", 32, 0.7, "ada", "C", _SHEET),
+    _card("rtx-4000-ada", 20, 360, _flops(53.4, 107, 107), "pcie", 32, 0.4, "ada", "C", _SHEET),
     _card("rtx-6000-ada", 48 * _GDDR_ECC, 960, _flops(182, 364, 364), "pcie", 32, 1.0, "ada", "B", _SHEET),
     _card("rtx-pro-6000", 95.6, 1792, _flops(467.8, 935.6, 935.6, fp4=1870), "pcie", 64, 1.8,
           "blackwell", "A", f"{_AIC} rtx_pro_6000_server"),
@@ -178,7 +193,14 @@ _ROWS: Final = (
           _SHEET),
     _card("mi250", 128, 3277, _flops(362, 0, 362), "infinity-fabric", 200, 2.0, "cdna", "A",
           f"{_ANALYSIS}/mi250-128gb; two dies", 4),
+    _card("mi355x", 288, 8000, _flops(2300, 4600, 4600, fp4=9200), "infinity-fabric", 538, 6.0, "cdna", "B", _SHEET),
+    _card("mi210", 64, 1638, _flops(181, 0, 181), "infinity-fabric", 100, 1.2, "cdna", "B", _SHEET, 4),
+    _card("rx-7900-xtx", 24, 960, _flops(122.8, 0, 122.8), "pcie", 32, 0.3, "rdna", "B", _SHEET),
     _card("gaudi2", 96, 2450, _flops(432, 865), "roce", 300, 1.6, "gaudi", "B", _SHEET),
+    _card("gaudi3", 128, 3700, _flops(1835, 1835), "roce", 600, 2.5, "gaudi", "B", _SHEET),
+    _card("max-1100", 48, 1229, _flops(352, 0, 704), "pcie", 64, 0.8, "ponte-vecchio", "C", _SHEET, 4),
+    _card("arc-a770", 16, 560, _flops(138, 0, 275), "pcie", 32, 0.15, "xe", "C", _SHEET),
+    _card("arc-b580", 12, 456, _flops(96, 0, 233), "pcie", 16, 0.15, "xe", "C", _SHEET),
     _card("max-1550", 128, 3277, _flops(839, 0, 1678), "xe-link", 265, 2.0, "ponte-vecchio", "C", _SHEET),
     _card("ascend-910a", 32, 1200, _flops(256, 0, 512), "hccs", 30, 1.0, "ascend", "C",
           "bbs.huaweicloud.com/blogs/468907 (256 TFLOPS, 310 W); bandwidth and link from memory"),
@@ -212,7 +234,10 @@ _ALIASES: Final[Mapping[str, str]] = MappingProxyType({
     "h200-sxm": "h200", "h200-sxm-141gb": "h200", "h200-141gb": "h200",
     "gh200-96gb": "gh200", "b200-sxm": "b200", "b200-180gb": "b200", "b300-sxm": "b300",
     "4090": "rtx-4090", "rtx4090": "rtx-4090", "3090": "rtx-3090", "rtx3090": "rtx-3090",
-    "4080": "rtx-4080", "rtx-a6000": "a6000",
+    "4080": "rtx-4080", "rtx4080": "rtx-4080", "3090ti": "rtx-3090-ti", "rtx-3090ti": "rtx-3090-ti",
+    "5090": "rtx-5090", "rtx5090": "rtx-5090", "5080": "rtx-5080", "4070ti": "rtx-4070-ti", "rtx-4070ti": "rtx-4070-ti",
+    "7900xtx": "rx-7900-xtx", "rx-7900xtx": "rx-7900-xtx", "mi350x": "mi355x", "a770": "arc-a770", "b580": "arc-b580",
+    "gaudi-2": "gaudi2", "gaudi-3": "gaudi3", "gb200-nvl72": "gb200", "gb300-nvl72": "gb300", "rtx-a6000": "a6000",
     "v100": "v100-32g", "v100-sxm2-32gb": "v100-32g", "v100-sxm2-16gb": "v100-16g",
     "v100-32gb": "v100-32g", "v100-16gb": "v100-16g", "v100-pcie": "v100-32g-pcie",
     "v100-pcie-32gb": "v100-32g-pcie",

@@ -27,9 +27,15 @@ class EngineEfficiency:
     ``first_token_s``: API server, tokenizer and first scheduling, outside any step;
     ``read_gain``, ``gemm_gain``: factors on the family's efficiencies; ``reduce_gain``: factor on
     the link's all-reduce latency; ``expert_layer_s``: routing and grouping, a layer with experts;
-    ``expert_gain``: factor on shares for experts' weights and GEMM; ``sigma``: relative
-    error of a step predicted with this row; ``latent_layer_s``: the further kernels of a layer with latent attention
-    (two down-projections, their norms, two absorbed products).
+    ``expert_gain``, ``expert_gemm_gain``: factors on the shares for experts' weights and for their GEMM;
+    ``sigma``: relative error of a step predicted with this row; ``latent_layer_s``: the further kernels of a layer with
+    latent attention (two down-projections, their norms, two absorbed products);
+    ``quantise_gain``: factor on a precision's ``layer_s`` (an era whose
+    kernels quantise activations one by one, and not fused with the norm before them);
+    ``first_expert_layer_s``: what a layer with experts adds to a first token and to no other sequence's step: seen in
+    first tokens at low load and not in the gaps of those that decode meanwhile, so it is outside of steps;
+    ``linear_layer_s``: the further kernels of a layer of linear attention (convolution, gates, recurrent state);
+    ``expert_launch_s``: host time to launch one expert of a layer, where experts are looped over and not grouped.
     """
 
     step_s: float
@@ -45,6 +51,11 @@ class EngineEfficiency:
     stream_s: float = 20e-6
     eager_layer_s: float = 50e-6
     latent_layer_s: float = 25e-6
+    quantise_gain: float = 1.0
+    expert_gemm_gain: float = 0.9
+    first_expert_layer_s: float = 0.5e-3
+    linear_layer_s: float = 45e-6
+    expert_launch_s: float = 1e-9
     sigma: float = 0.15
 
 
@@ -54,7 +65,10 @@ class Family:
 
     ``read``: weights; ``kv``: KV cache; ``gemm`` and ``attention``: of dense 16-bit peak; ``host``: factor on
     what the engine's Python costs, by the processors such cards are housed with;
-    ``sigma``: relative error of those shares.
+    ``sigma``: relative error of those shares; ``kernel``: factor on the kernels that neither bandwidth nor compute
+    explains (gaps between launches, small kernels that were tuned for another vendor, or a compiler that fuses a whole
+    layer); ``seq``: factor on what a decoding sequence costs (kernels whose time grows with the sequences: sampling,
+    attention without shared heads); ``launch_layer_s``: host time to launch a layer's kernels that no graph saves.
     """
 
     read: float
@@ -63,6 +77,9 @@ class Family:
     attention: float
     sigma: float
     host: float = 1.0
+    kernel: float = 1.0
+    seq: float = 1.0
+    launch_layer_s: float = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +122,9 @@ class Efficiency:
 
     Shares of the sheet: ``read``, ``kv``, ``gemm``, ``attention``, ``link_share``,
     ``small_link_share`` and, of routed experts, ``experts_read`` and ``experts_gemm``. Seconds added:
-    ``step_s``, ``layer_s``, ``launch_layer_s`` and ``eager_layer_s`` (overlapped), ``expert_layer_s``,
-    ``latent_layer_s``, ``seq_s``, ``stream_s`` (overlapped), ``first_token_s`` and, an all-reduce, ``reduce_s`` plus
+    ``step_s``, ``layer_s``, ``launch_layer_s``, ``expert_launch_s`` and ``eager_layer_s`` (overlapped),
+    ``expert_layer_s``, ``latent_layer_s``, ``linear_layer_s``, ``seq_s``, ``stream_s`` (overlapped),
+    ``first_token_s``, ``first_expert_layer_s`` and, an all-reduce, ``reduce_s`` plus
     ``reduce_card_s`` a card. Arrays over many work as well as floats.
     """
 
@@ -126,7 +144,10 @@ class Efficiency:
     stream_s: float
     eager_layer_s: float
     latent_layer_s: float
+    linear_layer_s: float
+    expert_launch_s: float
     first_token_s: float
+    first_expert_layer_s: float
     reduce_s: float
     reduce_card_s: float
     sigma: float
@@ -146,19 +167,22 @@ def compose(costs: EngineEfficiency, shares: Family, wire: Link, form: Precision
         experts_read=_share(read * costs.expert_gain * form.expert_gain),
         kv=_share(shares.kv * costs.read_gain),
         gemm=gemm,
-        experts_gemm=_share(gemm * costs.expert_gain * form.expert_gain),
+        experts_gemm=_share(gemm * costs.expert_gemm_gain * form.expert_gain),
         attention=_share(shares.attention * costs.gemm_gain),
         link_share=wire.share,
         small_link_share=wire.small_share,
         step_s=costs.step_s * shares.host,
-        layer_s=costs.layer_s + form.layer_s,
-        launch_layer_s=costs.launch_layer_s * shares.host * form.launch_gain,
-        expert_layer_s=costs.expert_layer_s,
-        seq_s=costs.seq_s * shares.host,
+        layer_s=(costs.layer_s + form.layer_s * costs.quantise_gain) * shares.kernel,
+        launch_layer_s=costs.launch_layer_s * shares.host * form.launch_gain + shares.launch_layer_s,
+        expert_layer_s=costs.expert_layer_s * shares.kernel,
+        seq_s=costs.seq_s * shares.host * shares.seq,
         stream_s=costs.stream_s * shares.host,
-        latent_layer_s=costs.latent_layer_s,
+        latent_layer_s=costs.latent_layer_s * shares.kernel,
+        linear_layer_s=costs.linear_layer_s * shares.kernel,
+        expert_launch_s=costs.expert_launch_s * shares.host,
         eager_layer_s=costs.eager_layer_s * shares.host,
         first_token_s=costs.first_token_s,
+        first_expert_layer_s=costs.first_expert_layer_s,
         reduce_s=wire.latency_s * costs.reduce_gain,
         reduce_card_s=wire.hop_s * costs.reduce_gain,
         sigma=float(np.hypot(costs.sigma, shares.sigma)),

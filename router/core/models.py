@@ -25,7 +25,8 @@ class Model:
     reads ``experts_per_token`` of ``experts``. ``embedding_params`` is the input table (a decode
     step looks up a row and reads nothing else of it unless it is tied to the output head).
     ``latent_kv`` marks MLA: one compressed latent a token, copied to every tensor-parallel rank.
-    ``windowed_share`` is the share of layers whose attention sees only a short window (or none).
+    ``windowed_share`` is the share of layers whose attention sees only a short window (or none),
+    ``linear_share`` that of layers with linear attention, which are among them.
     ``block_fp8``: its FP8 checkpoint has a scale for every 128 x 128 block (DeepSeek-V3, arXiv 2412.19437
     section 3.3), whose activations are quantised as it runs; else one scale a tensor or channel.
     """
@@ -50,6 +51,7 @@ class Model:
     source: str = "operator"
     confidence: str = "D"
     block_fp8: bool = False
+    linear_share: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse a shape that cannot be: ValueError names the field and what was expected."""
@@ -88,6 +90,7 @@ def make_model(
     source: str = "operator",
     confidence: str = "D",
     block_fp8: bool = False,
+    linear_share: float = 0.0,
 ) -> Model:
     """A model from the numbers a config.json holds; what is left out follows from the rest.
 
@@ -119,6 +122,7 @@ def make_model(
         source,
         confidence,
         block_fp8,
+        linear_share,
     )
 
 
@@ -146,6 +150,7 @@ def _row(
     moe: tuple[float, int, int] = (0.0, 0, 0),
     mla: bool = False,
     windowed: float = 0.0,
+    linear: float = 0.0,
 ) -> Model:
     """One row of the table; *moe* is (active billions, experts, experts a token)."""
     active, experts, chosen = moe
@@ -165,6 +170,7 @@ def _row(
         experts_per_token=chosen,
         latent_kv=mla,
         windowed_share=windowed,
+        linear_share=linear,
         source=source,
         confidence=confidence,
         block_fp8=name.startswith(_BLOCK_FP8),
@@ -218,7 +224,7 @@ _ROWS: Final = (
     _row("qwen3-30b-a3b", 30.53, 48, 2048, 32, 4, 128, 768, 151936, "A", _CFG, moe=(3.35, 128, 8)),
     _row("qwen3-235b-a22b", 235.1, 94, 4096, 64, 4, 128, 1536, 151936, "A", _CFG, moe=(22.2, 128, 8)),
     _row("qwen3.5-397b-a17b", 397, 60, 4096, 32, 2, 256, 1024, 248320, "C", _MEM,
-         moe=(17, 512, 10), windowed=0.75),
+         moe=(17, 512, 10), windowed=0.75, linear=0.75),
     _row("yi-6b", 6.06, 32, 4096, 32, 4, 128, 11008, 64000, "B", _MEM),
     _row("yi-34b", 34.39, 60, 7168, 56, 8, 128, 20480, 64000, "A", _CFG),
     _row("mistral-7b", 7.24, 32, 4096, 32, 8, 128, 14336, 32000, "B", _MEM),

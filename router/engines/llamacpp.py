@@ -17,7 +17,7 @@ from router.engines.facts import (
     text,
     whole,
 )
-from router.engines.kind import UNREADY, EngineKind, ErrorDialect, MetricsPage
+from router.engines.kind import UNREADY, EngineKind, Era, ErrorDialect, MetricsPage
 from router.engines.prometheus import ScrapedPage, Snapshot
 
 
@@ -51,6 +51,7 @@ KIND: Final = EngineKind(
     name="llamacpp",
     aliases=("llama.cpp", "llama-cpp", "llama-server", "chatglm.cpp"),
     prior="llamacpp",
+    eras=(Era((1, 0), "llamacpp"), Era((0, 0), "llamacpp-2024")),
     default_port=8080,
     discover=_discover,
     metrics=MetricsPage((b"llamacpp:requests_processing",), _metrics),

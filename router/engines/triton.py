@@ -26,7 +26,6 @@ from router.engines.kind import (
     Translation,
 )
 from router.engines.prometheus import ScrapedPage, Snapshot
-from router.engines.tensorrt_llm import ERAS
 
 _MODELS_PATH: Final = b"/v2/models/"
 CHAT: Final = "/v1/chat/completions"
@@ -326,8 +325,7 @@ _ERRORS: Final = ErrorDialect(
 KIND: Final = EngineKind(
     name="triton",
     aliases=("tritonserver",),
-    prior="tensorrt-llm",
-    eras=ERAS,
+    prior="triton",
     protocol="triton",
     health_path="/v2/health/ready",
     unready_statuses=frozenset({400, 503}),

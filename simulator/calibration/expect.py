@@ -3,10 +3,10 @@
 Models how static batches and closed loops fill an engine. Must not depend on where coefficients
 come from. The step is the core's own (`router.core.step`), on columns instead of numbers.
 
-A static batch prefills its prompts together, then decodes in step. In a closed loop of ``C`` users every user
-prefills once a cycle, so a request meets the prefill of every other one once: while it waits for its own first token,
-or during its own ``osl`` steps, whose mean gap is a decode step plus its part of those prompts' marginal time.
-"""
+A static batch prefills its prompts together, then decodes in step; what the KV cache cannot hold comes after that. In a
+closed loop of ``C`` users every user prefills once a cycle, so a request meets the prefill of every other one once:
+while it waits for its own first token, or during its own ``osl`` steps, whose mean gap is a decode step plus its part
+of those prompts' marginal time."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,13 +34,16 @@ class Expected:
 
 def expected(c: StepCoefficients, stream_s: Any, of: Design) -> Expected:
     """The expected times of each measurement of *of*; the fields of *c* and *stream_s* are columns."""
-    running = of.batch
+    together = np.minimum(of.batch, of.running_most)
+    running = together
     for _ in range(_LITTLE_ROUNDS):
         tpot_s = _tpot_s(c, stream_s, of, running)
-        running = np.where(of.lockstep, of.batch, _running(of, tpot_s, running, _sat_out_s(c, of, running)))
+        loop = np.minimum(_running(of, tpot_s, running, _sat_out_s(c, of, running)), of.running_most)
+        running = np.where(of.lockstep, together, loop)
     tpot_s = _tpot_s(c, stream_s, of, running)
-    ttft_s = np.where(of.lockstep, _batch_ttft_s(c, of), _loop_ttft_s(c, of, tpot_s))
-    return Expected(tpot_s, ttft_s, ttft_s + (of.output_tokens - 1) * tpot_s)
+    ttft_s = np.where(of.lockstep, _batch_ttft_s(c, of, together), _loop_ttft_s(c, of, tpot_s))
+    waves = np.where(of.lockstep, of.batch / together, 1.0)  # what does not fit waits for what does
+    return Expected(tpot_s, ttft_s, waves * (ttft_s + (of.output_tokens - 1) * tpot_s))
 
 
 _LITTLE_ROUNDS: Final = 4
@@ -114,8 +117,8 @@ def _prefill_s(c: StepCoefficients, of: Design, prompts: Any) -> Column:
     return np.asarray(chunks * _step(c, 0.0, 0.0, tokens / chunks, pairs))
 
 
-def _batch_ttft_s(c: StepCoefficients, of: Design) -> Column:
-    return np.asarray(c.first_token_s + _prefill_s(c, of, of.batch))
+def _batch_ttft_s(c: StepCoefficients, of: Design, together: Column) -> Column:
+    return np.asarray(c.first_token_s + _prefill_s(c, of, together))
 
 
 def _loop_ttft_s(c: StepCoefficients, of: Design, tpot_s: Column) -> Column:

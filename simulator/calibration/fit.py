@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.core import tables
-from router.core.efficiency import EngineEfficiency, Family, Link, Precision, compose
+from router.core.efficiency import Efficiency, EngineEfficiency, Family, Link, Precision, compose
 from router.core.physics import combine
 from simulator.calibration import prior
 from simulator.calibration.design import Column, Design, column, design
@@ -49,15 +49,19 @@ _FIXED: Final = {"sigma", "bytes_per_param", "peaks"}
 _SPREAD: Final = {
     # relative error a priori (logarithm); what is not named is a duration of an engine
     "read": 0.04, "kv": 0.06, "gemm": 0.06, "attention": 0.2, "share": 0.15, "latency_s": 0.2, "hop_s": 0.2,
-    "read_gain": 0.06, "gemm_gain": 0.1, "expert_gain": 0.15, "reduce_gain": 0.25, "small_share": 0.2, "host": 0.1,
+    "read_gain": 0.03, "gemm_gain": 0.1, "expert_gain": 0.15, "reduce_gain": 0.25, "small_share": 0.2, "host": 0.1,
     "stream_s": 0.7, "seq_s": 0.7, "eager_layer_s": 0.7, "launch_gain": 0.1,
+    "kernel": 0.2, "seq": 0.3, "quantise_gain": 0.3, "first_token_s": 0.7, "latent_layer_s": 0.5,
+    "expert_layer_s": 0.5, "linear_layer_s": 0.5, "expert_launch_s": 0.5, "expert_gemm_gain": 0.2,
+    "first_expert_layer_s": 0.5,
 }  # fmt: skip
 _DURATION_SPREAD: Final = 0.3
-_SOURCE_WEIGHT: Final = 3.0
+_SOURCE_WEIGHT: Final = 10.0
 _TRUST: Final = (1.0, 1.0, 0.3, 0.3)
 """Weight of what was measured itself, and of sums over a whole request or figures computed from others."""
 
 Key = tuple[str, str, str]
+Index = Mapping[tuple[str, str], NDArray[np.intp]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ class FitProblem:
 
     of: Design
     keys: tuple[Key, ...]
-    index: Mapping[tuple[str, str], NDArray[np.intp]]
+    index: Index
     prior: Column
     spread: Column
     seen: NDArray[np.float64]
@@ -134,15 +138,24 @@ def _weights(measured: Sequence[Measurement]) -> Column:
 
 def predict(p: FitProblem, values: Column) -> Expected:
     """What each row should show with the tables' entries at exp(*values*)."""
-    entries = np.exp(values)
-    read = {table: _gathered(p, entries, table) for table in _ROW}
-    use = compose(read["engine"], read["family"], read["link"], read["precision"])
+    use = _used(p.index, np.exp(values))
     return expected(combine(p.of.best, use, (0.0,) * 6), use.stream_s, p.of)
 
 
-def _gathered(p: FitProblem, entries: Column, table: str) -> Any:
+def used(of: Design, given: Tables) -> Efficiency:
+    """What each row of *of* gets of the roofline by the tables *given*: columns."""
+    keys, index = _entries(of)
+    return _used(index, np.array([getattr(given[table][row], field) for table, row, field in keys]))
+
+
+def _used(index: Index, entries: Column) -> Efficiency:
+    read = {table: _gathered(index, entries, table) for table in _ROW}
+    return compose(read["engine"], read["family"], read["link"], read["precision"])
+
+
+def _gathered(index: Index, entries: Column, table: str) -> Any:
     """A row of columns: for every measurement the entry it reads."""
-    given: dict[str, Any] = {field: entries[p.index[table, field]] for field in _free(table)}
+    given: dict[str, Any] = {field: entries[index[table, field]] for field in _free(table)}
     whole = {"sigma": 0.0, "bytes_per_param": 0.0, "peaks": ()}
     kind = _ROW[table]
     return kind(**given, **{f.name: whole[f.name] for f in fields(kind) if f.name in _FIXED})

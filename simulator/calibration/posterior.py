@@ -17,6 +17,8 @@ Column = NDArray[np.float64]
 
 NOISE: Final = 0.1
 _STUDENT: Final = 3.0
+_GAIN_LEAST: Final = 1e-4
+"""Of the logarithm of the posterior: a step that gains less is the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +47,21 @@ class Posterior:
         return gradient, (jacobian.T * w) @ jacobian + np.diag(1 / self.spread**2)
 
     def most_probable(self, rounds: int) -> Column:
-        """The values after at most *rounds* steps from the prior."""
+        """The values after at most *rounds* steps from the prior; fewer when a step no longer gains anything."""
         values, damping = self.prior.copy(), 1e-2
+        gradient, hessian = self.curvature(values)
+        loss = self.loss(values)
         for _ in range(rounds):
-            gradient, hessian = self.curvature(values)
             step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), -gradient)
             trial = values + np.clip(step, -1.0, 1.0)
-            better = self.loss(trial) < self.loss(values)
-            values = trial if better else values
-            damping = damping * 0.3 if better else damping * 5
+            reached = self.loss(trial)
+            gained = loss - reached
+            damping = damping * 0.3 if gained > 0 else damping * 5
+            if gained > 0:
+                values, loss = trial, reached
+                if gained < _GAIN_LEAST:
+                    break
+                gradient, hessian = self.curvature(values)
         return values
 
     def standard_errors(self, values: Column) -> Column:

@@ -1,4 +1,5 @@
-"""The errors of the tables, by source, card, engine, precision, kind of model and batch, and the rank correlation of configurations.
+"""The errors of the tables, by source, card, engine, precision, kind of model and batch, and the rank correlation of
+configurations.
 
 Compares predictions with measurements. Must not depend on how either was made.
 """
@@ -18,6 +19,7 @@ from simulator.calibration.measurements import Measurement
 QUANTITIES: Final = ("TPOT", "unqueued ttft", "e2e", "derived TPOT")
 """Rows of a table of errors: mean gap where ITL is direct; first token without queueing; whole request;
 mean gap that a source computed from other figures."""
+
 
 def half(m: Measurement) -> str:
     """Which of two halves of all configurations *m* is in: all of one source, card, engine and model are in the same,
