@@ -1,5 +1,7 @@
 """What is a token, an error and an end in a stream, in every dialect and wherever its reads are cut."""
 
+import json
+import re
 from collections.abc import Iterable
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from router.core.types import Usage
 from router.gateway.traffic.event_stream import EventStream
-from router.gateway.traffic.frames import ERROR, STRUCTURE, TOKEN, read_events
+from router.gateway.traffic.frames import ERROR, STRUCTURE, TOKEN, Event, read_events, with_line_feeds
 from router.gateway.traffic.http import dechunked
 from router.gateway.traffic.meter import Gaps, Meter
 from tests.fakes_wire import LAST, chunked, event, token
@@ -323,6 +325,82 @@ def test_chunk_extensions_and_the_reads_of_whole_chunks_change_nothing(
     groups = [0, *sorted({place % len(chunks) for place in at} - {0}), len(chunks)]
     reads, others = ([b"".join(side[a:b]) for a, b in pairwise(groups)] for side in (chunks, more))
     assert passed(reads, framed=True, strips=strips) == passed(others, framed=True, strips=strips)
+
+
+NAMED = [
+    b"event: %b\ndata: %b\n\n" % (each["type"].encode(), json.dumps(each).encode()) for each in TOKENS if "type" in each
+]
+LINE_ENDS = [b"\n", b"\r\n", b"\r"]
+BETWEEN = [b": ping\n\n", b"\n", b"event: ping\ndata: {}\n\n", b"id: 4\nretry: 10\n\n", *map(event, STRUCTURES)]
+EVENTS = [*BETWEEN, *NAMED, *map(event, TOKENS), *(event(token(word)) for word in WORDS)]
+ENDINGS = [
+    [event(STOP), USAGE_ALONE, event("[DONE]")],
+    [event(STOP) + event("[DONE]")],
+    [event(typed("response.completed", response={"output": [{"text": "a"}], "usage": {"output_tokens": 5}}))],
+    [event(typed("message_delta", usage={"output_tokens": 5})), event(typed("message_stop"))],
+]
+
+
+@st.composite
+def cut_streams(draw: st.DrawFn) -> tuple[bytes, list[bytes], bool]:
+    """The data of a stream, how its bytes come, and whether those are chunk-framed. Chunks and reads may end anywhere,
+    and do so above all near the ends of lines.
+    """
+    line_end = draw(st.sampled_from(LINE_ENDS))
+    pieces = draw(st.lists(st.sampled_from(EVENTS), max_size=6))
+    pieces += draw(st.lists(st.sampled_from(ERRORS), max_size=1)) + draw(st.sampled_from(ENDINGS))
+    pieces = [piece.replace(b"\r\n", b"\n").replace(b"\n", line_end) for piece in pieces]
+    data, framed = b"".join(pieces), draw(st.booleans())
+
+    def anywhere(body: bytes) -> list[bytes]:
+        near = [found.end() + by for found in re.finditer(rb"[\r\n]+", body) for by in (-2, -1, 0, 1)]
+        return cut(body, draw(st.lists(st.sampled_from(near) | st.integers(0, 5000), max_size=12)))
+
+    if not framed:
+        return data, anywhere(data), framed
+    body = chunked(*(pieces if draw(st.booleans()) else anywhere(data))) + LAST
+    return data, draw(st.just([body[i : i + 1] for i in range(len(body))]) | st.just(anywhere(body))), framed
+
+
+@given(cut_streams(), st.booleans(), st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_any_stream_is_the_same_however_it_is_cut(
+    given: tuple[bytes, list[bytes], bool], strips: bool, several: bool
+) -> None:
+    """In every dialect, with any line ends, in any chunks: the same events, end, error and counts as in one piece."""
+    data, reads, framed = given
+    want, got = (
+        passed(pieces, framed=chunks, strips=strips, several=several)
+        for pieces, chunks in (([data], False), (reads, framed))
+    )
+    assert (got.error, got.cut_short) == (want.error, want.cut_short)
+    if strips and framed and want.error is not None:
+        return  # usage in the chunk of an error is not taken out of it
+    assert got.events == want.events
+    assert (got.began_at < 0) == (want.began_at < 0)
+    if strips and framed:  # what is taken out of a chunk that has more leaves a comment of its length
+        assert [e.document for e in read_each(got.body)] == [e.document for e in read_each(want.body)]
+    elif want.error is None:
+        assert got.body == want.body
+    else:  # comments in front of the error go out before it is there
+        assert got.body.startswith(want.body)
+        assert not read_each(got.body[len(want.body) :])
+    if want.error is None and not want.usage.estimated:
+        assert got.usage == want.usage
+
+
+def read_each(body: bytes) -> list[Event]:
+    """Its events, one by one."""
+    return [event for part in re.split(rb"\n\n|\r\n\r\n|\r\r", body) for event in read_events(with_line_feeds(part))]
+
+
+def test_a_word_that_a_chunk_cuts_in_two_is_read_as_one() -> None:
+    """In reads that hold nothing but whole events and chunks."""
+    for raw in ERRORS:
+        for at in range(1, len(raw)):
+            first = [chunked(event(token("x")))]
+            got = passed([*first, *first, chunked(raw[:at], raw[at:]), chunked(event("[DONE]")) + LAST], framed=True)
+            assert got.error is not None
 
 
 def test_a_stream_without_a_token_has_no_first_token() -> None:

@@ -5,7 +5,7 @@ depend on what the data means.
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import Final
 
 from router.gateway.traffic.http import chunk
@@ -15,33 +15,54 @@ _OPENING: Final = re.compile(_SIZE_LINE)
 CHUNK_SEAM: Final = re.compile(rb"\r\n" + _SIZE_LINE)
 _SEAM_SO_FAR: Final = re.compile(rb"(?<!\r)\n(\r\n[0-9a-fA-F]{0,16}\r?)\Z")
 _SEAM_BYTES: Final = 24
+_SIZE_LINE_BYTES_MAX: Final = 4096  # with a chunk's extensions
 _NO_HEADER: Final = -1
 _CRLF: Final = b"\r\n"
 _CR: Final = 13
 _LF: Final = 10
 _SIZE_LINE_BYTES: Final = 18
 
+# How many bytes of a chunk's data are still to come at some place. 0: its line end is, from the begin.
+AT_SIZE: Final = -1  # the next chunk's size begins there
+UNKNOWN: Final = -2
+
+
+Removal = tuple[int, int, bytes]
+"""Begin and end of what is taken out of raw bytes, and what is put there instead."""
+
+
+def without(raw: bytes, removals: list[Removal]) -> bytes:
+    """*raw* with its removed events gone."""
+    for begin, end, instead in reversed(removals):
+        raw = raw[:begin] + instead + raw[end:]
+    return raw
+
 
 class ChunkView:
-    """``data`` is ``raw`` without its framing. A line of hexadecimal digits alone is a chunk's size: no event has one.
+    """``data`` is ``raw`` without its framing.
 
-    ``last_chunk``: where in ``raw`` the chunk that ends the body begins; its length where that is not there.
+    ``last_chunk``: where in ``raw`` the chunk that ends the body begins; its length where that is not there. ``left``:
+    of the chunk in which the last ``cut`` is, as ``AT_SIZE`` and ``UNKNOWN`` say.
     """
 
-    __slots__ = ("_begins", "_framed", "_headers", "_places", "_sizes", "_whole", "data", "last_chunk", "raw")
+    __slots__ = (
+        "_begins", "_framed", "_headers", "_left", "_places", "_sizes", "_whole", "data", "last_chunk", "left", "raw",
+    )  # fmt: skip
 
-    def __init__(self, raw: bytes, *, framed: bool, inside: bool = False) -> None:
-        """*framed*: *raw* is chunk-framed, and begins where a chunk does, or inside of one's data; *inside*: certainly
-        the latter, so that ``da`` is the begin of a line and no size.
+    def __init__(self, raw: bytes, *, framed: bool, left: int = AT_SIZE) -> None:
+        """*framed*: *raw* is chunk-framed; *left*: how many bytes of a chunk's data are to come at its begin. Where
+        that is unknown, the first line of hexadecimal digits alone is taken for a chunk's size: no event has one.
         """
         self.raw = raw
         self._framed = framed
+        self._left = self.left = left
         self.last_chunk = len(raw)
-        # of each piece: its begin in data, its place in raw, and begin and size of the chunk if that begins here
-        self._begins, self._places, self._headers, self._sizes = [0], [0], [_NO_HEADER], [0]
-        whole = self._chunks() if framed and not inside else b""
-        self._whole = bool(whole)  # then the line end after the last chunk is no part of the data
-        self.data = whole or (self._pieces(inside) if framed else raw)
+        # of each piece: its begin in data, its place in raw, begin and size of the chunk if that begins here (else how
+        # many bytes of one that began before are to come)
+        self._begins, self._places, self._headers, self._sizes = [0], [0], [_NO_HEADER], [UNKNOWN]
+        whole = self._chunks() if framed and left < 0 else b""
+        self._whole = bool(whole)
+        self.data = whole or ((self._guessed() if left == UNKNOWN else self._known(0, left, b"")) if framed else raw)
 
     def _chunks(self) -> bytes:
         """The data, where ``raw`` is nothing but whole chunks, as most reads are; else nothing."""
@@ -72,65 +93,110 @@ class ChunkView:
             self.last_chunk = headers[-1]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _pieces(self, inside: bool) -> bytes:
+    def _guessed(self) -> bytes:
+        """The data where it is not known in which chunk *raw* begins."""
         raw = self.raw
-        opening = None if inside else _OPENING.match(raw)
-        if opening is not None:
-            self._places[0], self._headers[0], self._sizes[0] = opening.end(), 0, int(opening[1], 16)
-        at, length = self._places[0], 0
-        pieces: list[bytes] = []
-        while (seam := self._seam(at)) is not None:
-            pieces.append(raw[at : seam.start()])
-            length += seam.start() - at
-            at = seam.end()
-            self._begins.append(length)
-            self._places.append(at)
-            self._headers.append(seam.start() + 2)
-            self._sizes.append(int(seam[1], 16))
-        if self._headers[-1] >= 0 and self._sizes[-1] == 0:
-            self.last_chunk = self._headers[-1]
-        return b"".join([*pieces, raw[at:]])
+        opening = _OPENING.match(raw)
+        if opening is not None and self._fits(opening.end() + int(opening[1], 16)):
+            return self._known(0, AT_SIZE, b"")
+        at = 0
+        while (seam := CHUNK_SEAM.search(raw, at)) is not None:
+            if self._fits(seam.end() + int(seam[1], 16)):
+                return self._known(seam.start(), 0, raw[: seam.start()])
+            at = seam.start() + 1
+        return raw
 
-    def _seam(self, at: int) -> re.Match[bytes] | None:
-        """The end of the chunk whose data begins at *at*, and the begin of the next: where its size says, if that is
-        known, else wherever one is.
-        """
-        size = self._sizes[-1]
-        seam = CHUNK_SEAM.match(self.raw, at + size) if size else None
-        return seam if seam is not None else CHUNK_SEAM.search(self.raw, at)
+    def _fits(self, end: int) -> bool:
+        """Whether a chunk's data may end there: its line end follows, as far as that has come."""
+        return b"\r\n".startswith(self.raw[end : end + 2])
+
+    def _known(self, at: int, left: int, before: bytes) -> bytes:
+        """The data of the chunks from *at* on, where *left* bytes of one are to come, and *before* it."""
+        raw, size = self.raw, len(self.raw)
+        pieces, length = [before], len(before)
+        if left > 0:
+            self._sizes[0] = left
+            pieces.append(raw[:left])
+            length = at = min(left, size)
+            left -= length
+        while left <= 0:
+            if left == 0:
+                if raw[at : at + 2] != b"\r\n":
+                    break
+                at += 2
+            opening = _OPENING.match(raw, at)
+            if opening is None:
+                if size - at > _SIZE_LINE_BYTES_MAX:  # not kept until it ends
+                    self._piece_begins(length, at, at, UNKNOWN)
+                    pieces.append(raw[at:])
+                break
+            left = int(opening[1], 16)
+            if left == 0:  # of what follows no chunk is
+                self.last_chunk = at
+                self._piece_begins(length, opening.end(), at, UNKNOWN)
+                pieces.append(raw[opening.end() :])
+                break
+            self._piece_begins(length, opening.end(), at, left)
+            at = opening.end()
+            data = raw[at : at + left]
+            pieces.append(data)
+            length += len(data)
+            at += len(data)
+            left -= len(data)
+        return b"".join(pieces)
+
+    def _piece_begins(self, begin: int, place: int, header: int, size: int) -> None:
+        if begin == 0:  # the first is empty
+            self._begins, self._places, self._headers, self._sizes = [], [], [], []
+        self._begins.append(begin)
+        self._places.append(place)
+        self._headers.append(header)
+        self._sizes.append(size)
 
     @property
     def after_chunk(self) -> int:
-        """How many bytes at the end of ``data`` are the line end of the last chunk, and of a next one's size so far.
-
-        Where the chunk began before ``raw`` its size is not known: then a line end that is not the stream's own is one.
+        """How many bytes at the end of ``data`` are the line end of a chunk of unknown size, and of a next one's size
+        so far: a line end that is not the stream's own is one.
         """
-        if self._whole:
+        if not self._framed or self._sizes[0] != UNKNOWN or len(self._sizes) > 1 or self._left != UNKNOWN:
             return 0
-        if self._headers[-1] >= 0:
-            return max(len(self.raw) - self._places[-1] - self._sizes[-1], 0)
-        found = _SEAM_SO_FAR.search(self.raw, max(len(self.raw) - _SEAM_BYTES, 0)) if self._framed else None
+        found = _SEAM_SO_FAR.search(self.raw, max(len(self.raw) - _SEAM_BYTES, 0))
         return len(found[1]) if found is not None else 0
 
     def _piece(self, at: int) -> int:
         return bisect_right(self._begins, at) - 1
 
     def cut(self, at: int) -> int:
-        """Where ``raw`` ends if the data ends at *at*: after the whole chunk where one ends there."""
+        """Where ``raw`` ends if the data ends at *at*: after the whole chunk where one ends there. Sets ``left``."""
         if self._whole and at == len(self.data):
+            self.left = AT_SIZE
             return len(self.raw)
-        piece = self._piece(at)
-        if self._begins[piece] == at and self._headers[piece] >= 0:
-            return self._headers[piece]
-        return self._places[piece] + at - self._begins[piece]
+        if at == 0:
+            self.left = self._left
+            return 0
+        piece = bisect_left(self._begins, at) - 1
+        place = self._places[piece] + at - self._begins[piece]
+        if self._sizes[piece] == UNKNOWN:
+            ends = piece + 1 < len(self._begins) and at == self._begins[piece + 1]
+            self.left = 0 if ends else UNKNOWN
+        else:
+            self.left = self._sizes[piece] + self._begins[piece] - at
+        if self.left == 0 and self.raw[place : place + 2] == _CRLF:
+            self.left = AT_SIZE
+            return place + 2
+        return place
 
-    def until(self, at: int) -> bytes:
-        """``raw`` up to data[at], as whole chunks where the last of them begins here."""
+    def until(self, at: int, removals: list[Removal]) -> bytes:
+        """``raw`` up to data[at], as whole chunks where the last of them begins here, and without what is removed from
+        those before it.
+        """
         piece = self._piece(at)
         header = self._headers[piece]
         if header < 0:
-            return self.raw[: self.cut(at)]
-        return self.raw[:header] + chunk(self.data[self._begins[piece] : at])
+            return without(self.raw[: self.cut(at)], removals)
+        place = self._places[piece]
+        before = without(self.raw[:header], [each for each in removals if each[1] <= header])
+        return before + chunk(self.raw[place : place + at - self._begins[piece]])
 
     def lacks_end(self, begin: int, end: int) -> bool:
         """Whether data[begin:end] is a chunk's whole data, and the line end after it has not come."""
@@ -138,7 +204,7 @@ class ChunkView:
         whole = self._begins[piece] == begin and self._sizes[piece] == end - begin
         return whole and self._places[piece] + end - begin + 2 > len(self.raw)
 
-    def removal(self, begin: int, end: int, *, sized: bool) -> tuple[int, int, bytes]:
+    def removal(self, begin: int, end: int, *, sized: bool) -> Removal:
         """How to take the event data[begin:end] out of ``raw``: begin and end there, and what to put instead.
 
         A chunk of its own goes as a whole. An event that shares its chunk, or stands in a body whose size was stated

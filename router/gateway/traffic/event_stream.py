@@ -8,8 +8,18 @@ of this once the first token has come: see ``Meter.passes``. Must not depend on 
 import re
 from typing import Final
 
-from router.gateway.traffic.chunk_view import ChunkView
-from router.gateway.traffic.frames import DONE, ERROR, LAST, TOKEN, Event, failed_finish, has_token, read_events
+from router.gateway.traffic.chunk_view import AT_SIZE, UNKNOWN, ChunkView, Removal, without
+from router.gateway.traffic.frames import (
+    DONE,
+    ERROR,
+    LAST,
+    TOKEN,
+    Event,
+    failed_finish,
+    has_token,
+    read_events,
+    with_line_feeds,
+)
 from router.gateway.traffic.meter import Meter, ends_reply, ends_with_done, is_suspect
 
 _EVENT_BYTES_MAX: Final = 1 << 16  # of an event that waits for its end; a longer one is passed as it comes
@@ -23,8 +33,6 @@ _IDLE: Final = re.compile(rb"(?:(?::[^\n]*)?\r?\n)*+")  # comments and blank lin
 _LAST: Final = re.compile(LAST)
 _DONE: Final = b"data: [DONE]\n\n"
 
-Removal = tuple[int, int, bytes]
-
 
 class EventStream:
     """``error``: the payload of the engine's error, once one came: nothing after it is passed. ``cut_short``: the body
@@ -32,7 +40,7 @@ class EventStream:
     """
 
     __slots__ = (
-        "_framed", "_held", "_held_inside", "_inside", "_must_end", "_open", "_several", "_sized",
+        "_framed", "_held", "_inside", "_kept", "_left", "_must_end", "_open", "_passed_bytes", "_several", "_sized",
         "_strips_usage", "_token", "_unended", "cut_short", "ended", "error", "meter", "pinged", "structured",
     )  # fmt: skip
 
@@ -53,7 +61,9 @@ class EventStream:
         self._several = several and must_end
         self._open: set[int] | None = set() if self._several else None  # choices that have begun and not finished
         self._held = b""
-        self._held_inside = False  # it begins inside of a chunk
+        self._left = AT_SIZE  # of a chunk's data at its begin
+        self._kept = b""  # the meter's newest bytes when that was so
+        self._passed_bytes = 0  # and how many had been passed
         self._token = False  # what was examined of the current read holds one
         self._unended = 0  # bytes since the last read in which an event ended
         self._inside = False  # the begin of the current event has been passed
@@ -74,8 +84,11 @@ class EventStream:
         """More of the body; what of it goes to the client. *done*: the body has ended with it."""
         meter = self.meter
         meter.heard_s = now_s
-        view = ChunkView(self._held + data, framed=self._framed, inside=self._held_inside)
-        text, counts = view.data, meter.started
+        if self._framed and meter.newest is not self._kept:
+            self._left = self._left_since()
+        view = ChunkView(self._held + data, framed=self._framed, left=self._left)
+        text = view.data = with_line_feeds(view.data)
+        counts = meter.started
         self._token = False
         whole = len(text) if done else _whole_in(view)
         removals: list[Removal] = []
@@ -83,8 +96,8 @@ class EventStream:
         if examines:
             whole = self._examine(view, whole, now_s, removals)
             if self.error is not None:
-                self._held, out = b"", view.until(whole)
-                meter.passed(text[:whole], out, now_s, removed=0, counts=counts, token=self._token)
+                self._held, out = b"", view.until(whole, removals)
+                meter.passed(text[:whole], out, now_s, removed=len(removals), counts=counts, token=self._token)
                 return out
         self._inside = len(text) - whole > _EVENT_BYTES_MAX or (self._inside and not whole)
         self._unended = 0 if whole else self._unended + len(data)
@@ -96,14 +109,22 @@ class EventStream:
             self._token = self._token or (examines and has_token(text[whole:]))
             end = len(text)
         cut = self._end(view) if done else view.cut(end)
-        self._held, out = view.raw[cut:] if not done else b"", _without(view.raw[:cut], removals)
-        after_event = view.raw[cut - 2 : cut] == b"\n\n" if cut else self._held_inside  # and not after a chunk
-        self._held_inside = after_event and bool(self._held)
+        self._held, out = view.raw[cut:] if not done else b"", without(view.raw[:cut], removals)
+        self._left = view.left
         if not examines:
             plain = not ends_with_done(text[:end]) and meter.resembles(text[:end])
             self._token = plain or has_token(text[:end])
         meter.passed(text[:end], out, now_s, removed=len(removals), counts=counts, token=self._token)
+        self._kept, self._passed_bytes = meter.newest, meter.passed_bytes
         return out
+
+    def _left_since(self) -> int:
+        """What is to come of a chunk's data after the reads of plain tokens that only the meter has seen."""
+        passed = self.meter.passed_bytes - self._passed_bytes
+        if 0 <= passed <= self._left:
+            return self._left - passed
+        view = ChunkView(self.meter.newest_read, framed=True, left=UNKNOWN)
+        return view.left if view.cut(len(view.data)) == len(view.raw) else UNKNOWN
 
     def _end(self, view: ChunkView) -> int:
         """Where in the last bytes of the body to stop: of one that was cut short, before its end."""
@@ -237,10 +258,3 @@ def _ends(text: bytes, end: int) -> list[int]:
     if end and (not found or found[-1] < end):
         found.append(end)
     return found
-
-
-def _without(raw: bytes, removals: list[Removal]) -> bytes:
-    """*raw* with its removed events gone."""
-    for begin, end, instead in reversed(removals):
-        raw = raw[:begin] + instead + raw[end:]
-    return raw

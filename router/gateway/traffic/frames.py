@@ -29,6 +29,7 @@ LAST: Final = (  # a pattern: one of them names an event that is not parsed (in 
 # Put together by hand (`transformers serve`): no JSON where its message has quotes or several lines.
 _UNESCAPED_ERROR: Final = re.compile(rb'\{\s*"error"\s*:')
 _WHOLE_TYPES: Final = frozenset({"response.completed", "response.incomplete"})
+_LONE_CR: Final = re.compile(rb"\r(?!\n|\Z)|(?<=\r)\r\Z")
 _MAY_FAIL: Final = re.compile(rb'rror|"detail"|"abort|"failed"|"cancelled"')
 _NOT_GENERATED: Final = frozenset(
     {"role", "type", "id", "index", "annotations", "provider_specific_fields"}
@@ -191,6 +192,15 @@ def read_events(text: bytes) -> list[Event]:
     if len(data) > 1 and all(line == DONE or _object(line) for line in data if line):
         return [Event(name, line) for line in data if line]
     return [Event(name, b"\n".join(data).strip())]
+
+
+def with_line_feeds(text: bytes) -> bytes:
+    """*text* with a line feed for each carriage return that is a line end of its own, which streams may have; the last
+    byte may be half of one.
+    """
+    if text.find(b"\r") < 0 or text.count(b"\r") == text.count(b"\r\n"):
+        return text
+    return _LONE_CR.sub(b"\n", text)
 
 
 def has_token(text: bytes) -> bool:

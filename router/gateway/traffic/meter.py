@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from router.core.types import CHARS_PER_TOKEN, Usage
 from router.gateway.traffic.chunk_view import CHUNK_SEAM
-from router.gateway.traffic.frames import DATA, FAILED_FINISH, LAST, TOKEN, has_token, read_events
+from router.gateway.traffic.frames import DATA, FAILED_FINISH, LAST, TOKEN, has_token, read_events, with_line_feeds
 from router.gateway.traffic.usage import StatedUsage, UsageSearch
 
 _LF: Final = 10
@@ -101,6 +101,18 @@ def ends_reply(text: bytes) -> bool:
         or text.find(b"ancelled") >= 0
     )
     return may_end and _END.search(b"\n" + text) is not None
+
+
+def _cuts_events(data: bytes) -> bool:
+    """Whether a chunk ends in the middle of a line, so that a word may be cut in two."""
+    if data.count(b"\r\n") <= 2 * data.count(b"\n\n\r\n"):  # most often: a chunk an event
+        return False
+    return any(data[seam.start() - 1] != _LF for seam in CHUNK_SEAM.finditer(data) if seam.start() > 0)
+
+
+def _without_framing(data: bytes) -> bytes:
+    """What was passed, as if after a line feed, without chunk framing and with line feeds for line ends."""
+    return with_line_feeds(CHUNK_SEAM.sub(b"", b"\n" + data))
 
 
 class Gaps:
@@ -215,7 +227,7 @@ class Meter:
         """How many events a read has that is not one like the newest, and of which one may have a token: none where it
         has none. -1: there may be more to them than tokens.
         """
-        if is_suspect(data):
+        if is_suspect(data) or (self._framing and _cuts_events(data)):
             return -1
         count = data_lines(data)
         at = data.find(b"event:", 0, _SIZE_LINE_BYTES + len(b"event:"))
@@ -226,7 +238,7 @@ class Meter:
             self._opening, self._at = opening[0], at
             if count == 1:
                 self._learn_end(data, 0)
-        if (other or ends_with_done(data)) and not has_token(CHUNK_SEAM.sub(b"", b"\n" + data)):
+        if (other or ends_with_done(data)) and not has_token(_without_framing(data)):
             self.events += count
             return 0
         return count
@@ -269,8 +281,8 @@ class Meter:
         finish reason, that was the one before.
         """
         if self._before_s != self.last_s:
-            newest = self._joined[self._joined_at :] if self._last is self._joined else self._last
-            if len(newest) < _TAIL_BYTES and not has_token(CHUNK_SEAM.sub(b"", b"\n" + newest)):
+            newest = self.newest_read
+            if len(newest) < _TAIL_BYTES and not has_token(_without_framing(newest)):
                 self.last_s = self._before_s
             self._before_s = self.last_s
 
@@ -328,17 +340,32 @@ class Meter:
     @property
     def _tail(self) -> bytes:
         """The last that was passed, as if after a line feed and without chunk framing."""
-        return CHUNK_SEAM.sub(b"", b"\n" + self._before + self._last)
+        return _without_framing(self._before + self._last)
+
+    @property
+    def newest(self) -> bytes:
+        """The newest bytes: the same object as long as nothing has passed."""
+        return self._last
+
+    @property
+    def newest_read(self) -> bytes:
+        """The last read that passed, or its end."""
+        return self._joined[self._joined_at :] if self._last is self._joined else self._last
+
+    @property
+    def passed_bytes(self) -> int:
+        """How many bytes have passed since the first token; what came before it counts against them."""
+        return self._body_bytes
 
     @property
     def at_boundary(self) -> bool:
         """Whether what was passed ends with an event and its chunk, so that an event of ours may follow."""
-        return self._last.endswith((b"\n\n\r\n", b"\r\n\r\n\r\n")) or not self._last
+        return self._last.endswith((b"\n\n\r\n", b"\r\n\r\n\r\n", b"\r\r\r\n")) or not self._last
 
     @property
     def at_event_end(self) -> bool:
         """The same for a body without chunk framing."""
-        return self._last.endswith((b"\n\n", b"\r\n\r\n")) or not self._last
+        return self._last.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")) or not self._last
 
     @property
     def saw_end(self) -> bool:
