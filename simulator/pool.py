@@ -47,6 +47,11 @@ class Member:
     queue_max: int = 1 << 30
     prefix_caching: bool = True
     priority: bool = False
+    reserve_prompt: bool = True  # this and those below: see EngineLimits
+    watermark: float = 0.0
+    active_max: int = 0
+    long_prompt_chunk: int = 0
+    long_prompt_adaptive: bool = False
     memory_utilization: float = 0.9
     network_s: float = 0.001
     price_per_hour: float = -1.0  # below 0: the card's list price times the cards
@@ -105,6 +110,11 @@ class Member:
             self.prefix_caching,
             self.priority,
             self.kind.scheduler is Scheduler.NO_EVICT,
+            self.reserve_prompt,
+            self.watermark,
+            self.active_max,
+            self.long_prompt_chunk,
+            self.long_prompt_adaptive,
         )
 
     def price(self) -> float:

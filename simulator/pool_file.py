@@ -43,6 +43,11 @@ class Backend(backend.Backend):
     queue_max: Count = 1 << 30
     prefix_caching: bool = True
     priority: bool = False
+    reserve_prompt: bool = True
+    watermark: Annotated[float, Bound(ge=0, lt=1)] = 0.0
+    active_max: Count = 0
+    long_prompt_chunk: Count = 0
+    long_prompt_adaptive: bool = False
     memory_utilization: Annotated[float, Bound(gt=0, le=1)] = 0.9
     network_ms: Annotated[float, Bound(ge=0, allow_inf_nan=False)] = 1.0
 
@@ -290,6 +295,11 @@ def _member(given: Backend, engine: Engine) -> Member:
         queue_max=given.queue_max,
         prefix_caching=given.prefix_caching,
         priority=given.priority,
+        reserve_prompt=given.reserve_prompt,
+        watermark=given.watermark,
+        active_max=given.active_max,
+        long_prompt_chunk=given.long_prompt_chunk,
+        long_prompt_adaptive=given.long_prompt_adaptive,
         memory_utilization=given.memory_utilization,
         network_s=given.network_ms / 1e3,
         price_per_hour=-1.0 if given.price_per_hour is None else given.price_per_hour,

@@ -200,6 +200,15 @@ def _formats(parser: ArgumentParser) -> None:
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write them there; - for stdout")
 
 
+def _steps(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("worlds", type=Path, metavar="WORLDS.json", help="a list of worlds: simulator/README.md says what is in one")
+    add("--json", type=output_file, metavar="FILE", help="write what happened there, no steps for people; - for stdout")
+    add("--world", type=at_least(0), metavar="N", help="only this one of the file, counted from 0")
+    add("--coalesced", action="store_true", help="walk many steps at once, as a replay does; steps are not listed")
+    add("--quiet", action="store_true", help="print nothing")
+
+
 def _none(_: ArgumentParser) -> None:
     """No options."""
 
@@ -237,6 +246,12 @@ PROGRAM = Program(
             "Emulate an engine: one replica in real time, with vLLM's or Triton's protocol and metrics.",
             _serve,
             serves=True,
+        ),
+        Command(
+            "steps",
+            "simulator.commands.steps",
+            "Walk the scheduler over small worlds: one line a step, or first, end and preemptions as JSON.",
+            _steps,
         ),
         Command("calibrate", "simulator.commands.calibrate", CALIBRATE_HELP, calibrate),
         Command(

@@ -125,7 +125,7 @@ class Replica(ReplicaState):
         if now_s >= self._drift.until_s:
             self._drift.move(now_s)
             self._factor = self._drift.factor * self._slowed
-        if self._waiting or self._exact or self._partial is not None:
+        if self._waiting or self._exact or self._partials:
             self._plan(now_s)
         elif self._batch:
             self._decode(now_s)
@@ -151,7 +151,7 @@ class Replica(ReplicaState):
             if self._exact and k > 1:
                 self.blocks.take(self._opened(k) - self._taken)
             self._context += batch * k
-            self.generated_tokens += batch * k
+            self.generated_tokens += batch * k - len(self._idle)
         self.steps = steps = self.steps + k
         ends = self._ends
         while ends and ends[0][0] <= steps:
@@ -162,16 +162,16 @@ class Replica(ReplicaState):
             else:
                 self._stale -= 1
         if self._tokens is not None and self._batch:
-            self._tokens([s for s in self._running if s.state == DECODE])
+            self._tokens([s for s in self._running if s.state == DECODE and s not in self._idle])
+        if self._idle:
+            self._idle, self._idle_context = [], 0
         if self._chunks:
             self._prefilled()
 
     def _finish(self, sequence: Sequence) -> None:
         sequence.generated = sequence.output_tokens
         if self._exact:
-            if sequence.unit_blocks:
-                self._remember(sequence)
-            self._release(sequence)
+            self._release(sequence, sequence.computed)
         sequence.state = ENDED
         self._reserved_blocks -= sequence.reserved_blocks
         del self._running[sequence]
@@ -181,9 +181,9 @@ class Replica(ReplicaState):
         """The chunks of the step are computed: a sequence without prompt left has its first token and decodes from
         here.
         """
-        chunks, self._chunks = self._chunks, []
+        chunks, self._chunks = self._chunks, {}
         for sequence in chunks:
-            if sequence is self._partial:
+            if sequence.computed < sequence.prompt_tokens + sequence.generated:
                 continue
             self.generated_tokens += 1
             sequence.generated += 1
@@ -210,15 +210,10 @@ class Replica(ReplicaState):
         """Plan the next step as vLLM's ``schedule`` does, running sequences before waiting ones,
         and wake at its end.
         """
-        self._taken, self._squeezed = 0, False
-        self._choose_counting()
-        if self._exact and self._batch:
-            self._open()
-        tokens, pairs = 0, 0.0
-        if self._partial is not None or self._waiting:
-            tokens, pairs = self._fill()
-        if tokens:
-            self._stride_s, self._growth_s = self.step_s(self._batch, self._context, tokens, pairs), 0.0
+        self._schedule()
+        if self._step_tokens or self._idle or (self._squeezed and not self._batch):
+            served, context = self._batch - len(self._idle), self._context - self._idle_context
+            self._stride_s, self._growth_s = self.step_s(served, context, self._step_tokens, self._step_pairs), 0.0
             self._started_s, self._run = now_s, 1
             self._wake(now_s + self._stride_s)
         elif self._batch:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from router.core.types import Fact
+from simulator.replica.blocks import Hold, Text
 
 ARRIVING: Final = 0
 WAITING: Final = 1
@@ -17,6 +18,13 @@ ENDED: Final = 4
 class EngineLimits(Fact):
     """What an engine was started with (vLLM's names: max_num_seqs, max_num_batched_tokens, block_size,
         num_gpu_blocks, max_model_len, max_num_queued_reqs, enable_prefix_caching, scheduling_policy=priority).
+
+    ``reserve_prompt``: a request is admitted once free blocks could hold all of its prompt, though the first chunk
+    takes less (scheduler_reserve_full_isl; engines before it looked at the first chunk). ``watermark``: the share of
+    the blocks that stays free beside an admitted request while others run. ``active_max``: sequences that run at most,
+    if fewer than ``seqs_max`` (max_num_active_seqs; 0: as many). ``long_prompt_chunk``: the most of one prompt in a
+    step while other requests are there (long_prefill_token_threshold; 0: no bound), with ``long_prompt_adaptive`` at
+    least an equal share of the step (long_prefill_token_threshold_adaptive).
 
     ``no_evict``: TensorRT-LLM's in-flight batching (GUARANTEED_NO_EVICT): a request runs once the cache can hold its
     prompt and the longest reply it may have, so none is ever preempted; a prompt is cut only where it
@@ -32,6 +40,11 @@ class EngineLimits(Fact):
     prefix_caching: bool = True
     priority: bool = False
     no_evict: bool = False
+    reserve_prompt: bool = True
+    watermark: float = 0.0
+    active_max: int = 0
+    long_prompt_chunk: int = 0
+    long_prompt_adaptive: bool = False
 
     def __post_init__(self) -> None:
         """ValueError names what cannot be."""
@@ -40,6 +53,12 @@ class EngineLimits(Fact):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.chunk_tokens < self.seqs_max:
             raise ValueError(f"chunk_tokens ({self.chunk_tokens}) must be at least seqs_max ({self.seqs_max})")
+        if not 0 <= self.watermark < 1:
+            raise ValueError(f"watermark must be 0 or more and less than 1, got {self.watermark}")
+        if not 0 <= self.active_max <= self.seqs_max:
+            raise ValueError(f"active_max must be between 0 and seqs_max ({self.seqs_max}), got {self.active_max}")
+        if not 0 <= self.long_prompt_chunk <= self.model_tokens_max:
+            raise ValueError(f"long_prompt_chunk must be 0 to model_tokens_max, got {self.long_prompt_chunk}")
 
     @property
     def prompt_tokens_max(self) -> int:
@@ -58,12 +77,14 @@ class Sequence:
         "computed",
         "finish_step",
         "generated",
+        "holds",
         "id",
         "known_tokens",
         "listener",
         "offset",
         "order",
         "output_tokens",
+        "own",
         "preemptions",
         "prefix",
         "priority",
@@ -73,9 +94,9 @@ class Sequence:
         "shared_blocks",
         "siblings",
         "state",
+        "turn",
         "unit_blocks",
         "unit_tokens",
-        "units",
     )
 
     def __init__(
@@ -100,6 +121,7 @@ class Sequence:
         self.priority = priority
         self.state = ARRIVING
         self.order = self.generated = self.preemptions = 0
+        self.turn = 0  # of admission to the batch: grows with each
         self.computed = 0  # tokens in KV while prefilling; while decoding it is offset + the engine's step number
         self.offset = self.finish_step = 0
         self.cached_tokens = -1  # of the prompt, found at first admission
@@ -111,5 +133,11 @@ class Sequence:
             self.unit_tokens = unit_tokens
             self.known_tokens = known_tokens or prompt_tokens
         self.unit_blocks: list[int] = []
-        self.units: list[Hashable] = []  # keys to give back
+        self.holds: list[Hold] = []  # those, to give back
+        self.own: Text | None = None  # what it had computed beside units when it was preempted
         self.siblings: tuple[Sequence, ...] = ()  # others of the same request; the first of them has them
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its text is in KV and it generates one token a step."""
+        return self.state == DECODE

@@ -8,14 +8,14 @@ from math import isnan, sqrt
 
 from router.core.signals import Share, Value, registered, simulated, value_since
 from router.core.types import EngineReport
-from simulator.replica.batch import Batch
 from simulator.replica.clock import Clock
-from simulator.replica.sequence import ARRIVING, EngineLimits, Sequence
+from simulator.replica.scheduler import Scheduler
+from simulator.replica.sequence import ARRIVING, DECODE, EngineLimits, Sequence
 from simulator.replica.truth import Truth
 
 
-class ReplicaState(Batch):
-    """A batch with its arrivals, its step times, and the steps under way on a clock."""
+class ReplicaState(Scheduler):
+    """A scheduler with its arrivals, its step times, and the steps under way on a clock."""
 
     def __init__(self, name: str, truth: Truth, limits: EngineLimits, clock: Clock) -> None:
         """Idle and empty."""
@@ -109,16 +109,24 @@ class ReplicaState(Batch):
 
     def cached_tokens_of(self, sequence: Sequence) -> int:
         """Leading tokens of the sequence's text that are in the prefix cache now."""
-        if not self._exact or not sequence.prefix or not self.limits.prefix_caching:
+        if not self._exact or not self._caches or not (sequence.prefix or sequence.own is not None):
             return 0
         most = (sequence.prompt_tokens + sequence.generated - 1) // self._size
-        return self.blocks.found(sequence.prefix, self._unit_blocks(sequence), most)[0] * self._size
+        units = self._unit_blocks(sequence) if sequence.prefix else sequence.unit_blocks
+        return self.blocks.find(sequence.prefix, units, sequence.own, most)[1] * self._size
 
     def shared_tokens(self) -> int:
         """KV tokens that running sequences share with others and need not hold themselves."""
         if not self._exact:
             return 0
         return max(0, (self._held(0) - self.blocks.used + self._taken) * self._size)
+
+    def scheduled(self) -> list[tuple[Sequence, int]]:
+        """The sequences in the step under way (of several: in the first), in order of admission, with their tokens."""
+        if not self._run:
+            return []
+        idle, chunks = self._idle, self._chunks
+        return [(s, chunks.get(s, 1)) for s in self._running if s in chunks or (s.state == DECODE and s not in idle)]
 
     def change_counts(self) -> tuple[int, int, int]:
         """Sequences ever added, those of them that have left, and those that ever began to decode or left. The

@@ -41,6 +41,18 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
+def test_what_an_engines_scheduler_is_started_with_is_read(tmp_path: Path) -> None:
+    """Each option reaches the engine's limits; one that cannot be is named with its line."""
+    options = (
+        "reserve_prompt: false, watermark: 0.02, active_max: 9, long_prompt_chunk: 512, long_prompt_adaptive: true"
+    )
+    limits = load_pool(written(tmp_path, f"backends:\n  - {{card: h100, {options}}}\n")).members[0].limits()
+    assert (limits.reserve_prompt, limits.watermark, limits.active_max) == (False, 0.02, 9)
+    assert (limits.long_prompt_chunk, limits.long_prompt_adaptive) == (512, True)
+    with pytest.raises(ConfigError, match=r"pool.yaml:2: backends\[0\]: active_max must be between 0 and seqs_max"):
+        load_pool(written(tmp_path, "backends:\n  - {card: h100, seqs_max: 8, active_max: 9}\n"))
+
+
 def test_a_pool_is_read(tmp_path: Path) -> None:
     """Members, counts, prices, classes and truth are those of the file."""
     pool = load_pool(written(tmp_path, GOOD))
