@@ -31,14 +31,14 @@ def _named(names: Sequence[str]) -> list[TraceFormat]:
 
 def _print(console: Console, chosen: Sequence[TraceFormat]) -> None:
     for each in chosen:
-        note = f"; {each.note}" if each.note else ""
+        note = "".join(f"; {text}" for text in (each.note, each.caution) if text)
         console.print(f"{each.name}: arrival in {each.arrival}{note}", highlight=False, markup=False, soft_wrap=True)
         for line in _example(each).splitlines():
             console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True, style="dim")
 
 
 def _plain(each: TraceFormat) -> dict[str, str]:
-    return {"name": each.name, "arrival": each.arrival, "example": _example(each), "note": each.note}
+    return {"name": each.name, "arrival": each.arrival, "example": _example(each), "note": each.note or each.caution}
 
 
 def _example(each: TraceFormat) -> str:

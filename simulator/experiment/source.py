@@ -13,9 +13,10 @@ from simulator.pool import Pool
 from simulator.traces import TraceEntry, read_trace
 from simulator.traces.entry import Reading
 from simulator.traces.merging import Merged, merged
+from simulator.traces.waiting import waits
 from simulator.workload.arrivals import Arrival, Shaping, Workload, shape, with_distinct_ids
 from simulator.workload.generators import PREFIX, generate, parse_recipe
-from simulator.workload.replayed import ReplayedLoops, waits
+from simulator.workload.replayed import ReplayedLoops
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class Source:
         for name, reading in self._read():
             if reading.skipped:
                 messages.append(f"{name}: skipped {reading.skipped} bad lines, the first: {reading.first_skipped}")
+            if reading.caution:
+                messages.append(f"{name}: {reading.caution}")
             there = len(reading.entries) + sum(reading.left_out.values())
             messages += [f"{name}: {n} of {there} requests left out: they {why}" for why, n in reading.left_out.items()]
         return [*messages, *self._merged().notes]

@@ -126,6 +126,7 @@ class Reading:
     first_skipped: str = ""
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    caution: str = ""
     shared_hashes: bool = False
 
 
@@ -142,8 +143,9 @@ class TraceFormat:
     ``line`` shows a line and ``arrival`` names the unit of its time, both for the documentation; ``example`` is a whole
     file, if ``line`` alone is none. ``parser`` gets the first line of the file (for CSV: the header) and returns the
     parser of the lines. A format whose file is one JSON document has ``document`` instead: it yields for each request
-    its place in the document and a function that reads it. ``note`` is shown to the user. ``shared_hashes``: whether
-    equal prefix hashes mean equal texts in different files too.
+    its place in the document and a function that reads it. ``note`` describes the format. ``caution``, what of its
+    entries is an estimate, is shown whenever such a file is played. ``shared_hashes``: whether equal prefix hashes mean
+    equal texts in different files too.
     """
 
     name: str
@@ -154,6 +156,7 @@ class TraceFormat:
     not_keys: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     note: str = ""
+    caution: str = ""
     example: str = ""
     document: Document | None = None
     shared_hashes: bool = False

@@ -53,6 +53,7 @@ class _Reader:
         reading = self._reading
         reading.format, reading.shared_hashes = found.name, found.shared_hashes
         reading.notes = [found.note] if found.note else []
+        reading.caution = found.caution
         return found
 
     # ---- lines --------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The last minutes of a trace. Of a gateway's record, which may be huge and still growing, only the end is read.
 
+Of a trace with closed loops each request gets a time of its own.
+
 Relies on the record being in order of time. Must not depend on how the requests are used.
 """
 
@@ -10,6 +12,7 @@ from typing import Final
 from simulator.traces.entry import TraceEntry
 from simulator.traces.formats.gateway_record import RecordParser
 from simulator.traces.reading import read_trace
+from simulator.traces.waiting import as_open_loop
 
 TAIL_BYTES: Final = 64 * 2**20
 _EVENTS: Final = (b'"event":"arrived"', b'"event":"ended"')
@@ -17,7 +20,7 @@ _EVENTS: Final = (b'"event":"arrived"', b'"event":"ended"')
 
 def recent(path: Path, last_s: float, requests_max: int) -> list[TraceEntry]:
     """At most *requests_max* entries of the last *last_s* seconds, in order of arrival. Raises BadLine, OSError."""
-    entries = _tail(path) if _is_record(path) else read_trace(path).entries
+    entries = _tail(path) if _is_record(path) else as_open_loop(read_trace(path).entries)
     if not entries:
         return []
     from_s = entries[-1].arrived_s - last_s

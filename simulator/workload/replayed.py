@@ -8,12 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from simulator.traces import TraceEntry
+from simulator.traces.waiting import in_order
 from simulator.workload.arrivals import Arrival, Shaper, Shaping
-
-
-def waits(entries: Sequence[TraceEntry]) -> bool:
-    """Whether some of them wait for others."""
-    return any(entry.after for entry in entries)
 
 
 class ReplayedLoops:
@@ -22,7 +18,7 @@ class ReplayedLoops:
     def __init__(self, entries: Sequence[TraceEntry], how: Shaping, seed: int) -> None:
         """*entries* in order of arrival. Raises ValueError: none begins in the window, or some wait for each other."""
         self.pending = 0
-        kept = _in_window(_ordered(entries), how)
+        kept = _in_window(in_order(entries), how)
         if not kept:
             raise ValueError("--window: no requests begin in it")
         starts_s = [entry.arrived_s for entry in kept if not entry.after]
@@ -77,28 +73,6 @@ def _first(entries: Sequence[TraceEntry]) -> float:
     return min(entry.arrived_s for entry in entries if not entry.after)
 
 
-def _ordered(entries: Sequence[TraceEntry]) -> list[TraceEntry]:
-    """Each behind those it waits for, else in the order given. Raises ValueError for those that wait for each other."""
-    order: list[TraceEntry] = []
-    left = {id(entry): len(entry.after) for entry in entries}
-    followers: dict[str, list[TraceEntry]] = {}
-    for entry in entries:
-        for name in entry.after:
-            followers.setdefault(name, []).append(entry)
-    ready = [entry for entry in reversed(entries) if not entry.after]
-    while ready:
-        entry = ready.pop()
-        order.append(entry)
-        for follower in reversed(followers.get(entry.id, ()) if entry.id else ()):
-            left[id(follower)] -= 1
-            if not left[id(follower)]:
-                ready.append(follower)
-    if len(order) < len(entries):
-        stuck = next(entry for entry in entries if left[id(entry)])
-        raise ValueError(f"request {stuck.id!r} waits for {', '.join(stuck.after)}, and that never ends")
-    return order
-
-
 def _in_window(entries: Sequence[TraceEntry], how: Shaping) -> list[TraceEntry]:
     """Those that begin in the window or follow from such, at most ``limit``; *entries* behind those they wait for."""
     first_s = _first(entries) if entries else 0.0
@@ -111,6 +85,3 @@ def _in_window(entries: Sequence[TraceEntry], how: Shaping) -> list[TraceEntry]:
             kept.append(entry)
             names.add(entry.id)
     return kept
-
-
-__all__ = ["ReplayedLoops", "waits"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from simulator.errors import BadLine
+from simulator.experiment import Source
 from simulator.traces import TraceEntry, read_trace
 from simulator.traces.formats import formats
 from simulator.traces.formats.llmservingsim import block_hashes
@@ -176,6 +177,7 @@ def test_aiperf_inputs_are_closed_loops(tmp_path: Path) -> None:
     assert (first.id, first.output_tokens, second.after, second.output_tokens) == ("a#0", 16, ("a#0",), 4)
     assert 80 < first.prompt_tokens == second.prompt_tokens < 200
     assert sum(left_out(path).values()) == 1
+    assert Source((str(path),)).left_out()[0] == f"{path}: tokens of prompts are estimated from their texts"
 
 
 def guidellm(**more: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from simulator.experiment import Source
 from simulator.pool import BUILT_IN
 from simulator.run.play import RunResult, play
 from simulator.traces import TraceEntry, read_trace
+from simulator.traces.recent import recent
 from simulator.workload.arrivals import Shaping
 from simulator.workload.replayed import ReplayedLoops
 from tests.commands import simulator_command
@@ -138,6 +139,20 @@ def test_a_loop_that_cannot_be_is_refused(tmp_path: Path, lines: Sequence[Row], 
     path = rows(tmp_path, *lines)
     with refused(BadLine, path, expected):
         read_trace(path)
+
+
+def test_a_validation_gets_loops_at_times_of_their_own(tmp_path: Path) -> None:
+    """It plays a part of a trace, which may lack the beginning of a loop: 30 ms a token stand for each reply."""
+    entries = recent(rows(tmp_path, *SESSIONS), 100.0, 100)
+    assert [(entry.id, entry.after) for entry in entries] == [
+        ("a#0", ()),
+        ("a#1", ()),
+        ("a#2", ()),
+        ("b#0", ()),
+        ("b#1", ()),
+    ]
+    assert [entry.arrived_s for entry in entries] == pytest.approx([1.0, 1.4, 2.05, 3.0, 5.15])
+    assert [entry.id for entry in recent(rows(tmp_path, *SESSIONS), 3.0, 100)] == ["b#0", "b#1"]
 
 
 # ---- block sizes ------------------------------------------------------------------

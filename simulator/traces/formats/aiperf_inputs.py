@@ -59,5 +59,5 @@ FORMAT: Final = TraceFormat(
     document=_document,
     keys=("data",),
     not_keys=("timestamp", "request_id"),  # a request of ServeGen's
-    note="tokens of prompts are estimated from their texts",
+    caution="tokens of prompts are estimated from their texts",
 )
