@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from router.config.section import Count, Name, NonNegativeFloat, PositiveFloat, PositiveInt, Section, named, some
 from router.config.text import ConfigProblem, Loc
 from router.core.cards import GIB, Card, card
-from router.core.errors import DoesNotFit
+from router.core.errors import DoesNotFit, UnknownModel
 from router.core.models import Model, make_model, model
 from router.core.physics import Shape, StepCoefficients, cards_needed, coefficients, kv_capacity_tokens, measured
 from router.engines import EngineKind, find, find_or_default
@@ -151,6 +151,10 @@ class Engine:
     kv_tokens_max: int
 
 
+_NO_NAME: Final = (
+    "for a model without a row: `model: NAME` of the one that it is a fine-tune of, or its facts: "
+    "`model: {params_billions, layers, hidden, heads}`"
+)
 _ZERO: Final = StepCoefficients(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -160,7 +164,7 @@ def resolve(
     """What *given* stands for, or every fault in it; *at* is its place in the text."""
     problems: list[ConfigProblem] = []
     on = _found(lambda: card_of(given.card), (*at, "card"), problems)
-    runs = _found(lambda: model_of(given), (*at, "model"), problems)
+    runs = _found(lambda: _configured_model(given), (*at, "model"), problems)
     _found(lambda: measured(_ZERO, given.coefficients), (*at, "coefficients"), problems)
     if on is None or runs is None or problems:
         return problems
@@ -213,6 +217,14 @@ def card_of(given: CardFacts | None) -> Card:
         raise ValueError(f"needs {', '.join(missing)}, or like: a known card")
     rest: dict[str, Any] = {"link": "pcie", "link_bytes_per_s": 32e9, "cards_per_node": 8, "price_per_hour": 0.0}
     return Card(name="operator", source="operator", confidence="D", **(rest | changed))
+
+
+def _configured_model(given: Backend) -> Model:
+    """``model_of``, and for a name that no model has, what to write in its place."""
+    try:
+        return model_of(given)
+    except UnknownModel as error:
+        raise ValueError(f"{error} ({_NO_NAME})") from None
 
 
 def model_of(given: Backend) -> Model:

@@ -98,13 +98,23 @@ def document(text: str, name: str) -> Document:
         return Document(name, root, loader.construct_document(root), text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ConfigError([f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}"]) from None
+        line = mark.line if mark else 0
+        raise ConfigError([f"{name}:{line + 1}: not valid YAML: {_yaml_problem(error, text, line)}"]) from None
     except RecursionError:
         raise ConfigError([f"{name}:1: an alias (*name) stands inside of what it names, or too deep"]) from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError([f"{name}:1: not valid YAML: {error}"]) from None
+
+
+def _yaml_problem(error: yaml.MarkedYAMLError, text: str, line: int) -> str:
+    """What is wrong with the YAML of that line, counted from 0."""
+    lines = text.splitlines()
+    here = lines[line] if line < len(lines) else ""
+    if "\t" in here[: len(here) - len(here.lstrip())]:
+        return "the line is indented with a tab; YAML takes spaces alone"
+    return str(error.problem)
 
 
 def _child(node: Node, part: Key) -> tuple[Node, int] | None:

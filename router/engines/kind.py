@@ -248,6 +248,7 @@ class EngineKind:
     ``name`` and ``aliases`` are what configs may call it. ``protocol``: the API it serves; for all but OpenAI's,
     ``translate`` serves OpenAI's requests through it. ``states_usage``: streams end with their token counts where
     ``stream_options.include_usage`` asks for them (one that refuses the field gets requests without it anyway).
+    ``checks_model``: a request for a model that it does not list is refused; others answer whatever name it has.
     ``health_path`` answers 2xx while the engine is up; a server of OpenAI's API that has no such path is checked at
     ``MODELS_PATH``. ``unready_statuses``: those by which it says there that it takes no requests. ``paused_path``: has
     ``{"is_paused": true}`` while it holds its requests back.
@@ -271,6 +272,7 @@ class EngineKind:
     errors: ErrorDialect = ErrorDialect()
     translate: Translate | None = None
     states_usage: bool = True
+    checks_model: bool = False
     scheduler: Scheduler = Scheduler.CHUNKED_PREFILL
     discover: Discover | None = None
 

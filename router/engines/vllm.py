@@ -73,5 +73,6 @@ KIND: Final = EngineKind(
     default_port=8000,
     paused_path="/is_paused",
     discover=_discover,
+    checks_model=True,
     metrics=MetricsPage((b"vllm:num_requests_running",), _metrics),
 )

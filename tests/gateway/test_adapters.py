@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from router.core.types import Request
 from router.engines import ListedModel, model_list
 from router.gateway.app import Gateway
@@ -123,6 +125,20 @@ async def test_an_adapter_of_a_model_that_is_not_routed_is_none_of_ours(tmp_path
             assert (await it.get("/v1/models/n")).json()["root"] == "/l/named"
             assert (await it.chat(body={"model": "mine"})).status_code == 200
             assert engine.asked == ["mine"]
+
+
+@pytest.mark.parametrize(("engine_kind", "warns"), [("vllm", True), ("llamacpp", False)])
+async def test_a_name_that_the_engine_does_not_list_is_in_the_log(
+    tmp_path: Path, engine_kind: str, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the engine refuses requests for it."""
+    async with ListingEngine(BASE) as engine, Pages(dict(HEALTHY)) as pages:
+        given = backend("a", engine, pages, models=["bass"]).replace("name: a,", f"name: a, engine: {engine_kind},")
+        assert engine_kind in given
+        text = often(config(given))
+        async with router(tmp_path / "r.yaml", text) as it:
+            await until(lambda: it.gateway.model_lists.lists)
+            assert ("backend a: its engine lists base, but not bass" in caplog.text) == warns
 
 
 def test_a_list_is_read_as_far_as_it_can_be() -> None:

@@ -136,6 +136,7 @@ backends:
     ("text", "line"),
     [
         ("listen:\n  port: [1\nbackends: 2", "r.yaml:3: not valid YAML"),
+        ("backends:\n\t- {name: a}", "r.yaml:2: not valid YAML: the line is indented with a tab; YAML takes spaces"),
         ("- a", "r.yaml:1: expected keys with values"),
         ("", "r.yaml:1: expected keys with values"),
         ("a: 1\nb: 2\na: 3", "r.yaml:3: key 'a' is given twice"),
@@ -211,6 +212,12 @@ backends:
 def test_a_bad_config_is_refused_with_its_place(text: str, line: str) -> None:
     """One fault, one line that says where and what was expected."""
     assert refused(text)[0].startswith(line)
+
+
+def test_a_model_without_a_row_may_be_given_by_its_facts() -> None:
+    """A fine-tune's own name suggests nothing that is near it."""
+    (line,) = refused(BACKENDS.replace("qwen2.5-7b", "our-support-bot"))
+    assert "`model: NAME` of the one that it is a fine-tune of, or its facts" in line
 
 
 def test_a_file_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:

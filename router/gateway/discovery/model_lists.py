@@ -20,6 +20,7 @@ from router.gateway.tls import TlsContext
 
 _PATH: Final = "/v1/models"
 _JITTER: Final = 0.1  # of the period, so that routers started together do not ask together
+_NAMED_MOST: Final = 8  # of an engine's models in one line of the log
 _log = logging.getLogger("headroom")
 
 
@@ -83,6 +84,14 @@ class ModelLists:
         self.lists[given.name] = found
         now = self.adapters(given)
         gone, new = set(before.adapters) - set(now.adapters), set(now.adapters) - set(before.adapters)
+        missing = set(given.models.values()) - {each.name for each in found}
+        if missing and given.kind.checks_model:
+            _log.warning(
+                "backend %s: its engine lists %s, but not %s, and refuses requests for it (`models` of the backend)",
+                given.name,
+                ", ".join(each.name for each in found[:_NAMED_MOST]),
+                ", ".join(sorted(missing)),
+            )
         for what, names in (("loaded", new), ("unloaded", gone)):
             if names:
                 _log.info("backend %s: adapters %s: %s", given.name, what, ", ".join(sorted(names)))

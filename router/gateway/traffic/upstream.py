@@ -27,6 +27,7 @@ _HEAD_BYTES_MAX: Final = 64 * 1024
 _KEPT_BYTES_MAX: Final = 256
 _OWN: Final = " from this router"  # whatever the backend does
 _INTERIM: Final = range(100, 200)
+_NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")  # what OpenSSL makes of plain HTTP
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +251,13 @@ def _nothing(_: bytes) -> None:
     """The feed of a closed connection."""
 
 
+def _why(error: OSError) -> str:
+    """The reason of a connection that did not come about, in words."""
+    if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
+        return "it does not speak TLS, which https:// stands for; is its url http://?"
+    return str(error.strerror or error)
+
+
 Ready = Callable[[Connection], None]
 Failed = Callable[[str], None]
 Dialler = Callable[["Upstream", Ready, Failed], None]
@@ -331,7 +339,8 @@ class Upstream:
             failed(f"{target.name} did not accept a connection in {self.limits.connect_s:g} s")
         except OSError as error:
             self.dial_error = error
-            failed(f"{target.name} cannot be reached{_OWN if exhausted(error) else ''}: {error.strerror or error}")
+            own = _OWN if exhausted(error) else ""
+            failed(f"{target.name} cannot be reached{own}: {_why(error)}")
         except UnicodeError as error:  # a host that cannot be a DNS name
             self.dial_error = error
             failed(f"{target.name} cannot be reached: {target.host!r} is no host name ({error})")
