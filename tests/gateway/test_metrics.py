@@ -130,6 +130,21 @@ def test_the_page_shows_the_fleet_as_it_is_when_asked() -> None:
     assert 'backend="b1"' not in "".join(line for line in page(books).splitlines() if "_up{" in line or "_age_" in line)
 
 
+def test_the_shared_state_is_up_once_it_has_answered() -> None:
+    """Not before: a router that starts without its store would seem well."""
+    books = metrics()
+    assert "headroom_state_up 0.0" in page(books)
+    books.synced(0.003, 0)
+    assert "headroom_state_up 1.0" in page(books)
+
+
+def test_values_that_were_skipped_are_shown_by_kind_and_reason() -> None:
+    """As the store counts them."""
+    books = metrics()
+    books.watch_state(lambda: {("view", "newer"): 2})
+    assert 'headroom_state_skipped_values_total{kind="view",reason="newer"} 2.0' in page(books)
+
+
 def test_every_name_bears_our_prefix() -> None:
     """An engine's own prefix would be summed with the engine's."""
     books = metrics()

@@ -372,6 +372,29 @@ async def test_no_error_ends_the_loop_and_each_is_counted_by_reason(caplog: pyte
     assert sum("answers again" in line for line in lines) == 1
 
 
+async def test_a_store_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor do reasons that alternate, as in a failover; an outage a while later is logged anew."""
+    memory, heard, now_s = Broken("a"), Heard(), 100.0
+    sync = syncing(memory, heard)
+    caplog.set_level("INFO", "headroom")
+
+    async def lines(*faults: StateFault | None) -> int:
+        caplog.clear()
+        for fault in faults:
+            memory.error = StoreGone("gone", fault) if fault else None
+            await sync.once(lambda: now_s)
+        return len(caplog.records)
+
+    refused, nowhere = StateFault.REFUSED, StateFault.NO_PRIMARY
+    assert await lines(refused, nowhere, refused, nowhere, refused) == 2
+    assert await lines(None, None) == 1
+    for _ in range(5):
+        now_s += 0.1
+        assert await lines(refused, None) == 0
+    now_s += 20.0
+    assert await lines(refused, None) == 2
+
+
 async def test_an_error_of_the_listener_ends_no_sync() -> None:
     """What a peer wrote may meet a fault of the core; the next sync goes on."""
 

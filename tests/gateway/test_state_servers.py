@@ -3,8 +3,10 @@
 import asyncio
 import ssl
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -14,6 +16,7 @@ from router.core.errors import StateFault, StoreGone
 from router.core.types import EngineReport, Load
 from router.gateway.state import RouterView
 from router.gateway.state.redis import RedisStore
+from router.gateway.state.redis_clients import Command
 from router.gateway.state.servers import RedisServers
 from router.gateway.state.sync import Sync
 from tests.gateway.test_state import VIEW, Heard
@@ -370,4 +373,37 @@ async def test_two_that_wait_for_one_connection_get_it() -> None:
         await server.start()
         await until_async(lambda: meets(a))
         await until(lambda: a.link._connecting is None)
+        await a.close()
+
+
+async def test_a_call_that_fails_late_drops_no_connection_made_since() -> None:
+    """A save of beliefs that was under way when a sync failed ends after the next connection is there."""
+
+    class Fails:
+        closed = False
+
+        def __init__(self) -> None:
+            self.go_on = asyncio.Event()
+
+        async def run(self, commands: Sequence[Command]) -> list[Any]:
+            await self.go_on.wait()
+            raise ConnectionError("closed")
+
+        async def close(self) -> None:
+            self.closed = True
+
+    async with RedisServer() as server:
+        a, old = store(server.url, timeout_s=60.0), Fails()
+        a.link._client = old
+        saving = asyncio.create_task(a.keep_beliefs({"b1": b"learnt"}))
+        await asyncio.sleep(0)
+        a.link._client = None
+        assert await meets(a)
+        made = a.link._client
+        old.go_on.set()
+        with pytest.raises(StoreGone):
+            await saving
+        assert old.closed
+        assert a.link._client is made
+        assert await meets(a)
         await a.close()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from router.core.dispatcher import Dispatcher
 from router.core.errors import StoreGone
 from router.core.types import EngineReport, Load
 from router.gateway.state import RouterView
+from router.gateway.state.files import FileStore
 from router.gateway.state.redis import BELIEF_BYTES_MOST, VIEW_BYTES_MOST, RedisStore
 from router.gateway.state.redis_clients import Command
 from router.gateway.state.servers import RedisServers
@@ -106,6 +108,10 @@ def encoded(of: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """As JSON (with NaN and Infinity), broken now and then; or any bytes; or what the client gives for no string."""
     text = of.map(lambda each: json.dumps(each).encode())
     return text | text.map(lambda each: each[: len(each) // 2]) | st.binary(max_size=30) | errors
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, bytes)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -207,3 +213,26 @@ async def test_an_error_of_the_connection_among_the_results_is_one_of_all() -> N
     with pytest.raises(StoreGone, match="closed"):
         await it.sync(VIEW, (), 0.0)
     assert it.link._client is None
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(files=st.fixed_dictionaries({end: encoded(view | report).filter(_is_text) for end in ("view", "reports")}))
+def test_no_bytes_in_any_file_of_another_worker_raise_or_reach_the_state(
+    tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    """The workers of one host share files in place of keys."""
+
+    async def syncs() -> None:
+        heard, it = Core(), FileStore(tmp_path, "a", 5.0)
+        sync = Sync(it, heard, lambda: VIEW, lambda: ("b1",), heard, 0.01, 5.0)
+        (tmp_path / "peer.view").write_bytes(b'{"at_s": 1.0, "view": %b}' % files["view"])
+        (tmp_path / "peer.reports").write_bytes(b'{"b1": %b}' % files["reports"])
+        (tmp_path / "beliefs.json").write_bytes(files["reports"])
+        assert await sync.once(lambda: 1.0)
+        (tmp_path / "peer.view").write_bytes(files["view"])
+        assert await sync.once(lambda: 1.0)
+        heard.check()
+        await it.beliefs(["b1"])
+        await it.routers(1.0)
+
+    asyncio.run(syncs())

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from redis.asyncio import Redis, Sentinel
@@ -55,14 +56,15 @@ class RedisLink:
         an error of its own or, at the end of a pipeline, not at all.
         """
         client = await self._connected()
-        results: list[Any] = await self._bounded(client.run(commands), self._where(), self._drop)
+        drop = partial(self._drop, client)
+        results: list[Any] = await self._bounded(client.run(commands), self._where(), drop)
         failed = next(filter(is_of_the_link, results), None)
         if failed is not None:
             self._is_cluster |= isinstance(failed, MovedError)
-            await self._drop()
+            await drop()
             raise store_gone(failed, self._where())
         if len(self.servers.seeds) > 1 and any(isinstance(each, ReadOnlyError) for each in results):
-            await self._drop()  # another of the seeds may be the primary by now
+            await drop()  # another of the seeds may be the primary by now
         return results
 
     async def close(self) -> None:
@@ -73,16 +75,18 @@ class RedisLink:
             if not self._connecting.cancelled() and not self._connecting.exception():
                 self._client = self._connecting.result()
             self._connecting = None
-        await self._drop()
+        if self._client is not None:
+            await self._drop(self._client)
 
     def _where(self) -> str:
         return self.found.at if self.found else str(self.servers)
 
-    async def _drop(self) -> None:
-        left, self._client = self._client, None
-        if left is not None:
-            with suppress(Exception):  # of a connection that is broken
-                await left.close()
+    async def _drop(self, client: Client) -> None:
+        """Close a client that failed. One that another call has connected since stays."""
+        if self._client is client:
+            self._client = None
+        with suppress(Exception):  # of a connection that is broken
+            await client.close()
 
     async def _bounded(self, call: Awaitable[Any], where: str, failed: Callable[[], Awaitable[None]]) -> Any:
         """Await the call for at most ``timeout_s``; *failed* cleans up. Raises StoreGone."""
@@ -163,15 +167,9 @@ class RedisLink:
         """What a server says of itself; nothing where it does not know the command (a proxy, an old release)."""
         redis = Redis(**self._options(seed) | {"db": 0})
         try:
-            answer = await redis.execute_command("HELLO")  # type: ignore[no-untyped-call]
-        except ResponseError as error:
-            if "unknown command" not in str(error).lower():
-                raise
-            answer = []
+            return await _said_by(redis)
         finally:
             await redis.aclose()
-        plain = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=False)
-        return {_text(name): _text(value) for name, value in plain}
 
     async def _of_cluster(self, seed: Seed, hello: dict[str, Any]) -> Client:
         """A client of the cluster that this seed is of."""
@@ -195,25 +193,28 @@ class RedisLink:
         own = {name: v for name, v in self._options(first).items() if name not in {"host", "port", "path", "db"}}
         addresses = [(seed.host, seed.port) for seed in seeds]
         sentinel = Sentinel(addresses, sentinel_kwargs=own, **options)  # type: ignore[no-untyped-call]
+        primary = sentinel.master_for(self.servers.service)
+        client = OneServer(primary, sentinel)
         try:
             async with asyncio.timeout(self._timeout_s * (len(seeds) + 1)):
-                host, port = await sentinel.discover_master(self.servers.service)
-                primary = sentinel.master_for(self.servers.service)
+                await sentinel.discover_master(self.servers.service)
         except MasterNotFoundError as error:
-            await sentinel.aclose()
+            await client.close()
             whys = [part.partition(", <")[0] for part in str(error).split(" - ")[1:]]  # redis-py names clients whole
             why = f" ({'; '.join(whys)})" if whys else ""
             text = f"{self.servers}: no sentinel names a primary of {self.servers.service!r}{why}"
             raise StoreGone(text, StateFault.NO_PRIMARY) from error
         except Exception as error:
-            await sentinel.aclose()
+            await client.close()
             raise store_gone(error, str(self.servers)) from error
         except asyncio.CancelledError:
-            await sentinel.aclose()
+            await client.close()
             raise
+        hello = await self._bounded(_said_by(primary), f"the primary of {self.servers.service}", client.close)
+        host, port = primary.connection_pool.master_address  # the client looked it up once more
         kind = f"the primary of {self.servers.service}, by {len(seeds)} sentinels"
-        self.found = Found(kind, "", f"{_text(host)}:{port}")
-        return OneServer(primary, sentinel)
+        self.found = Found(kind, _version(hello), f"{_text(host)}:{port}")
+        return client
 
     def _options(self, seed: Seed) -> dict[str, Any]:
         """What redis-py needs to connect there."""
@@ -239,6 +240,18 @@ class RedisLink:
 
 
 _ONE_SERVER: Final = frozenset({"host", "port", "db", "unix_socket_path"})
+
+
+async def _said_by(redis: Redis) -> dict[str, Any]:
+    """The answer to HELLO; empty where the server does not know the command."""
+    try:
+        answer = await redis.execute_command("HELLO")  # type: ignore[no-untyped-call]
+    except ResponseError as error:
+        if "unknown command" not in str(error).lower():
+            raise
+        return {}
+    plain = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=False)
+    return {_text(name): _text(value) for name, value in plain}
 
 
 async def _nothing() -> None:

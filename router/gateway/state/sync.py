@@ -17,6 +17,7 @@ from router.core.types import EngineReport, Load
 from router.gateway.state import RouterView, Shared, Store
 
 RETRY_S_MAX: Final = 1.0
+QUIET_S: Final = 10.0  # for which a store that comes and goes adds nothing to the log
 _log = logging.getLogger("headroom")
 
 
@@ -68,6 +69,8 @@ class Sync:
         self._odd_s: dict[str, float] = {}  # by backend, the time of the last report that cannot be of now
         self.peers: Mapping[str, RouterView] = {}
         self.fault: StoreGone | None = None  # of the last sync
+        self._stated: set[StateFault] = set()  # in the log, of this outage
+        self._stated_s, self._ended_s = -inf, -inf
 
     async def run(self, clock: Callable[[], float]) -> None:
         """Sync until cancelled."""
@@ -87,21 +90,25 @@ class Sync:
             self._failed(gone, clock())
             return False
         except Exception as error:
-            if self.fault is None or self.fault.fault is not StateFault.INTERNAL:
+            if StateFault.INTERNAL not in self._stated:
                 _log.exception("a sync with the shared state failed by a fault of this router; it goes on trying")
             self._failed(StoreGone(repr(error), StateFault.INTERNAL), clock())
             return False
         if shared.fault is not None:  # what others wrote was read all the same, so there is no reason to wait longer
             self._failed(shared.fault, clock())
             return True
-        self._good()
+        self._good(clock())
         self._observer.synced(clock() - started_s, len(self.peers))
         return True
 
     def _failed(self, gone: StoreGone, now_s: float) -> None:
-        """Drop the peers whose lease is over; log the fault when it is another than before."""
+        """Drop the peers whose lease is over; log a fault of another kind than those before it in the same outage."""
         self._forget(now_s)
-        if self.fault is None or self.fault.fault is not gone.fault:
+        if self.fault is None and now_s - self._stated_s > QUIET_S:
+            self._stated.clear()
+        if gone.fault not in self._stated:
+            self._stated.add(gone.fault)
+            self._stated_s = now_s
             _log.warning(
                 "shared state: %s (%s); this router decides without the load of its peers until it answers",
                 gone,
@@ -110,8 +117,10 @@ class Sync:
         self.fault = gone
         self._observer.sync_failed(gone.fault.value, len(self.peers))
 
-    def _good(self) -> None:
-        if self.fault is not None:
+    def _good(self, now_s: float) -> None:
+        """Log the end of an outage; one of a store that comes and goes is logged once in ``QUIET_S``."""
+        if self.fault is not None and self._stated_s > self._ended_s:
+            self._ended_s = now_s
             _log.info("shared state: it answers again")
         self.fault = None
 

@@ -108,7 +108,7 @@ class Metrics(Collector):
         self._sync = Histogram(SYNC_S)
         self._sync_failures: dict[str, int] = {fault.value: 0 for fault in StateFault}
         self._peers = 0
-        self._state_up = True
+        self._state_up = False  # until it has answered
         self._reloads = {"ok": 0, "failed": 0}
         self._reloaded_s = 0.0
         self._version = ""
