@@ -77,6 +77,11 @@ class Translation(ABC):
     def feed(self, data: bytes) -> bytes:
         """Translate more of the engine's body. Raises ValueError for what is not of the engine's protocol."""
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether a stream that ends here ends inside of a frame, or without any."""
+        return False
+
     @abstractmethod
     def finish(self) -> bytes:
         """The end of a stream as OpenAI's clients expect it."""

@@ -77,8 +77,8 @@ class TritonTranslation(Translation):
     """One request translated to generate or generate_stream, and its reply back."""
 
     __slots__ = (
-        "_chat", "_created", "_id", "_line", "_max_tokens", "_model", "_prompt_tokens", "_role_sent", "_sequence",
-        "_stop", "_usage_wanted",
+        "_begun", "_chat", "_created", "_id", "_line", "_max_tokens", "_model", "_prompt_tokens", "_role_sent",
+        "_sequence", "_stop", "_usage_wanted",
     )  # fmt: skip
 
     def __init__(self, call: OpenAICall) -> None:
@@ -94,7 +94,7 @@ class TritonTranslation(Translation):
         self.estimated = False
         self._sequence = _SequenceLength()
         self._line = bytearray()  # grows in place: a frame may come in many reads
-        self._role_sent = False
+        self._begun = self._role_sent = False
         options = document.get("stream_options")
         self._usage_wanted = isinstance(options, dict) and bool(options.get("include_usage"))
         self.whole = not call.stream
@@ -129,6 +129,10 @@ class TritonTranslation(Translation):
         self._line = bytearray(data[end:])
         return b"".join([self._frame(line[5:]) for line in lines if line.startswith(b"data:")])
 
+    @property
+    def cut_short(self) -> bool:
+        return not self.whole and (not self._begun or bool(self._line.strip()))
+
     def finish(self) -> bytes:
         """The end of a stream: finish reason, usage if requested, and ``[DONE]``."""
         if self.whole:
@@ -143,6 +147,7 @@ class TritonTranslation(Translation):
             self.error = payload
             return b""
         text = _output(frame)
+        self._begun = True
         self._count(_stated(frame.get("sequence_length")), text)
         role = b""
         if self._chat and not self._role_sent:

@@ -119,6 +119,7 @@ async def test_the_models_are_for_browsers_too_and_admin_paths_are_not(tmp_path:
             origin = {"origin": APP, "access-control-request-method": "GET"}
             answer = await it.client.options("/v1/models", headers=origin)
             assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, APP)
+            assert answer.headers["access-control-allow-methods"] == "GET"  # HEAD, which has no answer there, is not
             for name in ("/v1/models", "/v1/models/none"):
                 assert (await it.get(name, headers=origin)).headers["access-control-allow-origin"] == APP
             assert "access-control-allow-origin" not in (await it.get("/admin/fleet", headers=origin)).headers

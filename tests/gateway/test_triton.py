@@ -215,6 +215,25 @@ async def test_a_translated_stream_cut_in_the_middle_ends_with_an_error() -> Non
         assert got.complete
 
 
+@pytest.mark.parametrize("rest", [b'data: {"text_out', b"data:", b"da", frame("b").rstrip()])
+async def test_a_translated_stream_that_ends_inside_of_a_frame_is_broken(rest: bytes) -> None:
+    """However clean its framing ends; before the first token another backend serves the request."""
+    whole, begun = (wire.STREAM_HEAD + chunked(*frames, rest) + wire.LAST for frames in ((frame("a"),), ()))
+    scripts = [whole], [begun if rest != frame("b").rstrip() else wire.STREAM_HEAD + wire.LAST]
+    async with (
+        ScriptedEngine(*scripts) as engine,
+        ScriptedEngine([stream("good")]) as good,
+        gateway(engine.target(engine=TRITON)) as alone,
+        gateway(engine.target("a", engine=TRITON), good.target("b")) as gate,
+    ):
+        got = await alone.chat()
+        assert "error" in json.loads(got.events()[-1])
+        assert alone.seen.endings == [Ending.BROKEN]
+        while not any(outcome.record.attempts == 2 for outcome in gate.seen.outcomes):
+            answer = await gate.chat()
+            assert (answer.status, answer.headers["x-headroom-backend"]) == (200, "b")
+
+
 @pytest.mark.parametrize("nonsense", ["[1]", "7", "null", '{"text_output": 7}', '{"text_output": null}', "{"])
 async def test_what_is_not_of_tritons_protocol_is_the_backends_fault(
     nonsense: str, caplog: pytest.LogCaptureFixture

@@ -25,7 +25,7 @@ class ModelsCors:
             return
         fields = dict(scope["headers"])
         if is_preflight(scope["method"].encode(), fields):
-            headers = [*_pairs(rules.preflight_fields(fields, b"GET, HEAD")), (b"content-length", b"0")]
+            headers = [*_pairs(rules.preflight_fields(fields, b"GET")), (b"content-length", b"0")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
             return

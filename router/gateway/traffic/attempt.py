@@ -484,6 +484,8 @@ class UpstreamAttempt(Reader):
                 return
             data, self._body = self._body, b""
         out = self._translated(data) if data else b""
+        if done and translation.cut_short and translation.error is None:
+            translation.error = orjson.dumps({"error": "the stream ended before the reply was complete"})
         if self._committed:
             if out and self._frame is not None:
                 self._write(self._frame(out))
