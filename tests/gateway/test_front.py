@@ -9,7 +9,7 @@ from router.core.decisions import EndState as Ending
 from router.core.types import Slo
 from router.engines.triton import KIND as TRITON
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass
-from router.gateway.traffic.client_connection import ConnectionLimits
+from router.gateway.traffic.client_connection import ClientConnection, ConnectionLimits
 from router.gateway.traffic.driver import StreamLimits
 from tests import fakes_wire as wire
 from tests.fakes_wire import Act, chat, chunked, event, pair, post, reply, stream, token
@@ -110,6 +110,26 @@ async def test_a_client_that_leaves_with_a_request_in_line_frees_the_engine() ->
         client.close()
         await until(lambda: engine.left == 1)
         assert gate.seen.endings == [Ending.LEFT]
+
+
+@pytest.mark.parametrize("count", [16, 17, 40, 300])
+async def test_a_client_that_leaves_with_more_in_line_than_is_read_frees_the_engine(count: int) -> None:
+    """Its close waits in the kernel behind requests that are not read: the sweep sees it."""
+    async with pair([Act.UNTIL_LEFT]) as (gate, engine):
+        client = await gate.client()
+        client.send(chat() * count)
+        await until(lambda: engine.requests)
+        client.close()
+
+        def left() -> bool:
+            for connection in list(gate.state.connections):
+                assert isinstance(connection, ClientConnection)
+                connection.swept(gate.driver.clock())
+            return engine.left == 1
+
+        await until(left)
+        assert gate.seen.endings == [Ending.LEFT]
+        await until(lambda: not gate.state.connections)
 
 
 async def test_garbage_behind_a_request_waits_for_its_answer() -> None:

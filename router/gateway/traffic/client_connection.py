@@ -6,6 +6,7 @@ requests go to a RequestDriver (ports.py), each as one of uvicorn's cycles witho
 
 import asyncio
 import logging
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ _FRAMING_RATIO: Final = 8  # bytes of a body's framing for one of the body: a ch
 _PROBE_S: Final = 0.02  # from the first byte of an early status line to the second; then four times as long each
 _FRAMING_TOO_LARGE: Final = Problem(400, "chunk extensions and trailers: too many bytes of them")
 _TOO_MANY: Final = Problem(503, "too many connections", fields=b"retry-after: 1\r\n")
+_ESTABLISHED: Final = 1  # TCP_ESTABLISHED of linux/tcp.h
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -87,6 +89,7 @@ class ClientConnection(HttpToolsProtocol):
         self._linger_bytes = 0
         self._lingering = False
         self._half_closed = False  # the client sends no more
+        self._closing = False  # the same, though what it sent before has not been read
 
     # -- asyncio's side ----------------------------------------------------------------------------------------
 
@@ -256,7 +259,9 @@ class ClientConnection(HttpToolsProtocol):
             self._turn(exchange)
         else:  # its turn comes when those before it are answered
             self.pipeline.appendleft((self.cycle, self.app))
-            if len(self.pipeline) >= _PIPELINE_MAX:  # not before: a client's close is not seen while reading is paused
+            if (
+                len(self.pipeline) >= _PIPELINE_MAX and not self._closing
+            ):  # not before: then the sweep alone sees a close
                 self.flow.pause_reading()
 
     def _turn(self, exchange: HttpExchange) -> None:
@@ -332,6 +337,17 @@ class ClientConnection(HttpToolsProtocol):
             self._answer_fault()
         elif self._half_closed:
             self.transport.close()
+
+    def _has_closed(self) -> bool:
+        """Whether the client has closed its side, by the kernel's account: also where bytes before that wait."""
+        opened = self.transport.get_extra_info("socket")
+        if opened is None or not hasattr(socket, "TCP_INFO"):
+            return False
+        try:
+            state: bytes = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        except (OSError, ValueError):  # it is closed
+            return False
+        return state[0] != _ESTABLISHED
 
     # -- the rest ----------------------------------------------------------------------------------------------
 
@@ -421,6 +437,9 @@ class ClientConnection(HttpToolsProtocol):
         anew: what it sent meanwhile had not been read.
         """
         awake_s = self.driver.awake_s
+        if self.active is not None and not self._closing and len(self.pipeline) >= _PIPELINE_MAX and self._has_closed():
+            self._closing = True
+            self.flow.resume_reading()  # of no more than the kernel holds: then its close comes
         if not self._waiting:
             if self._idle and now_s - max(self._idle_since_s, awake_s) > self.limits.keep_alive_s:
                 self.transport.close()
