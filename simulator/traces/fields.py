@@ -8,7 +8,7 @@ from textwrap import shorten
 from typing import Any, Final
 
 from router.core.types import Slo, slo_of
-from simulator.traces.entry import LineParser, Parsed
+from simulator.traces.entry import LineParser, Parsed, TraceEntry
 
 SEQUENCES_MAX: Final = 1_024  # of one request: few engines take so many
 
@@ -31,7 +31,7 @@ def json_object(line: str) -> dict[str, Any]:
     return record
 
 
-class _Records(LineParser):
+class _Records:
     """Lines of JSON that do not depend on one another."""
 
     def __init__(self, read: Callable[[Mapping[str, Any]], Parsed]) -> None:
@@ -40,8 +40,11 @@ class _Records(LineParser):
     def read(self, line: str) -> Parsed:
         return self._read(json_object(line))
 
+    def finish(self, _: list[TraceEntry]) -> dict[str, int]:
+        return {}
 
-class _Rows(LineParser):
+
+class _Rows:
     """Rows of CSV that do not depend on one another."""
 
     def __init__(self, header: str, read: Callable[[Mapping[str, str]], Parsed]) -> None:
@@ -54,6 +57,9 @@ class _Rows(LineParser):
             columns = ", ".join(self._columns)
             raise ValueError(f"expected {len(self._columns)} columns ({columns}), got {len(cells)}")
         return self._read(dict(zip(self._columns, cells, strict=True)))
+
+    def finish(self, _: list[TraceEntry]) -> dict[str, int]:
+        return {}
 
 
 def by_record(read: Callable[[Mapping[str, Any]], Parsed]) -> Callable[[str], LineParser]:

@@ -12,7 +12,7 @@ from simulator.traces.fields import count, hashes, json_object, seconds, text_of
 BLOCK_TOKENS: Final = 16
 
 
-class _Sessions(LineParser):
+class _Sessions:
     """Follows each chat back to its first turn."""
 
     def __init__(self) -> None:
@@ -33,6 +33,9 @@ class _Sessions(LineParser):
             prefix=prefix,
             prefix_block_tokens=BLOCK_TOKENS if prefix else 0,
         )
+
+    def finish(self, _: list[TraceEntry]) -> dict[str, int]:
+        return {}
 
 
 def _parser(_first: str) -> LineParser:

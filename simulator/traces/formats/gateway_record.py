@@ -11,7 +11,7 @@ from simulator.traces.entry import LineParser, TraceEntry, TraceFormat
 from simulator.traces.fields import SEQUENCES_MAX, count, flag, hashes, json_object, many, seconds, slo_given, text_of
 
 
-class RecordParser(LineParser):
+class RecordParser:
     """Joins the arrival of each request with its end, which holds the length of the reply."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class RecordParser(LineParser):
             return ended
         return None
 
-    def finish(self, entries: list[TraceEntry]) -> dict[str, int]:
+    def finish(self, _: list[TraceEntry]) -> dict[str, int]:
         """What arrived and has no end here: refused, failed, left by its client, or still running."""
         return (
             {"have no end in the record (refused, failed, left, or still running)": len(self.open)} if self.open else {}

@@ -8,14 +8,16 @@ before it. Token ids, where a line has them, give prefix hashes in blocks of 16.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from simulator.traces.entry import LineParser, Parsed, TraceEntry, TraceFormat
+from simulator.traces.entry import Parsed, TraceEntry, TraceFormat
 from simulator.traces.fields import count, items, json_object, scaled_seconds, text_of
 
 BLOCK_TOKENS: Final = 16
 _NS: Final = 1e9
 
 
-class _Parser(LineParser):
+class _Parser:
+    """Requests and sessions of one file."""
+
     def __init__(self) -> None:
         self._sessions: set[str] = set()
 
@@ -38,6 +40,9 @@ class _Parser(LineParser):
             calls.append(call)
         self._sessions.add(session)
         return calls
+
+    def finish(self, _: list[TraceEntry]) -> dict[str, int]:
+        return {}
 
 
 def _arrival(record: Mapping[str, Any]) -> float:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from math import inf
 from typing import Any, Final
 
-from simulator.traces.entry import LineParser, TraceEntry, TraceFormat
+from simulator.traces.entry import TraceEntry, TraceFormat
 from simulator.traces.fields import count, hashes, items, json_object, scaled_seconds, text_of
 
 BLOCK_TOKENS: Final = 512
@@ -60,7 +60,7 @@ class BlockSize:
         return int(self._full_low if self._full_low <= self._full_high else self.low)
 
 
-class _Parser(LineParser):
+class _Parser:
     """Rows of one file, and the sessions in it."""
 
     def __init__(self) -> None:
