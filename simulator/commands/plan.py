@@ -97,11 +97,13 @@ def _source(options: Namespace, stand_in: Pool) -> Source:
     own_rate = None
     if traces[0].startswith(PREFIX):
         traces, own_rate = _generator(traces[0], options)
-    source = Source(traces, limit=options.limit or _unlimited(traces, options.rate), skip_bad=options.skip_bad)
-    if options.rate is None:
-        return source
-    native = own_rate or demand_of(_arrivals(source, stand_in, options.seed)).rate_per_s
-    return replace(source, rate=options.rate / native)
+    source = Source(traces, limit=options.limit, skip_bad=options.skip_bad)
+    if own_rate is not None:
+        return source if options.rate is None else replace(source, rate=options.rate / own_rate)
+    source = replace(source, limit=options.limit or _MOST)
+    native = demand_of(_arrivals(source, stand_in, options.seed)).rate_per_s
+    rate = options.rate or native
+    return replace(source, rate=rate / native, limit=options.limit or _count(rate))
 
 
 def _generator(text: str, options: Namespace) -> tuple[tuple[str], float]:
@@ -121,11 +123,6 @@ def _generator(text: str, options: Namespace) -> tuple[tuple[str], float]:
 def _count(rate: float) -> int:
     """Requests of three minutes, within bounds."""
     return int(min(max(_LEAST, rate * _SPAN_S), _MOST))
-
-
-def _unlimited(traces: Sequence[str], rate: float | None) -> int | None:
-    """Of a trace that is long, its beginning."""
-    return None if traces[0].startswith(PREFIX) else _count(rate or _MOST / _SPAN_S)
 
 
 def _arrivals(source: Source, stand_in: Pool, seed: int) -> Sequence[Arrival]:

@@ -266,3 +266,19 @@ def test_what_cannot_be_is_refused_before_anything_runs(words: list[str], messag
     result = simulator_command([*LINE, *words])
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(("rate", "requests", "per_s"), [(["--rate", "2"], 600, 2.0), ([], 1440, 8.0)])
+def test_of_a_long_trace_three_minutes_are_played(tmp_path: Path, rate: list[str], requests: int, per_s: float) -> None:
+    """At its own rate, or at the one that is asked for; 600 requests at least."""
+    trace = tmp_path / "long.jsonl"
+    trace.write_text(
+        "".join(f'{{"arrived_s": {n / 8}, "prompt_tokens": 100, "output_tokens": 10}}\n' for n in range(2_000))
+    )
+    result = simulator_command([
+        "plan", "--model", "llama-3-8b", "--traffic", str(trace), *rate, "--slo", "tpot=1ms", "--cards", "l4",
+        "--tp", "1", "--pp", "1", "--precision", "fp16", "--jobs", "1", "--json", "-",
+    ])  # fmt: skip
+    facts = json.loads(result.stdout)["load"]
+    assert facts["requests"] == requests
+    assert facts["rate_per_s"] == pytest.approx(per_s)
