@@ -5,9 +5,13 @@ attempts themselves. Must not depend on other backends, policies or files.
 
 A time is a sum of terms, each linear in one coefficient of ``LINEAR``; the logarithm of a factor on each is normal a
 priori with the coefficient's own error, and the most probable factors are found as calibration finds its tables.
+
+A first token that waited for room in the engine says how long others took to end, not how long a prompt takes: it is
+left out.
 """
 
 from dataclasses import dataclass, replace
+from math import nan
 from typing import Any, Final
 
 import numpy as np
@@ -29,17 +33,19 @@ Terms = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Coefficients with the error that is left of each, from how many *streams*, and the median relative error of
-    tpot and first token ``before`` and ``after``."""
+    """Coefficients with the error that is left of each, from how many *streams*, of which *queued* waited for room, and
+    the median relative error of TPOT and first token ``before`` and ``after`` (nan: every first token was queued)."""
 
     coefficients: StepCoefficients
     streams: int
+    queued: int
     before: tuple[float, float]
     after: tuple[float, float]
 
 
 def fit_log(log: BackendLog) -> Fitted:
-    """The most probable coefficients of the backend of *log*. Raises ValueError if too few streams ended."""
+    """The most probable coefficients of the backend of *log*. Raises ValueError if too few streams ended, or if a step
+    would be faster than its weights can be read."""
     attempts = log.columns()
     ended = np.flatnonzero(np.isfinite(attempts[5]) & (attempts[5] >= _SHORT_REPLY))[-_STREAMS_MOST:]
     if ended.size < ENOUGH:
@@ -48,11 +54,57 @@ def fit_log(log: BackendLog) -> Fitted:
     terms = np.concatenate([np.stack([one[kind] for one in each]) for kind in (0, 1)])
     seconds = np.concatenate([attempts[3, ended] - attempts[2, ended], attempts[2, ended] - attempts[0, ended]])
     network = np.repeat([0.0, log.backend.network_s], ended.size)
-    return _fit(log.backend.prior, terms, np.maximum(seconds - network, 1e-6))
+    used = np.concatenate([np.ones(ended.size, dtype=bool), ~queued(attempts, log.backend.seqs_max)[ended]])
+    found = _fit(log.backend.prior, terms, np.maximum(seconds - network, 1e-6), used)
+    _refuse_impossible(log.backend, found.coefficients)
+    return found
 
 
-def _fit(prior: StepCoefficients, terms: Terms, seconds: Column) -> Fitted:
-    """*terms*: seconds each of ``LINEAR`` adds to each time at factor 1; first all TPOTs, then first tokens."""
+_READ_MOST: Final = 2.0
+"""How much faster than predicted weights may be read: predictions take half of a sheet's bandwidth or more."""
+
+
+def _refuse_impossible(backend: Backend, found: StepCoefficients) -> None:
+    floor_s = backend.prior.weights_s / _READ_MOST
+    if found.fixed_s < floor_s:
+        raise ValueError(
+            f"{backend.name}: a step of {found.fixed_s * 1e3:.3g} ms is faster than the {floor_s * 1e3:.3g} ms that "
+            f"reading its weights takes at best: are card, model, tp and precision those of this engine?"
+        )
+
+
+def queued(attempts: Terms, seqs_max: float) -> NDArray[np.bool_]:
+    """Of attempts in columns, which waited for room in the engine before their prompt ran.
+
+    An engine with a queue holds more attempts than it ever decodes at once. An attempt waited if at its sending as many
+    were open as ever decode at once, or as many tokens, or if one that was sent before it still waited for room.
+    """
+    sent, prompt, first, ended, _, output = attempts
+    tokens = prompt + np.nan_to_num(output)
+    order = np.argsort(sent, kind="stable")
+    open_at = [(sent <= at) & (ended > at) for at in sent]
+    decoding_at = [(first <= at) & (ended > at) for at in first]
+    slots = min(max((int(each.sum()) for each in decoding_at), default=0), seqs_max)
+    room = max((float(tokens[each].sum()) for each in decoding_at), default=0.0)
+    most = max((int(each.sum()) for each in open_at), default=0)
+    waited = np.zeros(sent.size, dtype=bool)
+    if most < slots + max(_BEYOND, _BEYOND_SHARE * slots):
+        return waited
+    for i in order:
+        before = open_at[i] & (sent < sent[i])
+        full = before.sum() >= slots or tokens[before].sum() + tokens[i] > room
+        waited[i] = full or bool((waited & before & (first > sent[i])).any())
+    return waited
+
+
+_BEYOND: Final = 4
+_BEYOND_SHARE: Final = 0.2
+"""Attempts beyond those that decode at once that mean a queue: a few prompts are always on their way."""
+
+
+def _fit(prior: StepCoefficients, terms: Terms, seconds: Column, used: NDArray[np.bool_]) -> Fitted:
+    """*terms*: seconds each of ``LINEAR`` adds to each time at factor 1; first all TPOTs, then first tokens. *used*:
+    which times to fit to."""
 
     def residuals(values: Column) -> Column:
         return np.log(np.maximum(terms @ np.exp(values), 1e-9) / seconds)
@@ -62,19 +114,21 @@ def _fit(prior: StepCoefficients, terms: Terms, seconds: Column) -> Fitted:
         return np.asarray(parts / parts.sum(axis=1, keepdims=True))
 
     start = np.zeros(len(LINEAR))
-    posterior = Posterior(residuals, shares, start, np.array(prior.sigma), np.ones(len(seconds)))
+    posterior = Posterior(residuals, shares, start, np.array(prior.sigma), used.astype(np.float64))
     values = posterior.most_probable(_ROUNDS)
     return Fitted(
         _scaled(prior, np.exp(values), posterior.standard_errors(values)),
         len(seconds) // 2,
-        _medians(residuals(start)),
-        _medians(residuals(values)),
+        int(np.count_nonzero(~used)),
+        _medians(residuals(start), used),
+        _medians(residuals(values), used),
     )
 
 
-def _medians(off: Column) -> tuple[float, float]:
-    size = np.abs(np.expm1(off)).reshape(2, -1)
-    return float(np.median(size[0])), float(np.median(size[1]))
+def _medians(off: Column, used: NDArray[np.bool_]) -> tuple[float, float]:
+    size, kept = np.abs(np.expm1(off)).reshape(2, -1), used.reshape(2, -1)
+    first = float(np.median(size[1][kept[1]])) if kept[1].any() else nan
+    return float(np.median(size[0])), first
 
 
 def _scaled(prior: StepCoefficients, factor: Column, error: Column) -> StepCoefficients:
@@ -141,8 +195,9 @@ def fragment(name: str, found: Fitted) -> str:
     """The coefficients as a line of YAML for that backend in a pool or a router's config."""
     values = ", ".join(f"{each}: {float(f'{getattr(found.coefficients, each):.4g}')!r}" for each in MEASURABLE)
     (tpot, first), (tpot_before, first_before) = found.after, found.before
+    waited = f", {found.queued} of which waited for room (their first tokens are left out)" if found.queued else ""
     comment = (
-        f"# {name}: {found.streams} streams; median error of TPOT {tpot_before:.1%} -> {tpot:.1%}, "
+        f"# {name}: {found.streams} streams{waited}; median error of TPOT {tpot_before:.1%} -> {tpot:.1%}, "
         f"of the first token {first_before:.1%} -> {first:.1%}"
     )
     return f"{comment}\ncoefficients: {{{values}}}"

@@ -38,19 +38,19 @@ TRUE = StepCoefficients(20e-3, 30e-6, 2e-7, 100e-6, 1e-9, 30e-3, weights_s=16e-3
 class World:
     """A recording dispatcher in front of one replica that takes twice what its sheet says."""
 
-    def __init__(self, path: Path, tokens: list[tuple[int, int]]) -> None:
-        """Requests of these (prompt, output) tokens come two a second."""
+    def __init__(self, path: Path, tokens: list[tuple[int, int]], seqs_max: int = 64, gap_s: float = 0.5) -> None:
+        """Requests of these (prompt, output) tokens come two a second, unless *gap_s* is another."""
         self.clock, self.tokens = Kernel(), {f"{n}": each for n, each in enumerate(tokens)}
         written: list[str] = ['{"record": 3, "continues": false}']
         routing, admission = policies.find("routing", "round_robin", {}), policies.find("admission", "deadline", {})
         core = Dispatcher(routing, admission, random.Random(1), DispatchLimits(first_byte_s_max=inf))
         self.core = Recording(core, lambda event: written.append(json.dumps(event)))
         hidden = HiddenFactors(spread=0.0, drift=0.0, slow_share=0.0, api_s=0.0)
-        truth, limits = Truth(TRUE, hidden, 1), EngineLimits(seqs_max=64, chunk_tokens=2048, kv_blocks=50_000)
+        truth, limits = Truth(TRUE, hidden, 1), EngineLimits(seqs_max=seqs_max, chunk_tokens=2048, kv_blocks=50_000)
         self.replica = Replica("r", truth, limits, self.clock, self.first, self.finished)
         self.core.backend_joined(Backend("r", ("m",), SHEET), 0.0)
         for n, (prompt, _) in enumerate(tokens):
-            self.clock.at(0.5 * n, self.arrive, Request(f"{n}", "m", 0.5 * n, prompt))
+            self.clock.at(gap_s * n, self.arrive, Request(f"{n}", "m", gap_s * n, prompt))
         self.clock.run()
         path.write_text("\n".join(written))
 
@@ -209,3 +209,42 @@ def test_a_record_that_is_none_is_told_in_a_line(tmp_path: Path, capsys: pytest.
     assert f"{path}:1: expected an event" in capsys.readouterr().out
     assert calibrate(["--record", str(tmp_path / "absent.jsonl")]) == 2
     assert "No such file" in capsys.readouterr().out
+
+
+def test_waiting_for_room_is_no_prefill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An engine of four sequences under three times its load: first tokens come after seconds, a step stays a step."""
+    path = tmp_path / "queue.jsonl"
+    draw = random.Random(3)
+    World(path, [(draw.choice((20, 200, 2000)), draw.randint(20, 300)) for _ in range(200)], seqs_max=4, gap_s=0.4)
+    found = fit_log(read_attempts(path)["r"])
+    assert 100 < found.queued < 200
+    for batch, context in ((1, 500), (4, 4_000)):
+        assert decode_step_s(found.coefficients, batch, context) == pytest.approx(
+            decode_step_s(TRUE, batch, context), rel=0.1
+        )
+    assert prefill_s(found.coefficients, 2000) == pytest.approx(prefill_s(TRUE, 2000), rel=0.35)
+    assert calibrate(["--record", str(path)]) == 0
+    assert f"{found.queued} of which waited for room" in capsys.readouterr().out
+
+
+def test_no_queue_is_seen_where_none_was(record: Path) -> None:
+    """Prompts on their way are not a queue."""
+    assert fit_log(read_attempts(record)["r"]).queued == 0
+
+
+def test_a_step_faster_than_its_weights_can_be_read_is_not_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A backend whose card or precision is another than stated: nothing is printed that could be pasted."""
+    path = tmp_path / "other.jsonl"
+    World(path, [(200, 100)] * 40)
+    lines = (
+        path.read_text()
+        .replace('"weights_s": 0.008', '"weights_s": 0.08')
+        .replace('"fixed_s": 0.01,', '"fixed_s": 0.1,')
+    )
+    path.write_text(lines)
+    assert calibrate(["--record", str(path)]) == 2
+    told = capsys.readouterr().out
+    assert "is faster than the 40 ms that reading its weights takes at best" in told
+    assert "coefficients:" not in told
