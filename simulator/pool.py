@@ -12,6 +12,7 @@ from router.core.cards import Card, card
 from router.core.flight import DispatchLimits
 from router.core.models import Model, model
 from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
+from router.core.profile import NO_PROFILE, Profile
 from router.core.step import MEASURABLE
 from router.core.types import Backend, Slo
 from router.engines import EngineKind, Scheduler, find
@@ -59,6 +60,7 @@ class Member:
     coefficients: Mapping[str, float] = field(default_factory=dict)  # measured: `calibrate --record` prints them
     labels: Mapping[str, str] = field(default_factory=dict)  # beside card, model, tp and pp, which every replica has
     variant: str = ""  # what scaling counts together; empty: the member alone
+    profile: Profile = NO_PROFILE  # corrections of the tables, as `calibrate --profile` writes them
 
     @property
     def kind(self) -> EngineKind:
@@ -85,7 +87,7 @@ class Member:
     @property
     def prior(self) -> StepCoefficients:
         """Its step: what was measured, and of the rest what the data sheets say."""
-        return measured(coefficients(self.shape), self.coefficients)
+        return measured(coefficients(self.shape, self.profile), self.coefficients)
 
     @property
     def names(self) -> list[str]:

@@ -17,10 +17,13 @@ from pydantic import Field as Bound
 import policies
 from router.config import backend
 from router.config.backend import Engine, resolve
+from router.config.profile import read_profile
 from router.config.section import Count, PositiveFloat, PositiveInt, Section, some
 from router.config.settings import Limits, Settings
 from router.config.text import ConfigProblem, Document, read
+from router.core.errors import ConfigError
 from router.core.flight import DispatchLimits
+from router.core.profile import NO_PROFILE, Profile
 from router.engines import OPENAI_PROTOCOL
 from simulator.pool import BELIEFS, Member, Pool, replica_names
 from simulator.replica.truth import HiddenFactors
@@ -99,6 +102,7 @@ def _slo(text: str) -> str:
 
 _FIELDS: Final[dict[str, Any]] = {
     "backends": (Annotated[tuple[Backend, ...], BeforeValidator(some)], ...),
+    "profile": (Path | None, None),
     "defaults": (dict[str, Any], {}),
     "slo": (Annotated[tuple[Annotated[str, AfterValidator(_slo)], ...], BeforeValidator(_texts)], ()),
     "truth": (_section(HiddenFactors), None),
@@ -137,7 +141,7 @@ def _is_routers(data: Mapping[str, Any]) -> bool:
 def _of_router(text: Document) -> Pool:
     """Its backends, its SLO classes (the default one for requests that bring none), its periods."""
     settings = text.parse(Settings)
-    members = _members(text, [_as_pools(given) for given in settings.backends])
+    members = _members(text, [_as_pools(given) for given in settings.backends], _profile(text, settings.profile))
     classes = tuple(
         SloClass(name, given.slo(), float(name == settings.default_slo_class))
         for name, given in settings.slo_classes.items()
@@ -161,7 +165,7 @@ def _of_pool(text: Document) -> Pool:
     parsed: Any = defaulted.parse_or_problems(PoolFile)
     if isinstance(parsed, list):
         raise text.error(_at_home(parsed, text.data))
-    members = _members(text, parsed.backends)
+    members = _members(text, parsed.backends, _profile(text, parsed.profile))
     names = [name for member in members for name in member.names]
     faults = tuple(_made(Fault, each) for each in parsed.faults)
     strangers = [n for n, fault in enumerate(faults) if fault.backend not in names]
@@ -241,18 +245,28 @@ _KEY: Final = 2  # where a backend's key stands in a place such as ("backends", 
 # ---- members --------------------------------------------------------------------
 
 
-def _members(text: Document, backends: Sequence[Backend]) -> tuple[Member, ...]:
+def _profile(text: Document, file: Path | None) -> Profile:
+    """The corrections of predicted step times that the file names. Raises ConfigError."""
+    if file is None:
+        return NO_PROFILE
+    try:
+        return read_profile(Path(text.name).parent / file)
+    except ConfigError as refused:
+        raise text.error([ConfigProblem(("profile",), str(refused))]) from None
+
+
+def _members(text: Document, backends: Sequence[Backend], profile: Profile) -> tuple[Member, ...]:
     """The members that backends stand for. Raises ConfigError naming every fault."""
     members: list[Member] = []
     problems: list[ConfigProblem] = []
     for index, given in enumerate(backends):
         at = ("backends", index)
-        engine = resolve(given, at, given.memory_utilization, given.block_tokens)
+        engine = resolve(given, at, given.memory_utilization, given.block_tokens, profile)
         if isinstance(engine, list):
             problems += engine
             continue
         try:
-            member = _member(given, engine)
+            member = replace(_member(given, engine), profile=profile)
             member.limits()
         except ValueError as error:
             problems.append(ConfigProblem(at, str(error)))

@@ -16,7 +16,10 @@ from router.core.cards import GIB, Card, card
 from router.core.errors import DoesNotFit, UnknownModel
 from router.core.models import Model, make_model, model
 from router.core.physics import Shape, StepCoefficients, cards_needed, coefficients, kv_capacity_tokens, measured
+from router.core.profile import NO_PROFILE, Profile
+from router.core.tables import FAMILIES
 from router.engines import EngineKind, find, find_or_default
+from router.spelling import suggestion
 
 Made = TypeVar("Made")
 
@@ -29,16 +32,28 @@ ASSUMED_MODEL: Final = replace(
 
 
 class CardFacts(Section):
-    """An accelerator: a known one, one given in place, or (``like`` with more) a known one with corrections."""
+    """An accelerator: a known one, one given in place, or (``like`` with more) a known one with corrections.
+
+    ``family`` is the architecture whose kernels it runs (``router.core.tables.FAMILIES``), ``tflops`` its dense peak by
+    precision. Left out, a card given in place is of no known family, with an error as wide as that is.
+    """
 
     like: Name | None = None
     memory_gib: PositiveFloat | None = None
     bandwidth_gb_per_s: PositiveFloat | None = None
     tflops: dict[str, PositiveFloat] | None = None
+    family: Name | None = None
     link: Name | None = None
     link_gb_per_s: PositiveFloat | None = None
     cards_per_node: PositiveInt | None = None
     price_per_hour: NonNegativeFloat | None = None
+
+    @field_validator("family")
+    @classmethod
+    def _known_family(cls, name: str | None) -> str | None:
+        if name is not None and name not in FAMILIES:
+            raise ValueError(f"no family of cards named {name!r}; {suggestion(name, list(FAMILIES))}")
+        return name
 
 
 class ModelFacts(Section):
@@ -159,9 +174,13 @@ _ZERO: Final = StepCoefficients(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def resolve(
-    given: Backend, at: Loc, memory_utilization: float = 0.9, block_tokens: int = 16
+    given: Backend,
+    at: Loc,
+    memory_utilization: float = 0.9,
+    block_tokens: int = 16,
+    profile: Profile = NO_PROFILE,
 ) -> Engine | list[ConfigProblem]:
-    """What *given* stands for, or every fault in it; *at* is its place in the text."""
+    """What *given* stands for, corrected by *profile*, or every fault in it; *at* is its place in the text."""
     problems: list[ConfigProblem] = []
     on = _found(lambda: card_of(given.card), (*at, "card"), problems)
     runs = _found(lambda: _configured_model(given), (*at, "model"), problems)
@@ -171,7 +190,7 @@ def resolve(
     try:
         shape = _shape(given, on, runs)
         held = given.kv_tokens_max or kv_capacity_tokens(shape, memory_utilization, block_tokens)
-        return Engine(shape, measured(coefficients(shape), given.coefficients), held)
+        return Engine(shape, measured(coefficients(shape, profile), given.coefficients), held)
     except DoesNotFit as error:
         hint = "" if given.kv_tokens_max else "; give kv_tokens_max if the engine does run so"
         return [ConfigProblem((*at, "model"), f"does not fit: {error}{hint}")]
@@ -203,6 +222,7 @@ def card_of(given: CardFacts | None) -> Card:
         "memory_bytes": given.memory_gib and given.memory_gib * GIB,
         "bandwidth_bytes_per_s": given.bandwidth_gb_per_s and given.bandwidth_gb_per_s * 1e9,
         "flops_per_s": given.tflops and {name: value * 1e12 for name, value in given.tflops.items()},
+        "family": given.family,
         "link": given.link,
         "link_bytes_per_s": given.link_gb_per_s and given.link_gb_per_s * 1e9,
         "cards_per_node": given.cards_per_node,

@@ -479,8 +479,12 @@ class Autoscale(Section):
 
 
 class Settings(Section):
-    """The whole file."""
+    """The whole file.
 
+    ``profile``: corrections of predicted step times, as ``headroom-simulator calibrate --profile`` writes them.
+    """
+
+    profile: Path | None = None
     listen: Listen = default()
     upstream: Upstream = default()
     backends: Annotated[tuple[Backend, ...], BeforeValidator(some)]

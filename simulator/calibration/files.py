@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from simulator.calibration.consistency import consistent
+from simulator.calibration.floor import possible
 from simulator.calibration.measurements import Measurement, Skipped, parse
 from simulator.errors import BadFile
 
@@ -28,8 +29,9 @@ def read(path: Path) -> tuple[list[Measurement], list[Skipped]]:
         if absent:
             raise BadFile(f"{path}:1: no column {', '.join(absent)}; see simulator/calibration/measurements.py")
         observed, unusable = parse(rows)
-    usable, doubtful = consistent(observed)
-    return usable, sorted([*unusable, *doubtful], key=lambda each: each.line)
+    can_be, impossible = possible(observed)
+    usable, doubtful = consistent(can_be)
+    return usable, sorted([*unusable, *impossible, *doubtful], key=lambda each: each.line)
 
 
 def opened(path: Path) -> TextIO:

@@ -1,8 +1,10 @@
-"""`python -m simulator calibrate`: fit the efficiency tables to measurements, or one engine to a gateway's record.
+"""`python -m simulator calibrate`: correct the efficiency tables by a user's measurements, or fit one engine to a
+gateway's record.
 
-Reads a CSV as `simulator.calibration.measurements` describes, or a record as a gateway writes it.
-Of a CSV prints errors in sample, or of each source or card left out in turn, and writes the fitted
-tables as Python literals with the option; of a record prints each backend's coefficients as YAML.
+Reads a CSV as `simulator.calibration.measurements` describes, or a record as a gateway writes it. Of a CSV prints
+errors before and after correction and writes the corrections as a profile; for developers, errors of the tables as they
+are or fitted without each part in turn, and fitted tables as Python. Of a record prints each backend's coefficients as
+YAML.
 """
 
 import sys
@@ -23,6 +25,8 @@ from simulator.calibration.files import read
 from simulator.calibration.fit import COMMITTED, PRIOR, Tables, fit, predicted, seen
 from simulator.calibration.from_record import fit_log, fragment
 from simulator.calibration.measurements import Measurement, Skipped
+from simulator.calibration.own import Found, described, find
+from simulator.calibration.profile_file import profile_text
 from simulator.calibration.report import QUANTITIES, errors, half, rank_correlation, text
 from simulator.calibration.write import tables_source
 from simulator.errors import BadFile, BadRecord
@@ -50,8 +54,9 @@ def run(given: Namespace) -> int:
     if not measured:
         _print(f"{given.csv}: no usable measurement; see simulator/calibration/measurements.py for the columns")
         return 2
-    estimates = _predictions(measured, given)
     actual = seen(measured)
+    own = _own(measured, actual, given)
+    estimates = own.estimates if own is not None else _predictions(measured, given)
     ranks = [(name, rank_correlation(*rows)) for name, *rows in zip(QUANTITIES, actual, estimates, strict=True)]
     _print(_RULE)
     _print(text(errors(measured, actual, estimates), ranks))
@@ -60,7 +65,47 @@ def run(given: Namespace) -> int:
     if given.write:
         given.write.write_text(tables_source(_fitted_with_bands(measured), _made_from(measured)), encoding="utf-8")
         _print(f"wrote {given.write}")
+    return _profiled(own, given)
+
+
+def _own(measured: Sequence[Measurement], actual: NDArray[np.float64], given: Namespace) -> Found | None:
+    """The corrections by these rows; None where the tables themselves are tested or written, or rows are too few."""
+    if given.as_is or given.leave_one_out or given.write:
+        return None
+    try:
+        return find(measured, actual)
+    except ValueError as few:
+        _print(f"no corrections: {few}; the tables are judged as they are")
+        given.as_is = True
+        return None
+
+
+def _profiled(own: Found | None, given: Namespace) -> int:
+    """State what the corrections are worth, and write them where they help; 2 where that was wanted and is refused."""
+    if own is None:
+        return WRONG_USE if given.profile else 0
+    _print(_worth(own))
+    if not own.helps:
+        _print(
+            "refused: the corrections make rows that were left out worse. Rows that contradict one another, or one "
+            "column that is not as it is stated (units, batch, precision), are the usual reasons."
+        )
+        return WRONG_USE if given.profile else 0
+    if given.profile:
+        profile = described(own, {"made_from": f"{given.csv.name}, {own.profile.facts['rows']} rows"})
+        given.profile.write_text(profile_text(profile), encoding="utf-8")
+        _print(f"wrote {given.profile}; apply it with `profile: {given.profile}` in router.yaml or pool.yaml")
     return 0
+
+
+def _worth(own: Found) -> str:
+    (tables, tables_p90), (fitted, fitted_p90), (left_out, left_out_p90) = own.before, own.after, own.left_out
+    return (
+        f"median error: of the tables {tables:.1%} (p90 {tables_p90:.1%}), corrected {fitted:.1%} "
+        f"(p90 {fitted_p90:.1%}),\n"
+        f"on rows left out of finding the corrections {left_out:.1%} (p90 {left_out_p90:.1%});\n"
+        f"error of a corrected step (one sigma): {own.profile.band:.1%}"
+    )
 
 
 _RULE: Final = (

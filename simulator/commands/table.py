@@ -7,11 +7,32 @@ from router.arguments import Command, Program, at_least, number_within, output_f
 from router.version import version
 from simulator.commands import planning_options
 
-CALIBRATE_HELP = """Fit the efficiency tables to measurements, or one engine to a gateway's record.
+CALIBRATE_HELP = """Correct the efficiency tables by your own measurements, or fit one engine to a gateway's record.
 
-Reads a CSV as simulator/calibration/measurements.py describes it, or a record as a gateway writes it.
-Of a CSV it prints errors in sample, or of each source or card left out in turn, and writes the fitted
-tables as Python literals; of a record it prints each backend's coefficients as YAML."""
+Of a CSV: finds corrections for your cards, engines, precisions and models, shrunk towards the tables where rows
+are few, and prints the errors before and after, also on rows left out of finding them. --profile writes the
+corrections to a file that `profile:` in router.yaml or pool.yaml applies; it is refused where they do not help.
+Of a record as a gateway writes it: prints each backend's coefficients as YAML.
+
+Columns of the CSV (plain or .gz; a heading, any order, others are ignored; * needed):
+
+  engine *                 vllm, sglang, tensorrt-llm, triton, llamacpp, lmdeploy, transformers, ...
+  engine_version           0.6.3, 2023; empty: today's
+  card *, model *          names or aliases, as `headroom-simulator cards` and `models` list them
+  precision *              fp16, bf16, fp8, int8, int4, awq, fp4, q4_0, ...
+  tp, pp, ep               default 1
+  load_kind *              static_batch (all at once, in step) or concurrency (closed loop)
+  batch_or_concurrency *   sequences, or users
+  isl, osl                 prompt and output tokens; default 128
+  ttft_ms_mean or _p50     first token, milliseconds          at least one of
+  itl_ms_mean or _p50      gap between tokens, milliseconds   these three
+  e2e_ms                   last token of the batch, milliseconds
+  itl_kind                 "derived ..." (from throughput), "UPPER BOUND ..." (the figure hides the prefill)
+  spec_drafted, spec_acceptance   speculative decoding: tokens proposed a step, rate at which each is accepted
+  source, note             who measured; a note with DO NOT FIT, LOW TRUST or per-POOL leaves the row out
+
+  engine,engine_version,card,model,precision,tp,load_kind,batch_or_concurrency,isl,osl,ttft_ms_mean,itl_ms_mean
+  vllm,0.12.0,mi300x,llama-3-70b,bf16,4,concurrency,16,1024,512,140,21.5"""
 
 
 def calibrate(parser: ArgumentParser) -> None:
@@ -24,10 +45,15 @@ def calibrate(parser: ArgumentParser) -> None:
         help="instead of a CSV: a gateway's record; fits the coefficients of each backend in it",
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--leave-one-out", choices=["source", "card", "half"], help="test each on a fit of the others")
+    how.add_argument(
+        "--leave-one-out",
+        choices=["source", "card", "half"],
+        help="for developers: test each on tables fitted to the others",
+    )
     how.add_argument("--as-is", action="store_true", help="test the committed tables, fit nothing")
+    parser.add_argument("--profile", type=output_file, metavar="FILE", help="write the corrections of the tables there")
     parser.add_argument(
-        "--write", type=output_file, metavar="FILE", help="write the tables fitted to everything as Python"
+        "--write", type=output_file, metavar="FILE", help="for developers: write tables fitted to everything as Python"
     )
 
 

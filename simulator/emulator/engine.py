@@ -13,7 +13,6 @@ from math import exp
 from random import Random
 from typing import Any, Final, Protocol
 
-from router.core.physics import coefficients
 from router.core.types import CHARS_PER_TOKEN
 from router.event_loop import on_signal
 from simulator.emulator.wire.http import Connection, Exchange
@@ -84,7 +83,7 @@ class EmulatedEngine:
         member = serving.member
         self.serving, self.limits = serving, member.limits()
         self.clock = LoopClock(loop, serving.speedup)
-        truth = true_of(coefficients(member.shape), serving.hidden, serving.seed, member.name)
+        truth = true_of(member.prior, serving.hidden, serving.seed, member.name)
         self.replica = Replica(
             member.name,
             truth,

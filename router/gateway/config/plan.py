@@ -18,12 +18,14 @@ from pydantic import ValidationError
 from router import loading
 from router.config import settings
 from router.config.backend import Engine, resolve
+from router.config.profile import read_profile
 from router.config.settings import Settings
 from router.config.slo_bounds import milliseconds
 from router.config.text import ConfigProblem, Document, Loc, document, problems, unknown
 from router.core.errors import ConfigError, UnusableCertificate
 from router.core.flight import DispatchLimits
 from router.core.policy import Admission, Routing, Scaling
+from router.core.profile import NO_PROFILE, Profile
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Backend
 from router.gateway.config.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
@@ -85,6 +87,7 @@ class Plan:
     router_id: str
     text: str = field(repr=False)
     adapters: Mapping[str, ListedAdapters] = field(default_factory=dict)
+    profile: Profile = NO_PROFILE
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -99,7 +102,9 @@ class Plan:
     def discovered(self, found: Mapping[str, Address]) -> "Plan":
         """The same with these backends, by name, as their engines completed them."""
         new = [found[given.name] for given in self.undiscovered if given.name in found]
-        resolved = [(given, engine) for given in new if isinstance(engine := resolve(given, ()), Engine)]
+        resolved = [
+            (given, engine) for given in new if isinstance(engine := resolve(given, (), profile=self.profile), Engine)
+        ]
         return replace(
             self,
             backends=self.backends + tuple(_backend(given, engine) for given, engine in resolved),
@@ -152,11 +157,11 @@ def make(
     parsed: Settings, text: Document, environment: Environment = os.environ, source_of: Read = loading.read
 ) -> Plan:
     """The plan of parsed settings; ``text`` places the faults. Raises ConfigError naming every fault found."""
-    work = _Work(environment)
+    work, folder = _Work(environment), Path(text.name).parent
+    work.read_profile(parsed.profile, folder)
     backends = tuple(work.backend(i, given) for i, given in enumerate(parsed.backends))
     work.check(parsed)
     keys = work.callers(parsed)
-    folder = Path(text.name).parent
     plan = {
         "engine_keys": work.engine_keys(parsed),
         "admin_digest": work.digest(("admin_key",), parsed.admin_key) if parsed.admin_key else None,
@@ -169,7 +174,8 @@ def make(
         raise text.error(work.problems)
     return Plan(
         settings=parsed,
-        version=_version(text.data, plan["chosen"]),
+        version=_version(text.data, plan["chosen"], work.profile),
+        profile=work.profile,
         backends=tuple(each for each in backends if each is not None and each.models),
         addresses=tuple(given for given in parsed.backends if given.models),
         undiscovered=tuple(given for given in parsed.backends if not given.models),
@@ -183,9 +189,11 @@ def make(
     )
 
 
-def _version(data: Any, chosen: Mapping[str, PolicySpec]) -> str:
-    """Names the config and the policy files it is made of."""
+def _version(data: Any, chosen: Mapping[str, PolicySpec], profile: Profile) -> str:
+    """Names the config, and the policy files and the profile it is made of."""
     files = {role: each.source.version for role, each in chosen.items() if each.source is not None}
+    if profile is not NO_PROFILE:
+        files["profile"] = repr((sorted(profile.logs.items()), profile.band))
     return hashlib.sha256(repr((data, files) if files else data).encode()).hexdigest()[:12]
 
 
@@ -200,6 +208,7 @@ class _Work:
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.problems: list[ConfigProblem] = []
+        self.profile = NO_PROFILE
 
     def try_to(self, loc: Loc, make: Callable[[], Made]) -> Made | None:
         """What *make* gives, or None with its ValueError noted at *loc*."""
@@ -213,9 +222,18 @@ class _Work:
         """Note a fault."""
         self.problems.append(ConfigProblem(loc, message))
 
+    def read_profile(self, file: Path | None, folder: Path) -> None:
+        """Take the corrections of predicted step times that the config names."""
+        if file is None:
+            return
+        try:
+            self.profile = read_profile(folder / file)
+        except ConfigError as refused:
+            self.fault(("profile",), str(refused))
+
     def backend(self, index: int, given: settings.Backend) -> Backend | None:
         """The core's view of one configured engine."""
-        engine = resolve(given, ("backends", index))
+        engine = resolve(given, ("backends", index), profile=self.profile)
         if isinstance(engine, Engine):
             return _backend(given, engine)
         self.problems += engine

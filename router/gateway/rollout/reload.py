@@ -242,10 +242,11 @@ class Reloader:
 
 
 def named_files(parsed: settings.Settings, path: Path) -> tuple[Path, ...]:
-    """The policy files, certificates and keys that a config at *path* names."""
+    """The policy files, profile, certificates and keys that a config at *path* names."""
     given = parsed.policy
     roles = [given.routing, given.admission, *(each.routing for each in (given.shadow, given.canary) if each)]
-    return tuple(path.parent / own.file for own in roles if own.file is not None) + paths(parsed, path.parent)
+    files = [*(own.file for own in roles), parsed.profile]
+    return tuple(path.parent / file for file in files if file is not None) + paths(parsed, path.parent)
 
 
 def remade(version: Version, path: Path) -> tuple[Plan, str]:
