@@ -112,6 +112,25 @@ async def test_a_client_that_leaves_with_a_request_in_line_frees_the_engine() ->
         assert gate.seen.endings == [Ending.LEFT]
 
 
+@pytest.mark.parametrize(("version", "more"), [("1.1", ""), ("1.1", "connection: close\r\n"), ("1.0", "")])
+async def test_a_path_of_the_app_answers_before_a_long_body_has_come(version: str, more: str) -> None:
+    """And no reset takes the answer from the client, which sends on."""
+    async with pair([stream("a")]) as (gate, _):
+        client = await gate.client()
+        head = f"POST /nowhere HTTP/{version}\r\nhost: g\r\ncontent-length: {20 << 20}\r\n{more}\r\n"
+        client.send(head.encode())
+        for _ in range(20):
+            client.send(b"x" * (1 << 20))
+            await client.writer.drain()
+        got = await client.reply()
+        assert (got.status, got.body) == (200, b"/nowhere")
+        if version == "1.1" and not more:
+            client.send(chat())
+            assert (await client.reply()).complete
+        else:
+            assert await client.ended() == b""
+
+
 @pytest.mark.parametrize("count", [16, 17, 40, 300])
 async def test_a_client_that_leaves_with_more_in_line_than_is_read_frees_the_engine(count: int) -> None:
     """Its close waits in the kernel behind requests that are not read: the sweep sees it."""

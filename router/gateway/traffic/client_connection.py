@@ -7,6 +7,7 @@ requests go to a RequestDriver (ports.py), each as one of uvicorn's cycles witho
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -357,6 +358,17 @@ class ClientConnection(HttpToolsProtocol):
         self.url, self.expect_100_continue = self._target, self._expects_continue
         self.headers.extend(self._fields)
         super().on_headers_complete()
+        cycle = self.cycle
+        cycle.transport = cast("asyncio.Transport", _AppTransport(self.transport, partial(self._app_closes, cycle)))
+
+    def _app_closes(self, cycle: RequestResponseCycle) -> None:
+        """A request of the app's is answered, and its connection is to end: not before the rest of its body has come,
+        else the client gets a reset in place of the answer.
+        """
+        if cycle is self.cycle and cycle.more_body:
+            self._linger()
+        else:
+            self.transport.close()
 
     # -- ends --------------------------------------------------------------------------------------------------
 
@@ -453,6 +465,13 @@ class ClientConnection(HttpToolsProtocol):
                 self.transport.close()
             else:
                 self._fail(Problem(408, f"the request took over {self.limits.request_s:g} s to arrive"))
+
+
+class _AppTransport:
+    """What uvicorn's cycle of an app's request writes to and closes."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write, self.is_closing, self.close = transport.write, transport.is_closing, close
 
 
 def client_connection(driver: RequestDriver, limits: ConnectionLimits) -> type[asyncio.Protocol]:
