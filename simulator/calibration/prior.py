@@ -112,9 +112,9 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType({
     "rdna": Family(0.70, 0.40, 0.45, 0.20, sigma=0.50, kernel=1.6, seq=3.0),
     # Gaudi's compiler fuses a layer into few launches and replays them; memory and matrix units come near their sheets
     "gaudi": Family(0.85, 0.75, 0.70, 0.40, sigma=0.40, kernel=0.5),
-    # Intel: nothing is replayed as a graph, a launch through SYCL takes 30 to 60 us, and a layer has 30; attention runs
+    # Intel: nothing is replayed as a graph, a launch through SYCL takes 40 to 80 us, and a layer has 30; attention runs
     # as general products over gathered KV
-    "ponte-vecchio": Family(0.45, 0.10, 0.15, 0.05, sigma=0.60, kernel=3.0, seq=4.0, launch_layer_s=1.5e-3),
+    "ponte-vecchio": Family(0.45, 0.08, 0.12, 0.05, sigma=0.60, kernel=3.0, seq=5.0, launch_layer_s=2.0e-3),
     "xe": Family(0.60, 0.15, 0.25, 0.08, sigma=0.60, kernel=3.0, seq=4.0, launch_layer_s=0.8e-3),
     # GeForce: boost clocks above the listed one, so nearly all of the listed compute with FP32 accumulation
     "geforce-ampere": Family(0.88, 0.80, 0.95, 0.50, sigma=0.25),
@@ -155,6 +155,6 @@ PRECISIONS: Final[Mapping[str, Precision]] = MappingProxyType({
     "q8": Precision(1.0625, ("fp16-accumulate", "fp16"), 1.0, 1.0),
     # block scales are applied by the matrix units themselves: what is read is unpacked at no cost, and a dense product
     # waits for activations to be quantised, 5 us a layer; experts' activations are quantised once for all
-    "fp4": Precision(0.56, ("fp4", "fp8", "fp16"), 0.80, 0.60, expert_gain=1.15, layer_s=5e-6),
+    "fp4": Precision(0.56, ("fp4", "fp8", "fp16"), 0.80, 0.60, expert_gain=1.35, layer_s=5e-6),
     "mxfp4": Precision(0.53, ("fp16",), 0.70, 0.70),
 })  # fmt: skip

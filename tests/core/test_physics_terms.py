@@ -76,9 +76,9 @@ def test_young_kernels_fall_behind_with_the_batch() -> None:
 
 
 def test_launches_that_no_graph_saves_bound_intels_gpus() -> None:
-    """A 7B model streams on a Max 1550 in 6 ms at its sheet; 32 layers of launches take 48."""
+    """A 7B model streams on a Max 1550 in 6 ms at its sheet; 32 layers of launches take 64."""
     shape = Shape(card("max-1550"), model("llama-2-7b"), engine="vllm-2024")
-    assert 0.045 < decode_s(shape, 1) < 0.12
+    assert 0.06 < decode_s(shape, 1) < 0.12
     assert decode_s(shape, 64) > 2 * decode_s(shape, 1)
 
 
