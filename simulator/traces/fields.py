@@ -2,11 +2,12 @@
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from textwrap import shorten
 from typing import Any, Final
 
+from router.core.text_size import text_tokens
 from router.core.types import Slo, slo_of
 from simulator.traces.entry import LineParser, Parsed, TraceEntry
 
@@ -130,6 +131,23 @@ def slo_given(bounds_s: Sequence[float | None], quantile: float | None, refuse_i
     if quantile is None:
         return slo_of(given_s, refuse_infeasible=refuse_infeasible) if min(given_s) < inf else None
     return slo_of(given_s, quantile, refuse_infeasible)
+
+
+def estimated_tokens(value: object) -> int:
+    """About how many tokens the texts of a prompt or of messages have, at least 1."""
+    return max(1, round(text_tokens(" ".join(_texts(value)))))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text, wherever it stands in messages of OpenAI's or OpenTelemetry's form."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, dict):
+        for key in ("content", "text", "parts"):
+            yield from _texts(value.get(key))
 
 
 def member(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:

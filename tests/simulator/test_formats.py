@@ -280,8 +280,21 @@ def test_spans_of_calls_are_requests(tmp_path: Path) -> None:
     ]
     assert left_out(path) == {
         "failed there (status)": 1,
-        "have no gen_ai.usage of input and output tokens": 1,
+        "have neither gen_ai.usage nor messages": 1,
     }
+
+
+def test_calls_without_a_usage_are_estimated_from_their_messages(tmp_path: Path) -> None:
+    """As JSON in an attribute, in the conventions' form or OpenAI's; what an exporter cut is left out."""
+    said = [{"role": "user", "parts": [{"type": "text", "content": "word " * 100}]}]
+    texts = {"operation.name": "chat", "input.messages": json.dumps(said), "output.text": "word " * 10}
+    cut = {**texts, "input.messages": json.dumps(said)[:50]}
+    path = document(tmp_path, otlp(span("1", 1, **texts), span("2", 2, **cut)))
+    (entry,) = read_trace(path).entries
+    assert 80 < entry.prompt_tokens < 200
+    assert 8 < entry.output_tokens < 20
+    assert left_out(path) == {"have neither gen_ai.usage nor messages": 1}
+    assert "estimated from their messages" in Source((str(path),)).left_out()[0]
 
 
 def test_of_spans_within_each_other_the_inner_counts(tmp_path: Path) -> None:

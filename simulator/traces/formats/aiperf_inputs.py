@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
-from router.core.text_size import text_tokens
 from simulator.traces.entry import LeftOut, Parsed, TraceEntry, TraceFormat
-from simulator.traces.fields import items, text_of, whole
+from simulator.traces.fields import estimated_tokens, items, text_of, whole
 
 _LENGTHS: Final = ("max_completion_tokens", "max_tokens", "min_tokens")
 
@@ -32,23 +31,12 @@ def _session(session: Mapping[str, Any], number: int) -> Parsed:
         length = next((body[key] for key in _LENGTHS if body.get(key) is not None), None)
         if length is None:
             return LeftOut(f"are of a session with a body without {', '.join(_LENGTHS[:-1])} and {_LENGTHS[-1]}")
-        tokens = max(1, round(text_tokens(" ".join(_texts(body.get("messages", body.get("prompt", "")))))))
+        tokens = estimated_tokens(body.get("messages", body.get("prompt", "")))
         entry = TraceEntry(0.0, tokens, whole(length, "the length of the reply"), id=f"{name}#{turn}", session=name)
         if turns:
             entry.after = (turns[-1].id,)
         turns.append(entry)
     return turns
-
-
-def _texts(value: object) -> Iterator[str]:
-    """The texts of a prompt or of messages, wherever they stand in it."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)
-    elif isinstance(value, dict):
-        yield from _texts(value.get("content", value.get("text", "")))
 
 
 FORMAT: Final = TraceFormat(

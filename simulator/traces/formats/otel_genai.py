@@ -1,18 +1,19 @@
 """OpenTelemetry's spans of calls to models: OTLP as JSON, a document or one a line (as the Collector's file exporter).
 
 The attributes are those of the GenAI semantic conventions; ``gen_ai.usage.prompt_tokens`` and ``completion_tokens``
-are their older names, which vLLM still writes. Of spans within each other, such as a client's and the engine's, the
-inner one counts. Documents with a list ``spans`` whose attributes are plain objects, as inference-perf replays them,
-are read too.
+are their older names, which vLLM still writes. Without a usage, tokens are estimated from the messages, where those are
+recorded. Of spans within each other, such as a client's and the engine's, the inner one counts. Documents with a list
+``spans`` whose attributes are plain objects, as inference-perf replays them, are read too.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
 from simulator.traces.entry import LeftOut, Parsed, TraceEntry, TraceFormat
-from simulator.traces.fields import SEQUENCES_MAX, items, member, scaled_seconds, text_of, whole
+from simulator.traces.fields import SEQUENCES_MAX, estimated_tokens, items, member, scaled_seconds, text_of, whole
 
 _CALLS: Final = ("chat", "text_completion", "generate_content")
 _PROMPT: Final = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens")
@@ -82,9 +83,10 @@ def _read(span: Span, outer: set[str]) -> Parsed:
         return LeftOut("hold a span of the same call inside")
     if member(span, "status").get("code") in _ERROR:
         return LeftOut("failed there (status)")
-    prompt, output = _count(attributes, _PROMPT), _count(attributes, _OUTPUT)
+    prompt = _count(attributes, _PROMPT) or _estimated(attributes, ("gen_ai.input.messages",))
+    output = _count(attributes, _OUTPUT) or _estimated(attributes, ("gen_ai.output.messages", "gen_ai.output.text"))
     if not prompt or not output:
-        return LeftOut("have no gen_ai.usage of input and output tokens")
+        return LeftOut("have neither gen_ai.usage nor messages")
     return TraceEntry(
         _start(span),
         prompt,
@@ -99,6 +101,17 @@ def _read(span: Span, outer: set[str]) -> Parsed:
 def _count(attributes: Mapping[str, Any], keys: Sequence[str]) -> int:
     key = next((key for key in keys if key in attributes), "")
     return whole(attributes[key], key, 0) if key else 0
+
+
+def _estimated(attributes: Mapping[str, Any], keys: Sequence[str]) -> int:
+    """Tokens of messages, which an attribute holds as JSON; 0 where there are none."""
+    value = next((attributes[key] for key in keys if attributes.get(key)), None)
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return 0  # cut by the exporter
+    return estimated_tokens(value) if value else 0
 
 
 def _start(span: Span) -> float:
@@ -120,5 +133,6 @@ FORMAT: Final = TraceFormat(
     '{"intValue": "128"}}]}]}]}]}',
     arrival="nanoseconds, read as seconds",
     document=_document,
+    caution="calls without gen_ai.usage get tokens estimated from their messages",
     keys=("resourceSpans", "spans"),
 )
