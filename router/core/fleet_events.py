@@ -130,6 +130,16 @@ class FleetEvents(ABC):
             self.ledger.adapters.reported(slot, [each for each in running if each in backend.adapters], places)
         return ()
 
+    def adapters_listed(self, name: str, listed: Sequence[str], asked_s: float, now_s: float) -> Sequence[Command]:
+        """The engine lists these adapters as loaded, in its answer to what was sent at ``asked_s``: those of them that it
+        refused before are offered again.
+        """
+        now_s = self._time(now_s)
+        again = [each for each in self._refusals.of(name) if each.what in listed and each.since_s < asked_s]
+        for each in again:
+            self._refusals.offered(each)
+        return self._serve_held(now_s) if again else ()
+
     def reported(self, name: str, report: EngineReport, now_s: float) -> Sequence[Command]:
         """The engine's answer to a probe."""
         now_s, slot = self._time(now_s), self.ledger.roster.slot(name)

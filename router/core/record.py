@@ -66,6 +66,11 @@ class Recording:
         commands = self._core.adapters_reported(name, running, places, now_s)
         return self._note("adapters_reported", now_s, commands, name=name, running=list(running), places=places)
 
+    def adapters_listed(self, name: str, listed: Sequence[str], asked_s: float, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        commands = self._core.adapters_listed(name, listed, asked_s, now_s)
+        return self._note("adapters_listed", now_s, commands, name=name, listed=list(listed), asked_s=asked_s)
+
     def on_peer_load(self, peer: str, loads: Mapping[str, Load], now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
         plain = {name: _finite(asdict(load)) for name, load in loads.items()}
@@ -251,6 +256,7 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "probe_started": lambda e: (e["name"],),
     "reported": lambda e: (e["name"], report_of(e["report"])),
     "adapters_reported": lambda e: (e["name"], e["running"], e["places"]),
+    "adapters_listed": lambda e: (e["name"], e["listed"], e["asked_s"]),
     "on_peer_load": lambda e: (e["peer"], {name: Load(**load) for name, load in e["loads"].items()}),
     "adopt_belief": lambda e: (e["name"], e["learnt"]),
     "arrived": lambda e: (request_of(e["request"]),),

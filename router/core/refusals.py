@@ -46,6 +46,10 @@ class Refusals:
         if refusal is not None and slot is not None:
             self._roster.offer(slot, refusal.what)
 
+    def offered(self, refusal: Refusal) -> None:
+        """The backend says by itself that it serves again what it refused."""
+        self.over(f"{refusal.backend}\n{refusal.what}")
+
     def served(self, backend: str, model: str, endpoint: str) -> None:
         """A backend has begun to answer a request: it refuses neither."""
         if self._standing:

@@ -98,7 +98,7 @@ class Gateway:
             path, plan, self.adopt, self.metrics, self.audit, leads=self.leads, record=_worker_record(plan, identity)
         )
         self.discovery = Discovery(self._on_discovered, ProbeClient)
-        self.model_lists = ModelLists(self._on_discovered, ProbeClient)
+        self.model_lists = ModelLists(self._on_discovered, self._adapters_listed, ProbeClient, self.clock)
         self.reloader.complete = self._complete
         self.reports: dict[str, EngineReport] = {}  # the last of each backend
         self.sleepers = Sleepers()
@@ -202,6 +202,11 @@ class Gateway:
         named = [ours for ours, theirs in models.items() if theirs in running.names]
         names = (*named, *(each for each in running.names if each not in models.values()))
         self.driver.perform(self.driver.core.adapters_reported(name, names, running.places, self.clock()))
+
+    def _adapters_listed(self, name: str, listed: tuple[str, ...], asked_s: float) -> None:
+        """The adapters of an engine's list, read again and again: they matter to the core where it refused one."""
+        if any(each.what in listed for each in self.core.refusals(name)):
+            self.driver.perform(self.driver.core.adapters_listed(name, listed, asked_s, self.clock()))
 
     def backend_health(self, name: str, change: HealthChange) -> None:
         """The result of a backend's health checks changed."""

@@ -2,6 +2,7 @@
 
 from router.core.columns import EJECTED
 from router.core.flight import DispatchLimits, Failure, FailureKind
+from router.core.record import Recording, replay
 from router.core.types import Usage
 from tests.fakes import backend, core, refused, request, sent
 
@@ -84,3 +85,20 @@ def test_a_restart_a_new_description_or_leaving_ends_a_refusal():
         assert len(pool(it)) == 2
         it.ticked(20.0)
         assert len(pool(it)) == 2
+
+
+def test_an_adapter_that_is_listed_again_is_refused_no_longer():
+    """By an answer to what was sent after the refusal; the model that it adapts, or a path, is no adapter."""
+    lines = []
+    it = core(*[backend(name, models=("m", "x"), adapters=("x",)) for name in "ab"])
+    recording = Recording(it, lines.append)
+    refuse(recording, MODEL, at_s=1.0, model="x")
+    recording.adapters_listed("a", ("x",), 0.5, 1.5)  # sent before
+    recording.adapters_listed("a", ("y",), 2.0, 2.5)
+    recording.adapters_listed("b", ("x",), 2.0, 2.5)
+    recording.adapters_listed("gone", ("x",), 2.0, 2.5)
+    assert pool(it, "x") == ["b"]
+    recording.adapters_listed("a", ("x",), 3.0, 3.5)
+    assert (pool(it, "x"), it.refusals("a")) == (["a", "b"], ())
+    again = core(*[backend(name, models=("m", "x"), adapters=("x",)) for name in "ab"])
+    assert [answer for _, answer in replay(lines, again)] == [line["answer"] for line in lines]

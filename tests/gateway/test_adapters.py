@@ -31,6 +31,7 @@ class ListingEngine(ScriptedEngine):
         super().__init__([stream("a")])
         self.models = list(models)
         self.read = 0
+        self.missing: set[str] = set()  # of those, what it answers with 404
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -40,7 +41,10 @@ class ListingEngine(ScriptedEngine):
             return True
         length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
         self.requests.append(await reader.readexactly(int(length.split(b":")[1])))
-        writer.write(stream("a"))
+        missing = self.asked[-1] in self.missing
+        writer.write(
+            reply(b'{"error":{"message":"The model `lora` does not exist."}}', 404) if missing else stream("a")
+        )
         return True
 
     @property
@@ -94,6 +98,19 @@ async def test_an_adapter_is_routed_to_where_it_is_loaded_and_no_longer_when_it_
             missing = await it.chat(body={"model": "lora"})
             assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
             assert await ids(it) == ["base"]
+
+
+async def test_an_adapter_that_was_gone_for_a_moment_is_routed_to_as_soon_as_it_is_listed(tmp_path: Path) -> None:
+    """Its engine refused it between two lists that both have it."""
+    async with ListingEngine(BASE, adapter("lora")) as one, ListingEngine(BASE) as two, Pages(dict(HEALTHY)) as pages:
+        text = config(*(backend(name, at, pages, models=["base"]) for name, at in (("a", one), ("b", two))))
+        async with router(tmp_path / "r.yaml", often(text)) as it:
+            await until(lambda: serving(it.gateway, "a") == ("base", "lora"))
+            one.missing = {"lora"}
+            assert (await it.chat(body={"model": "lora"})).status_code == 404
+            one.missing = set()
+            await until(lambda: not it.gateway.core.refusals("a"))
+            assert (await it.chat(body={"model": "lora"})).status_code == 200
 
 
 async def test_adapters_outlive_a_reload_and_engines_that_do_not_answer(tmp_path: Path) -> None:

@@ -36,10 +36,19 @@ class ListedEngine:
 class ModelLists:
     """The list of each engine, as last read, by backend."""
 
-    def __init__(self, on_changed: Callable[[], Awaitable[None]], make_client: Callable[[float], ProbeClient]) -> None:
-        """``make_client``: a client whose every wait is bounded by the seconds given."""
+    def __init__(
+        self,
+        on_changed: Callable[[], Awaitable[None]],
+        on_adapters: Callable[[str, tuple[str, ...], float], None],
+        make_client: Callable[[float], ProbeClient],
+        clock: Callable[[], float],
+    ) -> None:
+        """``on_adapters``: called with a backend, the adapters that it lists and when that was asked, at each answer;
+        ``make_client``: a client whose every wait is bounded by the seconds given.
+        """
         self.lists: dict[str, tuple[ListedModel, ...]] = {}
-        self._on_changed, self._make_client = on_changed, make_client
+        self._on_changed, self._on_adapters, self._make_client = on_changed, on_adapters, make_client
+        self._clock = clock
         self._tasks: dict[str, tuple[tuple[ListedEngine, float, float], asyncio.Task[None]]] = {}
 
     def adapters(self, given: Backend) -> ListedAdapters:
@@ -66,12 +75,16 @@ class ModelLists:
         given, client = engine.given, self._make_client(timeout_s)
         try:
             while True:
+                asked_s = self._clock()
                 try:
                     page = await client.get(given.url + _PATH, engine.key, certificates=engine.certificates)
                 except Unanswered:
                     pass
                 else:
-                    await self._take(given, model_list(page.body) if page.is_success else ())
+                    found = model_list(page.body) if page.is_success else ()
+                    await self._take(given, found)
+                    if found:
+                        self._on_adapters(given.name, self.adapters(given).adapters, asked_s)
                 await asyncio.sleep(period_s * uniform(1 - _JITTER, 1 + _JITTER))
         finally:
             client.close()
