@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from simulator.commands.playing import print_missed_faults, print_notes
+from simulator.commands.playing import print_missed_faults, print_notes, worlds
 from simulator.commands.replay import BASELINES, typed
 from simulator.commands.shared import plain_errors, wants_table, write_json
-from simulator.experiment import CLAIRVOYANT, Case, executor_of, interval
+from simulator.experiment import CLAIRVOYANT, Case, executor_of, interval, pools_of
 from simulator.report.progress import progress
 from simulator.report.table import print_capacity
 from simulator.run.result_table import ResultTable
@@ -60,12 +60,15 @@ class Summary:
     attainment: tuple[float, float]
     goodput_left: tuple[float, float]
     found: tuple[Found, ...]
+    pool: str = ""
 
 
 def run(options: Namespace) -> None:
     """Search, print what each policy attains."""
     with plain_errors():
-        cases = replace(typed(options), pool=options.pool).cases(options.policy or BASELINES)
+        workload, policies = typed(options), options.policy or BASELINES
+        pools = pools_of(options.pool or [None], workload.slos)
+        cases = [case for pool in pools for case in replace(workload, pool=pool).cases(policies)]
         _check_paced(cases)
         run_capacity(
             cases,
@@ -130,9 +133,9 @@ def run_capacity(
     found = searched(cases, goal, precision, seeds=seeds, beyond=beyond, executor=executor, jobs=jobs)
     print_missed_faults(notes, ({"faults_outside": one.faults_outside} for each in found for one in each.found))
     if wants_table(json_file):
-        print_capacity(Console(), found, goal, max(beyond, default=1.0), cases[0].pool.described())
+        print_capacity(Console(), found, goal, max(beyond, default=1.0), worlds(cases))
     if json_file is not None:
-        facts = {"goal": goal, "precision": precision, "world": cases[0].pool.described()}
+        facts = {"goal": goal, "precision": precision, "world": worlds(cases)}
         write_json(json_file, {**facts, "found": [_plain(one) for one in found]})
 
 
@@ -154,7 +157,10 @@ def searched(
             found.append(search.result())
             tell(count)
     each = [found[n * seeds : (n + 1) * seeds] for n in range(len(cases))]
-    return [summary(_bounded(case, of_case, cases, each)) for case, of_case in zip(cases, each, strict=True)]
+    return [
+        replace(summary(_bounded(case, of_case, cases, each)), pool=case.pool.name)
+        for case, of_case in zip(cases, each, strict=True)
+    ]
 
 
 def _bounded(
@@ -202,7 +208,14 @@ def _plain(one: Summary) -> dict[str, Any]:
     rate, half = one.rate
     per_s, per_s_half = one.requests_per_s
     intervals = {"rate": half, "requests_per_s": per_s_half}
-    return {"policy": one.policy, "rate": rate, "requests_per_s": per_s, "half_widths": intervals, "runs": runs}
+    return {
+        "pool": one.pool,
+        "policy": one.policy,
+        "rate": rate,
+        "requests_per_s": per_s,
+        "half_widths": intervals,
+        "runs": runs,
+    }
 
 
 def _search(case: Case, goal: float, precision: float, beyond: tuple[float, ...]) -> Found:

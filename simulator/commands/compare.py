@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from simulator.commands.playing import print_missed_faults, print_notes
+from simulator.commands.playing import print_missed_faults, print_notes, worlds
 from simulator.commands.replay import BASELINES, Workload, intervals, plain_intervals, typed
 from simulator.commands.shared import plain_errors, wants_table, write_json
-from simulator.experiment import Case, executor_of, in_parallel
+from simulator.experiment import Case, executor_of, in_parallel, pools_of
 from simulator.report.progress import progress
 from simulator.report.table import print_comparison
 
@@ -31,7 +31,7 @@ def cases_of(
 ) -> dict[Key, list[Case]]:
     """Every combination, with one case a seed; everything that was typed is checked here."""
     grid: dict[Key, list[Case]] = {}
-    for pool in pools:
+    for pool in pools_of(pools, workload.slos):
         for rate in rates:
             for case in replace(workload, pool=pool, rate=rate).cases(policies):
                 seeded = [replace(case, seed=case.seed + n) for n in range(seeds)]
@@ -51,7 +51,7 @@ def run_compare(grid: dict[Key, list[Case]], executor: str, jobs: int, json_file
     if wants_table(json_file):
         console = Console()
         print_comparison(console, rows, len(next(iter(grid.values()))))
-        console.print(every[0].pool.described(), style="dim", highlight=False)
+        console.print(worlds(every), style="dim", highlight=False)
     if json_file is not None:
         write_json(json_file, [_plain(key, grid[key], results[key], rows[key]) for key in grid])
 

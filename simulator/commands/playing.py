@@ -22,3 +22,11 @@ def print_missed_faults(notes: Console, results: Iterable[Mapping[str, Any]]) ->
 
 def _print(notes: Console, message: str) -> None:
     notes.print(message, style="dim", soft_wrap=True, markup=False, highlight=False)
+
+
+def worlds(cases: Iterable[Case]) -> str:
+    """The truth and belief of every pool, a line each where they differ."""
+    by_pool = {case.pool.name: case.pool.described() for case in cases}
+    if len(set(by_pool.values())) == 1:
+        return next(iter(by_pool.values()))
+    return "\n".join(f"{name}: {world}" for name, world in by_pool.items())

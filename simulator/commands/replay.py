@@ -47,7 +47,7 @@ class Workload:
 
     traces: Sequence[str]
     names: Sequence[str] = ()  # what messages call them
-    pool: Path | None = None
+    pool: Pool | Path | None = None
     admission: str = "deadline"
     slos: Sequence[str] = ()
     rate: str = "x1"
@@ -64,7 +64,8 @@ class Workload:
 
     def cases(self, texts: Sequence[str]) -> list[Case]:
         """One case a policy; everything that was typed is checked here."""
-        pool, source = pool_of(self.pool, self.slos), self.source()
+        pool = self.pool if isinstance(self.pool, Pool) else pool_of(self.pool, self.slos)
+        source = self.source()
         admission_of(self.admission)
         for text in texts:
             if not strategies_of(text):

@@ -97,6 +97,10 @@ def _pool(parser: ArgumentParser) -> None:
     parser.add_argument("--pool", type=Path, metavar="FILE", help="pool.yaml or router.yaml; default: a mixed pool")
 
 
+def _pools(parser: ArgumentParser) -> None:
+    parser.add_argument("--pool", type=Path, action="append", metavar="FILE", help="a pool.yaml; may be repeated")
+
+
 def _rate(parser: ArgumentParser) -> None:
     parser.add_argument("--rate", default="x1", metavar="xN", help="play the trace N times as fast; default: x1")
 
@@ -139,7 +143,7 @@ def _replay(parser: ArgumentParser) -> None:
 
 def _compare(parser: ArgumentParser) -> None:
     _workload(parser)
-    parser.add_argument("--pool", type=Path, action="append", metavar="FILE", help="a pool.yaml; may be repeated")
+    _pools(parser)
     parser.add_argument("--rate", action="append", metavar="xN", help="may be repeated; default: x1")
     _seeds(parser, 3)
     _executor(parser)
@@ -147,7 +151,7 @@ def _compare(parser: ArgumentParser) -> None:
 
 def _capacity(parser: ArgumentParser) -> None:
     _workload(parser)
-    _pool(parser)
+    _pools(parser)
     parser.add_argument(
         "--goal",
         type=number_within(0, 1),

@@ -79,6 +79,23 @@ def pool_of(path: Path | None, slos: Sequence[str]) -> Pool:
     return replace(pool, classes=tuple(parse_slo(text) for text in slos)) if slos else pool
 
 
+def pools_of(paths: Sequence[Path | None], slos: Sequence[str]) -> list[Pool]:
+    """The pools of these files, each under a name of its own: the file's, or its path where several files have that.
+
+    Raises ConfigError, and ValueError for a file that is given twice.
+    """
+    places = [path.resolve() if path is not None else None for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
+            raise ValueError(f"--pool: {path} is given twice")
+    pools = [pool_of(path, slos) for path in paths]
+    names = [pool.name for pool in pools]
+    return [
+        pool if names.count(pool.name) == 1 else replace(pool, name=str(path))
+        for path, pool in zip(paths, pools, strict=True)
+    ]
+
+
 def rate_of(text: str) -> float:
     """The factor of ``x2`` or ``2``. Raises ValueError."""
     try:

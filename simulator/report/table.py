@@ -172,13 +172,22 @@ def print_capacity(console: Console, found: Sequence[Any], goal: float, beyond: 
     title = f"highest rate with attainment >= {goal:.1%}{over}"
     widen(console, 110)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-    names = ["policy", "rate", "requests/s", "attainment there", *([f"goodput left at x{beyond:g}"] * (beyond > 1.0))]
+    several = len({one.pool for one in found}) > 1
+    names = [
+        *["pool"] * several,
+        "policy",
+        "rate",
+        "requests/s",
+        "attainment there",
+        *([f"goodput left at x{beyond:g}"] * (beyond > 1.0)),
+    ]
     for name in names:
-        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
-    for one in sorted(found, key=lambda f: -f.rate[0]):
+        table.add_column(name, justify="left" if name in {"pool", "policy"} else "right", no_wrap=True)
+    for one in sorted(found, key=lambda f: (f.pool, -f.rate[0])):
         rate = "x" + _interval_text(one.rate, ".3g") if one.rate[0] else "none"
         left = [_interval_text(one.goodput_left, ".1%", 1.0)] * (beyond > 1.0)
-        table.add_row(one.policy, rate, _interval_text(one.requests_per_s, ".2f"), f"{one.attainment[0]:.2%}", *left)
+        facts = (one.policy, rate, _interval_text(one.requests_per_s, ".2f"), f"{one.attainment[0]:.2%}")
+        table.add_row(*[one.pool] * several, *facts, *left)
     print_whole(console, table)
     console.print(world, style="dim", highlight=False)
 

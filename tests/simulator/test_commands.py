@@ -119,6 +119,35 @@ def test_compare_makes_one_row_a_combination(tmp_path: Path) -> None:
     assert "x2" in told
 
 
+def two_pools(folder: Path) -> list[str]:
+    """Options that name two files ``pool.yaml``, of an H100 and of an L4."""
+    options = []
+    for name, truth in (("h100", 0.15), ("l4", 0.3)):
+        path = folder / name / "pool.yaml"
+        path.parent.mkdir()
+        path.write_text(
+            f"slo: ttft=1s,tpot=60ms\ntruth: {{spread: {truth}}}\n"
+            f"backends:\n  - {{name: a, card: {name}, model: llama-3-8b}}\n"
+        )
+        options += ["--pool", str(path)]
+    return options
+
+
+@pytest.mark.parametrize("command", ["compare", "capacity"])
+def test_pools_whose_files_have_one_name_are_kept_apart(tmp_path: Path, command: str) -> None:
+    """By their paths; each has results of its own, and its truth is stated."""
+    out, pools = tmp_path / "out.json", two_pools(tmp_path)
+    more = {"compare": ["--seeds", "1"], "capacity": ["--precision", "0.5", "--goal", "0.9"]}[command]
+    options = ["--policy", "least_work", "--jobs", "1", "--json", str(out), *more]
+    told = run(command, "gen:poisson:rate=1,requests=60", *pools, *options)
+    facts = json.loads(out.read_text())
+    rows = facts if command == "compare" else facts["found"]
+    assert [row["pool"] for row in rows] == pools[1::2]
+    assert all(text in told for text in (*pools[1::2], "spread 15%", "spread 30%"))
+    twice = simulator_command([command, GEN, *pools[:2], *pools[:2]])
+    assert (twice.exit_code, "is given twice" in twice.stderr) == (2, True)
+
+
 def test_compare_refuses_an_executor_it_does_not_know() -> None:
     """In one line."""
     result = simulator_command(["compare", GEN, "--executor", "threads"])
