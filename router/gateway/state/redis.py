@@ -35,8 +35,9 @@ from router.gateway.state.wire import UNREADABLE, report_from, report_json, view
 REPORT_LEASE_MS: Final = 30_000  # as long as the core believes a report at all
 BELIEFS_LEASE_S: Final = 7 * 24 * 3600
 ROUTERS_LEASES: Final = 60  # after that many leases without any router the set of their ids goes too
+JOIN_SYNCS: Final = 20
 ROUTERS_MOST: Final = 1_000  # of one pool
-REPORTS_A_SYNC: Final = 128  # more backends take turns: their reports change once a second, and syncs are many
+REPORTS_A_SYNC: Final = 64  # more backends take turns: their reports change once a second, and syncs are many
 BELIEFS_A_CALL: Final = 32  # a save of a thousand backends must not take longer than one call may
 VIEW_BYTES_MOST: Final = 1 << 20
 REPORT_BYTES_MOST: Final = 1 << 14
@@ -67,32 +68,39 @@ class RedisStore:
         self._peers: dict[str, bytes] = {}  # to read at the next sync, with the id as it is stored
         self._mend: list[Command] = []  # what has to be done at the next sync for keys that are in no good state
         self._turn = 0
+        self._join_in = 0  # syncs from now
 
     async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
         """Publish this router's view and read the peers' in one round trip."""
-        routers, mend, peers = self._tag + "routers", self._mend, self._peers
-        named = self._next(backends)
+        mend, join, peers, named = self._mend, self._joining(), self._peers, self._next(backends)
         commands: list[Command] = [
             ("TIME",),
             ("SET", self._key("router", self._router_id), view_json(own), "PX", self._lease_ms),
             *mend,
-            ("SADD", routers, self._router_id),
-            ("PEXPIRE", routers, ROUTERS_LEASES * self._lease_ms),
-            ("SRANDMEMBER", routers, ROUTERS_MOST),
+            *join,
+            ("SRANDMEMBER", self._tag + "routers", ROUTERS_MOST),
             *(self._read("router", peer, VIEW_BYTES_MOST) for peer in peers),
             *(self._read("report", name, REPORT_BYTES_MOST) for name in named),
         ]
         clock, published, *rest = await self.link.run(commands)
-        added, _, members, *values = rest[len(mend) :]
+        joined, (members, *values) = rest[len(mend) :][: len(join)], rest[len(mend) + len(join) :]
         found = dict(zip(peers, values[: len(peers)], strict=True))
-        self._mend = self._mending(found, peers, added)
+        self._mend = self._mending(found, peers, members)
         views = self._views(found)
         self._peers = self._others(members)
         self._mend += [
             ("PEXPIRE", self._key("router", each), self._lease_ms, "NX") for each in self._peers.keys() - peers
         ]
         reports = self._reports(dict(zip(named, values[len(peers) :], strict=True)), _ahead_s(clock, now_s))
-        return Shared(views, reports, self._fault(clock, published, added))
+        return Shared(views, reports, self._fault(clock, published, *joined, members))
+
+    def _joining(self) -> list[Command]:
+        """Adds this router's id to the set where it is missing, and now and then, so that the set does not expire."""
+        self._join_in -= 1
+        if self._join_in > 0:
+            return []
+        routers = self._tag + "routers"
+        return [("SADD", routers, self._router_id), ("PEXPIRE", routers, ROUTERS_LEASES * self._lease_ms)]
 
     def _next(self, backends: tuple[str, ...]) -> tuple[str, ...]:
         """The backends whose reports are read now."""
@@ -102,12 +110,12 @@ class RedisStore:
         self._turn = first + REPORTS_A_SYNC
         return (backends + backends)[first : first + REPORTS_A_SYNC]
 
-    def _mending(self, found: Mapping[str, Any], peers: Mapping[str, bytes], added: Any) -> list[Command]:
+    def _mending(self, found: Mapping[str, Any], peers: Mapping[str, bytes], members: Any) -> list[Command]:
         """What the next sync does: take out the ids without a view, replace what should be the set of ids."""
         routers = self._tag + "routers"
         gone = [peers[peer] for peer, raw in found.items() if raw == b""]
-        if isinstance(added, ResponseError) and _is_wrong_type(added):
-            self.skipped.add(Kind.ROUTERS, "routers", SkipReason.WRONG_TYPE, f"{added}; it is replaced")
+        if isinstance(members, ResponseError) and _is_wrong_type(members):
+            self.skipped.add(Kind.ROUTERS, "routers", SkipReason.WRONG_TYPE, f"{members}; it is replaced")
             return [("DEL", routers)]
         self.skipped.taken(Kind.ROUTERS, "routers")
         return [("SREM", routers, *gone)] if gone else []
@@ -116,7 +124,12 @@ class RedisStore:
         """The other routers' ids. One that no router has leaves the set."""
         others: dict[str, bytes] = {}
         odd: list[bytes] = []
-        for raw in sorted(members) if isinstance(members, list) else ():
+        ids = sorted(members) if isinstance(members, list) else []
+        if self._router_id.encode() not in ids:
+            self._join_in = 0
+        elif self._join_in <= 0:
+            self._join_in = JOIN_SYNCS
+        for raw in ids:
             name = _id(raw)
             if name is None:
                 odd.append(raw)

@@ -40,8 +40,8 @@ class OneServer:
     async def close(self) -> None:
         """The sentinels' connections too."""
         await self._redis.aclose()
-        if self._sentinel is not None:
-            await self._sentinel.aclose()
+        for each in self._sentinel.sentinels if self._sentinel is not None else ():
+            await each.aclose()
 
 
 class ClusterSlot:
