@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from math import exp
-from types import MappingProxyType
 from typing import Any, Final
 
 from router.core import tables
@@ -60,4 +59,4 @@ class Profile:
         return any(level == "setup" and (level, name) in self.rows for level, name in belongs_to)
 
 
-NO_PROFILE: Final = Profile(MappingProxyType({}), MappingProxyType({}))
+NO_PROFILE: Final = Profile()

@@ -1,6 +1,7 @@
 """pool.yaml: what it may say, and how it says no; belief and truth of one member."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +111,12 @@ def test_a_pool_that_cannot_be_is_refused(tmp_path: Path, text: str, expected: s
     path = written(tmp_path, text)
     with refused(ConfigError, path, expected):
         load_pool(path)
+
+
+def test_a_pool_goes_to_other_processes(tmp_path: Path) -> None:
+    """Whose replays run side by side: without a profile too."""
+    pool = load_pool(written(tmp_path, GOOD))
+    assert pickle.loads(pickle.dumps(pool)) == pool
 
 
 def test_belief_learnt_is_the_data_sheet_and_not_the_truth() -> None:

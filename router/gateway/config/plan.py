@@ -192,7 +192,7 @@ def make(
 def _version(data: Any, chosen: Mapping[str, PolicySpec], profile: Profile) -> str:
     """Names the config, and the policy files and the profile it is made of."""
     files = {role: each.source.version for role, each in chosen.items() if each.source is not None}
-    if profile is not NO_PROFILE:
+    if profile != NO_PROFILE:
         files["profile"] = repr((sorted(profile.logs.items()), profile.band))
     return hashlib.sha256(repr((data, files) if files else data).encode()).hexdigest()[:12]
 
