@@ -15,7 +15,19 @@ from typing import Final
 from router.core import border
 from router.core.arrays import frozen
 from router.core.candidates import Candidates
-from router.core.decisions import Abort, Break, Choice, Command, Dispatch, EndState, Hold, Refuse, Send, Shed
+from router.core.decisions import (
+    Abort,
+    Break,
+    Choice,
+    Command,
+    Dispatch,
+    EndState,
+    Hold,
+    Refuse,
+    RequestRecord,
+    Send,
+    Shed,
+)
 from router.core.errors import CLIENT_ERRORS, PolicyRejected, Reason
 from router.core.explain import CHOICES_KEPT, Explanation
 from router.core.first_byte_watch import FirstByteWatch
@@ -92,6 +104,16 @@ class Dispatcher(FleetEvents):
         """When the first token of a request that is not over came (nan: not yet, or over)."""
         flight = self._flights.get(request_id)
         return flight.first_token_s if flight is not None else nan
+
+    def so_far(
+        self, request_id: RequestId, usage: Usage, now_s: float, last_token_s: float = nan
+    ) -> RequestRecord | None:
+        """The record that a request in flight would have if its client left now; None: it is none. Changes nothing."""
+        flight = self._flights.get(request_id)
+        if flight is None:
+            return None
+        last = flight.open[-1] if flight.open else None
+        return flight.record(EndState.LEFT, last, usage, now_s, None, last_token_s)
 
     # -- one request -------------------------------------------------------------------------------------------
 

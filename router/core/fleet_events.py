@@ -131,7 +131,7 @@ class FleetEvents(ABC):
         return ()
 
     def adapters_listed(self, name: str, listed: Sequence[str], asked_s: float, now_s: float) -> Sequence[Command]:
-        """The engine lists these adapters as loaded, in its answer to what was sent at ``asked_s``: those of them that it
+        """The engine lists these adapters as loaded, in an answer to what was sent at ``asked_s``. Those that it had
         refused before are offered again.
         """
         now_s = self._time(now_s)

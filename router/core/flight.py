@@ -220,11 +220,26 @@ class Flight:
         reason: Reason | None,
         last_token_s: float = nan,
     ) -> RequestRecord:
-        """The record of the request, which is over; ``last``: the attempt that served it or was open at the end;
+        """The record of the request, which is over: see ``record``."""
+        account = self.record(outcome, last, usage, now_s, reason, last_token_s)
+        if self.note is not None:
+            self.note.account = account
+        return account
+
+    def record(
+        self,
+        outcome: EndState,
+        last: Attempt | None,
+        usage: Usage,
+        now_s: float,
+        reason: Reason | None,
+        last_token_s: float,
+    ) -> RequestRecord:
+        """The record of the request if it is over now; ``last``: the attempt that served it or was open at the end;
         ``usage``: of its reply, or of what came of it.
         """
         predicted = last.predicted if last else NO_PREDICTION
-        account = RequestRecord(
+        return RequestRecord(
             self.sent,
             outcome,
             last.backend if last else "",
@@ -243,9 +258,6 @@ class Flight:
             self.held_until(now_s),
             self.last_token(last_token_s, now_s),
         )
-        if self.note is not None:
-            self.note.account = account
-        return account
 
     def attempt(self, number: int) -> Attempt | None:
         """The open attempt of this number."""

@@ -126,6 +126,12 @@ class Recording:
         commands = self._core.client_left(request_id, now_s, usage, last_token_s)
         return self._note("client_left", now_s, commands, id=request_id, **_came(usage, last_token_s))
 
+    def so_far(
+        self, request_id: RequestId, usage: Usage, now_s: float, last_token_s: float = nan
+    ) -> RequestRecord | None:
+        """See Dispatcher: no event, since it changes nothing."""
+        return self._core.so_far(request_id, usage, now_s, last_token_s)
+
     def ticked(self, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
         return self._note("ticked", now_s, self._core.ticked(now_s))

@@ -1,15 +1,17 @@
 """The control plane over HTTP: health, models, metrics, admin, explain, the page."""
 
+import asyncio
 from math import inf, nan
 from pathlib import Path
 
 from router.core.types import Load
 from router.gateway.state import RouterView
 from router.gateway.state.memory import MemoryStore
-from tests.fakes_router import HEALTHY, backend, config, router
-from tests.fakes_wire import ScriptedEngine, reply, stream
+from tests import fakes_wire as wire
+from tests.fakes_router import HEALTHY, Router, backend, config, router
+from tests.fakes_wire import ScriptedEngine, chunked, event, reply, stream, token
 from tests.pages import Pages
-from tests.waiting import until
+from tests.waiting import until, until_async
 
 
 async def test_a_router_is_ready_when_an_engine_is_up_and_not_before(tmp_path: Path) -> None:
@@ -94,6 +96,34 @@ async def test_a_clients_own_error_is_named_so_everywhere(tmp_path: Path) -> Non
         metrics = (await it.get("/metrics")).text
         assert 'outcome="client_error",reason="client-error"' in metrics
         assert "headroom_slo_requests_total{" not in metrics
+
+
+async def test_a_request_that_runs_is_explained_as_far_as_it_is(tmp_path: Path) -> None:
+    """By the client's id and by its own: where it went and why, what has come of it, and no outcome yet."""
+    begun, more = wire.STREAM_HEAD + chunked(event(token("a")), event(token("b"))), asyncio.Event()
+    async with (
+        ScriptedEngine([begun, more, chunked(event("[DONE]")) + wire.LAST]) as engine,
+        Pages(dict(HEALTHY)) as pages,
+        router(tmp_path / "r.yaml", config(backend("a", engine, pages))) as it,
+    ):
+        asked = asyncio.ensure_future(it.chat(headers={"x-request-id": "mine"}))
+        await until_async(lambda: shown(it, "mine", "output_tokens", 2))
+        seen = (await it.get("/explain/mine")).json()
+        assert (seen["outcome"], seen["backend"], seen["status"], seen["slo"]["met"]) == ("running", "a", 200, None)
+        assert (seen["decisions"][0]["send_to"], seen["output_tokens_estimated"]) == ("a", True)
+        assert 0 < seen["actual"]["ttft_ms"] <= seen["actual"]["e2e_ms"]
+        assert (await it.get(f"/explain/{seen['id']}")).json()["request_id"] == "mine"
+        assert it.gateway.core.in_flight == 1
+        more.set()
+        assert (await asked).status_code == 200
+        await until_async(lambda: shown(it, "mine", "outcome", "served"))
+        assert len((await it.get("/explain/mine")).json()["matches"]) == 1
+
+
+async def shown(it: Router, request_id: str, key: str, value: object) -> bool:
+    """Whether that is what is shown of a request by now."""
+    answer = await it.get(f"/explain/{request_id}")
+    return answer.status_code == 200 and answer.json()[key] == value
 
 
 async def test_a_request_can_be_explained_and_is_in_the_books(tmp_path: Path) -> None:

@@ -124,12 +124,15 @@ def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:
     @app.get("/explain/{request_id}", dependencies=[admin])
     async def explain(request_id: str) -> dict[str, Any]:
         """The decisions about one of the last requests, with forecast and measurement. Of several to which clients gave
-        the same id the newest; ``matches`` has each with its own id.
+        the same id the newest; ``matches`` has each with its own id. One that is in flight is shown as far as it is.
         """
-        found = parts.journal.find(request_id)
+        running = parts.driver.running(request_id)
+        found = [*running, *parts.journal.find(request_id)]
         if not found:
             raise HTTPException(404, f"no request {request_id!r} among the last ones")
-        return explained(found[0], parts.core.explain(found[0].record.request.id)) | {"matches": listed(found)}
+        found = [log for log in found if log.record.request.id == request_id] or found  # no client's choice
+        choice = parts.core.explain(found[0].record.request.id)
+        return explained(found[0], choice, running=found[0] in running) | {"matches": listed(found)}
 
 
 def _add_calls(app: FastAPI, parts: ControlParts, admin: Any) -> None:

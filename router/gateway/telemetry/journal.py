@@ -15,6 +15,7 @@ from router.core.slo_metrics import SLO_METRICS
 from router.gateway.traffic.request_log import RequestLog
 
 LINES_MAX: Final = 1_000
+RUNNING: Final = "running"  # in place of the outcome of a request that is not over
 
 
 class Journal:
@@ -53,8 +54,10 @@ def listed(logs: Sequence[RequestLog]) -> list[dict[str, Any]]:
     ]
 
 
-def explained(log: RequestLog, choice: Explanation | None = None) -> dict[str, Any]:
-    """One request as plain values, times in milliseconds. ``choice``: the core's explanation of it."""
+def explained(log: RequestLog, choice: Explanation | None = None, *, running: bool = False) -> dict[str, Any]:
+    """One request as plain values, times in milliseconds. ``choice``: the core's explanation of it; ``running``: it is
+    not over, and its times end now.
+    """
     record = log.record
     request, slo = record.request, record.request.slo
     return {
@@ -70,7 +73,7 @@ def explained(log: RequestLog, choice: Explanation | None = None) -> dict[str, A
             "quantile": slo.quantile,
             "source": log.slo_source,
             "infeasible": "refuse" if slo.refuse_infeasible else "best_effort",
-            "met": None if record.outcome is EndState.CLIENT_ERROR else record.slo_met,
+            "met": None if running or record.outcome is EndState.CLIENT_ERROR else record.slo_met,
         },
         "prompt_tokens": record.usage.prompt_tokens or request.prompt_tokens,
         "output_tokens": record.usage.output_tokens,
@@ -78,7 +81,7 @@ def explained(log: RequestLog, choice: Explanation | None = None) -> dict[str, A
         "output_tokens_estimated": record.usage.estimated,
         "decisions": [_decision(decision) for decision in log.decisions],
         "candidates": [_candidate(each) for each in choice.candidates] if choice else None,
-        "outcome": record.outcome.value,
+        "outcome": RUNNING if running else record.outcome.value,
         "reason": record.reason.value if record.reason else None,
         "status": log.status,
         "backend": record.backend or None,

@@ -333,25 +333,27 @@ class Driver(RequestDriver):
             return
         if self._emptied is not None and not self._in_flight:
             self._emptied.set()
-        call, last = request.call, request.attempts[-1] if request.attempts else None
+        last = request.attempts[-1] if request.attempts else None
         if last is not None and last.meter.heard_s > 0.0:
             last.upstream.last_read_s = last.meter.heard_s
-        self._observer.ended(
-            RequestLog(
-                record,
-                call.endpoint.path,
-                call.wire_id.decode("latin-1"),
-                call.body.stream,
-                request.client.status,
-                last.meter.events if last else 0,
-                last.meter.gap_max_s if last else 0.0,
-                last.connect_s if last else 0.0,
-                request.decisions,
-                call.class_slo,
-            )
-        )
+        self._observer.ended(_log_of(request, record))
         request.attempts.clear()  # they refer to the request: no cycle is left to the garbage collector
         request.winner = None
+
+    def running(self, request_id: str) -> list[RequestLog]:
+        """The request in flight whose own id this is, else all to which clients gave it, newest first: each as if its
+        client left now.
+        """
+        own = self._in_flight.get(request_id)
+        wire_id = request_id.encode("latin-1", "replace")
+        given = [each for each in reversed(self._in_flight.values()) if each.call.wire_id == wire_id]
+        found = []
+        for request in [own] if own is not None else given:
+            usage, last_s = request.usage_so_far(), request.last_token_s()
+            record = self.core.so_far(request.call.request.id, usage, self.clock(), last_s)
+            if record is not None:
+                found.append(_log_of(request, record))
+        return found
 
     # -- time --------------------------------------------------------------------------------------------------
 
@@ -459,6 +461,22 @@ class Driver(RequestDriver):
 def _withdrawn(why: str, *, retryable: bool = True) -> Failure:
     """An attempt ends by the gateway's own will."""
     return Failure(why, backend_fault=False, retryable=retryable, kind=FailureKind.WITHDRAWN)
+
+
+def _log_of(request: _InFlight, record: RequestRecord) -> RequestLog:
+    call, last = request.call, request.attempts[-1] if request.attempts else None
+    return RequestLog(
+        record,
+        call.endpoint.path,
+        call.wire_id.decode("latin-1"),
+        call.body.stream,
+        request.client.status,
+        last.meter.events if last else 0,
+        last.meter.gap_max_s if last else 0.0,
+        last.connect_s if last else 0.0,
+        request.decisions,
+        call.class_slo,
+    )
 
 
 def _break_off(command: Break, request: _InFlight) -> None:

@@ -123,6 +123,12 @@ class RequestDriver(ABC):
         """The client has closed its connection."""
 
     @abstractmethod
+    def running(self, request_id: str) -> list[RequestLog]:
+        """The request in flight whose own id this is, else all to which clients gave it, newest first: each as if its
+        client left now.
+        """
+
+    @abstractmethod
     def pause(self, request_id: RequestId) -> None:
         """The client reads more slowly than the engine writes."""
 
