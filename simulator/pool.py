@@ -48,7 +48,9 @@ class Member:
     queue_max: int = 1 << 30
     prefix_caching: bool = True
     priority: bool = False
-    reserve_prompt: bool = True  # this and those below: see EngineLimits
+    reserve_prompt: bool | None = (
+        None  # None: as engines of its kind and version; this and those below: see EngineLimits
+    )
     watermark: float = 0.0
     active_max: int = 0
     long_prompt_chunk: int = 0
@@ -112,7 +114,7 @@ class Member:
             self.prefix_caching,
             self.priority,
             self.kind.scheduler is Scheduler.NO_EVICT,
-            self.reserve_prompt,
+            self.kind.reserves_prompt if self.reserve_prompt is None else self.reserve_prompt,
             self.watermark,
             self.active_max,
             self.long_prompt_chunk,

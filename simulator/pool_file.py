@@ -46,7 +46,7 @@ class Backend(backend.Backend):
     queue_max: Count = 1 << 30
     prefix_caching: bool = True
     priority: bool = False
-    reserve_prompt: bool = True
+    reserve_prompt: bool | None = None
     watermark: Annotated[float, Bound(ge=0, lt=1)] = 0.0
     active_max: Count = 0
     long_prompt_chunk: Count = 0

@@ -6,7 +6,7 @@ no socket itself. Pages and error bodies are passed in as bytes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -259,7 +259,9 @@ class EngineKind:
     ``{"is_paused": true}`` while it holds its requests back.
     ``metrics_port_offset``: from the API's port to that of ``metrics_path``. ``prior``: the row of the efficiency table
     its step times are predicted from before any measurement; ``eras``: rows of older versions, newest first.
-    ``discover`` recognises an engine of this kind by its pages and reads what it says of itself.
+    ``discover`` recognises an engine of this kind by its pages and reads what it says of itself. ``version``: where a
+    config's name of the engine states one (``vllm@0.9``). ``whole_prompts_since``: the version from which on the
+    scheduler admits a request only where all of its prompt fits into the KV cache, and not its first chunk alone.
     """
 
     name: str
@@ -280,6 +282,8 @@ class EngineKind:
     checks_model: bool = False
     scheduler: Scheduler = Scheduler.CHUNKED_PREFILL
     discover: Discover | None = None
+    version: tuple[int, int] | None = None
+    whole_prompts_since: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         """A protocol of its own without a translation would leave OpenAI's clients without an answer."""
@@ -290,6 +294,15 @@ class EngineKind:
     def rows(self) -> tuple[str, ...]:
         """Every row of the efficiency table that belongs to this kind."""
         return tuple(dict.fromkeys((self.prior, *(era.row for era in self.eras))))
+
+    @property
+    def reserves_prompt(self) -> bool:
+        """Whether its scheduler admits a request only where all of its prompt fits; without a version: today's does."""
+        return self.version is None or self.version >= self.whole_prompts_since
+
+    def of_version(self, version: tuple[int, int]) -> "EngineKind":
+        """The kind as it was in this version."""
+        return replace(self, prior=self.prior_of(version), eras=(), version=version)
 
     def prior_of(self, version: tuple[int, int]) -> str:
         """The row of the efficiency table for this version."""

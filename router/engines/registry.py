@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Final
 
 from router.core.errors import UnknownEngine
 from router.core.signals import Value, registered
@@ -15,6 +16,8 @@ from router.engines.facts import EngineFacts, EnginePages
 from router.engines.kind import OPENAI_PROTOCOL, EngineKind, MetricsPage
 from router.engines.prometheus import ScrapedPage, Snapshot
 from router.spelling import suggestion
+
+_VERSION_LENGTH_MAX: Final = 20
 
 
 @cache
@@ -42,7 +45,9 @@ def _by_name() -> dict[str, EngineKind]:
     table: dict[str, EngineKind] = {}
     for kind in kinds():
         table |= {
-            _plain(row): replace(kind, prior=row, eras=()) for row in kind.rows if _plain(row).startswith(kind.name)
+            _plain(era.row): replace(kind, prior=era.row, eras=(), version=era.since)
+            for era in kind.eras
+            if _plain(era.row).startswith(kind.name)
         }
     for kind in kinds():
         table |= {_plain(name): kind for name in (kind.name, *kind.aliases)}
@@ -54,16 +59,30 @@ def _plain(name: str) -> str:
 
 
 def find(name: str, protocol: str | None = None) -> EngineKind:
-    """The kind of that name or alias, or of an era such as ``vllm-2024``. Raises UnknownEngine.
+    """The kind of that name or alias, of an era (``vllm-2024``) or of a version (``vllm@0.9``). Raises UnknownEngine.
 
     *protocol*: the API it serves when that is not the kind's own, such as TensorRT-LLM behind Triton.
     """
-    kind = _by_name().get(_plain(name))
+    plain, at, version = _plain(name).partition("@")
+    kind = _by_name().get(plain)
     if kind is None:
-        raise UnknownEngine(_unknown("engine", name, _by_name()))
+        raise UnknownEngine(_unknown("engine", plain if at else name, _by_name()))
+    if at:
+        kind = kind.of_version(_version(version, name))
     if protocol is None or protocol == kind.protocol:
         return kind
-    return replace(_serving(protocol), prior=kind.prior, eras=kind.eras, scheduler=kind.scheduler)
+    return replace(
+        _serving(protocol), prior=kind.prior, eras=kind.eras, scheduler=kind.scheduler,
+        version=kind.version, whole_prompts_since=kind.whole_prompts_since,
+    )  # fmt: skip
+
+
+def _version(text: str, name: str) -> tuple[int, int]:
+    major, _, rest = text.partition(".")
+    minor = rest.partition(".")[0]
+    if not (major.isdecimal() and minor.isdecimal() and len(text) < _VERSION_LENGTH_MAX):
+        raise UnknownEngine(f"engine {name!r}: expected a version after @, as in vllm@0.9")
+    return int(major), int(minor)
 
 
 def _serving(protocol: str) -> EngineKind:

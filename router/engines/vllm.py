@@ -70,6 +70,7 @@ KIND: Final = EngineKind(
         Era((0, 4), "vllm-2024"),
         Era((0, 0), "vllm-2023"),
     ),
+    whole_prompts_since=(0, 19),  # scheduler_reserve_full_isl: vllm-project/vllm#37307, merged in spring 2026
     default_port=8000,
     paused_path="/is_paused",
     discover=_discover,

@@ -234,6 +234,7 @@ def _steps(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("worlds", type=Path, metavar="WORLDS.json", help="a list of worlds: simulator/README.md says what is in one")
     add("--json", type=output_file, metavar="FILE", help="write what happened there, no steps for people; - for stdout")
+    add("--engine", default="vllm", metavar="NAME[@VERSION]", help="whose scheduler, such as vllm@0.9; default: vllm")
     add("--world", type=at_least(0), metavar="N", help="only this one of the file, counted from 0")
     add("--coalesced", action="store_true", help="walk many steps at once, as a replay does; steps are not listed")
     add("--quiet", action="store_true", help="print nothing")

@@ -8,7 +8,7 @@ routers, policies or step times.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
@@ -65,8 +65,8 @@ class SchedulerWorld:
 # ---- reading -------------------------------------------------------------------------
 
 
-def read_worlds(path: Path) -> list[SchedulerWorld]:
-    """The worlds in a file. Raises ValueError, which names the place in it."""
+def read_worlds(path: Path, started_as: EngineLimits | None = None) -> list[SchedulerWorld]:
+    """The worlds in a file; what they do not state is as in *started_as*. Raises ValueError, which names the place."""
     try:
         document = json.loads(path.read_bytes())
     except json.JSONDecodeError as problem:
@@ -78,15 +78,15 @@ def read_worlds(path: Path) -> list[SchedulerWorld]:
     worlds = []
     for number, entry in enumerate(document):
         try:
-            worlds.append(_world(entry))
+            worlds.append(_world(entry, started_as or EngineLimits()))
         except ValueError as problem:
             raise ValueError(f"{path}: world {number}: {problem}") from None
     return worlds
 
 
-def _world(entry: object) -> SchedulerWorld:
+def _world(entry: object, started_as: EngineLimits) -> SchedulerWorld:
     record = _record(entry, _NAMES, (*_REQUIRED, "requests"))
-    limits = _limits(record)
+    limits = _limits(record, started_as)
     entries = record["requests"]
     if not isinstance(entries, list):
         raise ValueError(f"requests must be a list, got {type(entries).__name__}")  # noqa: TRY004 - a bad file
@@ -102,12 +102,12 @@ def _world(entry: object) -> SchedulerWorld:
     return SchedulerWorld(limits, tuple(requests.values()))
 
 
-def _limits(record: Mapping[str, Any]) -> EngineLimits:
+def _limits(record: Mapping[str, Any], started_as: EngineLimits) -> EngineLimits:
     given: dict[str, Any] = {limit: whole(record[name], name, 0) for name, limit in _LIMITS.items() if name in record}
     given |= {name: _flag(record, name) for name in _FLAGS if name in record}
     if "watermark" in record:
         given["watermark"] = seconds(record["watermark"], "watermark")
-    return EngineLimits(**given)
+    return replace(started_as, **given)
 
 
 def _in_order(request: WorldRequest, before: Mapping[str, WorldRequest], latest: float) -> None:

@@ -41,8 +41,9 @@ class Walk:
     steps: list[Step] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
-        """In the form in which a real engine's walk is written."""
-        return {"requests": self.requests, "steps": [[step.ends, step.tokens] for step in self.steps]}
+        """In the form in which a real engine's walk is written: without steps in which nobody has a token."""
+        steps = [[step.ends, step.tokens] for step in self.steps if step.tokens]
+        return {"requests": self.requests, "steps": steps}
 
 
 class _Times:

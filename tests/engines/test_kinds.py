@@ -36,6 +36,29 @@ def test_every_spelling_is_one_kind(name: str, kind: str) -> None:
     assert find(name).name == kind
 
 
+@pytest.mark.parametrize(("name", "prior", "reserves"), [
+    ("vllm", "vllm", True),
+    ("vLLM@0.32.0", "vllm", True),
+    ("vllm@0.18", "vllm", False),
+    ("vllm@0.5", "vllm-2024", False),
+    ("vllm-2023", "vllm-2023", False),
+    ("llamacpp@0.3", "llamacpp-2024", True),
+])  # fmt: skip
+def test_a_name_may_state_a_version(name: str, prior: str, reserves: bool) -> None:
+    """Its step times and its scheduler's admission are those of the version; without one, today's."""
+    kind = find(name)
+    assert (kind.prior, kind.reserves_prompt) == (prior, reserves)
+
+
+@pytest.mark.parametrize("name", ["vllm@", "vllm@new", "vllm@9", "vllm@0.x", "vllm@-1.0", "vllm@0." + "9" * 30])
+def test_a_version_that_is_none_is_refused(name: str) -> None:
+    """With the form that is expected; an unknown kind before the @ is named as ever."""
+    with pytest.raises(UnknownEngine, match=r"expected a version after @, as in vllm@0\.9"):
+        find(name)
+    with pytest.raises(UnknownEngine, match="did you mean 'vllm'"):
+        find("vlm@0.9")
+
+
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
     """A mistyped engine would be believed and simulated as another."""
     with pytest.raises(UnknownEngine, match="unknown engine 'vlllm'; did you mean 'vllm'"):

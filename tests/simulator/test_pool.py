@@ -50,6 +50,11 @@ def test_what_an_engines_scheduler_is_started_with_is_read(tmp_path: Path) -> No
     limits = load_pool(written(tmp_path, f"backends:\n  - {{card: h100, {options}}}\n")).members[0].limits()
     assert (limits.reserve_prompt, limits.watermark, limits.active_max) == (False, 0.02, 9)
     assert (limits.long_prompt_chunk, limits.long_prompt_adaptive) == (512, True)
+    engines = ("engine: vllm@0.9", "engine: vllm-2024", "engine: vllm@0.32", "engine: vllm@0.9, reserve_prompt: true")
+    pools = [load_pool(written(tmp_path, f"backends:\n  - {{card: h100, {engine}}}\n")) for engine in engines]
+    assert [pool.members[0].limits().reserve_prompt for pool in pools] == [False, False, True, True]
+    with pytest.raises(ConfigError, match=r"pool.yaml:2: backends\[0\].engine: .*expected a version after @"):
+        load_pool(written(tmp_path, "backends:\n  - {card: h100, engine: vllm@new}\n"))
     with pytest.raises(ConfigError, match=r"pool.yaml:2: backends\[0\]: active_max must be between 0 and seqs_max"):
         load_pool(written(tmp_path, "backends:\n  - {card: h100, seqs_max: 8, active_max: 9}\n"))
 

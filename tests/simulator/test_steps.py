@@ -56,6 +56,18 @@ def test_a_prompt_is_admitted_only_where_all_of_it_fits(tmp_path: Path) -> None:
     assert sum(p for _, _, p in ended(early).values()) > 0
 
 
+def test_an_earlier_version_admits_by_the_first_chunk(tmp_path: Path) -> None:
+    """--engine vllm@0.9 is vLLM before it reserved whole prompts, for worlds that do not state it."""
+    requests = [request("grows", 0, 8, 16), request("waits", 0, 28, 2)]
+    path = tmp_path / "worlds.json"
+    path.write_text(json.dumps([{**SMALL, "step_tokens": 8, "requests": requests}]))
+    old, new = (
+        json.loads(simulator_command(["steps", str(path), "--engine", engine, "--json", "-"]).stdout)[0]["requests"]
+        for engine in ("vllm@0.9", "vllm@0.32")
+    )
+    assert (old["waits"]["preemptions"] > 0, new["waits"]["preemptions"]) == (True, 0)
+
+
 def test_what_a_preempted_request_had_computed_is_found_again(tmp_path: Path) -> None:
     """Its full blocks are free and hold their text until others take them: one of three, the last, has been taken."""
     requests = [request("older", 0, 12, 6), request("younger", 0, 12, 12)]
@@ -76,6 +88,16 @@ def test_a_request_that_preempts_itself_leaves_those_after_it_without_a_token(tm
     assert walk.requests["idle"]["preemptions"] >= 1
     (quick,) = walked(tmp_path, worlds, True)
     assert quick.requests == walk.requests
+
+
+def test_a_step_in_which_nobody_has_a_token_is_shown_and_not_written(tmp_path: Path) -> None:
+    """The first in the batch preempted itself, and nobody was before it: the round ends there, the time passes."""
+    requests = [request("idle", 0, 8, 20, priority=2), request("urgent", 1, 8, 20, priority=0)]
+    (walk,) = walked(tmp_path, [{**SMALL, "priority": True, "requests": requests}])
+    (empty,) = [step for step in walk.steps if not step.tokens]
+    assert empty.preempted == ["idle"]
+    assert all(tokens for _, tokens in walk.document()["steps"])
+    assert len(walk.document()["steps"]) == len(walk.steps) - 1
 
 
 def test_a_long_prompt_is_cut_while_others_are_there(tmp_path: Path) -> None:
@@ -135,6 +157,9 @@ def test_the_command_prints_a_line_a_step_or_writes_what_happened(tmp_path: Path
     assert document["requests"]["b"] == {"first": 2.5, "end": 2.5, "preemptions": 0}
     (quick,) = json.loads(simulator_command(["steps", str(path), "--coalesced", "--json", "-"]).stdout)
     assert quick == {"requests": document["requests"], "steps": []}
+    unknown = simulator_command(["steps", str(path), "--engine", "vlm@0.9"])
+    assert unknown.exit_code == 2
+    assert "did you mean 'vllm'" in unknown.stderr
     wrong = simulator_command(["steps", str(path), "--world", "1"])
     assert wrong.exit_code == 2
     assert "there are worlds 0 to 0, no world 1" in wrong.stderr
