@@ -16,13 +16,12 @@ UNIT_TOKENS: Final = 128  # that one prefix hash of a generated request covers
 class ClosedLoop:
     """A number of clients, each of which has one request in flight or pauses (think time)."""
 
-    paced: Final = False
-
     def __init__(self, recipe: Recipe, lengths: Lengths, shaper: Shaper, draw: Random) -> None:
         """No request has been sent."""
         self._recipe, self._lengths, self._shaper, self._draw = recipe, lengths, shaper, draw
         self._left = recipe.requests
         self.pending = 0
+        self.paced = False
 
     def __len__(self) -> int:
         return self._recipe.requests
