@@ -243,3 +243,27 @@ async def test_a_whole_reply_with_a_count_that_cannot_be_true_is_estimated() -> 
         free, capped = (outcome.record.usage for outcome in gate.seen.outcomes)
         assert 400 <= free.output_tokens <= 600
         assert (free.estimated, capped) == (True, Usage(8 * 20 + 16, 7, estimated=True))
+
+
+@pytest.mark.parametrize("kind", ["chat.completion.chunk", "text_completion"])
+@pytest.mark.parametrize("apart", [True, False])
+async def test_what_llamacpp_says_beside_the_usage_that_was_asked_for_is_kept(kind: str, apart: bool) -> None:
+    """Its timings stand with the finish reason where usage is not asked for: the client gets them in an event."""
+    timings = {"prompt_n": 3, "predicted_per_second": 1204.5}
+    last = {"choices": [], "id": "c", "object": kind, "usage": USAGE, "timings": timings}
+    pieces = [event(token("a")), event({**token(""), "object": kind}), event(last), event("[DONE]")]
+    body = chunked(*pieces) if apart else chunked(b"".join(pieces))
+    whole = b"".join(pieces)
+    sized = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n" % len(whole)
+    async with pair([wire.STREAM_HEAD + body + wire.LAST], [sized + whole]) as (gate, _):
+        for _ in range(2):
+            got = await gate.chat()
+            assert got.complete
+            shown = json.loads(got.events()[-2])
+            assert (shown["timings"], "usage" in shown) == (timings, False)
+            (choice,) = shown["choices"]
+            assert choice["finish_reason"] is None
+            assert choice.get("text", choice.get("delta")) in ("", {})
+        own = await gate.chat(stream_options={"include_usage": True})
+        assert json.loads(own.events()[-2]) == last
+        assert [outcome.record.usage.output_tokens for outcome in gate.seen.outcomes] == [12, 12, 12]

@@ -204,28 +204,31 @@ class ChunkView:
         whole = self._begins[piece] == begin and self._sizes[piece] == end - begin
         return whole and self._places[piece] + end - begin + 2 > len(self.raw)
 
-    def removal(self, begin: int, end: int, *, sized: bool) -> Removal:
-        """How to take the event data[begin:end] out of ``raw``: begin and end there, and what to put instead.
+    def removal(self, begin: int, end: int, *, sized: bool, instead: bytes = b"") -> Removal:
+        """How to take the event data[begin:end] out of ``raw``: begin and end there, and what to put there: the line
+        *instead*, if it is no longer.
 
         A chunk of its own goes as a whole. An event that shares its chunk, or stands in a body whose size was stated
         (*sized*), becomes a comment of the same length, which clients skip: that size may have been sent before.
         """
+        text = self.data[begin:end]
+        ends = text[len(text.rstrip(b"\r\n")) :]
+        room = len(text) - len(ends)
+        line = instead if len(instead) <= room else b""
         if not (self._framed or sized):
-            return begin, end, b""
+            return begin, end, line and line + ends
         first, last = self._piece(begin), self._piece(end - 1)
         place, stop = self._places[first] + begin - self._begins[first], self._places[last] + end - self._begins[last]
         whole = first == last and self._begins[first] == begin and self._sizes[first] == end - begin
-        if whole and self.raw[stop : stop + 2] == b"\r\n":
+        if whole and not line and self.raw[stop : stop + 2] == b"\r\n":
             return self._headers[first], stop + 2, b""
-        text = self.data[begin:end]
-        ends = text[len(text.rstrip(b"\r\n")) :]
-        comment = b":" + b" " * (len(text) - len(ends) - 1) + ends
+        made_of = (line or b":").ljust(room) + ends
         made = bytearray(self.raw[place:stop])
         for piece in range(first, last + 1):
             since = max(self._begins[piece], begin)
             until = min(self._begins[piece + 1], end) if piece < last else end
             at = self._places[piece] + since - self._begins[piece] - place
-            made[at : at + until - since] = comment[since - begin : until - begin]
+            made[at : at + until - since] = made_of[since - begin : until - begin]
         return place, stop, bytes(made)
 
 

@@ -147,13 +147,13 @@ class EventStream:
                 self._inside = False
                 self._skim(span)
             elif event and (not self.meter.started or self._several or is_suspect(event)):
-                alone = self._read(event, now_s, view.data[:begin])
+                instead = self._read(event, now_s, view.data[:begin])
                 if self.error is not None:
                     return begin
-                if alone and self._strips_usage:
+                if instead is not None and self._strips_usage:
                     if view.lacks_end(begin, stop):  # with that the chunk can be taken out as a whole
                         return begin
-                    removals.append(view.removal(begin, stop, sized=self._sized))
+                    removals.append(view.removal(begin, stop, sized=self._sized, instead=instead))
             elif event:
                 self._pass_over(event)
             begin = stop
@@ -166,18 +166,20 @@ class EventStream:
         elif not self._token:
             self._token = has_token(event)
 
-    def _read(self, text: bytes, now_s: float, before: bytes) -> bool:
-        """Take note of one event, which *before* precedes in this read; whether it is of usage alone."""
-        alone = False
+    def _read(self, text: bytes, now_s: float, before: bytes) -> bytes | None:
+        """Take note of one event, which *before* precedes in this read. Of one of usage alone: the line that takes its
+        place if it is not passed, empty: none.
+        """
+        instead: bytes | None = None
         for event in read_events(text):
             if event.kind == ERROR:
                 self.error = event.error
-                return False
+                return None
             self.ended = self._ends_with(event)
             usage = event.usage
             if usage is not None:
                 self.meter.states(usage)
-                alone = event.usage_alone
+                instead = event.without_usage if event.usage_alone else None
             if self.meter.started:
                 self._token = self._token or (event.kind == TOKEN and not event.repeats)
                 continue
@@ -188,7 +190,7 @@ class EventStream:
             else:
                 self.structured = True
         self.pinged = self.pinged or text[:1] == b":" or text.find(b"\n:") >= 0
-        return alone
+        return instead
 
     def _ends_with(self, event: Event) -> bool:
         """Whether the reply is complete with this event: one of several choices that has finished is not all of it."""

@@ -144,6 +144,20 @@ class Event:
         return isinstance(self.document.get("usage"), dict)
 
     @property
+    def without_usage(self) -> bytes:
+        """The line that takes the place of an event of usage alone; empty: none. llama.cpp's ``timings`` stand in the
+        event of the finish reason where usage is not asked for.
+        """
+        document = self.document
+        if "timings" not in document:
+            return b""
+        chat = document.get("object") != "text_completion"
+        choice: Document = {"index": 0, "delta": {}} if chat else {"index": 0, "text": ""}
+        choice["finish_reason"] = None
+        kept = {name: value for name, value in document.items() if name != "usage"}
+        return b"data: " + orjson.dumps(kept | {"choices": [choice]})
+
+    @property
     def error(self) -> bytes:
         """The payload of an error in a form that ErrorDialect reads."""
         document = self.document
