@@ -1,6 +1,7 @@
 """Corrections follow a user's own measurements as far as they go, and are refused where they do not help."""
 
 import csv
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from simulator.calibration.fit import COMMITTED, predicted, seen
 from simulator.calibration.measurements import Measurement
 from simulator.calibration.own import ENOUGH, Found, find
 from simulator.calibration.profile_file import profile_text
+from simulator.pool import Member
 from simulator.pool_file import load_pool
 from tests.commands import calibrate
 
@@ -85,6 +87,13 @@ def test_what_was_measured_is_predicted_with_the_band_seen(slow: Found) -> None:
     assert 1.1 < ratio("mi325x", slow.profile) < ratio("mi300x", slow.profile)
     assert coefficients(shape, slow.profile).sigma[0] == slow.profile.band < coefficients(shape).sigma[0]
     assert coefficients(shape, NO_PROFILE) == coefficients(shape)
+
+
+def test_a_member_with_corrections_goes_to_other_processes(slow: Found) -> None:
+    """Seeds are played in processes of their own."""
+    for profile in (NO_PROFILE, slow.profile):
+        member = Member("a", "mi300x", profile=profile)
+        assert pickle.loads(pickle.dumps(member)).prior == member.prior
 
 
 def test_no_correction_breaks_the_floor_of_the_sheet() -> None:
