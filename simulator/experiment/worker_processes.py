@@ -4,17 +4,31 @@ Must not depend on what they run. They are children of a fork server, so that a 
 Ctrl-C in a terminal reaches them too and is blocked, and each ends once this process is gone.
 """
 
+import copyreg
 import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from threading import Thread
+from types import MappingProxyType
+from typing import Any
 
 _SEMAPHORES = "ignore:resource_tracker:UserWarning"  # a signal leaves some; they are removed, which is all it warns of
+
+
+def _read_only(given: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(given)
+
+
+def _as_dict(given: MappingProxyType[Any, Any]) -> tuple[Callable[..., Any], tuple[dict[Any, Any]]]:
+    return _read_only, (dict(given),)
+
+
+copyreg.pickle(MappingProxyType, _as_dict)  # facts of a card given in place are such a mapping, which does not pickle
 
 
 @contextmanager

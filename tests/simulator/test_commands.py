@@ -148,6 +148,16 @@ def test_pools_whose_files_have_one_name_are_kept_apart(tmp_path: Path, command:
     assert (twice.exit_code, "is given twice" in twice.stderr) == (2, True)
 
 
+def test_cards_given_in_place_are_played_in_other_processes(tmp_path: Path) -> None:
+    """Their facts reach a worker."""
+    pool = tmp_path / "own.yaml"
+    pool.write_text(
+        "slo: ttft=1s,tpot=60ms\nbackends:\n  - {name: a, card: {like: h100, memory_gib: 60}, model: llama-3-8b}\n"
+    )
+    told = run("compare", "gen:poisson:rate=2,requests=20", "--policy", "least_work", "--pool", str(pool))
+    assert "own" in told
+
+
 def test_compare_refuses_an_executor_it_does_not_know() -> None:
     """In one line."""
     result = simulator_command(["compare", GEN, "--executor", "threads"])
