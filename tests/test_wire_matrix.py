@@ -123,3 +123,15 @@ def test_the_table_has_a_line_for_each_row_and_each_note() -> None:
     assert dead.split()[2:] == ["OFF"] * len(COLUMNS)
     assert notes[:2] == ["skip: a /x: none (usage, cancel)", "OFF: a /x: 2 ms, true 1 ms (TPOT)"]
     assert Matrix().lines() == []
+
+
+def test_what_cannot_run_is_named() -> None:
+    """With the reason, at the end."""
+    lines = Matrix({("a", "/x"): dict.fromkeys(COLUMNS, OK)}, {"b": "no package"}).lines()
+    assert lines[-1] == "cannot run here: b: no package"
+
+
+def test_a_reply_of_as_many_tokens_as_were_asked_for_is_known_as_such() -> None:
+    """Its finish reason says so."""
+    ends = [event({"choices": [{"delta": {}, "finish_reason": reason}]}) for reason in ("length", "stop")]
+    assert [Reply(CHAT, 200, frames([(0.0, end)])).capped for end in ends] == [True, False]

@@ -3,8 +3,10 @@
 Prints the matrix at the end of the run (`make real`). A cell is ok, off, with both numbers, or skipped with a reason.
 """
 
+import os
+import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -14,11 +16,13 @@ from deploy.local import catalog, processes
 from tests.real.conftest import MATRIX, Serve
 from tests.real.matrix.bench import Bench
 from tests.real.matrix.checks import CHECKS, fill
-from tests.real.matrix.engines import ALL, EngineUnderTest
+from tests.real.matrix.engines import ABSENT, ALL
 from tests.real.matrix.frames import Dialect
 from tests.real.matrix.relay import Relay
 from tests.real.matrix.table import Matrix, skipped
+from tests.real.matrix.under_test import EngineUnderTest
 
+SCRAPE = {"period_s": 0.2, "timeout_s": 2.0, "models_s": 0.5}
 ROWS = [(engine, dialect) for engine in ALL for dialect in engine.endpoints]
 
 
@@ -29,6 +33,7 @@ class Stage:
         self.home = home
         self._failed: dict[str, str] = {}
         self._on: EngineUnderTest | None = None
+        self._running: list[processes.Running] = []
         self._ends = ExitStack()
 
     @contextmanager
@@ -40,30 +45,43 @@ class Stage:
             yield
 
     def start(self, engine: EngineUnderTest) -> None:
-        """Have this one run, and no other."""
+        """Have this one run, and no other; as new where one of its processes has ended."""
         if reason := self._failed.get(engine.name):
             pytest.fail(reason)  # a start that failed takes minutes: once is enough
-        if engine is self._on:
+        whole = all(running.alive and processes.answers(running.engine) for running in self._running)
+        if self._on is not None and engine.parts == self._on.parts and whole:
             return
         self.clear()
         try:
+            if engine.prepare:
+                engine.prepare(self.home)
             for part in engine.parts:
-                _start(part, self.home, self._ends)
+                self._running.append(_start(part, self.home, self._ends))
         except catalog.EngineError as error:
             self._failed[engine.name] = str(error)
             raise
         self._on = engine
 
+    def kill(self, word: str) -> None:
+        """Kill those of the engine's processes that have *word* in their command."""
+        for running in self._running:
+            for pid in [running.process.pid, *processes.descendants(running.process.pid)]:
+                with suppress(OSError):
+                    if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, signal.SIGKILL)
+
     def clear(self) -> None:
         """End what runs."""
         self._on = None
+        self._running = []
         self._ends.close()
 
 
-def _start(part: catalog.Engine, home: Path, ends: ExitStack) -> None:
+def _start(part: catalog.Engine, home: Path, ends: ExitStack) -> processes.Running:
     running = processes.start(part, home)
     ends.callback(running.stop)
     processes.wait_ready([running])
+    return running
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +104,7 @@ async def test_what_the_gateway_measures_is_what_others_see(
 ) -> None:
     """No cell of the row is off."""
     matrix: Matrix = pytestconfig.stash[MATRIX]
+    matrix.absent.update(ABSENT)
     row = matrix.rows.setdefault((engine.name, dialect.path), {})
     if reason := engine.missing(stage.home):
         row.update(dict.fromkeys(CHECKS, skipped(reason)))
@@ -94,10 +113,12 @@ async def test_what_the_gateway_measures_is_what_others_see(
     async with (
         httpx.AsyncClient(timeout=60.0, verify=False) as client,
         Relay(engine.port) as relay,
-        serve(engine.config(relay.url)) as gateway,
+        serve(engine.config(relay.url), scrape=SCRAPE) as gateway,
     ):
         before = [] if engine.front is None else [engine.front(gateway.port)]
+        bench = Bench(engine, dialect, gateway, relay, client, stage)
         with stage.also(*before):
-            row.update(await fill(Bench(engine, dialect, gateway, relay, client)))
+            await (bench.load_adapter() if engine.adapter else bench.routable(engine.model))
+            row.update(await fill(bench))
     off = {column: cell.note for column, cell in row.items() if cell.off}
     assert not off

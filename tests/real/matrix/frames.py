@@ -142,6 +142,11 @@ class Reply:
         return any(_counts(frame.data) for frame in self.frames)
 
     @property
+    def capped(self) -> bool:
+        """Whether it ended with the most tokens that were asked for."""
+        return any(choice.get("finish_reason") == "length" for frame in self.frames for choice in _choices(frame.data))
+
+    @property
     def ended_clean(self) -> bool:
         """Whether it ends as a whole reply does."""
         return not self.cut and not self.error and any(self.dialect.ends(frame.data) for frame in self.frames)

@@ -43,9 +43,10 @@ def skipped(note: str) -> Cell:
 
 @dataclass(slots=True)
 class Matrix:
-    """Cells by engine and endpoint, in the order in which they were filled."""
+    """Cells by engine and endpoint, in the order in which they were filled. ``absent``: engines without one."""
 
     rows: dict[tuple[str, str], dict[str, Cell]] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The table, then a line for each cell that is off and for each reason to skip."""
@@ -62,4 +63,8 @@ class Matrix:
             for column in COLUMNS:
                 if note := cells[column].note:
                     notes.setdefault(f"{cells[column].verdict.value}: {name}: {note}", []).append(column)
-        return [*grid, *(f"{note} ({', '.join(columns)})" for note, columns in notes.items())]
+        return [
+            *grid,
+            *(f"{note} ({', '.join(columns)})" for note, columns in notes.items()),
+            *(f"cannot run here: {name}: {why}" for name, why in self.absent.items()),
+        ]
