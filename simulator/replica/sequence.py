@@ -19,6 +19,7 @@ class EngineLimits(Fact):
     """What an engine was started with (vLLM's names: max_num_seqs, max_num_batched_tokens, block_size,
         num_gpu_blocks, max_model_len, max_num_queued_reqs, enable_prefix_caching, scheduling_policy=priority).
 
+    ``queue_max``: unfinished requests, running ones included, above which one more is refused; each choice counts.
     ``reserve_prompt``: a request is admitted once free blocks could hold all of its prompt, though the first chunk
     takes less (scheduler_reserve_full_isl; engines before it looked at the first chunk). ``watermark``: the share of
     the blocks that stays free beside an admitted request while others run. ``active_max``: sequences that run at most,

@@ -55,6 +55,11 @@ class ReplicaState(Scheduler):
         return len(self._waiting) + len(self._arrivals)
 
     @property
+    def unfinished_max(self) -> int:
+        """An upper bound of all sequences in the engine, cheap: those that run, and ``waiting_max``."""
+        return len(self._running) + len(self._waiting) + len(self._arrivals)
+
+    @property
     def decoding(self) -> int:
         """Sequences that have their first token and are not finished."""
         return self._batch

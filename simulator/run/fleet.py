@@ -110,7 +110,7 @@ class SimulatedEngine:
             return REFUSED
         if sequence.prompt_tokens >= self.room_tokens:
             return TOO_LONG
-        if replica.waiting_max >= replica.limits.queue_max:
+        if replica.unfinished_max + len(sequence.siblings) >= replica.limits.queue_max:
             return QUEUE_FULL
         api_s = self._api_s * (1.0 + self._api_jitter * (2.0 * self._draw() - 1.0))
         reached_s = now_s + self.delay_s + api_s + self._api_token_s * sequence.prompt_tokens

@@ -126,7 +126,7 @@ def test_an_engine_that_is_down_gets_nothing() -> None:
 
 @pytest.mark.parametrize("strategy", PORTFOLIO, ids=lambda strategy: strategy.name)
 def test_a_full_queue_gets_nothing_that_it_would_refuse(strategy: Strategy) -> None:
-    """Twenty at once for an engine in front of which one may wait: nobody is sent to be refused, all are served."""
+    """Twenty at once for an engine that takes one at a time: nobody is sent to be refused, all are served."""
     pool = replace(POOL, members=(Member("a", "a100-80g-sxm", "llama-3-8b", queue_max=1),))
     table = played([asked(f"r{n}", 0.0, Slo()) for n in range(20)], strategy, pool=pool)
     assert table.served().all()

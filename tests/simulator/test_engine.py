@@ -141,8 +141,8 @@ async def test_models_health_and_metrics_are_there() -> None:
 
 
 async def test_a_full_queue_refuses_as_vllm() -> None:
-    """503; on a streamed completion 200 with the error as first frame."""
-    slow = replace(SERVING, speedup=1.0, member=replace(MEMBER, seqs_max=1, queue_max=1))
+    """With one that runs and one that waits, of two: 503; on a streamed completion 200 with the error first."""
+    slow = replace(SERVING, speedup=1.0, member=replace(MEMBER, seqs_max=1, queue_max=2))
     async with serving(started=slow) as client:
         long = {"prompt": "a", "max_tokens": 2000, "ignore_eos": True, "stream": True}
         first = asyncio.ensure_future(client.post("/v1/completions", json=long))

@@ -140,8 +140,8 @@ def test_skip_bad_says_how_many(tmp_path: Path) -> None:
 
 
 def test_an_overloaded_queue_is_refused_and_tried_elsewhere() -> None:
-    """With a bound of one waiting request an engine refuses; the core tries others and accounts for all."""
-    pool = replace(BUILT_IN, members=tuple(replace(m, queue_max=1, seqs_max=2) for m in BUILT_IN.members))
+    """With room for two that run and one that waits an engine refuses; the core tries others and accounts for all."""
+    pool = replace(BUILT_IN, members=tuple(replace(m, queue_max=3, seqs_max=2) for m in BUILT_IN.members))
     arrivals = shape(entries(200, 0.01), Shaping("llama-3-8b", CHAT), 0)
     run = play(arrivals, pool, policies.find("routing", "round_robin"), policies.find("admission", "deadline"), 0)
     figures = summarise(run)

@@ -90,6 +90,17 @@ def test_a_request_of_several_sequences_ends_once_however_it_ends() -> None:
     assert (replica.running, replica.waiting_max, replica.blocks.used) == (0, 0, 0)
 
 
+def test_each_choice_counts_towards_the_bound_of_unfinished_requests() -> None:
+    """Four choices do not enter an engine that takes three; three do, and then nobody else."""
+    pool = replace(ONE, members=(replace(ONE.members[0], queue_max=3),))
+    outcomes = [
+        [list(EndState)[int(code)] for code in run(*entries, pool=pool).table.column("outcome")]
+        for entries in ((asked(400, sequences=4),), (asked(400, sequences=3), asked(10, at_s=0.5)))
+    ]
+    assert outcomes[0] == [EndState.REFUSED]
+    assert sorted(outcomes[1]) == [EndState.REFUSED, EndState.SERVED]
+
+
 def test_traces_state_choices_and_prompts(tmp_path: Path) -> None:
     """In our own format by ``n`` and ``prompts``, in a gateway's record as it has them; wrong ones are named."""
     trace = tmp_path / "trace.jsonl"

@@ -84,8 +84,8 @@ def test_clients_that_hang_up_in_the_middle_are_counted_as_left() -> None:
 
 
 def test_refused_clients_come_again_and_are_counted_once() -> None:
-    """With a queue bound of one and two retries: more are served than without, each in one row."""
-    pool = replace(PAIR, members=tuple(replace(m, queue_max=1, seqs_max=2) for m in PAIR.members))
+    """With room for two that run and one that waits, and two retries: more are served than without, each in one row."""
+    pool = replace(PAIR, members=tuple(replace(m, queue_max=3, seqs_max=2) for m in PAIR.members))
     admission, routing = policies.find("admission", "deadline"), policies.find("routing", "round_robin")
     served = []
     for retries in (0, 2):
