@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from router.config.profile import read_profile
 from router.core.cards import CARDS, Card, card
 from router.core.coefficients import precision
 from router.core.models import model
+from router.core.profile import NO_PROFILE
 from router.engines import find
 from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import Source, admission_of, executor_of, routing_of
@@ -51,7 +53,7 @@ def run(options: Namespace) -> int:
 
         write_page(options.html, found)
     if options.write is not None and found.answers:
-        write(options.write, found.answers[0].mix, load.goals, load.models, _words(options))
+        write(options.write, found.answers[0].mix, load.goals, load.models, _words(options), options.profile)
         notes.print(f"wrote {options.write / POOL} and {options.write / ROUTER}", highlight=False)
     return 0 if found.answers else 1
 
@@ -76,7 +78,15 @@ def _typed(options: Namespace) -> tuple[Choices, Load, Demand]:
         precision(name)
     engines = tuple(find(name).name for name in options.engines)
     choices = Choices(
-        of, cards, tuple(options.tp), tuple(options.pp), tuple(options.precision), engines, prices, options.cards_most
+        of,
+        cards,
+        tuple(options.tp),
+        tuple(options.pp),
+        tuple(options.precision),
+        engines,
+        prices,
+        options.cards_most,
+        read_profile(options.profile) if options.profile else NO_PROFILE,
     )
     stand_in = Pool((Member("a", cards[0], of.name),), goals.classes)  # arrivals need its model and classes alone
     source = _source(options, stand_in)

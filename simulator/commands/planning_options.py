@@ -42,6 +42,12 @@ def _prices(parser: ArgumentParser) -> None:
     )
 
 
+def _profile(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="corrections of step times, as `calibrate --profile` writes them"
+    )
+
+
 def cards(parser: ArgumentParser) -> None:
     """The options of ``cards``."""
     parser.add_argument("names", nargs="*", metavar="CARD", help="only these; default: all")
@@ -105,6 +111,7 @@ def step(parser: ArgumentParser) -> None:
         metavar="CSV",
         help="show beside it the rows of this file (as `calibrate` reads it) with the same card, model and TP",
     )
+    _profile(parser)
     _json(parser)
 
 
@@ -171,5 +178,6 @@ def _chosen_from(parser: ArgumentParser) -> None:
     add("--pp", type=counts, default=[1, 2], metavar="N,...", help="pipeline stages; default: 1,2")
     add("--precision", type=words, default=["fp16", "fp8", "int8"], metavar="NAME,...", help="default: fp16,fp8,int8")
     add("--engines", type=words, default=["vllm"], metavar="NAME,...", help="default: vllm")
+    _profile(parser)
     add("--cards-most", type=at_least(1), default=16, metavar="N", help="of one replica; default: 16")
     _prices(parser)

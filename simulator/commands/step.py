@@ -4,9 +4,11 @@ from argparse import Namespace
 
 from rich.console import Console
 
+from router.config.profile import read_profile
 from router.core.cards import card
 from router.core.coefficients import precision
 from router.core.models import model
+from router.core.profile import NO_PROFILE
 from router.engines import find
 from simulator.calibration.files import read
 from simulator.commands.shared import plain_errors, wants_table, write_json
@@ -25,6 +27,7 @@ def run(options: Namespace) -> None:
             find(options.engine).prior,
             options.batch,
             options.context,
+            read_profile(options.profile) if options.profile else NO_PROFILE,
         )
         measured = read(options.measurements)[0] if options.measurements else []
         found = steps(of, options.tp, measured)

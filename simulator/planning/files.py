@@ -19,14 +19,15 @@ ROUTER: Final = "router.yaml"
 _FIRST_PORT: Final = 8_001
 
 
-def write(folder: Path, mix: Mix, goals: Goals, models: Sequence[str], words: str) -> None:
+def write(folder: Path, mix: Mix, goals: Goals, models: Sequence[str], words: str, profile: Path | None = None) -> None:
     """Both files. *words*: the command line that found the answer, for their heading."""
     folder.mkdir(parents=True, exist_ok=True)
+    own = {"profile": str(profile.resolve())} if profile is not None else {}
     heading = f"{mix.label}, ${mix.usd_per_hour:.2f} an hour; found by\n{words}"
-    (folder / POOL).write_text(_comment(heading) + _yaml(pool(mix, goals, models)), encoding="utf-8")
+    (folder / POOL).write_text(_comment(heading) + _yaml({**own, **pool(mix, goals, models)}), encoding="utf-8")
     started = "\n".join(_commands(mix, models))
     text = f"{heading}\nEach engine is started with (put its address in place of 127.0.0.1):\n{started}"
-    (folder / ROUTER).write_text(_comment(text) + _yaml(router(mix, goals, models)), encoding="utf-8")
+    (folder / ROUTER).write_text(_comment(text) + _yaml({**own, **router(mix, goals, models)}), encoding="utf-8")
 
 
 def pool(mix: Mix, goals: Goals, models: Sequence[str]) -> dict[str, Any]:

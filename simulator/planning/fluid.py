@@ -137,7 +137,7 @@ def _prefill_s(prior: StepCoefficients, fresh_tokens: Floats, chunk_tokens: int)
 
 def _decode_limit(variant: Variant, batch: int, context_tokens: float) -> str:
     """What takes most of a step."""
-    parts = parts_s(variant.shape, batch, batch * context_tokens)
+    parts = parts_s(variant.shape, batch, batch * context_tokens, variant.profile)
     together: dict[str, float] = {}
     for name, seconds in parts.items():
         limit = _BINDING.get(name, OVERHEAD)
@@ -172,7 +172,7 @@ def _late(of: Bound, demand: Demand, metric: str, within: float) -> str:
             f"alone; {within:.0%} can"
         )
     if metric == "tpot":
-        parts = parts_s(of.variant.shape, 1.0, demand.context_tokens)
+        parts = parts_s(of.variant.shape, 1.0, demand.context_tokens, of.variant.profile)
         most = max(parts, key=lambda name: parts[name])
         return (
             f"a step of one sequence takes {float(np.median(of.idle.tpot_s)) * 1e3:.0f} ms, above "

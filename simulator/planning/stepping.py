@@ -14,7 +14,19 @@ from router.core.cards import Card
 from router.core.coefficients import efficiency
 from router.core.errors import DoesNotFit
 from router.core.models import Model
-from router.core.physics import Ideal, Shape, StepCoefficients, coefficients, combine, decode_step_s, ideal, step_terms
+from router.core.physics import (
+    Ideal,
+    Shape,
+    StepCoefficients,
+    belongs_to,
+    coefficients,
+    combine,
+    corrected,
+    decode_step_s,
+    ideal,
+    step_terms,
+)
+from router.core.profile import NO_PROFILE, Profile
 from simulator.calibration.measurements import Measurement
 from simulator.planning.fitting import plain_bytes
 from simulator.planning.layouts import kv_left
@@ -28,8 +40,8 @@ ENGINE: Final = "scheduler and sampling"
 
 _TAKEN_AWAY: Final[tuple[tuple[str, dict[str, float]], ...]] = (
     (COMMUNICATION, {"reduces": 0.0, "reduce_token_s": 0.0}),
-    (KV, {"context_s": 0.0}),
-    (KERNELS, {"layers": 0.0, "expert_layers": 0.0, "latent_layers": 0.0}),
+    (KV, {"context_s": 0.0, "context_flop_s": 0.0}),
+    (KERNELS, dict.fromkeys(("layers", "expert_layers", "experts", "latent_layers", "linear_layers"), 0.0)),
     (COMPUTE, {"gemm_token_s": 0.0, "experts_gemm_token_s": 0.0}),
     (WEIGHTS, {"weights_s": 0.0, "experts_s": 0.0}),
 )
@@ -37,17 +49,22 @@ PARTS: Final = (WEIGHTS, KV, COMPUTE, COMMUNICATION, KERNELS, ENGINE)
 """In the order in which they are shown."""
 
 
-def parts_s(shape: Shape, batch: float, context_tokens: float) -> dict[str, float]:
-    """Seconds of a decode step of *batch* sequences over *context_tokens* in all, by part; their sum is the step."""
+def parts_s(shape: Shape, batch: float, context_tokens: float, profile: Profile = NO_PROFILE) -> dict[str, float]:
+    """Seconds of a decode step of *batch* sequences over *context_tokens* in all, by part; their sum is the step.
+
+    *profile* corrects each part as it corrects the step.
+    """
+    factors = profile.factors(belongs_to(shape))
     use, prior, left = (
         efficiency(shape.engine, shape.card.family, shape.card.link, shape.stored),
-        coefficients(shape),
+        coefficients(shape, profile),
         ideal(shape),
     )
     whole_s = float(decode_step_s(prior, batch, context_tokens))
 
     def step_s(best: Ideal) -> float:
-        return float(decode_step_s(combine(best, use, prior.sigma), batch, context_tokens))
+        made = combine(best, use, prior.sigma)
+        return float(decode_step_s(corrected(made, best, factors) if factors else made, batch, context_tokens))
 
     found: dict[str, float] = {}
     before_s = step_s(left)
@@ -109,6 +126,7 @@ class Question:
     engine: str
     batch: int
     context_tokens: int
+    profile: Profile = NO_PROFILE
 
     @property
     def weight_bytes(self) -> float:
@@ -136,14 +154,14 @@ def _step(of: Question, tp: int, measured: Sequence[Measurement]) -> Step:
         return Step(tp, problem=f"TP {tp} is more than the {of.card.cards_per_node} cards of a node")
     read = of.weight_bytes / tp
     context = float(of.batch * of.context_tokens)
-    parts = parts_s(shape, of.batch, context)
+    parts = parts_s(shape, of.batch, context, of.profile)
     return Step(
         tp,
         read,
         read / of.card.bandwidth_bytes_per_s,
         parts,
         sum(parts.values()),
-        relative_error(coefficients(shape), of.batch, context),
+        relative_error(coefficients(shape, of.profile), of.batch, context),
         kv_left(shape),
         tuple(each for each in measured if _same(each, shape)),
     )

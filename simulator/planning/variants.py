@@ -11,6 +11,7 @@ from router.core.cards import CARDS, Card
 from router.core.errors import DoesNotFit
 from router.core.models import Model
 from router.core.physics import Shape, StepCoefficients, coefficients
+from router.core.profile import NO_PROFILE, Profile
 from router.core.types import Backend
 from router.engines import find
 from simulator.planning.fitting import native
@@ -24,7 +25,9 @@ SEQS_MAX: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One replica's make. ``kv_tokens``: what its cards hold beside the weights."""
+    """One replica's make. ``profile``: corrections of its step; ``kv_tokens``: what its cards hold beside the
+    weights.
+    """
 
     card: Card
     model: Model
@@ -33,6 +36,7 @@ class Variant:
     precision: str
     engine: str
     price: Price
+    profile: Profile = NO_PROFILE
     kv_tokens: int = 0
 
     @property
@@ -53,7 +57,7 @@ class Variant:
     @property
     def prior(self) -> StepCoefficients:
         """Its step, as the router expects it."""
-        return coefficients(self.shape)
+        return coefficients(self.shape, self.profile)
 
     @property
     def name(self) -> str:
@@ -82,6 +86,7 @@ class Variant:
             SEQS_MAX,
             CHUNK_TOKENS,
             price_per_hour=self.usd_per_hour,
+            profile=self.profile,
         )
 
     def backend(self) -> Backend:
@@ -152,6 +157,7 @@ class Choices:
     engines: tuple[str, ...]
     prices: Prices
     cards_most: int = 16
+    profile: Profile = NO_PROFILE
 
 
 def variants(of: Choices) -> tuple[list[Variant], list[Unfit]]:
@@ -174,7 +180,7 @@ def _every(of: Choices) -> Iterator[Variant]:
                 if tp * pp <= of.cards_most:
                     for stored in of.precisions:
                         for engine in of.engines:
-                            yield Variant(on, of.model, tp, pp, stored, engine, of.prices.of(on))
+                            yield Variant(on, of.model, tp, pp, stored, engine, of.prices.of(on), of.profile)
 
 
 def _judged(each: Variant) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from itertools import pairwise
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 
 from router.core.cards import Card, card
 from router.core.models import model
+from router.core.profile import TERMS, Profile, tables_version
 from router.gateway.config.plan import plan_file
+from simulator.calibration.profile_file import profile_text
 from simulator.experiment import Source
 from simulator.planning.demand import Demand, demand_of
 from simulator.planning.families import Family
@@ -148,6 +151,26 @@ def test_the_page_and_the_data_name_everything(planned: Plan) -> None:
     assert text.count("<circle") >= len(planned.every)
     assert not any(word in text for word in ("http://", "https://", "<script", "@import", "url("))
     assert "an example of the card table: a10" in text or "an example of the card table: a800" in text
+
+
+def test_a_profile_makes_a_plan_and_goes_with_its_files(tmp_path: Path) -> None:
+    """Cards that are slower than the tables have it serve less; replay and gateway read the same corrections."""
+    slow = Profile(
+        logs={("card", "a10"): (log(2),) * len(TERMS)},
+        rows={("card", "a10"): 30},
+        band=0.1,
+        facts={"tables": tables_version(), "rows": 30},
+    )
+    [plain, *_], _ = variants(choices(card("a10")))
+    [corrected, *_], _ = variants(replace(choices(card("a10")), profile=slow))
+    assert bound(corrected, demand()).whole.rate_per_s < 0.7 * bound(plain, demand()).whole.rate_per_s
+    path = tmp_path / "profile.yaml"
+    path.write_text(profile_text(slow))
+    write(tmp_path / "out", Mix(((corrected, 1),)), GOALS, ("llama-3-8b",), "plan ...", path)
+    [site] = load_pool(tmp_path / "out" / "pool.yaml").sites(0)
+    assert site.backend.prior.context_s == pytest.approx(corrected.prior.context_s, rel=1e-3)
+    assert load().pool(Mix(((corrected, 1),))).sites(0)[0].backend.prior == corrected.prior
+    assert plan_file(tmp_path / "out" / "router.yaml", {}).backends
 
 
 # ---- the search, with scripted runs ---------------------------------------------------

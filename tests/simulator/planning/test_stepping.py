@@ -1,6 +1,8 @@
 """A step line by line: the article's floor, and parts that sum to what the router expects."""
 
 import json
+from dataclasses import replace
+from math import log
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from router.core.cards import CARDS, card
 from router.core.models import MODELS, model
 from router.core.physics import Shape, coefficients, decode_step_s
+from router.core.profile import TERMS, Profile, tables_version
 from router.core.tables import ENGINES
+from simulator.calibration.profile_file import profile_text
 from simulator.planning.stepping import Question, best, nominal_billions, parts_s, steps
 from tests.commands import simulator_command
 
@@ -90,6 +94,37 @@ def test_measured_rows_stand_beside_it(tmp_path: Path) -> None:
     facts = json.loads(out.read_text())
     assert facts["best_tp"] == 4
     assert [len(step["measured"]) for step in facts["steps"]] == [1, 1, 0]
+
+
+SLOW = Profile(
+    logs={("card", "a10"): tuple(log(2) if term == "read" else 0.0 for term in TERMS)},
+    rows={("card", "a10"): 30},
+    band=0.1,
+    facts={"tables": tables_version(), "rows": 30},
+)
+"""A10s whose weights take twice as long to read."""
+
+
+def test_a_profile_corrects_the_parts() -> None:
+    """Those that it corrects, and so their sum."""
+    [plain], [slow] = steps(CHATGLM, [1]), steps(replace(CHATGLM, profile=SLOW), [1])
+    assert plain.parts_s is not None
+    assert slow.parts_s is not None
+    assert slow.parts_s["weights"] == pytest.approx(2 * plain.parts_s["weights"], rel=0.01)
+    assert slow.parts_s["KV cache"] == pytest.approx(plain.parts_s["KV cache"])
+    whole_s = decode_step_s(coefficients(Shape(card("a10"), model("chatglm-6b"), precision="fp16"), SLOW), 1, 512)
+    assert slow.expected_s == pytest.approx(float(whole_s))
+
+
+def test_the_command_takes_a_profile(tmp_path: Path) -> None:
+    """A file as calibration writes it; another one is refused."""
+    path = tmp_path / "profile.yaml"
+    path.write_text(profile_text(SLOW))
+    line = ["step", "--model", "chatglm-6b", "--card", "a10", "--tp", "1", "--json", "-", "--profile"]
+    [step] = json.loads(simulator_command([*line, str(path)]).stdout)["steps"]
+    assert step["expected_s"] == pytest.approx(steps(replace(CHATGLM, profile=SLOW), [1])[0].expected_s, rel=1e-3)
+    path.write_text("nothing: 1")
+    assert simulator_command([*line, str(path)]).exit_code == 2
 
 
 @pytest.mark.parametrize("words", [["--card", "a11"], ["--tp", "0"], ["--precision", "fp7"], ["--engine", "vlm"]])
