@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from itertools import accumulate, pairwise
+from math import isnan
 from typing import Any, NamedTuple
 
 import orjson
@@ -676,5 +677,7 @@ def test_the_last_token_is_found_however_its_reads_are_cut(at: list[int], name: 
     tokens, rest = AFTER_THE_LAST[name]
     body, size = b"".join([*tokens, *rest]), len(b"".join(tokens))
     reads = cut(body, at)
-    completes = next(n for n, come in enumerate(accumulate(map(len, reads))) if come >= size)
-    assert last_token_s([*reads, b""]) == completes
+    come = list(accumulate(map(len, reads)))
+    first, last = (next(n for n, so_far in enumerate(come) if so_far >= end) for end in (len(tokens[0]), size))
+    found = last_token_s([*reads, b""])
+    assert isnan(found) if first == last else found == last

@@ -558,7 +558,7 @@ class UpstreamAttempt(Reader):
             return
         self._end()
         if self.meter.started:
-            self.upstream.gaps.sum_s += self.meter.last_token_s() - self.meter.first_s
+            self.upstream.gaps.sum_s += self.meter.last_s - self.meter.first_s
         frame = self._frame
         if frame is not None:
             ends = self._translation or self._name

@@ -287,11 +287,13 @@ class Meter:
             self._before_s = self.last_s
 
     def last_token_s(self) -> float:
-        """When the last token came, as far as the reply has come; nan: none has."""
+        """When the last token came, as far as the reply has come; nan: none has, or all that were seen came at once,
+        which shows nothing of those that were not.
+        """
         if not self.started:
             return nan
         self._settle()
-        return self.last_s
+        return self.last_s if self.last_s > self.first_s else nan
 
     def _gap(self, count: int, now_s: float) -> None:
         gap_s = now_s - self.last_s
