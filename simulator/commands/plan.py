@@ -22,7 +22,7 @@ from simulator.planning.goals import goals_of
 from simulator.planning.plan import Effort, plan
 from simulator.planning.prices import Prices, load_prices
 from simulator.planning.trial import Load
-from simulator.planning.variants import Choices
+from simulator.planning.variants import CONTEXT_TOKENS_MAX, Choices
 from simulator.pool import Member, Pool
 from simulator.report.planning import plain_plan, print_plan
 from simulator.report.progress import progress
@@ -93,6 +93,7 @@ def _typed(options: Namespace) -> tuple[Choices, Load, Demand]:
     demand = demand_of(_arrivals(source, stand_in, options.seed))
     if options.rate is not None:
         demand = replace(demand, rate_per_s=options.rate)  # what a seed draws differs a little
+    choices = replace(choices, longest_tokens=min(demand.longest_tokens, CONTEXT_TOKENS_MAX))
     return choices, Load(source, goals, options.policy, options.admission, demand.models), demand
 
 

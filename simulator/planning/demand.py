@@ -5,6 +5,7 @@ Must not depend on what serves it.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
@@ -30,6 +31,11 @@ class Demand:
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)
+
+    @property
+    def longest_tokens(self) -> int:
+        """Of a prompt with its reply, with a quarter of room, in whole thousands (1024)."""
+        return ceil(1.25 * float((self.prompt_tokens + self.output_tokens).max()) / 1024) * 1024
 
     @property
     def context_tokens(self) -> float:

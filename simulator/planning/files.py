@@ -11,7 +11,7 @@ import yaml
 
 from router.core.slo_metrics import SLO_METRICS
 from simulator.planning.goals import Goals
-from simulator.planning.variants import CHUNK_TOKENS, SEQS_MAX, Mix, Variant
+from simulator.planning.variants import CHUNK_TOKENS, CONTEXT_TOKENS_MAX, SEQS_MAX, Mix, Variant
 from simulator.pool import replica_names
 
 POOL: Final = "pool.yaml"
@@ -57,7 +57,9 @@ def router(mix: Mix, goals: Goals, models: Sequence[str]) -> dict[str, Any]:
 
 
 def _backend(variant: Variant, models: Sequence[str]) -> dict[str, Any]:
+    context = variant.context_tokens_max
     return {
+        **({"context_tokens_max": context} if context < CONTEXT_TOKENS_MAX else {}),
         "models": list(models),
         "card": variant.card.name,
         "model": variant.model.name,

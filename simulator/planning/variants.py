@@ -13,7 +13,7 @@ from router.core.models import Model
 from router.core.physics import Shape, StepCoefficients, coefficients
 from router.core.profile import NO_PROFILE, Profile
 from router.core.types import Backend
-from router.engines import find
+from router.engines import Scheduler, find
 from simulator.planning.fitting import native
 from simulator.planning.layouts import kv_left
 from simulator.planning.prices import Price, Prices
@@ -21,11 +21,13 @@ from simulator.pool import Member
 
 CHUNK_TOKENS: Final = 2_048
 SEQS_MAX: Final = 256
+CONTEXT_TOKENS_MAX: Final = 131_072
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One replica's make. ``profile``: corrections of its step; ``kv_tokens``: what its cards hold beside the
+    """One replica's make. ``profile``: corrections of its step; ``context_tokens_max``: the longest prompt with its
+    reply that it is started for; ``kv_tokens``: what its cards hold beside the
     weights.
     """
 
@@ -37,6 +39,7 @@ class Variant:
     engine: str
     price: Price
     profile: Profile = NO_PROFILE
+    context_tokens_max: int = CONTEXT_TOKENS_MAX
     kv_tokens: int = 0
 
     @property
@@ -87,6 +90,7 @@ class Variant:
             CHUNK_TOKENS,
             price_per_hour=self.usd_per_hour,
             profile=self.profile,
+            model_tokens_max=self.context_tokens_max,
         )
 
     def backend(self) -> Backend:
@@ -147,7 +151,7 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What may be chosen. ``cards_most``: of one replica."""
+    """What may be chosen. ``cards_most``: of one replica; ``longest_tokens``: of a prompt with its reply."""
 
     model: Model
     cards: tuple[Card, ...]
@@ -158,6 +162,11 @@ class Choices:
     prices: Prices
     cards_most: int = 16
     profile: Profile = NO_PROFILE
+    longest_tokens: int = CONTEXT_TOKENS_MAX
+
+    def context(self, engine: str) -> int:
+        """What an engine is started for: little more than the longest request, where it reserves that for each."""
+        return self.longest_tokens if find(engine).scheduler is Scheduler.NO_EVICT else CONTEXT_TOKENS_MAX
 
 
 def variants(of: Choices) -> tuple[list[Variant], list[Unfit]]:
@@ -180,7 +189,9 @@ def _every(of: Choices) -> Iterator[Variant]:
                 if tp * pp <= of.cards_most:
                     for stored in of.precisions:
                         for engine in of.engines:
-                            yield Variant(on, of.model, tp, pp, stored, engine, of.prices.of(on), of.profile)
+                            yield Variant(
+                                on, of.model, tp, pp, stored, engine, of.prices.of(on), of.profile, of.context(engine)
+                            )
 
 
 def _judged(each: Variant) -> tuple[str, int]:

@@ -131,6 +131,16 @@ def test_a_family_begins_at_the_bound() -> None:
     assert alone(each, replace(load, rate_per_s=1e6), 0.99) is None
 
 
+def test_an_engine_that_reserves_is_started_for_the_longest_request() -> None:
+    """TensorRT-LLM holds room for a whole context for each request that states no limit."""
+    of = replace(choices("a800"), engines=("vllm", "tensorrt-llm"), longest_tokens=LOAD.longest_tokens)
+    contexts = {each.engine: each.member("a", 1, ()).model_tokens_max for each in variants(of)[0]}
+    assert contexts["vllm"] == 131_072
+    assert contexts["tensorrt-llm"] == LOAD.longest_tokens
+    longest = float((LOAD.prompt_tokens + LOAD.output_tokens).max())
+    assert 1.25 * longest <= LOAD.longest_tokens < 1.25 * longest + 1024
+
+
 def test_a_load_needs_two_moments() -> None:
     """A rate is requests over time."""
     with pytest.raises(ValueError, match="at least two requests"):
