@@ -13,13 +13,13 @@ from router.core.held_queue import LineKey, Rank
 from router.core.lifecycle import Event, State, after
 from router.core.load import Reservation
 from router.core.metering import WorkSnapshot
-from router.core.types import Request, Usage
+from router.core.types import Fact, Request, Usage
 
 NO_PREDICTION: Final = Prediction(nan, nan, nan)
 
 
 @dataclass(frozen=True, slots=True)
-class DispatchLimits:
+class DispatchLimits(Fact):
     """Bounds that hold for every policy.
 
     ``attempts_max``: backends tried for one request; ``first_byte_s_max``: how long one attempt may stay silent;
