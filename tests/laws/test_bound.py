@@ -40,7 +40,7 @@ CELLS = {
     "e2e closed loop": Cell(ONE, "closed:clients=60,think=3s,requests=300", ("e2e=10s",)),
     "tpot impossible": Cell(ONE, "poisson:rate=8,requests=100,prompt=500,output=200", ("tpot=4ms",)),
     "tpot edge": Cell(ONE, "poisson:rate=15,requests=300,prompt=1000,output=150", ("tpot=40ms",)),
-    "ttft overload": Cell(ONE, "poisson:rate=25,requests=300,prompt=1000,output=150", ("ttft=1s",)),
+    "ttft overload": Cell(ONE, "poisson:rate=24,requests=300,prompt=1000,output=150", ("ttft=1s",)),
     "ttft tight": Cell(ONE, "poisson:rate=8,requests=300,prompt=1000,output=150", ("ttft=200ms",)),
     "chat edge": Cell(FOUR, "poisson:rate=38,requests=1000,prompt=1000,output=150", (CHAT,)),
     "chat overload": Cell(FOUR, "poisson:rate=50,requests=500,prompt=1000,output=150", (CHAT,)),
