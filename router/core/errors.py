@@ -80,6 +80,17 @@ DOUBTFUL: Final = frozenset(
 )  # what a failing check may say of itself, or of the way to it, and not of the engine
 
 
+class SkipReason(StrEnum):
+    """Why a value of the shared state was skipped."""
+
+    NEWER = "newer"  # of a later release, in a form that this one does not read
+    UNREADABLE = "unreadable"  # no JSON, or JSON of another form
+    IMPLAUSIBLE = "implausible"  # a number that cannot be
+    TOO_LARGE = "too-large"
+    WRONG_TYPE = "wrong-type"  # its key holds a list, a hash or another type
+    REFUSED = "refused"  # the server lets this user not read it
+
+
 class StateFault(StrEnum):
     """Why the shared state fails; the value is a label of metrics."""
 
@@ -237,6 +248,17 @@ class StoreGone(HeadroomError, ConnectionError):
     def __init__(self, why: str, fault: StateFault = StateFault.INVALID) -> None:
         super().__init__(why)
         self.fault = fault
+
+
+class Unreadable(HeadroomError, ValueError):
+    """A value of the shared state cannot be taken; ``reason``: why. It is skipped, and the rest is taken.
+
+    No client sees it; a metric counts it, and the log names it once.
+    """
+
+    def __init__(self, reason: SkipReason, what: str) -> None:
+        super().__init__(what)
+        self.reason = reason
 
 
 class Unanswered(HeadroomError):

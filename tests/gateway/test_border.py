@@ -31,7 +31,7 @@ async def test_usage_with_more_cached_than_prompt_tokens_harms_nobody(
         assert 'headroom_dropped_numbers_total{source="usage"} 40.0' in metrics
         assert 'headroom_policy_faults_total{kind="raised",role="serving"} 0.0' in metrics
         assert await it.gateway.beliefs.keep()
-        assert orjson.loads((await it.gateway.store.beliefs())["a"])["hit"] == 0.0
+        assert orjson.loads((await it.gateway.store.beliefs(["a"]))["a"])["hit"] == 0.0
         assert it.gateway.core.belief.seen(0) == 40
         await until(lambda: "480 cached tokens of 10 prompt tokens" in caplog.text)
         assert caplog.text.count("usage of a: dropped") == 1

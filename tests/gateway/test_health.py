@@ -231,7 +231,7 @@ async def test_a_server_without_tls_says_so_at_an_https_address() -> None:
         one, listener = watched(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         await one.check()
     assert listener.changes[0].reason is DownReason.TLS
-    assert "SSL" in str(listener.changes[0])
+    assert "it does not speak TLS" in str(listener.changes[0])
 
 
 async def test_another_reason_is_reported_while_it_stays_down() -> None:

@@ -250,14 +250,6 @@ async def test_an_engine_that_is_not_who_it_should_be_gets_no_request(
             await until(lambda: it.gateway.engines.watches["a"].up is False)
 
 
-async def test_https_in_front_of_an_engine_without_tls_is_named_as_such(tmp_path: Path) -> None:
-    """And not by the number of a version that is in no message."""
-    async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
-        given = backend("a", engine, pages, url=f"https://{LOCAL}:{engine.port}")
-        async with router(tmp_path / "r.yaml", config(given)) as it:
-            assert "it does not speak TLS" in (await it.chat()).json()["error"]["message"]
-
-
 async def test_a_changed_client_certificate_is_shown_without_a_restart(tmp_path: Path) -> None:
     """New connections to the engine are made with it."""
     authority, first, second = trustme.CA(), trustme.CA(), trustme.CA()

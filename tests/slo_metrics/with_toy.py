@@ -116,7 +116,7 @@ def test_a_class_outside_its_own_limits_is_a_fault_of_the_config(tmp_path: Path)
 
 def test_a_trace_says_it_by_a_key() -> None:
     """As seconds; one that is misspelt is refused with the key that is meant."""
-    parse = FORMAT.parser("")
+    parse = FORMAT.parser("").read
     line = {"arrived_s": 0, "prompt_tokens": 5, "output_tokens": 5}
     entry = parse(json.dumps(line | {"norm_slo_s": 0.05, "ttft_slo_s": 1}))
     assert entry is not None

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import orjson
 
-from router.core.errors import StoreGone
+from router.core.errors import SkipReason, StoreGone
 from router.gateway.state import Store
-from router.gateway.state.skipped import Kind, SkipReason
+from router.gateway.state.skipped import Kind
 
 _log = logging.getLogger("headroom")
 KEEP_S: Final = 10.0  # what is lost with a router is learnt again in seconds

@@ -13,11 +13,11 @@ from typing import Any, Final
 import orjson
 
 from router.core.border import asked_in_time, number
-from router.core.errors import StateFault, StoreGone
+from router.core.errors import SkipReason, StateFault, StoreGone, Unreadable
 from router.core.types import EngineReport
 from router.gateway.private_files import replace_content
 from router.gateway.state import RouterView, Shared
-from router.gateway.state.skipped import Kind, SkippedValues, SkipReason, Unreadable
+from router.gateway.state.skipped import Kind, SkippedValues
 from router.gateway.state.wire import UNREADABLE, report_of, report_plain, view_of, view_plain
 
 Stamp = tuple[int, int] | None

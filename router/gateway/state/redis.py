@@ -22,14 +22,14 @@ from typing import Any, Final, TypeVar
 from redis.exceptions import NoPermissionError, ResponseError
 
 from router.core.belief import VERSION
-from router.core.errors import StoreGone
+from router.core.errors import SkipReason, StoreGone, Unreadable
 from router.core.types import EngineReport
 from router.gateway.state import RouterView, Shared
 from router.gateway.state.redis_clients import Command
 from router.gateway.state.redis_faults import store_gone
 from router.gateway.state.redis_link import RedisLink
 from router.gateway.state.servers import RedisServers
-from router.gateway.state.skipped import Kind, SkippedValues, SkipReason, Unreadable
+from router.gateway.state.skipped import Kind, SkippedValues
 from router.gateway.state.wire import UNREADABLE, report_from, report_json, view_from, view_json
 
 REPORT_LEASE_MS: Final = 30_000  # as long as the core believes a report at all

@@ -8,6 +8,8 @@ import logging
 from enum import StrEnum
 from typing import Final
 
+from router.core.errors import SkipReason
+
 KEYS_MOST: Final = 10_000  # whose present fault is remembered; a store may hold any number of keys
 NAMED_MOST: Final = 1_000  # of the log
 _log = logging.getLogger("headroom")
@@ -21,25 +23,6 @@ class Kind(StrEnum):
     BELIEF = "belief"
     DEMAND = "demand"
     ROUTERS = "routers"  # the set of the routers' ids, or one of its ids
-
-
-class SkipReason(StrEnum):
-    """Why a value was skipped."""
-
-    NEWER = "newer"  # of a later release, in a form that this one does not read
-    UNREADABLE = "unreadable"  # no JSON, or JSON of another form
-    IMPLAUSIBLE = "implausible"  # a number that cannot be
-    TOO_LARGE = "too-large"
-    WRONG_TYPE = "wrong-type"  # its key holds a list, a hash or another type
-    REFUSED = "refused"  # the server lets this user not read it
-
-
-class Unreadable(ValueError):
-    """A value cannot be taken; ``reason``: why."""
-
-    def __init__(self, reason: SkipReason, what: str) -> None:
-        super().__init__(what)
-        self.reason = reason
 
 
 class SkippedValues:

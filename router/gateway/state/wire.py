@@ -17,9 +17,9 @@ from typing import Any, Final
 import orjson
 
 from router.core import border
+from router.core.errors import SkipReason, Unreadable
 from router.core.types import EngineReport, Load
 from router.gateway.state import ModelDemand, RouterView
-from router.gateway.state.skipped import SkipReason, Unreadable
 
 VERSION: Final = 1
 _KEY: Final = "format"  # a view's own "version" is that of the config
