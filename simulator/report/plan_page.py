@@ -12,7 +12,7 @@ from simulator.planning.plan import Plan, frontier
 from simulator.planning.search import Played
 from simulator.planning.variants import Mix
 from simulator.report.page import document, legend, section
-from simulator.report.planning import attained_text, heading, notes, p99_text, usd
+from simulator.report.planning import answer_cells, heading, notes, usd
 from simulator.report.svg import Axis, Mark, plot
 
 _SLOTS: Final = 8
@@ -62,22 +62,7 @@ def _table(heads: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]]) -> 
 def _ranking(found: Plan) -> str:
     if not found.answers:
         return ""
-    rows = [
-        (
-            (
-                str(rank),
-                answer.mix.label,
-                str(answer.mix.cards),
-                usd(answer.mix, answer.mix.usd_per_hour),
-                usd(answer.mix, answer.usd_per_million_tokens),
-                attained_text(found, answer.played),
-                p99_text(answer.played),
-                answer.limit,
-            ),
-            rank == 1,
-        )
-        for rank, answer in enumerate(found.answers, 1)
-    ]
+    rows = [(answer_cells(found, rank, answer), rank == 1) for rank, answer in enumerate(found.answers, 1)]
     heads = ("", "replicas", "cards", "USD/h", "USD per 1M output tokens", "attained", "p99", "binds")
     return f"<section><h2>Attains, the cheapest first</h2>{_table(heads, rows)}</section>"
 

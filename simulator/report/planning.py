@@ -73,18 +73,22 @@ def _ranking(found: Plan) -> Table:
         right = name in {"cards", "USD/h", "USD/1M out"}
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "replicas")
     for rank, answer in enumerate(found.answers, 1):
-        table.add_row(
-            str(rank),
-            answer.mix.label,
-            str(answer.mix.cards),
-            usd(answer.mix, answer.mix.usd_per_hour),
-            usd(answer.mix, answer.usd_per_million_tokens),
-            attained_text(found, answer.played),
-            p99_text(answer.played),
-            answer.limit,
-            style="bold" if rank == 1 else None,
-        )
+        table.add_row(*answer_cells(found, rank, answer), style="bold" if rank == 1 else None)
     return table
+
+
+def answer_cells(found: Plan, rank: int, answer: Answer) -> tuple[str, ...]:
+    """One row of the ranking, as text."""
+    return (
+        str(rank),
+        answer.mix.label,
+        str(answer.mix.cards),
+        usd(answer.mix, answer.mix.usd_per_hour),
+        usd(answer.mix, answer.usd_per_million_tokens),
+        attained_text(found, answer.played),
+        p99_text(answer.played),
+        answer.limit,
+    )
 
 
 def attained_text(found: Plan, played: Played) -> str:
