@@ -8,7 +8,7 @@ folder=$(mktemp -d)
 server=
 trap '[[ -z $server ]] || kill "$server"; rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check 'torch==2.13.0+cpu' 'transformers[serving]==5.24.0'
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check 'torch==2.13.0' 'transformers[serving]==5.24.0'
 cat >"$folder/model.py" <<'PY'
 import sys
 
