@@ -1,4 +1,4 @@
-"""Several trace files as one: names that clash are told apart, and clocks that have nothing in common begin together.
+"""Several trace files as one: names that clash are kept apart, and clocks that have nothing in common begin together.
 
 Ids of requests, sessions and prefix blocks are numbered by each file for itself, so the same ones in two files mean
 different things; only hashes of contents (``TraceFormat.shared_hashes``) mean the same everywhere. Files whose times

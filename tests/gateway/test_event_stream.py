@@ -548,6 +548,13 @@ def test_usage_is_found_wherever_it_stands_and_believed_where_it_can_be_true(nam
     assert passed([body[i : i + 700] for i in range(0, len(body), 700)], framed=framed).usage == usage
 
 
+def test_a_count_that_was_taken_out_is_not_replaced_by_an_earlier_one() -> None:
+    """What passed last still has that one."""
+    begun = event(typed("message_start", message={"role": "assistant", "content": [], "usage": {"input_tokens": 3}}))
+    reads = [begun, event(STOP), USAGE_ALONE, event("[DONE]"), b""]
+    assert passed(reads, strips=True).usage.prompt_tokens == 19
+
+
 def test_tokens_without_usage_are_estimated_from_their_text() -> None:
     """An engine that sends several tokens an event: four bytes of text are a token until its own ratio is learnt."""
     events = [event(token("word " * 8)) for _ in range(10)] + [event(STOP), event("[DONE]")]

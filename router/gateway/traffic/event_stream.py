@@ -31,7 +31,7 @@ _LINE_ENDS: Final = b"\r\n"
 _LINE_END_BYTES: Final = 2
 _IDLE: Final = re.compile(rb"(?:(?::[^\n]*)?\r?\n)*+")  # comments and blank lines
 _LAST: Final = re.compile(LAST)
-_DONE: Final = b"data: [DONE]\n\n"
+_DONE: Final = b"data: " + DONE + b"\n\n"
 
 
 class EventStream:
@@ -111,10 +111,10 @@ class EventStream:
         cut = self._end(view) if done else view.cut(end)
         self._held, out = view.raw[cut:] if not done else b"", without(view.raw[:cut], removals)
         self._left = view.left
+        sent = text[:end]
         if not examines:
-            plain = not ends_with_done(text[:end]) and meter.resembles(text[:end])
-            self._token = plain or has_token(text[:end])
-        meter.passed(text[:end], out, now_s, removed=len(removals), counts=counts, token=self._token)
+            self._token = (not ends_with_done(sent) and meter.resembles(sent)) or has_token(sent)
+        meter.passed(sent, out, now_s, removed=len(removals), counts=counts, token=self._token)
         self._kept, self._passed_bytes = meter.newest, meter.passed_bytes
         return out
 

@@ -10,7 +10,16 @@ from typing import Any, Final
 
 from router.core.types import CHARS_PER_TOKEN, Usage
 from router.gateway.traffic.chunk_view import CHUNK_SEAM
-from router.gateway.traffic.frames import DATA, FAILED_FINISH, LAST, TOKEN, has_token, read_events, with_line_feeds
+from router.gateway.traffic.frames import (
+    DATA,
+    DONE,
+    FAILED_FINISH,
+    LAST,
+    TOKEN,
+    has_token,
+    read_events,
+    with_line_feeds,
+)
 from router.gateway.traffic.usage import StatedUsage, UsageSearch
 
 _LF: Final = 10
@@ -22,7 +31,7 @@ _SEQUENCE: Final = re.compile(rb'"sequence_length"\s*:\s*(\d{1,12})(?!\d)')  # T
 _END: Final = re.compile(  # in text, any of these would have its quotes escaped
     rb'\ndata: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]|' + LAST
 )
-_DONE: Final = b"data: [DONE]"
+_DONE: Final = b"data: " + DONE
 _FAILED_FINISH: Final = re.compile(FAILED_FINISH)
 _NEXT_DONE: Final = b"\n" + _DONE
 _COUNTS: Final = b'_tokens"'
@@ -149,7 +158,7 @@ class Meter:
         self.heard_s = 0.0
         self.gap_max_s = 0.0
         self.stated = StatedUsage()
-        self._stated_at = _NEVER  # how many events had come when usage was read in one that was parsed
+        self._stated_at = _NEVER  # passed_bytes up to the last read in which usage was parsed
         self._search: UsageSearch | None = None
         self._last = b""  # the newest bytes, and those before them: enough for the end and for usage
         self._before = b""
@@ -269,7 +278,7 @@ class Meter:
         if out:
             self._keep(out)
         if self._stated_at == _IN_READ:
-            self._stated_at = self.events
+            self._stated_at = self._body_bytes
 
     def states(self, usage: dict[str, Any]) -> None:
         """The engine's own counts, in an event of the read that ``passed`` gets next."""
@@ -399,11 +408,14 @@ class Meter:
         bytes are generated text. *most*: output tokens that the request can have; *cap*: that its client asked for.
         """
         stated, tail = self.stated, b""
-        newest = stated.output >= 0 and self._stated_at == self.events  # what is kept was parsed
-        if not newest and (stated.output < 0 or self._last.find(_COUNTS) >= 0 or self._before.find(_COUNTS) >= 0):
+        if stated.output < 0 or self._stated_at == _NEVER:
             tail = self._tail
             if tail.find(_COUNTS) >= 0:
                 UsageSearch(stated).feed(tail)
+        elif (unread := self._body_bytes - self._stated_at) > 0:  # earlier counts do not replace what was parsed
+            newest = (self._before + self._last)[-unread:]
+            if newest.find(_COUNTS) >= 0:
+                UsageSearch(stated).feed(_without_framing(newest))
         sequence = _SEQUENCE.search(tail) if whole and stated.output < 0 else None
         output, estimated = stated.output, False
         if sequence is not None:
