@@ -1,4 +1,4 @@
-"""What a scaling target is: its options as a config gives them, and the one method by which advice is applied.
+"""What a scaling target is: its options as a config gives them, how it applies advice, what it can observe.
 
 Must not depend on any one target.
 """
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 class Advice:
     """How many replicas of a variant the SLO of one model needs; ``replicas`` is already within the config's bounds.
 
-    ``running``: how many the config has now; ``why``: the reason, for people.
+    ``running``: how many there are now, those that are starting included; ``why``: the reason, for people.
     """
 
     model: str
@@ -23,6 +23,20 @@ class Advice:
     replicas: int
     running: int
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """The replicas of a variant that there really are: ``ready`` ones serve, ``starting`` ones are ordered and do not
+    serve yet.
+    """
+
+    ready: int
+    starting: int = 0
+
+
+class NotObserved(Exception):
+    """The replicas that there are could not be read now; the message says why."""
 
 
 class Outcome(Enum):
@@ -49,6 +63,12 @@ class Target(ABC):
         """Apply the advice for one model and variant, in bounded time. It is called each round, changed or not; a
         failure is returned as ``Outcome.FAILED`` and not raised.
         """
+
+    async def observe(self, model: str, variant: str) -> Replicas | None:
+        """The replicas of a variant that serve a model; None: this target cannot observe them, or has none by that
+        name. In bounded time. Raises NotObserved when they could not be read this time.
+        """
+        return None
 
     async def close(self) -> None:
         """Release what the target holds; nothing is applied afterwards."""

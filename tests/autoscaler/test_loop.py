@@ -1,106 +1,29 @@
-"""The advisory loop: demand of all routers together, advice within bounds, silence survived."""
+"""The loop: advice applied, silence survived, routers out of sight take no replica away."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isnan
 
 import pytest
 
-from router.autoscaler.loop import Autoscaler, advise, together
-from router.config.settings import Settings
-from router.config.text import document
+from router.autoscaler.loop import Autoscaler
 from router.core.decisions import ScaleTo
 from router.core.errors import StoreGone
 from router.core.policy import Demand
-from router.gateway.config.plan import Plan, make
+from router.gateway.config.plan import Plan
 from router.gateway.state import ModelDemand, RouterView
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.servers import RedisServers
 from router.gateway.state.wire import UNREADABLE
-from router.targets import Advice
+from router.targets import Advice, Applied, NotObserved, Outcome, Replicas, Target
+from tests.autoscaler.worlds import ASKED, CONFIG, fixed, plan
 from tests.pages import Pages
 from tests.redis_server import RedisServer, server_binary
-
-CONFIG = """
-backends:
-  - {name: a, url: "http://h:1", models: [m], card: l20, model: qwen2.5-7b, variant: small}
-  - {name: b, url: "http://h:2", models: [m, n], card: h20, model: qwen2.5-7b, variant: big}
-slo_classes: {default: {ttft_ms: 2000, tpot_ms: 60}}
-autoscale: {variants: {small: {min_replicas: 1, max_replicas: 5}}}
-"""
-ASKED = ModelDemand(3.0, 1000, 200, 100, 98, "default")
-
-
-def plan(text: str = CONFIG) -> Plan:
-    """The plan of that text."""
-    parsed = document(text, "r.yaml")
-    return make(parsed.parse(Settings), parsed, {})
-
-
-def test_demand_of_all_routers_adds_up() -> None:
-    """Rates and counts are summed, means weigh by rate; the class with most traffic stands."""
-    other = ModelDemand(1.0, 3000, 100, 20, 10, "batch")
-    assert together([{"m": ASKED}, {"m": other}, {}]) == {"m": ModelDemand(4.0, 1500, 175, 120, 108, "default")}
-
-
-def test_a_router_without_traffic_weighs_nothing() -> None:
-    """No division by a rate of zero."""
-    idle = ModelDemand(0.0, 10, 20, 0, 0, "default")
-    assert together([{"m": idle}, {"m": idle}])["m"] == idle
-
-
-def test_more_demand_never_asks_for_less() -> None:
-    """The configured policy is asked with what the routers said; the sum of replicas grows with the rate."""
-    wanted = []
-    for rate in (0.5, 5.0, 50.0, 500.0):
-        demand = {"m": ModelDemand(rate, 1000, 200, 100, 100, "default")}
-        wanted.append(sum(one.replicas for one in advise(plan(), demand)))
-    assert wanted == sorted(wanted)
-    assert wanted[-1] > wanted[0]
 
 
 def scaler(made: Plan) -> Autoscaler:
     """The loop of that plan, with the target of its config."""
     return Autoscaler(made, made.target.make({}))
-
-
-class Fixed:
-    """A scaling policy that wants seven of the small ones, and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[Demand] = []
-
-    def scale(self, demand: Demand) -> list[ScaleTo]:
-        self.asked.append(demand)
-        return [ScaleTo("small", 7, "because")]
-
-
-def fixed(made: Plan) -> tuple[Plan, Fixed]:
-    """The plan with such a policy."""
-    policy = Fixed()
-    return replace(made, scaling=policy), policy
-
-
-def test_advice_stays_within_the_bounds_of_the_config_and_says_so() -> None:
-    """Seven wanted, five allowed."""
-    made, policy = fixed(plan())
-    (one,) = advise(made, {"m": ASKED})
-    assert one == Advice("m", "small", 5, 1, "because; 7 is outside 1 to 5")
-    (asked,) = policy.asked
-    assert dict(asked.replicas) == {"small": 1, "big": 1}
-    assert asked.attainment == 0.98
-    assert asked.slo.ttft_s == 2.0
-
-
-def test_nobody_is_asked_about_a_model_that_no_backend_serves_or_that_gave_no_token() -> None:
-    """There is nothing to compute a batch from."""
-    made, policy = fixed(plan())
-    nothing = ModelDemand(1.0, 10, 0.0, 0, 0, "default")
-    assert advise(made, {"elsewhere": ASKED, "m": nothing}) == []
-    assert policy.asked == []
-    assert advise(made, {"m": ModelDemand(1.0, 10, 5, 0, 0, "gone")})
-    assert isnan(policy.asked[0].attainment)
 
 
 async def test_a_round_sets_the_gauge_and_a_silent_source_leaves_it() -> None:
@@ -200,3 +123,39 @@ async def test_half_of_the_routers_out_of_sight_take_no_replica_away() -> None:
 
 async def _views_of_one() -> Mapping[str, RouterView]:
     return {"r1": RouterView(demand={"m": replace(ASKED, requests_per_s=1.0)}), "r3": UNREADABLE}
+
+
+class Seen(Target):
+    """A target whose replicas can be observed, while ``there`` is a number."""
+
+    def __init__(self) -> None:
+        self.there: int | None = 3
+        self.applied: list[Advice] = []
+
+    async def observe(self, model: str, variant: str) -> Replicas | None:
+        if self.there is None:
+            raise NotObserved("the API does not answer")
+        return Replicas(self.there) if variant == "small" else None
+
+    async def apply(self, advice: Advice) -> Applied:
+        self.applied.append(advice)
+        return Applied(Outcome.APPLIED, "done")
+
+
+async def test_nothing_is_applied_while_the_replicas_cannot_be_observed(caplog: pytest.LogCaptureFixture) -> None:
+    """A number that is only assumed would add or take away what nobody wanted."""
+    made, policy = fixed(plan())
+    target = Seen()
+    looping = Autoscaler(made, target)
+
+    async def views() -> Mapping[str, RouterView]:
+        return {"r1": RouterView(demand={"m": ASKED})}
+
+    (one,) = await looping.round(views)
+    assert one.running == 3
+    assert dict(policy.asked[0].replicas) == {"small": 3, "big": 1}
+    target.there = None
+    assert await looping.round(views) == []
+    assert len(target.applied) == 1
+    assert looping.registry.get_sample_value("headroom_autoscale_failures_total") == 1
+    assert "the replicas could not be observed: the API does not answer" in caplog.text

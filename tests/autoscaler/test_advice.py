@@ -1,0 +1,48 @@
+"""The scaling policy gets the demand and the replicas that there are; its answer stays within the config's bounds."""
+
+from math import isnan
+
+from router.autoscaler.advice import advise
+from router.gateway.state import ModelDemand
+from router.targets import Advice, Replicas
+from tests.autoscaler.worlds import ASKED, fixed, plan
+
+
+def test_more_demand_never_asks_for_less() -> None:
+    """The configured policy is asked with what the routers said; the sum of replicas grows with the rate."""
+    wanted = []
+    for rate in (0.5, 5.0, 50.0, 500.0):
+        demand = {"m": ModelDemand(rate, 1000, 200, 100, 100, "default")}
+        wanted.append(sum(one.replicas for one in advise(plan(), demand, {})))
+    assert wanted == sorted(wanted)
+    assert wanted[-1] > wanted[0]
+
+
+def test_advice_stays_within_the_bounds_of_the_config_and_says_so() -> None:
+    """Seven wanted, five allowed."""
+    made, policy = fixed(plan())
+    (one,) = advise(made, {"m": ASKED}, {})
+    assert one == Advice("m", "small", 5, 1, "because; 7 is outside 1 to 5")
+    (asked,) = policy.asked
+    assert dict(asked.replicas) == {"small": 1, "big": 1}
+    assert asked.attainment == 0.98
+    assert asked.slo.ttft_s == 2.0
+
+
+def test_nobody_is_asked_about_a_model_that_no_backend_serves_or_that_gave_no_token() -> None:
+    """There is nothing to compute a batch from."""
+    made, policy = fixed(plan())
+    nothing = ModelDemand(1.0, 10, 0.0, 0, 0, "default")
+    assert advise(made, {"elsewhere": ASKED, "m": nothing}, {}) == []
+    assert policy.asked == []
+    assert advise(made, {"m": ModelDemand(1.0, 10, 5, 0, 0, "gone")}, {})
+    assert isnan(policy.asked[0].attainment)
+
+
+def test_replicas_that_the_target_observes_count_in_place_of_configured_backends() -> None:
+    """Those that are starting are there too: without them each round would order them again."""
+    made, policy = fixed(plan())
+    (one,) = advise(made, {"m": ASKED}, {("m", "small"): Replicas(2, starting=1)})
+    (asked,) = policy.asked
+    assert dict(asked.replicas) == {"small": 3, "big": 1}
+    assert one.running == 3
