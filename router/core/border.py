@@ -123,6 +123,7 @@ def usage(given: Usage, request: Request, backend: str, context_tokens_max: int,
         cached if counted else 0,
         counted and given.cached_stated,
         output_good and given.estimated,
+        given.output_tokens_least if output_good else 0,
     )
 
 

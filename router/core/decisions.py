@@ -6,11 +6,11 @@ one of has a constructor written by hand, as in types.py; compiled, it refuses a
 
 from dataclasses import dataclass
 from enum import StrEnum
-from math import isnan, nan
+from math import inf, isnan, nan
 from typing import Final
 
 from router.core.errors import Reason
-from router.core.slo_metrics import DERIVED
+from router.core.slo_metrics import BASE, DERIVED
 from router.core.types import Fact, Request, RequestId, Usage
 
 
@@ -234,13 +234,34 @@ class RequestRecord(Fact):
     @property
     def tpot_s(self) -> float:
         """Mean time per output token from the first to the last, by the mean length of its sequences; 0 for a reply of
-        one token, nan for one that came whole or without a token.
+        one token, nan for one that came whole or without a token, or whose tokens are only estimated.
         """
+        return nan if self.usage.estimated else self._tpot_by(float(self.usage.output_tokens))
+
+    def _tpot_by(self, output_tokens: float) -> float:
+        """TPOT if the reply has so many tokens."""
         if not self.request.streamed or isnan(self.first_token_s):
             return nan
         last_s = self.ended_s if isnan(self.last_token_s) else self.last_token_s
-        after = self.usage.output_tokens / self.request.sequences - 1.0
+        after = output_tokens / self.request.sequences - 1.0
         return (last_s - self.first_token_s) / max(after, 1.0) if after > 0.0 else 0.0
+
+    def tpot_range_s(self) -> tuple[float, float]:
+        """The least and the most that TPOT can have been: twice the same where tokens were counted. Of an estimate,
+        the least is by as many tokens as the client's cap allows (0 without one, or where no time of a last token is
+        known), the most by one in each event that had any (inf where those are not counted).
+        """
+        usage, request = self.usage, self.request
+        if not usage.estimated:
+            tpot_s = self.tpot_s
+            return tpot_s, tpot_s
+        most = max(request.output_tokens_max * request.sequences, usage.output_tokens)
+        known = request.output_tokens_max > 0 and not isnan(self.last_token_s)
+        several = usage.output_tokens_least > request.sequences
+        return (
+            self._tpot_by(float(most)) if known else 0.0,
+            self._tpot_by(float(usage.output_tokens_least)) if several else inf,
+        )
 
     @property
     def judged(self) -> bool:
@@ -249,25 +270,45 @@ class RequestRecord(Fact):
 
     @property
     def slo_met(self) -> bool:
-        """Served, and inside every bound of its SLO; of a whole reply only the end can be judged.
+        """Served, and not outside any bound of its SLO; of a whole reply only the end can be judged.
 
-        A stream that ended without a token (an empty reply) is judged as if its token had come with its end.
+        A stream that ended without a token (an empty reply) is judged as if its token had come with its end. Where
+        tokens are only estimated, a bound on TPOT is missed if the least that TPOT can have been exceeds it: what can
+        have been inside is not counted as outside (see ``unjudged``), so that attainment is of the same requests
+        whatever their engines state.
         """
         if self.outcome is not EndState.SERVED:
             return False
         request, usage = self.request, self.usage
         prompt_tokens = usage.prompt_tokens or request.prompt_tokens
-        if request.streamed:
-            ttft_s, tpot_s = (self.e2e_s, 0.0) if isnan(self.first_token_s) else (self.ttft_s, self.tpot_s)
-            return request.slo.met(ttft_s, tpot_s, self.e2e_s, prompt_tokens, usage.output_tokens)
-        return request.slo.met_whole(self.e2e_s, prompt_tokens, usage.output_tokens)
+        output_tokens = nan if usage.estimated else float(usage.output_tokens)
+        if not request.streamed:
+            return request.slo.met_whole(self.e2e_s, prompt_tokens, output_tokens)
+        if isnan(self.first_token_s):
+            return request.slo.met(self.e2e_s, 0.0, self.e2e_s, prompt_tokens, output_tokens)
+        tpot_s = self.tpot_range_s()[0] if usage.estimated else self.tpot_s
+        return request.slo.met(self.ttft_s, tpot_s, self.e2e_s, prompt_tokens, output_tokens)
+
+    def unjudged(self) -> tuple[str, ...]:
+        """The metrics whose bounds a served request may or may not have met: its tokens are only estimated."""
+        if not self.usage.estimated or self.outcome is not EndState.SERVED:
+            return ()
+        slo = self.request.slo
+        least_s, most_s = self.tpot_range_s() if self.request.streamed else (nan, nan)
+        found = ["tpot"] if least_s <= slo.tpot_s < most_s and slo.tpot_s < inf else []
+        values_s, bounds_s = self.latencies_s()[BASE:], slo.bounds_s()[BASE:]
+        for metric, value_s, bound_s in zip(DERIVED, values_s, bounds_s, strict=True):
+            if isnan(value_s) and bound_s < inf:
+                found.append(metric.name)
+        return tuple(found)
 
     def latencies_s(self) -> tuple[float, ...]:
-        """The value of each of ``SLO_METRICS``; nan where it does not exist."""
+        """The value of each of ``SLO_METRICS``; nan where there is none, or it needs tokens that are estimated."""
         ttft_s, tpot_s, e2e_s = self.ttft_s, self.tpot_s, self.e2e_s
         if not DERIVED:
             return ttft_s, tpot_s, e2e_s
-        sizes = self.usage.prompt_tokens or self.request.prompt_tokens, self.usage.output_tokens
+        output_tokens = nan if self.usage.estimated else float(self.usage.output_tokens)
+        sizes = self.usage.prompt_tokens or self.request.prompt_tokens, output_tokens
         return ttft_s, tpot_s, e2e_s, *(metric.observed(ttft_s, tpot_s, e2e_s, *sizes) for metric in DERIVED)
 
 

@@ -61,12 +61,19 @@ class Slo(Fact):
     derived_s: tuple[float, ...] = ()
 
     def met(self, ttft_s: float, tpot_s: float, e2e_s: float, prompt_tokens: float, output_tokens: float) -> bool:
-        """Whether what happened is within every bound (nan, a time that never came, is within none that is finite)."""
+        """Whether what happened is within every bound (nan, a time that never came, is within none that is finite).
+
+        *output_tokens* is nan where it is only estimated: then a derived metric that needs it is not judged, and
+        *tpot_s* is the least that it can have been.
+        """
         return (
             (ttft_s <= self.ttft_s or self.ttft_s == inf)
             and (tpot_s <= self.tpot_s or self.tpot_s == inf)
             and (e2e_s <= self.e2e_s or self.e2e_s == inf)
-            and (not self.derived_s or self._derived_met(ttft_s, tpot_s, e2e_s, prompt_tokens, output_tokens, False))
+            and (
+                not self.derived_s
+                or self._derived_met(ttft_s, tpot_s, e2e_s, prompt_tokens, output_tokens, isnan(output_tokens))
+            )
         )
 
     def met_whole(self, e2e_s: float, prompt_tokens: float, output_tokens: float) -> bool:
@@ -76,12 +83,13 @@ class Slo(Fact):
         )
 
     def _derived_met(
-        self, ttft_s: float, tpot_s: float, e2e_s: float, prompt_tokens: float, output_tokens: float, whole: bool
+        self, ttft_s: float, tpot_s: float, e2e_s: float, prompt_tokens: float, output_tokens: float, partly: bool
     ) -> bool:
+        """*partly*: a metric that does not exist (nan) is not judged."""
         for metric, bound_s in zip(DERIVED, self.derived_s, strict=True):
             if bound_s < inf:
                 value_s = metric.observed(ttft_s, tpot_s, e2e_s, prompt_tokens, output_tokens)
-                if not (value_s <= bound_s or (whole and isnan(value_s))):
+                if not (value_s <= bound_s or (partly and isnan(value_s))):
                     return False
         return True
 
@@ -218,8 +226,9 @@ class Usage(Fact):
     """Token counts of a reply, or of what came of it; ``prompt_tokens`` and ``cached_tokens`` are 0 when not reported.
 
     ``cached_stated``: the engine reported how many were cached, if only that none were; ``estimated``: it did not
-    report ``output_tokens``, which are estimated from what it sent: they are shown as such, and nothing of the time or
-    the length of replies is learnt from them.
+    report ``output_tokens``, which are estimated from what it sent: they are shown as such, no TPOT is made of them,
+    and nothing of the time or the length of replies is learnt from them. ``output_tokens_least``: of an estimate, how
+    many are certain, since so many events had one (0: not counted).
     """
 
     output_tokens: Final[int]
@@ -227,6 +236,7 @@ class Usage(Fact):
     cached_tokens: Final[int]
     cached_stated: Final[bool]
     estimated: Final[bool]
+    output_tokens_least: Final[int]
 
     def __init__(
         self,
@@ -235,12 +245,14 @@ class Usage(Fact):
         cached_tokens: int = 0,
         cached_stated: bool = False,
         estimated: bool = False,
+        output_tokens_least: int = 0,
     ) -> None:
         self.output_tokens = output_tokens
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = cached_tokens
         self.cached_stated = cached_stated
         self.estimated = estimated
+        self.output_tokens_least = output_tokens_least
 
 
 @dataclass(frozen=True, slots=True)

@@ -522,12 +522,18 @@ STATED: dict[str, tuple[list[dict[str, Any]], Usage]] = {
         [{**token("x"), "usage": {"prompt_tokens": 9, "completion_tokens": n}} for n in range(1, 5)] + [STOP],
         Usage(4, 9),
     ),
-    "too many": ([token("x"), STOP, {"choices": [], "usage": {"completion_tokens": 10**9}}], Usage(1, estimated=True)),
+    "too many": (
+        [token("x"), STOP, {"choices": [], "usage": {"completion_tokens": 10**9}}],
+        Usage(1, estimated=True, output_tokens_least=1),
+    ),
     "too few": (
         [token("x")] * 20 + [STOP, {"choices": [], "usage": {"completion_tokens": 1}}],
-        Usage(20, estimated=True),
+        Usage(20, estimated=True, output_tokens_least=20),
     ),
-    "no numbers": ([token("x"), STOP, {"choices": [], "usage": {"completion_tokens": "9"}}], Usage(1, estimated=True)),
+    "no numbers": (
+        [token("x"), STOP, {"choices": [], "usage": {"completion_tokens": "9"}}],
+        Usage(1, estimated=True, output_tokens_least=1),
+    ),
 }
 
 
@@ -560,7 +566,7 @@ def test_tokens_without_usage_are_estimated_from_their_text() -> None:
     events = [event(token("word " * 8)) for _ in range(10)] + [event(STOP), event("[DONE]")]
     for framed in (True, False):
         reads = [chunked(each) if framed else each for each in events] + [LAST if framed else b"\n"]
-        assert passed(reads, framed=framed).usage == Usage(100, estimated=True)
+        assert passed(reads, framed=framed).usage == Usage(100, estimated=True, output_tokens_least=10)
 
 
 def test_one_token_an_event_is_counted_as_such() -> None:
@@ -568,10 +574,12 @@ def test_one_token_an_event_is_counted_as_such() -> None:
     last = {**token("c"), "choices": [{"index": 0, "delta": {"content": "c"}, "finish_reason": "stop", "x": "y" * 90}]}
     events = [event(chat(role="assistant", content="")), event(token("long token")), event(token(" a")), event(last)]
     events += [event({"choices": [], "usage": None}), event("[DONE]")]
-    assert passed([b"".join(events)]).usage == Usage(3, estimated=True)
-    assert passed([chunked(each) for each in events] + [LAST], framed=True).usage == Usage(3, estimated=True)
+    assert passed([b"".join(events)]).usage == Usage(3, estimated=True, output_tokens_least=3)
+    assert passed([chunked(each) for each in events] + [LAST], framed=True).usage == Usage(
+        3, estimated=True, output_tokens_least=3
+    )
     separate = [event({"choices": [{"index": n, "delta": {}, "finish_reason": "stop"}]}) for n in (0, 1)]
-    assert passed([b"".join(events[:3] + separate)]).usage == Usage(2, estimated=True)
+    assert passed([b"".join(events[:3] + separate)]).usage == Usage(2, estimated=True, output_tokens_least=2)
 
 
 @pytest.mark.parametrize("kept_apart", [True, False])

@@ -45,7 +45,7 @@ async def test_tokens_are_counted_from_the_events() -> None:
     async with pair([stream("a", "b", "c")]) as (gate, _):
         await gate.chat()
         (outcome,) = gate.seen.outcomes
-        assert outcome.record.usage == Usage(3, estimated=True)
+        assert outcome.record.usage == Usage(3, estimated=True, output_tokens_least=3)
         assert outcome.record.outcome is Ending.SERVED
         assert (outcome.status, outcome.events, outcome.path) == (200, 4, "/v1/chat/completions")
 

@@ -74,9 +74,9 @@ LENGTHS: dict[str, tuple[list[tuple[str, object]], Usage]] = {
     "so far": ([("a", 1), ("b c", 3), ("d", 4)], Usage(4)),
     "so far, with a last frame of no text": ([("a", 1), ("b", 2), ("", 2)], Usage(2)),
     "by beam": ([("a", [[1]]), ("b", [[2]])], Usage(2)),
-    "not stated": ([("a", None), ("b", None), ("", None)], Usage(2, estimated=True)),
-    "not stated any more": ([("a", 1), ("b", 2), ("c", None)], Usage(3, estimated=True)),
-    "none that can be one": ([("a", 10**12), ("b", -1), ("c", "9")], Usage(3, estimated=True)),
+    "not stated": ([("a", None), ("b", None), ("", None)], Usage(2, estimated=True, output_tokens_least=2)),
+    "not stated any more": ([("a", 1), ("b", 2), ("c", None)], Usage(3, estimated=True, output_tokens_least=3)),
+    "none that can be one": ([("a", 10**12), ("b", -1), ("c", "9")], Usage(3, estimated=True, output_tokens_least=3)),
 }
 
 

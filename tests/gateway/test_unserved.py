@@ -6,14 +6,17 @@ from math import inf
 from random import Random
 from typing import Any
 
+import pytest
+
 import policies
 from router.core import Choice, Fleet, Forecast, Hold, Request, Rng
 from router.core.decisions import EndState, RequestRecord
 from router.core.dispatcher import Dispatcher
 from router.core.errors import Reason
-from router.core.types import Usage
+from router.core.types import Slo, Usage
 from router.gateway.telemetry.journal import explained
 from router.gateway.telemetry.metrics import Metrics
+from router.gateway.traffic.request_log import RequestLog
 from tests import fakes
 from tests import fakes_wire as wire
 from tests.fakes_wire import Act, Gateway, chat, chunked, event, gateway, pair, token
@@ -39,7 +42,9 @@ def has_its_reply(gate: Gateway, outcome: EndState) -> None:
     actual = told["actual"]
     assert 0 < actual["ttft_ms"] <= actual["e2e_ms"]
     assert (actual["held_ms"], actual["queue_ms"] >= 0) == (0, True)
-    assert actual["tpot_ms"] > 0
+    least_ms, most_ms = actual["tpot_range_ms"]
+    assert (actual["tpot_ms"], least_ms) == (None, 0)  # no count came, and the client set no cap
+    assert most_ms > 0
     assert 'headroom_tokens_total{backend="a",kind="output",model="m"} 4.0' in page
     assert f'headroom_unserved_seconds_count{{model="m",outcome="{outcome}",slo_class="default"}} 1.0' in page
 
@@ -125,3 +130,25 @@ def test_estimated_tokens_are_shown_as_such() -> None:
     assert 'headroom_tokens_total{backend="a",kind="output",model="m"} 11.0' in page
     assert 'headroom_tokens_total{backend="a",kind="estimated",model="m"} 11.0' in page
     assert 'headroom_tpot_seconds_count{backend="a",model="m",slo_class="default"} 0.0' in page
+
+
+@pytest.mark.parametrize(("cap", "met"), [(0, "true"), (11, "false")])
+def test_a_bound_that_cannot_be_judged_is_shown_as_such(cap: int, met: str) -> None:
+    """Two tokens an event and no count: inside TPOT's bound by the fewest tokens that there can have been, or not."""
+    asked = fakes.request("r", slo=Slo(tpot_s=0.05), output_tokens_max=cap)
+    core = fakes.core(fakes.backend())
+    core.arrived(asked, 0.0)
+    core.first_token("r", 1, 0.5)
+    usage = Usage(6, estimated=True, output_tokens_least=6)
+    record = fakes.account(core.ended("r", 1, usage, 1.5, 1.5))
+    log = RequestLog(record, "/v1/chat/completions", "r", True, 200, 8, 0.2, 0.0)
+    metrics = Metrics(lambda: 0.0)
+    metrics.recorded(record)
+    page = metrics.text().decode()
+    told = explained(log)
+    unjudged = [] if cap else ["tpot"]
+    assert (told["slo"]["met"], told["slo"]["unjudged"]) == (met == "true", unjudged)
+    assert (told["actual"]["tpot_ms"], told["actual"]["tpot_range_ms"]) == (None, [100.0 if cap else 0.0, 200.0])
+    assert f'headroom_slo_requests_total{{met="{met}",model="m",slo_class="default",source="class"}} 1.0' in page
+    count = f'headroom_slo_unjudged_requests_total{{model="m",slo_class="default"}} {float(len(unjudged))}'
+    assert count in page

@@ -187,7 +187,31 @@ async def test_what_a_broken_stream_had_is_an_estimate() -> None:
         await gate.chat()
         (record,) = [each.record for each in gate.seen.outcomes]
         assert record.outcome is EndState.BROKEN
-        assert record.usage == Usage(40, estimated=True)
+        assert record.usage == Usage(40, estimated=True, output_tokens_least=4)
+
+
+@pytest.mark.parametrize(
+    ("finish", "n", "expected"),
+    [("length", 1, 24), ("stop", 1, 12), (None, 1, 12), ("length", 2, 12)],
+    ids=["capped", "ended by itself", "no reason", "one of two"],
+)
+async def test_a_reply_that_its_cap_ended_has_as_many_tokens_as_that(finish: str | None, n: int, expected: int) -> None:
+    """FastChat sends two tokens an event and states no usage: twelve events are twenty-four tokens."""
+    frames = [event(token("of the ")) for _ in range(12)]
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}
+    async with pair([wire.STREAM_HEAD + chunked(*frames, event(end), event("[DONE]")) + wire.LAST]) as (gate, _):
+        await gate.chat(max_tokens=24, n=n)
+        (record,) = [each.record for each in gate.seen.outcomes]
+        assert record.usage == Usage(expected, estimated=True, output_tokens_least=12)
+
+
+async def test_a_cap_that_the_text_cannot_have_reached_is_not_taken() -> None:
+    """It was the context's end: there is no token of less than a byte."""
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
+    frames = [event(token("ab")), event(token("cd")), event(end), event("[DONE]")]
+    async with pair([wire.STREAM_HEAD + chunked(*frames) + wire.LAST]) as (gate, _):
+        await gate.chat(max_tokens=1_000)
+        assert gate.seen.outcomes[0].record.usage == Usage(2, estimated=True, output_tokens_least=2)
 
 
 async def test_a_whole_reply_without_usage_is_estimated_by_its_size() -> None:
@@ -219,7 +243,7 @@ async def test_a_count_that_cannot_be_true_gives_way_to_an_estimate(asked: dict[
     usage = {"prompt_tokens": 7, "completion_tokens": stated}
     async with pair([stream("a", "b", "c", usage=usage)]) as (gate, _):
         await gate.chat(**asked)
-        assert gate.seen.outcomes[0].record.usage == Usage(3, 7, estimated=True)
+        assert gate.seen.outcomes[0].record.usage == Usage(3, 7, estimated=True, output_tokens_least=3)
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,16 @@
 
 import csv
 import json
-from math import inf, nan
+from math import inf, isnan, nan
 from pathlib import Path
 
 import pytest
 
 from router.core.record import _plain_request, request_of
 from router.core.slo_metrics import BASE, SLO_METRICS
-from router.core.types import NO_SLO, Request, Slo, slo_from, slo_of
+from router.core.types import NO_SLO, Request, Slo, Usage, slo_from, slo_of
 from simulator.traces.formats.own import FORMAT
+from tests import fakes
 from tests.commands import router_command, simulator_command
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, reply, stream
@@ -157,3 +158,14 @@ def test_a_policy_that_was_written_before_it_keeps_it() -> None:
     """Its bound reaches slo_headroom as TTFT and TPOT: the slow cards get what they can serve in time."""
     assert attainment("slo_headroom") >= 0.99
     assert attainment("least_work") < 0.9
+
+
+def test_it_is_not_judged_by_tokens_that_are_estimated() -> None:
+    """0.5 s a token by the estimate is no measurement; the bound is named as one that was not judged."""
+    for usage, met, unjudged in ((Usage(8), False, ()), (Usage(8, estimated=True), True, ("norm",))):
+        core = fakes.core(fakes.backend())
+        core.arrived(fakes.request("r", slo=NORM), 0.0)
+        core.first_token("r", 1, 0.5)
+        record = fakes.account(core.ended("r", 1, usage, 4.0, 4.0))
+        assert (record.slo_met, record.unjudged()) == (met, unjudged)
+        assert isnan(record.latencies_s()[BASE]) == usage.estimated

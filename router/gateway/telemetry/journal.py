@@ -74,6 +74,7 @@ def explained(log: RequestLog, choice: Explanation | None = None, *, running: bo
             "source": log.slo_source,
             "infeasible": "refuse" if slo.refuse_infeasible else "best_effort",
             "met": None if running or record.outcome is EndState.CLIENT_ERROR else record.slo_met,
+            "unjudged": list(record.unjudged()),
         },
         "prompt_tokens": record.usage.prompt_tokens or request.prompt_tokens,
         "output_tokens": record.usage.output_tokens,
@@ -96,6 +97,7 @@ def explained(log: RequestLog, choice: Explanation | None = None, *, running: bo
             "queue_ms": _ms(record.queue_s),
             "ttft_from_send_ms": _ms(record.first_token_s - record.sent_s),
             **_by_metric(record.latencies_s()),
+            "tpot_range_ms": [_ms(bound_s) for bound_s in record.tpot_range_s()] if record.usage.estimated else None,
             "gap_max_ms": _ms(log.gap_max_s),
         },
     }

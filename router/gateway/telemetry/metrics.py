@@ -36,12 +36,13 @@ class _Row:
     """Counts of one backend for one model and class; requests that reached no backend have an empty name.
 
     ``latencies``: one histogram a metric of ``SLO_METRICS``; ``unserved``: requests by outcome and reason; ``met`` and
-    ``violated``: those whose client stayed, by the source of their SLO.
+    ``violated``: those whose client stayed, by the source of their SLO; ``unjudged``: of these, those with a bound that
+    could not be judged.
     """
 
     __slots__ = (
         "attempts", "cached_tokens", "derived", "e2e", "estimated_tokens", "latencies", "met",
-        "output_tokens", "prompt_tokens", "served", "tpot", "ttft", "unserved", "violated",
+        "output_tokens", "prompt_tokens", "served", "tpot", "ttft", "unjudged", "unserved", "violated",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class _Row:
         self.ttft, self.tpot, self.e2e = self.latencies[:BASE]
         self.derived = self.latencies[BASE:]
         self.prompt_tokens = self.output_tokens = self.cached_tokens = self.estimated_tokens = 0
-        self.attempts = self.served = 0
+        self.attempts = self.served = self.unjudged = 0
         self.met, self.violated = {"class": 0, "header": 0}, {"class": 0, "header": 0}
         self.unserved: dict[tuple[str, str], int] = defaultdict(int)
 
@@ -180,6 +181,8 @@ class Metrics(Collector):
                 row.met[slo_source] += 1
             else:
                 row.violated[slo_source] += 1
+            if record.usage.estimated and record.unjudged():
+                row.unjudged += 1
         if record.backend:
             self._timed(record, row)
 
@@ -193,8 +196,8 @@ class Metrics(Collector):
         row.cached_tokens += usage.cached_tokens
         if record.outcome is EndState.SERVED:
             row.e2e.add(record.e2e_s)
-            if record.request.streamed and usage.output_tokens > 1 and not usage.estimated:
-                row.tpot.add(record.tpot_s)
+            if record.request.streamed and usage.output_tokens > 1:
+                row.tpot.add(record.tpot_s)  # nan, which is not counted, of an estimate
             if row.derived:
                 for histogram, value_s in zip(row.derived, record.latencies_s()[BASE:], strict=True):
                     histogram.add(value_s)
@@ -278,6 +281,14 @@ class Metrics(Collector):
         )
         for key, count in self._slos().items():
             slos.add_metric(key, count)
+        unjudged = CounterMetricFamily(
+            "headroom_slo_unjudged_requests",
+            "Those of headroom_slo_requests with a bound (TPOT) that they may have met or not, since their tokens are "
+            "estimated: it is not counted as missed",
+            labels=labels,
+        )
+        for pair, count in self._unjudged().items():
+            unjudged.add_metric(pair, count)
         attempts = CounterMetricFamily(
             "headroom_attempts", "Attempts of requests whose last attempt was on this backend", labels=["backend"]
         )
@@ -290,7 +301,7 @@ class Metrics(Collector):
         )
         for (path, status), count in self._responses.items():
             responses.add_metric([path, str(status)], count)
-        yield from (total, slos, attempts, responses, self._tokens())
+        yield from (total, slos, unjudged, attempts, responses, self._tokens())
 
     def _outcomes(self) -> Mapping[tuple[str, str, str, str], int]:
         """Requests by model, class, outcome and reason."""
@@ -310,6 +321,13 @@ class Metrics(Collector):
                 for source, count in counts.items():
                     if count:
                         sums[model, slo_class, source, met] += count
+        return sums
+
+    def _unjudged(self) -> Mapping[tuple[str, str], int]:
+        """Requests by model and class."""
+        sums: dict[tuple[str, str], int] = defaultdict(int)
+        for (model, slo_class, _), row in self._rows.items():
+            sums[model, slo_class] += row.unjudged
         return sums
 
     def _attempts(self) -> Mapping[str, int]:

@@ -525,7 +525,12 @@ class UpstreamAttempt(Reader):
     def usage_so_far(self) -> Usage:
         """Token counts of what has come of the reply."""
         if self._translation is not None:
-            return Usage(self._translation.tokens, estimated=self._translation.estimated)
+            tokens, estimated = self._translation.tokens, self._translation.estimated
+            return Usage(
+                tokens,
+                estimated=estimated,
+                output_tokens_least=tokens if estimated and not self._translation.whole else 0,
+            )
         request = self.call.request
         return self.meter.usage(
             self.upstream.density.bytes_per_token(request.model),
@@ -533,6 +538,7 @@ class UpstreamAttempt(Reader):
             generates=self.call.endpoint.generates,
             most=border.output_tokens_most(request),
             cap=request.output_tokens_max * request.sequences,
+            sequences=request.sequences,
         )
 
     def takes_event(self) -> bool:

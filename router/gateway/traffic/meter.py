@@ -33,6 +33,7 @@ _END: Final = re.compile(  # in text, any of these would have its quotes escaped
 )
 _DONE: Final = b"data: " + DONE
 _FAILED_FINISH: Final = re.compile(FAILED_FINISH)
+_CAPPED: Final = re.compile(rb'"(?:finish_reason|stop_reason|reason)"\s*:\s*"(?:length|max_tokens|max_output_tokens)"')
 _NEXT_DONE: Final = b"\n" + _DONE
 _COUNTS: Final = b'_tokens"'
 _OPENING: Final = re.compile(  # of an event with a token, up to what no other event has
@@ -401,11 +402,13 @@ class Meter:
         generates: bool = True,
         most: int = _OUTPUT_MOST,
         cap: int = 0,
+        sequences: int = 1,
     ) -> Usage:
         """Token counts: the engine's own where it states them and they can be true, else an estimate from the text.
 
         *bytes_per_token*: of such text, 0: not measured. *whole*: it is no event stream; *generates*: nearly all of its
-        bytes are generated text. *most*: output tokens that the request can have; *cap*: that its client asked for.
+        bytes are generated text. *most*: output tokens that the request can have; *cap*: that its client asked for,
+        of all *sequences* together.
         """
         stated, tail = self.stated, b""
         if stated.output < 0 or self._stated_at == _NEVER:
@@ -417,16 +420,20 @@ class Meter:
             if newest.find(_COUNTS) >= 0:
                 UsageSearch(stated).feed(_without_framing(newest))
         sequence = _SEQUENCE.search(tail) if whole and stated.output < 0 else None
-        output, estimated = stated.output, False
+        output, least, estimated = stated.output, 0, False
         if sequence is not None:
             output = int(sequence[1])
         if output > min(most, max(cap, _HIDDEN_MOST) + _PER_BYTE * self._body_bytes) or not (
             sequence is not None or self._plausible(output, whole=whole)
         ):
-            output = min(self._estimate(tail or self._tail, bytes_per_token, whole=whole and generates), most)
+            tail = tail or self._tail
+            if len(_CAPPED.findall(tail)) != sequences:
+                cap = 0  # they did not all end because they have as many as were asked for
+            output, least = self._estimate(tail, bytes_per_token, cap, whole=whole and generates)
+            output, least = min(output, most), min(least, most)
             estimated = output > 0
         prompt, cached = stated.prompt, stated.cached
-        return Usage(output, prompt, max(cached, 0), cached >= 0, estimated)
+        return Usage(output, prompt, max(cached, 0), cached >= 0, estimated, least)
 
     def _plausible(self, output: int, *, whole: bool) -> bool:
         """Nearly every event has a token or more."""
@@ -436,15 +443,20 @@ class Meter:
             return True
         return _PER_EVENT * output + _NOT_COUNTED >= self.events - self._lead
 
-    def _estimate(self, tail: bytes, bytes_per_token: float, *, whole: bool) -> int:
+    def _estimate(self, tail: bytes, bytes_per_token: float, cap: int, *, whole: bool) -> tuple[int, int]:
+        """About how many tokens there were, and how many events with any: no fewer than that. *cap*: as many as it
+        should have by its finish reason (0: not known).
+        """
         if not self.started:
             ratio = bytes_per_token or CHARS_PER_TOKEN
-            return max(round((self._body_bytes - _WHOLE_ENVELOPE) / ratio), 0) if whole else 0
+            return max(round((self._body_bytes - _WHOLE_ENVELOPE) / ratio), 0) if whole else 0, 0
         frames, text_bytes = self._text(tail)
+        if frames < cap <= text_bytes:  # else it is the context's length that ended it
+            return cap, frames
         if bytes_per_token:
-            return max(frames, round(text_bytes / bytes_per_token))
+            return max(frames, round(text_bytes / bytes_per_token)), frames
         tokens = round(text_bytes / CHARS_PER_TOKEN)
-        return tokens if tokens >= _SEVERAL * frames else frames  # else what is seen is one token an event
+        return tokens if tokens >= _SEVERAL * frames else frames, frames  # else what is seen is one token an event
 
     def _text(self, tail: bytes) -> tuple[int, int]:
         """Events with tokens, and the bytes of their text (0: not known)."""
