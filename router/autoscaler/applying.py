@@ -1,38 +1,75 @@
-"""Applies advice to the scaling target: gauges, counts and the log. Must not depend on how advice is computed."""
+"""Applies advice to the scaling target: gauges, the audit log, and retries further and further apart.
+
+Must not depend on how advice is computed or on any one target.
+"""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
-
+from router.autoscaler.metrics import ScalingMetrics
+from router.gateway.rollout.audit import Audit
 from router.targets import Advice, Applied, Outcome, Target
+
+ROUNDS_APART_MAX: Final = 16  # of two attempts at one change: four minutes at the usual period
 
 _log = logging.getLogger("headroom")
 
 
+@dataclass(slots=True)
+class _Failing:
+    """A change that failed: how often, and in how many rounds it is tried again."""
+
+    replicas: int
+    failures: int = 0
+    wait_rounds: int = 0
+
+
 class Applying:
-    """The way of advice to one target."""
+    """The way of advice to a target."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        labels = ["model", "variant"]
-        self._wanted = Gauge("headroom_replicas_wanted", "Replicas the SLO needs", labels, registry=registry)
-        self._running = Gauge("headroom_replicas_running", "Replicas there are", labels, registry=registry)
-        self._applied = Counter(
-            "headroom_autoscale_applied",
-            "Advice applied to the scaling target, by model, variant and outcome",
-            [*labels, "outcome"],
-            registry=registry,
-        )
+    def __init__(self, metrics: ScalingMetrics, audit: Audit) -> None:
+        self._metrics, self._audit = metrics, audit
+        self._failing: dict[tuple[str, str], _Failing] = {}
 
-    async def apply(self, advice: Sequence[Advice], target: Target) -> list[Applied]:
-        """Apply each; a failure is counted and logged, and the others are applied all the same."""
-        return [await self._apply(one, target) for one in advice]
+    def show(self, advice: Sequence[Advice]) -> None:
+        """Set the gauges."""
+        for one in advice:
+            self._metrics.wanted.labels(one.model, one.variant).set(one.replicas)
+            self._metrics.running.labels(one.model, one.variant).set(one.running)
 
-    async def _apply(self, one: Advice, target: Target) -> Applied:
-        self._wanted.labels(one.model, one.variant).set(one.replicas)
-        self._running.labels(one.model, one.variant).set(one.running)
+    def restart(self) -> None:
+        """Forget what failed: the target is another."""
+        self._failing.clear()
+
+    async def apply(self, advice: Sequence[Advice], target: Target, holds: Callable[[], bool]) -> list[Applied]:
+        """Apply each piece of advice while *holds*; one that fails does not stop the others."""
+        return [await self._apply(one, target, holds) for one in advice]
+
+    async def _apply(self, one: Advice, target: Target, holds: Callable[[], bool]) -> Applied:
+        if not holds():
+            return Applied(Outcome.UNCHANGED, "another autoscaler applies advice")
+        failing = self._failing.get((one.model, one.variant))
+        if failing is not None and failing.replicas == one.replicas and failing.wait_rounds > 0:
+            failing.wait_rounds -= 1
+            return Applied(Outcome.UNCHANGED, f"failed {failing.failures} times; tried again later")
         applied = await target.apply(one)
-        self._applied.labels(one.model, one.variant, applied.outcome.value).inc()
-        if applied.outcome is Outcome.FAILED:
-            _log.warning("%s: %d x %s was not applied: %s", one.model, one.replicas, one.variant, applied.reason)
+        self._metrics.applied.labels(one.model, one.variant, applied.outcome.value).inc()
+        self._note(one, applied)
         return applied
+
+    def _note(self, one: Advice, applied: Applied) -> None:
+        place = one.model, one.variant
+        if applied.outcome is Outcome.FAILED:
+            before = self._failing.get(place)
+            failing = before if before is not None and before.replicas == one.replicas else _Failing(one.replicas)
+            failing.failures += 1
+            failing.wait_rounds = min(2 ** min(failing.failures - 1, 10), ROUNDS_APART_MAX) - 1
+            self._failing[place] = failing
+            _log.warning("%s: %d x %s was not applied: %s", one.model, one.replicas, one.variant, applied.reason)
+        else:
+            self._failing.pop(place, None)
+        if applied.outcome is not Outcome.UNCHANGED:
+            facts = {"model": one.model, "variant": one.variant, "replicas": one.replicas, "running": one.running}
+            self._audit.note(f"scaling {applied.outcome.value}", **facts, result=applied.reason, why=one.why)

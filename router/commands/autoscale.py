@@ -1,14 +1,12 @@
 """The command ``autoscale``: advice on replicas, applied by the target of the config."""
 
-import os
 from argparse import Namespace
 
-from router.autoscaler.loop import Autoscaler
+from router.autoscaler.process import advise_once
+from router.autoscaler.process import run as run_autoscaler
 from router.commands.shared import config_faults, log_to_stderr
-from router.core.errors import ConfigError
 from router.event_loop import run as run_loop
-from router.gateway.config.plan import Plan, plan_file
-from router.targets import Target
+from router.gateway.config.plan import plan_file
 
 
 def run(options: Namespace) -> None:
@@ -16,13 +14,5 @@ def run(options: Namespace) -> None:
     log_to_stderr(options.verbose)
     with config_faults():
         plan = plan_file(options.config)
-        target = _target(plan)
-    run_loop(Autoscaler(plan, target, options.key).run(once=options.once))
-
-
-def _target(plan: Plan) -> Target:
-    """The target of the config, with its secrets from the environment."""
-    try:
-        return plan.target.make(os.environ)
-    except ValueError as error:
-        raise ConfigError([f"autoscale.target: {error}"]) from None
+        work = advise_once(plan, options.key) if options.once else run_autoscaler(plan, options.config, options.key)
+        run_loop(work)

@@ -22,7 +22,7 @@ _log = logging.getLogger("headroom")
 
 class WebhookSpec(TargetSpec):
     """``url``: where to post; ``token_env``: the environment variable with a bearer token; ``timeout_s``: for one post;
-    ``attempts_max``: posts of one change, one a round, before it is given up until the advice changes.
+    ``attempts_max``: posts of one change before it is given up until the advice changes.
     """
 
     url: Annotated[str, AfterValidator(http_url)]

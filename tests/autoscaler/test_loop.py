@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from router.autoscaler.loop import Autoscaler
+from router.autoscaler.process import advise_once
 from router.core.decisions import ScaleTo
 from router.core.errors import StoreGone
 from router.core.policy import Demand
@@ -40,9 +41,9 @@ async def test_a_round_sets_the_gauge_and_a_silent_source_leaves_it() -> None:
     labels = {"model": "m", "variant": "small"}
     assert len(await loop.round(views)) == 1
     assert await loop.round(silent) == []
-    assert loop.registry.get_sample_value("headroom_replicas_wanted", labels) == 5
-    assert loop.registry.get_sample_value("headroom_replicas_running", labels) == 1
-    assert loop.registry.get_sample_value("headroom_autoscale_failures_total") == 1
+    assert loop.metrics.registry.get_sample_value("headroom_replicas_wanted", labels) == 5
+    assert loop.metrics.registry.get_sample_value("headroom_replicas_running", labels) == 1
+    assert loop.metrics.registry.get_sample_value("headroom_autoscale_failures_total") == 1
 
 
 async def test_one_router_alone_is_asked_at_its_admin_path(caplog: pytest.LogCaptureFixture) -> None:
@@ -57,7 +58,7 @@ async def test_one_router_alone_is_asked_at_its_admin_path(caplog: pytest.LogCap
     async with Pages({"/admin/routers": (200, json.dumps(view).encode())}) as pages:
         made, _ = fixed(plan(CONFIG + f"listen: {{port: {pages.port}}}\n"))
         with caplog.at_level("INFO", "headroom"):
-            await scaler(made).run(once=True)
+            await advise_once(made, "")
     assert "m: 5 x small (now 1): because" in caplog.text
 
 
@@ -66,7 +67,7 @@ async def test_an_answer_that_cannot_be_read_gives_no_advice_and_ends_nothing(an
     """The last advice stands."""
     async with Pages({"/admin/routers": (200, answer)}) as pages:
         made, policy = fixed(plan(CONFIG + f"listen: {{port: {pages.port}}}\n"))
-        await scaler(made).run(once=True)
+        await advise_once(made, "")
     assert policy.asked == []
 
 
@@ -79,7 +80,7 @@ async def test_several_routers_are_heard_through_redis(caplog: pytest.LogCapture
             await each.sync(RouterView(demand={"m": ASKED}), (), 0.0)
         made, policy = fixed(plan(CONFIG + f"state: {{redis_url: '{server.url}', timeout_s: 1}}\n"))
         with caplog.at_level("INFO", "headroom"):
-            await scaler(made).run(once=True)
+            await advise_once(made, "")
         assert policy.asked[0].requests_per_s == 6.0
         for each in routers:
             await each.close()
@@ -113,12 +114,14 @@ async def test_half_of_the_routers_out_of_sight_take_no_replica_away() -> None:
     assert await wanted(r1=4.0) == 8
     assert await wanted(r1=4.0, r2=None) == 8
     assert await wanted(r1=9.0) == 9  # more is wanted all the same
+    now_s += 46.0
+    assert await wanted(r1=9.0, r2=0.0) == 9
     assert await wanted(r1=4.0, r2=2.0) == 6  # all are seen
     assert await wanted(r1=4.0) == 6
     now_s += 61.0
     assert await wanted(r1=4.0) == 4
     assert await wanted(r1=1.0, r3=None) == 4
-    assert "the demand of r3 cannot be read" in (await looping.round(_views_of_one))[0].why
+    assert "not fewer while the demand of r3 cannot be read" in (await looping.round(_views_of_one))[0].why
 
 
 async def _views_of_one() -> Mapping[str, RouterView]:
@@ -157,5 +160,30 @@ async def test_nothing_is_applied_while_the_replicas_cannot_be_observed(caplog: 
     target.there = None
     assert await looping.round(views) == []
     assert len(target.applied) == 1
-    assert looping.registry.get_sample_value("headroom_autoscale_failures_total") == 1
+    assert looping.metrics.registry.get_sample_value("headroom_autoscale_failures_total") == 1
     assert "the replicas could not be observed: the API does not answer" in caplog.text
+
+
+async def test_what_was_seen_for_less_than_a_minute_takes_no_replica_away() -> None:
+    """After a restart of the autoscaler, of a router, or of the shared state, the demand is not whole yet."""
+    now_s = 0.0
+    made = replace(plan(CONFIG.replace("max_replicas: 5", "max_replicas: 50")), scaling=Rate())
+    target = Seen()
+    target.there = 20
+    looping = Autoscaler(made, target, clock=lambda: now_s)
+
+    async def wanted(*routers: str) -> Advice:
+        async def views() -> Mapping[str, RouterView]:
+            return {name: RouterView(demand={"m": replace(ASKED, requests_per_s=4.0)}) for name in routers}
+
+        (one,) = await looping.round(views)
+        return one
+
+    first = await wanted("r1")
+    assert first.replicas == 20
+    assert first.why == "rate; not fewer while r1 was seen first less than 60 s ago"
+    now_s = 60.0
+    assert (await wanted("r1")).replicas == 4
+    assert (await wanted("r1", "r2")).replicas == 8
+    now_s = 119.0
+    assert (await wanted("r2")).replicas == 8

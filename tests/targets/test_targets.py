@@ -164,7 +164,7 @@ async def test_the_loop_gives_each_advice_to_the_target_and_counts_the_outcomes(
 
     def count(outcome: str) -> float | None:
         labels = {"model": "m", "variant": "small", "outcome": outcome}
-        return loop.registry.get_sample_value("headroom_autoscale_applied_total", labels)
+        return loop.metrics.registry.get_sample_value("headroom_autoscale_applied_total", labels)
 
     async with receiver() as it:
         made = plan(f"{{name: webhook, url: '{it.url}'}}")
@@ -180,7 +180,7 @@ async def test_the_loop_gives_each_advice_to_the_target_and_counts_the_outcomes(
     assert [each["replicas"] for each in it.bodies] == [5, 5]
     assert [count(each) for each in ("failed", "applied", "unchanged")] == [1, 1, 1]
     assert f"m: 5 x small was not applied: {it.url} answered 500, attempt 1 of 5" in caplog.text
-    assert loop.registry.get_sample_value("headroom_replicas_wanted", {"model": "m", "variant": "small"}) == 5
+    assert loop.metrics.registry.get_sample_value("headroom_replicas_wanted", {"model": "m", "variant": "small"}) == 5
 
 
 def test_a_token_that_is_not_in_the_environment_is_refused() -> None:

@@ -69,16 +69,19 @@ class Reloader:
         audit: Audit,
         leads: Callable[[], bool] = lambda: True,
         record: Path | None = None,
+        stores: bool = True,
     ) -> None:
         """``swap`` makes a plan the running one, with the last good routing as its fallback; it must not fail for a
         plan that could be made. ``leads``: whether this worker is the one that takes a changed file; ``record``: the
-        file this worker records to, if not the config's.
+        file this worker records to, if not the config's. ``stores``: whether versions go to the config's history_dir;
+        one process in a folder does.
         """
         self.path = path
         self.running = running
         self.complete: Callable[[Plan], Plan] = lambda plan: plan  # with the backends that were discovered by now
         self.last = Reloaded(True, running.version, "start", time())
-        self.versions = Versions(running.settings.reload.history_max, running.settings.reload.history_dir)
+        history = running.settings.reload
+        self.versions = Versions(history.history_max, history.history_dir if stores else None)
         self._swap, self._observer, self._audit = swap, observer, audit
         self._leads, self._record = leads, record
         self._files = named_files(running.settings, path)

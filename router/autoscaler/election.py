@@ -1,0 +1,74 @@
+"""Which of several autoscalers applies advice: the one that holds a lease.
+
+The lease counts from before it was requested, so that the holder stops before another may begin, whatever the delay of
+the answer. Must not depend on where the lease is kept: shared state and Kubernetes each have one.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from math import inf
+from time import monotonic
+from typing import Final, Protocol
+
+_log = logging.getLogger("headroom")
+_RENEWALS: Final = 3  # in the time of one lease
+
+
+class LeaseGone(Exception):
+    """The lease could not be read or written; the message says why."""
+
+
+class Lease(Protocol):
+    """A lease that one holder at a time has. Each call ends in bounded time and may raise LeaseGone."""
+
+    async def take(self, lease_s: float) -> bool:
+        """Take or renew it; whether it is held."""
+        ...
+
+    async def release(self) -> None:
+        """Give it back where it is held."""
+        ...
+
+
+class Election:
+    """Whether this autoscaler applies advice; without a lease it is the only one and always does."""
+
+    def __init__(
+        self, lease: Lease | None = None, lease_s: float = inf, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._lease, self._lease_s, self._clock = lease, lease_s, clock
+        self._until_s = inf if lease is None else -inf
+
+    def holds(self) -> bool:
+        """Whether this one applies advice now."""
+        return self._clock() < self._until_s
+
+    async def renew(self) -> None:
+        """Take or renew the lease once. Without an answer it ends when it would have ended."""
+        if self._lease is None:
+            return
+        asked_s, held = self._clock(), self.holds()
+        try:
+            taken = await self._lease.take(self._lease_s)
+        except LeaseGone as error:
+            _log.warning("the autoscaler's lease cannot be renewed: %s", error)
+            return
+        self._until_s = asked_s + self._lease_s if taken else -inf
+        if self.holds() != held:
+            _log.info("this autoscaler %s", "applies advice from now" if self.holds() else "applies no advice from now")
+
+    async def run(self) -> None:
+        """Keep renewing until cancelled, then give the lease back, so that another need not wait for its end."""
+        if self._lease is None:
+            return
+        try:
+            while True:
+                await self.renew()
+                await asyncio.sleep(self._lease_s / _RENEWALS)
+        finally:
+            if self.holds():
+                self._until_s = -inf
+                with suppress(LeaseGone):
+                    await self._lease.release()
