@@ -157,7 +157,7 @@ class Seen:
     def ended(self, outcome: RequestLog) -> None:
         self.outcomes.append(outcome)
 
-    def rejected(self, path: str, status: int) -> None:
+    def rejected(self, path: str, status: int, peer: object) -> None:
         self.rejections.append((path, status))
 
     @property

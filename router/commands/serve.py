@@ -12,6 +12,7 @@ from router.gateway.app import Gateway
 from router.gateway.discovery.initial import backends_of, short_config
 from router.gateway.rollout.offered import offered
 from router.gateway.serving import serve
+from router.gateway.telemetry import process_log
 from router.gateway.workers.parent import Parent
 
 
@@ -37,6 +38,7 @@ def _serve(options: Namespace, other_port: str) -> None:
     with config_faults():
         plan, validation = offered(options.config, None)
     count = options.workers or plan.settings.listen.workers
+    process_log.install(plan.settings.log.format)
     try:
         if count > 1:
             more = ["--verbose"] if options.verbose else []

@@ -7,6 +7,7 @@ from router.arguments import Stop
 from router.commands.shared import log_to_stderr
 from router.core.errors import ConfigError
 from router.event_loop import run as run_loop
+from router.gateway.telemetry import process_log
 from router.gateway.worker_identity import WorkerIdentity
 from router.gateway.workers.member import worker
 
@@ -17,6 +18,8 @@ def run(options: Namespace) -> None:
     place = WorkerIdentity(options.folder, options.slot, options.slots, options.name)
     try:
         with socket.socket(fileno=options.parent) as pair:
-            run_loop(worker(options.config, place).serve(options.port, pair))
+            made = worker(options.config, place)
+            process_log.install(made.gateway.plan.settings.log.format, str(options.slot))
+            run_loop(made.serve(options.port, pair))
     except (OSError, ConfigError) as error:
         raise Stop(f"worker {options.slot} cannot serve: {error}") from None

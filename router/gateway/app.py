@@ -7,6 +7,7 @@ backends, policies, keys and SLOs changes between two requests, streams in fligh
 import asyncio
 import logging
 import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -45,9 +46,11 @@ from router.gateway.state.files import FileStore
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.sync import Sync
-from router.gateway.telemetry import recorder
+from router.gateway.telemetry import process_log, recorder
+from router.gateway.telemetry.access_log import AccessLog
 from router.gateway.telemetry.demand import DemandWindow
 from router.gateway.telemetry.journal import Journal
+from router.gateway.telemetry.line_sink import LineSink
 from router.gateway.telemetry.metrics import Metrics
 from router.gateway.telemetry.request_observers import RequestObservers
 from router.gateway.tls import TlsContext
@@ -84,7 +87,9 @@ class Gateway:
         self.core, self.recorder, recorded = _core(plan, identity)
         self.audit = Audit(worker=self.router_id if identity else "")
         self.rollout = PolicyRollout(self.core, self.audit, self._on_verdict, trials=identity.slots if identity else 1)
-        observer = RequestObservers(self.metrics, self.demand, self.journal, self.rollout, clock)
+        self.access_log = _access_log(plan, self.router_id, clock)
+        more = [self.access_log] if self.access_log is not None else []
+        observer = RequestObservers(self.metrics, self.demand, self.journal, self.rollout, clock, more)
         self.driver = _driver(plan, recorded, observer, clock)
         self.backends = Membership(self.driver, self.core.loads, self._on_left)
         self.store = store or _store(plan, self.router_id, identity)
@@ -131,8 +136,13 @@ class Gateway:
         self.metrics.watch_state(lambda: self.store.skipped.counts)
         self.metrics.policies.watch(self.rollout.samples)
         self.metrics.resources.watch(
-            lambda: self.recorder.dropped if self.recorder is not None else 0, self.driver.buffers
+            lambda: self.recorder.dropped if self.recorder is not None else 0, self.driver.buffers, self._dropped_lines
         )
+
+    def _dropped_lines(self) -> Mapping[str, int]:
+        """Of each log of this process."""
+        access = self.access_log.dropped if self.access_log is not None else 0
+        return {"access": access, "process": process_log.dropped()}
 
     @property
     def plan(self) -> Plan:
@@ -343,6 +353,8 @@ class Gateway:
         await self.store.close()
         if self.recorder is not None:
             self.recorder.close()
+        if self.access_log is not None:
+            self.access_log.close()
 
 
 def _core(
@@ -357,6 +369,24 @@ def _core(
     file = _worker_record(plan, identity) or record.file
     sink = recorder.Recorder(file, record.bytes_max, {"seed": seed, **_decisions(plan)})
     return core, sink, Recording(core, sink.write)
+
+
+def _access_log(plan: Plan, router_id: str, clock: Callable[[], float]) -> AccessLog | None:
+    log = plan.settings.log
+    if log.access == "off":
+        return None
+    try:
+        sink = LineSink(log.access_file or sys.stdout.fileno(), changed=_on_access_log)
+    except OSError as error:
+        raise ConfigError([f"log.access_file: cannot open {log.access_file}: {error.strerror}"]) from None
+    return AccessLog(sink, log.access, router_id, clock)
+
+
+def _on_access_log(error: OSError | None) -> None:
+    if error is None:
+        _log.warning("the access log is written again")
+    else:
+        _log.error("the access log cannot be written, its lines are dropped: %s", error.strerror or error)
 
 
 def _worker_record(plan: Plan, identity: WorkerIdentity | None) -> Path | None:

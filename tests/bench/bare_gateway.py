@@ -35,7 +35,7 @@ class Counter:
         self.outcomes += 1
         self.tokens += outcome.record.usage.output_tokens
 
-    def rejected(self, path: str, status: int) -> None:
+    def rejected(self, path: str, status: int, peer: object) -> None:
         self.outcomes += 1
 
 

@@ -1,6 +1,6 @@
 """The metric families of what this process itself holds and drops. Must not depend on where they are read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -13,10 +13,13 @@ class ResourceMetrics:
     def __init__(self) -> None:
         self._dropped: Callable[[], int] = int
         self._buffers = Buffers()
+        self._lines: Callable[[], Mapping[str, int]] = dict
 
-    def watch(self, dropped: Callable[[], int], buffers: Buffers) -> None:
-        """Where to read: how many events of the record were dropped; the bytes that are held."""
-        self._dropped, self._buffers = dropped, buffers
+    def watch(self, dropped: Callable[[], int], buffers: Buffers, lines: Callable[[], Mapping[str, int]]) -> None:
+        """Where to read: how many events of the record were dropped; the bytes that are held; by log, how many lines
+        were dropped.
+        """
+        self._dropped, self._buffers, self._lines = dropped, buffers, lines
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
@@ -25,6 +28,14 @@ class ResourceMetrics:
             "Core events that are in no record file: the disk was full, too slow or gone",
             self._dropped(),
         )
+        lines = CounterMetricFamily(
+            "headroom_log_dropped_lines",
+            "Lines that a log could not take: its reader or its disk was too slow, full or gone",
+            labels=["log"],
+        )
+        for log, count in self._lines().items():
+            lines.add_metric([log], count)
+        yield lines
         buffers = self._buffers
         held = GaugeMetricFamily(
             "headroom_buffered_bytes",

@@ -486,6 +486,7 @@ class UpstreamAttempt(Reader):
         out = self._translated(data) if data else b""
         if done and translation.cut_short and translation.error is None:
             translation.error = orjson.dumps({"error": "the stream ended before the reply was complete"})
+        self.meter.beside_bytes += len(out)
         if self._committed:
             if out and self._frame is not None:
                 self._write(self._frame(out))

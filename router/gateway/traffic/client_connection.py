@@ -250,6 +250,7 @@ class ClientConnection(HttpToolsProtocol):
             self.transport, self.flow, self.exchange_over, self.driver, endpoint, self._target, self._fields, fields
         )
         self._fields = []  # trailers are no part of the head
+        exchange.peer = self.client
         exchange.http10 = version == "1.0"
         exchange.keep_alive = not exchange.http10 and self.parser.should_keep_alive()
         exchange.read_head(method, self.limits.body_bytes_max)
@@ -297,7 +298,7 @@ class ClientConnection(HttpToolsProtocol):
         """The active exchange has been answered."""
         self.active = None
         if not exchange.accepted and not exchange.preflight:
-            self.driver.rejected(exchange.endpoint.path, exchange.status)
+            self.driver.rejected(exchange.endpoint.path, exchange.status, self.client)
         if not exchange.keep_alive:
             self._drop_pipeline()
             if exchange.body_complete:
@@ -418,7 +419,7 @@ class ClientConnection(HttpToolsProtocol):
         body = answers.body(Dialect.OPENAI, self._fault)
         head = b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(head % (STATUS_LINES[self._fault.status], self._fault.fields, len(body)) + body)
-        self.driver.rejected("", self._fault.status)
+        self.driver.rejected("", self._fault.status, self.client)
         self._linger()
 
     def _linger(self) -> None:

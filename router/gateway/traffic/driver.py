@@ -265,9 +265,9 @@ class Driver(RequestDriver):
         if request is not None and request.winner is not None:
             request.winner.resume()
 
-    def rejected(self, path: str, status: int) -> None:
-        """A request was answered with an error before it reached the core."""
-        self._observer.rejected(path, status)
+    def rejected(self, path: str, status: int, peer: tuple[str, int] | None) -> None:
+        """A request of that client was answered with an error before it reached the core."""
+        self._observer.rejected(path, status, peer)
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -464,18 +464,22 @@ def _withdrawn(why: str, *, retryable: bool = True) -> Failure:
 
 
 def _log_of(request: _InFlight, record: RequestRecord) -> RequestLog:
-    call, last = request.call, request.attempts[-1] if request.attempts else None
+    call, client, winner = request.call, request.client, request.winner
+    last = request.attempts[-1] if request.attempts else None
     return RequestLog(
         record,
         call.endpoint.path,
         call.wire_id.decode("latin-1"),
         call.body.stream,
-        request.client.status,
+        client.status,
         last.meter.events if last else 0,
         last.meter.gap_max_s if last else 0.0,
         last.connect_s if last else 0.0,
         request.decisions,
         call.class_slo,
+        client.peer,
+        len(call.body.body),
+        winner.meter.reply_bytes if winner is not None else client.answer_bytes,
     )
 
 

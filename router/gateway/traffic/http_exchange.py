@@ -76,7 +76,8 @@ class HttpExchange(Client):
         self.http10 = self.head_only = self.body_complete = self.response_complete = self.accepted = False
         self.keep_alive = True
         self.problem: Problem | None = None
-        self.status = 0
+        self.status = self.answer_bytes = 0
+        self.peer: tuple[str, int] | None = None
         self._call: Call | None = None
         self._bodies: list[bytes] = []
         self._body_bytes = 0
@@ -278,7 +279,7 @@ class HttpExchange(Client):
         self._answer(problem.status, b"content-type: application/json\r\n" + problem.fields, body)
 
     def _answer(self, status: int, fields: bytes, body: bytes) -> None:
-        self.status = status
+        self.status, self.answer_bytes = status, len(body)
         named = b"x-request-id: %b\r\n" % self._call.wire_id if self._call is not None else b""
         self._transport.write(
             b"%b%b%b%bcontent-length: %d\r\n%b\r\n%b"

@@ -139,14 +139,15 @@ class Meter:
     """Counts of one reply so far.
 
     ``events``: data lines; ``started``: its first token has come; ``first_s``, ``last_s``: of the first and the last
-    token, ``heard_s``: of the last byte, on the caller's clock; ``stated``: the engine's own counts. ``last_s`` may be
-    that of an event without a token, such as a finish reason, until something else follows: see ``last_token_s``.
+    token, ``heard_s``: of the last byte, on the caller's clock; ``stated``: the engine's own counts; ``beside_bytes``:
+    of the reply, those that ``passed_bytes`` does not count. ``last_s`` may be that of an event without a token, such
+    as a finish reason, until something else follows: see ``last_token_s``.
     """
 
     __slots__ = (
         "_at", "_before", "_before_s", "_body_bytes", "_end", "_end_at", "_envelope", "_framing", "_joined",
-        "_joined_at", "_last", "_lead", "_opening", "_search", "_stated_at", "events", "first_s", "gap_max_s", "gaps",
-        "heard_s", "last_s", "started", "stated",
+        "_joined_at", "_last", "_lead", "_opening", "_search", "_stated_at", "beside_bytes", "events", "first_s",
+        "gap_max_s", "gaps", "heard_s", "last_s", "started", "stated",
     )  # fmt: skip
 
     def __init__(self, gaps: Gaps) -> None:
@@ -173,6 +174,7 @@ class Meter:
         self._envelope = -1  # bytes of an event beside its text; -1: unknown
         self._framing = 0
         self._body_bytes = 0  # since the first token
+        self.beside_bytes = 0
 
     def begins(self, now_s: float, before: bytes, event: bytes, text_bytes: int, *, framed: bool) -> None:
         """The first token has come in *event*, of which *text_bytes* are text (-1: not known).
@@ -186,6 +188,7 @@ class Meter:
         self._framing = ((len(event).bit_length() + 3) >> 2) + 4 if framed else 0  # of a chunk that holds one event
         self._envelope = len(event) - text_bytes if text_bytes >= 0 else -1
         self._body_bytes = -len(before) - lead * self._framing
+        self.beside_bytes -= self._body_bytes
         opening = _OPENING.match(event)
         if opening is not None:
             self._opening = opening[0]
@@ -276,6 +279,8 @@ class Meter:
             self._settle()
         if self.started:
             self._body_bytes += len(out)
+        else:
+            self.beside_bytes += len(out)
         if out:
             self._keep(out)
         if self._stated_at == _IN_READ:
@@ -368,6 +373,11 @@ class Meter:
     def passed_bytes(self) -> int:
         """How many bytes have passed since the first token; what came before it counts against them."""
         return self._body_bytes
+
+    @property
+    def reply_bytes(self) -> int:
+        """How many bytes of the reply have passed in all."""
+        return self.beside_bytes + self._body_bytes
 
     @property
     def at_boundary(self) -> bool:

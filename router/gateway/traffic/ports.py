@@ -27,13 +27,16 @@ Frame = Callable[[bytes], bytes]
 class Client(ABC):
     """The client's side of one call: implemented by HttpExchange.
 
-    ``response_complete``: the answer has ended; ``status``: the HTTP status sent, 0 before any.
+    ``response_complete``: the answer has ended; ``status``: the HTTP status sent, 0 before any; ``answer_bytes``: of
+    the body of an answer of the router's own; ``peer``: the client's address and port.
     """
 
-    __slots__ = ("response_complete", "status")
+    __slots__ = ("answer_bytes", "peer", "response_complete", "status")
 
     response_complete: bool
     status: int
+    answer_bytes: int
+    peer: tuple[str, int] | None
 
     @abstractmethod
     def open(
@@ -137,8 +140,8 @@ class RequestDriver(ABC):
         """The client has caught up."""
 
     @abstractmethod
-    def rejected(self, path: str, status: int) -> None:
-        """A request was answered with an error before it reached the core."""
+    def rejected(self, path: str, status: int, peer: tuple[str, int] | None) -> None:
+        """A request of that client was answered with an error before it reached the core."""
 
 
 class RequestObserver(Protocol):
@@ -147,5 +150,5 @@ class RequestObserver(Protocol):
     def ended(self, log: RequestLog) -> None:
         """A request that the core routed has ended."""
 
-    def rejected(self, path: str, status: int) -> None:
-        """A request was answered with an error before it reached the core."""
+    def rejected(self, path: str, status: int, peer: tuple[str, int] | None) -> None:
+        """A request of that client was answered with an error before it reached the core."""

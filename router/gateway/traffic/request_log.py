@@ -12,12 +12,14 @@ class RequestLog:
     ``decisions``: the core's decisions about it, in order; ``status``: the HTTP status sent (0: the client left before
     any); ``events``: data lines of the stream; ``gap_max_s``: the longest silence between two reads with tokens;
     ``connect_s``: opening a connection, 0 when one was idle; ``wire_id``: the client's ``x-request-id`` or ours;
-    ``class_slo``: the SLO of its class, whatever its headers set (None: the same as the request's).
+    ``class_slo``: the SLO of its class, whatever its headers set (None: the same as the request's); ``peer``: address
+    and port of the client; ``request_bytes``, ``reply_bytes``: of the bodies, as they were received and as sent.
     No dataclass: one is made for every request, and a dataclass's own constructor is never compiled.
     """
 
     __slots__ = (
-        "class_slo", "connect_s", "decisions", "events", "gap_max_s", "path", "record", "status", "stream", "wire_id",
+        "class_slo", "connect_s", "decisions", "events", "gap_max_s", "path", "peer", "record", "reply_bytes",
+        "request_bytes", "status", "stream", "wire_id",
     )  # fmt: skip
 
     def __init__(
@@ -32,6 +34,9 @@ class RequestLog:
         connect_s: float,
         decisions: Sequence[Send | Refuse] = (),
         class_slo: Slo | None = None,
+        peer: tuple[str, int] | None = None,
+        request_bytes: int = 0,
+        reply_bytes: int = 0,
     ) -> None:
         self.record = record
         self.path = path
@@ -43,6 +48,9 @@ class RequestLog:
         self.connect_s = connect_s
         self.decisions = decisions
         self.class_slo = record.request.slo if class_slo is None else class_slo
+        self.peer = peer
+        self.request_bytes = request_bytes
+        self.reply_bytes = reply_bytes
 
     @property
     def slo_source(self) -> str:
