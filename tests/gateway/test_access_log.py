@@ -196,7 +196,7 @@ def test_the_process_log_goes_through_a_sink(tmp_path: Path) -> None:
 
 
 async def test_workers_log_as_the_config_says(tmp_path: Path) -> None:
-    """Access lines on standard output, their own log as JSON on standard error; nothing of either is lost at the end."""
+    """Access lines on standard output, their own log as JSON on standard error; nothing is lost at the end."""
     path, port = tmp_path / "r.yaml", free_port()
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
         text = config(backend("a", engine, pages)).replace("port: 0", f"port: {port}, workers: 2")
