@@ -10,9 +10,18 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
-from router.config import backend
+from router.config import backend, discover
 from router.config.section import (
     BaseUrl,
     Count,
@@ -119,6 +128,26 @@ class Backend(backend.Backend):
         if self.client_key and not self.client_cert:
             raise ValueError("client_key needs client_cert")
         return self
+
+
+class BackendDefaults(Backend):
+    """What each backend of a source is given where its labels do not give it: any key of a backend but its address."""
+
+    name: Name = "found"
+    url: BaseUrl = "https://found"
+
+    @model_validator(mode="after")
+    def _no_address(self) -> Self:
+        given = self.model_fields_set & {"name", "url", "health_url", "metrics_url"}
+        if given:
+            raise ValueError(f"{min(given)} differs from backend to backend: the source gives it")
+        return self
+
+
+class Discover(discover.Origin):
+    """A source of backends, and what it does not say of them."""
+
+    defaults: BackendDefaults = default()
 
 
 class SloRange(Section):
@@ -488,7 +517,8 @@ class Settings(Section):
     profile: Path | None = None
     listen: Listen = default()
     upstream: Upstream = default()
-    backends: Annotated[tuple[Backend, ...], BeforeValidator(some)]
+    discover: tuple[Discover, ...] = ()
+    backends: Annotated[tuple[Backend, ...], Field(validate_default=True)] = ()  # after discover: it is checked with it
     slo_classes: dict[Name, SloClass] = default(default={})
     default_slo_class: Name = "default"
     api_keys: tuple[ApiKey, ...] = ()
@@ -501,6 +531,13 @@ class Settings(Section):
     log: Log = default()
     reload: Reload = default()
     autoscale: Autoscale = default()
+
+    @field_validator("backends", mode="after")
+    @classmethod
+    def _some_backends(cls, given: tuple[Backend, ...], others: ValidationInfo) -> tuple[Backend, ...]:
+        if not (given or others.data.get("discover", True)):  # absent: it has faults of its own
+            raise ValueError("needs at least one entry, where discover has none")
+        return given
 
 
 def load(path: Path) -> tuple[Settings, Document]:

@@ -272,6 +272,14 @@ class Unanswered(HeadroomError):
         self.reason = reason
 
 
+class SourceFailed(HeadroomError):
+    """A source of backends cannot be read, or what it gives is no list of them. It is read again, and the backends that
+    it gave last stay meanwhile; an operator has to make it readable.
+    """
+
+    status = None
+
+
 class Exhausted(Unanswered):
     """The router itself lacked a file descriptor or a port for a health check or a scrape. It is tried again.
 

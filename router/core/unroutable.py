@@ -17,8 +17,10 @@ RETRY_S: Final = 2.0  # about a health check's interval: a backend may be up aga
 def nobody_takes(roster: Roster, request: Request, prompts: Prompts) -> Shed:
     """The refusal of a request that ``Roster.taking`` has no backend for."""
     model = request.model
+    if not roster.models:
+        return Shed(Reason.NO_BACKEND, "no backend has been found yet, or none is left", RETRY_S)
     if not roster.serves(model):
-        there = ", ".join(roster.models) or "none"
+        there = ", ".join(roster.models)
         return Shed(Reason.UNKNOWN_MODEL, f"no backend serves {model!r}; models: {there}")
     longest = roster.longest(model)
     least, most = prompts.bounds(request)

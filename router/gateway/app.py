@@ -10,9 +10,10 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from random import Random
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Final
 
 from router.config import settings
@@ -40,6 +41,8 @@ from router.gateway.protocols.target import Target
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.policy_rollout import PolicyRollout
 from router.gateway.rollout.reload import Reloader
+from router.gateway.sources.registry import source_of
+from router.gateway.sources.sources import Sources
 from router.gateway.state import ModelDemand, RouterView, Store
 from router.gateway.state.beliefs import Beliefs
 from router.gateway.state.files import FileStore
@@ -104,6 +107,7 @@ class Gateway:
         )
         self.discovery = Discovery(self._on_discovered, ProbeClient)
         self.model_lists = ModelLists(self._on_discovered, self._adapters_listed, ProbeClient, self.clock)
+        self.sources = Sources(lambda plan, given: source_of(plan, given, path), self._on_discovered, self._down_s)
         self.reloader.complete = self._complete
         self.reports: dict[str, EngineReport] = {}  # the last of each backend
         self.sleepers = Sleepers()
@@ -134,6 +138,7 @@ class Gateway:
             self.failing_open,
         )
         self.metrics.watch_state(lambda: self.store.skipped.counts)
+        self.metrics.sources.watch(lambda: self.sources.states)
         self.metrics.policies.watch(self.rollout.samples)
         self.metrics.resources.watch(
             lambda: self.recorder.dropped if self.recorder is not None else 0, self.driver.buffers, self._dropped_lines
@@ -165,6 +170,12 @@ class Gateway:
         """Why each backend that gets no requests gets none, and since when."""
         found = ((name, (watch.down, self.sleepers.down(name))) for name, watch in self.engines.watches.items())
         return {name: [down for down in downs if down is not None] for name, downs in found if any(downs)}
+
+    def _down_s(self, name: str) -> float:
+        """For how long a backend's health checks have failed; 0: it is up."""
+        watch = self.engines.watches.get(name)
+        down = watch.down if watch is not None else None
+        return (inf if watch is None else 0.0) if down is None else max(0.0, time() - down.since_s)
 
     def troubles(self) -> Troubles:
         """What fails on each backend, whether it is ejected, what it refuses."""
@@ -266,6 +277,8 @@ class Gateway:
 
     def _on_left(self, name: str) -> None:
         self.reports.pop(name, None)
+        self.discovery.forget(name)
+        self.model_lists.forget(name)
         self.sleepers.forget(name)
         self.metrics.forget(name)
 
@@ -316,13 +329,16 @@ class Gateway:
             engine(backend, scraped, keys.get(backend.name, ""), certificates.get(backend.name)) for backend in given
         )
         await self.engines.watch(watched, scrape.period_s, scrape.timeout_s, scrape.down_after)
+        await self.sources.watch(plan)
         await self.discovery.watch(plan.undiscovered, keys, certificates, scrape.period_s, scrape.timeout_s)
         lists = (ListedEngine(each, keys.get(each.name, ""), certificates.get(each.name)) for each in given)
         await self.model_lists.watch(lists, scrape.models_s, scrape.timeout_s)
 
     def _complete(self, plan: Plan) -> Plan:
-        """The plan with the backends that were discovered and the adapters that are loaded by now."""
-        whole = self.discovery.complete(plan)
+        """The plan with the backends that sources have found, what their engines have reported, and the adapters that
+        are loaded by now.
+        """
+        whole = self.discovery.complete(self.sources.complete(plan))
         return whole.adapted({given.name: self.model_lists.adapters(given) for given in whole.addresses})
 
     async def _on_discovered(self) -> None:
@@ -346,6 +362,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.sources.close()
         await self.discovery.close()
         await self.model_lists.close()
         await self.engines.close()

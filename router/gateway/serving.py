@@ -49,6 +49,7 @@ def control_of(gateway: Gateway) -> FastAPI:
             model_lists=gateway.model_lists.lists,
             downtimes=gateway.downtimes,
             failing_open=gateway.failing_open,
+            sources=gateway.sources,
             reports=gateway.reports,
             store=gateway.store,
             sync=gateway.sync,
@@ -84,7 +85,8 @@ async def serve(gateway: Gateway) -> None:
 
 def _log_start(gateway: Gateway, port: int) -> None:
     host, policy = gateway.plan.settings.listen.host, gateway.plan.settings.policy.routing.name
-    facts = f"{len(gateway.plan.settings.backends)} backends, policy {policy}; {build()}"
+    found = "".join(f" and {each.name}" for each in gateway.sources.states)
+    facts = f"{len(gateway.plan.settings.backends)} backends{found}, policy {policy}; {build()}"
     scheme = "https" if gateway.plan.tls else "http"
     _log.info("router %s: listening on %s://%s:%d, %s", gateway.router_id, scheme, host, port, facts)
 

@@ -69,7 +69,7 @@ def paths(parsed: settings.Settings, folder: Path) -> tuple[Path, ...]:
     """All certificates and keys that a config names."""
     listen = parsed.listen.tls
     given = [listen.cert, listen.key, listen.client_ca] if listen else []
-    for backend in parsed.backends:
+    for backend in (*parsed.backends, *(source.defaults for source in parsed.discover)):
         given += [backend.ca, backend.client_cert, backend.client_key]
     return tuple(dict.fromkeys(folder / path for path in given if path))
 

@@ -7,7 +7,7 @@ and validated before anything that runs is touched, and a fault in it is named b
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from router.core.policy import Admission, Routing, Scaling
 from router.core.profile import NO_PROFILE, Profile
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Backend
+from router.gateway.config.found import EngineAccess, FoundBackend
 from router.gateway.config.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
 from router.gateway.protocols.cors import Cors
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange
@@ -37,6 +38,7 @@ from router.loading import Source
 from router.targets import TargetSpec, spec_of
 
 Made = TypeVar("Made")
+Named = TypeVar("Named", Backend, settings.Backend)
 Environment = Mapping[str, str]
 Address = settings.Backend
 
@@ -61,6 +63,8 @@ class Plan:
     ``addresses`` are the backends' sections, in their order; ``undiscovered`` those that name no model, so that the
     engine has to say first what it serves (``discovered``). ``engine_keys``: by backend, the bearer token its engine
     wants; ``engine_tls``: by backend, its certificates, where it has its own; ``tls``: those of the port, None: HTTP.
+    ``found``: the backends that sources found, as they are merged into the others (``sourced``); ``accesses``: how the
+    engines of each entry of ``discover`` are reached.
     ``redis``: the servers of the shared state. ``version`` names the text it was made from; ``adapters``: by backend,
     what its engine lists of them (``adapted``).
     """
@@ -88,6 +92,8 @@ class Plan:
     text: str = field(repr=False)
     adapters: Mapping[str, ListedAdapters] = field(default_factory=dict)
     profile: Profile = NO_PROFILE
+    accesses: tuple[EngineAccess, ...] = ()
+    found: tuple[FoundBackend, ...] = ()
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -96,21 +102,55 @@ class Plan:
 
     @property
     def assumed_backends(self) -> tuple[Backend, ...]:
-        """The backends, or, where none is known yet, those that have to say what they serve, as they are assumed."""
-        return self.backends or tuple(map(_assumed, self.undiscovered))
+        """The backends, or, where none is known yet, those that have to say what they serve, as they are assumed, or
+        one of each source.
+        """
+        return self.backends or tuple(map(_assumed, self.undiscovered or self._examples()))
+
+    def _examples(self) -> Iterator[Address]:
+        for index, given in enumerate(self.settings.discover):
+            yield given.defaults.model_copy(update={"name": f"found-{index}"})
 
     def discovered(self, found: Mapping[str, Address]) -> "Plan":
         """The same with these backends, by name, as their engines completed them."""
-        new = [found[given.name] for given in self.undiscovered if given.name in found]
-        resolved = [
-            (given, engine) for given in new if isinstance(engine := resolve(given, (), profile=self.profile), Engine)
-        ]
+        new = self._resolved(found[given.name] for given in self.undiscovered if given.name in found)
         return replace(
             self,
-            backends=self.backends + tuple(_backend(given, engine) for given, engine in resolved),
-            addresses=self.addresses + tuple(given for given, _ in resolved),
+            backends=self.backends + tuple(_backend(given, engine) for given, engine in new),
+            addresses=self.addresses + tuple(given for given, _ in new),
             undiscovered=tuple(given for given in self.undiscovered if given.name not in found),
         )
+
+    def sourced(self, found: tuple[FoundBackend, ...]) -> "Plan":
+        """The same with these backends in place of those that sources found before; the same plan when they are those.
+
+        What engines said of the backends that stay as they were is kept.
+        """
+        before, now = ({each.given.name: each for each in these} for these in (self.found, found))
+        changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+        if not changed:
+            return self
+        new = [each for name, each in now.items() if name in changed]
+        serving = self._resolved(each.given for each in new if each.given.models)
+        keys, certificates = _without(self.engine_keys, changed), _without(self.engine_tls, changed)
+        keys |= {each.given.name: each.access.key for each in new if each.access.key}
+        shown = {each.given.name: each.access.certificates for each in new}
+        certificates |= {name: context for name, context in shown.items() if context is not None}
+        return replace(
+            self,
+            backends=_others(self.backends, changed) + tuple(_backend(given, engine) for given, engine in serving),
+            addresses=_others(self.addresses, changed) + tuple(given for given, _ in serving),
+            undiscovered=_others(self.undiscovered, changed) + tuple(e.given for e in new if not e.given.models),
+            engine_keys=keys,
+            engine_tls=certificates,
+            adapters=_without(self.adapters, changed),
+            found=found,
+        )
+
+    def _resolved(self, given: Iterable[Address]) -> list[tuple[Address, Engine]]:
+        """Those whose facts fit together, with what they stand for."""
+        pairs = ((each, resolve(each, (), profile=self.profile)) for each in given)
+        return [(each, engine) for each, engine in pairs if isinstance(engine, Engine)]
 
     def adapted(self, found: Mapping[str, ListedAdapters]) -> "Plan":
         """The same with these adapters, by backend, in place of those it had; the same plan when they are the same."""
@@ -131,9 +171,14 @@ class Plan:
         """The same with certificates as their files are now; *path*: of the config. Raises ConfigError."""
         work = _Work({})
         read = work.certificates(self.settings, path.parent)
+        sources = enumerate(zip(self.settings.discover, self.accesses, strict=True))
+        accesses = tuple(
+            replace(access, certificates=work.source_certificates(index, given.defaults, path.parent))
+            for index, (given, access) in sources
+        )
         if work.problems:
             raise document(self.text, str(path)).error(work.problems)
-        return replace(self, **read)
+        return replace(self.sourced(()), accesses=accesses, **read)
 
     def loaded(self) -> "Plan":
         """The same with the code of its policy files executed, here. Raises ConfigError when that fails."""
@@ -142,6 +187,14 @@ class Plan:
         except ValueError as error:
             raise ConfigError([str(error)]) from None
         return replace(self, **files) if files else self
+
+
+def _others(these: tuple[Named, ...], names: set[str]) -> tuple[Named, ...]:
+    return tuple(each for each in these if each.name not in names)
+
+
+def _without(these: Mapping[str, Made], names: set[str]) -> dict[str, Made]:
+    return {name: each for name, each in these.items() if name not in names}
 
 
 def plan_file(path: Path, environment: Environment = os.environ) -> Plan:
@@ -167,6 +220,7 @@ def make(
         "admin_digest": work.digest(("admin_key",), parsed.admin_key) if parsed.admin_key else None,
         "redis": work.redis(parsed.state, folder),
         "target": work.target(parsed.autoscale.target),
+        "accesses": work.accesses(parsed, folder),
         **work.certificates(parsed, folder),
         **work.policies(parsed.policy, folder, source_of),
     }
@@ -281,6 +335,23 @@ class _Work:
         own = self._certified(("listen", "tls"), partial(server_side, listen, folder)) if listen else None
         return {"tls": own, "engine_tls": found}
 
+    def accesses(self, parsed: Settings, folder: Path) -> tuple[EngineAccess, ...]:
+        """How the engines of each source are reached; the faults of what the config says of them all are noted."""
+        return tuple(self._access(index, given.defaults, folder) for index, given in enumerate(parsed.discover))
+
+    def _access(self, index: int, given: settings.BackendDefaults, folder: Path) -> EngineAccess:
+        at: Loc = ("discover", index, "defaults")
+        engine = resolve(given, at, profile=self.profile)
+        self.problems += engine if isinstance(engine, list) else []
+        key = given.api_key or ""
+        if given.api_key_env:
+            key = self.from_environment((*at, "api_key_env"), given.api_key_env)
+        return EngineAccess(key, self.source_certificates(index, given, folder))
+
+    def source_certificates(self, index: int, given: settings.BackendDefaults, folder: Path) -> TlsContext | None:
+        """The certificates of the engines of one source."""
+        return self._certified(("discover", index, "defaults"), partial(client_side, given, folder))
+
     def redis(self, parsed: settings.State, folder: Path) -> RedisServers | None:
         """The servers of the shared state, with their password and their certificates' files."""
         given, at = parsed.servers, ("state", "redis")
@@ -373,7 +444,8 @@ def _assumed(given: settings.Backend) -> Backend:
     """A backend whose engine has not said yet what it serves; its section was checked when the plan was made."""
     engine = resolve(given, ())
     assert isinstance(engine, Engine)
-    return replace(_backend(given, engine), models=(engine.shape.model.name,))
+    backend = _backend(given, engine)
+    return backend if backend.models else replace(backend, models=(engine.shape.model.name,))
 
 
 def _classes(parsed: Settings) -> dict[str, SloClass]:
@@ -422,6 +494,8 @@ def _outside_their_limits(parsed: Settings) -> Iterator[ConfigProblem]:
 
 def _variants(parsed: Settings) -> Iterator[ConfigProblem]:
     """A variant's name must be some backend's, which is its pattern."""
+    if parsed.discover:  # labels name variants too
+        return
     known = {given.variant for given in parsed.backends if given.variant}
     for name in parsed.autoscale.variants:
         if name not in known:

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException as AnyHttpError
 from router.core.errors import ConfigError, Rejected, StoreGone
 from router.core.types import Backend
 from router.gateway.config.plan import digest
-from router.gateway.control import fleet_view
+from router.gateway.control import discovery_view, fleet_view
 from router.gateway.control.cors import ModelsCors
 from router.gateway.control.models import entry
 from router.gateway.control.models import served as models_served
@@ -115,6 +115,11 @@ def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:
     async def config() -> dict[str, Any]:
         """The config that serves, and the result of the last reload."""
         return {"file": str(parts.path), "version": parts.plan.version, "last": asdict(parts.reloader.last)}
+
+    @app.get("/admin/discovery", dependencies=[admin])
+    async def discovery() -> dict[str, Any]:
+        """Each source of backends, whether it answers, its endpoints, and why which of them are no backends."""
+        return discovery_view.discovery(parts)
 
     @app.get("/admin/policy", dependencies=[admin])
     async def policy() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from router.gateway.monitoring.health import Engines
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.policy_rollout import PolicyRollout
 from router.gateway.rollout.reload import Reloader
+from router.gateway.sources.sources import Sources
 from router.gateway.state import Store
 from router.gateway.state.sync import Sync
 from router.gateway.telemetry.journal import Journal
@@ -37,6 +38,7 @@ class ControlParts:
     model_lists: Mapping[str, tuple[ListedModel, ...]]
     downtimes: Callable[[], Downtimes]
     failing_open: Callable[[], Sequence[str]]
+    sources: Sources
     reports: Mapping[str, EngineReport]
     store: Store
     sync: Sync

@@ -111,6 +111,10 @@ class ModelLists:
         if now != before:
             await self._on_changed()
 
+    def forget(self, name: str) -> None:
+        """A backend has left: its list is dropped."""
+        self.lists.pop(name, None)
+
     async def _end(self, name: str) -> None:
         _, task = self._tasks.pop(name)
         if task is not asyncio.current_task():

@@ -81,6 +81,10 @@ class Discovery:
         _log.info("backend %s: %s", given.name, said(kind, facts))
         await self._on_found()
 
+    def forget(self, name: str) -> None:
+        """A backend has left: what its engine said is dropped."""
+        self._found.pop(name, None)
+
     async def _end(self, name: str) -> None:
         *_, task = self._tasks.pop(name)
         if task is not asyncio.current_task():  # the task of a backend that was just found ends by itself

@@ -87,7 +87,8 @@ class Reloader:
         self._files = named_files(running.settings, path)
         self._seen = self._texts()  # the texts of the last attempt
         self._decided: dict[str, str] = {}  # outcomes of canary trials
-        self._one_at_a_time = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()  # attempts at another config
+        self._swapping = asyncio.Lock()  # the running plan is read, changed and written
         audit.file = running.settings.reload.audit_file
         self._keep(running, "start", UNNEEDED)
         observer.reloaded(True, running.version, self.last.at_s)
@@ -121,8 +122,11 @@ class Reloader:
             return self.running
 
     async def completed(self, swap: Callable[[Plan], Awaitable[None]]) -> None:
-        """Serve with the backends that were discovered since; *swap* takes them. The config stays the same version."""
-        async with self._one_at_a_time:
+        """Serve with the backends that were discovered since; *swap* takes them. The config stays the same version.
+
+        A config that is being validated delays it by nothing: that one is completed again before it serves.
+        """
+        async with self._swapping:
             plan = self.complete(self.running)
             if plan is not self.running:
                 await swap(plan)
@@ -148,13 +152,14 @@ class Reloader:
         _log.info("config read (%s): it serves once it is checked, and validated if decisions change", origin)
         try:
             plan, validation = await asyncio.to_thread(offer)  # in a thread: the event loop goes on serving streams
-            plan = self.complete(plan)
         except ConfigError as error:
             return self._refused(origin, error)
         finally:
             sys.setswitchinterval(usual_s)
-        await self._swap(plan, self._last_good(plan))
-        self.running = plan
+        async with self._swapping:
+            plan = self.complete(plan)
+            await self._swap(plan, self._last_good(plan))
+            self.running = plan
         self.last = Reloaded(True, plan.version, origin, time(), validation=validation)
         self._keep(plan, origin, validation)
         _log.info("config %s serves (%s)", plan.version, origin)

@@ -25,6 +25,7 @@ from router.gateway.telemetry import trouble_metrics
 from router.gateway.telemetry.histogram import Histogram, add_counts, add_histogram
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
 from router.gateway.telemetry.resource_metrics import ResourceMetrics
+from router.gateway.telemetry.source_metrics import SourceMetrics
 from router.gateway.telemetry.waits import Waits
 from router.gateway.traffic.meter import GAP_EDGES_S, Gaps
 
@@ -124,6 +125,7 @@ class Metrics(Collector):
         self._skipped: Callable[[], Mapping[tuple[str, str], int]] = dict
         self.policies = PolicyMetrics()
         self.resources = ResourceMetrics()
+        self.sources = SourceMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -264,6 +266,7 @@ class Metrics(Collector):
         yield from self._router()
         yield from self.policies.collect()
         yield from self.resources.collect()
+        yield from self.sources.collect()
 
     def _requests(self) -> Iterator[Metric]:
         labels = ["model", "slo_class"]

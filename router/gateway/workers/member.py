@@ -23,6 +23,7 @@ from router.gateway.app import Gateway
 from router.gateway.config.plan import Plan
 from router.gateway.monitoring.sidecar import WorkerPublisher
 from router.gateway.rollout.reload import remade, settled
+from router.gateway.rollout.versions import Version
 from router.gateway.serving import connection_limits, control_of, reload_on_hangup
 from router.gateway.sockets import listening
 from router.gateway.state.files import Stamp, stamp
@@ -45,7 +46,7 @@ class Worker:
         assert self.gateway.publisher is not None  # it has an identity
         self._publisher: WorkerPublisher = self.gateway.publisher
         self._control = ControlAggregator(cast("Any", control_of(self.gateway)), identity, self._versions)
-        self._number, self._published = number, plan
+        self._number, self._published = number, self._newest
         self._seen: Stamp = None  # of the file of the running config, when it was last read
         self._sharing: asyncio.Task[None] | None = None
 
@@ -69,16 +70,24 @@ class Worker:
                 _log.error("%s: cannot share the running config with the other workers: %s", self._file, error)
 
     @property
+    def _newest(self) -> tuple[str, float]:
+        """The config that was taken last, and when: of backends that come and go no other worker has to learn, for each
+        finds them by itself.
+        """
+        newest: Version = next(iter(self.gateway.reloader.versions))
+        return newest.version, newest.at_s
+
+    @property
     def _file(self) -> Path:
         return self.identity.running
 
     async def _agree(self) -> None:
         """Every worker ends at the change with the highest number."""
         reloader = self.gateway.reloader
-        if reloader.running is not self._published:
+        if self._newest != self._published:
             newest = next(iter(reloader.versions))
             bad = {version.version: version.bad for version in reloader.versions if version.bad}
-            self._published = reloader.running
+            self._published = self._newest
             self._number = running.publish(self._file, newest, bad)
             return
         now = stamp(self._file)
@@ -88,7 +97,8 @@ class Worker:
         found = running.read(self._file)
         if found is not None and found.number > self._number:
             self._number = found.number
-            self._published = await reloader.follow(found.version, found.bad)
+            await reloader.follow(found.version, found.bad)
+            self._published = self._newest
 
     # -- life --------------------------------------------------------------------------------------------------
 
