@@ -3,12 +3,17 @@
 Must not depend on how a source is read.
 """
 
+from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from router.config.section import NonNegativeFloat, Section, named
+from router.config.section import Name, NonNegativeFloat, PositiveFloat, Section, named
+
+PORT_MAX: Final = 65_535
 
 
 class FileSource(Section):
@@ -20,6 +25,37 @@ class FileSource(Section):
     path: Path
 
 
+def _dns_server(text: str) -> str:
+    try:
+        address_port(text)
+    except ValueError:
+        raise ValueError(f"expected an address such as 10.0.0.10, 10.0.0.10:53 or [::1]:53, not {text!r}") from None
+    return text
+
+
+def address_port(text: str, port: int = 53) -> tuple[str, int]:
+    """An IP address with its port. Raises ValueError."""
+    bare = text.count(":") > 1 and "[" not in text
+    parts = urlsplit(f"//[{text}]" if bare else f"//{text}")
+    ip_address(parts.hostname or "")
+    if parts.port == 0 or parts.username is not None or parts.path:
+        raise ValueError(f"{text!r} is no address with a port")
+    return parts.hostname or "", port if parts.port is None else parts.port
+
+
+class DnsSource(Section):
+    """The addresses of a name, each a backend: with ``port``, its A (else AAAA) records; without, its SRV records.
+
+    ``servers``: DNS servers in place of this machine's.
+    """
+
+    name: Name
+    port: Annotated[int, Field(ge=1, le=PORT_MAX)] | None = None
+    scheme: Literal["http", "https"] = "http"
+    servers: tuple[Annotated[Name, AfterValidator(_dns_server)], ...] = ()
+    timeout_s: PositiveFloat = 5.0
+
+
 class Origin(Section):
     """One source, of exactly one kind.
 
@@ -28,12 +64,20 @@ class Origin(Section):
     """
 
     file: Annotated[FileSource | None, named("path")] = None
+    dns: DnsSource | None = None
     keep_s: Annotated[NonNegativeFloat, Field(le=86_400)] = 300.0
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if sum(getattr(self, kind) is not None for kind in KINDS) != 1:
             raise ValueError(f"give exactly one of {', '.join(KINDS)}")
+        return self
+
+    @model_validator(mode="after")
+    def _installed(self) -> Self:
+        package, extra = PACKAGES.get(self.kind, ("", ""))
+        if package and find_spec(package) is None:
+            raise ValueError(f"{self.kind} needs a package that is missing: pip install 'headroom-router[{extra}]'")
         return self
 
     @property
@@ -49,4 +93,5 @@ class Origin(Section):
         return found
 
 
-KINDS: Final = ("file",)
+KINDS: Final = ("file", "dns")
+PACKAGES: Final = {"dns": ("dns", "dns")}  # by kind: the package that reads it, and the extra that installs it

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from router.config.discover import DnsSource, address_port
 from router.config.settings import Discover
 from router.gateway.config.plan import Plan
 from router.gateway.sources.endpoint import Source
@@ -10,5 +11,14 @@ from router.gateway.sources.file import FileTargets
 
 def source_of(plan: Plan, given: Discover, config: Path) -> Source:
     """Not read yet. *config*: the file that it stands in."""
-    assert given.file is not None  # the only kind there is
-    return FileTargets(config.parent / given.file.path)
+    if given.file is not None:
+        return FileTargets(config.parent / given.file.path)
+    assert given.dns is not None  # the section has one kind
+    return _dns(given.dns)
+
+
+def _dns(given: DnsSource) -> Source:
+    from router.gateway.sources.dns import DnsRecords  # noqa: PLC0415 - dnspython may be missing, and few need it
+
+    servers = [address_port(server) for server in given.servers]
+    return DnsRecords(given.name, given.port, given.scheme, servers, given.timeout_s)
