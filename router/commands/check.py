@@ -7,6 +7,7 @@ from argparse import Namespace
 from router.commands.shared import config_faults
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.offered import offered
+from router.gateway.rollout.validation import lines as replayed
 from router.gateway.state.servers import RedisServers
 
 
@@ -20,9 +21,8 @@ def run(options: Namespace) -> None:
     lines = [
         f"{options.file}: OK, version {plan.version}: {count} backends, models {models or 'read from the engines'}"
     ]
-    for replay in validation.replays:
-        attainment = f"SLO attainment {replay['candidate']:.1%}, of {options.current or 'least_work'}"
-        lines.append(f"{replay['requests']} requests of {replay['workload']}: {attainment} {replay['current']:.1%}")
+    against = options.current or "least_work"
+    lines += [f"against {against}: {line}" for line in replayed(validation)]
     if plan.redis is not None:
         lines.append(f"shared state, pool {plan.settings.state.pool}: {_state(plan, plan.redis)}")
     sys.stdout.write("".join(f"{line}\n" for line in lines))

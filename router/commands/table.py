@@ -90,6 +90,22 @@ def _rollback(parser: ArgumentParser) -> None:
     _url(parser)
 
 
+def _policy(parser: ArgumentParser) -> None:
+    parser.add_argument("action", choices=("status", "diff", "reload"), help="what to do, see above")
+    parser.add_argument(
+        "versions",
+        nargs="*",
+        metavar="VERSION",
+        help="of `diff`: one or two versions of the history; default: the one before, and the one that serves",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="of `reload`: whatever SLO attainment the policies lose in the replay; the audit log states it",
+    )
+    _url(parser)
+
+
 def _demo(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--port",
@@ -162,6 +178,15 @@ PROGRAM = Program(
             "router.commands.rollback",
             "Return a running gateway to a config that served before.\n\nThe config file stays as it is.",
             _rollback,
+        ),
+        Command(
+            "policy",
+            "router.commands.policy",
+            "Show and change what a running gateway serves with: status, diff, reload.\n\n"
+            "status: the policies, a validation in progress, the last result with its figures, the history.\n"
+            "diff:   what differs between two versions of the config and of its policy files.\n"
+            "reload: take the config file as it is now, and wait for the validation.",
+            _policy,
         ),
         Command(
             "sidecar",

@@ -1,4 +1,4 @@
-"""The command ``validate``: may this policy serve? A job on stdin, a verdict on stdout, both JSON.
+"""The command ``validate``: may this policy serve? A job on stdin, progress and a verdict on stdout, all JSON.
 
 The job holds the candidate, the policy that serves now, and the backends. The candidate is checked against the policy
 contract, then both are played over the same arrivals. It is rejected if it breaks the contract, raises, exceeds its
@@ -31,12 +31,18 @@ from simulator.pool import Member, Pool, Site
 from simulator.replica.sequence import EngineLimits
 from simulator.replica.truth import true_of
 from simulator.run.play import play
+from simulator.run.result_table import ResultTable
 from simulator.traces.recent import recent
 from simulator.validation.auditing import check_state, state_of, watched
+from simulator.validation.comparison import Comparison, Met, compared
 from simulator.workload.arrivals import Arrival, Shaping, SloClass, shape, with_distinct_ids
 from simulator.workload.for_pool import LOAD, capacity_of, workload_for
 
 BLOCK_TOKENS: Final = 16
+STEPS: Final = 20  # reports of progress during a replay
+
+Progress = Callable[[str, float], None]
+"""What is done now, and the share of all that is done by then."""
 HARD_FACTOR: Final = 40.0  # times the budget: beyond scheduling noise; the second such decision rejects the policy
 ON_TIME_SHARE: Final = 0.95  # share of the decisions that must be within the budget
 
@@ -69,7 +75,9 @@ class Job:
 
 @dataclass(slots=True)
 class Verdict:
-    """``why``: of a refusal; ``replays``: each workload with requests, attainment of both and the drop."""
+    """``why``: of a refusal; ``replays``: each workload with requests, attainment of both, the drop with the half width
+    of its 95 % interval, and the same by SLO class.
+    """
 
     passed: bool = True
     why: str = ""
@@ -99,9 +107,11 @@ class TimedPolicy:
     The time is CPU time, so that a busy machine does not count against the policy, or wall time if the decision waited.
     """
 
-    def __init__(self, policy: Any, budget_s: float) -> None:
-        """The second decision that takes ``HARD_FACTOR`` times the budget raises PolicyRejected."""
-        self._policy, self._budget_s = policy, budget_s
+    def __init__(self, policy: Any, budget_s: float, admitted: Callable[[], None] = lambda: None) -> None:
+        """The second decision that takes ``HARD_FACTOR`` times the budget raises PolicyRejected. *admitted* is called
+        once a request.
+        """
+        self._policy, self._budget_s, self._admitted = policy, budget_s, admitted
         self._hard_overruns = 0
         self.took_s: list[float] = []
 
@@ -126,6 +136,7 @@ class TimedPolicy:
 
     def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit | Shed, Memory]:
         """See Admission."""
+        self._admitted()
         began = self._now()
         answer: tuple[Admit | Shed, Memory] = watched(lambda: self._policy.admit(request, fleet, forecast, memory))
         self._note(began)
@@ -168,17 +179,19 @@ def build_policy(kind: str, plain: Mapping[str, Any]) -> Any:
     return policies.find(kind, plain["name"], plain["parameters"])
 
 
-def validate(job: Job) -> Verdict:
+def validate(job: Job, progress: Progress = lambda doing, share: None) -> Verdict:
     """Check the contract, then play the workloads. The first fault decides the verdict."""
     verdict = Verdict()
     try:
         if not job.backends:
             raise PolicyRejected("no backends to validate the policy with")  # noqa: TRY301 - one way to a verdict
+        progress("the policy contract", 0.0)
         for plain in (job.candidate["routing"], *job.others):
             _check_contract("routing", plain, job, check_routing)
         _check_contract("admission", job.candidate["admission"], job, check_admission)
-        for name, arrivals in workloads(job) if job.replay else ():
-            _compare(job, name, arrivals, verdict)
+        played = workloads(job) if job.replay else []
+        for number, (name, arrivals) in enumerate(played):
+            _compare(job, name, arrivals, verdict, _part(progress, number / len(played), (number + 1) / len(played)))
     except (PolicyRejected, ValueError) as problem:
         verdict.passed, verdict.why = False, str(problem)
     return verdict
@@ -207,17 +220,20 @@ def workloads(job: Job) -> list[tuple[str, list[Arrival]]]:
         if len(arrivals) >= job.requests_min:
             found.append((job.trace, arrivals))
     if job.generate or not found:
-        name = f"a workload made for this pool at {LOAD:.0%} of its capacity"
-        found.append((name, workload_for(job.backends, job.requests_max, job.seed)))
+        name = f"a workload made for this pool and its SLO classes, at {LOAD:.0%} of its capacity"
+        found.append((name, workload_for(job.backends, job.requests_max, job.seed, _classes(job))))
     return found
 
 
-def _recent(job: Job) -> list[Arrival]:
-    """The last requests of the trace. Requests without an SLO get one that the pool can meet: without any bound, every
-    policy would pass.
-    """
+def _classes(job: Job) -> tuple[SloClass, ...]:
+    """The operator's. One without a bound gets an SLO that the pool can meet: with none, every policy would pass."""
     pool_slo = capacity_of(job.backends).slo
-    classes = tuple(SloClass(each["name"], _bounded(slo_from(each["slo"]), pool_slo)) for each in job.classes)
+    return tuple(SloClass(each["name"], _bounded(slo_from(each["slo"]), pool_slo)) for each in job.classes)
+
+
+def _recent(job: Job) -> list[Arrival]:
+    """The last requests of the trace. Requests without an SLO get one that the pool can meet, as classes do."""
+    pool_slo, classes = capacity_of(job.backends).slo, _classes(job)
     entries = recent(Path(job.trace), job.last_s, job.requests_max)
     for entry in entries:
         if entry.slo is not None:
@@ -230,33 +246,73 @@ def _bounded(slo: Slo, otherwise: Slo) -> Slo:
     return slo if slo.bounded else otherwise
 
 
-def _compare(job: Job, name: str, arrivals: list[Arrival], verdict: Verdict) -> None:
+def _part(progress: Progress, low: float, high: float) -> Progress:
+    """Progress of one part, from *low* to *high* of the whole."""
+    return lambda doing, share: progress(doing, low + share * (high - low))
+
+
+def _compare(job: Job, name: str, arrivals: list[Arrival], verdict: Verdict, progress: Progress) -> None:
     """Play both policies. Raises PolicyRejected if the candidate attains too much less."""
-    candidate = _attainment(job, job.candidate, arrivals, verdict)
-    replay = {"workload": name, "requests": len(arrivals), "candidate": candidate, "current": None, "drop": 0.0}
+    first, second = _part(progress, 0.0, 0.5), _part(progress, 0.5, 1.0)
+    candidate = _met(
+        _played(job, job.candidate, arrivals, verdict, lambda share: first(f"the new policy on {name}", share))
+    )
+    replay: dict[str, Any] = {
+        "workload": name,
+        "requests": len(arrivals),
+        "candidate": None,
+        "current": None,
+        "drop": 0.0,
+    }
+    replay["candidate"] = fmean(candidate(arrival.request.id) for arrival in arrivals)
     verdict.replays.append(replay)
-    current = _current_attainment(job, arrivals)
-    replay |= {"current": current, "drop": current - candidate}
-    if current - candidate > job.attainment_drop_max:
-        against = "the policy that serves" if job.current else "least_work"
-        raise PolicyRejected(
-            f"attainment drops by {current - candidate:.1%}: {candidate:.1%} of {len(arrivals)} requests, {against}"
-            f" attains {current:.1%} ({name}); at most {job.attainment_drop_max:.1%} is allowed"
-        )
+    current = _current_met(job, arrivals, lambda share: second(f"the current policy on {name}", share))
+    whole, classes = compared(arrivals, candidate, current)
+    figures = whole.plain()
+    replay |= {key: figures[key] for key in ("candidate", "current", "drop", "drop_half_width")}
+    replay["classes"] = [each.plain() for each in classes]
+    if whole.drop > job.attainment_drop_max:
+        raise PolicyRejected(_too_much(job, name, whole, classes))
 
 
-def _current_attainment(job: Job, arrivals: list[Arrival]) -> float:
-    """The attainment of the present policy; 0 if it fails, for then it may well be replaced."""
+def _too_much(job: Job, name: str, whole: Comparison, classes: Sequence[Comparison]) -> str:
+    """Which class loses most, both figures, and what would allow it."""
+    against = "the policy that serves" if job.current else "least_work"
+    worst = classes[0]
+    return (
+        f"SLO attainment drops by {whole.drop:.1%} against {against}: {whole.figures()} ({name}). Class "
+        f"{worst.slo_class} ({worst.bounds}) loses most: {worst.figures()}. Allowed is "
+        f"{job.attainment_drop_max:.1%}, by reload.validation.attainment_drop_max; a larger value allows it, and so "
+        f"does `headroom policy reload --force`, which the audit log states"
+    )
+
+
+def _met(table: ResultTable) -> Met:
+    """By id, whether the request met its SLO."""
+    met = dict(zip(table.ids, table.met().tolist(), strict=True))
+    return lambda request_id: bool(met.get(request_id, False))
+
+
+def _current_met(job: Job, arrivals: list[Arrival], progress: Callable[[float], None]) -> Met:
+    """Of the present policy; none is met if it fails, for then it may well be replaced."""
     current = job.current or {**job.candidate, "routing": {"name": "least_work", "parameters": {}}}
     try:
-        return _attainment(job, current, arrivals, None)
+        return _met(_played(job, current, arrivals, None, progress))
     except (PolicyRejected, ValueError):
-        return 0.0
+        return lambda request_id: False
 
 
-def _attainment(job: Job, decisions: Mapping[str, Any], arrivals: list[Arrival], verdict: Verdict | None) -> float:
+def _played(
+    job: Job,
+    decisions: Mapping[str, Any],
+    arrivals: list[Arrival],
+    verdict: Verdict | None,
+    progress: Callable[[float], None],
+) -> ResultTable:
+    """The results of one policy. Raises PolicyRejected."""
     routing = TimedPolicy(build_policy("routing", decisions["routing"]), job.budget_s)
-    admission = TimedPolicy(build_policy("admission", decisions["admission"]), job.budget_s)
+    admitted = _stepwise(progress, len(arrivals))
+    admission = TimedPolicy(build_policy("admission", decisions["admission"]), job.budget_s, admitted)
     limits = DispatchLimits(**decisions.get("limits", {}))
     try:
         played = play(arrivals, BackendPool(job.backends), routing, admission, job.seed, limits=limits)
@@ -267,7 +323,19 @@ def _attainment(job: Job, decisions: Mapping[str, Any], arrivals: list[Arrival],
         raise PolicyRejected(f"raised {type(problem).__name__}: {problem} in the replay") from problem
     if verdict is not None:
         verdict.decision_s = routing.summary()
-    return float(played.table.met().mean())
+    return played.table
+
+
+def _stepwise(progress: Callable[[float], None], calls: int) -> Callable[[], None]:
+    """A function that reports ``STEPS`` times while it is called *calls* times."""
+    counted = count()
+
+    def called() -> None:
+        number = next(counted)
+        if number * STEPS // calls != (number - 1) * STEPS // calls:
+            progress(number / calls)
+
+    return called
 
 
 class BackendPool(Pool):
@@ -294,10 +362,18 @@ def _limits_of(backend: Backend) -> EngineLimits:
 
 
 def run(stdin: TextIO, stdout: TextIO) -> bool:
-    """Read one job and write its verdict. Returns whether it passed. Output printed by a policy goes to stderr."""
+    """Read one job; write a line of progress now and then, and its verdict as the last line. Returns whether it passed.
+
+    Output printed by a policy goes to stderr.
+    """
     began_s = perf_counter()
+
+    def progress(doing: str, share: float) -> None:
+        stdout.write(json.dumps({"doing": doing, "share": round(share, 3)}) + "\n")
+        stdout.flush()
+
     with redirect_stdout(sys.stderr):
-        verdict = validate(job_of(json.load(stdin)))
+        verdict = validate(job_of(json.load(stdin)), progress)
     json.dump(asdict(verdict) | {"took_s": perf_counter() - began_s}, stdout)
     stdout.write("\n")
     return verdict.passed

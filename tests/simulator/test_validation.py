@@ -2,15 +2,19 @@
 
 import io
 import json
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from router.core.types import slo_from
 from simulator.run.play import play
 from simulator.traces.recent import recent
-from simulator.validation.validate import BackendPool, job_of, run, validate
+from simulator.validation.comparison import compared
+from simulator.validation.validate import BackendPool, job_of, run, validate, workloads
+from simulator.workload.arrivals import SloClass
 from simulator.workload.for_pool import LOAD, capacity_of, workload_for
 from tests import fakes
 from tests.policy_files import policy_text
@@ -92,6 +96,49 @@ def test_a_shadow_is_held_to_the_contract_alone() -> None:
     assert "a decision took" in validate(asked(decisions("least_work"), others=[slow])).why
 
 
+def test_a_generated_workload_has_the_operators_classes_and_models() -> None:
+    """With their bounds; one without a bound gets an SLO that the pool can meet. The tightest bound sets the rate."""
+    bounds = {"tight": {"tpot_s": 0.03, "quantile": 0.9}, "loose": {"e2e_s": 60.0}, "open": {}}
+    classes = [SloClass(name, slo_from(slo)) for name, slo in bounds.items()]
+    pool = [replace(POOL[0], models=("m", "n")), POOL[1]]
+    arrivals = workload_for(pool, 400, 1, classes)
+    assert {a.request.slo_class: a.request.slo for a in arrivals} == {each.name: each.slo for each in classes}
+    assert {a.request.model for a in arrivals} >= {"m", "n"}
+    looser = workload_for(pool, 400, 1, classes[1:])
+    assert looser[-1].request.arrived_s < arrivals[-1].request.arrived_s
+    job = asked(decisions("least_work"), classes=[{"name": name, "slo": slo} for name, slo in bounds.items()])
+    ((_, made),) = workloads(job)
+    assert {a.request.slo_class for a in made} == set(bounds)
+    assert all(a.request.slo.bounded for a in made)
+
+
+def test_a_refusal_names_the_class_that_loses_its_bound_both_figures_and_what_would_allow_it() -> None:
+    """With the interval of the difference."""
+    classes = [{"name": "chat", "slo": {"ttft_s": 0.4, "tpot_s": 0.05}}, {"name": "batch", "slo": {"e2e_s": 600.0}}]
+    verdict = validate(asked(own("slowest"), requests_max=300, classes=classes))
+    assert not verdict.passed
+    assert re.search(r"SLO attainment drops by \d+\.\d% against the policy that serves: .* was .* ± \d", verdict.why)
+    assert "Class chat (ttft_ms: 400, tpot_ms: 50) loses most" in verdict.why
+    assert "reload.validation.attainment_drop_max" in verdict.why
+    assert "--force" in verdict.why
+    (replay,) = verdict.replays
+    assert [each["slo_class"] for each in replay["classes"]] == ["chat", "batch"]
+    assert replay["drop"] == pytest.approx(replay["current"] - replay["candidate"])
+
+
+def test_the_interval_of_a_drop_is_over_batches_of_neighbouring_requests() -> None:
+    """Nothing is said of the spread of one request; equal policies differ by nothing."""
+    arrivals = workload_for(POOL, 100, seed=1)
+    lost = {a.request.id for a in arrivals[:10]}
+    whole, (only,) = compared(arrivals, lambda each: each not in lost, lambda each: True)
+    assert whole.drop == pytest.approx(0.1)
+    assert whole.drop_half_width is not None
+    assert 0.1 < whole.drop_half_width < 0.2
+    assert (only.slo_class, only.requests) == ("default", 100)
+    assert compared(arrivals, lambda each: True, lambda each: True)[0].drop_half_width == 0.0
+    assert compared(arrivals[:1], lambda each: False, lambda each: True)[0].drop_half_width is None
+
+
 def test_what_is_generated_every_sensible_policy_keeps_and_one_place_does_not() -> None:
     """The rate is a share of what the pool could serve within the SLO."""
     arrivals = workload_for(POOL, 2_000, seed=1)
@@ -153,7 +200,9 @@ def test_the_command_answers_in_json_and_keeps_what_policies_print_out_of_it(
     plain = {"candidate": candidate, "backends": [asdict(b) for b in POOL], "replay": False}
     answered = io.StringIO()
     assert run(io.StringIO(json.dumps(plain)), answered)
-    assert json.loads(answered.getvalue())["passed"] is True
+    *reported, verdict = map(json.loads, answered.getvalue().splitlines())
+    assert reported == [{"doing": "the policy contract", "share": 0.0}]
+    assert verdict["passed"] is True
     captured = capsys.readouterr()
     assert "LITERAL" in captured.err
     assert captured.out == ""

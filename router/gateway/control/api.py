@@ -7,10 +7,10 @@ machine, so put a key in the config when a proxy on this machine serves others.
 import hmac
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import orjson
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHttpError
@@ -58,6 +58,7 @@ def control_app(parts: ControlParts) -> FastAPI:
 
     _add_public(app, parts)
     _add_views(app, parts, Depends(admin))
+    _add_policy(app, parts, Depends(admin))
     _add_calls(app, parts, Depends(admin))
     _add_docs(app, Depends(admin))
     app.add_middleware(ModelsCors, rules=lambda: parts.driver.ingress.cors)
@@ -114,17 +115,12 @@ def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:
     @app.get("/admin/config", dependencies=[admin])
     async def config() -> dict[str, Any]:
         """The config that serves, and the result of the last reload."""
-        return {"file": str(parts.path), "version": parts.plan.version, "last": asdict(parts.reloader.last)}
+        return {"file": str(parts.path), "version": parts.plan.version} | fleet_view.reloads(parts)
 
     @app.get("/admin/discovery", dependencies=[admin])
     async def discovery() -> dict[str, Any]:
         """Each source of backends, whether it answers, its endpoints, and why which of them are no backends."""
         return discovery_view.discovery(parts)
-
-    @app.get("/admin/policy", dependencies=[admin])
-    async def policy() -> dict[str, Any]:
-        """The policies with their parameters, their statistics, and the history of configs."""
-        return fleet_view.policy(parts) | fleet_view.changes(parts)
 
     @app.get("/explain/{request_id}", dependencies=[admin])
     async def explain(request_id: str) -> dict[str, Any]:
@@ -140,11 +136,30 @@ def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:
         return explained(found[0], choice, running=found[0] in running) | {"matches": listed(found)}
 
 
+def _add_policy(app: FastAPI, parts: ControlParts, admin: Any) -> None:
+    @app.get("/admin/policy", dependencies=[admin])
+    async def policy() -> dict[str, Any]:
+        """The policies with their parameters, their statistics, and the history of configs."""
+        return fleet_view.policy(parts) | fleet_view.changes(parts)
+
+    @app.get("/admin/policy/diff", dependencies=[admin])
+    async def diff(
+        old: Annotated[str | None, Query(alias="from")] = None, new: Annotated[str | None, Query(alias="to")] = None
+    ) -> dict[str, Any]:
+        """What differs between two versions: by default the one that served before, and the one that serves."""
+        try:
+            return fleet_view.difference(parts, old, new)
+        except ConfigError as problem:
+            raise HTTPException(404, str(problem)) from problem
+
+
 def _add_calls(app: FastAPI, parts: ControlParts, admin: Any) -> None:
     @app.post("/admin/reload", dependencies=[admin])
-    async def reload() -> JSONResponse:
-        """Take the config file as it is now, whole or not at all; 422 says why not."""
-        outcome = await parts.reloader.reload("admin call")
+    async def reload(force: bool = False) -> JSONResponse:
+        """Take the config file as it is now, whole or not at all; 422 says why not. ``force``: whatever SLO attainment
+        its policies lose in the replay.
+        """
+        outcome = await parts.reloader.reload("admin call", forced=force)
         return JSONResponse(asdict(outcome), 200 if outcome.ok else ConfigError.status)
 
     @app.post("/admin/rollback", dependencies=[admin])

@@ -13,12 +13,14 @@ from typing import Any, Final
 
 from router.core.columns import DECODING, E2E, PREFILLING
 from router.core.decisions import EndState, RequestRecord
+from router.core.errors import ConfigError
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import EngineReport, Load
 from router.gateway.control.parts import ControlParts
 from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.troubles import NONE as NO_TROUBLE
 from router.gateway.monitoring.troubles import Troubles, troubles
+from router.gateway.rollout.differences import differences
 from router.gateway.telemetry.journal import explained
 from router.gateway.traffic.request_log import RequestLog
 
@@ -41,6 +43,7 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "ready": parts.ready(),
         "draining": parts.driver.draining,
         "policy": policy(parts),
+        "config": reloads(parts),
         "in_flight": parts.core.in_flight,
         "held": parts.core.held,
         "failing_open": list(parts.failing_open()),
@@ -83,7 +86,24 @@ def changes(parts: ControlParts) -> dict[str, Any]:
         "live": parts.rollout.plain(),
         "history": [version.plain() for version in reloader.versions],
         "audit": list(parts.audit.last),
-    }
+    } | reloads(parts)
+
+
+def reloads(parts: ControlParts) -> dict[str, Any]:
+    """The result of the last reload, and the one in progress."""
+    reloader = parts.reloader
+    now = reloader.reloading
+    return {"last": asdict(reloader.last), "reloading": None if now is None else asdict(now)}
+
+
+def difference(parts: ControlParts, old: str | None, new: str | None) -> dict[str, Any]:
+    """What differs between two versions: by default the one before, and the one that serves. Raises ConfigError."""
+    versions = parts.reloader.versions
+    now = versions.find(new or parts.plan.version)
+    before = versions.find(old) if old else versions.before(now.version)
+    if before is None:
+        raise ConfigError(["no earlier version has served"])
+    return differences(before, now)
 
 
 def _backends(parts: ControlParts) -> list[dict[str, Any]]:

@@ -14,12 +14,12 @@ from router.gateway.rollout.validation import Validation, validate
 def offered(path: Path, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Validation]:
     """The plan of the file, validated against the running one and ready to serve. Raises ConfigError, NotValidated."""
     parsed, text = settings.load(path)
-    return validated(make(parsed, text), running, trace)
+    plan = make(parsed, text)
+    return accepted(plan, validate(plan, running, trace))
 
 
-def validated(plan: Plan, running: Plan | None, trace: Path | None = None) -> tuple[Plan, Validation]:
-    """The same of a plan."""
-    validation = validate(plan, running, trace)
+def accepted(plan: Plan, validation: Validation) -> tuple[Plan, Validation]:
+    """The plan ready to serve, if its validation allows it. Raises ConfigError, NotValidated."""
     if not validation.ok:
         raise NotValidated(validation.why, validation)
     return plan.loaded(), validation

@@ -8,7 +8,7 @@ its own result.
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,8 +23,8 @@ from router.core.policy import Routing
 from router.gateway.config.plan import Plan, make
 from router.gateway.config.policy_spec import key
 from router.gateway.rollout.audit import Audit
-from router.gateway.rollout.offered import validated
-from router.gateway.rollout.validation import NOT_RUN, UNNEEDED, Validation
+from router.gateway.rollout.offered import accepted
+from router.gateway.rollout.validation import NOT_RUN, UNNEEDED, Validation, lines, validate
 from router.gateway.rollout.versions import Version, Versions
 from router.gateway.tls import paths
 
@@ -45,6 +45,16 @@ class Reloaded:
     at_s: float
     error: str = ""
     validation: Validation = UNNEEDED
+
+
+@dataclass(frozen=True, slots=True)
+class Reloading:
+    """A config that is being read, checked or validated: since when, what is done now, and how much of it (0 to 1)."""
+
+    origin: str
+    since_s: float
+    doing: str = "reading the config"
+    share: float = 0.0
 
 
 class ReloadObserver(Protocol):
@@ -80,6 +90,7 @@ class Reloader:
         self.running = running
         self.complete: Callable[[Plan], Plan] = lambda plan: plan  # with the backends that were discovered by now
         self.last = Reloaded(True, running.version, "start", time())
+        self.reloading: Reloading | None = None
         history = running.settings.reload
         self.versions = Versions(history.history_max, history.history_dir if stores else None)
         self._swap, self._observer, self._audit = swap, observer, audit
@@ -95,10 +106,17 @@ class Reloader:
 
     # -- ways to another config --------------------------------------------------------------------------------
 
-    async def reload(self, origin: str) -> Reloaded:
-        """Take the file as it is now, whole or not at all."""
+    async def reload(self, origin: str, *, forced: bool = False) -> Reloaded:
+        """Take the file as it is now, whole or not at all. *forced*: whatever SLO attainment its policies lose in the
+        replay; an entry of the audit log states it.
+        """
         async with self._one_at_a_time:
-            return await self._try(origin, self._offered)
+            outcome = await self._try(origin, lambda: self._offered(forced))
+            if forced and outcome.ok:
+                why = f"a drop of SLO attainment was allowed by force ({origin})"
+                self._audit.note("forced", version=outcome.version, why=why, validation=asdict(outcome.validation))
+                _log.warning("config %s: %s", outcome.version, why)
+            return outcome
 
     async def rollback(self, to: str | None, origin: str) -> Reloaded:
         """Go back to a version that served: *to*, or the last good one. It is not validated again."""
@@ -150,20 +168,36 @@ class Reloader:
         usual_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         _log.info("config read (%s): it serves once it is checked, and validated if decisions change", origin)
+        self.reloading = Reloading(origin, time())
         try:
             plan, validation = await asyncio.to_thread(offer)  # in a thread: the event loop goes on serving streams
         except ConfigError as error:
             return self._refused(origin, error)
+        except Exception as fault:  # a config that breaks its reading must end neither the watch nor the router
+            _log.exception("config refused (%s): reading it failed", origin)
+            return self._refused(
+                origin, ConfigError([f"{self.path}: cannot be taken: {type(fault).__name__}: {fault}"])
+            )
         finally:
             sys.setswitchinterval(usual_s)
+            self.reloading = None
         async with self._swapping:
             plan = self.complete(plan)
             await self._swap(plan, self._last_good(plan))
             self.running = plan
         self.last = Reloaded(True, plan.version, origin, time(), validation=validation)
         self._keep(plan, origin, validation)
-        _log.info("config %s serves (%s)", plan.version, origin)
+        _log.info("config %s serves (%s)%s", plan.version, origin, "".join(f"; {line}" for line in lines(validation)))
         return self._report()
+
+    def _on_progress(self, doing: str, share: float) -> None:
+        """Called in a thread of the validation."""
+        before = self.reloading
+        if before is None:
+            return
+        self.reloading = replace(before, doing=doing, share=share)
+        if doing != before.doing:
+            _log.info("validation (%s), %.0f %% done: %s", before.origin, 100 * share, doing)
 
     def _refused(self, origin: str, error: ConfigError) -> Reloaded:
         validation = error.validation if isinstance(error, NotValidated) else NOT_RUN
@@ -181,7 +215,7 @@ class Reloader:
 
     # -- sources of a plan -----------------------------------------------------------------------------------
 
-    def _offered(self) -> tuple[Plan, Validation]:
+    def _offered(self, forced: bool) -> tuple[Plan, Validation]:
         """The file's plan. Runs in a thread."""
         self._seen = self._texts()
         parsed, text = settings.load(self.path)
@@ -191,7 +225,8 @@ class Reloader:
         _check_swappable(self.running, plan)
         plan = settled(plan, self._decided[_trial(plan)]) if _trial(plan) in self._decided else plan
         own = None if plan.settings.reload.validation.trace else self._record
-        return validated(plan, self.running, own if own is not None and own.exists() else None)
+        own = own if own is not None and own.exists() else None
+        return accepted(plan, validate(plan, self.running, own, forced=forced, on_progress=self._on_progress))
 
     def _followed(self, version: Version) -> Plan:
         plan, outcome = remade(version, self.path)
@@ -229,11 +264,10 @@ class Reloader:
         """Reload whenever the content of the file, or of one that it names, changes. Runs until cancelled.
 
         The folders are watched, not the files: editors and ConfigMaps put another file in its place. Where the file
-        system reports no changes, the files are read every second.
+        system reports no changes, or cannot be watched, the files are read every second.
         """
         folders = {self.path.resolve().parent, self.path.parent, *(file.parent for file in self._files)}
-        looks = awatch(*folders, debounce=200, step=50, recursive=False, rust_timeout=LOOK_MS, yield_on_timeout=True)
-        async for _ in looks:
+        async for _ in _looks(folders):
             if self._changed() and self._leads():
                 await self.reload("file changed")
 
@@ -287,11 +321,25 @@ def _trial(plan: Plan) -> str:
     return key(plan.chosen["canary"].plain(), plan.chosen["routing"].plain(), trial.model_dump(mode="json"))
 
 
+async def _looks(folders: Collection[Path]) -> AsyncIterator[None]:
+    """Yields at each change in the folders, and every second."""
+    try:
+        async for _ in awatch(
+            *folders, debounce=200, step=50, recursive=False, rust_timeout=LOOK_MS, yield_on_timeout=True
+        ):
+            yield
+    except (OSError, RuntimeError) as problem:  # no more watches to be had, a folder that went
+        _log.warning("config: its folder cannot be watched (%s); the files are read every second instead", problem)
+    while True:
+        await asyncio.sleep(LOOK_MS / 1e3)
+        yield
+
+
 def _digest(path: Path) -> bytes | None:
-    """The digest of the file's content; None while it is being replaced."""
+    """The digest of the file's content; None while it is being replaced, or where no file can have that name."""
     try:
         return sha256(path.read_bytes()).digest()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null character in the name
         return None
 
 

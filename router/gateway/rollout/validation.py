@@ -1,12 +1,13 @@
 """Validates a config's policies before they serve, in a process of its own (``python -m simulator validate``).
 
-The simulator is not imported: a question and a verdict in JSON are exchanged with the process. No verdict within the
-time limit counts as a refusal.
+The simulator is not imported: a question, progress and a verdict in JSON are exchanged with the process. No verdict
+within the time limit counts as a refusal.
 """
 
 import json
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -22,12 +23,19 @@ _COMMAND: Final = module_command("simulator.background", "validate")
 _STDERR_MAX: Final = 600
 
 Result = Literal["passed", "refused", "unneeded", "not_run"]
+OnProgress = Callable[[str, float], None]
+"""What a validation does now, and the share of it that is done. Called in other threads."""
+
+
+def _ignored(doing: str, share: float) -> None:
+    """For those who wait for the verdict alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The verdict on one config. ``replays``: by workload, requests, attainment of both policies and its drop;
-    ``decision_s``: seconds a decision took (mean, p99, max).
+    """The verdict on one config. ``replays``: by workload, requests, attainment of both policies and its drop with the
+    half width of its 95 % interval, and the same by SLO class; ``decision_s``: seconds a decision took (mean, p99,
+    max).
     """
 
     result: Result
@@ -46,20 +54,28 @@ UNNEEDED: Final = Validation("unneeded", "decisions are as they were")
 NOT_RUN: Final = Validation("not_run", "the config has a fault")
 
 
-def validate(new: Plan, running: Plan | None, trace: Path | None = None) -> Validation:
+def validate(
+    new: Plan,
+    running: Plan | None,
+    trace: Path | None = None,
+    *,
+    forced: bool = False,
+    on_progress: OnProgress = _ignored,
+) -> Validation:
     """Validate the policies in *new* that *running* does not have: the serving ones, then a canary.
 
-    *trace* is replayed instead of the one that the config names. Blocks for up to
-    ``reload.validation.seconds_max`` for each.
+    *trace* is replayed instead of the one that the config names. *forced*: any drop of attainment is allowed; the
+    contract and the time of a decision are checked as ever. Blocks for up to ``reload.validation.seconds_max`` for
+    each.
     """
+    allowed = {"attainment_drop_max": 1.0} if forced else {}
     validations = [UNNEEDED]
     if is_new(new, running, requested=trace is not None):
-        validations.append(_verdict(new, _question(new, _decisions(new, "routing"), running, trace)))
+        question = _question(new, _decisions(new, "routing"), running, trace) | allowed
+        validations.append(_verdict(new, question, on_progress))
     if "canary" in new.chosen and _changed(new, running, "canary") and validations[-1].ok:
-        serving = _decisions(new, "routing")
-        validations.append(
-            _verdict(new, _question(new, _decisions(new, "canary"), running, trace) | {"current": serving})
-        )
+        question = _question(new, _decisions(new, "canary"), running, trace) | allowed
+        validations.append(_verdict(new, question | {"current": _decisions(new, "routing")}, on_progress))
     return _joined([validation for validation in validations if validation is not UNNEEDED])
 
 
@@ -112,35 +128,38 @@ def _has_source(chosen: Iterable[PolicySpec]) -> bool:
     return any(each.source is not None for each in chosen)
 
 
-def _verdict(new: Plan, question: Mapping[str, Any]) -> Validation:
+def _verdict(new: Plan, question: Mapping[str, Any], on_progress: OnProgress) -> Validation:
     """Validate one set of policies within the time limit."""
     if not question["replay"] and not _has_source(new.chosen.values()):
         return UNNEEDED
     limit_s = new.settings.reload.validation.seconds_max
     try:
-        done = _ran(json.dumps(question), limit_s)
+        done = _ran(json.dumps(question), limit_s, on_progress)
     except OSError as problem:
         return Validation("refused", f"the validation could not be started: {problem}")
     except subprocess.TimeoutExpired:
         return Validation("refused", f"the validation did not end within {limit_s:g} s", took_s=limit_s)
     try:
-        verdict = json.loads(done.stdout)
-    except json.JSONDecodeError:
+        verdict = json.loads(done.stdout.splitlines()[-1])
+        passed = verdict.pop("passed")
+    except (IndexError, KeyError, json.JSONDecodeError):
         return Validation(
             "refused", f"the validation ended with exit status {done.returncode}: {done.stderr.strip()[-_STDERR_MAX:]}"
         )
-    result: Result = "passed" if verdict.pop("passed") else "refused"
+    result: Result = "passed" if passed else "refused"
     return Validation(result, **verdict | {"replays": tuple(verdict["replays"])})
 
 
-def _ran(question: str, limit_s: float) -> subprocess.CompletedProcess[str]:
+def _ran(question: str, limit_s: float, on_progress: OnProgress) -> subprocess.CompletedProcess[str]:
     """Run the validation's process for at most *limit_s*."""
+
+    def on_line(line: str) -> None:
+        with suppress(ValueError, KeyError, TypeError):  # the verdict
+            report = json.loads(line)
+            on_progress(str(report["doing"])[:_STDERR_MAX], min(1.0, max(0.0, float(report["share"]))))
+
     with stop_signals.child(_started) as process, process:
-        try:
-            output = communicate(process, question, limit_s)
-        except BaseException:
-            process.kill()
-            raise
+        output = communicate(process, question, limit_s, on_line=on_line)
     return subprocess.CompletedProcess(_COMMAND, process.returncode, *output)
 
 
@@ -159,3 +178,18 @@ def _joined(validations: list[Validation]) -> Validation:
         validations[-1].decision_s,
         sum(validation.took_s for validation in validations),
     )
+
+
+def lines(validation: Validation) -> list[str]:
+    """A line for each replay: attainment of both policies, the drop and its interval."""
+    return [
+        f"SLO attainment {replay['candidate']:.1%} of {replay['requests']} requests, was {replay['current']:.1%}: "
+        f"a drop of {_with_interval(replay)} ({replay['workload']})"
+        for replay in validation.replays
+        if replay["current"] is not None
+    ]
+
+
+def _with_interval(replay: Mapping[str, Any]) -> str:
+    half = replay.get("drop_half_width")
+    return f"{replay['drop']:.1%}" if half is None else f"{replay['drop']:.1%} ± {half:.1%}"

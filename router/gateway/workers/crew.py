@@ -137,7 +137,8 @@ class ControlAggregator:
         mine = own.json()
         views_by_id[self._identity.router_id] = mine
         live = {name: {key: view[key] for key in ("version", "live")} for name, view in sorted(views_by_id.items())}
-        return own.with_body(orjson.dumps(mine | {"workers": live}))
+        together = views.reloads(views_by_id.values())
+        return own.with_body(orjson.dumps(mine | together | {"workers": live}))
 
     async def _explained(self, own: Answer, scope: Scope) -> Answer:
         """The request whose own id it is, whichever worker had it; else one that bears it, with all that do."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 View = Mapping[str, Any]
 
 SHOWN: Final = 30
+FOLLOWED_S: Final = 5.0  # within so long the other workers follow one that took a config
 _COUNTS: Final = ("requests", "slo_met", "refused")
 _MEANS: Final = ("ttft_ms", "ttft_predicted_ms", "tpot_ms", "tpot_predicted_ms")
 
@@ -22,6 +23,7 @@ def fleet(views: Mapping[int, View], ids: Mapping[int, str]) -> dict[str, Any]:
     return dict(own) | {
         "ready": any(view["ready"] for view in answered),
         "draining": any(view["draining"] for view in answered),
+        "config": reloads([view["config"] for view in answered]),
         "in_flight": sum(view["in_flight"] for view in answered),
         "held": sum(view["held"] for view in answered),
         "peers": {peer: version for peer, version in own["peers"].items() if peer not in ours},
@@ -30,6 +32,15 @@ def fleet(views: Mapping[int, View], ids: Mapping[int, str]) -> dict[str, Any]:
         "recent": sorted((line for view in answered for line in view["recent"]), key=_age)[:SHOWN],
         "workers": {ids[slot]: _worker(views.get(slot)) for slot in sorted(ids)},
     }
+
+
+def reloads(views: Iterable[View]) -> dict[str, Any]:
+    """The reload in progress and the last result: of the worker that validated, as the others follow it unvalidated."""
+    given = list(views)
+    newest = max(view["last"]["at_s"] for view in given)
+    of_now = [view["last"] for view in given if newest - view["last"]["at_s"] < FOLLOWED_S]
+    last = next((each for each in of_now if each["validation"]["replays"] or not each["ok"]), of_now[0])
+    return {"last": last, "reloading": next((view["reloading"] for view in given if view["reloading"]), None)}
 
 
 def _age(line: View) -> float:
