@@ -31,6 +31,10 @@ class Lease(Protocol):
         """Give it back where it is held."""
         ...
 
+    async def close(self) -> None:
+        """Release what it needs; never raises."""
+        ...
+
 
 class Election:
     """Whether this autoscaler applies advice; without a lease it is the only one and always does."""
@@ -60,15 +64,17 @@ class Election:
             _log.info("this autoscaler %s", "applies advice from now" if self.holds() else "applies no advice from now")
 
     async def run(self) -> None:
-        """Keep renewing until cancelled, then give the lease back, so that another need not wait for its end."""
+        """Keep renewing until cancelled."""
+        while self._lease is not None:
+            await self.renew()
+            await asyncio.sleep(self._lease_s / _RENEWALS)
+
+    async def close(self) -> None:
+        """Give the lease back, so that another need not wait for its end; without time left it just ends."""
         if self._lease is None:
             return
-        try:
-            while True:
-                await self.renew()
-                await asyncio.sleep(self._lease_s / _RENEWALS)
-        finally:
-            if self.holds():
-                self._until_s = -inf
-                with suppress(LeaseGone):
-                    await self._lease.release()
+        left_s, self._until_s = self._until_s - self._clock(), -inf
+        if left_s > self._lease_s / _RENEWALS:
+            with suppress(LeaseGone):
+                await self._lease.release()
+        await self._lease.close()

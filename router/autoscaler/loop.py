@@ -115,7 +115,9 @@ class Autoscaler:
     # -- the running config ------------------------------------------------------------------------------------
 
     def offered(self, plan: Plan) -> Plan:
-        """Check that the target of a plan can be made, before the plan replaces this one. Raises ConfigError."""
+        """Check that a plan can replace this one: target made, election unchanged. Raises ConfigError."""
+        if plan.settings.autoscale.election != self.plan.settings.autoscale.election:
+            raise ConfigError(["autoscale.election: cannot change while running; restart to change it"])
         if plan.target != self.plan.target and (self._offered is None or self._offered[0] != plan.target):
             self._offered = plan.target, make_target(plan.target)
         return plan
@@ -134,7 +136,8 @@ class Autoscaler:
         return offered[1] if offered is not None and offered[0] == spec else make_target(spec)
 
     async def close(self) -> None:
-        """Release the target."""
+        """Give the lease back and release the target."""
+        await self.election.close()
         async with self._one_at_a_time:
             await self._target.close()
             if self._offered is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prometheus_client import start_http_server
 
+from router.autoscaler.leases import election_of
 from router.autoscaler.loop import Autoscaler, make_target
 from router.autoscaler.sources import Sources
 from router.gateway.config.plan import Plan
@@ -37,7 +38,7 @@ async def advise_once(plan: Plan, admin_key: str) -> None:
 async def run(plan: Plan, path: Path, admin_key: str) -> None:
     """Go round until cancelled. The config is read again when its file changes, whole or not at all."""
     audit = Audit(worker="autoscaler")
-    scaler = Autoscaler(plan, make_target(plan.target), audit=audit)
+    scaler = Autoscaler(plan, make_target(plan.target), election=election_of(plan), audit=audit)
     reloader = Reloader(path, plan, scaler.adopt, scaler.metrics, audit, stores=False)
     reloader.complete = scaler.offered
     try:
@@ -64,6 +65,7 @@ async def _rounds(scaler: Autoscaler, sources: Sources) -> None:
 @asynccontextmanager
 async def _beside(scaler: Autoscaler, reloader: Reloader) -> AsyncIterator[None]:
     """Within the context the config is watched and the lease renewed."""
+    await scaler.election.renew()
     tasks = [asyncio.create_task(reloader.watch()), asyncio.create_task(scaler.election.run())]
     try:
         yield

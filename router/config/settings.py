@@ -499,13 +499,26 @@ class Target(Section):
         return dict(self.model_extra or {})
 
 
+class Election(Section):
+    """Which of several autoscalers applies advice: the one with the lease in the shared state (``state``) or in a Lease
+    object of Kubernetes, called ``name`` there. ``auto``: by the state where it is in Redis, else there is only one.
+    """
+
+    by: Literal["auto", "none", "state", "kubernetes"] = "auto"
+    lease_s: Annotated[float, Field(ge=0.5, le=600, allow_inf_nan=False)] = 15.0
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")] = "headroom-autoscaler"
+
+
 class Autoscale(Section):
-    """The scaling loop: how often it looks, within which bounds its advice stays, and where the advice goes."""
+    """The scaling loop: how often it looks, within which bounds its advice stays, where the advice goes, and which of
+    several autoscalers applies it.
+    """
 
     period_s: PositiveFloat = 15.0
     port: Port = 8081
     variants: dict[Name, Variant] = {}
     target: Annotated[Target, named("name")] = default(name="advise")
+    election: Election = default()
 
 
 class Settings(Section):

@@ -36,6 +36,9 @@ class FakeLease:
         if self._world.holder == self._name:
             self._world.holder = ""
 
+    async def close(self) -> None:
+        """Nothing is held."""
+
 
 @pytest.fixture
 def world() -> World:
@@ -88,3 +91,15 @@ async def test_without_an_answer_a_lease_ends_and_is_not_held_for_longer(world: 
     world.gone = False
     await first.renew()
     assert first.holds()
+
+
+async def test_a_leader_that_ends_gives_the_lease_back(world: World) -> None:
+    """The next need not wait; one that lost it meanwhile gives nothing back."""
+    first, second = candidate(world, "a"), candidate(world, "b")
+    await first.renew()
+    await first.close()
+    assert not first.holds()
+    await second.renew()
+    assert second.holds()
+    await first.close()
+    assert world.holder == "b"
