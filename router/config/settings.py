@@ -38,7 +38,7 @@ from router.config.section import (
     some,
 )
 from router.config.slo_bounds import SLO_MS_MAX, SLO_MS_MIN, milliseconds
-from router.config.telemetry import Log
+from router.config.telemetry import Log, Tracing
 from router.config.text import Document, read
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Slo, slo_of
@@ -542,6 +542,7 @@ class Settings(Section):
     scrape: Scrape = default()
     record: Record | None = None
     log: Log = default()
+    tracing: Tracing | None = None
     reload: Reload = default()
     autoscale: Autoscale = default()
 

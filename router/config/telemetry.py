@@ -1,11 +1,12 @@
-"""The sections of a config about logs, as frozen, validated values. Must not depend on what writes them."""
+"""The sections of a config about logs and traces, as frozen, validated values. Must not depend on what writes them."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
-from router.config.section import Section
+from router.config.section import HttpUrl, Name, Section
 
 
 def _off(value: Any) -> Any:
@@ -23,3 +24,22 @@ class Log(Section):
     format: Literal["text", "json"] = "text"
     access: Annotated[Literal["off", "text", "json"], BeforeValidator(_off)] = "off"
     access_file: Path | None = None
+
+
+class Tracing(Section):
+    """Traces by OpenTelemetry, to ``endpoint``: a collector that takes OTLP over HTTP (port 4318; ``/v1/traces`` unless
+    the URL has a path).
+
+    ``sample``: the share of traces that are written where the client's ``traceparent`` has not decided it; ``service``:
+    the name of this router in them. Headers, certificates and attributes of the resource are taken from the environment
+    (``OTEL_EXPORTER_OTLP_HEADERS``, ``OTEL_EXPORTER_OTLP_CERTIFICATE``, ``OTEL_RESOURCE_ATTRIBUTES``).
+    """
+
+    endpoint: HttpUrl
+    sample: Annotated[float, Field(ge=0, le=1)] = 0.05
+    service: Name = "headroom"
+
+    @property
+    def url(self) -> str:
+        """Where spans are sent."""
+        return self.endpoint if urlsplit(self.endpoint).path.strip("/") else f"{self.endpoint.rstrip('/')}/v1/traces"

@@ -56,9 +56,11 @@ from router.gateway.telemetry.journal import Journal
 from router.gateway.telemetry.line_sink import LineSink
 from router.gateway.telemetry.metrics import Metrics
 from router.gateway.telemetry.request_observers import RequestObservers
+from router.gateway.telemetry.span_writer import Explain, SpanWriter
 from router.gateway.tls import TlsContext
 from router.gateway.traffic.buffers import Buffers
 from router.gateway.traffic.driver import Driver, StreamLimits
+from router.gateway.traffic.request_trace import TraceSource
 from router.gateway.traffic.upstream import PoolLimits
 from router.gateway.worker_identity import WorkerIdentity
 
@@ -91,7 +93,8 @@ class Gateway:
         self.audit = Audit(worker=self.router_id if identity else "")
         self.rollout = PolicyRollout(self.core, self.audit, self._on_verdict, trials=identity.slots if identity else 1)
         self.access_log = _access_log(plan, self.router_id, clock)
-        more = [self.access_log] if self.access_log is not None else []
+        self.traces = _traces(plan, self.router_id, self.core.explain, clock)
+        more = [each for each in (self.access_log, self.traces) if each is not None]
         observer = RequestObservers(self.metrics, self.demand, self.journal, self.rollout, clock, more)
         self.driver = _driver(plan, recorded, observer, clock)
         self.backends = Membership(self.driver, self.core.loads, self._on_left)
@@ -141,13 +144,21 @@ class Gateway:
         self.metrics.sources.watch(lambda: self.sources.states)
         self.metrics.policies.watch(self.rollout.samples)
         self.metrics.resources.watch(
-            lambda: self.recorder.dropped if self.recorder is not None else 0, self.driver.buffers, self._dropped_lines
+            lambda: self.recorder.dropped if self.recorder is not None else 0,
+            self.driver.buffers,
+            self._dropped_lines,
+            self._spans,
         )
 
     def _dropped_lines(self) -> Mapping[str, int]:
         """Of each log of this process."""
         access = self.access_log.dropped if self.access_log is not None else 0
         return {"access": access, "process": process_log.dropped()}
+
+    def _spans(self) -> Mapping[str, int]:
+        """Spans of traces by what became of them; none while no traces are written."""
+        traces = self.traces
+        return {"exported": traces.exported, "failed": traces.failed} if traces is not None else {}
 
     @property
     def plan(self) -> Plan:
@@ -372,6 +383,8 @@ class Gateway:
             self.recorder.close()
         if self.access_log is not None:
             self.access_log.close()
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.close)
 
 
 def _core(
@@ -399,6 +412,15 @@ def _access_log(plan: Plan, router_id: str, clock: Callable[[], float]) -> Acces
     return AccessLog(sink, log.access, router_id, clock)
 
 
+def _traces(plan: Plan, router_id: str, explain: Explain, clock: Callable[[], float]) -> SpanWriter | None:
+    tracing = plan.settings.tracing
+    if tracing is None:
+        return None
+    from router.gateway.telemetry.traces import Traces  # noqa: PLC0415 - the SDK takes a third of a second to import
+
+    return Traces(tracing.url, tracing.service, router_id, explain, clock)
+
+
 def _on_access_log(error: OSError | None) -> None:
     if error is None:
         _log.warning("the access log is written again")
@@ -413,7 +435,7 @@ def _worker_record(plan: Plan, identity: WorkerIdentity | None) -> Path | None:
 
 
 def _driver(plan: Plan, core: Dispatcher | Recording, observer: RequestObservers, clock: Callable[[], float]) -> Driver:
-    upstream = plan.settings.upstream
+    upstream, tracing = plan.settings.upstream, plan.settings.tracing
     return Driver(
         core,
         (),
@@ -423,6 +445,7 @@ def _driver(plan: Plan, core: Dispatcher | Recording, observer: RequestObservers
         pool=PoolLimits(upstream.connect_s, upstream.idle_s, upstream.idle_max),
         limits=StreamLimits(upstream.stall_s, upstream.reader_s),
         buffers=Buffers(plan.settings.listen.buffered_bytes_max),
+        traces=TraceSource(tracing.sample) if tracing is not None else None,
     )
 
 

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,6 +22,7 @@ from router.config.backend import Engine, resolve
 from router.config.profile import read_profile
 from router.config.settings import Settings
 from router.config.slo_bounds import milliseconds
+from router.config.telemetry import Tracing
 from router.config.text import ConfigProblem, Document, Loc, document, problems, unknown
 from router.core.errors import ConfigError, UnusableCertificate
 from router.core.flight import DispatchLimits
@@ -40,6 +42,7 @@ from router.targets import TargetSpec, spec_of
 Made = TypeVar("Made")
 Named = TypeVar("Named", Backend, settings.Backend)
 Environment = Mapping[str, str]
+_EXPORTER: Final = "opentelemetry.exporter.otlp.proto.http"
 Address = settings.Backend
 
 
@@ -214,6 +217,7 @@ def make(
     work.read_profile(parsed.profile, folder)
     backends = tuple(work.backend(i, given) for i, given in enumerate(parsed.backends))
     work.check(parsed)
+    work.tracing(parsed.tracing)
     keys = work.callers(parsed)
     plan = {
         "engine_keys": work.engine_keys(parsed),
@@ -241,6 +245,13 @@ def make(
         router_id=parsed.state.router_id or f"{socket.gethostname()}-{os.getpid()}",
         **plan,
     )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even a package around it
+        return False
 
 
 def _version(data: Any, chosen: Mapping[str, PolicySpec], profile: Profile) -> str:
@@ -324,6 +335,11 @@ class _Work:
             elif given.api_key:
                 keys[given.name] = given.api_key
         return keys
+
+    def tracing(self, given: Tracing | None) -> None:
+        """Whether traces can be written here."""
+        if given is not None and not _installed(_EXPORTER):
+            self.fault(("tracing",), f"needs the package {_EXPORTER}: pip install 'headroom-router[otel]'")
 
     def certificates(self, parsed: Settings, folder: Path) -> dict[str, Any]:
         """``tls`` and ``engine_tls`` of a plan."""

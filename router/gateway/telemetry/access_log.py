@@ -99,6 +99,7 @@ def _fields(log: RequestLog) -> Fields:
         "reason": record.reason.value if record.reason else None,
         "request_id": log.wire_id,
         "id": request.id,
+        "trace_id": f"{log.trace.trace_id:032x}" if log.trace is not None else None,
         "tenant": request.tenant,
         "session": request.session,
         "model": request.model,

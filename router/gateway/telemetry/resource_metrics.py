@@ -14,12 +14,19 @@ class ResourceMetrics:
         self._dropped: Callable[[], int] = int
         self._buffers = Buffers()
         self._lines: Callable[[], Mapping[str, int]] = dict
+        self._spans: Callable[[], Mapping[str, int]] = dict
 
-    def watch(self, dropped: Callable[[], int], buffers: Buffers, lines: Callable[[], Mapping[str, int]]) -> None:
+    def watch(
+        self,
+        dropped: Callable[[], int],
+        buffers: Buffers,
+        lines: Callable[[], Mapping[str, int]],
+        spans: Callable[[], Mapping[str, int]],
+    ) -> None:
         """Where to read: how many events of the record were dropped; the bytes that are held; by log, how many lines
-        were dropped.
+        were dropped; spans of traces, by what became of them.
         """
-        self._dropped, self._buffers, self._lines = dropped, buffers, lines
+        self._dropped, self._buffers, self._lines, self._spans = dropped, buffers, lines, spans
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
@@ -36,6 +43,14 @@ class ResourceMetrics:
         for log, count in self._lines().items():
             lines.add_metric([log], count)
         yield lines
+        spans = CounterMetricFamily(
+            "headroom_trace_spans",
+            "Spans of traces that the collector took (exported) or did not (failed)",
+            labels=["result"],
+        )
+        for result, count in self._spans().items():
+            spans.add_metric([result], count)
+        yield spans
         buffers = self._buffers
         held = GaugeMetricFamily(
             "headroom_buffered_bytes",

@@ -151,7 +151,9 @@ class UpstreamAttempt(Reader):
             and self._translation is None
             and self.call.leaves_usage_out
         )
-        head, body = self.call.request_bytes(upstream.target, upstream.opening, self._translation, self._asks_usage)
+        head, body = self.call.request_bytes(
+            upstream.target, upstream.opening, self._translation, self._asks_usage, self.number
+        )
         connection.send(self, head, body, decode=self._decodes, head_only=self.call.head_only)
 
     def abort(self) -> None:

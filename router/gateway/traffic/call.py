@@ -18,6 +18,7 @@ from router.gateway.protocols.model_name import ModelName
 from router.gateway.protocols.openai import Endpoint, RequestBody
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.http import HOP_BY_HOP, options
+from router.gateway.traffic.request_trace import RequestTrace
 
 # Fields of a client's head that are not forwarded: those that stop at a hop, those that the gateway writes itself, the
 # gateway's own keys, and Accept-Encoding, since the tokens of a compressed stream cannot be counted.
@@ -38,11 +39,11 @@ class Call:
     """One client call. ``request``: its facts for the core; ``class_slo``: the SLO of its class, without its headers.
 
     ``wire_id``: the client's ``x-request-id`` or ours; ``forwarded``: header lines for the engine; ``http10`` and
-    ``head_only``: what the client can take of a reply.
+    ``head_only``: what the client can take of a reply; ``trace``: its place in a trace, None: no traces are written.
     No dataclass: one is made for every request, and a dataclass's own constructor is never compiled.
     """
 
-    __slots__ = ("body", "class_slo", "endpoint", "forwarded", "head_only", "http10", "request", "wire_id")
+    __slots__ = ("body", "class_slo", "endpoint", "forwarded", "head_only", "http10", "request", "trace", "wire_id")
 
     endpoint: Final[Endpoint]
     body: Final[RequestBody]
@@ -52,6 +53,7 @@ class Call:
     forwarded: Final[bytes]
     http10: Final[bool]
     head_only: Final[bool]
+    trace: Final[RequestTrace | None]
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class Call:
         forwarded: bytes,
         http10: bool,
         head_only: bool,
+        trace: RequestTrace | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.body = body
@@ -72,6 +75,7 @@ class Call:
         self.forwarded = forwarded
         self.http10 = http10
         self.head_only = head_only
+        self.trace = trace
 
     @property
     def must_end(self) -> bool:
@@ -103,9 +107,10 @@ class Call:
         opening: Callable[[bytes, bytes], bytes],
         translation: Translation | None,
         asks_usage: bool,
+        attempt: int,
     ) -> tuple[bytes, bytes]:
         """Head and body for this engine; *opening* gives the head's first lines for a method and a path; *asks_usage*:
-        the body asks for token counts at the end of the stream, whether the client does or not.
+        the body asks for token counts at the end of the stream, whether the client does or not; *attempt*: its number.
         """
         if translation is not None:
             path, body = translation.path, translation.body
@@ -114,7 +119,8 @@ class Call:
         method = self.endpoint.method
         head = opening(b"HEAD" if self.head_only else method, path)
         length = b"content-length: %d\r\n" % len(body) if method == b"POST" else b""
-        return b"%b%bx-request-id: %b\r\n%b\r\n" % (head, length, self.wire_id, self.forwarded), body
+        traced = self.trace.field(attempt) if self.trace is not None else b""
+        return b"%b%bx-request-id: %b\r\n%b%b\r\n" % (head, length, self.wire_id, traced, self.forwarded), body
 
 
 def read_call(
@@ -130,6 +136,7 @@ def read_call(
     arrived_s: float,
     http10: bool,
     head_only: bool,
+    trace: RequestTrace | None,
 ) -> Call:
     """Read the call. Raises Rejected with 400 naming the field that is wrong, 404 for a name that no model has."""
     read = triton.read if endpoint.dialect is Dialect.TRITON else openai.read
@@ -155,12 +162,16 @@ def read_call(
         endpoint=endpoint.path,
     )
     wire_id = client_text.request_id(fields.get(b"x-request-id", b"")) or request_id.encode()
-    forwarded = _forwarded(headers, fields)
-    return Call(endpoint, document, request, applied.given.slo, wire_id, forwarded, http10, head_only)
+    forwarded = _forwarded(headers, fields, None if trace is None else trace.replaces)
+    return Call(endpoint, document, request, applied.given.slo, wire_id, forwarded, http10, head_only, trace)
 
 
-def _forwarded(headers: Sequence[tuple[bytes, bytes]], fields: Mapping[bytes, bytes]) -> bytes:
+def _forwarded(
+    headers: Sequence[tuple[bytes, bytes]], fields: Mapping[bytes, bytes], replaced: frozenset[bytes] | None
+) -> bytes:
     dropped: frozenset[bytes] = _NOT_FORWARDED
+    if replaced is not None:
+        dropped |= replaced
     if b"connection" in fields:
         dropped |= options([value for name, value in headers if name == b"connection"])
     pieces: list[bytes] = []

@@ -35,6 +35,7 @@ from router.gateway.traffic.faults import EngineError
 from router.gateway.traffic.http import Head
 from router.gateway.traffic.ports import Client, Frame, ReplySink, RequestDriver, RequestObserver
 from router.gateway.traffic.request_log import RequestLog
+from router.gateway.traffic.request_trace import TraceSource
 from router.gateway.traffic.upstream import PoolLimits, Upstream
 
 _log = logging.getLogger("headroom")
@@ -111,6 +112,8 @@ class _InFlight(ReplySink):
         if failure.kind not in LACKING:
             self.faulted, self.fault_error = True, shown
         self.engine_error = self.fault_error if self.faulted else shown
+        if self.call.trace is not None:
+            self.call.trace.failed(attempt, failure, self.driver.clock())
         self.driver.failed(self.call.request.id, attempt, failure, self.usage_so_far(), self.last_token_s())
 
     def usage_so_far(self) -> Usage:
@@ -136,12 +139,14 @@ class Driver(RequestDriver):
         pool: PoolLimits | None = None,
         limits: StreamLimits | None = None,
         buffers: Buffers | None = None,
+        traces: TraceSource | None = None,
     ) -> None:
         self.core = core
         self.clock = clock
         self.ingress = ingress or Ingress()
         self.buffers = buffers or Buffers()
         self.draining = False
+        self.traces = traces
         self.on_sweep: list[Callable[[float], None]] = []
         self._observer = observer
         self._pool = pool or PoolLimits()
@@ -306,6 +311,8 @@ class Driver(RequestDriver):
             attempt = request.find(command.attempt)
             if attempt is not None:
                 attempt.abort()
+                if request.call.trace is not None:
+                    request.call.trace.aborted(command.attempt, self.clock())
         else:
             _break_off(command, request)
 
@@ -323,6 +330,8 @@ class Driver(RequestDriver):
             failure = Failure(error.message, backend_fault=False, kind=error.kind)
             request.failed(command.attempt, failure, error)
             return
+        if request.call.trace is not None:
+            request.call.trace.sent(command.attempt, upstream.target, self.clock())
         request.engine_error = None
         request.attempts.append(attempt)
         attempt.start()
@@ -480,6 +489,7 @@ def _log_of(request: _InFlight, record: RequestRecord) -> RequestLog:
         client.peer,
         len(call.body.body),
         winner.meter.reply_bytes if winner is not None else client.answer_bytes,
+        call.trace,
     )
 
 

@@ -160,6 +160,7 @@ class HttpExchange(Client):
 
     def _read(self, body: bytes) -> Call:
         assert self._applied is not None
+        traces = self.driver.traces
         return read_call(
             self.endpoint,
             self._path,
@@ -173,6 +174,7 @@ class HttpExchange(Client):
             self.driver.clock(),
             self.http10,
             self.head_only,
+            traces.begin(self.fields) if traces is not None else None,
         )
 
     @property

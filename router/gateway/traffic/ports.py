@@ -20,6 +20,7 @@ from router.gateway.traffic.call import Call
 from router.gateway.traffic.faults import EngineError
 from router.gateway.traffic.http import Head
 from router.gateway.traffic.request_log import RequestLog
+from router.gateway.traffic.request_trace import TraceSource
 
 Frame = Callable[[bytes], bytes]
 
@@ -104,7 +105,8 @@ class RequestDriver(ABC):
     """Routes calls: implemented by Driver.
 
     ``clock``: seconds on the loop's clock; ``awake_s``: when the last pause of this process ended; ``ingress``: keys
-    and SLO classes of the running config; ``draining``: no more requests are taken; ``buffers``: the bytes held in all.
+    and SLO classes of the running config; ``draining``: no more requests are taken; ``buffers``: the bytes held in all;
+    ``traces``: gives each request its place in a trace, None: no traces are written.
     """
 
     buffers: Buffers
@@ -112,6 +114,7 @@ class RequestDriver(ABC):
     awake_s: float
     ingress: Ingress
     draining: bool
+    traces: TraceSource | None
 
     @abstractmethod
     def next_id(self) -> RequestId:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from router.core.decisions import Refuse, RequestRecord, Send
 from router.core.types import Slo
+from router.gateway.traffic.request_trace import RequestTrace
 
 
 class RequestLog:
@@ -13,13 +14,14 @@ class RequestLog:
     any); ``events``: data lines of the stream; ``gap_max_s``: the longest silence between two reads with tokens;
     ``connect_s``: opening a connection, 0 when one was idle; ``wire_id``: the client's ``x-request-id`` or ours;
     ``class_slo``: the SLO of its class, whatever its headers set (None: the same as the request's); ``peer``: address
-    and port of the client; ``request_bytes``, ``reply_bytes``: of the bodies, as they were received and as sent.
+    and port of the client; ``request_bytes``, ``reply_bytes``: of the bodies, as they were received and as sent;
+    ``trace``: its place in a trace.
     No dataclass: one is made for every request, and a dataclass's own constructor is never compiled.
     """
 
     __slots__ = (
         "class_slo", "connect_s", "decisions", "events", "gap_max_s", "path", "peer", "record", "reply_bytes",
-        "request_bytes", "status", "stream", "wire_id",
+        "request_bytes", "status", "stream", "trace", "wire_id",
     )  # fmt: skip
 
     def __init__(
@@ -37,6 +39,7 @@ class RequestLog:
         peer: tuple[str, int] | None = None,
         request_bytes: int = 0,
         reply_bytes: int = 0,
+        trace: RequestTrace | None = None,
     ) -> None:
         self.record = record
         self.path = path
@@ -51,6 +54,7 @@ class RequestLog:
         self.peer = peer
         self.request_bytes = request_bytes
         self.reply_bytes = reply_bytes
+        self.trace = trace
 
     @property
     def slo_source(self) -> str:
