@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from router.autoscaler.election import Election, LeaseGone
-from router.core.errors import ConfigError, StoreGone
+from router.core.errors import ConfigError, KubernetesError, StoreGone
 from router.gateway.config.plan import Plan
 from router.gateway.state.redis_link import RedisLink
 from router.kubernetes.access import in_pod
-from router.kubernetes.client import KubernetesClient, KubernetesError
+from router.kubernetes.client import KubernetesClient
 from router.kubernetes.lease import LeaseObject
 
 _TIMEOUT_S: Final = 5.0

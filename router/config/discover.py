@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from router.config.section import Name, NonNegativeFloat, PositiveFloat, Section, named
+from router.config.section import HttpUrl, Name, NonNegativeFloat, PositiveFloat, Section, named
 
 PORT_MAX: Final = 65_535
 
@@ -56,6 +56,28 @@ class DnsSource(Section):
     timeout_s: PositiveFloat = 5.0
 
 
+class KubernetesSource(Section):
+    """The pods of a Service, by its EndpointSlices (``service``), or those with these labels (``selector``).
+
+    ``namespace``: left out, this pod's own. ``port``: the number or the name of one of several. ``url``: of an API
+    server, left out: that of this pod, by its service account.
+    """
+
+    service: Name | None = None
+    selector: Name | None = None
+    namespace: Name | None = None
+    port: Annotated[int, Field(ge=1, le=PORT_MAX)] | Name | None = None
+    scheme: Literal["http", "https"] = "http"
+    url: HttpUrl | None = None
+    timeout_s: PositiveFloat = 10.0
+
+    @model_validator(mode="after")
+    def _service_or_selector(self) -> Self:
+        if (self.service is None) == (self.selector is None):
+            raise ValueError("give exactly one of service, selector")
+        return self
+
+
 class Origin(Section):
     """One source, of exactly one kind.
 
@@ -65,6 +87,7 @@ class Origin(Section):
 
     file: Annotated[FileSource | None, named("path")] = None
     dns: DnsSource | None = None
+    kubernetes: Annotated[KubernetesSource | None, named("service")] = None
     keep_s: Annotated[NonNegativeFloat, Field(le=86_400)] = 300.0
 
     @model_validator(mode="after")
@@ -93,5 +116,5 @@ class Origin(Section):
         return found
 
 
-KINDS: Final = ("file", "dns")
+KINDS: Final = ("file", "dns", "kubernetes")
 PACKAGES: Final = {"dns": ("dns", "dns")}  # by kind: the package that reads it, and the extra that installs it

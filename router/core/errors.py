@@ -277,7 +277,16 @@ class SourceFailed(HeadroomError):
     it gave last stay meanwhile; an operator has to make it readable.
     """
 
-    status = None
+
+class KubernetesError(HeadroomError):
+    """A request to a Kubernetes API server was not done. ``answer``: the HTTP status of its answer; 0: there was none.
+
+    No client sees it. The caller tries again; an operator has to act where a right is missing.
+    """
+
+    def __init__(self, answer: int, message: str) -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class Exhausted(Unanswered):

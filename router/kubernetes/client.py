@@ -7,11 +7,12 @@ the others. Every call is bounded in time, and in the size of the answer. Must n
 import asyncio
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 import httpx
 
+from router.core.errors import KubernetesError
 from router.kubernetes.access import Access
 
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -21,14 +22,6 @@ CONFLICT: Final = 409
 NOT_FOUND: Final = 404
 
 Object = Mapping[str, Any]
-
-
-class KubernetesError(Exception):
-    """A request that was not done. ``status``: of the answer; 0: there was none."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class KubernetesClient:
@@ -59,8 +52,7 @@ class KubernetesClient:
 
     async def _send(self, method: str, path: str, body: Object | None, content_type: str) -> Object:
         try:
-            token = self.access.bearer()
-            headers = {"accept": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
+            headers = self._headers()
             if body is not None:
                 headers["content-type"] = content_type
             content = None if body is None else json.dumps(body).encode()
@@ -68,12 +60,36 @@ class KubernetesClient:
                 async with self._client.stream(method, path, content=content, headers=headers) as answer:
                     text = await _text(answer)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
-            what = f"{type(error).__name__}: {error}".rstrip(": ")
-            raise KubernetesError(0, f"{method} {self.access.url}{path}: {what}") from None
+            raise self._failed(method, path, error) from None
         found = _object(text)
         if not answer.is_success or found is None:
-            raise KubernetesError(answer.status_code, f"{method} {path}: {answer.status_code} {_message(found, text)}")
+            raise _refused(method, path, answer.status_code, found, text)
         return found
+
+    def _headers(self) -> dict[str, str]:
+        """Raises OSError where the token cannot be read."""
+        token = self.access.bearer()
+        return {"accept": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
+
+    def _failed(self, method: str, path: str, error: Exception) -> KubernetesError:
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        return KubernetesError(0, f"{method} {self.access.url}{path}: {what}")
+
+    async def lines(self, path: str, idle_s: float) -> AsyncGenerator[bytes, None]:
+        """The lines of an answer that goes on, as of a watch, each when it comes; ends where the server ends it.
+
+        Raises KubernetesError, also when nothing comes for *idle_s*.
+        """
+        timeout = httpx.Timeout(self._timeout_s, read=idle_s)
+        try:
+            async with self._client.stream("GET", path, headers=self._headers(), timeout=timeout) as answer:
+                if not answer.is_success:
+                    text = await _text(answer)
+                    raise _refused("GET", path, answer.status_code, _object(text), text)
+                async for line in _lines(answer):
+                    yield line
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
+            raise self._failed("GET", path, error) from None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -87,6 +103,23 @@ def _verified(access: Access) -> ssl.SSLContext | bool:
         return ssl.create_default_context(cafile=str(access.ca))
     except (OSError, ssl.SSLError) as error:
         raise ValueError(f"{access.ca}: cannot be used as the authority of the API server: {error}") from None
+
+
+def _refused(method: str, path: str, status: int, found: Object | None, text: bytes) -> KubernetesError:
+    return KubernetesError(status, f"{method} {path}: {status} {_message(found, text)}")
+
+
+async def _lines(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """Whole lines; httpx's own wait for a decoder and take any separator of Unicode for an end."""
+    rest = bytearray()
+    async for piece in answer.aiter_bytes():
+        rest += piece
+        *whole, last = rest.split(b"\n")
+        for line in whole:
+            yield bytes(line)
+        rest = last
+        if len(rest) > _ANSWER_BYTES_MAX:
+            raise httpx.DecodingError(f"a line of the answer has more than {_ANSWER_BYTES_MAX} bytes")
 
 
 async def _text(answer: httpx.Response) -> bytes:

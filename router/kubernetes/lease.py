@@ -10,7 +10,8 @@ from math import ceil
 from time import monotonic
 from typing import Any, Final
 
-from router.kubernetes.client import CONFLICT, NOT_FOUND, KubernetesClient, KubernetesError, Object
+from router.core.errors import KubernetesError
+from router.kubernetes.client import CONFLICT, NOT_FOUND, KubernetesClient, Object
 
 _DURATION_S_MAX: Final = 3600
 
@@ -36,7 +37,7 @@ class LeaseObject:
         try:
             found = await self._client.get(self._path)
         except KubernetesError as error:
-            if error.status != NOT_FOUND:
+            if error.answer != NOT_FOUND:
                 raise
             return await self._written(self._client.create, self._collection, {"name": self._name}, {}, lease_s)
         spec = found.get("spec")
@@ -66,7 +67,7 @@ class LeaseObject:
         try:
             await write(path, body)
         except KubernetesError as error:
-            if error.status != CONFLICT:
+            if error.answer != CONFLICT:
                 raise
             return False
         self._seen = spec, self._clock()

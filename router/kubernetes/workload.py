@@ -7,7 +7,8 @@ that came in between is not overwritten unseen.
 from dataclasses import dataclass
 from typing import Any, Final
 
-from router.kubernetes.client import CONFLICT, KubernetesClient, KubernetesError, Object
+from router.core.errors import KubernetesError
+from router.kubernetes.client import CONFLICT, KubernetesClient, Object
 
 RESOURCES: Final = {
     "Deployment": "apps/v1/deployments",
@@ -57,7 +58,7 @@ class Workload:
             try:
                 await self._client.patch(f"{self._path}/scale", change)
             except KubernetesError as error:
-                if error.status != CONFLICT or attempt == _CONFLICTS_MAX:
+                if error.answer != CONFLICT or attempt == _CONFLICTS_MAX:
                     raise
             else:
                 return before

@@ -12,8 +12,9 @@ from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from router.core.errors import KubernetesError
 from router.kubernetes.access import Access, in_pod
-from router.kubernetes.client import KubernetesClient, KubernetesError
+from router.kubernetes.client import KubernetesClient
 from router.kubernetes.workload import RESOURCES, Workload
 from router.targets.target import Advice, Applied, NotObserved, Outcome, Replicas, Target, TargetSpec
 from router.urls import base_url

@@ -110,14 +110,16 @@ async def test_a_router_serves_what_dns_names_and_keeps_it_while_dns_is_away(tmp
     async with WholeEngine() as engine, DnsServer() as server:
         server.records["vllm.test.", "A"] = 0, ["127.0.0.1"]
         text = "listen: {port: 0, drain_s: 5}\nscrape: {period_s: 0.02, models_s: null}\ndiscover:\n"
-        text += f"  - dns: {{name: vllm.test, port: {engine.port}, servers: ['127.0.0.1:{server.port}']}}\n"
+        text += (
+            f"  - dns: {{name: vllm.test, port: {engine.port}, servers: ['127.0.0.1:{server.port}'], timeout_s: 0.5}}\n"
+        )
         async with router(tmp_path / "r.yaml", text) as it:
             assert (await it.chat()).headers["x-headroom-backend"] == f"127.0.0.1-{engine.port}"
             server.code = rcode.SERVFAIL
             (state,) = it.gateway.sources.states
             await until(lambda: state.failing_s is not None)
             assert (await it.chat()).status_code == 200
-            assert state.name == f"dns:vllm.test {engine.port} ('127.0.0.1:{server.port}',)"
+            assert state.name == f"dns:vllm.test {engine.port} ('127.0.0.1:{server.port}',) 0.5"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import trustme
 
+from router.core.errors import KubernetesError
 from router.kubernetes.access import Access, in_pod
-from router.kubernetes.client import KubernetesClient, KubernetesError
+from router.kubernetes.client import KubernetesClient
 from tests.kubernetes.fake_api import FakeApi
 from tests.pages import Pages
 
@@ -72,7 +73,7 @@ async def test_every_failure_is_an_error_with_its_reason() -> None:
         client = KubernetesClient(Access(api.url), 5.0)
         with pytest.raises(KubernetesError, match=r"404 .*not found") as found:
             await client.get(DEPLOYMENT)
-        assert found.value.status == 404
+        assert found.value.answer == 404
         api.silent, client._timeout_s = True, 0.01  # on a connection that is there
         with pytest.raises(KubernetesError, match="Timeout"):
             await client.get(DEPLOYMENT)

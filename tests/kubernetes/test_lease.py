@@ -5,8 +5,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from router.core.errors import KubernetesError
 from router.kubernetes.access import Access
-from router.kubernetes.client import KubernetesClient, KubernetesError
+from router.kubernetes.client import KubernetesClient
 from router.kubernetes.lease import LeaseObject
 from tests.kubernetes.fake_api import FakeApi
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from router.config.discover import DnsSource, address_port
+from router.config.discover import DnsSource, KubernetesSource, address_port
 from router.config.settings import Discover
 from router.gateway.config.plan import Plan
 from router.gateway.sources.endpoint import Source
@@ -13,8 +13,16 @@ def source_of(plan: Plan, given: Discover, config: Path) -> Source:
     """Not read yet. *config*: the file that it stands in."""
     if given.file is not None:
         return FileTargets(config.parent / given.file.path)
-    assert given.dns is not None  # the section has one kind
-    return _dns(given.dns)
+    if given.dns is not None:
+        return _dns(given.dns)
+    assert given.kubernetes is not None  # the section has one kind
+    return _kubernetes(given.kubernetes)
+
+
+def _kubernetes(given: KubernetesSource) -> Source:
+    from router.gateway.sources.kubernetes import PodsOfSelector, PodsOfService  # noqa: PLC0415 - few need it
+
+    return PodsOfService(given) if given.service else PodsOfSelector(given)
 
 
 def _dns(given: DnsSource) -> Source:

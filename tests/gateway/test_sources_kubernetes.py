@@ -1,0 +1,252 @@
+"""Backends from Kubernetes: what the API's objects mean, and a router that follows them over real sockets."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router.config.discover import KubernetesSource
+from router.core.errors import ConfigError, SourceFailed
+from router.gateway.config.plan import plan_file
+from router.gateway.sources.endpoint import Endpoint
+from router.gateway.sources.kubernetes import PodsOfSelector, PodsOfService
+from router.gateway.sources.pods import Wanted, of_pods, of_slices
+from tests.fakes_engine import WholeEngine
+from tests.fakes_router import Router, router
+from tests.fakes_wire import LAST, STREAM_HEAD, chunked, event, token
+from tests.kubernetes.watched_api import WatchedApi
+from tests.waiting import until
+
+HTTP = Wanted(None, "http")
+
+
+def pod(name: str, ready: bool = True, ip: str = "10.0.0.1", port: int = 8000, **metadata: Any) -> dict[str, Any]:
+    """A pod as a Deployment makes it."""
+    labels = {"app": "vllm", "pod-template-hash": "5d4"} | metadata.pop("labels", {})
+    return {
+        "metadata": {"name": name, "labels": labels, **metadata},
+        "spec": {"containers": [{"name": "vllm", "ports": [{"name": "http", "containerPort": port}]}]},
+        "status": {
+            "phase": "Running", "podIP": ip, "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
+        },
+    }  # fmt: skip
+
+
+def endpoint(name: str, ip: str = "10.0.0.1", **conditions: bool) -> dict[str, Any]:
+    conditions = {"ready": True, "serving": True, "terminating": False} | conditions
+    target = {"kind": "Pod", "namespace": "models", "name": name}
+    return {"addresses": [ip], "conditions": conditions, "targetRef": target, "zone": "eu-1a", "nodeName": "n1"}
+
+
+def slice_of(
+    *endpoints: dict[str, Any], name: str = "vllm-x", port: int = 8000, family: str = "IPv4"
+) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": "vllm"}},
+        "addressType": family,
+        "endpoints": list(endpoints),
+        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+    }
+
+
+def named(*pods: dict[str, Any]) -> Mapping[str, Any]:
+    return {each["metadata"]["name"]: each for each in pods}
+
+
+def urls(found: tuple[Endpoint, ...]) -> dict[str, str]:
+    """By name; an endpoint that ends soon has none."""
+    return {each.name: "" if each.terminating else each.url for each in found}
+
+
+def test_facts_are_the_labels_and_annotations_of_their_own() -> None:
+    """A pod's label ``model`` is somebody else's word; what a label cannot hold is an annotation."""
+    notes = {"headroom/models": "meta-llama/Llama-3.1-8B,chat=meta-llama/Llama-3.1-8B", "other": "x"}
+    labels = {"headroom/card": "h100", "headroom/tp": "2", "model": "whatever", "team": "a"}
+    (found,) = of_slices([slice_of(endpoint("a"))], named(pod("a", labels=labels, annotations=notes)), HTTP)
+    assert found == Endpoint(
+        "a",
+        "http://10.0.0.1:8000",
+        {
+            "zone": "eu-1a", "app": "vllm", "pod-template-hash": "5d4", "team": "a", "card": "h100", "tp": "2",
+            "models": notes["headroom/models"],
+        },
+    )  # fmt: skip
+
+
+def test_a_pod_that_ends_is_terminating_by_either_word() -> None:
+    """Its slice says so, or the pod itself does before the slice has followed."""
+    slices = [slice_of(endpoint("a", terminating=True, ready=False), endpoint("b"), endpoint("c"))]
+    pods = named(pod("a"), pod("b", deletionTimestamp="2026-01-01T00:00:00Z"), pod("c"))
+    assert urls(of_slices(slices, pods, HTTP)) == {"a": "", "b": "", "c": "http://10.0.0.1:8000"}
+
+
+def test_pods_that_are_not_ready_count_only_where_none_is() -> None:
+    """Probes that fail together, as of a pool under load, do not take all of it away: health checks decide."""
+    a, b = endpoint("a"), endpoint("b", ready=False)
+    pods = named(pod("a"), pod("b"))
+    assert set(urls(of_slices([slice_of(a, b)], pods, HTTP))) == {"a"}
+    assert set(urls(of_slices([slice_of(endpoint("a", ready=False), b)], pods, HTTP))) == {"a", "b"}
+    assert set(urls(of_slices([slice_of({"addresses": ["10.0.0.1"]})], {}, HTTP))) == {"10.0.0.1-8000"}
+
+
+def test_a_pod_is_one_backend_in_however_many_slices() -> None:
+    """Of both families, and while it moves from one slice to another."""
+    v6 = slice_of(endpoint("a", "fd00::1"), name="v6", family="IPv6")
+    pods = named(pod("a"))
+    assert urls(of_slices([v6, slice_of(endpoint("a"))], pods, HTTP)) == {"a": "http://10.0.0.1:8000"}
+    assert urls(of_slices([v6], pods, HTTP)) == {"a": "http://[fd00::1]:8000"}
+    twice = [slice_of(endpoint("a", ready=False)), slice_of(endpoint("a"), name="new")]
+    assert urls(of_slices(twice, pods, HTTP)) == {"a": "http://10.0.0.1:8000"}
+    assert of_slices([slice_of(endpoint("a"), family="FQDN")], pods, HTTP) == ()
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(None, 8000), ("http", 8000), ("metrics", 9000), (7, 7), ("x", None)])
+def test_the_port_is_found_by_number_or_name(wanted: int | str | None, expected: int | None) -> None:
+    """One that no slice has is of no endpoint."""
+    given = slice_of(endpoint("a"))
+    given["ports"].append({"name": "metrics", "port": 9000})
+    found = of_slices([given], named(pod("a")), Wanted(wanted, "https", ".models"))
+    assert urls(found) == ({"a.models": f"https://10.0.0.1:{expected}"} if expected else {})
+
+
+def test_pods_alone_need_no_service() -> None:
+    """By their own address and condition; those that have ended or have no address yet are none."""
+    done, unplaced = pod("done"), pod("unplaced")
+    done["status"]["phase"], unplaced["status"] = "Failed", {"phase": "Pending"}
+    pods = [pod("a"), pod("b", ready=False), pod("c", deletionTimestamp="now"), done, unplaced]
+    assert urls(of_pods(pods, HTTP)) == {"a": "http://10.0.0.1:8000", "c": ""}
+
+
+@pytest.mark.parametrize("bad", [None, 7, "x", [], [7], {"a": 7}, True])
+def test_objects_of_another_form_are_left_out(bad: Any) -> None:
+    """At every place, whatever the server or a webhook made of it."""
+    good, pods = slice_of(endpoint("b")), named(pod("a"), pod("b"))
+    for key in ("endpoints", "ports", "addressType", "metadata"):
+        assert "b" in urls(of_slices([slice_of(endpoint("a")) | {key: bad}, good], pods, HTTP))
+    for key in ("addresses", "conditions", "targetRef", "zone"):
+        assert "b" in urls(of_slices([slice_of(endpoint("a") | {key: bad}, endpoint("b"))], pods, HTTP))
+    for key in ("metadata", "spec", "status"):
+        assert "b" in urls(of_pods([pod("a") | {key: bad}, pod("b")], HTTP))
+        assert "b" in urls(of_slices([slice_of(endpoint("a")), good], {**pods, "a": {key: bad}}, HTTP))
+
+
+def config(api: WatchedApi, more: str = "service: vllm") -> str:
+    head = "listen: {port: 0, drain_s: 5}\nscrape: {period_s: 0.02, models_s: null}\ndiscover:\n"
+    return head + f"  - kubernetes: {{{more}, url: '{api.url}', namespace: models}}\n"
+
+
+def start(api: WatchedApi, name: str, engine: WholeEngine) -> None:
+    """A pod has become ready."""
+    api.put("Pod", pod(name, ip="127.0.0.1", port=engine.port, labels={"headroom/card": "l4"}))
+    api.put("EndpointSlice", slice_of(endpoint(name, "127.0.0.1"), name=f"slice-{name}", port=engine.port))
+
+
+def service(api: WatchedApi) -> None:
+    api.put("Service", {"metadata": {"name": "vllm"}, "spec": {"selector": {"app": "vllm"}}})
+
+
+async def up(it: Router, *wanted: str) -> None:
+    """Wait until exactly these are backends and up."""
+    await until(lambda: {backend.name for backend in it.gateway.plan.backends} == set(wanted))
+    await until(lambda: [watch.up for watch in it.gateway.engines.watches.values()] == [True] * len(wanted))
+
+
+async def test_pods_come_and_one_that_ends_is_drained_at_once(tmp_path: Path) -> None:
+    """No request goes to a pod that is being deleted, and the stream that runs there ends whole."""
+    rest = asyncio.Event()
+    begun = [STREAM_HEAD + chunked(event(token(" first"))), rest, chunked(event(token(" last")), event("[DONE]")), LAST]
+    async with WholeEngine(begun) as a, WholeEngine() as b, WatchedApi() as api:
+        service(api)
+        start(api, "a", a)
+        async with router(tmp_path / "r.yaml", config(api)) as it:
+            await up(it, "a.models")
+            assert it.gateway.plan.backends[0].labels["card"] == "l4"
+            open_one = asyncio.create_task(it.chat())
+            await until(lambda: a.requests)
+            start(api, "b", b)
+            await up(it, "a.models", "b.models")
+            ending = pod("a", ip="127.0.0.1", port=a.port, deletionTimestamp="2026-01-01T00:00:00Z")
+            api.put("Pod", ending)
+            await up(it, "b.models")
+            answers = [await it.chat() for _ in range(3)]
+            assert {each.headers["x-headroom-backend"] for each in answers} == {"b.models"}
+            (shown,) = (await it.get("/admin/discovery")).json()["sources"]
+            assert [(e["name"], e["state"]) for e in shown["endpoints"]] == [
+                ("a.models", "draining"), ("b.models", "serving"),
+            ]  # fmt: skip
+            rest.set()
+            assert (await open_one).text.endswith("data: [DONE]\n\n")
+            api.remove("EndpointSlice", "slice-a")
+            api.remove("Pod", "a")
+            await until(lambda: set(it.gateway.driver.upstreams) == {"b.models"})
+
+
+async def test_a_lost_api_server_takes_nothing_away_and_is_listed_again_when_it_is_back(tmp_path: Path) -> None:
+    """Also what was deleted meanwhile is found."""
+    async with WholeEngine() as a, WholeEngine() as b, WatchedApi() as api:
+        service(api)
+        start(api, "a", a)
+        start(api, "b", b)
+        async with router(tmp_path / "r.yaml", config(api)) as it:
+            await up(it, "a.models", "b.models")
+            await until(lambda: api.watches == 2)
+            await api.stop()
+            (state,) = it.gateway.sources.states
+            await until(lambda: state.failing_s is not None)
+            assert (await it.chat()).status_code == 200
+            api.remove("EndpointSlice", "slice-a")
+            await api.start()
+            await up(it, "b.models")
+            assert state.failing_s is None
+
+
+async def first(source: PodsOfService | PodsOfSelector) -> tuple[Endpoint, ...]:
+    sets = source.sets()
+    try:
+        return await anext(sets)
+    finally:
+        await sets.aclose()
+
+
+async def test_a_selector_reads_pods_alone() -> None:
+    """For engines without a Service; nothing else is read."""
+    async with WatchedApi() as api:
+        api.put("Pod", pod("a"))
+        api.put("Pod", pod("z", labels={"app": "other"}))
+        given = KubernetesSource(selector="app=vllm", url=api.url, namespace="models")
+        assert urls(await first(PodsOfSelector(given))) == {"a.models": "http://10.0.0.1:8000"}
+        assert not [path for path in api.log if "/pods" not in path]
+
+
+async def test_what_cannot_be_read_says_what_is_missing(tmp_path: Path) -> None:
+    """A right, the Service, the pod around this process, its token."""
+    async with WatchedApi() as api:
+        given = KubernetesSource(service="vllm", url=api.url, namespace="models")
+        api.objects["/api/v1/namespaces/models/services"] = {}
+        with pytest.raises(SourceFailed, match='404 "vllm" not found'):
+            await first(PodsOfService(given))
+        service(api)
+        api.forbidden = {"endpointslices"}
+        with pytest.raises(SourceFailed, match=r"403 forbidden: cannot list .*endpointslices"):
+            await first(PodsOfService(given))
+        with pytest.raises(SourceFailed, match="KUBERNETES_SERVICE_HOST is not set"):
+            await first(PodsOfService(KubernetesSource(service="vllm"), {}))
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ("{}", "discover[0].kubernetes: give exactly one of service, selector"),
+        ("{service: a, selector: b}", "discover[0].kubernetes: give exactly one of service, selector"),
+        ("{service: a, port: 0}", "discover[0].kubernetes.port"),
+        ("{service: a, url: nonsense}", "discover[0].kubernetes.url: "),
+    ],
+)
+def test_a_fault_of_a_kubernetes_source_is_placed(tmp_path: Path, given: str, fault: str) -> None:
+    """Like any other of the config."""
+    (tmp_path / "r.yaml").write_text(f"discover: [{{kubernetes: {given}}}]")
+    with pytest.raises(ConfigError) as refused:
+        plan_file(tmp_path / "r.yaml")
+    assert fault in str(refused.value)
