@@ -8,6 +8,7 @@ is named by file, line and key. Must not depend on the gateway.
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
 
@@ -110,6 +111,7 @@ _FIELDS: Final[dict[str, Any]] = {
     "wrong_factor": (PositiveFloat, 2.0),
     "routers": (PositiveInt, 1),
     "sync_s": (PositiveFloat, 0.05),
+    "push_s": (Annotated[float, Bound(ge=0)] | None, None),
     "scrape_s": (Annotated[float, Bound(ge=0, allow_inf_nan=False)], 1.0),
     "health_s": (Annotated[float, Bound(ge=0, allow_inf_nan=False)], 1.0),
     "faults": (_several(_section(Fault)), ()),
@@ -187,6 +189,7 @@ def _of_pool(text: Document) -> Pool:
         faults,
         clients,
         scaling,
+        inf if parsed.push_s is None else parsed.push_s,
     )
     slos = tuple(parse_slo(each) for each in parsed.slo)
     limits = _limits(parsed.limits)

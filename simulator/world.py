@@ -89,8 +89,9 @@ class Autoscaling:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """``routers`` share the arrivals at random. Each receives the load of the others every ``sync_s``, scrapes each
-    engine every ``scrape_s`` (0: never), and sees a crash or a recovery ``health_s`` later.
+    """``routers`` share the arrivals at random. Each receives the load of the others every ``sync_s``, or with a finite
+    ``push_s`` each change of theirs so much later; it scrapes each engine every ``scrape_s`` (0: never), and sees a
+    crash or a recovery ``health_s`` later.
     """
 
     routers: int = 1
@@ -100,8 +101,9 @@ class World:
     faults: tuple[Fault, ...] = ()
     clients: Clients = field(default_factory=Clients)
     scaling: Autoscaling | None = None
+    push_s: float = inf
 
     def __post_init__(self) -> None:
         """Raises ValueError for an invalid field."""
-        if self.routers < 1 or self.sync_s <= 0 or self.scrape_s < 0 or self.health_s < 0:
-            raise ValueError("routers must be 1 or more, sync_s above 0, scrape_s and health_s 0 or more")
+        if self.routers < 1 or self.sync_s <= 0 or self.scrape_s < 0 or self.health_s < 0 or not self.push_s >= 0:
+            raise ValueError("routers must be 1 or more, sync_s above 0, scrape_s, health_s and push_s 0 or more")

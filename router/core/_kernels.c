@@ -123,7 +123,8 @@ static inline double step_of_life_s(const Facts *f, const Engine *e, double held
 
 static inline double tokens_per_s(const Facts *f, npy_intp slot, const Work *work) {
     double own = fact(f, PREFILL_RATE, slot) * exp((fact(f, RATE_AT_S, slot) - work->now_s) / work->tau_s);
-    double others = fact(f, PEERS + DECODING, slot) + fact(f, UNATTRIBUTED + DECODING, slot);
+    double others = fact(f, PEERS + DECODING, slot) - fact(f, COUNTED_PEERS, slot) +
+                    fact(f, UNATTRIBUTED + DECODING, slot);
     return own + others * work->peer_tokens_per_s;
 }
 

@@ -21,6 +21,7 @@ from router.core.errors import Implausible
 from router.core.estimators import LOG_FACTOR_MOST, NOISE_MAX, NOISE_MIN
 from router.core.kernels import SPREAD_MOST
 from router.core.lengths import BINS
+from router.core.peer_change import PeerChange, Work
 from router.core.physics import StepCoefficients
 from router.core.signals import Signal, registered
 from router.core.types import Backend, EngineReport, Load, Request, Usage
@@ -41,6 +42,7 @@ PROMPT_FACTOR: Final = 32  # between an estimate from bytes and the engine's cou
 PROMPT_SLACK_TOKENS: Final = 4096  # that a chat template or a system prompt of the engine's own may add
 SEQUENCES_MOST: Final = 1e6  # on one backend
 TOKENS_MOST: Final = 1e10  # in one backend's KV cache or queue
+COUNTER_MOST: Final = 1e15  # tokens that a router ever sent to one backend
 DRIFT: Final = 1e-3  # below 0 that is rounding of a sum, and is clipped
 AHEAD_S: Final = 1.0  # by which clocks that are compared through a store may differ
 FAR_S: Final = 1e12  # a clock never shows so much
@@ -192,6 +194,24 @@ def loads(given: Mapping[str, Load], peer: str, dropped: DroppedNumbers) -> Mapp
         if not _whole(load):
             return {name: _checked(load, name, peer, dropped) for name, load in given.items()}
     return given
+
+
+def peer_change(given: PeerChange, peer: str, dropped: DroppedNumbers) -> PeerChange:
+    """The same of what a peer sends at the moment of a change."""
+    for work in given.work.values():
+        counted = 0.0 <= work.sent_tokens <= COUNTER_MOST and 0.0 <= work.prefilled_tokens <= COUNTER_MOST
+        if not counted or not _whole(work.load):
+            checked = {name: _work(work, name, peer, dropped) for name, work in given.work.items()}
+            return PeerChange(checked, given.whole)
+    return given
+
+
+def _work(work: Work, name: str, peer: str, dropped: DroppedNumbers) -> Work:
+    return Work(
+        work.load if _whole(work.load) else _checked(work.load, name, peer, dropped),
+        _load(work.sent_tokens, COUNTER_MOST, name, peer, "sent_tokens", dropped),
+        _load(work.prefilled_tokens, COUNTER_MOST, name, peer, "prefilled_tokens", dropped),
+    )
 
 
 def _whole(load: Load) -> bool:

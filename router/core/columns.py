@@ -41,7 +41,10 @@ E2E_TPOT_BOUND_S: Final = 31  # the least time per token that the E2E SLOs of al
 PEERS_E2E_TPOT_BOUND_S: Final = 32  # of its peers' alone
 OWN_TPOT_BOUND_S: Final = 33  # of this router's alone: what it publishes
 OWN_E2E_TPOT_BOUND_S: Final = 34
-LEDGER: Final = 35  # rows named here; the rows of further signals follow (``router.core.signals``)
+SENT_TOKENS: Final = 35  # of prompts, that this router ever sent there: a counter that it publishes
+PREFILLED_TOKENS: Final = 36  # the same of prompts whose first token came
+COUNTED_PEERS: Final = 37  # sequences of peers that decode there and whose prompts are in PREFILL_RATE
+LEDGER: Final = 38  # rows named here; the rows of further signals follow (``router.core.signals``)
 
 # -- a belief's prior and factors: a row a slot -----------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ from router.core.ejection import BackendFailures, Ejection
 from router.core.errors import DOUBTFUL, DownReason, Implausible
 from router.core.explain import Explanations
 from router.core.ledger import Ledger
+from router.core.outbox import Outbox
+from router.core.peer_change import PeerChange
 from router.core.refusals import Refusal, Refusals
 from router.core.score import TRUSTED_AFTER, Score
 from router.core.types import Backend, EngineReport, Load
@@ -28,6 +30,7 @@ class FleetEvents(ABC):
     def __init__(self, explained: int) -> None:
         """``explained``: the last so many choices are remembered."""
         self.ledger = Ledger()
+        self.outbox = Outbox(self.ledger.table, self.ledger.roster)
         self.belief = Belief()
         self.dropped_numbers = border.DroppedNumbers()
         self._now_s = 0.0
@@ -160,6 +163,17 @@ class FleetEvents(ABC):
         now_s = self._time(now_s)
         self.ledger.peers.on_peer_load(peer, border.loads(loads, peer, self.dropped_numbers), now_s)
         return self._serve_held(now_s)
+
+    def on_peer_change(self, peer: str, change: PeerChange, now_s: float) -> Sequence[Command]:
+        """What another router has in flight where that changed, sent at the moment of the change."""
+        now_s = self._time(now_s)
+        self.ledger.peers.on_peer_change(peer, border.peer_change(change, peer, self.dropped_numbers), now_s)
+        return self._serve_held(now_s)
+
+    def forget_silent_peers(self, now_s: float) -> Sequence[Command]:
+        """To be called every second or so where peers send their changes: one that fell silent may be gone."""
+        now_s = self._time(now_s)
+        return self._serve_held(now_s) if self.ledger.peers.forget_silent(now_s) else ()
 
     def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
         """Another router's lease ran out."""

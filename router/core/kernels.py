@@ -19,6 +19,7 @@ from router.core.columns import (
     CHUNK_TOKENS,
     CONTEXT,
     CONTEXT_TOKENS,
+    COUNTED_PEERS,
     DECODING,
     E2E,
     EAGER,
@@ -251,11 +252,11 @@ def _prefill_share(
 
 
 def _tokens_per_s(columns: Cells, slot: int, work: _Work) -> float:
-    """Prompt tokens sent to an engine per second, lately: this router's own, which fade within ``tau_s``, and for each
-    request that others decode there ``peer_tokens_per_s``.
+    """Prompt tokens sent to an engine per second, lately: this router's own and those that peers count for it, which
+    fade within ``tau_s``, and for each request that the others decode there ``peer_tokens_per_s``.
     """
     own = columns[PREFILL_RATE, slot] * exp(over(columns[RATE_AT_S, slot] - work.now_s, work.tau_s))
-    others = columns[PEERS + DECODING, slot] + columns[UNATTRIBUTED + DECODING, slot]
+    others = columns[PEERS + DECODING, slot] - columns[COUNTED_PEERS, slot] + columns[UNATTRIBUTED + DECODING, slot]
     return own + others * work.peer_tokens_per_s
 
 

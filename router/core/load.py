@@ -7,7 +7,6 @@ backend releases nothing. Must not depend on peers or reports, which say what ot
 was chosen.
 """
 
-from math import exp
 from typing import Final
 
 from router.core.columns import (
@@ -17,14 +16,14 @@ from router.core.columns import (
     LAST_SENT,
     OWN_E2E_TPOT_BOUND_S,
     OWN_TPOT_BOUND_S,
-    PREFILL_RATE,
     PREFILL_TOKENS,
+    PREFILLED_TOKENS,
     PREFILLING,
-    RATE_AT_S,
+    SENT_TOKENS,
     TURN,
     WEIGHT,
 )
-from router.core.metering import RATE_TAU_S, Metering
+from router.core.metering import Metering
 from router.core.slot_table import SlotTable
 
 WEIGHT_MIN: Final = 1e-6  # a weight of 0 has its turn once in a million of weight 1
@@ -140,9 +139,8 @@ class Loads:
         there.prefilling += sequences
         there.tokens += prompt_tokens
         cells[PREFILLING][slot], cells[PREFILL_TOKENS][slot] = there.prefilling, there.tokens
-        decayed = cells[PREFILL_RATE][slot] * exp((cells[RATE_AT_S][slot] - now_s) / RATE_TAU_S)
-        cells[PREFILL_RATE][slot] = decayed + prompt_tokens / RATE_TAU_S
-        cells[RATE_AT_S][slot] = now_s
+        cells[SENT_TOKENS][slot] += prompt_tokens
+        self._metering.prompt_sent(slot, prompt_tokens, now_s)
         cells[LAST_SENT][slot] = self._sends
         self._sends += 1
         # Stride scheduling (Waldspurger 1995); a backend that was away starts at the others' position.
@@ -169,6 +167,7 @@ class Loads:
         meter.context_tokens += held.context_tokens
         meter.prefilled_tokens += held.prompt_tokens
         cells[DECODING][slot], cells[CONTEXT_TOKENS][slot] = meter.decoding, meter.context_tokens
+        cells[PREFILLED_TOKENS][slot] += held.prompt_tokens
         cells[FIRST_TOKEN_S][slot] = now_s
         held.phase = DECODING
 

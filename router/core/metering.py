@@ -6,11 +6,12 @@ not depend on how load comes about (load, reports, peers): those call ``integrat
 """
 
 from dataclasses import dataclass
+from math import exp
 from typing import Final
 
 import numpy as np
 
-from router.core.columns import CONTEXT_TOKENS, DECODING, PEERS, PREFILL_RATE, RATE_AT_S, UNATTRIBUTED
+from router.core.columns import CONTEXT_TOKENS, COUNTED_PEERS, DECODING, PEERS, PREFILL_RATE, RATE_AT_S, UNATTRIBUTED
 from router.core.slot_table import SlotTable
 
 RATE_TAU_S: Final = 5.0  # memory of the prefill rate: a few requests' lives, so that it follows a burst
@@ -45,7 +46,8 @@ class Meter:
     """The integrals of one slot as of ``integrated_s``, and the load that they grow by from then on.
 
     ``decoding`` and ``context_tokens`` are this router's, ``others`` and ``others_tokens`` the sequences that peers and
-    unknown senders decode there, and their tokens. Plain numbers: reading an array's would make an object each time.
+    unknown senders decode there, and their tokens; ``uncounted``: those of them whose prompts nobody counts. Plain
+    numbers: reading an array's would make an object each time.
     """
 
     __slots__ = (
@@ -57,10 +59,11 @@ class Meter:
         "others",
         "others_tokens",
         "prefilled_tokens",
+        "uncounted",
     )
 
     def __init__(self, now_s: float) -> None:
-        self.decoding = self.context_tokens = self.others = self.others_tokens = 0.0
+        self.decoding = self.context_tokens = self.others = self.others_tokens = self.uncounted = 0.0
         self.decoding_s = self.context_s = self.prefilled_tokens = 0.0
         self.integrated_s = now_s
 
@@ -70,7 +73,7 @@ class Meter:
         if passed_s > 0.0:
             self.decoding_s += (self.decoding + self.others) * passed_s
             self.context_s += (self.context_tokens + self.others_tokens) * passed_s
-            self.prefilled_tokens += self.others * passed_s * prompt_tokens_per_s_each
+            self.prefilled_tokens += self.uncounted * passed_s * prompt_tokens_per_s_each
             self.integrated_s = now_s
 
 
@@ -96,15 +99,27 @@ class Metering:
         for meter in self.meters:
             meter.integrate(now_s, self.prompt_tokens_per_s_each)
         table = self._table
-        decoding = float(table.own[DECODING].sum())
+        decoding = float(table.own[DECODING].sum() + table.columns[COUNTED_PEERS].sum())
         rate_at_s = table.columns[RATE_AT_S]
         rate = float(table.columns[PREFILL_RATE] @ np.exp(np.minimum(rate_at_s - now_s, 0.0) / RATE_TAU_S))
         self.prompt_tokens_per_s_each = rate / decoding if decoding >= 1.0 else 0.0
+
+    def prompt_sent(self, slot: int, prompt_tokens: float, now_s: float) -> None:
+        """A prompt goes there now."""
+        cells = self._table.cells
+        decayed = cells[PREFILL_RATE][slot] * exp((cells[RATE_AT_S][slot] - now_s) / RATE_TAU_S)
+        cells[PREFILL_RATE][slot] = decayed + prompt_tokens / RATE_TAU_S
+        cells[RATE_AT_S][slot] = now_s
+
+    def integrate(self, slot: int, now_s: float) -> None:
+        """The load of others is about to change in this slot: bring its integrals up to now."""
+        self.meters[slot].integrate(now_s, self.prompt_tokens_per_s_each)
 
     def others_changed(self, slot: int) -> None:
         """The load of others in this slot of the table is another from now on."""
         meter, cells = self.meters[slot], self._table.cells
         meter.others = cells[PEERS + DECODING][slot] + cells[UNATTRIBUTED + DECODING][slot]
+        meter.uncounted = meter.others - cells[COUNTED_PEERS][slot]
         meter.others_tokens = cells[PEERS + CONTEXT_TOKENS][slot] + cells[UNATTRIBUTED + CONTEXT_TOKENS][slot]
 
     def snapshot(self, slot: int, now_s: float) -> WorkSnapshot:
@@ -126,5 +141,7 @@ class Metering:
             max(at_s, since.at_s),
             max(now.decoding_s - back_s * (meter.decoding + meter.others), since.decoding_s),
             max(now.context_s - back_s * (meter.context_tokens + meter.others_tokens), since.context_s),
-            max(now.prefilled_tokens - back_s * meter.others * self.prompt_tokens_per_s_each, since.prefilled_tokens),
+            max(
+                now.prefilled_tokens - back_s * meter.uncounted * self.prompt_tokens_per_s_each, since.prefilled_tokens
+            ),
         )

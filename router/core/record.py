@@ -14,12 +14,13 @@ from router.core.decisions import Command, RequestRecord
 from router.core.dispatcher import NO_USAGE, Dispatcher
 from router.core.errors import DownReason
 from router.core.flight import Failure, FailureKind
+from router.core.peer_change import PeerChange, Work
 from router.core.physics import StepCoefficients
 from router.core.text_size import TEXT_SIGMA
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Usage, slo_from
 
-VERSION: Final = 4  # 1: other names of events and fields; 2: one event for commit and first token
-READABLE: Final = (3, VERSION)  # 3: without the time of a last token, which is the end's then
+VERSION: Final = 5  # 1: other names of events and fields; 2: one event for commit and first token
+READABLE: Final = (3, 4, VERSION)  # 3: without the time of a last token, which is the end's then; 4: no peer's changes
 _REQUEST: Final = tuple(each.name for each in fields(Request))
 Event = dict[str, Any]
 
@@ -75,6 +76,15 @@ class Recording:
         """See Dispatcher."""
         plain = {name: _finite(asdict(load)) for name, load in loads.items()}
         return self._note("on_peer_load", now_s, self._core.on_peer_load(peer, loads, now_s), peer=peer, loads=plain)
+
+    def on_peer_change(self, peer: str, change: PeerChange, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        commands = self._core.on_peer_change(peer, change, now_s)
+        return self._note("on_peer_change", now_s, commands, peer=peer, change=_finite(asdict(change)))
+
+    def forget_silent_peers(self, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        return self._note("forget_silent_peers", now_s, self._core.forget_silent_peers(now_s))
 
     def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
@@ -254,6 +264,12 @@ def failure_of(plain: Event) -> Failure:
     return Failure(**{**plain, "kind": FailureKind(plain.get("kind", FailureKind.FAULT.value))})
 
 
+def change_of(plain: Event) -> PeerChange:
+    """The change of an ``on_peer_change``."""
+    work = {name: Work(**{**each, "load": Load(**each["load"])}) for name, each in plain["work"].items()}
+    return PeerChange(work, plain["whole"])
+
+
 _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "backend_joined": lambda e: (backend_of(e["backend"]),),
     "backend_left": lambda e: (e["name"],),
@@ -264,6 +280,8 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "adapters_reported": lambda e: (e["name"], e["running"], e["places"]),
     "adapters_listed": lambda e: (e["name"], e["listed"], e["asked_s"]),
     "on_peer_load": lambda e: (e["peer"], {name: Load(**load) for name, load in e["loads"].items()}),
+    "on_peer_change": lambda e: (e["peer"], change_of(e["change"])),
+    "forget_silent_peers": lambda _: (),
     "adopt_belief": lambda e: (e["name"], e["learnt"]),
     "arrived": lambda e: (request_of(e["request"]),),
     "committed": lambda e: (e["id"], e["attempt"]),

@@ -21,6 +21,7 @@ from simulator.run.kernel import Kernel
 from simulator.run.result_table import ResultTable
 from simulator.run.router import OpenRequest, SimulatedRouter
 from simulator.run.scaling import Autoscaler
+from simulator.run.sharing import Sharing
 from simulator.run.timeline import Timeline
 from simulator.workload.arrivals import Arrival, Workload
 from simulator.world import Fault
@@ -134,7 +135,7 @@ class Run:
             self.fleet.start(site)
         self.fleet.schedule(world.faults)
         if world.routers > 1:
-            kernel.at(world.sync_s, self._sync)
+            Sharing(self.routers, kernel, world)
         if world.scrape_s:
             for router in self.routers:
                 Scraper(router, self.fleet, world.scrape_s, self)
@@ -237,18 +238,6 @@ class Run:
         request = replace(arrival.request, id=f"{arrival.request.id}~{arrival.tries + 1}", arrived_s=again_s)
         again = replace(arrival, request=request, tries=arrival.tries + 1, first_try_s=arrival.first_arrived_s)
         self.kernel.at(again_s, self._arrive_again, again)
-
-    # ---- routers among themselves ----------------------------------------------------------
-
-    def _sync(self, _: object) -> None:
-        """Every router receives the load of the others."""
-        loads = {router.name: router.core.loads() for router in self.routers}
-        for router in self.routers:
-            for name, load in loads.items():
-                if name != router.name:
-                    router.on_commands(router.core.on_peer_load(name, load, self.kernel.now_s))
-        if self._active:
-            self.kernel.at(self.kernel.now_s + self.world.sync_s, self._sync)
 
 
 class Scraper:

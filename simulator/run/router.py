@@ -49,6 +49,9 @@ class SimulatedRouter:
         self._hedges = core.limits.hedge_slo_share != inf
         self._holding: set[str] = set()
         self.held = 0
+        self.on_change: Callable[[SimulatedRouter], None] | None = (
+            None  # called when what is in flight may have changed
+        )
 
     # ---- events ----------------------------------------------------------------
 
@@ -63,6 +66,8 @@ class SimulatedRouter:
             self.held += 1
             self._holding.add(request.id)
             self._schedule_tick()
+            if self.on_change is not None:
+                self.on_change(self)
 
     def on_first_token(self, sequence: EngineSequence) -> None:
         """The first token of an attempt has arrived, which commits its reply too: nothing comes before it here.
@@ -75,6 +80,8 @@ class SimulatedRouter:
         commands = self.core.first_token(sequence.id, sequence.attempt, self.kernel.now_s)
         if commands or self._holding:
             self.perform(commands)
+        elif self.on_change is not None:
+            self.on_change(self)
 
     def on_finished(self, sequence: EngineSequence) -> None:
         """The reply of an attempt is complete."""
@@ -127,6 +134,8 @@ class SimulatedRouter:
                 self._open[command.request_id].retry_after_s = command.retry_after_s  # type: ignore[union-attr]
         if self._holding:
             self._schedule_tick()
+        if self.on_change is not None:
+            self.on_change(self)
 
     def _schedule_tick(self) -> None:
         wake_s = self.core.wake_s

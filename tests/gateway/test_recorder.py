@@ -103,7 +103,7 @@ async def test_a_record_of_the_version_before_can_be_replayed(tmp_path: Path) ->
     sink = recorder(path)
     sink.write({"event": "ticked", "at_s": 0.0, "answer": []})
     sink.close()
-    path.write_bytes(path.read_bytes().replace(b'{"record":4', b'{"record":3', 1))
+    path.write_bytes(path.read_bytes().replace(b'{"record":5', b'{"record":3', 1))
     assert path.read_bytes().startswith(b'{"record":3')
     assert list(differences(path)) == []
 
@@ -112,8 +112,8 @@ async def test_a_record_of_the_version_before_can_be_replayed(tmp_path: Path) ->
     ("text", "match"),
     [
         ("", "expected the header"),
-        ('{"record": 1}', "expected the header of a record of version 4, found one of version 1"),
-        ('{"record": 2}', "expected the header of a record of version 4, found one of version 2"),
+        ('{"record": 1}', "expected the header of a record of version 5, found one of version 1"),
+        ('{"record": 2}', "expected the header of a record of version 5, found one of version 2"),
         ('{"event": "arrived"}', "found no header"),
         ("[1]", ":1: no event: expected a JSON object"),
         ("not json", ":1: not JSON"),

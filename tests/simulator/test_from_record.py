@@ -197,7 +197,7 @@ def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
     """Its events have other names: read as if they were known, no attempt would have a first token."""
     path = tmp_path / "old.jsonl"
     path.write_text('{"record": 2, "continues": false}\n')
-    with pytest.raises(BadRecord, match=r"old\.jsonl:1: expected a record of version 4, found 2"):
+    with pytest.raises(BadRecord, match=r"old\.jsonl:1: expected a record of version 5, found 2"):
         read_attempts(path)
 
 

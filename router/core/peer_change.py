@@ -1,0 +1,32 @@
+"""What a router sends its peers at the moment that something changed: plain values.
+
+A change replaces, it adds nothing: whoever misses one is right again with the next that names the same backend, and
+with the next whole one at the latest. Must not depend on how it travels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from router.core.types import Fact, Load
+
+WHOLE_S: Final = 1.0  # period of the whole ones: so long at most a lost message leaves something wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Fact):
+    """What a router has in flight on one backend, and two counters since that joined: the prompt tokens that it sent
+    there, and those of prompts whose first token came. What they grew by is what happened between two messages.
+    """
+
+    load: Load = field(default_factory=Load)
+    sent_tokens: float = 0.0
+    prefilled_tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerChange(Fact):
+    """``work``: by backend name, of those that changed; with ``whole``, of all that are not idle."""
+
+    work: Mapping[str, Work]
+    whole: bool = False
