@@ -6,7 +6,7 @@ from router.arguments import Stop
 from router.commands.shared import config_faults, log_to_stderr
 from router.event_loop import run as run_loop
 from router.gateway.config.plan import plan_file
-from router.gateway.monitoring.sidecar import sidecar
+from router.gateway.sidecar import sidecar
 
 
 def run(options: Namespace) -> None:
@@ -16,4 +16,4 @@ def run(options: Namespace) -> None:
         plan = plan_file(options.config)
     if plan.redis is None:
         raise Stop(f"{options.config}: state.redis_url or state.redis is missing: a sidecar publishes to Redis")
-    run_loop(sidecar(plan))
+    run_loop(sidecar(plan, options.config))

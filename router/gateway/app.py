@@ -13,7 +13,7 @@ from contextlib import suppress
 from math import inf
 from pathlib import Path
 from random import Random
-from time import monotonic, time
+from time import monotonic
 from typing import Any, Final
 
 from router.config import settings
@@ -34,7 +34,7 @@ from router.gateway.membership import IDLE, Membership
 from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.health import Engines, HealthChange, engine
 from router.gateway.monitoring.probe import ProbeClient
-from router.gateway.monitoring.sidecar import WorkerPublisher
+from router.gateway.monitoring.publishing import WorkerPublisher
 from router.gateway.monitoring.sleepers import Sleepers
 from router.gateway.monitoring.troubles import TroubleLog, Troubles, troubles
 from router.gateway.protocols.target import Target
@@ -183,10 +183,9 @@ class Gateway:
         return {name: [down for down in downs if down is not None] for name, downs in found if any(downs)}
 
     def _down_s(self, name: str) -> float:
-        """For how long a backend's health checks have failed; 0: it is up."""
+        """For how long a backend has been down; 0: it is up."""
         watch = self.engines.watches.get(name)
-        down = watch.down if watch is not None else None
-        return (inf if watch is None else 0.0) if down is None else max(0.0, time() - down.since_s)
+        return inf if watch is None else watch.down_s
 
     def troubles(self) -> Troubles:
         """What fails on each backend, whether it is ejected, what it refuses."""

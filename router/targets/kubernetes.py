@@ -1,6 +1,6 @@
 """A target that acts: sets the replicas of workloads in Kubernetes, by their ``scale`` subresource.
 
-It may do that and read the workloads, nothing else (deploy/kubernetes/autoscaler.yaml has the rights). Must not depend
+It may do that and read the workloads, nothing else (the Helm chart has the rights). Must not depend
 on how pods become backends.
 """
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,14 @@ import pytest
 
 from router.config.settings import BackendDefaults
 from router.core.errors import ConfigError, SourceFailed
+from router.core.types import EngineReport
 from router.gateway.config.plan import Plan, plan_file
+from router.gateway.sidecar import Sidecar
 from router.gateway.sources.endpoint import ENDPOINTS_MAX, Endpoint, Source, name_of
 from router.gateway.sources.facts import backend_of
 from router.gateway.sources.file import endpoints
 from router.gateway.sources.sources import Sources
+from router.gateway.state.memory import MemoryStore
 from tests.fakes_engine import WholeEngine
 from tests.fakes_router import Router, router
 from tests.fakes_wire import STREAM_HEAD, chunked, event, token
@@ -337,3 +340,30 @@ async def test_before_a_source_has_answered_no_model_is_said_not_to_exist(tmp_pa
         answer = await it.chat()
         assert (answer.status_code, answer.headers["x-headroom-dropped-reason"]) == (503, "no-backend")
         assert not it.gateway.ready
+
+
+class Reported(MemoryStore):
+    """Names the backends that were reported."""
+
+    def __init__(self) -> None:
+        super().__init__("sidecar")
+        self.names: set[str] = set()
+
+    async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
+        self.names |= reports.keys()
+
+
+async def test_a_sidecar_reads_the_engines_that_are_found(tmp_path: Path) -> None:
+    """It publishes the metrics of one that comes, and of one that leaves no more."""
+    async with WholeEngine() as a, WholeEngine() as b:
+        targets(tmp_path, {"targets": [a.at], "labels": {"name": "a"}})
+        store = Reported()
+        running = asyncio.create_task(Sidecar(plan_of(tmp_path, DISCOVER), tmp_path / "r.yaml", store).run())
+        await until(lambda: store.names == {"a"})
+        targets(tmp_path, {"targets": [b.at], "labels": {"name": "b"}})
+        await until(lambda: "b" in store.names)
+        store.names.clear()
+        await until(lambda: store.names)
+        assert store.names == {"b"}
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

@@ -14,7 +14,7 @@ import policies
 from router.core import Choice, Fleet, Forecast, Request, Rng, signals
 from router.core.columns import LEDGER
 from router.engines import read_metrics
-from router.gateway.monitoring.sidecar import Publisher
+from router.gateway.monitoring.publishing import Publisher
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.servers import RedisServers
 from router.gateway.state.wire import report_from, report_json

@@ -2,13 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from router.targets import Advice, Applied, NotObserved, Outcome, Replicas, Target, spec_of
+from tests.deploy.chart import of_everything, one
 from tests.kubernetes.fake_api import FakeApi
 
 SMALL = "/apis/apps/v1/namespaces/llm/deployments/llama-small"
@@ -100,10 +99,10 @@ async def test_what_cannot_be_read_is_not_taken_for_none() -> None:
         assert "401" in (await target.apply(advice("big", 3))).reason
 
 
-async def test_the_rights_of_the_manifest_are_enough_and_no_others_are_used() -> None:
-    """``deploy/kubernetes/autoscaler.yaml`` with the workload that it names."""
-    manifest = Path(__file__).parents[2] / "deploy/kubernetes/autoscaler.yaml"
-    (role,) = [each for each in yaml.safe_load_all(manifest.read_text()) if each["kind"] == "Role"]
+async def test_the_rights_of_the_chart_are_enough_and_no_others_are_used() -> None:
+    """Those of the workload that its values name, and of the lease."""
+    roles = [one(of_everything(), "Role", f"headroom-autoscaler{part}", "llm") for part in ("", "-election")]
+    role = {"rules": [rule for each in roles for rule in each["rules"]]}
     assert {verb for rule in role["rules"] for verb in rule["verbs"]} == {"get", "patch", "create", "update"}
     async with cluster() as (api, target):
         api.rules = role["rules"]

@@ -172,6 +172,11 @@ class Watch:
             return None
         return Downtime(self.health.reason, self.health.at_s, f"{self.health.why} at {self.health.url}")
 
+    @property
+    def down_s(self) -> float:
+        """For how long it has been down; 0 while it is up."""
+        return 0.0 if self.down is None else max(0.0, time() - self.down.since_s)
+
     async def run(self, period_s: float) -> None:
         """Check and scrape, each about every ``period_s``; cancel to end."""
         async with asyncio.TaskGroup() as both:

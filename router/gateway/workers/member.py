@@ -21,7 +21,7 @@ from uvicorn._types import ASGI3Application
 
 from router.gateway.app import Gateway
 from router.gateway.config.plan import Plan
-from router.gateway.monitoring.sidecar import WorkerPublisher
+from router.gateway.monitoring.publishing import WorkerPublisher
 from router.gateway.rollout.reload import remade, settled
 from router.gateway.rollout.versions import Version
 from router.gateway.serving import connection_limits, control_of, reload_on_hangup

@@ -1,21 +1,17 @@
-"""Beside the engines: reads their metrics and publishes them, so that a hundred routers need not all read them.
+"""Publishes what was read of engines' metrics to the shared state, for routers that do not read them.
 
-Believes: the config's backends and its Redis. Must not know requests. Redis away: reports are dropped, not queued, for
-a late one is worth nothing; the next is tried as if nothing had been.
+Must not depend on requests, or on who reads. Redis away: reports are dropped, not queued, for a late one is worth
+nothing; the next is tried as if nothing had been.
 """
 
-import asyncio
 import logging
 from time import monotonic
 
 from router.core.errors import StoreGone
 from router.core.types import EngineReport
 from router.engines import RunningAdapters
-from router.gateway.config.plan import Plan
-from router.gateway.monitoring.health import EngineObserver, Engines, HealthChange, engine
-from router.gateway.monitoring.probe import ProbeClient
+from router.gateway.monitoring.health import EngineObserver, HealthChange
 from router.gateway.state import Store
-from router.gateway.state.redis import RedisStore
 
 _log = logging.getLogger("headroom")
 
@@ -81,24 +77,3 @@ class WorkerPublisher(Publisher):
     def scrape_failed(self, backend: str, why: str) -> None:
         """A page could not be read."""
         self._observer.scrape_failed(backend, why)
-
-
-async def sidecar(plan: Plan) -> None:
-    """Scrape and publish until cancelled."""
-    state, scrape = plan.settings.state, plan.settings.scrape
-    assert plan.redis is not None  # the caller has looked
-    store = RedisStore(plan.redis, state.pool, f"{plan.router_id}-sidecar", state.lease_s, state.timeout_s)
-    publisher = Publisher(store)
-    engines = Engines(publisher, publisher, ProbeClient, monotonic)
-    keys, certificates = plan.engine_keys, plan.engine_tls
-    watched = tuple(
-        engine(given, True, keys.get(given.name, ""), certificates.get(given.name)) for given in plan.addresses
-    )
-    try:
-        await engines.watch(watched, scrape.period_s, scrape.timeout_s, scrape.down_after)
-        while True:
-            await asyncio.sleep(scrape.period_s / 2)
-            await publisher.publish()
-    finally:
-        await engines.close()
-        await store.close()

@@ -1,0 +1,117 @@
+{{- define "headroom.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "headroom.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains (include "headroom.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "headroom.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Of one part: (list . "router") */}}
+{{- define "headroom.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ include "headroom.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{- define "headroom.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "headroom.selector" . }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+{{- end -}}
+
+{{- define "headroom.image" -}}
+{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{- end -}}
+
+{{- define "headroom.secret" -}}
+{{- default (include "headroom.fullname" .) .Values.adminKey.existingSecret -}}
+{{- end -}}
+
+{{/* What the environment of every process has. */}}
+{{- define "headroom.env" -}}
+- name: HEADROOM_ADMIN_KEY
+  valueFrom: {secretKeyRef: {name: {{ include "headroom.secret" . }}, key: {{ .Values.adminKey.key }}}}
+{{- with .Values.router.env }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "headroom.podSecurity" -}}
+securityContext: {runAsNonRoot: true, runAsUser: 65534, runAsGroup: 65534, fsGroup: 65534, seccompProfile: {type: RuntimeDefault}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "headroom.containerSecurity" -}}
+securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+{{- end -}}
+
+{{/* router.yaml, as a mapping: what the chart makes of its values, and `config` over it. */}}
+{{- define "headroom.config" -}}
+{{- $full := include "headroom.fullname" . -}}
+{{- $own := dict
+  "listen" (dict "host" "0.0.0.0" "port" 8080 "drain_s" .Values.router.drainSeconds)
+  "admin_key" (dict "key_env" "HEADROOM_ADMIN_KEY")
+-}}
+{{- $found := list -}}
+{{- range .Values.engines -}}
+{{- $source := dict "service" .service -}}
+{{- with .namespace }}{{ $_ := set $source "namespace" . }}{{ end -}}
+{{- with .port }}{{ $_ := set $source "port" . }}{{ end -}}
+{{- with .scheme }}{{ $_ := set $source "scheme" . }}{{ end -}}
+{{- $entry := dict "kubernetes" $source -}}
+{{- with .defaults }}{{ $_ := set $entry "defaults" . }}{{ end -}}
+{{- $found = append $found $entry -}}
+{{- end -}}
+{{- $found = concat $found (default (list) .Values.config.discover) -}}
+{{- if not (or $found .Values.config.backends) -}}
+{{- fail "no engines: give engines: [{service: NAME}], or backends or discover under config" -}}
+{{- end -}}
+{{- if .Values.redis.enabled -}}
+{{- $_ := set $own "state" (dict "redis_url" (printf "redis://%s-redis:6379/0" $full)) -}}
+{{- else if .Values.redis.url -}}
+{{- $_ := set $own "state" (dict "redis_url" .Values.redis.url) -}}
+{{- end -}}
+{{- if .Values.sidecar.enabled -}}
+{{- $_ := set $own "scrape" (dict "source" "state") -}}
+{{- end -}}
+{{- if .Values.autoscaler.enabled -}}
+{{- $autoscale := dict "port" 8081 "variants" .Values.autoscaler.variants -}}
+{{- if .Values.autoscaler.workloads -}}
+{{- $_ := set $autoscale "target" (dict "name" "kubernetes" "workloads" .Values.autoscaler.workloads) -}}
+{{- $_ := set $autoscale "election" (dict "by" "kubernetes" "name" (printf "%s-autoscaler" $full)) -}}
+{{- end -}}
+{{- $_ := set $own "autoscale" $autoscale -}}
+{{- end -}}
+{{- $whole := mustMergeOverwrite $own (deepCopy .Values.config) -}}
+{{- if $found }}{{ $_ := set $whole "discover" $found }}{{ end -}}
+{{- toYaml $whole -}}
+{{- end -}}
+
+{{/* Changes exactly when a change of the config needs a restart: it is reloaded in place otherwise. */}}
+{{- define "headroom.restartChecksum" -}}
+{{- $config := include "headroom.config" . | fromYaml -}}
+{{- pick $config "listen" "upstream" "state" "record" | toJson | sha256sum -}}
+{{- end -}}
+
+{{/* group/version/plural of a workload of the autoscaler */}}
+{{- define "headroom.resource" -}}
+{{- $known := dict
+  "Deployment" "apps/v1/deployments"
+  "StatefulSet" "apps/v1/statefulsets"
+  "ReplicaSet" "apps/v1/replicasets"
+  "LeaderWorkerSet" "leaderworkerset.x-k8s.io/v1/leaderworkersets"
+-}}
+{{- default (get $known (default "Deployment" .kind)) .resource -}}
+{{- end -}}

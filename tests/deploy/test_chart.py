@@ -1,0 +1,240 @@
+"""The Helm chart: lint, Kubernetes' own schemas, a config that the router takes, no more rights than are used."""
+
+import json
+import tomllib
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import kubernetes_validate
+import pytest
+import yaml
+from helm_python.chart import lint
+from helm_python.errors import HelmError
+
+from router.config.discover import KubernetesSource
+from router.gateway.config.plan import Plan, plan_file
+from router.gateway.sources.kubernetes import PodsOfService
+from tests.deploy.chart import CHART, everything, of_everything, one, rendered
+from tests.kubernetes.watched_api import WatchedApi
+from tests.waiting import until
+
+ROOT = Path(__file__).parents[2]
+ENGINES = {"engines": [{"service": "vllm"}]}
+OWN_SCHEMAS = {"ServiceMonitor", "PrometheusRule"}  # of the Prometheus operator, not of Kubernetes
+OLDEST, NEWEST = "1.30", "1.37"
+VARIATIONS = [
+    ENGINES,
+    everything(),
+    {"config": {"backends": [{"name": "a", "url": "http://a:8000"}]}, "redis": {"enabled": False}},
+    ENGINES | {"redis": {"enabled": False, "url": "rediss://mine:6380/0"}, "adminKey": {"existingSecret": "mine"}},
+    ENGINES | {"autoscaler": {"enabled": True}, "networkPolicy": {"enabled": False}},
+    ENGINES | {"router": {"disruptionBudget": {"enabled": False}, "nodeSelector": {"a": "b"}}},
+]  # fmt: skip
+
+
+def plan_of(manifests: list[dict], folder: Path, monkeypatch: pytest.MonkeyPatch, name: str = "headroom") -> Plan:
+    """What the router makes of the config in the chart's ConfigMap."""
+    for variable in ("HEADROOM_ADMIN_KEY", "ENGINE_KEY"):
+        monkeypatch.setenv(variable, "secret-key")
+    (folder / "router.yaml").write_text(one(manifests, "ConfigMap", name)["data"]["router.yaml"])
+    return plan_file(folder / "router.yaml")
+
+
+@pytest.mark.parametrize("values", [{}, everything()], ids=["defaults", "everything"])
+def test_helm_lint_has_nothing_to_say(values):
+    """But that an icon would be nice."""
+    report = lint(CHART, values, strict=True, kube_version=f"v{OLDEST}.0")
+    assert report["errors"] == []
+    assert [each["error"] for each in report["messages"]] == ["icon is recommended"]
+
+
+@pytest.mark.parametrize(("values", "version"), [(everything(), OLDEST), *((each, NEWEST) for each in VARIATIONS)])
+def test_every_manifest_is_of_kubernetes_own_schema(values, version):
+    """Strictly: a key that the API server would drop in silence is a fault."""
+    manifests = rendered(values)
+    for each in manifests:
+        if each["kind"] not in OWN_SCHEMAS:
+            kubernetes_validate.validate(each, version, strict=True)
+    places = [(each["kind"], each["metadata"]["name"], each["metadata"].get("namespace")) for each in manifests]
+    assert len(places) == len(set(places))
+
+
+@pytest.mark.parametrize("values", VARIATIONS)
+def test_the_router_takes_the_config(values, tmp_path, monkeypatch):
+    """With every value that the chart makes of its own."""
+    plan = plan_of(rendered(values), tmp_path, monkeypatch)
+    assert plan.settings.listen.host == "0.0.0.0"
+    assert plan.admin_digest
+    redis = values.get("redis", {"enabled": True})
+    assert (plan.redis is not None) == bool(redis["enabled"] or redis.get("url"))
+    assert len(plan.settings.discover) == len(values.get("engines", ()))
+    if "autoscaler" in values:
+        assert plan.settings.autoscale.port == 8081
+
+
+def test_what_the_config_gives_is_over_what_the_chart_makes(tmp_path, monkeypatch):
+    """Keys beside those of the chart stay; sources are added to the engines."""
+    own = {"listen": {"drain_s": 5}, "slo_classes": {"default": {"e2e_ms": 9}}, "discover": [{"file": "t.yaml"}]}
+    plan = plan_of(rendered(ENGINES | {"config": own}, "x"), tmp_path, monkeypatch, "x-headroom")
+    assert (plan.settings.listen.drain_s, plan.settings.listen.port) == (5, 8080)
+    assert [each.kind for each in plan.settings.discover] == ["kubernetes", "file"]
+    assert plan.settings.slo_classes["default"].e2e_ms == 9
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({}, "no engines: give engines"),
+        (ENGINES | {"sidecar": {"enabled": True}, "redis": {"enabled": False}}, "sidecar publishes to Redis"),
+        ({"engines": [{"name": "x"}]}, "service"),
+        (ENGINES | {"routers": {"replicas": 3}}, "routers"),
+        (ENGINES | {"router": {"replicas": 0}}, "replicas"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(values, why):
+    """With the key at fault, before anything is installed."""
+    with pytest.raises(HelmError, match=why):
+        rendered(values)
+
+
+def pods(manifests):
+    """The pod templates, by the name of their Deployment."""
+    return {each["metadata"]["name"]: each["spec"]["template"] for each in manifests if each["kind"] == "Deployment"}
+
+
+def matches(selector, labels):
+    return selector.items() <= labels.items()
+
+
+def test_every_selector_finds_its_own_pods_and_no_others():
+    """Services, budgets and network policies; and every port that is named is there."""
+    manifests = of_everything()
+    templates = pods(manifests)
+    for each in manifests:
+        if each["kind"] == "Service":
+            selector = each["spec"]["selector"]
+        elif each["kind"] in {"PodDisruptionBudget", "NetworkPolicy"}:
+            selector = each["spec"].get("selector", each["spec"].get("podSelector"))["matchLabels"]
+        else:
+            continue
+        name = each["metadata"]["name"]
+        found = [name for name, template in templates.items() if matches(selector, template["metadata"]["labels"])]
+        assert found == [name]
+        ports = {port["name"] for c in templates[name]["spec"]["containers"] for port in c.get("ports", ())}
+        if each["kind"] == "Service":
+            assert {port["targetPort"] for port in each["spec"]["ports"]} <= ports
+        if each["kind"] == "NetworkPolicy":
+            assert {p["port"] for rule in each["spec"].get("ingress", ()) for p in rule["ports"]} <= ports
+
+
+def test_the_shared_state_is_for_the_releases_own_processes():
+    """The peers of its policy are pods of this release, none else."""
+    policy = one(of_everything(), "NetworkPolicy", "headroom-redis")
+    templates = pods(of_everything())
+    peers = policy["spec"]["ingress"][0]["from"]
+    allowed = {
+        name
+        for peer in peers
+        for name, template in templates.items()
+        if matches(peer["podSelector"]["matchLabels"], template["metadata"]["labels"])
+    }
+    assert allowed == {"headroom", "headroom-autoscaler", "headroom-sidecar"}
+    assert all(peer.keys() == {"podSelector"} for peer in peers)
+
+
+def test_a_router_that_ends_first_waits_then_drains_within_its_grace():
+    """preStop, then listen.drain_s, then what is left: the kubelet kills none of its streams."""
+    spec = pods(of_everything())["headroom"]["spec"]
+    (router,) = spec["containers"]
+    sleep_s = router["lifecycle"]["preStop"]["sleep"]["seconds"]
+    config = yaml.safe_load(one(of_everything(), "ConfigMap", "headroom")["data"]["router.yaml"])
+    assert spec["terminationGracePeriodSeconds"] >= sleep_s + config["listen"]["drain_s"] + 10
+    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= router.keys()
+
+
+def test_no_process_is_root_or_writes_to_its_image():
+    """Every container of the chart."""
+    for template in pods(of_everything()).values():
+        assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+        for container in template["spec"]["containers"]:
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_a_change_of_the_config_restarts_routers_only_where_a_reload_cannot_take_it():
+    """The annotation of the pods changes with listen, upstream, state and record alone."""
+
+    def checksum(config):
+        return pods(rendered(ENGINES | {"config": config}))["headroom"]["metadata"]["annotations"]["checksum/restart"]
+
+    base = checksum({})
+    assert checksum({"slo_classes": {"default": {"ttft_ms": 1}}, "policy": {"routing": "least_work"}}) == base
+    for section in ({"listen": {"drain_s": 1}}, {"upstream": {"stall_s": 1}}, {"state": {"pool": "b"}}):
+        assert checksum(section) != base
+
+
+async def test_the_rights_of_discovery_are_those_that_it_uses():
+    """Each request that a router sends is allowed by the Role, and the Role allows no more."""
+    used = set()
+    async with WatchedApi("llm") as api:
+        api.put("Service", {"metadata": {"name": "llama-h100"}, "spec": {"selector": {"app": "x"}}})
+        source = PodsOfService(KubernetesSource(service="llama-h100", url=api.url, namespace="llm"))
+        sets = source.sets()
+        assert await anext(sets) == ()
+        await until(lambda: api.watches == 2)
+        for path in api.log:
+            parts = urlsplit(path)
+            names = parts.path.strip("/").split("/")
+            group = names[1] if names[0] == "apis" else ""
+            rest = names[names.index("namespaces") + 2 :]
+            verb = "watch" if "watch" in parse_qs(parts.query) else ("list" if len(rest) == 1 else "get")
+            used.add((group, rest[0], rest[1] if len(rest) > 1 else "", verb))
+        await sets.aclose()
+    role = one(of_everything(), "Role", "headroom-discovery", "llm")
+    assert used == {
+        (group, resource, name, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for name in rule.get("resourceNames", [""])
+        for verb in rule["verbs"]
+    }
+    binding = one(of_everything(), "RoleBinding", "headroom-discovery", "other")
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "headroom", "namespace": "llm"}]
+
+
+def test_only_what_calls_the_api_server_has_a_token():
+    """Redis never, routers that are given their backends not either."""
+    mounted = {name: t["spec"]["automountServiceAccountToken"] for name, t in pods(of_everything()).items()}
+    assert mounted == {
+        "headroom": True, "headroom-sidecar": True, "headroom-autoscaler": True, "headroom-redis": False,
+    }  # fmt: skip
+    listed = rendered({"config": {"backends": [{"name": "a", "url": "http://a"}]}, "autoscaler": {"enabled": True}})
+    assert not any(template["spec"]["automountServiceAccountToken"] for template in pods(listed).values())
+    assert not [each for each in listed if each["kind"] in {"Role", "RoleBinding"}]
+
+
+def test_dashboard_and_alerts_are_those_of_this_repository():
+    """They are not copies that grow old."""
+    dashboard = one(of_everything(), "ConfigMap", "headroom-dashboard")["data"]["headroom.json"]
+    assert json.loads(dashboard) == json.loads((ROOT / "deploy/grafana/dashboards/headroom.json").read_text())
+    rules = one(of_everything(), "PrometheusRule", "headroom")["spec"]
+    assert rules == yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
+
+
+def test_the_chart_has_the_version_of_the_package():
+    """Its image is tagged with it."""
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_an_admin_key_of_ones_own_makes_no_secret():
+    """Else one with a random key is made."""
+    own = rendered(ENGINES | {"adminKey": {"existingSecret": "mine", "key": "k"}})
+    assert not [each for each in own if each["kind"] == "Secret"]
+    (env,) = pods(own)["headroom"]["spec"]["containers"][0]["env"]
+    assert env["valueFrom"]["secretKeyRef"] == {"name": "mine", "key": "k"}
+    made = one(rendered(ENGINES), "Secret", "headroom")
+    assert len(made["data"]["admin-key"]) > 32
