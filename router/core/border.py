@@ -21,7 +21,7 @@ from router.core.errors import Implausible
 from router.core.estimators import LOG_FACTOR_MOST, NOISE_MAX, NOISE_MIN
 from router.core.kernels import SPREAD_MOST
 from router.core.lengths import BINS
-from router.core.peer_change import PeerChange, Work
+from router.core.peer_change import BLOCKS_A_MESSAGE, PeerChange, Work
 from router.core.physics import StepCoefficients
 from router.core.signals import Signal, registered
 from router.core.types import Backend, EngineReport, Load, Request, Usage
@@ -42,6 +42,7 @@ PROMPT_FACTOR: Final = 32  # between an estimate from bytes and the engine's cou
 PROMPT_SLACK_TOKENS: Final = 4096  # that a chat template or a system prompt of the engine's own may add
 SEQUENCES_MOST: Final = 1e6  # on one backend
 TOKENS_MOST: Final = 1e10  # in one backend's KV cache or queue
+BACKENDS_MOST: Final = 10_000  # of one pool
 COUNTER_MOST: Final = 1e15  # tokens that a router ever sent to one backend
 DRIFT: Final = 1e-3  # below 0 that is rounding of a sum, and is clipped
 AHEAD_S: Final = 1.0  # by which clocks that are compared through a store may differ
@@ -198,11 +199,15 @@ def loads(given: Mapping[str, Load], peer: str, dropped: DroppedNumbers) -> Mapp
 
 def peer_change(given: PeerChange, peer: str, dropped: DroppedNumbers) -> PeerChange:
     """The same of what a peer sends at the moment of a change."""
+    blocks = sum(len(prompt.blocks) for prompt in given.prompts)
+    if blocks > BLOCKS_A_MESSAGE or len(given.ejected) > BACKENDS_MOST:
+        dropped.add(PEER, peer, f"{blocks} blocks and {len(given.ejected)} ejected backends in one message")
+        given = PeerChange(given.work, given.whole)
     for work in given.work.values():
         counted = 0.0 <= work.sent_tokens <= COUNTER_MOST and 0.0 <= work.prefilled_tokens <= COUNTER_MOST
         if not counted or not _whole(work.load):
             checked = {name: _work(work, name, peer, dropped) for name, work in given.work.items()}
-            return PeerChange(checked, given.whole)
+            return PeerChange(checked, given.whole, given.prompts, given.ejected)
     return given
 
 

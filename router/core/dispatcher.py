@@ -354,6 +354,7 @@ class Dispatcher(FleetEvents):
         if request.prefix:
             attempt.resident_share = forecast.resident_share_at(index)
             self.ledger.remember_prefix(slot, request)
+            self.outbox.prompt_sent(slot, request)
         due_s = self._watch.sent(request, attempt, self.limits, len(flight.open) == 1, now_s)
         return Send(request.id, backend, attempt.number, why, predicted.ttft_s, due_s)
 
@@ -551,6 +552,10 @@ class Dispatcher(FleetEvents):
         if ejected_s:
             self.ledger.mark_state(slot, ejected=True)
             self._timers.set(now_s + ejected_s, backend, 0, Due.READMIT)
+            self.outbox.ejected(backend)
+
+    def _on_ejection_elsewhere(self, backend: str) -> None:
+        self._ejection.hinted(backend, self.limits.failures_max)
 
     def _refused(self, flight: Flight, backend: str, failure: Failure, now_s: float) -> None:
         """Where the failure says that the backend does not serve this model or this endpoint, remember that."""

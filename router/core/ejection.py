@@ -23,7 +23,8 @@ _UNTOLD: Final = frozenset(
 class BackendFailures:
     """What attempts on one backend failed of, since it joined.
 
-    ``counts``: by kind; ``in_a_row``: its own faults since it last answered; ``ejections``: how many; ``ejected_s`` and
+    ``counts``: by kind; ``in_a_row``: its own faults since it last answered (one less than eject it, once
+    another router has ejected it); ``ejections``: how many; ``ejected_s`` and
     ``readmitted_s``: since and until when it is ejected, while ``ejected``; ``why``, ``kind`` and ``at_s``: of the last
     failure that says something about the backend (none: an empty ``why``).
     """
@@ -70,6 +71,13 @@ class Ejection:
         known.ejected, known.ejected_s, known.readmitted_s = True, now_s, now_s + ejected_s
         known.ejections += 1
         return ejected_s
+
+    def hinted(self, backend: str, failures_max: int) -> None:
+        """Another router has ejected it: the next fault here ejects it too. It may answer here all the same."""
+        known = self._of(backend)
+        if not known.ejected and known.in_a_row < failures_max - 1:
+            self._rows += known.in_a_row == 0
+            known.in_a_row = failures_max - 1
 
     def answered(self, backend: str) -> None:
         """It answered: its row of faults is over."""

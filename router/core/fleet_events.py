@@ -42,6 +42,10 @@ class FleetEvents(ABC):
     def _serve_held(self, now_s: float, model: str | None = None) -> Sequence[Command]:
         """Room may have appeared, for one model or (None) for any."""
 
+    @abstractmethod
+    def _on_ejection_elsewhere(self, backend: str) -> None:
+        """Another router has ejected a backend of this one's."""
+
     def _time(self, now_s: float) -> float:
         """The time of an event, as every event's method begins with it; the last one where the clock went back."""
         if self._now_s <= now_s < border.FAR_S:
@@ -165,10 +169,18 @@ class FleetEvents(ABC):
         return self._serve_held(now_s)
 
     def on_peer_change(self, peer: str, change: PeerChange, now_s: float) -> Sequence[Command]:
-        """What another router has in flight where that changed, sent at the moment of the change."""
-        now_s = self._time(now_s)
-        self.ledger.peers.on_peer_change(peer, border.peer_change(change, peer, self.dropped_numbers), now_s)
-        return self._serve_held(now_s)
+        """What another router has in flight where that changed, sent at the moment of the change; what it hints at."""
+        now_s, roster = self._time(now_s), self.ledger.roster
+        change = border.peer_change(change, peer, self.dropped_numbers)
+        self.ledger.peers.on_peer_change(peer, change, now_s)
+        for prompt in change.prompts:
+            slot = roster.slot(prompt.backend)
+            if slot is not None and roster.is_up(slot):
+                self.ledger.remember_blocks(slot, prompt.blocks, prompt.block_tokens)
+        for name in change.ejected:
+            if roster.slot(name) is not None:
+                self._on_ejection_elsewhere(name)
+        return self._serve_held(now_s) if change.work else ()
 
     def forget_silent_peers(self, now_s: float) -> Sequence[Command]:
         """To be called every second or so where peers send their changes: one that fell silent may be gone."""

@@ -5,6 +5,7 @@ Three sources add up to the load of a backend: what this router sent (``load.py`
 (``slot_table.py``), a slot a backend. Must not choose: no file below this one does.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -101,6 +102,9 @@ class Ledger:
 
     def remember_prefix(self, slot: int, request: Request) -> None:
         """The slot is being sent this prompt: what its KV cache can hold of it will be there for the next."""
-        if request.prefix and request.prefix_block_tokens > 0:
-            blocks_max = int(self.table.cells[KV_TOKENS_MAX][slot] // request.prefix_block_tokens)
-            self.prefixes.sent(slot, request.prefix, blocks_max)
+        self.remember_blocks(slot, request.prefix, request.prefix_block_tokens)
+
+    def remember_blocks(self, slot: int, blocks: Sequence[int], block_tokens: int) -> None:
+        """The same of the blocks of a prompt."""
+        if blocks and block_tokens > 0:
+            self.prefixes.sent(slot, blocks, int(self.table.cells[KV_TOKENS_MAX][slot] // block_tokens))

@@ -1,6 +1,7 @@
 """What this router sends its peers: what changed since it last looked.
 
-Compares the table with what was sent last, so that counting costs the life of a request nothing. Must not depend on
+Compares the table with what was sent last, so that counting costs the life of a request nothing. Blocks of prompts are
+named once in a while, not with each prompt that begins with them. Until it is used nothing is kept. Must not depend on
 how messages travel.
 """
 
@@ -19,10 +20,10 @@ from router.core.columns import (
     PREFILLING,
     SENT_TOKENS,
 )
-from router.core.peer_change import PeerChange, Work
+from router.core.peer_change import BLOCKS_A_MESSAGE, BLOCKS_A_PROMPT, PeerChange, SentPrompt, Work
 from router.core.roster import Roster
 from router.core.slot_table import SlotTable
-from router.core.types import Load
+from router.core.types import Load, Request
 
 _INF: Final = float("inf")
 _ROWS: Final = [  # in the order of the fields of Load, then of Work
@@ -36,22 +37,56 @@ _ROWS: Final = [  # in the order of the fields of Load, then of Work
     PREFILLED_TOKENS,
 ]
 _LOAD: Final = 6  # of these rows
+_NONE: Final[frozenset[int]] = frozenset()
+NAMED_WHOLES: Final = 10  # whole messages: a block in use is named again after so many, for a peer may have let it go
 
 
 class Outbox:
     """What was sent last, by slot."""
 
-    __slots__ = ("_roster", "_sent", "_table")
+    __slots__ = ("_blocks", "_ejected", "_named", "_named_before", "_prompts", "_roster", "_sent", "_table", "_wholes")
 
     def __init__(self, table: SlotTable, roster: Roster) -> None:
         self._table = table
         self._roster = roster
         self._sent: Floats = self._rows()
+        self._prompts: list[SentPrompt] = []
+        self._blocks = 0  # of those prompts
+        self._ejected: list[str] = []
+        self._named: dict[int, set[int]] = {}  # by slot, the blocks that peers have heard of lately
+        self._named_before: dict[int, set[int]] = {}  # and in the period before
+        self._wholes = 0
 
     def _rows(self) -> Floats:
         rows: Floats = self._table.columns[_ROWS]
         rows[rows == _INF] = 0.0  # no bound
         return rows
+
+    # -- hints ---------------------------------------------------------------------------------------------------
+
+    def prompt_sent(self, slot: int, request: Request) -> None:
+        """A backend is being sent this prompt."""
+        if not self._wholes:
+            return
+        named = self._named.setdefault(slot, set())
+        before = self._named_before.get(slot, _NONE)
+        new = [b for b in request.prefix[:BLOCKS_A_PROMPT] if b not in named and b not in before]
+        if new and self._blocks + len(new) <= BLOCKS_A_MESSAGE:
+            self._blocks += len(new)
+            named.update(new)
+            self._prompts.append(SentPrompt(self._roster.name(slot), tuple(new), request.prefix_block_tokens))
+
+    def ejected(self, backend: str) -> None:
+        """This router has just ejected a backend."""
+        if self._wholes:
+            self._ejected.append(backend)
+
+    def _hints(self) -> tuple[tuple[SentPrompt, ...], tuple[str, ...]]:
+        hints = tuple(self._prompts), tuple(self._ejected)
+        self._prompts, self._blocks, self._ejected = [], 0, []
+        return hints
+
+    # -- messages --------------------------------------------------------------------------------------------------
 
     def changes(self) -> PeerChange | None:
         """What differs from what was sent last; None: nothing does."""
@@ -59,17 +94,22 @@ class Outbox:
         if now.shape != self._sent.shape:
             self._sent = now
             return self.whole()
-        if np.array_equal(now, self._sent):
+        if np.array_equal(now, self._sent) and not self._prompts and not self._ejected:
             return None
         changed = frozenset(np.flatnonzero((now != self._sent).any(axis=0)).tolist())
         self._sent = now
-        return PeerChange({name: _work(now, slot) for name, slot in self._roster.slots if slot in changed})
+        work = {name: _work(now, slot) for name, slot in self._roster.slots if slot in changed} if changed else {}
+        return PeerChange(work, False, *self._hints())
 
     def whole(self) -> PeerChange:
         """Everything that this router has in flight or ever sent, as now and then it is sent in any case."""
         now = self._sent = self._rows()
         used = frozenset(np.flatnonzero(now.any(axis=0)).tolist())
-        return PeerChange({name: _work(now, slot) for name, slot in self._roster.slots if slot in used}, whole=True)
+        if self._wholes % NAMED_WHOLES == 0:
+            self._named, self._named_before = {}, self._named
+        self._wholes += 1
+        work = {name: _work(now, slot) for name, slot in self._roster.slots if slot in used}
+        return PeerChange(work, True, *self._hints())
 
 
 def _work(rows: Floats, slot: int) -> Work:

@@ -10,6 +10,8 @@ from typing import Final
 
 from router.core.types import Fact, Load
 
+BLOCKS_A_PROMPT: Final = 4_096  # of which peers hear; a longer prompt is known by its beginning
+BLOCKS_A_MESSAGE: Final = 8_192
 WHOLE_S: Final = 1.0  # period of the whole ones: so long at most a lost message leaves something wrong
 
 
@@ -25,8 +27,23 @@ class Work(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class SentPrompt(Fact):
+    """Block hashes of a prompt that a backend was sent, in their order: those that were not named lately."""
+
+    backend: str
+    blocks: tuple[int, ...]
+    block_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class PeerChange(Fact):
-    """``work``: by backend name, of those that changed; with ``whole``, of all that are not idle."""
+    """``work``: by backend name, of those that changed; with ``whole``, of all that are not idle.
+
+    Two hints, which do no harm when they are lost: ``prompts`` that backends were sent and so may hold, and backends
+    that this router has just ``ejected`` for their own faults.
+    """
 
     work: Mapping[str, Work]
     whole: bool = False
+    prompts: tuple[SentPrompt, ...] = ()
+    ejected: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from router.core.decisions import Command, RequestRecord
 from router.core.dispatcher import NO_USAGE, Dispatcher
 from router.core.errors import DownReason
 from router.core.flight import Failure, FailureKind
-from router.core.peer_change import PeerChange, Work
+from router.core.peer_change import PeerChange, SentPrompt, Work
 from router.core.physics import StepCoefficients
 from router.core.text_size import TEXT_SIGMA
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Usage, slo_from
@@ -267,7 +267,8 @@ def failure_of(plain: Event) -> Failure:
 def change_of(plain: Event) -> PeerChange:
     """The change of an ``on_peer_change``."""
     work = {name: Work(**{**each, "load": Load(**each["load"])}) for name, each in plain["work"].items()}
-    return PeerChange(work, plain["whole"])
+    prompts = [SentPrompt(**{**each, "blocks": tuple(each["blocks"])}) for each in plain["prompts"]]
+    return PeerChange(work, plain["whole"], tuple(prompts), tuple(plain["ejected"]))
 
 
 _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {

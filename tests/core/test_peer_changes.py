@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from router.core.border import PEER
 from router.core.columns import FIRST_TOKEN_S, LOAD, PREFILL_RATE, RATE_AT_S, TPOT_BOUND_S
+from router.core.flight import DispatchLimits, Failure
 from router.core.ledger import Ledger
-from router.core.outbox import Outbox
-from router.core.peer_change import PeerChange, Work
+from router.core.outbox import NAMED_WHOLES, Outbox
+from router.core.peer_change import BLOCKS_A_MESSAGE, PeerChange, SentPrompt, Work
 from router.core.peers import GROWTH_MOST, SILENT_S
 from router.core.types import Load
-from tests.fakes import backend, core
+from tests.fakes import backend, core, request, sent
 
 NAMES = ("a", "b", "c")
 
@@ -236,3 +237,112 @@ def test_room_at_a_peer_serves_who_waits_here():
     assert it.on_peer_change("peer", PeerChange({"a": BUSY}), 0.0) == ()
     with pytest.raises(AttributeError):
         PeerChange({}).whole = True
+
+
+# -- hints -------------------------------------------------------------------------------------------------------------
+
+SYSTEM = tuple(range(1, 41))
+
+
+def prompt(number: str, *blocks: int):
+    return request(number, prompt_tokens=16 * len(blocks), prefix=blocks, prefix_block_tokens=16)
+
+
+def holders(it, *blocks: int) -> list[float]:
+    """How many leading blocks each backend should hold, as ``it`` sees it."""
+    matched = it.ledger.prefixes.matched(blocks, len(it.ledger.table.generation))
+    return [] if matched is None else matched.tolist()
+
+
+def pair(**facts):
+    """Two dispatchers before the same two backends that have sent each other everything once."""
+    two = [core(backend("a"), backend("b"), **facts) for _ in range(2)]
+    for one, other in (two, two[::-1]):
+        one.on_peer_change("peer", other.outbox.whole(), 0.0)
+    return two
+
+
+def test_a_prompt_sent_by_one_router_is_known_to_the_other():
+    """Block for block, and what was named lately is not named again."""
+    one, other = pair()
+    one.arrived(prompt("1", *SYSTEM, 100, 101), 0.0)
+    other.on_peer_change("peer", one.outbox.changes(), 0.001)
+    assert holders(other, *SYSTEM, 100, 101) == holders(one, *SYSTEM, 100, 101)
+    assert max(holders(other, *SYSTEM, 100, 101)) == 42
+    for each in ("a", "b"):  # round robin: the second goes to the other backend, the third to the first
+        one.arrived(prompt(f"2{each}", *SYSTEM, 200, 201), 1.0)
+    one.arrived(prompt("3", *SYSTEM, 300), 1.0)
+    change = one.outbox.changes()
+    assert sorted(len(each.blocks) for each in change.prompts) == [1, 2, 42]
+    other.on_peer_change("peer", change, 1.001)
+    for blocks in ((*SYSTEM, 100, 101), (*SYSTEM, 200, 201), (*SYSTEM, 300)):
+        assert holders(other, *blocks) == holders(one, *blocks)
+
+
+def test_blocks_in_use_are_named_again_and_messages_are_bounded():
+    """A peer may have let them go; a flood of long prompts is dropped, not queued."""
+    one, _ = pair()
+    one.arrived(prompt("1", *SYSTEM), 0.0)
+    assert one.outbox.changes().prompts
+    for _ in range(2 * NAMED_WHOLES):
+        assert not one.outbox.whole().prompts
+    for each in ("2", "3"):
+        one.arrived(prompt(each, *SYSTEM), 1.0)
+    assert {len(each.blocks) for each in one.outbox.changes().prompts} == {40}
+    for number in range(6):
+        one.arrived(prompt(f"long-{number}", *range(10_000 * number + 1000, 10_000 * number + 5000)), 2.0)
+    assert sum(len(each.blocks) for each in one.outbox.changes().prompts) <= BLOCKS_A_MESSAGE
+
+
+def test_a_router_alone_keeps_nothing_for_peers():
+    """Without a message to anyone there is nothing to send."""
+    it = core(backend("a"))
+    it.arrived(prompt("1", *SYSTEM), 0.0)
+    it.outbox.ejected("a")
+    assert it.outbox.changes().prompts == it.outbox.whole().prompts == ()
+
+
+def test_what_a_backend_lost_is_not_brought_back_by_a_hint_while_it_is_down():
+    """Its cache is gone."""
+    one, other = pair()
+    one.arrived(prompt("1", *SYSTEM), 0.0)
+    change = one.outbox.changes()
+    for name in ("a", "b"):
+        other.backend_health(name, False, 0.1)
+    other.on_peer_change("peer", change, 0.2)
+    assert holders(other, *SYSTEM) == []
+
+
+def fail(it, number: str, now_s: float) -> None:
+    """One request that its first backend fails."""
+    send = sent(it.arrived(request(number), now_s))
+    it.failed(number, send.attempt, Failure("reset", retryable=False), now_s)
+
+
+def test_a_backend_that_one_router_ejected_is_ejected_by_the_other_after_one_fault():
+    """Not before that, and not after it has answered there: the fault may lie between that router and it."""
+    one, other = (core(backend("a"), limits=DispatchLimits(failures_max=3)) for _ in range(2))
+    other.on_peer_change("peer", one.outbox.whole(), 0.0)
+    for number in range(3):
+        fail(one, f"f{number}", 1.0)
+    change = one.outbox.changes()
+    assert change.ejected == ("a",)
+    other.on_peer_change("peer", change, 1.0)
+    assert not other.failures["a"].ejected
+    fail(other, "f", 1.1)
+    assert other.failures["a"].ejected
+    third = core(backend("a"), limits=DispatchLimits(failures_max=3))
+    third.on_peer_change("peer", change, 1.0)
+    third.first_token("r", sent(third.arrived(request("r"), 1.0)).attempt, 1.1)
+    fail(third, "f", 1.2)
+    assert not third.failures["a"].ejected
+
+
+def test_more_than_a_message_may_hold_is_dropped():
+    """Its load counts all the same."""
+    it = core(backend("a"))
+    huge = SentPrompt("a", tuple(range(BLOCKS_A_MESSAGE + 1)), 16)
+    it.on_peer_change("peer", PeerChange({"a": BUSY}, False, (huge,), ("a",)), 0.0)
+    assert it.dropped_numbers.by_source[PEER] == 1
+    assert not it.ledger.prefixes
+    assert peer_load(it.ledger)[0] == 1.0
