@@ -8,8 +8,9 @@ import asyncio
 import logging
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import product
 from math import inf
 from pathlib import Path
 from random import Random
@@ -65,6 +66,7 @@ from router.gateway.traffic.upstream import PoolLimits
 from router.gateway.worker_identity import WorkerIdentity
 
 ALONE_SYNC_S: Final = 1.0  # the period of syncs with a state that no other router reads
+_OFFERED_MAX: Final = 500  # series of a model and a class that no request had yet
 DEMAND_S: Final = 1.0  # demand changes slowly: it is summed at most once in so long
 _log = logging.getLogger("headroom")
 
@@ -141,6 +143,7 @@ class Gateway:
             self.failing_open,
         )
         self.metrics.watch_state(lambda: self.store.skipped.counts)
+        self.metrics.watch_offered(self._offered)
         self.metrics.sources.watch(lambda: self.sources.states)
         self.metrics.policies.watch(self.rollout.samples)
         self.metrics.resources.watch(
@@ -149,6 +152,12 @@ class Gateway:
             self._dropped_lines,
             self._spans,
         )
+
+    def _offered(self) -> Iterable[tuple[str, str]]:
+        """The models that the config names with the classes that it has, unless those are very many."""
+        models = dict.fromkeys(model for backend in self.plan.backends for model in backend.models)
+        classes = self.plan.ingress.classes
+        return product(models, classes) if len(models) * len(classes) <= _OFFERED_MAX else ()
 
     def _dropped_lines(self) -> Mapping[str, int]:
         """Of each log of this process."""

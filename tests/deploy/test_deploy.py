@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -120,3 +121,14 @@ def test_manifests_are_yaml_and_the_dashboard_json():
             continue
         list(yaml.safe_load_all(path.read_text()))
     assert json.loads((DEPLOY / "grafana/dashboards/headroom.json").read_text())["panels"]
+
+
+PROMTOOL = shutil.which("promtool")
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: apt-get install prometheus)")
+def test_alerts_fire_when_they_should_and_not_when_they_should_not():
+    """By Prometheus's own test of rules: an outage, a slow burn, a good class, clients' own bounds."""
+    cases = ROOT / "tests/deploy/alerts.test.yml"
+    done = subprocess.run([PROMTOOL, "test", "rules", cases], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,5 +1,6 @@
 """The metrics page and the demand window: what a request leaves behind in both."""
 
+import re
 from dataclasses import replace
 from math import nan
 
@@ -11,6 +12,7 @@ from router.core.types import EngineReport, Load, Request, Slo, Usage
 from router.gateway.telemetry.demand import DemandWindow
 from router.gateway.telemetry.metrics import Metrics
 from router.gateway.traffic.meter import Gaps
+from router.gateway.traffic.request_log import RequestLog
 
 
 def account(outcome: EndState = EndState.SERVED, reason: Reason | None = None, ttft_ms: float = 500) -> RequestRecord:
@@ -62,7 +64,7 @@ def test_a_refusal_misses_its_slo_and_a_client_that_left_says_nothing_of_it() ->
     books.recorded(account(EndState.LEFT))
     text = page(books)
     assert 'headroom_slo_requests_total{met="false",model="tiny",slo_class="chat",source="class"} 1.0' in text
-    assert 'met="true"' not in text
+    assert 'headroom_slo_requests_total{met="true",model="tiny",slo_class="chat",source="class"} 0.0' in text
     assert 'outcome="refused",reason="saturated"' in text
 
 
@@ -146,10 +148,11 @@ def test_values_that_were_skipped_are_shown_by_kind_and_reason() -> None:
 
 
 def test_every_name_bears_our_prefix() -> None:
-    """An engine's own prefix would be summed with the engine's."""
+    """An engine's own prefix would be summed with the engine's; or one that conventions prescribe."""
     books = metrics()
-    books.recorded(account())
-    assert all(line.startswith(("# ", "headroom_")) for line in page(books).splitlines())
+    books.ended(RequestLog(account(), "/v1/chat/completions", "w", True, 200, 0, 0.0, 0.0))
+    ours = ("# ", "headroom_", "gen_ai_server_", "process_")
+    assert all(line.startswith(ours) for line in page(books).splitlines())
 
 
 def test_the_demand_of_a_minute_is_a_rate_with_means() -> None:
@@ -181,3 +184,44 @@ def test_demand_is_forgotten_after_its_window() -> None:
     window.recorded(account(), 30.0)
     assert window.view(50.0)["tiny"].requests_per_s == pytest.approx(2 / 50, rel=0.1)
     assert window.view(150.0) == {}
+
+
+def test_a_violation_is_counted_from_0_before_there_is_one() -> None:
+    """For models and classes of the config without any request too: else the first one would be in no rate."""
+    books = metrics()
+    books.watch_offered(lambda: [("tiny", "batch")])
+    books.recorded(account(), "header")
+    text = page(books)
+    for line in (
+        'headroom_slo_requests_total{met="true",model="tiny",slo_class="batch",source="class"} 0.0',
+        'headroom_slo_requests_total{met="false",model="tiny",slo_class="batch",source="class"} 0.0',
+        'headroom_slo_requests_total{met="false",model="tiny",slo_class="chat",source="header"} 0.0',
+        'headroom_slo_requests_total{met="true",model="tiny",slo_class="chat",source="header"} 1.0',
+    ):
+        assert line in text
+
+
+def test_the_page_names_the_build_and_measures_its_process() -> None:
+    """As Prometheus's own clients do."""
+    text = page(metrics())
+    assert re.search(r'headroom_build_info{build="\w+",version="[0-9.]+"} 1.0', text)
+    for name in ("process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"):
+        assert re.search(rf"^{name} [0-9.e+]+$", text, re.MULTILINE)
+
+
+def test_requests_are_in_the_metrics_of_the_genai_conventions() -> None:
+    """Under their names in Prometheus, with their buckets; an error is in the duration alone."""
+    books = metrics()
+    for record in (account(), account(EndState.REFUSED, Reason.SATURATED)):
+        books.ended(RequestLog(record, "/v1/chat/completions", "w", True, 200, 0, 0.0, 0.0))
+    text = page(books)
+    labels = 'gen_ai_operation_name="chat",gen_ai_provider_name="headroom",gen_ai_request_model="tiny"'
+    for line in (
+        f'gen_ai_server_request_duration_seconds_bucket{{error_type="",{labels},le="1.28"}} 0.0',
+        f'gen_ai_server_request_duration_seconds_bucket{{error_type="",{labels},le="2.56"}} 1.0',
+        f'gen_ai_server_request_duration_seconds_count{{error_type="saturated",{labels}}} 1.0',
+        f"gen_ai_server_time_to_first_token_seconds_sum{{{labels}}} 0.3",
+        f"gen_ai_server_time_per_output_token_seconds_sum{{{labels}}} 0.1",
+        f"gen_ai_server_time_per_output_token_seconds_count{{{labels}}} 1.0",
+    ):
+        assert line in text

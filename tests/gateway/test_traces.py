@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.json_format import MessageToJson
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from router.core.errors import ConfigError
 from router.gateway.config import plan as plans
@@ -212,6 +213,27 @@ async def test_exported_spans_are_counted_and_are_a_trace_for_the_simulator(tmp_
     reading = read_trace(file)
     assert reading.format == "OpenTelemetry GenAI"
     assert [(each.prompt_tokens, each.output_tokens) for each in reading.entries] == [(12, 2), (12, 2)]
+
+
+async def test_buckets_of_histograms_name_a_trace(tmp_path: Path) -> None:
+    """In OpenMetrics's format, for those who take it; the text format is as it was."""
+    accept = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
+    async with (
+        Collector() as collector,
+        ScriptedEngine([stream("a", "b", usage=USAGE)]) as engine,
+        traced(tmp_path, [engine], collector.url) as made,
+    ):
+        await made.chat()
+        page, plain = await made.get("/metrics", headers=accept), await made.get("/metrics")
+    assert page.headers["content-type"].startswith("application/openmetrics-text")
+    assert plain.headers["content-type"].startswith("text/plain")
+    assert "# {" not in plain.text
+    families = {family.name: family for family in text_string_to_metric_families(page.text)}
+    trace_id = collector.spans[0].trace_id
+    for name in ("headroom_ttft_seconds", "headroom_tpot_seconds", "headroom_e2e_seconds"):
+        found = [sample for sample in families[name].samples if sample.exemplar is not None]
+        assert [sample.exemplar.labels for sample in found] == [{"trace_id": trace_id}]
+        assert found[0].exemplar.value <= float(found[0].labels["le"])
 
 
 async def test_a_line_of_the_access_log_names_its_trace(tmp_path: Path) -> None:

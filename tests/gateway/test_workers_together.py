@@ -62,6 +62,15 @@ def test_what_is_counted_adds_up_and_what_is_does_as_it_means(counts: list[tuple
     assert sums.summed([page]) == page
 
 
+def test_the_memory_of_workers_adds_up_and_the_oldest_start_is_the_routers() -> None:
+    """Each reports its own process."""
+    page = b"# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes %d\n"
+    page += b"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds %d\n"
+    whole = sums.summed([page % (100, 7), page % (50, 5)])
+    assert value(whole, b"process_resident_memory_bytes") == 150
+    assert value(whole, b"process_start_time_seconds") == 5
+
+
 def test_a_workers_counters_outlive_it_and_its_gauges_do_not() -> None:
     """A sum over workers must not fall when one is started again; what it had in flight is over."""
     left = sums.counters(PAGE % (5, 6, 6, 7, 1, 1))

@@ -31,6 +31,8 @@ from router.version import VERSION
 
 _LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_OPENMETRICS: Final = "application/openmetrics-text"
+_OPENMETRICS_TYPE: Final = f"{_OPENMETRICS}; version=1.0.0; charset=utf-8"
 
 
 def control_app(parts: ControlParts) -> FastAPI:
@@ -57,6 +59,7 @@ def control_app(parts: ControlParts) -> FastAPI:
             raise HTTPException(401, "send Authorization: Bearer ADMIN_KEY", {"www-authenticate": "Bearer"})
 
     _add_public(app, parts)
+    _add_metrics(app, parts)
     _add_views(app, parts, Depends(admin))
     _add_policy(app, parts, Depends(admin))
     _add_calls(app, parts, Depends(admin))
@@ -79,11 +82,6 @@ def _add_public(app: FastAPI, parts: ControlParts) -> None:
         body = fleet_view.readiness(parts)
         return JSONResponse(body, 200 if body["ready"] else 503)
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """Prometheus's text format."""
-        return Response(parts.metrics.text(), media_type=_METRICS_TYPE)
-
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
         """The models there are, in OpenAI's form."""
@@ -104,6 +102,15 @@ def _add_public(app: FastAPI, parts: ControlParts) -> None:
     async def page() -> str:
         """The fleet, live."""
         return files("router.gateway.control").joinpath("fleet.html").read_text(encoding="utf-8")
+
+
+def _add_metrics(app: FastAPI, parts: ControlParts) -> None:
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        """Prometheus's text format; OpenMetrics, with exemplars, while traces are written and where it is accepted."""
+        if parts.driver.traces is not None and _OPENMETRICS in request.headers.get("accept", ""):
+            return Response(parts.metrics.openmetrics(), media_type=_OPENMETRICS_TYPE)
+        return Response(parts.metrics.text(), media_type=_METRICS_TYPE)
 
 
 def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:

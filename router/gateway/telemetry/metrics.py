@@ -1,4 +1,6 @@
-"""Every metric, once; all names begin with ``headroom_``, so that no sum counts an engine's own numbers twice.
+"""Every metric, once; names begin with ``headroom_``, so that no sum counts an engine's own numbers twice.
+
+Those of OpenTelemetry's conventions begin with ``gen_ai_``, those of Prometheus's clients with ``process_``.
 
 Must not depend on decisions. A request costs a few additions to plain lists; text is made of them at a scrape. Labels
 are bounded: a model that no backend serves is "unknown".
@@ -9,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isnan
 from typing import Any, Final, Protocol
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from router.core.decisions import EndState, RequestRecord
@@ -22,12 +25,16 @@ from router.core.types import EngineReport, Load
 from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.troubles import Troubles
 from router.gateway.telemetry import trouble_metrics
+from router.gateway.telemetry.genai import GenAiMetrics
 from router.gateway.telemetry.histogram import Histogram, add_counts, add_histogram
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
 from router.gateway.telemetry.resource_metrics import ResourceMetrics
 from router.gateway.telemetry.source_metrics import SourceMetrics
+from router.gateway.telemetry.tenant_metrics import TenantMetrics
 from router.gateway.telemetry.waits import Waits
 from router.gateway.traffic.meter import GAP_EDGES_S, Gaps
+from router.gateway.traffic.request_trace import RequestTrace
+from router.version import VERSION, build
 
 RATIO: Final = (.1, .25, .5, .67, .8, .9, .95, 1, 1.05, 1.1, 1.25, 1.5, 2, 3, 5, 10)  # fmt: skip
 SYNC_S: Final = (.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5)  # fmt: skip
@@ -95,6 +102,10 @@ class Answered(Protocol):
     def slo_source(self) -> str:
         """``class`` or ``header``: the source of the request's SLO."""
 
+    @property
+    def trace(self) -> RequestTrace | None:
+        """Its place in a trace."""
+
 
 class Metrics(Collector):
     """The metrics of one router; an observer of requests, engines, sync and reloads."""
@@ -123,11 +134,14 @@ class Metrics(Collector):
         self._troubles: Callable[[], Troubles] = dict
         self._failing_open: Callable[[], Sequence[str]] = tuple
         self._skipped: Callable[[], Mapping[tuple[str, str], int]] = dict
+        self._offered: Callable[[], Iterable[tuple[str, str]]] = tuple
+        self._genai, self._tenants = GenAiMetrics(), TenantMetrics()
         self.policies = PolicyMetrics()
         self.resources = ResourceMetrics()
         self.sources = SourceMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
+        ProcessCollector(registry=self._registry)
 
     def watch(
         self,
@@ -147,6 +161,10 @@ class Metrics(Collector):
         self._load, self._gaps, self._scores, self._dropped, self._up = load, gaps, scores, dropped, up
         self._downtimes, self._troubles, self._failing_open = downtimes, troubles, failing_open
 
+    def watch_offered(self, offered: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        """Where to read models and classes that requests can have: counts of their SLO are there from the start."""
+        self._offered = offered
+
     def watch_state(self, skipped: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         """Where to read the skipped values of the shared state, by what they are of and why."""
         self._skipped = skipped
@@ -155,12 +173,32 @@ class Metrics(Collector):
         """The page, in Prometheus's text format."""
         return generate_latest(self._registry)
 
+    def openmetrics(self) -> bytes:
+        """The page, in OpenMetrics's format, which has exemplars."""
+        page: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+        return page
+
     # -- what is counted ---------------------------------------------------------------------------------------
 
     def ended(self, log: Answered) -> None:
         """A request that the core routed has ended."""
         self._responses[log.path, log.status] += 1
-        self.recorded(log.record, log.slo_source)
+        record = log.record
+        self.recorded(record, log.slo_source)
+        self._genai.ended(log.path, _model(record), record)
+        self._tenants.ended(record)
+        trace = log.trace
+        if trace is not None and trace.sampled and record.backend:
+            self._exemplify(record, f"{trace.trace_id:032x}")
+
+    def _exemplify(self, record: RequestRecord, trace_id: str) -> None:
+        """A trace is written of a request that was counted: a dashboard shows it beside its bucket."""
+        row = self._rows[_model(record), record.request.slo_class, record.backend]
+        row.ttft.exemplify(record.ttft_s, trace_id)
+        if record.outcome is EndState.SERVED:
+            row.e2e.exemplify(record.e2e_s, trace_id)
+            if record.usage.output_tokens > 1 and not record.usage.estimated:
+                row.tpot.exemplify(record.tpot_s, trace_id)
 
     def rejected(self, path: str, status: int) -> None:
         """A request was answered with an error before it reached the core."""
@@ -169,7 +207,7 @@ class Metrics(Collector):
     def recorded(self, record: RequestRecord, slo_source: str = "class") -> None:
         """One request has ended; ``slo_source``: ``class`` or ``header``."""
         request, outcome = record.request, record.outcome
-        model = "unknown" if record.reason is Reason.UNKNOWN_MODEL else request.model
+        model = _model(record)
         row = self._rows[model, request.slo_class, record.backend]
         row.attempts += record.attempts
         if outcome is EndState.SERVED:
@@ -266,6 +304,8 @@ class Metrics(Collector):
         yield from self._router()
         yield from self.policies.collect()
         yield from self.resources.collect()
+        yield from self._tenants.collect()
+        yield from self._genai.collect()
         yield from self.sources.collect()
 
     def _requests(self) -> Iterator[Metric]:
@@ -322,8 +362,11 @@ class Metrics(Collector):
         for (model, slo_class, _), row in self._rows.items():
             for met, counts in (("true", row.met), ("false", row.violated)):
                 for source, count in counts.items():
-                    if count:
+                    if row.met[source] or row.violated[source]:  # both are there, or neither
                         sums[model, slo_class, source, met] += count
+        for model, slo_class in self._offered():  # a rate needs a value before the first violation
+            for met in ("true", "false"):
+                sums[model, slo_class, "class", met] += 0
         return sums
 
     def _unjudged(self) -> Mapping[tuple[str, str], int]:
@@ -481,6 +524,9 @@ class Metrics(Collector):
         yield age
 
     def _router(self) -> Iterator[Metric]:
+        built = GaugeMetricFamily("headroom_build_info", "1 for the version that runs", labels=["version", "build"])
+        built.add_metric([VERSION, build().partition(";")[0]], 1.0)
+        yield built
         yield GaugeMetricFamily("headroom_state_up", "1 while the shared state answers", float(self._state_up))
         yield GaugeMetricFamily("headroom_state_peers", "Other routers with a lease", self._peers)
         failures = CounterMetricFamily("headroom_state_failures", "Syncs that failed, by reason", labels=["reason"])
@@ -508,6 +554,11 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "headroom_config_last_good_timestamp_seconds", "When the running config was taken", self._reloaded_s
         )
+
+
+def _model(record: RequestRecord) -> str:
+    """The label of a request's model: what no backend serves has one in all."""
+    return "unknown" if record.reason is Reason.UNKNOWN_MODEL else record.request.model
 
 
 _REPORTED: Final = (

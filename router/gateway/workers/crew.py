@@ -170,7 +170,8 @@ class ControlAggregator:
     async def _inside(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application for the other workers: this one's own answers."""
         if scope["type"] == "http" and scope["path"] == "/metrics":
-            answer = await _whole(self._app, scope, receive)
+            plain = {**scope, "headers": []}  # sums read the text format, whatever the client would take
+            answer = await _whole(self._app, plain, receive)
             page = sums.summed([answer.body, self._before]) if self._before else answer.body
             with suppress(StoreGone):
                 put(self._identity.counters(self._identity.slot), sums.counters(page))

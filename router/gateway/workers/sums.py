@@ -21,6 +21,10 @@ _GAUGES: Final[Mapping[bytes, _Fold]] = {
     b"headroom_forecast_coverage_ratio": fmean,
     b"headroom_policy_shadow_gain_seconds": fmean,
     b"headroom_engine_report_age_seconds": min,
+    b"process_resident_memory_bytes": sum,
+    b"process_virtual_memory_bytes": sum,
+    b"process_open_fds": sum,
+    b"process_start_time_seconds": min,
 }
 _ADDITIVE: Final = frozenset({b"counter", b"histogram"})
 
