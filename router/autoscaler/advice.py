@@ -25,8 +25,9 @@ def advise(plan: Plan, demand: Mapping[str, ModelDemand], existing: Existing) ->
 
 
 def variants(plan: Plan, model: str) -> dict[str, Backend]:
-    """The variants that serve a model, each with one of its backends as a pattern."""
-    return {backend.variant: backend for backend in plan.backends if model in backend.models}
+    """The variants that serve a model, each with a pattern: one of its backends, or what the config states of one."""
+    patterns = (*plan.patterns.values(), *plan.backends)
+    return {backend.variant: backend for backend in patterns if model in backend.models}
 
 
 def _advise_model(plan: Plan, model: str, demand: ModelDemand, existing: Existing) -> list[Advice]:

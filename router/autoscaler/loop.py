@@ -20,6 +20,7 @@ from router.autoscaler.caution import SETTLED_S, Caution
 from router.autoscaler.demand import Views, together
 from router.autoscaler.election import Election
 from router.autoscaler.metrics import ScalingMetrics
+from router.autoscaler.sharing import shared
 from router.core.errors import ConfigError, StoreGone
 from router.core.policy import Routing
 from router.gateway.config.plan import Plan
@@ -96,7 +97,7 @@ class Autoscaler:
         except NotObserved as error:
             return self._failed(leads, f"the replicas could not be observed: {error}")
         reasons = self._caution.reasons(views, self._clock())
-        advice = self._caution.checked(advise(self.plan, demand, existing), reasons)
+        advice = self._caution.checked(shared(self.plan, advise(self.plan, demand, existing)), reasons)
         self._applying.show(advice)
         applied = await self._applying.apply(advice, self._target, self.election.holds)
         return Decision(time(), leads, demand, reasons, advice, applied)

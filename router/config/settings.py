@@ -474,10 +474,14 @@ class Reload(Section):
 
 
 class Variant(Section):
-    """One kind of replica the autoscaler may ask for; its backends are those that name it."""
+    """One kind of replica the autoscaler may ask for; its backends are those that name it.
+
+    ``replica``: the facts of one, where no backend that the config lists is of this variant.
+    """
 
     min_replicas: Count = 1
     max_replicas: PositiveInt = 8
+    replica: BackendDefaults | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

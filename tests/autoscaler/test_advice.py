@@ -2,10 +2,13 @@
 
 from math import isnan
 
+import pytest
+
 from router.autoscaler.advice import advise
+from router.core.errors import ConfigError
 from router.gateway.state import ModelDemand
 from router.targets import Advice, Replicas
-from tests.autoscaler.worlds import ASKED, fixed, plan
+from tests.autoscaler.worlds import ASKED, CONFIG, fixed, plan
 
 
 def test_more_demand_never_asks_for_less() -> None:
@@ -46,3 +49,26 @@ def test_replicas_that_the_target_observes_count_in_place_of_configured_backends
     (asked,) = policy.asked
     assert dict(asked.replicas) == {"small": 3, "big": 1}
     assert one.running == 3
+
+
+def test_a_variant_that_no_listed_backend_has_is_what_the_config_states_of_a_replica() -> None:
+    """Its backends come and go by discovery; there may be none when the first is needed."""
+    replica = "{models: [x], card: l20, model: qwen2.5-7b}"
+    text = CONFIG.replace("variants: {", f"variants: {{spare: {{replica: {replica}}}, ")
+    made, policy = fixed(plan(text))
+    assert advise(made, {"x": ASKED}, {})[0].running == 0
+    (asked,) = policy.asked
+    assert (asked.variants["spare"].models, asked.variants["spare"].labels["card"]) == (("x",), "l20")
+
+
+@pytest.mark.parametrize(
+    ("replica", "why"),
+    [
+        ("{card: l20, model: qwen2.5-7b}", "autoscale.variants.spare.replica: models is missing"),
+        ("{models: [x], card: l2000, model: qwen2.5-7b}", "autoscale.variants.spare.replica.card"),
+        ("{models: [x], url: 'http://h:1'}", "url differs from backend to backend"),
+    ],
+)
+def test_a_replica_that_cannot_be_is_refused_with_its_place(replica: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        plan(CONFIG.replace("variants: {", f"variants: {{spare: {{replica: {replica}}}, "))

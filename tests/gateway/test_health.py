@@ -306,3 +306,18 @@ async def test_every_reason_is_in_the_metrics_the_fleet_view_and_readiness(tmp_p
             (shown,) = (await it.get("/admin/fleet")).json()["backends"]
             assert (shown["up"], shown["down"]) == (True, [])
             assert "backends_down" not in (await it.get("/readyz")).json()
+
+
+async def test_no_connection_is_left_to_an_engine_that_is_not_watched_any_more() -> None:
+    """One that ends in good order waits for its clients; each that ever was here would keep a descriptor."""
+    async with Pages({"/health": (200, b"")}) as pages, Pages({"/health": (200, b"")}) as other:
+        listener = Listener()
+        engines = Engines(listener, listener, ProbeClient, time.monotonic)
+        stays = replace(at(other.url), name="stays", scraped=False)
+        await engines.watch((replace(at(pages.url), scraped=False), stays), 60.0, 2.0, 1)
+        await until(lambda: len(listener.changes) == 2)
+        assert (len(pages._writers), len(other._writers)) == (1, 1)
+        await engines.watch((stays,), 60.0, 2.0, 1)
+        await until(lambda: not pages._writers)
+        assert len(other._writers) == 1
+        await engines.close()

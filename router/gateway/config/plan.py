@@ -67,7 +67,7 @@ class Plan:
     engine has to say first what it serves (``discovered``). ``engine_keys``: by backend, the bearer token its engine
     wants; ``engine_tls``: by backend, its certificates, where it has its own; ``tls``: those of the port, None: HTTP.
     ``found``: the backends that sources found, as they are merged into the others (``sourced``); ``accesses``: how the
-    engines of each entry of ``discover`` are reached.
+    engines of each entry of ``discover`` are reached. ``patterns``: by variant, the replica that its section describes.
     ``redis``: the servers of the shared state. ``version`` names the text it was made from; ``adapters``: by backend,
     what its engine lists of them (``adapted``).
     """
@@ -96,6 +96,7 @@ class Plan:
     adapters: Mapping[str, ListedAdapters] = field(default_factory=dict)
     profile: Profile = NO_PROFILE
     accesses: tuple[EngineAccess, ...] = ()
+    patterns: Mapping[str, Backend] = field(default_factory=dict)
     found: tuple[FoundBackend, ...] = ()
 
     @property
@@ -224,6 +225,7 @@ def make(
         "admin_digest": work.digest(("admin_key",), parsed.admin_key) if parsed.admin_key else None,
         "redis": work.redis(parsed.state, folder),
         "target": work.target(parsed.autoscale.target),
+        "patterns": work.patterns(parsed.autoscale),
         "accesses": work.accesses(parsed, folder),
         **work.certificates(parsed, folder),
         **work.policies(parsed.policy, folder, source_of),
@@ -325,6 +327,23 @@ class _Work:
         except ValidationError as error:
             self.problems += problems(error, spec, at)
         return None
+
+    def patterns(self, given: settings.Autoscale) -> dict[str, Backend]:
+        """By variant, a replica of it as the autoscaler's section describes one."""
+        found = {}
+        for name, variant in given.variants.items():
+            if variant.replica is None:
+                continue
+            at: Loc = ("autoscale", "variants", name, "replica")
+            replica = variant.replica.model_copy(update={"name": name, "variant": name})
+            engine = resolve(replica, at, profile=self.profile)
+            if not isinstance(engine, Engine):
+                self.problems += engine
+            elif not replica.models:
+                self.fault(at, "models is missing: what its replicas serve")
+            else:
+                found[name] = _backend(replica, engine)
+        return found
 
     def engine_keys(self, parsed: Settings) -> dict[str, str]:
         """By backend, the bearer token of its engine."""
@@ -513,6 +532,6 @@ def _variants(parsed: Settings) -> Iterator[ConfigProblem]:
     if parsed.discover:  # labels name variants too
         return
     known = {given.variant for given in parsed.backends if given.variant}
-    for name in parsed.autoscale.variants:
-        if name not in known:
+    for name, variant in parsed.autoscale.variants.items():
+        if name not in known and variant.replica is None:
             yield ConfigProblem(("autoscale", "variants", name), f"no backend has variant: {name}")

@@ -51,6 +51,11 @@ class WatchedEngine:
     unready: frozenset[int] = frozenset({503})
     paused_url: str = ""
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All that is read of it."""
+        return self.health_url, self.metrics_url, self.models_url, self.paused_url
+
 
 @dataclass(frozen=True, slots=True)
 class HealthChange:
@@ -319,6 +324,8 @@ class Engines:
         for name, (how, task) in tuple(self._tasks.items()):
             if wanted.get(name) != how or task.done():
                 await self._end(name)
+        assert self._client is not None  # made above
+        self._client.keep(url for engine in engines for url in engine.urls)
         for name, how in wanted.items():
             if name not in self._tasks:
                 same = addresses.get(name) == how[0].health_url

@@ -6,7 +6,7 @@ of its streams. Believes: llhttp. Must not know what is on a page. Redirects are
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from errno import ECONNREFUSED
 from time import monotonic
@@ -220,6 +220,12 @@ class ProbeClient:
             raise Unanswered(str(error), DownReason.UNREACHABLE) from None
         made = self._upstreams[scheme, netloc, certificates] = Upstream(target, self._clock, self._limits)
         return made
+
+    def keep(self, urls: Iterable[str]) -> None:
+        """Close the idle connections to the servers of all other URLs: an engine that ends waits for its clients."""
+        kept = {urlsplit(url).netloc for url in urls}
+        for place in [place for place in self._upstreams if place[1] not in kept]:
+            self._upstreams.pop(place).close()
 
     def close(self) -> None:
         """Close what is idle."""
