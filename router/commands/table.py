@@ -125,6 +125,11 @@ def _autoscale(parser: ArgumentParser) -> None:
     _verbose(parser)
 
 
+def _epp(parser: ArgumentParser) -> None:
+    _config(parser)
+    _verbose(parser)
+
+
 def _sidecar(parser: ArgumentParser) -> None:
     _config(parser)
     _verbose(parser)
@@ -148,6 +153,15 @@ PROGRAM = Program(
             "Serves until SIGTERM or Ctrl-C, then lets streams end.\n"
             "SIGHUP, or a change of the file, reloads the config.",
             _serve,
+            serves=True,
+        ),
+        Command(
+            "epp",
+            "router.commands.epp",
+            "Pick endpoints for Envoy, Istio or GKE gateways: the core decides, the proxy carries the bytes.\n\n"
+            "An external processor (ext-proc) on `epp.port` of the config, as Gateway API's InferencePool wants it;\n"
+            "health, metrics and admin paths are on `listen.port`. Needs: pip install 'headroom-router[epp]'.",
+            _epp,
             serves=True,
         ),
         Command(

@@ -525,6 +525,25 @@ class Autoscale(Section):
     election: Election = default()
 
 
+class Epp(Section):
+    """Where proxies such as Envoy call this router as an endpoint picker (``headroom epp``). Port 0 takes any free one.
+
+    ``secure``: over TLS; ``tls``: with this certificate, left out: with one signed by itself, made at each start, which
+    is what gateways expect of an endpoint picker and do not check.
+    """
+
+    host: Name = "127.0.0.1"
+    port: Port = 9002
+    secure: bool = True
+    tls: ListenTls | None = None
+
+    @model_validator(mode="after")
+    def _tls_when_secure(self) -> Self:
+        if self.tls is not None and not self.secure:
+            raise ValueError("tls has no use with secure: false")
+        return self
+
+
 class Settings(Section):
     """The whole file.
 
@@ -549,6 +568,7 @@ class Settings(Section):
     tracing: Tracing | None = None
     reload: Reload = default()
     autoscale: Autoscale = default()
+    epp: Epp = default()
 
     @field_validator("backends", mode="after")
     @classmethod

@@ -22,8 +22,9 @@ NO_PREDICTION: Final = Prediction(nan, nan, nan)
 class DispatchLimits(Fact):
     """Bounds that hold for every policy.
 
-    ``attempts_max``: backends tried for one request; ``first_byte_s_max``: how long one attempt may stay silent;
-    ``whole_reply_s_max``: how long a reply that is no stream may take where it has no E2E SLO;
+    ``attempts_max``: backends tried for one request (0: one, whatever its failure);
+    ``first_byte_s_max``: how long one attempt may stay silent; ``whole_reply_s_max``: how long a reply that is no
+    stream may take where it has no E2E SLO;
     ``first_byte_slo_factor``: the same as a multiple of what is left of the TTFT SLO at the send (inf: the SLO sets no
     deadline); ``hedge_slo_share``: a second attempt starts after this share of the TTFT SLO has passed in silence
     (inf: never); ``hedges_max_share``: such second attempts, and those that the SLO's deadline calls for, are at most

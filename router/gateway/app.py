@@ -62,7 +62,7 @@ from router.gateway.tls import TlsContext
 from router.gateway.traffic.buffers import Buffers
 from router.gateway.traffic.driver import Driver, StreamLimits
 from router.gateway.traffic.request_trace import TraceSource
-from router.gateway.traffic.upstream import PoolLimits
+from router.gateway.traffic.upstream import Dialler, PoolLimits
 from router.gateway.worker_identity import WorkerIdentity
 
 ALONE_SYNC_S: Final = 1.0  # the period of syncs with a state that no other router reads
@@ -81,10 +81,12 @@ class Gateway:
         clock: Callable[[], float] = monotonic,
         identity: WorkerIdentity | None = None,
         store: Store | None = None,
+        dialler: Dialler | None = None,
     ) -> None:
         """Opens no socket; raises OSError when the record's file cannot be written.
 
         ``identity``: which of several workers it is; None: the only process. ``store``: None: the config's.
+        ``dialler``: as the driver's.
         """
         if NOT_VALIDATED in (plan.routing, plan.admission):
             raise ConfigError(["policy: a policy file serves only after its validation"])
@@ -98,7 +100,7 @@ class Gateway:
         self.traces = _traces(plan, self.router_id, self.core.explain, clock)
         more = [each for each in (self.access_log, self.traces) if each is not None]
         observer = RequestObservers(self.metrics, self.demand, self.journal, self.rollout, clock, more)
-        self.driver = _driver(plan, recorded, observer, clock)
+        self.driver = _driver(plan, recorded, observer, clock, dialler)
         self.backends = Membership(self.driver, self.core.loads, self._on_left)
         self.store = store or _store(plan, self.router_id, identity)
         self.publisher = WorkerPublisher(self.store, self.metrics) if identity else None
@@ -442,7 +444,13 @@ def _worker_record(plan: Plan, identity: WorkerIdentity | None) -> Path | None:
     return identity.record(record.file) if record and identity else None
 
 
-def _driver(plan: Plan, core: Dispatcher | Recording, observer: RequestObservers, clock: Callable[[], float]) -> Driver:
+def _driver(
+    plan: Plan,
+    core: Dispatcher | Recording,
+    observer: RequestObservers,
+    clock: Callable[[], float],
+    dialler: Dialler | None,
+) -> Driver:
     upstream, tracing = plan.settings.upstream, plan.settings.tracing
     return Driver(
         core,
@@ -454,6 +462,7 @@ def _driver(plan: Plan, core: Dispatcher | Recording, observer: RequestObservers
         limits=StreamLimits(upstream.stall_s, upstream.reader_s),
         buffers=Buffers(plan.settings.listen.buffered_bytes_max),
         traces=TraceSource(tracing.sample) if tracing is not None else None,
+        dialler=dialler,
     )
 
 

@@ -8,6 +8,7 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import cast
 
 from fastapi import FastAPI
@@ -31,8 +32,12 @@ def connection_limits(listen: settings.Listen) -> ConnectionLimits:
     limit = descriptors.raise_limit()
     if short := descriptors.shortage(listen.connections_max, limit):
         _log.warning("%s", short)
-    given = listen.model_dump(exclude={"host", "port", "workers", "tls", "buffered_bytes_max"})
-    return ConnectionLimits(**given, descriptor_max=descriptors.for_clients(limit))
+    return replace(request_limits(listen), descriptor_max=descriptors.for_clients(limit))
+
+
+def request_limits(listen: settings.Listen) -> ConnectionLimits:
+    """The same of a process that has no descriptor for each client."""
+    return ConnectionLimits(**listen.model_dump(exclude={"host", "port", "workers", "tls", "buffered_bytes_max"}))
 
 
 def control_of(gateway: Gateway) -> FastAPI:

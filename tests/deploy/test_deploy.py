@@ -32,6 +32,23 @@ def test_every_config_is_good(config, monkeypatch):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_pickers_manifest_has_a_good_config(tmp_path):
+    """The port of its config is that of the service that the pool names."""
+    manifests = list(yaml.safe_load_all((DEPLOY / "epp/inferencepool.yaml").read_text()))
+    by_kind = {manifest["kind"]: manifest for manifest in manifests}
+    text = by_kind["ConfigMap"]["data"]["router.yaml"]
+    (tmp_path / "router.yaml").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "router", "check", tmp_path / "router.yaml"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    picker = by_kind["InferencePool"]["spec"]["endpointPickerRef"]
+    (port,) = by_kind["Service"]["spec"]["ports"]
+    assert picker["name"] == by_kind["Service"]["metadata"]["name"]
+    assert picker["port"]["number"] == port["port"] == yaml.safe_load(text)["epp"]["port"]
+
+
 def services():
     """The services of the compose file that run our own image, with their commands."""
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())

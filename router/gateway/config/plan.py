@@ -368,6 +368,8 @@ class _Work:
             if context is not None:
                 found[given.name] = context
         own = self._certified(("listen", "tls"), partial(server_side, listen, folder)) if listen else None
+        if parsed.epp.tls:
+            self._certified(("epp", "tls"), partial(server_side, parsed.epp.tls, folder))
         return {"tls": own, "engine_tls": found}
 
     def accesses(self, parsed: Settings, folder: Path) -> tuple[EngineAccess, ...]:

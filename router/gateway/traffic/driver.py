@@ -36,7 +36,7 @@ from router.gateway.traffic.http import Head
 from router.gateway.traffic.ports import Client, Frame, ReplySink, RequestDriver, RequestObserver
 from router.gateway.traffic.request_log import RequestLog
 from router.gateway.traffic.request_trace import TraceSource
-from router.gateway.traffic.upstream import PoolLimits, Upstream
+from router.gateway.traffic.upstream import Dialler, PoolLimits, Upstream
 
 _log = logging.getLogger("headroom")
 
@@ -140,7 +140,9 @@ class Driver(RequestDriver):
         limits: StreamLimits | None = None,
         buffers: Buffers | None = None,
         traces: TraceSource | None = None,
+        dialler: Dialler | None = None,
     ) -> None:
+        """``dialler``: what opens connections to engines; None: the sockets of this process."""
         self.core = core
         self.clock = clock
         self.ingress = ingress or Ingress()
@@ -150,6 +152,7 @@ class Driver(RequestDriver):
         self.on_sweep: list[Callable[[float], None]] = []
         self._observer = observer
         self._pool = pool or PoolLimits()
+        self._dialler = dialler
         self._limits = limits or StreamLimits()
         self._upstreams: dict[str, Upstream] = {}
         self._in_flight: dict[RequestId, _InFlight] = {}
@@ -180,7 +183,7 @@ class Driver(RequestDriver):
         known = self._upstreams.get(target.name)
         if known is not None and known.target == target:
             return
-        new = self._upstreams[target.name] = Upstream(target, self.clock, self._pool, known)
+        new = self._upstreams[target.name] = Upstream(target, self.clock, self._pool, known, self._dialler)
         if known is not None:
             known.close()
             for _, attempt in self._attempts_on(known):

@@ -1,7 +1,7 @@
-"""One request of a client connection: its body is read, its call made, its answer written once.
+"""One request of a client connection, answered as HTTP/1.1 of ours.
 
-Must not depend on backends, attempts or how messages are found on a connection: it calls a RequestDriver and is a
-Client (ports.py). To uvicorn's protocol it is one of its cycles, without a task.
+Must not depend on backends, attempts or how messages are found on a connection. To uvicorn's protocol it is one of its
+cycles, without a task.
 """
 
 import asyncio
@@ -11,26 +11,16 @@ from typing import Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from router.core.decisions import Refuse
-from router.core.errors import Reason, Rejected
-from router.core.flight import FailureKind
-from router.core.types import RequestId
+from router.core.errors import Reason
 from router.engines import Translation
 from router.gateway.protocols import answers
 from router.gateway.protocols.answers import Problem
-from router.gateway.protocols.cors import is_preflight
-from router.gateway.protocols.ingress import AppliedSlo
 from router.gateway.protocols.openai import Endpoint
-from router.gateway.traffic.call import Call, read_call
-from router.gateway.traffic.faults import EngineError
+from router.gateway.traffic.exchange import Exchange
 from router.gateway.traffic.http import NO_BODY, STATUS_LINES, Head, chunk
-from router.gateway.traffic.ports import Client, Frame, RequestDriver
+from router.gateway.traffic.ports import Frame, RequestDriver
 
-_SERVER: Final = 500
-_ENGINES: Final = {Reason.BACKEND_FAILED, Reason.CLIENT_ERROR}  # reasons that an engine's answer may stand for
-_NO_FIELDS: Final[Mapping[bytes, bytes]] = {}
 _VERSION: Final = b"HTTP/1.1 "
-_CLIENT_ERRORS: Final = frozenset({FailureKind.CLIENT_ERROR, FailureKind.CONTEXT_EXCEEDED})
 _CLOSE: Final = b"connection: close\r\n"
 
 
@@ -39,19 +29,10 @@ def identity(data: bytes) -> bytes:
     return data
 
 
-class HttpExchange(Client):
-    """One request, from its head to the last byte of its answer.
+class HttpExchange(Exchange):
+    """``response_complete`` and ``keep_alive`` are read by uvicorn's protocol."""
 
-    ``preflight``: the header lines that answer a browser's preflight, else empty.
-    ``response_complete`` and ``keep_alive`` are read by uvicorn's protocol. ``accepted``: the driver has the
-    call, which ends in the core's record of it.
-    """
-
-    __slots__ = (
-        "_applied", "_bodies", "_body_bytes", "_call", "_early", "_flow", "_headers", "_on_complete", "_own_fields",
-        "_path", "_tenant", "_transport", "accepted", "body_complete", "driver", "endpoint", "fields", "head_only",
-        "http10", "keep_alive", "preflight", "problem",
-    )  # fmt: skip
+    __slots__ = ("_early", "_flow", "_on_complete", "_transport")
 
     def __init__(
         self,
@@ -64,147 +45,13 @@ class HttpExchange(Client):
         headers: Sequence[tuple[bytes, bytes]],
         fields: Mapping[bytes, bytes],
     ) -> None:
+        super().__init__(driver, endpoint, path, headers, fields)
         self._transport = transport
         self._flow = flow
         self._on_complete = on_complete
-        self.driver = driver
-        self.endpoint = endpoint
-        self._path = path
-        self._headers = headers
-        self.fields = fields
-        self._tenant = ""
-        self.http10 = self.head_only = self.body_complete = self.response_complete = self.accepted = False
-        self.keep_alive = True
-        self.problem: Problem | None = None
-        self.status = self.answer_bytes = 0
-        self.peer: tuple[str, int] | None = None
-        self._call: Call | None = None
-        self._bodies: list[bytes] = []
-        self._body_bytes = 0
-        self._applied: AppliedSlo | None = None
-        cors = driver.ingress.cors
-        self._own_fields = cors.reply_fields(fields) if cors is not None else b""
-        self.preflight = b""
         self._early = 0  # bytes of the status line that were sent before its status was known
 
-    # -- the request -------------------------------------------------------------------------------------------
-
-    def read_head(self, method: bytes, body_bytes_max: int) -> None:
-        """Read the head; ``problem`` is then why it alone refuses the request, if so."""
-        self.head_only = method == b"HEAD"
-        endpoint, fields, ingress = self.endpoint, self.fields, self.driver.ingress
-        if ingress.cors is not None and is_preflight(method, fields):  # it bears no key
-            self.preflight = ingress.cors.preflight_fields(fields, endpoint.method)
-            return
-        if method != endpoint.method and not (self.head_only and endpoint.method == b"GET"):
-            allowed = endpoint.method + (b", HEAD" if endpoint.method == b"GET" else b"")
-            self.problem = Problem(405, f"{endpoint.path} takes {allowed.decode()}", fields=b"allow: %b\r\n" % allowed)
-            return
-        try:
-            caller = ingress.caller(fields)
-            self._tenant = caller.tenant
-            applied = self._applied = ingress.apply_slo(fields, caller)
-        except Rejected as error:
-            self.problem = answers.rejection(error)
-            return
-        if applied.clamped:
-            self._own_fields += b"x-headroom-slo-clamped: %b\r\n" % ", ".join(applied.clamped).encode()
-        length = int(fields.get(b"content-length", b"0"))
-        if length > body_bytes_max:
-            self.problem = Problem(413, f"the body is over {body_bytes_max} bytes")
-        else:
-            self.problem = self.driver.buffers.problem(length)
-
-    def take(self, data: bytes, bytes_max: int) -> bool:
-        """More of the body. True: it is over a bound, is answered with an error, and the rest is discarded."""
-        if self.problem is not None:
-            return False
-        count, buffers = len(data), self.driver.buffers
-        if self._body_bytes + count > bytes_max:
-            self.problem = Problem(413, f"the body is over {bytes_max} bytes")
-        else:
-            self.problem = buffers.problem(count)
-        if self.problem is not None:
-            self.release()
-            return True
-        self._body_bytes += count
-        buffers.bodies += count
-        self._bodies.append(data)
-        return False
-
-    def release(self) -> None:
-        """Its body is held no longer."""
-        self.driver.buffers.bodies -= self._body_bytes
-        self._body_bytes = 0
-        self._bodies = []
-
-    def begin(self) -> None:
-        """The request is complete and those before it are answered: route it."""
-        body = self._bodies[0] if len(self._bodies) == 1 else b"".join(self._bodies)
-        self._bodies = []
-        if self.preflight:
-            self._own_fields = b""
-            self._answer(200, self.preflight, b"")
-            return
-        try:
-            call = self._call = self._read(body)
-        except Rejected as error:
-            self.reject(answers.rejection(error))
-            return
-        if self.driver.draining:
-            self.keep_alive = False
-            self.reject(Problem(503, "this router is shutting down", code=Reason.NO_BACKEND.value))
-            return
-        self.accepted = True
-        self.driver.begin(call, self)
-
-    def _read(self, body: bytes) -> Call:
-        assert self._applied is not None
-        traces = self.driver.traces
-        return read_call(
-            self.endpoint,
-            self._path,
-            self._headers,
-            self.fields,
-            body,
-            self._applied,
-            self._tenant,
-            self.driver.ingress.prefix_blocks_max,
-            self.driver.next_id(),
-            self.driver.clock(),
-            self.http10,
-            self.head_only,
-            traces.begin(self.fields) if traces is not None else None,
-        )
-
-    @property
-    def _request_id(self) -> RequestId:
-        assert self._call is not None
-        return self._call.request.id
-
-    # -- the client's connection -------------------------------------------------------------------------------
-
-    def withdraw(self) -> None:
-        """The call is over for the core; an answer may still be sent."""
-        if self.accepted:
-            self.driver.left(self._request_id)
-
-    def left(self) -> None:
-        """The client has closed its connection."""
-        if not self.response_complete:
-            self.response_complete = True
-            self.release()
-            self.withdraw()
-
-    def pause(self) -> None:
-        """The client reads more slowly than the engine writes."""
-        if self.accepted:
-            self.driver.pause(self._request_id)
-
-    def resume(self) -> None:
-        """The client has caught up."""
-        if self.accepted:
-            self.driver.resume(self._request_id)
+    # -- the client's connection ---------------------------------------------------------------------------------
 
     def drop(self) -> None:
         """Close the client's connection at once."""
@@ -264,22 +111,6 @@ class HttpExchange(Client):
             return chunk if translation is not None or not head.chunked else None, b"transfer-encoding: chunked\r\n"
         return None, b"" if head.length < 0 else b"content-length: %d\r\n" % head.length
 
-    def refuse(self, command: Refuse, engine_error: EngineError | None) -> None:
-        """Answer with an error: the last engine's own where it answered with one, else the reason of the refusal."""
-        if engine_error is None or command.reason not in _ENGINES:
-            self.reject(answers.refusal(command))
-        elif engine_error.body:
-            self._answer(engine_error.status, engine_error.fields, engine_error.body)
-        else:
-            theirs = engine_error.kind in _CLIENT_ERRORS and engine_error.status >= _SERVER
-            status = 400 if theirs else engine_error.status
-            self.reject(Problem(status, engine_error.message, code=None))
-
-    def reject(self, problem: Problem) -> None:
-        """Answer with *problem*."""
-        body = answers.body(self.endpoint.dialect, problem)
-        self._answer(problem.status, b"content-type: application/json\r\n" + problem.fields, body)
-
     def _answer(self, status: int, fields: bytes, body: bytes) -> None:
         self.status, self.answer_bytes = status, len(body)
         named = b"x-request-id: %b\r\n" % self._call.wire_id if self._call is not None else b""
@@ -309,7 +140,5 @@ class HttpExchange(Client):
 
     def finish(self) -> None:
         """The answer is complete and sent."""
-        self.response_complete = True
-        self.release()
-        self._call, self._headers, self.fields = None, (), _NO_FIELDS  # its connection keeps this until the next one
+        self._forget()
         self._on_complete(self)

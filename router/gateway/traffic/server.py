@@ -8,10 +8,10 @@ import gc
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import uvicorn
 from uvicorn._types import ASGI3Application
@@ -29,14 +29,20 @@ _SHUTDOWN_S: Final = 5.0
 _log = logging.getLogger("headroom")
 
 Tls = Callable[[], TlsContext | None]
+Ends = Callable[[], Coroutine[Any, Any, None]]
 
 
 class _Server(Server):
-    """uvicorn's server; at shutdown, streams may go on for ``drain_s``. ``tls``: the certificate to serve with."""
+    """uvicorn's server; at shutdown, streams may go on for ``drain_s``. ``tls``: the certificate to serve with;
+    ``beside``: other servers of the driver's requests, whose end is waited for too.
+    """
 
-    def __init__(self, config: uvicorn.Config, driver: Driver, limits: ConnectionLimits, tls: Tls) -> None:
+    def __init__(
+        self, config: uvicorn.Config, driver: Driver, limits: ConnectionLimits, tls: Tls, beside: Ends | None
+    ) -> None:
         super().__init__(config)
         self._driver = driver
+        self._beside = beside
         self._limits = limits
         self._tls = tls
         self._shown: TlsContext | None = None  # the certificate of new connections
@@ -107,8 +113,11 @@ class _Server(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         drained = asyncio.ensure_future(self._driver.drain(self._limits.drain_s))
+        ended = asyncio.ensure_future(self._beside()) if self._beside is not None else None
         await super().shutdown(sockets)
         await drained
+        if ended is not None:
+            await ended
 
 
 def server(
@@ -119,9 +128,13 @@ def server(
     port: int = 8080,
     limits: ConnectionLimits | None = None,
     tls: Tls = lambda: None,
+    routes: bool = True,
+    beside: Ends | None = None,
 ) -> Server:
     """A server that routes token paths through *driver* and leaves others to *app*; ``serve()`` runs it.
 
+    *routes* False: it leaves token paths to *app* too, and only starts and drains the driver; *beside* is awaited at
+    shutdown, where other servers of the driver's end.
     *tls* is the certificate to serve with at the moment; None for a server of HTTP, which it is from start to end.
     """
     limits = limits or ConnectionLimits()
@@ -129,7 +142,7 @@ def server(
         app,
         host=host,
         port=port,
-        http=client_connection(driver, limits),
+        http=client_connection(driver, limits) if routes else "httptools",
         lifespan="off",  # the app has none; left pending by a signal during start-up, it would log a traceback
         ws="none",
         interface="asgi3",
@@ -142,7 +155,7 @@ def server(
         log_config=None,
         backlog=4096,
     )
-    return _Server(config, driver, limits, tls)
+    return _Server(config, driver, limits, tls, beside)
 
 
 async def serve(

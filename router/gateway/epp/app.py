@@ -1,0 +1,114 @@
+"""The endpoint picker, put together: a router whose requests come from proxies. ``headroom epp`` serves it.
+
+Must not depend on the command line.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from math import inf
+from pathlib import Path
+from time import monotonic
+from typing import cast
+
+import uvicorn
+from uvicorn._types import ASGI3Application
+
+from router.gateway.app import Gateway
+from router.gateway.config.plan import Plan
+from router.gateway.epp.addresses import Addresses
+from router.gateway.epp.credentials import credentials
+from router.gateway.epp.link import Links
+from router.gateway.epp.server import PickerServer
+from router.gateway.serving import control_of, reload_on_hangup, request_limits
+from router.gateway.sockets import owned
+from router.gateway.traffic.server import server
+from router.version import build
+
+_log = logging.getLogger("headroom")
+
+
+def with_one_attempt(plan: Plan) -> Plan:
+    """The plan with the limits that a proxy leaves: it sends a request once."""
+    return replace(plan, limits=replace(plan.limits, attempts_max=0, hedge_slo_share=inf, first_byte_slo_factor=inf))
+
+
+class EndpointPicker:
+    """One router in one process, with a gRPC server for proxies and an HTTP server for its control plane."""
+
+    def __init__(self, plan: Plan, path: Path, clock: Callable[[], float] = monotonic) -> None:
+        """Opens no socket; raises OSError when the record's file cannot be written."""
+        self._addresses = Addresses()
+        links = Links(self._addresses)
+        self.gateway = gateway = Gateway(with_one_attempt(plan), path, clock, dialler=links.dial)
+        driver, complete = gateway.driver, gateway.reloader.complete
+        gateway.reloader.complete = lambda given: with_one_attempt(complete(given))
+        self._addresses.targets = lambda: [upstream.target for upstream in driver.upstreams.values()]
+        self._limits = request_limits(plan.settings.listen)
+        self._turns = itertools.count()
+        self._looking_up: asyncio.Task[None] | None = None
+        self.server = PickerServer(driver, links, self._limits, self._any_endpoint, lambda: gateway.ready)
+
+    def _any_endpoint(self) -> str:
+        """Of the backends that are up, one after the other."""
+        driver, watches = self.gateway.driver, self.gateway.engines.watches
+        up = [driver.upstreams[name].target for name, watch in watches.items() if watch.up and name in driver.upstreams]
+        found = [endpoint for target in up if (endpoint := self._addresses.endpoint(target))]
+        return found[next(self._turns) % len(found)] if found else ""
+
+    async def serve(self) -> None:
+        """Serve until a signal (``router/event_loop.py``), then let streams end. SIGHUP reloads."""
+        gateway = self.gateway
+        listen = gateway.plan.settings.listen
+        with reload_on_hangup(gateway):
+            try:
+                with owned(listen.host, listen.port) as sockets:
+                    port = await self.start()
+                    self._log_start(port, sockets[0].getsockname()[1])
+                    await self.control().serve(sockets)
+            finally:
+                await self.close()
+
+    async def start(self) -> int:
+        """Start everything but the control plane; returns the port for proxies. Raises OSError."""
+        gateway, given = self.gateway, self.gateway.plan.settings.epp
+        await gateway.start()
+        await self._addresses.look_up()
+        self._looking_up = asyncio.create_task(self._addresses.run(), name="addresses")
+        return await self.server.start(given.host, given.port, credentials(given, gateway.path.parent))
+
+    def control(self) -> uvicorn.Server:
+        """The server of health, metrics and admin paths; its ``serve`` returns once streams have ended."""
+        gateway = self.gateway
+        return server(
+            cast("ASGI3Application", control_of(gateway)),
+            gateway.driver,
+            limits=self._limits,
+            tls=lambda: gateway.plan.tls,
+            routes=False,
+            beside=partial(self.server.stop, self._limits.drain_s),
+        )
+
+    async def close(self) -> None:
+        """Stop what ``start`` began; streams have ended by now."""
+        if self._looking_up is not None:
+            self._looking_up.cancel()
+        await self.server.stop(0.0)
+        await self.gateway.close()
+
+    def _log_start(self, port: int, control_port: int) -> None:
+        gateway, given = self.gateway, self.gateway.plan.settings
+        _log.info(
+            "endpoint picker %s: proxies call %s:%d (%s), metrics and admin on port %d, %d backends, policy %s; %s",
+            gateway.router_id,
+            given.epp.host,
+            port,
+            "TLS" if given.epp.secure else "no TLS",
+            control_port,
+            len(given.backends),
+            given.policy.routing.name,
+            build(),
+        )

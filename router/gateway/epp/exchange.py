@@ -1,0 +1,126 @@
+"""One request that a proxy asks about: read as every call is, answered by what the proxy is to do.
+
+Must not depend on gRPC or on the form of its messages: ``Replies`` has that.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from typing import Protocol
+
+from router.core.errors import Reason
+from router.core.types import RequestId
+from router.engines import Translation
+from router.gateway.protocols import answers
+from router.gateway.protocols.answers import Problem
+from router.gateway.protocols.openai import Endpoint
+from router.gateway.traffic.call import Call
+from router.gateway.traffic.exchange import Exchange
+from router.gateway.traffic.http import Head
+from router.gateway.traffic.ports import Frame, RequestDriver
+
+
+class Replies(Protocol):
+    """What the proxy is sent in answer to one request, in order."""
+
+    def head(self, fields: bytes) -> None:
+        """The reply may begin; these header lines are added to it."""
+
+    def body(self, data: bytes) -> None:
+        """More of the reply's body: called once for every token."""
+
+    def end(self) -> None:
+        """The reply is complete."""
+
+    def immediate(self, status: int, fields: bytes, body: bytes) -> None:
+        """The proxy is to answer with this, whatever the engine does."""
+
+    def abort(self) -> None:
+        """The proxy is to reset the client's stream."""
+
+
+def _unframed(data: bytes) -> bytes:
+    """The proxy frames what it sends."""
+    return data
+
+
+class PickerExchange(Exchange):
+    """One request, from its head to the end of its reply."""
+
+    __slots__ = ("_on_call", "_replies")
+
+    def __init__(
+        self,
+        replies: Replies,
+        on_call: Callable[[RequestId], None],
+        driver: RequestDriver,
+        endpoint: Endpoint,
+        path: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+        fields: Mapping[bytes, bytes],
+    ) -> None:
+        """*on_call* gets the id of its call before the driver gets the call."""
+        super().__init__(driver, endpoint, path, headers, fields)
+        self._replies = replies
+        self._on_call = on_call
+
+    def _read(self, body: bytes) -> Call:
+        call = super()._read(body)
+        self._on_call(call.request.id)
+        return call
+
+    def writer(self) -> Callable[[bytes], object]:
+        """The function that sends later bytes."""
+        return self._replies.body
+
+    def open(
+        self, head: Head, body: bytes, translation: Translation | None, backend: bytes, predicted_ttft_s: float
+    ) -> Frame | None:
+        """Let the reply begin, with its first bytes."""
+        assert self._call is not None
+        self.status = head.status
+        predicted = b""
+        if isfinite(predicted_ttft_s):
+            predicted = b"x-headroom-predicted-ttft-ms: %d\r\n" % round(predicted_ttft_s * 1e3)
+        self._replies.head(
+            b"%bx-request-id: %b\r\nx-headroom-backend: %b\r\n%b%b"
+            % (
+                translation.fields if translation is not None else b"",
+                self._call.wire_id,
+                backend,
+                predicted,
+                self._own_fields,
+            )
+        )
+        if body:
+            self._replies.body(body)
+        return _unframed
+
+    def _answer(self, status: int, fields: bytes, body: bytes) -> None:
+        self.status, self.answer_bytes = status, len(body)
+        named = b"x-request-id: %b\r\n" % self._call.wire_id if self._call is not None else b""
+        self._replies.immediate(status, fields + named + self._own_fields, b"" if self.head_only else body)
+        self._over()
+
+    def break_off(self, why: str, ending: Frame | None) -> None:
+        """End a stream that has failed: with an error event where one may follow, else by a reset."""
+        if ending is not None:
+            problem = Problem(502, why, code=Reason.BACKEND_FAILED.value)
+            self._replies.body(ending(answers.event(self.endpoint.dialect, problem)))
+            self._replies.end()
+        else:
+            self._replies.abort()
+        self._over()
+
+    def finish(self) -> None:
+        """The reply is complete and sent."""
+        self._replies.end()
+        self._over()
+
+    def drop(self) -> None:
+        """Have the client's stream reset at once. The driver hears of it when the proxy's stream ends."""
+        self._replies.abort()
+
+    def _over(self) -> None:
+        if not self.accepted and not self.preflight:
+            self.driver.rejected(self.endpoint.path, self.status, self.peer)
+        self._forget()
