@@ -16,6 +16,7 @@ from router.core.decisions import EndState
 from router.core.dispatcher import Dispatcher
 from router.core.flight import DispatchLimits
 from router.core.record import Recording
+from router.core.types import Request
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.client_connection import ConnectionLimits, client_connection
 from router.gateway.traffic.driver import Driver
@@ -31,6 +32,7 @@ class Act(Enum):
     CLOSE = "close"  # in good order
     RESET = "reset"
     UNTIL_LEFT = "until left"  # wait for the other side to close
+    NOTICES = "notices"  # the same, and go on with the script
 
 
 Step = bytes | asyncio.Event | Act
@@ -136,10 +138,10 @@ class ScriptedEngine:
             await writer.drain()
         elif isinstance(step, asyncio.Event):
             await step.wait()
-        elif step is Act.UNTIL_LEFT:
+        elif step is Act.UNTIL_LEFT or step is Act.NOTICES:
             await reader.read()
             self.left += 1
-            return False
+            return step is Act.NOTICES
         else:
             if step is Act.RESET:
                 writer.transport.abort()
@@ -153,9 +155,13 @@ class Seen:
 
     outcomes: list[RequestLog] = field(default_factory=list)
     rejections: list[tuple[str, int]] = field(default_factory=list)
+    late: list[tuple[str, str, int, bool]] = field(default_factory=list)
 
     def ended(self, outcome: RequestLog) -> None:
         self.outcomes.append(outcome)
+
+    def late_tokens(self, request: Request, backend: str, tokens: int, *, estimated: bool) -> None:
+        self.late.append((request.id, backend, tokens, estimated))
 
     def rejected(self, path: str, status: int, peer: object) -> None:
         self.rejections.append((path, status))

@@ -35,6 +35,9 @@ class Counter:
         self.outcomes += 1
         self.tokens += outcome.record.usage.output_tokens
 
+    def late_tokens(self, request: object, backend: str, tokens: int, *, estimated: bool) -> None:
+        self.tokens += tokens
+
     def rejected(self, path: str, status: int, peer: object) -> None:
         self.outcomes += 1
 

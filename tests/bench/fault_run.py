@@ -113,17 +113,19 @@ class Liar:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
                 body = await reader.readexactly(length)
-                if not await self._answer(head, body, writer):
+                if not await self._answer(head, body, reader, writer):
                     break
         writer.close()
 
-    async def _answer(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(
+        self, head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
         if head.startswith(b"GET /metrics"):
             whole(writer, self._page())
         elif head.startswith(b"GET"):
             whole(writer, b"{}")
         else:
-            return await self._reply(json.loads(body), writer)
+            return await self._reply(json.loads(body), reader, writer)
         return True
 
     def _page(self) -> bytes:
@@ -136,7 +138,7 @@ class Liar:
             f'vllm:engine_sleep_state{{sleep_state="weights_offloaded"}} {asleep}\n'
         ).encode()
 
-    async def _reply(self, asked: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
+    async def _reply(self, asked: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         count = min(int(asked.get("max_tokens", 16)), 60)
         lie = self._chance.random()
         if not asked.get("stream"):
@@ -150,7 +152,7 @@ class Liar:
         for number in range(count):
             if lie < 0.1 and number == count // 2:
                 return False
-            if writer.is_closing():  # the gateway has left: an engine stops generating then
+            if reader.at_eof() or writer.is_closing():  # the gateway has left: an engine stops generating then
                 return False
             self.tokens += 1
             finish = "length" if number == count - 1 else None

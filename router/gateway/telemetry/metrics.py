@@ -21,7 +21,7 @@ from router.core.errors import Reason, StateFault
 from router.core.score import STATES, Score
 from router.core.signals import registered
 from router.core.slo_metrics import BASE, SLO_METRICS
-from router.core.types import EngineReport, Load
+from router.core.types import EngineReport, Load, Request
 from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.troubles import Troubles
 from router.gateway.telemetry import trouble_metrics
@@ -226,6 +226,13 @@ class Metrics(Collector):
         if record.backend:
             self._timed(record, row)
 
+    def late_tokens(self, request: Request, backend: str, tokens: int, *, estimated: bool) -> None:
+        """A backend generated so many more for a request that has ended, before it noticed."""
+        row = self._rows[request.model, request.slo_class, backend]
+        row.output_tokens += tokens
+        if estimated:
+            row.estimated_tokens += tokens
+
     def _timed(self, record: RequestRecord, row: _Row) -> None:
         usage = record.usage
         row.ttft.add(record.ttft_s)
@@ -390,8 +397,8 @@ class Metrics(Collector):
     def _tokens(self) -> Metric:
         tokens = CounterMetricFamily(
             "headroom_tokens",
-            "Tokens of requests, however they ended; prompts estimated where engines state no count, output as well "
-            "(kind estimated: that part of the output)",
+            "Tokens of requests, however they ended, with those that came before an engine had noticed the end; "
+            "prompts estimated where engines state no count, output as well (kind estimated: that part of the output)",
             labels=["model", "backend", "kind"],
         )
         sums: dict[tuple[str, str, str], int] = defaultdict(int)

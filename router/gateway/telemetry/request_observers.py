@@ -6,6 +6,7 @@ Must not depend on what any of them does with it.
 
 from collections.abc import Callable, Sequence
 
+from router.core.types import Request
 from router.gateway.rollout.policy_rollout import PolicyRollout
 from router.gateway.telemetry.demand import DemandWindow
 from router.gateway.telemetry.journal import Journal
@@ -15,7 +16,7 @@ from router.gateway.traffic.request_log import RequestLog
 
 
 class RequestObservers:
-    """The driver's RequestObserver."""
+    """The driver's TokenObserver."""
 
     def __init__(
         self,
@@ -38,6 +39,10 @@ class RequestObservers:
         self._rollout.accounted(log.record)
         for each in self._more:
             each.ended(log)
+
+    def late_tokens(self, request: Request, backend: str, tokens: int, *, estimated: bool) -> None:
+        """A backend generated so many more for a request that has ended, before it noticed."""
+        self._metrics.late_tokens(request, backend, tokens, estimated=estimated)
 
     def rejected(self, path: str, status: int, peer: tuple[str, int] | None) -> None:
         """A request was answered with an error before it reached the core."""

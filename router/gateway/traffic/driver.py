@@ -22,7 +22,7 @@ from router.core.dispatcher import NO_USAGE, Dispatcher
 from router.core.errors import Reason, UnsupportedFeature
 from router.core.flight import LACKING, Failure, FailureKind
 from router.core.record import Recording
-from router.core.types import RequestId, Usage
+from router.core.types import Request, RequestId, Usage
 from router.engines import Translation
 from router.gateway.pauses import CATCH_UP_S, paused_s
 from router.gateway.protocols.answers import Problem
@@ -33,7 +33,7 @@ from router.gateway.traffic.buffers import Buffers
 from router.gateway.traffic.call import Call
 from router.gateway.traffic.faults import EngineError
 from router.gateway.traffic.http import Head
-from router.gateway.traffic.ports import Client, Frame, ReplySink, RequestDriver, RequestObserver
+from router.gateway.traffic.ports import Client, Frame, ReplySink, RequestDriver, TokenObserver
 from router.gateway.traffic.request_log import RequestLog
 from router.gateway.traffic.request_trace import TraceSource
 from router.gateway.traffic.upstream import Dialler, PoolLimits, Upstream
@@ -116,6 +116,9 @@ class _InFlight(ReplySink):
             self.call.trace.failed(attempt, failure, self.driver.clock())
         self.driver.failed(self.call.request.id, attempt, failure, self.usage_so_far(), self.last_token_s())
 
+    def late_tokens(self, backend: str, tokens: int, *, estimated: bool) -> None:
+        self.driver.late_tokens(self.call.request, backend, tokens, estimated=estimated)
+
     def usage_so_far(self) -> Usage:
         """Token counts of what came of the reply that the client gets."""
         return self.winner.usage_so_far() if self.winner is not None else NO_USAGE
@@ -132,7 +135,7 @@ class Driver(RequestDriver):
         self,
         core: Dispatcher | Recording,
         upstreams: Iterable[Target],
-        observer: RequestObserver,
+        observer: TokenObserver,
         clock: Callable[[], float] = monotonic,
         *,
         ingress: Ingress | None = None,
@@ -247,6 +250,10 @@ class Driver(RequestDriver):
         if failure.kind is FailureKind.EXHAUSTED:
             self._log_exhausted(failure.why)
         self.perform(self.core.failed(request_id, attempt, failure, self.clock(), usage, last_token_s))
+
+    def late_tokens(self, request: Request, backend: str, tokens: int, *, estimated: bool) -> None:
+        """A backend generated so many more for a request that has ended, before it noticed."""
+        self._observer.late_tokens(request, backend, tokens, estimated=estimated)
 
     def _log_exhausted(self, why: str) -> None:
         now_s = self.clock()

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from router.core.decisions import Refuse
 from router.core.flight import Failure
-from router.core.types import RequestId, Usage
+from router.core.types import Request, RequestId, Usage
 from router.engines import Translation
 from router.gateway.protocols.answers import Problem
 from router.gateway.protocols.ingress import Ingress
@@ -100,6 +100,10 @@ class ReplySink(ABC):
     def failed(self, attempt: int, failure: Failure, engine_error: EngineError | None) -> None:
         """The attempt has failed; *engine_error*: the engine's own answer, if it gave one."""
 
+    @abstractmethod
+    def late_tokens(self, backend: str, tokens: int, *, estimated: bool) -> None:
+        """A backend generated so many more for an attempt that was aborted, before it noticed."""
+
 
 class RequestDriver(ABC):
     """Routes calls: implemented by Driver.
@@ -155,3 +159,10 @@ class RequestObserver(Protocol):
 
     def rejected(self, path: str, status: int, peer: tuple[str, int] | None) -> None:
         """A request of that client was answered with an error before it reached the core."""
+
+
+class TokenObserver(RequestObserver, Protocol):
+    """The same, and tokens that come after that end."""
+
+    def late_tokens(self, request: Request, backend: str, tokens: int, *, estimated: bool) -> None:
+        """A backend generated so many more for a request that has ended, before it noticed."""

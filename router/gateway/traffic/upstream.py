@@ -71,8 +71,8 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_begun", "_bodiless", "_decoder", "_feed", "_interim", "_keep", "_parser", "_plain", "done", "head",
-        "head_only", "idle_since_s", "reader", "reused", "touched", "transport", "upstream",
+        "_begun", "_bodiless", "_decoder", "_feed", "_half_closed", "_interim", "_keep", "_parser", "_plain", "done",
+        "head", "head_only", "idle_since_s", "reader", "reused", "touched", "transport", "upstream",
     )  # fmt: skip
 
     def __init__(self, upstream: "Upstream") -> None:
@@ -86,6 +86,7 @@ class Connection(asyncio.Protocol):
         self.head: bytes | None = b""
         self.head_only = False
         self.done = self._begun = self._keep = self.reused = self.touched = self._interim = self._bodiless = False
+        self._half_closed = False
         self.idle_since_s = 0.0
 
     # -- asyncio's side ----------------------------------------------------------------------------------------
@@ -201,9 +202,22 @@ class Connection(asyncio.Protocol):
         self.reader = None
         self.transport.abort()
 
+    def half_close(self) -> bool:
+        """Send no more, which engines take for a client that has left, and read on until they close. False: this
+        transport cannot.
+        """
+        transport = self.transport
+        if transport.is_closing() or not transport.can_write_eof():
+            return False
+        self._half_closed = True
+        transport.write_eof()
+        if not transport.is_reading():  # its client was behind
+            transport.resume_reading()
+        return True
+
     def _release(self, reader: Reader) -> None:
         self.reader = None
-        if self._keep:
+        if self._keep and not self._half_closed:
             if not self.transport.is_reading():  # the reply ended while its client was behind
                 self.transport.resume_reading()
             self.upstream.idle(self)
