@@ -25,6 +25,8 @@ ESTIMATE_SHARE = 1 / 3
 TRIES = 3
 LEAVES_AFTER = 3  # frames with text
 
+OF_OTHERS = skipped("other rows of the same engine have it")
+
 Check = Callable[[Bench], Awaitable[Cell]]
 
 
@@ -308,7 +310,9 @@ CHECKS: dict[str, Check] = {
 
 async def fill(bench: Bench) -> dict[str, Cell]:
     """Every cell of a row."""
-    return {column: await _measured(check, bench) for column, check in CHECKS.items()}
+    wanted = bench.under_test.columns or tuple(CHECKS)
+    found = {column: await _measured(check, bench) for column, check in CHECKS.items() if column in wanted}
+    return {column: found.get(column, OF_OTHERS) for column in CHECKS}
 
 
 async def _measured(check: Check, bench: Bench) -> Cell:

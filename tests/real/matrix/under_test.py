@@ -63,7 +63,7 @@ class EngineUnderTest:
     there. ``long_tokens``: enough that a client can leave before the end. ``frame_is_token``: each frame with text is
     one token, which counts replies of an engine that states no usage. ``adapter``: a folder below the installation from
     which the model is loaded while the engine runs. ``front``: a proxy between clients and the gateway, whose port it
-    is given.
+    is given. ``columns``: what the row checks; empty: all.
     """
 
     name: str
@@ -84,6 +84,7 @@ class EngineUnderTest:
     adapter: str = ""
     crowd: Crowd | None = None
     front: Callable[[int], catalog.Engine] | None = None
+    columns: tuple[str, ...] = ()
 
     @property
     def port(self) -> int:

@@ -1,4 +1,6 @@
-"""vLLM as people run it: several tokens a frame, speculation, adapters; and with every seat taken."""
+"""vLLM as people run it: several tokens a frame, speculation, reasoning, adapters, two API servers; with every seat
+taken, and with a worker killed.
+"""
 
 import subprocess
 from dataclasses import replace
@@ -13,6 +15,7 @@ ALL_ENDPOINTS = CHAT, COMPLETIONS, MESSAGES, RESPONSES
 SERVERS = Path(__file__).parent / "servers"
 NGRAM = '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}'
 ADAPTERS = "adapter-a", "adapter-b"
+THINKING = "models/tiny-s-thinking"
 
 
 def vllm_counters(port: int) -> Counters:
@@ -37,6 +40,38 @@ def _server(name: str, port: int, *options: str) -> catalog.Engine:
         return [*words, *options]
 
     return replace(plain, name=name, ports=(port,), metrics_port=port, command=command)
+
+
+def _two_api_servers(name: str, port: int) -> catalog.Engine:
+    """The same by `vllm serve`, which alone starts more than one API server."""
+    plain = _server(name, port)
+
+    def command(home: Path) -> list[str]:
+        words = plain.command(home)
+        at = words.index("--model")
+        rest = [*words[3:at], *words[at + 2 :]]
+        return [words[0], "-m", "vllm.entrypoints.cli.main", "serve", words[at + 1], *rest, "--api-server-count", "2"]
+
+    return replace(plain, command=command)
+
+
+def _reasoning(name: str, port: int) -> catalog.Engine:
+    """A model whose vocabulary has the words of the parser."""
+    plain = _server(name, port, "--reasoning-parser", "deepseek_r1")
+
+    def command(home: Path) -> list[str]:
+        words = plain.command(home)
+        words[words.index("--model") + 1] = str(home / THINKING)
+        return words
+
+    return replace(plain, command=command)
+
+
+def _make_thinking(home: Path) -> None:
+    """The small model with two more tokens, unless it is there."""
+    if not (home / THINKING / "config.json").exists():
+        maker = [str(home / "model-maker/bin/python"), str(SERVERS / "tiny_thinking.py")]
+        subprocess.run([*maker, str(home / "models/tiny-s"), str(home / THINKING)], check=True)
 
 
 def vllm(name: str, part: catalog.Engine, endpoints: tuple[Dialect, ...] = (CHAT,), **more: Any) -> EngineUnderTest:
@@ -89,10 +124,12 @@ def _lora(name: str, adapter: str, *, loaded: bool) -> EngineUnderTest:
     )
 
 
+_PLAIN = _server("vllm", 8221)
 _LORA = _with_adapters(8226)
 _FULL = "--max-num-seqs", "2", "--max-num-queued-reqs", "4"  # the second counts those that run too
 VLLM_ENGINES = (
-    vllm("vllm", _server("vllm", 8221), ALL_ENDPOINTS),
+    vllm("vllm", _PLAIN, ALL_ENDPOINTS),
+    vllm("vllm-worker-killed", _PLAIN, ALL_ENDPOINTS, kills="Worker", columns=("error mid-stream",)),
     vllm("vllm-stream-interval-10", _server("vllm-stream-interval-10", 8222, "--stream-interval", "10")),
     vllm(
         "vllm-ngram",
@@ -100,6 +137,13 @@ VLLM_ENGINES = (
         (CHAT, COMPLETIONS),
         asked={"temperature": 0},  # a tiny model repeats itself then, so that what is guessed is accepted
     ),
+    vllm(
+        "vllm-reasoning-parser",
+        _reasoning("vllm-reasoning-parser", 8224),
+        (CHAT, RESPONSES),
+        prepare=_make_thinking,
+    ),
+    vllm("vllm-2-api-servers", _two_api_servers("vllm-2-api-servers", 8225)),
     _lora("vllm-lora", ADAPTERS[0], loaded=True),
     _lora("vllm-lora-loaded-at-runtime", ADAPTERS[1], loaded=False),
     vllm(
