@@ -64,27 +64,25 @@ class Clients:
 
 @dataclass(frozen=True, slots=True)
 class Autoscaling:
-    """A scaling policy with its ``parameters``, evaluated every ``every_s`` over the demand of the last ``window_s``.
+    """A scaling policy with its ``parameters``, evaluated every ``every_s``.
 
-    A new replica serves after ``cold_start_s`` and is paid for from its order on. One is drained only after the policy
-    has advised fewer replicas during ``calm_s``.
+    A new replica serves after ``cold_start_s`` and is paid for from its order on. ``replicas_min`` is of all variants
+    of a model together, ``replicas_max`` of each.
     """
 
     policy: str = "headroom"
-    every_s: float = 15.0
-    window_s: float = 60.0
+    every_s: float = 5.0
     cold_start_s: float = 60.0
-    calm_s: float = 180.0
     replicas_min: int = 1
     replicas_max: int = 16
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ValueError for an invalid field."""
-        if min(self.every_s, self.window_s) <= 0 or self.cold_start_s < 0 or self.calm_s < 0:
-            raise ValueError("every_s and window_s must be above 0, cold_start_s and calm_s 0 or more")
-        if not 0 < self.replicas_min <= self.replicas_max:
-            raise ValueError("expected 0 < replicas_min <= replicas_max")
+        if self.every_s <= 0 or self.cold_start_s < 0:
+            raise ValueError("every_s must be above 0, cold_start_s 0 or more")
+        if not 0 <= self.replicas_min <= self.replicas_max or not self.replicas_max:
+            raise ValueError("expected 0 <= replicas_min <= replicas_max, and replicas_max above 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,29 +1,67 @@
-"""As many replicas of each variant as the demand needs to keep its SLO, and the reason in words.
+"""The cheapest replicas that meet the SLOs of the traffic to come while a replica starts, and the reason in words.
 
-Per replica: the largest batch whose predicted TPOT and TTFT meet the SLO; by Little's law (Little 1961) that
-batch serves ``batch / life`` requests per second. Demand over that rate, with a margin for bursts, is the count.
+Demand is what arrives, by kind of request, with its trend; a replica serves what the forecast that routes says it
+serves; the numbers of replicas are the cheapest that cover the demand, orders included. Fewer are wanted only where
+even the upper bound of the forecast leaves them without work, so that noise changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, inf, isinf
+from math import ceil, inf, isnan, sqrt
 from typing import Final
 
-from router.core import Backend, Demand, ScaleTo, attention_pairs, decode_step_s, step_s, step_terms
+from policies.scaling._trend import Trend, steady, trend
+from router.core import (
+    Backend,
+    Capacity,
+    Demand,
+    KindDemand,
+    ReplicaMix,
+    ScaleTo,
+    ScalingDecision,
+    Supply,
+    Traffic,
+    VariantOption,
+    capacity,
+    cheapest_mixes,
+    uncovered,
+)
 
 TOKENS_MAX: Final = 1e8  # of a mean: what is longer is as impossible, and no float overflows
+RATE_MAX: Final = 1e9
+TINY: Final = 1e-9  # requests a second that are rounding
+BUCKETS_MIN: Final = 2  # that a trend is read from
+ENDED_MIN: Final = 50  # requests whose attainment says something
+CHANCE_SIGMA: Final = 2.0  # by which fewer attain than the quantile of their SLOs, for it to be no chance
+LAX_GAIN: Final = 1.5  # times the capacity, for which a class's longest prompts are left out
+USED_MIN: Final = 0.5  # share of the capacity in use below which more replicas help nobody
+CORRECTION_MIN: Final = 0.5
+CORRECTION_STEP: Final = 0.97
+CORRECTION_S: Final = 3600.0  # until a correction has faded
+SETTLED_S: Final = 120.0  # as long as attainment is counted
+HOUR_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
-    """``load_max``: the share of a replica's capacity to plan for; ``replicas_min`` and ``replicas_max`` bound each
-    variant; ``attainment_goal``: below it one replica more than the model asks for is wanted.
+    """``load_max``: the share of a replica's capacity to plan for, and ``burst_sigma`` standard deviations of the
+    requests in flight on top; ``attainment_goal``: the share of a class's requests that are planned for, those with
+    the shortest prompts. ``replicas_min`` bounds all variants of a model together, ``replicas_max`` each of them;
+    ``step_max`` replicas of a variant are ordered or drained at once. A change has to pay for itself within
+    ``payback_s``; a forecast is ``keep_sigma`` standard errors too low before replicas are drained; numbers older than
+    ``stale_s`` change nothing; a mix costs no more than ``usd_per_hour_max``.
     """
 
-    load_max: float = 0.75
-    replicas_min: int = 1
-    replicas_max: int = 64
+    load_max: float = 1.0
+    burst_sigma: float = 1.0
     attainment_goal: float = 0.99
+    replicas_min: int = 0
+    replicas_max: int = 64
+    step_max: int = 8
+    payback_s: float = 900.0
+    keep_sigma: float = 2.5
+    stale_s: float = 60.0
+    usd_per_hour_max: float = inf
 
     def __post_init__(self) -> None:
         """Refuse bounds that contradict each other."""
@@ -31,79 +69,322 @@ class Headroom:
             raise ValueError(f"headroom: load_max must be above 0 and at most 1, not {self.load_max}")
         if not 0 <= self.replicas_min <= self.replicas_max:
             raise ValueError("headroom: expected 0 <= replicas_min <= replicas_max")
+        if not 0 < self.attainment_goal <= 1 or self.step_max < 1:
+            raise ValueError("headroom: expected 0 < attainment_goal <= 1 and step_max of 1 or more")
+        if not min(self.burst_sigma, self.payback_s, self.keep_sigma, self.stale_s, self.usd_per_hour_max) >= 0:
+            raise ValueError("headroom: expected sigmas, seconds and money of 0 or more")
 
     def scale(self, demand: Demand) -> Sequence[ScaleTo]:
-        """Scale the cheapest variant per request to what the others, as they run, leave over.
-
-        A demand that is not known (not finite, or below 0) leaves all as they run; none at all asks for the minimum.
-        """
+        """Replicas of every variant. A demand that is not known (not finite, below 0, stale) leaves all as they run."""
         if not demand.variants:
             return []
-        if not _known(demand):
-            return [ScaleTo(name, demand.replicas.get(name, 0), "the demand is not known") for name in demand.variants]
-        rates = {name: self._rate(demand, backend) for name, backend in demand.variants.items()}
-        chosen = min(rates, key=lambda name: _cost(demand.variants[name], rates[name]))
-        answers = [self._scaled(demand, chosen, rates)]
-        others = [name for name in rates if name != chosen]
-        answers += [ScaleTo(name, demand.replicas.get(name, 0), f"{chosen} costs less per request") for name in others]
-        return answers
+        unknown = self._unknown(demand)
+        if unknown:
+            return [ScaleTo(name, demand.replicas.get(name, 0), unknown) for name in demand.variants]
+        return _Plan(self, demand).answers()
 
-    def _scaled(self, demand: Demand, name: str, rates: dict[str, float]) -> ScaleTo:
-        served = sum(rate * demand.replicas.get(other, 0) for other, rate in rates.items() if other != name)
-        short = max(0.0, demand.requests_per_s - served * self.load_max)
-        if rates[name] <= 0.0:
-            now = demand.replicas.get(name, 0)
-            return ScaleTo(name, now, "no variant can meet this SLO, with any number of replicas")
-        wanted = ceil(min(short / (rates[name] * self.load_max), self.replicas_max))
-        late = demand.attainment < self.attainment_goal
-        if late:
-            wanted = max(wanted, demand.replicas.get(name, 0) + 1)
-        bounded = min(max(wanted, self.replicas_min), self.replicas_max)
-        why = f"{demand.requests_per_s:.2f} req/s at {rates[name]:.2f} per full replica, planned to {self.load_max:.0%}"
-        return ScaleTo(name, bounded, why + (f", attainment {demand.attainment:.1%}" if late else ""))
-
-    def _rate(self, demand: Demand, backend: Backend) -> float:
-        """Requests per second of one replica at the largest batch that keeps the SLO (0: none does)."""
-        best = 0.0
-        for batch in _batches(_batch_max(demand, backend)):
-            ttft_s, tpot_s = _times(demand, backend, batch)
-            e2e_s = ttft_s + max(demand.output_tokens - 1, 0.0) * tpot_s
-            if e2e_s > 0.0 and demand.slo.met(ttft_s, tpot_s, e2e_s, demand.prompt_tokens, demand.output_tokens):
-                best = max(best, batch / e2e_s)
-        return best
+    def _unknown(self, demand: Demand) -> str:
+        means = (demand.requests_per_s, demand.prompt_tokens, demand.output_tokens, demand.in_flight, demand.held)
+        of_kinds = [
+            each for kind in demand.kinds for each in (kind.requests_per_s, kind.prompt_tokens, kind.output_tokens)
+        ]
+        if not all(0.0 <= mean < inf for mean in (*means, *of_kinds, *demand.arrivals)):
+            return "the demand is not known"
+        if not demand.age_s <= self.stale_s:
+            return f"the demand is {demand.age_s:.0f} s old"
+        return ""
 
 
-def _known(demand: Demand) -> bool:
-    means = (demand.requests_per_s, demand.prompt_tokens, demand.output_tokens)
-    return all(0.0 <= mean < inf for mean in means)
+class _Plan:
+    """One decision, step by step."""
+
+    def __init__(self, policy: Headroom, demand: Demand) -> None:
+        self.policy, self.demand = policy, demand
+        self.names = list(demand.variants)
+        self.supply = {name: demand.supply.get(name, Supply()) for name in self.names}
+        self.there = [demand.replicas.get(name, 0) for name in self.names]
+        self.kinds = _kinds(demand)
+        self.trend = _trend_of(demand)
+        self.capacities, self.guaranteed, self.hopeless = self._promised()
+        self.groups = self._groups()
+        self.correction = self._corrected()
+        self.options = self._options(self.correction)
+
+    # ---- demand ------------------------------------------------------------------------
+
+    def _promised(self) -> tuple[dict[str, Capacity], tuple[KindDemand, ...], list[KindDemand]]:
+        """Capacities by variant, the kinds that they are for, and those that no variant can serve.
+
+        Prompts so long that replicas would have to stay almost empty for them are left out too, as far as the quantile
+        of their SLO allows.
+        """
+        strict = self._served(tuple(_shortest(self.kinds, self.policy.attainment_goal)))
+        lax = _shortest(self.kinds, 0.0)
+        if len(lax) == len(strict[1]) + len(strict[2]):
+            return strict
+        alternative = self._served(tuple(lax))
+        most = [
+            max((each.requests_per_s for each in found[0].values()), default=0.0) for found in (strict, alternative)
+        ]
+        return alternative if alternative[1] and most[1] > LAX_GAIN * most[0] else strict
+
+    def _served(
+        self, kinds: tuple[KindDemand, ...]
+    ) -> tuple[dict[str, Capacity], tuple[KindDemand, ...], list[KindDemand]]:
+        found = {name: self._capacity(name, kinds) for name in self.names}
+        hopeless = [kind for at, kind in enumerate(kinds) if not any(each.served[at] for each in found.values())]
+        if hopeless:
+            kinds = tuple(kind for kind in kinds if kind not in hopeless)
+            found = {name: self._capacity(name, kinds) for name in self.names}
+        return found, kinds, hopeless
+
+    @property
+    def ahead_s(self) -> float:
+        """Until a replica that is ordered at the next evaluation serves."""
+        return max(supply.start_s for supply in self.supply.values()) + self.demand.period_s
+
+    def expected_per_s(self) -> float:
+        """The highest rate to be expected while a replica starts."""
+        seasonal = self.demand.seasonal_per_s
+        return max(self.trend.peak(self.ahead_s), 0.0 if isnan(seasonal) else seasonal)
+
+    def bound_per_s(self) -> float:
+        """The same, at the upper bound."""
+        return self.expected_per_s() + self.policy.keep_sigma * self.trend.error_per_s
+
+    def needs(self, rate_per_s: float) -> list[float]:
+        """By group, requests a second to make room for where so many arrive: with the bursts that a replica's queue
+        cannot even out.
+        """
+        whole = sum(kind.requests_per_s for kind in self.kinds)
+        if not whole:
+            return [0.0] * len(self.groups)
+        share = sum(kind.requests_per_s for kind in self.guaranteed) / whole
+        lives = [each.life_s for each in self.capacities.values() if each.life_s > 0.0]
+        in_flight = rate_per_s * share * (sum(lives) / len(lives) if lives else 1.0)
+        burst = 1.0 + self.policy.burst_sigma / sqrt(max(in_flight, 1.0))
+        by_group = [sum(self.guaranteed[at].requests_per_s for at in group) for group in self.groups]
+        return [min(rate_per_s * burst * rate / whole, RATE_MAX) for rate in by_group]
+
+    # ---- supply ------------------------------------------------------------------------
+
+    def _capacity(self, name: str, kinds: Sequence[KindDemand]) -> Capacity:
+        traffic = [_traffic(kind) for kind in kinds]
+        return capacity(self.demand.variants[name], traffic, self.supply[name].learnt)
+
+    def _groups(self) -> list[list[int]]:
+        """The kinds that the same variants serve, by their places among the guaranteed."""
+        served = [
+            tuple(self.capacities[name].weights[at] < inf for name in self.names) for at in range(len(self.guaranteed))
+        ]
+        return [[at for at, by in enumerate(served) if by == pattern] for pattern in dict.fromkeys(served)]
+
+    def _options(self, correction: float) -> list[VariantOption]:
+        return [self._option(at, name, correction) for at, name in enumerate(self.names)]
+
+    def _option(self, at: int, name: str, correction: float) -> VariantOption:
+        supply, backend = self.supply[name], self.demand.variants[name]
+        price = _price_per_s(backend)
+        lost_per_s = max(supply.loss_per_hour, 0.0) / HOUR_S
+        order = price * supply.start_s + max(supply.start_usd, 0.0)
+        usable = correction * self.policy.load_max * max(0.0, 1.0 - lost_per_s * supply.start_s)
+        most = max(min(supply.replicas_max, self.policy.replicas_max), 0)
+        return VariantOption(
+            name,
+            tuple(self._serves(name, group) * usable for group in self.groups),
+            (price + lost_per_s * order) * self.policy.payback_s,
+            order,
+            self.there[at],
+            min(supply.replicas_min, most),
+            most,
+            backend.price_per_hour,
+        )
+
+    def _serves(self, name: str, group: Sequence[int]) -> float:
+        """Requests a second of a group that one replica serves."""
+        whole = sum(self.guaranteed[at].requests_per_s for at in group)
+        weights = self.capacities[name].weights
+        if any(weights[at] == inf for at in group):
+            return 0.0
+        used = sum(
+            weights[at] * (self.guaranteed[at].requests_per_s / whole if whole else 1 / len(group)) for at in group
+        )
+        return 1.0 / used if used > 0.0 else RATE_MAX
+
+    def _corrected(self) -> float:
+        """What capacities are multiplied by: less where replicas that should suffice, settled and in use, miss the
+        quantiles of their SLOs, until one more is needed; what was so learnt fades.
+        """
+        last = self.demand.last.correction if self.demand.last is not None else 1.0
+        correction = min(1.0, last + (1.0 - last) * min(self.demand.period_s / CORRECTION_S, 1.0))
+        if not self._misses(correction):
+            return correction
+        need = self.needs(self.expected_per_s())
+        while correction > CORRECTION_MIN and uncovered(self._options(correction), self.there, need) <= TINY:
+            correction *= CORRECTION_STEP
+        return correction
+
+    def _misses(self, correction: float) -> bool:
+        ended = sum(kind.ended for kind in self.guaranteed)
+        attained = sum(kind.attained for kind in self.guaranteed)
+        promised = sum(kind.ended * kind.slo.quantile for kind in self.guaranteed)
+        chance = sum(kind.ended * kind.slo.quantile * (1.0 - kind.slo.quantile) for kind in self.guaranteed)
+        life_s = max((each.life_s for each in self.capacities.values()), default=0.0)
+        if len(self.guaranteed) < len(self.kinds):
+            return False  # prompts that nothing is planned for delay the others too, on any number of replicas
+        starting = sum(supply.starting for supply in self.supply.values())
+        if ended < ENDED_MIN or starting or not self.demand.settled_s > 2.0 * life_s + SETTLED_S:
+            return False
+        double = [need / USED_MIN for need in self.needs(self.trend.rate_per_s)]
+        in_use = uncovered(self._options(correction), self.there, double) > TINY
+        return in_use and attained < promised - CHANCE_SIGMA * sqrt(chance)
+
+    # ---- choice ------------------------------------------------------------------------
+
+    def answers(self) -> list[ScaleTo]:
+        """One for each variant."""
+        need, keep = self.needs(self.expected_per_s()), self.needs(self.bound_per_s())
+        target, runner_up, reason = self._target(need, keep)
+        counts = self._in_steps(self._made_before_broken(target, need), target)
+        decision = self._decision(counts, runner_up, reason)
+        why = decision.described()
+        return [self._answer(at, name, counts[at], why, decision) for at, name in enumerate(self.names)]
+
+    def _may_stay(self) -> bool:
+        """Whether what there is keeps the bounds."""
+        there = tuple(self.there)
+        return self._bounded(there) == there and self._at_least(there) == there
+
+    def _target(self, need: list[float], keep: list[float]) -> tuple[tuple[int, ...], ReplicaMix | None, str]:
+        covered = uncovered(self.options, self.there, need) <= TINY and self._may_stay()
+        found = cheapest_mixes(self.options, keep if covered else need, self.policy.usd_per_hour_max)
+        runner_up = found[1] if len(found) > 1 else None
+        counts = self._at_least(found[0].counts)
+        if counts == tuple(self.there):
+            return counts, runner_up, "they serve what is expected"
+        if not covered:
+            return counts, runner_up, "more is expected than the replicas serve"
+        if self._costs(counts) >= self._costs(self.there):
+            return tuple(self.there), runner_up, "a change would not pay for itself"
+        return counts, runner_up, "fewer serve even the upper bound of the forecast"
+
+    def _costs(self, counts: Sequence[int]) -> float:
+        return sum(option.price(count) for option, count in zip(self.options, counts, strict=True))
+
+    def _bounded(self, counts: Sequence[int]) -> tuple[int, ...]:
+        return tuple(
+            min(max(count, option.least), option.most) for option, count in zip(self.options, counts, strict=True)
+        )
+
+    def _at_least(self, counts: tuple[int, ...]) -> tuple[int, ...]:
+        """With as many as the model has to have, and one where something is to be served at all."""
+        demand = self.demand
+        busy = demand.in_flight > 0.0 or demand.held > 0.0 or any(demand.arrivals) or demand.requests_per_s > 0.0
+        least = max(self.policy.replicas_min, demand.replicas_min, int(busy))
+        while sum(counts) < least:
+            free = [at for at, option in enumerate(self.options) if counts[at] < option.most]
+            if not free:
+                break
+            added = min(
+                free, key=lambda at: self.options[at].price(counts[at] + 1) - self.options[at].price(counts[at])
+            )
+            counts = tuple(count + (at == added) for at, count in enumerate(counts))
+        return counts
+
+    def _made_before_broken(self, target: tuple[int, ...], need: list[float]) -> tuple[int, ...]:
+        """No replica that serves goes before those that take its place serve, nor while requests are held."""
+        ready = [there - self.supply[name].starting for there, name in zip(self.there, self.names, strict=True)]
+        left = [min(now, wanted) for now, wanted in zip(ready, target, strict=True)]
+        fewer = any(wanted < there for wanted, there in zip(target, self.there, strict=True))
+        if not fewer or (self.demand.held <= 0.0 and uncovered(self.options, left, need) <= TINY):
+            return target
+        return tuple(max(wanted, there) for wanted, there in zip(target, self.there, strict=True))
+
+    def _in_steps(self, counts: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
+        step = self.policy.step_max
+        stepped = (min(max(count, there - step), there + step) for count, there in zip(counts, self.there, strict=True))
+        return tuple(
+            min(max(count, option.least), option.most) for count, option in zip(stepped, self.options, strict=True)
+        )
+
+    # ---- words -------------------------------------------------------------------------
+
+    def _decision(self, counts: tuple[int, ...], runner_up: ReplicaMix | None, reason: str) -> ScalingDecision:
+        whole = sum(kind.requests_per_s for kind in self.kinds)
+        hopeless = sum(kind.requests_per_s for kind in self.hopeless)
+        if self.hopeless and not self.guaranteed:
+            reason = "no variant can meet this SLO, with any number of replicas"
+        return ScalingDecision(
+            whole,
+            self.expected_per_s(),
+            self.trend.error_per_s,
+            hopeless,
+            {name: self.capacities[name].requests_per_s for name in self.names},
+            dict(zip(self.names, counts, strict=True)),
+            self._usd_per_hour(counts),
+            dict(zip(self.names, runner_up.counts, strict=True)) if runner_up is not None else {},
+            self._usd_per_hour(runner_up.counts) if runner_up is not None else 0.0,
+            reason,
+            self.correction,
+        )
+
+    def _usd_per_hour(self, counts: Sequence[int]) -> float:
+        return sum(option.usd_per_hour * count for option, count in zip(self.options, counts, strict=True))
+
+    def _answer(self, at: int, name: str, count: int, why: str, decision: ScalingDecision) -> ScaleTo:
+        running = sorted(self.supply[name].running, key=lambda replica: replica.in_flight)
+        fewer = max(0, self.there[at] - self.supply[name].starting - count)
+        return ScaleTo(name, count, why, tuple(replica.name for replica in running[:fewer]), decision)
 
 
-def _batches(largest: int) -> list[int]:
-    return sorted({max(1, round(largest * step / 32)) for step in range(1, 33)})
+def _kinds(demand: Demand) -> tuple[KindDemand, ...]:
+    if demand.kinds:
+        return tuple(kind for kind in demand.kinds if kind.requests_per_s > 0.0)
+    if demand.requests_per_s <= 0.0:
+        return ()
+    ended = 0 if isnan(demand.attainment) else ENDED_MIN * 2
+    attained = ceil(ended * min(max(demand.attainment, 0.0), 1.0)) if ended else 0
+    tokens = demand.prompt_tokens, demand.output_tokens
+    return (KindDemand("", demand.slo, demand.requests_per_s, *tokens, ended, attained),)
 
 
-def _batch_max(demand: Demand, backend: Backend) -> int:
-    held = max(demand.prompt_tokens + demand.output_tokens, 1.0)
-    return max(1, min(backend.seqs_max, int(backend.kv_tokens_max / held)))
+def _shortest(kinds: Sequence[KindDemand], goal: float) -> list[KindDemand]:
+    """Of each class the kinds with the shortest prompts that make up the goal, or the quantile of its SLO if less."""
+    kept: list[KindDemand] = []
+    for name in dict.fromkeys(kind.slo_class for kind in kinds):
+        own = sorted((k for k in kinds if k.slo_class == name), key=lambda kind: kind.prompt_tokens)
+        whole, so_far = sum(kind.requests_per_s for kind in own), 0.0
+        for kind in own:
+            if so_far <= max(goal, kind.slo.quantile if not goal else 0.0) * whole * (1.0 - TINY):
+                kept.append(kind)
+            so_far += kind.requests_per_s
+    return kept
 
 
-def _times(demand: Demand, backend: Backend, batch: int) -> tuple[float, float]:
-    """TTFT and TPOT with ``batch`` sequences in steady state: as many prefills as ends, in equal parts of each step.
-
-    A prompt waits for the step under way and shares its own steps with those that came just before it.
-    """
-    p, prompt = backend.prior, min(demand.prompt_tokens, TOKENS_MAX)
-    output = min(max(demand.output_tokens, 1.0), TOKENS_MAX)
-    context = batch * (prompt + min(demand.output_tokens, TOKENS_MAX) / 2)
-    step = float(decode_step_s(p, batch, context))
-    ends = batch / output  # a step
-    tpot_s = float(sum(step_terms(p, batch, context, ends * prompt, ends * attention_pairs(prompt))))
-    prefill = float(step_s(p, batch, context, prompt)) - step
-    return p.first_token_s + 1.5 * step + prefill * 2, tpot_s
+def _most(capacities: Mapping[str, Capacity]) -> float:
+    return max((each.requests_per_s for each in capacities.values()), default=0.0)
 
 
-def _cost(backend: Backend, rate: float) -> float:
-    return inf if rate <= 0 or isinf(rate) else backend.price_per_hour / rate
+def _trend_of(demand: Demand) -> Trend:
+    if len(demand.arrivals) < BUCKETS_MIN or demand.bucket_s <= 0.0:
+        return steady(min(demand.requests_per_s, RATE_MAX))
+    return trend(demand.arrivals, demand.bucket_s)
+
+
+def _traffic(kind: KindDemand) -> Traffic:
+    prompt, output = min(kind.prompt_tokens, TOKENS_MAX), min(max(kind.output_tokens, 1.0), TOKENS_MAX)
+    return Traffic(min(kind.requests_per_s, RATE_MAX), prompt, output, kind.slo, min(max(kind.slo.quantile, 0.5), 0.99))
+
+
+def _price_per_s(backend: Backend) -> float:
+    """Of one replica; where nothing has a price, replicas count."""
+    price = backend.price_per_hour
+    return (price if 0.0 < price < inf else 1.0) / HOUR_S
+
+
+def _cost_per_request(option: VariantOption) -> float:
+    most = max(option.serves, default=0.0)
+    return option.cost / most if most > 0.0 else inf
 
 
 policy = Headroom

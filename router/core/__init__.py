@@ -8,6 +8,7 @@ For policies that read whole arrays: the rows of ``Forecast.rows`` (one column a
 """
 
 from router.core.arrays import Floats, Slots
+from router.core.capacity import Capacity, Traffic, capacity
 from router.core.columns import (
     BAND,
     CACHED,
@@ -51,7 +52,9 @@ from router.core.errors import Reason
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
 from router.core.hashing import hash64
-from router.core.policy import Admission, Demand, Memory, Routing, Scaling
+from router.core.mixes import ReplicaMix, VariantOption, cheapest_mixes, uncovered
+from router.core.policy import Admission, Memory, Routing, Scaling
+from router.core.scaling import Demand, KindDemand, ReplicaLoad, ScalingDecision, Supply
 from router.core.step import attention_pairs, decode_step_s, step_s, step_terms
 from router.core.types import NO_SLO, Backend, EngineReport, Request, Rng, Slo, Usage
 
@@ -97,6 +100,7 @@ __all__ = [
     "Admission",
     "Admit",
     "Backend",
+    "Capacity",
     "Choice",
     "Demand",
     "Dispatch",
@@ -105,20 +109,30 @@ __all__ = [
     "Floats",
     "Forecast",
     "Hold",
+    "KindDemand",
     "Memory",
     "Reason",
+    "ReplicaLoad",
+    "ReplicaMix",
     "Request",
     "Rng",
     "Routing",
     "ScaleTo",
     "Scaling",
+    "ScalingDecision",
     "Shed",
     "Slo",
     "Slots",
+    "Supply",
+    "Traffic",
     "Usage",
+    "VariantOption",
     "attention_pairs",
+    "capacity",
+    "cheapest_mixes",
     "decode_step_s",
     "hash64",
     "step_s",
     "step_terms",
+    "uncovered",
 ]

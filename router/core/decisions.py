@@ -10,6 +10,7 @@ from math import inf, isnan, nan
 from typing import Final
 
 from router.core.errors import Reason
+from router.core.scaling import ScalingDecision
 from router.core.slo_metrics import BASE, DERIVED
 from router.core.types import Fact, Request, RequestId, Usage
 
@@ -74,11 +75,15 @@ ADMIT = Admit()
 
 @dataclass(frozen=True, slots=True)
 class ScaleTo(Fact):
-    """How many replicas of one variant the demand needs."""
+    """How many replicas of one variant the demand needs. ``drain``: those that cost least to lose, first of all, where
+    there should be fewer; ``decision``: what led to it (None: the policy gives no more than ``why``).
+    """
 
     variant: str
     replicas: int
     why: str
+    drain: tuple[str, ...] = ()
+    decision: ScalingDecision | None = None
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)

@@ -100,6 +100,11 @@ class Dispatcher(FleetEvents):
         """Requests that wait at the gateway."""
         return len(self._holding)
 
+    def held_of(self, model: str) -> int:
+        """The same, of those for one model."""
+        queue = self._holding.queue(model)
+        return 0 if queue is None else len(queue)
+
     def first_token_s(self, request_id: RequestId) -> float:
         """When the first token of a request that is not over came (nan: not yet, or over)."""
         flight = self._flights.get(request_id)

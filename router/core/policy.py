@@ -5,14 +5,16 @@ request, fleet, forecast and rng state give the same answer. It may keep nothing
 remember (a token bucket) is a value it hands back, so that reload and replay lose nothing.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from router.core.decisions import Admit, Choice, ScaleTo, Shed
 from router.core.fleet import Fleet
 from router.core.forecast import Forecast
-from router.core.types import Backend, Request, Rng, Slo
+from router.core.scaling import Demand
+from router.core.types import Request, Rng
+
+__all__ = ["Admission", "Demand", "Memory", "Routing", "Scaling"]
 
 Memory = Any  # whatever an admission policy hands back; the dispatcher keeps it and never looks inside
 
@@ -46,28 +48,9 @@ class Admission(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """The demand for one model lately, and the variants that may serve it.
-
-    ``requests_per_s`` with mean ``prompt_tokens`` and ``output_tokens``; ``slo`` the tightest class with traffic;
-    ``replicas``: how many of each variant run now; ``variants``: one backend of each variant, as its pattern;
-    ``attainment``: share of the requests of the window that met their SLO (nan: none ended).
-    """
-
-    model: str
-    requests_per_s: float
-    prompt_tokens: float
-    output_tokens: float
-    slo: Slo
-    replicas: Mapping[str, int]
-    variants: Mapping[str, Backend]
-    attainment: float
-
-
 class Scaling(Protocol):
     """How many replicas of each variant the demand needs."""
 
     def scale(self, demand: Demand) -> Sequence[ScaleTo]:
-        """One answer for each variant in ``demand.variants``."""
+        """One answer for each variant in ``demand.variants``; a variant without an answer stays as it is."""
         ...

@@ -174,9 +174,13 @@ class ReplicaFleet:
         return self.start(site, cold_s)
 
     def drain(self, engine: SimulatedEngine) -> None:
-        """Stop sending to the engine, and remove it once it is empty."""
+        """Stop sending to the engine, and remove it once it is empty; one that still starts is cancelled."""
         engine.draining = True
         self._note(f"{engine.name} draining")
+        if not engine.joined:
+            engine.paid_s += self.kernel.now_s - engine.ordered_s
+            engine.ordered_s = -1.0
+            return
         self._notify(lambda core, now_s: core.backend_draining(engine.name, True, now_s))
         self._remove_when_empty(engine)
 

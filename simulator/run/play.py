@@ -141,7 +141,7 @@ class Run:
                 Scraper(router, self.fleet, world.scrape_s, self)
         if world.scaling is not None:
             policy = policies.find("scaling", world.scaling.policy, world.scaling.parameters)
-            self.scaler = Autoscaler(kernel, self.fleet, world.scaling, policy)
+            self.scaler = Autoscaler(kernel, self.fleet, self.routers, world.scaling, policy)
 
     @property
     def active(self) -> bool:
@@ -185,7 +185,7 @@ class Run:
         routers = self.routers
         router = routers[0] if len(routers) == 1 else routers[self._pick(len(routers))]
         if self.scaler is not None:
-            self.scaler.arrived(arrival)
+            self.scaler.arrived(arrival.request)
         router.arrive(arrival)
         if not self._patient:
             self._watch(router, arrival)
@@ -213,14 +213,14 @@ class Run:
     def _on_end(self, record: RequestRecord, closed: OpenRequest) -> None:
         """A request is over at its router; its client may retry."""
         arrival = closed.arrival
+        if self.scaler is not None:
+            self.scaler.ended(record)
         if _client_retries(record) and arrival.tries < self.world.clients.retries:
             self._retry(arrival, closed.retry_after_s)
             return
         ended_s = record.ended_s
         self.last_s = max(self.last_s, ended_s)
         self.table.add(record, arrival.first_arrived_s)
-        if self.scaler is not None:
-            self.scaler.ended(record.request.model, record.usage.output_tokens, record.slo_met)
         if self._workload is not None:
             for later in self._workload.after(arrival, ended_s):
                 self.kernel.at(later.request.arrived_s, self._later, later)

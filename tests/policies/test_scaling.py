@@ -39,12 +39,13 @@ def wanted(**facts):
 
 
 def test_a_window_without_arrivals_asks_for_the_minimum():
-    """No requests have no mean lengths and no attainment; the variant that is not scaled stays as it runs."""
+    """No requests have no mean lengths and no attainment; one replica stays, of the cheapest variant."""
     running = {"small": 2, "big": 3}
-    idle = wanted(requests_per_s=0.0, prompt_tokens=0.0, output_tokens=0.0, attainment=nan, replicas=running)
-    assert sorted(idle) == ["big", "small"]
-    assert 1 in idle.values()
-    assert sum(idle.values()) < 5
+    idle = {"requests_per_s": 0.0, "prompt_tokens": 0.0, "output_tokens": 0.0, "attainment": nan, "replicas": running}
+    assert wanted(**idle) == {"small": 1, "big": 0}
+    assert wanted(**idle, replicas_min=0) == {"small": 0, "big": 0}
+    held = idle | {"replicas": {}, "held": 1.0}
+    assert wanted(**held, replicas_min=0) == {"small": 1, "big": 0}
 
 
 def test_an_attainment_of_nobody_changes_nothing():
@@ -65,7 +66,8 @@ def test_replicas_of_a_variant_that_is_gone_serve_nothing():
 
 def test_a_rate_beyond_all_measure_asks_for_the_most():
     """More replicas than a number can say are as many as are allowed."""
-    slow = wanted(requests_per_s=1.7e308, prompt_tokens=50_000.0, output_tokens=5_000.0, slo=Slo())
+    many = {"small": 60, "big": 60}
+    slow = wanted(requests_per_s=1.7e308, prompt_tokens=50_000.0, output_tokens=5_000.0, slo=Slo(), replicas=many)
     assert 64 in slow.values()
 
 
@@ -98,4 +100,6 @@ def test_no_demand_makes_it_raise_or_leave_its_bounds(rate, prompt, output, atta
         )
     )
     assert sorted(answer.variant for answer in answers) == ["big", "small"]
-    assert all(1 <= answer.replicas <= 64 for answer in answers)
+    assert all(0 <= answer.replicas <= 64 for answer in answers)
+    assert sum(answer.replicas for answer in answers) >= 1
+    assert all(answer.why for answer in answers)

@@ -128,7 +128,7 @@ def test_several_routers_share_the_work_and_hear_of_each_other() -> None:
 
 def test_scaling_orders_replicas_when_demand_comes_and_drains_them_when_it_goes() -> None:
     """One replica, a burst, then calm: more replicas for a while, then fewer, and nobody is cut off."""
-    scaling = Autoscaling(every_s=5, window_s=10, cold_start_s=5, calm_s=10)
+    scaling = Autoscaling(every_s=5, cold_start_s=5)
     pool = Pool((Member("a10", "a10", tp=2),), CHAT, world=World(scaling=scaling))
     burst = [TraceEntry(n * 0.1, 500, 150) for n in range(600)] + [
         TraceEntry(60 + n * 5.0, 500, 150) for n in range(60)
@@ -146,7 +146,7 @@ def test_scaling_orders_replicas_when_demand_comes_and_drains_them_when_it_goes(
 
 def test_a_cold_start_is_paid_for_before_it_serves() -> None:
     """No request is sent to a new replica before its cold start is over."""
-    scaling = Autoscaling(every_s=5, window_s=10, cold_start_s=20, calm_s=1000)
+    scaling = Autoscaling(every_s=5, cold_start_s=20)
     pool = Pool((Member("a10", "a10", tp=2),), CHAT, world=World(scaling=scaling))
     burst = [TraceEntry(n * 0.1, 500, 150) for n in range(600)]
     routing, admission = policies.find("routing", "least_work"), policies.find("admission", "deadline")
