@@ -85,7 +85,7 @@ class KubernetesLease:
 def election_of(plan: Plan, environment: Mapping[str, str] = os.environ) -> Election:
     """The election that the config names. Raises ConfigError where what keeps the lease is missing."""
     given = plan.settings.autoscale.election
-    by = given.by if given.by != "auto" else "none" if plan.redis is None else "state"
+    by = given.by if given.by != "auto" else "state" if plan.redis and plan.target.elects else "none"
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     if by == "none":
         return Election()

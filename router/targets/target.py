@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -76,7 +77,12 @@ class Target(ABC):
 
 
 class TargetSpec(BaseModel, ABC):
-    """A target's options: the keys of ``autoscale.target`` beside ``name``. An unknown key is an error."""
+    """A target's options: the keys of ``autoscale.target`` beside ``name``. An unknown key is an error.
+
+    ``elects``: whether one autoscaler alone may apply to it.
+    """
+
+    elects: ClassVar[bool] = True
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -195,7 +195,7 @@ def test_advise_is_the_default() -> None:
     parsed = document(text, "r.yaml")
     assert isinstance(make(parsed.parse(Settings), parsed, {}).target, spec_of("advise"))
     assert isinstance(plan("advise").target, spec_of("advise"))
-    assert names() == ["advise", "kubernetes", "local", "webhook"]
+    assert names() == ["advise", "keda", "kubernetes", "local", "webhook"]
 
 
 @pytest.fixture
