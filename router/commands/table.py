@@ -135,6 +135,36 @@ def _sidecar(parser: ArgumentParser) -> None:
     _verbose(parser)
 
 
+def _register(parser: ArgumentParser) -> None:
+    redis = os.environ.get("HEADROOM_REDIS_URL", "")
+    parser.add_argument("--url", required=True, help="the engine's address for routers, as http://$(POD_IP):8000")
+    parser.add_argument("--engine", metavar="URL", help="its address for this process; default: --url")
+    parser.add_argument(
+        "--redis",
+        metavar="URL",
+        default=redis,
+        required=not redis,
+        help="the routers' `state.redis_url`; default: the environment variable HEADROOM_REDIS_URL",
+    )
+    parser.add_argument("--pool", default="default", help="the routers' `state.pool`; default: default")
+    parser.add_argument("--name", help="the backend's name; default: of its address")
+    parser.add_argument(
+        "--label",
+        action="append",
+        metavar="NAME=VALUE",
+        help="a fact of the backend (card=h100, tp=2, variant=big, ...) or any other label; may be repeated",
+    )
+    parser.add_argument(
+        "--ttl",
+        type=number_within(0.5),
+        default=15.0,
+        metavar="S",
+        help="seconds without a renewal after which it is gone; default: 15",
+    )
+    parser.add_argument("--api-key-env", metavar="NAME", help="the environment variable with the engine's bearer token")
+    _verbose(parser)
+
+
 def _replay_record(parser: ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="what `record.file` of the config named")
 
@@ -208,6 +238,15 @@ PROGRAM = Program(
             "Read the engines' metrics and publish them to Redis.\n\n"
             "For gateways whose config has `scrape: {source: state}`.",
             _sidecar,
+            serves=True,
+        ),
+        Command(
+            "register",
+            "router.commands.register",
+            "Announce an engine to the routers of a pool, beside which it runs.\n\n"
+            "For routers whose config has `discover: [{redis: {}}]`. Announces the card, and what the engine reports.\n"
+            "SIGTERM announces that the engine ends, so that routers send it nothing more.",
+            _register,
             serves=True,
         ),
         Command(

@@ -78,6 +78,12 @@ class KubernetesSource(Section):
         return self
 
 
+class RedisSource(Section):
+    """The engines that announce themselves in the shared state (``headroom register``); ``period_s``: of readings."""
+
+    period_s: PositiveFloat = 1.0
+
+
 class Origin(Section):
     """One source, of exactly one kind.
 
@@ -87,6 +93,7 @@ class Origin(Section):
 
     file: Annotated[FileSource | None, named("path")] = None
     dns: DnsSource | None = None
+    redis: RedisSource | None = None
     kubernetes: Annotated[KubernetesSource | None, named("service")] = None
     keep_s: Annotated[NonNegativeFloat, Field(le=86_400)] = 300.0
 
@@ -116,5 +123,5 @@ class Origin(Section):
         return found
 
 
-KINDS: Final = ("file", "dns", "kubernetes")
+KINDS: Final = ("file", "dns", "kubernetes", "redis")
 PACKAGES: Final = {"dns": ("dns", "dns")}  # by kind: the package that reads it, and the extra that installs it

@@ -445,6 +445,7 @@ class _Work:
         self.problems += _unknown_classes(parsed)
         self.problems += _outside_their_limits(parsed)
         self.problems += _variants(parsed)
+        self.problems += _without_state(parsed)
 
 
 def _roles(given: settings.Policy) -> Iterator[tuple[str, str, Loc, settings.Own | settings.Named]]:
@@ -527,6 +528,13 @@ def _outside_their_limits(parsed: Settings) -> Iterator[ConfigProblem]:
                     ("slo_classes", name, metric.milliseconds),
                     f"{milliseconds(ms)} is outside {allowed}, its own slo_limits.{metric.milliseconds}",
                 )
+
+
+def _without_state(parsed: Settings) -> Iterator[ConfigProblem]:
+    """Engines announce themselves in the shared state, which must then be one."""
+    for index, given in enumerate(parsed.discover):
+        if given.redis is not None and parsed.state.servers is None:
+            yield ConfigProblem(("discover", index, "redis"), "needs state.redis_url or state.redis")
 
 
 def _variants(parsed: Settings) -> Iterator[ConfigProblem]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from router.config.discover import DnsSource, KubernetesSource, address_port
+from router.config.discover import DnsSource, KubernetesSource, RedisSource, address_port
 from router.config.settings import Discover
 from router.gateway.config.plan import Plan
 from router.gateway.sources.endpoint import Source
@@ -15,8 +15,18 @@ def source_of(plan: Plan, given: Discover, config: Path) -> Source:
         return FileTargets(config.parent / given.file.path)
     if given.dns is not None:
         return _dns(given.dns)
-    assert given.kubernetes is not None  # the section has one kind
-    return _kubernetes(given.kubernetes)
+    if given.kubernetes is not None:
+        return _kubernetes(given.kubernetes)
+    assert given.redis is not None  # the section has one kind
+    return _redis(plan, given.redis)
+
+
+def _redis(plan: Plan, given: RedisSource) -> Source:
+    from router.gateway.sources.registered import RegisteredEngines  # noqa: PLC0415 - its client library is slow to import
+
+    state = plan.settings.state
+    assert plan.redis is not None  # else the plan was refused
+    return RegisteredEngines(plan.redis, state.pool, given.period_s, state.timeout_s)
 
 
 def _kubernetes(given: KubernetesSource) -> Source:

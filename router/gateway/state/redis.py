@@ -8,6 +8,7 @@ be moved while it is in use: a command of several keys is refused as long as som
     {headroom:POOL}:report:BACKEND  string an engine's report as JSON, its time on the server's clock, expiring
     {headroom:POOL}:belief:V:BACKEND  string what was learnt of it in the form of version V, expiring in a week
     {headroom:POOL}:autoscaler      string the autoscaler that applies advice, expiring with its lease (``leases.py``)
+    {headroom:POOL}:engines         hash   what engines announce of themselves (``sources/engine_record.py``), by name
     {headroom:POOL}:beliefs         hash   the same as the release before this one saves it; only read
 
 Every key expires, a view that somebody wrote without a lease as well. A value is read up to a bound of its size,
