@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from router.config import backend, discover
+from router.config.quotas import Price, Quota
 from router.config.section import (
     BaseUrl,
     Count,
@@ -226,10 +227,13 @@ class Key(Section):
 
 
 class ApiKey(Key):
-    """A client's key: whose it is and which SLO class its requests have unless they say otherwise."""
+    """A client's key: whose it is, which SLO class its requests have unless they say otherwise, and how much may be
+    used with it alone, beside what its tenant may.
+    """
 
     tenant: Name
     slo_class: Name | None = None
+    quota: Quota | None = None
 
 
 def _origin(text: str) -> str:
@@ -548,6 +552,7 @@ class Settings(Section):
     """The whole file.
 
     ``profile``: corrections of predicted step times, as ``headroom-simulator calibrate --profile`` writes them.
+    ``quotas``: by tenant, ``*``: each tenant without one of its own; ``prices``: by model, ``*``: each one without.
     """
 
     profile: Path | None = None
@@ -558,6 +563,8 @@ class Settings(Section):
     slo_classes: dict[Name, SloClass] = default(default={})
     default_slo_class: Name = "default"
     api_keys: tuple[ApiKey, ...] = ()
+    quotas: dict[Name, Quota] = {}
+    prices: dict[Name, Price] = {}
     admin_key: Key | None = None
     cors: Cors | None = None
     policy: Policy = default()

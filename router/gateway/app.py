@@ -22,6 +22,7 @@ from router.core.border import asked_in_time
 from router.core.dispatcher import Dispatcher
 from router.core.errors import ConfigError
 from router.core.policy import Routing
+from router.core.quota import Quotas, Shares
 from router.core.record import Recording
 from router.core.reports import UNATTRIBUTED_TTL_S
 from router.core.score import Score
@@ -48,6 +49,7 @@ from router.gateway.state import ModelDemand, RouterView, Store
 from router.gateway.state.beliefs import Beliefs
 from router.gateway.state.files import FileStore
 from router.gateway.state.memory import MemoryStore
+from router.gateway.state.monthly_use import MonthlyUse
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.sync import Sync
 from router.gateway.telemetry import process_log, recorder
@@ -100,7 +102,8 @@ class Gateway:
         self.traces = _traces(plan, self.router_id, self.core.explain, clock)
         more = [each for each in (self.access_log, self.traces) if each is not None]
         observer = RequestObservers(self.metrics, self.demand, self.journal, self.rollout, clock, more)
-        self.driver = _driver(plan, recorded, observer, clock, dialler)
+        self.quotas = Quotas()
+        self.driver = _driver(plan, recorded, observer, self.quotas, clock, dialler)
         self.backends = Membership(self.driver, self.core.loads, self._on_left)
         self.store = store or _store(plan, self.router_id, identity)
         self.publisher = WorkerPublisher(self.store, self.metrics) if identity else None
@@ -148,6 +151,7 @@ class Gateway:
         self.metrics.watch_offered(self._offered)
         self.metrics.sources.watch(lambda: self.sources.states)
         self.metrics.policies.watch(self.rollout.samples)
+        self.metrics.quotas.watch(self.quotas)
         self.metrics.resources.watch(
             lambda: self.recorder.dropped if self.recorder is not None else 0,
             self.driver.buffers,
@@ -260,8 +264,14 @@ class Gateway:
         """Another router's work in flight."""
         self.driver.perform(self.driver.core.on_peer_load(peer, loads, self.clock()))
 
+    def peer_quotas(self, peer: str, shares: Mapping[str, Shares]) -> None:
+        """What another router took of the quotas."""
+        if self.quotas.active:
+            self.quotas.heard(peer, shares, self.clock())
+
     def peer_lost(self, peer: str) -> None:
         """Another router's lease ran out."""
+        self.quotas.lost(peer)
         self.driver.perform(self.driver.core.peer_lost(peer, self.clock()))
 
     def _adopt_belief(self, name: str, learnt: Mapping[str, Any]) -> None:
@@ -273,7 +283,8 @@ class Gateway:
         if now_s - self._demand[0] > DEMAND_S:
             self._demand = (now_s, self.demand.view(now_s))
         busy = {name: load for name, load in self.core.loads().items() if load != IDLE}
-        return RouterView(busy, self._demand[1], self.plan.version)
+        quotas = self.quotas.shares(now_s) if self.quotas.active else {}
+        return RouterView(busy, self._demand[1], self.plan.version, quotas)
 
     def _log_failing_open(self, _: float = 0.0) -> None:
         """Log once when a model's requests begin to go to backends that are down, and once when that ends."""
@@ -334,6 +345,7 @@ class Gateway:
         if self.recorder is not None and plan is not self.plan:
             self.recorder.adopted(_decisions(plan))
         self.driver.ingress = plan.ingress
+        self.quotas.adopt(plan.quotas, self.clock())
         self.rollout.adopt(plan, last_good)
         await self._adopt_backends(plan)
 
@@ -375,6 +387,9 @@ class Gateway:
             asyncio.create_task(self.reloader.watch(), name="config watch"),
             asyncio.create_task(self.beliefs.run(), name="beliefs"),
         ]
+        if isinstance(self.store, RedisStore):
+            monthly = MonthlyUse(self.store, self.quotas)
+            self._tasks.append(asyncio.create_task(monthly.run(), name="use of quotas"))
         for task in self._tasks:
             task.add_done_callback(_log_failure)
 
@@ -448,6 +463,7 @@ def _driver(
     plan: Plan,
     core: Dispatcher | Recording,
     observer: RequestObservers,
+    quotas: Quotas,
     clock: Callable[[], float],
     dialler: Dialler | None,
 ) -> Driver:
@@ -463,6 +479,7 @@ def _driver(
         buffers=Buffers(plan.settings.listen.buffered_bytes_max),
         traces=TraceSource(tracing.sample) if tracing is not None else None,
         dialler=dialler,
+        quotas=quotas,
     )
 
 

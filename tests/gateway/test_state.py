@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from router.core.errors import StateFault, StoreGone
+from router.core.quota import Shares
 from router.core.types import EngineReport, Load
 from router.gateway.state import ModelDemand, RouterView, Shared, Store
 from router.gateway.state.memory import MemoryStore
@@ -25,7 +26,12 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(server_binary() is None, reason="no Redis-compatible server binary installed")
 
-VIEW = RouterView({"b1": Load(1, 200, 3, 900)}, {"m": ModelDemand(2.5, 100, 50, 9, 8, "default")}, "v1")
+VIEW = RouterView(
+    {"b1": Load(1, 200, 3, 900)},
+    {"m": ModelDemand(2.5, 100, 50, 9, 8, "default")},
+    "v1",
+    {"tenant:t": Shares(3, 900, 1, 57, -40)},
+)
 
 
 @pytest.fixture
@@ -45,6 +51,7 @@ class Heard:
 
     def __init__(self) -> None:
         self.loads: dict[str, Mapping[str, Load]] = {}
+        self.shares: dict[str, Mapping[str, Shares]] = {}
         self.lost: list[str] = []
         self.reports: list[tuple[str, EngineReport]] = []
         self.good = 0
@@ -53,6 +60,9 @@ class Heard:
 
     def on_peer_load(self, peer: str, loads: Mapping[str, Load]) -> None:
         self.loads[peer] = loads
+
+    def peer_quotas(self, peer: str, shares: Mapping[str, Shares]) -> None:
+        self.shares[peer] = shares
 
     def peer_lost(self, peer: str) -> None:
         self.lost.append(peer)

@@ -92,6 +92,7 @@ view = st.fixed_dictionaries(
     optional={
         "loads": st.dictionaries(st.sampled_from(["b1", "b2", ""]), load | plain, max_size=2) | plain,
         "demand": st.dictionaries(st.text(max_size=3), demand | plain, max_size=2) | plain,
+        "quotas": st.dictionaries(st.sampled_from(["tenant:t", ""]), st.lists(plain, max_size=6) | plain) | plain,
         "version": st.text(max_size=3) | plain,
         "format": st.sampled_from([1, 2, 0, "1"]) | plain,
     },
@@ -128,6 +129,9 @@ def test_no_bytes_in_any_key_raise_or_reach_the_state(router: Any, told: Any, id
             assert await sync.once(lambda: 1.0) or heard.bad[-1] == "invalid"
         assert "internal" not in heard.bad
         heard.check()
+        for shares in heard.shares.values():
+            for each in shares.values():
+                assert all(-1e15 <= getattr(each, name) <= 1e15 for name in type(each).__slots__)
         for seen in (await it.routers(1.0)).values() if isinstance(ids, list) else ():
             for each in seen.demand.values():
                 assert 0.0 <= each.attained <= each.ended <= 1e9

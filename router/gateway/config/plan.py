@@ -20,6 +20,7 @@ from router import loading
 from router.config import settings
 from router.config.backend import Engine, resolve
 from router.config.profile import read_profile
+from router.config.quotas import Quota
 from router.config.settings import Settings
 from router.config.slo_bounds import milliseconds
 from router.config.telemetry import Tracing
@@ -28,6 +29,7 @@ from router.core.errors import ConfigError, UnusableCertificate
 from router.core.flight import DispatchLimits
 from router.core.policy import Admission, Routing, Scaling
 from router.core.profile import NO_PROFILE, Profile
+from router.core.quota import OTHERS, QuotaRules
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Backend
 from router.gateway.config.found import EngineAccess, FoundBackend
@@ -82,6 +84,7 @@ class Plan:
     tls: TlsContext | None
     redis: RedisServers | None
     ingress: Ingress
+    quotas: QuotaRules
     limits: DispatchLimits
     admin_digest: str | None
     routing: Routing
@@ -242,6 +245,7 @@ def make(
         ingress=Ingress(
             _classes(parsed), parsed.default_slo_class, keys, parsed.policy.prefix_blocks_max, _cors(parsed.cors)
         ),
+        quotas=_quotas(parsed, keys),
         limits=DispatchLimits(**parsed.policy.limits.model_dump(exclude_none=True)),
         text=text.text,
         router_id=parsed.state.router_id or f"{socket.gethostname()}-{os.getpid()}",
@@ -424,7 +428,7 @@ class _Work:
             name = self.digest(at, given)
             if name in found:
                 self.fault(at, f"the same key is already {found[name].tenant!r}'s")
-            found[name] = Caller(given.tenant, given.slo_class or "")
+            found[name] = Caller(given.tenant, given.slo_class or "", _account(given, name) if given.quota else "")
         return found
 
     def digest(self, at: Loc, given: settings.Key) -> str:
@@ -446,6 +450,7 @@ class _Work:
         self.problems += _outside_their_limits(parsed)
         self.problems += _variants(parsed)
         self.problems += _without_state(parsed)
+        self.problems += _impossible_quotas(parsed)
 
 
 def _roles(given: settings.Policy) -> Iterator[tuple[str, str, Loc, settings.Own | settings.Named]]:
@@ -535,6 +540,40 @@ def _without_state(parsed: Settings) -> Iterator[ConfigProblem]:
     for index, given in enumerate(parsed.discover):
         if given.redis is not None and parsed.state.servers is None:
             yield ConfigProblem(("discover", index, "redis"), "needs state.redis_url or state.redis")
+
+
+def _account(given: settings.ApiKey, key_digest: str) -> str:
+    """The name under which the use of a key with a quota is shown: whose it is, and which of theirs."""
+    return f"{given.tenant}/{key_digest[:8]}"
+
+
+def _quotas(parsed: Settings, keys: Mapping[str, Caller]) -> QuotaRules:
+    by_key = {
+        caller.key: given.quota.rule()
+        for caller, given in zip(keys.values(), parsed.api_keys, strict=True)
+        if given.quota is not None
+    }
+    return QuotaRules(
+        {tenant: given.rule() for tenant, given in parsed.quotas.items()},
+        by_key,
+        {model: given.rule() for model, given in parsed.prices.items()},
+    )
+
+
+def _impossible_quotas(parsed: Settings) -> Iterator[ConfigProblem]:
+    """Quotas of nobody, and those that lack what they are counted by."""
+    tenants = {given.tenant for given in parsed.api_keys}
+    placed: list[tuple[Loc, Quota]] = [(("quotas", name), given) for name, given in parsed.quotas.items()]
+    placed += [(("api_keys", i, "quota"), given.quota) for i, given in enumerate(parsed.api_keys) if given.quota]
+    for name in parsed.quotas:
+        if tenants and name != OTHERS and name not in tenants:
+            yield ConfigProblem(("quotas", name), unknown("tenant", name, tenants))
+    for at, given in placed:
+        if given.monthly and parsed.state.servers is None:
+            key = "tokens_per_month" if given.tokens_per_month is not None else "usd_per_month"
+            yield ConfigProblem((*at, key), "needs state.redis_url: a router alone forgets it when it restarts")
+        if given.usd_per_month is not None and not parsed.prices:
+            yield ConfigProblem((*at, "usd_per_month"), "needs prices, in USD per million tokens by model")
 
 
 def _variants(parsed: Settings) -> Iterator[ConfigProblem]:

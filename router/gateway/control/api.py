@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException as AnyHttpError
 from router.core.errors import ConfigError, Rejected, StoreGone
 from router.core.types import Backend
 from router.gateway.config.plan import digest
-from router.gateway.control import discovery_view, fleet_view
+from router.gateway.control import discovery_view, fleet_view, quota_view
 from router.gateway.control.cors import ModelsCors
 from router.gateway.control.models import entry
 from router.gateway.control.models import served as models_served
@@ -174,6 +174,11 @@ def _add_calls(app: FastAPI, parts: ControlParts, admin: Any) -> None:
         """Go back to the version named, or to the last good one; 422 says why not."""
         outcome = await parts.reloader.rollback(to, "admin call")
         return JSONResponse(asdict(outcome), 200 if outcome.ok else ConfigError.status)
+
+    @app.get("/admin/usage", dependencies=[admin])
+    async def usage() -> dict[str, Any]:
+        """How each account of a quota stands: its limits, what is left of them, and what was used."""
+        return quota_view.usage(parts.driver.quotas, parts.clock(), shared=parts.plan.redis is not None)
 
     @app.get("/admin/routers", dependencies=[admin])
     async def routers() -> Response:

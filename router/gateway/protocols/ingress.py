@@ -29,10 +29,13 @@ _ECHO_MAX: Final = 40  # characters of a wrong value that the answer repeats
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The tenant of a request and its SLO class; ``slo_class`` empty: the default one."""
+    """The tenant of a request and its SLO class; ``slo_class`` empty: the default one; ``key``: the name of its key
+    among those with a quota, empty: it is none of them.
+    """
 
     tenant: str = ""
     slo_class: str = ""
+    key: str = ""
 
 
 ANONYMOUS: Final = Caller()

@@ -50,6 +50,11 @@ class Endpoint:
     generates: bool = False
     choices: tuple[str, ...] = ()
 
+    @property
+    def has_output(self) -> bool:
+        """Whether a reply may have output tokens: Triton's models may generate, whatever they are."""
+        return self.generates or (self.dialect is Dialect.TRITON and self.method == b"POST")
+
 
 class RequestBody:
     """A request's body as read, never changed: ``document`` is the body parsed, None where only its size counts.

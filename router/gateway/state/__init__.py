@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from router.core.errors import StoreGone
+from router.core.quota import Shares
 from router.core.types import EngineReport, Load
 from router.gateway.state.skipped import SkippedValues
 
@@ -33,11 +34,14 @@ class ModelDemand:
 
 @dataclass(frozen=True, slots=True)
 class RouterView:
-    """What one router publishes: work in flight by backend, demand by model, the config version it runs."""
+    """What one router publishes: work in flight by backend, demand by model, the config version it runs, and what it
+    took of the quotas, by account.
+    """
 
     loads: Mapping[str, Load] = field(default_factory=dict)
     demand: Mapping[str, ModelDemand] = field(default_factory=dict)
     version: str = ""
+    quotas: Mapping[str, Shares] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

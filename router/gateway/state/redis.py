@@ -9,6 +9,7 @@ be moved while it is in use: a command of several keys is refused as long as som
     {headroom:POOL}:belief:V:BACKEND  string what was learnt of it in the form of version V, expiring in a week
     {headroom:POOL}:autoscaler      string the autoscaler that applies advice, expiring with its lease (``leases.py``)
     {headroom:POOL}:engines         hash   what engines announce of themselves (``sources/engine_record.py``), by name
+    {headroom:POOL}:use:MONTH       hash   what accounts of quotas used: PART:ACCOUNT; last:ID: a router's last addition
     {headroom:POOL}:beliefs         hash   the same as the release before this one saves it; only read
 
 Every key expires, a view that somebody wrote without a lease as well. A value is read up to a bound of its size,
@@ -25,6 +26,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from router.core.belief import VERSION
 from router.core.errors import SkipReason, StoreGone, Unreadable
+from router.core.quota import Use
 from router.core.types import EngineReport
 from router.gateway.state import RouterView, Shared
 from router.gateway.state.redis_clients import Command
@@ -41,6 +43,16 @@ JOIN_SYNCS: Final = 20
 ROUTERS_MOST: Final = 1_000  # of one pool
 REPORTS_A_SYNC: Final = 64  # more backends take turns: their reports change once a second, and syncs are many
 BELIEFS_A_CALL: Final = 32  # a save of a thousand backends must not take longer than one call may
+USE_LEASE_S: Final = 62 * 24 * 3600  # of a month's sums: the month after it can still be compared with it
+USE_PARTS: Final = (  # of an account's sums, each an integer: USD in millionths of a thousandth
+    ("requests", 1.0),
+    ("prompt_tokens", 1.0),
+    ("cached_tokens", 1.0),
+    ("output_tokens", 1.0),
+    ("usd", 1e9),
+)
+ACCOUNTS_A_CALL: Final = 200
+_DIGITS_MOST: Final = 18
 VIEW_BYTES_MOST: Final = 1 << 20
 REPORT_BYTES_MOST: Final = 1 << 14
 BELIEF_BYTES_MOST: Final = 1 << 20
@@ -238,6 +250,34 @@ class RedisStore:
             saves = [("SET", self._key(_BELIEF, name), learnt, "EX", BELIEFS_LEASE_S) for name, learnt in part]
             _good(await self.link.run(saves), self._at)
 
+    async def add_use(self, month: str, addition: str, used: Mapping[str, Use]) -> None:
+        """Add what accounts used to the sums of a month (``2026-11``), and name this addition: ``last_addition`` shows
+        whether one whose answer was lost has been made.
+        """
+        key = self._key("use", month)
+        commands: list[Command] = [
+            ("HINCRBY", key, f"{part}:{account}", round(getattr(use, part) * scale))
+            for account, use in used.items()
+            for part, scale in USE_PARTS
+        ]
+        ends: list[Command] = [("HSET", key, f"last:{self._router_id}", addition), ("EXPIRE", key, USE_LEASE_S)]
+        _good(await self.link.run([*commands, *ends]), self._at)
+
+    async def last_addition(self, month: str) -> str:
+        """The name of this router's last addition to the sums of a month; empty: there is none."""
+        (raw,) = _good(await self.link.run([("HGET", self._key("use", month), f"last:{self._router_id}")]), self._at)
+        return raw.decode(errors="replace") if isinstance(raw, bytes) else ""
+
+    async def used(self, month: str, accounts: Sequence[str]) -> Mapping[str, Use]:
+        """What these accounts used in a month, by all routers."""
+        found = {}
+        for part in _parts(accounts, ACCOUNTS_A_CALL):
+            names = [f"{each}:{account}" for account in part for each, _ in USE_PARTS]
+            (values,) = _good(await self.link.run([("HMGET", self._key("use", month), *names)]), self._at)
+            rows = [values[first : first + len(USE_PARTS)] for first in range(0, len(values), len(USE_PARTS))]
+            found.update({account: _use(row) for account, row in zip(part, rows, strict=True)})
+        return found
+
     async def try_write(self) -> StoreGone | None:
         """Write a value of no meaning, which expires at once; why it was not taken (None: it was)."""
         (written,) = await self.link.run([("SET", self._tag + "check", b"", "PX", 100)])
@@ -298,6 +338,12 @@ def _id(raw: bytes) -> str | None:
 
 def _is_wrong_type(error: ResponseError) -> bool:
     return "WRONGTYPE" in str(error)
+
+
+def _use(values: Sequence[Any]) -> Use:
+    """The sums of one account; what is no number of what was used is nothing."""
+    sums = [int(raw) if isinstance(raw, bytes) and raw.isdigit() and len(raw) <= _DIGITS_MOST else 0 for raw in values]
+    return Use(**{part: total / scale for (part, scale), total in zip(USE_PARTS, sums, strict=True)})
 
 
 def _count(reply: Any) -> int:

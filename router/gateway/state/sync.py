@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from router.core.border import AHEAD_S, asked_in_time
 from router.core.errors import StateFault, StoreGone
+from router.core.quota import Shares
 from router.core.types import EngineReport, Load
 from router.gateway.state import RouterView, Shared, Store
 
@@ -26,6 +27,9 @@ class Listener(Protocol):
 
     def on_peer_load(self, peer: str, loads: Mapping[str, Load]) -> None:
         """A peer's work in flight, by backend."""
+
+    def peer_quotas(self, peer: str, shares: Mapping[str, Shares]) -> None:
+        """What a peer took of the quotas, by account."""
 
     def peer_lost(self, peer: str) -> None:
         """A peer's lease has expired."""
@@ -128,6 +132,7 @@ class Sync:
         for peer, view in shared.routers.items():
             self._last_view_s[peer] = now_s
             self._listener.on_peer_load(peer, view.loads)
+            self._listener.peer_quotas(peer, view.quotas)
         for backend, report in shared.reports.items():
             if self._is_news(backend, report.asked_s, asked_in_time(report, now_s)):
                 self._listener.reported(backend, report)

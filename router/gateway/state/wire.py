@@ -18,14 +18,19 @@ import orjson
 
 from router.core import border
 from router.core.errors import SkipReason, Unreadable
+from router.core.quota import Shares
 from router.core.types import EngineReport, Load
 from router.gateway.state import ModelDemand, RouterView
 
 VERSION: Final = 1
 _KEY: Final = "format"  # a view's own "version" is that of the config
 _LOAD: Final = tuple(field.name for field in fields(Load))
+_SHARES: Final = tuple(field.name for field in fields(Shares))
 _COUNTS: Final = ("requests_per_s", "prompt_tokens", "output_tokens", "ended", "attained")
 _DEMAND_MOST: Final = 1e9  # requests a second, tokens a request, requests a window
+_SHARE_MOST: Final = 1e15  # requests or tokens, taken or left; below 0 only what is left can be
+_ACCOUNTS_MOST: Final = 20_000
+_ACCOUNT_MOST: Final = 600  # characters: of a tenant
 _NAME_MOST: Final = 256  # characters of a backend, a model, a class or a version
 _SHOWN_MOST: Final = 100
 UNREADABLE: Final = RouterView(version="unreadable")
@@ -41,7 +46,10 @@ def view_json(view: RouterView) -> bytes:
 def view_plain(view: RouterView) -> dict[str, Any]:
     """The same before it is JSON. Loads field by field: orjson reads past the end of a dataclass that is compiled."""
     loads = {name: {field: getattr(load, field) for field in _LOAD} for name, load in view.loads.items()}
-    return {"loads": loads, "demand": view.demand, "version": view.version}
+    plain: dict[str, Any] = {"loads": loads, "demand": view.demand, "version": view.version}
+    if view.quotas:
+        plain["quotas"] = {name: [getattr(each, field) for field in _SHARES] for name, each in view.quotas.items()}
+    return plain
 
 
 def _ignored(_: str) -> None:
@@ -91,7 +99,23 @@ def _view(plain: Mapping[str, Any], note: Note) -> RouterView:
         {name: _load_of(name, load) for name, load in loads.items() if len(name) <= _NAME_MOST},
         _demand_of(demand, note),
         version,
+        _quotas_of(plain.get("quotas"), note),
     )
+
+
+def _quotas_of(plain: Any, note: Note) -> dict[str, Shares]:
+    """By account; one is passed over where one of its numbers cannot be."""
+    if not isinstance(plain, Mapping) or len(plain) > _ACCOUNTS_MOST:
+        return {}
+    shares = {}
+    for name, each in plain.items():
+        numbers = [border.number(number) for number in each] if isinstance(each, list) else []
+        good = len(numbers) == len(_SHARES) and all(-_SHARE_MOST <= number <= _SHARE_MOST for number in numbers)
+        if good and min(numbers[:3]) >= 0.0 and len(name) <= _ACCOUNT_MOST:
+            shares[name] = Shares(*numbers)
+        else:
+            note(f"quotas.{name[:_NAME_MOST]}: {_shown(each)}")
+    return shares
 
 
 def _load_of(name: str, plain: Any) -> Load:

@@ -28,6 +28,7 @@ from router.gateway.telemetry import trouble_metrics
 from router.gateway.telemetry.genai import GenAiMetrics
 from router.gateway.telemetry.histogram import Histogram, add_counts, add_histogram
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
+from router.gateway.telemetry.quota_metrics import QuotaMetrics
 from router.gateway.telemetry.resource_metrics import ResourceMetrics
 from router.gateway.telemetry.source_metrics import SourceMetrics
 from router.gateway.telemetry.tenant_metrics import TenantMetrics
@@ -139,6 +140,7 @@ class Metrics(Collector):
         self.policies = PolicyMetrics()
         self.resources = ResourceMetrics()
         self.sources = SourceMetrics()
+        self.quotas = QuotaMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -314,6 +316,7 @@ class Metrics(Collector):
         yield from self._tenants.collect()
         yield from self._genai.collect()
         yield from self.sources.collect()
+        yield from self.quotas.collect()
 
     def _requests(self) -> Iterator[Metric]:
         labels = ["model", "slo_class"]

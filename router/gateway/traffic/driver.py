@@ -12,7 +12,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, nan
+from math import inf, isnan, nan
 from time import monotonic
 from typing import Final
 from uuid import uuid4
@@ -21,6 +21,7 @@ from router.core.decisions import Abort, Break, Command, Refuse, RequestRecord, 
 from router.core.dispatcher import NO_USAGE, Dispatcher
 from router.core.errors import Reason, UnsupportedFeature
 from router.core.flight import LACKING, Failure, FailureKind
+from router.core.quota import Quotas
 from router.core.record import Recording
 from router.core.types import Request, RequestId, Usage
 from router.engines import Translation
@@ -144,12 +145,14 @@ class Driver(RequestDriver):
         buffers: Buffers | None = None,
         traces: TraceSource | None = None,
         dialler: Dialler | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         """``dialler``: what opens connections to engines; None: the sockets of this process."""
         self.core = core
         self.clock = clock
         self.ingress = ingress or Ingress()
         self.buffers = buffers or Buffers()
+        self.quotas = quotas or Quotas()
         self.draining = False
         self.traces = traces
         self.on_sweep: list[Callable[[float], None]] = []
@@ -355,9 +358,17 @@ class Driver(RequestDriver):
         last = request.attempts[-1] if request.attempts else None
         if last is not None and last.meter.heard_s > 0.0:
             last.upstream.last_read_s = last.meter.heard_s
+        if self.quotas.active:
+            self._settle(record)
         self._observer.ended(_log_of(request, record))
         request.attempts.clear()  # they refer to the request: no cycle is left to the garbage collector
         request.winner = None
+
+    def _settle(self, record: RequestRecord) -> None:
+        """Charge what the request used in place of what it was expected to: nothing where no engine got it."""
+        usage = record.usage
+        prompt = 0 if isnan(record.sent_s) else usage.prompt_tokens or record.request.prompt_tokens
+        self.quotas.settle(record.request.id, prompt, usage.cached_tokens, usage.output_tokens, self.clock())
 
     def running(self, request_id: str) -> list[RequestLog]:
         """The request in flight whose own id this is, else all to which clients gave it, newest first: each as if its

@@ -12,7 +12,7 @@ from router.core.decisions import Refuse
 from router.core.errors import Reason, Rejected
 from router.core.flight import FailureKind
 from router.core.types import RequestId
-from router.gateway.protocols import answers
+from router.gateway.protocols import answers, quota_answers
 from router.gateway.protocols.answers import Problem
 from router.gateway.protocols.cors import is_preflight
 from router.gateway.protocols.ingress import AppliedSlo
@@ -35,8 +35,9 @@ class Exchange(Client):
     """
 
     __slots__ = (
-        "_applied", "_bodies", "_body_bytes", "_call", "_headers", "_own_fields", "_path", "_tenant", "accepted",
-        "body_complete", "driver", "endpoint", "fields", "head_only", "http10", "keep_alive", "preflight", "problem",
+        "_applied", "_bodies", "_body_bytes", "_call", "_headers", "_key", "_own_fields", "_path", "_tenant",
+        "accepted", "body_complete", "driver", "endpoint", "fields", "head_only", "http10", "keep_alive", "preflight",
+        "problem",
     )  # fmt: skip
 
     def __init__(
@@ -52,7 +53,7 @@ class Exchange(Client):
         self._path = path
         self._headers = headers
         self.fields = fields
-        self._tenant = ""
+        self._tenant = self._key = ""
         self.http10 = self.head_only = self.body_complete = self.response_complete = self.accepted = False
         self.keep_alive = True
         self.problem: Problem | None = None
@@ -81,7 +82,7 @@ class Exchange(Client):
             return
         try:
             caller = ingress.caller(fields)
-            self._tenant = caller.tenant
+            self._tenant, self._key = caller.tenant, caller.key
             applied = self._applied = ingress.apply_slo(fields, caller)
         except Rejected as error:
             self.problem = answers.rejection(error)
@@ -134,8 +135,20 @@ class Exchange(Client):
             self.keep_alive = False
             self.reject(Problem(503, "this router is shutting down", code=Reason.NO_BACKEND.value))
             return
+        if self.driver.quotas.active and not self._within_quota(call):
+            return
         self.accepted = True
         self.driver.begin(call, self)
+
+    def _within_quota(self, call: Call) -> bool:
+        """Whether its tenant and its key may have it served; where not, it is answered."""
+        driver, endpoint = self.driver, self.endpoint
+        verdict = driver.quotas.admit(call.request, self._key, endpoint.has_output, driver.clock())
+        self._own_fields += quota_answers.fields(verdict)
+        if verdict.limit is None:
+            return True
+        self.reject(quota_answers.problem(verdict))
+        return False
 
     def _read(self, body: bytes) -> Call:
         assert self._applied is not None

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from router.core.decisions import Refuse
 from router.core.flight import Failure
+from router.core.quota import Quotas
 from router.core.types import Request, RequestId, Usage
 from router.engines import Translation
 from router.gateway.protocols.answers import Problem
@@ -110,10 +111,12 @@ class RequestDriver(ABC):
 
     ``clock``: seconds on the loop's clock; ``awake_s``: when the last pause of this process ended; ``ingress``: keys
     and SLO classes of the running config; ``draining``: no more requests are taken; ``buffers``: the bytes held in all;
-    ``traces``: gives each request its place in a trace, None: no traces are written.
+    ``quotas``: how much of it tenants may use; ``traces``: gives each request its place in a trace, None: no traces are
+    written.
     """
 
     buffers: Buffers
+    quotas: Quotas
     clock: Callable[[], float]
     awake_s: float
     ingress: Ingress
