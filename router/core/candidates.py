@@ -33,7 +33,19 @@ class Candidates:
     def taking(self, request: Request) -> Slots:
         """Those whose context should hold the request; empty where none can. See ``Roster.taking``."""
         least, most = self._prompts.bounds(request)
-        return self._ledger.roster.taking(request, least, most)
+        slots = self._ledger.roster.taking(request, least, most)
+        return self._allowed(request, slots) if request.among else slots
+
+    def up(self, request: Request) -> bool:
+        """Whether any backend that may be sent it is up, whatever its context."""
+        pool = self._ledger.roster.pool(request.model)
+        return len(self._allowed(request, pool) if request.among else pool) > 0
+
+    def _allowed(self, request: Request, slots: Slots) -> Slots:
+        """Those of the slots whose backends are among the only ones that the request may be sent to."""
+        roster = self._ledger.roster
+        found = [slot for slot in map(roster.slot, request.among) if slot is not None]
+        return frozen(slots[np.isin(slots, found)])
 
     def fleet(self, flight: Flight, slots: Slots, queue: HeldQueue | None, hold_s_max: float, now_s: float) -> Fleet:
         """These backends for this request; ``queue``: the requests for its model that wait, if any do."""
@@ -55,4 +67,6 @@ class Candidates:
     def line(self, request: Request, slots: Slots) -> LineKey:
         """The line in which a request waits that these backends may take."""
         all_slots = self._ledger.roster.pool(request.model)
+        if request.among:
+            return (*line_of(request.slo, float(len(slots))), *[float(slot) for slot in slots.tolist()])
         return line_of(request.slo, 0.0 if slots is all_slots else float(len(slots)))

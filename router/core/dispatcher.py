@@ -435,7 +435,7 @@ class Dispatcher(FleetEvents):
 
     def _no_untried(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
         """With no backend up it goes on waiting; when all have failed it already, it must not block the others."""
-        if not len(self.ledger.roster.pool(flight.request.model)):
+        if not self._candidates.up(flight.request):
             return False
         queue.discard(flight.request.id)
         why = flight.why or "no backend that is up takes a prompt so long"

@@ -247,9 +247,9 @@ def plain_command(command: Command) -> Event:
 
 def request_of(plain: Event) -> Request:
     """The request of an ``arrived``."""
-    slo = slo_from(plain.get("slo", {}))
+    slo, among = slo_from(plain.get("slo", {})), tuple(plain.get("among", ()))
     estimated = {"prompt_sigma": TEXT_SIGMA}  # by records that do not say it
-    return Request(**{**estimated, **plain, "slo": slo, "prefix": tuple(plain.get("prefix", ()))})
+    return Request(**{**estimated, **plain, "slo": slo, "prefix": tuple(plain.get("prefix", ())), "among": among})
 
 
 def backend_of(plain: Event) -> Backend:

@@ -153,7 +153,7 @@ class Request(Fact):
     the reply arrives whole, so only its end can be timed or judged); ``sequences`` that the engine generates (``n``
     choices for each prompt), of ``prompts`` prompts that ``prompt_tokens`` are of together, the longest of
     ``prompt_tokens_longest`` (0: there is but one); ``endpoint``: the pattern of its path, which not
-    every engine's server has.
+    every engine's server has; ``among``: names of the only backends that it may be sent to (empty: any).
     """
 
     id: Final[RequestId]
@@ -174,6 +174,7 @@ class Request(Fact):
     prompts: Final[int]
     prompt_tokens_longest: Final[int]
     endpoint: Final[str]
+    among: Final[tuple[str, ...]]
 
     def __init__(
         self,
@@ -195,6 +196,7 @@ class Request(Fact):
         prompts: int = 1,
         prompt_tokens_longest: int = 0,
         endpoint: str = "",
+        among: tuple[str, ...] = (),
     ) -> None:
         self.id = id
         self.model = model
@@ -214,6 +216,7 @@ class Request(Fact):
         self.prompts = prompts
         self.prompt_tokens_longest = prompt_tokens_longest
         self.endpoint = endpoint
+        self.among = among
 
     @property
     def first_token_due_s(self) -> float:

@@ -30,4 +30,5 @@ def nobody_takes(roster: Roster, request: Request, prompts: Prompts) -> Shed:
         size = f"{tokens}" if exact else f"about {tokens} (at least {least:.0f})"
         why = f"a prompt of {size} tokens; the longest context of any backend of {model!r} is {longest:.0f}"
         return Shed(Reason.TOO_LONG, why)
-    return Shed(Reason.NO_BACKEND, f"no backend of {model!r} that takes it is up and awake", RETRY_S)
+    kind = "allowed backend" if request.among else "backend"
+    return Shed(Reason.NO_BACKEND, f"no {kind} of {model!r} that takes it is up and awake", RETRY_S)

@@ -201,7 +201,13 @@ async def proxy(
     links = Links(addresses)
     driver = Driver(core, given, seen, dialler=links.dial, limits=limits_of_streams, **options)
     addresses.targets = lambda: [upstream.target for upstream in driver.upstreams.values()]
-    picker = PickerServer(driver, links, limits or ConnectionLimits(), lambda: "10.0.0.1:9001", lambda: True)
+    picker = PickerServer(
+        driver,
+        links,
+        limits or ConnectionLimits(),
+        lambda among: "10.0.0.1:9001" if among is None else "",
+        lambda: True,
+    )
     port = await picker.start("127.0.0.1", 0, None)
     channel = aio.insecure_channel(f"127.0.0.1:{port}")
     try:

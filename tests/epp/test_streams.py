@@ -457,6 +457,36 @@ async def test_an_answer_of_the_proxys_own_passes() -> None:
         assert (await ended(gate)).record.outcome is Ending.LEFT
 
 
+@pytest.mark.parametrize(
+    ("subset", "endpoint"),
+    [
+        (["10.0.0.1:9002"], "10.0.0.1:9002"),
+        ("10.0.0.7:9002, 10.0.0.1:9003", "10.0.0.1:9003"),
+        (["10.0.0.1:9003", "10.0.0.9:1"], "10.0.0.1:9003"),
+    ],
+)
+async def test_only_allowed_endpoints_are_picked(subset: Any, endpoint: str) -> None:
+    """The metadata that a data plane may send, as a list or as one text; each time, whatever the policy prefers."""
+    async with proxy("a", "b", "c") as gate:
+        for _ in range(3):
+            one = gate.exchange()
+            await one.head(subset=subset)
+            await one.body(json.dumps(CHAT).encode())
+            assert (await one.destination())[0] == endpoint
+
+
+@pytest.mark.parametrize("subset", [[], "", ["10.0.0.9:9001"], ["10.0.0.1:9002"]])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models"])
+async def test_no_allowed_endpoint_is_503(subset: Any, path: str) -> None:
+    """None is named, none of them is a backend, or none of those is up."""
+    async with proxy("a", "b") as gate:
+        gate.picker.driver.perform(gate.core.backend_health("b", False, 0.0))
+        one = gate.exchange()
+        await one.head(subset=subset, path=path)
+        await one.body(json.dumps(CHAT).encode())
+        assert (await one.immediate())[0] == 503
+
+
 async def test_another_mode_is_refused_by_its_name() -> None:
     """A body that is sent in another mode cannot be answered as the picker answers."""
     async with proxy("a") as gate:

@@ -52,10 +52,11 @@ class EndpointPicker:
         self._looking_up: asyncio.Task[None] | None = None
         self.server = PickerServer(driver, links, self._limits, self._any_endpoint, lambda: gateway.ready)
 
-    def _any_endpoint(self) -> str:
-        """Of the backends that are up, one after the other."""
+    def _any_endpoint(self, among: tuple[str, ...] | None) -> str:
+        """Of the backends that are up, and among those if there are such, one after the other."""
         driver, watches = self.gateway.driver, self.gateway.engines.watches
-        up = [driver.upstreams[name].target for name, watch in watches.items() if watch.up and name in driver.upstreams]
+        names = [name for name, watch in watches.items() if watch.up and (among is None or name in among)]
+        up = [driver.upstreams[name].target for name in names if name in driver.upstreams]
         found = [endpoint for target in up if (endpoint := self._addresses.endpoint(target))]
         return found[next(self._turns) % len(found)] if found else ""
 

@@ -92,7 +92,10 @@ class RoutedCall(ProxiedCall):
         self._id: RequestId = ""
         self._has_body = self._has_trailers = False
         self._passes = False  # the reply is the proxy's own, to a request that it was not to send yet
-        self.exchange = PickerExchange(replies, self._called, driver, endpoint, head.path, head.headers, head.fields)
+        self.exchange = exchange = PickerExchange(
+            replies, self._called, driver, endpoint, head.path, head.headers, head.fields
+        )
+        exchange.among = head.among or ()
 
     def begin(self, *, ends: bool) -> None:
         """The head has come; *ends*: it is the whole request."""
@@ -100,6 +103,8 @@ class RoutedCall(ProxiedCall):
         exchange.read_head(self._given.method, self._body_bytes_max)
         if exchange.problem is not None:
             exchange.reject(exchange.problem)
+        elif self._given.among == () and not exchange.preflight:
+            exchange.reject(NONE_IN_SUBSET)
         elif ends or exchange.preflight:
             exchange.begin()
 

@@ -15,7 +15,7 @@ from grpc import aio
 from router.gateway.epp.health import Health
 from router.gateway.epp.link import Links
 from router.gateway.epp.messages import PROCESSOR
-from router.gateway.epp.stream import BadMessage, ProxyStream
+from router.gateway.epp.stream import AnyEndpoint, BadMessage, ProxyStream
 from router.gateway.traffic.driver import Driver
 from router.gateway.traffic.server import ConnectionLimits
 
@@ -109,10 +109,9 @@ class PickerServer:
         driver: Driver,
         links: Links,
         limits: ConnectionLimits,
-        any_endpoint: Callable[[], str],
+        any_endpoint: AnyEndpoint,
         ready: Callable[[], bool],
     ) -> None:
-        """``any_endpoint``: of a backend for a path that is not routed, empty: there is none."""
         self.driver, self.links, self.limits, self.any_endpoint = driver, links, limits, any_endpoint
         self.calls: set[_Call] = set()
         self._health = Health(ready)

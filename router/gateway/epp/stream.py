@@ -22,8 +22,13 @@ from router.gateway.traffic.server import ConnectionLimits
 _log = logging.getLogger("headroom")
 _MODES: Final = "the proxy's request_body_mode and response_body_mode have to be FULL_DUPLEX_STREAMED"
 _INTERNAL: Final = Problem(500, "internal error in the endpoint picker; see its log")
+_SUBSET_HINT: Final = "envoy.lb.subset_hint"
+_SUBSET: Final = "x-gateway-destination-endpoint-subset"
 _STATUSES: Final = range(200, 600)
 _LINE_ENDS: Final = (b"\r", b"\n", b"\0")
+
+AnyEndpoint = Callable[[tuple[str, ...] | None], str]
+"""The endpoint of a backend for a path that is not routed, of those given or (None) of all; empty: there is none."""
 
 
 class BadMessage(Exception):
@@ -38,10 +43,10 @@ class ProxyStream:
         driver: RequestDriver,
         links: Links,
         limits: ConnectionLimits,
-        any_endpoint: Callable[[], str],
+        any_endpoint: AnyEndpoint,
         wake: Callable[[], None],
     ) -> None:
-        """``any_endpoint``: of a backend for what is not routed, empty: there is none; *wake*: ``replies`` has more."""
+        """*wake*: ``replies`` has more."""
         self.replies = ProxyReplies(wake)
         self.since_s = driver.clock()
         self.call: ProxiedCall | None = None
@@ -85,7 +90,8 @@ class ProxyStream:
             raise BadMessage(f"expected another message than {kind}")
 
     def _begin(self, message: Any) -> None:
-        head = _head_of(message)
+        subset = subset_of(message)
+        head = _head_of(message, None if subset is None else self._links.addresses.among(subset))
         modes = message.protocol_config
         if message.HasField("protocol_config") and not (
             modes.request_body_mode == modes.response_body_mode == FULL_DUPLEX_STREAMED
@@ -100,7 +106,7 @@ class ProxyStream:
         bare = head.path.partition(b"?")[0]
         endpoint = ENDPOINTS.get(bare) or (triton.endpoint_of(bare) if bare.startswith(triton.PREFIX) else None)
         if endpoint is None:
-            self.call = PassedCall(self.replies, self._any_endpoint())
+            self.call = PassedCall(self.replies, self._any_endpoint(head.among))
             return
         self.call = call = RoutedCall(
             self._driver, self._links, self.replies, endpoint, head, self._limits.body_bytes_max
@@ -147,14 +153,24 @@ class ProxyStream:
             self.reject(Problem(408, f"the request took over {self._limits.request_s:g} s to arrive"))
 
 
-def _head_of(message: Any) -> RequestHead:
+def subset_of(message: Any) -> list[str] | None:
+    """The endpoints that the proxy allows, as a list or as one text with commas; None: it names none, so any."""
+    for entry in message.metadata_context.filter_metadata:
+        value = entry.value.fields.get(_SUBSET) if entry.key == _SUBSET_HINT else None
+        if value is not None:
+            texts = [each.string_value for each in value.list_value.values] or [value.string_value]
+            return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    return None
+
+
+def _head_of(message: Any, among: tuple[str, ...] | None) -> RequestHead:
     fields = _fields_of(message.request_headers.headers)
     pseudo = dict(fields)
     method, path = pseudo.get(b":method", b""), request_head.origin_form(pseudo.get(b":path", b""))
     if not method or path is None or b" " in path:
         raise BadMessage(":method and :path: expected those of a request")
     headers = _regular(fields)
-    return RequestHead(method, path, headers, dict(headers))
+    return RequestHead(method, path, headers, dict(headers), among)
 
 
 def _fields_of(headers: Any) -> list[Field]:

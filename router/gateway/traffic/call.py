@@ -137,8 +137,12 @@ def read_call(
     http10: bool,
     head_only: bool,
     trace: RequestTrace | None,
+    among: tuple[str, ...] = (),
 ) -> Call:
-    """Read the call. Raises Rejected with 400 naming the field that is wrong, 404 for a name that no model has."""
+    """Read the call, which may be sent to the backends *among* alone where that names any.
+
+    Raises Rejected with 400 naming the field that is wrong, 404 for a name that no model has.
+    """
     read = triton.read if endpoint.dialect is Dialect.TRITON else openai.read
     document = read(endpoint, path, body, prefix_blocks_max)
     request = Request(
@@ -160,6 +164,7 @@ def read_call(
         prompts=document.prompts,
         prompt_tokens_longest=document.prompt_tokens_longest,
         endpoint=endpoint.path,
+        among=among,
     )
     wire_id = client_text.request_id(fields.get(b"x-request-id", b"")) or request_id.encode()
     forwarded = _forwarded(headers, fields, None if trace is None else trace.replaces)

@@ -31,13 +31,14 @@ class Exchange(Client):
     """One request, from its head to the end of its answer.
 
     ``preflight``: the header lines that answer a browser's preflight, else empty. ``accepted``: the driver has the
-    call, which ends in the core's record of it. ``keep_alive``: its connection may have a next request.
+    call, which ends in the core's record of it. ``keep_alive``: its connection may have a next request. ``among``:
+    names of the only backends that it may be sent to (empty: any).
     """
 
     __slots__ = (
         "_applied", "_bodies", "_body_bytes", "_call", "_headers", "_key", "_own_fields", "_path", "_tenant",
-        "accepted", "body_complete", "driver", "endpoint", "fields", "head_only", "http10", "keep_alive", "preflight",
-        "problem",
+        "accepted", "among", "body_complete", "driver", "endpoint", "fields", "head_only", "http10", "keep_alive",
+        "preflight", "problem",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +67,7 @@ class Exchange(Client):
         cors = driver.ingress.cors
         self._own_fields = cors.reply_fields(fields) if cors is not None else b""
         self.preflight = b""
+        self.among: tuple[str, ...] = ()
 
     # -- the request -------------------------------------------------------------------------------------------
 
@@ -167,6 +169,7 @@ class Exchange(Client):
             self.http10,
             self.head_only,
             traces.begin(self.fields) if traces is not None else None,
+            self.among,
         )
 
     @property
