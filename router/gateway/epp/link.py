@@ -49,6 +49,10 @@ class EngineLink(asyncio.Transport):
         """Whether it takes no more."""
         return self._closing
 
+    def can_write_eof(self) -> bool:
+        """It cannot be closed one way: the proxy closes the engine's connection when its client leaves."""
+        return False
+
     def is_reading(self) -> bool:
         """It always does: no more comes than the proxy sends, which is read on only as it takes what it is sent."""
         return True
