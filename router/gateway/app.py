@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from random import Random
 from time import monotonic
@@ -55,6 +55,7 @@ from router.gateway.state.sync import Sync
 from router.gateway.telemetry import process_log, recorder
 from router.gateway.telemetry.access_log import AccessLog
 from router.gateway.telemetry.demand import DemandWindow
+from router.gateway.telemetry.history import History
 from router.gateway.telemetry.journal import Journal
 from router.gateway.telemetry.line_sink import LineSink
 from router.gateway.telemetry.metrics import Metrics
@@ -63,6 +64,7 @@ from router.gateway.telemetry.span_writer import Explain, SpanWriter
 from router.gateway.tls import TlsContext
 from router.gateway.traffic.buffers import Buffers
 from router.gateway.traffic.driver import Driver, StreamLimits
+from router.gateway.traffic.ports import RequestObserver
 from router.gateway.traffic.request_trace import TraceSource
 from router.gateway.traffic.upstream import Dialler, PoolLimits
 from router.gateway.worker_identity import WorkerIdentity
@@ -100,7 +102,9 @@ class Gateway:
         self.rollout = PolicyRollout(self.core, self.audit, self._on_verdict, trials=identity.slots if identity else 1)
         self.access_log = _access_log(plan, self.router_id, clock)
         self.traces = _traces(plan, self.router_id, self.core.explain, clock)
-        more = [each for each in (self.access_log, self.traces) if each is not None]
+        self.history = History(self.rollout.arm)
+        more: list[RequestObserver] = [self.history]
+        more += [each for each in (self.access_log, self.traces) if each is not None]
         observer = RequestObservers(self.metrics, self.demand, self.journal, self.rollout, clock, more)
         self.quotas = Quotas()
         self.driver = _driver(plan, recorded, observer, self.quotas, clock, dialler)
@@ -128,7 +132,7 @@ class Gateway:
         self._warned: set[tuple[str, str]] = set()  # sources and senders whose dropped numbers were logged
         self._watch_metrics()
         watchers = [self._log_failing_open, self._warn_of_dropped_numbers, TroubleLog(self.troubles, clock).sweep]
-        self.driver.on_sweep += [self.backends.sweep, self._wake, *watchers]
+        self.driver.on_sweep += [self.backends.sweep, self._wake, self._sample, *watchers]
 
     def _make_sync(self, plan: Plan) -> Sync:
         state = plan.settings.state
@@ -194,7 +198,10 @@ class Gateway:
 
     def downtimes(self) -> Downtimes:
         """Why each backend that gets no requests gets none, and since when."""
-        found = ((name, (watch.down, self.sleepers.down(name))) for name, watch in self.engines.watches.items())
+        found = (
+            (name, (watch.down, self.sleepers.down(name), self.backends.down(name)))
+            for name, watch in self.engines.watches.items()
+        )
         return {name: [down for down in downs if down is not None] for name, downs in found if any(downs)}
 
     def _down_s(self, name: str) -> float:
@@ -306,6 +313,11 @@ class Gateway:
         for name in self.sleepers.names:
             if now_s - self.reports[name].asked_s > UNATTRIBUTED_TTL_S:
                 self.reported(name, EngineReport(now_s))
+
+    def _sample(self, _: float) -> None:
+        """The load and the cost now, for the history."""
+        prices = (backend.price_per_hour for backend in self.plan.backends)
+        self.history.sample(self.core.loads(), self.core.held, sum(price for price in prices if isfinite(price)))
 
     def _on_left(self, name: str) -> None:
         self.reports.pop(name, None)

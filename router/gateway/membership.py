@@ -1,12 +1,15 @@
 """Backends join, drain and leave as the config says: streams in flight on one that leaves run to their end.
 
-The one place that holds which backends are draining. Must not depend on the config's text or on engines' health.
+The one place that holds which backends are draining: they leave, or an operator wants them to get no requests. Must not
+depend on the config's text or on engines' health.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from router.core.errors import DownReason
 from router.core.types import Backend, Load
+from router.gateway.monitoring.downtime import Downtime
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.driver import Driver
 
@@ -21,6 +24,7 @@ class Membership:
         self._driver, self._loads, self._on_left = driver, loads, on_left
         self._known: dict[str, Backend] = {}  # as the core has them
         self._draining: set[str] = set()
+        self._drained_s: dict[str, float] = {}  # by an operator: since when, in seconds since the epoch
 
     def update(self, backends: Iterable[tuple[Target, Backend]]) -> frozenset[str]:
         """Make these the backends; the others drain. Returns the new ones, down until their first health check."""
@@ -39,12 +43,38 @@ class Membership:
             self._known[name] = backend
         for name in self._draining & wanted:
             self._draining.discard(name)
-            driver.perform(core.backend_draining(name, False, now_s))
+            driver.perform(core.backend_draining(name, name in self._drained_s, now_s))
         for name in set(driver.upstreams) - wanted:
             self._draining.add(name)
             driver.perform(core.backend_draining(name, True, now_s))
         self.sweep(now_s)
         return frozenset(self._known) - before
+
+    def drain(self, name: str, at_s: float) -> None:
+        """Send no more requests to a backend, by an operator's wish; streams in flight run on. KeyError: there is none.
+
+        It lasts until ``undrain``, or until this process ends.
+        """
+        self._set_drained(name, True)
+        self._drained_s.setdefault(name, at_s)
+
+    def undrain(self, name: str) -> None:
+        """Send it requests again. KeyError: there is no such backend."""
+        self._set_drained(name, False)
+        self._drained_s.pop(name, None)
+
+    def down(self, name: str) -> Downtime | None:
+        """Whether it is drained by an operator."""
+        since_s = self._drained_s.get(name)
+        if since_s is None:
+            return None
+        return Downtime(DownReason.DRAINED, since_s, "drained by an operator; undrain it on the page")
+
+    def _set_drained(self, name: str, drained: bool) -> None:
+        if name not in self._known:
+            raise KeyError(name)
+        core = self._driver.core
+        self._driver.perform(core.backend_draining(name, drained or name in self._draining, self._driver.clock()))
 
     def sweep(self, now_s: float) -> None:
         """Remove the draining backends that have nothing in flight any more."""
@@ -56,6 +86,7 @@ class Membership:
             if load.prefilling + load.decoding == 0:
                 self._draining.discard(name)
                 self._known.pop(name, None)
+                self._drained_s.pop(name, None)
                 self._driver.perform(self._driver.core.backend_left(name, now_s))
                 self._driver.leave(name)
                 self._on_left(name)

@@ -62,6 +62,8 @@ def control_of(gateway: Gateway) -> FastAPI:
             rollout=gateway.rollout,
             audit=gateway.audit,
             journal=gateway.journal,
+            history=gateway.history,
+            backends=gateway.backends,
             metrics=gateway.metrics,
         )
     )

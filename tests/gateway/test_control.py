@@ -184,20 +184,6 @@ async def test_a_peers_load_that_is_no_number_is_shown_as_null(tmp_path: Path) -
         assert (await it.get("/admin/fleet")).json()["backends"][0]["others"] == 3
 
 
-async def test_the_page_is_one_file_that_asks_nobody_else(tmp_path: Path) -> None:
-    """No script, style or font from another host."""
-    async with (
-        ScriptedEngine([stream("a")]) as engine,
-        Pages(dict(HEALTHY)) as pages,
-        router(tmp_path / "r.yaml", config(backend("a", engine, pages))) as it,
-    ):
-        page = await it.get("/")
-        assert page.headers["content-type"].startswith("text/html")
-        assert "http://" not in page.text
-        assert "https://" not in page.text
-        assert "/admin/fleet" in page.text
-
-
 async def test_paths_that_are_not_there_say_so_in_openais_form(tmp_path: Path) -> None:
     """Clients parse errors; FastAPI's own form would break them."""
     async with (

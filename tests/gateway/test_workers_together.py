@@ -91,7 +91,10 @@ def view(slot: int, requests: int, ttft_ms: float | None) -> dict[str, Any]:
     }  # fmt: skip
     own = {"router": f"h.w{slot}", "pid": slot, "version": "v", "ready": True, "draining": False, "held": 0}
     peers = {"h.w0": "v", "h.w1": "v", "else": "v"}
-    return own | {"in_flight": 1, "peers": peers, "last": last, "backends": [backend], "recent": [{"age_s": 2 - slot}]}
+    taken = {"at_s": 10.0 + slot, "ok": True, "validation": {"replays": [{"drop": 0.0}] if slot == 0 else []}}
+    lines = {key: [{"age_s": 2 - slot}] for key in ("recent", "failed", "violated")}
+    config = {"last": taken, "reloading": {"share": 0.5} if slot == 1 else None}
+    return own | {"in_flight": 1, "peers": peers, "last": last, "backends": [backend], "config": config} | lines
 
 
 def test_a_fleet_by_two_workers_counts_each_stream_once() -> None:
@@ -102,6 +105,9 @@ def test_a_fleet_by_two_workers_counts_each_stream_once() -> None:
     assert seen["last"]["requests"] == 4
     assert seen["peers"] == {"else": "v"}
     assert [line["age_s"] for line in seen["recent"]] == [1, 2]
+    assert seen["failed"] == seen["violated"] == seen["recent"]
+    assert seen["config"]["reloading"] == {"share": 0.5}
+    assert seen["config"]["last"]["at_s"] == 10.0  # of the worker that validated; the other one followed
     assert backend["load"] == {"prefilling": 0, "decoding": 2, "kv_tokens": 20}
     assert backend["others"] == 2
     assert backend["up"]

@@ -5,8 +5,9 @@ machine, so put a key in the config when a proxy on this machine serves others.
 """
 
 import hmac
+import logging
 from dataclasses import asdict
-from importlib.resources import files
+from time import time
 from typing import Annotated, Any, Final
 
 import orjson
@@ -18,7 +19,7 @@ from starlette.exceptions import HTTPException as AnyHttpError
 from router.core.errors import ConfigError, Rejected, StoreGone
 from router.core.types import Backend
 from router.gateway.config.plan import digest
-from router.gateway.control import discovery_view, fleet_view, quota_view
+from router.gateway.control import discovery_view, fleet_view, page, quota_view
 from router.gateway.control.cors import ModelsCors
 from router.gateway.control.models import entry
 from router.gateway.control.models import served as models_served
@@ -26,8 +27,12 @@ from router.gateway.control.parts import ControlParts
 from router.gateway.protocols import answers
 from router.gateway.protocols.answers import Dialect, Problem
 from router.gateway.state.wire import view_plain
+from router.gateway.telemetry import history_view
+from router.gateway.telemetry.history import DIMENSIONS, Window
 from router.gateway.telemetry.journal import explained, listed
 from router.version import VERSION
+
+_log = logging.getLogger("headroom")
 
 _LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -60,6 +65,7 @@ def control_app(parts: ControlParts) -> FastAPI:
 
     _add_public(app, parts)
     _add_metrics(app, parts)
+    _add_page(app)
     _add_views(app, parts, Depends(admin))
     _add_policy(app, parts, Depends(admin))
     _add_calls(app, parts, Depends(admin))
@@ -98,10 +104,19 @@ def _add_public(app: FastAPI, parts: ControlParts) -> None:
             raise Rejected(404, f"no backend serves {name!r}; models: {there}", "model", "model_not_found")
         return _model(parts, name, served[name])
 
+
+def _add_page(app: FastAPI) -> None:
+    """The operator's page; what it shows comes from admin paths."""
+
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page() -> str:
-        """The fleet, live."""
-        return files("router.gateway.control").joinpath("fleet.html").read_text(encoding="utf-8")
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page.text(page.INDEX), headers=page.HEADERS)
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def file(name: str) -> Response:
+        if name not in page.TYPES:
+            raise HTTPException(404)
+        return Response(page.text(name), headers=page.HEADERS, media_type=page.TYPES[name])
 
 
 def _add_metrics(app: FastAPI, parts: ControlParts) -> None:
@@ -118,6 +133,13 @@ def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:
     async def fleet() -> dict[str, Any]:
         """Backends, load, forecasts beside measurements, the last requests."""
         return fleet_view.fleet(parts)
+
+    @app.get("/admin/history", dependencies=[admin])
+    async def history(window: Window = "hour", by: str = "", name: str = "") -> dict[str, Any]:
+        """The last ``hour`` or ``day``: of all requests, or of one ``name`` of the dimension ``by``."""
+        if by not in {"", *DIMENSIONS}:
+            raise HTTPException(422, f"by: expected one of {', '.join(DIMENSIONS)}, got {by[:40]!r}")
+        return history_view.view(parts.history, window, (by, name if by else "")) | fleet_view.slos(parts)
 
     @app.get("/admin/config", dependencies=[admin])
     async def config() -> dict[str, Any]:
@@ -140,7 +162,9 @@ def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:
             raise HTTPException(404, f"no request {request_id!r} among the last ones")
         found = [log for log in found if log.record.request.id == request_id] or found  # no client's choice
         choice = parts.core.explain(found[0].record.request.id)
-        return explained(found[0], choice, running=found[0] in running) | {"matches": listed(found)}
+        arrived_s = time() - parts.clock() + found[0].record.request.arrived_s
+        shown = explained(found[0], choice, running=found[0] in running)
+        return shown | {"arrived_at_s": round(arrived_s, 3), "matches": listed(found)}
 
 
 def _add_policy(app: FastAPI, parts: ControlParts, admin: Any) -> None:
@@ -180,6 +204,18 @@ def _add_calls(app: FastAPI, parts: ControlParts, admin: Any) -> None:
         """How each account of a quota stands: its limits, what is left of them, and what was used."""
         return quota_view.usage(parts.driver.quotas, parts.clock(), shared=parts.plan.redis is not None)
 
+    @app.post("/admin/backends/{name:path}/drain", dependencies=[admin])
+    async def drain(name: str) -> dict[str, Any]:
+        """Send no more requests to a backend, until it is undrained or the router ends; its streams run on."""
+        _drain(parts, name, drained=True)
+        return {"backend": name, "drained": True}
+
+    @app.post("/admin/backends/{name:path}/undrain", dependencies=[admin])
+    async def undrain(name: str) -> dict[str, Any]:
+        """Send it requests again."""
+        _drain(parts, name, drained=False)
+        return {"backend": name, "drained": False}
+
     @app.get("/admin/routers", dependencies=[admin])
     async def routers() -> Response:
         """Load and demand of every router of the pool, from the shared state."""
@@ -189,6 +225,18 @@ def _add_calls(app: FastAPI, parts: ControlParts, admin: Any) -> None:
             raise HTTPException(gone.status, f"the shared state does not answer: {gone}") from gone
         plain = {name: view_plain(view) for name, view in views.items()}
         return Response(orjson.dumps(plain), media_type="application/json")  # null where a peer has no number
+
+
+def _drain(parts: ControlParts, name: str, *, drained: bool) -> None:
+    try:
+        if drained:
+            parts.backends.drain(name, time())
+        else:
+            parts.backends.undrain(name)
+    except KeyError:
+        raise HTTPException(404, f"no backend {name!r}") from None
+    parts.audit.note("drained" if drained else "undrained", backend=name)
+    _log.info("backend %s: %s by an admin call", name, "drained" if drained else "undrained")
 
 
 def _add_docs(app: FastAPI, admin: Any) -> None:

@@ -5,7 +5,7 @@ Reads the router's parts and changes nothing; made anew for every reader, times 
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from math import isfinite
@@ -26,6 +26,7 @@ from router.gateway.traffic.request_log import RequestLog
 
 RECENT_S: Final = 60.0
 SHOWN: Final = 30
+FAILED_SHOWN: Final = 100
 
 
 def fleet(parts: ControlParts) -> dict[str, Any]:
@@ -53,6 +54,8 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "backends": [_backend(parts, given, by_backend[given["name"]], downs, failing) for given in _backends(parts)],
         "client_errors": sum(log.record.outcome is EndState.CLIENT_ERROR for log in recent),
         "recent": [_line(log, now_s) for log in islice(parts.journal.recent(), SHOWN)],
+        "failed": [_line(log, now_s) for log in islice(parts.journal.failed(), FAILED_SHOWN)],
+        "violated": [_line(log, now_s) for log in islice(_violated(parts), SHOWN)],
     }
 
 
@@ -96,6 +99,20 @@ def reloads(parts: ControlParts) -> dict[str, Any]:
     return {"last": asdict(reloader.last), "reloading": None if now is None else asdict(now)}
 
 
+def slos(parts: ControlParts) -> dict[str, Any]:
+    """The bounds of each SLO class in milliseconds, and which class is the default one."""
+    ingress = parts.plan.ingress
+    classes = {
+        name: {
+            metric.milliseconds: round(bound_s * 1e3, 3)
+            for metric, bound_s in zip(SLO_METRICS, each.slo.bounds_s(), strict=True)
+            if isfinite(bound_s)
+        }
+        for name, each in ingress.classes.items()
+    }
+    return {"slos": classes, "default_class": parts.plan.settings.default_slo_class}
+
+
 def difference(parts: ControlParts, old: str | None, new: str | None) -> dict[str, Any]:
     """What differs between two versions: by default the one before, and the one that serves. Raises ConfigError."""
     versions = parts.reloader.versions
@@ -135,9 +152,11 @@ def _backend(
     load = parts.core.loads().get(name, Load())
     slot, ledger = parts.core.ledger.roster.slot(name), parts.core.ledger
     others = 0.0 if slot is None else float(ledger.table.peers[PREFILLING, slot] + ledger.table.peers[DECODING, slot])
-    report, score = parts.reports.get(name), parts.core.score(name)
+    up = bool(watch and watch.up)
+    report, score = (parts.reports.get(name), parts.core.score(name)) if up else (None, None)  # of what does not run
     return facts | {
-        "up": bool(watch and watch.up),
+        "up": up,
+        "check": None if watch is None else watch.plain(),
         "down": [down.plain() for down in downs.get(name, ())],
         "failures": failing.get(name, NO_TROUBLE).plain(),
         "health_url": watch.health.url if watch and watch.health else None,
@@ -147,6 +166,12 @@ def _backend(
         "engine": None if report is None else _engine(report, parts.clock()),
         "last": _counts(records) | _times(records),
     }
+
+
+def _violated(parts: ControlParts) -> Iterator[RequestLog]:
+    """Those of the last requests that were served outside their SLO."""
+    recent = parts.journal.recent()
+    return (log for log in recent if log.record.outcome is EndState.SERVED and not log.record.slo_met)
 
 
 def _counts(records: Iterable[RequestRecord]) -> dict[str, Any]:
@@ -182,7 +207,7 @@ def _line(log: RequestLog, now_s: float) -> Mapping[str, Any]:
     """A request in short, for the list of the last ones."""
     full = explained(log)
     short = (
-        "request_id", "model", "backend", "outcome", "reason", "status", "prompt_tokens", "output_tokens",
+        "request_id", "id", "model", "backend", "outcome", "reason", "status", "prompt_tokens", "output_tokens",
         "output_tokens_estimated",
     )  # fmt: skip
     why = full["decisions"][-1]["why"] if full["decisions"] else ""

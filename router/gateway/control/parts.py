@@ -8,6 +8,7 @@ from router.core.dispatcher import Dispatcher
 from router.core.types import EngineReport
 from router.engines import ListedModel
 from router.gateway.config.plan import Plan
+from router.gateway.membership import Membership
 from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.health import Engines
 from router.gateway.rollout.audit import Audit
@@ -16,6 +17,7 @@ from router.gateway.rollout.reload import Reloader
 from router.gateway.sources.sources import Sources
 from router.gateway.state import Store
 from router.gateway.state.sync import Sync
+from router.gateway.telemetry.history import History
 from router.gateway.telemetry.journal import Journal
 from router.gateway.telemetry.metrics import Metrics
 from router.gateway.traffic.ports import RequestDriver
@@ -46,6 +48,8 @@ class ControlParts:
     rollout: PolicyRollout
     audit: Audit
     journal: Journal
+    history: History
+    backends: Membership
     metrics: Metrics
 
     @property

@@ -9,10 +9,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, isfinite, nan
 from random import uniform
 from time import localtime, strftime, time
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from router.config import settings
@@ -159,6 +159,9 @@ class Watch:
         self._down_after, self._clock, self._scrapes = down_after, clock, scrapes
         self._last_read_s = last_read_s
         self._failures = 0
+        self._period_s = 0.0
+        self._checked_s = nan  # when the last check ended, in seconds since the epoch
+        self._failure_now = ""
         self._url = engine.health_url
         self._paused_url = engine.paused_url
         self._paused = False
@@ -182,8 +185,22 @@ class Watch:
         """For how long it has been down; 0 while it is up."""
         return 0.0 if self.down is None else max(0.0, time() - self.down.since_s)
 
+    def plain(self) -> dict[str, Any]:
+        """The last health check, as JSON: when it ended, what it got ("" for a success), the failed ones in a row, and
+        when the next one is due; null before the first.
+        """
+        checked = isfinite(self._checked_s)
+        return {
+            "url": self._url,
+            "at_s": round(self._checked_s, 3) if checked else None,
+            "failure": self._failure_now,
+            "in_a_row": self._failures,
+            "next_s": round(self._checked_s + self._period_s, 3) if checked else None,
+        }
+
     async def run(self, period_s: float) -> None:
         """Check and scrape, each about every ``period_s``; cancel to end."""
+        self._period_s = period_s
         async with asyncio.TaskGroup() as both:
             for each in (self.check, self.scrape):
                 both.create_task(_repeat(each, period_s), name=f"{each.__name__} {self.engine.name}")
@@ -194,6 +211,7 @@ class Watch:
         failed = await self._failure()
         if isinstance(failed, Exhausted):  # nothing is known of the engine
             return
+        self._checked_s, self._failure_now = time(), str(failed) if failed is not None else ""
         if failed is not None and self._lives(failed, began_s):
             self._failures = 0
             return

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from router.core.decisions import RequestRecord
 from router.core.dispatcher import Dispatcher
 from router.core.policy import Routing
+from router.core.types import Request
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.canary import Canary, Split, Trial
@@ -117,6 +118,12 @@ class PolicyRollout:
     def _role(stats: DecisionStats) -> dict[str, Any]:
         mean_us = round(1e6 * stats.seconds / stats.decisions, 1) if stats.decisions else None
         return {"decisions": stats.decisions, "mean_us": mean_us, "faults": dict(stats.faults)}
+
+    def arm(self, request: Request) -> str:
+        """Which of a running trial's two policies decides about this request; empty without a trial."""
+        if self._trial is None or self._trial.verdict is not None:
+            return ""
+        return "canary" if self._trial.split.takes(request) else "serving"
 
     def samples(self) -> Iterator[Sample]:
         """The samples of the metrics page: name, labels, value."""

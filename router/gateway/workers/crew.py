@@ -22,6 +22,7 @@ from uvicorn.server import Server
 from router.core.errors import StoreGone
 from router.gateway.private_files import FILE_MODE
 from router.gateway.state.files import put
+from router.gateway.telemetry import history_view
 from router.gateway.worker_identity import WorkerIdentity
 from router.gateway.workers import sums, views
 
@@ -93,13 +94,20 @@ class ControlAggregator:
     def _combination(self, scope: Scope) -> Callable[[Answer, Scope], Awaitable[Answer]] | None:
         """How all workers' answers are combined; None: any one is the same."""
         path, method = scope["path"], scope["method"]
+        if method == "POST" and path.startswith("/admin/backends/"):
+            return self._by_all
         if method == "POST" and path.startswith("/admin/"):
             return self._after_agreement
         if method != "GET":
             return None
         if path.startswith("/explain/"):
             return self._explained
-        return {"/metrics": self._sum_metrics, "/admin/fleet": self._fleet, "/admin/policy": self._beside}.get(path)
+        return {
+            "/metrics": self._sum_metrics,
+            "/admin/fleet": self._fleet,
+            "/admin/policy": self._beside,
+            "/admin/history": self._history,
+        }.get(path)
 
     async def _sum_metrics(self, own: Answer, scope: Scope) -> Answer:
         found = await self._others(scope)
@@ -126,6 +134,19 @@ class ControlAggregator:
         ids = {slot: identity.id_of(slot) for slot in range(identity.slots)}
         whole = views.fleet({identity.slot: own.json()} | views_by_slot, ids) | {"router": identity.name}
         return own.with_body(orjson.dumps(whole))
+
+    async def _history(self, own: Answer, scope: Scope) -> Answer:
+        """Counts and histograms of all workers added up."""
+        if not own.ok:
+            return own
+        found = [own.json(), *(each.json() for each in (await self._others(scope)).values() if each.ok)]
+        return own.with_body(orjson.dumps(await asyncio.to_thread(history_view.merged, found)))
+
+    async def _by_all(self, own: Answer, scope: Scope) -> Answer:
+        """A call that each worker has to carry out."""
+        if own.ok:
+            await self._others(scope)
+        return own
 
     async def _beside(self, own: Answer, scope: Scope) -> Answer:
         """Statistics of policies differ by worker: each worker's own are listed."""
@@ -197,7 +218,9 @@ class ControlAggregator:
             client = self._clients[slot] = httpx.AsyncClient(transport=wire, timeout=ANSWER_S, trust_env=False)
         headers = [(name, value) for name, value in scope["headers"] if name in _FORWARDED]
         try:
-            answer = await client.get(f"http://w{slot}{scope['path']}", headers=headers)
+            query = scope.get("query_string", b"").decode("ascii")
+            url = f"http://w{slot}{scope['path']}" + (f"?{query}" if query else "")
+            answer = await client.request(scope["method"], url, headers=headers)
         except httpx.HTTPError:
             return None
         kind = answer.headers.get("content-type", "application/json").encode()

@@ -10,6 +10,7 @@ from typing import Any, Final
 View = Mapping[str, Any]
 
 SHOWN: Final = 30
+FAILED_SHOWN: Final = 100
 FOLLOWED_S: Final = 5.0  # within so long the other workers follow one that took a config
 _COUNTS: Final = ("requests", "slo_met", "refused")
 _MEANS: Final = ("ttft_ms", "ttft_predicted_ms", "tpot_ms", "tpot_predicted_ms")
@@ -30,6 +31,8 @@ def fleet(views: Mapping[int, View], ids: Mapping[int, str]) -> dict[str, Any]:
         "last": _counts([view["last"] for view in answered]),
         "backends": [_backend(given["name"], answered) for given in own["backends"]],
         "recent": sorted((line for view in answered for line in view["recent"]), key=_age)[:SHOWN],
+        "violated": sorted((line for view in answered for line in view["violated"]), key=_age)[:SHOWN],
+        "failed": sorted((line for view in answered for line in view["failed"]), key=_age)[:FAILED_SHOWN],
         "workers": {ids[slot]: _worker(views.get(slot)) for slot in sorted(ids)},
     }
 

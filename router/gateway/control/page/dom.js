@@ -1,0 +1,56 @@
+// Elements, numbers and answers of the router: what the other scripts share. Text is never parsed as HTML.
+"use strict";
+const el = id => document.getElementById(id);
+
+/** An element. Properties with a dash, "role", "for" and "scope" are attributes; children may be nested and empty. */
+function h(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (value == null || value === false) continue;
+    if (name.includes("-") || ["role", "for", "scope", "colspan"].includes(name)) made.setAttribute(name, value);
+    else made[name] = value;
+  }
+  made.append(...children.flat(4).filter(child => child != null && child !== false && child !== ""));
+  return made;
+}
+
+const num = (value, digits = 0) => value == null ? "–" : Number(value).toFixed(digits);
+const share = (part, whole) => whole ? (100 * part / whole).toFixed(part === whole ? 0 : 1) + " %" : "–";
+const clock = seconds => new Date(1e3 * seconds).toLocaleTimeString();
+const day = seconds => new Date(1e3 * seconds).toLocaleString();
+const ago = seconds => seconds < 60 ? `${num(seconds)} s` : seconds < 3600 ? `${num(seconds / 60)} min` : `${num(seconds / 3600, 1)} h`;
+
+/** The colour of a forecast beside what was measured. */
+function off(actual, predicted) {
+  if (actual == null || !predicted) return "dim";
+  const ratio = actual / predicted;
+  return ratio > 2 || ratio < .5 ? "bad" : ratio > 1.3 || ratio < .77 ? "warn" : "good";
+}
+const pair = (actual, predicted, digits) =>
+  [num(actual, digits), " ", h("span", {className: off(actual, predicted)}, `(${num(predicted, digits)})`)];
+
+class NeedsKey extends Error {}
+
+/** The JSON at a path. Throws NeedsKey, or an Error with what the router says. */
+async function ask(path, method = "GET") {
+  const key = sessionStorage.getItem("headroom-admin-key");
+  const answer = await fetch(path, {method, headers: key ? {authorization: `Bearer ${key}`} : {}});
+  if (answer.status === 401) throw new NeedsKey(key ? "The router refused this key." : "");
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(body.error?.message ?? body.error ?? `status ${answer.status}`);
+  return body;
+}
+
+/** Put these in place of the children of *parent*, unless they read the same: focus and selection stay. */
+function fill(parent, ...children) {
+  const made = h("div", {}, ...children);
+  if (made.innerHTML !== parent.innerHTML) {
+    const focused = parent.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
+    parent.replaceChildren(...made.childNodes);
+    if (focused) parent.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus();
+  }
+}
+
+const pressed = (group, button) => {
+  for (const each of group.querySelectorAll("button")) each.setAttribute("aria-pressed", String(each === button));
+};
