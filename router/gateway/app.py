@@ -250,7 +250,11 @@ class Gateway:
         self.driver.perform(self.driver.core.reported(name, report, now_s))
 
     def adapters_reported(self, name: str, running: RunningAdapters) -> None:
-        """What an engine runs for which of its adapters, read here; the core has them by the names of clients."""
+        """For which of its adapters an engine runs requests, read here, by a sidecar or by another worker; the core has
+        them by the names of clients.
+        """
+        if self.publisher is not None and self.scrapes(name):
+            self.publisher.adapters_reported(name, running)
         models = next((given.models for given in self.plan.addresses if given.name == name), {})
         named = [ours for ours, theirs in models.items() if theirs in running.names]
         names = (*named, *(each for each in running.names if each not in models.values()))

@@ -12,6 +12,8 @@ from redis.asyncio import Redis
 from router.core.errors import StateFault, StoreGone
 from router.core.quota import Shares
 from router.core.types import EngineReport, Load
+from router.engines import RunningAdapters
+from router.gateway.monitoring.publishing import Publisher
 from router.gateway.state import ModelDemand, RouterView, Shared, Store
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.redis import RedisStore
@@ -54,6 +56,7 @@ class Heard:
         self.shares: dict[str, Mapping[str, Shares]] = {}
         self.lost: list[str] = []
         self.reports: list[tuple[str, EngineReport]] = []
+        self.adapters: list[tuple[str, RunningAdapters]] = []
         self.good = 0
         self.bad: list[str] = []
         self.peers = 0
@@ -69,6 +72,9 @@ class Heard:
 
     def reported(self, name: str, report: EngineReport) -> None:
         self.reports.append((name, report))
+
+    def adapters_reported(self, name: str, running: RunningAdapters) -> None:
+        self.adapters.append((name, running))
 
     def synced(self, took_s: float, peers: int) -> None:
         self.good += 1
@@ -333,6 +339,22 @@ async def test_a_report_is_passed_on_once() -> None:
     assert await sync.once(lambda: 2.0)
     assert await sync.once(lambda: 2.1)
     assert [name for name, _ in heard.reports] == ["b1"]
+
+
+async def test_the_adapters_that_a_sidecar_saw_are_passed_on_with_the_report(server: RedisServer) -> None:
+    """A report that says nothing of adapters changes nothing."""
+    written, read, heard = store(server, "sidecar"), store(server, "a"), Heard()
+    publisher, sync = Publisher(written), syncing(read, heard)
+    for n, running in enumerate((RunningAdapters(("x", "y"), 2), None, RunningAdapters((), 2))):
+        if running is not None:
+            publisher.adapters_reported("b1", running)
+        publisher.reported("b1", EngineReport(time.monotonic() + n))
+        await publisher.publish()
+        assert await sync.once(time.monotonic)
+    assert heard.adapters == [("b1", RunningAdapters(("x", "y"), 2)), ("b1", RunningAdapters((), 2))]
+    assert len(heard.reports) == 3
+    await written.close()
+    await read.close()
 
 
 async def test_a_report_from_the_future_hides_no_real_one() -> None:

@@ -1,5 +1,6 @@
 """The store that workers of one host share without Redis: leases, reports, and files that are not whole."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 
 from router.core.errors import StoreGone
 from router.core.types import EngineReport, Load
+from router.engines import RunningAdapters
 from router.gateway.state import ModelDemand, RouterView
 from router.gateway.state.files import FileStore
-from router.gateway.state.wire import UNREADABLE
+from router.gateway.state.wire import UNREADABLE, published_from
 
 VIEW = RouterView({"b1": Load(1, 200, 3, 900)}, {"m": ModelDemand(2.5, 100, 50, 9, 8, "default")}, "v1")
 
@@ -56,6 +58,30 @@ async def test_the_newest_report_of_an_engine_is_read_and_old_ones_are_not_told_
     for each in (a, b):
         await each.sync(VIEW, (), 40.0)
     assert (await c.sync(VIEW, ("b1",), 40.0)).reports == {}
+
+
+async def test_the_adapters_of_the_newest_report_are_read_with_it(tmp_path: Path) -> None:
+    """Those of an older one are not."""
+    a, b, c = (store(tmp_path, name, lease_s=100.0) for name in "abc")
+    for each, asked_s in ((a, 1.0), (b, 2.0)):
+        adapters = RunningAdapters((f"seen at {asked_s:g}",), 4)
+        reports = {name: EngineReport(asked_s) for name in ("b1", "b2")}
+        await each.report(reports, asked_s, {"b1": adapters})
+        await each.sync(VIEW, (), asked_s)
+    assert (await c.sync(VIEW, ("b1", "b2"), 3.0)).adapters == {"b1": RunningAdapters(("seen at 2",), 4)}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [None, [], {}, {"running": "x", "places": 1}, {"running": [1], "places": 1}, {"running": [], "places": True},
+     {"running": [], "places": -1}, {"running": [], "places": 1e9}, {"running": ["x" * 257], "places": 1},
+     {"running": ["x"] * 33, "places": 1}],
+)  # fmt: skip
+def test_adapters_that_cannot_be_are_passed_over(odd: object) -> None:
+    """The report that names them is taken all the same."""
+    raw = json.dumps({"asked_s": 1.0, "running": 3, "adapters": odd}).encode()
+    report, adapters = published_from(raw, 0.0)
+    assert (report.running, adapters) == (3, None)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff"])

@@ -7,6 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.core.types import EngineReport
+from router.engines import RunningAdapters
 from router.gateway.config.plan import plan_file
 from router.gateway.rollout.reload import settled
 from router.gateway.rollout.versions import Version
@@ -201,3 +203,27 @@ async def test_each_engine_is_read_by_exactly_one_of_the_workers_alive(tmp_path:
     await other.gateway.sync.once(lambda: other.gateway.clock() + 10.0)
     assert all(other.gateway.scrapes(name) for name in names)
     assert other.gateway.leads()
+
+
+async def test_what_one_worker_reads_of_adapters_the_other_knows_too(tmp_path: Path) -> None:
+    """Each engine is read by one of them; what it publishes is not published anew by the other."""
+    _, one, other = pair(tmp_path)
+    gateways = one.gateway, other.gateway
+    for gateway in gateways * 2:
+        gateway.core.backend_joined(gateway.plan.backends[0], gateway.clock())
+        await gateway.sync.once(gateway.clock)
+    reads, follows = gateways if gateways[0].scrapes("a") else gateways[::-1]
+    assert not follows.scrapes("a")
+    asked_s = reads.clock()
+    reads.adapters_reported("a", RunningAdapters((), 7))
+    assert reads.publisher is not None
+    assert follows.publisher is not None
+    reads.publisher.scraped("a", EngineReport(asked_s), 0.0)
+    await reads.publisher.publish()
+    for gateway in gateways:
+        await gateway.sync.once(gateway.clock)
+    ledger = follows.core.ledger
+    assert ledger.adapters._places == {ledger.roster.slot("a"): 7}
+    assert not follows.publisher._adapters
+    for gateway in gateways:
+        await gateway.engines.close()

@@ -22,6 +22,7 @@ class Publisher:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._reports: dict[str, EngineReport] = {}
+        self._adapters: dict[str, RunningAdapters] = {}
         self._gone = False
 
     def probe_started(self, name: str) -> None:
@@ -32,7 +33,8 @@ class Publisher:
         self._reports[name] = report
 
     def adapters_reported(self, name: str, running: RunningAdapters) -> None:
-        """Not published: routers go by what they send, and by the engines that they read themselves."""
+        """Publish it with the report of the same page, which follows."""
+        self._adapters[name] = running
 
     def backend_health(self, name: str, change: HealthChange) -> None:
         """Only logged: routers check health themselves, since what this machine reaches, theirs may not."""
@@ -48,10 +50,11 @@ class Publisher:
     async def publish(self) -> None:
         """Publish what has come since the last time; say once when the store goes and once when it is back."""
         reports, self._reports = self._reports, {}
+        adapters, self._adapters = self._adapters, {}
         if not reports:
             return
         try:
-            await self._store.report(reports, monotonic())
+            await self._store.report(reports, monotonic(), adapters)
         except StoreGone as gone:
             if not self._gone:
                 _log.warning("the shared state does not answer: %s", gone)

@@ -7,12 +7,15 @@ loses the load of its peers.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from router.core.errors import StoreGone
 from router.core.quota import Shares
 from router.core.types import EngineReport, Load
+from router.engines import RunningAdapters
 from router.gateway.state.skipped import SkippedValues
+
+NO_ADAPTERS: Final[Mapping[str, RunningAdapters]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,14 @@ class RouterView:
 class Shared:
     """What the store held at one sync: the other routers by id, and engine reports by backend on the caller's clock.
 
-    ``fault``: why this router's own view was not taken (None: it was), as by a server without memory or a replica.
+    ``adapters``: for which adapters these engines run requests, where the report says it. ``fault``: why this router's
+    own view was not taken (None: it was), as by a server without memory or a replica.
     """
 
     routers: Mapping[str, RouterView] = field(default_factory=dict)
     reports: Mapping[str, EngineReport] = field(default_factory=dict)
     fault: StoreGone | None = None
+    adapters: Mapping[str, RunningAdapters] = field(default_factory=dict)
 
 
 class Store(Protocol):
@@ -68,8 +73,12 @@ class Store(Protocol):
         """Publish this router's view under a lease; read the peers' views and the reports of these backends."""
         ...
 
-    async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
-        """Publish engine reports (a sidecar does); a report that is not repeated expires."""
+    async def report(
+        self, reports: Mapping[str, EngineReport], now_s: float, adapters: Mapping[str, RunningAdapters] = NO_ADAPTERS
+    ) -> None:
+        """Publish engine reports (a sidecar does), and what of *adapters* belongs to them; a report that is not
+        repeated expires.
+        """
         ...
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:

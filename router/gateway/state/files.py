@@ -15,12 +15,14 @@ import orjson
 from router.core.border import asked_in_time, number
 from router.core.errors import SkipReason, StateFault, StoreGone, Unreadable
 from router.core.types import EngineReport
+from router.engines import RunningAdapters
 from router.gateway.private_files import replace_content
-from router.gateway.state import RouterView, Shared
+from router.gateway.state import NO_ADAPTERS, RouterView, Shared
 from router.gateway.state.skipped import Kind, SkippedValues
-from router.gateway.state.wire import UNREADABLE, report_of, report_plain, view_of, view_plain
+from router.gateway.state.wire import UNREADABLE, adapters_of, report_of, report_plain, view_of, view_plain
 
 Stamp = tuple[int, int] | None
+Published = tuple[EngineReport, RunningAdapters | None]
 
 REPORT_LEASE_S: Final = 30.0  # as long as the core believes a report at all
 SWEEP_LEASES: Final = 100
@@ -37,20 +39,22 @@ class FileStore:
         self.skipped = SkippedValues()
         self._folder, self._lease_s = folder, lease_s
         self._own = folder / f"{router_id}{_VIEW}"
-        self._reports: dict[str, EngineReport] = {}
-        self._read: dict[Path, tuple[Stamp, dict[str, EngineReport]]] = {}  # others' reports, as last replaced
+        self._reports: dict[str, Published] = {}
+        self._read: dict[Path, tuple[Stamp, dict[str, Published]]] = {}  # others' reports, as last replaced
 
     async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
         """Publish this worker's view; read the others' views and engine reports."""
         put(self._own, orjson.dumps({"at_s": now_s, "view": view_plain(own)}))
         found = {path: content for path, content in self._live(now_s) if path != self._own}
         self._read = {path: self._reports_of(path) for path in found}
+        newest = self._newest(frozenset(backends), now_s)
         return Shared(
             {path.stem: self._view(path, content) for path, content in found.items()},
-            self._newest(frozenset(backends), now_s),
+            {name: report for name, (report, _) in newest.items()},
+            adapters={name: adapters for name, (_, adapters) in newest.items() if adapters is not None},
         )
 
-    def _reports_of(self, view: Path) -> tuple[Stamp, dict[str, EngineReport]]:
+    def _reports_of(self, view: Path) -> tuple[Stamp, dict[str, Published]]:
         """The reports of that worker; the file is read again only when it has been replaced, which is rare."""
         path = view.with_suffix(_REPORTS)
         known = self._read.get(view, (None, {}))
@@ -58,31 +62,33 @@ class FileStore:
         if now == known[0]:
             return known
         content = _read(path) or {}
-        reports = {}
+        reports: dict[str, Published] = {}
         for name, each in content.items():
             try:
-                reports[name] = report_of(each)
+                reports[name] = report_of(each), adapters_of(each)
             except Unreadable as error:
                 self.skipped.add(Kind.REPORT, name, error.reason, f"{path}: {error}")
         return now, reports
 
-    def _newest(self, wanted: frozenset[str], now_s: float) -> dict[str, EngineReport]:
-        newest: dict[str, EngineReport] = {}
+    def _newest(self, wanted: frozenset[str], now_s: float) -> dict[str, Published]:
+        newest: dict[str, Published] = {}
         for _, reports in self._read.values():
             for name in wanted & reports.keys():
-                report = reports[name]
+                report = reports[name][0]
                 known = newest.get(name)
-                if now_s - report.asked_s < REPORT_LEASE_S and (known is None or _newer(report, known, now_s)):
-                    newest[name] = report
+                if now_s - report.asked_s < REPORT_LEASE_S and (known is None or _newer(report, known[0], now_s)):
+                    newest[name] = reports[name]
         return newest
 
-    async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
+    async def report(
+        self, reports: Mapping[str, EngineReport], now_s: float, adapters: Mapping[str, RunningAdapters] = NO_ADAPTERS
+    ) -> None:
         """Publish them, together with earlier ones that are not too old."""
-        fresh = {name: each for name, each in self._reports.items() if now_s - each.asked_s < REPORT_LEASE_S}
-        self._reports = fresh | dict(reports)
+        fresh = {name: each for name, each in self._reports.items() if now_s - each[0].asked_s < REPORT_LEASE_S}
+        self._reports = fresh | {name: (report, adapters.get(name)) for name, report in reports.items()}
         put(
             self._own.with_suffix(_REPORTS),
-            orjson.dumps({name: report_plain(each) for name, each in self._reports.items()}),
+            orjson.dumps({name: report_plain(each, 0.0, running) for name, (each, running) in self._reports.items()}),
         )
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:

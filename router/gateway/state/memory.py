@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 
 from router.core.types import EngineReport
-from router.gateway.state import RouterView, Shared
+from router.engines import RunningAdapters
+from router.gateway.state import NO_ADAPTERS, RouterView, Shared
 from router.gateway.state.skipped import SkippedValues
 
 
@@ -15,16 +16,23 @@ class MemoryStore:
         self._router_id = router_id
         self._own: RouterView | None = None
         self._reports: dict[str, EngineReport] = {}
+        self._adapters: dict[str, RunningAdapters] = {}
         self._beliefs: dict[str, bytes] = {}
 
     async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
         """There are no peers; the reports are those of this process."""
         self._own = own
-        return Shared(reports={name: self._reports[name] for name in backends if name in self._reports})
+        reports = {name: self._reports[name] for name in backends if name in self._reports}
+        return Shared(
+            reports=reports, adapters={name: self._adapters[name] for name in reports.keys() & self._adapters}
+        )
 
-    async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
+    async def report(
+        self, reports: Mapping[str, EngineReport], now_s: float, adapters: Mapping[str, RunningAdapters] = NO_ADAPTERS
+    ) -> None:
         """Hold each until the next of its backend."""
         self._reports.update(reports)
+        self._adapters.update(adapters)
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:
         """This router, after its first sync."""

@@ -28,13 +28,14 @@ from router.core.belief import VERSION
 from router.core.errors import SkipReason, StoreGone, Unreadable
 from router.core.quota import Use
 from router.core.types import EngineReport
-from router.gateway.state import RouterView, Shared
+from router.engines import RunningAdapters
+from router.gateway.state import NO_ADAPTERS, RouterView, Shared
 from router.gateway.state.redis_clients import Command
 from router.gateway.state.redis_faults import store_gone
 from router.gateway.state.redis_link import RedisLink
 from router.gateway.state.servers import RedisServers
 from router.gateway.state.skipped import Kind, SkippedValues
-from router.gateway.state.wire import UNREADABLE, report_from, report_json, view_from, view_json
+from router.gateway.state.wire import UNREADABLE, published_from, report_json, view_from, view_json
 
 REPORT_LEASE_MS: Final = 30_000  # as long as the core believes a report at all
 BELIEFS_LEASE_S: Final = 7 * 24 * 3600
@@ -105,8 +106,8 @@ class RedisStore:
         self._mend += [
             ("PEXPIRE", self._key("router", each), self._lease_ms, "NX") for each in self._peers.keys() - peers
         ]
-        reports = self._reports(dict(zip(named, values[len(peers) :], strict=True)), _ahead_s(clock, now_s))
-        return Shared(views, reports, self._fault(clock, published, *joined, members))
+        reports, adapters = self._reports(dict(zip(named, values[len(peers) :], strict=True)), _ahead_s(clock, now_s))
+        return Shared(views, reports, self._fault(clock, published, *joined, members), adapters)
 
     def _joining(self) -> list[Command]:
         """Adds this router's id to the set where it is missing, and now and then, so that the set does not expire."""
@@ -169,18 +170,25 @@ class RedisStore:
             raw, lambda what: self.skipped.add(Kind.DEMAND, peer, SkipReason.IMPLAUSIBLE, what)
         )
 
-    def _reports(self, found: Mapping[str, Any], ahead_s: float | None) -> dict[str, EngineReport]:
-        """The reports that are there, moved onto this router's clock; none where the server's could not be read."""
+    def _reports(
+        self, found: Mapping[str, Any], ahead_s: float | None
+    ) -> tuple[dict[str, EngineReport], dict[str, RunningAdapters]]:
+        """The reports that are there, moved onto this router's clock, and the adapters that they name; none where the
+        server's clock could not be read.
+        """
+        reports: dict[str, EngineReport] = {}
+        adapters: dict[str, RunningAdapters] = {}
         if ahead_s is None:
-            return {}
-        read = partial(report_from, ahead_s=ahead_s)
-        reports = {}
+            return reports, adapters
+        read = partial(published_from, ahead_s=ahead_s)
         for name, raw in found.items():
             if raw != b"":
                 taken = self._taken(Kind.REPORT, name, raw, REPORT_BYTES_MOST, read)
                 if taken is not None:
-                    reports[name] = taken
-        return reports
+                    reports[name] = taken[0]
+                    if taken[1] is not None:
+                        adapters[name] = taken[1]
+        return reports, adapters
 
     def _taken(self, kind: Kind, name: str, raw: Any, most: int, read: Callable[[bytes], Read]) -> Read | None:
         """The value of a reply; None, and counted, where it cannot be taken."""
@@ -201,7 +209,9 @@ class RedisStore:
     def _at(self) -> str:
         return self.link.found.at if self.link.found else str(self.link.servers)
 
-    async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
+    async def report(
+        self, reports: Mapping[str, EngineReport], now_s: float, adapters: Mapping[str, RunningAdapters] = NO_ADAPTERS
+    ) -> None:
         """Publish engine reports, their times moved to the server's clock."""
         (clock,) = _good(await self.link.run([("TIME",)]), self._at)
         ahead_s = _redis_s(clock) - now_s
@@ -209,7 +219,10 @@ class RedisStore:
             _good(
                 await self.link.run(
                     [
-                        ("SET", self._key("report", name), report_json(each, ahead_s), "PX", REPORT_LEASE_MS)
+                        (
+                            *("SET", self._key("report", name), report_json(each, ahead_s, adapters.get(name))),
+                            *("PX", REPORT_LEASE_MS),
+                        )
                         for name, each in part
                     ]
                 ),

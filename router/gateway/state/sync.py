@@ -15,6 +15,7 @@ from router.core.border import AHEAD_S, asked_in_time
 from router.core.errors import StateFault, StoreGone
 from router.core.quota import Shares
 from router.core.types import EngineReport, Load
+from router.engines import RunningAdapters
 from router.gateway.state import RouterView, Shared, Store
 
 RETRY_S_MAX: Final = 1.0
@@ -36,6 +37,9 @@ class Listener(Protocol):
 
     def reported(self, name: str, report: EngineReport) -> None:
         """A sidecar's report of an engine."""
+
+    def adapters_reported(self, name: str, running: RunningAdapters) -> None:
+        """The adapters for which that engine runs requests, by the same report."""
 
 
 class StateObserver(Protocol):
@@ -135,6 +139,8 @@ class Sync:
             self._listener.peer_quotas(peer, view.quotas)
         for backend, report in shared.reports.items():
             if self._is_news(backend, report.asked_s, asked_in_time(report, now_s)):
+                if (running := shared.adapters.get(backend)) is not None:
+                    self._listener.adapters_reported(backend, running)
                 self._listener.reported(backend, report)
         self.peers = shared.routers
         self._forget(now_s)

@@ -20,6 +20,7 @@ from router.core import border
 from router.core.errors import SkipReason, Unreadable
 from router.core.quota import Shares
 from router.core.types import EngineReport, Load
+from router.engines import RunningAdapters
 from router.gateway.state import ModelDemand, RouterView
 
 VERSION: Final = 1
@@ -31,6 +32,8 @@ _DEMAND_MOST: Final = 1e9  # requests a second, tokens a request, requests a win
 _SHARE_MOST: Final = 1e15  # requests or tokens, taken or left; below 0 only what is left can be
 _ACCOUNTS_MOST: Final = 20_000
 _ACCOUNT_MOST: Final = 600  # characters: of a tenant
+_ADAPTERS_MOST: Final = 32  # that requests run for on one engine: a report has 16 KB
+_PLACES_MOST: Final = 4096
 _NAME_MOST: Final = 256  # characters of a backend, a model, a class or a version
 _SHOWN_MOST: Final = 100
 UNREADABLE: Final = RouterView(version="unreadable")
@@ -142,20 +145,41 @@ def _plausible(demand: Mapping[str, Any]) -> bool:
     return named and all(0.0 <= count <= _DEMAND_MOST for count in counts) and counts[4] <= counts[3]
 
 
-def report_json(report: EngineReport, ahead_s: float) -> bytes:
+def report_json(report: EngineReport, ahead_s: float, adapters: RunningAdapters | None = None) -> bytes:
     """An engine's report; ``ahead_s``: how far the store's clock is ahead of the writer's."""
-    return orjson.dumps(report_plain(report, ahead_s))
+    return orjson.dumps(report_plain(report, ahead_s, adapters))
 
 
-def report_plain(report: EngineReport, ahead_s: float = 0.0) -> dict[str, float]:
+def report_plain(report: EngineReport, ahead_s: float = 0.0, adapters: RunningAdapters | None = None) -> dict[str, Any]:
     """The same before it is JSON, which has no nan."""
     finite = {name: value for name, value in report.numbers().items() if isfinite(value)}
-    return {_KEY: VERSION, "asked_s": report.asked_s + ahead_s} | finite
+    plain: dict[str, Any] = {_KEY: VERSION, "asked_s": report.asked_s + ahead_s, **finite}
+    if adapters is not None:
+        plain["adapters"] = {"running": adapters.names[:_ADAPTERS_MOST], "places": adapters.places}
+    return plain
 
 
 def report_from(raw: bytes, ahead_s: float) -> EngineReport:
     """An engine's report; ``ahead_s``: how far the store's clock is ahead of the reader's. Raises Unreadable."""
     return report_of(_parsed(raw), ahead_s)
+
+
+def published_from(raw: bytes, ahead_s: float) -> tuple[EngineReport, RunningAdapters | None]:
+    """The same, and the adapters that the report names."""
+    plain = _parsed(raw)
+    return report_of(plain, ahead_s), adapters_of(plain)
+
+
+def adapters_of(plain: Mapping[str, Any]) -> RunningAdapters | None:
+    """The adapters that requests run for, by a report that was parsed; None where it does not say it as it should."""
+    given = plain.get("adapters")
+    if not isinstance(given, dict):
+        return None
+    running, places = given.get("running"), given.get("places")
+    if not isinstance(running, list) or type(places) is not int or not 0 <= places <= _PLACES_MOST:
+        return None
+    named = all(isinstance(name, str) and len(name) <= _NAME_MOST for name in running)
+    return RunningAdapters(tuple(running), places) if named and len(running) <= _ADAPTERS_MOST else None
 
 
 def report_of(plain: Any, ahead_s: float = 0.0) -> EngineReport:
