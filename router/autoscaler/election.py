@@ -37,17 +37,22 @@ class Lease(Protocol):
 
 
 class Election:
-    """Whether this autoscaler applies advice; without a lease it is the only one and always does."""
+    """Whether this autoscaler applies advice."""
 
     def __init__(
-        self, lease: Lease | None = None, lease_s: float = inf, clock: Callable[[], float] = monotonic
+        self,
+        lease: Lease | None = None,
+        lease_s: float = inf,
+        clock: Callable[[], float] = monotonic,
+        alone: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._lease, self._lease_s, self._clock = lease, lease_s, clock
-        self._until_s = inf if lease is None else -inf
+        """``alone``: whether it does without a lease: the only one always, of several workers the first."""
+        self._lease, self._lease_s, self._clock, self._alone = lease, lease_s, clock, alone
+        self._until_s = -inf
 
     def holds(self) -> bool:
         """Whether this one applies advice now."""
-        return self._clock() < self._until_s
+        return self._alone() if self._lease is None else self._clock() < self._until_s
 
     async def renew(self) -> None:
         """Take or renew the lease once. Without an answer it ends when it would have ended."""

@@ -6,7 +6,7 @@ Must not depend on what the holder does.
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from router.autoscaler.election import Election, LeaseGone
@@ -82,13 +82,17 @@ class KubernetesLease:
         await self._client.close()
 
 
-def election_of(plan: Plan, environment: Mapping[str, str] = os.environ) -> Election:
-    """The election that the config names. Raises ConfigError where what keeps the lease is missing."""
+def election_of(
+    plan: Plan, environment: Mapping[str, str] = os.environ, alone: Callable[[], bool] = lambda: True
+) -> Election:
+    """The election that the config names; *alone*: whether this one applies where none is held. Raises ConfigError
+    where what keeps the lease is missing.
+    """
     given = plan.settings.autoscale.election
     by = given.by if given.by != "auto" else "state" if plan.redis and plan.target.elects else "none"
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     if by == "none":
-        return Election()
+        return Election(alone=alone)
     if by == "kubernetes":
         try:
             client = KubernetesClient(in_pod(environment), min(_TIMEOUT_S, given.lease_s / 3))

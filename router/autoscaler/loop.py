@@ -65,13 +65,14 @@ class Autoscaler:
         *,
         election: Election | None = None,
         audit: Audit | None = None,
+        metrics: ScalingMetrics | None = None,
         clock: Callable[[], float] = monotonic,
         settled_s: float = SETTLED_S,
     ) -> None:
         """``settled_s``: how long all routers have to be seen before replicas are taken away."""
         self.plan = plan
         self.last: Decision | None = None
-        self.metrics = ScalingMetrics()
+        self.metrics = metrics or ScalingMetrics()
         self.election = election or Election()
         self._target, self._clock = target, clock
         self._offered: tuple[TargetSpec, Target] | None = None
@@ -97,7 +98,8 @@ class Autoscaler:
         except NotObserved as error:
             return self._failed(leads, f"the replicas could not be observed: {error}")
         reasons = self._caution.reasons(views, self._clock())
-        advice = self._caution.checked(shared(self.plan, advise(self.plan, demand, existing)), reasons)
+        advised = await asyncio.to_thread(advise, self.plan, demand, existing)  # a router's streams go on meanwhile
+        advice = self._caution.checked(shared(self.plan, advised), reasons)
         self._applying.show(advice)
         applied = await self._applying.apply(advice, self._target, self.election.holds)
         return Decision(time(), leads, demand, reasons, advice, applied)

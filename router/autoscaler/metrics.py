@@ -9,10 +9,11 @@ _PLACE: Final = ["model", "variant"]
 
 
 class ScalingMetrics:
-    """The metrics of one autoscaler, in a registry of their own."""
+    """The metrics of one autoscaler."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """*registry*: of a router, whose page has them; None: of their own."""
+        self.registry = CollectorRegistry() if registry is None else registry
         self.wanted = Gauge("headroom_replicas_wanted", "Replicas the SLO needs", _PLACE, registry=self.registry)
         self.running = Gauge("headroom_replicas_running", "Replicas there are", _PLACE, registry=self.registry)
         self.failures = Counter(

@@ -4,9 +4,9 @@ from argparse import Namespace
 from errno import EADDRINUSE
 
 from router.arguments import Stop, WrongUse
-from router.commands.shared import config_faults, log_to_stderr
+from router.commands.shared import config_faults, log_to_stderr, scaled
 from router.commands.table import SERVE_PORT
-from router.core.errors import CannotStart
+from router.core.errors import CannotStart, ConfigError
 from router.event_loop import run as run_loop
 from router.gateway.app import Gateway
 from router.gateway.discovery.initial import backends_of, short_config
@@ -44,7 +44,10 @@ def _serve(options: Namespace, other_port: str) -> None:
             more = ["--verbose"] if options.verbose else []
             run_loop(Parent(plan, validation, options.config, count, *more).run())
         else:
-            run_loop(serve(Gateway(plan, options.config)))
+            gateway = Gateway(plan, options.config)
+            run_loop(scaled(gateway, serve(gateway)))
+    except ConfigError as error:
+        raise Stop("\n".join(error.lines)) from None
     except OSError as error:
         advice = f"; {other_port}" if error.errno == EADDRINUSE else ""
         raise Stop(f"cannot serve: {error}{advice}") from None

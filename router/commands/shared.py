@@ -2,11 +2,15 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from router.arguments import Stop
 from router.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from router.gateway.app import Gateway
 
 
 @contextmanager
@@ -36,3 +40,18 @@ def _terminal_handler() -> logging.Handler:
     from rich.logging import RichHandler  # noqa: PLC0415 - the same
 
     return RichHandler(console=Console(stderr=True, soft_wrap=True, highlight=False), show_path=False)
+
+
+async def scaled(gateway: "Gateway", serving: Coroutine[Any, Any, None]) -> None:
+    """Serve, with the autoscaler inside where the config has it there."""
+    if not gateway.plan.settings.autoscale.inside:
+        await serving
+        return
+    from router.autoscaler.inside import Inside  # noqa: PLC0415 - other routers start without it
+
+    try:
+        inside = Inside(gateway)
+    except ConfigError:
+        serving.close()
+        raise
+    await inside.beside(serving)

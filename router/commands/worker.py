@@ -4,7 +4,7 @@ import socket
 from argparse import Namespace
 
 from router.arguments import Stop
-from router.commands.shared import log_to_stderr
+from router.commands.shared import log_to_stderr, scaled
 from router.core.errors import ConfigError
 from router.event_loop import run as run_loop
 from router.gateway.telemetry import process_log
@@ -20,6 +20,6 @@ def run(options: Namespace) -> None:
         with socket.socket(fileno=options.parent) as pair:
             made = worker(options.config, place)
             process_log.install(made.gateway.plan.settings.log.format, str(options.slot))
-            run_loop(made.serve(options.port, pair))
+            run_loop(scaled(made.gateway, made.serve(options.port, pair)))
     except (OSError, ConfigError) as error:
         raise Stop(f"worker {options.slot} cannot serve: {error}") from None

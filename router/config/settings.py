@@ -519,8 +519,10 @@ class Election(Section):
 
 class Autoscale(Section):
     """The scaling loop: how often it looks, within which bounds its advice stays, where the advice goes, and which of
-    several autoscalers applies it.
+    several autoscalers applies it. ``inside``: in every router, in place of a process of its own on ``port``.
     """
+
+    inside: bool = False
 
     period_s: PositiveFloat = 15.0
     port: Port = 8081

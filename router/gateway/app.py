@@ -125,6 +125,7 @@ class Gateway:
         self.reloader.complete = self._complete
         self.reports: dict[str, EngineReport] = {}  # the last of each backend
         self.sleepers = Sleepers()
+        self.scaling: Callable[[], Mapping[str, Any]] | None = None  # the last decision of an autoscaler in here
         self._failing_open: Sequence[str] = ()  # as it was logged
         self._demand: tuple[float, Mapping[str, ModelDemand]] = (float("-inf"), {})  # when it was summed, by model
         self._tasks: list[asyncio.Task[None]] = []

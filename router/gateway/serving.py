@@ -65,6 +65,7 @@ def control_of(gateway: Gateway) -> FastAPI:
             history=gateway.history,
             backends=gateway.backends,
             metrics=gateway.metrics,
+            scaling=lambda: None if gateway.scaling is None else gateway.scaling(),
         )
     )
 

@@ -1,13 +1,18 @@
 """A target that acts: each change of the advice is posted as JSON to a URL, whose owner starts and stops replicas.
 
 The receiver gets the wanted number and no difference, so a post that arrives twice does no harm; ``idempotency_key`` is
-the same in all attempts at one change. Must not depend on what stands behind the URL.
+the same in all attempts at one change. A signature has the time at which it was made, so that a post that somebody
+recorded is refused later. Must not depend on what stands behind the URL.
 """
 
 import asyncio
+import hmac
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
+from time import time
 from typing import Annotated, Final
 from uuid import uuid4
 
@@ -21,21 +26,33 @@ _log = logging.getLogger("headroom")
 
 
 class WebhookSpec(TargetSpec):
-    """``url``: where to post; ``token_env``: the environment variable with a bearer token; ``timeout_s``: for one post;
+    """``url``: where to post; ``token_env``: the environment variable with a bearer token; ``secret_env``: with the key
+    of the signature, left out: posts are not signed; ``timeout_s``: for one post;
     ``attempts_max``: posts of one change before it is given up until the advice changes.
     """
 
     url: Annotated[str, AfterValidator(http_url)]
     token_env: Annotated[str, Field(min_length=1)] | None = None
+    secret_env: Annotated[str, Field(min_length=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
     attempts_max: Annotated[int, Field(gt=0)] = 5
 
     def make(self, environment: Mapping[str, str]) -> Target:
-        """Raises ValueError when the token's variable is not set."""
-        token = environment.get(self.token_env, "") if self.token_env else ""
-        if self.token_env and not token:
-            raise ValueError(f"environment variable {self.token_env} is not set")
-        return Webhook(self, token)
+        """Raises ValueError when the variable of the token or of the secret is not set."""
+        token, secret = (_from(environment, name) if name else "" for name in (self.token_env, self.secret_env))
+        return Webhook(self, token, secret)
+
+
+def _from(environment: Mapping[str, str], name: str) -> str:
+    if not environment.get(name):
+        raise ValueError(f"environment variable {name} is not set")
+    return environment[name]
+
+
+def signature(secret: str, at_s: int, body: bytes) -> str:
+    """The value of the header ``headroom-signature``: the time, and the HMAC-SHA256 of ``TIME.BODY`` in hex."""
+    digest = hmac.new(secret.encode(), b"%d.%b" % (at_s, body), sha256).hexdigest()
+    return f"t={at_s},v1={digest}"
 
 
 @dataclass(slots=True)
@@ -51,9 +68,9 @@ class _Change:
 class Webhook(Target):
     """Posts changes, and a failed one again in the next rounds."""
 
-    def __init__(self, spec: WebhookSpec, token: str) -> None:
-        """*token*: sent as bearer token unless empty."""
-        self._spec = spec
+    def __init__(self, spec: WebhookSpec, token: str, secret: str = "", clock: Callable[[], float] = time) -> None:
+        """*token*: sent as bearer token unless empty; *secret*: posts are signed with it unless empty."""
+        self._spec, self._secret, self._clock = spec, secret, clock
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.AsyncClient(timeout=spec.timeout_s, trust_env=False, headers=headers)
         self._changes: dict[tuple[str, str], _Change] = {}
@@ -85,11 +102,14 @@ class Webhook(Target):
 
     async def _post(self, advice: Advice, key: str) -> str:
         """One attempt; what went wrong, or an empty text. Only the status of the answer is read."""
-        url, body = self._spec.url, {**asdict(advice), "idempotency_key": key}
+        url, body = self._spec.url, json.dumps({**asdict(advice), "idempotency_key": key}).encode()
+        headers = {"idempotency-key": key, "content-type": "application/json"}
+        if self._secret:
+            headers["headroom-signature"] = signature(self._secret, int(self._clock()), body)
         try:
             async with (
                 asyncio.timeout(self._spec.timeout_s),  # httpx bounds each read, and so no answer that drips
-                self._client.stream("POST", url, json=body, headers={"idempotency-key": key}) as answer,
+                self._client.stream("POST", url, content=body, headers=headers) as answer,
             ):
                 return "" if answer.is_success else f"{url} answered {answer.status_code}"
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:

@@ -1,6 +1,8 @@
 """Scaling targets: chosen by name, applied each round; the webhook posts changes alone; a toy is one file."""
 
 import asyncio
+import hashlib
+import hmac
 import json
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -35,6 +37,7 @@ class Receiver:
     def __init__(self) -> None:
         self.status = 200
         self.heads: list[str] = []
+        self.raw: list[bytes] = []
         self.bodies: list[dict[str, object]] = []
         self.url = ""
         self.open: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
@@ -46,7 +49,8 @@ class Receiver:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                 length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
                 self.heads.append(head)
-                self.bodies.append(json.loads(await reader.readexactly(length)))
+                self.raw.append(await reader.readexactly(length))
+                self.bodies.append(json.loads(self.raw[-1]))
                 if self.status == 1:
                     await self._drip(writer)
                 elif self.status:
@@ -116,6 +120,28 @@ async def test_a_change_is_posted_once() -> None:
             ("small", 3),
         ]
         assert len({key, *(each["idempotency_key"] for each in it.bodies[1:])}) == 4
+
+
+async def test_a_post_is_signed_with_the_time_at_which_it_is_sent() -> None:
+    """As the README has a receiver check it: over the very bytes that came, at each attempt anew."""
+    async with receiver() as it:
+        options = {"url": it.url, "secret_env": "SECRET"}
+        target = spec_of("webhook").model_validate(options).make({"SECRET": "hush"})
+        assert isinstance(target, Webhook)
+        now_s = iter((1000.9, 2000.0))
+        target._clock = lambda: next(now_s)
+        it.status = 503
+        await target.apply(ADVICE)
+        it.status = 200
+        await target.apply(ADVICE)
+        for head, raw, at_s in zip(it.heads, it.raw, (1000, 2000), strict=True):
+            given = head.partition("headroom-signature: ")[2].partition("\r\n")[0]
+            wanted = hmac.new(b"hush", f"{at_s}.".encode() + raw, hashlib.sha256).hexdigest()
+            assert given == f"t={at_s},v1={wanted}"
+            assert "content-type: application/json\r\n" in head
+        await target.close()
+    with pytest.raises(ValueError, match="environment variable SECRET is not set"):
+        spec_of("webhook").model_validate(options).make({})
 
 
 async def test_what_failed_is_posted_again_with_the_same_key() -> None:

@@ -151,6 +151,14 @@ def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:
         """Each source of backends, whether it answers, its endpoints, and why which of them are no backends."""
         return discovery_view.discovery(parts)
 
+    @app.get("/admin/scaling", dependencies=[admin])
+    async def scaling() -> dict[str, Any]:
+        """The last decision of the autoscaler in this router: demand, advice, what was applied, and why."""
+        decided = parts.scaling()
+        if decided is None:
+            raise HTTPException(404, "no autoscaler runs inside this router (autoscale.inside)")
+        return dict(decided)
+
     @app.get("/explain/{request_id}", dependencies=[admin])
     async def explain(request_id: str) -> dict[str, Any]:
         """The decisions about one of the last requests, with forecast and measurement. Of several to which clients gave

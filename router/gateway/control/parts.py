@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from router.core.dispatcher import Dispatcher
 from router.core.types import EngineReport
@@ -27,7 +28,8 @@ from router.gateway.traffic.ports import RequestDriver
 class ControlParts:
     """``path``: the config file; ``ready``: whether a request can be routed now; ``reports``: each engine's last;
     ``downtimes``: why which backends get no requests; ``failing_open``: models whose requests go to such all the same;
-    ``model_lists``: what each engine listed last.
+    ``model_lists``: what each engine listed last; ``scaling``: the last decision of the autoscaler in this router,
+    None: there is none in it.
     """
 
     router_id: str
@@ -51,6 +53,7 @@ class ControlParts:
     history: History
     backends: Membership
     metrics: Metrics
+    scaling: Callable[[], Mapping[str, Any] | None]
 
     @property
     def plan(self) -> Plan:

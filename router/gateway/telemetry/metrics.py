@@ -171,6 +171,11 @@ class Metrics(Collector):
         """Where to read the skipped values of the shared state, by what they are of and why."""
         self._skipped = skipped
 
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Where other parts of this process register what they export."""
+        return self._registry
+
     def text(self) -> bytes:
         """The page, in Prometheus's text format."""
         return generate_latest(self._registry)
