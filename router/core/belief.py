@@ -11,7 +11,7 @@ TPOT: the mean batch, context and prompt load that the backend carried while it 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, isnan, log, nan
+from math import exp, inf, isnan, log, nan
 from typing import Any, Final
 
 import numpy as np
@@ -19,19 +19,21 @@ from numpy.typing import NDArray
 
 from router.core import border, loops
 from router.core.arrays import Floats
-from router.core.columns import BANDS, E2E, EAGER, FULL, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
+from router.core.columns import BANDS, E2E, EAGER, FULL, LEARNING, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
 from router.core.lengths import Lengths
 from router.core.metering import WorkSnapshot
 from router.core.prompts import Prompts
 from router.core.regression import Regression
 from router.core.roof import Roofs
-from router.core.score import STATES, ForecastStats, Score
+from router.core.score import STATES, TRUSTED_AFTER, ForecastStats, Score
 from router.core.tails import Tails
 from router.core.types import Backend
 
 VERSION: Final = 3  # of an exported belief
 STEPS_AHEAD: Final = 0.5  # that a busy engine has scheduled beyond the one under way: none, or (vLLM's async) one
 STEPS_AHEAD_SIGMA: Final = 1.0
+SIGMA_ASSUMED: Final = 1.0  # of every term: neither card nor model is known, or one of them is not
+REQUESTS_UNSEEN: Final = 4  # in flight on such a backend before its first token was seen
 BIAS_GAIN: Final = 0.04
 CREDIT_GAIN: Final = 0.1  # of a prompt that should be cached whole: an engine that caches nothing is known after 30
 STEPS_MIN: Final = 4  # a shorter reply says more of rounding than of TPOT
@@ -86,6 +88,7 @@ class Belief:
         self.tails = Tails(capacity)
         self.stats = ForecastStats(capacity)
         self._backends: dict[int, Backend] = {}
+        self.assumed: dict[int, int] = {}  # first tokens seen on new backends whose prior is a guess, by slot
         self.prior = np.zeros((capacity, PRIOR))
         self.load_band_bias = np.ones((2, BANDS, capacity))
         self.hit = np.zeros(capacity)
@@ -105,6 +108,9 @@ class Belief:
             self._grow(2 * len(self.hit))
         p = backend.prior
         self._backends[slot] = backend
+        self.assumed.pop(slot, None)
+        if min(p.sigma) >= SIGMA_ASSUMED:
+            self.assumed[slot] = 0
         scale = self.roofs.joined(slot, p, float(backend.chunk_tokens + backend.seqs_max))
         self.prior[slot, :TERMS] = (
             p.fixed_s,
@@ -143,6 +149,11 @@ class Belief:
             part.grow(capacity)
 
     # -- what happened -------------------------------------------------------------------------------------------
+
+    def shown(self, slot: int) -> None:
+        """A first token came, whether it was predicted or not."""
+        if slot in self.assumed:
+            self.assumed[slot] += 1
 
     def first_token(self, slot: int, expected: Expectation, predicted_s: float, actual_s: float) -> None:
         """A first token came ``actual_s`` after its send."""
@@ -255,6 +266,21 @@ class Belief:
             tails.lend(metric, band, slot)
 
     # -- what it is worth ----------------------------------------------------------------------------------------
+
+    def requests_max(self, slot: int) -> float:
+        """How many requests a backend may have in flight while others are there for them.
+
+        One whose prior is a guess has not shown yet what it takes: it begins with a few, and each first token that is
+        seen there allows one more, so that they double with every round. Time alone allows none. There is no such limit
+        once enough were seen to trust a forecast, whether the policy reads one or not.
+        """
+        shown = self.assumed.get(slot)
+        if shown is None:
+            return inf
+        if shown >= TRUSTED_AFTER or self.state.item(slot) != LEARNING:
+            del self.assumed[slot]
+            return inf
+        return float(REQUESTS_UNSEEN + shown)
 
     def seen(self, slot: int) -> int:
         """First tokens observed on this backend."""

@@ -8,30 +8,40 @@ from math import inf
 import numpy as np
 
 from router.core.arrays import Slots, frozen
+from router.core.belief import Belief
+from router.core.columns import DECODING, PREFILLING
 from router.core.fleet import Fleet
 from router.core.flight import Flight
 from router.core.held_queue import HeldQueue, LineKey
 from router.core.holding import Holding, line_of
 from router.core.ledger import Ledger
-from router.core.prompts import Prompts
 from router.core.types import Request
 
 
 class Candidates:
-    """Reads the ledger, how long prompts are and who waits; changes none of them.
+    """Reads the ledger, the belief, how long prompts are and who waits; changes none of them.
 
     ``hold_s_max``: the admission policy's, which may be swapped.
     """
 
-    __slots__ = ("_holding", "_ledger", "_prompts")
+    __slots__ = ("_belief", "_holding", "_ledger", "_prompts")
 
-    def __init__(self, ledger: Ledger, prompts: Prompts, holding: Holding) -> None:
+    def __init__(self, ledger: Ledger, belief: Belief, holding: Holding) -> None:
         self._ledger = ledger
-        self._prompts = prompts
+        self._belief = belief
+        self._prompts = belief.prompts
         self._holding = holding
 
     def taking(self, request: Request) -> Slots:
-        """Those whose context should hold the request; empty where none can. See ``Roster.taking``."""
+        """Those whose context should hold the request; empty where none can. See ``Roster.taking``.
+
+        Of them, a backend that is new and of an assumed kind gets no more than ``Belief.requests_max``, as long as
+        another one is there.
+        """
+        slots = self._holding_it(request)
+        return self._open(slots) if self._belief.assumed else slots
+
+    def _holding_it(self, request: Request) -> Slots:
         least, most = self._prompts.bounds(request)
         slots = self._ledger.roster.taking(request, least, most)
         return self._allowed(request, slots) if request.among else slots
@@ -47,6 +57,16 @@ class Candidates:
         found = [slot for slot in map(roster.slot, request.among) if slot is not None]
         return frozen(slots[np.isin(slots, found)])
 
+    def _open(self, slots: Slots) -> Slots:
+        """Those that may have one request more; all where none may."""
+        there = slots.tolist()
+        left = [slot for slot in there if self._in_flight(slot) < self._belief.requests_max(slot)]
+        return frozen(np.array(left, dtype=np.intp)) if 0 < len(left) < len(there) else slots
+
+    def _in_flight(self, slot: int) -> float:
+        cells = self._ledger.table.cells
+        return cells[PREFILLING][slot] + cells[DECODING][slot]
+
     def fleet(self, flight: Flight, slots: Slots, queue: HeldQueue | None, hold_s_max: float, now_s: float) -> Fleet:
         """These backends for this request; ``queue``: the requests for its model that wait, if any do."""
         hold_s = hold_s_max if flight.hold_until_s == inf else flight.hold_until_s - now_s
@@ -57,10 +77,11 @@ class Candidates:
 
     def untried(self, flight: Flight, hold_s_max: float, now_s: float) -> Fleet | None:
         """Those that take the request and that no attempt of it was sent to; None where there is none."""
-        slots = self.taking(flight.request)
+        slots = self._holding_it(flight.request)
         left = frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
         if flight.context_exceeded_tokens:
             left = self._ledger.roster.longer(left, flight.context_exceeded_tokens)
+        left = self._open(left) if self._belief.assumed else left
         queue = self._holding.queue(flight.request.model)
         return self.fleet(flight, left, queue, hold_s_max, now_s) if len(left) else None
 

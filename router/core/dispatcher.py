@@ -79,7 +79,7 @@ class Dispatcher(FleetEvents):
         self._flights: dict[RequestId, Flight] = {}
         self._timers = Timers(self._stands)
         self._holding = Holding(self._flights, self._timers, self._ask_held)
-        self._candidates = Candidates(self.ledger, self.belief.prompts, self._holding)
+        self._candidates = Candidates(self.ledger, self.belief, self._holding)
         self._watch = FirstByteWatch(self._timers)
 
     # -- policies, and how many requests there are -------------------------------------------------------------

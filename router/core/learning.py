@@ -17,7 +17,10 @@ from router.core.types import Request, Usage
 def learn_first_token(belief: Belief, ledger: Ledger, won: Attempt, now_s: float) -> None:
     """The first token of an attempt came; its TPOT will be measured from here."""
     held, predicted = won.reservation, won.predicted
-    if predicted.expectation is None or held.generation != ledger.table.generation[held.slot]:
+    if held.generation != ledger.table.generation[held.slot]:
+        return
+    belief.shown(held.slot)
+    if predicted.expectation is None:
         return
     belief.first_token(held.slot, predicted.expectation, predicted.ttft_s, now_s - won.sent_s)
     won.prefilled = ledger.metering.snapshot(held.slot, now_s)
