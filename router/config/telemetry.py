@@ -36,7 +36,7 @@ class Tracing(Section):
     """
 
     endpoint: HttpUrl
-    sample: Annotated[float, Field(ge=0, le=1)] = 0.05
+    sample: Annotated[float, Field(ge=0, le=1)] = 0.01
     service: Name = "headroom"
 
     @property

@@ -5,17 +5,18 @@ simulator reads the JSON form as a trace (simulator/traces/formats/access_log.py
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
-from math import isfinite, isnan
+from math import isnan
 from time import time
 from typing import Any, Final
 
 import orjson
 
+from router.core.columns import E2E, TPOT, TTFT
 from router.core.decisions import EndState, RequestRecord
 from router.core.errors import Reason
-from router.core.slo_metrics import SLO_METRICS
+from router.core.slo_metrics import BASE, SLO_METRICS
 from router.gateway.telemetry.line_sink import LineSink
 from router.gateway.traffic.request_log import RequestLog
 
@@ -40,7 +41,8 @@ class AccessLog:
     ) -> None:
         """*form*: ``json`` or ``text``; *clock*: of the records; *wall*: seconds since the epoch."""
         self._sink, self._router, self._clock, self._wall = sink, router, clock, wall
-        self._line = _json if form == "json" else _text
+        self._line: Callable[[Fields], bytes] = _json if form == "json" else _text
+        self._second, self._second_text = -1, ""
 
     @property
     def dropped(self) -> int:
@@ -50,13 +52,30 @@ class AccessLog:
     def ended(self, log: RequestLog) -> None:
         """A request that the core routed has ended."""
         arrived_s = self._wall() - (self._clock() - log.record.request.arrived_s)
-        head = _head(arrived_s, self._router, log.peer, log.path, log.status)
-        self._sink.write(self._line(head | _fields(log)))
+        self._sink.write(self._line(_fields(self._stamp(arrived_s), self._router, log)))
 
     def rejected(self, path: str, status: int, peer: Peer) -> None:
         """A request was answered with an error before it reached the core."""
-        head = _head(self._wall(), self._router, peer, path, status)
-        self._sink.write(self._line(head | {"termination": "PR", "outcome": "rejected"}))
+        fields: Fields = {
+            "access_log": VERSION,
+            "time": self._stamp(self._wall()),
+            "router": self._router,
+            "client": _address(peer),
+            "path": path,
+            "status": status,
+            "termination": "PR",
+            "outcome": "rejected",
+        }
+        self._sink.write(self._line(fields))
+
+    def _stamp(self, at_s: float) -> str:
+        """A time in UTC, to the millisecond. The part up to the second is made once a second."""
+        milliseconds = int(at_s * 1e3)
+        second = milliseconds // 1_000
+        if second != self._second:
+            self._second = second
+            self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        return f"{self._second_text}{milliseconds % 1_000:03d}Z"
 
     def close(self) -> None:
         """Write what is left."""
@@ -78,25 +97,20 @@ def termination(record: RequestRecord) -> str:
     return cause + ("Q" if not record.attempts else "H" if isnan(record.first_token_s) else "D")
 
 
-def _head(at_s: float, router: str, peer: Peer, path: str, status: int) -> Fields:
-    stamp = datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds")
-    return {
-        "access_log": VERSION,
-        "time": stamp[:-6] + "Z",
-        "router": router,
-        "client": f"{peer[0]}:{peer[1]}" if peer else "",
-        "path": path,
-        "status": status,
-    }
-
-
-def _fields(log: RequestLog) -> Fields:
+def _fields(stamp: str, router: str, log: RequestLog) -> Fields:
     record = log.record
-    request, usage = record.request, record.usage
+    request, usage, slo = record.request, record.usage, record.request.slo
+    values_s = record.latencies_s()
     fields: Fields = {
+        "access_log": VERSION,
+        "time": stamp,
+        "router": router,
+        "client": _address(log.peer),
+        "path": log.path,
+        "status": log.status,
         "termination": termination(record),
-        "outcome": record.outcome.value,
-        "reason": record.reason.value if record.reason else None,
+        "outcome": record.outcome,
+        "reason": record.reason,
         "request_id": log.wire_id,
         "id": request.id,
         "trace_id": f"{log.trace.trace_id:032x}" if log.trace is not None else None,
@@ -112,12 +126,12 @@ def _fields(log: RequestLog) -> Fields:
         "queue_ms": _ms(record.queue_s),
         "connect_ms": _ms(log.connect_s),
         "first_token_ms": _ms(record.first_token_s - record.sent_s),
-    }
-    for metric, value_s, bound_s in zip(SLO_METRICS, record.latencies_s(), request.slo.bounds_s(), strict=True):
-        fields[metric.milliseconds] = _ms(value_s)
-        if isfinite(bound_s):
-            fields[f"{metric.name}_slo_ms"] = _ms(bound_s)
-    return fields | {
+        "ttft_ms": _ms(values_s[TTFT]),
+        "tpot_ms": _ms(values_s[TPOT]),
+        "e2e_ms": _ms(values_s[E2E]),
+        "ttft_slo_ms": _ms(slo.ttft_s),
+        "tpot_slo_ms": _ms(slo.tpot_s),
+        "e2e_slo_ms": _ms(slo.e2e_s),
         "predicted_ttft_ms": _ms(record.predicted_ttft_s),
         "predicted_tpot_ms": _ms(record.predicted_tpot_s),
         "predicted_e2e_ms": _ms(record.predicted_e2e_s),
@@ -133,17 +147,34 @@ def _fields(log: RequestLog) -> Fields:
         "request_bytes": log.request_bytes,
         "reply_bytes": log.reply_bytes,
     }
+    if len(SLO_METRICS) > BASE:
+        _derived(fields, record)
+    return fields
+
+
+def _derived(fields: Fields, record: RequestRecord) -> None:
+    """Metrics beside TTFT, TPOT and E2E that an SLO can bound."""
+    values_s, bounds_s = record.latencies_s()[BASE:], record.request.slo.bounds_s()[BASE:]
+    for metric, value_s, bound_s in zip(SLO_METRICS[BASE:], values_s, bounds_s, strict=True):
+        fields[metric.milliseconds], fields[f"{metric.name}_slo_ms"] = _ms(value_s), _ms(bound_s)
+
+
+def _address(peer: Peer) -> str:
+    return f"{peer[0]}:{peer[1]}" if peer is not None else ""
 
 
 def _ms(seconds: float) -> float | None:
-    return round(seconds * 1e3, 3) if isfinite(seconds) else None
+    """Milliseconds with three digits; None for a time that never came or a bound that is not set."""
+    if seconds - seconds != 0.0:  # nan or inf
+        return None
+    return int(seconds * 1e6 + 0.5) / 1e3  # round() to digits costs twice as much
 
 
 def _json(fields: Fields) -> bytes:
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _text(fields: Mapping[str, Any]) -> bytes:
+def _text(fields: Fields) -> bytes:
     """Time, client, path, status and termination; then ``name=value`` for what there is of the rest."""
     named = dict(fields)
     del named["access_log"]

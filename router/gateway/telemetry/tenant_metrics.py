@@ -39,8 +39,11 @@ class _Counts:
             self.output_tokens += record.usage.output_tokens
 
     def take(self, more: "_Counts") -> None:
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(more, name))
+        self.met += more.met
+        self.violated += more.violated
+        self.other += more.other
+        self.prompt_tokens += more.prompt_tokens
+        self.output_tokens += more.output_tokens
 
 
 class TenantMetrics:
