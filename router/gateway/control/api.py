@@ -67,6 +67,7 @@ def control_app(parts: ControlParts) -> FastAPI:
     _add_metrics(app, parts)
     _add_page(app)
     _add_views(app, parts, Depends(admin))
+    _add_explain(app, parts, Depends(admin))
     _add_policy(app, parts, Depends(admin))
     _add_calls(app, parts, Depends(admin))
     _add_docs(app, Depends(admin))
@@ -159,6 +160,8 @@ def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:
             raise HTTPException(404, "no autoscaler runs inside this router (autoscale.inside)")
         return dict(decided)
 
+
+def _add_explain(app: FastAPI, parts: ControlParts, admin: Any) -> None:
     @app.get("/explain/{request_id}", dependencies=[admin])
     async def explain(request_id: str) -> dict[str, Any]:
         """The decisions about one of the last requests, with forecast and measurement. Of several to which clients gave
