@@ -4,7 +4,8 @@ Believes: YAML 1.1 as PyYAML reads it, and pydantic's word on what a value may b
 that is ``settings.py``. A file is refused whole, with all its faults at once, so that one edit can mend it.
 """
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -13,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode, Node, SequenceNode
 
+from router.config import references
 from router.config.section import Section
 from router.core.errors import ConfigError
 from router.spelling import suggestion
@@ -69,11 +71,24 @@ class Document:
         return parsed
 
     def parse_or_problems(self, model: type[Value]) -> Value | list[ConfigProblem]:
-        """The values of this document, or every fault in it."""
+        """The values of this document, or every fault in it. A fault shows the reference, not what it stands for."""
+        data, unresolved = self.resolved()
+        if unresolved:
+            return unresolved
         try:
-            return model.model_validate(self.data)
+            return model.model_validate(data)
         except ValidationError as error:
-            return list(problems(error, model))
+            return list(problems(error, model, written=self.data))
+
+    def resolved(self, environment: Mapping[str, str] = os.environ) -> tuple[Any, list[ConfigProblem]]:
+        """The data with what its references stand for, and those that lead nowhere."""
+        if "${" not in self.text:
+            return self.data, []
+        unresolved: list[ConfigProblem] = []
+        data = references.resolved(
+            self.data, environment, Path(self.name).parent, lambda loc, why: unresolved.append(ConfigProblem(loc, why))
+        )
+        return data, unresolved
 
 
 def read(path: Path) -> Document:
@@ -143,8 +158,12 @@ def _twice(node: Node) -> Iterator[tuple[int, str]]:
             yield from _twice(value)
 
 
-def problems(error: ValidationError, model: type[BaseModel], at: Loc = ()) -> Iterator[ConfigProblem]:
-    """The faults that *error* lists. *at*: the place of a *model* that is a part of the file."""
+def problems(
+    error: ValidationError, model: type[BaseModel], at: Loc = (), written: Any = None
+) -> Iterator[ConfigProblem]:
+    """The faults that *error* lists. *at*: the place of a *model* that is a part of the file; *written*: the values as
+    they stand there, with their references.
+    """
     for fault in error.errors(include_url=False):
         loc = (*at, *fault["loc"])
         match fault["type"]:
@@ -159,7 +178,17 @@ def problems(error: ValidationError, model: type[BaseModel], at: Loc = ()) -> It
                 yield ConfigProblem(loc, fault["msg"].removeprefix("Value error, "))
             case _:
                 message = fault["msg"][0].lower() + fault["msg"][1:]
-                yield ConfigProblem(loc, f"{message}, not {_short(fault['input'])}")
+                yield ConfigProblem(loc, f"{message}, not {_short(_as_written(written, loc, fault['input']))}")
+
+
+def _as_written(written: Any, loc: Loc, value: object) -> object:
+    """The value at that place, or the reference that stands there for it."""
+    for part in loc:
+        if isinstance(written, dict):
+            written = written.get(part)
+        elif isinstance(written, list) and isinstance(part, int) and part < len(written):
+            written = written[part]
+    return written if references.refers(written) else value
 
 
 def _short(value: object) -> str:

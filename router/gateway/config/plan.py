@@ -237,7 +237,7 @@ def make(
         raise text.error(work.problems)
     return Plan(
         settings=parsed,
-        version=_version(text.data, plan["chosen"], work.profile),
+        version=_version(text.resolved()[0], plan["chosen"], work.profile),
         profile=work.profile,
         backends=tuple(each for each in backends if each is not None and each.models),
         addresses=tuple(given for given in parsed.backends if given.models),

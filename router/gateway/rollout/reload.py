@@ -17,7 +17,8 @@ from typing import Any, Final, Protocol
 
 from watchfiles import awatch
 
-from router.config import settings
+from router.config import references, settings
+from router.config.text import Document, document, read
 from router.core.errors import ConfigError, NotValidated
 from router.core.policy import Routing
 from router.gateway.config.plan import Plan, make
@@ -95,7 +96,7 @@ class Reloader:
         self.versions = Versions(history.history_max, history.history_dir if stores else None)
         self._swap, self._observer, self._audit = swap, observer, audit
         self._leads, self._record = leads, record
-        self._files = named_files(running.settings, path)
+        self._files = named_files(running.settings, path) + referenced_files(document(running.text, str(path)))
         self._seen = self._texts()  # the texts of the last attempt
         self._decided: dict[str, str] = {}  # outcomes of canary trials
         self._one_at_a_time = asyncio.Lock()  # attempts at another config
@@ -218,8 +219,11 @@ class Reloader:
     def _offered(self, forced: bool) -> tuple[Plan, Validation]:
         """The file's plan. Runs in a thread."""
         self._seen = self._texts()
-        parsed, text = settings.load(self.path)
-        self._files = named_files(parsed, self.path)
+        text = read(self.path)
+        referenced = referenced_files(text)
+        self._files = tuple({*self._files, *referenced})  # one that is missing yet is waited for
+        parsed = text.parse(settings.Settings)
+        self._files = named_files(parsed, self.path) + referenced
         self._seen = self._texts()
         plan = self.complete(make(parsed, text))
         _check_swappable(self.running, plan)
@@ -289,6 +293,11 @@ def named_files(parsed: settings.Settings, path: Path) -> tuple[Path, ...]:
     roles = [given.routing, given.admission, *(each.routing for each in (given.shadow, given.canary) if each)]
     files = [*(own.file for own in roles), parsed.profile]
     return tuple(path.parent / file for file in files if file is not None) + paths(parsed, path.parent)
+
+
+def referenced_files(text: Document) -> tuple[Path, ...]:
+    """The files whose content stands in a config for a reference to them."""
+    return tuple(references.files(text.data, Path(text.name).parent))
 
 
 def remade(version: Version, path: Path) -> tuple[Plan, str]:
