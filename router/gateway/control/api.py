@@ -184,6 +184,11 @@ def _add_policy(app: FastAPI, parts: ControlParts, admin: Any) -> None:
         """The policies with their parameters, their statistics, and the history of configs."""
         return fleet_view.policy(parts) | fleet_view.changes(parts)
 
+    @app.get("/admin/usage", dependencies=[admin])
+    async def usage() -> dict[str, Any]:
+        """How each account of a quota stands: its limits, what is left of them, and what was used."""
+        return quota_view.usage(parts.driver.quotas, parts.clock(), shared=parts.plan.redis is not None)
+
     @app.get("/admin/policy/diff", dependencies=[admin])
     async def diff(
         old: Annotated[str | None, Query(alias="from")] = None, new: Annotated[str | None, Query(alias="to")] = None
@@ -209,11 +214,6 @@ def _add_calls(app: FastAPI, parts: ControlParts, admin: Any) -> None:
         """Go back to the version named, or to the last good one; 422 says why not."""
         outcome = await parts.reloader.rollback(to, "admin call")
         return JSONResponse(asdict(outcome), 200 if outcome.ok else ConfigError.status)
-
-    @app.get("/admin/usage", dependencies=[admin])
-    async def usage() -> dict[str, Any]:
-        """How each account of a quota stands: its limits, what is left of them, and what was used."""
-        return quota_view.usage(parts.driver.quotas, parts.clock(), shared=parts.plan.redis is not None)
 
     @app.post("/admin/backends/{name:path}/drain", dependencies=[admin])
     async def drain(name: str) -> dict[str, Any]:
