@@ -54,7 +54,10 @@ class Applying:
         if failing is not None and failing.replicas == one.replicas and failing.wait_rounds > 0:
             failing.wait_rounds -= 1
             return Applied(Outcome.UNCHANGED, f"failed {failing.failures} times; tried again later")
-        applied = await target.apply(one)
+        try:
+            applied = await target.apply(one)
+        except Exception as error:
+            applied = Applied(Outcome.FAILED, f"the target failed: {error!r}")
         self._metrics.applied.labels(one.model, one.variant, applied.outcome.value).inc()
         self._note(one, applied)
         return applied

@@ -97,8 +97,11 @@ class Autoscaler:
             return self._failed(leads, f"the demand of the routers could not be read: {error}")
         except NotObserved as error:
             return self._failed(leads, f"the replicas could not be observed: {error}")
+        try:
+            advised = await asyncio.to_thread(advise, self.plan, demand, existing)  # a router's streams go on meanwhile
+        except Exception as error:
+            return self._failed(leads, f"the scaling policy failed: {error!r}")
         reasons = self._caution.reasons(views, self._clock())
-        advised = await asyncio.to_thread(advise, self.plan, demand, existing)  # a router's streams go on meanwhile
         advice = self._caution.checked(shared(self.plan, advised), reasons)
         self._applying.show(advice)
         applied = await self._applying.apply(advice, self._target, self.election.holds)

@@ -66,6 +66,22 @@ async def test_the_audit_log_has_what_was_done_and_why() -> None:
     ]
 
 
+async def test_a_target_that_raises_is_a_failure_and_the_other_advice_is_applied() -> None:
+    """No target ends the autoscaler, or the router that it runs in."""
+
+    class Raising(Failing):
+        async def apply(self, advice: Advice) -> Applied:
+            if advice.variant == "small":
+                raise RuntimeError("oops")
+            return await super().apply(advice)
+
+    target, applying = Raising(), Applying(ScalingMetrics(), Audit())
+    target.fails = False
+    failed, done = await applying.apply([ADVICE, Advice("m", "big", 3, 1, "because")], target, always)
+    assert failed == Applied(Outcome.FAILED, "the target failed: RuntimeError('oops')")
+    assert done.outcome is Outcome.APPLIED
+
+
 async def test_nothing_is_applied_without_the_lease() -> None:
     """It may end between two pieces of advice."""
     target, applying = Failing(), Applying(ScalingMetrics(), Audit())

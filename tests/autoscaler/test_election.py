@@ -49,8 +49,14 @@ def candidate(world: World, name: str) -> Election:
     return Election(FakeLease(world, name), 15.0, lambda: world.now_s)
 
 
-def test_an_autoscaler_without_a_lease_is_the_only_one() -> None:
+def test_an_autoscaler_without_a_lease_is_the_only_one_or_the_first_of_the_workers() -> None:
+    """Which worker is the first changes when one ends."""
     assert Election().holds()
+    first = [False]
+    worker = Election(alone=lambda: first[0])
+    assert not worker.holds()
+    first[0] = True
+    assert worker.holds()
 
 
 async def test_a_leader_that_is_gone_is_replaced_when_its_lease_ends(world: World) -> None:

@@ -164,6 +164,26 @@ async def test_nothing_is_applied_while_the_replicas_cannot_be_observed(caplog: 
     assert "the replicas could not be observed: the API does not answer" in caplog.text
 
 
+async def test_a_policy_that_fails_changes_nothing_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The advice stays as it is, and the next round is like any other."""
+
+    class Broken:
+        def scale(self, demand: Demand) -> list[ScaleTo]:
+            return [ScaleTo("small", 1 // 0, "never")]
+
+    target = Seen()
+    looping = Autoscaler(replace(plan(), scaling=Broken()), target)
+
+    async def views() -> Mapping[str, RouterView]:
+        return {"r1": RouterView(demand={"m": ASKED})}
+
+    assert await looping.round(views) == []
+    assert target.applied == []
+    assert "the scaling policy failed: ZeroDivisionError" in caplog.text
+    assert looping.last is not None
+    assert looping.last.failure.startswith("the scaling policy failed")
+
+
 async def test_what_was_seen_for_less_than_a_minute_takes_no_replica_away() -> None:
     """After a restart of the autoscaler, of a router, or of the shared state, the demand is not whole yet."""
     now_s = 0.0
