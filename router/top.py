@@ -4,6 +4,7 @@ Believes: what /admin/fleet says. Must not know how the gateway came by it.
 """
 
 import asyncio
+from time import localtime, strftime
 from typing import Any, Final
 
 import httpx
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 REDRAW_S: Final = 1.0
+TROUBLES_MAX: Final = 10  # lines
 _SAID_MAX: Final = 300
 
 
@@ -50,11 +52,44 @@ def drawn(fleet: dict[str, Any]) -> Group:
         f"in flight {fleet['in_flight']}  held {fleet['held']}  last minute: {last['requests']} requests, ",
         f"SLO met {met}, refused {last['refused']}",
     )
-    return Group(heading, _table(fleet["backends"]))
+    return Group(heading, *_config(fleet["config"]), _table(fleet["backends"]), *_troubles(fleet["backends"]))
+
+
+def _config(config: dict[str, Any]) -> list[Text]:
+    """A validation in progress; a refusal, with its place."""
+    now, last = config["reloading"], config["last"]
+    found = []
+    if now:
+        found.append(Text(f"config ({now['origin']}): {now['doing']}, {now['share']:.0%} done", "yellow"))
+    if not last["ok"]:
+        found.append(
+            Text(f"config refused ({last['origin']}); {last['version']} goes on serving:\n{last['error']}", "red")
+        )
+    return found
+
+
+def _troubles(backends: list[dict[str, Any]]) -> list[Text]:
+    """A line for each backend that gets no requests: why, since when, and when it is tried again."""
+    lines = []
+    for backend in backends:
+        for down in backend["down"]:
+            again = backend["check"]["next_s"] if backend["check"] else None
+            due = f"; next health check {_clock(again)}" if again is not None else ""
+            lines.append(f"{backend['name']}: {down['reason']} since {_clock(down['since_s'])}: {down['why']}{due}")
+        if ejected := backend["failures"]["ejected"]:
+            span = f"ejected since {_clock(ejected['since_s'])} until {_clock(ejected['until_s'])}"
+            lines.append(f"{backend['name']}: {span}: {ejected['why']}")
+    more = [f"and {len(lines) - TROUBLES_MAX} more"] if len(lines) > TROUBLES_MAX else []
+    return [Text(line, "red") for line in lines[:TROUBLES_MAX] + more]
+
+
+def _clock(at_s: float) -> str:
+    return strftime("%H:%M:%S", localtime(at_s))
 
 
 _COLUMNS: Final = (
-    "backend", "card", "up", "prefill", "decode", "engine run/wait", "KV", "TTFT ms (forecast)", "TPOT ms (forecast)",
+    "backend", "card", "up", "prefill", "decode", "engine running/waiting", "KV", "mean TTFT ms (forecast)",
+    "mean TPOT ms (forecast)",
     "tok/s", "req/min", "SLO met",
 )  # fmt: skip
 
@@ -71,7 +106,7 @@ def _cells(backend: dict[str, Any]) -> list[str | Text]:
     return [
         backend["name"],
         f"{backend['card']} x{backend['tp'] * backend['pp']}",
-        Text("up", "green") if backend["up"] else Text("down", "red"),
+        Text(backend["down"][0]["reason"], "red") if backend["down"] else Text("up", "green"),
         str(load["prefilling"]),
         str(load["decoding"]),
         f"{_or_dash(engine.get('running'), '.0f')}/{_or_dash(engine.get('waiting'), '.0f')}",

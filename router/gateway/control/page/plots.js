@@ -47,6 +47,10 @@ const PLOTS = [
 const colour = number => getComputedStyle(document.documentElement).getPropertyValue(`--s${number % 6 + 1}`).trim();
 const tone = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+/** Points without a neighbour: no line goes through them. */
+const alone = (u, series) => u.data[series].flatMap((value, at, all) =>
+  value != null && all[at - 1] == null && all[at + 1] == null ? [at] : []);
+
 function options(lines, unit, range, width) {
   const axis = {stroke: tone("--dim"), grid: {stroke: tone("--grid"), width: 1}, ticks: {stroke: tone("--grid")}, font: "11px system-ui"};
   return {
@@ -54,7 +58,7 @@ function options(lines, unit, range, width) {
     scales: {y: {range: (_, low, high) => range ?? [0, high > 0 ? high * 1.1 : 1]}},
     axes: [axis, {...axis, size: 52, values: (_, ticks) => ticks.map(tick => tick >= 1e4 ? `${tick / 1e3}k` : `${+tick.toFixed(2)}`)}],
     series: [{}, ...lines.map(([label, , dash], number) => ({
-      label, stroke: colour(number), width: dash ? 1.5 : 2, dash: dash ? [6, 4] : undefined, spanGaps: false, points: {show: false}}))],
+      label, stroke: colour(number), width: dash ? 1.5 : 2, dash: dash ? [6, 4] : undefined, spanGaps: false, points: {show: true, size: 5, filter: alone}}))],
   };
 }
 
