@@ -1,12 +1,15 @@
 """Counting what passes, wherever the reads are cut."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.types import Usage
+from router.gateway.traffic.frames import LAST_TYPES
 from router.gateway.traffic.http import dechunked, parse_head
-from router.gateway.traffic.meter import GAP_EDGES_S, Gaps, Meter
+from router.gateway.traffic.meter import GAP_EDGES_S, Gaps, Meter, ends_reply
 from router.gateway.traffic.usage import TextDensity
 from tests.fakes_wire import chunked, event, token
 
@@ -93,3 +96,15 @@ def test_the_ratio_of_text_to_tokens_is_learnt_by_model() -> None:
     for index in range(1000):
         density.learn(str(index), 700, 100)
     assert density.bytes_per_token("999") == 0.0
+
+
+@pytest.mark.parametrize(
+    "form", ["event: {}\ndata: {{}}\n\n", 'data: {{"type":"{}"}}\n\n', 'data: {{"type" : "{}"}}\n\n']
+)
+@pytest.mark.parametrize("name", sorted(LAST_TYPES))
+def test_what_ends_a_reply_is_found_in_text_that_is_not_parsed(name: str, form: str) -> None:
+    """The words that are looked for first are in each of them; the same in generated text has its quotes escaped."""
+    text = form.format(name)
+    assert ends_reply(text.encode())
+    assert ends_reply(b"data: {}\n\n" + text.encode())
+    assert not ends_reply(b'data: {"x": %b}\n\n' % json.dumps(text).encode())

@@ -17,18 +17,18 @@ DATA: Final = b"\ndata:"  # where an event's payload begins: JSON holds no raw l
 DONE: Final = b"[DONE]"  # the payload that ends an OpenAI stream
 _ERROR_TYPES: Final = frozenset({"error", "response.failed", "response.error", "response.cancelled"})
 _ERROR_NAMES: Final = frozenset(each.encode() for each in _ERROR_TYPES)
-_LAST_TYPES: Final = frozenset({"response.completed", "response.incomplete", "message_stop"})
+_WHOLE_TYPES: Final = frozenset({"response.completed", "response.incomplete"})  # those have the whole reply once more
+LAST_TYPES: Final = _WHOLE_TYPES | {"message_stop"}
 # Of a reply that the engine gave up, as reason of its end or as its status
 _FAILED: Final = frozenset({"error", "abort", "aborted", "failed", "cancelled"})
 FAILED_FINISH: Final = rb'"finish_reason"\s*:\s*"(abort(?:ed)?|cancelled)"'  # those that no other sign shows
 LAST: Final = (  # a pattern: one of them names an event that is not parsed (in text its quotes would be escaped)
     rb'(?:"type"\s*:\s*"|(?m:^)event: ?)(?:'
-    + b"|".join(re.escape(name).encode() for name in sorted(_LAST_TYPES))
+    + b"|".join(re.escape(name).encode() for name in sorted(LAST_TYPES))
     + rb")"
 )
 # Put together by hand (`transformers serve`): no JSON where its message has quotes or several lines.
 _UNESCAPED_ERROR: Final = re.compile(rb'\{\s*"error"\s*:')
-_WHOLE_TYPES: Final = frozenset({"response.completed", "response.incomplete"})
 _LONE_CR: Final = re.compile(rb"\r(?!\n|\Z)|(?<=\r)\r\Z")
 _MAY_FAIL: Final = re.compile(rb'rror|"detail"|"abort|"failed"|"cancelled"')
 _NOT_GENERATED: Final = frozenset(
@@ -79,7 +79,7 @@ class Event:
             return
         stated = document.get("type")
         named = stated if isinstance(stated, str) else name.decode("latin-1")
-        self.last = named in _LAST_TYPES
+        self.last = named in LAST_TYPES
         self.repeats = named in _WHOLE_TYPES or named.endswith(".done")
         for each in _of_typed(document, named) if named else _of_untyped(document):
             self._holds(each)
