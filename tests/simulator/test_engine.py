@@ -15,7 +15,7 @@ from simulator.emulator.serving import DIALECTS
 from simulator.pool import Member
 from simulator.replica.truth import EXACT
 from tests.commands import simulator_command
-from tests.waiting import until
+from tests.waiting import WITHIN_S, until
 
 MEMBER = Member("one", "h100", model="qwen2.5-0.5b", seqs_max=4, chunk_tokens=512, model_tokens_max=2048)
 SERVING = Serving(MEMBER, "m", EXACT, speedup=50.0, mean_output_tokens=20.0, reports_cached_tokens=True)
@@ -86,6 +86,42 @@ async def test_a_whole_reply_says_what_the_stream_says(length: int) -> None:
             assert whole["choices"][0]["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"), [("chat/completions", {"messages": MESSAGES}), ("completions", {"prompt": "a"})]
+)
+async def test_several_choices_are_as_many_sequences(path: str, asked: dict[str, object]) -> None:
+    """Each with its index and its end, under one id, and usage of all of them; the prompt counts once."""
+    async with serving() as client:
+        body = {"model": "m", **asked, "n": 3, "max_tokens": 4, "ignore_eos": True}
+        whole = (await client.post(f"/v1/{path}", json=body)).json()
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        stream = await client.post(f"/v1/{path}", json={**body, **options})
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+    assert whole["usage"]["completion_tokens"] == 12
+    *told, usage = [json.loads(frame) for frame in frames(stream.text)[:-1]]
+    assert usage["usage"] == whole["usage"]
+    assert len({frame["id"] for frame in (*told, usage)}) == 1
+    for index in range(3):
+        own = [frame["choices"][0] for frame in told if frame["choices"][0]["index"] == index]
+        words = [each.get("text") or each.get("delta", {}).get("content") for each in own]
+        assert sum(1 for word in words if word) == 4
+        assert [each["finish_reason"] for each in own if each["finish_reason"]] == ["length"]
+
+
+async def test_a_client_that_leaves_frees_every_choice() -> None:
+    """Nothing of its request runs on."""
+    async with serving() as client:
+        body = {"model": "m", "messages": MESSAGES, "n": 3, "stream": True, "max_tokens": 2000, "ignore_eos": True}
+        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            await anext(answer.aiter_raw())
+        aborted = 0.0
+        async with asyncio.timeout(WITHIN_S):
+            while not aborted:
+                page = (await client.get("/metrics")).text
+                aborted = sum(float(line.split()[-1]) for line in page.splitlines() if '"abort"' in line)
+    assert aborted == 3
+
+
 async def test_usage_in_every_frame_when_asked() -> None:
     """continuous_usage_stats counts up from the role frame."""
     async with serving() as client:
@@ -106,7 +142,8 @@ async def test_usage_in_every_frame_when_asked() -> None:
         ("/v1/chat/completions", b'{"messages": [{}], "max_tokens": 0}', 400, "max_tokens must be at least 1, got 0"),
         ("/v1/chat/completions", b'{"messages": [{}], "max_tokens": "a"}', 400, "valid integer"),
         ("/v1/chat/completions", b'{"messages": [{}], "max_tokens": 99999}', 400, "cannot be greater than"),
-        ("/v1/chat/completions", b'{"messages": [{}], "n": 3}', 400, "n must be 1"),
+        ("/v1/chat/completions", b'{"messages": [{}], "n": 129}', 400, "n must be at most 128"),
+        ("/v1/chat/completions", b'{"messages": [{}], "n": 0}', 400, "n must be at least 1, got 0"),
         ("/v1/chat/completions", b'{"messages": [{}], "stream_options": {"a": 1}}', 400, "Stream options can only"),
         ("/v1/chat/completions", b'{"messages": [{"content": "' + b"x" * 9000 + b'"}]}', 400, "maximum context length"),
         ("/v1/completions", b'{"prompt": ["a", "b"]}', 400, "one string or one list"),

@@ -1,8 +1,8 @@
 """vLLM's OpenAI server, as version 0.32 speaks it on the wire, and its V1 metrics.
 
 Written from captures of the real server: frames, errors and their status, what is null and what is left out.
-Sampling parameters change nothing, for the text means nothing; ``n`` above 1 is refused. A full queue is refused
-with 503, or on streamed completions with 200 and an error as first frame: the real one does both.
+Sampling parameters change nothing, for the text means nothing; ``n`` choices are as many sequences. A full queue is
+refused with 503, or on streamed completions with 200 and an error as first frame: the real one does both.
 """
 
 import time
@@ -23,6 +23,7 @@ _BUSY: Final = (
     "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
 )
 _DONE: Final = b"data: [DONE]\n\n"
+_CHOICES_MOST: Final = 128
 
 
 class Vllm:
@@ -115,16 +116,27 @@ class Vllm:
         cap = _whole(body, "max_completion_tokens") or _whole(body, "max_tokens") or (None if kind is Chat else 16)
         self._check(body, prompt, cap)
         least = _whole(body, "min_tokens", 0) or 0
-        length = self.engine.output_tokens(prompt.tokens, cap, least, ignore_end=bool(body.get("ignore_eos")))
-        reply = kind(self, exchange, body, prompt, length, "length" if length == cap else "stop")
+        replies: list[Chat] = []
+        sequences: list[Sequence] = []
+
+        def leave() -> None:
+            for sequence in sequences:
+                self.engine.drop(sequence)
+
         try:
-            sequence = self.engine.generate(prompt, length, int(body.get("priority") or 0), reply)
+            for index in range(body.get("n") or 1):
+                length = self.engine.output_tokens(prompt.tokens, cap, least, ignore_end=bool(body.get("ignore_eos")))
+                reply = kind(self, exchange, body, prompt, length, "length" if length == cap else "stop")
+                replies.append(reply)
+                reply.index, reply.all, reply.base = index, replies, replies[0].base
+                sequences.append(self.engine.generate(prompt, length, int(body.get("priority") or 0), reply))
         except Busy:
-            if kind is Completion and reply.stream:
+            leave()
+            if kind is Completion and body.get("stream"):
                 self._busy_frame(exchange)
                 return
             raise Refused(503, "Service Unavailable", _BUSY) from None
-        exchange.gone = lambda: self.engine.drop(sequence)
+        exchange.gone = leave
 
     def _busy_frame(self, exchange: Exchange) -> None:
         exchange.start()
@@ -136,8 +148,9 @@ class Vllm:
         if body.get("stream_options") and not body.get("stream"):
             message = "Stream options can only be defined when `stream=True`. (parameter=stream_options)"
             raise Refused(400, "BadRequestError", message, "stream_options")
-        if (body.get("n") or 1) != 1:
-            raise Refused(400, "BadRequestError", f"n must be 1 on this emulated engine, got {body['n']}.")
+        if (_whole(body, "n") or 1) > _CHOICES_MOST:
+            message = f"n must be at most {_CHOICES_MOST} on this emulated engine, got {body['n']}."
+            raise Refused(400, "BadRequestError", message, "n")
         if cap is not None and cap > most:
             message = (
                 f"max_tokens={cap} cannot be greater than max_model_len={most}. Please request fewer output tokens. "
@@ -184,7 +197,10 @@ def _invalid(place: str, kind: str, message: str, detail: str = "") -> Refused:
 
 
 class Chat:
-    """One chat completion on the wire, streamed or whole."""
+    """One choice of a chat completion on the wire, streamed or whole.
+
+    ``index``: its number; ``all``: the choices of the request, which share an exchange. The last one ends that.
+    """
 
     prefix = "chatcmpl"
     kind = "chat.completion"
@@ -201,7 +217,9 @@ class Chat:
         self.usage_always = self.usage_last and bool(options.get("continuous_usage_stats"))
         self.began_s = server.engine.clock.now_s
         self.first_s = self.began_s
-        self.at = 0
+        self.at = self.index = 0
+        self.all: list[Chat] = [self]
+        self.over, self.cached = False, 0
         self.seed = server.engine.started
         name = exchange.headers.get("x-request-id") or f"{server.created:08x}{self.seed:08x}"
         self.base = {
@@ -220,7 +238,8 @@ class Chat:
         self.server.ttft_s.add(self.first_s - self.began_s)
         if not self.stream:
             return
-        self.exchange.start()
+        if not self.exchange.started:
+            self.exchange.start()
         opening = self._opening()
         self._before, self._after = self._frame().split(b"\x00")
         if self.length > 1:
@@ -240,15 +259,18 @@ class Chat:
         server.e2e_s.add(now_s - self.began_s)
         if self.length > 1:
             server.tpot_s.add((now_s - self.first_s) / (self.length - 1))
-        cached = max(0, sequence.cached_tokens)
+        self.over, self.cached = True, max(0, sequence.cached_tokens)
+        over = all(choice.over for choice in self.all)
         if not self.stream:
-            self.exchange.respond(200, orjson.dumps(self._whole(cached)))
+            if over:
+                self.exchange.respond(200, orjson.dumps(self._whole()))
             return
         frames = self._closing()
-        if self.usage_last:
-            frames += _data({**self.base, "choices": [], "usage": self._usage(self.length, cached)})
-        self.exchange.write(frames + _DONE)
-        self.exchange.end()
+        if over and self.usage_last:
+            frames += _data({**self.base, "choices": [], "usage": self._usage_of_all()})
+        self.exchange.write(frames + _DONE if over else frames)
+        if over:
+            self.exchange.end()
 
     def _next(self) -> bytes:
         at = self.at
@@ -261,50 +283,63 @@ class Chat:
 
     def _opening(self) -> bytes:
         delta = {"role": "assistant", "content": ""}
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
-        usage = {"usage": self._usage(0, 0)} if self.usage_always else {}
+        choice = {"index": self.index, "delta": delta, "logprobs": None, "finish_reason": None}
+        usage = {"usage": self._usage(0)} if self.usage_always else {}
         return _data({**self.base, "choices": [choice], **usage, "prompt_token_ids": None, "prompt_text": None})
 
     def _choice(self, word: str, reason: str | None) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "delta": {"content": word}, "logprobs": None, "finish_reason": reason}
+        choice: dict[str, Any] = {"index": self.index, "delta": {"content": word}, "logprobs": None}
+        choice["finish_reason"] = reason
         if reason:
             choice["stop_reason"] = None
         return {**choice, "token_ids": None}
 
     def _frame(self, made: int = 0) -> bytes:
         """A token's frame with NUL where the word goes."""
-        usage = {"usage": self._usage(made, 0)} if self.usage_always else {}
+        usage = {"usage": self._usage(made)} if self.usage_always else {}
         return _data({**self.base, "choices": [self._choice("@", None)], **usage}).replace(b'"@"', b'"\x00"', 1)
 
     def _closing(self) -> bytes:
         word = encoded(self.seed, self.at).decode()
-        usage = {"usage": self._usage(self.length, 0)} if self.usage_always else {}
+        usage = {"usage": self._usage(self.length)} if self.usage_always else {}
         frame = {**self.base, "choices": [self._choice(word, self.reason)], **usage, "system_fingerprint": FINGERPRINT}
         return _data(frame)
 
-    def _whole(self, cached: int) -> dict[str, Any]:
-        choice = {
-            "index": 0,
+    def _whole(self) -> dict[str, Any]:
+        """The reply with all choices."""
+        return {
+            **self.base,
+            "choices": [choice.whole_choice() for choice in self.all],
+            "system_fingerprint": FINGERPRINT,
+            "usage": self._usage_of_all(),
+        }
+
+    def whole_choice(self) -> dict[str, Any]:
+        """This choice in a reply that comes whole."""
+        return {
+            "index": self.index,
             "message": {"role": "assistant", "content": text(self.seed, self.length), "refusal": None},
             "logprobs": None,
             "finish_reason": self.reason,
             "stop_reason": None,
         }
-        return {
-            **self.base,
-            "choices": [choice],
-            "system_fingerprint": FINGERPRINT,
-            "usage": self._usage(self.length, cached),
-        }
 
-    def _usage(self, made: int, cached: int) -> dict[str, Any]:
-        reported = self.server.engine.serving.reports_cached_tokens and made == self.length
+    def _usage_of_all(self) -> dict[str, Any]:
+        """The prompt once, and the tokens of every choice."""
+        made = sum(choice.length for choice in self.all)
+        reported = {"cached_tokens": self.all[0].cached} if self.server.engine.serving.reports_cached_tokens else None
         return {
             "prompt_tokens": self.prompt.tokens,
             "total_tokens": self.prompt.tokens + made,
             "completion_tokens": made,
-            "prompt_tokens_details": {"cached_tokens": cached} if reported else None,
+            "prompt_tokens_details": reported,
         }
+
+    def _usage(self, made: int) -> dict[str, Any]:
+        """Of so many tokens of this choice."""
+        prompt = self.prompt.tokens
+        counts = {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made}
+        return {**counts, "prompt_tokens_details": None}
 
 
 class Completion(Chat):
@@ -318,16 +353,10 @@ class Completion(Chat):
         return b""
 
     def _choice(self, word: str, reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": word, "logprobs": None, "finish_reason": reason, "stop_reason": None}
+        return {"index": self.index, "text": word, "logprobs": None, "finish_reason": reason, "stop_reason": None}
 
-    def _whole(self, cached: int) -> dict[str, Any]:
-        choice = self._choice(text(self.seed, self.length), self.reason)
-        return {
-            **self.base,
-            "choices": [choice],
-            "system_fingerprint": FINGERPRINT,
-            "usage": self._usage(self.length, cached),
-        }
+    def whole_choice(self) -> dict[str, Any]:
+        return self._choice(text(self.seed, self.length), self.reason)
 
 
 def _data(frame: dict[str, Any]) -> bytes:
