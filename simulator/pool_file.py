@@ -143,6 +143,9 @@ def _is_routers(data: Mapping[str, Any]) -> bool:
 def _of_router(text: Document) -> Pool:
     """Its backends, its SLO classes (the default one for requests that bring none), its periods."""
     settings = text.parse(Settings)
+    if not settings.backends:
+        unknown = "a simulation cannot find backends; list those that these sources find under backends"
+        raise text.error([ConfigProblem(("discover",), unknown)])
     members = _members(text, [_as_pools(given) for given in settings.backends], _profile(text, settings.profile))
     classes = tuple(
         SloClass(name, given.slo(), float(name == settings.default_slo_class))

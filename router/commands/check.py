@@ -8,6 +8,7 @@ from router.commands.shared import config_faults
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.offered import offered
 from router.gateway.rollout.validation import lines as replayed
+from router.gateway.sources.sources import source_name
 from router.gateway.state.servers import RedisServers
 
 
@@ -18,9 +19,9 @@ def run(options: Namespace) -> None:
         plan, validation = offered(options.file, serving, options.trace)
     models = ", ".join(sorted({model for backend in plan.backends for model in backend.models}))
     count = len(plan.settings.backends)
-    lines = [
-        f"{options.file}: OK, version {plan.version}: {count} backends, models {models or 'read from the engines'}"
-    ]
+    found = "".join(f" and those of {source_name(each)}" for each in plan.settings.discover)
+    known = models or "read from the engines"
+    lines = [f"{options.file}: OK, version {plan.version}: {count} backends{found}, models {known}"]
     against = options.current or "least_work"
     lines += [f"against {against}: {line}" for line in replayed(validation)]
     if plan.redis is not None:

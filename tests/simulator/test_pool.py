@@ -206,6 +206,12 @@ def test_a_fault_in_a_gateways_file_is_named_by_line(tmp_path: Path) -> None:
         load_pool(written(tmp_path, ROUTER.replace("models: {m", "modls: {m")))
 
 
+def test_a_gateways_file_without_backends_is_no_pool(tmp_path: Path) -> None:
+    """Which ones its sources find is not known here."""
+    with pytest.raises(ConfigError, match=r"pool.yaml:1: discover: a simulation cannot find backends; list those"):
+        load_pool(written(tmp_path, "discover: [{file: targets.yaml}]\n"))
+
+
 @pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "deploy").rglob("router.yaml")), ids=str)
 def test_every_config_in_deploy_can_be_replayed(file: Path) -> None:
     """One that holds Kubernetes' own objects is not a config of ours."""
