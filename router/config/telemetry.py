@@ -30,13 +30,16 @@ class Tracing(Section):
     """Traces by OpenTelemetry, to ``endpoint``: a collector that takes OTLP over HTTP (port 4318; ``/v1/traces`` unless
     the URL has a path).
 
-    ``sample``: the share of traces that are written where the client's ``traceparent`` has not decided it; ``service``:
-    the name of this router in them. Headers, certificates and attributes of the resource are taken from the environment
-    (``OTEL_EXPORTER_OTLP_HEADERS``, ``OTEL_EXPORTER_OTLP_CERTIFICATE``, ``OTEL_RESOURCE_ATTRIBUTES``).
+    ``sample``: the share of traces that are written where the client's ``traceparent`` has not decided it;
+    ``clients_decide``: whether that decision counts (false where clients are not trusted: a trace costs as much as
+    several requests); ``service``: the name of this router in them. Headers, certificates and attributes of the
+    resource are taken from the environment (``OTEL_EXPORTER_OTLP_HEADERS``, ``OTEL_EXPORTER_OTLP_CERTIFICATE``,
+    ``OTEL_RESOURCE_ATTRIBUTES``).
     """
 
     endpoint: HttpUrl
     sample: Annotated[float, Field(ge=0, le=1)] = 0.01
+    clients_decide: bool = True
     service: Name = "headroom"
 
     @property

@@ -494,7 +494,7 @@ def _driver(
         pool=PoolLimits(upstream.connect_s, upstream.idle_s, upstream.idle_max),
         limits=StreamLimits(upstream.stall_s, upstream.reader_s),
         buffers=Buffers(plan.settings.listen.buffered_bytes_max),
-        traces=TraceSource(tracing.sample) if tracing is not None else None,
+        traces=TraceSource(tracing.sample, tracing.clients_decide) if tracing is not None else None,
         dialler=dialler,
         quotas=quotas,
     )

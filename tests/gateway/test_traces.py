@@ -273,6 +273,15 @@ def test_a_traceparent_of_a_later_version_is_read() -> None:
     assert (f"{trace.trace_id:032x}", f"{trace.parent_id:016x}", trace.sampled) == (TRACE, PARENT, True)
 
 
+def test_clients_that_are_not_trusted_decide_nothing() -> None:
+    """Their trace is continued, and sampled as any other: this id is over half of all, so not with a share of 0.1."""
+    given = {b"traceparent": CLIENTS["traceparent"].encode(), b"tracestate": b"vendor=x"}
+    trusted, other = TraceSource(0.1).begin(given), TraceSource(0.1, clients_decide=False).begin(given)
+    assert (trusted.sampled, other.sampled) == (True, False)
+    assert (other.trace_id, other.parent_id, other.state) == (trusted.trace_id, trusted.parent_id, "vendor=x")
+    assert TraceSource(1.0, clients_decide=False).begin(given).sampled
+
+
 def test_a_share_is_sampled_by_the_trace_id() -> None:
     """As the SDK's own sampler decides it, so that services with the same share keep the same traces."""
     from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased  # noqa: PLC0415

@@ -85,13 +85,14 @@ class RequestTrace:
 class TraceSource:
     """Gives each request its place in a trace, and decides whether that one is written.
 
-    The client's decision is respected. Without one, a share is sampled by the trace id, as OpenTelemetry's
+    The client's decision is respected, if clients decide. Else a share is sampled by the trace id, as OpenTelemetry's
     TraceIdRatioBased does, so that other services that sample the same share choose the same traces.
     """
 
-    def __init__(self, share: float, random: Callable[[int], int] | None = None) -> None:
+    def __init__(self, share: float, clients_decide: bool = True, random: Callable[[int], int] | None = None) -> None:
         """*random*: gives a number of so many bits."""
         self._bound = round(share * (1 << 64))
+        self._clients_decide = clients_decide
         self._bits = random or Random().getrandbits
 
     def begin(self, fields: Mapping[bytes, bytes]) -> RequestTrace:
@@ -103,5 +104,7 @@ class TraceSource:
             trace_id = self._bits(128) or 1
             return RequestTrace(trace_id, span_id, 0, trace_id & _IDS < self._bound, "")
         state = fields.get(b"tracestate", b"").decode("latin-1")
-        sampled = bool(int(found[3], 16) & _SAMPLED)
-        return RequestTrace(int(found[1], 16), span_id, int(found[2], 16), sampled, state)
+        trace_id = int(found[1], 16)
+        asked = bool(int(found[3], 16) & _SAMPLED)
+        sampled = asked if self._clients_decide else trace_id & _IDS < self._bound
+        return RequestTrace(trace_id, span_id, int(found[2], 16), sampled, state)
