@@ -123,12 +123,12 @@ async def test_policies_slos_and_keys_change_between_two_requests(tmp_path: Path
     async with ScriptedEngine([stream("a")]) as engine, Pages(dict(HEALTHY)) as pages:
         good = config(backend("a", engine, pages))
         async with router(path, good) as it:
-            more = "policy: {routing: round_robin}\nslo_classes: {default: {ttft_ms: 77}}\n"
+            more = "policy: {routing: round_robin}\nslo_classes: {default: {ttft_ms: 770}}\n"
             assert (await reloaded(it, path, good + more + "api_keys: [{key: client-secret, tenant: t}]\n"))["ok"]
             assert (await it.chat()).status_code == 401
             answer = await it.chat(headers={"authorization": "Bearer client-secret", "x-request-id": "x"})
             assert answer.status_code == 200
-            assert (await it.get("/explain/x")).json()["slo"]["ttft_ms"] == 77
+            assert (await it.get("/explain/x")).json()["slo"]["ttft_ms"] == 770
             assert (await it.get("/admin/policy")).json()["routing"]["name"] == "round_robin"
 
 
