@@ -89,6 +89,8 @@ class Autoscaler:
     async def _decided(self, source: Callable[[], Awaitable[Views]]) -> Decision:
         leads = self.election.holds()
         self.metrics.leads.set(leads)
+        if leads:
+            await self._target.tend()
         try:
             views = await source()
             demand = together([view.demand for view in views.values()])

@@ -112,6 +112,16 @@ class Local(Target):
         spec = self._spec.variants.get(variant)
         return spec if spec is not None and spec.model in {None, model} else None
 
+    async def tend(self) -> None:
+        """Take over the engines that are there, and end those that an earlier autoscaler was draining."""
+        try:
+            if self._table.locked():
+                self._look()
+        except OSError as error:
+            _log.error("engines of %s: %s", self._spec.folder, error)
+        finally:
+            self._tend()
+
     async def observe(self, model: str, variant: str) -> Replicas | None:
         """The engines that live."""
         if self._spec_of(model, variant) is None:

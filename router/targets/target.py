@@ -65,6 +65,12 @@ class Target(ABC):
         failure is returned as ``Outcome.FAILED`` and not raised.
         """
 
+    async def tend(self) -> None:
+        """Go on with what was begun, also by an earlier autoscaler. Called each round, before any advice, where this
+        autoscaler is the one that applies; it never raises.
+        """
+        return
+
     async def observe(self, model: str, variant: str) -> Replicas | None:
         """The replicas of a variant that serve a model; None: this target cannot observe them, or has none by that
         name. In bounded time. Raises NotObserved when they could not be read this time.

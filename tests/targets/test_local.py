@@ -162,6 +162,22 @@ async def test_the_next_autoscaler_takes_the_engines_over(tmp_path: Path) -> Non
                 os.killpg(pid, signal.SIGKILL)
 
 
+async def test_a_drain_that_an_autoscaler_began_is_ended_by_the_next_without_any_advice(tmp_path: Path) -> None:
+    """Nothing may be advised any more: there is no demand."""
+    given = options(tmp_path)
+    async with local(given) as first:
+        await first.apply(advice(1))
+        await until_async(lambda: _is(first, Replicas(1)))
+        (pid,) = pids(first)
+        await first.apply(advice(0))
+        await first.close()
+        assert began(pid)
+        async with local(given) as second:
+            await second.tend()
+            await until(lambda: not began(pid) and not second._table.held)
+            assert second._table.read() == {}
+
+
 async def test_two_autoscalers_do_not_change_one_table_at_once(tmp_path: Path) -> None:
     """The second fails and tries again when the first is done."""
     given = options(tmp_path)
