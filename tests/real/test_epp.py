@@ -1,0 +1,152 @@
+"""The picker behind the real Envoy, before two emulated engines of unequal cards."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+
+import httpx
+import openai
+import pytest
+
+from deploy.local import catalog
+from tests.real import picker
+from tests.real.picker import CONTROL_PORT, ENVOY_PORT, GATEWAY_PORT, Parts
+from tests.real.world import MODEL, events_of, long_chat, metric, text_of
+from tests.streams import Ask, Seen, Talk, open_loop
+from tests.waiting import until_async
+
+URL, CONTROL = f"http://{catalog.HOST}:{ENVOY_PORT}", f"http://{catalog.HOST}:{CONTROL_PORT}"
+FAST, SLOW = ("fast", "h100", 8301), ("slow", "l4", 8302)
+TTFT_S, TPOT_S = 1.5, 0.1
+CONFIG = {
+    "scrape": {"period_s": 0.2, "timeout_s": 2.0},
+    "backends": [
+        {"name": name, "url": f"http://{catalog.HOST}:{port}", "models": [MODEL], "card": card, "model": "llama-3-8b"}
+        for name, card, port in (FAST, SLOW)
+    ],
+    "slo_classes": {"default": {"ttft_ms": TTFT_S * 1e3, "tpot_ms": TPOT_S * 1e3}},
+    "policy": {"guard": {"budget_ms": 1000}},  # a busy machine is no fault of the policy
+}
+
+
+@pytest.fixture(scope="module")
+def home() -> Path:
+    """Where Envoy is installed."""
+    try:
+        found = catalog.home_folder()
+    except catalog.EngineError as error:
+        pytest.skip(str(error))
+    if not (found / "envoy/bin/envoy").exists():
+        pytest.skip(f"no Envoy in {found}: `python -m tests.real.matrix.environments envoy` installs it")
+    return found
+
+
+@pytest.fixture(scope="module")
+def parts(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
+    """Engines, gateway, picker and Envoy."""
+    folder = tmp_path_factory.mktemp("epp")
+    engines = [picker.emulated(name, card, port, MODEL) for name, card, port in (FAST, SLOW)]
+    with picker.up(
+        home, *engines, picker.picker(folder, CONFIG), picker.envoy(folder), picker.gateway(folder, CONFIG)
+    ) as made:
+        yield made
+
+
+@pytest.mark.usefixtures("parts")
+async def test_the_official_client_streams_through_envoy() -> None:
+    """And sees no usage that it did not ask for, while the picker learns it."""
+    async with openai.AsyncOpenAI(base_url=f"{URL}/v1", api_key="any", max_retries=0, timeout=60.0) as client:
+        assert await text_of(client)
+    async with httpx.AsyncClient(timeout=60.0) as plain:
+        body = {**long_chat(tokens=3), "max_tokens": 3}
+        before = await metric(f"{CONTROL}/metrics", "headroom_tokens_total", 0.0, kind="output")
+        answer = await plain.post(f"{URL}/v1/chat/completions", json=body)
+        assert answer.headers["x-headroom-backend"] in {"fast", "slow"}
+        assert "usage" not in answer.text
+        assert answer.text.endswith("data: [DONE]\n\n")
+    assert await metric(f"{CONTROL}/metrics", "headroom_tokens_total", kind="output") == before + 3
+
+
+@pytest.mark.usefixtures("parts")
+async def test_a_clients_own_destination_is_replaced() -> None:
+    """Else anybody could have Envoy send requests anywhere."""
+    async with httpx.AsyncClient(timeout=60.0) as client:
+        answer = await client.post(
+            f"{URL}/v1/chat/completions",
+            json={**long_chat(tokens=3), "max_tokens": 3},
+            headers={"x-gateway-destination-endpoint": f"{catalog.HOST}:1"},
+        )
+        assert answer.status_code == 200
+
+
+@pytest.mark.usefixtures("parts")
+async def test_refusals_and_other_paths() -> None:
+    """A refusal is the picker's own; a list of models an engine's; a large body reaches one whole."""
+    async with httpx.AsyncClient(timeout=60.0) as client:
+        refused = await client.post(f"{URL}/v1/chat/completions", json={**long_chat(), "model": "other"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+        assert refused.headers["content-type"] == "application/json"
+        models = await client.get(f"{URL}/v1/models")
+        assert models.json()["data"][0]["id"] == MODEL
+        body = {**long_chat("word " * 60_000, tokens=3), "max_tokens": 3, "stream": False}
+        large = await client.post(f"{URL}/v1/chat/completions", json=body)
+        assert large.json()["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.usefixtures("parts")
+async def test_a_client_that_leaves_is_seen() -> None:
+    """What it had in flight is released."""
+
+    async def idle() -> bool:
+        return await metric(f"{CONTROL}/metrics", "headroom_requests_in_flight") == 0
+
+    before = await metric(f"{CONTROL}/metrics", "headroom_requests_total", 0.0, outcome="left")
+    events = events_of(URL, long_chat())
+    for _ in range(3):
+        await anext(events)
+    await events.aclose()
+    await until_async(idle)
+    assert await metric(f"{CONTROL}/metrics", "headroom_requests_total", outcome="left") == before + 1
+
+
+def _asks(seed: int, rate: float, seconds: float) -> list[Ask]:
+    talk, chance, at_s, made = Talk(seed), Random(seed), 0.0, list[Ask]()
+    while (at_s := at_s + chance.expovariate(rate)) < seconds:
+        made.append(Ask(f"p{len(made)}", talk.prompt(), 40, True, at_s))
+    return made
+
+
+def _attainment(seen: Sequence[Seen]) -> float:
+    met = [each.tokens > 0 and each.ttft_s <= TTFT_S and not each.tpot_s > TPOT_S for each in seen]
+    return sum(met) / len(met)
+
+
+async def test_attainment_is_the_gateways_own(parts: Parts) -> None:
+    """The same load through Envoy with the picker, and through the gateway: at most a point less. Prints both, with the
+    CPU of each process a request.
+    """
+    found = dict[str, float]()
+    for name, port, costs in (("gateway", GATEWAY_PORT, ("gateway",)), ("picker", ENVOY_PORT, ("picker", "envoy"))):
+        before = [parts.cpu_s(each) for each in costs]
+        asks = _asks(7, 3.0, 30.0)
+        seen = await open_loop(port, asks)
+        cpu_ms = [1e3 * (parts.cpu_s(each) - was) / len(asks) for each, was in zip(costs, before, strict=True)]
+        found[name] = _attainment(seen)
+        shares = {backend: sum(each.backend == backend for each in seen) for backend in ("fast", "slow")}
+        spent = ", ".join(f"{each} {ms:.1f} ms CPU a request" for each, ms in zip(costs, cpu_ms, strict=True))
+        print(f"{name}: {len(seen)} requests, attainment {found[name]:.3f}, {shares}, {spent}")  # noqa: T201
+    assert found["picker"] >= found["gateway"] - 0.01
+
+
+async def test_an_engine_that_dies_costs_its_own_requests_alone(parts: Parts) -> None:
+    """Its stream ends as a broken one, and others go to the engine that is left. Runs last: it is not started again."""
+    async with httpx.AsyncClient(timeout=60.0) as client:
+        parts.running["slow"].signal_group(signal.SIGKILL)
+        failed = 0
+        for _ in range(12):
+            answer = await client.post(f"{URL}/v1/chat/completions", json={**long_chat(tokens=3), "max_tokens": 3})
+            failed += answer.status_code != 200
+        assert failed <= 3  # until it is ejected
+        assert answer.status_code == 200
+        assert answer.headers["x-headroom-backend"] == "fast"
