@@ -92,6 +92,27 @@ async def test_tokens_are_those_that_the_ensemble_states_and_else_an_estimate(na
         assert json.loads(got.events()[-2])["usage"]["completion_tokens"] == usage.output_tokens
 
 
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([1, 1, 1], Usage(3)),
+        ([1, 1, 1, 1], Usage(4)),
+        ([1, 2, 1], Usage(3, estimated=True, output_tokens_least=3)),
+        ([None, None], Usage(2, estimated=True, output_tokens_least=2)),
+    ],
+)
+async def test_frames_that_state_one_token_each_are_counted_for_triton_clients(
+    lengths: list[int | None], expected: Usage
+) -> None:
+    """A client of Triton's own protocol gets its frames as they are, and their tokens are no estimate."""
+    documents = [{"text_output": "a word"} | ({} if n is None else {"sequence_length": n}) for n in lengths]
+    script = wire.STREAM_HEAD + chunked(*map(event, documents)) + wire.LAST
+    async with ScriptedEngine([script]) as engine, gateway(engine.target(engine=TRITON)) as gate:
+        got = await gate.ask(post("/v2/models/m/generate_stream", b'{"text_input":"x","stream":true}'))
+        assert got.complete
+        assert gate.seen.outcomes[0].record.usage == expected
+
+
 async def test_a_whole_reply_without_a_length_is_an_estimate() -> None:
     """By its text."""
     script = [reply(json.dumps({"text_output": "word " * 40}).encode())]

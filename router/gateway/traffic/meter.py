@@ -27,7 +27,7 @@ _CR: Final = 13
 _LINE_END_BYTES: Final = 4  # of an event's end with its chunk's: \n\n\r\n
 _SHORT_BYTES: Final = 64
 _TAIL_BYTES: Final = 4096
-_SEQUENCE: Final = re.compile(rb'"sequence_length"\s*:\s*(\d{1,12})(?!\d)')  # Triton's, of a whole reply
+_SEQUENCE: Final = re.compile(rb'"sequence_length"\s*:\s*(\d{1,12})(?!\d)')  # Triton's
 _END: Final = re.compile(  # in text, any of these would have its quotes escaped
     rb'\ndata: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]|' + LAST
 )
@@ -440,8 +440,8 @@ class Meter:
             if len(_CAPPED.findall(tail)) != sequences:
                 cap = 0  # they did not all end because they have as many as were asked for
             output, least = self._estimate(tail, bytes_per_token, cap, whole=whole and generates)
-            output, least = min(output, most), min(least, most)
-            estimated = output > 0
+            estimated = output > 0 and not (stated.output < 0 and self._one_each(tail))
+            output, least = min(output if estimated else least, most), min(least, most) if estimated else 0
         prompt, cached = stated.prompt, stated.cached
         return Usage(output, prompt, max(cached, 0), cached >= 0, estimated, least)
 
@@ -452,6 +452,11 @@ class Meter:
         if whole:
             return True
         return _PER_EVENT * output + _NOT_COUNTED >= self.events - self._lead
+
+    def _one_each(self, tail: bytes) -> bool:
+        """Whether the newest events state that each of them is one token, as Triton's do: then events are tokens."""
+        lengths = _SEQUENCE.findall(tail) if self.started else ()
+        return len(lengths) > 0 and all(each == b"1" for each in lengths)
 
     def _estimate(self, tail: bytes, bytes_per_token: float, cap: int, *, whole: bool) -> tuple[int, int]:
         """About how many tokens there were, and how many events with any: no fewer than that. *cap*: as many as it
