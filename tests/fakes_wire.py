@@ -16,7 +16,7 @@ from router.core.decisions import EndState
 from router.core.dispatcher import Dispatcher
 from router.core.flight import DispatchLimits
 from router.core.record import Recording
-from router.core.types import Request
+from router.core.types import Request, Slo
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.client_connection import ConnectionLimits, client_connection
 from router.gateway.traffic.driver import Driver
@@ -156,6 +156,10 @@ class Seen:
     outcomes: list[RequestLog] = field(default_factory=list)
     rejections: list[tuple[str, int]] = field(default_factory=list)
     late: list[tuple[str, str, int, bool]] = field(default_factory=list)
+    arrivals: int = 0
+
+    def arrived(self, request: Request, class_slo: Slo) -> None:
+        self.arrivals += 1
 
     def ended(self, outcome: RequestLog) -> None:
         self.outcomes.append(outcome)

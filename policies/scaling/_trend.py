@@ -15,7 +15,7 @@ from router.core import Floats
 
 WINDOWS: Final = (2, 3, 6, 12, 24, 48, 96, 192)  # buckets
 SURPRISE: Final = 3.5  # standard errors by which a part of a window must differ from its line, to begin a new window
-LINE_MIN: Final = 12  # buckets: through fewer, any step looks like a line
+LINE_MIN: Final = 24  # buckets: through fewer, any step looks like a line
 CHI_SQUARED_MEDIAN: Final = 0.455  # of one degree of freedom
 GROWTH_MAX: Final = 2.0  # a trend changes a rate no more than so many times while a replica starts
 

@@ -4,24 +4,42 @@ The only place where the policy is called. Pure: must not depend on where demand
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import nan
+from typing import Final
 
+from router.autoscaler.memory import ScalingMemory
+from router.config.settings import Variant
 from router.core.decisions import ScaleTo
-from router.core.policy import Demand
+from router.core.scaling import Demand, KindDemand, Supply
 from router.core.types import Backend
 from router.gateway.config.plan import Plan
-from router.gateway.state import ModelDemand
+from router.gateway.state import KindOfDemand, ModelDemand
 from router.targets import Advice, Replicas
 
 Existing = Mapping[tuple[str, str], Replicas]  # by model and variant, where a target can observe them
 
+UNBOUNDED: Final = 1_000_000  # replicas of a variant that the config states no bounds of
 
-def advise(plan: Plan, demand: Mapping[str, ModelDemand], existing: Existing) -> list[Advice]:
+
+def advise(
+    plan: Plan,
+    demand: Mapping[str, ModelDemand],
+    existing: Existing,
+    memory: ScalingMemory | None = None,
+    now_s: float = 0.0,
+) -> list[Advice]:
     """The advice of the plan's scaling policy for this demand, by model, within the variants' bounds.
 
-    *existing*: the replicas that there are; where it has none of a variant, the configured backends count.
+    *existing*: the replicas that there are; where it has none of a variant, the configured backends count. *memory*: of
+    earlier rounds, to which this one is added (None: this is the only one).
     """
-    return [one for model, each in sorted(demand.items()) for one in _advise_model(plan, model, each, existing)]
+    known = memory or ScalingMemory()
+    return [
+        one
+        for model, each in sorted(demand.items())
+        for one in _advise_model(plan, model, each, existing, known, now_s)
+    ]
 
 
 def variants(plan: Plan, model: str) -> dict[str, Backend]:
@@ -30,12 +48,25 @@ def variants(plan: Plan, model: str) -> dict[str, Backend]:
     return {backend.variant: backend for backend in patterns if model in backend.models}
 
 
-def _advise_model(plan: Plan, model: str, demand: ModelDemand, existing: Existing) -> list[Advice]:
+def _advise_model(
+    plan: Plan, model: str, demand: ModelDemand, existing: Existing, memory: ScalingMemory, now_s: float
+) -> list[Advice]:
     patterns = variants(plan, model)
-    if not patterns or demand.output_tokens <= 0:
+    if not patterns or (demand.output_tokens <= 0 and not demand.arrivals):
         return []
     running = {name: _running(plan, model, name, existing) for name in patterns}
-    answers = plan.scaling.scale(_demand(plan, model, demand, running, patterns))
+    supply = {name: _supply(plan, name, existing.get((model, name))) for name in patterns}
+    serving = sum(running[name] - supply[name].starting for name in patterns)
+    seen = replace(
+        _demand(plan, model, demand, running, patterns),
+        supply=supply,
+        settled_s=memory.settled_s(model, serving, now_s),
+        last=memory.decisions.get(model),
+    )
+    answers = plan.scaling.scale(seen)
+    decided = next((answer.decision for answer in answers if answer.decision is not None), None)
+    if decided is not None:
+        memory.decisions[model] = decided
     return [_bounded(plan, model, answer, running.get(answer.variant, 0)) for answer in answers]
 
 
@@ -59,6 +90,42 @@ def _demand(
         replicas=running,
         variants=patterns,
         attainment=demand.attained / demand.ended if demand.ended else nan,
+        kinds=tuple(_kind(plan, kind) for kind in demand.kinds),
+        arrivals=demand.arrivals,
+        bucket_s=demand.bucket_s,
+        in_flight=demand.in_flight,
+        period_s=plan.settings.autoscale.period_s,
+        replicas_min=int(any(_bounds(plan, name).min_replicas for name in patterns)),
+    )
+
+
+def _kind(plan: Plan, kind: KindOfDemand) -> KindDemand:
+    classes = plan.ingress.classes
+    return KindDemand(
+        kind.slo_class,
+        classes.get(kind.slo_class, classes[plan.ingress.default_class]).slo,
+        kind.requests_per_s,
+        kind.prompt_tokens,
+        kind.output_tokens,
+        kind.ended,
+        kind.attained,
+    )
+
+
+def _bounds(plan: Plan, variant: str) -> Variant:
+    return plan.settings.autoscale.variants.get(variant, Variant(max_replicas=UNBOUNDED))
+
+
+def _supply(plan: Plan, variant: str, found: Replicas | None) -> Supply:
+    bounds = _bounds(plan, variant)
+    listed = variant in plan.settings.autoscale.variants
+    return Supply(
+        start_s=bounds.start_s,
+        replicas_min=bounds.min_replicas if listed else 0,
+        replicas_max=bounds.max_replicas,
+        start_usd=bounds.start_usd,
+        loss_per_hour=bounds.loss_per_hour,
+        starting=found.starting if found is not None else 0,
     )
 
 

@@ -5,8 +5,9 @@ Must not depend on where it is read or on what it is used for.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import log2
 
-from router.gateway.state import ModelDemand, RouterView
+from router.gateway.state import KindOfDemand, ModelDemand, RouterView
 
 Views = Mapping[str, RouterView]  # by router
 
@@ -31,4 +32,45 @@ def _summed(demands: Sequence[ModelDemand]) -> ModelDemand:
         ended=sum(each.ended for each in demands),
         attained=sum(each.attained for each in demands),
         slo_class=max(pairs, key=lambda pair: pair[0])[1].slo_class,
+        kinds=_kinds(demands),
+        arrivals=_arrivals(demands),
+        bucket_s=max(each.bucket_s for each in demands),
+        in_flight=sum(each.in_flight for each in demands),
+    )
+
+
+def _measured(demands: Sequence[ModelDemand]) -> bool:
+    """Whether every router measures demand as it arrives, in buckets of the same length; else only totals are whole."""
+    return all(each.arrivals for each in demands) and len({each.bucket_s for each in demands}) == 1
+
+
+def _arrivals(demands: Sequence[ModelDemand]) -> tuple[float, ...]:
+    """Summed from the newest bucket back: a router that started later had none before."""
+    if not _measured(demands):
+        return ()
+    longest = max(len(each.arrivals) for each in demands)
+    padded = [(0.0,) * (longest - len(each.arrivals)) + tuple(each.arrivals) for each in demands]
+    return tuple(sum(bucket) for bucket in zip(*padded, strict=True))
+
+
+def _kinds(demands: Sequence[ModelDemand]) -> tuple[KindOfDemand, ...]:
+    """Those of a class and of about the same length of prompt together."""
+    if not _measured(demands):
+        return ()
+    alike: dict[tuple[str, int], list[KindOfDemand]] = defaultdict(list)
+    for kind in (kind for each in demands for kind in each.kinds):
+        alike[kind.slo_class, int(log2(max(kind.prompt_tokens, 1.0)))].append(kind)
+    return tuple(_together(kinds) for kinds in alike.values())
+
+
+def _together(kinds: Sequence[KindOfDemand]) -> KindOfDemand:
+    rate = sum(kind.requests_per_s for kind in kinds)
+    weights = [kind.requests_per_s / rate if rate else 1 / len(kinds) for kind in kinds]
+    return KindOfDemand(
+        kinds[0].slo_class,
+        rate,
+        sum(weight * kind.prompt_tokens for weight, kind in zip(weights, kinds, strict=True)),
+        sum(weight * kind.output_tokens for weight, kind in zip(weights, kinds, strict=True)),
+        sum(kind.ended for kind in kinds),
+        sum(kind.attained for kind in kinds),
     )

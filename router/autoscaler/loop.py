@@ -19,6 +19,7 @@ from router.autoscaler.applying import Applying
 from router.autoscaler.caution import SETTLED_S, Caution
 from router.autoscaler.demand import Views, together
 from router.autoscaler.election import Election
+from router.autoscaler.memory import ScalingMemory
 from router.autoscaler.metrics import ScalingMetrics
 from router.autoscaler.sharing import shared
 from router.core.errors import ConfigError, StoreGone
@@ -77,6 +78,7 @@ class Autoscaler:
         self._target, self._clock = target, clock
         self._offered: tuple[TargetSpec, Target] | None = None
         self._caution = Caution(settled_s)
+        self._memory = ScalingMemory()
         self._applying = Applying(self.metrics, audit or Audit())
         self._one_at_a_time = asyncio.Lock()  # a round is over before its target is replaced
 
@@ -99,8 +101,9 @@ class Autoscaler:
             return self._failed(leads, f"the demand of the routers could not be read: {error}")
         except NotObserved as error:
             return self._failed(leads, f"the replicas could not be observed: {error}")
-        try:
-            advised = await asyncio.to_thread(advise, self.plan, demand, existing)  # a router's streams go on meanwhile
+        now_s = self._clock()
+        try:  # in a thread: a router's streams go on meanwhile
+            advised = await asyncio.to_thread(advise, self.plan, demand, existing, self._memory, now_s)
         except Exception as error:
             return self._failed(leads, f"the scaling policy failed: {error!r}")
         reasons = self._caution.reasons(views, self._clock())

@@ -480,11 +480,16 @@ class Reload(Section):
 class Variant(Section):
     """One kind of replica the autoscaler may ask for; its backends are those that name it.
 
-    ``replica``: the facts of one, where no backend that the config lists is of this variant.
+    ``replica``: the facts of one, where no backend that the config lists is of this variant; ``start_s``: from
+    the order of one to its first token; ``start_usd``: what an order costs once; ``loss_per_hour``: how often the
+    provider takes one away (spot).
     """
 
     min_replicas: Count = 1
     max_replicas: PositiveInt = 8
+    start_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    start_usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    loss_per_hour: Annotated[float, Field(ge=0, le=60)] = 0.0
     replica: BackendDefaults | None = None
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ GAIN_MIN: Final = 0.02  # of the newest reply in what is learnt of a class
 FLOWS: Final = 0.3  # as many ends as that share of the arrivals: the lengths of ended replies are those to come
 LINDY: Final = 2.0  # a reply that runs is expected to become so many times as long as it is
 
-Key = tuple[str, int]  # SLO class, band of the prompt's length
+Key = tuple[str, int, Slo]  # SLO class, band of the prompt's length, SLO of the class
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,7 @@ class _Replies:
 @dataclass(slots=True)
 class _Model:
     began_s: float
+    counted: bool = False  # whether a request for it ended that could be served
     arrivals: list[int] = field(default_factory=lambda: [0] * BUCKETS)
     numbers: list[int] = field(default_factory=lambda: [-1] * BUCKETS)
     kinds: dict[Key, _Kind] = field(default_factory=dict)
@@ -105,7 +106,7 @@ class DemandMeter:
     def arrived(self, request: Request, now_s: float, class_slo: Slo | None = None) -> None:
         """A request has arrived. ``class_slo``: of its class (None: the same as the request's)."""
         model = self._model(request.model, now_s)
-        number = int(now_s / BUCKET_S)
+        number = int(request.arrived_s / BUCKET_S)
         place = number % BUCKETS
         if model.numbers[place] != number:
             model.numbers[place], model.arrivals[place] = number, 0
@@ -120,13 +121,18 @@ class DemandMeter:
         kind.arrived_sum_s += request.arrived_s
 
     def ended(self, record: RequestRecord, now_s: float, class_slo: Slo | None = None) -> None:
-        """A request that had arrived is over, however it ended."""
+        """A request is over, however it ended; of one that never arrived nothing is counted."""
         request = record.request
-        model = self._model(request.model, now_s)
-        kind = self._kind(model, request, class_slo)
-        if kind.in_flight:
-            kind.in_flight -= 1
-            kind.arrived_sum_s -= request.arrived_s
+        model = self._models.get(request.model)
+        kind = None if model is None else model.kinds.get(_key(request, class_slo))
+        if model is None or kind is None or not kind.in_flight:
+            return
+        kind.in_flight -= 1
+        kind.arrived_sum_s -= request.arrived_s
+        if record.outcome is EndState.CLIENT_ERROR:
+            self._withdrawn(model, kind, request)
+            return
+        model.counted = True
         counts = kind.at(int(now_s / BUCKET_S))
         counts.ended += 1
         counts.shed += record.outcome is EndState.REFUSED
@@ -137,6 +143,19 @@ class DemandMeter:
             lasted_s = record.ended_s - record.first_token_s
             replies = model.replies.setdefault(request.slo_class, _Replies())
             replies.update(record.usage.output_tokens // request.sequences, lasted_s if lasted_s > 0.0 else 0.0)
+
+    def _withdrawn(self, model: _Model, kind: _Kind, request: Request) -> None:
+        """It could not be served as it is: it was no demand, and its model may be none."""
+        number = int(request.arrived_s / BUCKET_S)
+        place, counts = number % BUCKETS, kind.ring[number % KIND_BUCKETS]
+        if model.numbers[place] == number:
+            model.arrivals[place] = max(0, model.arrivals[place] - 1)
+        if counts.number == number and counts.arrived:
+            counts.expected_tokens -= counts.expected_tokens / counts.arrived
+            counts.arrived -= 1
+            counts.prompt_tokens -= request.prompt_tokens
+        if not model.counted and not any(each.in_flight for each in model.kinds.values()):
+            del self._models[request.model]
 
     def models(self) -> list[str]:
         """Every model that had a request, however long ago."""
@@ -152,9 +171,7 @@ class DemandMeter:
         places = [(number, number % BUCKETS) for number in range(newest - whole + 1, newest + 1)]
         arrivals = [float(measured.arrivals[at]) if measured.numbers[at] == number else 0.0 for number, at in places]
         span_s = max(min((KIND_BUCKETS - 1) * BUCKET_S + now_s % BUCKET_S, now_s - measured.began_s), BUCKET_S)
-        kinds = [
-            self._viewed(measured, key, kind, newest, span_s, now_s) for key, kind in sorted(measured.kinds.items())
-        ]
+        kinds = [self._viewed(measured, key, kind, newest, span_s, now_s) for key, kind in measured.kinds.items()]
         oldest = newest + 1 - KIND_BUCKETS
         shed = sum(c.shed for kind in measured.kinds.values() for c in kind.ring if c.number > oldest)
         return MeasuredDemand(
@@ -203,12 +220,15 @@ class DemandMeter:
         return model
 
     def _kind(self, model: _Model, request: Request, class_slo: Slo | None) -> _Kind:
-        key = request.slo_class, int(log2(max(request.prompt_tokens, 1)) / BAND_OCTAVES)
+        key = _key(request, class_slo)
         kind = model.kinds.get(key)
         if kind is None:
             if len(model.kinds) >= KINDS_MAX:
                 model.kinds.pop(next(iter(model.kinds)))
-            kind = model.kinds[key] = _Kind(class_slo or request.slo)
-        elif class_slo is not None and kind.slo != class_slo:
-            kind.slo = class_slo
+            kind = model.kinds[key] = _Kind(key[2])
         return kind
+
+
+def _key(request: Request, class_slo: Slo | None) -> Key:
+    band = int(log2(max(request.prompt_tokens, 1)) / BAND_OCTAVES)
+    return request.slo_class, band, request.slo if class_slo is None else class_slo

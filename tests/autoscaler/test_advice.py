@@ -1,12 +1,15 @@
 """The scaling policy gets the demand and the replicas that there are; its answer stays within the config's bounds."""
 
+from dataclasses import replace
 from math import isnan
 
 import pytest
 
 from router.autoscaler.advice import advise
+from router.autoscaler.memory import ScalingMemory
 from router.core.errors import ConfigError
-from router.gateway.state import ModelDemand
+from router.core.scaling import KindDemand, Supply
+from router.gateway.state import KindOfDemand, ModelDemand
 from router.targets import Advice, Replicas
 from tests.autoscaler.worlds import ASKED, CONFIG, fixed, plan
 
@@ -72,3 +75,38 @@ def test_a_variant_that_no_listed_backend_has_is_what_the_config_states_of_a_rep
 def test_a_replica_that_cannot_be_is_refused_with_its_place(replica: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         plan(CONFIG.replace("variants: {", f"variants: {{spare: {{replica: {replica}}}, "))
+
+
+IDLE = ModelDemand(0.0, 0, 0, 0, 0, "", (), (0.0,) * 240, 5.0)
+
+
+def test_a_model_that_has_no_requests_any_more_gives_its_replicas_back() -> None:
+    """Down to what the config says; a variant that it states no bounds of may go."""
+    there = {("m", "small"): Replicas(4), ("m", "big"): Replicas(2)}
+    wanted = {one.variant: one.replicas for one in advise(plan(), {"m": IDLE}, there)}
+    assert wanted == {"small": 1, "big": 0}
+
+
+def test_demand_goes_to_the_policy_as_it_arrives_with_what_is_known_of_the_variants() -> None:
+    """Kinds under the SLO of their class; start times and bounds of the config; what is starting."""
+    made, policy = fixed(plan(CONFIG.replace("max_replicas: 5", "max_replicas: 5, start_s: 90, loss_per_hour: 0.1")))
+    kind = KindOfDemand("default", 3.0, 900.0, 150.0, 10, 9)
+    arriving = replace(ASKED, kinds=(kind,), arrivals=(15.0, 16.0), bucket_s=5.0, in_flight=4.0)
+    advise(made, {"m": arriving}, {("m", "small"): Replicas(2, starting=1)})
+    (asked,) = policy.asked
+    assert asked.kinds == (KindDemand("default", asked.slo, 3.0, 900.0, 150.0, 10, 9),)
+    assert (asked.arrivals, asked.bucket_s, asked.in_flight, asked.period_s) == ((15.0, 16.0), 5.0, 4.0, 15.0)
+    assert asked.supply["small"] == Supply(90.0, 1, 5, loss_per_hour=0.1, starting=1)
+
+
+def test_a_policy_gets_its_last_decision_and_since_when_as_many_serve() -> None:
+    """What it has to remember is handed back to it."""
+    made, memory = plan(), ScalingMemory()
+    advise(made, {"m": ASKED}, {}, memory, 0.0)
+    decision = memory.decisions["m"]
+    assert decision.demand_per_s == ASKED.requests_per_s
+    recording, policy = fixed(made)
+    for now_s, ready in ((10.0, 1), (40.0, 1), (50.0, 2)):
+        advise(recording, {"m": ASKED}, {("m", "small"): Replicas(ready)}, memory, now_s)
+    assert [asked.last for asked in policy.asked] == [decision] * 3
+    assert [asked.settled_s for asked in policy.asked] == [10.0, 40.0, 0.0]

@@ -31,6 +31,9 @@ class Counter:
         self.outcomes = 0
         self.tokens = 0
 
+    def arrived(self, request: object, class_slo: object) -> None:
+        return
+
     def ended(self, outcome: RequestLog) -> None:
         self.outcomes += 1
         self.tokens += outcome.record.usage.output_tokens

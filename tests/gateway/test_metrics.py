@@ -186,6 +186,20 @@ def test_demand_is_forgotten_after_its_window() -> None:
     assert window.view(150.0) == {}
 
 
+def test_demand_is_shown_as_it_arrives_and_when_there_is_none_any_more() -> None:
+    """What has not ended counts; a model without requests has a demand of 0, so that its replicas may go."""
+    window, one = DemandWindow(), account()
+    for second in range(30):
+        arrived = replace(one.request, id=f"r{second}", arrived_s=float(second))
+        window.arrived(arrived, float(second), arrived.slo)
+    demand = window.view(30.0)["tiny"]
+    assert (demand.in_flight, demand.arrivals, demand.requests_per_s) == (30.0, (5.0,) * 5, 0.0)
+    assert demand.kinds[0].requests_per_s == pytest.approx(1.0)
+    window.recorded(replace(one, request=replace(one.request, arrived_s=29.0)), 30.0)
+    idle = window.view(4000.0)["tiny"]
+    assert (idle.requests_per_s, idle.kinds, sum(idle.arrivals)) == (0.0, (), 0.0)
+
+
 def test_a_violation_is_counted_from_0_before_there_is_one() -> None:
     """For models and classes of the config without any request too: else the first one would be in no rate."""
     books = metrics()

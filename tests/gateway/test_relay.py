@@ -40,6 +40,13 @@ async def test_a_stream_passes_as_it_came() -> None:
         assert b"x-request-id: mine\r\n" in engine.requests[0]
 
 
+async def test_a_request_is_demand_when_it_arrives() -> None:
+    """Before anything of it ends."""
+    async with pair([stream("a")]) as (gate, _):
+        await gate.chat()
+        assert (gate.seen.arrivals, len(gate.seen.outcomes)) == (1, 1)
+
+
 async def test_tokens_are_counted_from_the_events() -> None:
     """Without usage in the stream, each event but ``[DONE]`` is a token: an estimate."""
     async with pair([stream("a", "b", "c")]) as (gate, _):

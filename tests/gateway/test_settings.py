@@ -186,8 +186,8 @@ backends:
         (BACKENDS + "state: {lease_s: 0.1}", "r.yaml:4: state: lease_s must be at least 3 x sync_s"),
         (BACKENDS + "state: {redis_url: localhost}", "r.yaml:4: state.redis_url: expected redis://host:port/db"),
         (
-            BACKENDS.replace("tp: 2", "tp: 2, variant: big") + "autoscale: {variants: {big: {start_s: 60}}}",
-            "r.yaml:4: autoscale.variants.big.start_s: unknown key; expected one of max_replicas, min_replicas",
+            BACKENDS.replace("tp: 2", "tp: 2, variant: big") + "autoscale: {variants: {big: {begin_s: 60}}}",
+            "r.yaml:4: autoscale.variants.big.begin_s: unknown key; expected one of loss_per_hour, max_replicas",
         ),
         (
             BACKENDS + "autoscale: {target: webhok}",

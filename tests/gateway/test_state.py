@@ -14,14 +14,14 @@ from router.core.quota import Shares
 from router.core.types import EngineReport, Load
 from router.engines import RunningAdapters
 from router.gateway.monitoring.publishing import Publisher
-from router.gateway.state import ModelDemand, RouterView, Shared, Store
+from router.gateway.state import KindOfDemand, ModelDemand, RouterView, Shared, Store
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.redis_clients import Command
 from router.gateway.state.redis_link import RedisLink
 from router.gateway.state.servers import RedisServers
 from router.gateway.state.sync import Sync
-from router.gateway.state.wire import UNREADABLE
+from router.gateway.state.wire import UNREADABLE, view_from, view_json
 from tests import fakes
 from tests.redis_server import RedisServer, server_binary
 from tests.waiting import until
@@ -235,6 +235,17 @@ async def test_demand_with_a_number_that_cannot_be_is_passed_over(server: RedisS
     assert dict((await a.routers(0.0))["odd"].demand) == {"n": ModelDemand(1, 10, 5, 2, 1, "d")}
     assert a.skipped.counts == {("demand", "implausible"): 1}
     await a.close()
+
+
+def test_demand_as_it_arrives_passes_the_wire_and_what_of_it_cannot_be_is_left_out() -> None:
+    """Totals stay, as of a release that measures no arrivals."""
+    kind = KindOfDemand("default", 2.5, 100, 50, 9, 8)
+    demand = ModelDemand(2.5, 100, 50, 9, 8, "default", (kind,), (12.0, 13.0), 5.0, 3.0)
+    raw = view_json(RouterView({}, {"m": demand}, "v1"))
+    assert view_from(raw).demand["m"] == demand
+    plain = ModelDemand(2.5, 100, 50, 9, 8, "default")
+    for text, wrong in ((b"12.0", b"-1"), (b"13.0", b"null"), (b'"bucket_s":5.0', b'"bucket_s":0'), (b"[{", b"[7,{")):
+        assert view_from(raw.replace(text, wrong)).demand["m"] == plain
 
 
 async def test_names_that_are_no_text_end_no_call(server: RedisServer) -> None:

@@ -1,14 +1,15 @@
 """The scaling policy answers whatever a window held: nothing at all, numbers that are none, variants that are gone."""
 
 from dataclasses import replace
-from math import inf, nan
+from math import exp, inf, nan
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import policies
-from router.core import Demand, Slo
+from router.core import Demand, KindDemand, ReplicaLoad, Slo, Supply
 from tests.fakes import backend
 
 HEADROOM = policies.find("scaling", "headroom")
@@ -103,3 +104,132 @@ def test_no_demand_makes_it_raise_or_leave_its_bounds(rate, prompt, output, atta
     assert all(0 <= answer.replicas <= 64 for answer in answers)
     assert sum(answer.replicas for answer in answers) >= 1
     assert all(answer.why for answer in answers)
+
+
+# ---- decisions ------------------------------------------------------------------------
+
+
+def test_numbers_that_are_stale_change_nothing():
+    """Whatever they say."""
+    answers = HEADROOM.scale(demand(age_s=61.0, requests_per_s=1000.0))
+    assert {answer.variant: answer.replicas for answer in answers} == {"small": 2, "big": 1}
+    assert {answer.why for answer in answers} == {"the demand is 61 s old"}
+
+
+def test_a_decision_explains_itself():
+    """Demand, forecast, capacity, mix, cost and the runner-up, as a value and in words."""
+    answers = HEADROOM.scale(demand())
+    (decision,) = {id(answer.decision): answer.decision for answer in answers}.values()
+    assert decision.mix == {answer.variant: answer.replicas for answer in answers}
+    assert decision.demand_per_s == decision.forecast_per_s == 10.0
+    assert decision.capacity["small"] > 0.0
+    assert decision.usd_per_hour == decision.mix["small"] * 1.0 + decision.mix["big"] * 3.0
+    assert decision.runner_up != decision.mix
+    for part in ("10.00 req/s", "USD/h", "a replica serves small", "next "):
+        assert part in decision.described()
+
+
+def test_replicas_with_the_least_in_flight_are_drained_first():
+    """Their loss costs least."""
+    running = tuple(ReplicaLoad(name, load) for name, load in (("a", 3.0), ("b", 0.0), ("c", 9.0)))
+    idle = demand(
+        requests_per_s=0.1, replicas={"small": 3}, variants={"small": SMALL}, supply={"small": Supply(running=running)}
+    )
+    (answer,) = HEADROOM.scale(idle)
+    assert (answer.replicas, answer.drain) == (1, ("b", "a"))
+
+
+def test_a_replica_that_serves_stays_until_the_one_in_its_place_serves():
+    """And while requests are held."""
+    facts = {"requests_per_s": 0.1, "replicas": {"small": 1, "big": 1}}
+    starting = {"small": Supply(starting=1), "big": Supply()}
+    assert wanted(**facts, supply=starting) == {"small": 1, "big": 1}
+    assert wanted(**facts, held=1.0) == {"small": 1, "big": 1}
+    assert wanted(**facts) == {"small": 1, "big": 0}
+
+
+def test_no_mix_costs_more_than_the_budget():
+    """Nor do more change at once than a step."""
+    frugal = policies.find("scaling", "headroom", {"usd_per_hour_max": 5.0})
+    facts = demand(requests_per_s=1000.0, replicas={"small": 0, "big": 0})
+    assert sum(answer.replicas * facts.variants[answer.variant].price_per_hour for answer in frugal.scale(facts)) <= 5.0
+    assert max(answer.replicas for answer in HEADROOM.scale(facts)) == 8
+
+
+def test_replicas_that_miss_what_they_should_attain_lower_the_capacity_for_a_while():
+    """One more is wanted, and what was learnt is handed back; without requests to judge by, it fades."""
+    kind = KindDemand("chat", Slo(ttft_s=2.0, tpot_s=0.05), 10.0, 500.0, 200.0, ended=1000, attained=700)
+    one = {"variants": {"small": SMALL}}
+    enough = wanted(**one, replicas={})["small"]
+    (answer,) = HEADROOM.scale(demand(**one, replicas={"small": enough}, kinds=(kind,)))
+    assert answer.replicas == enough + 1
+    assert answer.decision.correction < 1.0
+    (later,) = HEADROOM.scale(demand(**one, replicas={"small": enough + 1}, last=answer.decision))
+    assert answer.decision.correction < later.decision.correction < 1.0
+    assert later.replicas == enough + 1
+    (starting,) = HEADROOM.scale(
+        demand(**one, replicas={"small": enough}, kinds=(kind,), supply={"small": Supply(starting=1)})
+    )
+    assert starting.decision.correction == 1.0
+
+
+# ---- over time, in worlds drawn at random ---------------------------------------------------
+
+
+def poisson(mean, draw):
+    """A count."""
+    count, product, least = 0, draw.random(), exp(-mean)
+    while product > least:
+        product *= draw.random()
+        count += 1
+    return count
+
+
+def changes(rate, hours, draw, **facts):
+    """The times at which the policy changed something, and the replicas at the end."""
+    start_s, period_s, bucket_s = draw.choice([20.0, 60.0, 180.0]), 15.0, 5.0
+    counts, replicas, orders, found, now_s, last = [], 1, [], [], 0.0, None
+    slo, pattern = Slo(ttft_s=2.0, tpot_s=0.05), backend("a", slower=draw.uniform(0.5, 2.0), price_per_hour=2.0)
+    prompt, output = draw.uniform(100, 3000), draw.uniform(20, 600)
+    while now_s < hours * 3600.0:
+        now_s += period_s
+        counts += [float(poisson(rate(now_s) * bucket_s, draw)) for _ in range(int(period_s / bucket_s))]
+        orders = [at_s for at_s in orders if at_s > now_s]
+        lately = sum(counts[-24:]) / (bucket_s * len(counts[-24:]))
+        kinds = (KindDemand("chat", slo, lately, prompt, output),) if lately else ()
+        seen = Demand(
+            "m", lately, prompt, output, slo, {"a": replicas}, {"a": pattern}, 1.0, kinds, tuple(counts[-240:]), 5.0,
+            supply={"a": Supply(start_s, starting=len(orders), **facts)}, period_s=period_s, last=last,
+        )  # fmt: skip
+        (answer,) = HEADROOM.scale(seen)
+        last = answer.decision
+        if answer.replicas != replicas:
+            found.append(now_s)
+            orders += [now_s + start_s] * (answer.replicas - replicas)
+            replicas = answer.replicas
+    return found, replicas
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_constant_load_changes_at_most_once_an_hour(seed):
+    """After the first minutes, in which it becomes known."""
+    draw = Random(seed)
+    per_s = draw.uniform(0.5, 12.0)
+    found, _ = changes(lambda _: per_s, 1.5, draw)
+    assert sum(at_s > 1800.0 for at_s in found) <= 1
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_more_load_never_needs_fewer_replicas_and_none_needs_the_least(seed):
+    """In a steady state, of one world."""
+    ends = [changes(lambda _, r=r: r, 0.4, Random(seed))[1] for r in (0.0, 1.0, 4.0, 16.0)]
+    assert ends == sorted(ends)
+    assert ends[0] == 1
+    gone = changes(lambda at_s: 8.0 if at_s < 900 else 0.0, 0.6, Random(seed))
+    assert gone[1] == 1
+
+
+def test_a_step_is_answered_within_two_evaluations():
+    """All that is missing is ordered at once."""
+    found, _ = changes(lambda at_s: 2.0 if at_s < 1500 else 12.0, 0.5, Random(1))
+    assert any(1500 <= at_s <= 1530 for at_s in found)

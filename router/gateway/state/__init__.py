@@ -19,12 +19,27 @@ NO_ADAPTERS: Final[Mapping[str, RunningAdapters]] = {}
 
 
 @dataclass(frozen=True, slots=True)
+class KindOfDemand:
+    """The demand of one SLO class with prompts of about one length, as it arrives; ``output_tokens`` are expected."""
+
+    slo_class: str
+    requests_per_s: float
+    prompt_tokens: float
+    output_tokens: float
+    ended: int
+    attained: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDemand:
     """The demand for one model at one router over its last window.
 
     Means of ``prompt_tokens`` and ``output_tokens`` a request; ``ended``: requests that ended in the window under the
     SLO of their class, not one that headers changed; ``attained``: how many of these met it; ``slo_class``: the
     tightest class with traffic.
+
+    As requests arrive: ``kinds``, and the ``arrivals`` of the last whole buckets of ``bucket_s``, oldest first (empty:
+    from a release that measured none); ``in_flight`` have not ended.
     """
 
     requests_per_s: float
@@ -33,6 +48,10 @@ class ModelDemand:
     ended: int
     attained: int
     slo_class: str
+    kinds: tuple[KindOfDemand, ...] = ()
+    arrivals: tuple[float, ...] = ()
+    bucket_s: float = 0.0
+    in_flight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

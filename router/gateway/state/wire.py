@@ -21,7 +21,7 @@ from router.core.errors import SkipReason, Unreadable
 from router.core.quota import Shares
 from router.core.types import EngineReport, Load
 from router.engines import RunningAdapters
-from router.gateway.state import ModelDemand, RouterView
+from router.gateway.state import KindOfDemand, ModelDemand, RouterView
 
 VERSION: Final = 1
 _KEY: Final = "format"  # a view's own "version" is that of the config
@@ -34,6 +34,8 @@ _ACCOUNTS_MOST: Final = 20_000
 _ACCOUNT_MOST: Final = 600  # characters: of a tenant
 _ADAPTERS_MOST: Final = 32  # that requests run for on one engine: a report has 16 KB
 _PLACES_MOST: Final = 4096
+_KINDS_MOST: Final = 256  # of one model at one router
+_BUCKETS_MOST: Final = 10_000
 _NAME_MOST: Final = 256  # characters of a backend, a model, a class or a version
 _SHOWN_MOST: Final = 100
 UNREADABLE: Final = RouterView(version="unreadable")
@@ -132,7 +134,9 @@ def _demand_of(plain: Mapping[str, Any], note: Note) -> dict[str, ModelDemand]:
     demand = {}
     for model, each in plain.items():
         if len(model) <= _NAME_MOST and isinstance(each, Mapping) and _plausible(each):
-            demand[model] = ModelDemand(**{name: each[name] for name in (*_COUNTS, "slo_class")})
+            demand[model] = ModelDemand(
+                **{name: each[name] for name in (*_COUNTS, "slo_class")}, **_as_it_arrives(each)
+            )
         else:
             note(f"{model[:_NAME_MOST]}: {_shown(each)}")
     return demand
@@ -143,6 +147,27 @@ def _plausible(demand: Mapping[str, Any]) -> bool:
     slo_class = demand.get("slo_class")
     named = isinstance(slo_class, str) and len(slo_class) <= _NAME_MOST
     return named and all(0.0 <= count <= _DEMAND_MOST for count in counts) and counts[4] <= counts[3]
+
+
+def _as_it_arrives(demand: Mapping[str, Any]) -> dict[str, Any]:
+    """What later releases publish of a model; nothing of it where a part is absent or implausible."""
+    kinds, arrivals = demand.get("kinds"), demand.get("arrivals")
+    numbers = [border.number(demand.get(name)) for name in ("bucket_s", "in_flight")]
+    if not isinstance(kinds, list) or not isinstance(arrivals, list):
+        return {}
+    if len(kinds) > _KINDS_MOST or len(arrivals) > _BUCKETS_MOST:
+        return {}
+    counts = [border.number(each) for each in arrivals]
+    if not all(0.0 <= number <= _DEMAND_MOST for number in (*numbers, *counts)) or not numbers[0]:
+        return {}
+    if not all(isinstance(each, Mapping) and _plausible(each) for each in kinds):
+        return {}
+    return {
+        "kinds": tuple(KindOfDemand(**{name: each[name] for name in (*_COUNTS, "slo_class")}) for each in kinds),
+        "arrivals": tuple(counts),
+        "bucket_s": numbers[0],
+        "in_flight": numbers[1],
+    }
 
 
 def report_json(report: EngineReport, ahead_s: float, adapters: RunningAdapters | None = None) -> bytes:

@@ -4,16 +4,18 @@ Must not depend on its readers. Counts lie in a ring of short buckets: adding on
 overwritten.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from router.core.decisions import EndState, RequestRecord
-from router.core.types import Slo
-from router.gateway.state import ModelDemand
+from router.core.demand import DemandMeter, MeasuredDemand
+from router.core.types import Request, Slo
+from router.gateway.state import KindOfDemand, ModelDemand
 
 BUCKET_S: Final = 5.0
 BUCKETS: Final = 12  # one minute: long enough to be a mean, short enough to follow a ramp
 MODELS_MAX: Final = 1_000  # names come from clients; unknown ones are never counted, this bounds a config's
+NO_DEMAND: Final = ModelDemand(0.0, 0.0, 0.0, 0, 0, "")
 
 
 @dataclass(slots=True)
@@ -34,6 +36,11 @@ class DemandWindow:
     def __init__(self) -> None:
         self._rings: dict[str, list[_Bucket]] = {}
         self._began_s: float | None = None
+        self._meter = DemandMeter()
+
+    def arrived(self, request: Request, now_s: float, class_slo: Slo) -> None:
+        """A request has arrived; ``class_slo``: the SLO of its class."""
+        self._meter.arrived(request, now_s, class_slo)
 
     def recorded(self, record: RequestRecord, now_s: float, class_slo: Slo | None = None) -> None:
         """One request has ended. One that cannot be served as it is counts for nothing, and a client that left early
@@ -42,6 +49,7 @@ class DemandWindow:
         ``class_slo``: the SLO of its class (None: the same as the request's). Attainment is of requests
         under that SLO alone, and the tightest class is found by it: a bound from one client's header sizes no fleet.
         """
+        self._meter.ended(record, now_s, record.request.slo if class_slo is None else class_slo)
         if record.outcome is EndState.CLIENT_ERROR:
             return
         if self._began_s is None:
@@ -72,10 +80,23 @@ class DemandWindow:
         return bucket
 
     def view(self, now_s: float) -> dict[str, ModelDemand]:
-        """By model; a model without a request in the window is left out."""
+        """By model; one that had a request is shown even when it has none any more, so that its replicas may go."""
         oldest = int(now_s / BUCKET_S) - BUCKETS
         live = {model: [b for b in ring if b.number > oldest] for model, ring in self._rings.items()}
-        return {model: self._summed(buckets, now_s) for model, buckets in live.items() if buckets}
+        ended = {model: buckets for model, buckets in live.items() if buckets}
+        names = dict.fromkeys((*ended, *self._meter.models()))
+        return {model: self._viewed(model, ended.get(model, []), now_s) for model in names}
+
+    def _viewed(self, model: str, buckets: list[_Bucket], now_s: float) -> ModelDemand:
+        measured = self._meter.view(model, now_s)
+        whole = self._summed(buckets, now_s) if buckets else NO_DEMAND
+        return replace(
+            whole,
+            kinds=_kinds(measured),
+            arrivals=measured.arrivals,
+            bucket_s=measured.bucket_s,
+            in_flight=float(measured.in_flight),
+        )
 
     def _summed(self, buckets: list[_Bucket], now_s: float) -> ModelDemand:
         requests = sum(b.requests for b in buckets)
@@ -95,3 +116,12 @@ class DemandWindow:
         began_s = now_s if self._began_s is None else self._began_s
         full_s = (BUCKETS - 1) * BUCKET_S + now_s % BUCKET_S
         return max(min(full_s, now_s - began_s), BUCKET_S)
+
+
+def _kinds(measured: MeasuredDemand) -> tuple[KindOfDemand, ...]:
+    return tuple(
+        KindOfDemand(
+            kind.slo_class, kind.requests_per_s, kind.prompt_tokens, kind.output_tokens, kind.ended, kind.attained
+        )
+        for kind in measured.kinds
+    )

@@ -1,12 +1,12 @@
-"""Passes the end of each request to everything that counts it: metrics, demand, the journal, a canary's trial, and what
-else is configured (an access log).
+"""Passes arrivals to what measures demand, and the end of each request to everything that counts it: metrics, demand,
+the journal, a canary's trial, and what else is configured (an access log).
 
 Must not depend on what any of them does with it.
 """
 
 from collections.abc import Callable, Sequence
 
-from router.core.types import Request
+from router.core.types import Request, Slo
 from router.gateway.rollout.policy_rollout import PolicyRollout
 from router.gateway.telemetry.demand import DemandWindow
 from router.gateway.telemetry.journal import Journal
@@ -30,6 +30,10 @@ class RequestObservers:
         self._metrics, self._demand, self._journal, self._clock = metrics, demand, journal, clock
         self._rollout = rollout
         self._more = more
+
+    def arrived(self, request: Request, class_slo: Slo) -> None:
+        """A request goes to the core."""
+        self._demand.arrived(request, self._clock(), class_slo)
 
     def ended(self, log: RequestLog) -> None:
         """A request that the core routed has ended."""

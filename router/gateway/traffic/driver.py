@@ -234,6 +234,7 @@ class Driver(RequestDriver):
         """Route a call; its answer goes to *client*."""
         request = call.request
         self._in_flight[request.id] = _InFlight(self, call, client)
+        self._observer.arrived(request, call.class_slo)
         self.perform(self.core.arrived(request, self.clock()))
 
     def committed(self, request_id: RequestId, attempt: int) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 from router.core.decisions import Refuse
 from router.core.flight import Failure
 from router.core.quota import Quotas
-from router.core.types import Request, RequestId, Usage
+from router.core.types import Request, RequestId, Slo, Usage
 from router.engines import Translation
 from router.gateway.protocols.answers import Problem
 from router.gateway.protocols.ingress import Ingress
@@ -165,7 +165,10 @@ class RequestObserver(Protocol):
 
 
 class TokenObserver(RequestObserver, Protocol):
-    """The same, and tokens that come after that end."""
+    """The same, and arrivals before that end and tokens after it."""
+
+    def arrived(self, request: Request, class_slo: Slo) -> None:
+        """A request goes to the core; ``class_slo``: of its class, without its headers."""
 
     def late_tokens(self, request: Request, backend: str, tokens: int, *, estimated: bool) -> None:
         """A backend generated so many more for a request that has ended, before it noticed."""

@@ -1,0 +1,60 @@
+"""The trend of counts: steady traffic is averaged, a step is seen at once, a ramp is carried on."""
+
+from math import exp
+from random import Random
+
+import pytest
+
+from policies.scaling._trend import steady, trend
+
+
+def poisson(mean: float, draw: Random) -> float:
+    count, product, least = 0, draw.random(), exp(-mean)
+    while product > least:
+        product *= draw.random()
+        count += 1
+    return float(count)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_steady_traffic_is_averaged_over_all_that_there_is(seed: int) -> None:
+    """Its error is that of the whole window, and no slope is taken from noise."""
+    draw = Random(seed)
+    found = trend([poisson(20.0, draw) for _ in range(200)], 5.0)
+    assert found.window_s >= 480.0
+    assert found.rate_per_s == pytest.approx(4.0, abs=4 * found.error_per_s)
+    assert found.peak(60.0) == pytest.approx(4.0, rel=0.15)
+
+
+def test_a_step_is_seen_within_two_buckets() -> None:
+    """And no line is drawn through it."""
+    draw = Random(0)
+    before = [poisson(10.0, draw) for _ in range(200)]
+    for count in (2, 4, 8, 16):
+        found = trend(before + [poisson(50.0, draw) for _ in range(count)], 5.0)
+        assert found.rate_per_s == pytest.approx(10.0, rel=0.3)
+        assert found.peak(60.0) < 14.0
+
+
+def test_a_ramp_is_carried_on_while_a_replica_starts() -> None:
+    """Within bounds."""
+    draw = Random(0)
+    found = trend([poisson(10.0 + 0.1 * at, draw) for at in range(240)], 5.0)
+    assert found.at(60.0) == pytest.approx((10.0 + 0.1 * 252) / 5.0, rel=0.1)
+    assert found.at(1e9) == 2.0 * found.rate_per_s
+    falling = trend([poisson(40.0 - 0.1 * at, draw) for at in range(240)], 5.0)
+    assert falling.peak(60.0) == falling.rate_per_s
+
+
+def test_bursts_are_scatter_and_no_steps() -> None:
+    """Counts that scatter more than Poisson's have a larger error."""
+    draw = Random(0)
+    bursty = [poisson(20.0 * draw.choice([0.2, 0.5, 2.0]), draw) for _ in range(200)]
+    calm = [poisson(20.0, draw) for _ in range(200)]
+    assert trend(bursty, 5.0).error_per_s > 2.0 * trend(calm, 5.0).error_per_s
+
+
+def test_nothing_is_no_trend() -> None:
+    """Zeros, and a rate without counts."""
+    assert trend([0.0] * 50, 5.0).rate_per_s == 0.0
+    assert steady(3.0).peak(60.0) == 3.0
