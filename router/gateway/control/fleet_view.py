@@ -17,6 +17,7 @@ from router.core.errors import ConfigError
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import EngineReport, Load
 from router.gateway.control.parts import ControlParts
+from router.gateway.membership import IDLE
 from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.troubles import NONE as NO_TROUBLE
 from router.gateway.monitoring.troubles import Troubles, troubles
@@ -32,7 +33,7 @@ FAILED_SHOWN: Final = 100
 def fleet(parts: ControlParts) -> dict[str, Any]:
     """Everything the fleet page shows."""
     now_s, plan, downs = parts.clock(), parts.plan, parts.downtimes()
-    failing = troubles(parts.core, now_s)
+    failing, loads = troubles(parts.core, now_s), parts.core.loads()
     recent = [log for log in parts.journal.recent() if now_s - log.record.ended_s < RECENT_S]
     by_backend: dict[str, list[RequestRecord]] = defaultdict(list)
     for log in recent:
@@ -51,7 +52,10 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "peers": {peer: view.version for peer, view in parts.sync.peers.items()},
         "state_fault": str(parts.sync.fault) if parts.sync.fault else None,
         "last": _counts(log.record for log in recent),
-        "backends": [_backend(parts, given, by_backend[given["name"]], downs, failing) for given in _backends(parts)],
+        "backends": [
+            _backend(parts, given, by_backend[given["name"]], downs, failing, loads.get(given["name"], IDLE))
+            for given in _backends(parts)
+        ],
         "client_errors": sum(log.record.outcome is EndState.CLIENT_ERROR for log in recent),
         "recent": [_line(log, now_s) for log in islice(parts.journal.recent(), SHOWN)],
         "failed": [_line(log, now_s) for log in islice(parts.journal.failed(), FAILED_SHOWN)],
@@ -146,10 +150,10 @@ def _backend(
     records: Sequence[RequestRecord],
     downs: Downtimes,
     failing: Troubles,
+    load: Load,
 ) -> dict[str, Any]:
     name = facts["name"]
     watch = parts.engines.watches.get(name)
-    load = parts.core.loads().get(name, Load())
     slot, ledger = parts.core.ledger.roster.slot(name), parts.core.ledger
     others = 0.0 if slot is None else float(ledger.table.peers[PREFILLING, slot] + ledger.table.peers[DECODING, slot])
     up = bool(watch and watch.up)
