@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .catalog import ENGINES, HOST, Engine, EngineError
 
-START_S = 300.0  # a cold vLLM imports PyTorch three times: 25 s on idle cores, minutes on busy ones
+START_S = 900.0  # a cold vLLM imports PyTorch three to five times: 25 s on idle cores, minutes on busy ones
 STOP_S = 5.0
 CPUS = sorted(os.sched_getaffinity(0))
 RIM_CPUS = CPUS[: max(1, len(CPUS) // 2)]
