@@ -115,6 +115,19 @@ async def test_workers_share_a_port_and_one_answers_for_all(tmp_path: Path) -> N
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+async def test_the_history_of_all_workers_adds_up_and_a_drain_reaches_each(tmp_path: Path) -> None:
+    """Whichever worker gets the call."""
+    async with workers(tmp_path, [WHOLE]) as made:
+        await asyncio.gather(*(made.chat() for _ in range(12)))
+        for query in ("?window=hour", "?window=day&by=backend&name=a"):
+            for _ in range(4):
+                counters = (await made.get(f"/admin/history{query}")).json()["counters"]
+                assert sum(counters["requests"]) == 12
+        for action, status in (("drain", 503), ("undrain", 200)):
+            assert (await made.post(f"/admin/backends/a/{action}")).status_code == 200
+            assert {(await made.get("/readyz")).status_code for _ in range(6)} == {status}
+
+
 async def test_a_worker_sees_what_another_has_in_flight_and_forgets_it_when_that_is_killed(tmp_path: Path) -> None:
     """By kill -9: within a lease its load is gone and it is back, counters and all."""
     never = asyncio.Event()
