@@ -97,6 +97,9 @@ async def test_tokens_are_those_that_the_ensemble_states_and_else_an_estimate(na
     [
         ([1, 1, 1], Usage(3)),
         ([1, 1, 1, 1], Usage(4)),
+        ([1, 2, 3, 4, 5], Usage(5)),  # so far
+        ([*range(1, 101)], Usage(100)),
+        ([1, 3, 5], Usage(3, estimated=True, output_tokens_least=3)),
         ([1, 2, 1], Usage(3, estimated=True, output_tokens_least=3)),
         ([None, None], Usage(2, estimated=True, output_tokens_least=2)),
     ],

@@ -440,7 +440,7 @@ class Meter:
             if len(_CAPPED.findall(tail)) != sequences:
                 cap = 0  # they did not all end because they have as many as were asked for
             output, least = self._estimate(tail, bytes_per_token, cap, whole=whole and generates)
-            estimated = output > 0 and not (stated.output < 0 and self._one_each(tail))
+            estimated = output > 0 and not (stated.output < 0 and self._one_each(tail, least))
             output, least = min(output if estimated else least, most), min(least, most) if estimated else 0
         prompt, cached = stated.prompt, stated.cached
         return Usage(output, prompt, max(cached, 0), cached >= 0, estimated, least)
@@ -453,10 +453,12 @@ class Meter:
             return True
         return _PER_EVENT * output + _NOT_COUNTED >= self.events - self._lead
 
-    def _one_each(self, tail: bytes) -> bool:
-        """Whether the newest events state that each of them is one token, as Triton's do: then events are tokens."""
-        lengths = _SEQUENCE.findall(tail) if self.started else ()
-        return len(lengths) > 0 and all(each == b"1" for each in lengths)
+    def _one_each(self, tail: bytes, frames: int) -> bool:
+        """Whether the newest events state, as Triton's do, that each of them is one token, or that there are as many so
+        far as there were events: then events are tokens.
+        """
+        lengths = _SEQUENCE.findall(tail) if self.started else []
+        return len(lengths) > 0 and (int(lengths[-1]) == frames or all(each == b"1" for each in lengths))
 
     def _estimate(self, tail: bytes, bytes_per_token: float, cap: int, *, whole: bool) -> tuple[int, int]:
         """About how many tokens there were, and how many events with any: no fewer than that. *cap*: as many as it
