@@ -53,7 +53,7 @@ class Headroom:
     """
 
     load_max: float = 1.0
-    burst_sigma: float = 1.0
+    burst_sigma: float = 1.5
     attainment_goal: float = 0.99
     replicas_min: int = 0
     replicas_max: int = 64
