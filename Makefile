@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 UV := $(VENV)/uv/bin/uv
 LOOPS := $(addprefix router/core/,columns.py kernels.py estimators.py hashing.py) policies/routing/_headroom.py
 .DEFAULT_GOAL := help
-.PHONY: help env run fast test check format bench real wheel clean
+.PHONY: help env run fast test check format bench real chart wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +38,9 @@ bench: fast  ## print the figures (CPU time; see tests/bench)
 
 real: env  ## against real engines, skipping with a reason what is not installed
 	@$(BIN)/python -m pytest -q -rs -m real tests/real
+
+chart: $(VENV)/.chart  ## the tests of the Helm chart, which need Helm's own library and Kubernetes' schemas
+	@$(BIN)/python -m pytest -q -rs tests/deploy/test_chart.py tests/targets/test_kubernetes.py
 
 wheel: $(VENV)/.wheel  ## dist/*.whl: compiled, for any Linux of this processor as new as this one
 	@rm -rf dist
@@ -80,7 +83,7 @@ $(VENV)/.dev: $(VENV)/.run
 	@HEADROOM_COMPILE=no; export HEADROOM_COMPILE; $(call install,--no-build-isolation -e '.[dev]')
 	@touch $@
 
-$(VENV)/.wheel: $(VENV)/.dev
-	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["wheel"], sep="\n")' >$(VENV)/wheel.txt
-	@$(call install,-r $(VENV)/wheel.txt)
+$(VENV)/.wheel $(VENV)/.chart: $(VENV)/.%: $(VENV)/.dev
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$*"], sep="\n")' >$(VENV)/$*.txt
+	@$(call install,-r $(VENV)/$*.txt)
 	@touch $@

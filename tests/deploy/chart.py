@@ -4,8 +4,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
-from helm_python.chart import Chart
+
+CHART_EXTRA = "Helm's library and Kubernetes' schemas are not installed: `make chart` installs them"
+_helm: Any = pytest.importorskip("helm_python.chart", reason=CHART_EXTRA)
+Chart, lint = _helm.Chart, _helm.lint
+HelmError: Any = pytest.importorskip("helm_python.errors", reason=CHART_EXTRA).HelmError
+kubernetes_validate: Any = pytest.importorskip("kubernetes_validate", reason=CHART_EXTRA)
 
 CHART = Path(__file__).parents[2] / "deploy/helm/headroom"
 Manifest = dict[str, Any]

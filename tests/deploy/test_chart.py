@@ -5,16 +5,13 @@ import tomllib
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import kubernetes_validate
 import pytest
 import yaml
-from helm_python.chart import lint
-from helm_python.errors import HelmError
 
 from router.config.discover import KubernetesSource
 from router.gateway.config.plan import Plan, plan_file
 from router.gateway.sources.kubernetes import PodsOfService
-from tests.deploy.chart import CHART, everything, of_everything, one, rendered
+from tests.deploy.chart import CHART, HelmError, everything, kubernetes_validate, lint, of_everything, one, rendered
 from tests.kubernetes.watched_api import WatchedApi
 from tests.waiting import until
 
