@@ -231,12 +231,26 @@ def translate() -> list[Extension]:
     # As a group by name mypyc keeps mypy's cache of what the modules import; without, it reads all of it each time.
     group = [(files, LIBRARY)]
     made = list(mypycify([*MYPY, *files], opt_level="2", debug_level="0", multi_file=True, separate=group))
+    complete(made)
     headers = BUILD / Path(LIBRARY.replace(".", "/")).parent  # mypyc looks for them beside the C files
     for extension in made:
         extension.include_dirs.append(str(headers))
         extension.extra_compile_args = [*extension.extra_compile_args, *DIRECT_CALLS]
         extension.depends.extend(map(str, sorted(headers.glob("*.h"))))
     return made
+
+
+def complete(made: Iterable[Extension]) -> None:
+    """Add those of mypyc's own C files to the library that it leaves out where the module that calls them was not
+    translated again but taken from its cache (2.4): it would be linked without them, and could not be loaded.
+    """
+    import mypyc  # noqa: PLC0415 - only where something is to be compiled
+
+    own = {path.name for path in Path(mypyc.__file__).with_name("lib-rt").glob("*_ops.c")}
+    for extension in made:
+        if any(Path(source).name in own for source in extension.sources):
+            there = {str(path) for path in BUILD.glob("*_ops.c") if path.name in own}
+            extension.sources.extend(sorted(there - set(extension.sources)))
 
 
 def modules() -> list[str]:
