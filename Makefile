@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(VENV)/uv/bin/uv
+TEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 LOOPS := $(addprefix router/core/,columns.py kernels.py estimators.py hashing.py) policies/routing/_headroom.py
 .DEFAULT_GOAL := help
 .PHONY: help env run fast test check format bench real chart wheel clean
@@ -21,7 +22,7 @@ fast: env  ## compile the hot modules: a minute or two at first, seconds after a
 	@HEADROOM_COMPILE=all $(BIN)/python setup.py --quiet build_ext --inplace >$(VENV)/compile.log 2>&1 || { cat $(VENV)/compile.log; exit 1; }
 
 test: env  ## the tests, of what runs here: compiled modules after `make fast`, else the sources
-	@$(BIN)/python -m pytest -q
+	@$(TEST)
 
 check: env  ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check .

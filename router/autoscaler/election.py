@@ -12,12 +12,10 @@ from math import inf
 from time import monotonic
 from typing import Final, Protocol
 
+from router.core.errors import LeaseGone
+
 _log = logging.getLogger("headroom")
 _RENEWALS: Final = 3  # in the time of one lease
-
-
-class LeaseGone(Exception):
-    """The lease could not be read or written; the message says why."""
 
 
 class Lease(Protocol):

@@ -9,8 +9,8 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from router.autoscaler.election import Election, LeaseGone
-from router.core.errors import ConfigError, KubernetesError, StoreGone
+from router.autoscaler.election import Election
+from router.core.errors import ConfigError, KubernetesError, LeaseGone, StoreGone
 from router.gateway.config.plan import Plan
 from router.gateway.state.redis_link import RedisLink
 from router.kubernetes.access import in_pod

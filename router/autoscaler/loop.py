@@ -22,12 +22,12 @@ from router.autoscaler.election import Election
 from router.autoscaler.memory import ScalingMemory
 from router.autoscaler.metrics import ScalingMetrics
 from router.autoscaler.sharing import shared
-from router.core.errors import ConfigError, StoreGone
+from router.core.errors import ConfigError, NotObserved, StoreGone
 from router.core.policy import Routing
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.audit import Audit
 from router.gateway.state import ModelDemand
-from router.targets import Advice, Applied, NotObserved, Target, TargetSpec
+from router.targets import Advice, Applied, Target, TargetSpec
 
 _log = logging.getLogger("headroom")
 

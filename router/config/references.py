@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from router.core.errors import HeadroomError
+from router.core.errors import Unresolved
 
 _REFERENCE: Final = re.compile(r"\$\$\{|\$\{([^{}]*)\}")
 _NAME: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:(:-)(.*))?", re.DOTALL)
@@ -18,10 +18,6 @@ _BYTES_MOST: Final = 1 << 20
 
 Loc = tuple[str | int, ...]
 Fault = Callable[[Loc, str], None]
-
-
-class Unresolved(HeadroomError):
-    """A reference that leads nowhere: the operator has to set the variable, or to put the file there."""
 
 
 def resolved(data: Any, environment: Mapping[str, str], folder: Path, fault: Fault) -> Any:

@@ -212,6 +212,14 @@ class DoesNotFit(HeadroomError, ValueError):
     status: int = 422
 
 
+class Unresolved(HeadroomError):
+    """A reference in a config (``${NAME}``, ``${file:PATH}``) leads nowhere.
+
+    Raised while values are read, and collected with their places. The operator has to set the variable or to put the
+    file there.
+    """
+
+
 class UnusableCertificate(HeadroomError, ValueError):
     """A certificate or key that the config names cannot be used; ``key`` is its key in the section (422 on a reload).
 
@@ -288,6 +296,27 @@ class KubernetesError(HeadroomError):
     def __init__(self, answer: int, message: str) -> None:
         super().__init__(message)
         self.answer = answer
+
+
+class NotObserved(HeadroomError):
+    """The replicas that there are could not be read now; the message says why.
+
+    Raised by a scaling target. Nothing is applied in this round; the next one reads again.
+    """
+
+
+class LeaseGone(HeadroomError):
+    """The lease that elects one autoscaler could not be read or written; the message says why.
+
+    Raised where the election is held. Nobody is elected by it; it is tried again in the next round.
+    """
+
+
+class BadMessage(HeadroomError):
+    """A message of an endpoint picker's stream that no proxy sends.
+
+    Raised while it is read. The stream ends with an error status; the proxy answers its client.
+    """
 
 
 class Exhausted(Unanswered):

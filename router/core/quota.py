@@ -229,7 +229,7 @@ class _Account:
 
     def refuses(self, prompt_tokens: float, tokens: float, now_s: float) -> tuple[Limit, float] | None:
         """The limit that a request of so many tokens exceeds, and after how long it need not."""
-        if self.running + sum(self.elsewhere.values()) + 1.0 > self.quota.requests_parallel_max:
+        if self.running + sum(self.elsewhere.values(), 0.0) + 1.0 > self.quota.requests_parallel_max:
             return Limit.PARALLEL, 1.0
         if self.requests is not None and (wait_s := self.requests.wait_s(1.0, now_s)) > 0.0:
             return Limit.REQUESTS, wait_s
@@ -487,7 +487,7 @@ class Quotas:
                 account.quota,
                 requests.standing(now_s) if requests is not None else None,
                 tokens.standing(now_s) if tokens is not None else None,
-                account.running + sum(account.elsewhere.values()),
+                account.running + sum(account.elsewhere.values(), 0.0),
                 account.month.plus(account.unsaved),
             )
 

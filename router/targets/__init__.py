@@ -5,6 +5,6 @@ advice by them.
 """
 
 from router.targets.registry import names, spec_of
-from router.targets.target import Advice, Applied, NotObserved, Outcome, Replicas, Target, TargetSpec
+from router.targets.target import Advice, Applied, Outcome, Replicas, Target, TargetSpec
 
-__all__ = ["Advice", "Applied", "NotObserved", "Outcome", "Replicas", "Target", "TargetSpec", "names", "spec_of"]
+__all__ = ["Advice", "Applied", "Outcome", "Replicas", "Target", "TargetSpec", "names", "spec_of"]

@@ -12,11 +12,11 @@ from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from router.core.errors import KubernetesError
+from router.core.errors import KubernetesError, NotObserved
 from router.kubernetes.access import Access, in_pod
 from router.kubernetes.client import KubernetesClient
 from router.kubernetes.workload import RESOURCES, Workload
-from router.targets.target import Advice, Applied, NotObserved, Outcome, Replicas, Target, TargetSpec
+from router.targets.target import Advice, Applied, Outcome, Replicas, Target, TargetSpec
 from router.urls import base_url
 
 _log = logging.getLogger("headroom")

@@ -36,10 +36,6 @@ class Replicas:
     starting: int = 0
 
 
-class NotObserved(Exception):
-    """The replicas that there are could not be read now; the message says why."""
-
-
 class Outcome(Enum):
     """What became of one piece of advice."""
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from router.autoscaler.election import Election, LeaseGone
+from router.autoscaler.election import Election
+from router.core.errors import LeaseGone
 
 
 class World:

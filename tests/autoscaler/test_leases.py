@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from router.autoscaler.election import LeaseGone
 from router.autoscaler.leases import KubernetesLease, RedisLease, election_of
-from router.core.errors import ConfigError
+from router.core.errors import ConfigError, LeaseGone
 from router.gateway.state.redis_link import RedisLink
 from router.gateway.state.servers import RedisServers
 from router.kubernetes.access import Access

@@ -9,14 +9,14 @@ import pytest
 from router.autoscaler.loop import Autoscaler
 from router.autoscaler.process import advise_once
 from router.core.decisions import ScaleTo
-from router.core.errors import StoreGone
+from router.core.errors import NotObserved, StoreGone
 from router.core.policy import Demand
 from router.gateway.config.plan import Plan
 from router.gateway.state import ModelDemand, RouterView
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.servers import RedisServers
 from router.gateway.state.wire import UNREADABLE
-from router.targets import Advice, Applied, NotObserved, Outcome, Replicas, Target
+from router.targets import Advice, Applied, Outcome, Replicas, Target
 from tests.autoscaler.worlds import ASKED, CONFIG, fixed, plan
 from tests.pages import Pages
 from tests.redis_server import RedisServer, server_binary

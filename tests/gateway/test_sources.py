@@ -349,7 +349,7 @@ class Reported(MemoryStore):
         super().__init__("sidecar")
         self.names: set[str] = set()
 
-    async def report(self, reports: Mapping[str, EngineReport], now_s: float) -> None:
+    async def report(self, reports: Mapping[str, EngineReport], now_s: float, adapters: Any = None) -> None:
         self.names |= reports.keys()
 
 

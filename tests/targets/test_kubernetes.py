@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 import pytest
 from pydantic import ValidationError
 
-from router.targets import Advice, Applied, NotObserved, Outcome, Replicas, Target, spec_of
+from router.core.errors import NotObserved
+from router.targets import Advice, Applied, Outcome, Replicas, Target, spec_of
 from tests.deploy.chart import of_everything, one
 from tests.kubernetes.fake_api import FakeApi
 

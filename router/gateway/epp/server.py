@@ -12,10 +12,11 @@ from typing import Any, Final
 import grpc
 from grpc import aio
 
+from router.core.errors import BadMessage
 from router.gateway.epp.health import Health
 from router.gateway.epp.link import Links
 from router.gateway.epp.messages import PROCESSOR
-from router.gateway.epp.stream import AnyEndpoint, BadMessage, ProxyStream
+from router.gateway.epp.stream import AnyEndpoint, ProxyStream
 from router.gateway.traffic.driver import Driver
 from router.gateway.traffic.server import ConnectionLimits
 

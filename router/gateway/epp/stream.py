@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from router.core.errors import BadMessage
 from router.gateway.epp.calls import PassedCall, ProxiedCall, RequestHead, RoutedCall
 from router.gateway.epp.link import Links
 from router.gateway.epp.messages import FULL_DUPLEX_STREAMED, ProcessingRequest
@@ -29,10 +30,6 @@ _LINE_ENDS: Final = (b"\r", b"\n", b"\0")
 
 AnyEndpoint = Callable[[tuple[str, ...] | None], str]
 """The endpoint of a backend for a path that is not routed, of those given or (None) of all; empty: there is none."""
-
-
-class BadMessage(Exception):
-    """A message that no proxy sends; the stream ends."""
 
 
 class ProxyStream:
