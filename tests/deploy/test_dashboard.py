@@ -125,13 +125,17 @@ async def test_prometheus_has_an_answer_to_every_query(tmp_path: Path) -> None:
                 empty = {title for title, _ in queries()}
 
                 async def answered() -> bool:
+                    assert process.returncode is None, "Prometheus has ended"
                     await made.chat()
                     for title, expr in queries():
                         if title in empty and await _has_answer(client, title, filled(expr)):
                             empty.discard(title)
                     return not empty - EMPTY
 
-                await until_async(answered)
+                try:
+                    await until_async(answered)
+                except TimeoutError:
+                    raise AssertionError(f"no answer: {sorted(empty - EMPTY)}") from None
         finally:
             process.terminate()
             await process.wait()
