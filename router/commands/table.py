@@ -189,7 +189,7 @@ PROGRAM = Program(
             "epp",
             "router.commands.epp",
             "Pick endpoints for Envoy, Istio or GKE gateways: the core decides, the proxy carries the bytes.\n\n"
-            "An external processor (ext-proc) on `epp.port` of the config, as Gateway API's InferencePool wants it;\n"
+            "An external processor (ext-proc) on `epp.port` of the config, as Gateway API's InferencePool requires;\n"
             "health, metrics and admin paths are on `listen.port`. Needs: pip install 'headroom-router[epp]'.",
             _epp,
             serves=True,

@@ -73,7 +73,7 @@ class DownReason(StrEnum):
     STATUS = "status"  # the check was answered with another error status or a redirect
     INVALID = "invalid"  # the check's answer was cut off, or is not HTTP
     ASLEEP = "asleep"  # its checks pass, but it sleeps or is paused: what it is sent waits until it is woken
-    DRAINED = "drained"  # an operator wants it to get no requests
+    DRAINED = "drained"  # an operator has drained it
 
 
 DOUBTFUL: Final = frozenset(

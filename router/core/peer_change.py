@@ -1,7 +1,7 @@
 """What a router sends its peers at the moment that something changed: plain values.
 
-A change replaces, it adds nothing: whoever misses one is right again with the next that names the same backend, and
-with the next whole one at the latest. Must not depend on how it travels.
+A change replaces, it adds nothing: a router that misses one is correct again with the next that names the same
+backend, and with the next whole one at the latest. Must not depend on how it travels.
 """
 
 from collections.abc import Mapping

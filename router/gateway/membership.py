@@ -1,6 +1,6 @@
 """Backends join, drain and leave as the config says: streams in flight on one that leaves run to their end.
 
-The one place that holds which backends are draining: they leave, or an operator wants them to get no requests. Must not
+The one place that holds which backends are draining: they leave, or an operator has drained them. Must not
 depend on the config's text or on engines' health.
 """
 

@@ -1,7 +1,8 @@
 """The service that KEDA calls: how many replicas are advised, as a metric whose target is one for each replica.
 
-KEDA makes an HPA of it, which wants the metric over the target: the advised number. Without advice, or with advice that
-is old, every call fails, and KEDA leaves the replicas as they are. Must not depend on how advice comes about.
+KEDA makes an HPA of it, whose number of replicas is the metric over the target: the advised number. Without advice, or
+with advice that is old, every call fails, and KEDA leaves the replicas as they are. Must not depend on how advice comes
+about.
 """
 
 import asyncio

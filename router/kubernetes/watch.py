@@ -1,8 +1,8 @@
 """All objects of a collection, kept up to date by a watch: list once, then take each change as it comes.
 
-As the API's documentation asks of its clients: a watch begins at the ``resourceVersion`` of the list, is continued from
-the last one that it stated (bookmarks state one where nothing changes), and where the server has forgotten that one
-(410) everything is listed again. Must not depend on what the objects mean.
+As the documentation of the API requires: a watch begins at the ``resourceVersion`` of the list, is continued from the
+last one that it stated (bookmarks state one where nothing changes), and where the server has forgotten that one (410)
+everything is listed again. Must not depend on what the objects mean.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ GONE: Final = 410
 PAGE: Final = 500
 OBJECTS_MAX: Final = 20_000
 WATCH_S: Final = 60  # after which the server ends a watch: so a connection that is dead unseen is found soon
-PAUSE_S: Final = 0.2  # between two requests: a server that ends each watch at once is not asked without end
+PAUSE_S: Final = 0.2  # between two requests: a server that ends each watch at once gets no stream of requests
 _GRACE_S: Final = 15.0
 _Objects = dict[str, Object]
 

@@ -15,7 +15,7 @@ from tests.autoscaler.worlds import ASKED, CONFIG, fixed, plan
 
 
 def test_more_demand_never_asks_for_less() -> None:
-    """The configured policy is asked with what the routers said; the sum of replicas grows with the rate."""
+    """The configured policy gets what the routers published; the sum of replicas grows with the rate."""
     wanted = []
     for rate in (0.5, 5.0, 50.0, 500.0):
         demand = {"m": ModelDemand(rate, 1000, 200, 100, 100, "default")}

@@ -51,7 +51,7 @@ autoscale: {{variants: {{small: {{min_replicas: 0, replica: {replica}}}}}, targe
 
 
 class Rate:
-    """A scaling policy that wants a replica for each request a second."""
+    """A scaling policy that advises a replica for each request a second."""
 
     def scale(self, demand: Demand) -> list[ScaleTo]:
         return [ScaleTo("small", round(demand.requests_per_s), f"{demand.requests_per_s:g} req/s")]

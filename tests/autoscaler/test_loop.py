@@ -87,7 +87,7 @@ async def test_several_routers_are_heard_through_redis(caplog: pytest.LogCapture
 
 
 class Rate:
-    """A scaling policy that wants one of the small ones for each request a second."""
+    """A scaling policy that advises one of the small ones for each request a second."""
 
     def scale(self, demand: Demand) -> list[ScaleTo]:
         return [ScaleTo("small", round(demand.requests_per_s), "rate")]

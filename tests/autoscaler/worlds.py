@@ -26,7 +26,7 @@ def plan(text: str = CONFIG) -> Plan:
 
 
 class Fixed:
-    """A scaling policy that wants seven of the small ones, and keeps what it was asked."""
+    """A scaling policy that advises seven of the small ones, and keeps what it was given."""
 
     def __init__(self) -> None:
         self.asked: list[Demand] = []

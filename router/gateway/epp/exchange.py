@@ -1,4 +1,4 @@
-"""One request that a proxy asks about: read as every call is, answered by what the proxy is to do.
+"""One request of a proxy: read as every call is, answered by what the proxy is to do.
 
 Must not depend on gRPC or on the form of its messages: ``Replies`` has that.
 """

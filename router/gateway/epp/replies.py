@@ -1,4 +1,4 @@
-"""What a proxy is sent in answer to one request, as messages of its protocol, in the order that it wants.
+"""What a proxy is sent in answer to one request, as messages of its protocol, in the order that it requires.
 
 Bodies are streamed both ways (FULL_DUPLEX_STREAMED): each piece of what goes on is a message of its own, and head comes
 before body before trailers. Must not depend on gRPC, or on what is decided.
