@@ -20,6 +20,8 @@ from router.core.types import Fact, Request, RequestId
 MINUTE_S: Final = 60.0
 OTHERS: Final = "*"  # the name of the quota that each tenant without one of its own has
 ACCOUNTS_MOST: Final = 10_000  # tenants that are named by clients alone are no bounded set
+ADDITION_MOST: Final = 200
+SHARES_MOST: Final = 500  # accounts that a router publishes: its view must stay small, and has its load too
 OVERFLOW: Final = "tenant:*"  # one account for all that come when there are so many in use
 _MEAN_SHARE: Final = 0.05  # of the newest reply in the mean length of replies
 _OUTPUT_FIRST: Final = 256.0  # tokens of a reply, before any has ended
@@ -47,6 +49,11 @@ class Quota(Fact):
     requests_parallel_max: float = inf
     tokens_per_month: float = inf
     usd_per_month: float = inf
+
+    @property
+    def monthly(self) -> bool:
+        """Whether a month is limited."""
+        return self.tokens_per_month < inf or self.usd_per_month < inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +209,8 @@ class _Account:
     """One tenant's or key's quota and use."""
 
     __slots__ = (
-        "elsewhere", "lent", "month", "name", "output_mean", "quota", "requests", "reserved_tokens", "running", "seen",
-        "tokens", "unsaved", "used_s",
+        "elsewhere", "lent", "month", "name", "output_mean", "quota", "requests", "reserved_tokens", "reserved_usd",
+        "running", "seen", "tokens", "unsaved", "used_s",
     )  # fmt: skip
 
     def __init__(self, name: str, quota: Quota, now_s: float) -> None:
@@ -213,7 +220,7 @@ class _Account:
         self.tokens = _bucket(quota.tokens_per_minute, now_s)
         self.lent = 0.0  # tokens given back so far: what is published must not become less
         self.running = 0
-        self.reserved_tokens = 0.0  # of those that run
+        self.reserved_tokens = self.reserved_usd = 0.0  # of those that run
         self.output_mean = _OUTPUT_FIRST
         self.elsewhere: dict[str, float] = {}  # by router, its requests in flight
         self.seen: dict[str, tuple[float, float]] = {}  # by router, its counts when they were read last
@@ -245,11 +252,12 @@ class _Account:
         """The limit of a month that is used up."""
         if self.month.tokens + self.unsaved.tokens + self.reserved_tokens >= self.quota.tokens_per_month:
             return Limit.MONTH_TOKENS
-        return Limit.MONTH_USD if self.month.usd + self.unsaved.usd >= self.quota.usd_per_month else None
+        spent_usd = self.month.usd + self.unsaved.usd + self.reserved_usd
+        return Limit.MONTH_USD if spent_usd >= self.quota.usd_per_month else None
 
     def idle(self, now_s: float) -> bool:
         """Whether it may be forgotten: it has nothing to keep that a new one would not have."""
-        owed = self.unsaved.requests > 0.0 and (self.quota.tokens_per_month < inf or self.quota.usd_per_month < inf)
+        owed = self.unsaved.requests > 0.0 and self.quota.monthly
         return self.running == 0 and now_s - self.used_s > 2 * MINUTE_S and not owed
 
 
@@ -267,12 +275,13 @@ def _resized(bucket: _Bucket | None, per_minute: float, now_s: float) -> _Bucket
 class _Charge:
     """What was taken for a request in flight."""
 
-    __slots__ = ("accounts", "model", "sequences", "tokens")
+    __slots__ = ("accounts", "model", "sequences", "tokens", "usd")
 
-    def __init__(self, accounts: list[_Account], request: Request, tokens: list[float]) -> None:
+    def __init__(self, accounts: list[_Account], request: Request, tokens: list[float], usd: float) -> None:
         self.accounts = accounts
         self.model = request.model
         self.sequences = request.sequences
+        self.usd = usd
         self.tokens = tokens
 
 
@@ -285,12 +294,6 @@ class QuotaRules(Fact):
     tenants: Mapping[str, Quota] = field(default_factory=dict)
     keys: Mapping[str, Quota] = field(default_factory=dict)
     prices: Mapping[str, Price] = field(default_factory=dict)
-
-    @property
-    def monthly(self) -> bool:
-        """Whether any is of a month."""
-        quotas = (*self.tenants.values(), *self.keys.values())
-        return any(each.tokens_per_month < inf or each.usd_per_month < inf for each in quotas)
 
 
 NO_QUOTAS: Final = QuotaRules()
@@ -321,8 +324,13 @@ class Quotas:
             quota = self._quota(name)
             if quota is not None:
                 account.adopt(quota, now_s)
-            elif not account.running:
+            elif not account.running and not account.unsaved.requests:
                 del self._accounts[name]
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether any request is to be settled, though there may be no quota any more."""
+        return bool(self._charges)
 
     def _quota(self, account: str) -> Quota | None:
         kind, _, name = account.partition(":")
@@ -349,10 +357,12 @@ class Quotas:
                 self.refused[counted] = self.refused.get(counted, 0) + 1
                 return _verdict(accounts, now_s, limit, account.name, wait_s)
             needs.append(tokens)
+        usd = self._price(request.model).usd(prompt, 0.0, max(needs, default=prompt) - prompt) if needs else 0.0
         for account, tokens in zip(accounts, needs, strict=True):
             _take(account, tokens, now_s)
+            account.reserved_usd += usd
         if accounts:
-            self._charges[request.id] = _Charge(accounts, request, needs)
+            self._charges[request.id] = _Charge(accounts, request, needs, usd)
         return _verdict(accounts, now_s)
 
     def settle(
@@ -364,19 +374,23 @@ class Quotas:
             return
         prompt, output = min(max(prompt_tokens, 0.0), _TOKENS_MOST), min(max(output_tokens, 0.0), _TOKENS_MOST)
         cached = min(max(cached_tokens, 0.0), prompt)
-        prices = self._rules.prices
-        usd = prices.get(charge.model, prices.get(OTHERS, FREE)).usd(prompt, cached, output)
+        usd = self._price(charge.model).usd(prompt, cached, output)
         use = Use(1.0, prompt, cached, output, usd)
         for account, reserved in zip(charge.accounts, charge.tokens, strict=True):
             _give_back(account, reserved - use.tokens, now_s)
             account.running -= 1
             account.reserved_tokens = max(account.reserved_tokens - reserved, 0.0) if account.running else 0.0
+            account.reserved_usd = max(account.reserved_usd - charge.usd, 0.0) if account.running else 0.0
             account.unsaved = account.unsaved.plus(use)
             account.used_s = now_s
             named = self._named(account.name)
             self.counted[named] = self.counted.get(named, NOTHING).plus(use)
             if output > 0.0:
                 account.output_mean += _MEAN_SHARE * (output / charge.sequences - account.output_mean)
+
+    def _price(self, model: str) -> Price:
+        prices = self._rules.prices
+        return prices.get(model, prices.get(OTHERS, FREE))
 
     def _of(self, tenant: str, key: str, now_s: float) -> list[_Account]:
         rules = self._rules
@@ -415,7 +429,14 @@ class Quotas:
     # -- other routers -----------------------------------------------------------------------------------------
 
     def shares(self, now_s: float) -> dict[str, Shares]:
-        """What this router publishes: its accounts that were used in the last minutes."""
+        """What this router publishes: its accounts that were used in the last minutes, the newest if they are many."""
+        recent = [
+            (account.used_s, name)
+            for name, account in self._accounts.items()
+            if account.running or now_s - account.used_s < 2 * MINUTE_S
+        ]
+        recent.sort(reverse=True)
+        published = ((name, self._accounts[name]) for _, name in recent[:SHARES_MOST])
         return {
             name: Shares(
                 account.requests.taken if account.requests is not None else 0.0,
@@ -424,8 +445,7 @@ class Quotas:
                 account.requests.level(now_s) if account.requests is not None else 0.0,
                 account.tokens.level(now_s) if account.tokens is not None else 0.0,
             )
-            for name, account in self._accounts.items()
-            if account.running or now_s - account.used_s < 2 * MINUTE_S
+            for name, account in published
         }
 
     def heard(self, peer: str, shares: Mapping[str, Shares], now_s: float) -> None:
@@ -456,8 +476,19 @@ class Quotas:
     # -- the month ---------------------------------------------------------------------------------------------
 
     def unsaved(self) -> dict[str, Use]:
-        """By account, what has been used and is not in the store yet."""
-        return {name: account.unsaved for name, account in self._accounts.items() if account.unsaved.requests}
+        """By account, what has been used and is not in the store yet, of as many accounts as one addition may have."""
+        accounts = self._accounts
+        due = [name for name in self.summed if accounts[name].unsaved.requests]
+        return {name: accounts[name].unsaved for name in due[:ADDITION_MOST]}
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        """The accounts whose use is summed in the store: those that the config names or that have a limit of a month.
+        The names of all others are the clients', without a bound.
+        """
+        return tuple(
+            name for name, account in self._accounts.items() if account.quota.monthly or self._named(name) != OVERFLOW
+        )
 
     def added(self, used: Mapping[str, Use]) -> None:
         """The store has taken this: it counts in what is read of the month, and until then here."""

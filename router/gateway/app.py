@@ -107,6 +107,7 @@ class Gateway:
         more += [each for each in (self.access_log, self.traces) if each is not None]
         observer = RequestObservers(self.metrics, self.demand, self.journal, self.rollout, clock, more)
         self.quotas = Quotas()
+        self.monthly_use: MonthlyUse | None = None
         self.driver = _driver(plan, recorded, observer, self.quotas, clock, dialler)
         self.backends = Membership(self.driver, self.core.loads, self._on_left)
         self.store = store or _store(plan, self.router_id, identity)
@@ -405,8 +406,8 @@ class Gateway:
             asyncio.create_task(self.beliefs.run(), name="beliefs"),
         ]
         if isinstance(self.store, RedisStore):
-            monthly = MonthlyUse(self.store, self.quotas)
-            self._tasks.append(asyncio.create_task(monthly.run(), name="use of quotas"))
+            self.monthly_use = MonthlyUse(self.store, self.quotas)
+            self._tasks.append(asyncio.create_task(self.monthly_use.run(), name="use of quotas"))
         for task in self._tasks:
             task.add_done_callback(_log_failure)
 
@@ -420,6 +421,8 @@ class Gateway:
         await self.model_lists.close()
         await self.engines.close()
         await self.beliefs.keep()
+        if self.monthly_use is not None:
+            await self.monthly_use.once()  # of the last second
         await self.store.close()
         if self.recorder is not None:
             self.recorder.close()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.quota import ACCOUNTS_MOST, Limit, Price, Quota, QuotaRules, Quotas, Shares, Use
+from router.core.quota import ACCOUNTS_MOST, SHARES_MOST, Limit, Price, Quota, QuotaRules, Quotas, Shares, Use
 from tests.fakes import request
 
 A_MINUTE = 60.0
@@ -154,6 +154,41 @@ def test_another_config_keeps_what_was_used() -> None:
     it.adopt(QuotaRules(), 0.0)
     assert not it.active
     it.settle("a", 100, 0, 10, 0.0)
+
+
+def test_requests_end_that_began_under_a_quota_that_is_gone() -> None:
+    """When it comes back, they are not in flight for ever."""
+    it = quotas(requests_parallel_max=1.0)
+    asks(it, "a", 0.0)
+    rules = it._rules
+    it.adopt(QuotaRules(), 0.0)
+    assert (it.active, it.in_flight) == (False, True)
+    it.settle("a", 100, 0, 10, 0.0)
+    it.adopt(rules, 0.0)
+    assert (it.in_flight, asks(it, "b", 0.0)) == (False, None)
+
+
+def test_money_of_requests_in_flight_counts() -> None:
+    """Else all that come at once would have what is left for one."""
+    it = Quotas(QuotaRules({"t": Quota(usd_per_month=0.001)}, prices={"*": Price(1.0, 1.0, 10.0)}))
+    assert [asks(it, name, 0.0) for name in "abc"] == [None, None, Limit.MONTH_USD]  # 100 x 1 + 50 x 10 millionths
+    it.settle("a", 0, 0, 0, 0.0)
+    it.settle("b", 0, 0, 0, 0.0)
+    assert asks(it, "d", 0.0) is None
+
+
+def test_only_what_the_config_names_or_limits_by_the_month_is_stored() -> None:
+    """Names that clients make up would fill the store; a router publishes no more accounts than a view can hold."""
+    it = Quotas(QuotaRules({"*": Quota(requests_per_minute=9), "t": Quota()}))
+    for n in range(SHARES_MOST + 9):
+        asks(it, f"r{n}", 0.0, tenant=f"t{n}")
+        it.settle(f"r{n}", 1, 0, 1, 0.0)
+    asks(it, "own", 1.0)
+    it.settle("own", 1, 0, 1, 1.0)
+    assert set(it.unsaved()) == {"tenant:t"}
+    shares = it.shares(1.0)
+    assert len(shares) == SHARES_MOST
+    assert "tenant:t" in shares
 
 
 steps = st.lists(

@@ -87,4 +87,4 @@ class MonthlyUse:
             await self._store.add_use(*self._sent)
             self._sent = None
             self._quotas.added(used)
-        self._quotas.read(await self._store.used(month, self._quotas.accounts))
+        self._quotas.read(await self._store.used(month, self._quotas.summed))
