@@ -53,7 +53,9 @@ def files(data: Any, folder: Path) -> Iterator[Path]:
 
 
 def refers(value: Any) -> bool:
-    """Whether a value has a reference: what it stands for may be a secret."""
+    """Whether a value has a reference, itself or in a part of it: what it stands for may be a secret."""
+    if isinstance(value, dict | list):
+        return any(map(refers, value.values() if isinstance(value, dict) else value))
     return isinstance(value, str) and _REFERENCE.search(value) is not None
 
 

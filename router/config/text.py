@@ -175,14 +175,16 @@ def problems(
             case "missing":
                 yield ConfigProblem(loc, "is required and missing")
             case "value_error":
-                yield ConfigProblem(loc, fault["msg"].removeprefix("Value error, "))
+                said = fault["msg"].removeprefix("Value error, ")
+                hidden = references.refers(_as_written(written, loc, None))
+                yield ConfigProblem(loc, said.partition(", not ")[0] if hidden else said)
             case _:
                 message = fault["msg"][0].lower() + fault["msg"][1:]
                 yield ConfigProblem(loc, f"{message}, not {_short(_as_written(written, loc, fault['input']))}")
 
 
 def _as_written(written: Any, loc: Loc, value: object) -> object:
-    """The value at that place, or the reference that stands there for it."""
+    """The value at that place, or what stands there where that has references."""
     for part in loc:
         if isinstance(written, dict):
             written = written.get(part)

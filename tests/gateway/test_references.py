@@ -66,6 +66,10 @@ def test_a_fault_shows_the_reference_and_not_the_secret() -> None:
     """What it stands for may be one."""
     (line,) = refused(BACKENDS + 'admin_key: {key: "${TEST_SECRET}"}\n')
     assert line.endswith("string should have at least 8 characters, not '${TEST_SECRET}'")
+    (line,) = refused(BACKENDS + 'api_keys: {key: "${TEST_SECRET}", tenant: t}\n')
+    assert line.endswith("not {'key': '${TEST_SECRET}', 'tenant': 't'}")
+    (line,) = refused(BACKENDS + 'state: {redis_url: "redis://u:${TEST_SECRET}@h:no"}\n')
+    assert "short" not in line
 
 
 def test_the_content_of_a_file_is_without_its_last_line_break(tmp_path: Path) -> None:
