@@ -51,6 +51,17 @@ async def test_a_client_that_left_before_the_first_token_made_the_engine_work_to
         assert gate.seen.late == [(record.request.id, "a", 5, True)]
 
 
+@pytest.mark.parametrize("tokens", [0, 2])
+async def test_a_stream_that_an_engine_cut_short_has_no_late_tokens(tokens: int) -> None:
+    """Its body ends in good order, without what ends a reply: what came is its request's, and counts once."""
+    events = [event(token("a"))] * tokens
+    async with pair([STREAM_HEAD + chunked(*events) + LAST]) as (gate, _):
+        await gate.chat()
+        await until(lambda: gate.seen.outcomes)
+        assert gate.seen.outcomes[0].record.outcome is not EndState.SERVED
+        assert gate.seen.late == []
+
+
 async def test_an_engine_that_does_not_notice_is_cut_off() -> None:
     """One that goes on for a connection whose other half is closed."""
     never = asyncio.Event()

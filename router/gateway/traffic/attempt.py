@@ -188,7 +188,11 @@ class UpstreamAttempt(Reader):
         self._settle()
 
     def _settle(self) -> None:
-        """The engine sends no more, or has had time to notice: report the tokens that came since the end."""
+        """The engine sends no more, or has had time to notice: report the tokens that came since the end. Nothing of an
+        attempt that ended by itself: its tokens are its request's.
+        """
+        if self._counted == _NOT_PARTING:
+            return
         self._end()
         counted, self._counted = self._counted, _NOT_PARTING
         if self._stream is not None or self._translation is not None:
