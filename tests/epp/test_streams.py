@@ -522,6 +522,64 @@ async def test_garbage_ends_its_stream_and_no_other() -> None:
         await until(lambda: gate.core.in_flight == 0)
 
 
+async def test_a_body_that_goes_on_after_its_end_ends_the_stream_and_its_request() -> None:
+    """It would begin the same request twice, and the first would be in flight for ever."""
+    async with proxy("a") as gate:
+        for more in ("body", "trailers"):
+            one = gate.exchange()
+            await one.chat()
+            await one.destination()
+            await (one.body(b"{}") if more == "body" else one.trailers("request_trailers"))
+            assert await one.status() is grpc.StatusCode.INVALID_ARGUMENT
+        await until(lambda: len(gate.seen.outcomes) == 2 and gate.core.in_flight == 0)
+        await until(lambda: not gate.picker.links.owners)
+
+
+class Stuck:
+    """A call whose proxy reads nothing but where the request goes."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[bytes] = asyncio.Queue()
+        self.written: list[bytes] = []
+
+    async def read(self) -> bytes:
+        return await self.messages.get()
+
+    async def write(self, message: Any) -> None:
+        if isinstance(message, bytes):
+            self.written.append(message)
+            if len(self.written) > 2:
+                await asyncio.Event().wait()
+        else:  # from the tests' proxy
+            self.messages.put_nowait(message.SerializeToString())
+
+    async def abort(self, code: Any, details: str) -> None:
+        raise AssertionError(f"{code} waits behind what is being written: {details}")
+
+
+async def test_a_proxy_that_reads_no_more_holds_no_request() -> None:
+    """After the time that a client may not read, its call ends without a word, and its load with it."""
+    async with proxy("a", limits_of_streams=StreamLimits(stall_s=5.0, reader_s=9.0)) as gate:
+        stuck = Stuck()
+        call = asyncio.create_task(gate.picker._process(None, stuck))
+        one = Exchange(stuck)
+        await one.chat()
+        await until(lambda: len(stuck.written) == 2)
+        await one.reply_head()
+        await one.reply_body(event(token("a")))
+        await until(lambda: len(stuck.written) == 3)
+        now_s = gate.picker.driver.clock()
+        for after_s in (2.0, 6.0):  # it is paused by then, and no engine's silence ends it
+            gate.picker.driver.sweep(now_s + after_s)
+        assert gate.core.in_flight == 1
+        for after_s in (12.0, 13.0, 20.0):
+            gate.picker.driver.sweep(now_s + after_s)
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert gate.core.in_flight == 0
+        assert not gate.picker.calls
+
+
 async def test_a_fault_of_the_picker_is_500_for_its_client_alone(caplog: pytest.LogCaptureFixture) -> None:
     """And a log line with its traceback."""
     async with proxy("a") as gate:

@@ -67,7 +67,7 @@ class Addresses:
     async def _look_up(self, host: str) -> None:
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             if not self._by_host.get(host):
                 _log.warning("host %s of a backend's url: %s; no request is sent there until it is known", host, error)
             return

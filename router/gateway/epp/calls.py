@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from router.core.errors import Reason
+from router.core.errors import BadMessage, Reason
 from router.core.types import RequestId
 from router.gateway.epp.exchange import PickerExchange
 from router.gateway.epp.link import EngineLink, Links
@@ -106,12 +106,15 @@ class RoutedCall(ProxiedCall):
         elif self._given.among == () and not exchange.preflight:
             exchange.reject(NONE_IN_SUBSET)
         elif ends or exchange.preflight:
+            exchange.body_complete = True
             exchange.begin()
 
     def request_body(self, data: bytes, *, ends: bool) -> None:
         exchange = self.exchange
         if exchange.response_complete:
             return
+        if exchange.body_complete:
+            raise BadMessage("a body goes on after its end")
         self._has_body = True
         if exchange.take(data, self._body_bytes_max):
             assert exchange.problem is not None
@@ -122,6 +125,8 @@ class RoutedCall(ProxiedCall):
 
     def request_trailers(self) -> None:
         if not self.exchange.response_complete:
+            if self.exchange.body_complete:
+                raise BadMessage("trailers come after the end of the request")
             self._has_trailers = self.exchange.body_complete = True
             self.exchange.begin()
 

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from math import isnan, nan
 from typing import Any, Final
 
 import grpc
@@ -24,6 +25,9 @@ _log = logging.getLogger("headroom")
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", 16 * 2**20),  # a proxy's pieces have the size of its buffers
     ("grpc.so_reuseport", 0),  # a port that somebody else has is an error
+    ("grpc.keepalive_time_ms", 30_000),  # a proxy that has vanished without a word is found
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
 )
 _BROKEN: Final = "the reply was broken off"
 _CLOSE_S: Final = 5.0  # from the last message until the proxy has ended the stream
@@ -37,13 +41,18 @@ class _Call:
         self.stream = ProxyStream(picker.driver, picker.links, picker.limits, picker.any_endpoint, self._wake)
         self._context = context
         self._driver = picker.driver
-        self._taking = self._writing = False
-        self._since_s = picker.driver.clock()  # since when it has been writing, or was over
+        self._close_s = picker.limits.keep_alive_s
+        self._taking = False
+        self._writing = asyncio.Lock()
+        self._since_s = picker.driver.clock()  # since when it has been writing
+        self._over_s = nan  # when a sweep first found that nothing follows
+        self._task: asyncio.Task[Any] | None = None  # of the call
         self._flushing: asyncio.Task[None] | None = None  # kept, lest it be collected
 
     async def run(self) -> None:
         """Read and answer until either side has nothing more to say."""
         stream, context = self.stream, self._context
+        self._task = asyncio.current_task()
         while not stream.replies.over:
             data = await context.read()
             if data is aio.EOF:
@@ -62,12 +71,11 @@ class _Call:
 
     def _wake(self) -> None:
         """There is something to write. What no message of the proxy's has called for needs a task of its own."""
-        if not (self._taking or self._writing):
-            self._writing, self._since_s = True, self._driver.clock()
+        if not (self._taking or self._writing.locked()) and (self._flushing is None or self._flushing.done()):
+            self._since_s = self._driver.clock()
             self._flushing = asyncio.get_running_loop().create_task(self._flush())
 
     async def _flush(self) -> None:
-        self._writing = False
         with suppress(aio.BaseError):  # the call has ended meanwhile, which its own task finds too
             await self._write()
         if self.stream.replies.aborted:  # else the proxy ends the stream
@@ -79,27 +87,34 @@ class _Call:
             await self._context.abort(grpc.StatusCode.ABORTED, _BROKEN)
 
     async def _write(self) -> None:
-        """Write what waits, unless that is under way. A proxy that takes nothing is not read on."""
+        """Write what waits, behind what is being written. A proxy that takes nothing is not read on."""
         waiting = self.stream.replies.waiting
-        if self._writing:
-            return
-        self._writing = True
         try:
-            while waiting:
-                self._since_s = self._driver.clock()
-                await self._context.write(waiting.popleft().SerializeToString())
+            async with self._writing:
+                while waiting:
+                    self._since_s = self._driver.clock()
+                    await self._context.write(waiting.popleft().SerializeToString())
         finally:
-            self._writing = False
             self.stream.unblocked()
 
     def swept(self, now_s: float) -> None:
-        """Find what takes too long."""
+        """Find what takes too long: a proxy that does not take a reply, or does not end a stream that is over."""
         self.stream.swept(now_s)
-        waited_s = now_s - self._since_s
-        if self._writing and waited_s > _BLOCKED_S:
+        replies, writing = self.stream.replies, self._writing.locked()
+        if replies.over:
+            self._ended(now_s, writing, replies.aborted)
+        elif writing and now_s - self._since_s > _BLOCKED_S:
             self.stream.blocked()
-        elif self.stream.replies.over and not self._writing and waited_s > _CLOSE_S:
+
+    def _ended(self, now_s: float, writing: bool, aborted: bool) -> None:
+        """Nothing follows: the proxy has its time to take what is left, and to end the stream."""
+        if isnan(self._over_s):
+            self._over_s = now_s
+        waited_s = now_s - self._over_s
+        if not writing and waited_s > _CLOSE_S:
             self._flushing = asyncio.get_running_loop().create_task(self._abort())
+        elif writing and waited_s > (_CLOSE_S if aborted else self._close_s) and self._task is not None:
+            self._task.cancel()  # the write under way would hold up a status, so the call ends without
 
 
 class PickerServer:
