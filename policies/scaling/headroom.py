@@ -266,6 +266,8 @@ class _Plan:
             return counts, runner_up, "more is expected than the replicas serve"
         if self._costs(counts) >= self._costs(self.there):
             return tuple(self.there), runner_up, "a change would not pay for itself"
+        if any(kind.attained for kind in self.hopeless):
+            return tuple(self.there), runner_up, "SLOs are met that by the forecast no variant can meet"
         return counts, runner_up, "fewer serve even the upper bound of the forecast"
 
     def _costs(self, counts: Sequence[int]) -> float:

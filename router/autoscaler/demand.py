@@ -41,7 +41,7 @@ def _summed(demands: Sequence[ModelDemand]) -> ModelDemand:
 
 def _measured(demands: Sequence[ModelDemand]) -> bool:
     """Whether every router measures demand as it arrives, in buckets of the same length; else only totals are whole."""
-    return all(each.arrivals for each in demands) and len({each.bucket_s for each in demands}) == 1
+    return all(each.bucket_s > 0.0 for each in demands) and len({each.bucket_s for each in demands}) == 1
 
 
 def _arrivals(demands: Sequence[ModelDemand]) -> tuple[float, ...]:

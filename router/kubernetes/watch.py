@@ -16,7 +16,7 @@ from router.core.errors import KubernetesError
 from router.kubernetes.client import KubernetesClient, Object
 
 GONE: Final = 410
-PAGE: Final = 500
+PAGE: Final = 100  # of objects up to 40 KB, as pods with many managed fields are, within the bytes of one answer
 OBJECTS_MAX: Final = 20_000
 WATCH_S: Final = 60  # after which the server ends a watch: so a connection that is dead unseen is found soon
 PAUSE_S: Final = 0.2  # between two requests: a server that ends each watch at once gets no stream of requests

@@ -233,3 +233,16 @@ def test_a_step_is_answered_within_two_evaluations():
     """All that is missing is ordered at once."""
     found, _ = changes(lambda at_s: 2.0 if at_s < 1500 else 12.0, 0.5, Random(1))
     assert any(1500 <= at_s <= 1530 for at_s in found)
+
+
+@pytest.mark.parametrize(("attained", "left"), [(990, 10), (0, 1)])
+def test_replicas_stay_where_an_slo_is_met_that_the_forecast_takes_for_impossible(attained, left):
+    """The forecast may be wrong, and what is served is not taken away for it; what is never met holds no replicas."""
+    impossible = Slo(ttft_s=0.001, tpot_s=0.0001)
+    kind = KindDemand("chat", impossible, 10.0, 500.0, 200.0, 1000, attained)
+    running = {"small": 10, "big": 0}
+    facts = {"slo": impossible, "kinds": (kind,), "arrivals": (50.0,) * 240, "bucket_s": 5.0, "settled_s": 900.0}
+    counts = wanted(**facts, replicas=running, attainment=attained / 1000)
+    for _ in range(6):  # one step after another
+        counts = wanted(**facts, replicas=counts, attainment=attained / 1000)
+    assert counts == {"small": left, "big": 0}
