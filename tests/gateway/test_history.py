@@ -1,5 +1,8 @@
 """The history of the last hour and day: what is counted where, its quantiles, its bounds, and several workers' sums."""
 
+import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from math import nan
 from pathlib import Path
@@ -186,3 +189,29 @@ async def test_a_gateway_serves_its_history_and_refuses_what_is_no_dimension(tmp
         assert found["names"]["backend"] == ["a"]
         assert (await it.get("/admin/history", params={"by": "nosuch"})).status_code == 422
         assert (await it.get("/admin/history", params={"window": "week"})).status_code == 422
+
+
+def test_models_that_clients_make_up_are_no_series() -> None:
+    """They would take the places of those that come to be served."""
+    history = History(wall=Wall())
+    history.ended(refused(Reason.UNKNOWN_MODEL))
+    assert list(history.all_of("model")) == []
+    history.ended(log())
+    assert [name for name, _ in history.all_of("model")] == ["m"]
+
+
+def test_groups_of_longer_slots_are_drawn_at_their_times() -> None:
+    """Backends have slots of two minutes where all requests have slots of one: the page draws both on one axis."""
+    page = Path(__file__).parents[2] / "router/gateway/control/page/plots.js"
+    text = page.read_text(encoding="utf-8")
+    onto = text[text.index("function onto(") :].partition("\n}\n")[0] + "\n}\n"
+    call = """
+    const whole = {first: 97, slot_s: 60, slots: 6};
+    const view = {first: 49, slot_s: 120, groups: {a: {load: [1, 2, 3]}}};
+    console.log(JSON.stringify(onto(view, whole)));
+    """
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    done = subprocess.run([node, "-e", onto + call], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"a": {"load": [0, 1, 1, 2, 2, 3]}}

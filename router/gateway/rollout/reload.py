@@ -303,7 +303,11 @@ def referenced_files(text: Document) -> tuple[Path, ...]:
 def remade(version: Version, path: Path) -> tuple[Plan, str]:
     """The plan of a version's text, and how its canary's trial had ended ("" if it had not). Raises ConfigError."""
     plan = replace(version, plan=None).made(path)
-    return plan, version.version.removeprefix(plan.version).removeprefix("-")
+    outcome = version.version.rpartition("-")[2]
+    return plan, outcome if outcome in OUTCOMES else ""
+
+
+OUTCOMES: Final = ("promoted", "returned")  # of a canary's trial, at the end of the name of a version
 
 
 def settled(plan: Plan, outcome: str) -> Plan:

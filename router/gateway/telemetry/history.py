@@ -146,7 +146,7 @@ class History:
         self._series[ALL].add(now_s, counters, cells)
         for dimension, name in (
             ("class", request.slo_class),
-            ("model", request.model),
+            ("model", "" if record.reason is Reason.UNKNOWN_MODEL else request.model),
             ("tenant", request.tenant),
             ("backend", record.backend),
             ("arm", self._arm(request)),

@@ -135,13 +135,22 @@ function draw_history(view) {
   for (const [title, unit, of, range] of PLOTS) draw_plot(title, unit, view, times, of, range);
 }
 
+/** The groups of a view on the slots of another: those of backends are longer. */
+function onto(view, whole) {
+  const at = slot => Math.floor((whole.first + slot) * whole.slot_s / view.slot_s) - view.first;
+  const moved = values => Array.from({length: whole.slots}, (_, slot) => values[at(slot)] ?? 0);
+  const each = counters => Object.fromEntries(Object.entries(counters).map(([name, values]) => [name, moved(values)]));
+  return Object.fromEntries(Object.entries(view.groups).map(([name, counters]) => [name, each(counters)]));
+}
+
 /** The view of the selects. Of a dimension without a name: its groups, and the rest of all requests. */
 async function history_now() {
   const wanted = JSON.stringify(shown);
   const query = new URLSearchParams({window: shown.window, by: shown.by || "class", name: shown.by ? shown.name : ""});
   const named = shown.by && shown.name;
   const view = await ask(`admin/history?${query}`);
-  const whole = named ? view : {...await ask(`admin/history?window=${shown.window}`), groups: view.groups, by: shown.by, name: ""};
+  const all = named ? null : await ask(`admin/history?window=${shown.window}`);
+  const whole = named ? view : {...all, groups: onto(view, all), by: shown.by, name: ""};
   if (named) whole.groups = {};
   if (wanted !== JSON.stringify(shown)) return;
   if (drawnFor !== wanted) for (const made of plots.values()) made.names = null;
