@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
@@ -265,6 +265,7 @@ async def test_mangled_requests_hurt_nobody(edits: list[tuple[int, int, bytes]],
 
 @FUZZ
 @given(edits=EDITS, places=PLACES, name=st.sampled_from(sorted(ANSWERS)), old=st.booleans())
+@example(edits=[(1435, 5, b"\r\n")], places=[], name="interim", old=False)  # an end of a head that is none for llhttp
 async def test_mangled_answers_hurt_nobody(
     edits: list[tuple[int, int, bytes]], places: list[int], name: str, old: bool
 ) -> None:

@@ -110,7 +110,10 @@ class Connection(asyncio.Protocol):
                 return
         reader.take(data)
         if self.done and self.reader is reader:
-            self._release(reader)
+            if self.head is not None:  # llhttp has found the end of a head that has none by the letter
+                self._fail(f"{self.upstream.target.name} sent an answer that is not HTTP: its head has no end")
+            else:
+                self._release(reader)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.upstream.lost(self)
