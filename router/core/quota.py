@@ -329,7 +329,7 @@ class Quotas:
 
     @property
     def in_flight(self) -> bool:
-        """Whether any request is to be settled, though there may be no quota any more."""
+        """Whether any request is to be settled: also of a quota that is no more."""
         return bool(self._charges)
 
     def _quota(self, account: str) -> Quota | None:
@@ -503,11 +503,6 @@ class Quotas:
         self._month = month
         for name, account in self._accounts.items():
             account.month = month.get(name, NOTHING)
-
-    @property
-    def accounts(self) -> tuple[str, ...]:
-        """Those that are in use here."""
-        return tuple(self._accounts)
 
     def states(self, now_s: float) -> Iterator[AccountState]:
         """How each account stands that is in use here."""

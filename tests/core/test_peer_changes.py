@@ -30,7 +30,7 @@ class Router:
         self.outbox = Outbox(self.ledger.table, self.ledger.roster)
 
     def seen(self) -> np.ndarray:
-        """What a forecast reads of each backend, whoever sent the requests."""
+        """What a forecast reads of each backend, whichever router sent the requests."""
         columns = self.ledger.table.columns[:, : len(NAMES)]
         load = columns[:LOAD] + columns[LOAD : 2 * LOAD]
         return np.vstack((load, columns[[TPOT_BOUND_S, PREFILL_RATE, RATE_AT_S, FIRST_TOKEN_S]]))

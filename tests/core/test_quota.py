@@ -137,11 +137,11 @@ def test_tenants_named_by_clients_do_not_fill_the_memory() -> None:
     it = Quotas(QuotaRules({"*": Quota(requests_per_minute=1)}))
     for n in range(ACCOUNTS_MOST + 50):
         asks(it, f"r{n}", 0.0, tenant=f"t{n}")
-    assert len(it.accounts) == ACCOUNTS_MOST + 1
+    assert len(list(it.states(0.0))) == ACCOUNTS_MOST + 1
     for n in range(ACCOUNTS_MOST + 50):
         it.settle(f"r{n}", 0, 0, 0, 0.0)
     asks(it, "last", 1000.0, tenant="new")
-    assert len(it.accounts) == 1
+    assert len(list(it.states(1000.0))) == 1
 
 
 def test_another_config_keeps_what_was_used() -> None:

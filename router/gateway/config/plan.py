@@ -561,7 +561,7 @@ def _quotas(parsed: Settings, keys: Mapping[str, Caller]) -> QuotaRules:
 
 
 def _impossible_quotas(parsed: Settings) -> Iterator[ConfigProblem]:
-    """Quotas of nobody, and those that lack what they are counted by."""
+    """Quotas of tenants that no key has, and those that lack what they are counted by."""
     tenants = {given.tenant for given in parsed.api_keys}
     placed: list[tuple[Loc, Quota]] = [(("quotas", name), given) for name, given in parsed.quotas.items()]
     placed += [(("api_keys", i, "quota"), given.quota) for i, given in enumerate(parsed.api_keys) if given.quota]

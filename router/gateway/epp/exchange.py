@@ -4,14 +4,10 @@ Must not depend on gRPC or on the form of its messages: ``Replies`` has that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 from typing import Protocol
 
-from router.core.errors import Reason
 from router.core.types import RequestId
 from router.engines import Translation
-from router.gateway.protocols import answers
-from router.gateway.protocols.answers import Problem
 from router.gateway.protocols.openai import Endpoint
 from router.gateway.traffic.call import Call
 from router.gateway.traffic.exchange import Exchange
@@ -76,36 +72,22 @@ class PickerExchange(Exchange):
         self, head: Head, body: bytes, translation: Translation | None, backend: bytes, predicted_ttft_s: float
     ) -> Frame | None:
         """Let the reply begin, with its first bytes."""
-        assert self._call is not None
         self.status = head.status
-        predicted = b""
-        if isfinite(predicted_ttft_s):
-            predicted = b"x-headroom-predicted-ttft-ms: %d\r\n" % round(predicted_ttft_s * 1e3)
-        self._replies.head(
-            b"%bx-request-id: %b\r\nx-headroom-backend: %b\r\n%b%b"
-            % (
-                translation.fields if translation is not None else b"",
-                self._call.wire_id,
-                backend,
-                predicted,
-                self._own_fields,
-            )
-        )
+        translated = translation.fields if translation is not None else b""
+        self._replies.head(translated + self._reply_fields(backend, predicted_ttft_s))
         if body:
             self._replies.body(body)
         return _unframed
 
     def _answer(self, status: int, fields: bytes, body: bytes) -> None:
         self.status, self.answer_bytes = status, len(body)
-        named = b"x-request-id: %b\r\n" % self._call.wire_id if self._call is not None else b""
-        self._replies.immediate(status, fields + named + self._own_fields, b"" if self.head_only else body)
+        self._replies.immediate(status, fields + self._answer_fields(), b"" if self.head_only else body)
         self._over()
 
     def break_off(self, why: str, ending: Frame | None) -> None:
         """End a stream that has failed: with an error event where one may follow, else by a reset."""
         if ending is not None:
-            problem = Problem(502, why, code=Reason.BACKEND_FAILED.value)
-            self._replies.body(ending(answers.event(self.endpoint.dialect, problem)))
+            self._replies.body(ending(self._break_event(why)))
             self._replies.end()
         else:
             self._replies.abort()

@@ -359,7 +359,7 @@ class Driver(RequestDriver):
         last = request.attempts[-1] if request.attempts else None
         if last is not None and last.meter.heard_s > 0.0:
             last.upstream.last_read_s = last.meter.heard_s
-        if self.quotas.active or self.quotas.in_flight:
+        if self.quotas.in_flight:
             self._settle(record)
         self._observer.ended(_log_of(request, record))
         request.attempts.clear()  # they refer to the request: no cycle is left to the garbage collector

@@ -6,6 +6,7 @@ backends, attempts, or how messages are found on a connection: it calls a Reques
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Final
 
 from router.core.decisions import Refuse
@@ -222,6 +223,25 @@ class Exchange(Client):
     @abstractmethod
     def _answer(self, status: int, fields: bytes, body: bytes) -> None:
         """Send a whole answer that is no engine's reply, or an engine's error as it came, and finish."""
+
+    def _reply_fields(self, backend: bytes, predicted_ttft_s: float) -> bytes:
+        """The header lines of this router's own on an engine's reply."""
+        assert self._call is not None
+        predicted = b""
+        if isfinite(predicted_ttft_s):
+            predicted = b"x-headroom-predicted-ttft-ms: %d\r\n" % round(predicted_ttft_s * 1e3)
+        own = (self._call.wire_id, backend, predicted, self._own_fields)
+        return b"x-request-id: %b\r\nx-headroom-backend: %b\r\n%b%b" % own
+
+    def _answer_fields(self) -> bytes:
+        """The same on an answer that is no engine's."""
+        if self._call is None:
+            return self._own_fields
+        return b"x-request-id: %b\r\n%b" % (self._call.wire_id, self._own_fields)
+
+    def _break_event(self, why: str) -> bytes:
+        """The event that ends a stream that has failed."""
+        return answers.event(self.endpoint.dialect, Problem(502, why, code=Reason.BACKEND_FAILED.value))
 
     def _forget(self) -> None:
         """The answer is complete: hold nothing of the request, for this object may be kept until the next one."""

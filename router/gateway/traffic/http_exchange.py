@@ -6,15 +6,11 @@ cycles, without a task.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 from typing import Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from router.core.errors import Reason
 from router.engines import Translation
-from router.gateway.protocols import answers
-from router.gateway.protocols.answers import Problem
 from router.gateway.protocols.openai import Endpoint
 from router.gateway.traffic.exchange import Exchange
 from router.gateway.traffic.http import NO_BODY, STATUS_LINES, Head, chunk
@@ -75,21 +71,14 @@ class HttpExchange(Exchange):
         self, head: Head, body: bytes, translation: Translation | None, backend: bytes, predicted_ttft_s: float
     ) -> Frame | None:
         """Send status, fields and first bytes of a reply. Returns the framing of later bytes, None: unchanged."""
-        assert self._call is not None
         self.status = head.status
         frame, framing = self._framing(head, body, translation)
-        predicted = b""
-        if isfinite(predicted_ttft_s):
-            predicted = b"x-headroom-predicted-ttft-ms: %d\r\n" % round(predicted_ttft_s * 1e3)
         self._transport.write(
-            b"%b%bx-request-id: %b\r\nx-headroom-backend: %b\r\n%b%b%b%b\r\n%b"
+            b"%b%b%b%b%b\r\n%b"
             % (
                 STATUS_LINES[head.status][self._early :],
                 translation.fields if translation is not None else head.fields,
-                self._call.wire_id,
-                backend,
-                predicted,
-                self._own_fields,
+                self._reply_fields(backend, predicted_ttft_s),
                 framing,
                 b"" if self.keep_alive else _CLOSE,
                 frame(body) if frame is not None else body,
@@ -113,14 +102,12 @@ class HttpExchange(Exchange):
 
     def _answer(self, status: int, fields: bytes, body: bytes) -> None:
         self.status, self.answer_bytes = status, len(body)
-        named = b"x-request-id: %b\r\n" % self._call.wire_id if self._call is not None else b""
         self._transport.write(
-            b"%b%b%b%bcontent-length: %d\r\n%b\r\n%b"
+            b"%b%b%bcontent-length: %d\r\n%b\r\n%b"
             % (
                 STATUS_LINES.get(status, STATUS_LINES[502])[self._early :],
                 fields,
-                named,
-                self._own_fields,
+                self._answer_fields(),
                 len(body),
                 b"" if self.keep_alive else _CLOSE,
                 b"" if self.head_only else body,
@@ -131,8 +118,7 @@ class HttpExchange(Exchange):
     def break_off(self, why: str, ending: Frame | None) -> None:
         """End a stream that has failed: with an error event where one may follow, and never as if it were whole."""
         if ending is not None:
-            problem = Problem(502, why, code=Reason.BACKEND_FAILED.value)
-            self._transport.write(ending(answers.event(self.endpoint.dialect, problem)))
+            self._transport.write(ending(self._break_event(why)))
         elif self.http10:
             self._transport.abort()  # closing the connection in good order would end the body as if it were whole
         self.keep_alive = False
