@@ -10,33 +10,29 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
+
+from tests.http_server import HttpServer, Received, send
 
 MERGE, STRATEGIC = "application/merge-patch+json", "application/strategic-merge-patch+json"
 VERBS = {"GET": "get", "PATCH": "patch", "PUT": "update", "POST": "create"}
 Answer = tuple[int, dict[str, Any]]
 
 
-class FakeApi:
+class FakeApi(HttpServer):
     """Objects by path. ``rules``: of a Role, None: everything is allowed; ``before_write``: called before each write,
     as another client's write would come in between; ``log``: method and path of each request.
     """
 
     def __init__(self, token: str = "", tls: ssl.SSLContext | None = None) -> None:
-        self.token, self.tls = token, tls
+        super().__init__(tls)
+        self.token = token
         self.objects: dict[str, dict[str, Any]] = {}
         self.rules: Sequence[dict[str, Any]] | None = None
         self.before_write: Callable[[], None] = lambda: None
         self.log: list[tuple[str, str]] = []
         self.silent = False
         self._version = 100
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server | None = None
-        self.port = 0
-
-    @property
-    def url(self) -> str:
-        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}"
 
     # -- what is in the cluster --------------------------------------------------------------------------------
 
@@ -147,42 +143,11 @@ class FakeApi:
         self.touch(path)
         return status, self.objects[path]
 
-    # -- the socket ----------------------------------------------------------------------------------------------
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        try:
-            while True:
-                lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-                method, path, _ = lines[0].split(" ")
-                headers = {
-                    name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
-                }
-                body = await reader.readexactly(int(headers.get("content-length", "0")))
-                self.log.append((method, path))
-                if self.silent:
-                    continue
-                status, given = self.answer(method, path, headers, body)
-                text = json.dumps(given).encode()
-                writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (status, len(text), text))
-                await writer.drain()
-        except (asyncio.IncompleteReadError, OSError):
-            pass
-        finally:
-            self._writers.discard(writer)
-            writer.close()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for writer in tuple(self._writers):
-            writer.close()
-        await self._server.wait_closed()
+    async def respond(self, request: Received, writer: asyncio.StreamWriter) -> None:
+        self.log.append((request.method, request.target))
+        if not self.silent:
+            status, given = self.answer(request.method, request.target, request.headers, request.body)
+            send(writer, status, json.dumps(given).encode())
 
 
 def _scale(found: dict[str, Any]) -> dict[str, Any]:
