@@ -25,12 +25,17 @@ _Objects = dict[str, Object]
 
 
 class Collection:
-    """The objects of one kind in one namespace, those that the selector matches."""
+    """The objects of one kind in one namespace, those that the selectors match."""
 
-    def __init__(self, client: KubernetesClient, path: str, selector: str = "", watch_s: int = WATCH_S) -> None:
-        """*path*: of the collection; *selector*: of labels, as ``kubectl -l`` takes it."""
+    def __init__(
+        self, client: KubernetesClient, path: str, selector: str = "", watch_s: int = WATCH_S, fields: str = ""
+    ) -> None:
+        """*path*: of the collection; *selector*: of labels, as ``kubectl -l`` takes it; *fields*: of fields, as
+        ``metadata.name=x``, with which a right to one object is enough.
+        """
         self._client, self._path, self._watch_s = client, path, watch_s
-        self._selected = {"labelSelector": selector} if selector else {}
+        selectors = {"labelSelector": selector, "fieldSelector": fields}
+        self._selected = {key: value for key, value in selectors.items() if value}
 
     async def sets(self) -> AsyncGenerator[Mapping[str, Object], None]:
         """The objects by name, first as listed, then after each change. Raises KubernetesError; never ends."""

@@ -177,17 +177,23 @@ async def test_the_rights_of_discovery_are_those_that_it_uses():
     used = set()
     async with WatchedApi("llm") as api:
         api.put("Service", {"metadata": {"name": "llama-h100"}, "spec": {"selector": {"app": "x"}}})
+        target = {"kind": "Pod", "name": "of-another-selector"}
+        labels = {"kubernetes.io/service-name": "llama-h100"}
+        endpoints, ports = [{"addresses": ["10.0.0.1"], "targetRef": target}], [{"port": 8000}]
+        given = {"metadata": {"name": "a", "labels": labels}, "addressType": "IPv4"}
+        api.put("EndpointSlice", given | {"endpoints": endpoints, "ports": ports})
         source = PodsOfService(KubernetesSource(service="llama-h100", url=api.url, namespace="llm"))
         sets = source.sets()
         assert await anext(sets) == ()
-        await until(lambda: api.watches == 2)
+        await until(lambda: api.watches == 3)
         for path in api.log:
             parts = urlsplit(path)
-            names = parts.path.strip("/").split("/")
+            names, query = parts.path.strip("/").split("/"), parse_qs(parts.query)
             group = names[1] if names[0] == "apis" else ""
             rest = names[names.index("namespaces") + 2 :]
-            verb = "watch" if "watch" in parse_qs(parts.query) else ("list" if len(rest) == 1 else "get")
-            used.add((group, rest[0], rest[1] if len(rest) > 1 else "", verb))
+            verb = "watch" if "watch" in query else ("list" if len(rest) == 1 else "get")
+            (field,) = query.get("fieldSelector", [""])  # with a name the right to that one object is enough
+            used.add((group, rest[0], field.removeprefix("metadata.name="), verb))
         await sets.aclose()
     role = one(of_everything(), "Role", "headroom-discovery", "llm")
     assert used == {

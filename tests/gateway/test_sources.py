@@ -15,7 +15,8 @@ from router.gateway.config.plan import Plan, plan_file
 from router.gateway.sidecar import Sidecar
 from router.gateway.sources.endpoint import ENDPOINTS_MAX, Endpoint, Source, name_of
 from router.gateway.sources.facts import backend_of
-from router.gateway.sources.file import endpoints
+from router.gateway.sources.file import FileTargets, endpoints
+from router.gateway.sources.merging import Given, Merging
 from router.gateway.sources.sources import Sources
 from router.gateway.state.memory import MemoryStore
 from tests.fakes_engine import WholeEngine
@@ -332,6 +333,50 @@ def test_a_fault_of_a_target_list_is_placed(text: bytes, fault: str) -> None:
     with pytest.raises(SourceFailed) as failed:
         list(endpoints(Path("t.yaml"), text))
     assert fault in str(failed.value)
+
+
+def test_what_ends_by_one_source_does_not_come_back_by_another(tmp_path: Path) -> None:
+    """An engine that announces its end is listed for a moment still; an address that is used again is a new engine."""
+    plan = plan_of(tmp_path, HEAD + "discover: [{file: a.yaml}, {file: b.yaml}]\n")
+    ends = Endpoint("x", "http://h:1/", {}, terminating=True)
+    late, again = Endpoint("x-by-dns", "http://h:1"), Endpoint("y", "http://h:1")
+
+    def skipped(*sources: tuple[Endpoint, ...]) -> list[list[str]]:
+        pairs = zip(plan.settings.discover, plan.accesses, sources, strict=True)
+        return [
+            [each.skipped for each in found] for found in Merging().merged(plan, [Given(*p) for p in pairs]).outcomes
+        ]
+
+    assert skipped((ends,), (late,)) == [["terminating"], ["terminating, by file"]]
+    assert skipped((late,), (ends,)) == [["terminating, by file"], ["terminating"]]
+    assert skipped((ends, again), ()) == [["terminating", ""], []]
+
+
+class Written(FileTargets):
+    """A file that is being written: each reading finds the next of these texts, and then the last one."""
+
+    def __init__(self, *texts: bytes) -> None:
+        super().__init__(Path("t.yaml"))
+        self.texts = list(texts)
+
+    async def _looks(self) -> AsyncGenerator[None, None]:
+        while self.texts:
+            yield None
+
+    def _texts(self) -> list[tuple[Path, bytes]]:
+        return [(self._path, self.texts.pop(0) if len(self.texts) > 1 else self.texts[0])]
+
+
+async def test_the_first_half_of_a_list_that_is_being_written_is_no_list(tmp_path: Path) -> None:
+    """It may be valid by itself, and would take the other half away."""
+    group = b"- {targets: ['%b:1']}\n"
+    whole = [group % b"a", group % b"a" + group % b"b", group % b"a" + group % b"b" + group % b"c"]
+    source = Written(*whole)
+    sets = source.sets()
+    assert [each.name for each in await anext(sets)] == ["a-1", "b-1", "c-1"]
+    source.texts.append(b"[]")
+    assert await anext(sets) == ()
+    await sets.aclose()
 
 
 async def test_before_a_source_has_answered_no_model_is_said_not_to_exist(tmp_path: Path) -> None:

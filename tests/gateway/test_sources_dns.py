@@ -65,6 +65,17 @@ async def test_srv_records_have_ports_and_the_names_of_replicas() -> None:
         assert await first(read(server, None)) == ()
 
 
+async def test_a_record_whose_target_is_gone_hides_no_other() -> None:
+    """As while a replica ends; where no target is there, that says nothing of the pool."""
+    async with DnsServer() as server:
+        server.records[SRV, "SRV"] = 5, [f"0 50 8000 vllm-{number}.{VLLM}" for number in range(2)]
+        server.records[f"vllm-1.{VLLM}", "A"] = 5, ["10.0.0.7"]
+        assert [each.url for each in await first(read(server, None))] == ["http://10.0.0.7:8000"]
+        del server.records[f"vllm-1.{VLLM}", "A"]
+        with pytest.raises(SourceFailed, match=r"there is no name vllm-.\."):
+            await first(read(server, None))
+
+
 async def test_the_records_are_read_again_when_their_ttl_is_over() -> None:
     """Neither before, however often a set is wanted, nor much later."""
     async with DnsServer() as server:

@@ -12,7 +12,7 @@ from router.core.errors import ConfigError, SourceFailed
 from router.gateway.config.plan import plan_file
 from router.gateway.sources.endpoint import Endpoint
 from router.gateway.sources.kubernetes import PodsOfSelector, PodsOfService
-from router.gateway.sources.pods import Wanted, of_pods, of_slices
+from router.gateway.sources.pods import PodRef, Wanted, of_pods, of_slices
 from tests.fakes_engine import WholeEngine
 from tests.fakes_router import Router, router
 from tests.fakes_wire import LAST, STREAM_HEAD, chunked, event, token
@@ -51,8 +51,8 @@ def slice_of(
     }
 
 
-def named(*pods: dict[str, Any]) -> Mapping[str, Any]:
-    return {each["metadata"]["name"]: each for each in pods}
+def named(*pods: dict[str, Any]) -> Mapping[PodRef, Any]:
+    return {PodRef(each["metadata"]["name"]): each for each in pods}
 
 
 def urls(found: tuple[Endpoint, ...]) -> dict[str, str]:
@@ -102,13 +102,50 @@ def test_a_pod_is_one_backend_in_however_many_slices() -> None:
     assert of_slices([slice_of(endpoint("a"), family="FQDN")], pods, HTTP) == ()
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [(None, 8000), ("http", 8000), ("metrics", 9000), (7, 7), ("x", None)])
-def test_the_port_is_found_by_number_or_name(wanted: int | str | None, expected: int | None) -> None:
-    """One that no slice has is of no endpoint."""
+def test_a_pod_of_both_families_keeps_its_address_whichever_slice_is_written_first() -> None:
+    """It is ready by either, for it is one pod; two addresses in turn would be two backends in turn."""
+    pods = named(pod("a"), pod("b"))
+    v4, v6 = endpoint("a", ready=False), endpoint("a", "fd00::1")
+    both = [slice_of(v6, name="v6", family="IPv6"), slice_of(v4, endpoint("b", "10.0.0.2"))]
+    assert urls(of_slices(both, pods, HTTP)) == {"a": "http://10.0.0.1:8000", "b": "http://10.0.0.2:8000"}
+    ends = [slice_of(endpoint("a", "fd00::1", terminating=True), name="v6", family="IPv6"), slice_of(endpoint("a"))]
+    assert urls(of_slices(ends, pods, HTTP)) == {"a": "http://10.0.0.1:8000"}
+
+
+def test_the_order_of_slices_decides_nothing() -> None:
+    """What came last by a watch comes first by a list."""
+    one, other = slice_of(endpoint("a") | {"zone": "x"}, name="1"), slice_of(endpoint("a") | {"zone": "y"}, name="2")
+    assert of_slices([one, other], named(pod("a")), HTTP) == of_slices([other, one], named(pod("a")), HTTP)
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(None, 8000), ("http", 8000), ("metrics", 9000), (7, 7)])
+def test_the_port_is_found_by_number_or_name(wanted: int | str | None, expected: int) -> None:
+    """Of several the one named http, unless another is wanted."""
     given = slice_of(endpoint("a"))
     given["ports"].append({"name": "metrics", "port": 9000})
     found = of_slices([given], named(pod("a")), Wanted(wanted, "https", ".models"))
-    assert urls(found) == ({"a.models": f"https://10.0.0.1:{expected}"} if expected else {})
+    assert urls(found) == {"a.models": f"https://10.0.0.1:{expected}"}
+
+
+def test_a_port_that_nothing_has_is_a_failure_and_no_empty_set() -> None:
+    """It names those that there are; the backends of before stay."""
+    given = slice_of(endpoint("a")) | {"ports": [{"name": "api", "port": 8000}, {"name": "metrics", "port": 9000}]}
+    pods = named(pod("a"))
+    with pytest.raises(SourceFailed, match=r"no port is named http: give .*; there are api \(8000\), metrics \(9000\)"):
+        of_slices([given], pods, HTTP)
+    with pytest.raises(SourceFailed, match=r"no port is named x; there are http \(8000\)"):
+        of_pods([pod("a")], Wanted("x", "http"))
+    with pytest.raises(SourceFailed, match="there are none"):
+        of_slices([slice_of(endpoint("a")) | {"ports": None}], pods, HTTP)
+    assert of_slices([slice_of() | {"endpoints": None, "ports": None}], pods, HTTP) == ()  # scaled to none
+    assert of_slices([slice_of(endpoint("a", terminating=True)) | {"ports": None}], pods, HTTP) == ()
+
+
+def test_only_tcp_ports_count() -> None:
+    """QUIC beside HTTP is not a second one."""
+    given = slice_of(endpoint("a"))
+    given["ports"] = [{"name": "quic", "port": 8000, "protocol": "UDP"}, {"name": "api", "port": 8001}]
+    assert urls(of_slices([given], named(pod("a")), HTTP)) == {"a": "http://10.0.0.1:8001"}
 
 
 def test_pods_alone_need_no_service() -> None:
@@ -129,7 +166,7 @@ def test_objects_of_another_form_are_left_out(bad: Any) -> None:
         assert "b" in urls(of_slices([slice_of(endpoint("a") | {key: bad}, endpoint("b"))], pods, HTTP))
     for key in ("metadata", "spec", "status"):
         assert "b" in urls(of_pods([pod("a") | {key: bad}, pod("b")], HTTP))
-        assert "b" in urls(of_slices([slice_of(endpoint("a")), good], {**pods, "a": {key: bad}}, HTTP))
+        assert "b" in urls(of_slices([slice_of(endpoint("a")), good], {**pods, PodRef("a"): {key: bad}}, HTTP))
 
 
 def config(api: WatchedApi, more: str = "service: vllm") -> str:
@@ -191,7 +228,7 @@ async def test_a_lost_api_server_takes_nothing_away_and_is_listed_again_when_it_
         start(api, "b", b)
         async with router(tmp_path / "r.yaml", config(api)) as it:
             await up(it, "a.models", "b.models")
-            await until(lambda: api.watches == 2)
+            await until(lambda: api.watches == 3)
             await api.stop()
             (state,) = it.gateway.sources.states
             await until(lambda: state.failing_s is not None)
@@ -200,6 +237,45 @@ async def test_a_lost_api_server_takes_nothing_away_and_is_listed_again_when_it_
             await api.start()
             await up(it, "b.models")
             assert state.failing_s is None
+
+
+async def test_a_switch_of_the_selector_leaves_no_moment_without_a_backend(tmp_path: Path) -> None:
+    """Blue to green: the new pods are known when the slices name them, and those of before drain."""
+    async with WholeEngine() as a, WholeEngine() as b, WatchedApi() as api:
+        service(api)
+        start(api, "a", a)
+        async with router(tmp_path / "r.yaml", config(api)) as it:
+            await up(it, "a.models")
+            sets: list[set[str]] = []
+            take = it.gateway.sources._on_changed
+
+            async def noted() -> None:
+                sets.append({each.name for each in it.gateway.sources.states[0].endpoints})
+                await take()
+
+            it.gateway.sources._on_changed = noted
+            api.put("Pod", pod("b", ip="127.0.0.1", port=b.port, labels={"app": "green", "headroom/card": "l4"}))
+            api.put("Service", {"metadata": {"name": "vllm"}, "spec": {"selector": {"app": "green"}}})
+            api.put("EndpointSlice", slice_of(endpoint("b", "127.0.0.1"), name="slice-a", port=b.port))
+            await up(it, "b.models")
+            assert it.gateway.plan.backends[0].labels["card"] == "l4"
+            assert sets == [{"b.models"}]
+
+
+async def test_a_service_that_is_gone_takes_nothing_away(tmp_path: Path) -> None:
+    """As while a release is installed anew."""
+    async with WholeEngine() as a, WatchedApi() as api:
+        service(api)
+        start(api, "a", a)
+        async with router(tmp_path / "r.yaml", config(api)) as it:
+            await up(it, "a.models")
+            api.remove("Service", "vllm")
+            (state,) = it.gateway.sources.states
+            await until(lambda: state.failing_s is not None)
+            assert state.why == "there is no Service vllm in namespace models"
+            assert (await it.chat()).status_code == 200
+            service(api)
+            await until(lambda: state.failing_s is None)
 
 
 async def first(source: PodsOfService | PodsOfSelector) -> tuple[Endpoint, ...]:
@@ -220,12 +296,26 @@ async def test_a_selector_reads_pods_alone() -> None:
         assert not [path for path in api.log if "/pods" not in path]
 
 
+async def test_a_pod_that_no_selector_matches_is_read_by_itself() -> None:
+    """Of a slice that somebody else writes; a right that is missing is stated, and no endpoint left out for it."""
+    async with WatchedApi() as api:
+        api.put("Service", {"metadata": {"name": "vllm"}, "spec": {}})
+        api.put("Pod", pod("a", labels={"headroom/card": "l4"}))
+        api.put("EndpointSlice", slice_of(endpoint("a"), endpoint("gone", "10.0.0.9")))
+        given = KubernetesSource(service="vllm", url=api.url, namespace="models")
+        (found,) = await first(PodsOfService(given))
+        assert (found.name, found.labels["card"]) == ("a.models", "l4")
+        assert not [path for path in api.log if "/pods?" in path]
+        api.forbidden = {"get pods"}
+        with pytest.raises(SourceFailed, match=r"403 forbidden: cannot get .*/pods/"):
+            await first(PodsOfService(given))
+
+
 async def test_what_cannot_be_read_says_what_is_missing(tmp_path: Path) -> None:
     """A right, the Service, the pod around this process, its token."""
     async with WatchedApi() as api:
         given = KubernetesSource(service="vllm", url=api.url, namespace="models")
-        api.objects["/api/v1/namespaces/models/services"] = {}
-        with pytest.raises(SourceFailed, match='404 "vllm" not found'):
+        with pytest.raises(SourceFailed, match="there is no Service vllm in namespace models"):
             await first(PodsOfService(given))
         service(api)
         api.forbidden = {"endpointslices"}

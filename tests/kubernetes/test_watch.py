@@ -87,7 +87,7 @@ async def test_what_the_server_has_forgotten_is_listed_again(as_an_event: bool) 
                 await anext(sets)
                 api._version += 1
                 api.forget()
-                api._changed.set()  # the open watch is notices
+                api.look()
             else:
                 api._version += 1
                 api.forget()
@@ -111,3 +111,27 @@ async def test_a_server_that_goes_away_is_an_error_and_so_is_a_right_that_is_mis
         async with watched(api) as sets:
             with pytest.raises(KubernetesError, match="403 forbidden: cannot list /api/v1"):
                 await anext(sets)
+
+
+async def test_one_object_is_watched_by_its_name() -> None:
+    """So that a right to that one is enough."""
+    async with WatchedApi() as api:
+        api.put("Pod", pod("a"))
+        api.put("Pod", pod("b"))
+        client = KubernetesClient(Access(api.url), 5.0)
+        async with aclosing(Collection(client, PODS, fields="metadata.name=b").sets()) as sets:
+            assert set(await anext(sets)) == {"b"}
+            api.put("Pod", pod("a", more="1"))
+            api.remove("Pod", "b")
+            assert set(await anext(sets)) == set()
+        await client.close()
+
+
+async def test_an_object_that_the_selector_matches_no_longer_is_gone() -> None:
+    """The server sends it as deleted."""
+    async with WatchedApi() as api:
+        api.put("Pod", pod("a", app="x"))
+        async with watched(api, "app=x") as sets:
+            assert set(await anext(sets)) == {"a"}
+            api.put("Pod", pod("a", app="y"))
+            assert set(await anext(sets)) == set()

@@ -68,21 +68,32 @@ class DnsRecords(Source):
         return [self._endpoint(name_of(f"{address}-{port}"), address, port) for address in addresses]
 
     async def _of_services(self, reading: "_Reading") -> list[Endpoint]:
-        found = []
+        found: list[Endpoint] = []
+        missing: _NoName | None = None
         for record in await reading.records(self._name, rdatatype.SRV):
             target, port = record.target.to_text(omit_final_dot=True), record.port  # type: ignore[attr-defined]
             if target == ".":  # there is decidedly no such service (RFC 2782)
                 continue
-            addresses = await reading.addresses(f"{target}.")
+            try:
+                addresses = await reading.addresses(f"{target}.")
+            except _NoName as gone:  # a record that outlives its replica must not hide the others
+                missing = gone
+                continue
             for address in addresses:
                 name = name_of(f"{target}-{port}" if len(addresses) == 1 else f"{target}-{address}-{port}")
                 # A certificate bears the name; and there the name has one address, for it is one replica.
                 host = target if self._scheme == "https" and len(addresses) == 1 else address
                 found.append(self._endpoint(name, host, port))
+        if missing is not None and not found:
+            raise missing
         return found
 
     def _endpoint(self, name: str, host: str, port: int) -> Endpoint:
         return Endpoint(name, f"{self._scheme}://{host_port(host, port)}")
+
+
+class _NoName(SourceFailed):
+    """There is no such name."""
 
 
 class _Reading:
@@ -104,7 +115,7 @@ class _Reading:
                 name, kind, raise_on_no_answer=False, lifetime=self._timeout_s, search=True
             )
         except NXDOMAIN:
-            raise SourceFailed(f"there is no name {name}") from None
+            raise _NoName(f"there is no name {name}") from None
         except (DNSException, OSError, UnicodeError) as error:
             raise SourceFailed(f"{name}: {' '.join(str(error).split()) or type(error).__name__}"[:300]) from None
         self.ttl_s = min(self.ttl_s, answer.chaining_result.minimum_ttl)

@@ -2,7 +2,8 @@
 
 ``[{targets: ["10.0.0.7:8000", "https://engine-b"], labels: {card: h100}}]``. The folder is watched, not the files:
 editors and ConfigMaps put another file in its place. Where the file system reports no changes, the files are read every
-second. A file that is missing, empty or broken is a failure; no target is what ``[]`` says.
+second. The first half of a list may be a list: a text counts once it has stayed the same for a moment. A file that is
+missing, empty or broken is a failure; no target is what ``[]`` says.
 """
 
 import asyncio
@@ -17,6 +18,8 @@ from router.core.errors import SourceFailed
 from router.gateway.sources.endpoint import Endpoint, Source, name_of
 
 LOOK_MS: Final = 1_000  # how often the files are read where the file system reports no changes
+SETTLED_S: Final = 0.1  # between two readings of the same text before it counts
+_READINGS_MAX: Final = 50  # of files that never stay the same
 BYTES_MAX: Final = 8 * 2**20  # of all files
 _WILD: Final = frozenset("*?[")
 _KEYS: Final = frozenset({"targets", "labels"})
@@ -33,10 +36,22 @@ class FileTargets(Source):
         """Whenever the files' texts have changed."""
         seen: list[tuple[Path, bytes]] | None = None
         async for _ in self._looks():
-            now = await asyncio.to_thread(self._texts)
+            now = await self._settled(seen)
             if now != seen:
                 seen = now
                 yield tuple(each for path, text in now for each in endpoints(path, text))
+
+    async def _settled(self, seen: list[tuple[Path, bytes]] | None) -> list[tuple[Path, bytes]]:
+        """The texts, where they are others than *seen* once they have stayed the same."""
+        now = await asyncio.to_thread(self._texts)
+        for _ in range(_READINGS_MAX):
+            if now == seen:
+                break
+            await asyncio.sleep(SETTLED_S)
+            before, now = now, await asyncio.to_thread(self._texts)
+            if now == before:
+                break
+        return now
 
     async def _looks(self) -> AsyncIterator[None]:
         yield None

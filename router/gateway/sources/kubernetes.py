@@ -1,28 +1,32 @@
 """Backends from a Kubernetes cluster, by watching it: a pod that ends is drained when the API server states it.
 
-Rights that the service account needs in the namespace: get of the Service, list and watch of its EndpointSlices and
-pods; for a selector, list and watch of pods alone. Must not depend on what the objects mean (``pods.py``).
+Rights that the service account needs in the namespace: list and watch of the Service and of its EndpointSlices; get,
+list and watch of pods; for a selector, list and watch of pods alone. Must not depend on what the objects mean
+(``pods.py``).
 """
 
-import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from time import monotonic
+from typing import Any, Final
 
 from router.config.discover import KubernetesSource
 from router.core.errors import KubernetesError, SourceFailed
 from router.gateway.sources.endpoint import Endpoint, Source
-from router.gateway.sources.pods import Wanted, of_pods, of_slices
+from router.gateway.sources.pods import Wanted, named, of_pods, of_slices
+from router.gateway.sources.service_pods import ServicePods
 from router.kubernetes.access import Access, in_pod
 from router.kubernetes.client import KubernetesClient
 from router.kubernetes.watch import Collection
+from router.kubernetes.watched import Objects, Watched
 
-Objects = Mapping[str, Mapping[str, Any]]
+_SERVICE, _SLICES = "service", "endpointslices"
+OWNER: Final = "kubernetes.io/service-name"  # the label of a slice with the name of its Service
 
 
 class _Pods(Source):
-    """What both kinds have in common: the client, and sets made of collections that are watched together."""
+    """What both kinds have in common: the client."""
 
     def __init__(self, given: KubernetesSource, environment: Mapping[str, str] = os.environ) -> None:
         self._given, self._environment = given, environment
@@ -50,19 +54,9 @@ class PodsOfService(_Pods):
 
     async def sets(self) -> AsyncGenerator[tuple[Endpoint, ...], None]:
         """By its EndpointSlices and, for their labels, its pods."""
-        service = self._given.service
         async with self._client() as (client, namespace):
-            core = f"/api/v1/namespaces/{namespace}"
-            found = await client.get(f"{core}/services/{service}")
-            slices = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
-            watched = [Collection(client, slices, f"kubernetes.io/service-name={service}")]
-            if selector := _selector(found):  # one without has endpoints that others write, of no pods
-                watched.append(Collection(client, f"{core}/pods", selector))
-
-            def made(objects: Sequence[Objects]) -> tuple[Endpoint, ...]:
-                return of_slices(objects[0].values(), objects[1] if selector else {}, self._wanted)
-
-            async with aclosing(_together(watched, made)) as sets:
+            following = followed(client, namespace, self._given.service or "", self._wanted)
+            async with aclosing(following) as sets:
                 async for endpoints in sets:
                     yield endpoints
 
@@ -73,55 +67,57 @@ class PodsOfSelector(_Pods):
     async def sets(self) -> AsyncGenerator[tuple[Endpoint, ...], None]:
         """By the pods alone."""
         async with self._client() as (client, namespace):
-            watched = [Collection(client, f"/api/v1/namespaces/{namespace}/pods", self._given.selector or "")]
+            pods = Collection(client, f"/api/v1/namespaces/{namespace}/pods", self._given.selector or "")
+            last = None
+            async with aclosing(pods.sets()) as sets:
+                async for objects in sets:
+                    now = of_pods(objects.values(), self._wanted)
+                    if now != last:
+                        last = now
+                        yield now
 
-            def made(objects: Sequence[Objects]) -> tuple[Endpoint, ...]:
-                return of_pods(objects[0].values(), self._wanted)
 
-            async with aclosing(_together(watched, made)) as sets:
-                async for endpoints in sets:
-                    yield endpoints
+async def followed(
+    client: KubernetesClient,
+    namespace: str,
+    service: str,
+    wanted: Wanted,
+    clock: Callable[[], float] = monotonic,
+) -> AsyncGenerator[tuple[Endpoint, ...], None]:
+    """The endpoints of a Service, first when all has been listed, then whenever they are others.
+
+    The Service is watched too: where its selector changes, so does what is watched of pods. Raises KubernetesError, and
+    SourceFailed where there is no such Service.
+    """
+    core, slices = f"/api/v1/namespaces/{namespace}", f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+    async with Watched() as watched:
+        await watched.begin(_SERVICE, Collection(client, f"{core}/services", fields=f"metadata.name={service}"))
+        await watched.begin(_SLICES, Collection(client, slices, f"{OWNER}={service}"))
+        pods = ServicePods(client, f"{core}/pods", watched, clock)
+        last = None
+        while True:
+            await watched.change(pods.again_s)
+            if (found := watched.latest(_SERVICE)) is None:
+                continue
+            if service not in found:
+                raise SourceFailed(f"there is no Service {service} in namespace {namespace}")
+            await pods.select(_selector(found[service]))
+            now = await _endpoints(watched.latest(_SLICES), pods, wanted)
+            if now is not None and now != last:
+                last = now
+                yield now
+
+
+async def _endpoints(slices: Objects | None, pods: ServicePods, wanted: Wanted) -> tuple[Endpoint, ...] | None:
+    """Those of all slices as they are once each of their pods is known; None before both have been listed."""
+    if slices is None or not pods.listed:
+        return None
+    while await pods.look_up(named(slices.values())):
+        pass  # the slices may have changed meanwhile
+    return of_slices(slices.values(), pods.known(named(slices.values())), wanted)
 
 
 def _selector(service: Mapping[str, Any]) -> str:
     spec = service.get("spec")
     selector = spec.get("selector") if isinstance(spec, dict) else None
     return ",".join(f"{key}={value}" for key, value in selector.items()) if isinstance(selector, dict) else ""
-
-
-async def _together(
-    watched: Sequence[Collection], made: Callable[[Sequence[Objects]], tuple[Endpoint, ...]]
-) -> AsyncGenerator[tuple[Endpoint, ...], None]:
-    """What is made of all collections, once each has been listed and whenever one has changed; equal ones once.
-
-    Raises KubernetesError.
-    """
-    latest: list[Objects | None] = [None] * len(watched)
-    changed = asyncio.Event()
-
-    async def follow(index: int) -> None:
-        try:
-            async with aclosing(watched[index].sets()) as sets:
-                async for objects in sets:
-                    latest[index] = objects
-                    changed.set()
-        finally:
-            changed.set()  # also for its failure
-
-    tasks = [asyncio.create_task(follow(index), name=f"watch {index}") for index in range(len(watched))]
-    try:
-        last = None
-        while True:
-            await changed.wait()
-            changed.clear()
-            for task in tasks:
-                if task.done():
-                    task.result()
-            listed = [objects for objects in latest if objects is not None]
-            if len(listed) == len(watched) and (now := made(listed)) != last:
-                last = now
-                yield now
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -62,6 +62,26 @@ class Merged:
         return tuple(each.backend for outcomes in self.outcomes for each in outcomes if each.backend is not None)
 
 
+class _Taken:
+    """Names and addresses that there are already, and the addresses of what ends, by the source that states so."""
+
+    def __init__(self, plan: Plan, sources: Sequence[Given]) -> None:
+        self.names = {each.name: "the config" for each in plan.settings.backends}
+        self.urls = {each.url: each.name for each in plan.settings.backends}
+        self._ending = {
+            each.url.rstrip("/"): source for source in sources for each in source.endpoints if each.terminating
+        }
+
+    def why_not(self, url: str, source: Given) -> str:
+        """Why no backend of *source* may have that address; empty: it may. What one source states to end must not come
+        back by another that has not heard of it; a source's own new endpoint may have the address of one that ends.
+        """
+        if url in self.urls:
+            return f"its address is that of {self.urls[url]}"
+        ending = self._ending.get(url)
+        return f"terminating, by {ending.entry.kind}" if ending is not None and ending is not source else ""
+
+
 class Merging:
     """Makes backends of endpoints; what was made of an endpoint is kept for as long as it is there."""
 
@@ -70,29 +90,21 @@ class Merging:
 
     def merged(self, plan: Plan, sources: Sequence[Given]) -> Merged:
         """Of endpoints with one name or one address the first is a backend."""
-        names = {each.name: "the config" for each in plan.settings.backends}
-        urls = {each.url: each.name for each in plan.settings.backends}
+        taken = _Taken(plan, sources)
         made: dict[str, tuple[object, Outcome]] = {}
         outcomes = tuple(
-            tuple(self._outcome(plan, source, each, names, urls, made) for each in source.endpoints)
-            for source in sources
+            tuple(self._outcome(plan, source, each, taken, made) for each in source.endpoints) for source in sources
         )
         self._made = made
         return Merged(outcomes)
 
     def _outcome(
-        self,
-        plan: Plan,
-        source: Given,
-        endpoint: Endpoint,
-        names: dict[str, str],
-        urls: dict[str, str],
-        made: dict[str, tuple[object, Outcome]],
+        self, plan: Plan, source: Given, endpoint: Endpoint, taken: _Taken, made: dict[str, tuple[object, Outcome]]
     ) -> Outcome:
         if endpoint.terminating:
             return Outcome(endpoint, None, "terminating")
-        if endpoint.name in names:
-            return Outcome(endpoint, None, f"its name is taken by {names[endpoint.name]}")
+        if endpoint.name in taken.names:
+            return Outcome(endpoint, None, f"its name is taken by {taken.names[endpoint.name]}")
         made_of = (endpoint, source.entry.defaults, source.access, plan.profile)
         known = self._made.get(endpoint.name)
         made[endpoint.name] = known if known is not None and known[0] == made_of else (made_of, _fresh(*made_of))
@@ -100,9 +112,9 @@ class Merging:
         if outcome.backend is None:
             return outcome
         url = outcome.backend.given.url
-        if url in urls:
-            return Outcome(endpoint, None, f"its address is that of {urls[url]}")
-        names[endpoint.name], urls[url] = f"another endpoint of {source.entry.kind}", endpoint.name
+        if why := taken.why_not(url, source):
+            return Outcome(endpoint, None, why)
+        taken.names[endpoint.name], taken.urls[url] = f"another endpoint of {source.entry.kind}", endpoint.name
         return outcome
 
 

@@ -5,16 +5,19 @@ backend. Pure: must not depend on how the objects are read. An object of another
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from router.core.errors import SourceFailed
 from router.gateway.sources.endpoint import Endpoint, host_port, name_of
 from router.gateway.sources.facts import FACTS
 
 PREFIX: Final = "headroom/"
 _FAMILIES: Final = ("IPv4", "IPv6")  # of slices, in order of preference; those of names are for no pods
+_PORTS_SHOWN: Final = 10
 
 Object = Mapping[str, Any]
+_Ports = list[tuple[str, int]]  # names, which may be empty, with numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,14 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class PodRef:
+    """The pod that an endpoint of a slice is of. ``uid``: empty where the slice has none."""
+
+    name: str
+    uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class _Place:
     """An endpoint that is taken if it is ready, or if none is."""
 
@@ -34,68 +45,123 @@ class _Place:
     ready: bool
 
 
-def of_slices(slices: Iterable[Object], pods: Mapping[str, Object], wanted: Wanted) -> tuple[Endpoint, ...]:
-    """The endpoints of a Service. One of a pod that is not among *pods* yet is left out until it is."""
+def named(slices: Iterable[Object]) -> frozenset[PodRef]:
+    """The pods without which no set can be made: those of endpoints that do not end."""
+    refs = (_pod_ref(each) for given in _of_families(slices) for each in _items(given, "endpoints") if not _ends(each))
+    return frozenset(ref for ref in refs if ref is not None)
+
+
+def find(pods: Mapping[str, Object], ref: PodRef) -> Object | None:
+    """That pod among *pods*, which are by name; None where another one has its name."""
+    pod = pods.get(ref.name)
+    uid = _text(_part(pod, "metadata"), "uid") if pod is not None else ""
+    return None if uid and ref.uid and uid != ref.uid else pod
+
+
+def of_slices(slices: Iterable[Object], pods: Mapping[PodRef, Object], wanted: Wanted) -> tuple[Endpoint, ...]:
+    """The endpoints of a Service. One of a pod that is not among *pods* is left out: there is none any more.
+
+    Raises SourceFailed where there are endpoints, and none has a port that is wanted.
+    """
     found: dict[str, _Place] = {}
-    ranked = sorted(
-        slices, key=lambda each: _FAMILIES.index(family) if (family := _text(each, "addressType")) in _FAMILIES else 9
-    )
-    for each in ranked:
-        port = _slice_port(each, wanted.port)
-        if _text(each, "addressType") in _FAMILIES and port is not None:
-            for given in _items(each, "endpoints"):
+    missing: set[str] = set()
+    for each in _of_families(slices):
+        ports = _slice_ports(each)
+        port = _chosen(ports, wanted.port)
+        for given in _items(each, "endpoints"):
+            if port is not None:
                 _keep(found, _of_slice(given, port, pods, wanted))
-    return _members(found.values())
+            elif not _ends(given):
+                missing.update(_shown(ports))
+    return _members(found, missing, wanted)
 
 
 def of_pods(pods: Iterable[Object], wanted: Wanted) -> tuple[Endpoint, ...]:
-    """The endpoints of pods without a Service."""
+    """The endpoints of pods without a Service. Raises SourceFailed where there are pods, and none has a wanted port."""
     found: dict[str, _Place] = {}
+    missing: set[str] = set()
     for pod in pods:
-        address, port = _text(_part(pod, "status"), "podIP"), _pod_port(pod, wanted.port)
-        if address and port is not None and not _has_ended(pod):
+        address, ports = _text(_part(pod, "status"), "podIP"), _pod_ports(pod)
+        if not address or _has_ended(pod):
+            continue
+        port = _chosen(ports, wanted.port)
+        if port is not None:
             name = _text(_part(pod, "metadata"), "name")
             _keep(found, _place(name, address, port, pod, wanted, ready=_is_ready(pod)))
-    return _members(found.values())
+        elif not _is_deleted(pod):
+            missing.update(_shown(ports))
+    return _members(found, missing, wanted)
 
 
-def _members(places: Iterable[_Place]) -> tuple[Endpoint, ...]:
-    """Those that are ready, and those that end; where none is ready, also those that are not: health checks decide."""
-    listed = sorted(places, key=lambda each: each.endpoint.name)
+def _of_families(slices: Iterable[Object]) -> list[Object]:
+    """The slices of addresses, those of the preferred family first, each family's by name: whichever came last."""
+    given = sorted(slices, key=lambda each: _text(_part(each, "metadata"), "name"))
+    return [each for family in _FAMILIES for each in given if _text(each, "addressType") == family]
+
+
+def _members(found: Mapping[str, _Place], missing: set[str], wanted: Wanted) -> tuple[Endpoint, ...]:
+    """Those that are ready, and those that end; where none is ready, also those that are not: health checks decide.
+
+    *missing*: the ports of those that have none that is wanted. Raises SourceFailed where all are such.
+    """
+    if missing and not found:
+        raise SourceFailed(f"{_want(wanted.port)}; there are {', '.join(sorted(missing)[:_PORTS_SHOWN])}")
+    listed = sorted(found.values(), key=lambda each: each.endpoint.name)
     some = any(each.ready and not each.endpoint.terminating for each in listed)
     return tuple(each.endpoint for each in listed if each.ready or each.endpoint.terminating or not some)
 
 
 def _keep(found: dict[str, _Place], new: _Place | None) -> None:
-    """Of one pod in several slices, as while it moves between them or has addresses of both families, the best."""
+    """Of one pod in several slices, as while it moves between them or has addresses of both families, one.
+
+    It is ready where any slice has it so, and ends where all have. Its address is that of the preferred family,
+    whichever slice was written last: a backend whose address changes to and fro is another backend each time.
+    """
     if new is None:
         return
-    name = new.endpoint.name
-    known = found.get(name)
-    if known is None or _rank(new) > _rank(known):
-        found[name] = new
+    known = found.setdefault(new.endpoint.name, new)
+    if known is new:
+        return
+    better = _rank(new) > _rank(known) and _is_v6(known) == _is_v6(new)
+    first = new if better else known
+    ends = known.endpoint.terminating and new.endpoint.terminating
+    ready = any(each.ready and not each.endpoint.terminating for each in (known, new))
+    found[new.endpoint.name] = _Place(replace(first.endpoint, terminating=ends), ready)
 
 
 def _rank(place: _Place) -> tuple[bool, bool]:
     return (not place.endpoint.terminating, place.ready)
 
 
-def _of_slice(given: Object, port: int, pods: Mapping[str, Object], wanted: Wanted) -> _Place | None:
+def _is_v6(place: _Place) -> bool:
+    return "//[" in place.endpoint.url
+
+
+def _of_slice(given: Object, port: int, pods: Mapping[PodRef, Object], wanted: Wanted) -> _Place | None:
     address = next((each for each in _list(given, "addresses") if isinstance(each, str)), "")
-    conditions, target = _part(given, "conditions"), _part(given, "targetRef")
+    ends, ref = _ends(given), _pod_ref(given)
     pod: Object = {}
     name = name_of(f"{address}-{port}")
-    if _text(target, "kind") == "Pod":
-        name = _text(target, "name")
-        if name not in pods:
+    if ref is not None:
+        if ref not in pods and not ends:
             return None
-        pod = pods[name]
-    if not address or not name:
+        name, pod = ref.name, pods.get(ref, {})
+    if not address:
         return None
-    ready = conditions.get("ready") is not False  # left out means that it is
-    ends = conditions.get("terminating") is True
+    ready = _part(given, "conditions").get("ready") is not False  # left out means that it is
     zone = _text(given, "zone")
     return _place(name, address, port, pod, wanted, ready=ready, ends=ends, more={"zone": zone} if zone else {})
+
+
+def _pod_ref(given: Object) -> PodRef | None:
+    """The pod of an endpoint; None for one that is of none."""
+    target = _part(given, "targetRef")
+    name = _text(target, "name")
+    return PodRef(name, _text(target, "uid")) if name and _text(target, "kind") == "Pod" else None
+
+
+def _ends(given: Object) -> bool:
+    return _part(given, "conditions").get("terminating") is True
 
 
 def _place(
@@ -110,7 +176,7 @@ def _place(
     more: Mapping[str, str] | None = None,
 ) -> _Place:
     metadata = _part(pod, "metadata")
-    terminating = ends or metadata.get("deletionTimestamp") is not None
+    terminating = ends or _is_deleted(pod)
     labels = {**(more or {}), **_labels(metadata)}
     url = f"{wanted.scheme}://{host_port(address, port)}"
     return _Place(Endpoint(f"{name}{wanted.suffix}", url, labels, terminating), ready)
@@ -126,31 +192,49 @@ def _labels(metadata: Object) -> dict[str, str]:
     return {key: value for key, value in own.items() if key not in FACTS and not key.startswith(PREFIX)} | facts
 
 
-def _slice_port(given: Object, wanted: int | str | None) -> int | None:
-    if isinstance(wanted, int):
-        return wanted
-    return _named(((_text(each, "name"), each.get("port")) for each in _items(given, "ports")), wanted)
+def _slice_ports(given: Object) -> _Ports:
+    return _tcp((each, each.get("port")) for each in _items(given, "ports"))
 
 
-def _pod_port(pod: Object, wanted: int | str | None) -> int | None:
-    if isinstance(wanted, int):
-        return wanted
+def _pod_ports(pod: Object) -> _Ports:
     containers = _items(_part(pod, "spec"), "containers")
     ports = (port for container in containers for port in _items(container, "ports"))
-    return _named(((_text(each, "name"), each.get("containerPort")) for each in ports), wanted)
+    return _tcp((each, each.get("containerPort")) for each in ports)
 
 
-def _named(ports: Iterable[tuple[str, Any]], wanted: str | None) -> int | None:
-    """The port of that name; without one, the only port, or the one named http."""
-    known = [(name, port) for name, port in ports if isinstance(port, int) and not isinstance(port, bool)]
-    if wanted is None and len(known) == 1:
-        return known[0][1]
-    return next((port for name, port in known if name == (wanted or "http")), None)
+def _tcp(ports: Iterable[tuple[Object, Any]]) -> _Ports:
+    """Those that HTTP can be at; TCP is what a port is that does not state its protocol."""
+    return [
+        (_text(each, "name"), port)
+        for each, port in ports
+        if isinstance(port, int) and not isinstance(port, bool) and (_text(each, "protocol") or "TCP") == "TCP"
+    ]
+
+
+def _chosen(ports: _Ports, wanted: int | str | None) -> int | None:
+    """The port of that number or name; without one, the only port, or the one named http."""
+    if isinstance(wanted, int):
+        return wanted
+    if wanted is None and len(ports) == 1:
+        return ports[0][1]
+    return next((port for name, port in ports if name == (wanted or "http")), None)
+
+
+def _shown(ports: _Ports) -> list[str]:
+    return [f"{name} ({port})" if name else str(port) for name, port in ports] or ["none"]
+
+
+def _want(port: int | str | None) -> str:
+    return "no port is named http: give its name or number as port" if port is None else f"no port is named {port}"
 
 
 def _is_ready(pod: Object) -> bool:
     conditions = _items(_part(pod, "status"), "conditions")
     return any(_text(each, "type") == "Ready" and _text(each, "status") == "True" for each in conditions)
+
+
+def _is_deleted(pod: Object) -> bool:
+    return _part(pod, "metadata").get("deletionTimestamp") is not None
 
 
 def _has_ended(pod: Object) -> bool:

@@ -99,6 +99,54 @@ securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true,
 {{- toYaml $whole -}}
 {{- end -}}
 
+{{/* The variants of the autoscaler. It does not read `discover`, so each needs the facts of a replica: its own, else the
+defaults of the engines that are of it. A variant that it has no facts of would get no advice, in silence. */}}
+{{- define "headroom.variants" -}}
+{{- $whole := dict -}}
+{{- range $name, $given := .Values.autoscaler.variants -}}
+{{- $variant := deepCopy (default (dict) $given) -}}
+{{- $listed := dig "autoscale" "variants" $name "replica" false $.Values.config | not | not -}}
+{{- range (default (list) $.Values.config.backends) }}{{ if eq (default "" .variant) $name }}{{ $listed = true }}{{ end }}{{ end -}}
+{{- range $.Values.engines -}}
+{{- $facts := default (dict) .defaults -}}
+{{- if and (eq (default "" $facts.variant) $name) $facts.models (not $variant.replica) -}}
+{{- $_ := set $variant "replica" (omit $facts "variant") -}}
+{{- end -}}
+{{- end -}}
+{{- if not (or $listed $variant.replica) -}}
+{{- fail (printf "autoscaler.variants.%s: give replica: {models: [...], card: ..., model: ...}, or models beside variant in the defaults of its engines: the autoscaler does not read their pods" $name) -}}
+{{- end -}}
+{{- $_ := set $whole $name $variant -}}
+{{- end -}}
+{{- toYaml $whole -}}
+{{- end -}}
+
+{{/* What the routers read of the API server, of `engines` and of `discover` alike: by namespace, services and whether
+pods are selected. Not what is read at a url, with other rights. */}}
+{{- define "headroom.watched" -}}
+{{- $sources := list -}}
+{{- range .Values.engines }}{{ $sources = append $sources (dict "service" .service "namespace" .namespace) }}{{ end -}}
+{{- range (default (list) .Values.config.discover) -}}
+{{- with .kubernetes }}{{ $sources = append $sources (ternary (dict "service" .) . (kindIs "string" .)) }}{{ end -}}
+{{- end -}}
+{{- $watched := dict -}}
+{{- range $sources -}}
+{{- if not .url -}}
+{{- $namespace := default $.Release.Namespace .namespace -}}
+{{- $known := default (dict "services" (list) "pods" false) (get $watched $namespace) -}}
+{{- if .service }}{{ $_ := set $known "services" (append $known.services .service | uniq) }}{{ end -}}
+{{- if .selector }}{{ $_ := set $known "pods" true }}{{ end -}}
+{{- $_ := set $watched $namespace $known -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $watched -}}
+{{- end -}}
+
+{{/* Whether engines announce themselves: "true" or nothing. */}}
+{{- define "headroom.registered" -}}
+{{- range (default (list) .Values.config.discover) }}{{ if hasKey . "redis" }}true{{ end }}{{ end -}}
+{{- end -}}
+
 {{/* Changes exactly when a change of the config needs a restart: it is reloaded in place otherwise. */}}
 {{- define "headroom.restartChecksum" -}}
 {{- $config := include "headroom.config" . | fromYaml -}}
