@@ -62,6 +62,17 @@ async def test_one_router_alone_is_asked_at_its_admin_path(caplog: pytest.LogCap
     assert "m: 5 x small (now 1): because" in caplog.text
 
 
+async def test_a_variant_that_gets_no_advice_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Its backends are found by routers, which this process does not do; it needs the facts of a replica."""
+    replica = "{models: [m], card: l20, model: qwen2.5-7b}"
+    variants = f"{{bare: {{}}, whole: {{replica: {replica}}}}}"
+    found = "listen: {port: 9}\ndiscover: [{file: t.yaml}]\n"
+    await advise_once(plan(f"{found}autoscale: {{variants: {variants}}}"), "")
+    named = [each.getMessage() for each in caplog.records if "gets no advice" in each.getMessage()]
+    assert [each.split(" ")[1] for each in named] == ["bare"]
+    assert "autoscale.variants.bare.replica" in named[0]
+
+
 @pytest.mark.parametrize("answer", [b"<html>", b"[]", b'{"r1": 7, "r2": {"demand": {"m": {"requests_per_s": null}}}}'])
 async def test_an_answer_that_cannot_be_read_gives_no_advice_and_ends_nothing(answer: bytes) -> None:
     """The last advice stands."""

@@ -86,6 +86,7 @@ def test_what_the_config_gives_is_over_what_the_chart_makes(tmp_path, monkeypatc
         ({"engines": [{"name": "x"}]}, "service"),
         (ENGINES | {"routers": {"replicas": 3}}, "routers"),
         (ENGINES | {"router": {"replicas": 0}}, "replicas"),
+        (ENGINES | {"autoscaler": {"enabled": True, "variants": {"x": {}}}}, r"autoscaler\.variants\.x: give replica"),
     ],
 )
 def test_values_that_cannot_be_are_refused(values, why):
@@ -125,10 +126,9 @@ def test_every_selector_finds_its_own_pods_and_no_others():
 
 
 def test_the_shared_state_is_for_the_releases_own_processes():
-    """The peers of its policy are pods of this release, none else."""
-    policy = one(of_everything(), "NetworkPolicy", "headroom-redis")
+    """The peers of its policy are pods of this release, none else where no engine announces itself."""
     templates = pods(of_everything())
-    peers = policy["spec"]["ingress"][0]["from"]
+    peers = peers_of(of_everything(), "headroom-redis")
     allowed = {
         name
         for peer in peers
@@ -137,6 +137,76 @@ def test_the_shared_state_is_for_the_releases_own_processes():
     }
     assert allowed == {"headroom", "headroom-autoscaler", "headroom-sidecar"}
     assert all(peer.keys() == {"podSelector"} for peer in peers)
+
+
+def peers_of(manifests, name):
+    """Who may connect by the NetworkPolicy of that name."""
+    (rule,) = one(manifests, "NetworkPolicy", name)["spec"]["ingress"]
+    return rule.get("from")
+
+
+def test_engines_that_announce_themselves_reach_the_shared_state():
+    """By default from the namespace of the release, else from where the values have them."""
+    registered = {"config": {"discover": [{"redis": {}}]}}
+    own = peers_of(rendered(ENGINES), "headroom-redis")
+    assert peers_of(rendered(registered), "headroom-redis") == [*own, {"podSelector": {}}]
+    engines = [{"namespaceSelector": {"matchLabels": {"team": "engines"}}}]
+    given = registered | {"networkPolicy": {"engines": engines}}
+    assert peers_of(rendered(given), "headroom-redis") == [*own, *engines]
+    assert peers_of(rendered(ENGINES | {"networkPolicy": {"engines": engines}}), "headroom-redis") == own
+
+
+def test_a_list_of_clients_does_not_keep_prometheus_out():
+    """Routers have one port for both; without a list everybody may connect."""
+    clients = [{"namespaceSelector": {"matchLabels": {"team": "chat"}}}]
+    monitoring = [{"namespaceSelector": {"matchLabels": {"team": "ops"}}}]
+    prometheus = {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}
+    autoscaler = one(of_everything(), "NetworkPolicy", "headroom-autoscaler")["spec"]["podSelector"]
+
+    def peers(**given):
+        return peers_of(rendered(ENGINES | {"networkPolicy": given}), "headroom")
+
+    assert peers() is None
+    assert peers(monitoring=monitoring) is None
+    by_default = [{"namespaceSelector": {}, "podSelector": prometheus}]
+    assert peers(clients=clients) == [*clients, *by_default, {"podSelector": autoscaler}]
+    assert peers(clients=clients, monitoring=monitoring) == [*clients, *monitoring, {"podSelector": autoscaler}]
+
+
+def test_sources_of_the_config_have_their_rights_like_engines():
+    """A Service in either form, a selector; what is read at a url needs none here."""
+    discover = [
+        {"kubernetes": "vllm"},
+        {"kubernetes": {"service": "sglang", "namespace": "other"}},
+        {"kubernetes": {"selector": "app=x", "namespace": "third"}},
+        {"kubernetes": {"service": "far", "namespace": "far", "url": "http://127.0.0.1:8001"}},
+        {"file": "t.yaml"},
+    ]
+    manifests = rendered({"config": {"discover": discover}, "sidecar": {"enabled": True}})
+    roles = {each["metadata"]["namespace"]: each["rules"] for each in manifests if each["kind"] == "Role"}
+    assert roles.keys() == {"llm", "other", "third"}
+    assert [rules[0].get("resourceNames") for rules in roles.values()] == [["vllm"], ["sglang"], None]
+    assert roles["third"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
+    bound = {each["metadata"]["namespace"] for each in manifests if each["kind"] == "RoleBinding"}
+    assert bound == roles.keys()
+    tokens = {name: each["spec"]["automountServiceAccountToken"] for name, each in pods(manifests).items()}
+    assert tokens == {"headroom": True, "headroom-sidecar": True, "headroom-redis": False}
+
+
+def test_the_autoscaler_has_the_facts_of_every_variant(tmp_path, monkeypatch):
+    """It reads no pods: what a replica is comes from the values, else a variant is refused, not passed over."""
+    facts = {"card": "h100", "model": "llama-3.1-8b", "models": ["m"], "variant": "big"}
+    engines = [{"service": "vllm", "defaults": facts}]
+    scaled = {"autoscaler": {"enabled": True, "variants": {"big": {"max_replicas": 3}}}}
+    plan = plan_of(rendered({"engines": engines} | scaled), tmp_path, monkeypatch)
+    assert plan.patterns["big"].models == ("m",)
+    assert plan.patterns["big"].labels["card"] == "h100-sxm"
+    assert plan.settings.autoscale.variants["big"].max_replicas == 3
+    listed = [{"name": "a", "url": "http://a"} | facts]
+    assert not plan_of(rendered({"config": {"backends": listed}} | scaled), tmp_path, monkeypatch).patterns
+    del facts["models"]
+    with pytest.raises(HelmError, match=r"autoscaler\.variants\.big: give replica"):
+        rendered({"engines": engines} | scaled)
 
 
 def test_a_router_that_ends_first_waits_then_drains_within_its_grace():

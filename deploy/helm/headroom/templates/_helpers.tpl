@@ -87,7 +87,7 @@ securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true,
 {{- $_ := set $own "scrape" (dict "source" "state") -}}
 {{- end -}}
 {{- if .Values.autoscaler.enabled -}}
-{{- $autoscale := dict "port" 8081 "variants" .Values.autoscaler.variants -}}
+{{- $autoscale := dict "port" 8081 "variants" (include "headroom.variants" . | fromYaml) -}}
 {{- if .Values.autoscaler.workloads -}}
 {{- $_ := set $autoscale "target" (dict "name" "kubernetes" "workloads" .Values.autoscaler.workloads) -}}
 {{- $_ := set $autoscale "election" (dict "by" "kubernetes" "name" (printf "%s-autoscaler" $full)) -}}
