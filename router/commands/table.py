@@ -72,6 +72,16 @@ def _init(parser: ArgumentParser) -> None:
     )
 
 
+def _import(parser: ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="the file to import; -: standard input")
+    parser.add_argument(
+        "--from",
+        dest="format",
+        metavar="FORMAT",
+        help="haproxy, litellm, llm-d, nginx or vllm-router; default: recognised by the content",
+    )
+
+
 def _check(parser: ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the YAML config file")
     parser.add_argument(
@@ -200,6 +210,14 @@ PROGRAM = Program(
             "Print a config for these engines, commented, with what they report of themselves.\n\n"
             "Redirect it to a file. Engines that do not answer are named on stderr.",
             _init,
+        ),
+        Command(
+            "import",
+            "router.commands.importing",
+            "Print a config made of another router's: vllm-router, LiteLLM, llm-d, nginx, HAProxy.\n\n"
+            "Redirect it to a file. Each setting without an equivalent is named in a comment, with its line. Secrets\n"
+            "become references to environment variables, which the config's first lines list.",
+            _import,
         ),
         Command(
             "check",
