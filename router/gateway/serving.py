@@ -20,6 +20,7 @@ from router.gateway import descriptors
 from router.gateway.app import Gateway
 from router.gateway.control.api import control_app
 from router.gateway.control.parts import ControlParts
+from router.gateway.service_manager import ServiceManager
 from router.gateway.sockets import owned
 from router.gateway.traffic.server import ConnectionLimits, server
 from router.version import build
@@ -80,13 +81,16 @@ def server_of(gateway: Gateway) -> Server:
 
 async def serve(gateway: Gateway) -> None:
     """Serve until a signal (``router/event_loop.py``), then let streams end. SIGHUP reloads."""
-    listen = gateway.plan.settings.listen
-    with reload_on_hangup(gateway):
+    listen, manager = gateway.plan.settings.listen, ServiceManager()
+    with reload_on_hangup(gateway, manager):
         try:
             with owned(listen.host, listen.port) as sockets:
                 await gateway.start()
                 _log_start(gateway, sockets[0].getsockname()[1])
-                await server_of(gateway).serve(sockets)
+                serving = server_of(gateway)
+                draining, status = (lambda: gateway.driver.draining), (lambda: f"serves config {gateway.plan.version}")
+                async with manager.watching(lambda: serving.started, draining, status):
+                    await serving.serve(sockets)
         finally:
             await gateway.close()
 
@@ -100,13 +104,22 @@ def _log_start(gateway: Gateway, port: int) -> None:
 
 
 @contextmanager
-def reload_on_hangup(gateway: Gateway) -> Iterator[None]:
-    """SIGHUP reloads the config."""
+def reload_on_hangup(gateway: Gateway, manager: ServiceManager | None = None) -> Iterator[None]:
+    """SIGHUP reloads the config; *manager*: where that is reported."""
     loop = asyncio.get_running_loop()
-    reloads: set[asyncio.Task[object]] = set()  # keeps them alive until they have ended
+    reloads: set[asyncio.Task[None]] = set()  # keeps them alive until they have ended
+
+    async def reloaded() -> None:
+        if manager is not None:
+            manager.reloading()
+        done = await gateway.reloader.reload("SIGHUP")
+        if manager is not None:
+            manager.ready(
+                f"serves config {done.version}" + (f"; a changed one is refused: {done.error}" * (not done.ok))
+            )
 
     def reload() -> None:
-        task: asyncio.Task[object] = asyncio.create_task(gateway.reloader.reload("SIGHUP"))
+        task = asyncio.create_task(reloaded())
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 

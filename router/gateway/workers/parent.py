@@ -24,6 +24,7 @@ from router.gateway.config.plan import Plan
 from router.gateway.private_files import replace_content
 from router.gateway.rollout.validation import Validation
 from router.gateway.rollout.versions import Version
+from router.gateway.service_manager import ServiceManager
 from router.gateway.sockets import reserved
 from router.gateway.worker_identity import WorkerIdentity
 from router.gateway.workers import running
@@ -62,7 +63,7 @@ class Parent:
 
     async def run(self) -> None:
         """Run until a signal. Raises OSError when the port is taken, CannotStart when no worker comes up."""
-        listen = self._plan.settings.listen
+        listen, manager = self._plan.settings.listen, ServiceManager()
         with reserved(listen.host, listen.port) as port, _folder() as folder:
             identities = [
                 WorkerIdentity(folder, slot, self._slots, self._plan.router_id) for slot in range(self._slots)
@@ -74,10 +75,14 @@ class Parent:
             _log.info("router %s: %s by %d workers; %s", self._plan.router_id, where, self._slots, build())
             with on_signal(lambda _: self._ending.set()):
                 keepers = [asyncio.create_task(self._keep(worker, port)) for worker in self._workers]
-                await self._ending.wait()
-                await self._end(keepers)
+                async with manager.watching(lambda: self._ever_up, self._ending.is_set, self._up):
+                    await self._ending.wait()
+                    await self._end(keepers)
         if self._why_not:
             raise CannotStart(self._why_not)
+
+    def _up(self) -> str:
+        return f"serves by {self._slots} workers"
 
     def _version(self) -> Version:
         plan = self._plan
