@@ -33,7 +33,7 @@ VERSION: Final = 3  # of an exported belief
 STEPS_AHEAD: Final = 0.5  # that a busy engine has scheduled beyond the one under way: none, or (vLLM's async) one
 STEPS_AHEAD_SIGMA: Final = 1.0
 SIGMA_ASSUMED: Final = 1.0  # of every term: neither card nor model is known, or one of them is not
-REQUESTS_UNSEEN: Final = 4  # in flight on such a backend before its first token was seen
+REQUESTS_UNSEEN: Final = 4  # in flight on such a backend before any of its replies has begun
 BIAS_GAIN: Final = 0.04
 CREDIT_GAIN: Final = 0.1  # of a prompt that should be cached whole: an engine that caches nothing is known after 30
 STEPS_MIN: Final = 4  # a shorter reply says more of rounding than of TPOT
@@ -88,7 +88,7 @@ class Belief:
         self.tails = Tails(capacity)
         self.stats = ForecastStats(capacity)
         self._backends: dict[int, Backend] = {}
-        self.assumed: dict[int, int] = {}  # first tokens seen on new backends whose prior is a guess, by slot
+        self.assumed: dict[int, int] = {}  # replies that began on new backends whose prior is a guess, by slot
         self.prior = np.zeros((capacity, PRIOR))
         self.load_band_bias = np.ones((2, BANDS, capacity))
         self.hit = np.zeros(capacity)
@@ -151,7 +151,7 @@ class Belief:
     # -- what happened -------------------------------------------------------------------------------------------
 
     def shown(self, slot: int) -> None:
-        """A first token came, whether it was predicted or not."""
+        """A reply has begun with its first token, or came whole, whether it was predicted or not."""
         if slot in self.assumed:
             self.assumed[slot] += 1
 
@@ -270,9 +270,9 @@ class Belief:
     def requests_max(self, slot: int) -> float:
         """How many requests a backend may have in flight while others are there for them.
 
-        One whose prior is a guess has not shown yet what it takes: it begins with a few, and each first token that is
-        seen there allows one more, so that they double with every round. Time alone allows none. There is no such limit
-        once enough were seen to trust a forecast, whether the policy reads one or not.
+        One whose prior is a guess has not shown yet what it takes: it begins with a few, and each reply that begins
+        there (a whole one does as it ends) allows one more, so that they double with every round. Time alone allows
+        none. There is no such limit once enough were seen to trust a forecast, whether the policy reads one or not.
         """
         shown = self.assumed.get(slot)
         if shown is None:

@@ -12,7 +12,7 @@ from router.core.belief import Belief
 from router.core.columns import DECODING, PREFILLING
 from router.core.fleet import Fleet
 from router.core.flight import Flight
-from router.core.held_queue import HeldQueue, LineKey
+from router.core.held_queue import HeldQueue, LineKey, Place
 from router.core.holding import Holding, line_of
 from router.core.ledger import Ledger
 from router.core.types import Request
@@ -72,22 +72,44 @@ class Candidates:
         hold_s = hold_s_max if flight.hold_until_s == inf else flight.hold_until_s - now_s
         if not queue:
             return Fleet(self._ledger, slots, now_s, hold_s=hold_s)
-        others = len(queue) - (1 if flight.hold_until_s != inf and flight.request.id in queue else 0)
-        return Fleet(self._ledger, slots, now_s, others, queue.first_rank, hold_s)
+        others, first_rank = self._holding.competitors(queue, flight)
+        return Fleet(self._ledger, slots, now_s, others, first_rank, hold_s)
 
     def untried(self, flight: Flight, hold_s_max: float, now_s: float) -> Fleet | None:
         """Those that take the request and that no attempt of it was sent to; None where there is none."""
-        slots = self._holding_it(flight.request)
-        left = frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
-        if flight.context_exceeded_tokens:
-            left = self._ledger.roster.longer(left, flight.context_exceeded_tokens)
+        left = self._left(flight)
         left = self._open(left) if self._belief.assumed else left
         queue = self._holding.queue(flight.request.model)
         return self.fleet(flight, left, queue, hold_s_max, now_s) if len(left) else None
 
-    def line(self, request: Request, slots: Slots) -> LineKey:
+    def _left(self, flight: Flight) -> Slots:
+        """Those that take a request and that no attempt of it was sent to."""
+        slots = self._holding_it(flight.request)
+        left = frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
+        if flight.context_exceeded_tokens:
+            left = self._ledger.roster.longer(left, flight.context_exceeded_tokens)
+        return left
+
+    def compete(self, one: Flight, other: Flight) -> bool:
+        """Whether there is a backend that may be sent either of two requests for the same model."""
+        if one.line[0] == other.line[0]:
+            return True
+        return not set(self._left(one).tolist()).isdisjoint(self._left(other).tolist())
+
+    def line(self, flight: Flight, slots: Slots) -> LineKey:
         """The line in which a request waits that these backends may take."""
-        all_slots = self._ledger.roster.pool(request.model)
+        return line_of(flight.request.slo, self._place(flight, slots))
+
+    def _place(self, flight: Flight, slots: Slots) -> Place:
+        """What is equal of requests that the same backends may take, whichever of these are up: how many hold the
+        prompt where not all do, an endpoint that some lack, the names of those allowed, and what has been tried.
+        """
+        request, roster = flight.request, self._ledger.roster
+        pool = roster.pool(request.model)
+        whole = self._allowed(request, pool) if request.among else pool
+        place: list[float | str] = [0.0 if len(slots) == len(whole) else float(len(slots))]
+        place.append(request.endpoint if roster.lacks(request.endpoint) else "")
         if request.among:
-            return (*line_of(request.slo, float(len(slots))), *[float(slot) for slot in slots.tolist()])
-        return line_of(request.slo, 0.0 if slots is all_slots else float(len(slots)))
+            place += sorted(set(request.among))
+        place += [float(slot) for slot in flight.tried]
+        return tuple(place)

@@ -44,9 +44,9 @@ from router.core.flight import (
     Flight,
 )
 from router.core.forecast import Forecast
-from router.core.held_queue import HeldQueue
+from router.core.held_queue import NO_LINE, HeldQueue
 from router.core.holding import Holding
-from router.core.learning import learn_context_exceeded, learn_first_token, learn_reply
+from router.core.learning import learn_answer, learn_context_exceeded, learn_first_token, learn_reply
 from router.core.lifecycle import Event, State, allows
 from router.core.policy import Admission, Memory, Routing
 from router.core.refusals import Refusal
@@ -78,7 +78,7 @@ class Dispatcher(FleetEvents):
         self._memory: Memory = None
         self._flights: dict[RequestId, Flight] = {}
         self._timers = Timers(self._stands)
-        self._holding = Holding(self._flights, self._timers, self._ask_held)
+        self._holding = Holding(self._flights, self._timers, self._ask_held, self._compete)
         self._candidates = Candidates(self.ledger, self.belief, self._holding)
         self._watch = FirstByteWatch(self._timers)
 
@@ -138,10 +138,11 @@ class Dispatcher(FleetEvents):
         forecast = Forecast(request, fleet, self.belief)
         answer, self._memory = self.admission.admit(request, fleet, forecast, self._memory)
         if isinstance(answer, Shed):
+        if queue:
+            flight.line = self._candidates.line(flight, slots)
             return self._refuse(flight, answer, now_s)
         flight.rank = answer.rank
         if queue:
-            flight.line = self._candidates.line(request, slots)
             fleet.ahead = queue.ahead(flight.line, flight.rank)
             keeper = self._holding.keeper(queue, flight)
             if fleet.ahead or keeper is not None:
@@ -200,6 +201,7 @@ class Dispatcher(FleetEvents):
         self._refusals.served(won.backend, flight.request.model, flight.request.endpoint)
         return closed
 
+        learn_answer(self.belief, self.ledger, won)
     def _commit(self, flight: Flight, won: Attempt, now_s: float) -> Sequence[Command]:
         """From now on one attempt serves the request: close the others."""
         flight.move(Event.COMMIT)
@@ -385,7 +387,7 @@ class Dispatcher(FleetEvents):
             elif told.kind is FailureKind.EXHAUSTED:
                 reason = Reason.ROUTER_EXHAUSTED
             return self._refuse(flight, Shed(reason, told.why), now_s)
-        flight.line = (*self._candidates.line(flight.request, fleet.slots), *[float(slot) for slot in flight.tried])
+        flight.line = self._candidates.line(flight, fleet.slots)
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 
     # -- holding -----------------------------------------------------------------------------------------------
@@ -400,8 +402,9 @@ class Dispatcher(FleetEvents):
         flight.hold(now_s)
         if flight.hold_until_s == inf:
             flight.hold_until_s = now_s + self.admission.hold_s_max
-        line = flight.line or self._candidates.line(flight.request, self._candidates.taking(flight.request))
-        self._holding.add(flight, line, choice.until_s, choice.alone)
+        if not flight.line[1]:
+            flight.line = self._candidates.line(flight, self._candidates.taking(flight.request))
+        self._holding.add(flight, flight.line, choice.until_s, choice.alone)
         return evicted or ()
 
     def _evict(self, queue: HeldQueue, now_s: float) -> Sequence[Command]:
@@ -411,6 +414,7 @@ class Dispatcher(FleetEvents):
         return self._refuse(last, Shed(Reason.EVICTED, "the queue is full and a more urgent request came"), now_s)
 
     def _serve_held(self, now_s: float, model: str | None = None) -> Sequence[Command]:
+        flight.line = NO_LINE
         """Room may have appeared, for one model or (None) for any."""
         if not self._holding:
             return ()
@@ -448,6 +452,9 @@ class Dispatcher(FleetEvents):
     def wake_s(self) -> float:
         """When ``ticked`` is to be called next (inf: never)."""
         return self._timers.next_s
+    def _compete(self, one: Flight, other: Flight) -> bool:
+        return self._candidates.compete(one, other)
+
 
     @property
     def soonest_s(self) -> float:

@@ -9,7 +9,7 @@ from router.core.decisions import ADMIT, EndState, RequestRecord
 from router.core.errors import Reason
 from router.core.explain import Note
 from router.core.forecast import Prediction
-from router.core.held_queue import LineKey, Rank
+from router.core.held_queue import NO_LINE, LineKey, Rank
 from router.core.lifecycle import Event, State, after
 from router.core.load import Reservation
 from router.core.metering import WorkSnapshot
@@ -172,7 +172,7 @@ class Flight:
         self.why = ""
         self.note: Note | None = None  # of the last choice about it
         self.rank: Rank = ADMIT.rank
-        self.line: LineKey = ()
+        self.line: LineKey = NO_LINE
         self.alone = False
 
     def move(self, event: Event) -> None:

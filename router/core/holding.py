@@ -2,7 +2,8 @@
 
 A held request is decided again when room may have appeared and at the time that its policy set, at the end of its hold
 at the latest. The order is that of ``HeldQueue``: ranks, in lines that do not block each other. The decision itself is
-the dispatcher's, which passes in ``decide``. Must not depend on policies, forecasts or backends.
+the dispatcher's, which passes in ``decide``. A request for which the next room is reserved stands in the way of those
+alone that some backend of its own could serve. Must not depend on policies, forecasts or backends.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import Final
 
 from router.core.decisions import Command
 from router.core.flight import Flight
-from router.core.held_queue import HeldQueue, LineKey
+from router.core.held_queue import HeldQueue, LineKey, Place, Rank
 from router.core.timers import Due, Timers
 from router.core.types import RequestId, Slo
 
@@ -20,15 +21,18 @@ BOUND_S_MIN: Final = 1e-9
 LOOK_AHEAD: Final = 16  # lines of held requests looked at whenever room may have appeared
 Decide = Callable[[Flight, HeldQueue, float, list[Command]], bool]
 """Decide one held request again, add the commands, and return whether it is no longer held."""
+Competes = Callable[[Flight, Flight], bool]
+"""Whether there is a backend that may be sent either of two requests."""
 
 
 class Holding:
     """One queue per model. ``flights`` has every held request among others; ``timers`` wake it."""
 
-    def __init__(self, flights: Mapping[RequestId, Flight], timers: Timers, decide: Decide) -> None:
+    def __init__(self, flights: Mapping[RequestId, Flight], timers: Timers, decide: Decide, competes: Competes) -> None:
         self._flights = flights
         self._timers = timers
         self._decide = decide
+        self._competes = competes
         self._queues: dict[str, HeldQueue] = {}
 
     def __len__(self) -> int:
@@ -70,14 +74,31 @@ class Holding:
             self.ask_again(self._flights[first], now_s)
 
     def keeper(self, queue: HeldQueue, flight: Flight) -> Flight | None:
-        """The held request before this one in rank to which the next room belongs (see ``Hold.alone``)."""
+        """The held request before this one in rank to which the next room belongs (see ``Hold.alone``), where that
+        could be this one's too.
+        """
         for request_id in queue.heads(LOOK_AHEAD):
             held = self._flights[request_id]
             if held is flight or held.rank > flight.rank:
                 return None
-            if held.alone:
+            if held.alone and self._competes(held, flight):
                 return held
         return None
+
+    def competitors(self, queue: HeldQueue, flight: Flight) -> tuple[int, Rank]:
+        """How many others wait for a backend that this request could go to, and the rank of the first of those that
+        wait, itself included; () where none does.
+        """
+        own = 1 if flight.request.id in queue else 0
+        if queue.is_only(flight.line[0]):
+            return len(queue) - own, queue.first_rank
+        count = -own
+        first: Rank = ()
+        for place, waiting, rank, request_id in queue.places():
+            if place == flight.line[0] or self._competes(self._flights[request_id], flight):
+                count += waiting
+                first = rank if not first else min(first, rank)
+        return count, first
 
     # -- decide again ----------------------------------------------------------------------------------------
 
@@ -113,25 +134,33 @@ class Holding:
 
     def _serve_queue(self, queue: HeldQueue, now_s: float, commands: list[Command]) -> None:
         """Decide the first of each line, in order of rank: a backend that does not suit one may suit another."""
+        keepers: list[Flight] = []
         for request_id in queue.heads(LOOK_AHEAD):
             flight = self._flights.get(request_id)
-            if flight is not None and not self._serve_line(flight.line, queue, now_s, commands):
-                return
+            if flight is None or self._is_kept(flight, keepers):
+                continue
+            keeper = self._serve_line(flight.line, queue, now_s, commands)
+            if keeper is not None:
+                keepers.append(keeper)
 
-    def _serve_line(self, line: LineKey, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
-        """Decide the requests of one line until one stays held; False where the next room is reserved for that one."""
+    def _is_kept(self, flight: Flight, keepers: list[Flight]) -> bool:
+        """Whether the next room that could be this request's is reserved for another."""
+        return any(self._competes(keeper, flight) for keeper in keepers)
+
+    def _serve_line(self, line: LineKey, queue: HeldQueue, now_s: float, commands: list[Command]) -> Flight | None:
+        """Decide the requests of one line until one stays held; that one where the next room is reserved for it."""
         while (request_id := queue.first_of(line)) is not None:
             flight = self._flights[request_id]
             if not self._decide(flight, queue, now_s, commands):
-                return not flight.alone
-        return True
+                return flight if flight.alone else None
+        return None
 
 
-def line_of(slo: Slo, backends: float) -> LineKey:
-    """What requests of one line have in common: bounds, and how many backends may take them where that is not all
-    (``backends``, else 0). Clients set any bounds, so near ones share a line.
+def line_of(slo: Slo, place: Place) -> LineKey:
+    """What requests of one line have in common: their place, and their bounds. Clients set any bounds, so near ones
+    share a line.
     """
-    return _step(slo.ttft_s), _step(slo.tpot_s), _step(slo.e2e_s), slo.quantile, backends
+    return place, (_step(slo.ttft_s), _step(slo.tpot_s), _step(slo.e2e_s), slo.quantile)
 
 
 def _step(bound_s: float) -> float:

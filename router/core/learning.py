@@ -14,12 +14,20 @@ from router.core.ledger import Ledger
 from router.core.types import Request, Usage
 
 
+def learn_answer(belief: Belief, ledger: Ledger, won: Attempt) -> None:
+    """An attempt has shown that its backend answers: by its first token, or by a reply that came whole, whatever its
+    time says.
+    """
+    held = won.reservation
+    if held.generation == ledger.table.generation[held.slot]:
+        belief.shown(held.slot)
+
+
 def learn_first_token(belief: Belief, ledger: Ledger, won: Attempt, now_s: float) -> None:
     """The first token of an attempt came; its TPOT will be measured from here."""
     held, predicted = won.reservation, won.predicted
     if held.generation != ledger.table.generation[held.slot]:
         return
-    belief.shown(held.slot)
     if predicted.expectation is None:
         return
     belief.first_token(held.slot, predicted.expectation, predicted.ttft_s, now_s - won.sent_s)

@@ -171,6 +171,10 @@ class Roster:
             self._refusing.pop(what, None)
         self._pools.clear()
 
+    def lacks(self, endpoint: str) -> bool:
+        """Whether some backend refuses this endpoint."""
+        return endpoint in self._refusing
+
     def is_up(self, slot: int) -> bool:
         """Whether the backend's last health check succeeded."""
         return self._table.cells[UP][slot] != 0.0

@@ -140,6 +140,86 @@ def test_more_lines_than_are_looked_at_are_each_asked_again_at_their_own_time():
     assert names(commands) == [f"r{count - 1}"]
 
 
+# -- between places --------------------------------------------------------------------------------------------------
+
+
+def test_requests_that_other_backends_serve_are_apart_whichever_were_up_as_they_came():
+    """Both came while the one backend that they have in common was up alone; then each waits for its own."""
+    it, desk = at_a_desk(backends=("a", "b", "c"))
+    for name in ("a", "b"):
+        it.backend_health(name, False, 0.0)
+    comes(it, "first", among=("a", "c"))
+    comes(it, "second", now_s=0.1, among=("b", "c"))
+    assert desk.asked[-1].ahead == 0
+    it.backend_health("c", False, 0.2)
+    desk.sends.add("second")
+    assert names(it.backend_health("b", True, 0.3)) == ["second"]
+
+
+def test_however_many_lines_there_are_elsewhere_a_request_is_behind_none_of_them():
+    """As a newcomer, and at each event."""
+    it, desk = at_a_desk(backends=("a", "b"))
+    for n in range(2 * LINES_MAX):
+        comes(it, f"r{n}", Slo(ttft_s=5.0, tpot_s=0.001 * 1.06**n), n / 10_000, among=("a",))
+    comes(it, "other", Slo(ttft_s=50.0), 1.0, among=("b",))
+    assert desk.asked[-1].ahead == 0
+    desk.sends.add("other")
+    assert names(it.on_peer_load("peer", {}, 1.1)) == ["other"]
+
+
+def test_a_room_that_is_reserved_is_reserved_from_those_that_could_take_it():
+    """One that other backends serve goes on as if nobody waited; one that any backend serves does wait."""
+    it, desk = at_a_desk("newcomer", "anywhere", backends=("a", "b"))
+    desk.alone.add("keeps")
+    comes(it, "keeps", among=("a",))
+    assert names(comes(it, "newcomer", CODE, 0.1, among=("b",))) == ["newcomer"]
+    assert comes(it, "anywhere", CODE, 0.2) == ()
+    comes(it, "held", CODE, 0.3, among=("b",))
+    desk.sends.add("held")
+    assert names(it.on_peer_load("peer", {}, 0.4)) == ["held"]
+
+
+def test_those_that_wait_for_other_backends_do_not_count():
+    """``held`` and ``held_rank`` are of those that a newcomer competes with."""
+    it, desk = at_a_desk(backends=("a", "b"))
+    for n in range(3):
+        comes(it, f"r{n}", among=("a",))
+    for name, among, held in (("b", ("b",), 0), ("any", (), 4), ("a", ("a",), 4), ("b2", ("b",), 2)):
+        comes(it, name, among=among)
+        assert desk.asked[-1].held == held, name
+
+
+def test_requests_whose_endpoints_others_lack_are_apart():
+    """The one backend has no embeddings, the other no completions."""
+    it, _ = at_a_desk("goes", backends=("a", "b"))
+    it.ledger.roster.refuse(0, "/v1/embeddings")
+    it.ledger.roster.refuse(1, "/v1/completions")
+    comes(it, "waits", endpoint="/v1/embeddings")
+    assert names(comes(it, "goes", now_s=0.1, endpoint="/v1/completions")) == ["goes"]
+
+
+RESTRICTED = st.lists(
+    st.tuples(st.sets(st.sampled_from("abc")), st.integers(0, 3), st.booleans(), st.booleans()), max_size=30
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(RESTRICTED)
+def test_no_request_waits_for_one_that_competes_for_none_of_its_backends(came):
+    """Whatever their bounds, and whoever has the next room reserved: some request that waits rightly is in the way."""
+    it, desk = at_a_desk(backends=("a", "b", "c"))
+    may = {}
+    for n, (among, slo, alone, _) in enumerate(came):
+        may[f"r{n}"] = among or set("abc")
+        desk.alone |= {f"r{n}"} if alone else set()
+        comes(it, f"r{n}", Slo(ttft_s=5.0, tpot_s=0.01 * 2**slo), n / 1000, among=tuple(among))
+    desk.sends |= {f"r{n}" for n, (*_, sends) in enumerate(came) if sends}
+    it.on_peer_load("peer", {}, 1.0)
+    waiting = set(it._holding.queue("m") or ())
+    for name in waiting & desk.sends:
+        assert any(may[other] & may[name] for other in waiting - desk.sends), name
+
+
 # -- within a line ---------------------------------------------------------------------------------------------------
 
 

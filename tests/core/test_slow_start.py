@@ -1,6 +1,7 @@
 """A new backend of an assumed kind starts slowly: by what was seen of it, not by a timer."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,11 +20,11 @@ def assumed(name: str) -> Backend:
     return replace(known, prior=replace(known.prior, sigma=(1.0,) * 6))
 
 
-def burst(it: Dispatcher, count: int, now_s: float) -> dict[str, list[Send]]:
+def burst(it: Dispatcher, count: int, now_s: float, **facts: Any) -> dict[str, list[Send]]:
     """So many requests at once; what was sent where."""
     sends: dict[str, list[Send]] = {}
     for _ in range(count):
-        commands = it.arrived(request(arrived_s=now_s, slo=SLO), now_s)
+        commands = it.arrived(request(arrived_s=now_s, slo=SLO, **facts), now_s)
         for send in (each for each in commands if isinstance(each, Send)):
             sends.setdefault(send.backend, []).append(send)
     return sends
@@ -49,6 +50,40 @@ def test_each_first_token_allows_one_request_more(routing: str) -> None:
             ended(it, each, round_s)
     assert shares[:3] == [4, 8, 16]
     assert shares[3] > 28
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/embeddings"])
+def test_each_whole_reply_allows_one_request_more(endpoint: str) -> None:
+    """It has no first token that anybody sees, and embeddings have no tokens at all; it shows as much."""
+    it = core(backend("old"), routing="least_request")
+    it.backend_joined(assumed("new"), 0.0)
+    shares = []
+    for round_s in (10.0, 20.0, 30.0):
+        sends = burst(it, 80, round_s, streamed=False, endpoint=endpoint)
+        shares.append(len(sends["new"]))
+        for send in [send for each in sends.values() for send in each]:
+            it.ended(send.request_id, send.attempt, Usage(0 if "embeddings" in endpoint else 11), round_s + 0.2)
+    assert shares == [4, 8, 16]
+
+
+def test_a_reply_across_a_pause_of_the_router_allows_one_more() -> None:
+    """Its time is none of the engine's, and it has begun all the same."""
+    it = core(backend("old"), routing="least_request")
+    it.backend_joined(assumed("new"), 0.0)
+    sends = burst(it, 80, 10.0)
+    it.paused(5.0, 15.0)
+    for each in sends.values():
+        ended(it, each, 15.0)
+    assert len(burst(it, 80, 20.0)["new"]) == 8
+
+
+def test_an_attempt_that_fails_allows_none() -> None:
+    """Nothing was seen of what it takes."""
+    it = core(backend("old"), routing="least_request")
+    it.backend_joined(assumed("new"), 0.0)
+    for send in burst(it, 80, 10.0)["new"]:
+        it.failed(send.request_id, send.attempt, Failure("busy", backend_fault=False), 10.1)
+    assert len(burst(it, 80, 20.0)["new"]) <= 4
 
 
 def test_slo_headroom_fills_one_that_is_known_and_tries_one_that_is_not() -> None:
