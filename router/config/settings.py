@@ -540,11 +540,14 @@ class Epp(Section):
     """Where proxies such as Envoy call this router as an endpoint picker (``headroom epp``). Port 0 takes any free one.
 
     ``secure``: over TLS; ``tls``: with this certificate, left out: with one signed by itself, made at each start, which
-    is what gateways expect of an endpoint picker and do not check.
+    is what gateways expect of an endpoint picker and do not check. ``fallbacks``: further endpoints that a proxy is
+    given, for one that retries: it tries them in order. A proxy that takes one endpoint alone, such as Envoy's cluster
+    of type ORIGINAL_DST, needs 0.
     """
 
     host: Name = "127.0.0.1"
     port: Port = 9002
+    fallbacks: Annotated[int, Field(ge=0, le=16)] = 0
     secure: bool = True
     tls: ListenTls | None = None
 

@@ -12,6 +12,8 @@ from dataclasses import replace
 from math import inf, isnan, nan
 from typing import Final
 
+import numpy as np
+
 from router.core import border
 from router.core.arrays import frozen
 from router.core.candidates import Candidates
@@ -37,17 +39,19 @@ from router.core.flight import (
     CLIENTS_OWN,
     LACKING,
     NO_PREDICTION,
+    UNSENT,
     Attempt,
     DispatchLimits,
     Failure,
     FailureKind,
     Flight,
 )
-from router.core.forecast import Forecast
+from router.core.forecast import Forecast, Prediction
 from router.core.held_queue import NO_LINE, HeldQueue
 from router.core.holding import Holding
 from router.core.learning import learn_answer, learn_context_exceeded, learn_first_token, learn_reply
 from router.core.lifecycle import Event, State, allows
+from router.core.load import Reservation
 from router.core.policy import Admission, Memory, Routing
 from router.core.refusals import Refusal
 from router.core.slo_bounds import e2e_tpot_bound_s, tpot_bound_s
@@ -134,12 +138,12 @@ class Dispatcher(FleetEvents):
         slots = self._candidates.taking(request)
         if not len(slots):
             return self._refuse(flight, nobody_takes(self.ledger.roster, request, self.belief.prompts), now_s)
+        if queue:
+            flight.line = self._candidates.line(flight, slots)
         fleet = self._candidates.fleet(flight, slots, queue, self.admission.hold_s_max, now_s)
         forecast = Forecast(request, fleet, self.belief)
         answer, self._memory = self.admission.admit(request, fleet, forecast, self._memory)
         if isinstance(answer, Shed):
-        if queue:
-            flight.line = self._candidates.line(flight, slots)
             return self._refuse(flight, answer, now_s)
         flight.rank = answer.rank
         if queue:
@@ -197,11 +201,11 @@ class Dispatcher(FleetEvents):
         """The prompt of an attempt is done with, and its reply is committed if it was not."""
         closed = self._commit(flight, won, now_s) if allows(flight.state, Event.COMMIT) else ()
         self.ledger.load.prefilled(won.reservation, now_s)
+        learn_answer(self.belief, self.ledger, won)
         self._ejection.answered(won.backend)
         self._refusals.served(won.backend, flight.request.model, flight.request.endpoint)
         return closed
 
-        learn_answer(self.belief, self.ledger, won)
     def _commit(self, flight: Flight, won: Attempt, now_s: float) -> Sequence[Command]:
         """From now on one attempt serves the request: close the others."""
         flight.move(Event.COMMIT)
@@ -344,17 +348,7 @@ class Dispatcher(FleetEvents):
         if flight.why:
             why = f"{why}, after {flight.why}"
         self._note(flight, backend, why, forecast, now_s)
-        bound_s = tpot_bound_s(request, predicted.tpot_s)
-        e2e_bound_s = e2e_tpot_bound_s(request, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens)
-        held = self.ledger.load.reserve(
-            slot,
-            forecast.prefill_tokens_at(index),
-            forecast.tokens,
-            bound_s,
-            now_s,
-            e2e_bound_s,
-            float(request.sequences),
-        )
+        held = self._reserve(request, slot, index, forecast, predicted, now_s)
         attempt = flight.send(backend, held, predicted, now_s)
         if request.model in self.ledger.roster.adapters:
             self.ledger.adapters.use(slot, request.model)
@@ -364,6 +358,48 @@ class Dispatcher(FleetEvents):
             self.outbox.prompt_sent(slot, request)
         due_s = self._watch.sent(request, attempt, self.limits, len(flight.open) == 1, now_s)
         return Send(request.id, backend, attempt.number, why, predicted.ttft_s, due_s)
+
+    def _reserve(
+        self, request: Request, slot: int, index: int, forecast: Forecast, predicted: Prediction, now_s: float
+    ) -> Reservation:
+        """What a request takes of the backend in a slot, which is at that index of its forecast."""
+        return self.ledger.load.reserve(
+            slot,
+            forecast.prefill_tokens_at(index),
+            forecast.tokens,
+            tpot_bound_s(request, predicted.tpot_s),
+            now_s,
+            e2e_tpot_bound_s(request, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens),
+            float(request.sequences),
+        )
+
+    def served_by(self, request_id: RequestId, attempt: int, backend: str, now_s: float) -> Sequence[Command]:
+        """A proxy has the reply to an attempt from another backend than the one chosen, which it could not use. The
+        attempt goes on there; when it was sent there nobody saw, so it teaches no times.
+        """
+        now_s = self._time(now_s)
+        flight, moved = self._find(request_id, attempt)
+        slot = self.ledger.roster.slot(backend)
+        if (
+            flight is None
+            or moved is None
+            or slot is None
+            or flight.state is not State.SENT
+            or moved.backend == backend
+        ):
+            return ()
+        self.ledger.load.release(moved.reservation, now_s)
+        if self.ledger.roster.slot(moved.backend) is not None:
+            self._ejection.failed(moved.backend, Failure(f"a proxy had the reply from {backend} instead"), now_s)
+        self._blame(moved.backend, now_s)
+        request = flight.request
+        fleet = Fleet(self.ledger, frozen(np.array([slot], dtype=np.intp)), now_s)
+        held = self._reserve(request, slot, 0, Forecast(request, fleet, self.belief), NO_PREDICTION, now_s)
+        flight.moved(moved, backend, held)
+        if request.prefix:
+            self.ledger.remember_prefix(slot, request)
+            self.outbox.prompt_sent(slot, request)
+        return self._serve_held(now_s)
 
     def _note(self, flight: Flight, chosen: str, why: str, forecast: Forecast, now_s: float) -> None:
         request = flight.request
@@ -377,15 +413,18 @@ class Dispatcher(FleetEvents):
 
     def _again(self, flight: Flight, failure: Failure, now_s: float) -> Sequence[Command]:
         """Before a reply is committed: the next best backend, if the failure and the limits allow one."""
+        flight.line = NO_LINE
         fleet = self._candidates.untried(flight, self.admission.hold_s_max, now_s)
-        tried = flight.attempts - flight.refusals
-        if not failure.retryable or tried >= self.limits.attempts_max or fleet is None:
+        spent = flight.attempts - flight.refusals >= self.limits.attempts_max and failure.kind not in UNSENT
+        if not failure.retryable or spent or fleet is None:
             told = flight.fault or failure  # what some backends lack is no answer while one that has it only failed
             reason = Reason.FIRST_BYTE_LATE if told.late else Reason.BACKEND_FAILED
             if told.kind in CLIENTS_OWN:
                 reason = Reason.CLIENT_ERROR
             elif told.kind is FailureKind.EXHAUSTED:
                 reason = Reason.ROUTER_EXHAUSTED
+            elif told.kind is FailureKind.UNRESOLVED:
+                reason = Reason.NO_BACKEND
             return self._refuse(flight, Shed(reason, told.why), now_s)
         flight.line = self._candidates.line(flight, fleet.slots)
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
@@ -413,8 +452,10 @@ class Dispatcher(FleetEvents):
         self._holding.remove(last, now_s)
         return self._refuse(last, Shed(Reason.EVICTED, "the queue is full and a more urgent request came"), now_s)
 
+    def _compete(self, one: Flight, other: Flight) -> bool:
+        return self._candidates.compete(one, other)
+
     def _serve_held(self, now_s: float, model: str | None = None) -> Sequence[Command]:
-        flight.line = NO_LINE
         """Room may have appeared, for one model or (None) for any."""
         if not self._holding:
             return ()
@@ -452,9 +493,6 @@ class Dispatcher(FleetEvents):
     def wake_s(self) -> float:
         """When ``ticked`` is to be called next (inf: never)."""
         return self._timers.next_s
-    def _compete(self, one: Flight, other: Flight) -> bool:
-        return self._candidates.compete(one, other)
-
 
     @property
     def soonest_s(self) -> float:
@@ -571,6 +609,8 @@ class Dispatcher(FleetEvents):
 
     def _refused(self, flight: Flight, backend: str, failure: Failure, now_s: float) -> None:
         """Where the failure says that the backend does not serve this model or this endpoint, remember that."""
+        if failure.kind in UNSENT:
+            flight.refusals += 1
         if failure.kind is FailureKind.ENDPOINT_MISSING or failure.kind is FailureKind.REDIRECT:
             what = flight.request.endpoint
         elif failure.kind is FailureKind.MODEL_MISSING or failure.kind is FailureKind.KEY_REFUSED:

@@ -22,7 +22,7 @@ NO_PREDICTION: Final = Prediction(nan, nan, nan)
 class DispatchLimits(Fact):
     """Bounds that hold for every policy.
 
-    ``attempts_max``: backends tried for one request (0: one, whatever its failure);
+    ``attempts_max``: backends tried for one request (0: one, whatever its failure), those that it was sent to;
     ``first_byte_s_max``: how long one attempt may stay silent; ``whole_reply_s_max``: how long a reply that is no
     stream may take where it has no E2E SLO;
     ``first_byte_slo_factor``: the same as a multiple of what is left of the TTFT SLO at the send (inf: the SLO sets no
@@ -59,6 +59,7 @@ class FailureKind(StrEnum):
     UNSUPPORTED = "unsupported"  # its protocol cannot express the request
     CONTEXT_EXCEEDED = "context-exceeded"  # it is longer than the context of this backend
     CLIENT_ERROR = "client-error"  # any engine would refuse the request
+    UNRESOLVED = "unresolved"  # its host name has no address for now
     EXHAUSTED = "exhausted"  # the gateway has no file descriptor or port left for a connection
     WITHDRAWN = "withdrawn"  # by the gateway: the backend was removed or reconfigured
 
@@ -71,9 +72,11 @@ LACKING: Final = frozenset(  # this backend cannot serve the request, though ano
         FailureKind.NOT_FOUND,
         FailureKind.REDIRECT,
         FailureKind.UNSUPPORTED,
+        FailureKind.UNRESOLVED,
         FailureKind.CONTEXT_EXCEEDED,
     }
 )
+UNSENT: Final = frozenset({FailureKind.UNSUPPORTED, FailureKind.UNRESOLVED})  # known before anything was sent
 CLIENTS_OWN: Final = frozenset(  # once no backend is left that answers otherwise
     {
         FailureKind.CLIENT_ERROR,
@@ -161,7 +164,7 @@ class Flight:
         self.open: list[Attempt] = []
         self.attempts = 0
         self.fault: Failure | None = None  # the last of a backend that could have served the request
-        self.refusals = 0  # attempts that were the first to show what a backend refuses: they count for no limit
+        self.refusals = 0  # attempts that count for no limit: the first to show what a backend refuses, or not sent
         self.tried: tuple[int, ...] = ()
         self.context_exceeded_tokens = 0.0  # the longest context that was too short for it
         self.first_token_s = nan
@@ -205,6 +208,13 @@ class Flight:
         attempt = Attempt(self.attempts, backend, held, predicted, now_s)
         self.open.append(attempt)
         return attempt
+
+    def moved(self, attempt: Attempt, backend: str, held: Reservation) -> None:
+        """An attempt goes on at another backend, unpredicted."""
+        self.attempts += 1
+        self.tried = (*self.tried, held.slot)
+        attempt.backend, attempt.reservation, attempt.predicted = backend, held, NO_PREDICTION
+        attempt.resident_share = 0.0
 
     def last_token(self, given_s: float, now_s: float) -> float:
         """When its last token came, by the shell's account, between the first and now; nan: no token, or not known."""

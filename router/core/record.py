@@ -108,6 +108,11 @@ class Recording:
         commands = self._core.first_token(request_id, attempt, now_s)
         return self._note("first_token", now_s, commands, id=request_id, attempt=attempt)
 
+    def served_by(self, request_id: RequestId, attempt: int, backend: str, now_s: float) -> Sequence[Command]:
+        """See Dispatcher."""
+        commands = self._core.served_by(request_id, attempt, backend, now_s)
+        return self._note("served_by", now_s, commands, id=request_id, attempt=attempt, backend=backend)
+
     def ended(
         self, request_id: RequestId, attempt: int, usage: Usage, now_s: float, last_token_s: float = nan
     ) -> Sequence[Command]:
@@ -287,6 +292,7 @@ _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {
     "arrived": lambda e: (request_of(e["request"]),),
     "committed": lambda e: (e["id"], e["attempt"]),
     "first_token": lambda e: (e["id"], e["attempt"]),
+    "served_by": lambda e: (e["id"], e["attempt"], e["backend"]),
     "ended": lambda e: (e["id"], e["attempt"], Usage(**e["usage"])),
     "failed": lambda e: (e["id"], e["attempt"], failure_of(e["failure"])),
     "client_left": lambda e: (e["id"],),

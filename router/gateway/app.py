@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 from math import inf, isfinite
@@ -75,6 +75,10 @@ DEMAND_S: Final = 1.0  # demand changes slowly: it is summed at most once in so 
 _log = logging.getLogger("headroom")
 
 
+async def _nothing(_: Plan) -> None:
+    """No plan needs any preparation."""
+
+
 class Gateway:
     """A router in one process: the parts of it, and what passes between them beside the traffic."""
 
@@ -86,15 +90,16 @@ class Gateway:
         identity: WorkerIdentity | None = None,
         store: Store | None = None,
         dialler: Dialler | None = None,
+        prepare: Callable[[Plan], Awaitable[None]] = _nothing,
     ) -> None:
         """Opens no socket; raises OSError when the record's file cannot be written.
 
         ``identity``: which of several workers it is; None: the only process. ``store``: None: the config's.
-        ``dialler``: as the driver's.
+        ``dialler``: as the driver's. ``prepare``: what has to be done before a plan takes effect.
         """
         if NOT_VALIDATED in (plan.routing, plan.admission):
             raise ConfigError(["policy: a policy file serves only after its validation"])
-        self.clock, self.path, self.identity = clock, path, identity
+        self.clock, self.path, self.identity, self._prepare = clock, path, identity, prepare
         self.router_id = identity.router_id if identity else plan.router_id
         self.metrics, self.demand, self.journal = Metrics(clock), DemandWindow(), Journal()
         self.core, self.recorder, recorded = _core(plan, identity)
@@ -360,6 +365,7 @@ class Gateway:
 
         *last_good* decides where the plan's own routing fails.
         """
+        await self._prepare(plan)
         if self.recorder is not None and plan is not self.plan:
             self.recorder.adopted(_decisions(plan))
         self.driver.ingress = plan.ingress
@@ -393,7 +399,11 @@ class Gateway:
         return whole.adapted({given.name: self.model_lists.adapters(given) for given in whole.addresses})
 
     async def _on_discovered(self) -> None:
-        await self.reloader.completed(self._adopt_backends)
+        await self.reloader.completed(self._adopt_discovered)
+
+    async def _adopt_discovered(self, plan: Plan) -> None:
+        await self._prepare(plan)
+        await self._adopt_backends(plan)
 
     # -- life --------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from grpc import aio
 from router.core.dispatcher import Dispatcher
 from router.core.flight import DispatchLimits
 from router.gateway.epp.addresses import Addresses
+from router.gateway.epp.fallbacks import Fallbacks
 from router.gateway.epp.link import Links
 from router.gateway.epp.messages import FULL_DUPLEX_STREAMED, PROCESSOR, ProcessingRequest, ProcessingResponse
 from router.gateway.epp.server import PickerServer
@@ -69,9 +70,23 @@ class Exchange:
         await self.head(fields)
         await self.body(body[:20], body[20:])
 
-    async def reply_head(self, status: int = 200, fields: dict[str, str] | None = None, *, ends: bool = False) -> None:
-        """The head of the engine's reply."""
+    async def reply_head(
+        self,
+        status: int = 200,
+        fields: dict[str, str] | None = None,
+        *,
+        ends: bool = False,
+        served: str = "",
+        address: str = "",
+    ) -> None:
+        """The head of the engine's reply; *served*, *address*: where from, by the protocol and by Envoy's attribute."""
         message = ProcessingRequest()
+        if served:
+            entry = message.metadata_context.filter_metadata.add(key="envoy.lb")
+            entry.value.update({"x-gateway-destination-endpoint-served": served})
+        if address:
+            entry = message.attributes.add(key="envoy.filters.http.ext_proc")
+            entry.value.update({"upstream.address": address})
         _fill(
             message.response_headers.headers, {":status": str(status), **(EVENT_STREAM if fields is None else fields)}
         )
@@ -189,6 +204,7 @@ async def proxy(
     limits_of_streams: StreamLimits | None = None,
     core_limits: DispatchLimits | None = None,
     core: Dispatcher | None = None,
+    fallbacks: int = 0,
     **options: Any,
 ) -> AsyncIterator[Proxy]:
     """A picker for backends of these names, on ports from 9001 of 10.0.0.1, which nobody connects to."""
@@ -201,6 +217,7 @@ async def proxy(
     links = Links(addresses)
     driver = Driver(core, given, seen, dialler=links.dial, limits=limits_of_streams, **options)
     addresses.targets = lambda: [upstream.target for upstream in driver.upstreams.values()]
+    links.endpoints = Fallbacks(addresses, driver.upstreams, core.explain, lambda: fallbacks).endpoints
     picker = PickerServer(
         driver,
         links,

@@ -1,14 +1,17 @@
 """The addresses by which a proxy finds backends."""
 
+import asyncio
+
 import pytest
 
-from router.gateway.epp.addresses import Addresses
+from router.gateway.epp.addresses import Addresses, Resolve
 from router.gateway.protocols.target import Target
+from tests.waiting import until
 
 
-def of(*targets: Target) -> Addresses:
+def of(*targets: Target, resolve: Resolve | None = None) -> Addresses:
     """The addresses of these."""
-    made = Addresses()
+    made = Addresses(resolve)
     made.targets = lambda: targets
     return made
 
@@ -30,6 +33,57 @@ async def test_a_name_that_nobody_has_is_logged(caplog: pytest.LogCaptureFixture
     await found.look_up()
     assert found.endpoint(Target("a", "nobody.invalid", 80)) == ""
     assert "nobody.invalid" in caplog.text
+
+
+async def test_names_of_a_config_to_come_are_known_before_it_is_there() -> None:
+    """And kept, though no target has them yet; an address is none to be looked up."""
+    found = of(Target("a", "10.0.0.1", 80))
+    await found.prepare({"localhost", "10.0.0.2"}, 60.0)
+    await found.look_up()
+    assert found.endpoint(Target("c", "localhost", 9)) in {"127.0.0.1:9", "[::1]:9"}
+    await found.prepare(set(), 60.0)
+    await found.look_up()
+    assert found.endpoint(Target("c", "localhost", 9)) == ""
+
+
+async def test_a_name_is_looked_up_once_at_a_time() -> None:
+    """Whoever waits for it, and however slow the resolver is; another name does not wait for it."""
+    asked, answered = list[str](), asyncio.Event()
+
+    async def resolve(host: str) -> list[str]:
+        asked.append(host)
+        if host == "slow":
+            await answered.wait()
+        return ["10.0.0.9"]
+
+    slow, quick = Target("a", "slow", 80), Target("b", "quick", 80)
+    found = of(slow, quick, resolve=resolve)
+    waiting = [asyncio.create_task(found.find(["slow"], 60.0)) for _ in range(3)]
+    all_of_them = asyncio.create_task(found.look_up())
+    await until(lambda: found.endpoint(quick) == "10.0.0.9:80")
+    assert sorted(asked) == ["quick", "slow"]
+    answered.set()
+    await asyncio.gather(*waiting, all_of_them)
+    assert found.endpoint(slow) == "10.0.0.9:80"
+
+
+async def test_an_address_stays_until_the_name_stands_for_another() -> None:
+    """A resolver that fails takes nothing away, and the order of its answers is of no account."""
+    answers: list[list[str]] = [["10.0.0.2", "10.0.0.1"], [], ["10.0.0.9", "10.0.0.1"], ["::1", "10.0.0.9"]]
+
+    async def resolve(_: str) -> list[str]:
+        if not answers[0]:
+            raise OSError("no answer")
+        return answers[0]
+
+    target = Target("a", "name", 80)
+    found = of(target, resolve=resolve)
+    seen = []
+    while answers:
+        await found.look_up()
+        seen.append(found.endpoint(target))
+        answers.pop(0)
+    assert seen == ["10.0.0.1:80", "10.0.0.1:80", "10.0.0.1:80", "10.0.0.9:80"]
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,36 @@ async def test_its_limits_outlive_a_reload(tmp_path: Path) -> None:
         assert (now.attempts_max, now.hedge_slo_share) == (0, inf)
 
 
+async def test_a_name_that_a_reload_brings_has_its_address_when_the_reload_is_over(tmp_path: Path) -> None:
+    """The backend stays up, so it is chosen at once."""
+    path = tmp_path / "r.yaml"
+    async with picker(path, "epp: {port: 0, secure: false}\n") as (made, _):
+        (upstream,) = made.gateway.driver.upstreams.values()
+        port = upstream.target.port
+        path.write_text(path.read_text().replace(f"127.0.0.1:{port}", f"localhost:{port}"), encoding="utf-8")
+        assert (await made.gateway.reloader.reload("test")).ok
+        (upstream,) = made.gateway.driver.upstreams.values()
+        assert upstream.target.host == "localhost"
+        assert made._addresses.endpoint(upstream.target) in {f"127.0.0.1:{port}", f"[::1]:{port}"}
+
+
+async def test_a_name_is_looked_up_again_when_its_backend_comes_up(tmp_path: Path) -> None:
+    """It may be another machine by now."""
+    path = tmp_path / "r.yaml"
+    async with picker(path, "epp: {port: 0, secure: false}\n") as (made, _):
+        path.write_text(path.read_text().replace("http://127.0.0.1", "http://localhost"), encoding="utf-8")
+        assert (await made.gateway.reloader.reload("test")).ok
+        await until(lambda: made.gateway.engines.watches["a"].up)
+        made._follow_restarts(0.0)
+        await until(lambda: not made._addresses._looking)
+        made._addresses._by_host["localhost"] = "10.9.9.9"
+        made._follow_restarts(1.0)
+        assert not made._addresses._looking
+        made._up = frozenset()  # as the last sweep would have left it, had the backend been down
+        made._follow_restarts(2.0)
+        await until(lambda: made._addresses._by_host["localhost"] != "10.9.9.9")
+
+
 def test_several_workers_are_refused(tmp_path: Path) -> None:
     """The command names the key."""
     path = tmp_path / "r.yaml"

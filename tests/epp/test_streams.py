@@ -16,8 +16,9 @@ from router.gateway.protocols.target import Target
 from router.gateway.traffic.client_connection import ConnectionLimits
 from router.gateway.traffic.driver import StreamLimits
 from tests import fakes
-from tests.epp.proxy import CHAT, Exchange, Proxy, proxy
-from tests.fakes_wire import event, token
+from tests.epp.proxy import CHAT, EVENT_STREAM, Exchange, Proxy, proxy
+from tests.fakes_wire import Act, ScriptedEngine, event, stream, token
+from tests.fakes_wire import reply as wire_reply
 from tests.waiting import until
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
@@ -281,19 +282,109 @@ async def test_a_failed_backend_is_not_tried_again_for_the_same_request(status: 
             assert (await again.destination())[0] != first
 
 
-async def test_an_engine_that_cannot_state_usage_is_not_asked_again() -> None:
-    """The request that showed it fails; those after it go there as they came."""
-    refusal = {"error": {"message": "stream_options is not supported", "code": 400}}
-    async with proxy("a") as gate:
+REFUSALS = {
+    "answer": (400, JSON, json.dumps({"error": {"message": "stream_options is not supported", "code": 400}}).encode()),
+    "of a field": (422, JSON, b'{"detail":[{"loc":["body","stream_options"],"msg":"extra fields not permitted"}]}'),
+    "in the stream": (200, EVENT_STREAM, event({"error": {"message": "no stream_options here", "code": 400}})),
+    "as a success": (200, JSON, json.dumps({"error": {"message": "no include_usage here", "code": 400}}).encode()),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+async def test_an_engine_that_cannot_state_usage_costs_no_client_anything(refusal: str) -> None:
+    """The proxy cannot send the request again: the picker does, as it came, and the reply takes the place of the
+    refusal. Requests after it go there as they came.
+    """
+    status, fields, body = REFUSALS[refusal]
+    async with ScriptedEngine([stream("a", "b")]) as engine, proxy(targets=[engine.target()]) as gate:
         one = gate.exchange()
         await one.chat()
-        await one.destination()
-        await one.reply_head(400, JSON)
-        await one.reply_body(json.dumps(refusal).encode(), ends=True)
-        assert (await one.immediate())[0] == 502
+        endpoint, _, sent = await one.destination()
+        assert endpoint == f"127.0.0.1:{engine.port}"
+        assert b"stream_options" in sent
+        await one.reply_head(status, {**fields, "server": "s", "content-length": str(len(body))})
+        await one.reply_body(body, ends=True)
+        head, reply = await one.reply()
+        assert (head[":status"], head["content-type"]) == ("200", "text/event-stream; charset=utf-8")
+        assert head["x-headroom-backend"] == "a"
+        assert reply == event(token("a")) + event(token("b")) + DONE
+        assert b"stream_options" not in engine.requests[0]
+        outcome = await ended(gate)
+        assert (outcome.record.outcome, outcome.record.attempts, outcome.status) == (Ending.SERVED, 1, 200)
+        assert not gate.core.failures
         again = gate.exchange()
         await again.chat()
         assert json.loads((await again.destination())[2]) == CHAT
+        assert len(engine.requests) == 1
+
+
+async def test_a_request_that_is_sent_again_and_fails_is_answered_with_the_second_answer() -> None:
+    """An error in place of the refusal."""
+    wrong = json.dumps({"error": {"message": "max_tokens is too large", "code": 400}}).encode()
+    async with ScriptedEngine([wire_reply(wrong, 400)]) as engine, proxy(targets=[engine.target()]) as gate:
+        one = gate.exchange()
+        await one.chat()
+        await one.destination()
+        status, fields, body = REFUSALS["answer"]
+        await one.reply_head(status, fields)
+        await one.reply_body(body, ends=True)
+        assert (await one.immediate())[::2] == (400, json.loads(wrong))
+        assert (await ended(gate)).record.outcome is Ending.CLIENT_ERROR
+
+
+async def test_a_client_that_leaves_while_its_request_is_sent_again_frees_its_backend() -> None:
+    """And the engine, which sees its connection close."""
+    async with ScriptedEngine([Act.UNTIL_LEFT]) as engine, proxy(targets=[engine.target()]) as gate:
+        one = gate.exchange()
+        await one.chat()
+        await one.destination()
+        status, fields, body = REFUSALS["answer"]
+        await one.reply_head(status, fields)
+        await one.reply_body(body, ends=True)
+        await until(lambda: engine.requests)
+        one.cancel()
+        await until(lambda: gate.core.in_flight == 0 and not gate.picker.calls and not engine.open)
+        assert gate.seen.endings == [Ending.LEFT]
+
+
+async def test_a_name_is_looked_up_at_its_first_request() -> None:
+    """Where no config has had it looked up before."""
+    async with proxy(targets=[Target("a", "localhost", 9001)]) as gate:
+        one = gate.exchange()
+        await one.chat()
+        assert (await one.destination())[0] in {"127.0.0.1:9001", "[::1]:9001"}
+        assert await answer(one, event(token("a")), DONE)
+        assert (await ended(gate)).record.outcome is Ending.SERVED
+
+
+async def test_a_name_without_an_address_is_no_fault_of_its_backend() -> None:
+    """Another backend is chosen, since nothing was sent; without one the answer is 503."""
+    nameless = Target("a", "nobody.invalid", 9001)
+    async with proxy(targets=[nameless, Target("b", "10.0.0.1", 9002)]) as gate:
+        for _ in range(6):
+            one = gate.exchange()
+            await one.chat()
+            assert (await one.destination())[0] == "10.0.0.1:9002"
+        assert gate.core.failures["a"].in_a_row == 0
+        assert not gate.core.failures["a"].ejected
+    async with proxy(targets=[nameless]) as gate:
+        for _ in range(4):
+            one = gate.exchange()
+            await one.chat()
+            status, _, document = await one.immediate()
+            assert (status, document["error"]["code"]) == (503, "no-backend")
+        assert gate.core.failures["a"].in_a_row == 0
+
+
+async def test_a_backend_that_has_no_form_for_a_request_leaves_it_to_another() -> None:
+    """Nothing was sent there, so the proxy may still be given an endpoint."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    triton = Target("a", "10.0.0.1", 9001, engine=TRITON)
+    async with proxy(targets=[triton, Target("b", "10.0.0.1", 9002)]) as gate:
+        for _ in range(2):
+            one = gate.exchange()
+            await one.chat(tools=tools)
+            assert (await one.destination())[0] == "10.0.0.1:9002"
 
 
 async def test_an_error_in_mid_stream_ends_the_reply_as_a_broken_one() -> None:

@@ -12,7 +12,8 @@ from functools import partial
 from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import cast
+from typing import Final, cast
+from urllib.parse import urlsplit
 
 import uvicorn
 from uvicorn._types import ASGI3Application
@@ -21,6 +22,7 @@ from router.gateway.app import Gateway
 from router.gateway.config.plan import Plan
 from router.gateway.epp.addresses import Addresses
 from router.gateway.epp.credentials import credentials
+from router.gateway.epp.fallbacks import Fallbacks
 from router.gateway.epp.link import Links
 from router.gateway.epp.server import PickerServer
 from router.gateway.serving import control_of, reload_on_hangup, request_limits
@@ -28,6 +30,7 @@ from router.gateway.sockets import owned
 from router.gateway.traffic.server import server
 from router.version import build
 
+_PREPARE_S: Final = 5.0  # as long as resolvers wait for one server
 _log = logging.getLogger("headroom")
 
 
@@ -43,14 +46,30 @@ class EndpointPicker:
         """Opens no socket; raises OSError when the record's file cannot be written."""
         self._addresses = Addresses()
         links = Links(self._addresses)
-        self.gateway = gateway = Gateway(with_one_attempt(plan), path, clock, dialler=links.dial)
+        self.gateway = gateway = Gateway(with_one_attempt(plan), path, clock, dialler=links.dial, prepare=self._prepare)
         driver, complete = gateway.driver, gateway.reloader.complete
         gateway.reloader.complete = lambda given: with_one_attempt(complete(given))
         self._addresses.targets = lambda: [upstream.target for upstream in driver.upstreams.values()]
+        explain, most = gateway.core.explain, lambda: gateway.plan.settings.epp.fallbacks
+        links.endpoints = Fallbacks(self._addresses, driver.upstreams, explain, most).endpoints
+        self._up: frozenset[str] = frozenset()
+        driver.on_sweep.append(self._follow_restarts)
         self._limits = request_limits(plan.settings.listen)
         self._turns = itertools.count()
         self._looking_up: asyncio.Task[None] | None = None
         self.server = PickerServer(driver, links, self._limits, self._any_endpoint, lambda: gateway.ready)
+
+    async def _prepare(self, plan: Plan) -> None:
+        """Names have their addresses before a config takes effect, but for those that the resolver has none of."""
+        hosts = {urlsplit(given.url).hostname or "" for given in plan.addresses}
+        await self._addresses.prepare(hosts, _PREPARE_S)
+
+    def _follow_restarts(self, _: float) -> None:
+        """A backend that comes up may have another address than before, which its health checks have found."""
+        up = frozenset(name for name, watch in self.gateway.engines.watches.items() if watch.up)
+        upstreams = self.gateway.driver.upstreams
+        self._addresses.look_again({upstreams[name].target.host for name in up - self._up if name in upstreams})
+        self._up = up
 
     def _any_endpoint(self, among: tuple[str, ...] | None) -> str:
         """Of the backends that are up, and among those if there are such, one after the other."""
@@ -77,7 +96,6 @@ class EndpointPicker:
         """Start everything but the control plane; returns the port for proxies. Raises OSError."""
         gateway, given = self.gateway, self.gateway.plan.settings.epp
         await gateway.start()
-        await self._addresses.look_up()
         self._looking_up = asyncio.create_task(self._addresses.run(), name="addresses")
         return await self.server.start(given.host, given.port, credentials(given, gateway.path.parent))
 
@@ -97,6 +115,7 @@ class EndpointPicker:
         """Stop what ``start`` began; streams have ended by now."""
         if self._looking_up is not None:
             self._looking_up.cancel()
+        self._addresses.close()
         await self.server.stop(0.0)
         await self.gateway.close()
 

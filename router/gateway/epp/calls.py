@@ -10,6 +10,7 @@ from typing import Final
 
 from router.core.errors import BadMessage, Reason
 from router.core.types import RequestId
+from router.gateway.epp import extension
 from router.gateway.epp.exchange import PickerExchange
 from router.gateway.epp.link import EngineLink, Links
 from router.gateway.epp.replies import Field, ProxyReplies
@@ -23,9 +24,9 @@ _PROXYS: Final = HOP_BY_HOP | {
     b"host",
     b"content-length",
     b"expect",
+    extension.ENDPOINT.encode(),
 }  # fields of a request that the proxy writes itself
 _OF_REPLY: Final = HOP_BY_HOP | {b"content-length"}
-_RESENT: Final = "the proxy has sent the request once, and cannot send it again"
 NONE_IN_SUBSET: Final = Problem(
     503, "none of the endpoints that the gateway allows is a backend that is up", code=Reason.NO_BACKEND.value
 )
@@ -56,8 +57,10 @@ class ProxiedCall(ABC):
         """The request is complete, with trailers."""
 
     @abstractmethod
-    def response_head(self, status: int, fields: Sequence[Field], *, ends: bool) -> None:
-        """The head of the engine's reply, or of the proxy's own in place of one; *ends*: it has no body."""
+    def response_head(self, status: int, fields: Sequence[Field], served: str, *, ends: bool) -> None:
+        """The head of the engine's reply, or of the proxy's own in place of one; *served*: the endpoint that it comes
+        from, empty: the proxy states none; *ends*: it has no body.
+        """
 
     @abstractmethod
     def response_body(self, data: bytes, *, ends: bool) -> None:
@@ -92,9 +95,10 @@ class RoutedCall(ProxiedCall):
         self._id: RequestId = ""
         self._has_body = self._has_trailers = False
         self._passes = False  # the reply is the proxy's own, to a request that it was not to send yet
-        self.exchange = exchange = PickerExchange(
-            replies, self._called, driver, endpoint, head.path, head.headers, head.fields
-        )
+        fields = extension.as_ours(head.fields, driver.ingress.classes)
+        headers = [field for field in head.headers if field[0] not in extension.OF_GATEWAYS]
+        self.exchange = exchange = PickerExchange(replies, self._called, driver, endpoint, head.path, headers, fields)
+        exchange.routed_model = extension.rewritten_model(head.fields)
         exchange.among = head.among or ()
 
     def begin(self, *, ends: bool) -> None:
@@ -136,13 +140,7 @@ class RoutedCall(ProxiedCall):
 
     def _send(self, link: EngineLink, data: bytes) -> None:
         """An attempt sends the request: the proxy does."""
-        if self._link is not None:
-            if (
-                link.upstream is self._link.upstream
-            ):  # it refused to state usage, and is sent its requests unchanged now
-                link.upstream.refuses_usage = True
-            link.cut(_RESENT)
-            return
+        assert self._link is None  # a proxy sends a request once
         self._link = link
         end = data.index(HEAD_END)
         body = data[end + len(HEAD_END) :]
@@ -152,21 +150,26 @@ class RoutedCall(ProxiedCall):
         fields += [(name, ours[name]) for name in ours if name not in _PROXYS and ours[name] != given.get(name)]
         removed = [name for name in given if name not in _PROXYS and name not in ours]
         replies = self._replies
-        replies.destination(self._links.addresses.endpoint(link.upstream.target), fields, removed)
+        attempt = link.attempt
+        assert attempt is not None
+        replies.destination(self._links.endpoints(attempt.call.request, link.upstream), fields, removed)
         if self._has_body:
             replies.request_body(body, ends=not self._has_trailers)
         if self._has_trailers:
             replies.request_trailers()
 
-    def response_head(self, status: int, fields: Sequence[Field], *, ends: bool) -> None:
+    def response_head(self, status: int, fields: Sequence[Field], served: str, *, ends: bool) -> None:
         if self._link is None:
             self.exchange.left()
             self._passes = True
             self._replies.head(b"")
             return
         self._replies.bodiless = ends
+        if served:
+            self._links.served(self._link, served)
         lines = b"".join(b"%b: %b\r\n" % field for field in fields if field[0] not in _OF_REPLY)
-        self._link.feed(b"HTTP/1.1 %d X\r\nconnection: close\r\n%b\r\n" % (status, lines))
+        self.exchange.proxied = head = b"HTTP/1.1 %d X\r\nconnection: close\r\n%b\r\n" % (status, lines)
+        self._link.feed(head)
         if ends:
             self._link.end()
 
@@ -209,7 +212,7 @@ class PassedCall(ProxiedCall):
     def request_trailers(self) -> None:
         self._replies.request_trailers()
 
-    def response_head(self, status: int, fields: Sequence[Field], *, ends: bool) -> None:
+    def response_head(self, status: int, fields: Sequence[Field], served: str, *, ends: bool) -> None:
         self._replies.bodiless = ends
         self._replies.head(b"")
         if ends:

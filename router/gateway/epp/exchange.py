@@ -11,7 +11,7 @@ from router.engines import Translation
 from router.gateway.protocols.openai import Endpoint
 from router.gateway.traffic.call import Call
 from router.gateway.traffic.exchange import Exchange
-from router.gateway.traffic.http import Head
+from router.gateway.traffic.http import Head, parse_head
 from router.gateway.traffic.ports import Frame, RequestDriver
 
 
@@ -20,6 +20,11 @@ class Replies(Protocol):
 
     def head(self, fields: bytes) -> None:
         """The reply may begin; these header lines are added to it."""
+
+    def other_head(self, status: int, fields: bytes, proxied: bytes) -> None:
+        """The reply may begin, with this status and these header lines in place of those that the proxy has, which are
+        the lines of *proxied* after its first.
+        """
 
     def body(self, data: bytes) -> None:
         """More of the reply's body: called once for every token."""
@@ -40,9 +45,12 @@ def _unframed(data: bytes) -> bytes:
 
 
 class PickerExchange(Exchange):
-    """One request, from its head to the end of its reply."""
+    """One request, from its head to the end of its reply.
 
-    __slots__ = ("_on_call", "_replies")
+    ``proxied``: the head of the reply that the proxy has got, empty: none yet.
+    """
+
+    __slots__ = ("_on_call", "_replies", "proxied")
 
     def __init__(
         self,
@@ -58,6 +66,7 @@ class PickerExchange(Exchange):
         super().__init__(driver, endpoint, path, headers, fields)
         self._replies = replies
         self._on_call = on_call
+        self.proxied = b""
 
     def _read(self, body: bytes) -> Call:
         call = super()._read(body)
@@ -71,13 +80,23 @@ class PickerExchange(Exchange):
     def open(
         self, head: Head, body: bytes, translation: Translation | None, backend: bytes, predicted_ttft_s: float
     ) -> Frame | None:
-        """Let the reply begin, with its first bytes."""
+        """Let the reply begin, with its first bytes. It is none of the proxy's where the request was sent again."""
         self.status = head.status
-        translated = translation.fields if translation is not None else b""
-        self._replies.head(translated + self._reply_fields(backend, predicted_ttft_s))
+        own = self._reply_fields(backend, predicted_ttft_s)
+        if translation is not None:
+            self._replies.head(translation.fields + own)
+        elif self._is_proxied(head):
+            self._replies.head(own)
+        else:
+            self._replies.other_head(head.status, head.fields + own, self.proxied)
         if body:
             self._replies.body(body)
         return _unframed
+
+    def _is_proxied(self, head: Head) -> bool:
+        """Whether the proxy has got the same head."""
+        proxied = parse_head(self.proxied)
+        return head.status == proxied.status and head.fields == proxied.fields
 
     def _answer(self, status: int, fields: bytes, body: bytes) -> None:
         self.status, self.answer_bytes = status, len(body)

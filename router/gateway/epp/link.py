@@ -7,8 +7,9 @@ gateway. Must not depend on gRPC or on the proxy's messages.
 
 import asyncio
 from collections.abc import Callable, Iterable
+from socket import EAI_NONAME, gaierror
 
-from router.core.types import RequestId
+from router.core.types import Request, RequestId
 from router.gateway.epp.addresses import Addresses
 from router.gateway.traffic.attempt import UpstreamAttempt
 from router.gateway.traffic.upstream import Connection, Failed, Ready, Upstream
@@ -97,18 +98,43 @@ class EngineLink(asyncio.Transport):
 
 
 class Links:
-    """Gives attempts their links. ``owners``: who has the proxy send the request of that id."""
+    """Gives attempts their links. ``owners``: who has the proxy send the request of that id.
+
+    ``endpoints``: where a request goes that is sent to a backend, and where it may go after that, in order;
+    ``on_served``: the reply to an attempt comes from another backend, of that name.
+    """
 
     def __init__(self, addresses: Addresses) -> None:
         self.addresses = addresses
         self.owners: dict[RequestId, OnRequest] = {}
+        self.endpoints: Callable[[Request, Upstream], str] = lambda _, chosen: addresses.endpoint(chosen.target)
+        self.on_served: Callable[[RequestId, int, str], None] = lambda *_: None
+
+    def served(self, link: EngineLink, endpoint: str) -> None:
+        """The reply comes from this endpoint, by what the proxy states."""
+        names, attempt = self.addresses.among((endpoint,)), link.attempt
+        if attempt is not None and names and attempt.upstream.target.name not in names:
+            self.on_served(attempt.call.request.id, attempt.number, names[0])
 
     def dial(self, upstream: Upstream, ready: Ready, failed: Failed) -> None:
         """What an upstream calls for a new connection."""
         upstream.dial_error = None
-        if not self.addresses.endpoint(upstream.target):
-            failed(f"{upstream.target.name}: no address of {upstream.target.host} is known")
-            return
+        if self.addresses.endpoint(upstream.target):
+            self._link(upstream, ready)
+        else:
+            upstream.open_by(self._found(upstream, ready, failed))
+
+    async def _found(self, upstream: Upstream, ready: Ready, failed: Failed) -> None:
+        """Wait for the address of a name, for as long as a connection may take."""
+        target = upstream.target
+        await self.addresses.find((target.host,), upstream.limits.connect_s)
+        if self.addresses.endpoint(target):
+            self._link(upstream, ready)
+        else:
+            upstream.dial_error = gaierror(EAI_NONAME, "no address is known")
+            failed(f"{target.name}: no address of {target.host} is known")
+
+    def _link(self, upstream: Upstream, ready: Ready) -> None:
         connection = Connection(upstream)
         connection.connection_made(EngineLink(connection, self._requested))
         ready(connection)

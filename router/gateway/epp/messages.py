@@ -38,13 +38,13 @@ _FIELDS: Final[dict[str, str]] = {
     "HttpHeaders": "headers=1:HeaderMap end_of_stream=3:bool",
     "HttpBody": "body=1:bytes end_of_stream=2:bool",
     "HttpTrailers": "trailers=1:HeaderMap",
-    "MetadataEntry": "key=1:string value=2:google.protobuf.Struct",  # what a map has one of for each of its keys
+    "MetadataEntry": "key=1:string value=2:google.protobuf.Struct",  # what a map of structs has one of for each key
     "Metadata": "filter_metadata=1:*MetadataEntry",
     "ProtocolConfiguration": "request_body_mode=1:enum response_body_mode=2:enum",
     "ProcessingRequest": (
         "request_headers=2:HttpHeaders response_headers=3:HttpHeaders request_body=4:HttpBody response_body=5:HttpBody "
         "request_trailers=6:HttpTrailers response_trailers=7:HttpTrailers | "
-        "metadata_context=8:Metadata protocol_config=11:ProtocolConfiguration"
+        "metadata_context=8:Metadata attributes=9:*MetadataEntry protocol_config=11:ProtocolConfiguration"
     ),
     "HeaderMutation": "set_headers=1:*HeaderValueOption remove_headers=2:*string",
     "StreamedBodyResponse": "body=1:bytes end_of_stream=2:bool",

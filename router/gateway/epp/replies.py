@@ -8,10 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from router.gateway.epp.extension import ENDPOINT, NAMESPACE
 from router.gateway.epp.messages import OVERWRITE, ProcessingResponse
 
-ENDPOINT: Final = "x-gateway-destination-endpoint"  # the header, and the key in the metadata
-NAMESPACE: Final = "envoy.lb"
 _PIECE_BYTES_MAX: Final = 60 * 1024  # the protocol recommends at most 64 KiB
 _DETAILS: Final = "headroom"
 
@@ -64,6 +63,17 @@ class ProxyReplies:
         message = ProcessingResponse()
         message.response_headers.SetInParent()
         _set(message.response_headers.response.header_mutation, _fields(fields))
+        self._put(message)
+
+    def other_head(self, status: int, fields: bytes, proxied: bytes) -> None:
+        """The reply may begin, with this status and these header lines in place of those of *proxied*."""
+        message = ProcessingResponse()
+        message.response_headers.SetInParent()
+        mutation = message.response_headers.response.header_mutation
+        named = _fields(fields)
+        _set(mutation, [(b":status", b"%d" % status), *named])
+        theirs = dict(_fields(proxied.partition(b"\r\n")[2]))
+        mutation.remove_headers.extend(name.decode("latin-1") for name in theirs.keys() - dict(named).keys())
         self._put(message)
 
     def body(self, data: bytes) -> None:

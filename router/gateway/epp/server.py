@@ -129,6 +129,7 @@ class PickerServer:
         ready: Callable[[], bool],
     ) -> None:
         self.driver, self.links, self.limits, self.any_endpoint = driver, links, limits, any_endpoint
+        links.on_served = driver.served_by
         self.calls: set[_Call] = set()
         self._health = Health(ready)
         self._server: aio.Server | None = None  # it belongs to the loop that it was made in

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from router.core.errors import BadMessage
 from router.gateway.epp.calls import PassedCall, ProxiedCall, RequestHead, RoutedCall
+from router.gateway.epp.extension import ATTRIBUTES, NAMESPACE, SERVED, SUBSET, SUBSET_NAMESPACE, UPSTREAM_ADDRESS
 from router.gateway.epp.link import Links
 from router.gateway.epp.messages import FULL_DUPLEX_STREAMED, ProcessingRequest
 from router.gateway.epp.replies import Field, ProxyReplies
@@ -23,8 +24,6 @@ from router.gateway.traffic.server import ConnectionLimits
 _log = logging.getLogger("headroom")
 _MODES: Final = "the proxy's request_body_mode and response_body_mode have to be FULL_DUPLEX_STREAMED"
 _INTERNAL: Final = Problem(500, "internal error in the endpoint picker; see its log")
-_SUBSET_HINT: Final = "envoy.lb.subset_hint"
-_SUBSET: Final = "x-gateway-destination-endpoint-subset"
 _STATUSES: Final = range(200, 600)
 _LINE_ENDS: Final = (b"\r", b"\n", b"\0")
 
@@ -78,7 +77,7 @@ class ProxyStream:
         elif kind == "request_body":
             call.request_body(message.request_body.body, ends=message.request_body.end_of_stream)
         elif kind == "response_headers":
-            self._respond(call, message.response_headers)
+            self._respond(call, message.response_headers, served_of(message))
         elif kind == "request_trailers":
             call.request_trailers()
         elif kind == "response_trailers":
@@ -110,12 +109,12 @@ class ProxyStream:
         )
         call.begin(ends=ends)
 
-    def _respond(self, call: ProxiedCall, headers: Any) -> None:
+    def _respond(self, call: ProxiedCall, headers: Any, served: str) -> None:
         fields = _fields_of(headers.headers)
         status = next((value for name, value in fields if name == b":status"), b"")
         if not (status.isdigit() and int(status) in _STATUSES):
             raise BadMessage(f":status: expected a number from 200 to 599, not {status[:20]!r}")
-        call.response_head(int(status), _regular(fields), ends=headers.end_of_stream)
+        call.response_head(int(status), _regular(fields), served, ends=headers.end_of_stream)
 
     def reject(self, problem: Problem) -> None:
         """Have the proxy answer with *problem*, which is no matter of the call's."""
@@ -152,12 +151,26 @@ class ProxyStream:
 
 def subset_of(message: Any) -> list[str] | None:
     """The endpoints that the proxy allows, as a list or as one text with commas; None: it names none, so any."""
-    for entry in message.metadata_context.filter_metadata:
-        value = entry.value.fields.get(_SUBSET) if entry.key == _SUBSET_HINT else None
-        if value is not None:
-            texts = [each.string_value for each in value.list_value.values] or [value.string_value]
-            return [part.strip() for text in texts for part in text.split(",") if part.strip()]
-    return None
+    value = _stated(message.metadata_context.filter_metadata, SUBSET_NAMESPACE, SUBSET)
+    if value is None:
+        return None
+    texts = [each.string_value for each in value.list_value.values] or [value.string_value]
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+
+
+def served_of(message: Any) -> str:
+    """The endpoint that a reply comes from: in metadata by the protocol, or an attribute of Envoy's; empty: neither."""
+    value = _stated(message.metadata_context.filter_metadata, NAMESPACE, SERVED)
+    if value is None:
+        value = _stated(message.attributes, ATTRIBUTES, UPSTREAM_ADDRESS)
+    return "" if value is None else str(value.string_value)
+
+
+def _stated(entries: Iterable[Any], namespace: str, name: str) -> Any:
+    """The value under that name; None: there is none."""
+    return next(
+        (entry.value.fields[name] for entry in entries if entry.key == namespace and name in entry.value.fields), None
+    )
 
 
 def _head_of(message: Any, among: tuple[str, ...] | None) -> RequestHead:

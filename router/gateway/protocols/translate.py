@@ -11,8 +11,10 @@ from router.gateway.protocols.target import Target
 from router.gateway.protocols.triton import PROTOCOL
 
 
-def translation(call: RequestBody, target: Target, wire_id: bytes) -> Translation | None:
-    """How *call* and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""
+def translation(call: RequestBody, target: Target, wire_id: bytes, model: str) -> Translation | None:
+    """How *call* and its reply change for that engine, which serves it by *model*; None: not at all. Raises
+    UnsupportedFeature.
+    """
     kind = target.engine
     protocol = PROTOCOL if call.endpoint.dialect is Dialect.TRITON else OPENAI_PROTOCOL
     if protocol == kind.protocol:
@@ -25,7 +27,7 @@ def translation(call: RequestBody, target: Target, wire_id: bytes) -> Translatio
             path=call.endpoint.path,
             document=call.document or {},
             model=call.model,
-            engine_model=target.models.get(call.model, call.model),
+            engine_model=target.models.get(model, model),
             stream=call.stream,
             output_tokens_max=call.output_tokens_max,
             prompt_tokens=call.prompt_tokens,

@@ -11,6 +11,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from socket import gaierror
 from typing import Final
 
 import orjson
@@ -120,11 +121,13 @@ class UpstreamAttempt(Reader):
             self.connect_s = self._clock() - began_s
             self._send(connection)
 
-        self.upstream.dial(ready, self._undialled)
+        self.upstream.dial(ready, self._undialled, again=self._usage_refused)
 
     def _undialled(self, why: str) -> None:
         if exhausted(self.upstream.dial_error):  # any other backend needs a connection too, but may have an idle one
             self._failed(Failure(why, backend_fault=False, kind=FailureKind.EXHAUSTED))
+        elif isinstance(self.upstream.dial_error, (gaierror, UnicodeError)):  # a matter of names, not of the engine
+            self._failed(Failure(why, backend_fault=False, kind=FailureKind.UNRESOLVED))
         else:
             self._failed(Failure(why))
 
@@ -137,13 +140,21 @@ class UpstreamAttempt(Reader):
         self.upstream = upstream
         self._dial()
 
+    def served_by(self, upstream: Upstream) -> None:
+        """A proxy has the reply from another backend, of which nothing has been read yet."""
+        if self.connection is not None:
+            self.connection.belongs_to(upstream)
+        self.upstream = upstream
+        self.meter.gaps = upstream.gaps
+
     def _send(self, connection: Connection) -> None:
         self.connection = connection
         self._phase = _BEFORE_HEAD
         upstream = self.upstream
         if self._translation is None:
             self._name = self.call.reply_name(upstream.target)
-            self._decodes = self.call.http10 or self._name is not None
+            framed = self._usage_refused and upstream.proxied  # the engine's own framing, where a proxy has none
+            self._decodes = self.call.http10 or self._name is not None or framed
         self._asks_usage = (
             upstream.target.engine.states_usage
             and not (upstream.refuses_usage or self._usage_refused)

@@ -92,14 +92,14 @@ class Call:
 
     def for_engine(self, target: Target) -> Translation | None:
         """How this call and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""
-        return translate.translation(self.body, target, self.wire_id)
+        return translate.translation(self.body, target, self.wire_id, self.request.model)
 
     def reply_name(self, target: Target) -> ModelName | None:
         """What renames the model in a reply of that engine; None: it has the client's name for it."""
-        model = self.body.model
-        if target.models.get(model, model) == model or self.head_only:
+        routed, named = self.request.model, self.body.model
+        if target.models.get(routed, routed) == named or self.head_only:
             return None
-        return ModelName(model, self.endpoint.dialect)
+        return ModelName(named, self.endpoint.dialect)
 
     def request_bytes(
         self,
@@ -115,7 +115,7 @@ class Call:
         if translation is not None:
             path, body = translation.path, translation.body
         else:
-            path, body = _addressed(self.body, target, asks_usage)
+            path, body = _addressed(self.body, target, self.request.model, asks_usage)
         method = self.endpoint.method
         head = opening(b"HEAD" if self.head_only else method, path)
         length = b"content-length: %d\r\n" % len(body) if method == b"POST" else b""
@@ -138,8 +138,10 @@ def read_call(
     head_only: bool,
     trace: RequestTrace | None,
     among: tuple[str, ...] = (),
+    routed_model: str = "",
 ) -> Call:
-    """Read the call, which may be sent to the backends *among* alone where that names any.
+    """Read the call, which may be sent to the backends *among* alone where that names any, and is served by
+    *routed_model* where that is not empty.
 
     Raises Rejected with 400 naming the field that is wrong, 404 for a name that no model has.
     """
@@ -147,7 +149,7 @@ def read_call(
     document = read(endpoint, path, body, prefix_blocks_max)
     request = Request(
         id=request_id,
-        model=client_text.model_name(document.model),
+        model=client_text.model_name(routed_model or document.model),
         arrived_s=arrived_s,
         prompt_tokens=document.prompt_tokens,
         output_tokens_max=document.output_tokens_max,
@@ -186,9 +188,9 @@ def _forwarded(
     return b"".join(pieces)
 
 
-def _addressed(body: RequestBody, target: Target, asks_usage: bool) -> tuple[bytes, bytes]:
-    """Path and body with the model's name at this engine, every other byte as the client sent it."""
-    engine_name = target.models.get(body.model, body.model)
+def _addressed(body: RequestBody, target: Target, model: str, asks_usage: bool) -> tuple[bytes, bytes]:
+    """Path and body with the name of *model* at this engine, every other byte as the client sent it."""
+    engine_name = target.models.get(model, model)
     if body.endpoint.dialect is Dialect.TRITON:
         if engine_name == body.model:
             return body.path, body.body

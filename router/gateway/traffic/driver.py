@@ -245,6 +245,14 @@ class Driver(RequestDriver):
         """The first token of a reply has come."""
         self.perform(self.core.first_token(request_id, attempt, self.clock()))
 
+    def served_by(self, request_id: RequestId, attempt: int, backend: str) -> None:
+        """A proxy has the reply to an attempt from another backend than the one that it was sent to."""
+        request, upstream = self._in_flight.get(request_id), self._upstreams.get(backend)
+        moved = request.find(attempt) if request is not None else None
+        if moved is not None and upstream is not None and not moved.over and moved.upstream is not upstream:
+            moved.served_by(upstream)
+            self.perform(self.core.served_by(request_id, attempt, backend, self.clock()))
+
     def ended(self, request_id: RequestId, attempt: int, usage: Usage, last_token_s: float) -> None:
         """The reply is complete."""
         self.perform(self.core.ended(request_id, attempt, usage, self.clock(), last_token_s))

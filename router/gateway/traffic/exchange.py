@@ -33,13 +33,14 @@ class Exchange(Client):
 
     ``preflight``: the header lines that answer a browser's preflight, else empty. ``accepted``: the driver has the
     call, which ends in the core's record of it. ``keep_alive``: its connection may have a next request. ``among``:
-    names of the only backends that it may be sent to (empty: any).
+    names of the only backends that it may be sent to (empty: any); ``routed_model``: the model that is to serve it in
+    place of the one in its body (empty: that one).
     """
 
     __slots__ = (
         "_applied", "_bodies", "_body_bytes", "_call", "_headers", "_key", "_own_fields", "_path", "_tenant",
         "accepted", "among", "body_complete", "driver", "endpoint", "fields", "head_only", "http10", "keep_alive",
-        "preflight", "problem",
+        "preflight", "problem", "routed_model",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +70,7 @@ class Exchange(Client):
         self._own_fields = cors.reply_fields(fields) if cors is not None else b""
         self.preflight = b""
         self.among: tuple[str, ...] = ()
+        self.routed_model = ""
 
     # -- the request -------------------------------------------------------------------------------------------
 
@@ -171,6 +173,7 @@ class Exchange(Client):
             self.head_only,
             traces.begin(self.fields) if traces is not None else None,
             self.among,
+            self.routed_model,
         )
 
     @property

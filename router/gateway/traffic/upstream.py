@@ -7,11 +7,11 @@ No task and no future per request; a task exists only while a new connection is 
 import asyncio
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import inf
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import httptools
 
@@ -200,6 +200,12 @@ class Connection(asyncio.Protocol):
         if self._decoder is not None:
             self._decoder = Decoder(self)
 
+    def belongs_to(self, upstream: "Upstream") -> None:
+        """It is one to another backend."""
+        self.upstream.open.discard(self)
+        upstream.open.add(self)
+        self.upstream = upstream
+
     def abort(self) -> None:
         """Close at once; the reader gets no further call."""
         self.reader = None
@@ -281,7 +287,10 @@ Dialler = Callable[["Upstream", Ready, Failed], None]
 
 
 class Upstream:
-    """The connections to one backend. The newest is used first, so that the others become idle and close."""
+    """The connections to one backend. The newest is used first, so that the others become idle and close.
+
+    ``dialler``: of connections that are not this process's own (None: they are); each serves one request.
+    """
 
     def __init__(
         self,
@@ -294,6 +303,7 @@ class Upstream:
         self._dialler: Dialler = dialler or Upstream.connect
         self.target = target
         self.limits = limits or PoolLimits()
+        self.proxied = dialler is not None  # a proxy sends each request, once, and removes the framing of its reply
         self.gaps: Gaps = before.gaps if before is not None else Gaps()
         self.density: TextDensity = before.density if before is not None else TextDensity()
         self.refuses_usage = False  # it knows no ``stream_options``: requests go to it as they came
@@ -324,13 +334,22 @@ class Upstream:
             connection.transport.abort()
         return None
 
-    def dial(self, ready: Ready, failed: Failed) -> None:
-        """Open a new connection: *ready* gets it, *failed* the reason why there is none."""
-        self._dialler(self, ready, failed)
+    def dial(self, ready: Ready, failed: Failed, *, again: bool = False) -> None:
+        """Open a new connection: *ready* gets it, *failed* the reason why there is none. *again*: for a request that
+        was sent before, which a proxy cannot do: it is this process's own.
+        """
+        if again:
+            self.connect(ready, failed)
+        else:
+            self._dialler(self, ready, failed)
 
     def connect(self, ready: Ready, failed: Failed) -> None:
         """The default dialler: TCP, and TLS where the target has it."""
-        task = asyncio.get_running_loop().create_task(self._connected(ready, failed))
+        self.open_by(self._connected(ready, failed))
+
+    def open_by(self, dialling: Coroutine[Any, Any, None]) -> None:
+        """Open a connection by that, in a task which ends with the pool."""
+        task = asyncio.get_running_loop().create_task(dialling)
         self._dials.add(task)
         task.add_done_callback(self._dials.discard)
 
@@ -366,7 +385,7 @@ class Upstream:
 
     def idle(self, connection: Connection) -> None:
         """The connection waits for its next request."""
-        if len(self._idle) >= self.limits.idle_max:
+        if self.proxied or len(self._idle) >= self.limits.idle_max:
             connection.transport.close()
             return
         connection.idle_since_s = self.clock()
