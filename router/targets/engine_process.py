@@ -1,7 +1,8 @@
 """Processes of engines on this machine: start one, see whether it lives and is connected, end it with its children.
 
 Linux only (/proc). A process is known by its id and the time at which it began, so that one that has got the id of
-another since is not taken for it. Must not depend on why a process is started.
+another since is not taken for it. Its children may outlive it: they are in its group, whose id the kernel gives to no
+other process while one of them lives. Must not depend on why a process is started.
 """
 
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -30,20 +32,47 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> 
     return pid, began(pid)
 
 
-def began(pid: int) -> int:
-    """When that process began, in ticks since the machine did; 0: there is none, or it has ended."""
+@dataclass(frozen=True, slots=True)
+class _Status:
+    """``began``: in ticks since the machine did; ``ended``: only its exit status is left."""
+
+    group: int
+    began: int
+    ended: bool
+
+
+def _status(pid: int | str) -> _Status | None:
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return 0
+        return None
     fields = text.rpartition(")")[2].split()  # the name before it may hold anything
-    return 0 if fields[0] == "Z" else int(fields[19])
+    return _Status(int(fields[2]), int(fields[19]), fields[0] in "ZX")
 
 
-def reap(pid: int) -> None:
-    """Take the exit status of a child that has ended, so that nothing of it is left; others are not touched."""
+def began(pid: int) -> int:
+    """When that process began, in ticks since the machine did; 0: there is none, or it has ended."""
+    found = _status(pid)
+    return 0 if found is None or found.ended else found.began
+
+
+def group_lives(pid: int, began_at: int) -> bool:
+    """Whether that process lives, which began then, or one of those that it has started in its group."""
+    leader = _status(pid)
+    if leader is not None and leader.began != began_at:
+        return False  # the id is another process's, so the group is gone
+    if leader is not None and not leader.ended:
+        return True
+    found = (_status(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return any(each is not None and each.group == pid and not each.ended for each in found)
+
+
+def reap(pid: int) -> int | None:
+    """Take the exit status of a child that has ended, so that nothing of it is left; None: it lives, or is no child."""
     with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if ended else None
+    return None
 
 
 def send(pid: int, number: signal.Signals) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from router.targets.engine_process import HOST
 
@@ -40,6 +40,14 @@ class Engine:
     began: int
     state: State
     since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What the list states of every engine of a variant: how it is called, and the facts of a backend."""
+
+    scheme: str
+    labels: Mapping[str, str]
 
 
 class EngineTable:
@@ -91,12 +99,12 @@ class EngineTable:
             return {}
         return {each.name: each for each in found}
 
-    def write(self, labels: Mapping[str, Mapping[str, str]]) -> None:
+    def write(self, listings: Mapping[str, Listing]) -> None:
         """Write the table, and the list of targets for ``discover: [{file: ...}]``. Raises OSError."""
         plain = [asdict(each) | {"state": each.state.value} for each in self.engines.values()]
         self._replace("engines.json", plain)
         serving = [each for each in self.engines.values() if each.state is State.SERVING]
-        self._replace("targets.json", [_target(each, labels.get(each.variant, {})) for each in serving])
+        self._replace("targets.json", [_target(each, listings.get(each.variant, _UNLISTED)) for each in serving])
 
     def _replace(self, name: str, content: Any) -> None:
         new = self._folder / f".{name}.new"
@@ -117,6 +125,10 @@ def _engine(plain: Any) -> Engine:
     )
 
 
-def _target(engine: Engine, labels: Mapping[str, str]) -> dict[str, Any]:
-    facts = {**labels, "name": engine.name, "variant": engine.variant}
-    return {"targets": [f"{HOST}:{engine.port}"], "labels": facts}
+_UNLISTED: Final = Listing("http", {})
+
+
+def _target(engine: Engine, listing: Listing) -> dict[str, Any]:
+    facts = {**listing.labels, "name": engine.name, "variant": engine.variant}
+    address = f"{HOST}:{engine.port}"
+    return {"targets": [address if listing.scheme == "http" else f"https://{address}"], "labels": facts}

@@ -2,7 +2,8 @@
 
 Those that serve stand in ``targets.json``, a list that routers read with ``discover: [{file: ...}]``: an engine joins
 when it answers, and leaves the list before it ends. It is ended once no connection to it is open: routers have let go
-of it and every stream is over, whatever its protocol. Engines outlive the autoscaler, and the next one takes them over.
+of it and every stream is over, whatever its protocol. One whose first process has died while others of it live is ended
+with these, unless it still answers. Engines outlive the autoscaler, and the next one takes them over.
 Must not depend on the router.
 """
 
@@ -13,13 +14,13 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from time import time
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 import httpx
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from router.targets import engine_process
-from router.targets.engine_table import Engine, EngineTable, State
+from router.targets.engine_table import Engine, EngineTable, Listing, State
 from router.targets.target import Advice, Applied, Outcome, Replicas, Target, TargetSpec
 
 _LOOK_S: Final = 0.1
@@ -44,7 +45,8 @@ class EngineSpec(BaseModel):
 
     ``command``: its words, in which {port} and {name} are replaced; ``ports``: first and last; ``environment``: beside
     the autoscaler's own; ``labels``: the facts of a backend that routers read, as ``card`` and ``model``; ``ready``:
-    the path that answers 200 when it serves; ``model``: only advice for that model, left out: for any.
+    the path that answers 200 when it serves; ``model``: only advice for that model, left out: for any; ``scheme``:
+    ``https`` where the command makes the engine serve over TLS.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +57,7 @@ class EngineSpec(BaseModel):
     labels: dict[str, str] = {}
     ready: Annotated[str, Field(pattern=r"^/[!-~]*$")] = "/health"
     model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    scheme: Literal["http", "https"] = "http"
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -101,12 +104,14 @@ class Local(Target):
         """``clock``: seconds since the epoch, for what is in the table outlives this process."""
         self._spec, self._clock = spec, clock
         self._table = EngineTable(spec.folder)
-        self._labels = {name: each.labels for name, each in spec.variants.items()}
+        self._listings = {name: Listing(each.scheme, each.labels) for name, each in spec.variants.items()}
         self._busy_s: dict[str, float] = {}  # by draining engine, when a connection to it was open last
         self._faults: dict[str, str] = {}  # by variant, what became of the last engine that was not wanted to end
+        self._silent: set[str] = set()  # engines without their first process that did not answer the last time
         self._tending: asyncio.Task[None] | None = None
         no_idle = httpx.Limits(max_keepalive_connections=0)  # an open connection would count as somebody's
-        self._client = httpx.AsyncClient(timeout=_READY_S, trust_env=False, limits=no_idle)
+        # An engine's certificate bears no name of this machine, and nothing but a path is sent to it.
+        self._client = httpx.AsyncClient(timeout=_READY_S, trust_env=False, limits=no_idle, verify=False)
 
     def _spec_of(self, model: str, variant: str) -> EngineSpec | None:
         spec = self._spec.variants.get(variant)
@@ -117,6 +122,8 @@ class Local(Target):
         try:
             if self._table.locked():
                 self._look()
+                for engine in tuple(self._table.engines.values()):
+                    await self._check_orphaned(engine)
         except OSError as error:
             _log.error("engines of %s: %s", self._spec.folder, error)
         finally:
@@ -196,7 +203,7 @@ class Local(Target):
         _log.info("engine %s: %s", engine.name, state.value)
 
     def _write(self) -> None:
-        self._table.write(self._labels)
+        self._table.write(self._listings)
 
     # -- beside the calls ----------------------------------------------------------------------------------------
 
@@ -224,8 +231,10 @@ class Local(Target):
     def _look(self) -> None:
         """Remove the engines that have ended. Raises OSError."""
         for engine in tuple(self._table.engines.values()):
-            engine_process.reap(engine.pid)
+            status = engine_process.reap(engine.pid)
             if _lives(engine):
+                if status and engine.state is State.STARTING:  # a start script that has done its work ends with 0
+                    self._end_orphaned(engine)
                 continue
             del self._table.engines[engine.name]
             self._write()
@@ -259,6 +268,26 @@ class Local(Target):
             self._fault(engine, f"engine {engine.name} did not answer within {self._spec.start_s:g} s")
             self._end(engine)
 
+    async def _check_orphaned(self, engine: Engine) -> None:
+        """End one that serves no more, as its first process has died and left others behind. Where that was a start
+        script, the engine answers and goes on. Raises OSError.
+        """
+        if engine.state is not State.SERVING or _leads(engine):
+            return
+        if await self._answers(engine):
+            self._silent.discard(engine.name)
+        elif engine.name in self._silent or engine_process.is_free(engine.port):
+            self._silent.discard(engine.name)
+            self._end_orphaned(engine)
+        else:
+            self._silent.add(engine.name)  # a busy one may answer the next time
+
+    def _end_orphaned(self, engine: Engine) -> None:
+        last = engine_process.end_of(self._table.log_of(engine.name))
+        what = f"engine {engine.name} ended while {engine.state.value}, and left processes behind: {last}"
+        self._fault(engine, what)
+        self._end(engine)
+
     async def _step_draining(self, engine: Engine, for_s: float) -> None:
         """End it when it is quiet. Routers read the list a moment later than it is written, and so count as busy."""
         now_s = self._clock()
@@ -280,10 +309,10 @@ class Local(Target):
 
     async def _answers(self, engine: Engine) -> bool:
         spec = self._spec.variants.get(engine.variant)
-        path = spec.ready if spec is not None else "/health"
+        path, scheme = (spec.ready, spec.scheme) if spec is not None else ("/health", "http")
         try:
             async with asyncio.timeout(_READY_S):
-                answer = await self._client.get(f"http://{engine_process.HOST}:{engine.port}{path}")
+                answer = await self._client.get(f"{scheme}://{engine_process.HOST}:{engine.port}{path}")
         except (httpx.HTTPError, TimeoutError):
             return False
         return answer.is_success
@@ -298,7 +327,13 @@ class Local(Target):
 
 
 def _lives(engine: Engine) -> bool:
-    return engine.began > 0 and engine_process.began(engine.pid) == engine.began
+    """Whether it, or a part of it, is there."""
+    return engine.began > 0 and engine_process.group_lives(engine.pid, engine.began)
+
+
+def _leads(engine: Engine) -> bool:
+    """Whether its first process lives, with whose end it ends as a rule."""
+    return engine_process.began(engine.pid) == engine.began
 
 
 SPEC: Final = LocalSpec

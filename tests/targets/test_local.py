@@ -13,7 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from router.targets import Advice, Outcome, Replicas, spec_of
-from router.targets.engine_process import began
+from router.targets.engine_process import began, group_lives
+from router.targets.engine_table import Engine, State
 from router.targets.local import Local
 from tests.redis_server import free_port
 from tests.waiting import until, until_async
@@ -21,7 +22,7 @@ from tests.waiting import until, until_async
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 ENGINE = """
-import http.server, signal, sys
+import http.server, os, signal, sys, time
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
@@ -29,6 +30,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 if "stubborn" in sys.argv: signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if "broken" in sys.argv: raise SystemExit("no such model")
+if "worker" in sys.argv and os.fork() == 0:
+    time.sleep(600)
+if "orphaning" in sys.argv and os.fork() == 0:
+    time.sleep(600)
+if "orphaning" in sys.argv: raise SystemExit("out of memory")
+if "script" in sys.argv and os.fork():
+    raise SystemExit(0)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
@@ -187,6 +195,64 @@ async def test_two_autoscalers_do_not_change_one_table_at_once(tmp_path: Path) -
         assert (failed.outcome, "another process" in failed.reason) == (Outcome.FAILED, True)
         await until(lambda: not first._table.held)
         assert (await second.apply(advice(1))).outcome is Outcome.UNCHANGED
+
+
+async def test_processes_that_outlive_the_first_one_of_their_engine_are_ended(tmp_path: Path) -> None:
+    """A server that crashed leaves a worker with its memory and its port: the engine is not forgotten before that."""
+    async with local(options(tmp_path, "worker")) as it:
+        await it.apply(advice(1))
+        await until_async(lambda: _is(it, Replicas(1)))
+        (engine,) = it._table.read().values()
+        await until(lambda: not it._table.held)
+        os.kill(engine.pid, signal.SIGKILL)
+        await until(lambda: not began(engine.pid))
+        assert group_lives(engine.pid, engine.began)
+        await it.tend()
+        assert listed(tmp_path) == []
+        assert await it.observe("m", "small") == Replicas(0)
+        await until(lambda: not group_lives(engine.pid, engine.began) and it._table.read() == {})
+        failed = await it.apply(advice(1))
+        assert (failed.outcome, "left processes behind" in failed.reason) == (Outcome.FAILED, True)
+
+
+async def test_an_engine_whose_start_script_has_ended_is_one_all_the_same(tmp_path: Path) -> None:
+    """It answers: it is counted, taken over, drained and ended with the processes of its group."""
+    given = options(tmp_path, "script")
+    async with local(given) as first:
+        await first.apply(advice(1))
+        await until_async(lambda: _is(first, Replicas(1)))
+        (engine,) = first._table.read().values()
+        await until(lambda: not first._table.held)
+        assert not began(engine.pid)
+        await first.close()
+        async with local(given) as second:
+            await second.tend()
+            assert await second.observe("m", "small") == Replicas(1)
+            assert (await second.apply(advice(1))).outcome is Outcome.UNCHANGED
+            await second.apply(advice(0))
+            await until(lambda: not group_lives(engine.pid, engine.began) and second._table.read() == {})
+
+
+async def test_an_engine_that_fails_at_its_start_and_leaves_processes_is_ended_at_once(tmp_path: Path) -> None:
+    """Not after ``start_s``: they hold the memory that the next one needs."""
+    async with local(options(tmp_path, "orphaning")) as it:
+        await it.apply(advice(1))
+        (engine,) = it._table.read().values()
+        await until(lambda: not group_lives(engine.pid, engine.began) and it._table.read() == {})
+        assert "out of memory" in (await it.apply(advice(1))).reason
+
+
+async def test_engines_that_serve_over_tls_are_listed_so(tmp_path: Path) -> None:
+    """A router calls them by what the list states."""
+    given = options(tmp_path)
+    given["variants"]["small"]["scheme"] = "https"  # type: ignore[index]
+    async with local(given) as it:
+        it._table.engines["e"] = Engine("e", "small", 8001, 1, 1, State.SERVING, 0.0)
+        it._table._folder.mkdir(exist_ok=True)
+        it._write()
+        assert listed(tmp_path) == ["https://127.0.0.1:8001"]
+        it._table.engines.clear()
+        it._write()
 
 
 @pytest.mark.parametrize(
