@@ -3,8 +3,9 @@
 The only place where the policy is called. Pure: must not depend on where demand comes from, on time or on targets.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from math import nan
 from typing import Final
 
@@ -21,6 +22,16 @@ Existing = Mapping[tuple[str, str], Replicas]  # by model and variant, where a t
 
 UNBOUNDED: Final = 1_000_000  # replicas of a variant that the config states no bounds of
 
+_log = logging.getLogger("headroom")
+
+
+@dataclass(frozen=True, slots=True)
+class Advised:
+    """The advice for all models; ``failed``: by model, why there is none."""
+
+    advice: list[Advice] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
 
 def advise(
     plan: Plan,
@@ -28,18 +39,26 @@ def advise(
     existing: Existing,
     memory: ScalingMemory | None = None,
     now_s: float = 0.0,
-) -> list[Advice]:
-    """The advice of the plan's scaling policy for this demand, by model, within the variants' bounds.
+    age_s: float = 0.0,
+    without: Collection[str] = (),
+) -> Advised:
+    """The advice of the plan's scaling policy for this demand, by model, within the variants' bounds. A policy that
+    fails for one model fails for that one alone.
 
     *existing*: the replicas that there are; where it has none of a variant, the configured backends count. *memory*: of
-    earlier rounds, to which this one is added (None: this is the only one).
+    earlier rounds, to which this one is added (None: this is the only one). ``age_s``: of the demand; *without*: models
+    that get no advice.
     """
-    known = memory or ScalingMemory()
-    return [
-        one
-        for model, each in sorted(demand.items())
-        for one in _advise_model(plan, model, each, existing, known, now_s)
-    ]
+    known, whole = memory or ScalingMemory(), Advised()
+    for model, each in sorted(demand.items()):
+        if model in without:
+            continue
+        try:
+            whole.advice.extend(_advise_model(plan, model, each, existing, known, now_s, age_s))
+        except Exception as error:
+            _log.warning("%s: the scaling policy failed: %r; its advice stays as it is", model, error)
+            whole.failed[model] = f"the scaling policy failed: {error!r}"
+    return whole
 
 
 def variants(plan: Plan, model: str) -> dict[str, Backend]:
@@ -48,18 +67,25 @@ def variants(plan: Plan, model: str) -> dict[str, Backend]:
     return {backend.variant: backend for backend in patterns if model in backend.models}
 
 
+def unstated(plan: Plan) -> list[str]:
+    """The variants of the config whose facts neither it nor a backend states."""
+    known = {backend.variant for backend in (*plan.patterns.values(), *plan.backends)}
+    return [name for name in plan.settings.autoscale.variants if name not in known]
+
+
 def _advise_model(
-    plan: Plan, model: str, demand: ModelDemand, existing: Existing, memory: ScalingMemory, now_s: float
+    plan: Plan, model: str, demand: ModelDemand, existing: Existing, memory: ScalingMemory, now_s: float, age_s: float
 ) -> list[Advice]:
     patterns = variants(plan, model)
     if not patterns or (demand.output_tokens <= 0 and not demand.arrivals):
         return []
     running = {name: _running(plan, model, name, existing) for name in patterns}
-    supply = {name: _supply(plan, name, existing.get((model, name))) for name in patterns}
+    supply = {name: _supply(plan, pattern, existing.get((model, name)), memory) for name, pattern in patterns.items()}
     serving = sum(running[name] - supply[name].starting for name in patterns)
     seen = replace(
         _demand(plan, model, demand, running, patterns),
         supply=supply,
+        age_s=age_s,
         settled_s=memory.settled_s(model, serving, now_s),
         last=memory.decisions.get(model),
     )
@@ -94,8 +120,10 @@ def _demand(
         arrivals=demand.arrivals,
         bucket_s=demand.bucket_s,
         in_flight=demand.in_flight,
+        held=demand.held,
+        shed_per_s=demand.shed_per_s,
         period_s=plan.settings.autoscale.period_s,
-        replicas_min=int(any(_bounds(plan, name).min_replicas for name in patterns)),
+        replicas_min=int(any(bounds_of(plan, name).min_replicas for name in patterns)),
     )
 
 
@@ -112,20 +140,23 @@ def _kind(plan: Plan, kind: KindOfDemand) -> KindDemand:
     )
 
 
-def _bounds(plan: Plan, variant: str) -> Variant:
+def bounds_of(plan: Plan, variant: str) -> Variant:
+    """What the config states of a variant, or what holds where it states nothing."""
     return plan.settings.autoscale.variants.get(variant, Variant(max_replicas=UNBOUNDED))
 
 
-def _supply(plan: Plan, variant: str, found: Replicas | None) -> Supply:
-    bounds = _bounds(plan, variant)
+def _supply(plan: Plan, pattern: Backend, found: Replicas | None, memory: ScalingMemory) -> Supply:
+    variant = pattern.variant
+    bounds = bounds_of(plan, variant)
     listed = variant in plan.settings.autoscale.variants
     return Supply(
-        start_s=bounds.start_s,
+        start_s=memory.starts.expected_s(variant, bounds.start_s),
         replicas_min=bounds.min_replicas if listed else 0,
         replicas_max=bounds.max_replicas,
         start_usd=bounds.start_usd,
         loss_per_hour=bounds.loss_per_hour,
         starting=found.starting if found is not None else 0,
+        learnt=memory.beliefs.of(pattern),
     )
 
 

@@ -40,7 +40,7 @@ class Applying:
             self._metrics.running.labels(one.model, one.variant).set(one.running)
 
     def restart(self) -> None:
-        """Forget what failed: the target is another."""
+        """Forget what failed: the target is another, or another autoscaler has applied advice since."""
         self._failing.clear()
 
     async def apply(self, advice: Sequence[Advice], target: Target, holds: Callable[[], bool]) -> list[Applied]:

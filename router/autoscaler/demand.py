@@ -6,10 +6,21 @@ Must not depend on where it is read or on what it is used for.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import log2
+from typing import Final
 
 from router.gateway.state import KindOfDemand, ModelDemand, RouterView
+from router.gateway.state.wire import UNREADABLE
 
 Views = Mapping[str, RouterView]  # by router
+
+STALE_S: Final = (
+    15.0  # the age at which a view is no view of now any more: its router counts as one that cannot be read
+)
+
+
+def fresh(views: Views) -> Views:
+    """The views, those that are old as ones that cannot be read."""
+    return {name: view if view.age_s <= STALE_S else UNREADABLE for name, view in views.items()}
 
 
 def together(views: Sequence[Mapping[str, ModelDemand]]) -> dict[str, ModelDemand]:
@@ -36,6 +47,8 @@ def _summed(demands: Sequence[ModelDemand]) -> ModelDemand:
         arrivals=_arrivals(demands),
         bucket_s=max(each.bucket_s for each in demands),
         in_flight=sum(each.in_flight for each in demands),
+        held=sum(each.held for each in demands),
+        shed_per_s=sum(each.shed_per_s for each in demands),
     )
 
 

@@ -47,6 +47,7 @@ class Election:
         """``alone``: whether it does without a lease: the only one always, of several workers the first."""
         self._lease, self._lease_s, self._clock, self._alone = lease, lease_s, clock, alone
         self._until_s = -inf
+        self.terms = 0  # how often the lease has come to this one: between two terms another may have had it
 
     def holds(self) -> bool:
         """Whether this one applies advice now."""
@@ -63,6 +64,7 @@ class Election:
             _log.warning("the autoscaler's lease cannot be renewed: %s", error)
             return
         self._until_s = asked_s + self._lease_s if taken else -inf
+        self.terms += taken and not held
         if self.holds() != held:
             _log.info("this autoscaler %s", "applies advice from now" if self.holds() else "applies no advice from now")
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from router.autoscaler.keeping import FileKeeper, StoreKeeper
 from router.autoscaler.leases import election_of
 from router.autoscaler.loop import Autoscaler, Decision, make_target
 from router.autoscaler.metrics import ScalingMetrics
@@ -16,6 +17,7 @@ from router.core.errors import ConfigError
 from router.gateway.app import Gateway
 from router.gateway.config.plan import Plan
 from router.gateway.state import RouterView
+from router.targets import Advice
 
 _log = logging.getLogger("headroom")
 
@@ -29,9 +31,11 @@ class Inside:
         self._gateway = gateway
         election = election_of(plan, alone=gateway.leads)
         metrics = ScalingMetrics(gateway.metrics.registry)
-        self.scaler = Autoscaler(
-            plan, make_target(plan.target), election=election, audit=gateway.audit, metrics=metrics
-        )
+        file = plan.settings.autoscale.memory_file
+        shared = plan.redis is not None
+        keeper = FileKeeper(file) if file is not None and not shared else StoreKeeper(gateway.store, shared)
+        target = make_target(plan.target)
+        self.scaler = Autoscaler(plan, target, election=election, audit=gateway.audit, metrics=metrics, keeper=keeper)
         complete = gateway.reloader.complete
         gateway.reloader.complete = lambda new: self._offered(complete(new))
         gateway.scaling = self._shown
@@ -82,11 +86,17 @@ def shown(decision: Decision | None) -> dict[str, Any]:
             "failure": decision.failure or None,
             "only_added": list(decision.only_added),
             "demand": dict(decision.demand),
+            "without_advice": dict(decision.without),
+            "start_times": {
+                name: {"expected_s": round(each.expected_s, 3), "starts": each.starts}
+                for name, each in decision.starts.items()
+            },
             "advice": [
                 {
                     "model": one.model,
                     "variant": one.variant,
                     "running": one.running,
+                    "counted_by": _counted_by(decision, one),
                     "replicas": one.replicas,
                     "why": one.why,
                     "outcome": applied.outcome.value,
@@ -96,6 +106,11 @@ def shown(decision: Decision | None) -> dict[str, Any]:
             ],
         }
     }
+
+
+def _counted_by(decision: Decision, one: Advice) -> str | None:
+    by = decision.counts.by.get((one.model, one.variant))
+    return None if by is None else by.value
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -89,7 +89,7 @@ def election_of(
     where what keeps the lease is missing.
     """
     given = plan.settings.autoscale.election
-    by = given.by if given.by != "auto" else "state" if plan.redis and plan.target.elects else "none"
+    by = given.by if given.by != "auto" else "state" if plan.redis else "none"
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     if by == "none":
         return Election(alone=alone)

@@ -15,7 +15,6 @@ from prometheus_client import start_http_server
 from router.autoscaler.leases import election_of
 from router.autoscaler.loop import Autoscaler, make_target
 from router.autoscaler.sources import Sources
-from router.core.policy import Routing
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.reload import Reloader
@@ -23,14 +22,13 @@ from router.gateway.rollout.reload import Reloader
 _log = logging.getLogger("headroom")
 
 
-async def advise_once(plan: Plan, admin_key: str) -> None:
+async def advise_once(plan: Plan, path: Path, admin_key: str) -> None:
     """One round. What is advised is applied as it is: nothing was seen before, and nothing will be later."""
     audit = Audit(worker="autoscaler")
     audit.file = plan.settings.reload.audit_file
     scaler = Autoscaler(plan, make_target(plan.target), audit=audit, settled_s=0.0)
-    _warn_of_unknown(plan)
     try:
-        async with Sources(plan, admin_key) as sources:
+        async with Sources(plan, path, admin_key) as sources:
             if not await scaler.round(sources.views):
                 _log.info("no router reports any demand, so there is no advice")
     finally:
@@ -40,36 +38,16 @@ async def advise_once(plan: Plan, admin_key: str) -> None:
 async def run(plan: Plan, path: Path, admin_key: str) -> None:
     """Go round until cancelled. The config is read again when its file changes, whole or not at all."""
     audit = Audit(worker="autoscaler")
-    scaler = Autoscaler(plan, make_target(plan.target), election=election_of(plan), audit=audit)
-
-    async def adopt(new: Plan, last_good: Routing | None) -> None:
-        _warn_of_unknown(new)
-        await scaler.adopt(new, last_good)
-
-    reloader = Reloader(path, plan, adopt, scaler.metrics, audit, stores=False)
+    sources = Sources(plan, path, admin_key)
+    target = make_target(plan.target)
+    scaler = Autoscaler(plan, target, election=election_of(plan), audit=audit, keeper=sources.keeper)
+    reloader = Reloader(path, plan, scaler.adopt, scaler.metrics, audit, stores=False)
     reloader.complete = scaler.offered
-    _warn_of_unknown(plan)
     try:
-        async with Sources(plan, admin_key) as sources, _beside(scaler, reloader):
+        async with sources, _beside(scaler, reloader):
             await _rounds(scaler, sources)
     finally:
         await scaler.close()
-
-
-def unknown_variants(plan: Plan) -> list[str]:
-    """Those that get no advice: the config states no facts of them, and this process does not find backends."""
-    known = {*plan.patterns, *(backend.variant for backend in plan.backends)}
-    return [name for name in plan.settings.autoscale.variants if name not in known]
-
-
-def _warn_of_unknown(plan: Plan) -> None:
-    for name in unknown_variants(plan):
-        _log.warning(
-            "variant %s gets no advice: no backend in the config states what it is, and the autoscaler beside the "
-            "routers finds none by itself; give autoscale.variants.%s.replica, or autoscale.inside in the routers",
-            name,
-            name,
-        )
 
 
 async def _rounds(scaler: Autoscaler, sources: Sources) -> None:

@@ -14,5 +14,5 @@ def run(options: Namespace) -> None:
     log_to_stderr(options.verbose)
     with config_faults():
         plan = plan_file(options.config)
-        work = advise_once(plan, options.key) if options.once else run_autoscaler(plan, options.config, options.key)
-        run_loop(work)
+        work = advise_once if options.once else run_autoscaler
+        run_loop(work(plan, options.config, options.key))

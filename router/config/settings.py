@@ -524,7 +524,8 @@ class Election(Section):
 
 class Autoscale(Section):
     """The scaling loop: how often it looks, within which bounds its advice stays, where the advice goes, and which of
-    several autoscalers applies it. ``inside``: in every router, in place of a process of its own on ``port``.
+    several autoscalers applies it. ``inside``: in every router, in place of a process of its own on ``port``;
+    ``memory_file``: where it keeps what it has learnt, which without Redis ends with the process else.
     """
 
     inside: bool = False
@@ -534,6 +535,7 @@ class Autoscale(Section):
     variants: dict[Name, Variant] = {}
     target: Annotated[Target, named("name")] = default(name="advise")
     election: Election = default()
+    memory_file: Path | None = None
 
 
 class Epp(Section):

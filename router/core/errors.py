@@ -301,7 +301,7 @@ class KubernetesError(HeadroomError):
 class NotObserved(HeadroomError):
     """The replicas that there are could not be read now; the message says why.
 
-    Raised by a scaling target. Nothing is applied in this round; the next one reads again.
+    Raised by a scaling target. Nothing is applied for that model in this round; a later one reads again.
     """
 
 

@@ -37,6 +37,7 @@ from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.health import Engines, HealthChange, engine
 from router.gateway.monitoring.probe import ProbeClient
 from router.gateway.monitoring.publishing import WorkerPublisher
+from router.gateway.monitoring.seen_backends import SeenBackends, publish
 from router.gateway.monitoring.sleepers import Sleepers
 from router.gateway.monitoring.troubles import TroubleLog, Troubles, troubles
 from router.gateway.protocols.target import Target
@@ -51,6 +52,7 @@ from router.gateway.state.files import FileStore
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.monthly_use import MonthlyUse
 from router.gateway.state.redis import RedisStore
+from router.gateway.state.seen import SeenVariant
 from router.gateway.state.sync import Sync
 from router.gateway.telemetry import process_log, recorder
 from router.gateway.telemetry.access_log import AccessLog
@@ -108,7 +110,8 @@ class Gateway:
         self.access_log = _access_log(plan, self.router_id, clock)
         self.traces = _traces(plan, self.router_id, self.core.explain, clock)
         self.history = History(self.rollout.arm)
-        more: list[RequestObserver] = [self.history]
+        self.seen_backends, self.sleepers = SeenBackends(self.core, clock), Sleepers()
+        more: list[RequestObserver] = [self.history, self.seen_backends]
         more += [each for each in (self.access_log, self.traces) if each is not None]
         observer = RequestObservers(self.metrics, self.demand, self.journal, self.rollout, clock, more)
         self.quotas = Quotas()
@@ -130,7 +133,6 @@ class Gateway:
         self.sources = Sources(lambda plan, given: source_of(plan, given, path), self._on_discovered, self._down_s)
         self.reloader.complete = self._complete
         self.reports: dict[str, EngineReport] = {}  # the last of each backend
-        self.sleepers = Sleepers()
         self.scaling: Callable[[], Mapping[str, Any]] | None = None  # the last decision of an autoscaler in here
         self._failing_open: Sequence[str] = ()  # as it was logged
         self._demand: tuple[float, Mapping[str, ModelDemand]] = (float("-inf"), {})  # when it was summed, by model
@@ -299,10 +301,15 @@ class Gateway:
         """What this router publishes to the others."""
         now_s = self.clock()
         if now_s - self._demand[0] > DEMAND_S:
-            self._demand = (now_s, self.demand.view(now_s))
+            self._demand = (now_s, self.demand.view(now_s, self.core.held_of))
         busy = {name: load for name, load in self.core.loads().items() if load != IDLE}
         quotas = self.quotas.shares(now_s) if self.quotas.active else {}
         return RouterView(busy, self._demand[1], self.plan.version, quotas)
+
+    def _seen(self) -> tuple[SeenVariant, ...] | None:
+        """The backends of this router, for the autoscaler; None while a source has not answered yet."""
+        answered, downs = all(each.answered_s is not None for each in self.sources.states), self.downtimes()
+        return self.seen_backends.seen(self.plan, answered, lambda name: name not in downs)
 
     def _log_failing_open(self, _: float = 0.0) -> None:
         """Log once when a model's requests begin to go to backends that are down, and once when that ends."""
@@ -335,6 +342,7 @@ class Gateway:
         self.discovery.forget(name)
         self.model_lists.forget(name)
         self.sleepers.forget(name)
+        self.seen_backends.forget(name)
         self.metrics.forget(name)
 
     def _warn_of_dropped_numbers(self, _: float) -> None:
@@ -414,6 +422,7 @@ class Gateway:
             asyncio.create_task(self.sync.run(self.clock), name="sync"),
             asyncio.create_task(self.reloader.watch(), name="config watch"),
             asyncio.create_task(self.beliefs.run(), name="beliefs"),
+            asyncio.create_task(publish(self._seen, self.store, self.router_id), name="seen backends"),
         ]
         if isinstance(self.store, RedisStore):
             self.monthly_use = MonthlyUse(self.store, self.quotas)

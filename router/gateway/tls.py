@@ -65,6 +65,19 @@ def server_side(given: settings.ListenTls, folder: Path) -> TlsContext:
     return TlsContext(context, files.digest)
 
 
+def to_own_port(given: settings.ListenTls, folder: Path) -> ssl.SSLContext:
+    """How a process of the same config reaches that port: it trusts the port's own certificate alone, whatever name is
+    in it, and presents it where the port wants one. Raises UnusableCertificate.
+    """
+    files = _Files(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # no other certificate is trusted
+    context.load_verify_locations(cadata=files.authorities("cert", given.cert))
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    files.load_pair(context, ("cert", given.cert), ("key", given.key))
+    return context
+
+
 def paths(parsed: settings.Settings, folder: Path) -> tuple[Path, ...]:
     """All certificates and keys that a config names."""
     listen = parsed.listen.tls

@@ -40,10 +40,10 @@ class KedaService:
         self._server: Any = None
         self.port = 0
 
-    def advise(self, model: str, variant: str, replicas: int) -> bool:
-        """Take advice; whether it is another than before."""
+    def advise(self, model: str, variant: str, replicas: int, age_s: float = 0.0) -> bool:
+        """Take advice that is so old; whether it is another than before."""
         before = self._advised.get((model, variant))
-        self._advised[model, variant] = replicas, self._clock()
+        self._advised[model, variant] = replicas, self._clock() - max(age_s, 0.0)
         if before is not None and before[0] == replicas:
             return False
         self._changed.set()
@@ -68,7 +68,8 @@ class KedaService:
         self._server = server
 
     async def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and forget what was advised."""
+        self._advised.clear()
         if self._server is not None:
             await self._server.stop(0)
             self._server = None

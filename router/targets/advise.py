@@ -5,7 +5,7 @@ Must not act. The gauges that the autoscaler sets are the machine-readable form 
 
 import logging
 from collections.abc import Mapping
-from typing import Final
+from typing import ClassVar, Final
 
 from router.targets.target import Advice, Applied, Outcome, Target, TargetSpec
 
@@ -14,6 +14,8 @@ _log = logging.getLogger("headroom")
 
 class AdviseSpec(TargetSpec):
     """It has no options."""
+
+    acts: ClassVar[bool] = False
 
     def make(self, environment: Mapping[str, str]) -> Target:
         """Needs no secret."""

@@ -1,13 +1,15 @@
 """A target by which KEDA acts: it calls the autoscaler as an external scaler, over gRPC, and sets the replicas itself.
 
-Every autoscaler answers with what it advises, so none is elected. Must not depend on what KEDA scales. The library for
-gRPC is an extra, imported when a config names this target.
+KEDA may call any autoscaler, so those that do not apply answer with what the one that does has advised, and listen only
+where they can read it. Must not depend on what KEDA scales. The library for gRPC is an extra, imported when a config
+names this target.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
@@ -17,12 +19,13 @@ if TYPE_CHECKING:
     from router.keda.service import KedaService
 
 
+_log = logging.getLogger("headroom")
+
+
 class KedaSpec(TargetSpec):
     """``host`` and ``port``: where KEDA calls; ``cert`` and ``key``: files, with which it calls over TLS; ``stale_s``:
     advice older than that is not given out.
     """
-
-    elects: ClassVar[bool] = False
 
     host: Annotated[str, Field(min_length=1)] = "0.0.0.0"
     port: Annotated[int, Field(ge=0, le=65_535)] = 9_300
@@ -53,15 +56,32 @@ class Keda(Target):
 
     async def apply(self, advice: Advice) -> Applied:
         """Listen, from the first advice on, and give out this number from now on."""
-        spec = self._spec
-        certificate = (spec.cert, spec.key) if spec.cert is not None and spec.key is not None else None
         try:
-            await self.service.start(f"{spec.host}:{spec.port}", certificate)
+            await self._listen()
         except OSError as error:
             return Applied(Outcome.FAILED, str(error))
         if self.service.advise(advice.model, advice.variant, advice.replicas):
             return Applied(Outcome.APPLIED, f"given to KEDA on port {self.service.port}")
         return Applied(Outcome.UNCHANGED, "given to KEDA before")
+
+    async def _listen(self) -> None:
+        spec = self._spec
+        certificate = (spec.cert, spec.key) if spec.cert is not None and spec.key is not None else None
+        await self.service.start(f"{spec.host}:{spec.port}", certificate)
+
+    async def stand_by(self, decided: Sequence[Advice] | None, age_s: float) -> None:
+        """Give out what the autoscaler that applies has advised; where that is not known, stop listening, so that KEDA
+        reaches the one that applies.
+        """
+        if decided is None:
+            await self.service.close()
+            return
+        for one in decided:
+            self.service.advise(one.model, one.variant, one.replicas, age_s)
+        try:
+            await self._listen()
+        except OSError as error:
+            _log.warning("KEDA is not answered here while another autoscaler applies advice: %s", error)
 
     async def close(self) -> None:
         """Stop listening."""

@@ -4,7 +4,7 @@ Must not depend on any one target.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -67,6 +67,14 @@ class Target(ABC):
         """
         return
 
+    async def stand_by(self, decided: Sequence[Advice] | None, age_s: float) -> None:
+        """Another autoscaler applies advice, or has applied some since the last call here: nothing that was applied
+        here before is known to stand. Called each round where another applies; it never raises.
+
+        *decided*: what that one advised ``age_s`` ago (None: this one has no way to read it).
+        """
+        return
+
     async def observe(self, model: str, variant: str) -> Replicas | None:
         """The replicas of a variant that serve a model; None: this target cannot observe them, or has none by that
         name. In bounded time. Raises NotObserved when they could not be read this time.
@@ -81,10 +89,10 @@ class Target(ABC):
 class TargetSpec(BaseModel, ABC):
     """A target's options: the keys of ``autoscale.target`` beside ``name``. An unknown key is an error.
 
-    ``elects``: whether one autoscaler alone may apply to it.
+    ``acts``: whether replicas are started and ended by what it does, now or when somebody calls it.
     """
 
-    elects: ClassVar[bool] = True
+    acts: ClassVar[bool] = True
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

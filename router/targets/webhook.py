@@ -9,7 +9,7 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from time import time
@@ -91,6 +91,10 @@ class Webhook(Target):
             return Applied(Outcome.FAILED, f"{fault}, attempt {change.attempts} of {self._spec.attempts_max}; {more}")
         _log.info("posted %s: %d x %s (now %d)", advice.model, advice.replicas, advice.variant, advice.running)
         return Applied(Outcome.APPLIED, "posted")
+
+    async def stand_by(self, decided: Sequence[Advice] | None, age_s: float) -> None:
+        """The receiver may have got other numbers since: the first one of the next term is posted, whatever it is."""
+        self._changes.clear()
 
     def _change(self, advice: Advice) -> _Change:
         """The change that this advice is of: the last one, or a new one."""

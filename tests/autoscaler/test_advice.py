@@ -19,7 +19,7 @@ def test_more_demand_never_asks_for_less() -> None:
     wanted = []
     for rate in (0.5, 5.0, 50.0, 500.0):
         demand = {"m": ModelDemand(rate, 1000, 200, 100, 100, "default")}
-        wanted.append(sum(one.replicas for one in advise(plan(), demand, {})))
+        wanted.append(sum(one.replicas for one in advise(plan(), demand, {}).advice))
     assert wanted == sorted(wanted)
     assert wanted[-1] > wanted[0]
 
@@ -27,7 +27,7 @@ def test_more_demand_never_asks_for_less() -> None:
 def test_advice_stays_within_the_bounds_of_the_config_and_says_so() -> None:
     """Seven wanted, five allowed."""
     made, policy = fixed(plan())
-    (one,) = advise(made, {"m": ASKED}, {})
+    (one,) = advise(made, {"m": ASKED}, {}).advice
     assert one == Advice("m", "small", 5, 1, "because; 7 is outside 1 to 5")
     (asked,) = policy.asked
     assert dict(asked.replicas) == {"small": 1, "big": 1}
@@ -39,16 +39,16 @@ def test_nobody_is_asked_about_a_model_that_no_backend_serves_or_that_gave_no_to
     """There is nothing to compute a batch from."""
     made, policy = fixed(plan())
     nothing = ModelDemand(1.0, 10, 0.0, 0, 0, "default")
-    assert advise(made, {"elsewhere": ASKED, "m": nothing}, {}) == []
+    assert advise(made, {"elsewhere": ASKED, "m": nothing}, {}).advice == []
     assert policy.asked == []
-    assert advise(made, {"m": ModelDemand(1.0, 10, 5, 0, 0, "gone")}, {})
+    assert advise(made, {"m": ModelDemand(1.0, 10, 5, 0, 0, "gone")}, {}).advice
     assert isnan(policy.asked[0].attainment)
 
 
 def test_replicas_that_the_target_observes_count_in_place_of_configured_backends() -> None:
     """Those that are starting are there too: without them each round would order them again."""
     made, policy = fixed(plan())
-    (one,) = advise(made, {"m": ASKED}, {("m", "small"): Replicas(2, starting=1)})
+    (one,) = advise(made, {"m": ASKED}, {("m", "small"): Replicas(2, starting=1)}).advice
     (asked,) = policy.asked
     assert dict(asked.replicas) == {"small": 3, "big": 1}
     assert one.running == 3
@@ -59,7 +59,7 @@ def test_a_variant_that_no_listed_backend_has_is_what_the_config_states_of_a_rep
     replica = "{models: [x], card: l20, model: qwen2.5-7b}"
     text = CONFIG.replace("variants: {", f"variants: {{spare: {{replica: {replica}}}, ")
     made, policy = fixed(plan(text))
-    assert advise(made, {"x": ASKED}, {})[0].running == 0
+    assert advise(made, {"x": ASKED}, {}).advice[0].running == 0
     (asked,) = policy.asked
     assert (asked.variants["spare"].models, asked.variants["spare"].labels["card"]) == (("x",), "l20")
 
@@ -83,7 +83,7 @@ IDLE = ModelDemand(0.0, 0, 0, 0, 0, "", (), (0.0,) * 240, 5.0)
 def test_a_model_that_has_no_requests_any_more_gives_its_replicas_back() -> None:
     """Down to what the config says; a variant that it states no bounds of may go."""
     there = {("m", "small"): Replicas(4), ("m", "big"): Replicas(2)}
-    wanted = {one.variant: one.replicas for one in advise(plan(), {"m": IDLE}, there)}
+    wanted = {one.variant: one.replicas for one in advise(plan(), {"m": IDLE}, there).advice}
     assert wanted == {"small": 1, "big": 0}
 
 

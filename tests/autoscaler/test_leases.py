@@ -77,11 +77,11 @@ def test_an_election_without_what_keeps_its_lease_is_refused(more: str, why: str
     [
         ("", False),
         ("state: {redis_url: 'redis://h:1'}\n", True),
-        ("autoscale: {target: {name: keda}}\nstate: {redis_url: 'redis://h:1'}\n", False),
+        ("autoscale: {target: {name: keda}}\nstate: {redis_url: 'redis://h:1'}\n", True),
     ],
 )
 async def test_routers_that_share_redis_have_autoscalers_that_elect_one(more: str, elects: bool) -> None:
-    """Without Redis there is one, which applies from its start; KEDA may call any of them."""
+    """Without Redis there is one, which applies from its start; with KEDA too, whichever of them it calls."""
     text = CONFIG.partition("autoscale:")[0] if more.startswith("autoscale") else CONFIG
     election = election_of(plan(text + more), {})
     assert election.holds() is not elects

@@ -68,12 +68,20 @@ def test_a_refusal_misses_its_slo_and_a_client_that_left_says_nothing_of_it() ->
     assert 'outcome="refused",reason="saturated"' in text
 
 
+def served(window: DemandWindow, record: RequestRecord, at_s: float, class_slo: Slo | None = None) -> None:
+    """It arrives at that time and ends."""
+    times = {name: getattr(record, name) + at_s for name in ("sent_s", "first_token_s", "ended_s")}
+    there = replace(record, request=replace(record.request, arrived_s=at_s), **times)
+    window.arrived(there.request, at_s, there.request.slo if class_slo is None else class_slo)
+    window.recorded(there, at_s, class_slo)
+
+
 def test_a_clients_own_error_is_neither_refused_nor_judged() -> None:
     """No alert that pages an operator is about what a client has to change."""
     books, window = metrics(), DemandWindow()
     for reason in CLIENT_ERRORS:
         books.recorded(account(EndState.CLIENT_ERROR, reason))
-        window.recorded(account(EndState.CLIENT_ERROR, reason), 0.0)
+        served(window, account(EndState.CLIENT_ERROR, reason), 0.0)
     text = page(books)
     assert 'outcome="client_error",reason="too-long"' in text
     assert 'outcome="refused"' not in text
@@ -159,20 +167,21 @@ def test_the_demand_of_a_minute_is_a_rate_with_means() -> None:
     """60 requests in 60 s: one a second; the tightest class is named; unknown models are not demand."""
     window = DemandWindow()
     for second in range(60):
-        window.recorded(account(ttft_ms=500 if second % 2 else 100), float(second))
-    window.recorded(account(EndState.CLIENT_ERROR, Reason.UNKNOWN_MODEL), 59.0)
-    demand = window.view(59.9)["tiny"]
+        served(window, account(ttft_ms=500 if second % 2 else 100), float(second))
+    served(window, account(EndState.CLIENT_ERROR, Reason.UNKNOWN_MODEL), 59.0)
+    demand = window.view(60.0)["tiny"]
     assert demand.requests_per_s == pytest.approx(1.0, rel=0.05)
-    assert (demand.prompt_tokens, demand.output_tokens, demand.slo_class) == (120, 11, "chat")
+    assert (demand.prompt_tokens, demand.slo_class) == (account().request.prompt_tokens, "chat")
+    assert demand.output_tokens == pytest.approx(account().usage.output_tokens, rel=0.5)  # it is learnt meanwhile
     assert demand.attained / demand.ended == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_bound_from_a_header_makes_no_class_the_tightest_and_no_attainment() -> None:
     """Replicas are sized for classes: one client's 1 ms names no class and counts as no miss."""
     window = DemandWindow()
-    window.recorded(account(ttft_ms=500), 0.0)
+    served(window, account(ttft_ms=500), 0.0)
     batch = account(ttft_ms=1)
-    window.recorded(replace(batch, request=replace(batch.request, slo_class="batch")), 0.0, Slo(e2e_s=120.0))
+    served(window, replace(batch, request=replace(batch.request, slo_class="batch")), 0.0, Slo(e2e_s=120.0))
     demand = window.view(1.0)["tiny"]
     assert (demand.slo_class, demand.ended, demand.attained) == ("chat", 1, 1)
 
@@ -180,10 +189,25 @@ def test_a_bound_from_a_header_makes_no_class_the_tightest_and_no_attainment() -
 def test_demand_is_forgotten_after_its_window() -> None:
     """No request for two minutes: no demand; a quiet stretch counts in the rate."""
     window = DemandWindow()
-    window.recorded(account(), 0.0)
-    window.recorded(account(), 30.0)
+    served(window, account(), 0.0)
+    served(window, account(), 30.0)
     assert window.view(50.0)["tiny"].requests_per_s == pytest.approx(2 / 50, rel=0.1)
-    assert window.view(150.0) == {}
+    assert window.view(250.0)["tiny"].requests_per_s == 0.0
+
+
+def test_requests_are_counted_once_held_and_refused_ones_are_stated() -> None:
+    """Arrivals and totals are of one ring: they agree whatever has ended. A refusal is demand that was not met."""
+    window = DemandWindow()
+    for second in range(60):
+        one = account(EndState.REFUSED, Reason.SATURATED) if second % 4 == 0 else account()
+        arrived = replace(one.request, id=f"r{second}", arrived_s=float(second))
+        window.arrived(arrived, float(second), arrived.slo)
+        if second % 2 == 0:
+            window.recorded(replace(one, request=arrived), second + 0.5)
+    demand = window.view(60.0, lambda model: 3 if model == "tiny" else 0)["tiny"]
+    assert demand.requests_per_s == pytest.approx(sum(demand.arrivals) / (demand.bucket_s * len(demand.arrivals)))
+    assert demand.requests_per_s == sum(kind.requests_per_s for kind in demand.kinds)
+    assert (demand.held, demand.shed_per_s) == (3.0, pytest.approx(0.25))
 
 
 def test_demand_is_shown_as_it_arrives_and_when_there_is_none_any_more() -> None:
@@ -193,7 +217,7 @@ def test_demand_is_shown_as_it_arrives_and_when_there_is_none_any_more() -> None
         arrived = replace(one.request, id=f"r{second}", arrived_s=float(second))
         window.arrived(arrived, float(second), arrived.slo)
     demand = window.view(30.0)["tiny"]
-    assert (demand.in_flight, demand.arrivals, demand.requests_per_s) == (30.0, (5.0,) * 5, 0.0)
+    assert (demand.in_flight, demand.arrivals, demand.requests_per_s) == (30.0, (5.0,) * 5, pytest.approx(1.0))
     assert demand.kinds[0].requests_per_s == pytest.approx(1.0)
     window.recorded(replace(one, request=replace(one.request, arrived_s=29.0)), 30.0)
     idle = window.view(4000.0)["tiny"]

@@ -207,11 +207,30 @@ backends:
             BACKENDS + "autoscale: {variants: {big: {}}}",
             "r.yaml:4: autoscale.variants.big: no backend has variant: big",
         ),
+        (
+            BACKENDS + "autoscale: {inside: true, target: {name: webhook, url: 'http://h:1'}}",
+            "r.yaml:4: autoscale.election.by: several routers with this config would all scale, as inside is true and "
+            "they share no state: set state.redis_url, or by: kubernetes; by: none is for a router that is the only",
+        ),
     ],
 )
 def test_a_bad_config_is_refused_with_its_place(text: str, line: str) -> None:
     """One fault, one line that says where and what was expected."""
     assert refused(text)[0].startswith(line)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "autoscale: {inside: true}",  # it only advises
+        "autoscale: {target: {name: webhook, url: 'http://h:1'}}",
+        "autoscale: {inside: true, target: {name: webhook, url: 'http://h:1'}, election: {by: none}}",
+        "autoscale: {inside: true, target: {name: webhook, url: 'http://h:1'}}\nstate: {redis_url: 'redis://h:1'}",
+    ],
+)
+def test_an_autoscaler_that_acts_alone_or_is_elected_is_taken(more: str) -> None:
+    parsed = document(BACKENDS + more, "r.yaml")
+    assert make(parsed.parse(Settings), parsed, {}).settings.autoscale is not None
 
 
 def test_a_model_without_a_row_may_be_given_by_its_facts() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from math import inf, isnan
 from typing import Any
 
@@ -14,11 +15,12 @@ from router.core.quota import Shares
 from router.core.types import EngineReport, Load
 from router.engines import RunningAdapters
 from router.gateway.monitoring.publishing import Publisher
-from router.gateway.state import KindOfDemand, ModelDemand, RouterView, Shared, Store
+from router.gateway.state import SEEN, KindOfDemand, ModelDemand, RouterView, Shared, Store
 from router.gateway.state.memory import MemoryStore
-from router.gateway.state.redis import RedisStore
+from router.gateway.state.redis import KEPT_BYTES_MOST, RedisStore
 from router.gateway.state.redis_clients import Command
 from router.gateway.state.redis_link import RedisLink
+from router.gateway.state.seen import SeenBackend, SeenVariant, seen_json
 from router.gateway.state.servers import RedisServers
 from router.gateway.state.sync import Sync
 from router.gateway.state.wire import UNREADABLE, view_from, view_json
@@ -246,6 +248,64 @@ def test_demand_as_it_arrives_passes_the_wire_and_what_of_it_cannot_be_is_left_o
     plain = ModelDemand(2.5, 100, 50, 9, 8, "default")
     for text, wrong in ((b"12.0", b"-1"), (b"13.0", b"null"), (b'"bucket_s":5.0', b'"bucket_s":0'), (b"[{", b"[7,{")):
         assert view_from(raw.replace(text, wrong)).demand["m"] == plain
+
+
+def test_what_a_later_release_adds_to_a_demand_may_be_absent_and_must_be_plausible() -> None:
+    """A view of the release before has neither ``held`` nor ``shed_per_s``."""
+    demand = ModelDemand(2.5, 100, 50, 9, 8, "default", (), (12.0,), 5.0, 3.0, 2.0, 0.25)
+    raw = view_json(RouterView({}, {"m": demand}, "v1"))
+    assert view_from(raw).demand["m"] == demand
+    older = raw.replace(b',"held":2.0,"shed_per_s":0.25', b"")
+    assert older != raw
+    assert view_from(older).demand["m"] == ModelDemand(2.5, 100, 50, 9, 8, "default", (), (12.0,), 5.0, 3.0)
+    assert view_from(raw.replace(b'"held":2.0', b'"held":-2')).demand["m"].arrivals == ()
+
+
+def test_the_age_of_a_view_is_by_the_clock_of_the_store() -> None:
+    """Whatever the clocks of its writer and its reader show; what cannot be an age is none."""
+    view = RouterView(version="v1")
+    assert view_from(view_json(view, 100.0), now_s=112.5).age_s == 12.5
+    assert view_from(view_json(view, 100.0), now_s=99.0).age_s == 0.0
+    assert view_from(view_json(view), now_s=99.0).age_s == 0.0
+    assert view_from(view_json(view, 100.0)).age_s == 0.0
+    assert view_from(view_json(view, 100.0).replace(b"100.0", b'"x"'), now_s=112.5).age_s == 0.0
+    assert view_from(view_json(replace(view, age_s=3.0))).age_s == 3.0
+
+
+async def test_a_reader_gets_the_age_of_each_view_and_the_backends_of_its_router(server: RedisServer) -> None:
+    """By the server's clock; a router that states no backends is one whose backends are not known."""
+    a, reader = store(server, "a", lease_s=600.0), store(server, "reader")
+    for _ in range(2):
+        await a.sync(VIEW, (), 1_000.0)  # its clock stands still: the second one is as old as the first
+    seen = (SeenVariant("small", ("m",), {"b1": SeenBackend(True, 0.25)}, {"card": "l4"}),)
+    view = (await reader.routers(5.0))["a"]
+    assert (view.seen, view.age_s < 60.0) == (None, True)
+    await a.keep(SEEN + "a", seen_json(seen), 600.0)
+    assert (await reader.routers(5.0))["a"].seen == seen
+    await do(server, "SET", POOL + "router:a", view_json(VIEW, 1.0))
+    assert (await reader.routers(5.0))["a"].age_s > 1e6
+    await do(server, "SET", POOL + "kept:" + SEEN + "a", b"{")
+    assert (await reader.routers(5.0))["a"].seen is None
+    await a.close()
+    await reader.close()
+
+
+async def test_a_value_that_is_kept_outlives_its_writer(server: RedisServer) -> None:
+    """Until it expires; what is not ours, or too large, is none."""
+    a, b = store(server, "a"), store(server, "b")
+    assert await b.kept("autoscaler") == b""
+    await a.keep("autoscaler", b"\x00learnt", 600.0)
+    await a.close()
+    assert await b.kept("autoscaler") == b"\x00learnt"
+    assert 0 < await do(server, "PTTL", POOL + "kept:autoscaler") <= 600_000
+    await do(server, "SET", POOL + "kept:autoscaler", b"x" * (KEPT_BYTES_MOST + 1))
+    assert await b.kept("autoscaler") == b""
+    await b.close()
+    gone = store(RedisServer(), "a")
+    for call in (gone.keep("autoscaler", b"", 1.0), gone.kept("autoscaler")):
+        with pytest.raises(StoreGone):
+            await call
+    await gone.close()
 
 
 async def test_names_that_are_no_text_end_no_call(server: RedisServer) -> None:

@@ -9,8 +9,9 @@ import pytest
 from router.core.errors import StoreGone
 from router.core.types import EngineReport, Load
 from router.engines import RunningAdapters
-from router.gateway.state import ModelDemand, RouterView
+from router.gateway.state import SEEN, ModelDemand, RouterView
 from router.gateway.state.files import FileStore
+from router.gateway.state.seen import SeenBackend, SeenVariant, seen_json
 from router.gateway.state.wire import UNREADABLE, published_from
 
 VIEW = RouterView({"b1": Load(1, 200, 3, 900)}, {"m": ModelDemand(2.5, 100, 50, 9, 8, "default")}, "v1")
@@ -27,6 +28,21 @@ async def test_a_worker_sees_what_another_published(tmp_path: Path) -> None:
     await a.sync(VIEW, (), 0.0)
     assert (await b.sync(RouterView(version="v2"), (), 0.1)).routers == {"h.w0": VIEW}
     assert set(await a.routers(0.2)) == {"h.w0", "h.w1"}
+
+
+async def test_all_views_are_read_with_their_age_and_the_backends_of_their_router(tmp_path: Path) -> None:
+    """For the autoscaler; a value that is kept outlives the worker that wrote it."""
+    a, b = store(tmp_path, "h.w0"), store(tmp_path, "h.w1")
+    seen = (SeenVariant("small", ("m",), {"b1": SeenBackend(True, 0.25)}, {"card": "l4"}),)
+    await a.sync(VIEW, (), 0.0)
+    await a.keep(SEEN + "h.w0", seen_json(seen), 600.0)
+    found = (await b.routers(0.75))["h.w0"]
+    assert (found.age_s, found.seen) == (0.75, seen)
+    await a.close()
+    await a.keep("autoscaler", b"learnt", 600.0)
+    assert (await b.kept("autoscaler"), await b.kept("autoscaler:history")) == (b"learnt", b"")
+    with pytest.raises(StoreGone):
+        await store(tmp_path / "no", "x").keep("autoscaler", b"", 1.0)
 
 
 async def test_a_view_counts_for_a_lease_and_is_swept_long_after(tmp_path: Path) -> None:

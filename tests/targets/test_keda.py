@@ -71,6 +71,28 @@ async def test_keda_gets_the_advised_number_of_the_variant_that_its_object_names
             assert await wanted(channel) == (True, 5.0)
 
 
+async def test_one_that_does_not_apply_answers_with_what_the_one_that_does_has_advised() -> None:
+    """KEDA may call any; a decision grows old here as there; where it cannot be read, the port is closed at once."""
+    clock = [0.0]
+    async with keda(clock, stale_s=60) as target:
+        await target.apply(advice(3))
+        await target.stand_by([advice(5)], 20.0)
+        port = target.service.port
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            assert await wanted(channel) == (True, 5.0)
+            clock[0] = 41.0
+            with pytest.raises(grpc.aio.AioRpcError):
+                await wanted(channel)
+        await target.stand_by(None, 0.0)
+        with pytest.raises(OSError, match="Connect call failed"):
+            await asyncio.open_connection("127.0.0.1", port)
+        await target.apply(advice(2))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{target.service.port}") as channel:
+            assert await wanted(channel) == (True, 2.0)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await wanted(channel, model="other", variant="small")
+
+
 async def test_without_fresh_advice_a_call_fails_and_keda_changes_nothing() -> None:
     """A number that is old, a variant of which nothing is known, an object without the metadata."""
     clock = [0.0]

@@ -100,6 +100,16 @@ async def views() -> Mapping[str, RouterView]:
     return {"r1": RouterView(demand={"m": ModelDemand(300.0, 1000, 200, 100, 98, "default")})}
 
 
+async def test_the_first_advice_of_a_new_term_is_posted_whatever_was_posted_before() -> None:
+    """Another autoscaler may have posted other numbers since."""
+    async with receiver() as it, webhook(it.url) as target:
+        await target.apply(ADVICE)
+        assert (await target.apply(ADVICE)).outcome is Outcome.UNCHANGED
+        await target.stand_by([Advice("m", "small", 8, 3, "more")], 1.0)
+        assert (await target.apply(ADVICE)).outcome is Outcome.APPLIED
+        assert [body["replicas"] for body in it.bodies] == [3, 3]
+
+
 async def test_a_change_is_posted_once() -> None:
     """The advice as JSON with a key; the same advice posts nothing, another reason is no change, a return is one."""
     async with receiver() as it, webhook(it.url, token_env="TOKEN") as target:

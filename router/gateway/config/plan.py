@@ -174,6 +174,10 @@ class Plan:
             backends.append(replace(backend, **facts) if before != now else backend)
         return replace(self, backends=tuple(backends), adapters=listed)
 
+    def with_patterns(self, patterns: Mapping[str, Backend]) -> "Plan":
+        """The same with these replicas as patterns of their variants."""
+        return replace(self, patterns=patterns)
+
     def recertified(self, path: Path) -> "Plan":
         """The same with certificates as their files are now; *path*: of the config. Raises ConfigError."""
         work = _Work({})
@@ -450,6 +454,7 @@ class _Work:
         self.problems += _outside_their_limits(parsed)
         self.problems += _variants(parsed)
         self.problems += _without_state(parsed)
+        self.problems += _unelected(parsed)
         self.problems += _impossible_quotas(parsed)
 
 
@@ -489,6 +494,18 @@ def _assumed(given: settings.Backend) -> Backend:
     assert isinstance(engine, Engine)
     backend = _backend(given, engine)
     return backend if backend.models else replace(backend, models=(engine.shape.model.name,))
+
+
+def replica_of(facts: Mapping[str, Any], variant: str, models: tuple[str, ...], profile: Profile) -> Backend | None:
+    """The backend that a section stands for which a router published; None where this release cannot read it."""
+    try:
+        given = settings.Backend.model_validate(facts)
+    except ValidationError:
+        return None
+    engine = resolve(given, (), profile=profile)
+    if not isinstance(engine, Engine):
+        return None
+    return replace(_backend(given, engine), variant=variant, models=models)
 
 
 def _classes(parsed: Settings) -> dict[str, SloClass]:
@@ -540,6 +557,25 @@ def _without_state(parsed: Settings) -> Iterator[ConfigProblem]:
     for index, given in enumerate(parsed.discover):
         if given.redis is not None and parsed.state.servers is None:
             yield ConfigProblem(("discover", index, "redis"), "needs state.redis_url or state.redis")
+
+
+def _unelected(parsed: Settings) -> Iterator[ConfigProblem]:
+    """Two routers with autoscalers inside that share nothing would both act, each for its own part of the demand."""
+    given = parsed.autoscale
+    unelected = given.inside and given.election.by == "auto" and parsed.state.servers is None
+    if unelected and _acts(given.target.name):
+        yield ConfigProblem(
+            ("autoscale", "election", "by"),
+            "several routers with this config would all scale, as inside is true and they share no state: set "
+            "state.redis_url, or by: kubernetes; by: none is for a router that is the only one",
+        )
+
+
+def _acts(name: str) -> bool:
+    try:
+        return spec_of(name).acts
+    except ValueError:
+        return False  # its name is a fault of its own
 
 
 def _account(given: settings.ApiKey, key_digest: str) -> str:

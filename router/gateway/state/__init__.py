@@ -13,9 +13,11 @@ from router.core.errors import StoreGone
 from router.core.quota import Shares
 from router.core.types import EngineReport, Load
 from router.engines import RunningAdapters
+from router.gateway.state.seen import SeenVariant
 from router.gateway.state.skipped import SkippedValues
 
 NO_ADAPTERS: Final[Mapping[str, RunningAdapters]] = {}
+SEEN: Final = "seen:"  # with a router's id: the name under which the backends that it has are kept (``seen.py``)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class ModelDemand:
     tightest class with traffic.
 
     As requests arrive: ``kinds``, and the ``arrivals`` of the last whole buckets of ``bucket_s``, oldest first (empty:
-    from a release that measured none); ``in_flight`` have not ended.
+    from a release that measured none); ``in_flight`` have not ended, and ``held`` of them wait at the router;
+    ``shed_per_s`` were refused for want of capacity.
     """
 
     requests_per_s: float
@@ -52,18 +55,25 @@ class ModelDemand:
     arrivals: tuple[float, ...] = ()
     bucket_s: float = 0.0
     in_flight: float = 0.0
+    held: float = 0.0
+    shed_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RouterView:
     """What one router publishes: work in flight by backend, demand by model, the config version it runs, and what it
     took of the quotas, by account.
+
+    Only where it is read for the autoscaler: ``age_s``, how long ago it was published; ``seen``, the backends that the
+    router has, by variant (None: it does not state them, or does not have all of them yet).
     """
 
     loads: Mapping[str, Load] = field(default_factory=dict)
     demand: Mapping[str, ModelDemand] = field(default_factory=dict)
     version: str = ""
     quotas: Mapping[str, Shares] = field(default_factory=dict)
+    age_s: float = 0.0
+    seen: tuple[SeenVariant, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +111,9 @@ class Store(Protocol):
         ...
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:
-        """The views of all routers with a lease, this one included; needs no lease (for the autoscaler)."""
+        """The views of all routers with a lease, this one included, with their age and the backends that they have;
+        needs no lease (for the autoscaler).
+        """
         ...
 
     async def beliefs(self, backends: Iterable[str]) -> Mapping[str, bytes]:
@@ -110,6 +122,14 @@ class Store(Protocol):
 
     async def keep_beliefs(self, beliefs: Mapping[str, bytes]) -> None:
         """Store beliefs by backend, so that a new router starts warm."""
+        ...
+
+    async def keep(self, name: str, value: bytes, lease_s: float) -> None:
+        """Store a value that outlives this process, for so long, under a name that a file may have."""
+        ...
+
+    async def kept(self, name: str) -> bytes:
+        """The value that was stored last under that name; empty where there is none."""
         ...
 
     async def close(self) -> None:

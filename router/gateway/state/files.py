@@ -7,6 +7,7 @@ Nothing is synced to disk: the content is of use for a second, and the folder is
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,8 @@ from router.core.errors import SkipReason, StateFault, StoreGone, Unreadable
 from router.core.types import EngineReport
 from router.engines import RunningAdapters
 from router.gateway.private_files import replace_content
-from router.gateway.state import NO_ADAPTERS, RouterView, Shared
+from router.gateway.state import NO_ADAPTERS, SEEN, RouterView, Shared
+from router.gateway.state.seen import seen_from
 from router.gateway.state.skipped import Kind, SkippedValues
 from router.gateway.state.wire import UNREADABLE, adapters_of, report_of, report_plain, view_of, view_plain
 
@@ -29,6 +31,7 @@ SWEEP_LEASES: Final = 100
 _VIEW: Final = ".view"
 _REPORTS: Final = ".reports"
 _BELIEFS: Final = "beliefs.json"
+_KEPT: Final = ".kept"
 
 
 class FileStore:
@@ -93,7 +96,13 @@ class FileStore:
 
     async def routers(self, now_s: float) -> Mapping[str, RouterView]:
         """All with a lease."""
-        return {path.stem: self._view(path, content) for path, content in self._live(now_s)}
+        views = {}
+        for path, content in self._live(now_s):
+            view, age_s = self._view(path, content), max(0.0, now_s - number(content.get("at_s")))
+            if view is not UNREADABLE:
+                view = replace(view, age_s=age_s, seen=seen_from(await self.kept(SEEN + path.stem)))
+            views[path.stem] = view
+        return views
 
     def _view(self, path: Path, content: Mapping[str, Any]) -> RouterView:
         """The view in a file; one that cannot be read counts as empty."""
@@ -115,6 +124,19 @@ class FileStore:
         if beliefs:
             plain = {name: learnt.decode("latin-1") for name, learnt in beliefs.items()}
             put(self._folder / _BELIEFS, orjson.dumps(plain))
+
+    async def keep(self, name: str, value: bytes, lease_s: float) -> None:
+        """For as long as the folder exists: that is while the workers' parent lives."""
+        put(self._folder / f"{name}{_KEPT}", value)
+
+    async def kept(self, name: str) -> bytes:
+        """What any worker stored last."""
+        try:
+            return (self._folder / f"{name}{_KEPT}").read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise StoreGone(f"{self._folder}: {error}", StateFault.FILES) from error
 
     async def close(self) -> None:
         """Remove this worker's view."""

@@ -8,6 +8,8 @@ be moved while it is in use: a command of several keys is refused as long as som
     {headroom:POOL}:report:BACKEND  string an engine's report as JSON, its time on the server's clock, expiring
     {headroom:POOL}:belief:V:BACKEND  string what was learnt of it in the form of version V, expiring in a week
     {headroom:POOL}:autoscaler      string the autoscaler that applies advice, expiring with its lease (``leases.py``)
+    {headroom:POOL}:kept:NAME       string a value that outlives its writer: ``seen:ID``, the backends that a router has
+                                           (``seen.py``); ``autoscaler``, its memory; expiring
     {headroom:POOL}:engines         hash   what engines announce of themselves (``sources/engine_record.py``), by name
     {headroom:POOL}:use:MONTH       hash   what accounts of quotas used: PART:ACCOUNT; last:ID: a router's last addition
     {headroom:POOL}:beliefs         hash   the same as the release before this one saves it; only read
@@ -19,7 +21,9 @@ the first time is read with the next sync, one period later: that keeps a sync o
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from math import nan
 from typing import Any, Final, TypeVar
 
 from redis.exceptions import NoPermissionError, ResponseError
@@ -29,10 +33,11 @@ from router.core.errors import SkipReason, StoreGone, Unreadable
 from router.core.quota import Use
 from router.core.types import EngineReport
 from router.engines import RunningAdapters
-from router.gateway.state import NO_ADAPTERS, RouterView, Shared
+from router.gateway.state import NO_ADAPTERS, SEEN, RouterView, Shared
 from router.gateway.state.redis_clients import Command
 from router.gateway.state.redis_faults import store_gone
 from router.gateway.state.redis_link import RedisLink
+from router.gateway.state.seen import seen_from
 from router.gateway.state.servers import RedisServers
 from router.gateway.state.skipped import Kind, SkippedValues
 from router.gateway.state.wire import UNREADABLE, published_from, report_json, view_from, view_json
@@ -57,6 +62,7 @@ _DIGITS_MOST: Final = 18
 VIEW_BYTES_MOST: Final = 1 << 20
 REPORT_BYTES_MOST: Final = 1 << 14
 BELIEF_BYTES_MOST: Final = 1 << 20
+KEPT_BYTES_MOST: Final = 1 << 21
 _ID_BYTES_MOST: Final = 200
 _BELIEF: Final = f"belief:{VERSION}"  # one key for each form: two releases in one pool replace only what they can read
 
@@ -84,13 +90,17 @@ class RedisStore:
         self._mend: list[Command] = []  # what has to be done at the next sync for keys that are in no good state
         self._turn = 0
         self._join_in = 0  # syncs from now
+        self._clock_ahead_s = nan  # of the server's before ours, as of the last sync
 
     async def sync(self, own: RouterView, backends: tuple[str, ...], now_s: float) -> Shared:
         """Publish this router's view and read the peers' in one round trip."""
         mend, join, peers, named = self._mend, self._joining(), self._peers, self._next(backends)
         commands: list[Command] = [
             ("TIME",),
-            ("SET", self._key("router", self._router_id), view_json(own), "PX", self._lease_ms),
+            (
+                *("SET", self._key("router", self._router_id), view_json(own, now_s + self._clock_ahead_s)),
+                *("PX", self._lease_ms),
+            ),
             *mend,
             *join,
             ("SRANDMEMBER", self._tag + "routers", ROUTERS_MOST),
@@ -106,7 +116,9 @@ class RedisStore:
         self._mend += [
             ("PEXPIRE", self._key("router", each), self._lease_ms, "NX") for each in self._peers.keys() - peers
         ]
-        reports, adapters = self._reports(dict(zip(named, values[len(peers) :], strict=True)), _ahead_s(clock, now_s))
+        ahead_s = _ahead_s(clock, now_s)
+        self._clock_ahead_s = self._clock_ahead_s if ahead_s is None else ahead_s
+        reports, adapters = self._reports(dict(zip(named, values[len(peers) :], strict=True)), ahead_s)
         return Shared(views, reports, self._fault(clock, published, *joined, members), adapters)
 
     def _joining(self) -> list[Command]:
@@ -157,17 +169,21 @@ class RedisStore:
             self._mend.append(("SREM", self._tag + "routers", *odd))
         return others
 
-    def _views(self, found: Mapping[str, Any]) -> dict[str, RouterView]:
-        """The views that are there. One that cannot be read is of a router all the same, with nothing in flight."""
+    def _views(self, found: Mapping[str, Any], at_s: float = nan) -> dict[str, RouterView]:
+        """The views that are there. One that cannot be read is of a router all the same, with nothing in flight.
+        ``at_s``: now, by the server's clock.
+        """
         views = {}
         for peer, raw in found.items():
             if raw != b"":
-                views[peer] = self._taken(Kind.VIEW, peer, raw, VIEW_BYTES_MOST, self._view_of(peer)) or UNREADABLE
+                views[peer] = (
+                    self._taken(Kind.VIEW, peer, raw, VIEW_BYTES_MOST, self._view_of(peer, at_s)) or UNREADABLE
+                )
         return views
 
-    def _view_of(self, peer: str) -> Callable[[bytes], RouterView]:
+    def _view_of(self, peer: str, at_s: float) -> Callable[[bytes], RouterView]:
         return lambda raw: view_from(
-            raw, lambda what: self.skipped.add(Kind.DEMAND, peer, SkipReason.IMPLAUSIBLE, what)
+            raw, lambda what: self.skipped.add(Kind.DEMAND, peer, SkipReason.IMPLAUSIBLE, what), at_s
         )
 
     def _reports(
@@ -235,8 +251,16 @@ class RedisStore:
         ids = sorted(name for name in map(_id, members if isinstance(members, list) else ()) if name is not None)
         if not ids:
             return {}
-        values = await self.link.run([self._read("router", each, VIEW_BYTES_MOST) for each in ids])
-        return self._views(dict(zip(ids, values, strict=True)))
+        views = [self._read("router", each, VIEW_BYTES_MOST) for each in ids]
+        kept = [self._read("kept", SEEN + each, KEPT_BYTES_MOST) for each in ids]
+        clock, *values = await self.link.run([("TIME",), *views, *kept])
+        at_s = nan if isinstance(clock, Exception) else _redis_s(clock)
+        found = self._views(dict(zip(ids, values[: len(ids)], strict=True)), at_s)
+        seen = dict(zip(ids, values[len(ids) :], strict=True))
+        return {
+            name: view if view is UNREADABLE else replace(view, seen=seen_from(_whole(seen[name])))
+            for name, view in found.items()
+        }
 
     async def beliefs(self, backends: Iterable[str]) -> Mapping[str, bytes]:
         """The belief of each of these backends that was saved last, where there is one."""
@@ -262,6 +286,15 @@ class RedisStore:
         for part in _parts(tuple(beliefs.items()), BELIEFS_A_CALL):
             saves = [("SET", self._key(_BELIEF, name), learnt, "EX", BELIEFS_LEASE_S) for name, learnt in part]
             _good(await self.link.run(saves), self._at)
+
+    async def keep(self, name: str, value: bytes, lease_s: float) -> None:
+        """Until it expires."""
+        _good(await self.link.run([("SET", self._key("kept", name), value, "PX", int(lease_s * 1e3))]), self._at)
+
+    async def kept(self, name: str) -> bytes:
+        """What any process stored last; empty also for what is too large to be ours."""
+        (raw,) = _good(await self.link.run([self._read("kept", name, KEPT_BYTES_MOST)]), self._at)
+        return _whole(raw)
 
     async def add_use(self, month: str, addition: str, used: Mapping[str, Use]) -> None:
         """Add what accounts used to the sums of a month (``2026-11``), and name this addition: ``last_addition`` shows
@@ -341,6 +374,11 @@ def _bytes(raw: Any, most: int) -> bytes:
     if len(raw) > most:
         raise Unreadable(SkipReason.TOO_LARGE, f"more than {most} bytes")
     return raw
+
+
+def _whole(raw: Any) -> bytes:
+    """A value that was kept; empty for what is none of ours."""
+    return raw if isinstance(raw, bytes) and len(raw) <= KEPT_BYTES_MOST else b""
 
 
 def _id(raw: bytes) -> str | None:

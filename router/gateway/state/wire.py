@@ -11,7 +11,7 @@ sees, is checked here.
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from math import isfinite
+from math import isfinite, nan
 from typing import Any, Final
 
 import orjson
@@ -22,6 +22,7 @@ from router.core.quota import Shares
 from router.core.types import EngineReport, Load
 from router.engines import RunningAdapters
 from router.gateway.state import KindOfDemand, ModelDemand, RouterView
+from router.gateway.state.seen import seen_of, seen_plain
 
 VERSION: Final = 1
 _KEY: Final = "format"  # a view's own "version" is that of the config
@@ -43,9 +44,9 @@ UNREADABLE: Final = RouterView(version="unreadable")
 Note = Callable[[str], None]
 
 
-def view_json(view: RouterView) -> bytes:
-    """A router's view."""
-    return orjson.dumps({_KEY: VERSION} | view_plain(view))
+def view_json(view: RouterView, at_s: float = nan) -> bytes:
+    """A router's view; ``at_s``: when, by the store's clock (nan: that is not known yet)."""
+    return orjson.dumps({_KEY: VERSION, "at_s": at_s if isfinite(at_s) else None} | view_plain(view))
 
 
 def view_plain(view: RouterView) -> dict[str, Any]:
@@ -54,6 +55,10 @@ def view_plain(view: RouterView) -> dict[str, Any]:
     plain: dict[str, Any] = {"loads": loads, "demand": view.demand, "version": view.version}
     if view.quotas:
         plain["quotas"] = {name: [getattr(each, field) for field in _SHARES] for name, each in view.quotas.items()}
+    if view.age_s:
+        plain["age_s"] = view.age_s
+    if view.seen is not None:
+        plain["seen"] = seen_plain(view.seen)
     return plain
 
 
@@ -61,9 +66,11 @@ def _ignored(_: str) -> None:
     """For a reader that counts nothing."""
 
 
-def view_from(raw: bytes, note: Note = _ignored) -> RouterView:
-    """A router's view. Raises Unreadable. *note* gets each model whose demand is passed over."""
-    return _view(_parsed(raw), note)
+def view_from(raw: bytes, note: Note = _ignored, now_s: float = nan) -> RouterView:
+    """A router's view. Raises Unreadable. *note* gets each model whose demand is passed over; ``now_s``: by the store's
+    clock, for the age of the view.
+    """
+    return _view(_parsed(raw), note, now_s)
 
 
 def view_of(plain: Any) -> RouterView:
@@ -94,7 +101,7 @@ def _checked(plain: Any) -> Mapping[str, Any]:
     return plain
 
 
-def _view(plain: Mapping[str, Any], note: Note) -> RouterView:
+def _view(plain: Mapping[str, Any], note: Note, now_s: float = nan) -> RouterView:
     loads, demand, version = (plain.get(part) for part in ("loads", "demand", "version"))
     if not isinstance(loads, Mapping) or not isinstance(demand, Mapping):
         raise Unreadable(SkipReason.UNREADABLE, "expected loads and demand, each an object")
@@ -105,7 +112,17 @@ def _view(plain: Mapping[str, Any], note: Note) -> RouterView:
         _demand_of(demand, note),
         version,
         _quotas_of(plain.get("quotas"), note),
+        _age_s(plain, now_s),
+        seen_of(plain.get("seen")),
     )
+
+
+def _age_s(plain: Mapping[str, Any], now_s: float) -> float:
+    """How old a view is; 0 where neither its time nor its age is stated, as by an earlier release."""
+    at_s, age_s = border.number(plain.get("at_s")), border.number(plain.get("age_s", 0.0))
+    if isfinite(now_s) and isfinite(at_s):
+        age_s = now_s - at_s
+    return min(max(age_s, 0.0), border.FAR_S) if isfinite(age_s) else 0.0
 
 
 def _quotas_of(plain: Any, note: Note) -> dict[str, Shares]:
@@ -153,6 +170,7 @@ def _as_it_arrives(demand: Mapping[str, Any]) -> dict[str, Any]:
     """What later releases publish of a model; nothing of it where a part is absent or implausible."""
     kinds, arrivals = demand.get("kinds"), demand.get("arrivals")
     numbers = [border.number(demand.get(name)) for name in ("bucket_s", "in_flight")]
+    numbers += [border.number(demand.get(name, 0.0)) for name in ("held", "shed_per_s")]  # later than the others
     if not isinstance(kinds, list) or not isinstance(arrivals, list):
         return {}
     if len(kinds) > _KINDS_MOST or len(arrivals) > _BUCKETS_MOST:
@@ -167,6 +185,8 @@ def _as_it_arrives(demand: Mapping[str, Any]) -> dict[str, Any]:
         "arrivals": tuple(counts),
         "bucket_s": numbers[0],
         "in_flight": numbers[1],
+        "held": numbers[2],
+        "shed_per_s": numbers[3],
     }
 
 
