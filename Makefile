@@ -7,7 +7,7 @@ UV := $(VENV)/uv/bin/uv
 TEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 LOOPS := $(addprefix router/core/,columns.py kernels.py estimators.py hashing.py) policies/routing/_headroom.py
 .DEFAULT_GOAL := help
-.PHONY: help env run fast test check format bench real chart wheel clean
+.PHONY: help env run fast test check format bench real chart docs wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,6 +42,9 @@ real: env  ## against real engines, skipping with a reason what is not installed
 
 chart: $(VENV)/.chart  ## the tests of the Helm chart, which need Helm's own library and Kubernetes' schemas
 	@$(BIN)/python -m pytest -q -rs tests/deploy/test_chart.py tests/targets/test_kubernetes.py
+
+docs: $(VENV)/.docs  ## the documentation site in build/docs; a dead link fails it
+	@$(BIN)/python -m mkdocs build --quiet --strict -f deploy/docs/mkdocs.yml
 
 wheel: $(VENV)/.wheel  ## dist/*.whl: compiled, for any Linux of this processor as new as this one
 	@rm -rf dist
@@ -84,7 +87,7 @@ $(VENV)/.dev: $(VENV)/.run
 	@HEADROOM_COMPILE=no; export HEADROOM_COMPILE; $(call install,--no-build-isolation -e '.[dev]')
 	@touch $@
 
-$(VENV)/.wheel $(VENV)/.chart: $(VENV)/.%: $(VENV)/.dev
+$(VENV)/.wheel $(VENV)/.chart $(VENV)/.docs: $(VENV)/.%: $(VENV)/.dev
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$*"], sep="\n")' >$(VENV)/$*.txt
 	@$(call install,-r $(VENV)/$*.txt)
 	@touch $@

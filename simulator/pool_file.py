@@ -70,7 +70,7 @@ def _section(kind: type) -> Any:
         return section
 
     made: dict[str, Any] = {each.name: (each.type, _default(each)) for each in fields(kind)}
-    section: Any = create_model(kind.__name__, __base__=Section, **made)
+    section: Any = create_model(kind.__name__, __base__=Section, __doc__=kind.__doc__, **made)
     return Annotated[section, AfterValidator(check)]
 
 

@@ -13,7 +13,7 @@ Sample = tuple[str, Mapping[str, str], float]
 Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
 
 # short name -> kind, name on the page, help, labels
-_FAMILIES: Final[Mapping[str, tuple[Family, str, str, tuple[str, ...]]]] = {
+FAMILIES: Final[Mapping[str, tuple[Family, str, str, tuple[str, ...]]]] = {
     "decisions": (CounterMetricFamily, "headroom_policy_decisions", "Routing decisions, by whose", ("role",)),
     "decision_seconds": (CounterMetricFamily, "headroom_policy_decision_seconds", "Time they took", ("role",)),
     "faults": (
@@ -86,7 +86,7 @@ class PolicyMetrics:
         """All families that have a sample."""
         made: dict[str, Any] = {}
         for name, labels, value in (*self._watched(), *self._counted(), *self._gauges):
-            kind, full, text, keys = _FAMILIES[name]
+            kind, full, text, keys = FAMILIES[name]
             family = made.get(name)
             if family is None:
                 family = made[name] = kind(full, text, labels=list(keys))

@@ -124,7 +124,7 @@ class ControlAggregator:
 
     def _worker_metrics(self, up: int) -> bytes:
         restarts = int(_bytes_of(self._identity.restarts) or b"0")
-        return _WORKER_METRICS % (self._identity.slots, up, restarts)
+        return WORKER_METRICS % (self._identity.slots, up, restarts)
 
     async def _fleet(self, own: Answer, scope: Scope) -> Answer:
         if not own.ok:
@@ -281,7 +281,7 @@ def _bytes_of(file: Path) -> bytes:
         return b""
 
 
-_WORKER_METRICS: Final = b"""\
+WORKER_METRICS: Final = b"""\
 # HELP headroom_workers Worker processes of this router, configured and answering
 # TYPE headroom_workers gauge
 headroom_workers{state="configured"} %d
