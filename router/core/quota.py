@@ -21,6 +21,7 @@ MINUTE_S: Final = 60.0
 OTHERS: Final = "*"  # the name of the quota that each tenant without one of its own has
 ACCOUNTS_MOST: Final = 10_000  # tenants that are named by clients alone are no bounded set
 ADDITION_MOST: Final = 200
+MONTHS_MOST: Final = 2  # before this one, whose use the store does not have yet
 SHARES_MOST: Final = 500  # accounts that a router publishes: its view must stay small, and has its load too
 OVERFLOW: Final = "tenant:*"  # one account for all that come when there are so many in use
 _MEAN_SHARE: Final = 0.05  # of the newest reply in the mean length of replies
@@ -73,15 +74,31 @@ class Price(Fact):
 FREE: Final = Price()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(init=False, slots=True, unsafe_hash=True)
 class Use(Fact):
-    """What was used: requests that were admitted, tokens, and their price."""
+    """What was used: requests that were admitted, tokens, and their price. Several are made for a request, and a
+    dataclass's own constructor is never compiled.
+    """
 
-    requests: float = 0.0
-    prompt_tokens: float = 0.0
-    cached_tokens: float = 0.0
-    output_tokens: float = 0.0
-    usd: float = 0.0
+    requests: Final[float]
+    prompt_tokens: Final[float]
+    cached_tokens: Final[float]
+    output_tokens: Final[float]
+    usd: Final[float]
+
+    def __init__(
+        self,
+        requests: float = 0.0,
+        prompt_tokens: float = 0.0,
+        cached_tokens: float = 0.0,
+        output_tokens: float = 0.0,
+        usd: float = 0.0,
+    ) -> None:
+        self.requests = requests
+        self.prompt_tokens = prompt_tokens
+        self.cached_tokens = cached_tokens
+        self.output_tokens = output_tokens
+        self.usd = usd
 
     @property
     def tokens(self) -> float:
@@ -116,13 +133,18 @@ class Shares(Fact):
     tokens_left: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(init=False, slots=True, unsafe_hash=True)
 class Standing(Fact):
     """How one limit per minute stands: what it is, what is left, and in how many seconds all of it is again."""
 
-    limit: float
-    remaining: float
-    reset_s: float
+    limit: Final[float]
+    remaining: Final[float]
+    reset_s: Final[float]
+
+    def __init__(self, limit: float, remaining: float, reset_s: float) -> None:
+        self.limit = limit
+        self.remaining = remaining
+        self.reset_s = reset_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +232,12 @@ class _Account:
 
     __slots__ = (
         "elsewhere", "lent", "month", "name", "output_mean", "quota", "requests", "reserved_tokens", "reserved_usd",
-        "running", "seen", "tokens", "unsaved", "used_s",
+        "running", "seen", "shown", "tokens", "unsaved", "used_s",
     )  # fmt: skip
 
-    def __init__(self, name: str, quota: Quota, now_s: float) -> None:
+    def __init__(self, name: str, shown: str, quota: Quota, now_s: float) -> None:
         self.name = name
+        self.shown = shown  # the name that metrics have for it
         self.quota = quota
         self.requests = _bucket(quota.requests_per_minute, now_s)
         self.tokens = _bucket(quota.tokens_per_minute, now_s)
@@ -228,9 +251,9 @@ class _Account:
         self.unsaved = NOTHING  # since
         self.used_s = now_s
 
-    def adopt(self, quota: Quota, now_s: float) -> None:
+    def adopt(self, quota: Quota, shown: str, now_s: float) -> None:
         """Another quota."""
-        self.quota = quota
+        self.quota, self.shown = quota, shown
         self.requests = _resized(self.requests, quota.requests_per_minute, now_s)
         self.tokens = _resized(self.tokens, quota.tokens_per_minute, now_s)
 
@@ -309,7 +332,9 @@ class Quotas:
     def __init__(self, rules: QuotaRules = NO_QUOTAS, now_s: float = 0.0) -> None:
         self._accounts: dict[str, _Account] = {}
         self._charges: dict[RequestId, _Charge] = {}
+        self.month = ""  # the one that is summed
         self._month: Mapping[str, Use] = {}  # by account, as the store has it
+        self._past: dict[str, dict[str, Use]] = {}  # by month before that and account, what is not in the store yet
         self._rules = rules
         self.refused: dict[tuple[str, Limit], int] = {}  # by account and limit, since the start
         self.counted: dict[str, Use] = {}  # by account, what was used since the start
@@ -323,7 +348,7 @@ class Quotas:
         for name, account in tuple(self._accounts.items()):
             quota = self._quota(name)
             if quota is not None:
-                account.adopt(quota, now_s)
+                account.adopt(quota, self._named(name), now_s)
             elif not account.running and not account.unsaved.requests:
                 del self._accounts[name]
 
@@ -353,7 +378,7 @@ class Quotas:
             found = account.refuses(prompt, tokens, now_s)
             if found is not None:
                 limit, wait_s = found
-                counted = self._named(account.name), limit
+                counted = account.shown, limit
                 self.refused[counted] = self.refused.get(counted, 0) + 1
                 return _verdict(accounts, now_s, limit, account.name, wait_s)
             needs.append(tokens)
@@ -366,15 +391,23 @@ class Quotas:
         return _verdict(accounts, now_s)
 
     def settle(
-        self, request_id: RequestId, prompt_tokens: float, cached_tokens: float, output_tokens: float, now_s: float
+        self,
+        request_id: RequestId,
+        prompt_tokens: float,
+        cached_tokens: float,
+        output_tokens: float,
+        now_s: float,
+        model: str = "",
     ) -> None:
-        """A request has ended that used so much (all 0: no engine worked for it). Nothing for one without a quota."""
+        """A request has ended that used so much (all 0: no engine worked for it). Nothing for one without a quota.
+        *model*: what served it (empty: the model that it named).
+        """
         charge = self._charges.pop(request_id, None)
         if charge is None:
             return
         prompt, output = min(max(prompt_tokens, 0.0), _TOKENS_MOST), min(max(output_tokens, 0.0), _TOKENS_MOST)
         cached = min(max(cached_tokens, 0.0), prompt)
-        usd = self._price(charge.model).usd(prompt, cached, output)
+        usd = self._price(model or charge.model).usd(prompt, cached, output)
         use = Use(1.0, prompt, cached, output, usd)
         for account, reserved in zip(charge.accounts, charge.tokens, strict=True):
             _give_back(account, reserved - use.tokens, now_s)
@@ -383,8 +416,7 @@ class Quotas:
             account.reserved_usd = max(account.reserved_usd - charge.usd, 0.0) if account.running else 0.0
             account.unsaved = account.unsaved.plus(use)
             account.used_s = now_s
-            named = self._named(account.name)
-            self.counted[named] = self.counted.get(named, NOTHING).plus(use)
+            self.counted[account.shown] = self.counted.get(account.shown, NOTHING).plus(use)
             if output > 0.0:
                 account.output_mean += _MEAN_SHARE * (output / charge.sequences - account.output_mean)
 
@@ -410,7 +442,7 @@ class Quotas:
                 name = OVERFLOW
                 if name in self._accounts:
                     return self._accounts[name]
-            account = self._accounts[name] = _Account(name, quota, now_s)
+            account = self._accounts[name] = _Account(name, self._named(name), quota, now_s)
             account.month = self._month.get(name, account.month)
         return account
 
@@ -475,11 +507,31 @@ class Quotas:
 
     # -- the month ---------------------------------------------------------------------------------------------
 
-    def unsaved(self) -> dict[str, Use]:
-        """By account, what has been used and is not in the store yet, of as many accounts as one addition may have."""
+    def turn(self, month: str) -> None:
+        """It is this month. What was used in the one before counts in its sums alone, whether the store has it yet or
+        not; a request counts in the month in which it ends.
+        """
+        if month == self.month:
+            return
+        before, self.month, self._month = self.month, month, {}
+        unsaved = {name: self._accounts[name].unsaved for name in self.summed if self._accounts[name].unsaved.requests}
+        if before and unsaved:
+            self._past[before] = unsaved
+            while len(self._past) > MONTHS_MOST:
+                del self._past[next(iter(self._past))]
+        for account in self._accounts.values():
+            account.month = NOTHING
+            account.unsaved = NOTHING if before else account.unsaved
+
+    def unsaved(self) -> tuple[str, dict[str, Use]]:
+        """A month, and by account what has been used in it and is not in the store yet: of as many accounts as one
+        addition may have, of an earlier month first.
+        """
+        for month, used in self._past.items():
+            return month, dict(list(used.items())[:ADDITION_MOST])
         accounts = self._accounts
         due = [name for name in self.summed if accounts[name].unsaved.requests]
-        return {name: accounts[name].unsaved for name in due[:ADDITION_MOST]}
+        return self.month, {name: accounts[name].unsaved for name in due[:ADDITION_MOST]}
 
     @property
     def summed(self) -> tuple[str, ...]:
@@ -487,16 +539,28 @@ class Quotas:
         The names of all others are the clients', without a bound.
         """
         return tuple(
-            name for name, account in self._accounts.items() if account.quota.monthly or self._named(name) != OVERFLOW
+            name for name, account in self._accounts.items() if account.quota.monthly or account.shown != OVERFLOW
         )
 
-    def added(self, used: Mapping[str, Use]) -> None:
+    def added(self, month: str, used: Mapping[str, Use]) -> None:
         """The store has taken this: it counts in what is read of the month, and until then here."""
+        if month != self.month:
+            self._added_late(month, used)
+            return
         for name, use in used.items():
             account = self._accounts.get(name)
             if account is not None:
                 account.unsaved = account.unsaved.plus(_negative(use))
                 account.month = account.month.plus(use)
+
+    def _added_late(self, month: str, used: Mapping[str, Use]) -> None:
+        left = self._past.get(month, {})
+        for name, use in used.items():
+            rest = left.pop(name, NOTHING).plus(_negative(use))
+            if rest.requests > 0.0:  # used between that addition and the end of the month
+                left[name] = rest
+        if not left:
+            self._past.pop(month, None)
 
     def read(self, month: Mapping[str, Use]) -> None:
         """What the store has of the month, by all routers."""

@@ -185,7 +185,7 @@ def test_only_what_the_config_names_or_limits_by_the_month_is_stored() -> None:
         it.settle(f"r{n}", 1, 0, 1, 0.0)
     asks(it, "own", 1.0)
     it.settle("own", 1, 0, 1, 1.0)
-    assert set(it.unsaved()) == {"tenant:t"}
+    assert set(it.unsaved()[1]) == {"tenant:t"}
     shares = it.shares(1.0)
     assert len(shares) == SHARES_MOST
     assert "tenant:t" in shares
@@ -304,10 +304,10 @@ def test_the_store_has_the_month_and_this_router_what_it_has_not_added_yet() -> 
     it = quotas(tokens_per_month=1000.0)
     asks(it, "a", 0.0)
     it.settle("a", 100, 0, 100, 0.0)
-    used = it.unsaved()
+    month, used = it.unsaved()
     assert used == {"tenant:t": Use(1.0, 100.0, 0.0, 100.0)}
-    it.added(used)
-    assert it.unsaved() == {}
+    it.added(month, used)
+    assert it.unsaved() == (month, {})
     it.read({"tenant:t": Use(40.0, 900.0, 0.0, 100.0)})
     assert asks(it, "b", 0.0) is Limit.MONTH_TOKENS
     it.read({})

@@ -179,20 +179,18 @@ class Sums:
 
     def __init__(self) -> None:
         self.sums: dict[tuple[str, str], Use] = {}
-        self.last: dict[str, str] = {}
+        self.last: dict[tuple[str, str], int] = {}
         self.lose = ""  # "before" or "after" the next addition is made
+        self.away = False
 
-    async def add_use(self, month: str, addition: str, used: Mapping[str, Use]) -> None:
-        lose, self.lose = self.lose, ""
-        if lose != "before":
+    async def add_use(self, month: str, run: str, number: int, used: Mapping[str, Use]) -> None:
+        lose, self.lose = "before" if self.away else self.lose, ""
+        if lose != "before" and self.last.get((month, run), 0) < number:
             for account, use in used.items():
                 self.sums[month, account] = self.sums.get((month, account), Use()).plus(use)
-            self.last[month] = addition
+            self.last[month, run] = number
         if lose:
             raise StoreGone("no answer", StateFault.TIMEOUT)
-
-    async def last_addition(self, month: str) -> str:
-        return self.last.get(month, "")
 
     async def used(self, month: str, accounts: Sequence[str]) -> Mapping[str, Use]:
         return {account: self.sums[month, account] for account in accounts if (month, account) in self.sums}
@@ -209,7 +207,7 @@ async def test_an_addition_is_made_once_whether_its_answer_comes_or_not(lose: st
         sums.lose = lose if name == "a" else ""
         assert await monthly.once() is (name == "b" or not lose)
     assert sums.sums == {("2026-11", "tenant:t"): Use(2.0, 200.0, 0.0, 20.0)}
-    assert it.unsaved() == {}
+    assert it.unsaved() == ("2026-11", {})
 
 
 async def test_a_month_ends_with_its_name() -> None:
@@ -225,6 +223,47 @@ async def test_a_month_ends_with_its_name() -> None:
     assert it.admit(request("c", tenant="t"), "", False, 0.0).limit is None
 
 
+async def test_a_month_ends_while_the_store_is_away() -> None:
+    """What was used in it, an addition under way included, is added to its own sums once the store is back."""
+    sums, it, month = Sums(), Quotas(QuotaRules({"t": Quota(tokens_per_month=100.0)})), "2026-11"
+    monthly = MonthlyUse(sums, it, lambda: month)
+
+    def use(name: str, tokens: int) -> None:
+        assert it.admit(request(name, tenant="t"), "", False, 0.0).limit is None
+        it.settle(name, tokens, 0, 0, 0.0)
+
+    use("a", 60)
+    sums.lose = "after"
+    assert not await monthly.once()
+    use("b", 50)
+    sums.away = True
+    assert not await monthly.once()
+    assert it.admit(request("c", tenant="t"), "", False, 0.0).limit is Limit.MONTH_TOKENS
+    month = "2026-12"
+    assert not await monthly.once()
+    use("d", 30)
+    sums.away = False
+    assert await monthly.once()
+    assert {key: each.tokens for key, each in sums.sums.items()} == {
+        ("2026-11", "tenant:t"): 110.0,
+        ("2026-12", "tenant:t"): 30.0,
+    }
+    assert it.unsaved() == ("2026-12", {})
+    assert next(iter(it.states(0.0))).used.tokens == 30.0
+
+
+async def test_months_without_a_store_are_held_within_a_bound() -> None:
+    """Of a router that runs for a year alone."""
+    sums, it = Sums(), Quotas(QuotaRules({"t": Quota(tokens_per_month=1e9)}))
+    sums.away = True
+    for n in range(1, 13):
+        monthly = MonthlyUse(sums, it, lambda n=n: f"2026-{n:02d}")
+        assert not await monthly.once() or n == 1
+        it.admit(request(f"r{n}", tenant="t"), "", False, 0.0)
+        it.settle(f"r{n}", 10, 0, 0, 0.0)
+    assert list(it._past) == ["2026-10", "2026-11"]
+
+
 @needs_redis
 async def test_a_real_store_sums_what_several_routers_add() -> None:
     """Whole numbers, by account; what is no number there is nothing, and everything expires."""
@@ -233,20 +272,24 @@ async def test_a_real_store_sums_what_several_routers_add() -> None:
         for each in stores:
             stack.push_async_callback(each.close)
         for each in stores:
-            await each.add_use("2026-11", f"of {each._router_id}", {"tenant:t": Use(2.0, 100.0, 50.0, 7.0, 0.25)})
+            for number in (1, 2, 2, 1):  # the last two come late: they were made before
+                await each.add_use("2026-11", "run", number, {"tenant:t": Use(1.0, 50.0, 25.0, 3.5, 0.125)})
         assert await stores[0].used("2026-11", ["tenant:t", "tenant:u"]) == {
-            "tenant:t": Use(4.0, 200.0, 100.0, 14.0, 0.5),
+            "tenant:t": Use(4.0, 200.0, 100.0, 16.0, 0.5),
             "tenant:u": Use(),
         }
-        assert await stores[1].last_addition("2026-11") == "of b"
         client = await stack.enter_async_context(Redis.from_url(server.url, protocol=2))
         key = "{headroom:p}:use:2026-11"
         assert await client.ttl(key) > 40 * 24 * 3600
         await client.hset(key, "output_tokens:tenant:t", "garbage")
         assert (await stores[0].used("2026-11", ["tenant:t"]))["tenant:t"] == Use(4.0, 200.0, 100.0, 0.0, 0.5)
+        await stores[0].add_use("2026-11", "later", 1, {"tenant:t": Use(1.0, 0.0, 0.0, 5.0)})
+        assert (await stores[0].used("2026-11", ["tenant:t"]))["tenant:t"] == Use(5.0, 200.0, 100.0, 5.0, 0.5)
         await client.set(key, "no hash")
         with pytest.raises(StoreGone):
             await stores[0].used("2026-11", ["tenant:t"])
+        with pytest.raises(StoreGone):
+            await stores[0].add_use("2026-11", "later", 2, {"tenant:t": Use(1.0)})
 
 
 @asynccontextmanager

@@ -1,7 +1,8 @@
 """The loop that adds what tenants used to the sums of the month in the shared state, and reads them back.
 
 While the store is away quotas of a month go by what was read last and what this router used since, and what was used is
-added later. An addition whose answer was lost is looked up before it is made again. Must not depend on what a quota is.
+added later; a month ends all the same. An addition whose answer was lost is sent again as it was: the store makes it
+once. Must not depend on what a quota is.
 """
 
 import asyncio
@@ -21,12 +22,8 @@ PERIOD_S: Final = 1.0
 class UseStore(Protocol):
     """What is needed of the store: see RedisStore. Each raises StoreGone."""
 
-    async def add_use(self, month: str, addition: str, used: Mapping[str, Use]) -> None:
-        """Add to the sums of a month."""
-        ...
-
-    async def last_addition(self, month: str) -> str:
-        """The name of this router's last one."""
+    async def add_use(self, month: str, run: str, number: int, used: Mapping[str, Use]) -> None:
+        """Add to the sums of a month, once for each number of a run."""
         ...
 
     async def used(self, month: str, accounts: Sequence[str]) -> Mapping[str, Use]:
@@ -46,7 +43,7 @@ class MonthlyUse:
         self._store, self._quotas, self._month = store, quotas, month
         self._run_id = secrets.token_hex(8)
         self._count = 0
-        self._sent: tuple[str, str, Mapping[str, Use]] | None = None  # month, name and content of an addition under way
+        self._sent: tuple[str, Mapping[str, Use]] | None = None  # month and content of an addition under way
         self._failing = False
 
     async def run(self) -> None:
@@ -59,9 +56,11 @@ class MonthlyUse:
         """One round; False where the store did not answer."""
         if not self._quotas.active:
             return True
+        self._quotas.turn(self._month())
         try:
-            await self._look_up()
-            await self._exchange()
+            while await self._add():
+                pass
+            await self._read()
         except StoreGone as gone:
             if not self._failing:
                 _log.warning("the use of quotas could not be added up in the shared state, it is added later: %s", gone)
@@ -70,21 +69,23 @@ class MonthlyUse:
         self._failing = False
         return True
 
-    async def _look_up(self) -> None:
-        """Whether the addition whose answer was lost has been made."""
+    async def _add(self) -> bool:
+        """Add the next of what has been used; whether there is more of an earlier month, or of what was under way."""
+        again = self._sent is not None
         if self._sent is None:
-            return
-        month, name, added = self._sent
-        if await self._store.last_addition(month) == name:
-            self._quotas.added(added)
-        self._sent = None
-
-    async def _exchange(self) -> None:
-        month, used = self._month(), self._quotas.unsaved()
-        if used:
+            due = self._quotas.unsaved()
+            if not due[1]:
+                return False
             self._count += 1
-            self._sent = (month, f"{self._run_id}-{self._count}", used)
-            await self._store.add_use(*self._sent)
-            self._sent = None
-            self._quotas.added(used)
-        self._quotas.read(await self._store.used(month, self._quotas.summed))
+            self._sent = due
+        month, used = self._sent
+        await self._store.add_use(month, self._run_id, self._count, used)
+        self._sent = None
+        self._quotas.added(month, used)
+        return again or month != self._quotas.month
+
+    async def _read(self) -> None:
+        month = self._quotas.month
+        sums = await self._store.used(month, self._quotas.summed)
+        if month == self._quotas.month:
+            self._quotas.read(sums)

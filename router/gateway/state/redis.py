@@ -11,7 +11,8 @@ be moved while it is in use: a command of several keys is refused as long as som
     {headroom:POOL}:kept:NAME       string a value that outlives its writer: ``seen:ID``, the backends that a router has
                                            (``seen.py``); ``autoscaler``, its memory; expiring
     {headroom:POOL}:engines         hash   what engines announce of themselves (``sources/engine_record.py``), by name
-    {headroom:POOL}:use:MONTH       hash   what accounts of quotas used: PART:ACCOUNT; last:ID: a router's last addition
+    {headroom:POOL}:use:MONTH       hash   what accounts of quotas used: PART:ACCOUNT; last:ID:RUN: the number of the
+                                           last addition of a router's process (by a script: EVAL has to be allowed)
     {headroom:POOL}:beliefs         hash   the same as the release before this one saves it; only read
 
 Every key expires, a view that somebody wrote without a lease as well. A value is read up to a bound of its size,
@@ -57,6 +58,18 @@ USE_PARTS: Final = (  # of an account's sums, each an integer: USD in millionths
     ("output_tokens", 1.0),
     ("usd", 1e9),
 )
+# The number of the last addition is written first: what the server refuses, it refuses before any sum has changed. A
+# sum that is no number begins anew.
+_ADD_USE: Final = """
+if tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0') >= tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+for i = 4, #ARGV, 2 do
+  local sum = redis.pcall('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1])
+  if type(sum) == 'table' then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+end
+return 1
+"""
 ACCOUNTS_A_CALL: Final = 200
 _DIGITS_MOST: Final = 18
 VIEW_BYTES_MOST: Final = 1 << 20
@@ -296,23 +309,18 @@ class RedisStore:
         (raw,) = _good(await self.link.run([self._read("kept", name, KEPT_BYTES_MOST)]), self._at)
         return _whole(raw)
 
-    async def add_use(self, month: str, addition: str, used: Mapping[str, Use]) -> None:
-        """Add what accounts used to the sums of a month (``2026-11``), and name this addition: ``last_addition`` shows
-        whether one whose answer was lost has been made.
+    async def add_use(self, month: str, run: str, number: int, used: Mapping[str, Use]) -> None:
+        """Add what accounts used to the sums of a month (``2026-11``): whole or not at all, and once however often it
+        is sent. *run*: a name of this process, *number*: of the addition in it, from 1 on.
         """
-        key = self._key("use", month)
-        commands: list[Command] = [
-            ("HINCRBY", key, f"{part}:{account}", round(getattr(use, part) * scale))
+        sums = [
+            each
             for account, use in used.items()
             for part, scale in USE_PARTS
+            for each in (f"{part}:{account}", round(getattr(use, part) * scale))
         ]
-        ends: list[Command] = [("HSET", key, f"last:{self._router_id}", addition), ("EXPIRE", key, USE_LEASE_S)]
-        _good(await self.link.run([*commands, *ends]), self._at)
-
-    async def last_addition(self, month: str) -> str:
-        """The name of this router's last addition to the sums of a month; empty: there is none."""
-        (raw,) = _good(await self.link.run([("HGET", self._key("use", month), f"last:{self._router_id}")]), self._at)
-        return raw.decode(errors="replace") if isinstance(raw, bytes) else ""
+        key, last = self._key("use", month), f"last:{self._router_id}:{run}"
+        _good(await self.link.run([("EVAL", _ADD_USE, 1, key, last, number, USE_LEASE_S, *sums)]), self._at)
 
     async def used(self, month: str, accounts: Sequence[str]) -> Mapping[str, Use]:
         """What these accounts used in a month, by all routers."""

@@ -1,9 +1,10 @@
 """Requests and tokens by tenant, for the busiest tenants by name and for all others together.
 
-A tenant is whatever clients send, so its label is bounded: ``TENANTS_MAX`` have one. A tenant that becomes twice as
-busy as the least busy of those takes its place. No series ever falls: a tenant's counts begin at 0 when it gets its
-label, those before stay with ``other``, and those of one that loses its label go there. Must not depend on where
-tenants come from.
+A tenant is whatever clients send, so labels are bounded: the requests of ``TENANTS_MAX`` tenants count by name at a
+time. A tenant that becomes twice as busy as the least busy of those takes its place. No series ever falls or ends, also
+where the pages of several workers are summed: a tenant's counts begin at 0 when it first gets a label, those before are
+``other``'s, and those of one that loses its place stay as they are. Once ``LABELS_MAX`` have had a label, only they get
+a place. Must not depend on where tenants come from.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from router.core.decisions import RequestRecord
 
 TENANTS_MAX: Final = 20
+LABELS_MAX: Final = 100
 OTHER: Final = "other"
 _NONE: Final = "none"  # a request without a tenant
 _KNOWN_MAX: Final = 1_000  # tenants whose recent requests are counted
@@ -38,22 +40,16 @@ class _Counts:
             self.prompt_tokens += record.usage.prompt_tokens or record.request.prompt_tokens
             self.output_tokens += record.usage.output_tokens
 
-    def take(self, more: "_Counts") -> None:
-        self.met += more.met
-        self.violated += more.violated
-        self.other += more.other
-        self.prompt_tokens += more.prompt_tokens
-        self.output_tokens += more.output_tokens
-
 
 class TenantMetrics:
     """The counts."""
 
-    __slots__ = ("_counts", "_most", "_other", "_recent", "_unlabelled")
+    __slots__ = ("_counts", "_labels_most", "_most", "_named", "_other", "_recent", "_unlabelled")
 
-    def __init__(self, most: int = TENANTS_MAX) -> None:
-        self._most = most
-        self._counts: dict[str, _Counts] = {}
+    def __init__(self, most: int = TENANTS_MAX, labels_most: int = LABELS_MAX) -> None:
+        self._most, self._labels_most = most, labels_most
+        self._counts: dict[str, _Counts] = {}  # of all that ever had a label
+        self._named: dict[str, _Counts] = {}  # of those whose requests count by name
         self._other = _Counts()
         self._recent: dict[str, int] = {}
         self._unlabelled = 0
@@ -62,10 +58,10 @@ class TenantMetrics:
         """A request that the core routed has ended."""
         tenant = record.request.tenant or _NONE
         self._recent[tenant] = self._recent.get(tenant, 0) + 1
-        counts = self._counts.get(tenant)
+        counts = self._named.get(tenant)
         if counts is None:
-            if len(self._counts) < self._most and tenant != OTHER:
-                counts = self._counts[tenant] = _Counts()
+            if len(self._named) < self._most and tenant != OTHER:
+                counts = self._name(tenant)
             else:
                 counts = self._other
                 self._unlabelled += 1
@@ -75,16 +71,24 @@ class TenantMetrics:
         if len(self._recent) > _KNOWN_MAX:
             self._forget()
 
+    def _name(self, tenant: str) -> _Counts:
+        """Count the tenant's requests by its name from now on."""
+        counts = self._counts.get(tenant)
+        if counts is None:
+            counts = self._counts[tenant] = _Counts()
+        self._named[tenant] = counts
+        return counts
+
     def _promote(self) -> None:
-        """Give the busiest tenant without a label that of the least busy one, if it is far busier."""
-        recent = self._recent
-        without = (name for name in recent if name not in self._counts and name != OTHER)
+        """Give the busiest tenant that may have one the place of the least busy one, if it is far busier."""
+        recent, counts, more = self._recent, self._counts, len(self._counts) < self._labels_most
+        without = (name for name in recent if name not in self._named and name != OTHER and (more or name in counts))
         new = max(without, key=lambda name: recent[name], default=None)
-        least = min(self._counts, key=lambda name: recent.get(name, 0), default=None)
+        least = min(self._named, key=lambda name: recent.get(name, 0), default=None)
         if new is None or least is None or recent[new] < _TIMES * max(recent.get(least, 0), 1):
             return
-        self._other.take(self._counts.pop(least))
-        self._counts[new] = _Counts()
+        del self._named[least]
+        self._name(new)
 
     def _forget(self) -> None:
         """Halve what is recent, and leave out what then is nothing."""
