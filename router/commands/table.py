@@ -175,6 +175,12 @@ def _register(parser: ArgumentParser) -> None:
     _verbose(parser)
 
 
+def _api_key(parser: ArgumentParser) -> None:
+    parser.add_argument("--tenant", required=True, help="whose key it is")
+    parser.add_argument("--slo-class", metavar="NAME", help="the SLO class of its requests; default: the config's")
+    parser.add_argument("--hash", action="store_true", help="hash the key on stdin, in place of making one")
+
+
 def _replay_record(parser: ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="what `record.file` of the config named")
 
@@ -249,6 +255,13 @@ PROGRAM = Program(
             "diff:   what differs between two versions of the config and of its policy files.\n"
             "reload: take the config file as it is now, and wait for the validation.",
             _policy,
+        ),
+        Command(
+            "key",
+            "router.commands.key",
+            "Make an API key: print it once, and the entry with its hash for the config or its `key_file`.\n\n"
+            "The entry goes to stdout: headroom key --tenant team-a >> keys.yaml",
+            _api_key,
         ),
         Command(
             "sidecar",

@@ -564,7 +564,8 @@ class Settings(Section):
     """The whole file.
 
     ``profile``: corrections of predicted step times, as ``headroom-simulator calibrate --profile`` writes them.
-    ``quotas``: by tenant, ``*``: each tenant without one of its own; ``prices``: by model, ``*``: each one without.
+    ``quotas``: by tenant, ``*``: each tenant without one of its own; ``prices``: by model, ``*``: each one without;
+    ``key_file``: a file with further ``api_keys``, under ``keys``, which is read again when it changes.
     """
 
     profile: Path | None = None
@@ -575,6 +576,7 @@ class Settings(Section):
     slo_classes: dict[Name, SloClass] = default(default={})
     default_slo_class: Name = "default"
     api_keys: tuple[ApiKey, ...] = ()
+    key_file: Path | None = None
     quotas: dict[Name, Quota] = {}
     prices: dict[Name, Price] = {}
     admin_key: Key | None = None

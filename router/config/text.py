@@ -6,7 +6,7 @@ that is ``settings.py``. A file is refused whole, with all its faults at once, s
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -48,6 +48,7 @@ class Document:
     root: Node
     data: Any
     text: str = ""
+    _resolved: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)  # when it was parsed
 
     def line(self, loc: Loc) -> int:
         """The line (from 1) of the key at ``loc``, or of the nearest thing around it that the text has."""
@@ -72,7 +73,9 @@ class Document:
 
     def parse_or_problems(self, model: type[Value]) -> Value | list[ConfigProblem]:
         """The values of this document, or every fault in it. A fault shows the reference, not what it stands for."""
+        self._resolved.clear()
         data, unresolved = self.resolved()
+        self._resolved.extend((data, unresolved))
         if unresolved:
             return unresolved
         try:
@@ -81,12 +84,17 @@ class Document:
             return list(problems(error, model, written=self.data))
 
     def resolved(self, environment: Mapping[str, str] = os.environ) -> tuple[Any, list[ConfigProblem]]:
-        """The data with what its references stand for, and those that lead nowhere."""
+        """The data with what its references stand for, and those that lead nowhere: as they were when the document was
+        parsed, if it was. A file that changes meanwhile must not make the values and the version of a config differ.
+        """
+        if self._resolved:
+            return self._resolved[0], self._resolved[1]
         if "${" not in self.text:
             return self.data, []
         unresolved: list[ConfigProblem] = []
+        folder = Path(self.name).parent
         data = references.resolved(
-            self.data, environment, Path(self.name).parent, lambda loc, why: unresolved.append(ConfigProblem(loc, why))
+            self.data, environment, folder, lambda loc, why: unresolved.append(ConfigProblem(loc, why))
         )
         return data, unresolved
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from router.config.settings import Settings
 from router.config.text import document
 from router.core.errors import ConfigError
-from router.gateway.config.plan import digest, make
+from router.gateway.config.keys import digest
+from router.gateway.config.plan import make
 from router.gateway.rollout.differences import differences
 from router.gateway.rollout.versions import Version
 from tests.fakes_router import HEALTHY, backend, config, router

@@ -12,7 +12,8 @@ from router.config.settings import Listen, Own, Policy, Settings, SloClass
 from router.config.text import document
 from router.core.errors import ConfigError
 from router.core.types import Slo
-from router.gateway.config.plan import Plan, digest, make, plan_file
+from router.gateway.config.keys import digest
+from router.gateway.config.plan import Plan, make, plan_file
 from router.gateway.protocols.ingress import Caller
 from router.gateway.state.servers import RedisServers, Seed
 

@@ -29,10 +29,12 @@ from router.core.errors import ConfigError, UnusableCertificate
 from router.core.flight import DispatchLimits
 from router.core.policy import Admission, Routing, Scaling
 from router.core.profile import NO_PROFILE, Profile
-from router.core.quota import OTHERS, QuotaRules
+from router.core.quota import QuotaRules
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Backend
+from router.gateway.config import keys as api_keys
 from router.gateway.config.found import EngineAccess, FoundBackend
+from router.gateway.config.keys import PlacedKey, digest
 from router.gateway.config.policy_spec import NOT_VALIDATED, PolicySpec, Read, chosen
 from router.gateway.protocols.cors import Cors
 from router.gateway.protocols.ingress import Caller, Ingress, SloClass, SloLimits, SloRange
@@ -178,9 +180,11 @@ class Plan:
         """The same with these replicas as patterns of their variants."""
         return replace(self, patterns=patterns)
 
-    def recertified(self, path: Path) -> "Plan":
-        """The same with certificates as their files are now; *path*: of the config. Raises ConfigError."""
-        work = _Work({})
+    def recertified(self, path: Path, environment: Environment = os.environ) -> "Plan":
+        """The same with certificates and API keys as their files are now; *path*: of the config. Raises ConfigError."""
+        work = _Work(environment)
+        work.read_keys(self.settings, path.parent)
+        keys = work.callers()
         read = work.certificates(self.settings, path.parent)
         sources = enumerate(zip(self.settings.discover, self.accesses, strict=True))
         accesses = tuple(
@@ -189,7 +193,9 @@ class Plan:
         )
         if work.problems:
             raise document(self.text, str(path)).error(work.problems)
-        return replace(self.sourced(()), accesses=accesses, **read)
+        ingress = replace(self.ingress, keys=keys)
+        quotas = _quotas(self.settings, work.keys, keys)
+        return replace(self.sourced(()), accesses=accesses, ingress=ingress, quotas=quotas, **read)
 
     def loaded(self) -> "Plan":
         """The same with the code of its policy files executed, here. Raises ConfigError when that fails."""
@@ -223,10 +229,11 @@ def make(
     """The plan of parsed settings; ``text`` places the faults. Raises ConfigError naming every fault found."""
     work, folder = _Work(environment), Path(text.name).parent
     work.read_profile(parsed.profile, folder)
+    work.read_keys(parsed, folder)
     backends = tuple(work.backend(i, given) for i, given in enumerate(parsed.backends))
     work.check(parsed)
     work.tracing(parsed.tracing)
-    keys = work.callers(parsed)
+    keys = work.callers()
     plan = {
         "engine_keys": work.engine_keys(parsed),
         "admin_digest": work.digest(("admin_key",), parsed.admin_key) if parsed.admin_key else None,
@@ -241,15 +248,19 @@ def make(
         raise text.error(work.problems)
     return Plan(
         settings=parsed,
-        version=_version(text.resolved()[0], plan["chosen"], work.profile),
+        version=_version(text.resolved()[0], plan["chosen"], work.profile, keys if parsed.key_file else {}),
         profile=work.profile,
         backends=tuple(each for each in backends if each is not None and each.models),
         addresses=tuple(given for given in parsed.backends if given.models),
         undiscovered=tuple(given for given in parsed.backends if not given.models),
         ingress=Ingress(
-            _classes(parsed), parsed.default_slo_class, keys, parsed.policy.prefix_blocks_max, _cors(parsed.cors)
+            _classes(parsed),
+            parsed.default_slo_class,
+            keys,
+            parsed.policy.prefix_blocks_max,
+            _cors(parsed.cors),
         ),
-        quotas=_quotas(parsed, keys),
+        quotas=_quotas(parsed, work.keys, keys),
         limits=DispatchLimits(**parsed.policy.limits.model_dump(exclude_none=True)),
         text=text.text,
         router_id=parsed.state.router_id or f"{socket.gethostname()}-{os.getpid()}",
@@ -264,17 +275,14 @@ def _installed(module: str) -> bool:
         return False
 
 
-def _version(data: Any, chosen: Mapping[str, PolicySpec], profile: Profile) -> str:
-    """Names the config, and the policy files and the profile it is made of."""
+def _version(data: Any, chosen: Mapping[str, PolicySpec], profile: Profile, keys: Mapping[str, Caller]) -> str:
+    """Names the config, and the policy files, the profile and the key file it is made of."""
     files = {role: each.source.version for role, each in chosen.items() if each.source is not None}
     if profile != NO_PROFILE:
         files["profile"] = repr((sorted(profile.logs.items()), profile.band))
+    if keys:
+        files["keys"] = repr(sorted(keys.items(), key=lambda each: each[0]))
     return hashlib.sha256(repr((data, files) if files else data).encode()).hexdigest()[:12]
-
-
-def digest(secret: str) -> str:
-    """The SHA-256 of a secret, in hex: the form in which it is stored and compared."""
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class _Work:
@@ -284,6 +292,7 @@ class _Work:
         self.environment = environment
         self.problems: list[ConfigProblem] = []
         self.profile = NO_PROFILE
+        self.keys: list[PlacedKey] = []
 
     def try_to(self, loc: Loc, make: Callable[[], Made]) -> Made | None:
         """What *make* gives, or None with its ValueError noted at *loc*."""
@@ -305,6 +314,13 @@ class _Work:
             self.profile = read_profile(folder / file)
         except ConfigError as refused:
             self.fault(("profile",), str(refused))
+
+    def read_keys(self, parsed: Settings, folder: Path) -> None:
+        """Take the entries of API keys, of the config and of its key file."""
+        try:
+            self.keys = api_keys.placed(parsed, folder)
+        except ConfigError as refused:
+            self.fault(("key_file",), str(refused))
 
     def backend(self, index: int, given: settings.Backend) -> Backend | None:
         """The core's view of one configured engine."""
@@ -424,16 +440,9 @@ class _Work:
             self.fault((*loc, error.key), str(error))
             return None
 
-    def callers(self, parsed: Settings) -> dict[str, Caller]:
+    def callers(self) -> dict[str, Caller]:
         """By digest, whose each API key is."""
-        found: dict[str, Caller] = {}
-        for index, given in enumerate(parsed.api_keys):
-            at: Loc = ("api_keys", index)
-            name = self.digest(at, given)
-            if name in found:
-                self.fault(at, f"the same key is already {found[name].tenant!r}'s")
-            found[name] = Caller(given.tenant, given.slo_class or "", _account(given, name) if given.quota else "")
-        return found
+        return api_keys.callers(self.keys, self.environment, self.problems)
 
     def digest(self, at: Loc, given: settings.Key) -> str:
         """The SHA-256 of a key in whichever form it was given."""
@@ -455,7 +464,8 @@ class _Work:
         self.problems += _variants(parsed)
         self.problems += _without_state(parsed)
         self.problems += _unelected(parsed)
-        self.problems += _impossible_quotas(parsed)
+        self.problems += _impossible_quotas(parsed, self.keys)
+        self.problems += api_keys.faults(parsed, self.keys)
 
 
 def _roles(given: settings.Policy) -> Iterator[tuple[str, str, Loc, settings.Own | settings.Named]]:
@@ -535,9 +545,6 @@ def _twice(parsed: Settings) -> Iterator[ConfigProblem]:
 def _unknown_classes(parsed: Settings) -> Iterator[ConfigProblem]:
     if parsed.default_slo_class not in parsed.slo_classes:
         yield ConfigProblem(("default_slo_class",), unknown("class", parsed.default_slo_class, parsed.slo_classes))
-    for index, given in enumerate(parsed.api_keys):
-        if given.slo_class and given.slo_class not in parsed.slo_classes:
-            yield ConfigProblem(("api_keys", index, "slo_class"), unknown("class", given.slo_class, parsed.slo_classes))
 
 
 def _outside_their_limits(parsed: Settings) -> Iterator[ConfigProblem]:
@@ -578,17 +585,9 @@ def _acts(name: str) -> bool:
         return False  # its name is a fault of its own
 
 
-def _account(given: settings.ApiKey, key_digest: str) -> str:
-    """The name under which the use of a key with a quota is shown: whose it is, and which of theirs."""
-    return f"{given.tenant}/{key_digest[:8]}"
-
-
-def _quotas(parsed: Settings, keys: Mapping[str, Caller]) -> QuotaRules:
-    by_key = {
-        caller.key: given.quota.rule()
-        for caller, given in zip(keys.values(), parsed.api_keys, strict=True)
-        if given.quota is not None
-    }
+def _quotas(parsed: Settings, given: Iterable[PlacedKey], keys: Mapping[str, Caller]) -> QuotaRules:
+    pairs = zip(keys.values(), given, strict=True)
+    by_key = {caller.key: each.given.quota.rule() for caller, each in pairs if each.given.quota is not None}
     return QuotaRules(
         {tenant: given.rule() for tenant, given in parsed.quotas.items()},
         by_key,
@@ -596,20 +595,23 @@ def _quotas(parsed: Settings, keys: Mapping[str, Caller]) -> QuotaRules:
     )
 
 
-def _impossible_quotas(parsed: Settings) -> Iterator[ConfigProblem]:
-    """Quotas of tenants that no key has, and those that lack what they are counted by."""
-    tenants = {given.tenant for given in parsed.api_keys}
-    placed: list[tuple[Loc, Quota]] = [(("quotas", name), given) for name, given in parsed.quotas.items()]
-    placed += [(("api_keys", i, "quota"), given.quota) for i, given in enumerate(parsed.api_keys) if given.quota]
-    for name in parsed.quotas:
-        if tenants and name != OTHERS and name not in tenants:
-            yield ConfigProblem(("quotas", name), unknown("tenant", name, tenants))
-    for at, given in placed:
-        if given.monthly and parsed.state.servers is None:
-            key = "tokens_per_month" if given.tokens_per_month is not None else "usd_per_month"
-            yield ConfigProblem((*at, key), "needs state.redis_url: a router alone forgets it when it restarts")
-        if given.usd_per_month is not None and not parsed.prices:
-            yield ConfigProblem((*at, "usd_per_month"), "needs prices, in USD per million tokens by model")
+def _impossible_quotas(parsed: Settings, keys: Iterable[PlacedKey]) -> Iterator[ConfigProblem]:
+    """Quotas that lack what they are counted by."""
+    for name, given in parsed.quotas.items():
+        for key, why in _lacking(given, parsed):
+            yield ConfigProblem(("quotas", name, key), why)
+    for each in keys:
+        for key, why in _lacking(each.given.quota, parsed) if each.given.quota else ():
+            yield each.fault(f"quota.{key}", why)
+
+
+def _lacking(given: Quota, parsed: Settings) -> Iterator[tuple[str, str]]:
+    """What limits cannot be kept, and what they lack."""
+    if given.monthly and parsed.state.servers is None:
+        key = "tokens_per_month" if given.tokens_per_month is not None else "usd_per_month"
+        yield key, "needs state.redis_url: a router alone forgets it when it restarts"
+    if given.usd_per_month is not None and not parsed.prices:
+        yield "usd_per_month", "needs prices, in USD per million tokens by model"
 
 
 def _variants(parsed: Settings) -> Iterator[ConfigProblem]:

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException as AnyHttpError
 
 from router.core.errors import ConfigError, Rejected, StoreGone
 from router.core.types import Backend
-from router.gateway.config.plan import digest
+from router.gateway.config.keys import digest
 from router.gateway.control import discovery_view, fleet_view, page, quota_view
 from router.gateway.control.cors import ModelsCors
 from router.gateway.control.models import entry

@@ -288,10 +288,10 @@ class Reloader:
 
 
 def named_files(parsed: settings.Settings, path: Path) -> tuple[Path, ...]:
-    """The policy files, profile, certificates and keys that a config at *path* names."""
+    """The policy files, profile, file of API keys, certificates and their keys that a config at *path* names."""
     given = parsed.policy
     roles = [given.routing, given.admission, *(each.routing for each in (given.shadow, given.canary) if each)]
-    files = [*(own.file for own in roles), parsed.profile]
+    files = [*(own.file for own in roles), parsed.profile, parsed.key_file]
     return tuple(path.parent / file for file in files if file is not None) + paths(parsed, path.parent)
 
 
