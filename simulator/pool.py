@@ -10,6 +10,7 @@ from typing import Final
 
 from router.core.cards import Card, card
 from router.core.flight import DispatchLimits
+from router.core.model_rules import NO_RULES, ModelRules
 from router.core.models import Model, model
 from router.core.physics import Shape, StepCoefficients, coefficients, kv_capacity_tokens, measured
 from router.core.profile import NO_PROFILE, Profile
@@ -139,9 +140,9 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A fleet, and the ``limits`` of the routers in front of it. ``belief``: ``learnt`` (a router starts from data
-    sheets and learns), ``given`` (from the truth) or ``wrong`` (every term of the data sheet's step is off by
-    ``wrong_factor``).
+    """A fleet, the ``limits`` of the routers in front of it and their rules of ``models``. ``belief``: ``learnt`` (a
+    router starts from data sheets and learns), ``given`` (from the truth) or ``wrong`` (every term of the data sheet's
+    step is off by ``wrong_factor``).
     """
 
     members: tuple[Member, ...]
@@ -152,6 +153,7 @@ class Pool:
     world: World = field(default_factory=World)
     name: str = "built-in"
     limits: DispatchLimits = field(default_factory=DispatchLimits)
+    models: ModelRules = NO_RULES
 
     @property
     def default_model(self) -> str:

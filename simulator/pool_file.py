@@ -17,13 +17,16 @@ from pydantic import Field as Bound
 
 import policies
 from router.config import backend
+from router.config import models as model_section
 from router.config.backend import Engine, resolve
+from router.config.models import ModelRule
 from router.config.profile import read_profile
-from router.config.section import Count, PositiveFloat, PositiveInt, Section, some
+from router.config.section import Count, Name, PositiveFloat, PositiveInt, Section, some
 from router.config.settings import Limits, Settings
 from router.config.text import ConfigProblem, Document, read
 from router.core.errors import ConfigError
 from router.core.flight import DispatchLimits
+from router.core.model_rules import ModelRules
 from router.core.profile import NO_PROFILE, Profile
 from router.engines import OPENAI_PROTOCOL
 from simulator.pool import BELIEFS, Member, Pool, replica_names
@@ -118,6 +121,7 @@ _FIELDS: Final[dict[str, Any]] = {
     "clients": (_section(Clients), None),
     "scaling": (_section(Autoscaling), None),
     "limits": (Limits, Limits()),
+    "models": (dict[Name, ModelRule], {}),
 }
 PoolFile: Final[Any] = create_model("PoolFile", __base__=Section, **_FIELDS)
 
@@ -152,7 +156,8 @@ def _of_router(text: Document) -> Pool:
         for name, given in settings.slo_classes.items()
     )
     world = World(sync_s=settings.state.sync_s, scrape_s=settings.scrape.period_s)
-    return Pool(members, classes, world=world, limits=_limits(settings.policy.limits))
+    rules = _rules(text, settings.models, members)
+    return Pool(members, classes, world=world, limits=_limits(settings.policy.limits), models=rules)
 
 
 def _as_pools(given: backend.Backend) -> Backend:
@@ -195,8 +200,16 @@ def _of_pool(text: Document) -> Pool:
         inf if parsed.push_s is None else parsed.push_s,
     )
     slos = tuple(parse_slo(each) for each in parsed.slo)
-    limits = _limits(parsed.limits)
-    return Pool(members, slos, truth, parsed.belief, parsed.wrong_factor, world, limits=limits)
+    limits, rules = _limits(parsed.limits), _rules(text, parsed.models, members)
+    return Pool(members, slos, truth, parsed.belief, parsed.wrong_factor, world, limits=limits, models=rules)
+
+
+def _rules(text: Document, given: Mapping[str, ModelRule], members: Iterable[Member]) -> ModelRules:
+    """Which models serve others' requests. Raises ConfigError where they do not fit the fleet."""
+    served = frozenset(name for member in members for name in member.models)
+    if problems := list(model_section.faults(given, served)):
+        raise text.error(problems)
+    return model_section.rules(given)
 
 
 def _limits(given: Limits) -> DispatchLimits:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from router.config import backend, discover
+from router.config.models import ModelRule
 from router.config.quotas import Price, Quota
 from router.config.section import (
     BaseUrl,
@@ -228,12 +229,14 @@ class Key(Section):
 
 class ApiKey(Key):
     """A client's key: whose it is, which SLO class its requests have unless they say otherwise, and how much may be
-    used with it alone, beside what its tenant may.
+    used with it alone, beside what its tenant may. ``fallback``: whether another model may serve its requests, where
+    their header does not state it and ``models`` has such a model.
     """
 
     tenant: Name
     slo_class: Name | None = None
     quota: Quota | None = None
+    fallback: Literal["allow", "deny"] | None = None
 
 
 def _origin(text: str) -> str:
@@ -565,7 +568,8 @@ class Settings(Section):
 
     ``profile``: corrections of predicted step times, as ``headroom-simulator calibrate --profile`` writes them.
     ``quotas``: by tenant, ``*``: each tenant without one of its own; ``prices``: by model, ``*``: each one without;
-    ``key_file``: a file with further ``api_keys``, under ``keys``, which is read again when it changes.
+    ``models``: by the name that clients use, which models serve it; ``key_file``: a file with further ``api_keys``,
+    under ``keys``, which is read again when it changes.
     """
 
     profile: Path | None = None
@@ -579,6 +583,7 @@ class Settings(Section):
     key_file: Path | None = None
     quotas: dict[Name, Quota] = {}
     prices: dict[Name, Price] = {}
+    models: dict[Name, ModelRule] = {}
     admin_key: Key | None = None
     cors: Cors | None = None
     policy: Policy = default()

@@ -88,7 +88,11 @@ class ScaleTo(Fact):
 
 @dataclass(init=False, slots=True, unsafe_hash=True)
 class Send(Fact):
-    """Command: open attempt ``attempt`` of the request on ``backend``. The reservation is already on the ledger."""
+    """Command: open attempt ``attempt`` of the request on ``backend``. The reservation is already on the ledger.
+
+    ``model``: what the backend is to run where that is not the request's own (empty: it is); ``fallback_why``: why the
+    request's own model does not serve it (empty: it does, or ``model`` is of the same split).
+    """
 
     request_id: Final[RequestId]
     backend: Final[str]
@@ -96,6 +100,8 @@ class Send(Fact):
     why: Final[str]
     predicted_ttft_s: Final[float]  # nan when nothing was forecast
     first_byte_due_s: Final[float]  # inf: no deadline; the core's own timer acts on it
+    model: Final[str]
+    fallback_why: Final[str]
 
     def __init__(
         self,
@@ -105,6 +111,8 @@ class Send(Fact):
         why: str,
         predicted_ttft_s: float,
         first_byte_due_s: float,
+        model: str = "",
+        fallback_why: str = "",
     ) -> None:
         self.request_id = request_id
         self.backend = backend
@@ -112,6 +120,8 @@ class Send(Fact):
         self.why = why
         self.predicted_ttft_s = predicted_ttft_s
         self.first_byte_due_s = first_byte_due_s
+        self.model = model
+        self.fallback_why = fallback_why
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +170,8 @@ class RequestRecord(Fact):
     attempt that served it was sent, in seconds from that send, nan when the policy read no forecast;
     ``predicted_*_tail_s`` are the same at the quantile of the request's SLO. ``usage``: what was generated, however the
     request ended; ``held_s``: for how long it was held at the gateway, in all; ``last_token_s``: of a stream, which may
-    end later than with its last token (nan: no token, or it is not known and taken for the end).
+    end later than with its last token (nan: no token, or it is not known and taken for the end); ``model`` and
+    ``fallback_why``: as those of the last ``Send``.
     """
 
     request: Final[Request]
@@ -180,6 +191,8 @@ class RequestRecord(Fact):
     predicted_e2e_tail_s: Final[float]
     held_s: Final[float]
     last_token_s: Final[float]
+    model: Final[str]
+    fallback_why: Final[str]
 
     def __init__(
         self,
@@ -200,6 +213,8 @@ class RequestRecord(Fact):
         predicted_e2e_tail_s: float = nan,
         held_s: float = 0.0,
         last_token_s: float = nan,
+        model: str = "",
+        fallback_why: str = "",
     ) -> None:
         self.request = request
         self.outcome = outcome
@@ -218,6 +233,13 @@ class RequestRecord(Fact):
         self.predicted_e2e_tail_s = predicted_e2e_tail_s
         self.held_s = held_s
         self.last_token_s = last_token_s
+        self.model = model
+        self.fallback_why = fallback_why
+
+    @property
+    def served_model(self) -> str:
+        """The model that served it, or was to."""
+        return self.model or self.request.model
 
     @property
     def ttft_s(self) -> float:

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from router.core import border
-from router.core.arrays import frozen
+from router.core.arrays import Slots, frozen
 from router.core.candidates import Candidates
 from router.core.decisions import (
     Abort,
@@ -32,6 +32,7 @@ from router.core.decisions import (
 )
 from router.core.errors import CLIENT_ERRORS, PolicyRejected, Reason
 from router.core.explain import CHOICES_KEPT, Explanation
+from router.core.fallback import Fallbacks, attainable
 from router.core.first_byte_watch import FirstByteWatch
 from router.core.fleet import Fleet
 from router.core.fleet_events import FleetEvents
@@ -52,6 +53,7 @@ from router.core.holding import Holding
 from router.core.learning import learn_answer, learn_context_exceeded, learn_first_token, learn_reply
 from router.core.lifecycle import Event, State, allows
 from router.core.load import Reservation
+from router.core.model_rules import NO_RULES, UNSERVED, ModelRules
 from router.core.policy import Admission, Memory, Routing
 from router.core.refusals import Refusal
 from router.core.slo_bounds import e2e_tpot_bound_s, tpot_bound_s
@@ -72,18 +74,23 @@ class Dispatcher(FleetEvents):
         rng: Rng,
         limits: DispatchLimits | None = None,
         explained: int = CHOICES_KEPT,
+        models: ModelRules = NO_RULES,
     ) -> None:
-        """``explained``: the last so many choices are remembered for ``explain``."""
+        """``explained``: the last so many choices are remembered for ``explain``; ``models``: which models serve
+        others' requests.
+        """
         super().__init__(explained)
         self.routing = routing
         self.admission = admission
         self.limits = limits or DispatchLimits()
+        self.models = models
         self._rng = rng
         self._memory: Memory = None
         self._flights: dict[RequestId, Flight] = {}
         self._timers = Timers(self._stands)
         self._holding = Holding(self._flights, self._timers, self._ask_held, self._compete)
         self._candidates = Candidates(self.ledger, self.belief, self._holding)
+        self._fallbacks = Fallbacks(self._candidates, self._holding, self.belief)
         self._watch = FirstByteWatch(self._timers)
 
     # -- policies, and how many requests there are -------------------------------------------------------------
@@ -132,20 +139,31 @@ class Dispatcher(FleetEvents):
             raise ValueError(f"request {request.id!r} is already in flight")
         now_s = self._time(now_s)
         flight = self._flights[request.id] = Flight(request)
+        if self.models.rules:
+            request = flight.request = self.models.resolved(request)
+            flight.fallbacks = self.models.fallbacks(request)
         if request.slo.derived_s:
             request = flight.request = self._in_base(request)
-        queue = self._holding.queue(request.model)
         slots = self._candidates.taking(request)
+        if not len(slots) and request.requested_model:
+            slots = self._of_other_arms(flight, slots)
         if not len(slots):
             return self._refuse(flight, nobody_takes(self.ledger.roster, request, self.belief.prompts), now_s)
+        return self._enter(flight, slots, now_s)
+
+    def _enter(self, flight: Flight, slots: Slots, now_s: float) -> Sequence[Command]:
+        """Admit a request that these backends take, and decide about it."""
+        request = flight.request
+        queue = self._holding.queue(request.model)
         if queue:
             flight.line = self._candidates.line(flight, slots)
         fleet = self._candidates.fleet(flight, slots, queue, self.admission.hold_s_max, now_s)
         forecast = Forecast(request, fleet, self.belief)
-        answer, self._memory = self.admission.admit(request, fleet, forecast, self._memory)
-        if isinstance(answer, Shed):
-            return self._refuse(flight, answer, now_s)
-        flight.rank = answer.rank
+        if not flight.admitted:
+            answer, self._memory = self.admission.admit(request, fleet, forecast, self._memory)
+            if isinstance(answer, Shed):
+                return self._refuse(flight, answer, now_s)
+            flight.rank, flight.admitted = answer.rank, True
         if queue:
             fleet.ahead = queue.ahead(flight.line, flight.rank)
             keeper = self._holding.keeper(queue, flight)
@@ -153,6 +171,21 @@ class Dispatcher(FleetEvents):
                 until_s = inf if keeper is None else max(keeper.ask_again_s, now_s)
                 return self._behind(flight, fleet, forecast, until_s, now_s)
         return self._route(flight, fleet, forecast, now_s)
+
+    def _with_model(self, request: Request, model: str) -> Request:
+        """The request as the client sent it, for another model."""
+        other = replace(request, model=model)
+        return self._in_base(other) if other.slo.derived_s else other
+
+    def _of_other_arms(self, flight: Flight, none: Slots) -> Slots:
+        """The backends of another model of the same split, which is to serve the request; *none*: there is no such."""
+        for model in self.models.other_arms(flight.request):
+            request = self._with_model(self.models.resolved(flight.sent), model)
+            slots = self._candidates.taking(request)
+            if len(slots):
+                flight.request = request
+                return slots
+        return none
 
     def _in_base(self, request: Request) -> Request:
         """The request with its SLO in bounds on TTFT, TPOT and E2E alone, for the reply length that is expected."""
@@ -167,7 +200,7 @@ class Dispatcher(FleetEvents):
 
         ``until_s``: when the policy decides anew about the one that keeps the next room (inf: none does).
         """
-        choice = self._choose(flight, fleet, forecast)
+        choice = self._choose(flight.request, fleet, forecast)
         if isinstance(choice, Dispatch):
             choice = Hold(until_s, "others wait in front")
         return self._perform(flight, choice, fleet, forecast, now_s)
@@ -311,9 +344,8 @@ class Dispatcher(FleetEvents):
 
     # -- choosing ----------------------------------------------------------------------------------------------
 
-    def _choose(self, flight: Flight, fleet: Fleet, forecast: Forecast) -> Choice:
+    def _choose(self, request: Request, fleet: Fleet, forecast: Forecast) -> Choice:
         """The policy's choice: for an adapter among those that have it loaded, where that costs no SLO."""
-        request = flight.request
         ready = forecast.adapter_ready(fleet.now_s - request.arrived_s)
         if ready is not None and ready.any() and not ready.all():
             near = fleet.among(frozen(fleet.slots[ready]))
@@ -323,7 +355,7 @@ class Dispatcher(FleetEvents):
         return self.routing.choose(request, fleet, forecast, self._rng)
 
     def _route(self, flight: Flight, fleet: Fleet, forecast: Forecast, now_s: float) -> Sequence[Command]:
-        choice = self._choose(flight, fleet, forecast)
+        choice = self._choose(flight.request, fleet, forecast)
         return self._perform(flight, choice, fleet, forecast, now_s)
 
     def _perform(
@@ -331,6 +363,11 @@ class Dispatcher(FleetEvents):
     ) -> Sequence[Command]:
         match choice:
             case Dispatch(slot=slot, why=why):
+                if flight.fallbacks and not attainable(flight.request, forecast, now_s):
+                    why_not = f"no backend of {flight.request.model!r} is expected to meet the SLO"
+                    commands = self._fall_back(flight, why_not, now_s, in_time=True)
+                    if commands is not None:
+                        return commands
                 return (self._send(flight, slot, why, fleet, forecast, now_s),)
             case Hold():
                 return self._hold(flight, choice, now_s)
@@ -347,6 +384,8 @@ class Dispatcher(FleetEvents):
         predicted = forecast.at(index) if forecast.made else NO_PREDICTION
         if flight.why:
             why = f"{why}, after {flight.why}"
+        if flight.fallback_why:
+            why = f"{why}; {request.model!r} serves it: {flight.fallback_why}"
         self._note(flight, backend, why, forecast, now_s)
         held = self._reserve(request, slot, index, forecast, predicted, now_s)
         attempt = flight.send(backend, held, predicted, now_s)
@@ -357,7 +396,8 @@ class Dispatcher(FleetEvents):
             self.ledger.remember_prefix(slot, request)
             self.outbox.prompt_sent(slot, request)
         due_s = self._watch.sent(request, attempt, self.limits, len(flight.open) == 1, now_s)
-        return Send(request.id, backend, attempt.number, why, predicted.ttft_s, due_s)
+        model, fallback_why = flight.model, flight.fallback_why
+        return Send(request.id, backend, attempt.number, why, predicted.ttft_s, due_s, model, fallback_why)
 
     def _reserve(
         self, request: Request, slot: int, index: int, forecast: Forecast, predicted: Prediction, now_s: float
@@ -403,8 +443,9 @@ class Dispatcher(FleetEvents):
 
     def _note(self, flight: Flight, chosen: str, why: str, forecast: Forecast, now_s: float) -> None:
         request = flight.request
+        backends, quantile = self.ledger.roster.backends, request.slo.quantile
         flight.note = self._explanations.note(
-            request.id, chosen, why, request.slo.quantile, forecast, self.ledger.roster.backends, now_s
+            request.id, chosen, why, quantile, forecast, backends, now_s, request.model
         )
 
     def explain(self, request_id: RequestId) -> Explanation | None:
@@ -416,6 +457,8 @@ class Dispatcher(FleetEvents):
         flight.line = NO_LINE
         fleet = self._candidates.untried(flight, self.admission.hold_s_max, now_s)
         spent = flight.attempts - flight.refusals >= self.limits.attempts_max and failure.kind not in UNSENT
+        if not failure.retryable:
+            flight.fallbacks = ()
         if not failure.retryable or spent or fleet is None:
             told = flight.fault or failure  # what some backends lack is no answer while one that has it only failed
             reason = Reason.FIRST_BYTE_LATE if told.late else Reason.BACKEND_FAILED
@@ -428,6 +471,27 @@ class Dispatcher(FleetEvents):
             return self._refuse(flight, Shed(reason, told.why), now_s)
         flight.line = self._candidates.line(flight, fleet.slots)
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
+
+    def _fall_back(self, flight: Flight, why: str, now_s: float, *, in_time: bool = False) -> Sequence[Command] | None:
+        """Have another model serve a request, *why* its own does not; None: none can. *in_time*: only one that is
+        expected to meet its SLO, else one that it has to wait for, if need be.
+        """
+        models = flight.fallbacks
+        requests = [self._with_model(flight.sent, model) for model in models]
+        for place, request in enumerate(requests):
+            offer = self._fallbacks.offer(flight, request, self.admission, self._memory, self._choose, now_s, in_time)
+            if offer is not None:
+                self._memory, flight.rank, flight.admitted = offer.memory, offer.rank, True
+                flight.fall_back(request, why, models[place + 1 :])
+                return (self._send(flight, offer.choice.slot, offer.choice.why, offer.fleet, offer.forecast, now_s),)
+        if in_time or flight.state is not State.DECIDING:
+            return None
+        for place, request in enumerate(requests):
+            slots = self._fallbacks.taking(flight, request)
+            if len(slots):
+                flight.fall_back(request, why, models[place + 1 :])
+                return self._enter(flight, slots, now_s)
+        return None
 
     # -- holding -----------------------------------------------------------------------------------------------
 
@@ -469,7 +533,7 @@ class Dispatcher(FleetEvents):
         if fleet is None:
             return self._no_untried(flight, queue, now_s, commands)
         forecast = Forecast(flight.request, fleet, self.belief)
-        choice = self._choose(flight, fleet, forecast)
+        choice = self._choose(flight.request, fleet, forecast)
         if isinstance(choice, Hold):
             flight.alone = choice.alone
             self._holding.ask_again(flight, choice.until_s)
@@ -554,13 +618,14 @@ class Dispatcher(FleetEvents):
     def _hold_over(self, flight: Flight, now_s: float) -> Sequence[Command]:
         """A held request's time is up, or its policy is to decide anew by now."""
         commands: list[Command] = []
-        queue = self._holding.queue(flight.request.model)
+        model, line = flight.request.model, flight.line  # before another model may take it
+        queue = self._holding.queue(model)
         assert queue is not None  # _stands has just looked
         if now_s >= flight.hold_until_s:
             queue.discard(flight.request.id)
             waited = Shed(Reason.HOLD_EXPIRED, f"held {now_s - flight.request.arrived_s:.2f} s without room")
             commands.extend(self._refuse(flight, waited, now_s))
-        self._holding.serve_due(flight, now_s, commands)
+        self._holding.serve_due(flight, model, line, now_s, commands)
         return commands
 
     def _late(self, flight: Flight, number: int, now_s: float) -> Sequence[Command]:
@@ -586,7 +651,7 @@ class Dispatcher(FleetEvents):
         if self._watch.spent(self.limits) or fleet is None or flight.attempts >= self.limits.attempts_max:
             return ()
         forecast = Forecast(flight.request, fleet, self.belief)
-        choice = self._choose(flight, fleet, forecast)
+        choice = self._choose(flight.request, fleet, forecast)
         if not isinstance(choice, Dispatch):
             return ()
         self._watch.hedged()
@@ -629,6 +694,10 @@ class Dispatcher(FleetEvents):
         return Abort(flight.request.id, attempt.backend, attempt.number, why)
 
     def _refuse(self, flight: Flight, shed: Shed, now_s: float) -> Sequence[Command]:
+        if flight.fallbacks and shed.reason in UNSERVED:
+            commands = self._fall_back(flight, shed.why, now_s)
+            if commands is not None:
+                return commands
         refuse = Refuse(flight.request.id, shed.reason, shed.why, shed.retry_after_s)
         event = Event.REJECT if shed.reason in CLIENT_ERRORS else Event.REFUSE
         return [refuse, *self._over(flight, event, None, NO_USAGE, now_s, shed.reason)]

@@ -40,7 +40,7 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """``chosen``: the backend of the last attempt ("": none); ``why``: the policy's own words; ``account``: how the
-    request ended (None: it runs).
+    request ended (None: it runs); ``model``: the one that the candidates were compared for.
     """
 
     request_id: RequestId
@@ -50,12 +50,15 @@ class Explanation:
     quantile: float
     candidates: tuple[Candidate, ...]
     account: RequestRecord | None
+    model: str = ""
 
 
 class Note:
     """A choice, by reference; ``account`` once its request is over."""
 
-    __slots__ = ("account", "answer", "backends", "chosen", "decided_s", "quantile", "request_id", "slots", "why")
+    __slots__ = (
+        "account", "answer", "backends", "chosen", "decided_s", "model", "quantile", "request_id", "slots", "why",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -66,8 +69,9 @@ class Note:
         quantile: float,
         backends: _Backends,
         forecast: Forecast,
+        model: str,
     ) -> None:
-        self.request_id = request_id
+        self.request_id, self.model = request_id, model
         self.decided_s, self.chosen, self.why, self.quantile = decided_s, chosen, why, quantile
         self.backends, self.slots, self.answer = backends, forecast.slots, forecast.answer
         self.account: RequestRecord | None = None
@@ -107,13 +111,14 @@ class Explanations:
         forecast: Forecast,
         backends: Sequence[Backend | None],
         now_s: float,
+        model: str = "",
     ) -> Note | None:
         """A choice was made; a later one about the same request takes its place. None where nothing is stored."""
         if not self._notes.maxlen:
             return None
         if self._backends is None:
             self._backends = tuple(backends)
-        made = Note(request_id, now_s, chosen, why, quantile, self._backends, forecast)
+        made = Note(request_id, now_s, chosen, why, quantile, self._backends, forecast, model)
         self._notes.append(made)
         return made
 
@@ -123,5 +128,12 @@ class Explanations:
         if note is None:
             return None
         return Explanation(
-            request_id, note.decided_s, note.chosen, note.why, note.quantile, note.candidates(), note.account
+            request_id,
+            note.decided_s,
+            note.chosen,
+            note.why,
+            note.quantile,
+            note.candidates(),
+            note.account,
+            note.model,
         )

@@ -133,14 +133,18 @@ class Flight:
     """One request that is not over; ``state`` changes by the table of ``lifecycle.py`` alone.
 
     ``sent``: the request as the client sent it; ``request``: the same with its SLO in bounds on TTFT, TPOT and E2E
-    alone, which is what is decided by.
+    alone, for the model that is to serve it, which is what is decided by; ``fallbacks``: the models that still may
+    serve it in place of that; ``admitted``: whether the admission policy has let it in.
     """
 
     __slots__ = (
+        "admitted",
         "alone",
         "ask_again_s",
         "attempts",
         "context_exceeded_tokens",
+        "fallback_why",
+        "fallbacks",
         "fault",
         "first_token_s",
         "held_s",
@@ -177,6 +181,22 @@ class Flight:
         self.rank: Rank = ADMIT.rank
         self.line: LineKey = NO_LINE
         self.alone = False
+        self.admitted = False
+        self.fallbacks: tuple[str, ...] = ()
+        self.fallback_why = ""
+
+    @property
+    def model(self) -> str:
+        """The model that is to serve it; empty: the one of the request as it was sent."""
+        return "" if self.request.model == self.sent.model else self.request.model
+
+    def fall_back(self, request: Request, why: str, rest: tuple[str, ...]) -> None:
+        """Another model is to serve it, else one of the *rest*. Its attempts count anew; backends that failed are not
+        tried again.
+        """
+        self.request, self.fallback_why, self.fallbacks = request, why, rest
+        self.line = NO_LINE
+        self.refusals = self.attempts
 
     def move(self, event: Event) -> None:
         """What happened to the request, which goes on."""
@@ -268,6 +288,8 @@ class Flight:
             predicted.e2e_tail_s,
             self.held_until(now_s),
             self.last_token(last_token_s, now_s),
+            self.model,
+            self.fallback_why,
         )
 
     def attempt(self, number: int) -> Attempt | None:

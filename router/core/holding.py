@@ -113,24 +113,24 @@ class Holding:
             if queue is not None and not queue:
                 del self._queues[name]
 
-    def serve_due(self, due: Flight, now_s: float, commands: list[Command]) -> None:
-        """The timer of one request, held or just refused, is due: decide its line, unless the next room is reserved
-        for another request; and decide all lines once a reservation (``Hold.alone``) has ended.
+    def serve_due(self, due: Flight, model: str, line: LineKey, now_s: float, commands: list[Command]) -> None:
+        """The timer of one request, held or just decided, is due: decide its line in the queue of *model*, unless the
+        next room is reserved for another request; and decide all lines once a reservation (``Hold.alone``) has ended.
         """
-        queue = self._queues[due.request.model]
+        queue = self._queues[model]
         due.ask_again_s = inf
-        first = queue.first_of(due.line)
+        first = queue.first_of(line)
         head = self._flights[first] if first is not None else due
         keeper = self.keeper(queue, head)
         if keeper is not None:
             self.ask_again(head, keeper.ask_again_s)
         else:
             reserved = due.alone or head.alone
-            self._serve_line(due.line, queue, now_s, commands)
+            self._serve_line(line, queue, now_s, commands)
             if reserved and not (head.alone and head.request.id in queue):
                 self._serve_queue(queue, now_s, commands)
         if not queue:
-            del self._queues[due.request.model]
+            del self._queues[model]
 
     def _serve_queue(self, queue: HeldQueue, now_s: float, commands: list[Command]) -> None:
         """Decide the first of each line, in order of rank: a backend that does not suit one may suit another."""

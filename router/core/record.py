@@ -22,6 +22,8 @@ from router.core.types import Backend, EngineReport, Load, Request, RequestId, U
 VERSION: Final = 5  # 1: other names of events and fields; 2: one event for commit and first token
 READABLE: Final = (3, 4, VERSION)  # 3: without the time of a last token, which is the end's then; 4: no peer's changes
 _REQUEST: Final = tuple(each.name for each in fields(Request))
+_OF_MODELS: Final = ("requested_model", "fallback")  # of a request: where they are empty they are left out
+_OF_OTHER_MODELS: Final = ("model", "fallback_why")  # of a command, likewise: records without rules stay as they were
 Event = dict[str, Any]
 
 
@@ -206,6 +208,9 @@ def _came(usage: Usage, last_token_s: float) -> Event:
 def _plain_request(request: Request) -> Event:
     """The same of a request, field by field: its blocks are many, and plain numbers already."""
     fact: Event = {name: getattr(request, name) for name in _REQUEST}
+    for name in _OF_MODELS:
+        if not fact[name]:
+            del fact[name]
     return {**fact, "slo": request.slo.plain(), "prefix": list(request.prefix)}
 
 
@@ -246,6 +251,9 @@ def plain_command(command: Command) -> Event:
         plain = {"request_id": command.request.id, **named, "usage": asdict(command.usage)}
     else:
         plain = asdict(command)
+    for name in _OF_OTHER_MODELS:
+        if not plain.get(name, True):
+            del plain[name]
     finite: Event = _finite({"command": type(command).__name__, **plain})
     return finite
 

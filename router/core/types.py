@@ -153,7 +153,9 @@ class Request(Fact):
     the reply arrives whole, so only its end can be timed or judged); ``sequences`` that the engine generates (``n``
     choices for each prompt), of ``prompts`` prompts that ``prompt_tokens`` are of together, the longest of
     ``prompt_tokens_longest`` (0: there is but one); ``endpoint``: the pattern of its path, which not
-    every engine's server has; ``among``: names of the only backends that it may be sent to (empty: any).
+    every engine's server has; ``among``: names of the only backends that it may be sent to (empty: any);
+    ``requested_model``: the client's name, where a split selected ``model`` (empty: they are the same); ``fallback``:
+    ``allow`` or ``deny``, whether another model may serve it (empty: the request does not state it).
     """
 
     id: Final[RequestId]
@@ -175,6 +177,8 @@ class Request(Fact):
     prompt_tokens_longest: Final[int]
     endpoint: Final[str]
     among: Final[tuple[str, ...]]
+    requested_model: Final[str]
+    fallback: Final[str]
 
     def __init__(
         self,
@@ -197,6 +201,8 @@ class Request(Fact):
         prompt_tokens_longest: int = 0,
         endpoint: str = "",
         among: tuple[str, ...] = (),
+        requested_model: str = "",
+        fallback: str = "",
     ) -> None:
         self.id = id
         self.model = model
@@ -217,6 +223,8 @@ class Request(Fact):
         self.prompt_tokens_longest = prompt_tokens_longest
         self.endpoint = endpoint
         self.among = among
+        self.requested_model = requested_model
+        self.fallback = fallback
 
     @property
     def first_token_due_s(self) -> float:

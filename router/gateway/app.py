@@ -376,7 +376,7 @@ class Gateway:
         await self._prepare(plan)
         if self.recorder is not None and plan is not self.plan:
             self.recorder.adopted(_decisions(plan))
-        self.driver.ingress = plan.ingress
+        self.driver.ingress, self.core.models = plan.ingress, plan.ingress.models
         self.quotas.adopt(plan.quotas, self.clock())
         self.rollout.adopt(plan, last_good)
         await self._adopt_backends(plan)
@@ -456,7 +456,7 @@ def _core(
 ) -> tuple[Dispatcher, recorder.Recorder | None, Dispatcher | Recording]:
     """A core, its recorder if one is configured, and the core as the driver gets it: recorded or not."""
     seed = secrets.randbits(64)
-    core = Dispatcher(plan.routing, plan.admission, Random(seed), plan.limits)
+    core = Dispatcher(plan.routing, plan.admission, Random(seed), plan.limits, models=plan.ingress.models)
     record = plan.settings.record
     if record is None:
         return core, None, core
@@ -526,7 +526,7 @@ def _decisions(plan: Plan) -> dict[str, Any]:
     trial = plan.settings.policy.canary
     split = trial.model_dump(mode="json", include={"share", "by", "tenants"}) if trial is not None else None
     named = {role: plan.chosen[role].plain() for role in ("routing", "admission", "canary") if role in plan.chosen}
-    return recorder.decisions(named | ({"split": split} if split else {}), plan.limits)
+    return recorder.decisions(named | ({"split": split} if split else {}), plan.limits, plan.ingress.models)
 
 
 def _store(plan: Plan, router_id: str, identity: WorkerIdentity | None) -> Store:

@@ -128,7 +128,8 @@ class Run:
         """Add the routers, start the fleet, and schedule what repeats."""
         world, kernel = self.world, self.kernel
         for number in range(world.routers):
-            core = Dispatcher(routing, admission, Random(f"{self.seed}/router/{number}"), limits, explained=0)
+            draw = Random(f"{self.seed}/router/{number}")
+            core = Dispatcher(routing, admission, draw, limits, explained=0, models=self.pool.models)
             self.routers.append(SimulatedRouter(f"router-{number}", core, kernel, self.fleet.engines, self._on_end))
         self.fleet.routers = list(self.routers)
         for site in self.pool.sites(self.seed):

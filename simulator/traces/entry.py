@@ -20,6 +20,7 @@ class TraceEntry:
 
     ``model`` and ``slo_class`` are empty and ``slo`` is None where the trace does not set them. ``sequences``: that the
     engine generates for it, from ``prompts`` of one length; ``prompt_tokens`` and ``output_tokens`` are of all of them.
+    ``fallback``: ``allow`` or ``deny`` where it states whether another model may serve it.
     ``after``: ids of requests of the same trace that have to end first; it arrives ``delay_s`` after the last of them,
     or at ``arrived_s`` where there are none. ``known_prefix``: hashes of prompt and reply together, if a later prompt
     begins with both.
@@ -44,6 +45,7 @@ class TraceEntry:
     after: tuple[str, ...]
     delay_s: float
     known_prefix: tuple[int, ...]
+    fallback: str
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class TraceEntry:
         after: tuple[str, ...] = (),
         delay_s: float = 0.0,
         known_prefix: tuple[int, ...] = (),
+        fallback: str = "",
     ) -> None:
         self.arrived_s = arrived_s
         self.prompt_tokens = prompt_tokens
@@ -86,6 +89,7 @@ class TraceEntry:
         self.after = after
         self.delay_s = delay_s
         self.known_prefix = known_prefix
+        self.fallback = fallback
 
 
 class LeftOut:

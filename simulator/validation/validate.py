@@ -24,6 +24,7 @@ from router import loading
 from router.core import Admit, Choice, Fleet, Forecast, Request, Rng, Shed, Slo
 from router.core.errors import PolicyRejected
 from router.core.flight import DispatchLimits
+from router.core.model_rules import NO_RULES, ModelRules, rules_of
 from router.core.policy import Memory
 from router.core.record import backend_of
 from router.core.types import Backend, slo_from
@@ -315,7 +316,8 @@ def _played(
     admission = TimedPolicy(build_policy("admission", decisions["admission"]), job.budget_s, admitted)
     limits = DispatchLimits(**decisions.get("limits", {}))
     try:
-        played = play(arrivals, BackendPool(job.backends), routing, admission, job.seed, limits=limits)
+        pool = BackendPool(job.backends, rules_of(decisions.get("models", {})))
+        played = play(arrivals, pool, routing, admission, job.seed, limits=limits)
         routing.check()
     except PolicyRejected:
         raise
@@ -341,9 +343,10 @@ def _stepwise(progress: Callable[[float], None], calls: int) -> Callable[[], Non
 class BackendPool(Pool):
     """A pool of which only the router's belief is known. The truth is that belief times hidden factors."""
 
-    def __init__(self, backends: Sequence[Backend]) -> None:
+    def __init__(self, backends: Sequence[Backend], models: ModelRules = NO_RULES) -> None:
         """One replica for each backend."""
-        super().__init__(tuple(Member(b.name, "", network_s=b.network_s) for b in backends), name="as configured")
+        members = tuple(Member(b.name, "", network_s=b.network_s) for b in backends)
+        super().__init__(members, name="as configured", models=models)
         object.__setattr__(self, "backends", tuple(backends))
 
     backends: tuple[Backend, ...]

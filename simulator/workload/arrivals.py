@@ -136,6 +136,7 @@ class Shaper:
             sequences=entry.sequences,
             prompts=entry.prompts,
             prompt_tokens_longest=-(-entry.prompt_tokens // entry.prompts) if entry.prompts > 1 else 0,
+            fallback=entry.fallback,
         )
         self._count += 1
         return Arrival(request, entry.output_tokens, known_prefix)

@@ -41,17 +41,17 @@ def refused(folder: Path, keys: str, more: str = "", mode: int = 0o600) -> str:
 
 
 def test_a_key_file_adds_to_the_keys_of_the_config(tmp_path: Path) -> None:
-    """Hashes, keys in clear, variables; each with class and quota."""
+    """Hashes, keys in clear, variables; each with class, quota and fallback."""
     keys = f"""keys:
   - {{sha256: {digest(SECRET)}, tenant: a, quota: {{requests_per_minute: 5}}}}
-  - {{key_env: B_KEY, tenant: b}}
+  - {{key_env: B_KEY, tenant: b, fallback: allow}}
 """
     made = plan(tmp_path, keys, "api_keys: [{key: in-the-config, tenant: c}]\n", B_KEY=OTHER)
     account = f"a/{digest(SECRET)[:8]}"
     assert made.ingress.keys == {
         digest("in-the-config"): Caller("c"),
         digest(SECRET): Caller("a", "", account),
-        digest(OTHER): Caller("b"),
+        digest(OTHER): Caller("b", fallback="allow"),
     }
     assert made.quotas.keys[account].requests_per_minute == 5
     assert plan(tmp_path, keys, B_KEY="another-value").version != made.version

@@ -87,7 +87,7 @@ def callers(
         if name in found:
             problems.append(each.fault("", f"the same key is already {found[name].tenant!r}'s"))
         account = f"{given.tenant}/{name[:8]}" if given.quota else ""
-        found[name] = Caller(given.tenant, given.slo_class or "", account)
+        found[name] = Caller(given.tenant, given.slo_class or "", account, given.fallback or "")
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 
 from router import loading
+from router.config import models as model_section
 from router.config import settings
 from router.config.backend import Engine, resolve
 from router.config.profile import read_profile
@@ -259,6 +260,7 @@ def make(
             keys,
             parsed.policy.prefix_blocks_max,
             _cors(parsed.cors),
+            model_section.rules(parsed.models),
         ),
         quotas=_quotas(parsed, work.keys, keys),
         limits=DispatchLimits(**parsed.policy.limits.model_dump(exclude_none=True)),
@@ -466,6 +468,7 @@ class _Work:
         self.problems += _unelected(parsed)
         self.problems += _impossible_quotas(parsed, self.keys)
         self.problems += api_keys.faults(parsed, self.keys)
+        self.problems += model_section.faults(parsed.models, _served(parsed), parsed.slo_classes)
 
 
 def _roles(given: settings.Policy) -> Iterator[tuple[str, str, Loc, settings.Own | settings.Named]]:
@@ -612,6 +615,13 @@ def _lacking(given: Quota, parsed: Settings) -> Iterator[tuple[str, str]]:
         yield key, "needs state.redis_url: a router alone forgets it when it restarts"
     if given.usd_per_month is not None and not parsed.prices:
         yield "usd_per_month", "needs prices, in USD per million tokens by model"
+
+
+def _served(parsed: Settings) -> frozenset[str]:
+    """All models that backends serve; none where engines have yet to state it."""
+    if parsed.discover or not all(given.models for given in parsed.backends):
+        return frozenset()
+    return frozenset(name for given in parsed.backends for name in given.models)
 
 
 def _variants(parsed: Settings) -> Iterator[ConfigProblem]:

@@ -11,6 +11,7 @@ from router.core.errors import Rejected
 
 NAME_CHARS_MAX: Final = 256  # names of models on Hugging Face have at most 193
 _REQUEST_ID_BYTES_MAX: Final = 256
+_FIELD_CHARS_MAX: Final = 300
 
 
 def model_name(name: str) -> str:
@@ -26,6 +27,11 @@ def identity(value: bytes) -> str:
     if len(value) > NAME_CHARS_MAX:
         return hashlib.sha256(value).hexdigest()
     return value.decode("latin-1")
+
+
+def field_value(text: str) -> bytes:
+    """A text as the value of a header: in one line, its beginning, other letters than ASCII's as question marks."""
+    return "".join(each if " " <= each <= "~" else "?" for each in text[:_FIELD_CHARS_MAX]).encode()
 
 
 def request_id(value: bytes) -> bytes:

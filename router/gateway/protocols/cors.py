@@ -12,6 +12,7 @@ ANY: Final = "*"
 # What a script may read of a reply beside its body.
 EXPOSED: Final = (
     b"x-request-id", b"x-headroom-backend", b"x-headroom-predicted-ttft-ms", b"x-headroom-slo-clamped",
+    b"x-headroom-model", b"x-headroom-fallback",
     b"x-headroom-dropped-reason", b"x-should-retry", b"retry-after",
 )  # fmt: skip
 _REQUESTED: Final = re.compile(rb"[-A-Za-z0-9!#$%&'*+.^_`|~, ]{1,2048}")  # names of fields with commas between

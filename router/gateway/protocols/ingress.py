@@ -11,6 +11,7 @@ from typing import Final
 
 from router.config.slo_bounds import SLO_MS_MAX, SLO_MS_MIN, milliseconds
 from router.core.errors import Rejected
+from router.core.model_rules import ALLOW, DENY, NO_RULES, ModelRules
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import NO_SLO, Slo, slo_of
 from router.gateway.protocols.cors import Cors
@@ -30,12 +31,14 @@ _ECHO_MAX: Final = 40  # characters of a wrong value that the answer repeats
 @dataclass(frozen=True, slots=True)
 class Caller:
     """The tenant of a request and its SLO class; ``slo_class`` empty: the default one; ``key``: the name of its key
-    among those with a quota, empty: it is none of them.
+    among those with a quota, empty: it is none of them; ``fallback``: ``allow`` or ``deny``, whether its requests may
+    be served by another model than their own, empty: as the rules of models have it.
     """
 
     tenant: str = ""
     slo_class: str = ""
     key: str = ""
+    fallback: str = ""
 
 
 ANONYMOUS: Final = Caller()
@@ -94,7 +97,7 @@ class Ingress:
     """Keys and SLO classes. ``keys``: caller by SHA-256 digest (hex) of the key, empty: no key is needed.
 
     ``prefix_blocks_max``: blocks of a prompt, from its beginning, that are matched with prefix caches (0: none).
-    ``cors``: which other origins may call, None: none.
+    ``cors``: which other origins may call, None: none; ``models``: which models serve others' requests.
     """
 
     classes: Mapping[str, SloClass] = field(default_factory=lambda: {"default": SloClass()})
@@ -102,6 +105,7 @@ class Ingress:
     keys: Mapping[str, Caller] = field(default_factory=dict)
     prefix_blocks_max: int = 0
     cors: Cors | None = None
+    models: ModelRules = NO_RULES
 
     def caller(self, headers: Headers) -> Caller:
         """The caller with this key (``Authorization: Bearer`` or ``x-api-key``). Raises Rejected with 401."""
@@ -137,6 +141,20 @@ class Ingress:
             if applied_ms != ms:
                 clamped.append(f"{header.decode()}={milliseconds(applied_ms)}")
         return AppliedSlo(name, given, slo_of(bounds_s, own.quantile, own.refuse_infeasible), tuple(clamped))
+
+    def fallback(self, headers: Headers, caller: Caller) -> str:
+        """Whether another model may serve a request (see ``Caller``): its header counts before its key. Raises Rejected
+        with 400.
+        """
+        given = headers.get(b"x-headroom-fallback")
+        if given is None:
+            return caller.fallback
+        word = given.decode("latin-1").strip().lower()
+        if word not in (ALLOW, DENY):
+            raise Rejected(
+                400, f"x-headroom-fallback: expected allow or deny, not {word[:_ECHO_MAX]!r}", "x-headroom-fallback"
+            )
+        return word
 
     def _class_named(self, value: bytes) -> str:
         name = value.decode("latin-1").strip()

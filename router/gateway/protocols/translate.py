@@ -11,9 +11,9 @@ from router.gateway.protocols.target import Target
 from router.gateway.protocols.triton import PROTOCOL
 
 
-def translation(call: RequestBody, target: Target, wire_id: bytes, model: str) -> Translation | None:
-    """How *call* and its reply change for that engine, which serves it by *model*; None: not at all. Raises
-    UnsupportedFeature.
+def translation(call: RequestBody, target: Target, wire_id: bytes, model: str, shown: str) -> Translation | None:
+    """How *call* and its reply change for that engine, which runs *model*; *shown*: the name of it in the reply. None:
+    not at all. Raises UnsupportedFeature.
     """
     kind = target.engine
     protocol = PROTOCOL if call.endpoint.dialect is Dialect.TRITON else OPENAI_PROTOCOL
@@ -26,7 +26,7 @@ def translation(call: RequestBody, target: Target, wire_id: bytes, model: str) -
             backend=target.name,
             path=call.endpoint.path,
             document=call.document or {},
-            model=call.model,
+            model=shown,
             engine_model=target.models.get(model, model),
             stream=call.stream,
             output_tokens_max=call.output_tokens_max,

@@ -102,6 +102,7 @@ def _decisions(plan: Plan, role: str) -> dict[str, Any]:
         "routing": plan.chosen[role].plain(),
         "admission": plan.chosen["admission"].plain(),
         "limits": limits,
+        "models": plan.ingress.models.plain(),
     }
 
 

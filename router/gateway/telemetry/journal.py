@@ -73,7 +73,9 @@ def explained(log: RequestLog, choice: Explanation | None = None, *, running: bo
     return {
         "request_id": log.wire_id,
         "id": request.id,
-        "model": request.model,
+        "model": request.requested_model or request.model,
+        "served_model": record.served_model,
+        "fallback_why": record.fallback_why or None,
         "path": log.path,
         "stream": log.stream,
         "tenant": request.tenant,

@@ -27,6 +27,7 @@ from router.gateway.monitoring.troubles import Troubles
 from router.gateway.telemetry import trouble_metrics
 from router.gateway.telemetry.genai import GenAiMetrics
 from router.gateway.telemetry.histogram import Histogram, add_counts, add_histogram
+from router.gateway.telemetry.model_metrics import ModelMetrics
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
 from router.gateway.telemetry.quota_metrics import QuotaMetrics
 from router.gateway.telemetry.resource_metrics import ResourceMetrics
@@ -140,7 +141,7 @@ class Metrics(Collector):
         self.policies = PolicyMetrics()
         self.resources = ResourceMetrics()
         self.sources = SourceMetrics()
-        self.quotas = QuotaMetrics()
+        self.quotas, self.models = QuotaMetrics(), ModelMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -194,6 +195,7 @@ class Metrics(Collector):
         self.recorded(record, log.slo_source)
         self._genai.ended(log.path, _model(record), record)
         self._tenants.ended(record)
+        self.models.ended(record)
         trace = log.trace
         if trace is not None and trace.sampled and record.backend:
             self._exemplify(record, f"{trace.trace_id:032x}")
@@ -322,6 +324,7 @@ class Metrics(Collector):
         yield from self._genai.collect()
         yield from self.sources.collect()
         yield from self.quotas.collect()
+        yield from self.models.collect()
 
     def _requests(self) -> Iterator[Metric]:
         labels = ["model", "slo_class"]

@@ -22,6 +22,7 @@ import orjson
 from router.core.dispatcher import Dispatcher
 from router.core.errors import RecordError
 from router.core.flight import DispatchLimits
+from router.core.model_rules import NO_RULES, ModelRules, rules_of
 from router.core.record import READABLE, VERSION, Event, replay
 from router.gateway.config.policy_spec import of_plain
 from router.gateway.rollout.canary import Canary, Split
@@ -114,11 +115,12 @@ class Recorder:
         self._failing = failed is not None
 
 
-def decisions(named: Mapping[str, Mapping[str, Any]], limits: DispatchLimits) -> Event:
+def decisions(named: Mapping[str, Mapping[str, Any]], limits: DispatchLimits, models: ModelRules = NO_RULES) -> Event:
     """Who decides within which bounds; ``named``: by role (routing, admission, canary), as ``PolicySpec`` holds
-    it, and under ``split`` whose requests are the canary's.
+    it, and under ``split`` whose requests are the canary's; ``models``: which serve others' requests.
     """
-    return {**named, "limits": {name: value for name, value in asdict(limits).items() if isfinite(value)}}
+    rules = {"models": models.plain()} if models.rules else {}
+    return {**named, **rules, "limits": {name: value for name, value in asdict(limits).items() if isfinite(value)}}
 
 
 def differences(path: Path) -> Iterator[tuple[int, Event, list[Event]]]:
@@ -134,10 +136,12 @@ def differences(path: Path) -> Iterator[tuple[int, Event, list[Event]]]:
     if first.get("continues"):
         raise RecordError(f"{path}:1: begins in the middle of a run; a replay to the letter needs its start")
     core = Dispatcher(*_policies(first), Random(first["seed"]), DispatchLimits(**first["limits"]))
+    core.models = rules_of(first.get("models", {}))
     for number, event in lines:
         if event.get("event") == "adopt":
             core.adopt(*_policies(event))
             core.limits = DispatchLimits(**event["limits"])
+            core.models = rules_of(event.get("models", {}))
         elif event.get("event") == "gap":
             raise RecordError(f"{path}:{number}: {event['lost']} events were lost here; the replay ends")
         else:

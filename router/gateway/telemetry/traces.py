@@ -226,7 +226,7 @@ class _Writer:
             "server.address": target.host,
             "server.port": target.port,
             "gen_ai.provider.name": target.engine.name,
-            "gen_ai.request.model": target.models.get(record.request.model, record.request.model),
+            "gen_ai.request.model": target.models.get(record.served_model, record.served_model),
         }
         if failure is not None:
             attributes["error.type"] = failure.kind.value
@@ -255,7 +255,9 @@ def _request_attributes(log: RequestLog) -> Attributes:
     request, usage = record.request, record.usage
     given: Mapping[str, str | float | None] = {
         "gen_ai.operation.name": operation(log.path),
-        "gen_ai.request.model": request.model,
+        "gen_ai.request.model": request.requested_model or request.model,
+        "gen_ai.response.model": record.served_model if record.backend else None,
+        "headroom.fallback_why": record.fallback_why or None,
         "gen_ai.request.stream": request.streamed,
         "gen_ai.request.max_tokens": request.output_tokens_max or None,
         "gen_ai.request.choice.count": request.sequences if request.sequences > 1 else None,

@@ -58,21 +58,38 @@ _OVER: Final = 7
 
 
 class UpstreamAttempt(Reader):
-    """One attempt of a call on one backend. ``number`` is the core's."""
+    """One attempt of a call on one backend. ``number`` is the core's; ``model``: what the backend runs for it, by the
+    name that clients use; ``fallback_why``: why that is not the model that the client named (empty: it is, or one of
+    its split).
+    """
 
     __slots__ = (
         "_asks_usage", "_body", "_clock", "_committed", "_counted", "_decodes", "_frame", "_head", "_name", "_phase",
         "_sink", "_stream", "_timer", "_token_reported", "_translation", "_usage_refused", "_write", "call",
-        "connect_s", "connection", "meter", "number", "over", "paused", "predicted_ttft_s", "upstream",
+        "connect_s", "connection", "fallback_why", "meter", "model", "number", "over", "paused", "predicted_ttft_s",
+        "upstream",
     )  # fmt: skip
 
-    def __init__(self, call: Call, upstream: Upstream, sink: ReplySink, number: int, predicted_ttft_s: float) -> None:
-        """Raises UnsupportedFeature when the engine's protocol has no form for the call."""
+    def __init__(
+        self,
+        call: Call,
+        upstream: Upstream,
+        sink: ReplySink,
+        number: int,
+        predicted_ttft_s: float,
+        model: str = "",
+        fallback_why: str = "",
+    ) -> None:
+        """*model*: another one than the call's. Raises UnsupportedFeature when the engine's protocol has no form for
+        the call.
+        """
         self.call = call
         self.upstream = upstream
         self._sink = sink
         self.number = number
         self.predicted_ttft_s = predicted_ttft_s
+        self.model = model or call.request.model
+        self.fallback_why = fallback_why
         self.connection: Connection | None = None
         self.connect_s = 0.0
         self.over = False  # whether it has ended: no further byte of it counts for its request
@@ -89,10 +106,15 @@ class UpstreamAttempt(Reader):
         self._stream: EventStream | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._phase = _BEFORE_HEAD
-        self._translation = call.for_engine(upstream.target)
+        self._translation = call.for_engine(upstream.target, self.model, self._shown)
         self._name: ModelName | None = None
         self._decodes = call.http10 or self._translation is not None
         self._write: Callable[[bytes], object] = _nowhere
+
+    @property
+    def _shown(self) -> str:
+        """The model that the reply names: the client's own name for it, or the one that it fell back on."""
+        return self.model if self.fallback_why else self.call.body.model
 
     @property
     def held_bytes(self) -> int:
@@ -152,7 +174,7 @@ class UpstreamAttempt(Reader):
         self._phase = _BEFORE_HEAD
         upstream = self.upstream
         if self._translation is None:
-            self._name = self.call.reply_name(upstream.target)
+            self._name = self.call.reply_name(upstream.target, self.model, self._shown)
             framed = self._usage_refused and upstream.proxied  # the engine's own framing, where a proxy has none
             self._decodes = self.call.http10 or self._name is not None or framed
         self._asks_usage = (
@@ -162,7 +184,7 @@ class UpstreamAttempt(Reader):
             and self.call.leaves_usage_out
         )
         head, body = self.call.request_bytes(
-            upstream.target, upstream.opening, self._translation, self._asks_usage, self.number
+            upstream.target, upstream.opening, self._translation, self._asks_usage, self.number, self.model
         )
         connection.send(self, head, body, decode=self._decodes, head_only=self.call.head_only)
 
@@ -592,7 +614,7 @@ class UpstreamAttempt(Reader):
             )
         request = self.call.request
         return self.meter.usage(
-            self.upstream.density.bytes_per_token(request.model),
+            self.upstream.density.bytes_per_token(self.model),
             whole=self._stream is None,
             generates=self.call.endpoint.generates,
             most=border.output_tokens_most(request),
@@ -633,7 +655,7 @@ class UpstreamAttempt(Reader):
                 self._write((frame(rest) if rest else b"") + end)
         usage = self.usage_so_far()
         if self._stream is not None and not usage.estimated and self.upstream.density.due():
-            self.upstream.density.learn(self.call.request.model, self.meter.text_bytes, usage.output_tokens)
+            self.upstream.density.learn(self.model, self.meter.text_bytes, usage.output_tokens)
         self._sink.ended(self.number, usage, self.meter.last_token_s())
 
 

@@ -12,7 +12,7 @@ from router.core.types import Request, RequestId, Slo
 from router.engines import Translation
 from router.gateway.protocols import client_text, openai, translate, triton
 from router.gateway.protocols.answers import Dialect
-from router.gateway.protocols.ingress import AppliedSlo
+from router.gateway.protocols.ingress import AppliedSlo, Ingress
 from router.gateway.protocols.json_members import member_span, with_member, with_new_member
 from router.gateway.protocols.model_name import ModelName
 from router.gateway.protocols.openai import Endpoint, RequestBody
@@ -90,16 +90,17 @@ class Call:
         options = (self.body.document or {}).get("stream_options")
         return options is None or (isinstance(options, dict) and options.get("include_usage") in (None, False))
 
-    def for_engine(self, target: Target) -> Translation | None:
-        """How this call and its reply change for that engine; None: not at all. Raises UnsupportedFeature."""
-        return translate.translation(self.body, target, self.wire_id, self.request.model)
+    def for_engine(self, target: Target, model: str, shown: str) -> Translation | None:
+        """How this call and its reply change for that engine, which runs *model*; *shown*: the name of it in the reply.
+        None: not at all. Raises UnsupportedFeature.
+        """
+        return translate.translation(self.body, target, self.wire_id, model, shown)
 
-    def reply_name(self, target: Target) -> ModelName | None:
-        """What renames the model in a reply of that engine; None: it has the client's name for it."""
-        routed, named = self.request.model, self.body.model
-        if target.models.get(routed, routed) == named or self.head_only:
+    def reply_name(self, target: Target, model: str, shown: str) -> ModelName | None:
+        """What renames the model in a reply of that engine; None: it is the name to be shown."""
+        if target.models.get(model, model) == shown or self.head_only:
             return None
-        return ModelName(named, self.endpoint.dialect)
+        return ModelName(shown, self.endpoint.dialect)
 
     def request_bytes(
         self,
@@ -108,14 +109,16 @@ class Call:
         translation: Translation | None,
         asks_usage: bool,
         attempt: int,
+        model: str,
     ) -> tuple[bytes, bytes]:
-        """Head and body for this engine; *opening* gives the head's first lines for a method and a path; *asks_usage*:
-        the body asks for token counts at the end of the stream, whether the client does or not; *attempt*: its number.
+        """Head and body for this engine, which runs *model*; *opening* gives the head's first lines for a method and a
+        path; *asks_usage*: the body asks for token counts at the end of the stream, whether the client does or not;
+        *attempt*: its number.
         """
         if translation is not None:
             path, body = translation.path, translation.body
         else:
-            path, body = _addressed(self.body, target, self.request.model, asks_usage)
+            path, body = _addressed(self.body, target, model, asks_usage)
         method = self.endpoint.method
         head = opening(b"HEAD" if self.head_only else method, path)
         length = b"content-length: %d\r\n" % len(body) if method == b"POST" else b""
@@ -131,7 +134,7 @@ def read_call(
     body: bytes,
     applied: AppliedSlo,
     tenant: str,
-    prefix_blocks_max: int,
+    ingress: Ingress,
     request_id: RequestId,
     arrived_s: float,
     http10: bool,
@@ -139,14 +142,15 @@ def read_call(
     trace: RequestTrace | None,
     among: tuple[str, ...] = (),
     routed_model: str = "",
+    fallback: str = "",
 ) -> Call:
     """Read the call, which may be sent to the backends *among* alone where that names any, and is served by
-    *routed_model* where that is not empty.
+    *routed_model* where that is not empty. *fallback*: whether another model may serve it.
 
     Raises Rejected with 400 naming the field that is wrong, 404 for a name that no model has.
     """
     read = triton.read if endpoint.dialect is Dialect.TRITON else openai.read
-    document = read(endpoint, path, body, prefix_blocks_max)
+    document = read(endpoint, path, body, ingress.prefix_blocks_max)
     request = Request(
         id=request_id,
         model=client_text.model_name(routed_model or document.model),
@@ -167,7 +171,10 @@ def read_call(
         prompt_tokens_longest=document.prompt_tokens_longest,
         endpoint=endpoint.path,
         among=among,
+        fallback=fallback,
     )
+    if ingress.models.rules:
+        request = ingress.models.resolved(request)
     wire_id = client_text.request_id(fields.get(b"x-request-id", b"")) or request_id.encode()
     forwarded = _forwarded(headers, fields, None if trace is None else trace.replaces)
     return Call(endpoint, document, request, applied.given.slo, wire_id, forwarded, http10, head_only, trace)

@@ -94,6 +94,8 @@ class _InFlight(ReplySink):
     def open(self, attempt: int, head: Head, body: bytes, translation: Translation | None) -> Frame | None:
         winner = self.winner = self.find(attempt)
         assert winner is not None
+        if winner.model != self.call.body.model:
+            self.client.serves(winner.model, winner.fallback_why)
         frame = self.client.open(head, body, translation, winner.upstream.wire_name, winner.predicted_ttft_s)
         self.driver.committed(self.call.request.id, attempt)
         return frame
@@ -346,7 +348,15 @@ class Driver(RequestDriver):
             request.failed(command.attempt, gone, request.engine_error)
             return
         try:
-            attempt = UpstreamAttempt(request.call, upstream, request, command.attempt, command.predicted_ttft_s)
+            attempt = UpstreamAttempt(
+                request.call,
+                upstream,
+                request,
+                command.attempt,
+                command.predicted_ttft_s,
+                command.model,
+                command.fallback_why,
+            )
         except UnsupportedFeature as unsupported:
             error = EngineError(unsupported.status, str(unsupported), kind=FailureKind.UNSUPPORTED)
             failure = Failure(error.message, backend_fault=False, kind=error.kind)
@@ -377,7 +387,8 @@ class Driver(RequestDriver):
         """Charge what the request used in place of what it was expected to: nothing where no engine got it."""
         usage = record.usage
         prompt = 0 if isnan(record.sent_s) else usage.prompt_tokens or record.request.prompt_tokens
-        self.quotas.settle(record.request.id, prompt, usage.cached_tokens, usage.output_tokens, self.clock())
+        cached, model = usage.cached_tokens, record.served_model
+        self.quotas.settle(record.request.id, prompt, cached, usage.output_tokens, self.clock(), model)
 
     def running(self, request_id: str) -> list[RequestLog]:
         """The request in flight whose own id this is, else all to which clients gave it, newest first: each as if its

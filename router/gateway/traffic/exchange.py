@@ -13,7 +13,7 @@ from router.core.decisions import Refuse
 from router.core.errors import Reason, Rejected
 from router.core.flight import FailureKind
 from router.core.types import RequestId
-from router.gateway.protocols import answers, quota_answers
+from router.gateway.protocols import answers, client_text, quota_answers
 from router.gateway.protocols.answers import Problem
 from router.gateway.protocols.cors import is_preflight
 from router.gateway.protocols.ingress import AppliedSlo
@@ -38,7 +38,8 @@ class Exchange(Client):
     """
 
     __slots__ = (
-        "_applied", "_bodies", "_body_bytes", "_call", "_headers", "_key", "_own_fields", "_path", "_tenant",
+        "_applied", "_bodies", "_body_bytes", "_call", "_fallback", "_headers", "_key", "_own_fields", "_path",
+        "_served_fields", "_tenant",
         "accepted", "among", "body_complete", "driver", "endpoint", "fields", "head_only", "http10", "keep_alive",
         "preflight", "problem", "routed_model",
     )  # fmt: skip
@@ -56,7 +57,8 @@ class Exchange(Client):
         self._path = path
         self._headers = headers
         self.fields = fields
-        self._tenant = self._key = ""
+        self._tenant = self._key = self._fallback = ""
+        self._served_fields = b""  # where another model serves it
         self.http10 = self.head_only = self.body_complete = self.response_complete = self.accepted = False
         self.keep_alive = True
         self.problem: Problem | None = None
@@ -89,6 +91,7 @@ class Exchange(Client):
             caller = ingress.caller(fields)
             self._tenant, self._key = caller.tenant, caller.key
             applied = self._applied = ingress.apply_slo(fields, caller)
+            self._fallback = ingress.fallback(fields, caller)
         except Rejected as error:
             self.problem = answers.rejection(error)
             return
@@ -166,7 +169,7 @@ class Exchange(Client):
             body,
             self._applied,
             self._tenant,
-            self.driver.ingress.prefix_blocks_max,
+            self.driver.ingress,
             self.driver.next_id(),
             self.driver.clock(),
             self.http10,
@@ -174,6 +177,7 @@ class Exchange(Client):
             traces.begin(self.fields) if traces is not None else None,
             self.among,
             self.routed_model,
+            self._fallback,
         )
 
     @property
@@ -227,14 +231,20 @@ class Exchange(Client):
     def _answer(self, status: int, fields: bytes, body: bytes) -> None:
         """Send a whole answer that is no engine's reply, or an engine's error as it came, and finish."""
 
+    def serves(self, model: str, fallback_why: str) -> None:
+        """Another model than the client named is about to answer."""
+        self._served_fields = b"x-headroom-model: %b\r\n" % client_text.field_value(model)
+        if fallback_why:
+            self._served_fields += b"x-headroom-fallback: %b\r\n" % client_text.field_value(fallback_why)
+
     def _reply_fields(self, backend: bytes, predicted_ttft_s: float) -> bytes:
         """The header lines of this router's own on an engine's reply."""
         assert self._call is not None
         predicted = b""
         if isfinite(predicted_ttft_s):
             predicted = b"x-headroom-predicted-ttft-ms: %d\r\n" % round(predicted_ttft_s * 1e3)
-        own = (self._call.wire_id, backend, predicted, self._own_fields)
-        return b"x-request-id: %b\r\nx-headroom-backend: %b\r\n%b%b" % own
+        own = (self._call.wire_id, backend, predicted, self._served_fields, self._own_fields)
+        return b"x-request-id: %b\r\nx-headroom-backend: %b\r\n%b%b%b" % own
 
     def _answer_fields(self) -> bytes:
         """The same on an answer that is no engine's."""

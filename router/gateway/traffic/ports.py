@@ -41,6 +41,12 @@ class Client(ABC):
     peer: tuple[str, int] | None
 
     @abstractmethod
+    def serves(self, model: str, fallback_why: str) -> None:
+        """Another model than the client named is about to answer, before ``open``. *fallback_why*: why its own does not
+        (empty: they are of one split).
+        """
+
+    @abstractmethod
     def open(
         self, head: Head, body: bytes, translation: Translation | None, backend: bytes, predicted_ttft_s: float
     ) -> Frame | None:

@@ -65,6 +65,7 @@ def _recorded(request: Mapping[str, Any]) -> TraceEntry:
         streamed=flag(request, "streamed"),
         sequences=min(many(request, "sequences"), SEQUENCES_MAX),
         prompts=min(many(request, "prompts"), SEQUENCES_MAX),
+        fallback=text_of(request, "fallback"),
     )
 
 

@@ -4,13 +4,15 @@ Optional keys: id, model, slo_class, ttft_slo_s, tpot_slo_s, e2e_slo_s and so on
 slo_quantile, slo_infeasible (refuse or best_effort: how a request is treated whose SLO no backend could meet even when
 idle), output_tokens_max, priority, tenant, session, prefix (hashes, each covering all text before it too),
 prefix_block_tokens (tokens a hash), streamed (true or false: whether the client receives tokens as they are generated),
-n (choices for each prompt), prompts (so many in one request); tokens are of all choices and of all prompts together.
+n (choices for each prompt), prompts (so many in one request); tokens are of all choices and of all prompts together;
+fallback (allow or deny: whether another model may serve it, where the pool has ``models``).
 Any other key is an error, so that a misspelt SLO is not taken for no SLO.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from router.core.model_rules import ALLOW, DENY
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Slo
 from router.spelling import suggestion
@@ -48,6 +50,7 @@ _KEYS: Final = (
     "streamed",
     "n",
     "prompts",
+    "fallback",
 )
 
 
@@ -79,7 +82,15 @@ def _read(record: Mapping[str, Any]) -> TraceEntry:
         streamed=flag(record, "streamed"),
         sequences=prompts * choices,
         prompts=prompts,
+        fallback=_fallback(record),
     )
+
+
+def _fallback(record: Mapping[str, Any]) -> str:
+    given = text_of(record, "fallback")
+    if given not in ("", ALLOW, DENY):
+        raise ValueError(f"fallback must be {ALLOW} or {DENY}, got {given!r}")
+    return given
 
 
 def _slo(record: Mapping[str, Any]) -> Slo | None:

@@ -20,10 +20,12 @@ function candidates(request) {
     h("td", {className: "wrap"}, each.why))))));
 }
 
+const servedBy = request => request.served_model === request.model ? "" : ` served by ${request.served_model}${request.fallback_why ? ` (${request.fallback_why})` : ""}`;
+
 function explanation(request) {
   const actual = request.actual, predicted = request.predicted;
   return [
-    h("p", {}, `${request.model}, tenant ${request.tenant || "–"}, class ${request.slo.class}: ${bounds(request.slo)} at quantile ${request.slo.quantile}. Arrived ${day(request.arrived_at_s)}.`),
+    h("p", {}, `${request.model}${servedBy(request)}, tenant ${request.tenant || "–"}, class ${request.slo.class}: ${bounds(request.slo)} at quantile ${request.slo.quantile}. Arrived ${day(request.arrived_at_s)}.`),
     h("p", {}, "Outcome: ", h("b", {}, request.outcome), request.reason ? ` (${request.reason})` : "", `, status ${request.status}, `,
       request.slo.met == null ? "not judged" : request.slo.met ? "SLO met" : "SLO violated", `; ${request.prompt_tokens} prompt tokens, ${request.output_tokens} output tokens.`),
     h("h3", {}, "Timeline"), timeline(request),
