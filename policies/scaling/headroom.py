@@ -328,6 +328,8 @@ class _Plan:
             self._usd_per_hour(runner_up.counts) if runner_up is not None else 0.0,
             reason,
             self.correction,
+            self.demand.seasonal_per_s,
+            self.demand.seasonal_error_per_s,
         )
 
     def _usd_per_hour(self, counts: Sequence[int]) -> float:

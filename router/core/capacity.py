@@ -84,6 +84,12 @@ def capacity(backend: Backend, traffic: Sequence[Traffic], learnt: Mapping[str, 
         return Capacity(0.0, tuple(idle), (inf,) * len(idle), 0.0, 0.0, "")
     kinds = [kind for kind, served in zip(traffic, idle, strict=True) if served]
     rate, at, bound = replica.most(kinds)
+    if not rate:
+        idle = replica.bearable(traffic, idle)
+        kinds = [kind for kind, served in zip(traffic, idle, strict=True) if served]
+        rate, at, bound = replica.most(kinds) if kinds else (0.0, 0.0, bound)
+    if not rate:
+        return Capacity(0.0, (False,) * len(idle), (inf,) * len(idle), 0.0, 0.0, bound)
     whole = sum(kind.requests_per_s for kind in kinds) or 1.0
     alone = [replica.alone(kind, kinds) for kind in kinds]
     used = sum(kind.requests_per_s / each for kind, each in zip(kinds, alone, strict=True)) * rate / whole
@@ -170,7 +176,21 @@ class _Replica:
         no more.
         """
         mix = _Mix(kinds)
-        levels = np.linspace(0.0, self._room(mix), LEVELS + 1)[1:]
+        room = self._room(mix)
+        found = self._most_within(kinds, mix, room)
+        return found if found[0] else self._most_within(kinds, mix, room / LEVELS)
+
+    def bearable(self, kinds: Sequence[Traffic], served: Sequence[bool]) -> list[bool]:
+        """Which kinds are left once those go that bear no traffic beside them: the one that bears least first."""
+        most = {at: self.most([kind])[0] for at, kind in enumerate(kinds) if served[at]}
+        kept = sorted((at for at, rate in most.items() if rate > 0.0), key=lambda at: -most[at])
+        while len(kept) > 1 and not self.most([kinds[at] for at in kept])[0]:
+            kept.pop()
+        return [at in kept for at in range(len(kinds))]
+
+    def _most_within(self, kinds: Sequence[Traffic], mix: "_Mix", room: float) -> tuple[float, float, str]:
+        """The same, with no more than so many replies in flight."""
+        levels = np.linspace(0.0, room, LEVELS + 1)[1:]
         rates = levels / max(mix.output_tokens, 1.0)
         for _ in range(ROUNDS):
             tpot_s = self._read(mix.whole, levels, levels * mix.held_tokens, rates, mix.prompt_tokens)[TPOT]

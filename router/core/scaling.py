@@ -5,7 +5,7 @@ Plain values. Must not depend on how demand is measured, or on what carries a de
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf, nan
+from math import inf, isfinite, nan
 from typing import Any, Final
 
 from router.core.types import Backend, Slo
@@ -64,7 +64,8 @@ class ScalingDecision:
     ``usd_per_hour`` of ``mix``; ``runner_up``: the next cheapest mix that would do, empty where there is none;
     ``error_per_s``: the standard error of the forecast; ``hopeless_per_s``: requests that no variant serves within
     their SLO, which count for nothing; ``correction``: what capacities were multiplied by, because
-    replicas that should have sufficed did not.
+    replicas that should have sufficed did not; ``seasonal_per_s`` with its ``seasonal_error_per_s``: what earlier days
+    or weeks foretell (nan: nothing).
     """
 
     demand_per_s: float
@@ -78,6 +79,8 @@ class ScalingDecision:
     runner_up_usd_per_hour: float = nan
     reason: str = ""
     correction: float = 1.0
+    seasonal_per_s: float = nan
+    seasonal_error_per_s: float = nan
 
     def described(self) -> str:
         """In one line."""
@@ -85,6 +88,8 @@ class ScalingDecision:
             f"{self.demand_per_s:.2f} req/s, forecast {self.forecast_per_s:.2f} +- {self.error_per_s:.2f}"
             f"; a replica serves {_listed(self.capacity, '.2f')}; {self.usd_per_hour:.2f} USD/h"
         )
+        if isfinite(self.seasonal_per_s):
+            text += f", by earlier days {self.seasonal_per_s:.2f} +- {self.seasonal_error_per_s:.2f}"
         if self.correction < CORRECTED:
             text += f", corrected by {self.correction:.2f}"
         if self.hopeless_per_s > 0.0:
@@ -107,7 +112,8 @@ class Demand:
     requests have not ended, ``held`` of them wait at routers; ``supply`` by variant; ``age_s``: how old the newest of
     these numbers is; ``settled_s``: since when as many replicas serve as now; ``period_s``: until the next evaluation;
     ``seasonal_per_s``: the highest rate that the same time of earlier days or weeks lets expect while a replica starts
-    (nan: no history); ``replicas_min``: of all variants together (0: the model may sleep);
+    (nan: no history), with its standard error ``seasonal_error_per_s``; ``replicas_min``: of all variants together (0:
+    the model may sleep);
     ``last``: the decision before this one (None: none since the start), which holds what a policy has to remember.
     """
 
@@ -130,6 +136,7 @@ class Demand:
     settled_s: float = inf
     period_s: float = 15.0
     seasonal_per_s: float = nan
+    seasonal_error_per_s: float = nan
     replicas_min: int = 1
     last: ScalingDecision | None = None
 

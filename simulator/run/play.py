@@ -13,7 +13,7 @@ from router.core.decisions import EndState, RequestRecord
 from router.core.dispatcher import Dispatcher
 from router.core.errors import Reason
 from router.core.flight import DispatchLimits
-from router.core.policy import Admission, Routing
+from router.core.policy import Admission, Routing, Scaling
 from router.core.signals import Value
 from simulator.pool import Pool
 from simulator.run.fleet import ReplicaFleet, SimulatedEngine
@@ -39,6 +39,8 @@ class Decider(Routing, Admission, Protocol):
 
 
 MakeDecider = Callable[[Mapping[str, SimulatedEngine], RequestLookup, Admission], Decider]
+MakeScaling = Callable[["Run"], Scaling]
+"""A scaler that may read what no policy is passed: other autoscalers' metrics, or what is to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +71,20 @@ def play(
     *,
     sample_s: float = 0.0,
     clairvoyant: MakeDecider | None = None,
+    scaling: MakeScaling | None = None,
     stop: Stop | None = None,
 ) -> RunResult:
     """Run every arrival through the routers in front of *pool*; the same arguments give the same table.
 
     *sample_s*: sample a timeline of the engines at that period. *clairvoyant* makes routing and admission from the
-    engines' truth and from *admission*, whose limits hold: a bound, not a policy. *stop* is called with the table now
-    and then; once it returns true, the run ends there.
+    engines' truth and from *admission*, whose limits hold: a bound, not a policy. *scaling* makes what decides in place
+    of the policy that the world names. *stop* is called with the table now and then; once it returns true, the run ends
+    there.
     """
     run = Run(pool, seed)
     if clairvoyant is not None:
         routing = admission = clairvoyant(run.fleet.engines, run.lookup, admission)
-    run.open_routers(routing, admission, limits or pool.limits)
+    run.open_routers(routing, admission, limits or pool.limits, scaling)
     if sample_s:
         run.timeline = Timeline(run.kernel, run.fleet, sample_s)
     run.play(arrivals, progress, stop)
@@ -124,7 +128,13 @@ class Run:
                 return router.arrival(request_id), router.core.first_token_s(request_id)
         return None
 
-    def open_routers(self, routing: Routing, admission: Admission, limits: DispatchLimits | None) -> None:
+    def open_routers(
+        self,
+        routing: Routing,
+        admission: Admission,
+        limits: DispatchLimits | None,
+        scaling: MakeScaling | None = None,
+    ) -> None:
         """Add the routers, start the fleet, and schedule what repeats."""
         world, kernel = self.world, self.kernel
         for number in range(world.routers):
@@ -141,7 +151,8 @@ class Run:
             for router in self.routers:
                 Scraper(router, self.fleet, world.scrape_s, self)
         if world.scaling is not None:
-            policy = policies.find("scaling", world.scaling.policy, world.scaling.parameters)
+            named = world.scaling.policy, world.scaling.parameters
+            policy = policies.find("scaling", *named) if scaling is None else scaling(self)
             self.scaler = Autoscaler(kernel, self.fleet, self.routers, world.scaling, policy)
 
     @property

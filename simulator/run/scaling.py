@@ -14,6 +14,7 @@ from router.core.demand import DemandMeter, MeasuredDemand
 from router.core.dispatcher import Dispatcher
 from router.core.policy import Scaling
 from router.core.scaling import Demand, KindDemand, ReplicaLoad, ScalingDecision, Supply
+from router.core.seasons import RateHistory
 from router.core.types import NO_SLO, Backend, Request
 from simulator.pool import Member, Pool
 from simulator.run.fleet import ReplicaFleet, SimulatedEngine
@@ -40,6 +41,8 @@ class Autoscaler:
         self._kernel, self._fleet, self._routers = kernel, fleet, routers
         self._settings, self._policy = settings, policy
         self._meter = DemandMeter()
+        self._history: dict[str, RateHistory] = {}
+        self._arrived: dict[str, int] = {}  # by model, since the last evaluation
         self._members = _members(fleet.pool)
         self._patterns = {name: _pattern(fleet, member) for name, member in self._members.items()}
         self._beliefs = {name: VariantBelief() for name in self._members}
@@ -57,6 +60,7 @@ class Autoscaler:
     def arrived(self, request: Request) -> None:
         """A request has arrived."""
         self._meter.arrived(request, self._kernel.now_s)
+        self._arrived[request.model] = self._arrived.get(request.model, 0) + 1
 
     def ended(self, record: RequestRecord) -> None:
         """A request is over, for now: its client may try again."""
@@ -65,6 +69,10 @@ class Autoscaler:
     def _demand(self, model: str) -> Demand:
         measured = self._meter.view(model, self._kernel.now_s)
         engines = {name: self._engines(name) for name in self._patterns if model in self._patterns[name].models}
+        now_s, settings = self._kernel.now_s, self._settings
+        history = self._history.setdefault(model, RateHistory())
+        history.add(self._arrived.pop(model, 0), settings.every_s, now_s)
+        seasonal = history.forecast(now_s, now_s + settings.cold_start_s + settings.every_s)
         return Demand(
             model,
             sum(kind.requests_per_s for kind in measured.kinds),
@@ -82,8 +90,10 @@ class Autoscaler:
             measured.shed_per_s,
             {name: self._supply(name, there, len(engines)) for name, there in engines.items()},
             settled_s=self._settled_s(model, sum(e.joined for there in engines.values() for e in there)),
-            period_s=self._settings.every_s,
-            replicas_min=self._settings.replicas_min,
+            period_s=settings.every_s,
+            seasonal_per_s=seasonal.rate_per_s,
+            seasonal_error_per_s=seasonal.error_per_s,
+            replicas_min=settings.replicas_min,
             last=self._last.get(model),
         )
 

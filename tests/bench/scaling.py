@@ -1,69 +1,42 @@
-"""The scaling policy beside static pools: llm-d's published setting as a ramp and a step, a day, constant load.
+"""Scaling policies beside static pools, other autoscalers and one that can see what is to come; truth unlike belief.
 
-``python -m tests.bench.scaling --world ramp`` prints attainment, the mean number of replicas paid for, money and
-changes. The truth of every replica differs from what the routers and the policy start from. A world takes a minute of
-CPU time without compiled modules.
+``python -m tests.bench.scaling --world step --seeds 5`` prints attainment, the mean number of replicas paid for, money
+and changes, each as a mean and its 95 % interval over the seeds. The truth of every replica differs from what routers
+and policies start from. ``--fluid`` plays the same worlds as a fluid (``fluid.py``), without routing and learning.
+``python -m tests.bench.scaling_week`` is the week.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import cos, log, pi
-from random import Random
+from functools import partial
+from typing import Final
 
 import policies
-from router.core.types import Slo
-from simulator.pool import Member, Pool
-from simulator.run.play import RunResult, play
+from router.core.capacity import Traffic, capacity
+from router.core.policy import Scaling
+from simulator.experiment.confidence import interval
+from simulator.pool import Pool
+from simulator.run.play import Run, RunResult, play
 from simulator.traces import TraceEntry
-from simulator.workload.arrivals import Shaping, SloClass, shape
+from simulator.workload.arrivals import Arrival, Shaping, shape
 from simulator.world import Autoscaling, World
+from tests.bench.fluid import Fluid, FluidWorld, Kind, variant_of
+from tests.bench.scalers import (
+    SYNC_S,
+    WAITING,
+    HorizontalPodAutoscaler,
+    Metrics,
+    Planned,
+    Polled,
+    SloThresholds,
+    in_time,
+)
+from tests.bench.scaling_worlds import WORLDS, BenchWorld, other
 
-MODEL = "qwen3-32b"
-CLASSES = (SloClass("chat", Slo(ttft_s=2.0, tpot_s=0.05)),)
-MEMBER = Member("h100x2", "h100", MODEL, tp=2)
-SETTINGS = Autoscaling(replicas_min=3, replicas_max=8, cold_start_s=60.0)
-
-
-def ramp(at_s: float) -> float:
-    """2 -> 10 requests a second in 30 minutes, and down to 1 in 30 minutes."""
-    if at_s < 1800.0:
-        return 2.0 + 8.0 * at_s / 1800.0
-    return 10.0 - 9.0 * (at_s - 1800.0) / 1800.0
-
-
-def step(at_s: float) -> float:
-    """2, then 10, then 1 requests a second."""
-    return 2.0 if at_s < 600.0 else (10.0 if at_s < 2400.0 else 1.0)
-
-
-def day(at_s: float) -> float:
-    """Between 1 and 9 requests a second in a day that lasts 4 hours."""
-    return 5.0 - 4.0 * cos(2.0 * pi * at_s / 14_400.0)
-
-
-def constant(_: float) -> float:
-    """6 requests a second."""
-    return 6.0
-
-
-WORLDS: Mapping[str, tuple[Callable[[float], float], float, float]] = {
-    "ramp": (ramp, 10.0, 3600.0),
-    "step": (step, 10.0, 4200.0),
-    "day": (day, 9.0, 14_400.0),
-    "constant": (constant, 6.0, 7200.0),
-}
-
-
-def times(rate: Callable[[float], float], most: float, until_s: float, draw: Random) -> Iterator[float]:
-    """A Poisson process of that rate, by thinning one of the highest."""
-    at_s = 0.0
-    while True:
-        at_s -= log(1.0 - draw.random()) / most
-        if at_s >= until_s:
-            return
-        if draw.random() * most < rate(at_s):
-            yield at_s
+CONCURRENCY: Final = 0.8  # of the requests that a replica serves at once within the SLO: what a load test would advise
+SEARCHES: Final = 4  # runs in which the clairvoyant plan is made as cheap as the goal allows
+MakeHere = Callable[[Run, Sequence[Arrival], BenchWorld], Scaling]
 
 
 @dataclass(frozen=True)
@@ -77,49 +50,189 @@ class Outcome:
     usd: float
 
 
-def run(world: str, scaling: Autoscaling | None, seed: int, count: int = 3) -> tuple[Outcome, RunResult]:
-    """One world under one policy (None: ``count`` replicas all the time)."""
-    rate, most, until_s = WORLDS[world]
-    entries = [TraceEntry(at_s, 4000, 1000) for at_s in times(rate, most, until_s, Random(f"{seed}/{world}"))]
-    member = replace(MEMBER, count=count, variant=MEMBER.name)
-    pool = Pool((member,), CLASSES, world=World(scaling=scaling))
-    arrivals = shape(entries, Shaping(MODEL, CLASSES), seed)
+@dataclass(frozen=True)
+class Contender:
+    """Who scales: ``make`` (None: the policy that the world names, or with ``count`` nobody), every ``every_s``."""
+
+    make: MakeHere | None = None
+    every_s: float = 5.0
+    count: int = 0
+
+
+# ---- who scales ----------------------------------------------------------------------
+
+
+def hpa(run: Run, arrivals: Sequence[Arrival], world: BenchWorld) -> Scaling:
+    """On the requests that wait, averaged over replicas."""
+    metrics = Metrics(run, arrivals)
+    return HorizontalPodAutoscaler(metrics.waiting, WAITING, lambda: run.kernel.now_s, world.replicas_max)
+
+
+def hpa_in_flight(run: Run, arrivals: Sequence[Arrival], world: BenchWorld) -> Scaling:
+    """On the requests in flight, with a target from a load test: the best that this kind can do."""
+    metrics = Metrics(run, arrivals)
+    target = CONCURRENCY * batch_of(world)
+    return HorizontalPodAutoscaler(metrics.in_flight, target, lambda: run.kernel.now_s, world.replicas_max)
+
+
+def keda(run: Run, arrivals: Sequence[Arrival], world: BenchWorld) -> Scaling:
+    """A ScaledObject on the requests that wait, read every 30 seconds."""
+    metrics = Metrics(run, arrivals)
+    polled = Polled(metrics.waiting, lambda: run.kernel.now_s)
+    return HorizontalPodAutoscaler(polled, WAITING, lambda: run.kernel.now_s, world.replicas_max)
+
+
+def llmd(run: Run, arrivals: Sequence[Arrival], world: BenchWorld) -> Scaling:
+    """Thresholds of P90 latencies over their SLOs."""
+    return SloThresholds(Metrics(run, arrivals), world.slo, world.replicas_max)
+
+
+CONTENDERS: Mapping[str, Contender] = {
+    "headroom": Contender(),
+    "hpa": Contender(hpa, SYNC_S),
+    "hpa-in-flight": Contender(hpa_in_flight, SYNC_S),
+    "keda": Contender(keda, SYNC_S),
+    "llm-d": Contender(llmd, SYNC_S),
+}
+
+
+def planned(per_replica: float) -> Contender:
+    """A replica in time for each so many requests a second."""
+
+    def make(run: Run, _: Sequence[Arrival], world: BenchWorld) -> Scaling:
+        count = in_time(world.rate, per_replica, world.start_s + 5.0, world.replicas_min, world.replicas_max)
+        return Planned(lambda at_s: {world.member.name: count(at_s)}, lambda: run.kernel.now_s)
+
+    return Contender(make)
+
+
+def traffic_of(world: BenchWorld) -> Traffic:
+    """One request a second."""
+    return Traffic(1.0, world.prompt_tokens, world.output_tokens, world.slo, world.slo.quantile)
+
+
+def batch_of(world: BenchWorld) -> float:
+    """Requests that a replica serves at once within the SLO, by its data sheet."""
+    return capacity(Pool((world.member,)).sites(0)[0].backend, [traffic_of(world)]).batch
+
+
+# ---- one run -------------------------------------------------------------------------
+
+
+def run(world: BenchWorld, who: Contender, seed: int) -> tuple[Outcome, RunResult]:
+    """One world under one scaler."""
+    lengths = world.prompt_tokens, world.output_tokens
+    entries = [TraceEntry(at_s, *lengths) for at_s in world.times(seed)]
+    arrivals = list(shape(entries, Shaping(world.member.model_name, world.classes), seed))
+    scaling = Autoscaling(
+        every_s=who.every_s,
+        cold_start_s=world.start_s,
+        replicas_min=world.replicas_min,
+        replicas_max=world.replicas_max,
+    )
+    member = replace(world.member, count=who.count or world.replicas_min, variant=world.member.name)
+    pool = Pool((member,), world.classes, world=World(scaling=None if who.count else scaling))
     routing, admission = policies.find("routing", "slo_headroom"), policies.find("admission", "deadline")
-    made = play(arrivals, pool, routing, admission, seed, sample_s=5.0)
-    return outcome(made, until_s), made
+    make = None if who.make is None else partial(_made, who.make, arrivals, world)
+    played = play(arrivals, pool, routing, admission, seed, sample_s=5.0, scaling=make)
+    return outcome(played, world.until_s), played
 
 
-def outcome(made: RunResult, until_s: float) -> Outcome:
+def _made(make: MakeHere, arrivals: Sequence[Arrival], world: BenchWorld, of: Run) -> Scaling:
+    return make(of, arrivals, world)
+
+
+def outcome(played: RunResult, until_s: float) -> Outcome:
     """Replicas are paid for from their order to the end of their drain, or to the end of the world."""
-    assert made.timeline is not None
-    engines = made.engines.values()
+    assert played.timeline is not None
+    engines = played.engines.values()
     price = next(iter(engines)).site.backend.price_per_hour / 3600.0
     paid_s = sum(e.paid_s + (max(0.0, until_s - e.ordered_s) if e.ordered_s >= 0 else 0.0) for e in engines)
-    changes = sum(what.endswith((" ordered", " draining")) for _, what in made.log)
-    attained = float(made.table.met().mean())
-    return Outcome(attained, paid_s / until_s, int(max(made.timeline.replicas)), changes, paid_s * price)
+    changes = sum(what.endswith((" ordered", " draining")) for _, what in played.log)
+    attained = float(played.table.met().mean())
+    return Outcome(attained, paid_s / until_s, int(max(played.timeline.replicas)), changes, paid_s * price)
 
 
-def line(world: str, name: str, found: Outcome) -> str:
-    """One row."""
+def cheapest_plan(world: BenchWorld, seed: int) -> Contender:
+    """The clairvoyant scaler: the plan with the fewest replicas that attains the goal under this seed."""
+    sheet = capacity(Pool((world.member,)).sites(seed)[0].backend, [traffic_of(world)]).requests_per_s
+    low, high = 0.6 * sheet, 1.4 * sheet
+    for _ in range(SEARCHES):
+        middle = 0.5 * (low + high)
+        if run(world, planned(middle), seed)[0].attained >= world.goal:
+            low = middle
+        else:
+            high = middle
+    return planned(low)
+
+
+def run_fluid(world: BenchWorld, scaling: Scaling, seed: int) -> Outcome:
+    """The same world as a fluid."""
+    kinds = (Kind(1.0, world.prompt_tokens, world.output_tokens, world.slo),)
+    variant = variant_of(world.member, kinds, seed)
+    fluid = FluidWorld(
+        world.rate,
+        world.until_s,
+        kinds,
+        (variant,),
+        world.start_s,
+        replicas_min=world.replicas_min,
+        replicas_max=world.replicas_max,
+        first={variant.name: world.replicas_min},
+    )
+    found = Fluid(fluid, lambda _: scaling, seed).run()
+    return Outcome(found.attained, found.replicas, max(found.paid), found.changes, found.usd)
+
+
+# ---- the table -----------------------------------------------------------------------
+
+HEAD: Final = f"{'policy':<16}{'attained':>18}{'replicas':>16}{'most':>6}{'changes':>9}{'USD':>18}"
+
+
+def line(name: str, found: Sequence[Outcome]) -> str:
+    """One row: means, and where there are several seeds half of their 95 % intervals."""
+
+    def both(values: Iterable[float], form: str) -> str:
+        mean, half = interval(list(values))
+        return f"{mean:{form}}" + (f" +-{half:{form}}" if len(found) > 1 else "")
+
+    changes = sum(each.changes for each in found) / len(found)
     return (
-        f"{world:<10}{name:<12}{found.attained:>10.2%}{found.replicas:>10.2f}{found.most:>6}{found.changes:>9}"
-        f"{found.usd:>10.2f}"
+        f"{name:<16}{both((each.attained for each in found), '.2%'):>18}"
+        f"{both((each.replicas for each in found), '.2f'):>16}{max(each.most for each in found):>6}{changes:>9.1f}"
+        f"{both((each.usd for each in found), '.2f'):>18}"
     )
 
 
+def rows(world: BenchWorld, names: Sequence[str], seeds: int) -> None:
+    """Print the table of one world."""
+    print(f"\n{world.name}, {seeds} seeds\n{HEAD}", flush=True)
+    for name in names:
+        if name == "clairvoyant":
+            who = cheapest_plan(world, 0)
+        else:
+            who = Contender(count=int(name.partition(":")[2])) if name.startswith("static:") else CONTENDERS[name]
+        print(line(name, [run(world, who, seed)[0] for seed in range(seeds)]), flush=True)
+
+
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=list(WORLDS), action="append")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--static", type=int, action="append", default=[], help="replicas of a static pool, beside")
+    parser.add_argument("--policy", action="append", help=f"{', '.join(CONTENDERS)}, static:N or clairvoyant")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--fluid", action="store_true")
+    parser.add_argument("--others", type=int, default=0, help="so many other ramps and steps, as a fluid")
     asked = parser.parse_args()
-    print(f"{'world':<10}{'policy':<12}{'attained':>10}{'replicas':>10}{'most':>6}{'changes':>9}{'USD':>10}")
-    for world in asked.world or WORLDS:
-        print(line(world, "headroom", run(world, SETTINGS, asked.seed)[0]), flush=True)
-        for count in asked.static:
-            print(line(world, f"static {count}", run(world, None, asked.seed, count)[0]), flush=True)
+    headroom = policies.find("scaling", "headroom")
+    for number in range(asked.others):
+        world = other(number)
+        print(line(world.name, [run_fluid(world, headroom, seed) for seed in range(asked.seeds)]), flush=True)
+    for name in asked.world or ([] if asked.others else WORLDS):
+        if asked.fluid:
+            print(line(name, [run_fluid(WORLDS[name], headroom, seed) for seed in range(asked.seeds)]), flush=True)
+        else:
+            rows(WORLDS[name], asked.policy or [*CONTENDERS, "static:7", "static:8", "clairvoyant"], asked.seeds)
 
 
 if __name__ == "__main__":

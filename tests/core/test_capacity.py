@@ -75,3 +75,24 @@ def test_the_belief_about_a_variant_follows_its_replicas_slowly() -> None:
     assert later is not None
     assert 0.2 < later["regression"]["log_factor"][0] < 0.3
     assert mean.update([], 30.0) == later
+
+
+@pytest.mark.parametrize("times", [1.0, 4.0])
+def test_a_replica_that_few_requests_fill_serves_those(times: float) -> None:
+    """Six replies at once would be too many, four are not. In a slower unit of time it is the same."""
+    slo = Slo(ttft_s=2.0 * times, tpot_s=0.05 * times)
+    found = capacity(backend(slower=1.73 * times), [Traffic(1.0, 1400.0, 60.0, slo, 0.9)])
+    assert found.served == (True,)
+    assert found.batch == pytest.approx(4.1, abs=0.1)
+    assert found.requests_per_s * times == pytest.approx(1.9, abs=0.1)
+    assert found.weights == (pytest.approx(1.0 / found.requests_per_s),)
+
+
+@pytest.mark.parametrize("tpot_s", [0.0138 + 0.0002 * step for step in range(12)])
+def test_a_kind_that_bears_no_traffic_beside_it_does_not_make_all_others_impossible(tpot_s: float) -> None:
+    """On an idle replica it would meet its SLO, with any load it does not."""
+    tight = replace(CHAT, slo=Slo(ttft_s=2.0, tpot_s=tpot_s), requests_per_s=0.1)
+    found = capacity(backend("a"), (CHAT, tight))
+    assert found.served[0]
+    assert found.requests_per_s > 0.0
+    assert (found.weights[1] < inf) == found.served[1]

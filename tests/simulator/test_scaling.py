@@ -4,9 +4,11 @@ from dataclasses import replace
 from random import Random
 
 import policies
+from router.core.decisions import ScaleTo
+from router.core.scaling import Demand
 from router.core.types import Slo
 from simulator.pool import Member, Pool
-from simulator.run.play import RunResult, play
+from simulator.run.play import Run, RunResult, play
 from simulator.traces import TraceEntry
 from simulator.workload.arrivals import Shaping, SloClass, shape
 from simulator.world import Autoscaling, World
@@ -102,3 +104,38 @@ def test_a_replica_is_ordered_soon_after_a_step_and_a_cancelled_order_never_join
     assert ordered
     assert ordered[0] <= 210.0
     assert replicas(run, 590) == 1
+
+
+class Alternating:
+    """Two replicas, then one, and so on: what a caller may hand in."""
+
+    def __init__(self) -> None:
+        self.count = 1
+
+    def scale(self, demand: Demand) -> list[ScaleTo]:
+        """Of each variant."""
+        self.count = 3 - self.count
+        return [ScaleTo(name, self.count, "alternating") for name in demand.variants]
+
+
+def test_a_scaler_that_is_handed_in_decides_in_place_of_the_policy() -> None:
+    """A baseline with a state of its own, that may read the whole run."""
+    seen: list[Run] = []
+
+    def make(run: Run) -> Alternating:
+        seen.append(run)
+        return Alternating()
+
+    pool = Pool((CHEAP,), (CHAT,), world=World(scaling=replace(ONE, every_s=60.0, cold_start_s=5.0)))
+    routing, admission = policies.find("routing", "slo_headroom"), policies.find("admission", "deadline")
+    ended = play(
+        shape(arrivals(0.3, 0, 400), Shaping(MODEL, (CHAT,)), 0),
+        pool,
+        routing,
+        admission,
+        0,
+        sample_s=5.0,
+        scaling=make,
+    )
+    assert [int(at_s) for at_s, _ in changes(ended)] == [60, 120, 180, 240, 300, 360]
+    assert seen[0].fleet.engines == ended.engines
