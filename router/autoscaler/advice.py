@@ -12,7 +12,7 @@ from typing import Final
 from router.autoscaler.memory import ScalingMemory
 from router.config.settings import Variant
 from router.core.decisions import ScaleTo
-from router.core.scaling import Demand, KindDemand, Supply
+from router.core.scaling import Demand, KindDemand, ReplicaLoad, Supply
 from router.core.types import Backend
 from router.gateway.config.plan import Plan
 from router.gateway.state import KindOfDemand, ModelDemand
@@ -20,6 +20,9 @@ from router.targets import Advice, Replicas
 
 Existing = Mapping[tuple[str, str], Replicas]  # by model and variant, where a target can observe them
 
+Loads = Mapping[tuple[str, str], tuple[ReplicaLoad, ...]]  # by model and variant, of the replicas that serve
+
+NO_LOADS: Final[Loads] = {}
 UNBOUNDED: Final = 1_000_000  # replicas of a variant that the config states no bounds of
 
 _log = logging.getLogger("headroom")
@@ -41,20 +44,21 @@ def advise(
     now_s: float = 0.0,
     age_s: float = 0.0,
     without: Collection[str] = (),
+    loads: Loads = NO_LOADS,
 ) -> Advised:
     """The advice of the plan's scaling policy for this demand, by model, within the variants' bounds. A policy that
     fails for one model fails for that one alone.
 
     *existing*: the replicas that there are; where it has none of a variant, the configured backends count. *memory*: of
     earlier rounds, to which this one is added (None: this is the only one). ``age_s``: of the demand; *without*: models
-    that get no advice.
+    that get no advice; *loads*: what runs on each replica, where it is known.
     """
     known, whole = memory or ScalingMemory(), Advised()
     for model, each in sorted(demand.items()):
         if model in without:
             continue
         try:
-            whole.advice.extend(_advise_model(plan, model, each, existing, known, now_s, age_s))
+            whole.advice.extend(_advise_model(plan, model, each, existing, known, now_s, age_s, loads))
         except Exception as error:
             _log.warning("%s: the scaling policy failed: %r; its advice stays as it is", model, error)
             whole.failed[model] = f"the scaling policy failed: {error!r}"
@@ -74,13 +78,23 @@ def unstated(plan: Plan) -> list[str]:
 
 
 def _advise_model(
-    plan: Plan, model: str, demand: ModelDemand, existing: Existing, memory: ScalingMemory, now_s: float, age_s: float
+    plan: Plan,
+    model: str,
+    demand: ModelDemand,
+    existing: Existing,
+    memory: ScalingMemory,
+    now_s: float,
+    age_s: float,
+    loads: Loads,
 ) -> list[Advice]:
     patterns = variants(plan, model)
     if not patterns or (demand.output_tokens <= 0 and not demand.arrivals):
         return []
     running = {name: _running(plan, model, name, existing) for name in patterns}
-    supply = {name: _supply(plan, pattern, existing.get((model, name)), memory) for name, pattern in patterns.items()}
+    supply = {
+        name: _supply(plan, pattern, existing.get((model, name)), memory, loads.get((model, name), ()))
+        for name, pattern in patterns.items()
+    }
     serving = sum(running[name] - supply[name].starting for name in patterns)
     seen = replace(
         _demand(plan, model, demand, running, patterns),
@@ -145,7 +159,9 @@ def bounds_of(plan: Plan, variant: str) -> Variant:
     return plan.settings.autoscale.variants.get(variant, Variant(max_replicas=UNBOUNDED))
 
 
-def _supply(plan: Plan, pattern: Backend, found: Replicas | None, memory: ScalingMemory) -> Supply:
+def _supply(
+    plan: Plan, pattern: Backend, found: Replicas | None, memory: ScalingMemory, running: tuple[ReplicaLoad, ...]
+) -> Supply:
     variant = pattern.variant
     bounds = bounds_of(plan, variant)
     listed = variant in plan.settings.autoscale.variants
@@ -156,6 +172,7 @@ def _supply(plan: Plan, pattern: Backend, found: Replicas | None, memory: Scalin
         start_usd=bounds.start_usd,
         loss_per_hour=bounds.loss_per_hour,
         starting=found.starting if found is not None else 0,
+        running=running,
         learnt=memory.beliefs.of(pattern),
     )
 
@@ -166,4 +183,4 @@ def _bounded(plan: Plan, model: str, answer: ScaleTo, running: int) -> Advice:
     if bounds is not None and not bounds.min_replicas <= replicas <= bounds.max_replicas:
         replicas = min(max(replicas, bounds.min_replicas), bounds.max_replicas)
         why += f"; {answer.replicas} is outside {bounds.min_replicas} to {bounds.max_replicas}"
-    return Advice(model, answer.variant, replicas, running, why)
+    return Advice(model, answer.variant, replicas, running, why, tuple(answer.drain))

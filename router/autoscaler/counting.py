@@ -10,15 +10,16 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from math import isnan
+from math import isfinite, isnan
 from typing import Final
 
-from router.autoscaler.advice import UNBOUNDED, Existing, bounds_of, variants
+from router.autoscaler.advice import UNBOUNDED, Existing, Loads, bounds_of, variants
 from router.autoscaler.demand import Views
 from router.autoscaler.memory import ScalingMemory
 from router.autoscaler.start_times import Place
 from router.core.errors import NotObserved
-from router.core.types import Backend
+from router.core.scaling import ReplicaLoad
+from router.core.types import Backend, Load
 from router.gateway.config.plan import Plan, replica_of
 from router.gateway.state.seen import SeenBackend, SeenVariant
 from router.targets import Replicas, Target
@@ -42,12 +43,13 @@ class CountedBy(Enum):
 @dataclass(frozen=True, slots=True)
 class Counts:
     """``existing``: the replicas by model and variant, and ``by`` whom they were counted; ``unknown``: by model, why
-    what runs of it is not known.
+    what runs of it is not known; ``loads``: what is in flight on each of those that routers have.
     """
 
     existing: Existing = field(default_factory=dict)
     by: Mapping[Place, CountedBy] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
+    loads: Loads = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -114,7 +116,7 @@ class Counting:
                 by[place] = CountedBy.CONFIG
             else:
                 unknown.setdefault(place[0], f"what runs of {place[1]} is not known: {_NOT_STATED}")
-        return Counts(existing, by, unknown)
+        return Counts(existing, by, unknown, {place: _loads(place, seen or (), views) for place in places})
 
     # -- by the target -----------------------------------------------------------------------------------------
 
@@ -176,6 +178,18 @@ def _backends(place: Place, seen: Iterable[SeenVariant]) -> dict[str, SeenBacken
                 known = found.get(name)
                 found[name] = backend if known is None else _together(known, backend)
     return found
+
+
+def _loads(place: Place, seen: Iterable[SeenVariant], views: Views) -> tuple[ReplicaLoad, ...]:
+    """What all routers have in flight on each backend that is up."""
+    loads = [view.loads for view in views.values()]
+    up = [name for name, backend in _backends(place, seen).items() if backend.up]
+    return tuple(ReplicaLoad(name, sum(map(_in_flight, (each[name] for each in loads if name in each)))) for name in up)
+
+
+def _in_flight(load: Load) -> float:
+    requests = load.prefilling + load.decoding
+    return requests if isfinite(requests) else 0.0  # a peer may publish what is no number
 
 
 def _together(one: SeenBackend, other: SeenBackend) -> SeenBackend:

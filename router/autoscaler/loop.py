@@ -136,7 +136,7 @@ class Autoscaler:
 
         def advised() -> Advised:  # in a thread: a router's streams go on meanwhile
             self.memory.beliefs.update(seen, patterns, now_s)
-            return advise(plan, demand, counts.existing, self.memory, now_s, age_s, counts.unknown)
+            return advise(plan, demand, counts.existing, self.memory, now_s, age_s, counts.unknown, counts.loads)
 
         try:
             found = await asyncio.to_thread(advised)

@@ -115,8 +115,11 @@ def _parsed(raw: bytes) -> Mapping[str, Any]:
 def _advice(plain: Any) -> Advice | None:
     if not isinstance(plain, dict) or plain.keys() != {each.name for each in fields(Advice)}:
         return None
-    names = all(isinstance(plain[name], str) for name in ("model", "variant", "why"))
-    return Advice(**plain) if names and _is_count(plain["replicas"]) and _is_count(plain["running"]) else None
+    drain = plain["drain"]
+    names = all(isinstance(plain[name], str) for name in ("model", "variant", "why")) and isinstance(drain, list)
+    if not names or not all(_is_count(plain[name]) for name in ("replicas", "running")):
+        return None
+    return Advice(**{**plain, "drain": tuple(map(str, drain))})
 
 
 def _order(plain: Any) -> Order | None:

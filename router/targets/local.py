@@ -162,7 +162,7 @@ class Local(Target):
         counted = self._of(advice.variant, State.SERVING, State.STARTING)
         if len(counted) < advice.replicas:
             return await self._more(advice.variant, spec, advice.replicas - len(counted))
-        ending = counted[advice.replicas :]
+        ending = sorted(counted, key=lambda engine: engine.name in advice.drain)[advice.replicas :]
         for engine in ending:
             starting = engine.state is State.STARTING
             self._set(engine, State.ENDING if starting else State.DRAINING)

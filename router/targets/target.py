@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 class Advice:
     """How many replicas of a variant the SLO of one model needs; ``replicas`` is already within the config's bounds.
 
-    ``running``: how many there are now, those that are starting included; ``why``: the reason, for people.
+    ``running``: how many there are now, those that are starting included; ``why``: the reason, for people; ``drain``:
+    which of them to end first where there are fewer, by the names of their backends: those that have least to do.
     """
 
     model: str
@@ -24,6 +25,7 @@ class Advice:
     replicas: int
     running: int
     why: str
+    drain: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

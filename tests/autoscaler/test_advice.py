@@ -8,7 +8,7 @@ import pytest
 from router.autoscaler.advice import advise
 from router.autoscaler.memory import ScalingMemory
 from router.core.errors import ConfigError
-from router.core.scaling import KindDemand, Supply
+from router.core.scaling import KindDemand, ReplicaLoad, Supply
 from router.gateway.state import KindOfDemand, ModelDemand
 from router.targets import Advice, Replicas
 from tests.autoscaler.worlds import ASKED, CONFIG, fixed, plan
@@ -75,6 +75,15 @@ def test_a_variant_that_no_listed_backend_has_is_what_the_config_states_of_a_rep
 def test_a_replica_that_cannot_be_is_refused_with_its_place(replica: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         plan(CONFIG.replace("variants: {", f"variants: {{spare: {{replica: {replica}}}, "))
+
+
+def test_the_policy_sees_what_runs_on_each_replica_and_names_those_to_drain() -> None:
+    """The one with the fewest replies in flight goes first."""
+    loads = {("m", "small"): (ReplicaLoad("a", 5.0), ReplicaLoad("b", 1.0), ReplicaLoad("c", 3.0))}
+    there = {("m", "small"): Replicas(3), ("m", "big"): Replicas(0)}
+    advised = advise(plan(), {"m": IDLE}, there, loads=loads).advice
+    (one,) = (each for each in advised if each.variant == "small")
+    assert (one.replicas, one.drain) == (1, ("b", "c"))
 
 
 IDLE = ModelDemand(0.0, 0, 0, 0, 0, "", (), (0.0,) * 240, 5.0)

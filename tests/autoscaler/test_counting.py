@@ -1,11 +1,13 @@
 """What runs is what the target observes, else what the routers have; what nobody states is not known: not none."""
 
 from collections.abc import Mapping
-from math import nan
+from math import inf, nan
 
 from router.autoscaler.counting import CountedBy, Counting, seen_in, with_patterns
 from router.autoscaler.memory import ScalingMemory
 from router.core.errors import NotObserved
+from router.core.scaling import ReplicaLoad
+from router.core.types import Load
 from router.gateway.state import RouterView
 from router.gateway.state.seen import SeenBackend, SeenVariant
 from router.targets import Advice, Applied, Outcome, Replicas, Target
@@ -110,6 +112,18 @@ async def test_what_was_ordered_starts_until_it_is_there_or_too_late() -> None:
     assert await count(181.0, 5) == Replicas(5, 0)
     memory.ordered(SMALL, 1, 5, 200.0)
     assert await count(201.0, 5) == Replicas(5)
+
+
+async def test_what_runs_on_each_replica_is_of_all_routers() -> None:
+    """For the choice of which to drain; a load that is no number counts as none."""
+    seen = small({"a": nan, "b": nan}, ("c",))
+    loads = {
+        "r1": {"a": Load(1.0, 100.0, 2.0)},
+        "r2": {"a": Load(decoding=4.0), "b": Load(decoding=inf), "c": Load(9.0)},
+    }
+    views = {name: RouterView(each, seen=(seen,)) for name, each in loads.items()}
+    counts = await Counting().counts(plan(), ["m"], Blind(), views, ScalingMemory(), 0.0)
+    assert counts.loads[SMALL] == (ReplicaLoad("a", 7.0), ReplicaLoad("b", 0.0))
 
 
 async def test_one_that_is_down_for_long_does_not_run() -> None:

@@ -16,7 +16,7 @@ from router.targets import Advice
 from tests.autoscaler.worlds import ASKED, plan
 
 SMALL = ("m", "small")
-ADVICE = Advice("m", "small", 3, 1, "because")
+ADVICE = Advice("m", "small", 3, 4, "because", ("a",))
 
 
 def filled() -> ScalingMemory:

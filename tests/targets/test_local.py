@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,17 @@ async def test_one_that_never_gets_quiet_or_does_not_listen_ends_all_the_same(tm
         stream.close()
 
 
+async def test_the_one_that_the_policy_names_is_drained_first(tmp_path: Path) -> None:
+    """Not the newest, which may be the busiest; a name that is none changes nothing."""
+    async with local(options(tmp_path)) as it:
+        await it.apply(advice(2))
+        await until_async(lambda: _is(it, Replicas(2)))
+        first, second = it._table.read()
+        applied = await it.apply(replace(advice(1), drain=("other", first)))
+        assert applied.reason == f"draining {first}"
+        assert [each["labels"]["name"] for each in json.loads((tmp_path / "targets.json").read_text())] == [second]
+
+
 async def test_the_next_autoscaler_takes_the_engines_over(tmp_path: Path) -> None:
     """They outlive the one that started them; what has ended meanwhile is replaced; another's process is left alone."""
     given = options(tmp_path)
@@ -223,7 +235,7 @@ async def test_an_engine_whose_start_script_has_ended_is_one_all_the_same(tmp_pa
         await until_async(lambda: _is(first, Replicas(1)))
         (engine,) = first._table.read().values()
         await until(lambda: not first._table.held)
-        assert not began(engine.pid)
+        await until(lambda: not began(engine.pid))
         await first.close()
         async with local(given) as second:
             await second.tend()

@@ -116,7 +116,7 @@ async def test_a_change_is_posted_once() -> None:
         assert (await target.apply(ADVICE)).outcome is Outcome.APPLIED
         (body,) = it.bodies
         key = body.pop("idempotency_key")
-        assert body == {"model": "m", "variant": "small", "replicas": 3, "running": 1, "why": "because"}
+        assert body == {"model": "m", "variant": "small", "replicas": 3, "running": 1, "why": "because", "drain": []}
         assert f"idempotency-key: {key}\r\n" in it.heads[0]
         assert "authorization: bearer secret\r\n" in it.heads[0]
         assert (await target.apply(Advice("m", "small", 3, 2, "else"))).outcome is Outcome.UNCHANGED
