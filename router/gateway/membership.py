@@ -4,7 +4,7 @@ The one place that holds which backends are draining: they leave, or an operator
 depend on the config's text or on engines' health.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from router.core.errors import DownReason
@@ -40,6 +40,8 @@ class Membership:
                 driver.perform(core.backend_joined(backend, now_s))
             if known is None:
                 driver.perform(core.backend_health(name, False, now_s))
+                if name in self._drained_s:  # before it was there, as where another worker got the call
+                    driver.perform(core.backend_draining(name, True, now_s))
             self._known[name] = backend
         for name in self._draining & wanted:
             self._draining.discard(name)
@@ -53,7 +55,7 @@ class Membership:
     def drain(self, name: str, at_s: float) -> None:
         """Send no more requests to a backend, by an operator's wish; streams in flight run on. KeyError: there is none.
 
-        It lasts until ``undrain``, or until this process ends.
+        It lasts until ``undrain``, until the backend has left, or until this router ends.
         """
         self._set_drained(name, True)
         self._drained_s.setdefault(name, at_s)
@@ -62,6 +64,22 @@ class Membership:
         """Send it requests again. KeyError: there is no such backend."""
         self._set_drained(name, False)
         self._drained_s.pop(name, None)
+
+    @property
+    def known(self) -> Collection[str]:
+        """The names of those that are here, draining ones included."""
+        return self._known.keys()
+
+    @property
+    def drained(self) -> Mapping[str, float]:
+        """Those that an operator has drained: since when, in seconds since the epoch."""
+        return dict(self._drained_s)
+
+    def take_drained(self, drained: Mapping[str, float]) -> None:
+        """Make these the drained ones; one that is not there yet is drained when it joins."""
+        before, self._drained_s = self._drained_s, dict(drained)
+        for name in (before.keys() ^ drained.keys()) & self._known.keys():
+            self._set_drained(name, name in drained)
 
     def down(self, name: str) -> Downtime | None:
         """Whether it is drained by an operator."""

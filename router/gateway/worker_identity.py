@@ -67,6 +67,11 @@ class WorkerIdentity:
         return self.folder / "running.json"
 
     @property
+    def drains(self) -> Path:
+        """The backends that an operator has drained."""
+        return self.folder / "drains.json"
+
+    @property
     def restarts(self) -> Path:
         """The number of restarts of workers."""
         return self.folder / "restarts"

@@ -15,13 +15,16 @@ import httpx
 import pytest
 
 from tests.commands import command
+from tests.fakes_engine import WholeEngine
 from tests.fakes_router import HEALTHY, backend, config, write
 from tests.fakes_wire import ScriptedEngine, Step, stream
+from tests.kubernetes.watched_api import WatchedApi
 from tests.pages import Pages
 from tests.redis_server import RedisServer, free_port, server_binary
-from tests.waiting import until_async
+from tests.waiting import until, until_async
 
 WHOLE = stream("a", "b")
+BY = {"x-llm-d-inference-fairness-id": "t"}  # the tenant
 ASKED = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -44,9 +47,9 @@ class Workers:
         async with self.client() as client:
             return await client.post(path)
 
-    async def chat(self) -> httpx.Response:
+    async def chat(self, **more: str) -> httpx.Response:
         async with self.client() as client:
-            return await client.post("/v1/chat/completions", json=ASKED)
+            return await client.post("/v1/chat/completions", json=ASKED | more, headers=BY)
 
     async def fleet(self) -> dict[str, Any]:
         told: dict[str, Any] = (await self.get("/admin/fleet")).json()
@@ -115,10 +118,13 @@ async def test_workers_share_a_port_and_one_answers_for_all(tmp_path: Path) -> N
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-async def test_the_history_of_all_workers_adds_up_and_a_drain_reaches_each(tmp_path: Path) -> None:
+async def test_history_and_use_of_all_workers_add_up_and_a_drain_reaches_each(tmp_path: Path) -> None:
     """Whichever worker gets the call."""
-    async with workers(tmp_path, [WHOLE]) as made:
+    async with workers(tmp_path, [WHOLE], more="quotas: {t: {requests_per_minute: 1000}}\n") as made:
         await asyncio.gather(*(made.chat() for _ in range(12)))
+        for _ in range(4):
+            (account,) = (await made.get("/admin/usage")).json()["accounts"].values()
+            assert account["used"]["requests"] == 12
         for query in ("?window=hour", "?window=day&by=backend&name=a"):
             for _ in range(4):
                 counters = (await made.get(f"/admin/history{query}")).json()["counters"]
@@ -126,6 +132,44 @@ async def test_the_history_of_all_workers_adds_up_and_a_drain_reaches_each(tmp_p
         for action, status in (("drain", 503), ("undrain", 200)):
             assert (await made.post(f"/admin/backends/a/{action}")).status_code == 200
             assert {(await made.get("/readyz")).status_code for _ in range(6)} == {status}
+
+
+async def replaced(made: Workers, gone: int) -> bool:
+    """Whether another process is in that worker's place."""
+    with contextlib.suppress(httpx.HTTPError):
+        workers = (await made.workers()).values()
+        return all(worker["up"] and worker["pid"] != gone for worker in workers)
+    return False
+
+
+async def test_a_worker_that_starts_again_takes_no_request_before_its_first_set_and_drains_what_was_drained(
+    tmp_path: Path,
+) -> None:
+    """It leaves all to the other worker while it does not know where engines are; and a call undrains for all."""
+    async with WatchedApi() as api, WholeEngine(model="n") as found:
+        api.put("Service", {"metadata": {"name": "s"}, "spec": {}})
+        labels = {"kubernetes.io/service-name": "s"}
+        slices = {"metadata": {"name": "s-1", "labels": labels}, "addressType": "IPv4", "ports": [{"port": found.port}]}
+        api.put("EndpointSlice", slices | {"endpoints": [{"addresses": ["127.0.0.1"]}]})
+        more = f"discover: [{{kubernetes: {{service: s, url: '{api.url}', namespace: models}}}}]\n"
+        async with workers(tmp_path, [WHOLE], more=more) as made:
+            assert [len((await made.fleet())["backends"]) for _ in range(6)] == [2] * 6
+            assert {(await made.chat(model="n")).status_code for _ in range(6)} == {200}
+            assert (await made.post("/admin/backends/a/drain")).status_code == 200
+            api.lists.clear()
+            before = sum("watch=" not in each for each in api.log)
+            first = next(iter((await made.workers()).values()))["pid"]
+            os.kill(first, signal.SIGKILL)
+            await until(lambda: sum("watch=" not in each for each in api.log) == before + 2)
+            assert {(await made.chat(model="n")).status_code for _ in range(16)} == {200}
+            shown = (await made.get("/admin/discovery")).json()["sources"][0]
+            assert sorted(each["endpoints"] for each in shown["workers"].values())[-1] == 1
+            api.lists.set()
+            await until_async(lambda: replaced(made, first))
+            assert {(await made.chat(model="n")).status_code for _ in range(16)} == {200}
+            assert {(await made.chat()).status_code for _ in range(16)} == {503}
+            assert (await made.post("/admin/backends/a/undrain")).status_code == 200
+            assert {(await made.chat()).status_code for _ in range(16)} == {200}
 
 
 async def test_a_worker_sees_what_another_has_in_flight_and_forgets_it_when_that_is_killed(tmp_path: Path) -> None:

@@ -4,17 +4,22 @@ from pathlib import Path
 from time import time
 from typing import Any
 
+import httpx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.core.columns import DRAINING
 from router.core.types import EngineReport
 from router.engines import RunningAdapters
 from router.gateway.config.plan import plan_file
+from router.gateway.protocols.target import Target
 from router.gateway.rollout.reload import settled
 from router.gateway.rollout.versions import Version
 from router.gateway.worker_identity import WorkerIdentity
 from router.gateway.workers import running, sums, views
 from router.gateway.workers.member import Worker, worker
+from router.gateway.workers.opening import until_informed
 from tests.fakes_router import write
 
 PAGE = b"""\
@@ -96,7 +101,8 @@ def view(slot: int, requests: int, ttft_ms: float | None) -> dict[str, Any]:
     taken = {"at_s": 10.0 + slot, "ok": True, "validation": {"replays": [{"drop": 0.0}] if slot == 0 else []}}
     lines = {key: [{"age_s": 2 - slot}] for key in ("recent", "failed", "violated")}
     config = {"last": taken, "reloading": {"share": 0.5} if slot == 1 else None}
-    return own | {"in_flight": 1, "peers": peers, "last": last, "backends": [backend], "config": config} | lines
+    more = {"failing_open": ["m"] if slot == 1 else [], "state_fault": None, "client_errors": 1}
+    return own | more | {"in_flight": 1, "peers": peers, "last": last, "backends": [backend], "config": config} | lines
 
 
 def test_a_fleet_by_two_workers_counts_each_stream_once() -> None:
@@ -106,6 +112,8 @@ def test_a_fleet_by_two_workers_counts_each_stream_once() -> None:
     assert seen["in_flight"] == 2
     assert seen["last"]["requests"] == 4
     assert seen["peers"] == {"else": "v"}
+    assert seen["failing_open"] == ["m"]
+    assert seen["client_errors"] == 2
     assert [line["age_s"] for line in seen["recent"]] == [1, 2]
     assert seen["failed"] == seen["violated"] == seen["recent"]
     assert seen["config"]["reloading"] == {"share": 0.5}
@@ -118,6 +126,62 @@ def test_a_fleet_by_two_workers_counts_each_stream_once() -> None:
     assert backend["last"]["tpot_ms"] is None
     assert backend["last"]["output_tokens_per_s"] == 3.0
     assert [each["up"] for each in seen["workers"].values()] == [True, True, False]
+
+
+def test_a_fleet_has_the_backends_of_every_worker() -> None:
+    """One that has been found by the other worker alone is shown too, whichever worker got the request."""
+    one, other = view(0, 1, 10.0), view(1, 3, 20.0)
+    other["backends"] = [*other["backends"], other["backends"][0] | {"name": "b"}]
+    ids = {0: "h.w0", 1: "h.w1"}
+    for seen in (views.fleet({0: one, 1: other}, ids), views.fleet({1: other, 0: one}, ids)):
+        assert [(each["name"], each["load"]["decoding"]) for each in seen["backends"]] == [("a", 2), ("b", 1)]
+        assert [each["backends"] for each in seen["workers"].values()] == [1, 2]
+
+
+def source(up: bool, **states: str) -> dict[str, Any]:
+    """A source at one worker, with its endpoints by state."""
+    endpoints = [{"name": name, "state": state, "terminating": state == "draining"} for name, state in states.items()]
+    why, since_s = ("", None) if up else ("away", 7.0)
+    return {
+        "source": "file:t", "up": up, "answered_s": 5.0, "failing_since_s": since_s, "why": why, "failures": 1,
+        "endpoints": endpoints, "terminating": sum(each["terminating"] for each in endpoints),
+    }  # fmt: skip
+
+
+def test_sources_are_those_of_every_worker() -> None:
+    """An endpoint serves where it does for all; where workers differ, each is listed, and so is a failure of one."""
+    ids = {0: "h.w0", 1: "h.w1"}
+    one = {"configured": ["x"], "sources": [source(True, a="serving", b="serving", c="reading")]}
+    other = {"configured": ["x"], "sources": [source(False, a="serving", c="serving", d="draining")]}
+    seen = views.discovery({0: one, 1: other}, ids)
+    (found,) = seen["sources"]
+    assert seen["configured"] == ["x"]
+    assert (found["up"], found["why"], found["failing_since_s"]) == (False, "away", 7.0)
+    assert (found["failures"], found["terminating"]) == (2, 1)
+    states = {each["name"]: each["state"] for each in found["endpoints"]}
+    assert states == {"a": "serving", "b": "unseen", "c": "reading", "d": "unseen"}
+    workers = {each["name"]: each.get("workers") for each in found["endpoints"]}
+    assert workers["a"] is None
+    assert workers["b"] == {"h.w0": "serving", "h.w1": "unseen"}
+    assert [(name, each["up"], each["endpoints"]) for name, each in found["workers"].items()] == [
+        ("h.w0", True, 3), ("h.w1", False, 3),
+    ]  # fmt: skip
+
+
+def account(requests: float, left: float | None) -> dict[str, Any]:
+    used = {"requests": requests, "prompt_tokens": 10 * requests, "usd": requests / 2}
+    return {"limits": {}, "requests_left": left, "tokens_left": None, "running": 1, "used": used}
+
+
+def test_the_use_of_accounts_adds_up_unless_the_shared_state_has_done_so() -> None:
+    """What is left and what runs is counted by each worker for all of them."""
+    one, other = {"a": account(2, 5.0), "b": account(1, None)}, {"a": account(3, 4.0), "c": account(1, 1.0)}
+    seen = views.usage([{"month": None, "accounts": one}, {"month": None, "accounts": other}])["accounts"]
+    assert {name: each["used"]["requests"] for name, each in seen.items()} == {"a": 5, "b": 1, "c": 1}
+    assert seen["a"]["used"] == {"requests": 5, "prompt_tokens": 50, "usd": 2.5}
+    assert (seen["a"]["requests_left"], seen["a"]["running"], seen["b"]["requests_left"]) == (4.0, 1, None)
+    summed = views.usage([{"month": "2026-11", "accounts": one}, {"month": "2026-11", "accounts": other}])
+    assert summed["accounts"]["a"]["used"]["requests"] == 3
 
 
 def pair(tmp_path: Path) -> tuple[Path, Worker, Worker]:
@@ -178,6 +242,95 @@ async def test_of_two_changes_at_once_the_later_one_stands_in_both(tmp_path: Pat
     assert one.gateway.plan.settings.policy.routing.name == "least_kv"
     for each in (one, other):
         await each.gateway.engines.close()
+
+
+async def joined(one: Worker) -> None:
+    """Its backends are there, without anything that runs beside them."""
+    gateway = one.gateway
+    pairs = zip(gateway.plan.addresses, gateway.plan.backends, strict=True)
+    gateway.backends.update((Target.of_url(given.name, given.url), backend) for given, backend in pairs)
+
+
+def gets_nothing(one: Worker, name: str) -> bool:
+    """Whether that backend of it drains."""
+    ledger = one.gateway.core.ledger
+    return bool(ledger.table.cells[DRAINING][ledger.roster.slot(name)])
+
+
+async def test_a_drain_at_one_worker_is_that_of_all_and_of_one_that_starts_later(tmp_path: Path) -> None:
+    """Until it is undrained, wherever; a backend that has left at one worker goes on draining at another."""
+    path, one, other = pair(tmp_path)
+    for each in (one, other):
+        await joined(each)
+    one.gateway.backends.drain("a", 5.0)
+    for each in (one, other):
+        each._agree_on_drains()
+    later = worker(path, other.identity)
+    later._agree_on_drains()
+    await joined(later)
+    for each in (one, other, later):
+        assert each.gateway.backends.drained == {"a": 5.0}
+        assert gets_nothing(each, "a")
+    one.gateway.backends.update([])
+    for each in (one, other, later):
+        each._agree_on_drains()
+    assert [sorted(each.gateway.backends.drained) for each in (one, other)] == [[], ["a"]]
+    await joined(one)
+    one.gateway.backends.drain("a", 6.0)
+    one._agree_on_drains()
+    other.gateway.backends.undrain("a")
+    for each in (other, one, later):
+        each._agree_on_drains()
+        assert not each.gateway.backends.drained
+        assert not gets_nothing(each, "a")
+    for each in (one, other, later):
+        await each.gateway.engines.close()
+
+
+async def test_a_drain_of_what_only_another_worker_has_found_is_carried_out_there(tmp_path: Path) -> None:
+    """And here once it is found here too; a name that no worker has is not found."""
+    _, one, other = pair(tmp_path)
+    await joined(other)
+    await other._control.start()
+    wire = httpx.ASGITransport(one._control.outside, client=("127.0.0.1", 1))  # type: ignore[arg-type] - its own alias
+    async with httpx.AsyncClient(transport=wire, base_url="http://one") as client:
+        assert (await client.post("/admin/backends/nobody/drain")).status_code == 404
+        answer = await client.post("/admin/backends/a/drain")
+    assert (answer.status_code, answer.json()) == (200, {"backend": "a", "drained": True})
+    assert gets_nothing(other, "a")
+    other._agree_on_drains()
+    one._agree_on_drains()
+    await joined(one)
+    assert gets_nothing(one, "a")
+    for each in (one, other):
+        await each._control.close()
+        await each.gateway.engines.close()
+
+
+async def test_a_worker_waits_for_its_first_set_so_long_and_says_that_it_serves_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A source that fails keeps no worker away for ever."""
+    path, one, other = pair(tmp_path)
+    write(path, TRIAL + "discover: [{file: missing.yaml}]\n")
+    late = worker_of(path, one.identity)
+    await late.start()
+    await until_informed(late.gateway, 0.05)
+    assert "no first set of backends from file:missing.yaml within 0.05 s" in caplog.text
+    caplog.clear()
+    (tmp_path / "missing.yaml").write_text("[]")
+    await until_informed(late.gateway, 600.0)
+    assert "no first set" not in caplog.text
+    await late.close()
+    for each in (one, other):
+        await each.gateway.engines.close()
+
+
+def worker_of(path: Path, identity: WorkerIdentity) -> Worker:
+    """With the config as it is now."""
+    plan = plan_file(path)
+    running.publish(identity.running, Version(plan.version, time(), "start", plan.text), {})
+    return worker(path, identity)
 
 
 def test_a_plan_without_an_outcome_is_as_it_was(tmp_path: Path) -> None:

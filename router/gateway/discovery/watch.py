@@ -31,6 +31,12 @@ class Discovery:
         self._found: dict[str, tuple[Backend, Backend]] = {}  # by name: as configured, and completed
         # by name: as configured, its certificates, and the task that reads it
         self._tasks: dict[str, tuple[Backend, TlsContext | None, asyncio.Task[None]]] = {}
+        self._untried: set[str] = set()
+
+    @property
+    def untried(self) -> frozenset[str]:
+        """Those whose first reading has not ended, or not become a backend yet."""
+        return frozenset(self._untried)
 
     def complete(self, plan: Plan) -> Plan:
         """The plan with every backend that was found by now; the same plan when none of its backends was."""
@@ -58,6 +64,7 @@ class Discovery:
                 await self._end(name)
         for name, (given, shown) in configured.items():
             if name not in self._tasks:
+                self._untried.add(name)
                 asking = self._ask(given, keys.get(name, ""), shown, period_s, timeout_s)
                 self._tasks[name] = given, shown, asyncio.create_task(asking, name=f"discovery of {name}")
 
@@ -74,12 +81,14 @@ class Discovery:
                     if str(why) != last:
                         _log.warning("backend %s: not served yet, %s (%s); trying again", given.name, why, given.url)
                     last = str(why)
+                self._untried.discard(given.name)
                 await asyncio.sleep(period_s * uniform(1 - _JITTER, 1 + _JITTER))
         finally:
             client.close()
         self._found[given.name] = given, completed(given, kind, facts)
         _log.info("backend %s: %s", given.name, said(kind, facts))
         await self._on_found()
+        self._untried.discard(given.name)
 
     def forget(self, name: str) -> None:
         """A backend has left: what its engine said is dropped."""
@@ -87,6 +96,7 @@ class Discovery:
 
     async def _end(self, name: str) -> None:
         *_, task = self._tasks.pop(name)
+        self._untried.discard(name)
         if task is not asyncio.current_task():  # the task of a backend that was just found ends by itself
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

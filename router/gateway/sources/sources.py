@@ -33,6 +33,7 @@ class SourceState:
         self.given = given
         self.endpoints: tuple[Endpoint, ...] = endpoints
         self.answered_s: float | None = None  # when it gave a set last
+        self.taken = False  # whether a set of it has become backends
         self.failing_s: float | None = None  # since when it has failed
         self.why = ""
         self.failures: int = 0
@@ -78,6 +79,11 @@ class Sources:
     def states(self) -> tuple[SourceState, ...]:
         """One a source, in the config's order."""
         return tuple(self._states.values())
+
+    @property
+    def unanswered(self) -> list[str]:
+        """The names of those of which no set has become backends yet."""
+        return [state.name for state in self._states.values() if not state.taken]
 
     def complete(self, plan: Plan) -> Plan:
         """The plan with the backends that its sources have given by now; the same plan when it has them."""
@@ -155,6 +161,7 @@ class Sources:
             self._log_change(state, endpoints)
             state.endpoints = endpoints
             await self._on_changed()
+        state.taken = True
 
     def _log_change(self, state: SourceState, endpoints: tuple[Endpoint, ...]) -> None:
         before, now = ({each.name for each in these if not each.terminating} for these in (state.endpoints, endpoints))

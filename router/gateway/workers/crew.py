@@ -2,7 +2,7 @@
 
 Each worker also serves its application to the others, on a socket of its own in a folder that only this user may enter.
 Must not depend on what answers mean, beyond how they are combined. The worker that got the request answers first: what
-it refuses, the others are not sent.
+it refuses, the others are not sent, unless it is that something is unknown to it.
 """
 
 import asyncio
@@ -26,7 +26,8 @@ from router.gateway.telemetry import history_view
 from router.gateway.worker_identity import WorkerIdentity
 from router.gateway.workers import sums, views
 
-_EXPLAINED: Final = {200, 404}  # the others are of the caller's key
+_NOT_FOUND: Final = 404
+_EXPLAINED: Final = {200, _NOT_FOUND}  # the others are of the caller's key
 ANSWER_S: Final = 2.0
 AGREE_S: Final = 3.0
 _FORWARDED: Final = frozenset({b"authorization", b"content-type"})
@@ -107,6 +108,9 @@ class ControlAggregator:
             "/admin/fleet": self._fleet,
             "/admin/policy": self._beside,
             "/admin/history": self._history,
+            "/admin/discovery": self._discovery,
+            "/admin/usage": self._usage,
+            "/admin/scaling": self._scaling,
         }.get(path)
 
     async def _sum_metrics(self, own: Answer, scope: Scope) -> Answer:
@@ -129,11 +133,36 @@ class ControlAggregator:
     async def _fleet(self, own: Answer, scope: Scope) -> Answer:
         if not own.ok:
             return own
-        identity = self._identity
-        views_by_slot = {slot: answer.json() for slot, answer in (await self._others(scope)).items() if answer.ok}
-        ids = {slot: identity.id_of(slot) for slot in range(identity.slots)}
-        whole = views.fleet({identity.slot: own.json()} | views_by_slot, ids) | {"router": identity.name}
+        whole = views.fleet(await self._views(own, scope), self._ids) | {"router": self._identity.name}
         return own.with_body(orjson.dumps(whole))
+
+    async def _discovery(self, own: Answer, scope: Scope) -> Answer:
+        """Each worker reads the sources for itself: what all have found, and where they differ."""
+        if not own.ok:
+            return own
+        return own.with_body(orjson.dumps(views.discovery(await self._views(own, scope), self._ids)))
+
+    async def _usage(self, own: Answer, scope: Scope) -> Answer:
+        if not own.ok:
+            return own
+        return own.with_body(orjson.dumps(views.usage([*(await self._views(own, scope)).values()])))
+
+    async def _scaling(self, own: Answer, scope: Scope) -> Answer:
+        """Of the worker that applies the advice, where one of them does."""
+        if not own.ok:
+            return own
+        decided = [view["decided"] for view in (await self._views(own, scope)).values() if view["decided"]]
+        leader = next((each for each in decided if each["leads"]), None)
+        return own if leader is None else own.with_body(orjson.dumps({"decided": leader}))
+
+    async def _views(self, own: Answer, scope: Scope) -> dict[int, Any]:
+        """By slot, what the workers that succeed answer, the one that got the request first."""
+        others = {slot: answer.json() for slot, answer in (await self._others(scope)).items() if answer.ok}
+        return {self._identity.slot: own.json()} | others
+
+    @property
+    def _ids(self) -> dict[int, str]:
+        return {slot: self._identity.id_of(slot) for slot in range(self._identity.slots)}
 
     async def _history(self, own: Answer, scope: Scope) -> Answer:
         """Counts and histograms of all workers added up."""
@@ -143,10 +172,11 @@ class ControlAggregator:
         return own.with_body(orjson.dumps(await asyncio.to_thread(history_view.merged, found)))
 
     async def _by_all(self, own: Answer, scope: Scope) -> Answer:
-        """A call that each worker has to carry out."""
-        if own.ok:
-            await self._others(scope)
-        return own
+        """A call about a backend, which each worker that has it carries out; one may have found it before this one."""
+        if not own.ok and own.status != _NOT_FOUND:
+            return own
+        others = (await self._others(scope)).values()
+        return own if own.ok else next((each for each in others if each.ok), own)
 
     async def _beside(self, own: Answer, scope: Scope) -> Answer:
         """Statistics of policies differ by worker: each worker's own are listed."""

@@ -31,6 +31,8 @@ from router.gateway.traffic.server import server
 from router.gateway.worker_identity import WorkerIdentity
 from router.gateway.workers import running
 from router.gateway.workers.crew import ControlAggregator
+from router.gateway.workers.drains import Drains, agree
+from router.gateway.workers.opening import until_informed
 
 UP: Final = b"u"  # sent to the parent once the worker serves
 _log = logging.getLogger("headroom")
@@ -48,6 +50,8 @@ class Worker:
         self._control = ControlAggregator(cast("Any", control_of(self.gateway)), identity, self._versions)
         self._number, self._published = number, self._newest
         self._seen: Stamp = None  # of the file of the running config, when it was last read
+        self._drained: Drains = {}  # as agreed with the other workers
+        self._drains_seen: Stamp = None
         self._sharing: asyncio.Task[None] | None = None
 
     # -- with the other workers --------------------------------------------------------------------------------
@@ -66,8 +70,11 @@ class Worker:
             await self._publisher.publish()
             try:
                 await self._agree()
+                self._agree_on_drains()
             except OSError as error:
-                _log.error("%s: cannot share the running config with the other workers: %s", self._file, error)
+                _log.error(
+                    "%s: cannot share the running config and drains with the other workers: %s", self._file, error
+                )
 
     @property
     def _newest(self) -> tuple[str, float]:
@@ -100,10 +107,21 @@ class Worker:
             await reloader.follow(found.version, found.bad)
             self._published = self._newest
 
+    def _agree_on_drains(self) -> None:
+        """Every worker drains what an operator has drained at one of them, also one that was away then."""
+        backends, file = self.gateway.backends, self.identity.drains
+        now = stamp(file)
+        if backends.drained == self._drained and now == self._drains_seen:
+            return
+        self._drained = agree(file, backends.drained, self._drained, backends.known)
+        self._drains_seen = now  # what was written since is read once more, which changes nothing
+        backends.take_drained(self._drained)
+
     # -- life --------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start everything that runs beside the traffic, and answer the other workers."""
+        self._agree_on_drains()  # before a backend joins: none gets a request that another worker has drained
         await self.gateway.start()
         self._sharing = asyncio.create_task(self._share(), name="workers")
         await self._control.start()
@@ -136,7 +154,7 @@ class Worker:
             loop.add_reader(parent, orphaned)  # readable only when its other end has been closed
             try:
                 await self.start()
-                await self._engines_checked()
+                await until_informed(self.gateway)
                 await self._serve_on(port, serving, parent)
             finally:
                 loop.remove_reader(parent)
@@ -150,13 +168,6 @@ class Worker:
             with suppress(OSError):
                 parent.send(UP)
             await task
-
-    async def _engines_checked(self) -> None:
-        """Wait for each engine's first health check, at most for a probe's timeout: requests can then be routed."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.gateway.plan.settings.scrape.timeout_s):
-                while any(watch.health is None for watch in self.gateway.engines.watches.values()):  # noqa: ASYNC110 - one condition
-                    await asyncio.sleep(0.01)
 
 
 def worker(path: Path, identity: WorkerIdentity) -> Worker:

@@ -28,7 +28,7 @@ class Running:
 
 def publish(file: Path, version: Version, bad: Mapping[str, str]) -> int:
     """Make *version* what all serve; its number. Raises OSError."""
-    with _alone(file):
+    with alone(file):
         before = read(file)
         number = before.number + 1 if before else 1
         content = {"number": number, "version": _plain_version(version), "bad": dict(bad)}
@@ -50,8 +50,8 @@ def _plain_version(version: Version) -> dict[str, Any]:
 
 
 @contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """One writer at a time; it takes less than a millisecond."""
+def alone(file: Path) -> Iterator[None]:
+    """One writer of a file at a time; it takes less than a millisecond."""
     with open(file.with_name(f"{file.name}.lock"), "w", opener=private) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

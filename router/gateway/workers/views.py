@@ -4,7 +4,7 @@ The form is that of ``fleet_view.py``. Must not depend on how the views were fet
 among the other routers; here they are taken out again.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 View = Mapping[str, Any]
@@ -13,11 +13,16 @@ SHOWN: Final = 30
 FAILED_SHOWN: Final = 100
 FOLLOWED_S: Final = 5.0  # within so long the other workers follow one that took a config
 _COUNTS: Final = ("requests", "slo_met", "refused")
+UNSEEN: Final = "unseen"  # the state of an endpoint at a worker that has not found it
+_STATES: Final = ("skipped", UNSEEN, "reading", "draining", "serving")
 _MEANS: Final = ("ttft_ms", "ttft_predicted_ms", "tpot_ms", "tpot_predicted_ms")
 
 
 def fleet(views: Mapping[int, View], ids: Mapping[int, str]) -> dict[str, Any]:
-    """The fleet by all that answered, first the one that got the request. ``ids``: router ids by slot."""
+    """The fleet by all that answered, first the one that got the request: each backend that any of them has.
+
+    ``ids``: router ids by slot.
+    """
     answered = list(views.values())
     own = answered[0]
     ours = set(ids.values())
@@ -27,14 +32,80 @@ def fleet(views: Mapping[int, View], ids: Mapping[int, str]) -> dict[str, Any]:
         "config": reloads([view["config"] for view in answered]),
         "in_flight": sum(view["in_flight"] for view in answered),
         "held": sum(view["held"] for view in answered),
+        "failing_open": sorted({model for view in answered for model in view["failing_open"]}),
+        "state_fault": next((view["state_fault"] for view in answered if view["state_fault"]), None),
+        "client_errors": sum(view["client_errors"] for view in answered),
         "peers": {peer: version for peer, version in own["peers"].items() if peer not in ours},
         "last": _counts([view["last"] for view in answered]),
-        "backends": [_backend(given["name"], answered) for given in own["backends"]],
+        "backends": [_backend(name, answered) for name in _names(view["backends"] for view in answered)],
         "recent": sorted((line for view in answered for line in view["recent"]), key=_age)[:SHOWN],
         "violated": sorted((line for view in answered for line in view["violated"]), key=_age)[:SHOWN],
         "failed": sorted((line for view in answered for line in view["failed"]), key=_age)[:FAILED_SHOWN],
         "workers": {ids[slot]: _worker(views.get(slot)) for slot in sorted(ids)},
     }
+
+
+def discovery(views: Mapping[int, View], ids: Mapping[int, str]) -> dict[str, Any]:
+    """The sources of backends: of each what every worker has found, an endpoint with its state at the worker where it
+    is furthest from serving. ``workers``, where they differ: by router id.
+    """
+    answered = {ids[slot]: view for slot, view in views.items()}
+    own = next(iter(views.values()))
+    found = []
+    for source in dict.fromkeys(each["source"] for view in answered.values() for each in view["sources"]):
+        seen = {name: each for name, view in answered.items() for each in view["sources"] if each["source"] == source}
+        found.append(_source(seen))
+    return dict(own) | {"sources": found}
+
+
+def _source(seen: Mapping[str, View]) -> dict[str, Any]:
+    """One source; what fails is shown where it fails for any worker."""
+    shown = next((each for each in seen.values() if not each["up"]), next(iter(seen.values())))
+    states = {name: {each["name"]: each["state"] for each in view["endpoints"]} for name, view in seen.items()}
+    endpoints = []
+    for name in _names(view["endpoints"] for view in seen.values()):
+        by_worker = {worker: known.get(name, UNSEEN) for worker, known in states.items()}
+        furthest = min(by_worker.values(), key=_STATES.index)
+        given = next(each for view in seen.values() for each in view["endpoints"] if each["name"] == name)
+        differs = {"workers": by_worker} if len(set(by_worker.values())) > 1 else {}
+        endpoints.append(dict(given) | {"state": furthest} | differs)
+    facts = ("up", "answered_s", "failing_since_s", "why", "failures", "endpoints", "terminating")
+    short = {
+        name: {fact: view[fact] if fact != "endpoints" else len(view["endpoints"]) for fact in facts}
+        for name, view in seen.items()
+    }
+    return dict(shown) | {
+        "failures": sum(each["failures"] for each in seen.values()),
+        "terminating": sum(each["terminating"] for each in endpoints),
+        "endpoints": endpoints,
+        "workers": short,
+    }
+
+
+def usage(views: Sequence[View]) -> dict[str, Any]:
+    """What accounts have used: added up where no shared state does that already."""
+    own = views[0]
+    names = dict.fromkeys(name for view in views for name in view["accounts"])
+    fold = max if own["month"] is not None else sum
+    accounts = {
+        name: _account([view["accounts"][name] for view in views if name in view["accounts"]], fold) for name in names
+    }
+    return dict(own) | {"accounts": accounts}
+
+
+def _account(seen: Sequence[View], fold: Callable[[Iterable[float]], float]) -> dict[str, Any]:
+    """Each worker counts what is left and what runs by all; the newest of them is the strictest."""
+    left = {name: [each[name] for each in seen if each[name] is not None] for name in ("requests_left", "tokens_left")}
+    return dict(seen[0]) | {
+        **{name: min(values, default=None) for name, values in left.items()},
+        "running": max(each["running"] for each in seen),
+        "used": {name: fold(each["used"][name] for each in seen) for name in seen[0]["used"]},
+    }
+
+
+def _names(lists: Iterable[Sequence[View]]) -> list[str]:
+    """Of all lists, each once."""
+    return list(dict.fromkeys(each["name"] for views in lists for each in views))
 
 
 def reloads(views: Iterable[View]) -> dict[str, Any]:
@@ -54,13 +125,14 @@ def _worker(view: View | None) -> dict[str, Any]:
     """One worker in short; one that is being started again does not answer."""
     if view is None:
         return {"up": False}
-    return {"up": True} | {name: view[name] for name in ("pid", "version", "ready", "in_flight", "held")}
+    short = {name: view[name] for name in ("pid", "version", "ready", "in_flight", "held")}
+    return {"up": True} | short | {"backends": len(view["backends"])}
 
 
 def _backend(name: str, views: Sequence[View]) -> dict[str, Any]:
     seen = [backend for view in views for backend in view["backends"] if backend["name"] == name]
-    own = seen[0]
-    siblings = sum(sum(each["load"][phase] for phase in ("prefilling", "decoding")) for each in seen[1:])
+    own = next((each for each in seen if each["up"]), seen[0])  # why it is down is stated where it is down for all
+    siblings = sum(sum(each["load"][phase] for phase in ("prefilling", "decoding")) for each in seen if each is not own)
     reports = [each["engine"] for each in seen if each["engine"] is not None]
     return dict(own) | {
         "up": any(each["up"] for each in seen),
