@@ -2,27 +2,47 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from deploy.local import catalog, processes
 from tests.real.world import ROOT
 
-ENVOY = ROOT / "deploy/epp/envoy.yaml"
+ENVOY, FALLBACKS = ROOT / "deploy/epp/envoy.yaml", ROOT / "deploy/epp/envoy-fallbacks.yaml"
 ENVOY_PORT, PICKER_PORT, CONTROL_PORT, GATEWAY_PORT = 8300, 8303, 8304, 8305
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
+def home() -> Path:
+    """Where Envoy is installed; skips the test where it is not."""
+    try:
+        found = catalog.home_folder()
+    except catalog.EngineError as error:
+        pytest.skip(str(error))
+    if not (found / "envoy/bin/envoy").exists():
+        pytest.skip(f"no Envoy in {found}: `python -m tests.real.matrix.environments envoy` installs it")
+    return found
+
+
 @dataclass
 class Parts:
-    """Processes by name."""
+    """Processes by name, whose programs are in *home*."""
 
+    home: Path
     running: dict[str, processes.Running] = field(default_factory=dict)
+
+    def start_again(self, name: str) -> None:
+        """A process that has ended, ready."""
+        before = self.running[name]
+        before.stop()
+        self.running[name] = processes.start(before.engine, self.home)
+        processes.wait_ready([self.running[name]])
 
     def cpu_s(self, name: str) -> float:
         """CPU seconds of a process so far."""
@@ -49,27 +69,32 @@ def emulated(name: str, card: str, port: int, model: str) -> catalog.Engine:
     return _ours(name, port, "-m", "simulator", "serve", *options)
 
 
-def gateway(folder: Path, config: dict[str, Any]) -> catalog.Engine:
+def gateway(folder: Path, config: dict[str, Any], name: str = "gateway", port: int = GATEWAY_PORT) -> catalog.Engine:
     """The gateway with this config."""
-    path = _written(folder / "gateway.yaml", {**config, "listen": {"port": GATEWAY_PORT}})
-    return _ours("gateway", GATEWAY_PORT, "-m", "router", "serve", "--config", str(path), ready_path="/readyz")
+    path = _written(folder / f"{name}.yaml", {**config, "listen": {"port": port}})
+    return _ours(name, port, "-m", "router", "serve", "--config", str(path), ready_path="/readyz")
 
 
 def picker(folder: Path, config: dict[str, Any]) -> catalog.Engine:
     """The picker with this config."""
-    ports = {"listen": {"port": CONTROL_PORT}, "epp": {"port": PICKER_PORT}}
+    ports = {"listen": {"port": CONTROL_PORT}, "epp": {**config.get("epp", {}), "port": PICKER_PORT}}
     path = _written(folder / "picker.yaml", {**config, **ports})
     return _ours("picker", CONTROL_PORT, "-m", "router", "epp", "--config", str(path), ready_path="/readyz")
 
 
-def envoy(folder: Path) -> catalog.Engine:
-    """Envoy as users are shown it, on other ports."""
-    config = yaml.safe_load(ENVOY.read_text(encoding="utf-8"))
+def envoy(folder: Path, engines: Sequence[int] = ()) -> catalog.Engine:
+    """Envoy as users are shown it, on other ports; *engines*: the config that knows them, at these ports."""
+    config = yaml.safe_load((FALLBACKS if engines else ENVOY).read_text(encoding="utf-8"))
     resources = config["static_resources"]
     resources["listeners"][0]["address"]["socket_address"] = {"address": catalog.HOST, "port_value": ENVOY_PORT}
     (calls,) = [cluster for cluster in resources["clusters"] if cluster["name"] == "picker"]
     (endpoint,) = calls["load_assignment"]["endpoints"][0]["lb_endpoints"]
     endpoint["endpoint"]["address"]["socket_address"]["port_value"] = PICKER_PORT
+    (cluster,) = [cluster for cluster in resources["clusters"] if cluster["name"] == "engines"]
+    for port, each in zip(
+        engines, cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] if engines else (), strict=True
+    ):
+        each["endpoint"]["address"]["socket_address"]["port_value"] = port
     path = _written(folder / "envoy.yaml", config)
     return catalog.Engine(
         name="envoy",
@@ -93,9 +118,9 @@ def _written(path: Path, config: dict[str, Any]) -> Path:
 def up(home: Path, *parts: catalog.Engine) -> Iterator[Parts]:
     """These, ready one after the other."""
     with ExitStack() as ends:
-        made = Parts()
+        made = Parts(home)
         for part in parts:
             made.running[part.name] = processes.start(part, home)
-            ends.callback(made.running[part.name].stop)
+            ends.callback(lambda name=part.name: made.running[name].stop())
             processes.wait_ready([made.running[part.name]])
         yield made

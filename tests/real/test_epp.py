@@ -1,9 +1,8 @@
 """The picker behind the real Envoy, before two emulated engines of unequal cards."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 
 import httpx
 import openai
@@ -11,9 +10,8 @@ import pytest
 
 from deploy.local import catalog
 from tests.real import picker
-from tests.real.picker import CONTROL_PORT, ENVOY_PORT, GATEWAY_PORT, Parts
+from tests.real.picker import CONTROL_PORT, ENVOY_PORT, Parts
 from tests.real.world import MODEL, events_of, long_chat, metric, text_of
-from tests.streams import Ask, Seen, Talk, open_loop
 from tests.waiting import until_async
 
 URL, CONTROL = f"http://{catalog.HOST}:{ENVOY_PORT}", f"http://{catalog.HOST}:{CONTROL_PORT}"
@@ -33,23 +31,15 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def home() -> Path:
     """Where Envoy is installed."""
-    try:
-        found = catalog.home_folder()
-    except catalog.EngineError as error:
-        pytest.skip(str(error))
-    if not (found / "envoy/bin/envoy").exists():
-        pytest.skip(f"no Envoy in {found}: `python -m tests.real.matrix.environments envoy` installs it")
-    return found
+    return picker.home()
 
 
 @pytest.fixture(scope="module")
 def parts(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
-    """Engines, gateway, picker and Envoy."""
+    """Engines, picker and Envoy."""
     folder = tmp_path_factory.mktemp("epp")
     engines = [picker.emulated(name, card, port, MODEL) for name, card, port in (FAST, SLOW)]
-    with picker.up(
-        home, *engines, picker.picker(folder, CONFIG), picker.envoy(folder), picker.gateway(folder, CONFIG)
-    ) as made:
+    with picker.up(home, *engines, picker.picker(folder, CONFIG), picker.envoy(folder)) as made:
         yield made
 
 
@@ -108,35 +98,6 @@ async def test_a_client_that_leaves_is_seen() -> None:
     await events.aclose()
     await until_async(idle)
     assert await metric(f"{CONTROL}/metrics", "headroom_requests_total", outcome="left") == before + 1
-
-
-def _asks(seed: int, rate: float, seconds: float) -> list[Ask]:
-    talk, chance, at_s, made = Talk(seed), Random(seed), 0.0, list[Ask]()
-    while (at_s := at_s + chance.expovariate(rate)) < seconds:
-        made.append(Ask(f"p{len(made)}", talk.prompt(), 40, True, at_s))
-    return made
-
-
-def _attainment(seen: Sequence[Seen]) -> float:
-    met = [each.tokens > 0 and each.ttft_s <= TTFT_S and not each.tpot_s > TPOT_S for each in seen]
-    return sum(met) / len(met)
-
-
-async def test_attainment_is_the_gateways_own(parts: Parts) -> None:
-    """The same load through Envoy with the picker, and through the gateway: at most a point less. Prints both, with the
-    CPU of each process a request.
-    """
-    found = dict[str, float]()
-    for name, port, costs in (("gateway", GATEWAY_PORT, ("gateway",)), ("picker", ENVOY_PORT, ("picker", "envoy"))):
-        before = [parts.cpu_s(each) for each in costs]
-        asks = _asks(7, 3.0, 30.0)
-        seen = await open_loop(port, asks)
-        cpu_ms = [1e3 * (parts.cpu_s(each) - was) / len(asks) for each, was in zip(costs, before, strict=True)]
-        found[name] = _attainment(seen)
-        shares = {backend: sum(each.backend == backend for each in seen) for backend in ("fast", "slow")}
-        spent = ", ".join(f"{each} {ms:.1f} ms CPU a request" for each, ms in zip(costs, cpu_ms, strict=True))
-        print(f"{name}: {len(seen)} requests, attainment {found[name]:.3f}, {shares}, {spent}")  # noqa: T201
-    assert found["picker"] >= found["gateway"] - 0.01
 
 
 async def test_an_engine_that_dies_costs_its_own_requests_alone(parts: Parts) -> None:
