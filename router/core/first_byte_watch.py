@@ -58,7 +58,7 @@ class FirstByteWatch:
                 return None
             self._early += 1
         why = f"{attempt.backend} sent no first byte in {now_s - attempt.sent_s - attempt.paused_s:.2f} s"
-        return Failure(why, backend_fault=True, retryable=True, late=True, kind=FailureKind.LATE)
+        return Failure(why, backend_fault=True, retryable=not limits.late_final, late=True, kind=FailureKind.LATE)
 
     def postpone(self, by_s: float) -> None:
         """Deadlines and hedges of all open attempts come later by so much."""

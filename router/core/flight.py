@@ -30,7 +30,8 @@ class DispatchLimits(Fact):
     (inf: never); ``hedges_max_share``: such second attempts, and those that the SLO's deadline calls for, are at most
     this share of all; ``failures_max``: consecutive faults of a backend
     before it is ejected, first for ``eject_s``, doubling up to ``eject_s_max``; ``refused_s``: how long a backend that
-    refused a model (not loaded, key refused) or an endpoint is not chosen for it while others are there.
+    refused a model (not loaded, key refused) or an endpoint is not chosen for it while others are there;
+    ``late_final``: silence ends a request, since a proxy that has no answer yet can be given no other one.
     """
 
     attempts_max: int = 3
@@ -43,6 +44,7 @@ class DispatchLimits(Fact):
     eject_s: float = 1.0
     eject_s_max: float = 60.0
     refused_s: float = 10.0
+    late_final: bool = False
 
 
 class FailureKind(StrEnum):

@@ -96,7 +96,7 @@ async def _shows(port: int, certificate: str) -> bool:
 
 
 async def test_its_limits_outlive_a_reload(tmp_path: Path) -> None:
-    """Whatever the config says: a proxy sends a request once."""
+    """Whatever the config says: a proxy sends a request once, and waits for the answer to that."""
     path = tmp_path / "r.yaml"
     limits = "policy: {limits: {attempts_max: 5, hedge_slo_share: 0.5}}\nreload: {validation: {enabled: false}}\n"
     async with picker(path, f"epp: {{port: 0, secure: false}}\n{limits}") as (made, _):
@@ -104,7 +104,7 @@ async def test_its_limits_outlive_a_reload(tmp_path: Path) -> None:
         assert (await made.gateway.reloader.reload("test")).ok
         await until(lambda: made.gateway.plan.settings.policy.limits.attempts_max == 4)
         now = made.gateway.core.limits
-        assert (now.attempts_max, now.hedge_slo_share) == (0, inf)
+        assert (now.attempts_max, now.hedge_slo_share, now.late_final) == (4, inf, True)
 
 
 async def test_a_name_that_a_reload_brings_has_its_address_when_the_reload_is_over(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ _PREPARE_S: Final = 5.0  # as long as resolvers wait for one server
 _log = logging.getLogger("headroom")
 
 
-def with_one_attempt(plan: Plan) -> Plan:
-    """The plan with the limits that a proxy leaves: it sends a request once."""
-    return replace(plan, limits=replace(plan.limits, attempts_max=0, hedge_slo_share=inf, first_byte_slo_factor=inf))
+def as_proxied(plan: Plan) -> Plan:
+    """The plan with the limits that a proxy leaves: it sends a request once, and waits for the answer to that."""
+    return replace(plan, limits=replace(plan.limits, hedge_slo_share=inf, first_byte_slo_factor=inf, late_final=True))
 
 
 class EndpointPicker:
@@ -46,9 +46,9 @@ class EndpointPicker:
         """Opens no socket; raises OSError when the record's file cannot be written."""
         self._addresses = Addresses()
         links = Links(self._addresses)
-        self.gateway = gateway = Gateway(with_one_attempt(plan), path, clock, dialler=links.dial, prepare=self._prepare)
+        self.gateway = gateway = Gateway(as_proxied(plan), path, clock, dialler=links.dial, prepare=self._prepare)
         driver, complete = gateway.driver, gateway.reloader.complete
-        gateway.reloader.complete = lambda given: with_one_attempt(complete(given))
+        gateway.reloader.complete = lambda given: as_proxied(complete(given))
         self._addresses.targets = lambda: [upstream.target for upstream in driver.upstreams.values()]
         explain, most = gateway.core.explain, lambda: gateway.plan.settings.epp.fallbacks
         links.endpoints = Fallbacks(self._addresses, driver.upstreams, explain, most).endpoints

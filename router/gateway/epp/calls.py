@@ -142,6 +142,7 @@ class RoutedCall(ProxiedCall):
         """An attempt sends the request: the proxy does."""
         assert self._link is None  # a proxy sends a request once
         self._link = link
+        self.exchange.given = True
         end = data.index(HEAD_END)
         body = data[end + len(HEAD_END) :]
         path, ours = _request_head(data[:end])
@@ -152,7 +153,7 @@ class RoutedCall(ProxiedCall):
         replies = self._replies
         attempt = link.attempt
         assert attempt is not None
-        replies.destination(self._links.endpoints(attempt.call.request, link.upstream), fields, removed)
+        replies.destination(self._links.endpoints(attempt.call.request, attempt.model, link.upstream), fields, removed)
         if self._has_body:
             replies.request_body(body, ends=not self._has_trailers)
         if self._has_trailers:
@@ -164,7 +165,7 @@ class RoutedCall(ProxiedCall):
             self._passes = True
             self._replies.head(b"")
             return
-        self._replies.bodiless = ends
+        self._replies.bodiless = self.exchange.bodiless = ends
         if served:
             self._links.served(self._link, served)
         lines = b"".join(b"%b: %b\r\n" % field for field in fields if field[0] not in _OF_REPLY)

@@ -47,10 +47,11 @@ def _unframed(data: bytes) -> bytes:
 class PickerExchange(Exchange):
     """One request, from its head to the end of its reply.
 
-    ``proxied``: the head of the reply that the proxy has got, empty: none yet.
+    ``given``: the proxy has been given the request; ``proxied``: the head of the reply that it has got, empty: none
+    yet; ``bodiless``: that reply has no body.
     """
 
-    __slots__ = ("_on_call", "_replies", "proxied")
+    __slots__ = ("_on_call", "_replies", "bodiless", "given", "proxied")
 
     def __init__(
         self,
@@ -66,7 +67,16 @@ class PickerExchange(Exchange):
         super().__init__(driver, endpoint, path, headers, fields)
         self._replies = replies
         self._on_call = on_call
+        self.given = self.bodiless = False
         self.proxied = b""
+
+    def sent(self) -> bool:
+        """Whether the proxy has been given the request."""
+        return self.given
+
+    def replaceable(self) -> bool:
+        """Whether another can take the place of the reply that it has got: to one without a body it adds none."""
+        return self.proxied != b"" and not self.bodiless
 
     def _read(self, body: bytes) -> Call:
         call = super()._read(body)
@@ -83,12 +93,11 @@ class PickerExchange(Exchange):
         """Let the reply begin, with its first bytes. It is none of the proxy's where the request was sent again."""
         self.status = head.status
         own = self._reply_fields(backend, predicted_ttft_s)
-        if translation is not None:
-            self._replies.head(translation.fields + own)
-        elif self._is_proxied(head):
-            self._replies.head(own)
+        fields = head.fields if translation is None else translation.fields
+        if not self._is_proxied(head):
+            self._replies.other_head(head.status, fields + own, self.proxied)
         else:
-            self._replies.other_head(head.status, head.fields + own, self.proxied)
+            self._replies.head(own if translation is None else fields + own)
         if body:
             self._replies.body(body)
         return _unframed

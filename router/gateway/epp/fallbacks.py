@@ -27,8 +27,8 @@ class Fallbacks:
         """*explain*: why a backend was chosen for a request, as the core has it."""
         self._addresses, self._upstreams, self._explain, self._most = addresses, upstreams, explain, most
 
-    def endpoints(self, request: Request, chosen: Upstream) -> str:
-        """The endpoint of the backend chosen, and those after it."""
+    def endpoints(self, request: Request, model: str, chosen: Upstream) -> str:
+        """The endpoint of the backend chosen, and those after it, for a request that *model* is to serve."""
         first, most = self._addresses.endpoint(chosen.target), self._most()
         explanation = self._explain(request.id) if most else None
         if explanation is None:
@@ -36,7 +36,7 @@ class Fallbacks:
         found = [first]
         for candidate in sorted(explanation.candidates, key=lambda each: _use(each, request.slo)):
             upstream = self._upstreams.get(candidate.backend)
-            if upstream is None or len(found) > most or not _sent_alike(chosen, upstream, request.model):
+            if upstream is None or len(found) > most or not _sent_alike(chosen, upstream, model):
                 continue
             endpoint = self._addresses.endpoint(upstream.target)
             if endpoint and endpoint not in found:

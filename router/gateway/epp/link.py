@@ -100,14 +100,14 @@ class EngineLink(asyncio.Transport):
 class Links:
     """Gives attempts their links. ``owners``: who has the proxy send the request of that id.
 
-    ``endpoints``: where a request goes that is sent to a backend, and where it may go after that, in order;
+    ``endpoints``: where a request for a model goes that is sent to a backend, and where it may go after that, in order;
     ``on_served``: the reply to an attempt comes from another backend, of that name.
     """
 
     def __init__(self, addresses: Addresses) -> None:
         self.addresses = addresses
         self.owners: dict[RequestId, OnRequest] = {}
-        self.endpoints: Callable[[Request, Upstream], str] = lambda _, chosen: addresses.endpoint(chosen.target)
+        self.endpoints: Callable[[Request, str, Upstream], str] = lambda *given: addresses.endpoint(given[2].target)
         self.on_served: Callable[[RequestId, int, str], None] = lambda *_: None
 
     def served(self, link: EngineLink, endpoint: str) -> None:

@@ -64,8 +64,8 @@ class UpstreamAttempt(Reader):
     """
 
     __slots__ = (
-        "_asks_usage", "_body", "_clock", "_committed", "_counted", "_decodes", "_frame", "_head", "_name", "_phase",
-        "_sink", "_stream", "_timer", "_token_reported", "_translation", "_usage_refused", "_write", "call",
+        "_again", "_asks_usage", "_body", "_clock", "_committed", "_counted", "_decodes", "_frame", "_head", "_name",
+        "_phase", "_sink", "_stream", "_timer", "_token_reported", "_translation", "_usage_refused", "_write", "call",
         "connect_s", "connection", "fallback_why", "meter", "model", "number", "over", "paused", "predicted_ttft_s",
         "upstream",
     )  # fmt: skip
@@ -79,9 +79,10 @@ class UpstreamAttempt(Reader):
         predicted_ttft_s: float,
         model: str = "",
         fallback_why: str = "",
+        again: bool = False,
     ) -> None:
-        """*model*: another one than the call's. Raises UnsupportedFeature when the engine's protocol has no form for
-        the call.
+        """*model*: another one than the call's; *again*: a proxy has sent the call before. Raises UnsupportedFeature
+        when the engine's protocol has no form for the call.
         """
         self.call = call
         self.upstream = upstream
@@ -102,6 +103,7 @@ class UpstreamAttempt(Reader):
         self._counted = _NOT_PARTING  # output tokens that its request has, while the rest is read
         self._asks_usage = False  # on the client's behalf
         self._usage_refused = False
+        self._again = again
         self._frame: Frame | None = None
         self._stream: EventStream | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -143,7 +145,7 @@ class UpstreamAttempt(Reader):
             self.connect_s = self._clock() - began_s
             self._send(connection)
 
-        self.upstream.dial(ready, self._undialled, again=self._usage_refused)
+        self.upstream.dial(ready, self._undialled, again=self._again)
 
     def _undialled(self, why: str) -> None:
         if exhausted(self.upstream.dial_error):  # any other backend needs a connection too, but may have an idle one
@@ -175,7 +177,7 @@ class UpstreamAttempt(Reader):
         upstream = self.upstream
         if self._translation is None:
             self._name = self.call.reply_name(upstream.target, self.model, self._shown)
-            framed = self._usage_refused and upstream.proxied  # the engine's own framing, where a proxy has none
+            framed = self._again and upstream.proxied  # the engine's own framing, where a proxy has none
             self._decodes = self.call.http10 or self._name is not None or framed
         self._asks_usage = (
             upstream.target.engine.states_usage
@@ -395,7 +397,7 @@ class UpstreamAttempt(Reader):
             or (error.find(b"stream_options") < 0 and error.find(b"include_usage") < 0)
         ):
             return False
-        self._usage_refused = True
+        self._usage_refused = self._again = True
         self._body = b""
         self._head = self._stream = None
         self._phase = _BEFORE_HEAD

@@ -44,6 +44,7 @@ _log = logging.getLogger("headroom")
 _AGAIN_S: Final = 60.0  # what goes on is logged so often
 _COUNTED: Final = 12  # digits of a UUID's last group, which counts: a tenth of the cost of a random one
 
+_UNANSWERED: Final = "the proxy has no answer yet, so it can be given no other one"
 _TIMER_STEP_S: Final = 0.001  # the loop's own resolution: sooner would spin
 
 
@@ -347,6 +348,10 @@ class Driver(RequestDriver):
             gone = _withdrawn(f"{command.backend} is not configured here")
             request.failed(command.attempt, gone, request.engine_error)
             return
+        again = request.client.sent()
+        if again and not request.client.replaceable():
+            request.failed(command.attempt, _withdrawn(_UNANSWERED, retryable=False), request.engine_error)
+            return
         try:
             attempt = UpstreamAttempt(
                 request.call,
@@ -356,6 +361,7 @@ class Driver(RequestDriver):
                 command.predicted_ttft_s,
                 command.model,
                 command.fallback_why,
+                again,
             )
         except UnsupportedFeature as unsupported:
             error = EngineError(unsupported.status, str(unsupported), kind=FailureKind.UNSUPPORTED)

@@ -60,6 +60,14 @@ class Client(ABC):
     def finish(self) -> None:
         """The reply is complete and sent."""
 
+    def sent(self) -> bool:
+        """Whether a proxy has been given the request, which it sends once: a further attempt is this process's own."""
+        return False
+
+    def replaceable(self) -> bool:
+        """Whether the reply to a further attempt can take the place of the one before, which nobody has seen."""
+        return True
+
     @abstractmethod
     def refuse(self, command: Refuse, engine_error: EngineError | None) -> None:
         """Answer with an error: the last engine's own where it answered with one, else the reason of the refusal."""

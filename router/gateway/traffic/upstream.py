@@ -338,7 +338,7 @@ class Upstream:
         """Open a new connection: *ready* gets it, *failed* the reason why there is none. *again*: for a request that
         was sent before, which a proxy cannot do: it is this process's own.
         """
-        if again:
+        if again and self.proxied:
             self.connect(ready, failed)
         else:
             self._dialler(self, ready, failed)
