@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from router.config import models
 from router.config.settings import Settings
 from router.config.text import document, problems
 from router.core.errors import ConfigError
@@ -149,10 +150,12 @@ class Draft:
         if unresolved:
             return [(each.loc, each.message) for each in unresolved]
         try:
-            Settings.model_validate(data)
+            parsed = Settings.model_validate(data)
         except ValidationError as error:
             return [(each.loc, each.message) for each in problems(error, Settings)]
-        return []
+        known = not parsed.discover and all(each.models for each in parsed.backends)
+        served = frozenset(name for each in parsed.backends for name in each.models) if known else frozenset()
+        return [(each.loc, each.message) for each in models.faults(parsed.models, served)]
 
     def _leave_out(self, loc: tuple[Key, ...], why: str) -> None:
         """Take out the value at *loc*, or the smallest section around it that can be without."""

@@ -114,6 +114,7 @@ def test_litellms_router_settings() -> None:
     }
     assert "least_request is the nearest" in made.text
     assert config["state"]["redis"] == {"urls": ["redis://redis.internal:6379"], "password": "${REDIS_PASSWORD}"}
+    assert config["models"] == {"llama-lora": {"fallback": ["llama"], "fallback_for": "everyone"}}
     assert config["admin_key"] == {"key": "${LITELLM_MASTER_KEY}"}
     assert config["prices"] == {"llama": {"input": 0.2, "output": 0.6}}
     assert made.variables == ("VLLM_KEY", "HOSTED_VLLM_API_KEY", "REDIS_PASSWORD", "LITELLM_MASTER_KEY")
@@ -165,9 +166,10 @@ def test_a_pool_of_the_gateway_api() -> None:
     assert config["discover"] == [
         {
             "kubernetes": {"selector": "app=vllm-llama,tier=gpu", "namespace": "llm", "port": 8000},
-            "defaults": {"models": {"support": "support-adapter"}},
+            "defaults": {"models": {"support": "support-adapter", "chat-v1": "chat-v1", "chat-v2": "chat-v2"}},
         }
     ]
+    assert config["models"] == {"chat": {"split": {"chat-v1": 90, "chat-v2": 10}}}
     assert config["epp"] == {"host": "0.0.0.0", "port": 9002}
     assert config["slo_classes"]["interactive"] == {"priority": -10}
     assert config["slo_classes"]["support"] == {"priority": -1}
@@ -248,6 +250,17 @@ def test_a_value_that_the_schema_refuses_is_left_out_and_named() -> None:
     assert list(backends(made)) == ["ok-8000", "other-8000"]
     assert "line 3: upstream.server" in notes(made)
     assert "line 4: upstream.server.weight" in notes(made)
+    planned(made)
+
+
+def test_a_rule_for_a_model_that_nothing_serves_any_more_is_left_out() -> None:
+    """Its backend was left out, for its address is none."""
+    deployment = "- {model_name: %s, litellm_params: {model: openai/x, api_base: '%s'}}"
+    text = "\n".join(["model_list:", deployment % ("a", "http://a"), deployment % ("b", "http://b b"),
+                      "router_settings: {fallbacks: [{a: [b]}]}"])  # fmt: skip
+    made = convert(text, "e.yaml")
+    assert "models" not in data(made)
+    assert "line 4: router_settings.fallbacks[0].a: left out" in notes(made)
     planned(made)
 
 

@@ -54,10 +54,10 @@ _REASONS: Final = MappingProxyType(
         "timeout": without("time limits are of the router, see policy.limits"),
         "stream_timeout": without("time limits are of the router, see policy.limits.first_byte_s_max"),
         "order": without("every backend that meets the SLO is a candidate; see weight"),
-        "fallbacks": without("a request stays with the model that it names"),
-        "default_fallbacks": without("a request stays with the model that it names"),
+        "fallbacks": without("expected a list of {model: [models]}; see models.NAME.fallback"),
+        "default_fallbacks": without("see models.NAME.fallback, by model"),
         "context_window_fallbacks": without("a prompt goes to a backend whose context_tokens_max holds it"),
-        "content_policy_fallbacks": without("a request stays with the model that it names"),
+        "content_policy_fallbacks": without("a refusal of the model itself is passed on"),
         "success_callback": without("see log.access, tracing and /metrics"),
         "failure_callback": without("see log.access, tracing and /metrics"),
         "callbacks": without("see log.access, tracing and /metrics"),
@@ -103,6 +103,7 @@ def _take(trees: list[Entry], draft: Draft) -> None:
             _deployment(deployment, aliases, draft)
         for section in ("router_settings", "litellm_settings"):
             _limits(tree, section, draft)
+            _fallbacks(tree, section, draft)
         _redis(tree, draft)
         _keys(tree, draft)
 
@@ -203,6 +204,19 @@ def _limits(tree: Entry, section: str, draft: Draft) -> None:
     for key in ("timeout", "request_timeout"):
         put_number(draft, tree.get(section, key), "policy", "limits", "whole_reply_s_max")
     put_number(draft, tree.get(section, "stream_timeout"), "policy", "limits", "first_byte_s_max")
+
+
+def _fallbacks(tree: Entry, section: str, draft: Draft) -> None:
+    """By model, those that serve its requests where it cannot. LiteLLM asks no client whether it may."""
+    served = {name for each in draft.data.get("backends", []) for name in each["models"].value}
+    for rule in (part for group in _parts(tree, section, "fallbacks") for part in group.parts):
+        others = dict.fromkeys(other for other in rule.texts() if other != rule.key)
+        strange = sorted(others.keys() - served)
+        if strange or not others:
+            draft.note(rule, f"left out: no backend here serves {', '.join(strange) or 'a model of it'}")
+            continue
+        rule.used = True
+        draft.put(rule, {"fallback": list(others), "fallback_for": "everyone"}, "models", str(rule.key))
 
 
 def _redis(tree: Entry, draft: Draft) -> None:

@@ -197,9 +197,8 @@ def _models(trees: list[Entry], draft: Draft) -> dict[str, object]:
             names[0].take("weight")
         elif model and not names:
             found[model] = model
-        else:
-            for part in names:
-                draft.note(part, without("traffic of one model is not split between others"))
+        elif model:
+            found |= _split(model, names, draft)
         critical = tree.get("spec", "criticality")
         if critical is not None and critical.text in _CRITICALITY and model:
             critical.used = True
@@ -207,6 +206,21 @@ def _models(trees: list[Entry], draft: Draft) -> dict[str, object]:
                 critical, {"priority": _CRITICALITY[critical.text]}, "slo_classes", model, comment="by x-slo-class"
             )
     return {name: target for name, target in found.items() if name and target and len(name) <= _NAME_MOST}
+
+
+def _split(model: str, targets: list[Entry], draft: Draft) -> dict[str, object]:
+    """One name for several models, by weight; the models that serve it."""
+    weights = {part.take_text("name"): part.get("weight") for part in targets}
+    shares = {name: 1.0 if weight is None else weight.number or 0.0 for name, weight in weights.items()}
+    if min(shares.values()) <= 0 or max(map(len, shares)) > _NAME_MOST:
+        for part in targets:
+            draft.note(part, "left out: expected a weight above 0 and a name of at most 200 characters")
+        return {}
+    for weight in weights.values():
+        if weight is not None:
+            weight.used = True
+    draft.put(targets[0], {"split": shares}, "models", model)
+    return {name: name for name in shares}
 
 
 def _metadata_name(tree: Entry) -> str:
