@@ -45,20 +45,21 @@ def advise(
     age_s: float = 0.0,
     without: Collection[str] = (),
     loads: Loads = NO_LOADS,
+    at_s: float = 0.0,
 ) -> Advised:
     """The advice of the plan's scaling policy for this demand, by model, within the variants' bounds. A policy that
     fails for one model fails for that one alone.
 
     *existing*: the replicas that there are; where it has none of a variant, the configured backends count. *memory*: of
     earlier rounds, to which this one is added (None: this is the only one). ``age_s``: of the demand; *without*: models
-    that get no advice; *loads*: what runs on each replica, where it is known.
+    that get no advice; *loads*: what runs on each replica, where it is known; ``at_s``: now, since the epoch.
     """
     known, whole = memory or ScalingMemory(), Advised()
     for model, each in sorted(demand.items()):
         if model in without:
             continue
         try:
-            whole.advice.extend(_advise_model(plan, model, each, existing, known, now_s, age_s, loads))
+            whole.advice.extend(_advise_model(plan, model, each, existing, known, now_s, age_s, loads, at_s))
         except Exception as error:
             _log.warning("%s: the scaling policy failed: %r; its advice stays as it is", model, error)
             whole.failed[model] = f"the scaling policy failed: {error!r}"
@@ -86,6 +87,7 @@ def _advise_model(
     now_s: float,
     age_s: float,
     loads: Loads,
+    at_s: float,
 ) -> list[Advice]:
     patterns = variants(plan, model)
     if not patterns or (demand.output_tokens <= 0 and not demand.arrivals):
@@ -95,11 +97,15 @@ def _advise_model(
         name: _supply(plan, pattern, existing.get((model, name)), memory, loads.get((model, name), ()))
         for name, pattern in patterns.items()
     }
+    ahead_s = max(each.start_s for each in supply.values()) + plan.settings.autoscale.period_s
+    seasonal = memory.histories.forecast(model, at_s, ahead_s)
     serving = sum(running[name] - supply[name].starting for name in patterns)
     seen = replace(
         _demand(plan, model, demand, running, patterns),
         supply=supply,
         age_s=age_s,
+        seasonal_per_s=seasonal.rate_per_s,
+        seasonal_error_per_s=seasonal.error_per_s,
         settled_s=memory.settled_s(model, serving, now_s),
         last=memory.decisions.get(model),
     )

@@ -10,7 +10,9 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic, time
+from typing import Final
 
 import httpx
 
@@ -20,7 +22,7 @@ from router.autoscaler.caution import SETTLED_S, Caution
 from router.autoscaler.counting import Counting, Counts, seen_in, with_patterns
 from router.autoscaler.demand import Views, fresh, together
 from router.autoscaler.election import Election
-from router.autoscaler.keeping import MEMORY, Keeper, NoKeeper
+from router.autoscaler.keeping import HISTORY, MEMORY, Keeper, NoKeeper
 from router.autoscaler.memory import Decided, ScalingMemory, decided_from
 from router.autoscaler.metrics import ScalingMetrics
 from router.autoscaler.sharing import shared
@@ -29,8 +31,10 @@ from router.core.policy import Routing
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.audit import Audit
 from router.gateway.state import ModelDemand
+from router.gateway.state.wire import UNREADABLE
 from router.targets import Advice, Applied, Outcome, Target, TargetSpec
 
+HISTORY_S: Final = 300.0  # between two stores of the history; routers publish the arrivals of more than that
 _log = logging.getLogger("headroom")
 
 
@@ -100,6 +104,7 @@ class Autoscaler:
         self._counting = Counting()
         self._keeper: Keeper = keeper or NoKeeper()
         self._applying = Applying(self.metrics, audit or Audit())
+        self._history_s = -inf  # when the history of arrivals was stored last
         self._unstated: set[str] = set()  # variants that no facts are known of, as it was logged
         self._turn: tuple[bool, int] | None = None  # whether this one applied in the last round, and in which term
         self._one_at_a_time = asyncio.Lock()  # a round is over before its target is replaced
@@ -136,7 +141,9 @@ class Autoscaler:
 
         def advised() -> Advised:  # in a thread: a router's streams go on meanwhile
             self.memory.beliefs.update(seen, patterns, now_s)
-            return advise(plan, demand, counts.existing, self.memory, now_s, age_s, counts.unknown, counts.loads)
+            self._add_arrivals(views, demand, at_s)
+            known = counts.existing, self.memory
+            return advise(plan, demand, *known, now_s, age_s, counts.unknown, counts.loads, at_s)
 
         try:
             found = await asyncio.to_thread(advised)
@@ -153,6 +160,13 @@ class Autoscaler:
             await self._keep(Decided(advice, at_s))
         starts = {name: self._start_time(name) for name in patterns}
         return Decision(at_s, leads, demand, reasons, advice, applied, counts=counts, without=without, starts=starts)
+
+    def _add_arrivals(self, views: Views, demand: Mapping[str, ModelDemand], at_s: float) -> None:
+        """To the history; not while a router cannot be read, whose part is then read later."""
+        if any(view is UNREADABLE for view in views.values()):
+            return
+        for model, each in demand.items():
+            self.memory.histories.add(model, each.arrivals, each.bucket_s, at_s)
 
     def _warn_of_unstated(self, plan: Plan) -> None:
         """Log the variants that get no advice, for nobody states what they are."""
@@ -184,6 +198,8 @@ class Autoscaler:
             return
         raw = await self._keeper.kept(MEMORY)
         self.memory.adopt(raw)
+        if turn != self._turn:
+            self.memory.histories.adopt(await self._keeper.kept(HISTORY))
         if leads and self._turn is not None:
             self._applying.restart()
         decided = decided_from(raw) if self._keeper.shared and not leads else None
@@ -195,6 +211,9 @@ class Autoscaler:
     async def _keep(self, decided: Decided) -> None:
         try:
             await self._keeper.keep(MEMORY, self.memory.written(decided))
+            if not 0.0 <= decided.at_s - self._history_s < HISTORY_S:
+                await self._keeper.keep(HISTORY, self.memory.histories.written())
+                self._history_s = decided.at_s
         except StoreGone as gone:
             _log.warning("what the autoscaler has learnt cannot be stored: %s", gone)
 

@@ -1,4 +1,4 @@
-"""What the autoscaler holds of earlier rounds: decisions, orders, start times, beliefs, and since when as many serve.
+"""What the autoscaler holds of earlier rounds: decisions, orders, start times, beliefs, arrivals, what serves how long.
 
 Most of it passes through restarts, as JSON, so that the next one to lead goes on where the last one was. Must not
 depend on policies, on targets or on where it is stored; times are arguments.
@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import orjson
 
+from router.autoscaler.arrivals import ArrivalHistories
 from router.autoscaler.beliefs import VariantBeliefs
 from router.autoscaler.start_times import Place, StartTimes
 from router.core.scaling import ScalingDecision
@@ -48,6 +49,7 @@ class ScalingMemory:
         self.orders: dict[Place, Order] = {}
         self.starts = StartTimes()
         self.beliefs = VariantBeliefs()
+        self.histories = ArrivalHistories()
         self._serving: dict[str, tuple[int, float]] = {}
 
     def settled_s(self, model: str, serving: int, now_s: float) -> float:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from router.autoscaler.arrivals import ArrivalHistories
 from router.autoscaler.election import Election
 from router.autoscaler.inside import shown
+from router.autoscaler.keeping import HISTORY
 from router.autoscaler.loop import Autoscaler, make_target
 from router.autoscaler.process import advise_once
 from router.core.belief import Belief
@@ -22,6 +24,7 @@ from router.gateway.state.seen import SeenBackend, SeenVariant
 from router.gateway.state.servers import RedisServers
 from router.gateway.state.wire import UNREADABLE
 from router.targets import Advice, Applied, Outcome, Replicas, Target
+from tests.autoscaler.test_arrivals import BEGAN_S, DAY_S, arrivals, days, rate
 from tests.autoscaler.worlds import ASKED, CONFIG, fixed, plan
 from tests.pages import Pages
 from tests.redis_server import RedisServer, server_binary
@@ -473,3 +476,41 @@ async def test_a_memory_that_cannot_be_read_stops_the_round_and_one_that_cannot_
     keeper.shared = True
     assert len(await looping.round(_views_of_one)) == 1
     assert target.applied == [1]
+
+
+async def test_arrivals_of_earlier_days_pass_from_one_autoscaler_to_the_next_and_foretell_the_rise() -> None:
+    """What the first one stored, and what routers publish since, is what the second one forecasts from."""
+    now_s, keeper, policy = BEGAN_S + 2.25 * DAY_S, Kept(), Two()
+    earlier = ArrivalHistories()
+    days(earlier, BEGAN_S, now_s - 1_200.0)
+    keeper.values[HISTORY] = earlier.written()
+    made = replace(plan(CONFIG.replace("max_replicas: 5", "max_replicas: 5, start_s: 7200")), scaling=policy)
+    looping = Autoscaler(made, Halves(), settled_s=0.0, keeper=keeper, wall_clock=lambda: now_s)
+    looping._target.fails = False  # type: ignore[attr-defined]
+
+    async def views() -> Mapping[str, RouterView]:
+        demand = replace(ASKED, arrivals=arrivals(now_s), bucket_s=5.0)
+        return {"r1": RouterView(demand={"m": demand})}
+
+    await looping.round(views)
+    asked = policy.asked[-1]
+    assert asked.seasonal_per_s == pytest.approx(rate(now_s + 7_200.0), rel=0.05)
+    assert 0.0 < asked.seasonal_error_per_s < 5.0
+    assert len(keeper.values[HISTORY]) > len(earlier.written())
+
+
+async def test_arrivals_are_not_counted_while_a_router_cannot_be_read_and_are_later() -> None:
+    """Its part would be missing for ever."""
+    looping = Autoscaler(replace(plan(), scaling=Two()), Halves(), settled_s=0.0, wall_clock=lambda: 1_000.0)
+    demand = {"n": replace(ASKED, arrivals=(5.0, 5.0), bucket_s=5.0)}
+
+    async def views() -> Mapping[str, RouterView]:
+        return {"r1": RouterView(demand=demand), "r2": UNREADABLE}
+
+    async def all_views() -> Mapping[str, RouterView]:
+        return {"r1": RouterView(demand=demand), "r2": RouterView(demand=demand)}
+
+    await looping.round(views)
+    assert looping.memory.histories._histories == {}
+    await looping.round(all_views)
+    assert [each[1] for each in looping.memory.histories._histories["n"].export()["slots"]] == [20.0]
