@@ -2,9 +2,11 @@
 
 import asyncio
 import gzip
-from typing import Any, Self
+from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.http_server import HttpServer, Received, send
 
 Attributes = dict[str, Any]
 
@@ -30,46 +32,25 @@ def plain(attributes: Any) -> Attributes:
     return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in attributes}
 
 
-class Collector:
+class Collector(HttpServer):
     """The collector; ``spans``: all that came. ``status``: of its answers; ``bodies``: the requests as they came."""
 
     def __init__(self, status: int = 200) -> None:
+        super().__init__()
         self.spans: list[Span] = []
         self.bodies: list[bytes] = []
         self.paths: list[str] = []
         self.status = status
-        self.port = 0
-        self._server: asyncio.Server | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def named(self, name: str) -> list[Span]:
         """The spans whose name begins so."""
         return [span for span in self.spans if span.name.startswith(name)]
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := (await reader.readuntil(b"\r\n\r\n")).lower():
-                fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:] if line)
-                body = await reader.readexactly(int(fields[b"content-length"]))
-                self.paths.append(head.split(b" ")[1].decode())
-                self._take(gzip.decompress(body) if fields.get(b"content-encoding") == b"gzip" else body)
-                writer.write(b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n\r\n" % self.status)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+    async def respond(self, request: Received, writer: asyncio.StreamWriter) -> None:
+        self.paths.append(request.target)
+        gzipped = request.headers.get("content-encoding") == "gzip"
+        self._take(gzip.decompress(request.body) if gzipped else request.body)
+        send(writer, self.status)
 
     def _take(self, body: bytes) -> None:
         self.bodies.append(body)
