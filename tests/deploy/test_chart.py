@@ -86,7 +86,6 @@ def test_what_the_config_gives_is_over_what_the_chart_makes(tmp_path, monkeypatc
         ({"engines": [{"name": "x"}]}, "service"),
         (ENGINES | {"routers": {"replicas": 3}}, "routers"),
         (ENGINES | {"router": {"replicas": 0}}, "replicas"),
-        (ENGINES | {"autoscaler": {"enabled": True, "variants": {"x": {}}}}, r"autoscaler\.variants\.x: give replica"),
     ],
 )
 def test_values_that_cannot_be_are_refused(values, why):
@@ -194,7 +193,7 @@ def test_sources_of_the_config_have_their_rights_like_engines():
 
 
 def test_the_autoscaler_has_the_facts_of_every_variant(tmp_path, monkeypatch):
-    """It reads no pods: what a replica is comes from the values, else a variant is refused, not passed over."""
+    """It reads no pods: what a replica is comes from the values, else from routers while one runs."""
     facts = {"card": "h100", "model": "llama-3.1-8b", "models": ["m"], "variant": "big"}
     engines = [{"service": "vllm", "defaults": facts}]
     scaled = {"autoscaler": {"enabled": True, "variants": {"big": {"max_replicas": 3}}}}
@@ -205,7 +204,9 @@ def test_the_autoscaler_has_the_facts_of_every_variant(tmp_path, monkeypatch):
     listed = [{"name": "a", "url": "http://a"} | facts]
     assert not plan_of(rendered({"config": {"backends": listed}} | scaled), tmp_path, monkeypatch).patterns
     del facts["models"]
-    with pytest.raises(HelmError, match=r"autoscaler\.variants\.big: give replica"):
+    assert not plan_of(rendered({"engines": engines} | scaled), tmp_path, monkeypatch).patterns
+    scaled["autoscaler"]["variants"]["big"]["min_replicas"] = 0
+    with pytest.raises(HelmError, match=r"autoscaler\.variants\.big: min_replicas is 0: give replica"):
         rendered({"engines": engines} | scaled)
 
 

@@ -99,8 +99,9 @@ securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true,
 {{- toYaml $whole -}}
 {{- end -}}
 
-{{/* The variants of the autoscaler. It does not read `discover`, so each needs the facts of a replica: its own, else the
-defaults of the engines that are of it. A variant that it has no facts of would get no advice, in silence. */}}
+{{/* The variants of the autoscaler. It does not read `discover`: what a replica is, it has from here, else from routers
+while one runs. Here it is the variant's own, else the defaults of the engines that are of it. A variant that may have no
+replica at all needs it: nobody could state what the first one is. */}}
 {{- define "headroom.variants" -}}
 {{- $whole := dict -}}
 {{- range $name, $given := .Values.autoscaler.variants -}}
@@ -113,8 +114,8 @@ defaults of the engines that are of it. A variant that it has no facts of would 
 {{- $_ := set $variant "replica" (omit $facts "variant") -}}
 {{- end -}}
 {{- end -}}
-{{- if not (or $listed $variant.replica) -}}
-{{- fail (printf "autoscaler.variants.%s: give replica: {models: [...], card: ..., model: ...}, or models beside variant in the defaults of its engines: the autoscaler does not read their pods" $name) -}}
+{{- if and (eq (toString $variant.min_replicas) "0") (not (or $listed $variant.replica)) -}}
+{{- fail (printf "autoscaler.variants.%s: min_replicas is 0: give replica: {models: [...], card: ..., model: ...}, or models beside variant in the defaults of its engines: while none runs, nobody states what the first one is" $name) -}}
 {{- end -}}
 {{- $_ := set $whole $name $variant -}}
 {{- end -}}
