@@ -46,9 +46,11 @@ def drawn(fleet: dict[str, Any]) -> Group:
     """The fleet as a heading and a table."""
     last = fleet["last"]
     met = f"{last['slo_met'] / last['requests']:.1%}" if last["requests"] else "-"
+    push = f", {len(fleet['push']['peers'])} push changes" if fleet["push"] else ""
     heading = Text.assemble(
         ("Headroom ", "bold"),
-        f"{fleet['router']}  config {fleet['version']}  policy {fleet['policy']['routing']['name']}\n",
+        f"{fleet['router']}  config {fleet['version']}  policy {fleet['policy']['routing']['name']}",
+        f"  peers {len(fleet['peers'])}{push}\n",
         f"in flight {fleet['in_flight']}  held {fleet['held']}  last minute: {last['requests']} requests, ",
         f"SLO met {met}, refused {last['refused']}",
     )

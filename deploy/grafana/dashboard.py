@@ -384,6 +384,14 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 ),
             ),
             Panel(
+                "Changes between routers: messages a second, peers that push",
+                "short",
+                (
+                    Query(rate("headroom_peer_changes_total", POOL, "instance, event"), "{{instance}} {{event}}"),
+                    Query(f"min by (instance) (headroom_peers_pushing{{{POOL}}})", "{{instance}} peers"),
+                ),
+            ),
+            Panel(
                 "Dropped: events, lines, spans",
                 "cps",
                 (

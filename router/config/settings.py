@@ -407,6 +407,8 @@ class State(Section):
     """Where routers share what they know; without ``redis_url`` and ``redis``: one router alone, nothing to install.
 
     ``redis_url``: one server, or any node of a cluster; ``redis``: several addresses, sentinels, users, TLS.
+    ``push_s``: for how long sends are gathered before other workers of this host get them; null: they see a view every
+    ``sync_s`` alone, as routers elsewhere do.
     """
 
     redis_url: RedisUrl | None = None
@@ -414,6 +416,7 @@ class State(Section):
     pool: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "default"
     router_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
     sync_s: PositiveFloat = 0.05
+    push_s: PositiveFloat | None = 0.001
     lease_s: PositiveFloat = 1.0
     timeout_s: PositiveFloat = 0.25
 

@@ -13,6 +13,7 @@ from router.core.types import Fact, Load
 BLOCKS_A_PROMPT: Final = 4_096  # of which peers hear; a longer prompt is known by its beginning
 BLOCKS_A_MESSAGE: Final = 8_192
 WHOLE_S: Final = 1.0  # period of the whole ones: so long at most a lost message leaves something wrong
+BEAT_S: Final = 0.25  # a router sends something at least so often: three beats without a message are silence
 
 
 @dataclass(frozen=True, slots=True)

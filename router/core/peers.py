@@ -26,12 +26,12 @@ from router.core.columns import (
     PREFILLING,
 )
 from router.core.metering import Metering
-from router.core.peer_change import WHOLE_S, PeerChange, Work
+from router.core.peer_change import BEAT_S, PeerChange, Work
 from router.core.roster import Roster
 from router.core.slot_table import SlotTable
 from router.core.types import Load
 
-SILENT_S: Final = 3 * WHOLE_S  # after which a peer that sent its changes is known by what it publishes
+SILENT_S: Final = 3 * BEAT_S  # after which a peer that sent its changes is known by what it publishes
 GROWTH_MOST: Final = 1e9  # tokens between two messages
 _INF: Final = float("inf")
 _IDLE: Final = Load()
@@ -163,15 +163,15 @@ class Peers:
         there = self._loads.setdefault(peer, {})
         if change.whole:
             self._metering.integrate_all(now_s)
-            if not feed.compared:
-                feed.compared = True
-                feed.works = dict.fromkeys((slot for _, slot in self._roster.slots), _NO_WORK) | feed.works
             for slot in [slot for slot in there if self._roster.name(slot) not in change.work]:
                 self._set(feed, there, slot, _NO_WORK, now_s)
         for name, work in change.work.items():
             at = self._roster.slot(name)
             if at is not None:
                 self._set(feed, there, at, work, now_s)
+        if change.whole and not feed.compared:
+            feed.compared = True  # only now: what the peer had sent before this message was not sent now
+            feed.works = dict.fromkeys((slot for _, slot in self._roster.slots), _NO_WORK) | feed.works
 
     def _set(self, feed: _Feed, there: dict[int, Load], slot: int, work: Work, now_s: float) -> None:
         before = feed.works.get(slot)

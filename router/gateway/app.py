@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 from math import inf, isfinite
@@ -40,6 +40,7 @@ from router.gateway.monitoring.publishing import WorkerPublisher
 from router.gateway.monitoring.seen_backends import SeenBackends, publish
 from router.gateway.monitoring.sleepers import Sleepers
 from router.gateway.monitoring.troubles import TroubleLog, Troubles, troubles
+from router.gateway.peer_exchange import exchange
 from router.gateway.protocols.target import Target
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.policy_rollout import PolicyRollout
@@ -48,6 +49,7 @@ from router.gateway.sources.registry import source_of
 from router.gateway.sources.sources import Sources
 from router.gateway.state import ModelDemand, RouterView, Store
 from router.gateway.state.beliefs import Beliefs
+from router.gateway.state.changes import Changes
 from router.gateway.state.files import FileStore
 from router.gateway.state.memory import MemoryStore
 from router.gateway.state.monthly_use import MonthlyUse
@@ -123,7 +125,7 @@ class Gateway:
         self.engines = Engines(
             self, self.publisher or self.metrics, ProbeClient, clock, self.scrapes, self.driver.last_read_s
         )
-        self.sync = self._make_sync(plan)
+        self.sync, self.changes = self._make_sync(plan), self._exchange(plan)
         self.beliefs = Beliefs(self.store, self.core.beliefs, self._adopt_belief)
         self.reloader = Reloader(
             path, plan, self.adopt, self.metrics, self.audit, leads=self.leads, record=_worker_record(plan, identity)
@@ -147,7 +149,14 @@ class Gateway:
         state = plan.settings.state
         period_s = state.sync_s if plan.redis or self.identity else ALONE_SYNC_S
         view, backends = self._view, self._reported_elsewhere
-        return Sync(self.store, self, view, backends, self.metrics, period_s, state.lease_s)
+        return Sync(self.store, self, view, backends, self.metrics, period_s, state.lease_s, self._pushing)
+
+    def _exchange(self, plan: Plan) -> Changes | None:
+        return exchange(plan, self.identity, self.core, self.driver, self.clock, self.store.skipped)
+
+    def _pushing(self, peers: Collection[str]) -> bool:
+        """Whether the changes of all these come as they happen, and nothing else of their views is urgent."""
+        return self.changes is not None and not self.quotas.active and self.changes.come_from(peers)
 
     def _watch_metrics(self) -> None:
         self.metrics.watch(
@@ -165,6 +174,7 @@ class Gateway:
         self.metrics.sources.watch(lambda: self.sources.states)
         self.metrics.policies.watch(self.rollout.samples)
         self.metrics.quotas.watch(self.quotas)
+        self.metrics.changes.watch(self.changes)
         self.metrics.resources.watch(
             lambda: self.recorder.dropped if self.recorder is not None else 0,
             self.driver.buffers,
@@ -427,6 +437,8 @@ class Gateway:
         if isinstance(self.store, RedisStore):
             self.monthly_use = MonthlyUse(self.store, self.quotas)
             self._tasks.append(asyncio.create_task(self.monthly_use.run(), name="use of quotas"))
+        if self.changes is not None:
+            self._tasks.append(asyncio.create_task(self.changes.run(), name="changes"))
         for task in self._tasks:
             task.add_done_callback(_log_failure)
 
@@ -435,6 +447,8 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.changes is not None:
+            await self.changes.close()
         await self.sources.close()
         await self.discovery.close()
         await self.model_lists.close()

@@ -59,6 +59,7 @@ def control_of(gateway: Gateway) -> FastAPI:
             reports=gateway.reports,
             store=gateway.store,
             sync=gateway.sync,
+            changes=gateway.changes,
             reloader=gateway.reloader,
             rollout=gateway.rollout,
             audit=gateway.audit,

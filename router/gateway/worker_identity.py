@@ -53,6 +53,10 @@ class WorkerIdentity:
         """The socket on which a worker answers the others; a socket's path is at most some 100 bytes long."""
         return self.folder / f"w{slot}.sock"
 
+    def changes(self, slot: int) -> Path:
+        """The socket on which a worker receives the changes of the others."""
+        return self.folder / f"w{slot}.changes"
+
     def counters(self, slot: int) -> Path:
         """The last values of a worker's counters."""
         return self.folder / f"w{slot}.counters"

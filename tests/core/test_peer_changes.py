@@ -166,10 +166,10 @@ def test_views_count_again_when_the_changes_stop_and_not_before():
     """A view is older than what came at once; without the messages it is all there is, and growth is guessed again."""
     it = Router("here").ledger
     it.peers.on_peer_change("peer", PeerChange({"a": BUSY}), 0.0)
-    it.peers.on_peer_load("peer", VIEW, 1.0)
+    it.peers.on_peer_load("peer", VIEW, SILENT_S)
     assert peer_load(it) == [1.0, 100.0, 2.0, 400.0]
     assert it.peers.unreported_load(np.arange(3)) is None
-    it.load.reserve(0, 10.0, 10.0, inf, 1.0)
+    it.load.reserve(0, 10.0, 10.0, inf, SILENT_S)
     it.peers.on_peer_load("peer", VIEW, SILENT_S + 0.1)
     assert peer_load(it) == [1.0, 50.0, 0.0, 0.0]
     it.load.reserve(0, 10.0, 10.0, inf, SILENT_S + 0.1)
@@ -191,6 +191,27 @@ def test_a_router_that_begins_anew_counts_nothing_twice():
     it.peers.on_peer_change("peer", PeerChange({"a": Work(Load(), 10.0, 5.0)}, whole=True), 1.0)
     assert it.table.columns[PREFILL_RATE, 0] == 0.0
     assert it.metering.snapshot(0, 1.0).prefilled_tokens == 0.0
+
+
+def test_what_a_peer_sent_before_its_first_message_was_not_sent_now():
+    """Its counters are of its whole life; what they grow by from then on counts, also where it had sent nothing before,
+    and after a silence they are compared anew.
+    """
+    it = Router("here").ledger
+
+    def prefilled() -> list[float]:
+        return [it.metering.snapshot(slot, now_s).prefilled_tokens for slot in (0, 1)]
+
+    for whole, now_s in ((False, 1.0), (True, 2.0)):
+        it.peers.on_peer_change("peer", PeerChange({"a": Work(Load(1.0, 9.0), 5e6, 4e6)}, whole), now_s)
+        assert it.table.columns[PREFILL_RATE, :2].tolist() == prefilled() == [0.0, 0.0]
+        assert peer_load(it)[0] == 1.0
+    it.peers.on_peer_change("peer", PeerChange({"a": Work(Load(), 5e6, 4e6 + 9.0), "b": Work(Load(), 7.0, 7.0)}), now_s)
+    assert prefilled() == [9.0, 7.0]
+    now_s += SILENT_S + 0.1
+    assert it.peers.forget_silent(now_s)
+    it.peers.on_peer_change("peer", PeerChange({"a": Work(Load(), 6e6, 6e6)}, whole=True), now_s)
+    assert prefilled() == [9.0, 7.0]
 
 
 def test_a_backend_that_leaves_takes_what_peers_had_there_with_it():

@@ -28,6 +28,7 @@ USAGE = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
 EMPTY = {
     "Down, by reason: since", "Shadow: agreed", "Canary: requests", "Replicas", "Advice applied, by outcome",
     "Faults", "Implausible numbers dropped", "Coverage of the predicted quantiles", "Held: for how long",
+    "Changes between routers: messages a second, peers that push",
     "Recent median error", "TTFT over predicted", "TPOT over predicted", "Not served: after how long",
 }  # fmt: skip
 

@@ -92,6 +92,24 @@ def syncing(store: Store, heard: Heard, lease_s: float = 5.0) -> Sync:
     return Sync(store, heard, lambda: VIEW, lambda: ("b1",), heard, 0.01, lease_s)
 
 
+async def test_views_are_read_less_often_where_changes_come_without_them() -> None:
+    """But often enough for a lease, and as often as before once one peer's changes do not come."""
+    heard, pushing = Heard(), {"peer"}
+
+    def sync(period_s: float, lease_s: float) -> Sync:
+        it = Sync(
+            MemoryStore("r"), heard, lambda: VIEW, tuple, heard, period_s, lease_s, lambda peers: {*peers} <= pushing
+        )
+        assert it.wait_s == period_s  # no peer is there
+        it.peers = {"peer": VIEW}
+        return it
+
+    assert [sync(*given).wait_s for given in ((0.05, 2.0), (0.05, 0.4), (0.05, 0.15))] == [0.25, 0.1, 0.05]
+    it = sync(0.05, 2.0)
+    it.peers = {"peer": VIEW, "other": VIEW}
+    assert it.wait_s == 0.05
+
+
 async def test_a_router_sees_what_another_published(server: RedisServer) -> None:
     """Whole values come back equal; one's own view is not among the others'."""
     a, b = store(server, "a"), store(server, "b")

@@ -102,7 +102,8 @@ def view(slot: int, requests: int, ttft_ms: float | None) -> dict[str, Any]:
     lines = {key: [{"age_s": 2 - slot}] for key in ("recent", "failed", "violated")}
     config = {"last": taken, "reloading": {"share": 0.5} if slot == 1 else None}
     more = {"failing_open": ["m"] if slot == 1 else [], "state_fault": None, "client_errors": 1}
-    return own | more | {"in_flight": 1, "peers": peers, "last": last, "backends": [backend], "config": config} | lines
+    own |= more | {"push": {"peers": ["h.w2", "h.w0"][slot:], "faults": {}}, "config": config}
+    return own | {"in_flight": 1, "peers": peers, "last": last, "backends": [backend]} | lines
 
 
 def test_a_fleet_by_two_workers_counts_each_stream_once() -> None:
@@ -114,6 +115,7 @@ def test_a_fleet_by_two_workers_counts_each_stream_once() -> None:
     assert seen["peers"] == {"else": "v"}
     assert seen["failing_open"] == ["m"]
     assert seen["client_errors"] == 2
+    assert seen["push"]["peers"] == ["h.w0"]  # of the worker that receives the changes of the fewest
     assert [line["age_s"] for line in seen["recent"]] == [1, 2]
     assert seen["failed"] == seen["violated"] == seen["recent"]
     assert seen["config"]["reloading"] == {"share": 0.5}

@@ -22,6 +22,7 @@ from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.troubles import NONE as NO_TROUBLE
 from router.gateway.monitoring.troubles import Troubles, troubles
 from router.gateway.rollout.differences import differences
+from router.gateway.state.changes import Changes
 from router.gateway.telemetry.journal import explained
 from router.gateway.traffic.request_log import RequestLog
 
@@ -51,6 +52,7 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "failing_open": list(parts.failing_open()),
         "peers": {peer: view.version for peer, view in parts.sync.peers.items()},
         "state_fault": str(parts.sync.fault) if parts.sync.fault else None,
+        "push": _push(parts.changes),
         "last": _counts(log.record for log in recent),
         "backends": [
             _backend(parts, given, by_backend[given["name"]], downs, failing, loads.get(given["name"], IDLE))
@@ -61,6 +63,11 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "failed": [_line(log, now_s) for log in islice(parts.journal.failed(), FAILED_SHOWN)],
         "violated": [_line(log, now_s) for log in islice(_violated(parts), SHOWN)],
     }
+
+
+def _push(changes: Changes | None) -> dict[str, Any] | None:
+    """The peers whose changes come as they happen, and what fails of it; None: nothing is exchanged."""
+    return None if changes is None else {"peers": changes.peers, "faults": dict(changes.faults)}
 
 
 def readiness(parts: ControlParts) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from router.gateway.rollout.policy_rollout import PolicyRollout
 from router.gateway.rollout.reload import Reloader
 from router.gateway.sources.sources import Sources
 from router.gateway.state import Store
+from router.gateway.state.changes import Changes
 from router.gateway.state.sync import Sync
 from router.gateway.telemetry.history import History
 from router.gateway.telemetry.journal import Journal
@@ -29,7 +30,7 @@ class ControlParts:
     """``path``: the config file; ``ready``: whether a request can be routed now; ``reports``: each engine's last;
     ``downtimes``: why which backends get no requests; ``failing_open``: models whose requests go to such all the same;
     ``model_lists``: what each engine listed last; ``scaling``: the last decision of the autoscaler in this router,
-    None: there is none in it.
+    None: there is none in it; ``changes``: the exchange with peers, None: there is none.
     """
 
     router_id: str
@@ -46,6 +47,7 @@ class ControlParts:
     reports: Mapping[str, EngineReport]
     store: Store
     sync: Sync
+    changes: Changes | None
     reloader: Reloader
     rollout: PolicyRollout
     audit: Audit

@@ -22,6 +22,7 @@ class Kind(StrEnum):
     REPORT = "report"
     BELIEF = "belief"
     DEMAND = "demand"
+    CHANGE = "change"  # a message of a peer
     ROUTERS = "routers"  # the set of the routers' ids, or one of its ids
 
 

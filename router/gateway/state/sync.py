@@ -7,7 +7,7 @@ code included: it is logged, and counts as a sync that failed. Must not depend o
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import inf
 from typing import Final, Protocol
 
@@ -19,6 +19,7 @@ from router.engines import RunningAdapters
 from router.gateway.state import RouterView, Shared, Store
 
 RETRY_S_MAX: Final = 1.0
+PUSHED_PERIODS: Final = 5.0  # between two syncs with peers that send their changes as they happen
 QUIET_S: Final = 10.0  # for which a store that comes and goes adds nothing to the log
 _log = logging.getLogger("headroom")
 
@@ -67,11 +68,14 @@ class Sync:
         observer: StateObserver,
         period_s: float,
         lease_s: float,
+        pushing: Callable[[Collection[str]], bool] = lambda _: False,
     ) -> None:
-        """``view``: what to publish; ``backends``: whose reports to read (none where this router scrapes itself)."""
+        """``view``: what to publish; ``backends``: whose reports to read (none where this router scrapes itself).
+        ``pushing``: whether all of these peers send their changes as they happen, so that views matter less.
+        """
         self._store, self._listener, self._observer = store, listener, observer
         self._view, self._backends = view, backends
-        self._period_s, self._lease_s = period_s, lease_s
+        self._period_s, self._lease_s, self._pushing = period_s, lease_s, pushing
         self._last_view_s: dict[str, float] = {}
         self._reported_s: dict[str, float] = {}
         self._odd_s: dict[str, float] = {}  # by backend, the time of the last report that cannot be of now
@@ -85,8 +89,16 @@ class Sync:
         wait_s = self._period_s
         while True:
             ok = await self.once(clock)
-            wait_s = self._period_s if ok else min(max(2 * wait_s, 0.1), RETRY_S_MAX)
+            wait_s = self.wait_s if ok else min(max(2 * wait_s, 0.1), RETRY_S_MAX)
             await asyncio.sleep(wait_s)
+
+    @property
+    def wait_s(self) -> float:
+        """Between two syncs that work: longer where changes come without them, and well within a lease."""
+        pushed = bool(self.peers) and self._pushing(self.peers)
+        return (
+            max(self._period_s, min(PUSHED_PERIODS * self._period_s, self._lease_s / 4)) if pushed else self._period_s
+        )
 
     async def once(self, clock: Callable[[], float]) -> bool:
         """One sync; False when nothing was read."""

@@ -25,6 +25,7 @@ from router.core.types import EngineReport, Load, Request
 from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.troubles import Troubles
 from router.gateway.telemetry import trouble_metrics
+from router.gateway.telemetry.change_metrics import ChangeMetrics
 from router.gateway.telemetry.genai import GenAiMetrics
 from router.gateway.telemetry.histogram import Histogram, add_counts, add_histogram
 from router.gateway.telemetry.model_metrics import ModelMetrics
@@ -141,7 +142,7 @@ class Metrics(Collector):
         self.policies = PolicyMetrics()
         self.resources = ResourceMetrics()
         self.sources = SourceMetrics()
-        self.quotas, self.models = QuotaMetrics(), ModelMetrics()
+        self.quotas, self.models, self.changes = QuotaMetrics(), ModelMetrics(), ChangeMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -325,6 +326,7 @@ class Metrics(Collector):
         yield from self.sources.collect()
         yield from self.quotas.collect()
         yield from self.models.collect()
+        yield from self.changes.collect()
 
     def _requests(self) -> Iterator[Metric]:
         labels = ["model", "slo_class"]

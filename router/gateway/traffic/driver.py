@@ -167,6 +167,7 @@ class Driver(RequestDriver):
         self._in_flight: dict[RequestId, _InFlight] = {}
         self._commands: deque[Command] = deque()
         self._performing = False
+        self.on_event: Callable[[Sequence[Command]], None] | None = None  # called after each event of the core
         self._prefix = str(uuid4())[:-_COUNTED]  # of every id made here: random, but for the version
         self._exhausted_s = -inf  # when it was last logged
         self._count = secrets.randbits(4 * _COUNTED - 1)
@@ -319,6 +320,8 @@ class Driver(RequestDriver):
         finally:
             self._performing = False
         self._arm()
+        if self.on_event is not None:
+            self.on_event(commands)
 
     def _perform_one(self, command: Command) -> None:
         if isinstance(command, RequestRecord):

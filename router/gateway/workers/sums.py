@@ -17,6 +17,7 @@ _GAUGES: Final[Mapping[bytes, _Fold]] = {
     b"headroom_policy_canary_requests": sum,
     b"headroom_state_up": min,
     b"headroom_discovery_up": min,
+    b"headroom_peers_pushing": min,
     b"headroom_forecast_error_ratio": fmean,
     b"headroom_forecast_coverage_ratio": fmean,
     b"headroom_policy_shadow_gain_seconds": fmean,

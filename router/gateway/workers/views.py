@@ -36,6 +36,7 @@ def fleet(views: Mapping[int, View], ids: Mapping[int, str]) -> dict[str, Any]:
         "state_fault": next((view["state_fault"] for view in answered if view["state_fault"]), None),
         "client_errors": sum(view["client_errors"] for view in answered),
         "peers": {peer: version for peer, version in own["peers"].items() if peer not in ours},
+        "push": _push([view["push"] for view in answered]),
         "last": _counts([view["last"] for view in answered]),
         "backends": [_backend(name, answered) for name in _names(view["backends"] for view in answered)],
         "recent": sorted((line for view in answered for line in view["recent"]), key=_age)[:SHOWN],
@@ -115,6 +116,12 @@ def reloads(views: Iterable[View]) -> dict[str, Any]:
     of_now = [view["last"] for view in given if newest - view["last"]["at_s"] < FOLLOWED_S]
     last = next((each for each in of_now if each["validation"]["replays"] or not each["ok"]), of_now[0])
     return {"last": last, "reloading": next((view["reloading"] for view in given if view["reloading"]), None)}
+
+
+def _push(pushes: Iterable[View | None]) -> View | None:
+    """Of the worker that receives the changes of the fewest."""
+    given = [push for push in pushes if push is not None]
+    return min(given, key=lambda push: len(push["peers"]), default=None)
 
 
 def _age(line: View) -> float:

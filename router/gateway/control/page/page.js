@@ -13,8 +13,8 @@ function tiles(f) {
 }
 
 function about(f) {
-  const peers = Object.keys(f.peers).length;
-  return [`${f.router} · config `, h("code", {}, f.version), " · routing ", h("code", {}, f.policy.routing.name), ` · ${peers} peer${peers === 1 ? "" : "s"} · `,
+  const peers = Object.keys(f.peers).length, push = f.push ? ` · ${f.push.peers.length} push${f.push.peers.length === 1 ? "es" : ""} changes` : "";
+  return [`${f.router} · config `, h("code", {}, f.version), " · routing ", h("code", {}, f.policy.routing.name), ` · ${peers} peer${peers === 1 ? "" : "s"}${push} · `,
     f.draining ? h("span", {className: "warn"}, "draining") : f.ready ? h("span", {className: "good"}, "ready") : h("span", {className: "bad"}, "not ready")];
 }
 
@@ -28,6 +28,7 @@ function banners(f) {
   if (!last.ok) banner("", h("b", {}, `${back ? "Rollback impossible" : "Config refused"} at ${clock(last.at_s)} (${last.origin}); version ${last.version} goes on serving`), h("pre", {}, last.error));
   else if (back || /returned/.test(last.origin)) banner("warn-banner", h("b", {}, `Version ${last.version} serves since ${clock(last.at_s)}: ${last.origin}`));
   if (f.failing_open.length) banner("", `No backend of ${f.failing_open.join(", ")} is up: those that are down are tried.`);
+  for (const [channel, why] of Object.entries(f.push?.faults ?? {})) banner("warn-banner", `Changes of peers do not come over ${channel} (${why}): their load is known by their views.`);
   if (f.state_fault) banner("warn-banner", `The shared state does not answer (${f.state_fault}): this router routes by its own view.`);
   return found;
 }

@@ -1,0 +1,60 @@
+"""The exchange of changes between this router and its peers: made of the config, and joined to the core.
+
+Must not depend on how messages travel, nor on what a change holds.
+"""
+
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+from router.core.dispatcher import Dispatcher
+from router.core.peer_change import PeerChange
+from router.gateway.config.plan import Plan
+from router.gateway.state.changes import Changes, Channel
+from router.gateway.state.datagrams import Datagrams
+from router.gateway.state.skipped import SkippedValues
+from router.gateway.traffic.driver import Driver
+from router.gateway.worker_identity import WorkerIdentity
+
+_LIFE_BITS: Final = 62
+
+
+class _Source:
+    """The core's side of the exchange."""
+
+    def __init__(self, core: Dispatcher, driver: Driver, clock: Callable[[], float]) -> None:
+        self._outbox, self._driver, self._clock = core.outbox, driver, clock
+
+    def own_changes(self, whole: bool) -> PeerChange | None:
+        return self._outbox.whole() if whole else self._outbox.changes()
+
+    def on_peer_change(self, peer: str, change: PeerChange) -> None:
+        self._driver.perform(self._driver.core.on_peer_change(peer, change, self._clock()))
+
+    def forget_silent_peers(self) -> None:
+        self._driver.perform(self._driver.core.forget_silent_peers(self._clock()))
+
+
+def exchange(
+    plan: Plan,
+    identity: WorkerIdentity | None,
+    core: Dispatcher,
+    driver: Driver,
+    clock: Callable[[], float],
+    skipped: SkippedValues,
+) -> Changes | None:
+    """The exchange; None: the config has turned it off, or nothing carries changes to a peer.
+
+    From now on *driver* reports its events to it.
+    """
+    state = plan.settings.state
+    channels: list[Channel] = []
+    if identity is not None and identity.others:
+        channels.append(Datagrams(identity.changes(identity.slot), map(identity.changes, identity.others)))
+    if state.push_s is None or not channels:
+        return None
+    router_id = identity.router_id if identity else plan.router_id
+    life = secrets.randbits(_LIFE_BITS)
+    made = Changes(channels, _Source(core, driver, clock), router_id, life, state.push_s, skipped, clock)
+    driver.on_event = made.on_event
+    return made
