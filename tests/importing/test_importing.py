@@ -179,6 +179,27 @@ def test_a_pool_of_the_gateway_api() -> None:
     assert "our-own-scorer: a plugin that is not known" in named
 
 
+def test_objects_as_kubectl_prints_them() -> None:
+    """A list of them, with what the cluster added."""
+    text = """apiVersion: v1
+kind: List
+items:
+- apiVersion: inference.networking.k8s.io/v1
+  kind: InferencePool
+  metadata: {name: a, uid: 1-2, resourceVersion: "7", labels: {x: y}}
+  spec: {selector: {matchLabels: {app: a}}, targetPorts: [{number: 8000}]}
+  status: {parents: []}
+metadata: {resourceVersion: ""}
+zzz: 1
+"""
+    made = convert(text, "pool.yaml")
+    assert data(made)["discover"] == [{"kubernetes": {"selector": "app=a", "port": 8000}}]
+    for place in ("line 6: items[0].metadata.uid: no equivalent: metadata of Kubernetes", "line 8: items[0].status",
+                  "line 10: zzz"):  # fmt: skip
+        assert place in notes(made)
+    planned(made)
+
+
 def test_upstreams_of_nginx() -> None:
     """Over HTTPS where they are passed to so; a server that is down is left out and named."""
     made = imported("nginx.conf")

@@ -58,8 +58,7 @@ _REASONS: Final = MappingProxyType(
         "parameters": without("parameters of that plugin"),
         "failureMode": without("the data plane has it: it stays in the InferencePool"),
         "appProtocol": without("engines are reached over HTTP/1.1"),
-        "labels": without("metadata of Kubernetes"),
-        "annotations": without("metadata of Kubernetes"),
+        "metadata": without("metadata of Kubernetes"),
         "status": without("state of Kubernetes"),
     }
 )
@@ -72,13 +71,21 @@ def _recognises(text: str) -> bool:
 def _read(text: str, name: str) -> list[Entry]:
     """The documents, and those that a ConfigMap holds as texts."""
     trees: list[Entry] = []
-    for tree in documents(text, name):
+    for tree in (each for document in documents(text, name) for each in _objects(document)):
         trees.append(tree)
         for part in _data(tree) if _kind(tree) == "ConfigMap" else ():
             if "EndpointPickerConfig" in part.text:
                 part.used = True
                 trees += text_block(part, name)
     return trees
+
+
+def _objects(document: Entry) -> list[Entry]:
+    """The object, or those of a list, as `kubectl get -o yaml` prints several."""
+    if _kind(document) != "List":
+        return [document]
+    others = [part for part in document.parts if part.key not in {"apiVersion", "kind", "items", "metadata"}]
+    return _parts(document.get("items")) + others
 
 
 def _kind(tree: Entry) -> str:
@@ -97,8 +104,8 @@ def _take(trees: list[Entry], draft: Draft) -> None:
             case "InferenceObjective":
                 _objective(tree, draft)
             case kind if kind not in _KINDS and not any(part.used for part in _data(tree)):
-                tree.path = (kind or "a document",)
-                draft.note(tree, without("an object that is neither pool nor scheduler") if kind else "has no kind")
+                tree.path = tree.path or (kind or "a document",)
+                draft.note(tree, without(f"{kind} is neither pool nor scheduler") if kind else "has no kind")
         for known in _IDENTITY:
             tree.take(*known)
 
