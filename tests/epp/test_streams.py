@@ -357,6 +357,20 @@ async def test_a_name_is_looked_up_at_its_first_request() -> None:
         assert (await ended(gate)).record.outcome is Ending.SERVED
 
 
+async def test_a_name_whose_address_is_gone_is_looked_up_at_once() -> None:
+    """A pod that is another machine now has the next request."""
+    async with proxy(targets=[Target("a", "localhost", 9001)]) as gate:
+        addresses = gate.picker.links.addresses
+        addresses._by_host["localhost"] = "10.9.9.9"
+        one = gate.exchange()
+        await one.chat()
+        assert (await one.destination())[0] == "10.9.9.9:9001"
+        await one.reply_head(503, {"content-type": "text/plain"})
+        await one.reply_body(b"upstream connect error", ends=True)
+        assert (await one.immediate())[0] == 503
+        await until(lambda: addresses._by_host["localhost"] != "10.9.9.9")
+
+
 async def test_a_name_without_an_address_is_no_fault_of_its_backend() -> None:
     """Another backend is chosen, since nothing was sent; without one the answer is 503."""
     nameless = Target("a", "nobody.invalid", 9001)

@@ -27,6 +27,7 @@ _PROXYS: Final = HOP_BY_HOP | {
     extension.ENDPOINT.encode(),
 }  # fields of a request that the proxy writes itself
 _OF_REPLY: Final = HOP_BY_HOP | {b"content-length"}
+_UNREACHABLE: Final = 503  # of a proxy that has got no connection: a name may stand for another address by now
 NONE_IN_SUBSET: Final = Problem(
     503, "none of the endpoints that the gateway allows is a backend that is up", code=Reason.NO_BACKEND.value
 )
@@ -168,6 +169,8 @@ class RoutedCall(ProxiedCall):
         self._replies.bodiless = self.exchange.bodiless = ends
         if served:
             self._links.served(self._link, served)
+        if status == _UNREACHABLE:
+            self._links.addresses.look_again((self._link.upstream.target.host,))
         lines = b"".join(b"%b: %b\r\n" % field for field in fields if field[0] not in _OF_REPLY)
         self.exchange.proxied = head = b"HTTP/1.1 %d X\r\nconnection: close\r\n%b\r\n" % (status, lines)
         self._link.feed(head)
