@@ -205,11 +205,11 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Whether a request sent here now can be routed: at least one backend is up or tried though it is down, and no
-        shutdown has begun.
+        """Whether a request sent here now can be routed: at least one backend is up or tried though it is down, each
+        source has given a first set or had its time to, and no shutdown has begun.
         """
         some = len(self.downtimes()) < len(self.engines.watches) or self.failing_open()
-        return not self.driver.draining and bool(some)
+        return not self.driver.draining and bool(some) and self.sources.informed
 
     def failing_open(self) -> Sequence[str]:
         """The models whose requests go to backends that are down, for none of theirs is up."""
@@ -318,7 +318,7 @@ class Gateway:
 
     def _seen(self) -> tuple[SeenVariant, ...] | None:
         """The backends of this router, for the autoscaler; None while a source has not answered yet."""
-        answered, downs = all(each.answered_s is not None for each in self.sources.states), self.downtimes()
+        answered, downs = not self.sources.unanswered, self.downtimes()
         return self.seen_backends.seen(self.plan, answered, lambda name: name not in downs)
 
     def _log_failing_open(self, _: float = 0.0) -> None:

@@ -335,6 +335,22 @@ def test_a_fault_of_a_target_list_is_placed(text: bytes, fault: str) -> None:
     assert fault in str(failed.value)
 
 
+async def test_a_router_is_not_ready_before_each_source_has_had_its_time(tmp_path: Path) -> None:
+    """Though a backend of the config is up: for the models of others a router that has just started answers 503."""
+    async with WholeEngine() as a, WholeEngine() as b:
+        facts = "models: [m], card: l4, model: qwen3-4b"
+        text = DISCOVER + f"backends: [{{name: a, url: 'http://{a.at}', {facts}}}]\n"
+        async with router(tmp_path / "r.yaml", text, ready=False) as it:
+            await up(it, "a")
+            shown = await it.get("/readyz")
+            assert (shown.status_code, shown.json()["sources_unanswered"]) == (503, ["file:targets.yaml"])
+            it.gateway.sources._first_sets_until_s = 0.001
+            assert (await it.get("/readyz")).status_code == 200
+            targets(tmp_path, {"targets": [b.at], "labels": {"name": "b"}})
+            await up(it, "a", "b")
+            assert "sources_unanswered" not in (await it.get("/readyz")).json()
+
+
 def test_what_ends_by_one_source_does_not_come_back_by_another(tmp_path: Path) -> None:
     """An engine that announces its end is listed for a moment still; an address that is used again is a new engine."""
     plan = plan_of(tmp_path, HEAD + "discover: [{file: a.yaml}, {file: b.yaml}]\n")

@@ -79,6 +79,8 @@ def readiness(parts: ControlParts) -> dict[str, Any]:
         found["backends_down"] = {name: [down.reason.value for down in each] for name, each in downs.items()}
     if models := parts.failing_open():
         found["failing_open"] = list(models)
+    if late := parts.sources.unanswered:
+        found["sources_unanswered"] = late
     return found
 
 

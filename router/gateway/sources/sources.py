@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from random import uniform
-from time import time
+from time import monotonic, time
 from typing import Any, Final
 
 from router.config.settings import Discover
@@ -19,6 +19,7 @@ from router.gateway.config.plan import Plan
 from router.gateway.sources.endpoint import ENDPOINTS_MAX, Endpoint, Source
 from router.gateway.sources.merging import Given, Merged, Merging, Outcome
 
+FIRST_SETS_S: Final = 10.0  # for which a router waits for them: as long as a question to an API server or DNS may take
 RETRY_S: Final = 1.0
 RETRY_S_MAX: Final = 30.0
 _JITTER: Final = 0.2  # of the wait: routers whose source failed together shall not read it together
@@ -74,6 +75,7 @@ class Sources:
         self._states: dict[str, SourceState] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._merging = Merging()
+        self._first_sets_until_s: float | None = None  # on the monotonic clock; None: nothing is read yet
 
     @property
     def states(self) -> tuple[SourceState, ...]:
@@ -84,6 +86,12 @@ class Sources:
     def unanswered(self) -> list[str]:
         """The names of those of which no set has become backends yet."""
         return [state.name for state in self._states.values() if not state.taken]
+
+    @property
+    def informed(self) -> bool:
+        """Whether each source has given a first set, or has had its time to since the router started."""
+        over = self._first_sets_until_s is None or monotonic() > self._first_sets_until_s
+        return over or not self.unanswered
 
     def complete(self, plan: Plan) -> Plan:
         """The plan with the backends that its sources have given by now; the same plan when it has them."""
@@ -117,6 +125,7 @@ class Sources:
 
     async def watch(self, plan: Plan) -> None:
         """Read the sources of this plan from now on, and no others."""
+        self._first_sets_until_s = self._first_sets_until_s or monotonic() + FIRST_SETS_S
         wanted = {_key(entry): entry for entry in plan.settings.discover}
         before = dict(self._states)
         for key in tuple(self._tasks):

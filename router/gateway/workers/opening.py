@@ -8,11 +8,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Final
 
 from router.gateway.app import Gateway
+from router.gateway.sources.sources import FIRST_SETS_S
 
-FIRST_SETS_S: Final = 10.0  # as long as one request to an API server or to DNS may take
 _log = logging.getLogger("headroom")
 
 
