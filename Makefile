@@ -76,7 +76,7 @@ $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@touch $@
 
 # At once, and no loss but of speed where they cannot be built.
-$(VENV)/.loops: setup.py $(wildcard router/core/*.[ch] policies/routing/*.[ch]) $(LOOPS) | $(VENV)/.run
+$(VENV)/.loops: setup.py $(wildcard router/core/*.[ch] router/gateway/traffic/*.c policies/routing/*.[ch]) $(LOOPS) | $(VENV)/.run
 ifneq ($(HEADROOM_COMPILE),no)
 	@HEADROOM_COMPILE=loops $(BIN)/python setup.py --quiet build_ext --inplace >$(VENV)/loops.log 2>&1 || echo "no loops in C ($(VENV)/loops.log says why): they run in Python"
 	@touch $@

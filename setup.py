@@ -40,6 +40,7 @@ LOOPS: Final = (
     "router/core/_kernels",
     "router/core/_estimators",
     "router/core/_hashing",
+    "router/gateway/traffic/_fast_path",
     "policies/routing/_headroom_loops",
 )
 LOOPS_HEADER: Final = "router/core/_loops.h"

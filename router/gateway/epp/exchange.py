@@ -87,6 +87,10 @@ class PickerExchange(Exchange):
         """The function that sends later bytes."""
         return self._replies.body
 
+    def socket(self) -> int:
+        """None: a proxy's messages have a form of their own."""
+        return -1
+
     def open(
         self, head: Head, body: bytes, translation: Translation | None, backend: bytes, predicted_ttft_s: float
     ) -> Frame | None:

@@ -25,6 +25,7 @@ from router.gateway.protocols.model_name import ModelName
 from router.gateway.traffic import faults
 from router.gateway.traffic.call import Call
 from router.gateway.traffic.event_stream import EventStream
+from router.gateway.traffic.fast_path import NO_SOCKET, FastStream
 from router.gateway.traffic.faults import EngineError
 from router.gateway.traffic.http import LAST_CHUNK, NO_BODY, Head, chunk, dechunked, parse_head
 from router.gateway.traffic.meter import Meter
@@ -55,6 +56,7 @@ _REFRAMED: Final = 4  # the same, for a client that cannot take the engine's fra
 _WHOLE: Final = 5  # another body, unchanged
 _TRANSLATED: Final = 6  # from an engine of another protocol
 _OVER: Final = 7
+_AT_CHUNK: Final = 8  # as _RELAYED; with the next read, which begins where a chunk does, it may take the fast path
 
 
 class UpstreamAttempt(Reader):
@@ -64,10 +66,10 @@ class UpstreamAttempt(Reader):
     """
 
     __slots__ = (
-        "_again", "_asks_usage", "_body", "_clock", "_committed", "_counted", "_decodes", "_frame", "_head", "_name",
-        "_phase", "_sink", "_stream", "_timer", "_token_reported", "_translation", "_usage_refused", "_write", "call",
-        "connect_s", "connection", "fallback_why", "meter", "model", "number", "over", "paused", "predicted_ttft_s",
-        "upstream",
+        "_again", "_asks_usage", "_body", "_clock", "_committed", "_counted", "_decodes", "_fast", "_frame", "_head",
+        "_name", "_phase", "_sink", "_stream", "_timer", "_token_reported", "_translation", "_usage_refused", "_write",
+        "call", "connect_s", "connection", "fallback_why", "meter", "model", "number", "over", "paused",
+        "predicted_ttft_s", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -106,6 +108,7 @@ class UpstreamAttempt(Reader):
         self._again = again
         self._frame: Frame | None = None
         self._stream: EventStream | None = None
+        self._fast: FastStream | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._phase = _BEFORE_HEAD
         self._translation = call.for_engine(upstream.target, self.model, self._shown)
@@ -196,17 +199,20 @@ class UpstreamAttempt(Reader):
         """
         if self.over:
             return  # its connection may be another attempt's by now
+        self._leave_fast_path()
         phase, counted = self._phase, self.usage_so_far().output_tokens if self._committed else 0
         self._end()
         connection = self.connection
         if connection is None:
             return
         if self.call.body.stream and phase not in (_ERROR_BODY, _WHOLE) and connection.half_close():
-            self._part(_EVENTS if phase == _REFRAMED else phase, counted)
+            self._part(_EVENTS if phase in (_REFRAMED, _AT_CHUNK) else phase, counted)
         else:
             connection.abort()
 
     def _end(self) -> None:
+        self._leave_fast_path()
+        self._fast = None  # which refers to this
         self.over = True
         self._phase = _OVER
         self._cancel_timer()
@@ -244,6 +250,7 @@ class UpstreamAttempt(Reader):
     def pause(self) -> None:
         """Read no more from the engine: the client reads more slowly than the engine writes."""
         if self.connection is not None and not self.over:
+            self._leave_fast_path()
             self.paused = True
             self.connection.transport.pause_reading()
 
@@ -268,7 +275,9 @@ class UpstreamAttempt(Reader):
 
     def _take_other(self, data: bytes) -> None:
         phase = self._phase
-        if phase == _BEFORE_HEAD:
+        if phase == _AT_CHUNK:
+            self._enter_fast_path(data)
+        elif phase == _BEFORE_HEAD:
             self._before_head(data)
         elif phase == _ERROR_BODY:
             self._hold(data)
@@ -511,8 +520,73 @@ class UpstreamAttempt(Reader):
         elif stream.cut_short:
             self._failed(self._cut_short())
         elif not self.over:
-            plain = self.meter.started and not stream.examines
-            self._phase = _EVENTS if not plain else _RELAYED if self._frame is None else _REFRAMED
+            self._phase = self._phase_after(stream)
+
+    def _phase_after(self, stream: EventStream) -> int:
+        """How the read after one that was looked at is passed on."""
+        if not self.meter.started or stream.examines:
+            return _EVENTS
+        if self._frame is not None:
+            return _REFRAMED
+        fits = stream.at_chunk and self.upstream.fast_path is not None and (self._fast is None or self._fast.pays)
+        return _AT_CHUNK if fits else _RELAYED
+
+    # -- the fast path -----------------------------------------------------------------------------------------
+
+    def _enter_fast_path(self, data: bytes) -> None:
+        """A read after the first token that begins where a chunk does."""
+        connection, path, stream = self.connection, self.upstream.fast_path, self._stream
+        assert connection is not None
+        assert path is not None
+        assert stream is not None
+        fast = self._fast
+        if fast is None:
+            fast = self._fast = FastStream(path, self, stream, connection.transport, connection.socket)
+        now = connection.socket != NO_SOCKET and not connection.done and not self.paused
+        sent = fast.enter(data, self._sink.socket() if now else NO_SOCKET, self._clock())
+        if sent < 0:
+            self._phase = _RELAYED
+            self.take(data)
+            if self._phase == _RELAYED and fast.pays and fast.passed_whole():
+                self._phase = _AT_CHUNK
+        elif sent < len(data):
+            self._write(data[sent:])
+
+    def _leave_fast_path(self) -> None:
+        if self._fast is not None:
+            self._fast.leave()
+
+    def returned(self, data: bytes, *, counted: bool) -> None:
+        """What the fast path did not pass on."""
+        connection, fast = self.connection, self._fast
+        if fast is not None:
+            fast.leave()
+            fast.returns()
+        if counted:
+            if not self.over:
+                self._write(data)
+        elif data and connection is not None and connection.reader is self:
+            connection.data_received(data)
+
+    def crashed(self) -> None:
+        """An exception of the gateway while that was read."""
+        if self.connection is not None:
+            self.connection.transport.abort()
+
+    @property
+    def heard_s(self) -> float:
+        """When the last byte of the reply came."""
+        fast = self._fast
+        return fast.heard_s if fast is not None and fast.here else self.meter.heard_s
+
+    def current_meter(self) -> Meter:
+        """Its counts, which are not here while the fast path has them: it leaves that until its next token."""
+        self._leave_fast_path()
+        return self.meter
+
+    def last_token_s(self) -> float:
+        """When the last token came (nan: none has)."""
+        return self.current_meter().last_token_s()
 
     def _cut_short(self) -> Failure:
         return Failure(f"{self.upstream.target.name} ended the stream before the reply was complete")
@@ -607,6 +681,7 @@ class UpstreamAttempt(Reader):
 
     def usage_so_far(self) -> Usage:
         """Token counts of what has come of the reply."""
+        self._leave_fast_path()
         if self._translation is not None:
             tokens, estimated = self._translation.tokens, self._translation.estimated
             return Usage(

@@ -91,12 +91,16 @@ class ClientConnection(HttpToolsProtocol):
         self._lingering = False
         self._half_closed = False  # the client sends no more
         self._closing = False  # the same, though what it sent before has not been read
+        self._socket = -1  # on which answers may be sent as they are
 
     # -- asyncio's side ----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
-        if len(self.connections) > self.limits.connections_max or self._descriptor() >= self.limits.descriptor_max:
+        descriptor = self._descriptor()
+        if self.scheme != "https":
+            self._socket = descriptor
+        if len(self.connections) > self.limits.connections_max or descriptor >= self.limits.descriptor_max:
             self._fail(_TOO_MANY)
 
     def _descriptor(self) -> int:
@@ -247,7 +251,15 @@ class ClientConnection(HttpToolsProtocol):
 
     def _begin_exchange(self, endpoint: Endpoint, method: bytes, version: str, fields: dict[bytes, bytes]) -> None:
         exchange = HttpExchange(
-            self.transport, self.flow, self.exchange_over, self.driver, endpoint, self._target, self._fields, fields
+            self.transport,
+            self.flow,
+            self.exchange_over,
+            self.driver,
+            endpoint,
+            self._target,
+            self._fields,
+            fields,
+            self._socket,
         )
         self._fields = []  # trailers are no part of the head
         exchange.peer = self.client

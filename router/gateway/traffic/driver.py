@@ -32,6 +32,7 @@ from router.gateway.protocols.target import Target
 from router.gateway.traffic.attempt import UpstreamAttempt
 from router.gateway.traffic.buffers import Buffers
 from router.gateway.traffic.call import Call
+from router.gateway.traffic.fast_path import BUILT, FastPath
 from router.gateway.traffic.faults import EngineError
 from router.gateway.traffic.http import Head
 from router.gateway.traffic.ports import Client, Frame, ReplySink, RequestDriver, TokenObserver
@@ -107,6 +108,9 @@ class _InFlight(ReplySink):
     def writer(self) -> Callable[[bytes], object]:
         return self.client.writer()
 
+    def socket(self) -> int:
+        return self.client.socket()
+
     def ended(self, attempt: int, usage: Usage, last_token_s: float) -> None:
         self.driver.ended(self.call.request.id, attempt, usage, last_token_s)
         self.client.finish()
@@ -129,7 +133,7 @@ class _InFlight(ReplySink):
 
     def last_token_s(self) -> float:
         """When the last token came of the reply that the client gets (nan: none came)."""
-        return self.winner.meter.last_token_s() if self.winner is not None else nan
+        return self.winner.last_token_s() if self.winner is not None else nan
 
 
 class Driver(RequestDriver):
@@ -162,6 +166,7 @@ class Driver(RequestDriver):
         self._observer = observer
         self._pool = pool or PoolLimits()
         self._dialler = dialler
+        self._fast_path = FastPath(clock) if BUILT else None
         self._limits = limits or StreamLimits()
         self._upstreams: dict[str, Upstream] = {}
         self._in_flight: dict[RequestId, _InFlight] = {}
@@ -193,7 +198,9 @@ class Driver(RequestDriver):
         known = self._upstreams.get(target.name)
         if known is not None and known.target == target:
             return
-        new = self._upstreams[target.name] = Upstream(target, self.clock, self._pool, known, self._dialler)
+        new = self._upstreams[target.name] = Upstream(
+            target, self.clock, self._pool, known, self._dialler, self._fast_path
+        )
         if known is not None:
             known.close()
             for _, attempt in self._attempts_on(known):
@@ -216,7 +223,7 @@ class Driver(RequestDriver):
         if upstream is None:
             return -inf
         readers = (connection.reader for connection in upstream.open)
-        reading = (reader.meter.heard_s for reader in readers if isinstance(reader, UpstreamAttempt))
+        reading = (reader.heard_s for reader in readers if isinstance(reader, UpstreamAttempt))
         return max(upstream.last_read_s, *reading, -inf)
 
     def _attempts_on(self, upstream: Upstream) -> list[tuple[_InFlight, UpstreamAttempt]]:
@@ -458,7 +465,7 @@ class Driver(RequestDriver):
         _log.warning("this process stood still for %.1f s: deadlines of engines move on by as much", still_s)
         for request in self._in_flight.values():
             if request.winner is not None:
-                meter = request.winner.meter
+                meter = request.winner.current_meter()
                 meter.last_s = min(meter.last_s + still_s, now_s)
                 meter.heard_s = min(meter.heard_s + still_s, now_s)
         self.perform(self.core.paused(still_s + CATCH_UP_S, now_s))
@@ -472,7 +479,7 @@ class Driver(RequestDriver):
             winner = request.winner
             if winner is None or winner.over:
                 continue
-            silent_s = now_s - winner.meter.heard_s
+            silent_s = now_s - winner.heard_s
             if winner.paused:
                 if silent_s > self._limits.reader_s:
                     request.client.drop()
@@ -492,6 +499,8 @@ class Driver(RequestDriver):
         self._timer_s = -inf  # none is set again
         for upstream in self._upstreams.values():
             upstream.close()
+        if self._fast_path is not None:
+            self._fast_path.close()
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more requests and wait for those in flight; after *timeout_s* the rest are ended honestly."""

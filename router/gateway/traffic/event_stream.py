@@ -40,8 +40,8 @@ class EventStream:
     """
 
     __slots__ = (
-        "_framed", "_held", "_inside", "_kept", "_left", "_must_end", "_open", "_passed_bytes", "_several", "_sized",
-        "_strips_usage", "_token", "_unended", "cut_short", "ended", "error", "meter", "pinged", "structured",
+        "_exact", "_framed", "_held", "_inside", "_kept", "_left", "_must_end", "_open", "_passed_bytes", "_several",
+        "_sized", "_strips_usage", "_token", "_unended", "cut_short", "ended", "error", "meter", "pinged", "structured",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +62,7 @@ class EventStream:
         self._open: set[int] | None = set() if self._several else None  # choices that have begun and not finished
         self._held = b""
         self._left = AT_SIZE  # of a chunk's data at its begin
+        self._exact = True  # that was counted from the begin of the body, and not guessed
         self._kept = b""  # the meter's newest bytes when that was so
         self._passed_bytes = 0  # and how many had been passed
         self._token = False  # what was examined of the current read holds one
@@ -74,6 +75,16 @@ class EventStream:
         choice's own end has to be seen.
         """
         return self._several or bool(self._held)
+
+    @property
+    def at_chunk(self) -> bool:
+        """Whether it is certain that a chunk begins with the next read."""
+        return self._framed and self._exact and self._left == AT_SIZE and not self._held
+
+    def chunks_passed(self) -> None:
+        """Whole chunks of plain tokens have passed since a chunk began: only the meter has seen them."""
+        self._left, self._exact = AT_SIZE, True
+        self._kept, self._passed_bytes = self.meter.newest, self.meter.passed_bytes
 
     @property
     def held_bytes(self) -> int:
@@ -123,6 +134,7 @@ class EventStream:
         passed = self.meter.passed_bytes - self._passed_bytes
         if 0 <= passed <= self._left:
             return self._left - passed
+        self._exact = False
         view = ChunkView(self.meter.newest_read, framed=True, left=UNKNOWN)
         return view.left if view.cut(len(view.data)) == len(view.raw) else UNKNOWN
 

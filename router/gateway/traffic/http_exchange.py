@@ -28,7 +28,7 @@ def identity(data: bytes) -> bytes:
 class HttpExchange(Exchange):
     """``response_complete`` and ``keep_alive`` are read by uvicorn's protocol."""
 
-    __slots__ = ("_early", "_flow", "_on_complete", "_transport")
+    __slots__ = ("_early", "_flow", "_on_complete", "_socket", "_transport")
 
     def __init__(
         self,
@@ -40,8 +40,11 @@ class HttpExchange(Exchange):
         path: bytes,
         headers: Sequence[tuple[bytes, bytes]],
         fields: Mapping[bytes, bytes],
+        socket: int = -1,
     ) -> None:
+        """*socket*: the descriptor of the transport's socket, if that takes an answer's bytes as they are."""
         super().__init__(driver, endpoint, path, headers, fields)
+        self._socket = socket
         self._transport = transport
         self._flow = flow
         self._on_complete = on_complete
@@ -66,6 +69,13 @@ class HttpExchange(Exchange):
     def writer(self) -> Callable[[bytes], object]:
         """The function that sends later bytes."""
         return self._transport.write
+
+    def socket(self) -> int:
+        """Its socket, unless bytes are waiting in front of it."""
+        transport = self._transport
+        if self.response_complete or transport.is_closing() or transport.get_write_buffer_size():
+            return -1
+        return self._socket
 
     def open(
         self, head: Head, body: bytes, translation: Translation | None, backend: bytes, predicted_ttft_s: float

@@ -322,6 +322,29 @@ class Meter:
         if gap_s > self.gap_max_s:  # noqa: PLR1730 - a call to max() costs more than all of this
             self.gap_max_s = gap_s
 
+    def hand_over(self, stream: Any) -> None:
+        """Give a stream of ``_fast_path.c`` what it passes reads by, and the counts so far."""
+        stream.expect(self._opening, self._end, self._end_at)
+        stream.begin(
+            self.heard_s,
+            self.last_s,
+            self._before_s,
+            self.gap_max_s,
+            self.events,
+            self._body_bytes,
+            self._last,
+            self._before,
+        )
+
+    def take_back(self, stream: Any) -> None:
+        """Its counts once it has passed some reads: those that ``passes`` would have."""
+        if stream.body_bytes == self._body_bytes:
+            return
+        self.heard_s, self.last_s, self._before_s = stream.heard_s, stream.last_s, stream.before_s
+        self.gap_max_s = stream.gap_max_s
+        self.events, self._body_bytes = stream.events, stream.body_bytes
+        self._last, self._before = stream.newest, stream.older
+
     def continues(self, data: bytes, now_s: float) -> None:
         """More of a reply that is no event stream."""
         self.heard_s = self.last_s = self._before_s = now_s

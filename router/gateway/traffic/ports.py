@@ -57,6 +57,12 @@ class Client(ABC):
         """The function that sends later bytes: called once for every token."""
 
     @abstractmethod
+    def socket(self) -> int:
+        """The descriptor of a socket on which later bytes may be sent now as they are, since none is waiting before
+        them; -1: there is none.
+        """
+
+    @abstractmethod
     def finish(self) -> None:
         """The reply is complete and sent."""
 
@@ -106,6 +112,10 @@ class ReplySink(ABC):
     @abstractmethod
     def writer(self) -> Callable[[bytes], object]:
         """The function that sends later bytes to the client."""
+
+    @abstractmethod
+    def socket(self) -> int:
+        """Where later bytes may be sent instead, as ``Client.socket``."""
 
     @abstractmethod
     def ended(self, attempt: int, usage: Usage, last_token_s: float) -> None:

@@ -18,6 +18,7 @@ import httptools
 from router.gateway.descriptors import exhausted
 from router.gateway.pauses import paused_s
 from router.gateway.protocols.target import Target
+from router.gateway.traffic.fast_path import NO_SOCKET, FastPath
 from router.gateway.traffic.http import HEAD_END, NO_BODY
 from router.gateway.traffic.keepalive import keep_alive
 from router.gateway.traffic.meter import Gaps
@@ -68,11 +69,12 @@ class Connection(asyncio.Protocol):
     """One connection to an engine: idle in its pool, or busy with one reader.
 
     ``head``: the bytes of the answer until its head was complete, then None. ``done``: the answer has ended.
+    ``socket``: its descriptor, where bytes of an answer may be read from it as they are, else -1.
     """
 
     __slots__ = (
         "_begun", "_bodiless", "_decoder", "_feed", "_half_closed", "_interim", "_keep", "_parser", "_plain", "done",
-        "head", "head_only", "idle_since_s", "reader", "reused", "touched", "transport", "upstream",
+        "head", "head_only", "idle_since_s", "reader", "reused", "socket", "touched", "transport", "upstream",
     )  # fmt: skip
 
     def __init__(self, upstream: "Upstream") -> None:
@@ -88,12 +90,16 @@ class Connection(asyncio.Protocol):
         self.done = self._begun = self._keep = self.reused = self.touched = self._interim = self._bodiless = False
         self._half_closed = False
         self.idle_since_s = 0.0
+        self.socket = NO_SOCKET
 
     # -- asyncio's side ----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         keep_alive(transport)
+        opened = transport.get_extra_info("socket")
+        if opened is not None and self.upstream.target.tls is False:
+            self.socket = opened.fileno()
         self.upstream.open.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -116,6 +122,7 @@ class Connection(asyncio.Protocol):
                 self._release(reader)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.socket = NO_SOCKET
         self.upstream.lost(self)
         reader, self.reader = self.reader, None
         self._parser = self._plain = self._decoder = None
@@ -299,7 +306,9 @@ class Upstream:
         limits: PoolLimits | None = None,
         before: "Upstream | None" = None,
         dialler: Dialler | None = None,
+        fast_path: FastPath | None = None,
     ) -> None:
+        self.fast_path = fast_path
         self._dialler: Dialler = dialler or Upstream.connect
         self.target = target
         self.limits = limits or PoolLimits()
