@@ -403,12 +403,26 @@ class Redis(Section):
         return self
 
 
+class Mesh(Section):
+    """Where this router receives the changes of routers on other hosts, as they happen.
+
+    ``host`` and ``port``: of its own socket (port 0: any free one); with several workers each takes the next port.
+    ``advertise``: the host at which peers reach it, left out: the one it has on the way to the shared state. ``key``:
+    the same for all routers of the pool; who does not have it is not listened to.
+    """
+
+    host: Name = "0.0.0.0"
+    port: Port = 9003
+    advertise: Name | None = None
+    key: Annotated[str, Field(min_length=16, max_length=1000)]
+
+
 class State(Section):
     """Where routers share what they know; without ``redis_url`` and ``redis``: one router alone, nothing to install.
 
     ``redis_url``: one server, or any node of a cluster; ``redis``: several addresses, sentinels, users, TLS.
-    ``push_s``: for how long sends are gathered before other workers of this host get them; null: they see a view every
-    ``sync_s`` alone, as routers elsewhere do.
+    ``push_s``: for how long sends are gathered before peers get them; null: peers see a view every ``sync_s`` alone.
+    ``mesh``: routers of other hosts get them as well; left out: only the other workers of this host do.
     """
 
     redis_url: RedisUrl | None = None
@@ -417,6 +431,7 @@ class State(Section):
     router_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
     sync_s: PositiveFloat = 0.05
     push_s: PositiveFloat | None = 0.001
+    mesh: Mesh | None = None
     lease_s: PositiveFloat = 1.0
     timeout_s: PositiveFloat = 0.25
 
@@ -429,6 +444,14 @@ class State(Section):
     def _one_form(self) -> Self:
         if self.redis_url and self.redis:
             raise ValueError("give redis_url or redis, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _mesh_finds_peers(self) -> Self:
+        if self.mesh and not self.servers:
+            raise ValueError("mesh needs redis_url or redis: routers find each other there")
+        if self.mesh and self.push_s is None:
+            raise ValueError("mesh has no use: push_s is null")
         return self
 
     @model_validator(mode="after")

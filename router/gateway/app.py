@@ -152,7 +152,8 @@ class Gateway:
         return Sync(self.store, self, view, backends, self.metrics, period_s, state.lease_s, self._pushing)
 
     def _exchange(self, plan: Plan) -> Changes | None:
-        return exchange(plan, self.identity, self.core, self.driver, self.clock, self.store.skipped)
+        skipped = self.store.skipped
+        return exchange(plan, self.identity, self.core, self.driver, self.clock, skipped, lambda: self.sync.peers)
 
     def _pushing(self, peers: Collection[str]) -> bool:
         """Whether the changes of all these come as they happen, and nothing else of their views is urgent."""
@@ -314,7 +315,8 @@ class Gateway:
             self._demand = (now_s, self.demand.view(now_s, self.core.held_of))
         busy = {name: load for name, load in self.core.loads().items() if load != IDLE}
         quotas = self.quotas.shares(now_s) if self.quotas.active else {}
-        return RouterView(busy, self._demand[1], self.plan.version, quotas)
+        mesh = self.changes.address if self.changes is not None else ""
+        return RouterView(busy, self._demand[1], self.plan.version, quotas, mesh=mesh)
 
     def _seen(self) -> tuple[SeenVariant, ...] | None:
         """The backends of this router, for the autoscaler; None while a source has not answered yet."""

@@ -69,7 +69,8 @@ class Wire:
     """A channel of this process, which carries nothing to anybody."""
 
     name = "a wire"
-    dropped = 0
+    address = ""
+    dropped = refused = 0
 
     def __init__(self) -> None:
         self.sent: list[Envelope] = []

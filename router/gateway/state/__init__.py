@@ -61,8 +61,8 @@ class ModelDemand:
 
 @dataclass(frozen=True, slots=True)
 class RouterView:
-    """What one router publishes: work in flight by backend, demand by model, the config version it runs, and what it
-    took of the quotas, by account.
+    """What one router publishes: work in flight by backend, demand by model, the config version it runs, what it took
+    of the quotas, by account, and the address at which its peers send it their changes (``mesh``; empty: none).
 
     Only where it is read for the autoscaler: ``age_s``, how long ago it was published; ``seen``, the backends that the
     router has, by variant (None: it does not state them, or does not have all of them yet).
@@ -74,6 +74,7 @@ class RouterView:
     quotas: Mapping[str, Shares] = field(default_factory=dict)
     age_s: float = 0.0
     seen: tuple[SeenVariant, ...] | None = None
+    mesh: str = ""
 
 
 @dataclass(frozen=True, slots=True)

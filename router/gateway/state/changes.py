@@ -38,10 +38,14 @@ _log = logging.getLogger("headroom")
 
 
 class Channel(Protocol):
-    """Carries messages to peers. ``name``: for the log; ``dropped``: messages that a peer could not be sent."""
+    """Carries messages to peers. ``name``: for the log; ``dropped``: messages that a peer could not be sent;
+    ``refused``: connections that were closed for what came over them; ``address``: to be published, if any.
+    """
 
     name: str
     dropped: int
+    refused: int
+    address: str
 
     async def run(self, on_message: Callable[[bytes], None]) -> None:
         """Receive until cancelled. Raises StoreGone where that is not possible any more; it may be run again."""
@@ -126,6 +130,11 @@ class Changes:
         return set(peers) <= set(self.peers)
 
     @property
+    def address(self) -> str:
+        """Where peers of other hosts send their changes; empty: nowhere."""
+        return next((channel.address for channel in self._channels if channel.address), "")
+
+    @property
     def faults(self) -> Mapping[str, str]:
         """Why a channel does not work, by its name."""
         return self._faults
@@ -138,7 +147,7 @@ class Changes:
             "sent": self._number,
             "received": self.received,
             "lost": self.lost,
-            "skipped": self.unreadable,
+            "skipped": self.unreadable + sum(channel.refused for channel in self._channels),
             "dropped": dropped,
         }
 

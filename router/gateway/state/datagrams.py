@@ -21,12 +21,13 @@ class Datagrams:
     """One worker's socket, and the paths of the others'."""
 
     name = "the sockets of the workers"
+    address = ""
 
     def __init__(self, own: Path, others: Iterable[Path]) -> None:
         """Opens nothing yet. *own*: a socket's path is at most some 100 bytes long."""
         self._own, self._others = own, tuple(str(other) for other in others)
         self._socket: socket.socket | None = None
-        self.dropped = 0
+        self.dropped = self.refused = 0
 
     async def run(self, on_message: Callable[[bytes], None]) -> None:
         """Receive until cancelled. Raises StoreGone where the socket cannot be made."""

@@ -38,6 +38,7 @@ _PLACES_MOST: Final = 4096
 _KINDS_MOST: Final = 256  # of one model at one router
 _BUCKETS_MOST: Final = 10_000
 _NAME_MOST: Final = 256  # characters of a backend, a model, a class or a version
+_ADDRESS_MOST: Final = 300
 _SHOWN_MOST: Final = 100
 UNREADABLE: Final = RouterView(version="unreadable")
 
@@ -53,6 +54,8 @@ def view_plain(view: RouterView) -> dict[str, Any]:
     """The same before it is JSON. Loads field by field: orjson reads past the end of a dataclass that is compiled."""
     loads = {name: {field: getattr(load, field) for field in _LOAD} for name, load in view.loads.items()}
     plain: dict[str, Any] = {"loads": loads, "demand": view.demand, "version": view.version}
+    if view.mesh:
+        plain["mesh"] = view.mesh
     if view.quotas:
         plain["quotas"] = {name: [getattr(each, field) for field in _SHARES] for name, each in view.quotas.items()}
     if view.age_s:
@@ -102,7 +105,7 @@ def _checked(plain: Any) -> Mapping[str, Any]:
 
 
 def _view(plain: Mapping[str, Any], note: Note, now_s: float = nan) -> RouterView:
-    loads, demand, version = (plain.get(part) for part in ("loads", "demand", "version"))
+    loads, demand, version, mesh = (plain.get(part) for part in ("loads", "demand", "version", "mesh"))
     if not isinstance(loads, Mapping) or not isinstance(demand, Mapping):
         raise Unreadable(SkipReason.UNREADABLE, "expected loads and demand, each an object")
     if not isinstance(version, str) or len(version) > _NAME_MOST:
@@ -114,6 +117,7 @@ def _view(plain: Mapping[str, Any], note: Note, now_s: float = nan) -> RouterVie
         _quotas_of(plain.get("quotas"), note),
         _age_s(plain, now_s),
         seen_of(plain.get("seen")),
+        mesh if isinstance(mesh, str) and len(mesh) <= _ADDRESS_MOST else "",
     )
 
 
