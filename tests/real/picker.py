@@ -51,7 +51,9 @@ class Parts:
         return (int(user) + int(system)) / TICKS
 
 
-def _ours(name: str, port: int, *command: str, ready_path: str = "/health") -> catalog.Engine:
+def _ours(
+    name: str, port: int, *command: str, ready_path: str = "/readyz", serving_root: bool = True
+) -> catalog.Engine:
     return catalog.Engine(
         name=name,
         model="",
@@ -60,26 +62,27 @@ def _ours(name: str, port: int, *command: str, ready_path: str = "/health") -> c
         command=lambda _: [sys.executable, *command],
         ready_path=ready_path,
         env=lambda _: {"PYTHONPATH": str(ROOT)},
+        serving_root=serving_root,  # on other cores than engines
     )
 
 
 def emulated(name: str, card: str, port: int, model: str) -> catalog.Engine:
     """An emulated engine of one card."""
     options = ("--card", card, "--port", str(port), "--model-name", model, "--spread", "0")
-    return _ours(name, port, "-m", "simulator", "serve", *options)
+    return _ours(name, port, "-m", "simulator", "serve", *options, ready_path="/health", serving_root=False)
 
 
 def gateway(folder: Path, config: dict[str, Any], name: str = "gateway", port: int = GATEWAY_PORT) -> catalog.Engine:
     """The gateway with this config."""
     path = _written(folder / f"{name}.yaml", {**config, "listen": {"port": port}})
-    return _ours(name, port, "-m", "router", "serve", "--config", str(path), ready_path="/readyz")
+    return _ours(name, port, "-m", "router", "serve", "--config", str(path))
 
 
 def picker(folder: Path, config: dict[str, Any]) -> catalog.Engine:
     """The picker with this config."""
     ports = {"listen": {"port": CONTROL_PORT}, "epp": {**config.get("epp", {}), "port": PICKER_PORT}}
     path = _written(folder / "picker.yaml", {**config, **ports})
-    return _ours("picker", CONTROL_PORT, "-m", "router", "epp", "--config", str(path), ready_path="/readyz")
+    return _ours("picker", CONTROL_PORT, "-m", "router", "epp", "--config", str(path))
 
 
 def envoy(folder: Path, engines: Sequence[int] = ()) -> catalog.Engine:
@@ -106,6 +109,7 @@ def envoy(folder: Path, engines: Sequence[int] = ()) -> catalog.Engine:
             *("--log-level", "error", "--use-dynamic-base-id", "--disable-hot-restart"),
         ],
         ready_path="/v1/models",  # of an engine, by way of the picker
+        serving_root=True,
     )
 
 
