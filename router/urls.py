@@ -28,7 +28,10 @@ def page_url(text: str) -> str:
 def base_url(text: str) -> str:
     """The same for an address that paths are appended to."""
     url = page_url(text)
-    _refuse(urlsplit(url), ("query",))
+    parts = urlsplit(url)
+    _refuse(parts, ("query",))
+    if parts.path.endswith("/v1"):  # as clients of OpenAI's API have it
+        raise ValueError(f"expected the address without /v1, which each path begins with: {url.removesuffix('/v1')}")
     return url
 
 

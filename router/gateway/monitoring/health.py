@@ -250,6 +250,8 @@ class Watch:
         except Unanswered as failed:
             if failed.reason is DownReason.REFUSED and not self.engine.own_address:
                 return Unanswered(str(failed), DownReason.UNREACHABLE)  # says nothing of where requests go
+            if failed.reason is DownReason.INVALID and await self._client.speaks_tls(self._url):
+                return Unanswered(f"{failed}; it speaks TLS: is its url https://?", DownReason.TLS)
             return failed
         if page.is_success:
             return None

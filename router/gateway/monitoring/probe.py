@@ -25,6 +25,7 @@ _PAGE_BYTES_MAX: Final = 16 * 2**20
 _IDLE_MAX: Final = 8
 _OK: Final = range(200, 300)
 _REDIRECT: Final = range(300, 400)
+_HTTP_PORT: Final = 80
 _LOCATION_CHARS_MAX: Final = 200
 
 
@@ -212,6 +213,21 @@ class ProbeClient:
         finally:
             if answer.cancelled() or not answer.done():
                 question.abort()
+
+    async def speaks_tls(self, url: str) -> bool:
+        """Whether the server of an ``http://`` address takes TLS, whatever its certificate."""
+        parts = urlsplit(url)
+        if parts.scheme != "http":
+            return False
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                _, writer = await asyncio.open_connection(parts.hostname, parts.port or _HTTP_PORT, ssl=context)
+        except (OSError, TimeoutError):
+            return False
+        writer.transport.abort()
+        return True
 
     def _upstream(self, scheme: str, netloc: str, certificates: TlsContext | None) -> Upstream:
         try:

@@ -9,6 +9,7 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from errno import ECONNREFUSED
 from functools import lru_cache, partial
 from math import inf
 from typing import Any, Final, cast
@@ -285,6 +286,8 @@ def _why(error: OSError) -> str:
     """The reason of a connection that did not come about, in words."""
     if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
         return "it does not speak TLS, which https:// stands for; is its url http://?"
+    if error.errno == ECONNREFUSED:  # event loops have words of their own for it
+        return "connection refused, nothing listens there"
     return str(error.strerror or error)
 
 
