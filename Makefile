@@ -44,7 +44,7 @@ chart: $(VENV)/.chart  ## the tests of the Helm chart, which need Helm's own lib
 	@$(BIN)/python -m pytest -q -rs tests/deploy/test_chart.py tests/targets/test_kubernetes.py
 
 docs: $(VENV)/.docs  ## the documentation site in build/docs; a dead link fails it
-	@$(BIN)/python -m mkdocs build --quiet --strict -f deploy/docs/mkdocs.yml
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f deploy/docs/mkdocs.yml
 
 wheel: $(VENV)/.wheel  ## dist/*.whl: compiled, for any Linux of this processor as new as this one
 	@rm -rf dist

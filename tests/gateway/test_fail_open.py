@@ -177,7 +177,7 @@ def test_only_doubtful_checks_are_overridden(reason: DownReason | None) -> None:
 
 def test_the_manual_has_every_reason_and_which_are_overridden() -> None:
     """In the table of its section."""
-    text = (Path(__file__).parents[2] / "deploy" / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "deploy/docs/pages/howto/errors.md").read_text(encoding="utf-8")
     rows = text.partition("## When a backend is down")[2].partition("\n## ")[0].split("\n| `")[1:]
     named = {
         name: row.rstrip().split("|")[-2].strip() for row in rows for name in row.split(" |")[0][:-1].split("`, `")

@@ -1,7 +1,7 @@
 """One line a request that has ended: who sent what, where it went, how long each part took, beside what was forecast.
 
-No line has text of a prompt or of a reply. Must not depend on sockets. deploy/README.md lists the fields; the
-simulator reads the JSON form as a trace (simulator/traces/formats/access_log.py).
+No line has text of a prompt or of a reply. Must not depend on sockets. deploy/docs/pages/howto/telemetry.md lists the
+fields; the simulator reads the JSON form as a trace (simulator/traces/formats/access_log.py).
 """
 
 import re
