@@ -110,3 +110,16 @@ async def test_a_leader_that_ends_gives_the_lease_back(world: World) -> None:
     assert second.holds()
     await first.close()
     assert world.holder == "b"
+
+
+async def test_each_time_that_the_lease_comes_to_it_is_a_term_of_its_own(world: World) -> None:
+    """Another may have had it between two of them, however short that was; a renewal begins none."""
+    first, second = candidate(world, "a"), candidate(world, "b")
+    await first.renew()
+    await first.renew()
+    assert (first.terms, second.terms) == (1, 0)
+    world.now_s = 15.1
+    await second.renew()
+    await second.close()
+    await first.renew()
+    assert (first.holds(), first.terms, second.terms) == (True, 2, 1)

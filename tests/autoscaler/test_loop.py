@@ -25,6 +25,7 @@ from router.gateway.state.servers import RedisServers
 from router.gateway.state.wire import UNREADABLE
 from router.targets import Advice, Applied, Outcome, Replicas, Target
 from tests.autoscaler.test_arrivals import BEGAN_S, DAY_S, arrivals, days, rate
+from tests.autoscaler.test_election import World, candidate
 from tests.autoscaler.worlds import ASKED, CONFIG, fixed, plan
 from tests.pages import Pages
 from tests.redis_server import RedisServer, server_binary
@@ -456,6 +457,22 @@ async def test_one_that_does_not_lead_follows_and_one_that_leads_again_believes_
     assert (target.applied, len(target.stood_by)) == ([1, 1], before + 1)
     await looping.round(_views_of_one)
     assert len(target.stood_by) == before + 1
+
+
+async def test_a_term_that_ended_between_two_rounds_is_noticed() -> None:
+    """Both rounds lead, and another has led meanwhile: what was applied in the first is not known to stand."""
+    world, target = World(), Orders()
+    election = candidate(world, "a")
+    looping = Autoscaler(replace(plan(), scaling=Rate()), target, election=election, settled_s=0.0)
+    await election.renew()
+    await looping.round(_views_of_one)
+    await election.renew()
+    await looping.round(_views_of_one)
+    assert (target.applied, target.stood_by) == ([1, 1], [])
+    world.now_s = 20.0  # the lease has ended, and comes back before the next round
+    await election.renew()
+    await looping.round(_views_of_one)
+    assert (target.applied, target.stood_by) == ([1, 1, 1], [(None, 0.0)])
 
 
 async def test_a_memory_that_cannot_be_read_stops_the_round_and_one_that_cannot_be_written_does_not() -> None:

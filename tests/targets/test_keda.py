@@ -11,8 +11,12 @@ import trustme
 import yaml
 from pydantic import ValidationError
 
+from router.autoscaler.election import Election
+from router.autoscaler.loop import Autoscaler
 from router.targets import Advice, Outcome, spec_of
 from router.targets.keda import Keda
+from tests.autoscaler.worlds import plan
+from tests.targets.test_targets import views
 
 grpc = pytest.importorskip("grpc", reason="the extra keda is not installed")
 messages = pytest.importorskip("router.keda.messages", reason="the extra keda is not installed")
@@ -91,6 +95,47 @@ async def test_one_that_does_not_apply_answers_with_what_the_one_that_does_has_a
             assert await wanted(channel) == (True, 2.0)
             with pytest.raises(grpc.aio.AioRpcError):
                 await wanted(channel, model="other", variant="small")
+
+
+async def test_keda_gets_one_number_from_whichever_autoscaler_it_calls() -> None:
+    """Two of them, of which one decides; when it is gone the other answers with its last decision, and then decides."""
+    made, leads, shared = plan(), [True, False], Shared()
+    async with keda() as first, keda() as second:
+        both = [
+            Autoscaler(
+                made,
+                each,
+                election=Election(alone=lambda at=at: leads[at]),
+                settled_s=0.0,
+                keeper=shared,  # type: ignore[misc]
+            )
+            for at, each in enumerate((first, second))
+        ]
+        for scaler in both:
+            await scaler.round(views)
+        ports = [each.service.port for each in (first, second)]
+        for port in ports:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                assert await wanted(channel) == (True, 5.0)
+        leads[:] = [False, True]
+        await both[1].round(views)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{second.service.port}") as channel:
+            assert await wanted(channel) == (True, 5.0)
+
+
+class Shared:
+    """What autoscalers share, as in Redis."""
+
+    shared = True
+
+    def __init__(self) -> None:
+        self._values: dict[str, bytes] = {}
+
+    async def keep(self, name: str, value: bytes) -> None:
+        self._values[name] = value
+
+    async def kept(self, name: str) -> bytes:
+        return self._values.get(name, b"")
 
 
 async def test_without_fresh_advice_a_call_fails_and_keda_changes_nothing() -> None:
