@@ -287,6 +287,16 @@ class SourceFailed(HeadroomError):
     """
 
 
+class NoSuchName(SourceFailed):
+    """DNS states that there is no such name. It is looked up again; an operator has to correct it or to wait for it."""
+
+
+class PeerRefused(HeadroomError, ConnectionError):
+    """The other side of a connection between routers is no router with this key, or has no room for one more. It is
+    dialled again; an operator has to give all routers of a pool the same key.
+    """
+
+
 class KubernetesError(HeadroomError):
     """A request to a Kubernetes API server was not done. ``answer``: the HTTP status of its answer; 0: there was none.
 

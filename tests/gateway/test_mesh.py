@@ -8,16 +8,16 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.core.errors import ConfigError, StoreGone, Unreadable
+from router.core.errors import ConfigError, PeerRefused, StoreGone, Unreadable
 from router.gateway.app import Gateway
 from router.gateway.config.plan import plan_file
 from router.gateway.state import RouterView, mesh_links
 from router.gateway.state.mesh import Mesh, address_of, address_text
 from router.gateway.state.mesh_frames import FrameReader, FrameWriter, key_of
-from router.gateway.state.mesh_links import Refused, Sender, dialled
+from router.gateway.state.mesh_links import Sender, dialled
 from router.gateway.state.wire import view_from, view_json
 from router.gateway.worker_identity import WorkerIdentity
 from tests import fakes
@@ -30,6 +30,7 @@ KEY = "a key that all routers have"
 # -- frames ------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=8), st.randoms(use_true_random=False))
 def test_contents_come_back_however_the_bytes_are_cut(contents: list[bytes], draw: Random) -> None:
     """TCP has no bounds between messages."""
@@ -42,6 +43,7 @@ def test_contents_come_back_however_the_bytes_are_cut(contents: list[bytes], dra
     assert found == contents
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2), st.integers(0, 10**6), st.integers(1, 255))
 def test_a_frame_that_was_changed_anywhere_gives_no_content(which: int, at: int, mask: int) -> None:
     """Nor do those after it."""
@@ -293,7 +295,7 @@ async def test_what_greets_with_another_word_is_no_router() -> None:
         opened, _ = await loop.sock_accept(service)
         with opened:
             await loop.sock_sendall(opened, b"+PONG\r\n" + b"." * 30)
-            with pytest.raises(Refused, match="no router"):
+            with pytest.raises(PeerRefused, match="no router"):
                 await dialling
 
 
@@ -333,7 +335,7 @@ async def test_connections_to_a_router_are_bounded(monkeypatch: pytest.MonkeyPat
         at = address_of(it.meshes["a"].address)
         assert at is not None
         senders = [await dialled(at, key_of(KEY)) for _ in range(2)]
-        with pytest.raises(Refused, match="no room"):
+        with pytest.raises(PeerRefused, match="no room"):
             await dialled(at, key_of(KEY))
         for sender in senders:
             sender.abort()

@@ -16,7 +16,7 @@ from dns.exception import DNSException
 from dns.rdata import Rdata
 from dns.resolver import NXDOMAIN
 
-from router.core.errors import SourceFailed
+from router.core.errors import NoSuchName, SourceFailed
 from router.gateway.sources.endpoint import Endpoint, Source, host_port, name_of
 
 TTL_S_MIN: Final = 1.0  # a record with a TTL of 0 is not read without end
@@ -69,14 +69,14 @@ class DnsRecords(Source):
 
     async def _of_services(self, reading: "_Reading") -> list[Endpoint]:
         found: list[Endpoint] = []
-        missing: _NoName | None = None
+        missing: NoSuchName | None = None
         for record in await reading.records(self._name, rdatatype.SRV):
             target, port = record.target.to_text(omit_final_dot=True), record.port  # type: ignore[attr-defined]
             if target == ".":  # there is decidedly no such service (RFC 2782)
                 continue
             try:
                 addresses = await reading.addresses(f"{target}.")
-            except _NoName as gone:  # a record that outlives its replica must not hide the others
+            except NoSuchName as gone:  # a record that outlives its replica must not hide the others
                 missing = gone
                 continue
             for address in addresses:
@@ -90,10 +90,6 @@ class DnsRecords(Source):
 
     def _endpoint(self, name: str, host: str, port: int) -> Endpoint:
         return Endpoint(name, f"{self._scheme}://{host_port(host, port)}")
-
-
-class _NoName(SourceFailed):
-    """There is no such name."""
 
 
 class _Reading:
@@ -115,7 +111,7 @@ class _Reading:
                 name, kind, raise_on_no_answer=False, lifetime=self._timeout_s, search=True
             )
         except NXDOMAIN:
-            raise _NoName(f"there is no name {name}") from None
+            raise NoSuchName(f"there is no name {name}") from None
         except (DNSException, OSError, UnicodeError) as error:
             raise SourceFailed(f"{name}: {' '.join(str(error).split()) or type(error).__name__}"[:300]) from None
         self.ttl_s = min(self.ttl_s, answer.chaining_result.minimum_ttl)

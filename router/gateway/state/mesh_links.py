@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Final, cast
 
-from router.core.errors import Unreadable
+from router.core.errors import PeerRefused, Unreadable
 from router.gateway.state.change_wire import BYTES_MOST
 from router.gateway.state.mesh_frames import (
     MAGIC,
@@ -29,10 +29,6 @@ ACCEPTOR: Final = b"acceptor"
 DIALLER: Final = b"dialler"
 _HELLO_BYTES: Final = len(MAGIC) + NONCE_BYTES
 _LEFT: Final = "it closed the connection before both had proved the key"
-
-
-class Refused(ConnectionError):
-    """The other side is no router with this key."""
 
 
 class _Link(asyncio.Protocol):
@@ -97,13 +93,13 @@ class Sender(_Link):
 
     def _refuse(self, why: str) -> None:
         if not self.greeted.done():
-            self.greeted.set_exception(Refused(why))
+            self.greeted.set_exception(PeerRefused(why))
         self.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         if not self.greeted.done():
-            self.greeted.set_exception(Refused(f"{_LEFT}: it has another one, or no room for more peers"))
+            self.greeted.set_exception(PeerRefused(f"{_LEFT}: it has another one, or no room for more peers"))
 
     def send(self, message: bytes) -> bool:
         """Send it; False, and the connection is closed, where the peer does not read."""
