@@ -46,10 +46,10 @@ HOUR_S: Final = 3600.0
 class Headroom:
     """``load_max``: the share of a replica's capacity to plan for, and ``burst_sigma`` standard deviations of the
     requests in flight on top; ``attainment_goal``: the share of a class's requests that are planned for, those with
-    the shortest prompts, and that fewer replicas have to attain. ``replicas_min`` bounds all variants of a model
-    together, ``replicas_max`` each of them; ``step_max`` replicas of a variant are ordered or drained at once. A change
-    has to pay for itself within ``payback_s``; a forecast is ``keep_sigma`` standard errors too low before replicas are
-    drained; numbers older than ``stale_s`` change nothing; a mix costs no more than ``usd_per_hour_max``.
+    the shortest prompts. ``replicas_min`` bounds all variants of a model together, ``replicas_max`` each of them;
+    ``step_max`` replicas of a variant are ordered or drained at once. A change has to pay for itself within
+    ``payback_s``; a forecast is ``keep_sigma`` standard errors too low before replicas are drained; numbers older than
+    ``stale_s`` change nothing; a mix costs no more than ``usd_per_hour_max``.
     """
 
     load_max: float = 1.0
@@ -168,36 +168,21 @@ class _Plan:
 
     # ---- supply ------------------------------------------------------------------------
 
-    def _capacity(self, name: str, kinds: Sequence[KindDemand], quantile_min: float = 0.5) -> Capacity:
-        traffic = [_traffic(kind, quantile_min) for kind in kinds]
+    def _capacity(self, name: str, kinds: Sequence[KindDemand]) -> Capacity:
+        traffic = [_traffic(kind) for kind in kinds]
         return capacity(self.demand.variants[name], traffic, self.supply[name].learnt)
 
     def _groups(self) -> list[list[int]]:
         """The kinds that the same variants serve, by their places among the guaranteed."""
-        by_name = [self._serving(name) for name in self.names]
-        served = [tuple(serving[at] for serving in by_name) for at in range(len(self.guaranteed))]
+        served = [
+            tuple(self.capacities[name].weights[at] < inf for name in self.names) for at in range(len(self.guaranteed))
+        ]
         return [[at for at, by in enumerate(served) if by == pattern] for pattern in dict.fromkeys(served)]
 
     def _options(self, correction: float) -> list[VariantOption]:
-        return [self._option(at, name, correction, self.capacities) for at, name in enumerate(self.names)]
+        return [self._option(at, name, correction) for at, name in enumerate(self.names)]
 
-    def _sure_options(self) -> list[VariantOption]:
-        """With what a replica serves so that as many meet their SLOs as the goal says, where that is more than the
-        quantiles of the SLOs.
-        """
-        goal = self.policy.attainment_goal
-        if all(kind.slo.quantile >= goal for kind in self.guaranteed):
-            return self.options
-        sure = {name: self._capacity(name, self.guaranteed, goal) for name in self.names}
-        if any(sure[name].served != self._serving(name) for name in self.names):
-            return self.options  # on no number of replicas
-        return [self._option(at, name, self.correction, sure) for at, name in enumerate(self.names)]
-
-    def _serving(self, name: str) -> tuple[bool, ...]:
-        """Which of the guaranteed kinds a variant serves."""
-        return tuple(weight < inf for weight in self.capacities[name].weights)
-
-    def _option(self, at: int, name: str, correction: float, capacities: Mapping[str, Capacity]) -> VariantOption:
+    def _option(self, at: int, name: str, correction: float) -> VariantOption:
         supply, backend = self.supply[name], self.demand.variants[name]
         price = _price_per_s(backend)
         lost_per_s = max(supply.loss_per_hour, 0.0) / HOUR_S
@@ -206,7 +191,7 @@ class _Plan:
         most = max(min(supply.replicas_max, self.policy.replicas_max), 0)
         return VariantOption(
             name,
-            tuple(self._serves(capacities[name], group) * usable for group in self.groups),
+            tuple(self._serves(name, group) * usable for group in self.groups),
             (price + lost_per_s * order) * self.policy.payback_s,
             order,
             self.there[at],
@@ -215,10 +200,10 @@ class _Plan:
             backend.price_per_hour,
         )
 
-    def _serves(self, capacity_of: Capacity, group: Sequence[int]) -> float:
-        """Requests a second of a group that one replica of that capacity serves."""
+    def _serves(self, name: str, group: Sequence[int]) -> float:
+        """Requests a second of a group that one replica serves."""
         whole = sum(self.guaranteed[at].requests_per_s for at in group)
-        weights = capacity_of.weights
+        weights = self.capacities[name].weights
         if any(weights[at] == inf for at in group):
             return 0.0
         used = sum(
@@ -283,10 +268,6 @@ class _Plan:
             return tuple(self.there), runner_up, "a change would not pay for itself"
         if any(kind.attained for kind in self.hopeless):
             return tuple(self.there), runner_up, "SLOs are met that by the forecast no variant can meet"
-        sure = cheapest_mixes(self._sure_options(), keep, self.policy.usd_per_hour_max)
-        counts = self._at_least(sure[0].counts)
-        if self._costs(counts) >= self._costs(self.there):
-            return tuple(self.there), runner_up, "fewer would attain less than the goal"
         return counts, runner_up, "fewer serve even the upper bound of the forecast"
 
     def _costs(self, counts: Sequence[int]) -> float:
@@ -394,11 +375,9 @@ def _trend_of(demand: Demand) -> Trend:
     return trend(demand.arrivals, demand.bucket_s)
 
 
-def _traffic(kind: KindDemand, quantile_min: float = 0.5) -> Traffic:
+def _traffic(kind: KindDemand) -> Traffic:
     prompt, output = min(kind.prompt_tokens, TOKENS_MAX), min(max(kind.output_tokens, 1.0), TOKENS_MAX)
-    return Traffic(
-        min(kind.requests_per_s, RATE_MAX), prompt, output, kind.slo, min(max(kind.slo.quantile, quantile_min), 0.99)
-    )
+    return Traffic(min(kind.requests_per_s, RATE_MAX), prompt, output, kind.slo, min(max(kind.slo.quantile, 0.5), 0.99))
 
 
 def _price_per_s(backend: Backend) -> float:
