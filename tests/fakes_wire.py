@@ -239,17 +239,17 @@ class Client:
             return b"", False
 
     async def _chunks(self) -> tuple[bytes, bool]:
-        body = b""
+        body = bytearray()
         try:
             while size := int(await self.reader.readuntil(b"\r\n"), 16):
                 body += await self.reader.readexactly(size)
                 assert await self.reader.readexactly(2) == b"\r\n"
             assert await self.reader.readexactly(2) == b"\r\n"
         except asyncio.IncompleteReadError as cut:
-            return body + cut.partial, False
+            return bytes(body) + cut.partial, False
         except ConnectionError:
-            return body, False
-        return body, True
+            return bytes(body), False
+        return bytes(body), True
 
     async def ended(self) -> bytes:
         """What is left until the gateway closes."""
