@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import resource
 from math import isnan
 from typing import Any
 
@@ -219,6 +221,33 @@ async def test_tokens_take_it_and_the_end_does_not() -> None:
         client.send(chat())
         assert (await client.reply()).events()[0] == json.dumps(token("x"))
         assert engine.connections == 1
+
+
+async def test_without_a_descriptor_for_the_loop_tokens_pass_as_ever() -> None:
+    """A later stream finds one."""
+    steps, later = (Steps(chunked(event(token("a"))), END) for _ in range(2))
+    async with pair(steps.script, later.script) as (gate, _):
+        client = await asked(gate)
+        bounds = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest_free = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, bounds[1]))
+        try:
+            steps.go()
+            await got(client, "a")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, bounds)
+        assert not on_it(gate)
+        steps.go()
+        assert (await client._chunks())[1]
+        client.send(chat())
+        await client.head()
+        later.go()
+        await got(client, "a")
+        assert on_it(gate)
+        later.go()
+        assert (await client._chunks())[1]
+        assert gate.seen.endings == [EndState.SERVED] * 2
 
 
 async def test_usage_and_pings_pass_as_ever_and_tokens_take_it_again() -> None:

@@ -65,7 +65,7 @@ static int keep(Kept *kept, const char *data, Py_ssize_t size) {
         kept->data = made;
         kept->room = room;
     }
-    memcpy(kept->data, data, (size_t)size);
+    if (size) memcpy(kept->data, data, (size_t)size);
     kept->size = size;
     return 0;
 }
@@ -347,13 +347,13 @@ static int Stream_init(Stream *stream, PyObject *args, PyObject *named) {
     stream->owner = Py_NewRef(owner);
     stream->gaps = Py_NewRef(gaps);
     stream->source = stream->sink = -1;
-    return keep(&stream->opening, "", 0) | keep(&stream->newest, "", 0) | keep(&stream->older, "", 0);
+    return 0;
 }
 
 /* -- all streams ----------------------------------------------------------------------------------------------------- */
 
-/* One read of one stream: what of it is not passed on, and whether it is the rest of one that was counted. NULL without
- * an exception: all of it was passed on. `data` is NULL where the event loop is to read. */
+/* One read of one stream. 0: all of it was passed on, 1: none of it was (*rest*; empty: the event loop is to read), 2: it
+ * was counted, and *rest* of it was not sent, -1: no memory. */
 static int pass_on(Streams *streams, Stream *stream, double now_s, const char **rest, Py_ssize_t *rest_size) {
     Py_ssize_t size;
     do size = recv(stream->source, streams->buffer, READ_BYTES, MSG_DONTWAIT);
@@ -378,11 +378,12 @@ static int pass_on(Streams *streams, Stream *stream, double now_s, const char **
 static PyObject *Streams_pass_on(Streams *streams, PyObject *now) {
     double now_s = PyFloat_AsDouble(now);
     if (now_s == -1.0 && PyErr_Occurred()) return NULL;
-    struct epoll_event ready[BATCH];
-    int count = streams->epoll < 0 ? 0 : epoll_wait(streams->epoll, ready, BATCH, 0);
     PyObject *others = PyList_New(0);
     if (others == NULL) return NULL;
-    for (int i = 0; i < count; i++) Py_INCREF(ready[i].data.ptr); /* an allocation may run a finalizer, which removes one */
+    struct epoll_event ready[BATCH];
+    int count = streams->epoll < 0 ? 0 : epoll_wait(streams->epoll, ready, BATCH, 0);
+    /* An allocation may run a finalizer, which removes one: there is none before this */
+    for (int i = 0; i < count; i++) Py_INCREF(ready[i].data.ptr);
     int failed = 0;
     for (int i = 0; i < count; i++) {
         Stream *stream = ready[i].data.ptr;
@@ -398,6 +399,7 @@ static PyObject *Streams_pass_on(Streams *streams, PyObject *now) {
                 leave(stream);
             } else if (what < 0) {
                 failed = 1;
+                leave(stream); /* nothing may follow what is lost */
                 if (!PyErr_Occurred()) PyErr_NoMemory();
             }
         }
@@ -407,7 +409,11 @@ static PyObject *Streams_pass_on(Streams *streams, PyObject *now) {
     return others;
 }
 
-static PyObject *Streams_fileno(Streams *streams, PyObject *nothing) { return PyLong_FromLong(streams->epoll); }
+/* open(): a descriptor that can be read while a stream can. -1: this process may have no more, and no stream enters. */
+static PyObject *Streams_open(Streams *streams, PyObject *nothing) {
+    if (streams->epoll < 0) streams->epoll = epoll_create1(EPOLL_CLOEXEC);
+    return PyLong_FromLong(streams->epoll);
+}
 
 static PyObject *Streams_close(Streams *streams, PyObject *nothing) {
     while (streams->first != NULL) unlink_stream(streams->first);
@@ -436,11 +442,6 @@ static int Streams_init(Streams *streams, PyObject *args, PyObject *named) {
         PyErr_NoMemory();
         return -1;
     }
-    streams->epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (streams->epoll < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
-    }
     return 0;
 }
 
@@ -457,7 +458,7 @@ static void Streams_dealloc(Streams *streams) {
 }
 
 static PyMethodDef streams_methods[] = {
-    {"fileno", (PyCFunction)Streams_fileno, METH_NOARGS, NULL},
+    {"open", (PyCFunction)Streams_open, METH_NOARGS, NULL},
     {"pass_on", (PyCFunction)Streams_pass_on, METH_O, NULL},
     {"close", (PyCFunction)Streams_close, METH_NOARGS, NULL},
     {NULL},

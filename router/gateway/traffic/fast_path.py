@@ -42,14 +42,18 @@ class FastPath:
         self._clock = clock
         self._streams: Any = None
         self._loop: Any = None  # any, since uvloop's remove_reader returns no bool
+        self._descriptor = NO_SOCKET  # which that loop watches
 
     def stream(self, owner: Owner, gaps: list[int]) -> Any:
-        """A stream of it. *gaps*: the counts of the histogram in which it counts the time between tokens."""
+        """A stream of it. *gaps*: the counts of the histogram in which it counts the time between tokens. Where this
+        process has no descriptor left for the loop, none enters until a later stream finds one.
+        """
         assert _C is not None
         if self._streams is None:
             self._streams = _C.Streams(GAP_EDGES_S)
-            self._loop = asyncio.get_running_loop()
-            self._loop.add_reader(self._streams.fileno(), self._pass_on)
+        if self._loop is None and (descriptor := self._streams.open()) != NO_SOCKET:
+            self._loop, self._descriptor = asyncio.get_running_loop(), descriptor
+            self._loop.add_reader(descriptor, self._pass_on)
         return _C.Stream(self._streams, owner, gaps)
 
     def _pass_on(self) -> None:
@@ -65,7 +69,7 @@ class FastPath:
     def close(self) -> None:
         """No stream is there any more."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(self._streams.fileno())
+            self._loop.remove_reader(self._descriptor)
             self._streams.close()
         self._loop = self._streams = None
 
