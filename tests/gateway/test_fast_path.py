@@ -69,6 +69,25 @@ class Side:
         return (meter.events, meter.passed_bytes, meter.reply_bytes, meter.gaps.counts, times, usage, self.events.error)
 
 
+class Mixed(Side):
+    """The same where C takes what it takes for plain tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        assert BUILT is not None
+        self.fast = BUILT.Stream(BUILT.Streams(GAP_EDGES_S), None, self.meter.gaps.counts)
+
+    def take(self, read: bytes, now_s: float) -> bool:
+        self.meter.hand_over(self.fast)
+        count = self.fast.events_in(read) if self.events.at_chunk and not self.events.examines else 0
+        if count <= 0 or not self.meter.needs_no_look(read):
+            return super().take(read, now_s)
+        self.fast.count(read, count, now_s)
+        self.meter.take_back(self.fast)
+        self.events.chunks_passed()
+        return True
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     form=st.sampled_from(FORMS),
@@ -85,14 +104,12 @@ def test_what_passes_in_c_is_counted_as_in_python(
     form: dict[str, Any], crlf: bool, reads: list[tuple[list[str | bytes], float]]
 ) -> None:
     """Whatever else is in the stream: a read that C takes for plain tokens changes the same counts to the same."""
-    assert BUILT is not None
 
     def made(text: str) -> bytes:
         document = form | ({"delta": {"type": "text_delta", "text": text}} if "delta" in form else token(text))
         return event(document).replace(b"\n\n", b"\r\n\r\n") if crlf else event(document)
 
-    python, mixed = Side(), Side()
-    fast = BUILT.Stream(BUILT.Streams(GAP_EDGES_S), None, mixed.meter.gaps.counts)
+    python, mixed = Side(), Mixed()
     now_s = 1.0
     for side in (python, mixed):
         side.take(chunked(made("first")), now_s)
@@ -100,27 +117,40 @@ def test_what_passes_in_c_is_counted_as_in_python(
         now_s += gap_s
         read = chunked(*[made(part) if isinstance(part, str) else part for part in parts])
         python.take(read, now_s)
-        mixed.meter.hand_over(fast)
-        count = fast.events_in(read) if mixed.events.at_chunk and not mixed.events.examines else 0
-        if count > 0:
-            fast.count(read, count, now_s)
-            mixed.meter.take_back(fast)
-            mixed.events.chunks_passed()
-        else:
-            mixed.take(read, now_s)
+        mixed.take(read, now_s)
         assert mixed.state() == python.state()
         if python.events.error is not None:  # nothing after it is passed
             break
 
 
+def stated(tokens: int) -> bytes:
+    """A token of an engine that states usage with each."""
+    return event(token("x") | {"usage": {"prompt_tokens": 3, "completion_tokens": tokens}})
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [stated(5), stated(9), stated(13), event(token("x" * 99)), event(token("y" * 99))],
+        [event({"text_output": "a" * 99}), b"\n\n\n" + event({"text_output": "b" * 99})[6:]],
+    ],
+    ids=["usage with each token", "no known form"],
+)
+def test_what_the_meter_has_to_look_at_does_not_pass_in_c(events: list[bytes]) -> None:
+    """Though it begins and ends as the first token does."""
+    python, mixed = Side(), Mixed()
+    for number, each in enumerate(events):
+        for side in (python, mixed):
+            side.take(chunked(each), float(number))
+    assert mixed.state() == python.state()  # which looks for usage in the newest reads, so not after each
+
+
 def framed(*pieces: bytes) -> Any:
     """A stream of the loop that has had its first token, and a read of these chunks."""
-    assert BUILT is not None
-    side = Side()
+    side = Mixed()
     side.take(chunked(event(token("first"))), 1.0)
-    fast = BUILT.Stream(BUILT.Streams(GAP_EDGES_S), None, side.meter.gaps.counts)
-    side.meter.hand_over(fast)
-    return fast.events_in(b"".join(pieces))
+    side.meter.hand_over(side.fast)
+    return side.fast.events_in(b"".join(pieces))
 
 
 PLAIN = chunked(event(token("next")))
@@ -410,6 +440,30 @@ async def test_a_stream_whose_reads_are_seldom_plain_stays_with_the_event_loop()
         steps.go()
         assert (await client._chunks())[1]
         assert gate.seen.outcomes[0].record.usage.output_tokens == 1 + 9 + 2 * 8
+
+
+async def test_a_stream_that_states_usage_with_each_token_stays_with_the_event_loop() -> None:
+    """Each statement is read, and may be the last one before the stream breaks."""
+    steps = Steps(
+        *[chunked(stated(5 * number)) for number in range(1, 10)], chunked(event(token("a" * 99))) * 2, Act.CLOSE
+    )
+    async with pair([wire.STREAM_HEAD + chunked(stated(1)), *steps.script[1:]]) as (gate, _):
+        client = await gate.client()
+        client.send(chat())
+        await client.head()
+        await client.reader.readuntil(b"}}\n\n\r\n")
+        while len(steps.next) > 2:
+            steps.go()
+            async with asyncio.timeout(wire.WITHIN_S):
+                await client.reader.readuntil(b"}}\n\n\r\n")
+            assert not on_it(gate)
+        fast = attempt(gate)._fast
+        assert fast is not None
+        assert not fast.pays
+        steps.go()
+        steps.go()
+        await client.ended()
+        assert gate.seen.outcomes[0].record.usage.output_tokens == 45
 
 
 async def test_an_exception_while_one_is_returned_closes_its_connection(caplog: pytest.LogCaptureFixture) -> None:

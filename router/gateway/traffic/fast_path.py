@@ -103,10 +103,14 @@ class FastStream:
         on. Returns how many bytes were sent, -1: nothing was done.
         """
         stream = self._stream
-        self._events.meter.hand_over(stream)
+        meter = self._events.meter
+        meter.hand_over(stream)
         count: int = stream.events_in(data)
         self._whole = count >= 0
         if count <= 0 or sink == NO_SOCKET:
+            return -1
+        if not meter.needs_no_look(data):
+            self.returns()
             return -1
         sent: int = stream.enter(self._source, sink, data)
         if sent < 0:
@@ -138,7 +142,7 @@ class FastStream:
         self._events.chunks_passed()
 
     def returns(self) -> None:
-        """It is returned once more."""
+        """It is returned, or refused, once more."""
         self._returns += 1
 
     @property

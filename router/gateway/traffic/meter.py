@@ -322,6 +322,14 @@ class Meter:
         if gap_s > self.gap_max_s:  # noqa: PLR1730 - a call to max() costs more than all of this
             self.gap_max_s = gap_s
 
+    def needs_no_look(self, data: bytes) -> bool:
+        """Whether reads of plain tokens, such as *data*, pass without a further look: from the first on that is not
+        suspect, since each event may state usage.
+        """
+        if not self._at and self._opening != _UNKNOWN and not is_suspect(data):
+            self._at = data.find(self._opening)
+        return self._at > 0
+
     def hand_over(self, stream: Any) -> None:
         """Give a stream of ``_fast_path.c`` what it passes reads by, and the counts so far."""
         stream.expect(self._opening, self._end, self._end_at)
