@@ -10,7 +10,7 @@ import yaml
 
 from router.config.settings import Settings
 from router.config.text import read
-from router.core.errors import ConfigError
+from router.core.errors import ConfigError, Rejected
 from router.gateway.config.keys import digest
 from router.gateway.config.plan import Plan, make
 from router.gateway.protocols.ingress import Caller
@@ -68,13 +68,23 @@ def test_a_wrong_key_file_is_refused_with_its_place(tmp_path: Path) -> None:
     unset = refused(tmp_path, good + "  - {key_env: NOT_SET_ANYWHERE, tenant: b}\n")
     assert f"{here}: keys[1].key_env: environment variable NOT_SET_ANYWHERE is not set" in unset
     assert f"{here}: keys[0].slo_class: unknown class" in refused(tmp_path, good.replace("a}", "a, slo_class: x}"))
-    assert "quotas.z: unknown tenant" in refused(tmp_path, good, "quotas: {z: {}}\n")
     monthly = good.replace("a}", "a, quota: {tokens_per_month: 9}}")
     assert f"{here}: keys[0].quota.tokens_per_month: needs state.redis_url" in refused(tmp_path, monthly)
     (tmp_path / "r.yaml").write_text(f"{BACKENDS}key_file: nowhere.yaml\n", encoding="utf-8")
     text = read(tmp_path / "r.yaml")
     with pytest.raises(ConfigError, match=r"key_file: .*nowhere.yaml: cannot be read"):
         make(text.parse(Settings), text)
+
+
+@pytest.mark.parametrize("text", ["keys: []", "keys:"])
+def test_the_last_key_of_a_file_can_be_taken_out(text: str, tmp_path: Path) -> None:
+    """It ends, and without any key nobody is let in; what the config has of its tenant is no reason to keep it."""
+    more = "quotas: {a: {requests_per_minute: 5}}\nmodels: {x: {fallback: [tiny], fallback_for: {tenants: [a]}}}\n"
+    assert len(plan(tmp_path, f"keys: [{{sha256: {digest(SECRET)}, tenant: a}}]", more).ingress.keys) == 1
+    made = plan(tmp_path, text, more)
+    for fields in ({}, {b"authorization": f"Bearer {SECRET}".encode()}):
+        with pytest.raises(Rejected, match="API key"):
+            made.ingress.caller(fields)
 
 
 def test_a_key_file_must_be_its_owners(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ that, and a slow hash would cost a request more than all else. Must not depend o
 
 import hashlib
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
+
+from pydantic import BeforeValidator
 
 from router.config import settings
 from router.config.section import Section
@@ -23,9 +25,9 @@ _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 class KeyFile(Section):
-    """The content of a key file: the same entries as ``api_keys`` of the config."""
+    """The content of a key file: the same entries as ``api_keys`` of the config; none where all were taken out."""
 
-    keys: tuple[settings.ApiKey, ...] = ()
+    keys: Annotated[tuple[settings.ApiKey, ...], BeforeValidator(lambda given: () if given is None else given)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,19 @@ def callers(
     return found
 
 
-def faults(parsed: settings.Settings, keys: Iterable[PlacedKey]) -> Iterator[ConfigProblem]:
+def tenants(parsed: settings.Settings, keys: Sequence[PlacedKey]) -> set[str]:
+    """The only tenants that there can be. Empty: any may come, as where there is no key, or a key file: that a tenant's
+    last key is taken out of it must not be refused for what the config has of that tenant.
+    """
+    return {each.given.tenant for each in keys} if parsed.key_file is None else set()
+
+
+def faults(parsed: settings.Settings, keys: Sequence[PlacedKey]) -> Iterator[ConfigProblem]:
     """Classes that are not there, and quotas of tenants that no key has."""
-    tenants = set()
     for each in keys:
-        tenants.add(each.given.tenant)
         if each.given.slo_class and each.given.slo_class not in parsed.slo_classes:
             yield each.fault("slo_class", unknown("class", each.given.slo_class, parsed.slo_classes))
+    known = tenants(parsed, keys)
     for name in parsed.quotas:
-        if tenants and name != OTHERS and name not in tenants:
-            yield ConfigProblem(("quotas", name), unknown("tenant", name, tenants))
+        if known and name != OTHERS and name not in known:
+            yield ConfigProblem(("quotas", name), unknown("tenant", name, known))

@@ -261,6 +261,7 @@ def make(
             parsed.policy.prefix_blocks_max,
             _cors(parsed.cors),
             model_section.rules(parsed.models),
+            parsed.key_file is not None,
         ),
         quotas=_quotas(parsed, work.keys, keys),
         limits=DispatchLimits(**parsed.policy.limits.model_dump(exclude_none=True)),

@@ -94,7 +94,8 @@ class AppliedSlo:
 
 @dataclass(frozen=True, slots=True)
 class Ingress:
-    """Keys and SLO classes. ``keys``: caller by SHA-256 digest (hex) of the key, empty: no key is needed.
+    """Keys and SLO classes. ``keys``: caller by SHA-256 digest (hex) of the key; where it is empty none is needed, or,
+    if ``keyed``, no client is let in.
 
     ``prefix_blocks_max``: blocks of a prompt, from its beginning, that are matched with prefix caches (0: none).
     ``cors``: which other origins may call, None: none; ``models``: which models serve others' requests.
@@ -106,10 +107,11 @@ class Ingress:
     prefix_blocks_max: int = 0
     cors: Cors | None = None
     models: ModelRules = NO_RULES
+    keyed: bool = False
 
     def caller(self, headers: Headers) -> Caller:
         """The caller with this key (``Authorization: Bearer`` or ``x-api-key``). Raises Rejected with 401."""
-        if not self.keys:
+        if not self.keys and not self.keyed:
             return ANONYMOUS
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         key = given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
