@@ -7,6 +7,7 @@ import signal
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TextIO
 
 from router import arguments, stop_signals
 from router.arguments import Program
@@ -43,9 +44,9 @@ class Result:
         return self.stdout + self.stderr
 
 
-def router_command(words: Sequence[str]) -> Result:
-    """``headroom WORDS`` in this process."""
-    return _ran(ROUTER, words)
+def router_command(words: Sequence[str], stderr: TextIO | None = None) -> Result:
+    """``headroom WORDS`` in this process; *stderr*: a file in place of the result's text."""
+    return _ran(ROUTER, words, stderr)
 
 
 def simulator_command(words: Sequence[str]) -> Result:
@@ -70,9 +71,9 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _ran(program: Program, words: Sequence[str]) -> Result:
+def _ran(program: Program, words: Sequence[str], stderr: TextIO | None = None) -> Result:
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _signals_kept():
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(stderr or err), _signals_kept():
         try:
             status = arguments.run(program, words)
         except SystemExit as ended:

@@ -4,15 +4,17 @@ One table: a mistake that somebody makes belongs in it, with the words that woul
 """
 
 import asyncio
+import contextlib
 import logging
+import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 
-from tests.commands import Result, command, router_command, simulator_command
+from tests.commands import Result, router_command, simulator_command
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import Act, ScriptedEngine, stream
 from tests.gateway.test_adapters import ListingEngine, adapter, often
@@ -149,26 +151,40 @@ def answered(made: Result, said: list[str]) -> None:
     assert "Traceback" not in made.output
 
 
-async def test_an_engine_that_does_not_answer_is_named_by_init() -> None:
+def test_an_engine_that_does_not_answer_is_named_by_init() -> None:
     """With the reason; the config has its address alone."""
-    async with command("init", "--backend", "http://127.0.0.1:1") as it, asyncio.timeout(60):
-        out, err = await it.communicate()
-    assert (it.returncode, b'url: "http://127.0.0.1:1"' in out) == (1, True)
-    assert b"http://127.0.0.1:1: 127.0.0.1:1 cannot be reached: connection refused, nothing listens there" in err
+    made = router_command(["init", "--backend", "http://127.0.0.1:1"])
+    assert (made.exit_code, 'url: "http://127.0.0.1:1"' in made.stdout) == (1, True)
+    answered(made, ["http://127.0.0.1:1: 127.0.0.1:1 cannot be reached: connection refused, nothing listens there"])
 
 
-async def test_a_port_that_is_taken_is_no_start(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def own_log() -> Iterator[None]:
+    """Within the context the process's log has no handler; those that were added are closed at the end."""
+    root = logging.getLogger()
+    kept, level = root.handlers[:], root.level
+    root.handlers.clear()
+    try:
+        yield
+    finally:
+        for each in root.handlers:
+            each.close()
+        root.handlers[:] = kept
+        root.setLevel(level)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_that_is_taken_is_no_start(workers: str, tmp_path: Path) -> None:
     """Nothing claims to serve; what to change is named, in the config and for several workers too."""
-    for workers in ("1", "2"):
-        async with Pages({}) as taken:
-            path = tmp_path / "r.yaml"
-            path.write_text(f"listen: {{port: {taken.port}}}\n{GOOD}", encoding="utf-8")
-            async with command("serve", "--config", str(path), "--workers", workers) as it, asyncio.timeout(60):
-                _, err = await it.communicate()
-        said = err.decode().lower()
-        assert (it.returncode, "listening" in said, "by 2 workers" in said) == (1, False, False)
-        assert "address already in use" in said
-        assert f"set another `listen.port` in {path}".lower() in said
+    path, log = tmp_path / "r.yaml", tmp_path / "log"
+    with socket.create_server(("127.0.0.1", 0)) as taken, log.open("w", encoding="utf-8") as file:
+        path.write_text(f"listen: {{port: {taken.getsockname()[1]}}}\n{GOOD}", encoding="utf-8")
+        with own_log():  # it is written to the descriptor of standard error
+            made = router_command(["serve", "--config", str(path), "--workers", workers], file)
+    said = log.read_text(encoding="utf-8").lower()
+    assert (made.exit_code, "listening" in said, "by 2 workers" in said) == (1, False, False)
+    assert "address already in use" in said
+    assert f"set another `listen.port` in {path}".lower() in said
 
 
 async def said_of(
