@@ -73,6 +73,17 @@ CONFIGS = [
         ["r.yaml:3", "models.m.fallback[0]", "no backend serves 'smal'", "expected one of m"],
     ),
     (
+        "a list where keys belong",
+        GOOD + "models: {m: {split: [m]}}\n",
+        ["r.yaml:3", "split", "expected keys with values"],
+    ),
+    ("a value where a list belongs", GOOD + "api_keys: 5\n", ["r.yaml:3", "api_keys: expected a list, not 5"]),
+    (
+        "a word that is none of those",
+        GOOD + "models: {x: {fallback: [m], fallback_for: all}}\n",
+        ["r.yaml:3", "models.x.fallback_for: expected everyone, or tenants and classes", "not 'all'"],
+    ),
+    (
         "a month without a store",
         GOOD + "quotas: {t: {tokens_per_month: 5}}\n",
         ["r.yaml:3", "quotas.t.tokens_per_month", "needs state.redis_url"],
@@ -89,9 +100,10 @@ def test_a_mistake_in_a_config_is_answered(mistake: str, text: str, said: list[s
 
 
 def test_a_model_without_brackets_is_a_list_of_one(tmp_path: Path) -> None:
-    """``models: demo`` can mean nothing else."""
+    """``models: demo`` can mean nothing else, nor can ``fallback: demo``."""
     path = tmp_path / "r.yaml"
-    path.write_text(of(GOOD, "models: [m]", "models: demo"), encoding="utf-8")
+    rules = "models: {big: {fallback: demo, fallback_for: {tenants: t}}}\n"
+    path.write_text(of(GOOD, "models: [m]", "models: demo") + rules, encoding="utf-8")
     made = router_command(["check", str(path)])
     assert (made.exit_code, "models demo" in made.stdout) == (0, True)
 

@@ -4,22 +4,35 @@ Both config files have it, the gateway's and the simulator's. Must not depend on
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from router.config.section import Name, PositiveFloat, Section, some
+from router.config.section import Name, Section, listed, some
 from router.config.text import ConfigProblem, Loc, unknown
 from router.core import model_rules
 
 EVERYONE: Final = "everyone"
+Weight = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 
 
 class FallbackFor(Section):
-    """Whose requests allow it that do not state it themselves."""
+    """Whose requests allow it that do not state it themselves: those of ``tenants`` and of SLO ``classes``, or of
+    ``everyone``, a word that may stand in place of the section.
+    """
 
-    tenants: frozenset[Name] = frozenset()
-    classes: frozenset[Name] = frozenset()
+    everyone: bool = False
+    tenants: Annotated[frozenset[Name], BeforeValidator(listed)] = frozenset()
+    classes: Annotated[frozenset[Name], BeforeValidator(listed)] = frozenset()
+
+
+def _whose(value: Any) -> Any:
+    """The word, as the section that it stands for."""
+    if isinstance(value, dict | FallbackFor) or value is None:
+        return value
+    if value == EVERYONE:
+        return {EVERYONE: True}
+    raise ValueError(f"expected everyone, or tenants and classes whose requests allow it, not {value!r}")
 
 
 class ModelRule(Section):
@@ -30,9 +43,9 @@ class ModelRule(Section):
     requests that allow it: by the header ``x-headroom-fallback: allow``, by their key, or by ``fallback_for``.
     """
 
-    split: Annotated[dict[Name, PositiveFloat], BeforeValidator(some)] | None = None
-    fallback: Annotated[tuple[Name, ...], BeforeValidator(some)] = ()
-    fallback_for: FallbackFor | Literal["everyone"] | None = None
+    split: Annotated[dict[Name, Weight], BeforeValidator(some)] | None = None
+    fallback: Annotated[tuple[Name, ...], BeforeValidator(listed)] = ()
+    fallback_for: Annotated[FallbackFor | None, BeforeValidator(_whose)] = None
 
     @model_validator(mode="after")
     def _some_rule(self) -> Self:
@@ -47,13 +60,9 @@ class ModelRule(Section):
 
     def rule(self) -> model_rules.ModelRule:
         """As the core has it."""
-        allowed = self.fallback_for if isinstance(self.fallback_for, FallbackFor) else FallbackFor()
+        allowed = self.fallback_for or FallbackFor()
         return model_rules.ModelRule(
-            tuple((self.split or {}).items()),
-            self.fallback,
-            self.fallback_for == EVERYONE,
-            allowed.tenants,
-            allowed.classes,
+            tuple((self.split or {}).items()), self.fallback, allowed.everyone, allowed.tenants, allowed.classes
         )
 
 
@@ -63,10 +72,13 @@ def rules(given: Mapping[str, ModelRule]) -> model_rules.ModelRules:
 
 
 def faults(
-    given: Mapping[str, ModelRule], served: frozenset[str], classes: Collection[str] | None = None
+    given: Mapping[str, ModelRule],
+    served: frozenset[str],
+    classes: Collection[str] = (),
+    tenants: Collection[str] = (),
 ) -> Iterator[ConfigProblem]:
-    """What is wrong between the rules. *served*: all models that backends serve, empty where that is not known;
-    *classes*: the SLO classes there are, None where any may come.
+    """What is wrong between the rules. *served*: all models that backends serve, *classes*: the SLO classes there are,
+    *tenants*: of API keys; each empty where that is not known, or any may come.
     """
     split = {name for name, each in given.items() if each.split is not None}
     for name, each in given.items():
@@ -81,13 +93,14 @@ def faults(
                 yield ConfigProblem((*at, "fallback", place), "is the model itself")
             elif served and other not in served | split:
                 yield ConfigProblem((*at, "fallback", place), _unserved(other, served))
-        yield from _strange_classes(at, each, classes)
+        allowed = each.fallback_for or FallbackFor()
+        yield from _strange((*at, "fallback_for", "classes"), "class", allowed.classes, classes)
+        yield from _strange((*at, "fallback_for", "tenants"), "tenant", allowed.tenants, tenants)
 
 
-def _strange_classes(at: Loc, each: ModelRule, classes: Collection[str] | None) -> Iterator[ConfigProblem]:
-    if isinstance(each.fallback_for, FallbackFor) and classes is not None:
-        for slo_class in sorted(each.fallback_for.classes - set(classes)):
-            yield ConfigProblem((*at, "fallback_for", "classes"), unknown("class", slo_class, classes))
+def _strange(at: Loc, what: str, names: frozenset[str], known: Collection[str]) -> Iterator[ConfigProblem]:
+    for name in sorted(names - set(known)) if known else ():
+        yield ConfigProblem(at, unknown(what, name, known))
 
 
 def _unserved(name: str, served: Collection[str]) -> str:

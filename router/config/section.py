@@ -42,6 +42,11 @@ def named(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
+def listed(value: Any) -> Any:
+    """A bare word is a list of one; an empty list is refused."""
+    return [value] if isinstance(value, str) else some(value)
+
+
 def some(value: Any) -> Any:
     """Refuse an empty list; checked before parsing, since pydantic's own bound counts valid items only."""
     if isinstance(value, list | dict) and not value:

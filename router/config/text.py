@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -20,6 +20,11 @@ from router.core.errors import ConfigError
 from router.spelling import suggestion
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is: a reload holds up streams less
+
+# By kind of fault, in YAML's words where pydantic has those of Python.
+_EXPECTED: Final = dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), "expected a list") | (
+    dict.fromkeys(("dict_type", "mapping_type", "model_type", "model_attributes_type"), "expected keys with values")
+)
 
 Key = str | int
 Loc = tuple[Key, ...]
@@ -186,8 +191,8 @@ def problems(
                 said = fault["msg"].removeprefix("Value error, ")
                 hidden = references.refers(_as_written(written, loc, None))
                 yield ConfigProblem(loc, said.partition(", not ")[0] if hidden else said)
-            case _:
-                message = fault["msg"][0].lower() + fault["msg"][1:]
+            case kind:
+                message = _EXPECTED.get(kind) or fault["msg"][0].lower() + fault["msg"][1:]
                 yield ConfigProblem(loc, f"{message}, not {_short(_as_written(written, loc, fault['input']))}")
 
 

@@ -205,8 +205,8 @@ async def test_a_whole_reply_and_an_engines_failure_fall_back_too(tmp_path: Path
 def test_wrong_rules_are_refused_with_their_place() -> None:
     """Each names line, key and what was expected."""
 
-    def of(rule: str) -> str:
-        return "\n".join(refused(f"{BACKENDS}models: {{tiny: {rule}}}\n"))
+    def of(rule: str, more: str = "") -> str:
+        return "\n".join(refused(f"{BACKENDS}models: {{tiny: {rule}}}\n{more}"))
 
     assert "models.tiny: needs split or fallback" in of("{}")
     assert "models.tiny.fallback: needs at least one entry" in of("{fallback: []}")
@@ -222,6 +222,11 @@ def test_wrong_rules_are_refused_with_their_place() -> None:
     assert "fallback_for has no use without fallback" in of("{split: {tiny: 1}, fallback_for: everyone}")
     classes = of("{fallback: [tiny], fallback_for: {classes: [defult]}}")
     assert "models.tiny.fallback_for.classes: unknown class; did you mean 'default'?" in classes
+    tenants = of(
+        "{fallback: [tiny], fallback_for: {tenants: [taem-a]}}", "api_keys: [{key: long-enough, tenant: team-a}]\n"
+    )
+    assert "fallback_for.tenants: unknown tenant; did you mean 'team-a'?" in tenants
+    assert "models.tiny.split.tiny" in of("{split: {tiny: 1.0e+308}}")
     nested = "models: {a: {split: {b: 1}}, b: {split: {tiny: 1}}}\n"
     assert "models.a.split.b: is split itself" in refused(BACKENDS + nested)[0]
     assert "did you mean 'fallback'?" in of("{falback: [tiny]}")

@@ -469,7 +469,8 @@ class _Work:
         self.problems += _unelected(parsed)
         self.problems += _impossible_quotas(parsed, self.keys)
         self.problems += api_keys.faults(parsed, self.keys)
-        self.problems += model_section.faults(parsed.models, _served(parsed), parsed.slo_classes)
+        tenants = api_keys.tenants(parsed, self.keys)
+        self.problems += model_section.faults(parsed.models, _served(parsed), parsed.slo_classes, tenants)
 
 
 def _roles(given: settings.Policy) -> Iterator[tuple[str, str, Loc, settings.Own | settings.Named]]:
