@@ -183,7 +183,7 @@ class Dispatcher(FleetEvents):
             request = self._with_model(self.models.resolved(flight.sent), model)
             slots = self._candidates.taking(request)
             if len(slots):
-                flight.request = request
+                flight.request, flight.fallbacks = request, self.models.fallbacks(request)
                 return slots
         return none
 

@@ -53,7 +53,9 @@ class ModelRule:
         return self.everyone or request.tenant in self.tenants or request.slo_class in self.classes
 
     def arm(self, key: str) -> str:
-        """The model of the split that a key's hash selects. Changed weights move as few keys as they can."""
+        """The model of the split that a key's hash selects. Of two models, changed weights move as few keys as they
+        can; of more, also some between neighbours.
+        """
         at = hash64(key) / 2.0**64 * sum(weight for _, weight in self.split)
         for model, weight in self.split:
             at -= weight
@@ -85,8 +87,15 @@ class ModelRules:
 
     def arm(self, model: str, key: str) -> str:
         """The model that serves a key's requests for *model*."""
+        return self._arms(model, key)[0]
+
+    def _arms(self, model: str, key: str) -> tuple[str, ...]:
+        """That one, then the others that *model* is split into."""
         rule = self.rules.get(model)
-        return model if rule is None or not rule.split else rule.arm(f"{model}\n{key}")
+        if rule is None or not rule.split:
+            return (model,)
+        first = rule.arm(f"{model}\n{key}")
+        return (first, *(other for other, _ in rule.split if other != first))
 
     def other_arms(self, request: Request) -> tuple[str, ...]:
         """The other models of the split that selected the request's, in order."""
@@ -103,7 +112,9 @@ class ModelRules:
                 if not rule.allows(request):
                     return ()
                 key = request.session or request.id
-                return tuple(dict.fromkeys(self.arm(each, key) for each in rule.fallback))
+                models = dict.fromkeys(model for each in rule.fallback for model in self._arms(each, key))
+                models.pop(request.model, None)  # what cannot serve it is not tried in its own place
+                return tuple(models)
         return ()
 
     def plain(self) -> dict[str, Any]:

@@ -226,6 +226,29 @@ def test_a_hold_that_ends_without_room_ends_at_the_other_model() -> None:
     assert it.held == 0
 
 
+def test_a_fallback_that_is_split_offers_all_its_models_but_the_own() -> None:
+    """Whichever of them a session's hash selects: what cannot serve a request is no fallback for it."""
+    rules = ModelRules({"big": ModelRule(fallback=("any",)), "any": ModelRule((("big", 1.0), ("small", 1.0)))})
+    it = pool(models=rules)
+    it.backend_health("b", False, 0.0)
+    for n in range(20):
+        assert sent(it.arrived(asks(session=str(n)), 0.0)).model == "small"
+    both = ModelRules({"chat": ModelRule((("big", 1.0), ("small", 1.0)), fallback=("small", "big"))})
+    for n in range(20):
+        own = both.resolved(request(model="chat", session=str(n), fallback="allow"))
+        assert both.fallbacks(own) == (("small",) if own.model == "big" else ("big",))
+
+
+def test_a_request_that_another_model_of_its_split_takes_has_the_fallbacks_of_that() -> None:
+    """Not those of the model that was selected and has no backend."""
+    split = ModelRule((("a", 1.0), ("b", 1e-9)))
+    rules = ModelRules({"chat": split, "a": ModelRule(fallback=("gone",)), "b": ModelRule(fallback=("small",))})
+    it = pool(backend("b", models=("b",)), backend("s", models=("small",)), models=rules)
+    first = sent(it.arrived(asks("r", model="chat"), 0.0))
+    assert first.model == "b"
+    assert sent(it.failed("r", first.attempt, Failure("reset"), 0.1)).model == "small"
+
+
 def test_rules_and_their_effects_survive_a_record() -> None:
     """A fresh core with the same rules answers the same; requests and commands without rules look as they did."""
     events: list[dict[str, Any]] = []
