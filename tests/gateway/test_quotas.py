@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from router.core.errors import StateFault, StoreGone
-from router.core.quota import Limit, Price, Quota, QuotaRules, Quotas, Standing, Use, Verdict
+from router.core.quota import ADDITION_MOST, Limit, Price, Quota, QuotaRules, Quotas, Standing, Use, Verdict
 from router.gateway.protocols.ingress import Caller, Ingress
 from router.gateway.protocols.quota_answers import duration, fields, problem
 from router.gateway.state.monthly_use import MonthlyUse
@@ -208,6 +208,17 @@ async def test_an_addition_is_made_once_whether_its_answer_comes_or_not(lose: st
         assert await monthly.once() is (name == "b" or not lose)
     assert sums.sums == {("2026-11", "tenant:t"): Use(2.0, 200.0, 0.0, 20.0)}
     assert it.unsaved() == ("2026-11", {})
+
+
+async def test_accounts_beyond_those_of_one_addition_are_added_in_the_same_round() -> None:
+    """The first ones are in use all the time: the others must not wait for a round without them."""
+    names = [f"t{n}" for n in range(2 * ADDITION_MOST + 1)]
+    sums, it = Sums(), Quotas(QuotaRules(dict.fromkeys(names, Quota())))
+    for name in names:
+        it.admit(request(name, tenant=name), "", False, 0.0)
+        it.settle(name, 7, 0, 0, 0.0)
+    assert await MonthlyUse(sums, it, lambda: "2026-11").once()
+    assert {account: each.tokens for (_, account), each in sums.sums.items()} == {f"tenant:{n}": 7.0 for n in names}
 
 
 async def test_a_month_ends_with_its_name() -> None:

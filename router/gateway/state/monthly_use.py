@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from router.core.errors import StoreGone
-from router.core.quota import Quotas, Use
+from router.core.quota import ADDITION_MOST, Quotas, Use
 
 _log = logging.getLogger("headroom")
 PERIOD_S: Final = 1.0
@@ -70,7 +70,9 @@ class MonthlyUse:
         return True
 
     async def _add(self) -> bool:
-        """Add the next of what has been used; whether there is more of an earlier month, or of what was under way."""
+        """Add the next of what has been used; whether there may be more: of an earlier month, of what was under way, of
+        further accounts than one addition has.
+        """
         again = self._sent is not None
         if self._sent is None:
             due = self._quotas.unsaved()
@@ -82,7 +84,7 @@ class MonthlyUse:
         await self._store.add_use(month, self._run_id, self._count, used)
         self._sent = None
         self._quotas.added(month, used)
-        return again or month != self._quotas.month
+        return again or month != self._quotas.month or len(used) == ADDITION_MOST
 
     async def _read(self) -> None:
         month = self._quotas.month
