@@ -33,6 +33,10 @@ class ServiceManager:
         """It serves; also after a reload, whatever came of it. *status* is shown by ``systemctl status``."""
         self._send(f"READY=1\nSTATUS={_line(status)}")
 
+    def show(self, status: str) -> None:
+        """It goes on, with another *status*."""
+        self._send(f"STATUS={_line(status)}")
+
     def reloading(self) -> None:
         """A config is being read and validated, while the one before serves."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={monotonic_ns() // 1000}\nSTATUS=validating the changed config")
@@ -55,7 +59,9 @@ class ServiceManager:
     async def watching(
         self, started: Callable[[], bool], stopping: Callable[[], bool], status: Callable[[], str]
     ) -> AsyncIterator[None]:
-        """Within the context, report when it has *started*, when it is *stopping*, and that the loop runs."""
+        """Within the context, report when it has *started*, when its *status* changes, when it is *stopping*, and that
+        the loop runs.
+        """
         task = asyncio.create_task(self._report(started, stopping, status), name="service manager") if self else None
         try:
             yield
@@ -68,14 +74,17 @@ class ServiceManager:
     async def _report(
         self, started: Callable[[], bool], stopping: Callable[[], bool], status: Callable[[], str]
     ) -> None:
-        was_started = was_stopping = False
+        shown, was_stopping = "", False
         while True:
-            if started() and not was_started:
-                was_started = True
-                self.ready(status())
             if stopping() and not was_stopping:
                 was_stopping = True
                 self.stopping()
+            if started() and not was_stopping and (now := status()) != shown:
+                if shown:
+                    self.show(now)
+                else:
+                    self.ready(now)
+                shown = now
             if self.watchdog_s:
                 self.alive()
             await asyncio.sleep(min(_TICK_S, self.watchdog_s / 3 or _TICK_S))

@@ -89,11 +89,18 @@ async def serve(gateway: Gateway) -> None:
                 await gateway.start()
                 _log_start(gateway, sockets[0].getsockname()[1])
                 serving = server_of(gateway)
-                draining, status = (lambda: gateway.driver.draining), (lambda: f"serves config {gateway.plan.version}")
-                async with manager.watching(lambda: serving.started, draining, status):
+                async with manager.watching(
+                    lambda: serving.started, lambda: gateway.driver.draining, lambda: _status(gateway)
+                ):
                     await serving.serve(sockets)
         finally:
             await gateway.close()
+
+
+def _status(gateway: Gateway) -> str:
+    """What a service manager shows: the config that serves, and why a changed one does not."""
+    last = gateway.reloader.last
+    return f"serves config {last.version}" + ("" if last.ok else f"; a changed one is refused: {last.error}")
 
 
 def _log_start(gateway: Gateway, port: int) -> None:
@@ -113,11 +120,9 @@ def reload_on_hangup(gateway: Gateway, manager: ServiceManager | None = None) ->
     async def reloaded() -> None:
         if manager is not None:
             manager.reloading()
-        done = await gateway.reloader.reload("SIGHUP")
+        await gateway.reloader.reload("SIGHUP")
         if manager is not None:
-            manager.ready(
-                f"serves config {done.version}" + (f"; a changed one is refused: {done.error}" * (not done.ok))
-            )
+            manager.ready(_status(gateway))
 
     def reload() -> None:
         task = asyncio.create_task(reloaded())

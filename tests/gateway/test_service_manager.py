@@ -30,13 +30,13 @@ class Manager:
         self._socket.bind(address)
 
     async def until(self, first: str) -> dict[str, str]:
-        """The next state that begins with this variable; alive is skipped."""
+        """The next state that has this variable; alive and further texts are skipped."""
         while True:
             datagram = await asyncio.to_thread(self._socket.recv, 4096)
             state = dict(line.split("=", 1) for line in datagram.decode().splitlines())
             if first in state:
                 return state
-            assert set(state) == {"WATCHDOG"}, state
+            assert set(state) in ({"WATCHDOG"}, {"STATUS"}), state
 
     def close(self) -> None:
         self._socket.close()
@@ -74,6 +74,17 @@ async def test_a_state_is_one_datagram(tmp_path: Path, abstract: bool) -> None:
     assert (await manager.until("RELOADING"))["MONOTONIC_USEC"].isdecimal()
     manager.close()
     sender.ready("the manager is gone")
+
+
+async def test_a_changed_status_is_shown_without_a_signal(manager: tuple[Manager, str]) -> None:
+    """A config that is taken or refused because its file changed is no reload of the manager's."""
+    states, address = manager
+    sender, status = ServiceManager({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "30000"}), ["serves config 1"]
+    async with sender.watching(lambda: True, lambda: False, lambda: status[0]):
+        assert await states.until("READY") == {"READY": "1", "STATUS": "serves config 1"}
+        status[0] += "; a changed one is refused"
+        assert await states.until("STATUS") == {"STATUS": "serves config 1; a changed one is refused"}
+    assert (await states.until("STOPPING"))["STOPPING"] == "1"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
