@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 import router.gateway
+from router.core.quota import Standing, Verdict
+from router.gateway.protocols import quota_answers
 from router.gateway.protocols.cors import EXPOSED, Cors
 from router.gateway.protocols.ingress import Caller, Ingress
 from tests.fakes_router import HEALTHY, backend, config
@@ -137,6 +139,8 @@ def test_every_header_of_ours_can_be_read_by_a_script() -> None:
     sources += (folder / "protocols" / "answers.py").read_text()
     named = set(re.findall(r"(x-headroom-[a-z-]+): ", sources))
     assert len(named) >= 4
+    limited = quota_answers.fields(Verdict(None, "", 0.0, Standing(2.0, 1.0, 30.0), Standing(2.0, 1.0, 30.0)))
+    named |= {line.partition(":")[0] for line in limited.decode().splitlines()}
     assert named <= {name.decode() for name in EXPOSED}
 
 

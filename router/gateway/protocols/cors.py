@@ -14,6 +14,8 @@ EXPOSED: Final = (
     b"x-request-id", b"x-headroom-backend", b"x-headroom-predicted-ttft-ms", b"x-headroom-slo-clamped",
     b"x-headroom-model", b"x-headroom-fallback",
     b"x-headroom-dropped-reason", b"x-should-retry", b"retry-after",
+    b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests",
+    b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens",
 )  # fmt: skip
 _REQUESTED: Final = re.compile(rb"[-A-Za-z0-9!#$%&'*+.^_`|~, ]{1,2048}")  # names of fields with commas between
 
