@@ -36,6 +36,11 @@ def put_time(draft: Draft, entry: Entry, text: str, unit: str, *path: str) -> No
         draft.put(entry, float(f"{value:.9g}"), *path)
 
 
+def without_version(url: str) -> str:
+    """The address of a server: the paths of OpenAI's API, which begin with /v1, are appended to it."""
+    return re.sub(r"/v1/*$", "", url.strip()).rstrip("/")
+
+
 def address_url(address: str, scheme: str) -> str | None:
     """The URL of ``host:port``; None for a socket of Unix, a variable and what is no address."""
     if not address or address.startswith(("unix", "/", "abns@", "$", "{")) or "$" in address:

@@ -128,6 +128,16 @@ def test_litellms_router_settings() -> None:
         assert any(f"line {line}: " in each and key in each for each in notes(made).splitlines()), (line, key)
 
 
+def test_an_address_is_without_the_version_that_paths_begin_with() -> None:
+    """Wherever a format has one for clients of OpenAI's API."""
+    litellm = "model_list: [{model_name: m, litellm_params: {model: openai/m, api_base: 'http://a:1/v1/'}}]\n"
+    workers = "vllm-router --worker-urls http://a:1/v1 http://b:1/v1/\n"
+    static = "vllm-router --static-backends http://a:1/v1,http://b:1 --static-models m,m\n"
+    for text, addresses in ((litellm, "a"), (workers, "ab"), (static, "ab")):
+        found = data(convert(text, "f"))["backends"]
+        assert [each["url"] for each in found] == [f"http://{address}:1" for address in addresses]
+
+
 def test_a_command_line_of_the_production_stack() -> None:
     """Addresses and models side by side; an option that is not known is named with its line."""
     made = imported("vllm_router.sh")

@@ -11,6 +11,7 @@ from typing import Final
 from router.importing.draft import Draft, Value
 from router.importing.entry import Entry
 from router.importing.format import Format, put_number, route, without
+from router.importing.proxies import without_version
 from router.importing.yaml_source import documents
 
 _ENGINES: Final = MappingProxyType(
@@ -149,7 +150,7 @@ def _deployment(entry: Entry, aliases: dict[str, list[str]], draft: Draft) -> No
         draft.note(entry, f"left out: {why}; Headroom routes to engines at an address")
         return
     facts = _facts(provider, parameters, draft)
-    made = draft.backend(parameters.get("api_base") or entry, _without_version(base), facts)
+    made = draft.backend(parameters.get("api_base") or entry, without_version(base), facts)
     models = made.setdefault("models", Value({}, entry)).value
     for each in (name, *aliases.get(name, ())):
         if len(each) <= _NAME_MOST and models.setdefault(each, served) != served:
@@ -171,11 +172,6 @@ def _facts(provider: str, parameters: Entry, draft: Draft) -> dict[str, object]:
         weight.used = True
         facts["weight"] = weight.number
     return facts
-
-
-def _without_version(base: str) -> str:
-    """The address of the server: paths of OpenAI's API are appended to it."""
-    return re.sub(r"/v1/?$", "", base.strip()).rstrip("/")
 
 
 def _prices(entry: Entry, name: str, draft: Draft) -> None:

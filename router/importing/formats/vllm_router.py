@@ -11,6 +11,7 @@ from typing import Final
 from router.importing.draft import Draft
 from router.importing.entry import Entry
 from router.importing.format import Format, put_number, route, without
+from router.importing.proxies import without_version
 from router.importing.words import Word, words
 from router.importing.yaml_source import documents
 
@@ -209,7 +210,7 @@ def _backend(draft: Draft, entry: Entry, url: str, model: str, aliases: dict[str
     facts: dict[str, object] = {"engine": "vllm"}
     if model:
         facts["models"] = {each: model for each in (model, *aliases.get(model, ())) if len(each) <= _NAME_MOST}
-    draft.backend(entry, re.sub(r"/v1/?$", "", url).rstrip("/"), facts)
+    draft.backend(entry, without_version(url), facts)
 
 
 def _workers(tree: Entry, draft: Draft) -> None:
@@ -225,7 +226,7 @@ def _workers(tree: Entry, draft: Draft) -> None:
         if "$" in part.text:
             draft.note(part, f"left out: {part.text} has a variable of the shell: write its value")
         else:
-            draft.backend(part, part.text.rstrip("/"), facts)
+            draft.backend(part, without_version(part.text), facts)
 
 
 def _kubernetes(tree: Entry, draft: Draft) -> None:
