@@ -20,7 +20,8 @@ class TraceEntry:
 
     ``model`` and ``slo_class`` are empty and ``slo`` is None where the trace does not set them. ``sequences``: that the
     engine generates for it, from ``prompts`` of one length; ``prompt_tokens`` and ``output_tokens`` are of all of them.
-    ``fallback``: ``allow`` or ``deny`` where it states whether another model may serve it.
+    ``fallback``: ``allow`` or ``deny`` where it states whether another model may serve it. ``requested_model``: the
+    client's name where a split had selected ``model`` by then: it is not split again.
     ``after``: ids of requests of the same trace that have to end first; it arrives ``delay_s`` after the last of them,
     or at ``arrived_s`` where there are none. ``known_prefix``: hashes of prompt and reply together, if a later prompt
     begins with both.
@@ -46,6 +47,7 @@ class TraceEntry:
     delay_s: float
     known_prefix: tuple[int, ...]
     fallback: str
+    requested_model: str
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class TraceEntry:
         delay_s: float = 0.0,
         known_prefix: tuple[int, ...] = (),
         fallback: str = "",
+        requested_model: str = "",
     ) -> None:
         self.arrived_s = arrived_s
         self.prompt_tokens = prompt_tokens
@@ -90,6 +93,7 @@ class TraceEntry:
         self.delay_s = delay_s
         self.known_prefix = known_prefix
         self.fallback = fallback
+        self.requested_model = requested_model
 
 
 class LeftOut:

@@ -137,6 +137,7 @@ class Shaper:
             prompts=entry.prompts,
             prompt_tokens_longest=-(-entry.prompt_tokens // entry.prompts) if entry.prompts > 1 else 0,
             fallback=entry.fallback,
+            requested_model=entry.requested_model,
         )
         self._count += 1
         return Arrival(request, entry.output_tokens, known_prefix)

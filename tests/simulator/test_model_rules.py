@@ -45,6 +45,23 @@ def test_a_replay_splits_by_session(tmp_path: Path) -> None:
     assert all(count and count % 2 == 0 for count in counts)
 
 
+def test_what_a_router_has_split_is_not_split_again(tmp_path: Path) -> None:
+    """A record has the model that was selected, which may be one of its own split."""
+    pool, record = tmp_path / "pool.yaml", tmp_path / "record.jsonl"
+    pool.write_text(POOL + "models: {big: {split: {big: 1, small: 1}}}\n", encoding="utf-8")
+    events: list[dict[str, Any]] = []
+    for n in range(8):
+        asked = {"id": f"r{n}", "model": "big", "requested_model": "big", "prompt_tokens": 50, "streamed": True}
+        events.append({"event": "arrived", "at_s": n, "request": asked})
+        events.append({"event": "ended", "at_s": n + 0.5, "id": f"r{n}", "usage": {"output_tokens": 5}})
+    record.write_text("".join(f"{json.dumps(event)}\n" for event in events), encoding="utf-8")
+    words = ["replay", str(record), "--pool", str(pool), "--policy", "slo_headroom", "--json", str(tmp_path / "out")]
+    made = simulator_command(words)
+    assert made.exit_code == 0, made.output
+    figures = json.loads((tmp_path / "out").read_text(encoding="utf-8"))["runs"]["slo_headroom"]
+    assert (figures["served"], figures["backends"]["b"]["share"]) == (8, 1.0)
+
+
 def test_wrong_rules_and_rows_are_refused_with_their_place(tmp_path: Path) -> None:
     """In a pool file as in router.yaml."""
     pool, trace = tmp_path / "pool.yaml", tmp_path / "trace.jsonl"

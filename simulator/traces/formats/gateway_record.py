@@ -66,6 +66,7 @@ def _recorded(request: Mapping[str, Any]) -> TraceEntry:
         sequences=min(many(request, "sequences"), SEQUENCES_MAX),
         prompts=min(many(request, "prompts"), SEQUENCES_MAX),
         fallback=text_of(request, "fallback"),
+        requested_model=text_of(request, "requested_model"),
     )
 
 
