@@ -49,10 +49,7 @@ class _Walk:
 
     def _fill(self, entry: Entry, node: Node, depth: int) -> None:
         """Give *entry* what *node* has."""
-        self._settings += 1
-        if depth > _DEEP_MOST or self._settings > SETTINGS_MOST:
-            limit = f"more than {SETTINGS_MOST} settings, or nested deeper than {_DEEP_MOST}"
-            raise ConfigError([f"{self._name}:{self._line(node)}: {limit}: an alias inside of what it names?"])
+        self._count(node, depth)
         if isinstance(node, ScalarNode):
             entry.value = _scalar(node)
         elif isinstance(node, SequenceNode):
@@ -62,18 +59,23 @@ class _Walk:
             for key, line, value in self._pairs(node, 0):
                 self._fill(entry.add(key, line), value, depth + 1)
 
+    def _count(self, node: Node, depth: int) -> None:
+        self._settings += 1
+        if depth > _DEEP_MOST or self._settings > SETTINGS_MOST:
+            limit = f"more than {SETTINGS_MOST} settings, or nested deeper than {_DEEP_MOST}"
+            raise ConfigError([f"{self._name}:{self._line(node)}: {limit}: an alias inside of what it names?"])
+
     def _pairs(self, node: MappingNode, depth: int) -> Iterator[tuple[Key, int, Node]]:
         """Keys with their lines and values; keys of merged mappings after the own ones, which take precedence."""
         own = [(key, value) for key, value in node.value if key.tag != _MERGE]
         names = [_key(key) for key, _ in own]
         for name, (key, value) in zip(names, own, strict=True):
             yield name, self._line(key), value
-        if depth > _DEEP_MOST:
-            return
         for key, value in node.value:
             if key.tag == _MERGE:
                 for merged in value.value if isinstance(value, SequenceNode) else [value]:
                     if isinstance(merged, MappingNode):
+                        self._count(merged, depth)
                         inherited = self._pairs(merged, depth + 1)
                         yield from (pair for pair in inherited if pair[0] not in names)
 

@@ -272,6 +272,9 @@ def test_many_values_by_few_lines_are_refused() -> None:
     levels = "\n".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 9))
     with pytest.raises(ConfigError, match="more than 20000 settings"):
         convert(f"model_list: 1\nl0: &l0 [x]\n{levels}\n", "e.yaml")
+    merged = "\n".join(f"l{n}: &l{n} {{<<: [*l{n - 1}, *l{n - 1}]}}" for n in range(1, 41))
+    with pytest.raises(ConfigError, match="more than 20000 settings"):
+        convert(f"model_list: 1\nl0: &l0 {{}}\n{merged}\n", "e.yaml")
 
 
 def test_a_value_that_the_schema_refuses_is_left_out_and_named() -> None:
