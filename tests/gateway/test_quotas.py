@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from router.core.errors import StateFault, StoreGone
 from router.core.quota import ADDITION_MOST, Limit, Price, Quota, QuotaRules, Quotas, Standing, Use, Verdict
+from router.gateway.control.quota_view import usage
 from router.gateway.protocols.ingress import Caller, Ingress
 from router.gateway.protocols.quota_answers import duration, fields, problem
 from router.gateway.state.monthly_use import MonthlyUse
@@ -232,6 +233,17 @@ async def test_a_month_ends_with_its_name() -> None:
     month = "2026-12"
     await monthly.once()
     assert it.admit(request("c", tenant="t"), "", False, 0.0).limit is None
+
+
+def test_use_is_shown_under_the_month_in_which_it_is_summed() -> None:
+    """Which ends with a round of the sums: a moment after midnight it is still the one before."""
+    it = Quotas(QuotaRules({"t": Quota()}))
+    it.turn("2020-01")
+    it.admit(request("a", tenant="t"), "", False, 0.0)
+    it.settle("a", 100, 0, 0, 0.0)
+    shown = usage(it, 0.0, shared=True)
+    assert (shown["month"], shown["accounts"]["tenant:t"]["used"]["prompt_tokens"]) == ("2020-01", 100.0)
+    assert usage(it, 0.0, shared=False)["month"] is None
 
 
 async def test_a_month_ends_while_the_store_is_away() -> None:

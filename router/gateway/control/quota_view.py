@@ -13,7 +13,7 @@ def usage(quotas: Quotas, now_s: float, *, shared: bool) -> dict[str, Any]:
     this process's since it started.
     """
     return {
-        "month": utc_month() if shared else None,
+        "month": (quotas.month or utc_month()) if shared else None,
         "accounts": {
             state.name: {
                 "limits": {name: limit for name, limit in asdict(state.quota).items() if isfinite(limit)},
