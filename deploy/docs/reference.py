@@ -4,6 +4,7 @@ No text stands here: sections are described by their docstrings, keys by the com
 options by their help. Must not depend on MkDocs.
 """
 
+import ast
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator, Mapping
@@ -65,8 +66,8 @@ def _sections(root: Model, described: Mapping[str, str]) -> Iterator[str]:
         yield f"\n## {title} {{#{_anchor(places[0])}}}\n"
         if len(places) > 1:
             yield f"The same keys: {', '.join(map(_code, places[1:]))}.\n"
-        if model.__doc__ and model is not PoolFile:
-            yield prose(model.__doc__) + "\n"
+        if model is not PoolFile and (text := docstring(model)):
+            yield prose(text) + "\n"
         yield "| key | value | default | |\n| --- | --- | --- | --- |"
         for name, given in model.model_fields.items():
             text = next(
@@ -265,6 +266,15 @@ def _help(program: Program, command: Command) -> str:
 
 
 # ---- texts --------------------------------------------------------------------------
+
+
+def docstring(made: type) -> str:
+    """The docstring of a class: of its source, where the compiled one has none."""
+    if made.__doc__:
+        return made.__doc__
+    source = (ROOT / made.__module__.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    classes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef))
+    return next((ast.get_docstring(node) or "" for node in classes if node.name == made.__name__), "")
 
 
 def prose(docstring: str) -> str:

@@ -103,7 +103,7 @@ def test_the_reference_has_every_key(made: str, model: type[BaseModel]) -> None:
     for section in set(sections(model)):
         rows = [f"| `{name}` | " for name in section.model_fields]
         assert [row for row in rows if row not in text] == []
-        first = reference.prose(section.__doc__ or "").split("\n")[0]
+        first = reference.prose(reference.docstring(section)).split("\n")[0]
         assert section is PoolFile or (first and first in text), section
 
 

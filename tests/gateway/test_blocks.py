@@ -172,7 +172,9 @@ async def test_prefix_affinity_keeps_a_conversation_where_it_is_cached_by_defaul
         Pages(dict(HEALTHY)) as pages,
     ):
         lines = [backend("a", one, pages), backend("b", two, pages)]
-        async with router(tmp_path / "r.yaml", config(*lines, more="policy: {routing: prefix_affinity}\n")) as it:
+        async with router(
+            tmp_path / "r.yaml", config(*lines, more="policy: {routing: prefix_affinity, guard: {budget_ms: 10000}}\n")
+        ) as it:
             went: dict[str, set[str]] = {LONG: set(), OTHER: set()}
             for turn in range(6):
                 for text, where in went.items():

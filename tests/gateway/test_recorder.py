@@ -37,7 +37,9 @@ async def test_a_recorded_gateway_run_told_to_a_fresh_core_gives_the_same_comman
         Pages(dict(HEALTHY)) as pages,
     ):
         lines = [backend(name, engine, pages) for name in "abc"]
-        text = config(*lines, more=f"record: {{file: {record}}}\npolicy: {{routing: power_of_two}}\n")
+        text = config(
+            *lines, more=f"record: {{file: {record}}}\npolicy: {{routing: power_of_two, guard: {{budget_ms: 10000}}}}\n"
+        )
         async with router(path, text) as it:
             for _ in range(30):
                 assert (await it.chat()).status_code == 200

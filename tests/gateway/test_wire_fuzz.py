@@ -84,7 +84,10 @@ class Bench:
         core = fakes.core(fakes.backend("a"), routing="round_robin")
         self.seen = Seen()
         self.driver = Driver(core, [], self.seen)
-        self.upstream = Upstream(Target("a", "engine", 80), self.driver.clock, dialler=leads_nowhere)
+        self.upstream = Upstream(Target("a", "engine", 80), self.driver.clock)
+        self.upstream._dialler = (
+            leads_nowhere  # not as given to it, which would be a proxy's, whose connections serve once
+        )
         self.driver._upstreams["a"] = self.upstream
         protocol = client_connection(self.driver, ConnectionLimits())
         config = uvicorn.Config(wire.app, http=protocol, ws="none", lifespan="off", log_config=None)
