@@ -3,7 +3,8 @@
 Both config files have it, the gateway's and the simulator's. Must not depend on the rest of either.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -66,9 +67,11 @@ class ModelRule(Section):
         )
 
 
-def rules(given: Mapping[str, ModelRule]) -> model_rules.ModelRules:
-    """As the core has them."""
-    return model_rules.ModelRules({name: each.rule() for name, each in given.items()})
+def rules(given: Mapping[str, ModelRule], startable: Iterable[str] = ()) -> model_rules.ModelRules:
+    """As the core has them; *startable*: models that may have no backend for a while."""
+    found = {name: each.rule() for name, each in given.items()}
+    known = {name: replace(found.get(name, model_rules.ModelRule()), startable=True) for name in startable}
+    return model_rules.ModelRules(found | known)
 
 
 def faults(

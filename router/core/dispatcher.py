@@ -148,7 +148,9 @@ class Dispatcher(FleetEvents):
         if not len(slots) and request.requested_model:
             slots = self._of_other_arms(flight, slots)
         if not len(slots):
-            return self._refuse(flight, nobody_takes(self.ledger.roster, request, self.belief.prompts), now_s)
+            startable = self.models.startable(request.model)
+            why = nobody_takes(self.ledger.roster, request, self.belief.prompts, startable)
+            return self._refuse(flight, why, now_s)
         return self._enter(flight, slots, now_s)
 
     def _enter(self, flight: Flight, slots: Slots, now_s: float) -> Sequence[Command]:

@@ -37,7 +37,8 @@ UNSERVED: Final = frozenset(
 class ModelRule:
     """What a name stands for. ``split``: models with their weights, in order; ``fallback``: models that may serve its
     requests, the first that can; ``everyone``: whether requests that say nothing of it allow that, else those of
-    ``tenants`` and of SLO ``classes`` do.
+    ``tenants`` and of SLO ``classes`` do. ``startable``: the autoscaler knows what its replicas are, so that it is a
+    model also while it has none.
     """
 
     split: tuple[tuple[str, float], ...] = ()
@@ -45,6 +46,7 @@ class ModelRule:
     everyone: bool = False
     tenants: frozenset[str] = frozenset()
     classes: frozenset[str] = frozenset()
+    startable: bool = False
 
     def allows(self, request: Request) -> bool:
         """Whether another model may serve the request: its own word counts before the rule's."""
@@ -67,7 +69,7 @@ class ModelRule:
         """As JSON can hold it."""
         allowed = {"tenants": sorted(self.tenants), "classes": sorted(self.classes)}
         return {"split": [list(each) for each in self.split], "fallback": list(self.fallback)} | (
-            {"everyone": True} if self.everyone else allowed
+            ({"everyone": True} if self.everyone else allowed) | ({"startable": True} if self.startable else {})
         )
 
 
@@ -96,6 +98,11 @@ class ModelRules:
             return (model,)
         first = rule.arm(f"{model}\n{key}")
         return (first, *(other for other, _ in rule.split if other != first))
+
+    def startable(self, model: str) -> bool:
+        """Whether a model without a backend may have one soon."""
+        rule = self.rules.get(model)
+        return rule is not None and rule.startable
 
     def other_arms(self, request: Request) -> tuple[str, ...]:
         """The other models of the split that selected the request's, in order."""
@@ -133,4 +140,5 @@ def rules_of(plain: Mapping[str, Any]) -> ModelRules:
 def _rule_of(plain: Mapping[str, Any]) -> ModelRule:
     split = tuple((str(model), float(weight)) for model, weight in plain["split"])
     tenants, classes = (frozenset(plain.get(name, ())) for name in ("tenants", "classes"))
-    return ModelRule(split, tuple(plain["fallback"]), plain.get("everyone", False), tenants, classes)
+    everyone, startable = plain.get("everyone", False), plain.get("startable", False)
+    return ModelRule(split, tuple(plain["fallback"]), everyone, tenants, classes, startable)

@@ -14,11 +14,13 @@ from router.core.types import Request
 RETRY_S: Final = 2.0  # about a health check's interval: a backend may be up again by then
 
 
-def nobody_takes(roster: Roster, request: Request, prompts: Prompts) -> Shed:
-    """The refusal of a request that ``Roster.taking`` has no backend for."""
+def nobody_takes(roster: Roster, request: Request, prompts: Prompts, startable: bool) -> Shed:
+    """The refusal of a request that ``Roster.taking`` has no backend for; *startable*: its model may have one soon."""
     model = request.model
     if not roster.models:
         return Shed(Reason.NO_BACKEND, "no backend has been found yet, or none is left", RETRY_S)
+    if startable and not roster.serves(model):
+        return Shed(Reason.NO_BACKEND, f"no replica of {model!r} runs now", RETRY_S)
     if not roster.serves(model):
         there = ", ".join(roster.models)
         return Shed(Reason.UNKNOWN_MODEL, f"no backend serves {model!r}; models: {there}")

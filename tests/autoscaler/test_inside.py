@@ -81,6 +81,29 @@ async def test_a_router_alone_decides_and_shows_what_and_why(tmp_path: Path) -> 
                 )
 
 
+async def test_a_request_for_a_model_that_has_no_replica_orders_the_first(tmp_path: Path) -> None:
+    """Beside another model that runs: 503 with the time of the next try, and one replica is advised."""
+    path = tmp_path / "r.yaml"
+    replica = "{models: [big], card: l4, model: qwen3-4b}"
+    variants = f", variants: {{large: {{min_replicas: 0, replica: {replica}}}}}}}\n"
+    async with (
+        ScriptedEngine() as engine,
+        Pages(dict(HEALTHY)) as pages,
+        router(path, text(engine, pages, AUTOSCALE + variants)) as it,
+        running(it),
+    ):
+        answer = await it.chat(body={"model": "big"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no-backend")
+        assert int(answer.headers["retry-after"]) > 0
+        assert (await it.chat(body={"model": "none"})).status_code == 404
+
+        async def advised() -> bool:
+            found = (await it.get("/admin/scaling")).json()["decided"] or {"advice": []}
+            return [(one["variant"], one["replicas"]) for one in found["advice"]] == [("large", 1)]
+
+        await until_async(advised)
+
+
 async def test_an_election_that_cannot_be_is_refused_before_the_router_serves(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     async with ScriptedEngine() as engine, Pages(dict(HEALTHY)) as pages:

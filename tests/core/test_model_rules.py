@@ -271,10 +271,22 @@ def test_rules_and_their_effects_survive_a_record() -> None:
     assert not {"model", "fallback_why"} & plain["answer"][0].keys()
 
 
+def test_a_model_that_can_be_started_is_no_unknown_one_while_nothing_runs() -> None:
+    """Unavailable, with the time of the next try, which counts as demand; another name is unknown as before."""
+    it = pool(backend("s", models=("small",)), models=ModelRules({"big": ModelRule(startable=True)}))
+    refuse, record = it.arrived(asks(), 0.0)
+    assert isinstance(refuse, Refuse)
+    assert isinstance(record, RequestRecord)
+    assert (refuse.reason, record.outcome) == (Reason.NO_BACKEND, EndState.REFUSED)
+    assert refuse.retry_after_s > 0.0
+    assert refused(it.arrived(asks(model="other"), 0.0)).reason is Reason.UNKNOWN_MODEL
+
+
 def test_every_kind_of_rule_survives_json() -> None:
     """Splits, tenants and classes too."""
     rule = ModelRule((("a", 0.25), ("b", 3.0)), ("c",), False, frozenset({"t"}), frozenset({"x", "y"}))
     rules = ModelRules({"m": rule, "n": replace(rule, everyone=True, tenants=frozenset(), classes=frozenset())})
+    rules = ModelRules({**rules.rules, "o": ModelRule(startable=True)})
     assert rules_of(rules.plain()) == rules
 
 

@@ -260,7 +260,7 @@ def make(
             keys,
             parsed.policy.prefix_blocks_max,
             _cors(parsed.cors),
-            model_section.rules(parsed.models),
+            model_section.rules(parsed.models, _startable(plan["patterns"])),
             parsed.key_file is not None,
         ),
         quotas=_quotas(parsed, work.keys, keys),
@@ -269,6 +269,11 @@ def make(
         router_id=parsed.state.router_id or f"{socket.gethostname()}-{os.getpid()}",
         **plan,
     )
+
+
+def _startable(patterns: Mapping[str, Backend]) -> list[str]:
+    """The models that the autoscaler may start replicas of."""
+    return sorted({model for pattern in patterns.values() for model in pattern.models})
 
 
 def _installed(module: str) -> bool:
