@@ -144,8 +144,9 @@ class Counting:
     # -- by the routers ----------------------------------------------------------------------------------------
 
     def _note_starts(self, place: Place, seen: Sequence[SeenVariant], memory: ScalingMemory, now_s: float) -> None:
-        up = {name: each.first_ttft_s for name, each in _backends(place, seen).items() if each.up}
-        memory.starts.seen(place, up, now_s)
+        backends = _backends(place, seen)
+        up = {name: each.first_ttft_s for name, each in backends.items() if each.up}
+        memory.starts.seen(place, up, now_s, backends.keys() - up.keys())
 
     def _seen(
         self, plan: Plan, place: Place, seen: Sequence[SeenVariant], memory: ScalingMemory, now_s: float

@@ -1,13 +1,14 @@
 """How long a replica of a variant takes from its order to its first token, as it was seen; in place of what the config
 states, the more of it there is.
 
-An order is matched with the backend that appears next. What a backend takes from then to its first request is no part
-of its start: it may just have none to serve; the TTFT of that request is, for the first one is slow on many engines.
-Must not depend on targets or on time, which is an argument, in seconds since the epoch.
+An order is matched with the backend that appears next; one that was up before and has not left since is none. What a
+backend takes from then to its first request is no part of its start: it may just have none to serve; the TTFT of that
+request is, for the first one is slow on many engines. Must not depend on targets or on time, which is an argument, in
+seconds since the epoch.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import isfinite
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ class StartTimes:
     def __init__(self) -> None:
         self._starts: dict[str, deque[float]] = {}
         self._ordered: dict[Place, deque[float]] = {}  # when each replica was ordered that has not appeared yet
-        self._known: dict[Place, frozenset[str]] = {}  # the backends that are up
+        self._known: dict[Place, frozenset[str]] = {}  # the backends that are up, or were and are still there
         self._waiting: dict[Place, dict[str, float]] = {}  # by backend without a token yet, from its order to there
 
     def expected_s(self, variant: str, stated_s: float) -> float:
@@ -45,9 +46,10 @@ class StartTimes:
             orders.pop()
         orders.extend([now_s] * min(max(more, 0), ORDERS_MOST))
 
-    def seen(self, place: Place, up: Mapping[str, float], now_s: float) -> None:
-        """These backends are up now, each with the TTFT of its first request (nan: it had none)."""
-        known, self._known[place] = self._known.get(place), frozenset(up)
+    def seen(self, place: Place, up: Mapping[str, float], now_s: float, down: Collection[str] = ()) -> None:
+        """These backends are up now, each with the TTFT of its first request (nan: it had none), and those are down."""
+        known = self._known.get(place)
+        self._known[place] = frozenset(up) | (frozenset() if known is None else known.intersection(down))
         orders, waiting = self._ordered.get(place, deque()), self._waiting.setdefault(place, {})
         while orders and now_s - orders[0] > START_S_MOST:
             orders.popleft()

@@ -50,6 +50,22 @@ def test_what_was_there_before_what_was_called_off_and_what_comes_unordered_teac
     assert known.starts("small") == ()
 
 
+def test_a_backend_that_was_down_for_a_moment_is_no_start() -> None:
+    """As of an overload, when orders are pending: the one that was ordered counts, and one that left and came again."""
+    known = StartTimes()
+    known.seen(SMALL, {"a": 0.1}, 0.0)
+    known.ordered(SMALL, 1, 100.0)
+    known.seen(SMALL, {}, 105.0, down={"a"})
+    known.seen(SMALL, {"a": 0.1}, 110.0, down={"b"})
+    assert known.starts("small") == ()
+    known.seen(SMALL, {"a": 0.1, "b": 5.0}, 190.0)
+    assert known.starts("small") == (95.0,)
+    known.seen(SMALL, {"a": 0.1}, 200.0)
+    known.ordered(SMALL, 1, 300.0)
+    known.seen(SMALL, {"a": 0.1, "b": 5.0}, 360.0)
+    assert known.starts("small") == (95.0, 65.0)
+
+
 def test_start_times_pass_through_a_restart_and_nothing_else_does() -> None:
     known = StartTimes()
     known.adopt({"small": [95.0, -1.0, float("inf"), "x", True, None, 120], "big": "x", "none": []})
