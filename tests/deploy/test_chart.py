@@ -26,6 +26,7 @@ VARIATIONS = [
     ENGINES | {"redis": {"enabled": False, "url": "rediss://mine:6380/0"}, "adminKey": {"existingSecret": "mine"}},
     ENGINES | {"autoscaler": {"enabled": True}, "networkPolicy": {"enabled": False}},
     ENGINES | {"router": {"disruptionBudget": {"enabled": False}, "nodeSelector": {"a": "b"}}},
+    ENGINES | {"config": {"state": {"mesh": {"key": "0123456789abcdef"}}}},
 ]  # fmt: skip
 
 
@@ -153,6 +154,23 @@ def test_engines_that_announce_themselves_reach_the_shared_state():
     given = registered | {"networkPolicy": {"engines": engines}}
     assert peers_of(rendered(given), "headroom-redis") == [*own, *engines]
     assert peers_of(rendered(ENGINES | {"networkPolicy": {"engines": engines}}), "headroom-redis") == own
+
+
+def test_routers_reach_each_others_mesh(tmp_path, monkeypatch):
+    """They alone, at the ports of its workers; a config without a mesh opens none."""
+    monkeypatch.setenv("MESH_KEY", "0123456789abcdef")
+    mesh = {"key": "${MESH_KEY}"}
+    for config, ports in (
+        ({"state": {"mesh": mesh}}, [{"port": 9003, "endPort": 9003}]),
+        ({"state": {"mesh": mesh | {"port": 9100}}, "listen": {"workers": 3}}, [{"port": 9100, "endPort": 9102}]),
+        ({"state": {"mesh": mesh | {"port": 0}}}, None),
+    ):
+        manifests = rendered(ENGINES | {"config": config})
+        assert plan_of(manifests, tmp_path, monkeypatch).settings.state.mesh.port in {9003, 9100, 0}
+        policy = one(manifests, "NetworkPolicy", "headroom")["spec"]
+        (rule,) = policy["ingress"][1:]
+        assert (rule["from"], rule.get("ports")) == ([{"podSelector": policy["podSelector"]}], ports)
+    assert len(one(rendered(ENGINES), "NetworkPolicy", "headroom")["spec"]["ingress"]) == 1
 
 
 def test_a_list_of_clients_does_not_keep_prometheus_out():
