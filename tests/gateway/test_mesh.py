@@ -307,6 +307,13 @@ async def test_a_port_that_is_taken_is_a_fault_of_the_channel() -> None:
             await Mesh("127.0.0.1", port, KEY, "", None, dict).run(lambda _: None)
 
 
+@pytest.mark.parametrize(("host", "port"), [("a..b", 0), ("h" * 100, 0), ("127.0.0.1", (1 << 16) + 3)])
+async def test_an_address_that_cannot_be_is_a_fault_of_the_channel_too(host: str, port: int) -> None:
+    """A name that is none, the port of the last of many workers: other channels go on."""
+    with pytest.raises(StoreGone, match="cannot listen at"):
+        await Mesh(host, port, KEY, "", None, dict).run(lambda _: None)
+
+
 async def test_a_router_is_reached_at_its_address_toward_the_shared_state() -> None:
     """Where the config names none; without a way there it has to."""
     it = Mesh("0.0.0.0", 0, KEY, "", ("127.0.0.1", 6379), dict)

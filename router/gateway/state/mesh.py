@@ -23,6 +23,7 @@ KEPT_S: Final = 300.0  # for which a peer that is no longer published is dialled
 SILENT_S: Final = 10.0  # after which an accepted connection without a message is closed
 PEERS_MOST: Final = 1_024
 ACCEPTED_MOST: Final = 2 * PEERS_MOST  # connections to this router
+_PORT_MOST: Final = (1 << 16) - 1
 _log = logging.getLogger("headroom")
 
 Address = tuple[str, int]
@@ -173,6 +174,9 @@ class Mesh:
 
     async def _listen(self, on_message: Callable[[bytes], None]) -> asyncio.Server:
         host, port = self._bind
+        if port > _PORT_MOST:  # uvloop would take the rest of it
+            text = f"cannot listen at {address_text(host, port)}: no port is above {_PORT_MOST}"
+            raise StoreGone(text, StateFault.UNREACHABLE)
 
         def receiver() -> Receiver:
             made = Receiver(self._key, on_message, self._over, full=len(self._receivers) >= ACCEPTED_MOST)
@@ -181,12 +185,12 @@ class Mesh:
 
         try:
             listening = await asyncio.get_running_loop().create_server(receiver, host, port)
-        except OSError as error:
-            text = f"cannot listen at {address_text(host, port)}: {error.strerror or error}"
+        except (OSError, ValueError) as error:  # the latter of a host that is no name
+            text = f"cannot listen at {address_text(host, port)}: {getattr(error, 'strerror', None) or error}"
             raise StoreGone(text, StateFault.UNREACHABLE) from error
         try:
             self.address = address_text(await self._reached_at(), listening.sockets[0].getsockname()[1])
-        except OSError as error:
+        except (OSError, ValueError) as error:
             listening.close()
             text = f"no address at which peers reach this router ({error}); give state.mesh.advertise"
             raise StoreGone(text, StateFault.UNREACHABLE) from error
