@@ -33,10 +33,10 @@ backends:
 slo_classes: {{default: {{ttft_ms: 2000, tpot_ms: 60}}}}
 autoscale:
   inside: true
-  period_s: 0.3
+  period_s: 0.2
   variants: {{small: {{max_replicas: 5}}}}
   target: {target}
-  election: {{lease_s: 3}}
+  election: {{lease_s: 2}}
 state: {{redis_url: "{redis}", timeout_s: 2, lease_s: 5, router_id: r{port}}}
 """
 DEMAND = RouterView(demand={"m": ModelDemand(300.0, 1000, 200, 100, 98, "default")})
@@ -119,15 +119,18 @@ async def test_nothing_is_done_that_was_not_wanted_whatever_is_killed(tmp_path: 
             port: await processes.enter_async_context(command("serve", "-c", str(pool.config(port)))) for port in ports
         }
 
-        async def leaders() -> list[int]:
-            return [port for port in ports if await pool.leads(port)]
+        leaders: list[int] = []
 
-        await until_async(leaders)
-        await until(lambda: it.bodies)
+        async def led() -> bool:
+            leaders[:] = [port for port in ports if await pool.leads(port)]
+            return len(leaders) == 1 and all([await pool.decided(port) for port in ports])
+
         path = pool.config(0)
         last = await processes.enter_async_context(router(path, path.read_text(), ready=False))
+        await until_async(led)
+        await until(lambda: it.bodies)
         await processes.enter_async_context(inside(last))
-        leader = (await leaders())[0]
+        (leader,) = leaders
         standby = ports[1 - ports.index(leader)]
 
         routers[standby].send_signal(signal.SIGKILL)
