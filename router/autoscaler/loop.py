@@ -141,7 +141,7 @@ class Autoscaler:
 
         def advised() -> Advised:  # in a thread: a router's streams go on meanwhile
             self.memory.beliefs.update(seen, patterns, now_s)
-            self._add_arrivals(views, demand, at_s)
+            self._add_arrivals(plan, views, demand, at_s)
             known = counts.existing, self.memory
             return advise(plan, demand, *known, now_s, age_s, counts.unknown, counts.loads, at_s)
 
@@ -161,12 +161,15 @@ class Autoscaler:
         starts = {name: self._start_time(name) for name in patterns}
         return Decision(at_s, leads, demand, reasons, advice, applied, counts=counts, without=without, starts=starts)
 
-    def _add_arrivals(self, views: Views, demand: Mapping[str, ModelDemand], at_s: float) -> None:
-        """To the history; not while a router cannot be read, whose part is then read later."""
+    def _add_arrivals(self, plan: Plan, views: Views, demand: Mapping[str, ModelDemand], at_s: float) -> None:
+        """To the history. Not while a router cannot be read, whose part is then read later; nor of models without
+        variants, for clients may request any name while there is no backend.
+        """
         if any(view is UNREADABLE for view in views.values()):
             return
         for model, each in demand.items():
-            self.memory.histories.add(model, each.arrivals, each.bucket_s, at_s)
+            if variants(plan, model):
+                self.memory.histories.add(model, each.arrivals, each.bucket_s, at_s)
 
     def _warn_of_unstated(self, plan: Plan) -> None:
         """Log the variants that get no advice, for nobody states what they are."""

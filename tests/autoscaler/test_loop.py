@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from router.autoscaler.arrivals import ArrivalHistories
+from router.autoscaler.arrivals import MODELS_MOST, ArrivalHistories
 from router.autoscaler.election import Election
 from router.autoscaler.inside import shown
 from router.autoscaler.keeping import HISTORY
@@ -531,3 +531,16 @@ async def test_arrivals_are_not_counted_while_a_router_cannot_be_read_and_are_la
     assert looping.memory.histories._histories == {}
     await looping.round(all_views)
     assert [each[1] for each in looping.memory.histories._histories["n"].export()["slots"]] == [20.0]
+
+
+async def test_names_that_no_variant_serves_take_no_place_in_the_history() -> None:
+    """Clients may request any while there is no backend, and only so many models have a history."""
+    looping = Autoscaler(replace(plan(), scaling=Two()), Halves(), settled_s=0.0, wall_clock=lambda: 1_000.0)
+    each = replace(ASKED, arrivals=(5.0, 5.0), bucket_s=5.0)
+    demand = {f"a{number}": each for number in range(MODELS_MOST)} | {"n": each}
+
+    async def views() -> Mapping[str, RouterView]:
+        return {"r1": RouterView(demand=demand)}
+
+    await looping.round(views)
+    assert list(looping.memory.histories._histories) == ["n"]
