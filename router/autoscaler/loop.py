@@ -172,7 +172,7 @@ class Autoscaler:
                 self.memory.histories.add(model, each.arrivals, each.bucket_s, at_s)
 
     def _warn_of_unstated(self, plan: Plan) -> None:
-        """Log the variants that get no advice, for nobody states what they are."""
+        """Log the variants that get no advice, for their facts are stated nowhere."""
         found = set(unstated(plan))
         for name in sorted(found - self._unstated):
             _log.warning(

@@ -1,4 +1,4 @@
-"""How two routers prove to each other that they have the same key, and frames that nobody else can make.
+"""How two routers prove to each other that they have the same key, and frames that only they can make.
 
 Each side sends a random number and proves the key over both numbers; a key of this connection alone follows from them.
 A frame is a length, a code over the frame's place in the connection and its content, and the content: one that was

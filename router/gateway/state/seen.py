@@ -1,4 +1,4 @@
-"""The backends that one router has, by variant: what the autoscaler counts, and knows the facts of variants by.
+"""The backends that one router has, by variant: what the autoscaler counts, and has the facts of variants from.
 
 A value of its own beside a router's view: peers read views many times a second and have no use for this. Must not
 depend on where it is stored.

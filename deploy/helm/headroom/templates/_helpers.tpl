@@ -101,7 +101,7 @@ securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true,
 
 {{/* The variants of the autoscaler. It does not read `discover`: what a replica is, it has from here, else from routers
 while one runs. Here it is the variant's own, else the defaults of the engines that are of it. A variant that may have no
-replica at all needs it: nobody could state what the first one is. */}}
+replica at all needs it: the facts of the first one are stated nowhere else. */}}
 {{- define "headroom.variants" -}}
 {{- $whole := dict -}}
 {{- range $name, $given := .Values.autoscaler.variants -}}
@@ -115,7 +115,7 @@ replica at all needs it: nobody could state what the first one is. */}}
 {{- end -}}
 {{- end -}}
 {{- if and (eq (toString $variant.min_replicas) "0") (not (or $listed $variant.replica)) -}}
-{{- fail (printf "autoscaler.variants.%s: min_replicas is 0: give replica: {models: [...], card: ..., model: ...}, or models beside variant in the defaults of its engines: while none runs, nobody states what the first one is" $name) -}}
+{{- fail (printf "autoscaler.variants.%s: min_replicas is 0: give replica: {models: [...], card: ..., model: ...}, or models beside variant in the defaults of its engines: while none runs, its facts are stated nowhere else" $name) -}}
 {{- end -}}
 {{- $_ := set $whole $name $variant -}}
 {{- end -}}
