@@ -9,6 +9,9 @@ import pytest
 from router.core.decisions import EndState, RequestRecord
 from router.core.errors import CLIENT_ERRORS, Reason
 from router.core.types import EngineReport, Load, Request, Slo, Usage
+from router.gateway.state import RouterView
+from router.gateway.state.redis import VIEW_BYTES_MOST
+from router.gateway.state.wire import view_json
 from router.gateway.telemetry.demand import DemandWindow
 from router.gateway.telemetry.metrics import Metrics
 from router.gateway.traffic.meter import Gaps
@@ -184,6 +187,14 @@ def test_a_bound_from_a_header_makes_no_class_the_tightest_and_no_attainment() -
     served(window, replace(batch, request=replace(batch.request, slo_class="batch")), 0.0, Slo(e2e_s=120.0))
     demand = window.view(1.0)["tiny"]
     assert (demand.slo_class, demand.ended, demand.attained) == ("chat", 1, 1)
+
+
+def test_the_demand_of_any_number_of_models_fits_into_a_view() -> None:
+    """While there is no backend a request for any name is demand: a view that is too large would be read by no peer."""
+    window, given = DemandWindow(), account().request
+    for number in range(1_000):
+        window.arrived(replace(given, id=str(number), model=f"a-name-of-some-length-{number}"), 0.0, given.slo)
+    assert len(view_json(RouterView(demand=window.view(7_200.0)))) < 0.6 * VIEW_BYTES_MOST
 
 
 def test_demand_is_forgotten_after_its_window() -> None:
