@@ -19,8 +19,11 @@ from router.core.physics import StepCoefficients
 from router.core.text_size import TEXT_SIGMA
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Usage, slo_from
 
-VERSION: Final = 5  # 1: other names of events and fields; 2: one event for commit and first token
-READABLE: Final = (3, 4, VERSION)  # 3: without the time of a last token, which is the end's then; 4: no peer's changes
+VERSION: Final = 6  # 1: other names of events and fields; 2: one event for commit and first token
+READABLE: Final = (3, 4, 5, VERSION)
+"""3: without the time of a last token, which is the end's then; 4: no peer's changes; 5: no reply that a proxy has from
+another backend, no rules of models, no limit ``late_final``.
+"""
 _REQUEST: Final = tuple(each.name for each in fields(Request))
 _OF_MODELS: Final = ("requested_model", "fallback")  # of a request: where they are empty they are left out
 _OF_OTHER_MODELS: Final = ("model", "fallback_why")  # of a command, likewise: records without rules stay as they were

@@ -58,7 +58,7 @@ class BackendLog:
         return np.array(rows, dtype=np.float64).reshape(-1, 6).T
 
 
-_OVER: Final = ("failed", "client_left")
+_OVER: Final = ("failed", "client_left", "served_by")  # the last on the backend chosen: it goes on at another one
 
 
 class _Reader:

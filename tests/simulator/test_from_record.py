@@ -16,7 +16,7 @@ from router.core.dispatcher import Dispatcher
 from router.core.errors import ConfigError
 from router.core.flight import DispatchLimits
 from router.core.physics import StepCoefficients, decode_step_s, prefill_s
-from router.core.record import Recording
+from router.core.record import VERSION, Recording
 from router.core.types import Backend, Request, Usage
 from simulator.calibration.attempts import read_attempts
 from simulator.calibration.from_record import fit_log
@@ -193,11 +193,25 @@ def test_a_stream_lasts_to_its_last_token(tmp_path: Path) -> None:
         assert attempt.ended_s == (2.0 if last else 3.0)
 
 
+def test_a_reply_that_a_proxy_has_from_another_backend_is_fitted_to_neither(tmp_path: Path) -> None:
+    """The one chosen never had the request, and when it was sent to the other is not known."""
+    path, lines = tmp_path / "moved.jsonl", list[dict[str, Any]]()
+    it = Recording(fakes.core(), lines.append)
+    for name in ("r", "s"):
+        it.backend_joined(Backend(name, ("m",), SHEET), 0.0)
+    it.arrived(Request("a", "m", 0.0, 10), 0.0)
+    it.served_by("a", 1, "s", 0.5)
+    it.first_token("a", 1, 1.0)
+    it.ended("a", 1, Usage(11), 3.0)
+    path.write_text("\n".join(json.dumps(line) for line in ({"record": VERSION}, *lines)))
+    assert [log.columns().shape[1] for log in read_attempts(path).values()] == [0, 0]
+
+
 def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
     """Its events have other names: read as if they were known, no attempt would have a first token."""
     path = tmp_path / "old.jsonl"
     path.write_text('{"record": 2, "continues": false}\n')
-    with pytest.raises(BadRecord, match=r"old\.jsonl:1: expected a record of version 5, found 2"):
+    with pytest.raises(BadRecord, match=rf"old\.jsonl:1: expected a record of version {VERSION}, found 2"):
         read_attempts(path)
 
 
