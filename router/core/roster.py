@@ -27,6 +27,7 @@ from router.core.slot_table import SlotTable
 from router.core.types import Backend, Request
 
 _INF: Final = float("inf")
+_NONE: Final = frozen(np.array([], dtype=np.intp))
 
 
 class Roster:
@@ -181,6 +182,7 @@ class Roster:
 
     def _changed(self) -> None:
         self._pools.clear()
+        self._shortest.clear()
         self._replicas = {}
         for backend in self.backends:
             for model in backend.models if backend else ():
@@ -198,6 +200,8 @@ class Roster:
         """
         slots = self._pools.get(model)
         if slots is None:
+            if model not in self._replicas:
+                return _NONE  # not kept: clients send any name
             up, draining, ejected = (self._table.columns[row] for row in (UP, DRAINING, EJECTED))
             serving = [s for s, b in enumerate(self.backends) if b and model in b.models]
             awake = [s for s in serving if not draining[s] and s not in self._asleep]
@@ -222,7 +226,7 @@ class Roster:
             having = [slot for slot in slots.tolist() if slot not in lacking]
             slots = frozen(np.array(having, dtype=np.intp)) if having else slots
         reply = max(request.output_tokens_max, 1)
-        if most + reply <= self._shortest[request.model]:
+        if most + reply <= self._shortest.get(request.model, _INF):
             return slots
         context = np.array([self._context_tokens(slot) for slot in slots.tolist()])
         for fits in (context >= most + reply, context > most):

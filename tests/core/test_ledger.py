@@ -6,7 +6,7 @@ import pytest
 from router.core.fleet import Fleet
 from router.core.ledger import Ledger
 from router.core.types import EngineReport, Load
-from tests.fakes import backend
+from tests.fakes import backend, request
 
 
 @pytest.fixture
@@ -133,3 +133,15 @@ def test_a_drained_backend_is_in_no_pool_but_keeps_its_load(ledger):
     ledger.mark_state(0, draining=True)
     assert list(ledger.roster.pool("m")) == [1]
     assert ledger.peers.own_loads()["a"].prefilling == 1.0
+
+
+def test_names_of_models_that_no_backend_serves_are_not_kept(ledger):
+    """Clients send any name; nor is that of a model whose last backend has left."""
+    for number in range(100):
+        assert not len(ledger.roster.taking(request(model=f"guess{number}"), 1.0, 1.0))
+    assert len(ledger.roster.taking(request(), 1.0, 1.0))
+    assert list(ledger.roster._pools) == list(ledger.roster._shortest) == ["m"]
+    for name in list(dict(ledger.roster.slots)):
+        ledger.roster.remove(name)
+    assert not ledger.roster._pools
+    assert not ledger.roster._shortest
