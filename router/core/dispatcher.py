@@ -229,7 +229,7 @@ class Dispatcher(FleetEvents):
         flight.first_token_s = now_s
         if flight.request.streamed and not won.paused_s:
             learn_first_token(self.belief, self.ledger, won, now_s)
-        held = self._serve_held(now_s, flight.request.model)
+        held = self._serve_held(now_s, flight.request.model, won.reservation.slot)
         return [*closed, *held] if closed else held
 
     def _prefilled(self, flight: Flight, won: Attempt, now_s: float) -> Sequence[Command]:
@@ -269,7 +269,7 @@ class Dispatcher(FleetEvents):
         closed = self._prefilled(flight, done, now_s)
         if not flight.request.streamed:
             flight.first_token_s = now_s
-        return [*closed, *self._serve_held(now_s, flight.request.model)]
+        return [*closed, *self._serve_held(now_s, flight.request.model, done.reservation.slot)]
 
     def _complete(
         self, flight: Flight, done: Attempt, usage: Usage, now_s: float, last_token_s: float
@@ -321,7 +321,8 @@ class Dispatcher(FleetEvents):
             flight.move(Event.LOSE_ATTEMPT)
             return self._serve_held(now_s)
         flight.move(Event.FAIL)
-        return [*self._again(flight, failure, now_s), *self._serve_held(now_s, flight.request.model)]
+        model, slot = flight.request.model, dead.reservation.slot  # before another model may take it
+        return [*self._again(flight, failure, now_s), *self._serve_held(now_s, model, slot)]
 
     def client_left(
         self, request_id: RequestId, now_s: float, usage: Usage = NO_USAGE, last_token_s: float = nan
@@ -521,12 +522,13 @@ class Dispatcher(FleetEvents):
     def _compete(self, one: Flight, other: Flight) -> bool:
         return self._candidates.compete(one, other)
 
-    def _serve_held(self, now_s: float, model: str | None = None) -> Sequence[Command]:
-        """Room may have appeared, for one model or (None) for any."""
+    def _serve_held(self, now_s: float, model: str | None = None, slot: int = -1) -> Sequence[Command]:
+        """Room may have appeared: for one model and others of the backend in *slot*, or (None) for any."""
         if not self._holding:
             return ()
         commands: list[Command] = []
-        self._holding.serve(now_s, model, commands)
+        backend = self.ledger.roster.backends[slot] if slot >= 0 else None
+        self._holding.serve(now_s, model, commands, backend.models if backend is not None else ())
         return commands
 
     def _ask_held(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
@@ -645,7 +647,7 @@ class Dispatcher(FleetEvents):
         attempt = flight.attempt(number)
         assert attempt is not None  # _stands has just looked
         self.ledger.load.prefilled(attempt.reservation, now_s)
-        return self._serve_held(now_s, flight.request.model)
+        return self._serve_held(now_s, flight.request.model, attempt.reservation.slot)
 
     def _hedge(self, flight: Flight, now_s: float) -> Sequence[Command]:
         """A second attempt while the first is silent, if the budget and the fleet have room for it."""
@@ -720,4 +722,5 @@ class Dispatcher(FleetEvents):
         account = flight.account(outcome, last, usage, now_s, reason, last_token_s)
         if not self._holding or outcome is EndState.REFUSED or outcome is EndState.CLIENT_ERROR:
             return (account,)
-        return [account, *self._serve_held(now_s, flight.request.model)]
+        slot = last.reservation.slot if last is not None else -1
+        return [account, *self._serve_held(now_s, flight.request.model, slot)]

@@ -39,8 +39,8 @@ class FleetEvents(ABC):
         self._refusals = Refusals(self.ledger.roster)
 
     @abstractmethod
-    def _serve_held(self, now_s: float, model: str | None = None) -> Sequence[Command]:
-        """Room may have appeared, for one model or (None) for any."""
+    def _serve_held(self, now_s: float, model: str | None = None, slot: int = -1) -> Sequence[Command]:
+        """Room may have appeared: for one model and others of the backend in *slot*, or (None) for any."""
 
     @abstractmethod
     def _on_ejection_elsewhere(self, backend: str) -> None:

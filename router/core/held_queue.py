@@ -127,8 +127,13 @@ class HeldQueue:
         return len(self._places) == 1 and place in self._places
 
     @property
+    def first(self) -> RequestId:
+        """The request to serve next; IndexError when the queue is empty."""
+        return self._sorted[0][2]
+
+    @property
     def first_rank(self) -> Rank:
-        """The rank of the request to serve next; IndexError when the queue is empty."""
+        """Its rank."""
         return self._sorted[0][0]
 
     @property

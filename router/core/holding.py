@@ -6,7 +6,7 @@ the dispatcher's, which passes in ``decide``. A request for which the next room 
 alone that some backend of its own could serve. Must not depend on policies, forecasts or backends.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf, log
 from typing import Final
 
@@ -18,7 +18,7 @@ from router.core.types import RequestId, Slo
 
 BOUND_STEP: Final = 0.05  # of the log of a bound: requests whose bounds are as near as that are served in one line
 BOUND_S_MIN: Final = 1e-9
-LOOK_AHEAD: Final = 16  # lines of held requests looked at whenever room may have appeared
+LOOK_AHEAD: Final = 16  # lines of held requests, and other models, looked at whenever room may have appeared
 Decide = Callable[[Flight, HeldQueue, float, list[Command]], bool]
 """Decide one held request again, add the commands, and return whether it is no longer held."""
 Competes = Callable[[Flight, Flight], bool]
@@ -69,6 +69,9 @@ class Holding:
         if queue is None or flight.request.id not in queue:
             return
         queue.discard(flight.request.id)
+        if not queue:
+            del self._queues[flight.request.model]
+            return
         first = queue.first_of(flight.line)
         if first is not None:
             self.ask_again(self._flights[first], now_s)
@@ -102,16 +105,29 @@ class Holding:
 
     # -- decide again ----------------------------------------------------------------------------------------
 
-    def serve(self, now_s: float, model: str | None, commands: list[Command]) -> None:
-        """Room may have appeared, for one model or (None) for any: decide the heads of the queue again, until one stays
-        held.
+    def serve(self, now_s: float, model: str | None, commands: list[Command], beside: Sequence[str] = ()) -> None:
+        """Room may have appeared, for one model or (None) for any: decide the heads of its queue again, until one stays
+        held. ``beside``: the models that the backend serves which may have room; of the queue of each but *model* the
+        first line alone is decided again, for there may be many. Queues come in the order of their first ranks.
         """
-        for name in [model] if model is not None else list(self._queues):
-            queue = self._queues.get(name)
-            if queue:
+        for name in self._in_order([*self._queues] if model is None else self._sharing(model, beside)):
+            queue = self._queues[name]
+            if model is None or name == model:
                 self._serve_queue(queue, now_s, commands)
-            if queue is not None and not queue:
+            else:
+                self._serve_line(self._flights[queue.first].line, queue, now_s, commands)
+            if not queue:
                 del self._queues[name]
+
+    def _sharing(self, model: str, beside: Sequence[str]) -> list[str]:
+        """The model, and those of the others for which requests are held, a bounded number of them."""
+        others = [name for name in self._queues if name != model and name in beside]
+        return [model, *self._in_order(others)[:LOOK_AHEAD]]
+
+    def _in_order(self, models: Sequence[str]) -> list[str]:
+        """Those for which requests are held, by the rank of the first of them."""
+        held = [name for name in models if name in self._queues]
+        return sorted(held, key=lambda name: (self._queues[name].first_rank, name))
 
     def serve_due(self, due: Flight, model: str, line: LineKey, now_s: float, commands: list[Command]) -> None:
         """The timer of one request, held or just decided, is due: decide its line in the queue of *model*, unless the
