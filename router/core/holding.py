@@ -164,11 +164,19 @@ class Holding:
         return any(self._competes(keeper, flight) for keeper in keepers)
 
     def _serve_line(self, line: LineKey, queue: HeldQueue, now_s: float, commands: list[Command]) -> Flight | None:
-        """Decide the requests of one line until one stays held; that one where the next room is reserved for it."""
+        """Decide the requests of one line, whose first has no keeper, until one stays held; that one where the next
+        room is reserved for it.
+        """
+        served = False
         while (request_id := queue.first_of(line)) is not None:
             flight = self._flights[request_id]
+            keeper = self.keeper(queue, flight) if served else None
+            if keeper is not None:  # of a rank between the one that was served and this one
+                self.ask_again(flight, keeper.ask_again_s)
+                return None
             if not self._decide(flight, queue, now_s, commands):
                 return flight if flight.alone else None
+            served = True
         return None
 
 

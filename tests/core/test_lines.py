@@ -412,6 +412,25 @@ def test_who_came_while_the_room_was_reserved_is_decided_once_it_is_not():
 def test_a_line_of_an_earlier_rank_does_not_mind():
     """Room is reserved against later ranks alone."""
     it, desk = at_a_desk(again_s=0.05)
+@pytest.mark.parametrize("by", ["event", "timer"])
+def test_a_line_whose_head_is_sent_does_not_take_the_room_that_is_reserved_before_its_next(by):
+    """The head was before the one that the room is reserved for, the next is behind it; then it goes at once."""
+    it, desk = at_a_desk(again_s=0.05)
+    desk.alone.add("patient")
+    comes(it, "first", now_s=0.0)
+    comes(it, "patient", CODE, 0.01)
+    comes(it, "next", now_s=0.02)
+    desk.sends |= {"first", "next"}
+    assert names(it.on_peer_load("peer", {}, 0.03) if by == "event" else it.ticked(0.05)) == ["first"]
+    while it.wake_s < 0.3:
+        assert names(it.ticked(it.wake_s)) == []
+    desk.alone.clear()
+    commands = []
+    while it.wake_s < 0.5:
+        commands += it.ticked(it.wake_s)
+    assert names(commands) == ["next"]
+
+
     desk.alone.add("patient")
     comes(it, "patient", priority=1)
     comes(it, "urgent", CODE, 0.01, priority=0)
