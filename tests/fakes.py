@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -20,6 +21,12 @@ def backend(name: str = "a", *, slower: float = 1.0, models: tuple[str, ...] = (
     """A backend whose step takes 10 ms, ``slower`` times."""
     prior = StepCoefficients(0.010 * slower, 0.0001 * slower, 1e-7 * slower, 0.0001 * slower, 0.0, 0.005 * slower)
     return Backend(name, models, prior, **facts)
+
+
+def assumed(name: str) -> Backend:
+    """One of which neither card nor model is known."""
+    known = backend(name)
+    return replace(known, prior=replace(known.prior, sigma=(1.0,) * 6))
 
 
 def request(

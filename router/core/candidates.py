@@ -96,20 +96,22 @@ class Candidates:
             return True
         return not set(self._left(one).tolist()).isdisjoint(self._left(other).tolist())
 
-    def line(self, flight: Flight, slots: Slots) -> LineKey:
-        """The line in which a request waits that these backends may take."""
-        return line_of(flight.request.slo, self._place(flight, slots))
+    def line(self, flight: Flight) -> LineKey:
+        """The line in which a request waits."""
+        return line_of(flight.request.slo, self._place(flight))
 
-    def _place(self, flight: Flight, slots: Slots) -> Place:
-        """What is equal of requests that the same backends may take, whichever of these are up: how many hold the
-        prompt where not all do, an endpoint that some lack, the names of those allowed, and what has been tried.
+    def _place(self, flight: Flight) -> Place:
+        """What is equal of requests that the same backends may take, whichever of these are up or have a slow start:
+        how many hold the prompt where not all do, an endpoint that some lack, the names of those allowed, and what has
+        been tried.
         """
         request, roster = flight.request, self._ledger.roster
         pool = roster.pool(request.model)
         whole = self._allowed(request, pool) if request.among else pool
-        place: list[float | str] = [0.0 if len(slots) == len(whole) else float(len(slots))]
+        left = len(self._left(flight))
+        place: list[float | str] = [0.0 if left == len(whole) else float(left)]
         place.append(request.endpoint if roster.lacks(request.endpoint) else "")
         if request.among:
             place += sorted(set(request.among))
-        place += [float(slot) for slot in flight.tried]
+        place += [float(slot) for slot in sorted(set(flight.tried))]
         return tuple(place)

@@ -158,7 +158,7 @@ class Dispatcher(FleetEvents):
         request = flight.request
         queue = self._holding.queue(request.model)
         if queue:
-            flight.line = self._candidates.line(flight, slots)
+            flight.line = self._candidates.line(flight)
         fleet = self._candidates.fleet(flight, slots, queue, self.admission.hold_s_max, now_s)
         forecast = Forecast(request, fleet, self.belief)
         if not flight.admitted:
@@ -472,7 +472,7 @@ class Dispatcher(FleetEvents):
             elif told.kind is FailureKind.UNRESOLVED:
                 reason = Reason.NO_BACKEND
             return self._refuse(flight, Shed(reason, told.why), now_s)
-        flight.line = self._candidates.line(flight, fleet.slots)
+        flight.line = self._candidates.line(flight)
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 
     def _fall_back(self, flight: Flight, why: str, now_s: float, *, in_time: bool = False) -> Sequence[Command] | None:
@@ -509,7 +509,7 @@ class Dispatcher(FleetEvents):
         if flight.hold_until_s == inf:
             flight.hold_until_s = now_s + self.admission.hold_s_max
         if not flight.line[1]:
-            flight.line = self._candidates.line(flight, self._candidates.taking(flight.request))
+            flight.line = self._candidates.line(flight)
         self._holding.add(flight, flight.line, choice.until_s, choice.alone)
         return evicted or ()
 

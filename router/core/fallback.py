@@ -92,7 +92,7 @@ class Fallbacks:
     ) -> Offer | None:
         request = flight.request
         queue = self._holding.queue(request.model)
-        flight.line = self._candidates.line(flight, slots) if queue else NO_LINE
+        flight.line = self._candidates.line(flight) if queue else NO_LINE
         fleet = self._candidates.fleet(flight, slots, queue, admission.hold_s_max, now_s)
         forecast = Forecast(request, fleet, self._belief)
         rank = flight.rank

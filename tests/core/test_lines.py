@@ -9,12 +9,13 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from router.core import Dispatch, Hold, Reason, Shed, Slo
+from router.core.belief import REQUESTS_UNSEEN
 from router.core.decisions import EndState, Refuse, RequestRecord, Send
 from router.core.flight import DispatchLimits, Failure
 from router.core.held_queue import LINES_MAX
 from router.core.holding import LOOK_AHEAD
 from router.core.types import Load, Usage
-from tests.fakes import backend, busy_core, core, refused, request, sent
+from tests.fakes import assumed, backend, busy_core, core, refused, request, sent
 
 CHAT, CODE = Slo(ttft_s=5.0, tpot_s=0.05), Slo(ttft_s=5.0, tpot_s=0.02)
 
@@ -196,6 +197,19 @@ def test_requests_whose_endpoints_others_lack_are_apart():
     it.ledger.roster.refuse(1, "/v1/completions")
     comes(it, "waits", endpoint="/v1/embeddings")
     assert names(comes(it, "goes", now_s=0.1, endpoint="/v1/completions")) == ["goes"]
+
+
+def test_a_slow_start_that_takes_no_more_makes_no_line_of_its_own():
+    """Which backends may have one request more changes with each reply; the same SLO waits in the same line."""
+    it, desk = at_a_desk(*[f"r{n}" for n in range(REQUESTS_UNSEEN)])
+    it.backend_joined(assumed("new"), 0.0)
+    for n in range(REQUESTS_UNSEEN):
+        assert sent(comes(it, f"r{n}")).backend == "new"
+    comes(it, "first")
+    it.client_left("r0", 0.1)
+    desk.sends.add("second")
+    assert names(comes(it, "second", now_s=0.2)) == []
+    assert desk.asked[-1].ahead == 1
 
 
 RESTRICTED = st.lists(
@@ -398,20 +412,6 @@ def test_a_line_whose_time_has_come_does_not_take_the_room_reserved_for_another(
     assert names(it.ticked(it.wake_s)) == ["other"]
 
 
-def test_who_came_while_the_room_was_reserved_is_decided_once_it_is_not():
-    """No timer of its own would decide it."""
-    it, desk = at_a_desk("other", again_s=0.05)
-    desk.alone.add("patient")
-    comes(it, "patient", priority=0)
-    assert comes(it, "other", CODE, 0.01, priority=1) == ()
-    assert names(it.ticked(it.wake_s)) == []
-    desk.alone.clear()
-    assert names(it.ticked(it.wake_s)) == ["other"]
-
-
-def test_a_line_of_an_earlier_rank_does_not_mind():
-    """Room is reserved against later ranks alone."""
-    it, desk = at_a_desk(again_s=0.05)
 @pytest.mark.parametrize("by", ["event", "timer"])
 def test_a_line_whose_head_is_sent_does_not_take_the_room_that_is_reserved_before_its_next(by):
     """The head was before the one that the room is reserved for, the next is behind it; then it goes at once."""
@@ -431,6 +431,20 @@ def test_a_line_whose_head_is_sent_does_not_take_the_room_that_is_reserved_befor
     assert names(commands) == ["next"]
 
 
+def test_who_came_while_the_room_was_reserved_is_decided_once_it_is_not():
+    """No timer of its own would decide it."""
+    it, desk = at_a_desk("other", again_s=0.05)
+    desk.alone.add("patient")
+    comes(it, "patient", priority=0)
+    assert comes(it, "other", CODE, 0.01, priority=1) == ()
+    assert names(it.ticked(it.wake_s)) == []
+    desk.alone.clear()
+    assert names(it.ticked(it.wake_s)) == ["other"]
+
+
+def test_a_line_of_an_earlier_rank_does_not_mind():
+    """Room is reserved against later ranks alone."""
+    it, desk = at_a_desk(again_s=0.05)
     desk.alone.add("patient")
     comes(it, "patient", priority=1)
     comes(it, "urgent", CODE, 0.01, priority=0)

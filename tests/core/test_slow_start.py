@@ -1,6 +1,5 @@
 """A new backend of an assumed kind starts slowly: by what was seen of it, not by a timer."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,16 +7,10 @@ import pytest
 from router.core.decisions import Send
 from router.core.dispatcher import Dispatcher
 from router.core.flight import Failure
-from router.core.types import Backend, Slo, Usage
-from tests.fakes import backend, core, request
+from router.core.types import Slo, Usage
+from tests.fakes import assumed, backend, core, request
 
 SLO = Slo(ttft_s=30.0, tpot_s=1.0)
-
-
-def assumed(name: str) -> Backend:
-    """One of which neither card nor model is known."""
-    known = backend(name)
-    return replace(known, prior=replace(known.prior, sigma=(1.0,) * 6))
 
 
 def burst(it: Dispatcher, count: int, now_s: float, **facts: Any) -> dict[str, list[Send]]:
