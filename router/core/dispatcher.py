@@ -439,6 +439,8 @@ class Dispatcher(FleetEvents):
         fleet = Fleet(self.ledger, frozen(np.array([slot], dtype=np.intp)), now_s)
         held = self._reserve(request, slot, 0, Forecast(request, fleet, self.belief), NO_PREDICTION, now_s)
         flight.moved(moved, backend, held)
+        if request.model in self.ledger.roster.adapters:
+            self.ledger.adapters.use(slot, request.model)
         if request.prefix:
             self.ledger.remember_prefix(slot, request)
             self.outbox.prompt_sent(slot, request)

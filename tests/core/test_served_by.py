@@ -30,6 +30,15 @@ def test_the_reply_counts_for_the_backend_that_sends_it():
     assert it.belief.seen(0) == it.belief.seen(1) == 0
 
 
+def test_an_adapter_is_loaded_where_the_reply_comes_from():
+    """The next request for it is taken to be ready there."""
+    facts = {"models": ("m", "x"), "adapters": ("x",), "adapter_load_s": 0.5}
+    it = core(backend("a", **facts), backend("b", **facts), routing="round_robin")
+    assert sent(it.arrived(request("r", model="x"), 0.0)).backend == "a"
+    it.served_by("r", 1, "b", 1.0)
+    assert it.ledger.adapters.ready(1, "x")
+
+
 def test_a_backend_that_the_proxy_passes_over_again_and_again_is_ejected():
     """It cannot be used from there, whatever its health checks say."""
     it = core(backend("a"), backend("b"), routing="round_robin", limits=DispatchLimits(failures_max=2, eject_s=60.0))

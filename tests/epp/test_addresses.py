@@ -86,6 +86,21 @@ async def test_an_address_stays_until_the_name_stands_for_another() -> None:
     assert seen == ["10.0.0.1:80", "10.0.0.1:80", "10.0.0.1:80", "10.0.0.9:80"]
 
 
+async def test_a_host_that_many_requests_find_unreachable_is_looked_up_once() -> None:
+    """The resolver does not get a question for each of them; another host has its own."""
+    asked = list[str]()
+
+    async def resolve(host: str) -> list[str]:
+        asked.append(host)
+        return ["10.0.0.9"]
+
+    found = of(Target("a", "one", 80), Target("b", "two", 80), resolve=resolve)
+    for host in ("one", "one", "two", "10.0.0.1"):
+        found.unreachable(host)
+        await until(lambda: not found._looking)
+    assert asked == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("given", "names"),
     [

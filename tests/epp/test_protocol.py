@@ -176,6 +176,18 @@ async def _endpoint_served() -> None:
             assert (core.failures["a"].in_a_row, core.in_flight) == (1, 0)
 
 
+@states("a reply that comes from another endpoint has no prediction of the first")
+async def _endpoint_unpredicted() -> None:
+    core = fakes.core(*(fakes.backend(name, models=("m",)) for name in "ab"), routing="slo_headroom")
+    async with proxy("a", "b", core=core, fallbacks=1, ingress=_within(10.0)) as gate:
+        for served, predicted in ((0, True), (1, False)):
+            one = await begun(gate)
+            endpoints = (await one.destination())[0].split(",")
+            await one.reply_head(served=endpoints[served])
+            await one.reply_body(event(token("a")), DONE, ends=True)
+            assert ("x-headroom-predicted-ttft-ms" in (await one.reply())[0]) is predicted
+
+
 @states("the endpoint chosen, or one that is none of the pool's, changes nothing when it is stated")
 async def _endpoint_served_as_chosen() -> None:
     async with proxy("a", "b") as gate:

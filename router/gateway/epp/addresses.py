@@ -8,12 +8,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from ipaddress import ip_address
+from math import inf
 from typing import Final
 
 from router.gateway.protocols.target import Target
 
 LOOK_UP_S: Final = 10.0
-UNKNOWN_S: Final = 1.0  # while a name has no address
+UNKNOWN_S: Final = 1.0  # while a name has no address, or a proxy does not reach it
 _log = logging.getLogger("headroom")
 
 
@@ -39,6 +40,7 @@ class Addresses:
         self._coming: frozenset[str] = frozenset()  # hosts of the config that is about to take effect
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._logged: set[str] = set()  # names without an address
+        self._unreachable_s: dict[str, float] = {}  # when a host was last looked up for that, on the loop's clock
 
     def endpoint(self, target: Target) -> str:
         """``IP:port`` of a target; empty: its name has not been resolved."""
@@ -72,6 +74,7 @@ class Addresses:
         for host in self._by_host.keys() - hosts - self._coming:
             del self._by_host[host]
             self._logged.discard(host)
+            self._unreachable_s.pop(host, None)
         await asyncio.gather(*map(self._look_up_once, _names(hosts)))
 
     async def prepare(self, hosts: Collection[str], within_s: float) -> None:
@@ -89,6 +92,13 @@ class Addresses:
         """Look names up soon: what they stand for may have moved."""
         for host in _names(hosts):
             self._look_up_once(host)
+
+    def unreachable(self, host: str) -> None:
+        """A proxy has no connection there: look its name up again, once a second however many requests fail for it."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._unreachable_s.get(host, -inf) >= UNKNOWN_S:
+            self._unreachable_s[host] = now_s
+            self.look_again((host,))
 
     def close(self) -> None:
         """Look nothing up any more."""

@@ -170,7 +170,7 @@ class RoutedCall(ProxiedCall):
         if served:
             self._links.served(self._link, served)
         if status == _UNREACHABLE:
-            self._links.addresses.look_again((self._link.upstream.target.host,))
+            self._links.addresses.unreachable(self._link.upstream.target.host)
         lines = b"".join(b"%b: %b\r\n" % field for field in fields if field[0] not in _OF_REPLY)
         self.exchange.proxied = head = b"HTTP/1.1 %d X\r\nconnection: close\r\n%b\r\n" % (status, lines)
         self._link.feed(head)

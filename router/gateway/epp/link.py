@@ -112,8 +112,11 @@ class Links:
 
     def served(self, link: EngineLink, endpoint: str) -> None:
         """The reply comes from this endpoint, by what the proxy states."""
-        names, attempt = self.addresses.among((endpoint,)), link.attempt
-        if attempt is not None and names and attempt.upstream.target.name not in names:
+        attempt = link.attempt
+        if attempt is None or endpoint == self.addresses.endpoint(attempt.upstream.target):
+            return  # as of nearly all: no other backend need be looked at
+        names = self.addresses.among((endpoint,))
+        if names and attempt.upstream.target.name not in names:
             self.on_served(attempt.call.request.id, attempt.number, names[0])
 
     def dial(self, upstream: Upstream, ready: Ready, failed: Failed) -> None:

@@ -77,7 +77,7 @@ class ProxyReplies:
         self._put(message)
 
     def body(self, data: bytes) -> None:
-        """More of the reply's body: called once for every token."""
+        """More of the reply's body: called once for every token. What has not been written yet is one message."""
         if len(data) > _PIECE_BYTES_MAX:
             for piece, _ in _pieces(data):
                 self._piece(piece)
@@ -85,6 +85,12 @@ class ProxyReplies:
             self._piece(data)
 
     def _piece(self, data: bytes) -> None:
+        if self.waiting and not self.over and self.waiting[-1].HasField("response_body"):
+            streamed = self.waiting[-1].response_body.response.body_mutation.streamed_response
+            if len(streamed.body) + len(data) <= _PIECE_BYTES_MAX:
+                streamed.body += data
+                self._wake()
+                return
         message = ProcessingResponse()
         message.response_body.response.body_mutation.streamed_response.body = data
         self._put(message)

@@ -11,6 +11,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from math import nan
 from socket import gaierror
 from typing import Final
 
@@ -172,6 +173,7 @@ class UpstreamAttempt(Reader):
         if self.connection is not None:
             self.connection.belongs_to(upstream)
         self.upstream = upstream
+        self.predicted_ttft_s = nan
         self.meter.gaps = upstream.gaps
 
     def _send(self, connection: Connection) -> None:
