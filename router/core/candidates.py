@@ -94,7 +94,17 @@ class Candidates:
         """Whether there is a backend that may be sent either of two requests for the same model."""
         if one.line[0] == other.line[0]:
             return True
-        return not set(self._left(one).tolist()).isdisjoint(self._left(other).tolist())
+        return self._room(one) & self._room(other) != 0
+
+    def _room(self, flight: Flight) -> int:
+        """The backends that a request may be sent to, a bit for each slot. Kept with the request: each decision about
+        one that waits compares it with those of all other places.
+        """
+        of = (self._ledger.roster.version, flight.tried, flight.context_exceeded_tokens, flight.request.model)
+        if flight.room_of != of:
+            flight.room_of = of
+            flight.room = sum([1 << slot for slot in self._left(flight).tolist()])
+        return flight.room
 
     def line(self, flight: Flight) -> LineKey:
         """The line in which a request waits."""

@@ -158,6 +158,8 @@ class Flight:
         "rank",
         "refusals",
         "request",
+        "room",
+        "room_of",
         "sent",
         "state",
         "tried",
@@ -182,6 +184,8 @@ class Flight:
         self.note: Note | None = None  # of the last choice about it
         self.rank: Rank = ADMIT.rank
         self.line: LineKey = NO_LINE
+        self.room = 0  # the slots that it may be sent to, a bit each, as long as ``room_of`` is the same
+        self.room_of: tuple[int, tuple[int, ...], float, str] = (-1, (), 0.0, "")
         self.alone = False
         self.admitted = False
         self.fallbacks: tuple[str, ...] = ()

@@ -44,6 +44,7 @@ class Roster:
         self._shortest: dict[str, float] = {}  # context of any backend in each pool, tokens
         self._spanned: tuple[Slots | None, slice | None] = (None, None)
         self.first = 0  # of the slots of the last ``span``
+        self.version = 0  # another one whenever pools may have changed
         self._replicas: dict[str, int] = {}  # by model
         self.adapters: frozenset[str] = frozenset()  # of all backends
         self._asleep: set[int] = set()  # slots
@@ -122,7 +123,7 @@ class Roster:
         for row, value in ((UP, up), (DRAINING, draining), (EJECTED, ejected)):
             if value is not None:
                 self._table.columns[row, slot] = value
-        self._pools.clear()
+        self._forget_pools()
 
     def mark_doubtful(self, slot: int, doubtful: bool) -> None:
         """Change whether a backend that is down is tried where no other one is up."""
@@ -130,7 +131,7 @@ class Roster:
             self._doubtful.add(slot)
         else:
             self._doubtful.discard(slot)
-        self._pools.clear()
+        self._forget_pools()
 
     def failing_open(self) -> Sequence[str]:
         """The models whose requests are sent to backends that are down, since no backend of theirs is up."""
@@ -157,12 +158,12 @@ class Roster:
             self._asleep.add(slot)
         else:
             self._asleep.discard(slot)
-        self._pools.clear()
+        self._forget_pools()
 
     def refuse(self, slot: int, what: str) -> None:
         """The slot's backend refuses this model or endpoint: others are chosen for it where there are any."""
         self._refusing.setdefault(what, set()).add(slot)
-        self._pools.clear()
+        self._forget_pools()
 
     def offer(self, slot: int, what: str) -> None:
         """Choose it again for what it refused."""
@@ -170,7 +171,7 @@ class Roster:
         refusing.discard(slot)
         if not refusing:
             self._refusing.pop(what, None)
-        self._pools.clear()
+        self._forget_pools()
 
     def lacks(self, endpoint: str) -> bool:
         """Whether some backend refuses this endpoint."""
@@ -180,8 +181,12 @@ class Roster:
         """Whether the backend's last health check succeeded."""
         return self._table.cells[UP][slot] != 0.0
 
-    def _changed(self) -> None:
+    def _forget_pools(self) -> None:
         self._pools.clear()
+        self.version += 1
+
+    def _changed(self) -> None:
+        self._forget_pools()
         self._shortest.clear()
         self._replicas = {}
         for backend in self.backends:

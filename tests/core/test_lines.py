@@ -190,6 +190,34 @@ def test_those_that_wait_for_other_backends_do_not_count():
         assert desk.asked[-1].held == held, name
 
 
+def test_who_competes_changes_with_the_backends_that_are_up_or_have_failed():
+    """What is kept of a request's backends is of those that there were."""
+    it, desk = at_a_desk("tried", backends=("a", "b", "c"))
+    comes(it, "r", among=("a", "b"))
+    held = []
+
+    def ask():
+        comes(it, f"n{len(held)}", among=("b", "c"))
+        held.append(desk.asked[-1].held)
+        it.client_left(f"n{len(held) - 1}", 0.0)
+
+    ask()
+    it.backend_health("b", False, 0.0)
+    ask()
+    it.backend_health("b", True, 0.0)
+    ask()
+    it.backend_draining("b", True, 0.0)
+    ask()
+    it.backend_draining("b", False, 0.0)
+    assert held == [1, 0, 1, 0]
+    assert sent(comes(it, "tried", CODE, among=("a", "b"))).backend == "b"
+    it.client_left("r", 0.0)
+    desk.sends.clear()
+    it.failed("tried", 1, Failure("reset", backend_fault=False), 0.1)
+    ask()
+    assert held[-1] == 0
+
+
 def test_requests_whose_endpoints_others_lack_are_apart():
     """The one backend has no embeddings, the other no completions."""
     it, _ = at_a_desk("goes", backends=("a", "b"))
