@@ -6,6 +6,7 @@ options by their help. Must not depend on MkDocs.
 
 import ast
 import re
+import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -269,9 +270,12 @@ def _help(program: Program, command: Command) -> str:
 
 
 def docstring(made: type) -> str:
-    """The docstring of a class: of its source, where the compiled one has none."""
+    """The docstring of a class: of its source, where the compiled one has none. A section that is made of a dataclass
+    has the dataclass's name, in a module that imports it.
+    """
     if made.__doc__:
         return made.__doc__
+    made = vars(sys.modules[made.__module__]).get(made.__name__, made)
     source = (ROOT / made.__module__.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
     classes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef))
     return next((ast.get_docstring(node) or "" for node in classes if node.name == made.__name__), "")

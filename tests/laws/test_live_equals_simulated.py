@@ -117,6 +117,8 @@ FACTS: Final[Mapping[str, Callable[[Seen], Any] | str]] = {
     "Request.prompt_sigma": "a trace states sizes, which the gateway estimates",
     "Request.endpoint": "a trace has no paths",
     "Request.among": "only a proxy that asks the endpoint picker limits the backends",
+    "Request.requested_model": lambda seen: seen.request.requested_model,
+    "Request.fallback": lambda seen: seen.request.fallback,
     **_of("request", "model", "arrived_s", "prompt_tokens", "output_tokens_max", "slo", "slo_class", "priority"),
     **_of("request", "tenant", "session", "prefix", "prefix_block_tokens", "streamed", "first_token_due_s"),
     **_of("request", "sequences", "prompts", "prompt_tokens_longest"),
