@@ -6,6 +6,11 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 _LABEL_MAX: Final = 63  # characters between two dots of a host name (RFC 1035)
 
 
+def host_port(host: str, port: int | str) -> str:
+    """Host and port as a URL has them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def http_url(text: str) -> str:
     """The URL without slashes at its end. Raises ValueError for what is no http or https URL with a host."""
     try:

@@ -18,6 +18,7 @@ from router.gateway.state import Store
 from router.gateway.state.redis import RedisStore
 from router.gateway.state.wire import view_of
 from router.gateway.tls import to_own_port
+from router.urls import host_port
 
 _TIMEOUT_S: Final = 2.0
 
@@ -81,4 +82,4 @@ def own_url(listen: Listen) -> str:
         return f"{scheme}://{host}:{listen.port}"
     if address.is_unspecified:
         host = "127.0.0.1" if address.version == 4 else "::1"  # noqa: PLR2004 - of the protocol
-    return f"{scheme}://[{host}]:{listen.port}" if ":" in host else f"{scheme}://{host}:{listen.port}"
+    return f"{scheme}://{host_port(host, listen.port)}"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from router.urls import host_port
+
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TOKEN_BYTES_MAX: Final = 1 << 16
 
@@ -44,7 +46,7 @@ def in_pod(environment: Mapping[str, str], folder: Path = SERVICE_ACCOUNT) -> Ac
     if not token.is_file():
         raise ValueError(f"{token} is missing: the pod has no service account token (automountServiceAccountToken)")
     return Access(
-        url=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
+        url=f"https://{host_port(host, port)}",
         token_file=token,
         ca=authority if authority.is_file() else None,
         namespace=namespace.read_text(encoding="ascii").strip() if namespace.is_file() else "default",

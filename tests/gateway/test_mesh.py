@@ -15,11 +15,12 @@ from router.core.errors import ConfigError, PeerRefused, StoreGone, Unreadable
 from router.gateway.app import Gateway
 from router.gateway.config.plan import plan_file
 from router.gateway.state import RouterView, mesh_links
-from router.gateway.state.mesh import Mesh, address_of, address_text
+from router.gateway.state.mesh import Mesh, address_of
 from router.gateway.state.mesh_frames import FrameReader, FrameWriter, key_of
 from router.gateway.state.mesh_links import Sender, dialled
 from router.gateway.state.wire import view_from, view_json
 from router.gateway.worker_identity import WorkerIdentity
+from router.urls import host_port
 from tests import fakes
 from tests.redis_server import RedisServer, free_port, server_binary
 from tests.waiting import until
@@ -95,7 +96,7 @@ def test_an_address_is_a_host_and_a_port(text: str, address: tuple[str, int] | N
     """What a peer publishes may be anything."""
     assert address_of(text) == address
     if address is not None:
-        assert address_text(*address) == text
+        assert host_port(*address) == text
 
 
 def test_an_address_is_published_and_anything_else_in_its_place_is_none() -> None:

@@ -12,6 +12,7 @@ from math import inf
 from typing import Final
 
 from router.gateway.protocols.target import Target
+from router.urls import host_port
 
 LOOK_UP_S: Final = 10.0
 UNKNOWN_S: Final = 1.0  # while a name has no address, or a proxy does not reach it
@@ -50,7 +51,7 @@ class Addresses:
             self._by_host[target.host] = found
         if not found:
             return ""
-        return f"[{found}]:{target.port}" if ":" in found else f"{found}:{target.port}"
+        return host_port(found, target.port)
 
     def among(self, endpoints: Iterable[str]) -> tuple[str, ...]:
         """The names of the targets that are in a list of ``IP:port``, or of IP addresses whose every port is meant."""
@@ -143,4 +144,4 @@ def _usual(endpoint: str) -> str:
         return whole
     host, _, port = endpoint.strip().rpartition(":")
     found = ip_of(host)
-    return f"[{found}]:{port}" if ":" in found else f"{found}:{port}"
+    return host_port(found, port)

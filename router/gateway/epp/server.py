@@ -20,6 +20,7 @@ from router.gateway.epp.messages import PROCESSOR
 from router.gateway.epp.stream import AnyEndpoint, ProxyStream
 from router.gateway.traffic.driver import Driver
 from router.gateway.traffic.server import ConnectionLimits
+from router.urls import host_port
 
 _log = logging.getLogger("headroom")
 _OPTIONS: Final = (
@@ -143,7 +144,7 @@ class PickerServer:
             options=_OPTIONS,
             maximum_concurrent_rpcs=self.limits.connections_max,
         )
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = host_port(host, port)
         try:
             if credentials is None:
                 bound = server.add_insecure_port(address)

@@ -17,7 +17,8 @@ from dns.rdata import Rdata
 from dns.resolver import NXDOMAIN
 
 from router.core.errors import NoSuchName, SourceFailed
-from router.gateway.sources.endpoint import Endpoint, Source, host_port, name_of
+from router.gateway.sources.endpoint import Endpoint, Source, name_of
+from router.urls import host_port
 
 TTL_S_MIN: Final = 1.0  # a record with a TTL of 0 is not read without end
 TTL_S_MAX: Final = 300.0

@@ -40,8 +40,3 @@ class Source(ABC):
 def name_of(text: str) -> str:
     """A backend's name made of any text: ``10.0.0.7-8000`` for ``10.0.0.7:8000``."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._")[:_NAME_MAX] or "engine"
-
-
-def host_port(host: str, port: int) -> str:
-    """Host and port as a URL has them."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

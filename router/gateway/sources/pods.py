@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from router.core.errors import SourceFailed
-from router.gateway.sources.endpoint import Endpoint, host_port, name_of
+from router.gateway.sources.endpoint import Endpoint, name_of
 from router.gateway.sources.facts import FACTS
+from router.urls import host_port
 
 PREFIX: Final = "headroom/"
 _FAMILIES: Final = ("IPv4", "IPv6")  # of slices, in order of preference; those of names are for no pods

@@ -16,6 +16,7 @@ from typing import Final
 from router.core.errors import StateFault, StoreGone
 from router.gateway.state.mesh_frames import key_of
 from router.gateway.state.mesh_links import Receiver, Sender, dialled
+from router.urls import host_port
 
 LOOK_S: Final = 0.25  # period of looking for peers to dial
 RETRY_S_MAX: Final = 5.0
@@ -30,13 +31,8 @@ Address = tuple[str, int]
 _ADDRESS: Final = re.compile(r"(?P<host>[!-~]{1,257}):(?P<port>[0-9]{1,5})")
 
 
-def address_text(host: str, port: int) -> str:
-    """An address as it is published."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def address_of(text: str) -> Address | None:
-    """The same; None for what is none."""
+    """An address as it is published; None for what is none."""
     found = _ADDRESS.fullmatch(text)
     if found is None:
         return None
@@ -150,11 +146,11 @@ class Mesh:
             why = str(error) or "no answer in time"
             if not peer.fault:
                 text = "the mesh: router %s cannot be reached at %s (%s); its load is known by its views"
-                _log.warning(text, name, address_text(*peer.address), why)
+                _log.warning(text, name, host_port(*peer.address), why)
             peer.fault = why
         else:
             if peer.fault:
-                _log.info("the mesh: router %s is reached at %s", name, address_text(*peer.address))
+                _log.info("the mesh: router %s is reached at %s", name, host_port(*peer.address))
             peer.wait_s, peer.fault = LOOK_S, ""
         finally:
             peer.due_s = asyncio.get_running_loop().time() + peer.wait_s
@@ -175,7 +171,7 @@ class Mesh:
     async def _listen(self, on_message: Callable[[bytes], None]) -> asyncio.Server:
         host, port = self._bind
         if port > _PORT_MOST:  # uvloop would take the rest of it
-            text = f"cannot listen at {address_text(host, port)}: no port is above {_PORT_MOST}"
+            text = f"cannot listen at {host_port(host, port)}: no port is above {_PORT_MOST}"
             raise StoreGone(text, StateFault.UNREACHABLE)
 
         def receiver() -> Receiver:
@@ -186,10 +182,10 @@ class Mesh:
         try:
             listening = await asyncio.get_running_loop().create_server(receiver, host, port)
         except (OSError, ValueError) as error:  # the latter of a host that is no name
-            text = f"cannot listen at {address_text(host, port)}: {getattr(error, 'strerror', None) or error}"
+            text = f"cannot listen at {host_port(host, port)}: {getattr(error, 'strerror', None) or error}"
             raise StoreGone(text, StateFault.UNREACHABLE) from error
         try:
-            self.address = address_text(await self._reached_at(), listening.sockets[0].getsockname()[1])
+            self.address = host_port(await self._reached_at(), listening.sockets[0].getsockname()[1])
         except (OSError, ValueError) as error:
             listening.close()
             text = f"no address at which peers reach this router ({error}); give state.mesh.advertise"

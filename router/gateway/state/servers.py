@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from router.urls import redis_db
+from router.urls import host_port, redis_db
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Seed:
     password: str = field(default="", repr=False)
 
     def __str__(self) -> str:
-        return self.path or (f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}")
+        return self.path or host_port(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)
