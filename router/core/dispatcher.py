@@ -392,12 +392,9 @@ class Dispatcher(FleetEvents):
         self._note(flight, backend, why, forecast, now_s)
         held = self._reserve(request, slot, index, forecast, predicted, now_s)
         attempt = flight.send(backend, held, predicted, now_s)
-        if request.model in self.ledger.roster.adapters:
-            self.ledger.adapters.use(slot, request.model)
         if request.prefix:
             attempt.resident_share = forecast.resident_share_at(index)
-            self.ledger.remember_prefix(slot, request)
-            self.outbox.prompt_sent(slot, request)
+        self._remember(request, slot)
         due_s = self._watch.sent(request, attempt, self.limits, len(flight.open) == 1, now_s)
         model, fallback_why = flight.model, flight.fallback_why
         return Send(request.id, backend, attempt.number, why, predicted.ttft_s, due_s, model, fallback_why)
@@ -415,6 +412,14 @@ class Dispatcher(FleetEvents):
             e2e_tpot_bound_s(request, predicted.ttft_s, predicted.tpot_s, forecast.output_tokens),
             float(request.sequences),
         )
+
+    def _remember(self, request: Request, slot: int) -> None:
+        """A request runs in that slot: its adapter and the beginning of its prompt are there from now on."""
+        if request.model in self.ledger.roster.adapters:
+            self.ledger.adapters.use(slot, request.model)
+        if request.prefix:
+            self.ledger.remember_prefix(slot, request)
+            self.outbox.prompt_sent(slot, request)
 
     def served_by(self, request_id: RequestId, attempt: int, backend: str, now_s: float) -> Sequence[Command]:
         """A proxy has the reply to an attempt from another backend than the one chosen, which it could not use. The
@@ -439,11 +444,7 @@ class Dispatcher(FleetEvents):
         fleet = Fleet(self.ledger, frozen(np.array([slot], dtype=np.intp)), now_s)
         held = self._reserve(request, slot, 0, Forecast(request, fleet, self.belief), NO_PREDICTION, now_s)
         flight.moved(moved, backend, held)
-        if request.model in self.ledger.roster.adapters:
-            self.ledger.adapters.use(slot, request.model)
-        if request.prefix:
-            self.ledger.remember_prefix(slot, request)
-            self.outbox.prompt_sent(slot, request)
+        self._remember(request, slot)
         return self._serve_held(now_s)
 
     def _note(self, flight: Flight, chosen: str, why: str, forecast: Forecast, now_s: float) -> None:

@@ -62,6 +62,15 @@ class Entry:
         found.used = True
         return found.text
 
+    def take_positive(self, *path: Key) -> float | None:
+        """The scalar as a number above 0, which counts as taken; None, and nothing is taken, where it is none."""
+        found = self.get(*path)
+        number = found.number if found is not None else None
+        if found is None or number is None or number <= 0:
+            return None
+        found.used = True
+        return number
+
     def left(self) -> Iterator["Entry"]:
         """The settings that nothing has taken, in the order of the file. A list of scalars is one setting."""
         if self.used:

@@ -248,7 +248,7 @@ RESTRICTED = st.lists(
 @settings(max_examples=100, deadline=None)
 @given(RESTRICTED)
 def test_no_request_waits_for_one_that_competes_for_none_of_its_backends(came):
-    """Whatever their bounds, and whoever has the next room reserved: some request that waits rightly is in the way."""
+    """Whatever the bounds, and whichever has the next room reserved: some request that waits rightly is in the way."""
     it, desk = at_a_desk(backends=("a", "b", "c"))
     may = {}
     for n, (among, slo, alone, _) in enumerate(came):

@@ -80,7 +80,7 @@ def test_however_many_models_wait_a_bounded_number_of_requests_is_decided_at_onc
 
 
 def test_a_failed_request_that_another_model_takes_leaves_room_for_its_own():
-    """The backend that failed has one request less, whoever serves that now."""
+    """The backend that failed has one request less, whichever backend serves that now."""
     it, desk = at_a_desk(backend("a"), backend("b", models=("n",)))
     it.models = ModelRules({"m": ModelRule(fallback=("n",), everyone=True)})
     sent(it.arrived(request("r"), 0.0))

@@ -174,11 +174,8 @@ def _server(directive: Entry, draft: Draft) -> None:
     for known in (name, address, tls):
         if known is not None:
             known.used = True
-    weight = directive.get("weight")
-    facts: dict[str, object] = {}
-    if weight is not None and (weight.number or 0) > 0:
-        weight.used = True
-        facts["weight"] = weight.number
+    weight = directive.take_positive("weight")
+    facts = {} if weight is None else {"weight": weight}
     draft.backend(address, url, facts, name.text)
 
 

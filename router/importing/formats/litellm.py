@@ -167,10 +167,8 @@ def _facts(provider: str, parameters: Entry, draft: Draft) -> dict[str, object]:
         key.used = True
     elif key is not None and not key.parts:
         facts["api_key"] = _secret(key, f"{provider or 'engine'}_api_key", draft)
-    weight = parameters.get("weight")
-    if weight is not None and (weight.number or 0) > 0:
-        weight.used = True
-        facts["weight"] = weight.number
+    if (weight := parameters.take_positive("weight")) is not None:
+        facts["weight"] = weight
     return facts
 
 

@@ -190,11 +190,8 @@ def _server(part: Entry, scheme: str, draft: Draft) -> None:
         draft.note(part, "left out: it is marked down")
         return
     address.used = True
-    weight = part.get("weight")
-    facts: dict[str, object] = {}
-    if weight is not None and (weight.number or 0) > 0:
-        weight.used = True
-        facts["weight"] = weight.number
+    weight = part.take_positive("weight")
+    facts = {} if weight is None else {"weight": weight}
     draft.backend(address, url, facts)
 
 
