@@ -1,6 +1,7 @@
 """Applies advice to the scaling target: gauges, the audit log, and retries further and further apart.
 
-Must not depend on how advice is computed or on any one target.
+A change that fails is tried again for as long as it is advised: what a target needs may be back at any time. Must not
+depend on how advice is computed or on any one target.
 """
 
 import logging
@@ -19,11 +20,18 @@ _log = logging.getLogger("headroom")
 
 @dataclass(slots=True)
 class _Failing:
-    """A change that failed: how often, and in how many rounds it is tried again."""
+    """A change that failed: how often, why the last time, and in how many rounds it is tried again."""
 
     replicas: int
     failures: int = 0
     wait_rounds: int = 0
+    why: str = ""
+
+    @property
+    def again(self) -> str:
+        """For people: what follows."""
+        rounds = self.wait_rounds + 1
+        return f"attempt {self.failures} failed; the next is made in {rounds} {'rounds' if rounds > 1 else 'round'}"
 
 
 class Applying:
@@ -53,26 +61,30 @@ class Applying:
         failing = self._failing.get((one.model, one.variant))
         if failing is not None and failing.replicas == one.replicas and failing.wait_rounds > 0:
             failing.wait_rounds -= 1
-            return Applied(Outcome.UNCHANGED, f"failed {failing.failures} times; tried again later")
+            return Applied(Outcome.WAITING, f"{failing.why}; {failing.again}")
         try:
             applied = await target.apply(one)
         except Exception as error:
             applied = Applied(Outcome.FAILED, f"the target failed: {error!r}")
         self._metrics.applied.labels(one.model, one.variant, applied.outcome.value).inc()
+        if applied.outcome is Outcome.FAILED:
+            applied = self._failed(one, applied.reason)
+        else:
+            self._failing.pop((one.model, one.variant), None)
         self._note(one, applied)
         return applied
 
+    def _failed(self, one: Advice, why: str) -> Applied:
+        before = self._failing.get((one.model, one.variant))
+        failing = before if before is not None and before.replicas == one.replicas else _Failing(one.replicas)
+        failing.failures, failing.why = failing.failures + 1, why
+        failing.wait_rounds = min(2 ** min(failing.failures - 1, 10), ROUNDS_APART_MAX) - 1
+        self._failing[one.model, one.variant] = failing
+        failed = Applied(Outcome.FAILED, f"{why}; {failing.again}")
+        _log.warning("%s: %d x %s was not applied: %s", one.model, one.replicas, one.variant, failed.reason)
+        return failed
+
     def _note(self, one: Advice, applied: Applied) -> None:
-        place = one.model, one.variant
-        if applied.outcome is Outcome.FAILED:
-            before = self._failing.get(place)
-            failing = before if before is not None and before.replicas == one.replicas else _Failing(one.replicas)
-            failing.failures += 1
-            failing.wait_rounds = min(2 ** min(failing.failures - 1, 10), ROUNDS_APART_MAX) - 1
-            self._failing[place] = failing
-            _log.warning("%s: %d x %s was not applied: %s", one.model, one.replicas, one.variant, applied.reason)
-        else:
-            self._failing.pop(place, None)
         if applied.outcome is not Outcome.UNCHANGED:
             facts = {"model": one.model, "variant": one.variant, "replicas": one.replicas, "running": one.running}
             self._audit.note(f"scaling {applied.outcome.value}", **facts, result=applied.reason, why=one.why)

@@ -44,6 +44,7 @@ class Outcome(Enum):
     APPLIED = "applied"
     UNCHANGED = "unchanged"  # nothing to do since the last time
     FAILED = "failed"
+    WAITING = "waiting"  # the last attempt failed, and the next one is not due yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,15 +27,13 @@ _log = logging.getLogger("headroom")
 
 class WebhookSpec(TargetSpec):
     """``url``: where to post; ``token_env``: the environment variable with a bearer token; ``secret_env``: with the key
-    of the signature, left out: posts are not signed; ``timeout_s``: for one post;
-    ``attempts_max``: posts of one change before it is given up until the advice changes.
+    of the signature, left out: posts are not signed; ``timeout_s``: for one post.
     """
 
     url: Annotated[str, AfterValidator(http_url)]
     token_env: Annotated[str, Field(min_length=1)] | None = None
     secret_env: Annotated[str, Field(min_length=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
-    attempts_max: Annotated[int, Field(gt=0)] = 5
 
     def make(self, environment: Mapping[str, str]) -> Target:
         """Raises ValueError when the variable of the token or of the secret is not set."""
@@ -57,16 +55,15 @@ def signature(secret: str, at_s: int, body: bytes) -> str:
 
 @dataclass(slots=True)
 class _Change:
-    """The last change of the advice for one model and variant, and how far it is applied."""
+    """The last change of the advice for one model and variant, and whether it is applied."""
 
     replicas: int
     key: str
-    attempts: int = 0
     applied: bool = False
 
 
 class Webhook(Target):
-    """Posts changes, and a failed one again in the next rounds."""
+    """Posts changes; a failed one again whenever it is applied again, for as long as it is advised."""
 
     def __init__(self, spec: WebhookSpec, token: str, secret: str = "", clock: Callable[[], float] = time) -> None:
         """*token*: sent as bearer token unless empty; *secret*: posts are signed with it unless empty."""
@@ -76,19 +73,14 @@ class Webhook(Target):
         self._changes: dict[tuple[str, str], _Change] = {}
 
     async def apply(self, advice: Advice) -> Applied:
-        """Post the advice if it changed, or if the last post of it failed and attempts are left."""
+        """Post the advice if it changed, or if the last post of it failed."""
         change = self._change(advice)
         if change.applied:
             return Applied(Outcome.UNCHANGED, "posted before")
-        if change.attempts >= self._spec.attempts_max:
-            return Applied(Outcome.UNCHANGED, f"given up after {change.attempts} attempts")
-        change.attempts += 1
         fault = await self._post(advice, change.key)
         change.applied = not fault
         if fault:
-            last = change.attempts == self._spec.attempts_max
-            more = "given up until the advice changes" if last else "again in the next round"
-            return Applied(Outcome.FAILED, f"{fault}, attempt {change.attempts} of {self._spec.attempts_max}; {more}")
+            return Applied(Outcome.FAILED, fault)
         _log.info("posted %s: %d x %s (now %d)", advice.model, advice.replicas, advice.variant, advice.running)
         return Applied(Outcome.APPLIED, "posted")
 

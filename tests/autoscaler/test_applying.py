@@ -38,6 +38,24 @@ async def test_attempts_at_one_change_are_further_and_further_apart() -> None:
     assert [later - earlier for earlier, later in pairwise(rounds)] == [1, 2, 4, 8, 16, 16, 16]
 
 
+async def test_it_is_stated_what_failed_and_when_it_is_tried_again() -> None:
+    """In each round, also in those without an attempt; it is given up in none."""
+    target, applying = Failing(), Applying(ScalingMetrics(), Audit())
+    stated = [(await applying.apply([ADVICE], target, always))[0] for _ in range(5)]
+    assert [(one.outcome.value, one.reason) for one in stated] == [
+        ("failed", "refused; attempt 1 failed; the next is made in 1 round"),
+        ("failed", "refused; attempt 2 failed; the next is made in 2 rounds"),
+        ("waiting", "refused; attempt 2 failed; the next is made in 1 round"),
+        ("failed", "refused; attempt 3 failed; the next is made in 4 rounds"),
+        ("waiting", "refused; attempt 3 failed; the next is made in 3 rounds"),
+    ]
+    for _ in range(1_000):
+        await applying.apply([ADVICE], target, always)
+    target.fails = False
+    stated = [(await applying.apply([ADVICE], target, always))[0] for _ in range(16)]
+    assert [one.outcome for one in stated].count(Outcome.APPLIED) >= 1
+
+
 async def test_another_change_is_tried_at_once_and_a_success_begins_anew() -> None:
     """A failure says nothing of a number that was never tried."""
     target, applying = Failing(), Applying(ScalingMetrics(), Audit())
@@ -61,7 +79,7 @@ async def test_the_audit_log_has_what_was_done_and_why() -> None:
     await applying.apply([ADVICE], target, always)
     facts = {"at_s": 7.0, "model": "m", "variant": "small", "replicas": 3, "running": 1, "why": "because"}
     assert list(audit.last) == [
-        {"event": "scaling failed", "result": "refused", **facts},
+        {"event": "scaling failed", "result": "refused; attempt 1 failed; the next is made in 1 round", **facts},
         {"event": "scaling applied", "result": "done", **facts},
     ]
 
@@ -78,7 +96,8 @@ async def test_a_target_that_raises_is_a_failure_and_the_other_advice_is_applied
     target, applying = Raising(), Applying(ScalingMetrics(), Audit())
     target.fails = False
     failed, done = await applying.apply([ADVICE, Advice("m", "big", 3, 1, "because")], target, always)
-    assert failed == Applied(Outcome.FAILED, "the target failed: RuntimeError('oops')")
+    assert failed.outcome is Outcome.FAILED
+    assert failed.reason.startswith("the target failed: RuntimeError('oops'); attempt 1 failed")
     assert done.outcome is Outcome.APPLIED
 
 

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from router import targets
+from router.autoscaler.applying import Applying
 from router.autoscaler.loop import Autoscaler
+from router.autoscaler.metrics import ScalingMetrics
 from router.config.settings import Settings
 from router.config.text import document
 from router.core.errors import StoreGone
 from router.gateway.config.plan import Plan, make
+from router.gateway.rollout.audit import Audit
 from router.gateway.state import ModelDemand, RouterView
 from router.targets import Advice, Applied, Outcome, names, spec_of
 from router.targets.webhook import Webhook, WebhookSpec
@@ -158,8 +161,7 @@ async def test_what_failed_is_posted_again_with_the_same_key() -> None:
     """Until it is taken."""
     async with receiver() as it, webhook(it.url) as target:
         it.status = 503
-        failed = await target.apply(ADVICE)
-        assert failed == Applied(Outcome.FAILED, f"{it.url} answered 503, attempt 1 of 5; again in the next round")
+        assert await target.apply(ADVICE) == Applied(Outcome.FAILED, f"{it.url} answered 503")
         it.status = 204
         assert (await target.apply(ADVICE)).outcome is Outcome.APPLIED
         assert (await target.apply(ADVICE)).outcome is Outcome.UNCHANGED
@@ -167,16 +169,21 @@ async def test_what_failed_is_posted_again_with_the_same_key() -> None:
         assert first == second
 
 
-async def test_attempts_are_bounded_and_a_change_begins_anew() -> None:
-    """A receiver that refuses a change for good is left alone until the next."""
-    async with receiver() as it, webhook(it.url, attempts_max=2) as target:
+async def test_a_receiver_that_was_away_for_long_gets_the_number_without_another_change() -> None:
+    """The advice stands, so it is posted until it is taken, in rounds that are further and further apart."""
+    async with receiver() as it, webhook(it.url) as target:
+        applying = Applying(ScalingMetrics(), Audit())
         it.status = 400
-        outcomes = [await target.apply(ADVICE) for _ in range(4)]
-        assert [each.outcome for each in outcomes] == [Outcome.FAILED] * 2 + [Outcome.UNCHANGED] * 2
-        assert outcomes[1].reason.endswith("attempt 2 of 2; given up until the advice changes")
-        assert outcomes[3].reason == "given up after 2 attempts"
-        assert (await target.apply(Advice("m", "small", 4, 1, "more"))).outcome is Outcome.FAILED
-        assert len(it.bodies) == 3
+        for _ in range(40):
+            (applied,) = await applying.apply([ADVICE], target, lambda: True)
+        assert len(it.bodies) == 6
+        assert applied.outcome is Outcome.WAITING
+        assert applied.reason.startswith(f"{it.url} answered 400; attempt 6 failed; the next is made in ")
+        it.status = 200
+        for _ in range(16):
+            await applying.apply([ADVICE], target, lambda: True)
+        assert len({body["idempotency_key"] for body in it.bodies}) == 1
+        assert len(it.bodies) == 7
 
 
 async def test_a_receiver_that_is_silent_or_gone_is_a_failure_in_bounded_time() -> None:
@@ -215,7 +222,7 @@ async def test_the_loop_gives_each_advice_to_the_target_and_counts_the_outcomes(
         await target.close()
     assert [each["replicas"] for each in it.bodies] == [5, 5]
     assert [count(each) for each in ("failed", "applied", "unchanged")] == [1, 1, 1]
-    assert f"m: 5 x small was not applied: {it.url} answered 500, attempt 1 of 5" in caplog.text
+    assert f"m: 5 x small was not applied: {it.url} answered 500; attempt 1 failed" in caplog.text
     assert loop.metrics.registry.get_sample_value("headroom_replicas_wanted", {"model": "m", "variant": "small"}) == 5
 
 
