@@ -244,8 +244,9 @@ class _Plan:
     def answers(self) -> list[ScaleTo]:
         """One for each variant."""
         need, keep = self.needs(self.expected_per_s()), self.needs(self.bound_per_s())
-        target, runner_up, reason = self._target(need, keep)
+        target, found, reason = self._target(need, keep)
         counts = self._in_steps(self._made_before_broken(target, need), target)
+        runner_up = next((mix for mix in found if mix.counts != counts), None)  # the best one, where it is not chosen
         decision = self._decision(counts, runner_up, reason)
         why = decision.described()
         return [self._answer(at, name, counts[at], why, decision) for at, name in enumerate(self.names)]
@@ -255,20 +256,20 @@ class _Plan:
         there = tuple(self.there)
         return self._bounded(there) == there and self._at_least(there) == there
 
-    def _target(self, need: list[float], keep: list[float]) -> tuple[tuple[int, ...], ReplicaMix | None, str]:
+    def _target(self, need: list[float], keep: list[float]) -> tuple[tuple[int, ...], Sequence[ReplicaMix], str]:
+        """The mix to come to, the cheapest ones that would do, and why."""
         covered = uncovered(self.options, self.there, need) <= TINY and self._may_stay()
         found = cheapest_mixes(self.options, keep if covered else need, self.policy.usd_per_hour_max)
-        runner_up = found[1] if len(found) > 1 else None
         counts = self._at_least(found[0].counts)
         if counts == tuple(self.there):
-            return counts, runner_up, "they serve what is expected"
+            return counts, found, "they serve what is expected"
         if not covered:
-            return counts, runner_up, "more is expected than the replicas serve"
+            return counts, found, "more is expected than the replicas serve"
         if self._costs(counts) >= self._costs(self.there):
-            return tuple(self.there), runner_up, "a change would not pay for itself"
+            return tuple(self.there), found, "a change would not pay for itself"
         if any(kind.attained for kind in self.hopeless):
-            return tuple(self.there), runner_up, "SLOs are met that by the forecast no variant can meet"
-        return counts, runner_up, "fewer serve even the upper bound of the forecast"
+            return tuple(self.there), found, "SLOs are met that by the forecast no variant can meet"
+        return counts, found, "fewer serve even the upper bound of the forecast"
 
     def _costs(self, counts: Sequence[int]) -> float:
         return sum(option.price(count) for option, count in zip(self.options, counts, strict=True))

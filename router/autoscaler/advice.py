@@ -12,7 +12,7 @@ from typing import Final
 from router.autoscaler.memory import ScalingMemory
 from router.config.settings import Variant
 from router.core.decisions import ScaleTo
-from router.core.scaling import Demand, KindDemand, ReplicaLoad, Supply
+from router.core.scaling import Demand, KindDemand, ReplicaLoad, ScalingDecision, Supply
 from router.core.types import Backend
 from router.gateway.config.plan import Plan
 from router.gateway.state import KindOfDemand, ModelDemand
@@ -30,10 +30,13 @@ _log = logging.getLogger("headroom")
 
 @dataclass(frozen=True, slots=True)
 class Advised:
-    """The advice for all models; ``failed``: by model, why there is none."""
+    """The advice for all models; by model, ``failed``: why there is none, ``decided``: what the policy stated of its
+    decision.
+    """
 
     advice: list[Advice] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    decided: dict[str, ScalingDecision] = field(default_factory=dict)
 
 
 def advise(
@@ -59,10 +62,14 @@ def advise(
         if model in without:
             continue
         try:
-            whole.advice.extend(_advise_model(plan, model, each, existing, known, now_s, age_s, loads, at_s))
+            advice, decided = _advise_model(plan, model, each, existing, known, now_s, age_s, loads, at_s)
         except Exception as error:
             _log.warning("%s: the scaling policy failed: %r; its advice stays as it is", model, error)
             whole.failed[model] = f"the scaling policy failed: {error!r}"
+            continue
+        whole.advice.extend(advice)
+        if decided is not None:
+            known.decisions[model] = whole.decided[model] = decided
     return whole
 
 
@@ -88,10 +95,10 @@ def _advise_model(
     age_s: float,
     loads: Loads,
     at_s: float,
-) -> list[Advice]:
+) -> tuple[list[Advice], ScalingDecision | None]:
     patterns = variants(plan, model)
     if not patterns or (demand.output_tokens <= 0 and not demand.arrivals):
-        return []
+        return [], None
     running = {name: _running(plan, model, name, existing) for name in patterns}
     supply = {
         name: _supply(plan, pattern, existing.get((model, name)), memory, loads.get((model, name), ()))
@@ -111,9 +118,7 @@ def _advise_model(
     )
     answers = plan.scaling.scale(seen)
     decided = next((answer.decision for answer in answers if answer.decision is not None), None)
-    if decided is not None:
-        memory.decisions[model] = decided
-    return [_bounded(plan, model, answer, running.get(answer.variant, 0)) for answer in answers]
+    return [_bounded(plan, model, answer, running.get(answer.variant, 0)) for answer in answers], decided
 
 
 def _running(plan: Plan, model: str, variant: str, existing: Existing) -> int:

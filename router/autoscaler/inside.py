@@ -11,13 +11,13 @@ from typing import Any
 
 from router.autoscaler.keeping import FileKeeper, StoreKeeper
 from router.autoscaler.leases import election_of
-from router.autoscaler.loop import Autoscaler, Decision, make_target
+from router.autoscaler.loop import Autoscaler, make_target
 from router.autoscaler.metrics import ScalingMetrics
+from router.autoscaler.shown import shown
 from router.core.errors import ConfigError
 from router.gateway.app import Gateway
 from router.gateway.config.plan import Plan
 from router.gateway.state import RouterView
-from router.targets import Advice
 
 _log = logging.getLogger("headroom")
 
@@ -73,44 +73,6 @@ class Inside:
 
     async def _views(self) -> dict[str, RouterView]:
         return dict(await self._gateway.store.routers(self._gateway.clock()))
-
-
-def shown(decision: Decision | None) -> dict[str, Any]:
-    """The last decision, for ``/admin/scaling``."""
-    if decision is None:
-        return {"decided": None}
-    return {
-        "decided": {
-            "at_s": round(decision.at_s, 3),
-            "leads": decision.leads,
-            "failure": decision.failure or None,
-            "only_added": list(decision.only_added),
-            "demand": dict(decision.demand),
-            "without_advice": dict(decision.without),
-            "start_times": {
-                name: {"expected_s": round(each.expected_s, 3), "starts": each.starts}
-                for name, each in decision.starts.items()
-            },
-            "advice": [
-                {
-                    "model": one.model,
-                    "variant": one.variant,
-                    "running": one.running,
-                    "counted_by": _counted_by(decision, one),
-                    "replicas": one.replicas,
-                    "why": one.why,
-                    "outcome": applied.outcome.value,
-                    "result": applied.reason,
-                }
-                for one, applied in zip(decision.advice, decision.applied, strict=True)
-            ],
-        }
-    }
-
-
-def _counted_by(decision: Decision, one: Advice) -> str | None:
-    by = decision.counts.by.get((one.model, one.variant))
-    return None if by is None else by.value
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -28,6 +28,7 @@ from router.autoscaler.metrics import ScalingMetrics
 from router.autoscaler.sharing import shared
 from router.core.errors import ConfigError, StoreGone
 from router.core.policy import Routing
+from router.core.scaling import ScalingDecision
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.audit import Audit
 from router.gateway.state import ModelDemand
@@ -51,7 +52,8 @@ class Decision:
     """One round: what was read, what was advised and what became of it; ``failure``: why there is no advice at all.
 
     ``only_added``: why no replica is taken away now; ``leads``: whether advice was applied here; ``counts``: what runs,
-    and by whom it was counted; ``without``: by model, why it has no advice; ``starts``: by variant.
+    and by whom it was counted; ``without``: by model, why it has no advice; ``starts``: by variant; ``decided``: by
+    model, what the policy stated of its decision.
     """
 
     at_s: float
@@ -64,6 +66,7 @@ class Decision:
     counts: Counts = field(default_factory=Counts)
     without: Mapping[str, str] = field(default_factory=dict)
     starts: Mapping[str, StartTime] = field(default_factory=dict)
+    decided: Mapping[str, ScalingDecision] = field(default_factory=dict)
 
 
 def make_target(spec: TargetSpec, environment: Mapping[str, str] = os.environ) -> Target:
@@ -159,7 +162,18 @@ class Autoscaler:
         if leads and self.election.holds():
             await self._keep(Decided(advice, at_s))
         starts = {name: self._start_time(name) for name in patterns}
-        return Decision(at_s, leads, demand, reasons, advice, applied, counts=counts, without=without, starts=starts)
+        return Decision(
+            at_s,
+            leads,
+            demand,
+            reasons,
+            advice,
+            applied,
+            counts=counts,
+            without=without,
+            starts=starts,
+            decided=found.decided,
+        )
 
     def _add_arrivals(self, plan: Plan, views: Views, demand: Mapping[str, ModelDemand], at_s: float) -> None:
         """To the history. Not while a router cannot be read, whose part is then read later; nor of models without

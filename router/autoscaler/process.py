@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from prometheus_client import start_http_server
-
 from router.autoscaler.leases import election_of
 from router.autoscaler.loop import Autoscaler, make_target
+from router.autoscaler.page import serve
 from router.autoscaler.sources import Sources
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.audit import Audit
@@ -54,7 +53,7 @@ async def _rounds(scaler: Autoscaler, sources: Sources) -> None:
     listen = scaler.plan.settings.listen
     while True:
         port = scaler.plan.settings.autoscale.port
-        server, _ = start_http_server(port, listen.host, scaler.metrics.registry)
+        server = serve(port, listen.host, scaler)
         try:
             while scaler.plan.settings.autoscale.port == port:
                 await scaler.round(sources.views)

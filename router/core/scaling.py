@@ -86,7 +86,8 @@ class ScalingDecision:
         """In one line."""
         text = (
             f"{self.demand_per_s:.2f} req/s, forecast {self.forecast_per_s:.2f} +- {self.error_per_s:.2f}"
-            f"; a replica serves {_listed(self.capacity, '.2f')}; {self.usd_per_hour:.2f} USD/h"
+            f"; a replica serves {_listed(self.capacity, '.2f')}"
+            f"; {_listed(self.mix, 'd')} at {self.usd_per_hour:.2f} USD/h"
         )
         if isfinite(self.seasonal_per_s):
             text += f", by earlier days {self.seasonal_per_s:.2f} +- {self.seasonal_error_per_s:.2f}"

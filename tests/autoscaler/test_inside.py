@@ -59,6 +59,15 @@ async def test_a_router_alone_decides_and_shows_what_and_why(tmp_path: Path) -> 
                 whole = (await it.get("/admin/scaling")).json()["decided"]
                 assert whole["leads"]
                 assert whole["demand"]["m"]["requests_per_s"] > 0
+                stated = whole["decisions"]["m"]
+                assert stated["demand_per_s"] > 0
+                assert stated["forecast_per_s"] > 0
+                assert stated["error_per_s"] >= 0
+                assert stated["capacity"]["small"] > 0
+                assert stated["mix"] == {"small": one["replicas"]}
+                assert stated["usd_per_hour"] > 0
+                assert stated["runner_up"] is not None
+                assert stated["seasonal_per_s"] is None  # no day has passed
                 assert "was seen first less than 60 s ago" in whole["only_added"][0]
                 page = (await it.get("/metrics")).text
                 assert 'headroom_replicas_running{model="m",variant="small"} 1.0' in page

@@ -9,10 +9,10 @@ import pytest
 
 from router.autoscaler.arrivals import MODELS_MOST, ArrivalHistories
 from router.autoscaler.election import Election
-from router.autoscaler.inside import shown
 from router.autoscaler.keeping import HISTORY
 from router.autoscaler.loop import Autoscaler, make_target
 from router.autoscaler.process import advise_once
+from router.autoscaler.shown import shown
 from router.core.belief import Belief
 from router.core.decisions import ScaleTo
 from router.core.errors import NotObserved, StoreGone

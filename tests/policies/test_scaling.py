@@ -125,8 +125,19 @@ def test_a_decision_explains_itself():
     assert decision.capacity["small"] > 0.0
     assert decision.usd_per_hour == decision.mix["small"] * 1.0 + decision.mix["big"] * 3.0
     assert decision.runner_up != decision.mix
-    for part in ("10.00 req/s", "USD/h", "a replica serves small", "next "):
+    mix = ", ".join(f"{name} {count}" for name, count in decision.mix.items())
+    for part in ("10.00 req/s", f"{mix} at ", "USD/h", "a replica serves small", "next "):
         assert part in decision.described()
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, 10.0, 40.0])
+@pytest.mark.parametrize("replicas", [{}, {"small": 2, "big": 1}, {"small": 9, "big": 9}])
+def test_the_runner_up_is_no_mix_that_was_chosen(rate, replicas):
+    """Where the cheapest mix is not chosen, as a change would not pay, that one is."""
+    starting = Supply(start_usd=100.0)
+    supply = {"small": starting, "big": starting}
+    for answer in HEADROOM.scale(demand(requests_per_s=rate, replicas=replicas, supply=supply)):
+        assert answer.decision.runner_up != answer.decision.mix
 
 
 def test_replicas_with_the_least_in_flight_are_drained_first():
