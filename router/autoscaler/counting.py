@@ -109,7 +109,9 @@ class Counting:
             if isinstance(found, NotObserved):
                 unknown.setdefault(place[0], f"the replicas of {place[1]} could not be observed: {found}")
             elif found is not None:
-                existing[place], by[place] = found, CountedBy.TARGET
+                stated = found.ready_stated or seen is None
+                existing[place] = found if stated else _parted(found.ready, place, seen or ())
+                by[place] = CountedBy.TARGET
             elif seen is not None:
                 existing[place], by[place] = self._seen(plan, place, seen, memory, now_s), CountedBy.ROUTERS
             elif not plan.settings.discover:
@@ -179,6 +181,12 @@ def _backends(place: Place, seen: Iterable[SeenVariant]) -> dict[str, SeenBacken
                 known = found.get(name)
                 found[name] = backend if known is None else _together(known, backend)
     return found
+
+
+def _parted(count: int, place: Place, seen: Iterable[SeenVariant]) -> Replicas:
+    """So many replicas, of which those serve that routers have up."""
+    ready = min(sum(each.up for each in _backends(place, seen).values()), count)
+    return Replicas(ready, count - ready)
 
 
 def _loads(place: Place, seen: Iterable[SeenVariant], views: Views) -> tuple[ReplicaLoad, ...]:

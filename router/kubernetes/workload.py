@@ -22,10 +22,12 @@ REPLICAS_MAX: Final = 100_000  # a number above it is no count of engines
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """``wanted``: the replicas that the workload is to have; ``ready``: those that serve."""
+    """``wanted``: the replicas that the workload is to have; ``ready``: those that serve (None: the workload does not
+    state them).
+    """
 
     wanted: int
-    ready: int
+    ready: int | None
 
 
 class Workload:
@@ -36,6 +38,7 @@ class Workload:
         group = "apis" if resource.count("/") > 1 else "api"
         version, _, plural = resource.rpartition("/")
         self._client, self.name = client, f"{plural}/{name}"
+        self._known = resource in RESOURCES.values()  # of which it is known that they leave out a count of 0
         self._path = f"/{group}/{version}/namespaces/{namespace}/{plural}/{name}"
 
     async def counts(self) -> Counts:
@@ -43,8 +46,10 @@ class Workload:
         scale = await self._client.get(f"{self._path}/scale")
         wanted = _count(scale, "spec", "replicas", self.name)
         status = (await self._client.get(self._path)).get("status")
-        ready = status.get("readyReplicas", 0) if isinstance(status, dict) else 0
-        return Counts(wanted, min(_number(ready, self.name, "status.readyReplicas"), wanted))
+        ready = status.get("readyReplicas") if isinstance(status, dict) else None
+        if ready is None and not self._known:
+            return Counts(wanted, None)
+        return Counts(wanted, min(_number(ready or 0, self.name, "status.readyReplicas"), wanted))
 
     async def scale(self, replicas: int) -> int | None:
         """Set the number of replicas; the one before, None where it is that already. Raises KubernetesError."""

@@ -118,6 +118,8 @@ class Kubernetes(Target):
             counts = await workload.counts()
         except KubernetesError as error:
             raise NotObserved(str(error)) from None
+        if counts.ready is None:
+            return Replicas(counts.wanted, ready_stated=False)
         return Replicas(counts.ready, counts.wanted - counts.ready)
 
     async def apply(self, advice: Advice) -> Applied:

@@ -31,11 +31,12 @@ class Advice:
 @dataclass(frozen=True, slots=True)
 class Replicas:
     """The replicas of a variant that there really are: ``ready`` ones serve, ``starting`` ones are ordered and do not
-    serve yet.
+    serve yet. ``ready_stated``: False where it is not known which of them serve, and all count as ready.
     """
 
     ready: int
     starting: int = 0
+    ready_stated: bool = True
 
 
 class Outcome(Enum):

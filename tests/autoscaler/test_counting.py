@@ -66,6 +66,23 @@ async def test_a_variant_that_only_routers_know_has_the_facts_that_they_publish(
     assert with_patterns(plan(DISCOVERED), (unreadable,)).patterns == {}
 
 
+async def test_of_a_workload_that_does_not_state_what_is_ready_those_are_that_routers_have_up() -> None:
+    """Else all of it would start for ever, and none would ever be taken away."""
+
+    class Counted(Blind):
+        async def observe(self, model: str, variant: str) -> Replicas | None:
+            return Replicas(3, ready_stated=False) if variant == "small" else None
+
+    views = {"r1": having(small({"a": nan, "b": nan}, down=("c",)))}
+    counts = await Counting().counts(plan(), ["m"], Counted(), views, ScalingMemory(), 0.0)
+    assert (counts.existing[SMALL], counts.by[SMALL]) == (Replicas(2, starting=1), CountedBy.TARGET)
+    more = {"r1": having(small(dict.fromkeys("abcde", nan)))}
+    counts = await Counting().counts(plan(), ["m"], Counted(), more, ScalingMemory(), 0.0)
+    assert counts.existing[SMALL] == Replicas(3)
+    counts = await Counting().counts(plan(), ["m"], Counted(), {"old": RouterView()}, ScalingMemory(), 0.0)
+    assert counts.existing[SMALL].ready == 3
+
+
 async def test_what_nobody_states_is_not_known_and_is_not_taken_for_none() -> None:
     """Backends come by discovery, and no router says which: with a replica stated in the config too."""
     text = DISCOVERED + "autoscale: {variants: {small: {replica: {models: [m], card: l20, model: qwen2.5-7b}}}}\n"

@@ -81,7 +81,9 @@ async def test_replicas_are_observed_with_those_that_are_not_ready() -> None:
         assert await target.observe("m", "elsewhere") is None
         assert await target.observe("another", "odd") is None
         api.objects[OWN]["status"] = {"replicas": 1}  # a kind that does not count those that are ready
-        assert await target.observe("m", "odd") == Replicas(0, starting=1)
+        assert await target.observe("m", "odd") == Replicas(1, ready_stated=False)
+        api.objects[SMALL]["status"] = {"replicas": 2}  # a Deployment leaves out a count of 0
+        assert await target.observe("m", "small") == Replicas(0, starting=2)
 
 
 async def test_what_cannot_be_read_is_not_taken_for_none() -> None:
