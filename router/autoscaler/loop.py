@@ -23,7 +23,7 @@ from router.autoscaler.counting import Counting, Counts, seen_in, with_patterns
 from router.autoscaler.demand import Views, fresh, together
 from router.autoscaler.election import Election
 from router.autoscaler.keeping import HISTORY, MEMORY, Keeper, NoKeeper
-from router.autoscaler.memory import Decided, ScalingMemory, decided_from
+from router.autoscaler.memory import Decided, DecisionAge, ScalingMemory, decided_from
 from router.autoscaler.metrics import ScalingMetrics
 from router.autoscaler.sharing import shared
 from router.core.errors import ConfigError, StoreGone
@@ -109,6 +109,7 @@ class Autoscaler:
         self._applying = Applying(self.metrics, audit or Audit())
         self._history_s = -inf  # when the history of arrivals was stored last
         self._unstated: set[str] = set()  # variants that no facts are known of, as it was logged
+        self._decision_age = DecisionAge()
         self._turn: tuple[bool, int] | None = None  # whether this one applied in the last round, and in which term
         self._one_at_a_time = asyncio.Lock()  # a round is over before its target is replaced
 
@@ -214,14 +215,16 @@ class Autoscaler:
         if turn == self._turn and leads:
             return
         raw = await self._keeper.kept(MEMORY)
-        self.memory.adopt(raw)
+        self.memory.adopt(raw, self._wall_clock())
         if turn != self._turn:
             self.memory.histories.adopt(await self._keeper.kept(HISTORY))
         if leads and self._turn is not None:
             self._applying.restart()
         decided = decided_from(raw) if self._keeper.shared and not leads else None
         if not leads or self._turn is not None:
-            age_s = self._wall_clock() - decided.at_s if decided is not None else 0.0
+            age_s = 0.0
+            if decided is not None:
+                age_s = self._decision_age.of(decided.at_s, self._wall_clock(), self._clock())
             await self._target.stand_by(decided.advice if decided is not None else None, age_s)
         self._turn = turn
 

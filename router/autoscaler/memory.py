@@ -7,7 +7,7 @@ depend on policies, on targets or on where it is stored; times are arguments.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from math import isfinite, nan
+from math import inf, isfinite, isnan, nan
 from typing import Any, Final
 
 import orjson
@@ -39,6 +39,23 @@ class Decided:
 
     advice: Sequence[Advice]
     at_s: float
+
+
+class DecisionAge:
+    """How old the last decision of another autoscaler is: by this machine's own clock once a decision has followed the
+    one that was read first, for the clocks of two machines may differ.
+    """
+
+    def __init__(self) -> None:
+        self._at_s = self._since_s = nan
+
+    def of(self, at_s: float, wall_s: float, now_s: float) -> float:
+        """Of the one of ``at_s``, by the clock of the machine that made it. ``wall_s``: by this machine's, in seconds
+        since the epoch; ``now_s``: by one that is never set.
+        """
+        if at_s != self._at_s:
+            self._since_s, self._at_s = (nan if isnan(self._at_s) else now_s), at_s
+        return max(0.0, wall_s - at_s) if isnan(self._since_s) else now_s - self._since_s
 
 
 class ScalingMemory:
@@ -79,8 +96,10 @@ class ScalingMemory:
             }
         )
 
-    def adopt(self, raw: bytes) -> None:
-        """Go on from what was written last; what cannot be read is passed over."""
+    def adopt(self, raw: bytes, now_s: float = inf) -> None:
+        """Go on from what was written last; what cannot be read is passed over. An order that is later than ``now_s``,
+        by the clock of another machine, counts as one of now.
+        """
         plain = _parsed(raw)
         decisions = plain.get("decisions")
         for model, each in decisions.items() if isinstance(decisions, dict) else ():
@@ -89,7 +108,7 @@ class ScalingMemory:
         orders = plain.get("orders")
         for each in orders[:PLACES_MOST] if isinstance(orders, list) else ():
             if (order := _order(each)) is not None:
-                self.orders[each[0], each[1]] = order
+                self.orders[each[0], each[1]] = Order(order.replicas, min(order.at_s, now_s))
         self.starts.adopt(plain.get("starts"))
 
 

@@ -42,13 +42,12 @@ class KedaService:
 
     def advise(self, model: str, variant: str, replicas: int, age_s: float = 0.0) -> bool:
         """Take advice that is so old; whether it is another than before."""
-        before = self._advised.get((model, variant))
+        before, fresh = self._advised.get((model, variant)), self._fresh((model, variant))
         self._advised[model, variant] = replicas, self._clock() - max(age_s, 0.0)
-        if before is not None and before[0] == replicas:
-            return False
-        self._changed.set()
-        self._changed = asyncio.Event()
-        return True
+        if fresh != replicas:  # also where the same number had grown old: a stream that began since has nothing yet
+            self._changed.set()
+            self._changed = asyncio.Event()
+        return before is None or before[0] != replicas
 
     async def start(self, address: str, certificate: tuple[Path, Path] | None) -> None:
         """Listen at ``host:port``; *certificate*: its file and its key's. Raises OSError."""

@@ -40,6 +40,13 @@ def test_the_next_autoscaler_goes_on_where_the_last_one_was() -> None:
     assert decided_from(raw) == Decided([ADVICE], 100.0)
 
 
+def test_an_order_of_a_clock_that_is_ahead_is_one_of_now() -> None:
+    """Else what it ordered would count as starting for as long as that clock is ahead."""
+    raw, after = filled().written(Decided([ADVICE], 3700.0)), ScalingMemory()
+    after.adopt(raw, 60.0)
+    assert after.orders == {SMALL: Order(4, 60.0)}
+
+
 @pytest.mark.parametrize("raw", [b"", b"{", b"7", b"{}", b'{"version": 2, "orders": [["m", "small", 1, 1]]}'])
 def test_what_cannot_be_read_is_learnt_again(raw: bytes) -> None:
     memory = ScalingMemory()

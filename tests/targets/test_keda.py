@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import time
 from typing import Any
 
 import pytest
@@ -123,6 +124,20 @@ async def test_keda_gets_one_number_from_whichever_autoscaler_it_calls() -> None
             assert await wanted(channel) == (True, 5.0)
 
 
+async def test_a_clock_that_is_ahead_makes_no_decision_of_another_machine_old() -> None:
+    """Decisions that follow one another are of now, whatever time they bear."""
+    made, shared = plan(), Shared()
+    async with keda() as first, keda() as second:
+        leader = Autoscaler(made, first, settled_s=0.0, keeper=shared)
+        behind = Election(alone=lambda: False)
+        other = Autoscaler(made, second, election=behind, keeper=shared, wall_clock=lambda: time() + 600.0)
+        for _ in range(2):
+            await leader.round(views)
+            await other.round(views)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{second.service.port}") as channel:
+            assert await wanted(channel) == (True, 5.0)
+
+
 class Shared:
     """What autoscalers share, as in Redis."""
 
@@ -173,6 +188,22 @@ async def test_streams_have_what_is_now_at_once_and_each_change() -> None:
             await target.apply(advice(3))  # still active
             await target.apply(advice(0))
             assert not (await active.read()).result
+            active.cancel()
+            specs.cancel()
+
+
+async def test_a_stream_that_begins_while_advice_is_old_has_the_same_number_once_it_is_given_again() -> None:
+    """Not first at the next change, which may be hours away."""
+    clock = [0.0]
+    async with keda(clock, stale_s=60) as target:
+        await target.apply(advice(3))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{target.service.port}") as channel:
+            clock[0] = 100.0
+            active = call(channel, "StreamIsActive", ref(), messages.IsActiveResponse, stream=True)
+            specs = call(channel, "StreamMetricSpec", ref(), messages.GetMetricSpecResponse, stream=True)
+            await specs.read()  # so the server has both
+            assert (await target.apply(advice(3))).outcome is Outcome.UNCHANGED
+            assert (await active.read()).result
             active.cancel()
             specs.cancel()
 
