@@ -5,10 +5,12 @@ from argparse import Namespace
 
 from router.arguments import Stop
 from router.commands.shared import log_to_stderr
+from router.config.settings import BackendDefaults
 from router.event_loop import run as run_loop
 from router.gateway.registration.registrar import Announced, Registrar
-from router.gateway.sources.endpoint import name_of
+from router.gateway.sources.endpoint import Endpoint, name_of
 from router.gateway.sources.engine_record import TTL_S_MAX, TTL_S_MIN
+from router.gateway.sources.facts import backend_of
 from router.gateway.state.servers import RedisServers
 from router.urls import base_url, redis_url
 
@@ -25,8 +27,12 @@ def run(options: Namespace) -> None:
     if not TTL_S_MIN <= options.ttl <= TTL_S_MAX:
         raise Stop(f"--ttl: expected {TTL_S_MIN:g} to {TTL_S_MAX:g} seconds, not {options.ttl:g}")
     name = options.name or name_of(url.partition("://")[2])
+    labels = _labels(options.label or [])
+    _, faults = backend_of(Endpoint(name, url, labels), BackendDefaults())
+    if faults:
+        raise Stop(f"--label: {'; '.join(faults)}")
     key = os.environ.get(options.api_key_env, "") if options.api_key_env else ""
-    given = Announced(name, engine, url, options.pool, options.ttl, _labels(options.label or []), key)
+    given = Announced(name, engine, url, options.pool, options.ttl, labels, key)
     run_loop(Registrar(given, servers).run())
 
 

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from router.config.discover import KubernetesSource
+from router.config.settings import BackendDefaults
 from router.core.errors import ConfigError, SourceFailed
 from router.gateway.config.plan import plan_file
 from router.gateway.sources.endpoint import Endpoint
+from router.gateway.sources.facts import backend_of
 from router.gateway.sources.kubernetes import PodsOfSelector, PodsOfService
+from router.gateway.sources.merging import Given, Merging
 from router.gateway.sources.pods import PodRef, Wanted, of_pods, of_slices
 from tests.fakes_engine import WholeEngine
-from tests.fakes_router import Router, router
+from tests.fakes_router import Router, router, write
 from tests.fakes_wire import LAST, STREAM_HEAD, chunked, event, token
 from tests.kubernetes.watched_api import WatchedApi
 from tests.waiting import until
@@ -73,6 +76,21 @@ def test_facts_are_the_labels_and_annotations_of_their_own() -> None:
             "models": notes["headroom/models"],
         },
     )  # fmt: skip
+
+
+def test_a_label_that_is_nearly_a_fact_is_named_with_its_pod(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A typing error in a name, like a wrong value, is in the log; a name of somebody's own is a label."""
+    labels = {"headroom/crad": "h100", "headroom/tp": "two", "headroom/team": "a"}
+    found = of_slices([slice_of(endpoint("vllm-0"))], named(pod("vllm-0", labels=labels)), HTTP)
+    backend, faults = backend_of(found[0], BackendDefaults())
+    assert backend is not None
+    assert backend.labels["team"] == "a"
+    assert faults[0] == "headroom/crad: there is no such fact; did you mean 'card'?"
+    write(tmp_path / "r.yaml", "discover: [{kubernetes: {service: vllm, url: 'http://127.0.0.1:1'}}]")
+    plan = plan_file(tmp_path / "r.yaml")
+    Merging().merged(plan, [Given(plan.settings.discover[0], plan.accesses[0], found)])
+    assert f"endpoint vllm-0: label ignored: {faults[0]}" in caplog.text
+    assert "endpoint vllm-0: label ignored: tp: input should be a valid integer" in caplog.text
 
 
 def test_a_pod_that_ends_is_terminating_by_either_word() -> None:

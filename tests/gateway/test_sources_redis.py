@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -11,15 +12,21 @@ from typing import Any
 
 import pytest
 
+from router.config.settings import Backend, BackendDefaults
 from router.core.errors import ConfigError, SourceFailed
 from router.gateway.config.plan import plan_file
-from router.gateway.registration.card import card_here, card_of_line
+from router.gateway.discovery.reading import read_engine
+from router.gateway.monitoring.probe import ProbeClient
+from router.gateway.registration.registrar import Announced, Registrar
 from router.gateway.sources.endpoint import Endpoint
 from router.gateway.sources.engine_record import EngineRecord, hash_key, read, written
+from router.gateway.sources.facts import backend_of
 from router.gateway.sources.registered import RegisteredEngines
 from router.gateway.state.servers import RedisServers
+from tests.commands import router_command
 from tests.fakes_engine import WholeEngine
 from tests.fakes_router import router
+from tests.gateway.test_discovery import LLAMACPP, OTHER, SGLANG, TRITON, TRTLLM, VLLM, served
 from tests.redis_server import RedisServer, server_binary
 from tests.waiting import until, until_async
 
@@ -183,42 +190,101 @@ async def test_an_engine_announces_itself_is_served_and_ends(tmp_path: Path) -> 
                 await process.wait()
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("NVIDIA H100 80GB HBM3, 81559", "h100-sxm"),
-        ("NVIDIA H100 PCIe, 81559", "h100-pcie"),
-        ("NVIDIA A100-SXM4-40GB, 40960", "a100-40g-sxm"),
-        ("NVIDIA A100-SXM4-80GB, 81920", "a100-80g-sxm"),
-        ("NVIDIA A100 80GB PCIe, 81920", "a100-80g-pcie"),
-        ("NVIDIA H200, 143771", "h200"),
-        ("NVIDIA L4, 23034", "l4"),
-        ("NVIDIA L40S, 46068", "l40s"),
-        ("Tesla T4, 15360", "t4"),
-        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb, 9856", ""),
-        ("NVIDIA H100 80GB HBM3, [N/A]", ""),
-        ("Some New Card, 81559", ""),
-        ("", ""),
-    ],
-)
-def test_a_product_is_a_row_of_the_table_or_no_card(line: str, expected: str) -> None:
-    """With the memory that the row has: a part of a card, or another build of it, is not that card."""
-    assert card_of_line(line) == expected
+@pytest.mark.parametrize("engine", [VLLM, SGLANG, LLAMACPP, TRITON, TRTLLM, OTHER])
+async def test_what_each_kind_of_engine_reports_arrives_as_facts(engine: dict[str, bytes]) -> None:
+    """None of it is refused by the routers that read the record."""
+    async with served(engine) as at:
+        it = Registrar(Announced("e", at.url, "http://pod:8000"), RedisServers.of_urls("redis://h:1"))
+        client = ProbeClient(5.0)
+        labels = await it._reported(client)
+        kind, facts = await read_engine(Backend(name="e", url=at.url), client)
+        client.close()
+    found = read(b"e", written(EngineRecord(Endpoint("e", "http://pod:8000", labels), "1", 10.0)))
+    assert found is not None
+    backend, faults = backend_of(found.endpoint, BackendDefaults())
+    assert faults == ()
+    assert backend is not None
+    assert (tuple(backend.models), backend.kind.name) == (facts.models, kind.name)
+    assert (backend.context_tokens_max or 0, backend.kv_tokens_max or 0, backend.seqs_max or 0) == (
+        facts.context_tokens_max, facts.kv_tokens_max, facts.seqs_max or (backend.seqs_max or 0),
+    )  # fmt: skip
+    assert backend.labels.get("engine_version", "") == facts.version
+
+
+async def test_of_two_engines_by_one_name_the_later_is_announced_and_the_other_waits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The address does not change to and fro; the first is announced again once the other's lease has ended."""
+    caplog.set_level(logging.INFO, "headroom")
+    clock = Clock()
+    async with RedisServer() as server, WholeEngine() as engine:
+        servers = RedisServers.of_urls(server.url)
+
+        def registrar(host: str) -> Registrar:
+            return Registrar(Announced("pod", f"http://{engine.at}", f"http://{host}:8000", ttl_s=10.0), servers, clock)
+
+        async def announced() -> str:
+            found = read(b"pod", await server.do("HGET", KEY, "pod"))
+            assert found is not None
+            return found.endpoint.url
+
+        first, second = registrar("a"), registrar("b")
+        await first._write(terminating=False)
+        await first._write(terminating=False)
+        assert await announced() == "http://a:8000"
+        await second._write(terminating=False)
+        for _ in range(3):
+            clock.now_s += 3.0
+            await first._write(terminating=False)
+            await second._write(terminating=False)
+            assert await announced() == "http://b:8000"
+        assert caplog.text.count("by the same name") == 1
+        await first._write(terminating=True)
+        assert await announced() == "http://b:8000"
+        clock.now_s += 10.1
+        await first._write(terminating=False)
+        assert await announced() == "http://a:8000"
+        await first._link.close()
+        await second._link.close()
+
+
+async def test_an_engine_that_lists_no_models_is_announced_by_its_labels() -> None:
+    """Once it answers its health check; without the labels there is nothing to announce."""
+    async with RedisServer() as server, WholeEngine() as engine:
+        engine.pages = {"/health": b""}
+
+        async def announced(**labels: str) -> dict[str, Any]:
+            name = "-".join(["e", *labels])
+            it = Announced(name, f"http://{engine.at}", "http://pod:8000", ttl_s=0.5, labels=labels)
+            running = asyncio.create_task(Registrar(it, RedisServers.of_urls(server.url)).run())
+            asked = len(engine.asked)
+            await until(lambda: len(engine.asked) > asked + 1)
+            if labels:
+                await until_async(lambda: server.do("HEXISTS", KEY, name))
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            found = await server.do("HGET", KEY, name)
+            return {} if found is None else dict(json.loads(found))
+
+        assert await announced() == {}
+        found = await announced(models="m", engine="openai")
+        assert (found["url"], found["labels"]) == ("http://pod:8000", {"models": "m", "engine": "openai"})
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("label", "fault"),
     [
-        ("echo 'NVIDIA L4, 23034'; echo 'NVIDIA L4, 23034'", "l4"),
-        ("echo 'NVIDIA L4, 23034'; echo 'NVIDIA H200, 143771'", ""),
-        ("echo 'NVIDIA L4, 23034'; exit 9", ""),
-        ("exit 0", ""),
+        ("card=h1000", "--label: card: "),
+        ("tp=two", "--label: tp: input should be a valid integer"),
+        ("headroom/card=h100", "--label: headroom/card: there is no such fact; did you mean 'card'?"),
+        ("card", "--label: expected NAME=VALUE"),
     ],
 )
-async def test_the_card_of_this_machine(text: str, expected: str) -> None:
-    """All of one kind, from a tool that ended well."""
-    assert await card_here(("sh", "-c", text)) == expected
-    assert await card_here(("/no/such/tool",)) == ""
+def test_a_label_with_a_wrong_value_ends_the_command(label: str, fault: str) -> None:
+    """Rather than an engine that every router takes for one of an unknown card."""
+    made = router_command(["register", "--url", "http://h:2", "--redis", "redis://h:1", "--label", label])
+    assert made.exit_code != 0
+    assert fault in made.output
 
 
 def test_a_source_of_announced_engines_needs_a_shared_state(tmp_path: Path) -> None:

@@ -1,54 +1,73 @@
-"""Which accelerator this machine has, by the vendor's own tool, as a row of the table of cards.
+"""Which accelerator this machine has, by the vendors' own tools, as a row of the table of cards.
 
 Must not guess: a product that is no row, or a row with another memory, is no card at all, and forecasts then begin with
-wide errors.
+wide errors. A tool that hangs, as one does beside a card that has failed, is ended in bounded time.
 """
 
 import asyncio
-import re
+import os
+import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
 from router.core.cards import card
 from router.core.errors import UnknownCard
+from router.gateway.registration.accelerators import TOOLS, Accelerator, Tool
 
-_COMMAND: Final = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 _TIMEOUT_S: Final = 10.0
+_ENDED_S: Final = 1.0  # that a killed tool may take to end: one that waits for a driver does not
 _MEMORY_ERROR: Final = 0.12  # tools state more than engines can use
-_MIB: Final = 2**20
+_MAKERS: Final = frozenset({"nvidia", "tesla", "geforce", "amd", "instinct", "radeon", "intel"})
 
 
-async def card_here(command: tuple[str, ...] = _COMMAND) -> str:
-    """The name of the card that all GPUs of this machine are; empty where there is none, or several kinds."""
-    with suppress(OSError, TimeoutError):
+async def card_here(tools: Sequence[Tool] = TOOLS, timeout_s: float = _TIMEOUT_S) -> str:
+    """The name of the card that all accelerators of this machine are; empty where there is none, or several kinds."""
+    found = await asyncio.gather(*(_reported(tool, timeout_s) for tool in tools))
+    cards = {card_of(each) for accelerators in found for each in accelerators}
+    return cards.pop() if len(cards) == 1 else ""
+
+
+async def _reported(tool: Tool, timeout_s: float) -> list[Accelerator]:
+    """What a tool reports; nothing where it is not there, fails or hangs."""
+    try:
         process = await asyncio.create_subprocess_exec(
-            *command,
+            *tool.command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
         )
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                text, _ = await process.communicate()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            raise
-        cards = {card_of_line(line) for line in text.decode(errors="replace").splitlines() if line.strip()}
-        return cards.pop() if len(cards) == 1 and process.returncode == 0 else ""
+    except OSError:
+        return []
+    try:
+        async with asyncio.timeout(timeout_s):
+            text, _ = await process.communicate()
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with what it has started, which may have its output open
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ENDED_S):
+                await process.wait()
+        return []
+    return tool.read(text.decode(errors="replace")) if process.returncode == 0 else []
+
+
+def card_of(accelerator: Accelerator) -> str:
+    """Its card; empty where none fits."""
+    for product in accelerator.products:
+        words = product.lower().replace("-", " ").split()
+        parts = [word for word in words if word not in _MAKERS]
+        for count in range(len(parts), 0, -1):
+            if (name := _named("-".join(parts[:count]), accelerator.memory_bytes)) is not None:
+                return name
     return ""
 
 
-def card_of_line(line: str) -> str:
-    """The card of one line ``NVIDIA H100 80GB HBM3, 81559``; empty where none fits."""
-    product, _, mib = line.rpartition(",")
-    words = re.sub(r"sxm\d", "sxm", product.lower().replace("-", " "))
-    parts = [word for word in words.split() if word not in {"nvidia", "tesla", "geforce"}]
-    for count in range(len(parts), 0, -1):
-        try:
-            found = card("-".join(parts[:count]))
-        except UnknownCard:
-            continue
-        stated = int(mib) * _MIB if mib.strip().isdigit() else 0
-        return found.name if abs(stated / found.memory_bytes - 1.0) < _MEMORY_ERROR else ""
-    return ""
+def _named(spelling: str, memory_bytes: int) -> str | None:
+    """The card of that spelling, empty where it has another memory; None: there is no such card."""
+    for each in (spelling, *(spelling.replace(f"sxm{digit}", "sxm") for digit in "2345" if f"sxm{digit}" in spelling)):
+        with suppress(UnknownCard):
+            found = card(each)
+            return found.name if abs(memory_bytes / found.memory_bytes - 1.0) < _MEMORY_ERROR else ""
+    return None

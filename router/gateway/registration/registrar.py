@@ -1,25 +1,27 @@
 """Announces one engine to the routers of a pool: a record in the shared state that is renewed until it ends.
 
 Facts of the engine are read from itself and from this machine; what is given wins. It is announced once it has
-answered. When this process is to end, the record says so, and routers send nothing more there. Must not depend on
-routers.
+answered. When this process is to end, the record says so, and routers send nothing more there. Of two engines that
+announce themselves by one name the later is announced, and the other waits: a backend whose address changes to and fro
+serves nobody. Must not depend on routers.
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from secrets import token_hex
+from time import monotonic
 from typing import Any, Final
 
-from router.config.settings import Backend
+from router.config.settings import Backend, BackendDefaults
 from router.core.errors import StoreGone, Unanswered
 from router.gateway.discovery.reading import completed, read_engine
 from router.gateway.monitoring.probe import ProbeClient
 from router.gateway.registration.card import card_here
 from router.gateway.sources.endpoint import Endpoint
-from router.gateway.sources.engine_record import EngineRecord, hash_key, written
-from router.gateway.sources.facts import FACTS
+from router.gateway.sources.engine_record import EngineRecord, hash_key, read, written
+from router.gateway.sources.facts import FACTS, backend_of
 from router.gateway.state.redis_clients import Command
 from router.gateway.state.redis_link import RedisLink
 from router.gateway.state.servers import RedisServers
@@ -27,6 +29,7 @@ from router.gateway.state.servers import RedisServers
 RENEWALS: Final = 3  # in a lease: one may be lost
 READ_S: Final = 60.0  # an engine that was started again has other facts
 TIMEOUT_S: Final = 2.0
+_FAILING: Final = 500  # from this status on; one that has no such path serves all the same
 _HASH_LEASES: Final = 60  # after so many without any renewal the hash goes, with all that is in it
 _log = logging.getLogger("headroom")
 
@@ -47,13 +50,19 @@ class Announced:
 class Registrar:
     """Announces one engine."""
 
-    def __init__(self, given: Announced, servers: RedisServers) -> None:
+    def __init__(self, given: Announced, servers: RedisServers, clock: Callable[[], float] = monotonic) -> None:
         """Opens nothing yet."""
         self._given = given
+        labelled, _ = backend_of(Endpoint(given.name, given.engine, given.labels), BackendDefaults())
+        self._backend = labelled or Backend(name=given.name, url=given.engine)
         self._key = hash_key(given.pool)
         self._link = RedisLink(servers, self._key, TIMEOUT_S)
         self._facts: dict[str, Any] | None = None  # None: the engine has not answered yet
         self._failing = False
+        self._clock = clock
+        self._beat = ""  # of the record that was written last
+        self._other: tuple[str, float] = ("", 0.0)  # the beat of another engine's record, and when it was seen first
+        self._waits = False
 
     async def run(self) -> None:
         """Announce and renew until cancelled; then say that the engine ends."""
@@ -74,12 +83,12 @@ class Registrar:
 
     async def _read(self, client: ProbeClient) -> None:
         """The engine's facts, again and again; those of the last answer stay while there is none."""
-        given, card, last = Backend(name=self._given.name, url=self._given.engine), await card_here(), ""
+        card, last = await card_here(), ""
         while True:
             try:
-                kind, facts = await read_engine(given, client, self._given.key)
-                found = _labels(completed(given, kind, facts)) | {"engine_version": facts.version}
-                self._facts = {key: value for key, value in found.items() if value} | ({"card": card} if card else {})
+                found = await self._reported(client)
+                card = card or await card_here()  # a driver may have been ready later than this process
+                self._facts = found | ({"card": card} if card else {})
                 last = ""
             except Unanswered as why:
                 if str(why) != last:
@@ -87,27 +96,72 @@ class Registrar:
                 last = str(why)
             await asyncio.sleep(READ_S if not last else 1.0)
 
+    async def _reported(self, client: ProbeClient) -> dict[str, Any]:
+        """What the engine reports of itself: nothing, where it lists no models and labels state them. Raises
+        Unanswered.
+        """
+        given, key = self._backend, self._given.key
+        try:
+            kind, facts = await read_engine(given, client, key)
+        except Unanswered:
+            page = await client.get(given.url + given.kind.health_path, key)
+            if not given.models or page.status >= _FAILING:
+                raise
+            return {}
+        found = _labels(completed(given, kind, facts)) | {"engine_version": facts.version}
+        return {name: value for name, value in found.items() if value}
+
     async def _write(self, *, terminating: bool) -> None:
+        try:
+            other = await self._announced_by_now()
+            if not other:
+                await self._announce(terminating=terminating)
+            failed = ""
+        except StoreGone as gone:
+            other, failed = "", str(gone)
+        if bool(failed) != self._failing:
+            self._failing = bool(failed)
+            _log.log(*(_GONE if failed else _BACK), self._given.name, failed)
+        if bool(other) != self._waits and not failed:
+            self._waits = bool(other)
+            if other:
+                _log.error(_TAKEN, self._given.name, other)
+
+    async def _announced_by_now(self) -> str:
+        """The address of another engine that has taken this name since the last record here, and renews its own; empty
+        where there is none. Raises StoreGone.
+        """
         given = self._given
+        (raw,) = await self._link.run([("HGET", self._key, given.name)])
+        found = read(given.name.encode(), raw) if isinstance(raw, bytes) else None
+        own = found is None or found.beat == self._beat or found.endpoint.url == given.url
+        if own or found is None or found.endpoint.terminating or not self._beat:
+            return ""
+        if self._other[0] != found.beat:
+            self._other = found.beat, self._clock()
+        return found.endpoint.url if self._clock() - self._other[1] <= found.ttl_s else ""
+
+    async def _announce(self, *, terminating: bool) -> None:
+        """Raises StoreGone."""
+        given, beat = self._given, token_hex(8)
         labels = {**(self._facts or {}), **given.labels}
-        record = EngineRecord(Endpoint(given.name, given.url, labels, terminating), token_hex(8), given.ttl_s)
+        record = EngineRecord(Endpoint(given.name, given.url, labels, terminating), beat, given.ttl_s)
         lease_ms = int(_HASH_LEASES * given.ttl_s * 1e3)
         commands: list[Command] = [
             ("HSET", self._key, given.name, written(record)),
             ("PEXPIRE", self._key, lease_ms, "NX"),
             ("PEXPIRE", self._key, lease_ms, "GT"),  # engines of one pool may have leases of different lengths
         ]
-        try:
-            answers = await self._link.run(commands)
-            failed = next((each for each in answers if isinstance(each, Exception)), None)
-        except StoreGone as gone:
-            failed = gone
-        if (failed is not None) != self._failing:
-            self._failing = failed is not None
-            _log.log(*(_GONE if failed else _BACK), given.name, failed or "")
+        for answer in await self._link.run(commands):
+            if isinstance(answer, Exception):
+                raise StoreGone(str(answer))
+        self._beat = beat
 
 
 _GONE: Final = (logging.WARNING, "engine %s is not announced, the shared state fails: %s")
+_TAKEN: Final = (
+    "engine %s is not announced: the engine at %s has announced itself by the same name; give each its own --name"
+)
 _BACK: Final = (logging.INFO, "engine %s is announced%s")
 
 

@@ -1,10 +1,12 @@
 """An endpoint's labels as facts of a backend: those that a config could give, each checked like the config's own.
 
-A label that is no valid fact is left out and named; the rest counts. Neither secrets nor files can be named by a label:
+A label that is no valid fact is left out and named; the rest counts. A label with the prefix of facts that is none of
+them is named too. Neither secrets nor files can be named by a label:
 what reads the environment or the disk of this machine is the config's alone.
 """
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -21,6 +23,8 @@ FACTS: Final = frozenset(
         "context_tokens_max", "chunk_tokens", "price_per_hour", "network_ms", "weight", "variant",
     }
 )  # fmt: skip
+PREFIX: Final = "headroom/"  # of labels that are facts, where an endpoint has labels for other readers too
+_ALIKE: Final = 0.75  # as difflib measures it: a name that is as near to a fact was meant to be it
 _LABELS_MAX: Final = 64
 _LABEL_LENGTH_MAX: Final = 200
 _LAID_OUT: Final = ("card", "model", "tp", "pp", "precision")  # facts that together do not fit, or do
@@ -34,7 +38,9 @@ def backend_of(
     facts = {key: _fact(key, value) for key, value in endpoint.labels.items() if key in FACTS}
     own = {key: getattr(defaults, key) for key in defaults.model_fields_set}
     own["labels"] = defaults.labels | _other_labels(endpoint.labels)
-    faults: list[str] = []
+    faults = [
+        f"{key}: there is no such fact; did you mean {meant(key)!r}?" for key in endpoint.labels if _misspelt(key)
+    ]
     while True:
         given = own | facts | {"name": endpoint.name, "url": endpoint.url}
         found = _made(given, profile)
@@ -46,6 +52,16 @@ def backend_of(
         if wrong & _NO_ADDRESS or not drop:
             return None, tuple(faults)
         facts = {key: value for key, value in facts.items() if key not in drop}
+
+
+def meant(label: str) -> str:
+    """The fact that a name, with or without the prefix, is nearly; empty where it is near to none."""
+    near = get_close_matches(label.removeprefix(PREFIX).lower(), sorted(FACTS), n=1, cutoff=_ALIKE)
+    return near[0] if near else ""
+
+
+def _misspelt(label: str) -> bool:
+    return label.startswith(PREFIX) and bool(meant(label))
 
 
 def _made(given: Mapping[str, Any], profile: Profile) -> settings.Backend | list[ConfigProblem]:

@@ -10,10 +10,9 @@ from typing import Any, Final
 
 from router.core.errors import SourceFailed
 from router.gateway.sources.endpoint import Endpoint, name_of
-from router.gateway.sources.facts import FACTS
+from router.gateway.sources.facts import FACTS, PREFIX, meant
 from router.urls import host_port
 
-PREFIX: Final = "headroom/"
 _FAMILIES: Final = ("IPv4", "IPv6")  # of slices, in order of preference; those of names are for no pods
 _PORTS_SHOWN: Final = 10
 
@@ -184,13 +183,18 @@ def _place(
 
 
 def _labels(metadata: Object) -> dict[str, str]:
-    """A pod's own labels, and its facts by their names without the prefix; what is no text is left out."""
+    """A pod's own labels, and its facts by their names without the prefix, which one that is misspelt keeps; what is no
+    text is left out.
+    """
     own = {key: value for key, value in _part(metadata, "labels").items() if isinstance(value, str)}
     notes = {key: value for key, value in _part(metadata, "annotations").items() if isinstance(value, str)}
-    facts = {
-        key.removeprefix(PREFIX): value for key, value in {**notes, **own}.items() if key.startswith(PREFIX) and value
-    }
+    facts = {_fact_name(key): value for key, value in {**notes, **own}.items() if key.startswith(PREFIX) and value}
     return {key: value for key, value in own.items() if key not in FACTS and not key.startswith(PREFIX)} | facts
+
+
+def _fact_name(label: str) -> str:
+    name = label.removeprefix(PREFIX)
+    return label if name not in FACTS and meant(name) else name
 
 
 def _slice_ports(given: Object) -> _Ports:
