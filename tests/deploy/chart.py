@@ -23,9 +23,11 @@ def everything() -> dict[str, Any]:
     return values
 
 
-def rendered(values: dict[str, Any], name: str = "headroom", namespace: str = "llm") -> list[Manifest]:
+def rendered(
+    values: dict[str, Any], name: str = "headroom", namespace: str = "llm", folder: Path = CHART
+) -> list[Manifest]:
     """The manifests of a release. Raises HelmError."""
-    with Chart.load(CHART) as chart:
+    with Chart.load(folder) as chart:
         files = chart.render(values, name=name, namespace=namespace)
     texts = [text for path, text in sorted(files.items()) if path.endswith(".yaml")]
     return [each for text in texts for each in yaml.safe_load_all(text) if each]

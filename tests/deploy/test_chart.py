@@ -1,14 +1,18 @@
 """The Helm chart: lint, Kubernetes' own schemas, a config that the router takes, no more rights than are used."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
+from typing import get_args, get_origin
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
 
 from router.config.discover import KubernetesSource
+from router.config.section import Section
+from router.config.settings import Settings
 from router.gateway.config.plan import Plan, plan_file
 from router.gateway.sources.kubernetes import PodsOfService
 from tests.deploy.chart import CHART, HelmError, everything, kubernetes_validate, lint, of_everything, one, rendered
@@ -17,6 +21,8 @@ from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 ENGINES = {"engines": [{"service": "vllm"}]}
+SCALED = ENGINES | {"autoscaler": {"enabled": True}}
+WORKLOADS = [{"variant": "v", "name": "llama"}]
 OWN_SCHEMAS = {"ServiceMonitor", "PrometheusRule"}  # of the Prometheus operator, not of Kubernetes
 OLDEST, NEWEST = "1.30", "1.37"
 VARIATIONS = [
@@ -27,6 +33,9 @@ VARIATIONS = [
     ENGINES | {"autoscaler": {"enabled": True}, "networkPolicy": {"enabled": False}},
     ENGINES | {"router": {"disruptionBudget": {"enabled": False}, "nodeSelector": {"a": "b"}}},
     ENGINES | {"config": {"state": {"mesh": {"key": "0123456789abcdef"}}}},
+    ENGINES | {"config": {"autoscale": {"target": "keda"}}, "autoscaler": {"enabled": True}},
+    ENGINES | {"config": {"autoscale": {"target": {"name": "keda", "port": 9301}, "inside": True}}},
+    ENGINES | {"redis": {"persistence": {"enabled": True, "storageClass": "fast"}}},
 ]  # fmt: skip
 
 
@@ -64,7 +73,7 @@ def test_the_router_takes_the_config(values, tmp_path, monkeypatch):
     assert plan.settings.listen.host == "0.0.0.0"
     assert plan.admin_digest
     redis = values.get("redis", {"enabled": True})
-    assert (plan.redis is not None) == bool(redis["enabled"] or redis.get("url"))
+    assert (plan.redis is not None) == bool(redis.get("enabled", True) or redis.get("url"))
     assert len(plan.settings.discover) == len(values.get("engines", ()))
     if "autoscaler" in values:
         assert plan.settings.autoscale.port == 8081
@@ -87,6 +96,32 @@ def test_what_the_config_gives_is_over_what_the_chart_makes(tmp_path, monkeypatc
         ({"engines": [{"name": "x"}]}, "service"),
         (ENGINES | {"routers": {"replicas": 3}}, "routers"),
         (ENGINES | {"router": {"replicas": 0}}, "replicas"),
+        (ENGINES | {"router": {"replicas": "3"}}, "replicas"),
+        (ENGINES | {"router": {"env": [{"value": "x"}]}}, "name"),
+        (ENGINES | {"router": {"resources": {"limit": {"memory": "2Gi"}}}}, "limit"),
+        (ENGINES | {"router": {"disruptionBudget": {"maxUnavailable": "half"}}}, "maxUnavailable"),
+        (ENGINES | {"service": {"port": 70_000}}, "port"),
+        (ENGINES | {"redis": {"enabled": False, "url": "10.0.0.1:6379"}}, "url"),
+        (ENGINES | {"networkPolicy": {"clients": [{"podSelectors": {}}]}}, "podSelectors"),
+        (ENGINES | {"monitoring": {"serviceMonitor": {"enabled": True, "interval": "15"}}}, "interval"),
+        (ENGINES | {"autoscaler": {"variants": {"v": {"max_replica": 3}}}}, "max_replica"),
+        (ENGINES | {"autoscaler": {"variants": {"v": {"max_replicas": "many"}}}}, "max_replicas"),
+        (ENGINES | {"autoscaler": {"workloads": [{"variant": "v", "name": "Llama"}]}}, "name"),
+        (ENGINES | {"autoscaler": {"workloads": [{"variant": "v", "name": "l", "kind": "Job"}]}}, "kind"),
+        (ENGINES | {"config": {"slo_clases": {}}}, "slo_clases"),
+        (ENGINES | {"config": {"autoscale": {"periods_s": 5}}}, "periods_s"),
+        (ENGINES | {"config": {"listen": {"port": 9000}}}, "config.listen.port: probes and Services"),
+        (ENGINES | {"config": {"listen": {"host": "127.0.0.1"}}}, "config.listen.host"),
+        (ENGINES | {"config": {"listen": {"tls": {"cert": "c", "key": "k"}}}}, "config.listen.tls"),
+        (SCALED | {"config": {"autoscale": {"inside": True}}}, "two autoscalers"),
+        (SCALED | {"config": {"autoscale": {"port": 9}}}, "config.autoscale.port"),
+        (SCALED | {"redis": {"enabled": False}}, "autoscaler reads the routers' demand in Redis"),
+        (
+            ENGINES
+            | {"autoscaler": {"enabled": True, "workloads": WORKLOADS}, "config": {"autoscale": {"target": "keda"}}},
+            "two targets",
+        ),
+        (ENGINES | {"autoscaler": {"workloads": WORKLOADS}}, "no use without autoscaler.enabled"),
     ],
 )
 def test_values_that_cannot_be_are_refused(values, why):
@@ -188,6 +223,99 @@ def test_a_list_of_clients_does_not_keep_prometheus_out():
     by_default = [{"namespaceSelector": {}, "podSelector": prometheus}]
     assert peers(clients=clients) == [*clients, *by_default, {"podSelector": autoscaler}]
     assert peers(clients=clients, monitoring=monitoring) == [*clients, *monitoring, {"podSelector": autoscaler}]
+
+
+@pytest.mark.parametrize(
+    ("values", "part", "port"),
+    [
+        (SCALED | {"config": {"autoscale": {"target": "keda"}}}, "autoscaler", 9300),
+        (
+            ENGINES | {"config": {"autoscale": {"target": {"name": "keda", "port": 9301}, "inside": True}}},
+            "router",
+            9301,
+        ),
+    ],
+)
+def test_keda_reaches_whatever_runs_the_autoscaler(values, part, port):
+    """A Service, the port of the pods, and the policy agree; by default its own namespace may connect."""
+    manifests = rendered(values)
+    name = {"router": "headroom", "autoscaler": "headroom-autoscaler"}[part]
+    service = one(manifests, "Service", "headroom-keda")["spec"]
+    assert service["ports"] == [{"name": "keda", "port": port, "targetPort": "keda"}]
+    found = [each for each, pod in pods(manifests).items() if matches(service["selector"], pod["metadata"]["labels"])]
+    assert found == [name]
+    (container,) = pods(manifests)[name]["spec"]["containers"]
+    assert {"name": "keda", "containerPort": port} in container["ports"]
+    rules = one(manifests, "NetworkPolicy", name)["spec"]["ingress"]
+    (rule,) = [each for each in rules if {"port": "keda"} in each.get("ports", ())]
+    assert rule["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "keda"}}}]
+    own = [{"podSelector": {"matchLabels": {"app": "keda-operator"}}}]
+    rules = one(rendered(values | {"networkPolicy": {"keda": own}}), "NetworkPolicy", name)["spec"]["ingress"]
+    assert own in [each.get("from") for each in rules]
+
+
+def test_without_keda_nothing_listens_for_it():
+    """Neither a Service nor a port."""
+    for values in (everything(), SCALED):
+        manifests = rendered(values)
+        assert not [each for each in manifests if each["metadata"]["name"].endswith("-keda")]
+        assert "keda" not in str([pods(manifests), *(each for each in manifests if each["kind"] == "NetworkPolicy")])
+
+
+def test_an_upgrade_of_the_chart_leaves_redis_running(tmp_path):
+    """Its pod template is the same under another version: what is older than seconds in it is not lost."""
+    newer = tmp_path / "headroom"
+    shutil.copytree(CHART, newer)
+    chart = newer / "Chart.yaml"
+    parsed = yaml.safe_load(chart.read_text())
+    chart.write_text(yaml.safe_dump(parsed | {"version": "99.1.2", "appVersion": "99.1.2"}))
+    before, after = pods(rendered(ENGINES)), pods(rendered(ENGINES, folder=newer))
+    assert before["headroom"] != after["headroom"]
+    assert before["headroom-redis"] == after["headroom-redis"]
+
+
+def test_the_shared_state_may_be_kept_on_a_volume():
+    """Of its own, which uninstalling leaves."""
+    assert not [each for each in rendered(ENGINES) if each["kind"] == "PersistentVolumeClaim"]
+    manifests = rendered(ENGINES | {"redis": {"persistence": {"enabled": True, "size": "2Gi", "storageClass": "fast"}}})
+    claim = one(manifests, "PersistentVolumeClaim", "headroom-redis")
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert (claim["spec"]["resources"]["requests"]["storage"], claim["spec"]["storageClassName"]) == ("2Gi", "fast")
+    spec = pods(manifests)["headroom-redis"]["spec"]
+    assert spec["volumes"] == [{"name": "data", "persistentVolumeClaim": {"claimName": "headroom-redis"}}]
+    assert spec["containers"][0]["args"] == ["--save", "", "--appendonly", "yes", "--dir", "/data"]
+
+
+def test_a_lease_of_kubernetes_has_its_rights_with_any_target():
+    """Under the name that the config gives it."""
+    own = {
+        "autoscale": {"target": {"name": "webhook", "url": "http://s"}, "election": {"by": "kubernetes", "name": "l"}}
+    }
+    manifests = rendered(SCALED | {"config": own})
+    rules = one(manifests, "Role", "headroom-autoscaler-election")["rules"]
+    assert [rule.get("resourceNames") for rule in rules] == [None, ["l"]]
+    assert pods(manifests)["headroom-autoscaler"]["spec"]["automountServiceAccountToken"] is True
+
+
+def test_servers_that_the_config_names_are_a_shared_state_too(tmp_path, monkeypatch):
+    """For sidecar and autoscaler, without a server of the chart."""
+    own = {"state": {"redis": {"urls": ["redis://a:6379"]}}}
+    for enabled in (False, True):
+        values = {"config": own, "redis": {"enabled": enabled}, "sidecar": {"enabled": True}}
+        manifests = rendered(SCALED | values)
+        assert {"headroom-sidecar", "headroom-autoscaler"} <= pods(manifests).keys()
+        assert [seed.host for seed in plan_of(manifests, tmp_path, monkeypatch).redis.seeds] == ["a"]
+
+
+def test_the_schema_has_the_keys_of_the_config():
+    """Of each section that is no list and no mapping of names: what a router would refuse, an install refuses."""
+    known = json.loads((CHART / "values.schema.json").read_text())["properties"]["config"]["properties"]
+    assert known.keys() == Settings.model_fields.keys()
+    for name, given in Settings.model_fields.items():
+        if get_origin(given.annotation) not in {tuple, dict}:
+            kinds = [given.annotation, *get_args(given.annotation)]
+            for section in (each for each in kinds if isinstance(each, type) and issubclass(each, Section)):
+                assert known[name]["properties"].keys() == section.model_fields.keys(), name
 
 
 def test_sources_of_the_config_have_their_rights_like_engines():

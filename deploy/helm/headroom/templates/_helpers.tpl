@@ -59,6 +59,7 @@ securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true,
 
 {{/* router.yaml, as a mapping: what the chart makes of its values, and `config` over it. */}}
 {{- define "headroom.config" -}}
+{{- include "headroom.checked" . -}}
 {{- $full := include "headroom.fullname" . -}}
 {{- $own := dict
   "listen" (dict "host" "0.0.0.0" "port" 8080 "drain_s" .Values.router.drainSeconds)
@@ -78,10 +79,13 @@ securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true,
 {{- if not (or $found .Values.config.backends) -}}
 {{- fail "no engines: give engines: [{service: NAME}], or backends or discover under config" -}}
 {{- end -}}
+{{- $state := default (dict) .Values.config.state -}}
+{{- if not (or $state.redis $state.redis_url) -}}
 {{- if .Values.redis.enabled -}}
 {{- $_ := set $own "state" (dict "redis_url" (printf "redis://%s-redis:6379/0" $full)) -}}
 {{- else if .Values.redis.url -}}
 {{- $_ := set $own "state" (dict "redis_url" .Values.redis.url) -}}
+{{- end -}}
 {{- end -}}
 {{- if .Values.sidecar.enabled -}}
 {{- $_ := set $own "scrape" (dict "source" "state") -}}
@@ -141,6 +145,63 @@ pods are selected. Not what is read at a url, with other rights. */}}
 {{- end -}}
 {{- end -}}
 {{- toYaml $watched -}}
+{{- end -}}
+
+{{/* Whether the processes share a state in Redis, the chart's or that of the config: "true" or nothing. */}}
+{{- define "headroom.shared" -}}
+{{- $state := default (dict) .Values.config.state -}}
+{{- if or .Values.redis.enabled .Values.redis.url $state.redis_url $state.redis }}true{{ end -}}
+{{- end -}}
+
+{{/* The part that runs the autoscaler: routers do where the config has it inside. */}}
+{{- define "headroom.scaler" -}}
+{{- if dig "autoscale" "inside" false .Values.config }}router{{ else }}autoscaler{{ end -}}
+{{- end -}}
+
+{{/* The port at which KEDA calls the autoscaler, where there is one with that target; nothing otherwise. */}}
+{{- define "headroom.kedaPort" -}}
+{{- $target := dig "autoscale" "target" "" .Values.config -}}
+{{- if or .Values.autoscaler.enabled (eq (include "headroom.scaler" .) "router") -}}
+{{- if kindIs "map" $target -}}
+{{- if eq (toString $target.name) "keda" }}{{ default 9300 $target.port }}{{ end -}}
+{{- else if eq (toString $target) "keda" }}9300{{ end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The Lease object by which autoscalers elect one; nothing where they do not elect so. */}}
+{{- define "headroom.lease" -}}
+{{- $election := dig "autoscale" "election" dict (include "headroom.config" . | fromYaml) -}}
+{{- if eq (toString $election.by) "kubernetes" }}{{ default "headroom-autoscaler" $election.name }}{{ end -}}
+{{- end -}}
+
+{{/* Fails for what the rest of the chart contradicts: probes, Services and rights are made for what it sets itself. */}}
+{{- define "headroom.checked" -}}
+{{- $config := .Values.config -}}
+{{- if ne (int (dig "listen" "port" 8080 $config)) 8080 -}}
+{{- fail "config.listen.port: probes and Services of this chart are for 8080; clients' port is service.port" -}}
+{{- end -}}
+{{- if not (has (dig "listen" "host" "0.0.0.0" $config) (list "0.0.0.0" "::")) -}}
+{{- fail "config.listen.host: a pod has to listen on all of its addresses, 0.0.0.0 or ::" -}}
+{{- end -}}
+{{- if dig "listen" "tls" false $config -}}
+{{- fail "config.listen.tls: probes and Services of this chart are for HTTP; let an Ingress or a Gateway end TLS" -}}
+{{- end -}}
+{{- if and .Values.autoscaler.enabled (dig "autoscale" "inside" false $config) -}}
+{{- fail "autoscaler.enabled and config.autoscale.inside are two autoscalers: give one of them" -}}
+{{- end -}}
+{{- if .Values.autoscaler.enabled -}}
+{{- if ne (int (dig "autoscale" "port" 8081 $config)) 8081 -}}
+{{- fail "config.autoscale.port: the Service of this chart is for 8081" -}}
+{{- end -}}
+{{- if not (include "headroom.shared" .) -}}
+{{- fail "autoscaler reads the routers' demand in Redis: give redis.enabled, redis.url or config.state" -}}
+{{- end -}}
+{{- if and .Values.autoscaler.workloads (dig "autoscale" "target" false $config) -}}
+{{- fail "autoscaler.workloads and config.autoscale.target are two targets: give one of them" -}}
+{{- end -}}
+{{- else if .Values.autoscaler.workloads -}}
+{{- fail "autoscaler.workloads has no use without autoscaler.enabled: true" -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Whether engines announce themselves: "true" or nothing. */}}
