@@ -9,7 +9,7 @@ Several routers share one quota: each publishes how much it has admitted since i
 buckets what the others' counts have grown by. What all admit between two syncs is the slack of the limit.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil, inf
@@ -117,6 +117,7 @@ class Use(Fact):
 
 
 NOTHING: Final = Use()
+NONE_USED: Final[Mapping[str, Use]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +252,13 @@ class _Account:
         self.unsaved = NOTHING  # since
         self.used_s = now_s
 
+    @property
+    def summed(self) -> bool:
+        """Whether what it uses is summed: the config names it, or it has a limit of a month. The names of all others
+        are the clients', without a bound.
+        """
+        return self.quota.monthly or self.shown != OVERFLOW
+
     def adopt(self, quota: Quota, shown: str, now_s: float) -> None:
         """Another quota."""
         self.quota, self.shown = quota, shown
@@ -280,7 +288,7 @@ class _Account:
 
     def idle(self, now_s: float) -> bool:
         """Whether it may be forgotten: it has nothing to keep that a new one would not have."""
-        owed = self.unsaved.requests > 0.0 and self.quota.monthly
+        owed = self.unsaved.requests > 0.0 and self.summed
         return self.running == 0 and now_s - self.used_s > 2 * MINUTE_S and not owed
 
 
@@ -333,7 +341,8 @@ class Quotas:
         self._accounts: dict[str, _Account] = {}
         self._charges: dict[RequestId, _Charge] = {}
         self.month = ""  # the one that is summed
-        self._month: Mapping[str, Use] = {}  # by account, as the store has it
+        self._month: Mapping[str, Use] = NONE_USED  # by account, as the store has it
+        self._months: dict[str, Mapping[str, Use]] = {}  # the same of months that were summed before
         self._past: dict[str, dict[str, Use]] = {}  # by month before that and account, what is not in the store yet
         self._rules = rules
         self.refused: dict[tuple[str, Limit], int] = {}  # by account and limit, since the start
@@ -509,19 +518,36 @@ class Quotas:
 
     def turn(self, month: str) -> None:
         """It is this month. What was used in the one before counts in its sums alone, whether the store has it yet or
-        not; a request counts in the month in which it ends.
+        not; a request counts in the month in which it ends. A clock may be set back over the end of a month: what was
+        used in that month, and what the store had of it, count again.
         """
         if month == self.month:
             return
-        before, self.month, self._month = self.month, month, {}
-        unsaved = {name: self._accounts[name].unsaved for name in self.summed if self._accounts[name].unsaved.requests}
-        if before and unsaved:
-            self._past[before] = unsaved
-            while len(self._past) > MONTHS_MOST:
-                del self._past[next(iter(self._past))]
-        for account in self._accounts.values():
-            account.month = NOTHING
-            account.unsaved = NOTHING if before else account.unsaved
+        before, self.month = self.month, month
+        if before:
+            self._put_aside(before)
+        self._month = self._months.pop(month, NONE_USED)
+        unsaved = self._past.pop(month, {})
+        for name, account in self._accounts.items():
+            account.month = self._month.get(name, NOTHING)
+            account.unsaved = unsaved.pop(name, NOTHING) if before else account.unsaved
+        if unsaved:  # of accounts that are no more: it is added to the sums all the same
+            self._past[month] = unsaved
+
+    def _put_aside(self, month: str) -> None:
+        """Keep what was used in a month that is no longer summed, until the store has it."""
+        unsaved = self._past.pop(month, {})
+        for name in self.summed:
+            use = self._accounts[name].unsaved
+            if use.requests:
+                unsaved[name] = unsaved.get(name, NOTHING).plus(use)
+        if unsaved:
+            self._past[month] = unsaved
+        self._months[month] = self._month
+        while len(self._past) > MONTHS_MOST:
+            del self._past[next(iter(self._past))]
+        while len(self._months) > MONTHS_MOST:
+            del self._months[next(iter(self._months))]
 
     def unsaved(self) -> tuple[str, dict[str, Use]]:
         """A month, and by account what has been used in it and is not in the store yet: of as many accounts as one
@@ -535,32 +561,26 @@ class Quotas:
 
     @property
     def summed(self) -> tuple[str, ...]:
-        """The accounts whose use is summed in the store: those that the config names or that have a limit of a month.
-        The names of all others are the clients', without a bound.
-        """
-        return tuple(
-            name for name, account in self._accounts.items() if account.quota.monthly or account.shown != OVERFLOW
-        )
+        """The accounts whose use is summed in the store."""
+        return tuple(name for name, account in self._accounts.items() if account.summed)
 
     def added(self, month: str, used: Mapping[str, Use]) -> None:
         """The store has taken this: it counts in what is read of the month, and until then here."""
-        if month != self.month:
-            self._added_late(month, used)
-            return
+        late = self._past.get(month, {})
         for name, use in used.items():
-            account = self._accounts.get(name)
-            if account is not None:
+            account = self._accounts.get(name) if month == self.month else None
+            if name in late:
+                rest = late.pop(name).plus(_negative(use))
+                if rest.requests > 0.0:  # used between that addition and the end of the month
+                    late[name] = rest
+            elif account is not None:
                 account.unsaved = account.unsaved.plus(_negative(use))
+            if account is not None:
                 account.month = account.month.plus(use)
-
-    def _added_late(self, month: str, used: Mapping[str, Use]) -> None:
-        left = self._past.get(month, {})
-        for name, use in used.items():
-            rest = left.pop(name, NOTHING).plus(_negative(use))
-            if rest.requests > 0.0:  # used between that addition and the end of the month
-                left[name] = rest
-        if not left:
+        if not late:
             self._past.pop(month, None)
+        if (before := self._months.get(month)) is not None:
+            self._months[month] = dict(before) | {n: before.get(n, NOTHING).plus(use) for n, use in used.items()}
 
     def read(self, month: Mapping[str, Use]) -> None:
         """What the store has of the month, by all routers."""
@@ -568,9 +588,19 @@ class Quotas:
         for name, account in self._accounts.items():
             account.month = month.get(name, NOTHING)
 
-    def states(self, now_s: float) -> Iterator[AccountState]:
-        """How each account stands that is in use here."""
-        for name, account in sorted(self._accounts.items()):
+    def resume(self, used: Mapping[str, Use], now_s: float) -> None:
+        """What an earlier process of this router used, where no store sums it."""
+        for name, use in used.items():
+            quota = self._quota(name)
+            if quota is not None:
+                account = self._account(name, quota, now_s)
+                account.unsaved = account.unsaved.plus(use)
+
+    def states(self, now_s: float, names: Iterable[str] | None = None) -> Iterator[AccountState]:
+        """How each account stands that is in use here; *names*: of these alone."""
+        accounts = self._accounts
+        for name in sorted(accounts if names is None else names):
+            account = accounts[name]
             requests, tokens = account.requests, account.tokens
             yield AccountState(
                 name,

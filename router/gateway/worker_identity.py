@@ -61,6 +61,10 @@ class WorkerIdentity:
         """The last values of a worker's counters."""
         return self.folder / f"w{slot}.counters"
 
+    def used(self, slot: int) -> Path:
+        """What the accounts of a worker have used."""
+        return self.folder / f"w{slot}.used"
+
     def record(self, file: Path) -> Path:
         """The worker's own record, where the config names *file*."""
         return file.with_stem(f"{file.stem}-w{self.slot}")

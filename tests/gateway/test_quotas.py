@@ -275,6 +275,61 @@ async def test_a_month_ends_while_the_store_is_away() -> None:
     assert next(iter(it.states(0.0))).used.tokens == 30.0
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_clock_that_is_set_back_over_the_end_of_a_month_loses_no_use(away: bool) -> None:
+    """Nor adds any twice: each month has what was used while it was that month, whether the store answered or not."""
+    sums, it, month = Sums(), Quotas(QuotaRules({"t": Quota(tokens_per_month=100.0)})), "2026-11"
+    monthly = MonthlyUse(sums, it, lambda: month)
+
+    def use(name: str, tokens: int) -> None:
+        assert it.admit(request(name, tenant="t"), "", False, 0.0).limit is None
+        it.settle(name, tokens, 0, 0, 0.0)
+
+    await monthly.once()
+    sums.away = away
+    use("a", 60)
+    await monthly.once()
+    for name, now, tokens in (("b", "2026-12", 30), ("c", "2026-11", 50), ("d", "2026-12", 30)):
+        month = now
+        await monthly.once()
+        use(name, tokens)
+    month = "2026-11"
+    it.turn(month)
+    assert it.admit(request("e", tenant="t"), "", False, 0.0).limit is Limit.MONTH_TOKENS
+    sums.away = False
+    for _ in range(4):
+        assert await monthly.once()
+    assert {key: each.tokens for key, each in sums.sums.items()} == {
+        ("2026-11", "tenant:t"): 110.0,
+        ("2026-12", "tenant:t"): 60.0,
+    }
+    assert it.unsaved() == (month, {})
+
+
+async def test_use_of_an_account_that_is_gone_is_added_to_a_month_that_comes_back() -> None:
+    """A quota may be taken out of the config meanwhile, and be there again later."""
+    sums, month = Sums(), "2026-11"
+    rules = QuotaRules({"t": Quota(), "u": Quota()})
+    it = Quotas(rules)
+    monthly = MonthlyUse(sums, it, lambda: month)
+    await monthly.once()
+    it.admit(request("a", tenant="t"), "", False, 0.0)
+    it.settle("a", 60, 0, 0, 0.0)
+    sums.away = True
+    month = "2026-12"
+    await monthly.once()
+    it.adopt(QuotaRules({"u": Quota()}), 0.0)
+    month = "2026-11"
+    await monthly.once()
+    it.adopt(rules, 0.0)
+    it.admit(request("b", tenant="t"), "", False, 0.0)
+    it.settle("b", 7, 0, 0, 0.0)
+    sums.away = False
+    for _ in range(4):
+        assert await monthly.once()
+    assert {key: each.tokens for key, each in sums.sums.items()} == {("2026-11", "tenant:t"): 67.0}
+
+
 async def test_months_without_a_store_are_held_within_a_bound() -> None:
     """Of a router that runs for a year alone."""
     sums, it = Sums(), Quotas(QuotaRules({"t": Quota(tokens_per_month=1e9)}))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.columns import DRAINING
+from router.core.quota import Quota, QuotaRules, Quotas
 from router.core.types import EngineReport
 from router.engines import RunningAdapters
 from router.gateway.config.plan import plan_file
@@ -20,6 +21,8 @@ from router.gateway.worker_identity import WorkerIdentity
 from router.gateway.workers import running, sums, views
 from router.gateway.workers.member import Worker, worker
 from router.gateway.workers.opening import until_informed
+from router.gateway.workers.used import UsedFile, read
+from tests.fakes import request
 from tests.fakes_router import write
 
 PAGE = b"""\
@@ -98,7 +101,12 @@ def view(slot: int, requests: int, ttft_ms: float | None) -> dict[str, Any]:
     }  # fmt: skip
     own = {"router": f"h.w{slot}", "pid": slot, "version": "v", "ready": True, "draining": False, "held": 0}
     peers = {"h.w0": "v", "h.w1": "v", "else": "v"}
-    taken = {"at_s": 10.0 + slot, "ok": True, "validation": {"replays": [{"drop": 0.0}] if slot == 0 else []}}
+    taken = {
+        "at_s": 10.0 + slot,
+        "ok": True,
+        "why": "",
+        "validation": {"replays": [{"drop": 0.0}] if slot == 0 else []},
+    }
     lines = {key: [{"age_s": 2 - slot}] for key in ("recent", "failed", "violated")}
     config = {"last": taken, "reloading": {"share": 0.5} if slot == 1 else None}
     more = {"failing_open": ["m"] if slot == 1 else [], "state_fault": None, "client_errors": 1}
@@ -184,6 +192,53 @@ def test_the_use_of_accounts_adds_up_unless_the_shared_state_has_done_so() -> No
     assert (seen["a"]["requests_left"], seen["a"]["running"], seen["b"]["requests_left"]) == (4.0, 1, None)
     summed = views.usage([{"month": "2026-11", "accounts": one}, {"month": "2026-11", "accounts": other}])
     assert summed["accounts"]["a"]["used"]["requests"] == 3
+
+
+def used_by(quotas: Quotas) -> dict[str, float]:
+    """By account, the tokens that it has used."""
+    return {state.name: state.used.tokens for state in quotas.states(0.0)}
+
+
+def test_what_a_worker_has_used_outlives_its_process(tmp_path: Path) -> None:
+    """A second process adds to what the first one wrote; what a config no longer limits is no account."""
+    file, rules = tmp_path / "w0.used", QuotaRules({"t": Quota(), "u": Quota()})
+    first = Quotas(rules)
+    written = UsedFile(file, first)
+    for name, now_s in (("t", 5.0), ("u", 5.5), ("u", 6.5)):
+        first.admit(request(f"{name}{now_s}", tenant=name), "", False, now_s)
+        first.settle(f"{name}{now_s}", 10, 0, 1, now_s)
+        written.write(now_s)
+        assert sum(each["used"]["requests"] for each in read(file)["accounts"].values()) == (3 if now_s > 6 else 1)
+    second = Quotas(rules)
+    UsedFile(file, second).resume(0.0)
+    assert used_by(second) == used_by(first) == {"tenant:t": 11.0, "tenant:u": 22.0}
+    third = Quotas(QuotaRules({"t": Quota()}))
+    UsedFile(file, third).resume(0.0)
+    assert used_by(third) == {"tenant:t": 11.0}
+
+
+async def test_the_use_of_a_worker_that_does_not_answer_is_what_it_wrote_last(tmp_path: Path) -> None:
+    """A total must not fall while a worker is started again."""
+    path, one, other = pair(tmp_path)
+    write(path, TRIAL + "quotas: {t: {requests_per_minute: 9}}\n")
+    here = worker_of(path, one.identity)
+    await here.start()
+    gone = Quotas(here.gateway.plan.quotas)
+    for quotas, name in ((gone, "x"), (here.gateway.quotas, "y")):
+        quotas.admit(request(name, tenant="t"), "", False, 1.0)
+        quotas.settle(name, 10, 0, 1, 1.0)
+    UsedFile(other.identity.used(1), gone).write(1.0)
+    wire = httpx.ASGITransport(here._control.outside, client=("127.0.0.1", 1))  # type: ignore[arg-type] - its own alias
+    async with httpx.AsyncClient(transport=wire, base_url="http://one") as client:
+        (account,) = (await client.get("/admin/usage")).json()["accounts"].values()
+    assert (account["used"]["requests"], account["running"], account["requests_left"] > 7) == (2, 0, True)
+    await here.close()
+    again = worker_of(path, one.identity)
+    await again.start()
+    assert used_by(again.gateway.quotas) == {"tenant:t": 11.0}
+    await again.close()
+    for each in (one, other):
+        await each.gateway.engines.close()
 
 
 def pair(tmp_path: Path) -> tuple[Path, Worker, Worker]:

@@ -25,6 +25,7 @@ from router.gateway.state.files import put
 from router.gateway.telemetry import history_view
 from router.gateway.worker_identity import WorkerIdentity
 from router.gateway.workers import sums, views
+from router.gateway.workers.used import read
 
 _NOT_FOUND: Final = 404
 _EXPLAINED: Final = {200, _NOT_FOUND}  # the others are of the caller's key
@@ -143,9 +144,14 @@ class ControlAggregator:
         return own.with_body(orjson.dumps(views.discovery(await self._views(own, scope), self._ids)))
 
     async def _usage(self, own: Answer, scope: Scope) -> Answer:
+        """Where no shared state sums it, what a worker has used that is started again is what it wrote last."""
         if not own.ok:
             return own
-        return own.with_body(orjson.dumps(views.usage([*(await self._views(own, scope)).values()])))
+        found = await self._views(own, scope)
+        gone = (
+            [] if own.json()["month"] else [read(self._identity.used(slot)) for slot in self._ids if slot not in found]
+        )
+        return own.with_body(orjson.dumps(views.usage([*found.values(), *gone])))
 
     async def _scaling(self, own: Answer, scope: Scope) -> Answer:
         """Of the worker that applies the advice, where one of them does."""

@@ -33,6 +33,7 @@ from router.gateway.workers import running
 from router.gateway.workers.crew import ControlAggregator
 from router.gateway.workers.drains import Drains, agree
 from router.gateway.workers.opening import until_informed
+from router.gateway.workers.used import UsedFile
 
 UP: Final = b"u"  # sent to the parent once the worker serves
 _log = logging.getLogger("headroom")
@@ -52,6 +53,8 @@ class Worker:
         self._seen: Stamp = None  # of the file of the running config, when it was last read
         self._drained: Drains = {}  # as agreed with the other workers
         self._drains_seen: Stamp = None
+        summed = plan.redis is not None  # by the shared state
+        self._used = None if summed else UsedFile(identity.used(identity.slot), self.gateway.quotas)
         self._sharing: asyncio.Task[None] | None = None
 
     # -- with the other workers --------------------------------------------------------------------------------
@@ -71,9 +74,11 @@ class Worker:
             try:
                 await self._agree()
                 self._agree_on_drains()
+                if self._used is not None:
+                    self._used.write(self.gateway.clock())
             except OSError as error:
                 _log.error(
-                    "%s: cannot share the running config and drains with the other workers: %s", self._file, error
+                    "%s: cannot share the running config, drains and use with the other workers: %s", self._file, error
                 )
 
     @property
@@ -123,6 +128,8 @@ class Worker:
         """Start everything that runs beside the traffic, and answer the other workers."""
         self._agree_on_drains()  # before a backend joins: none gets a request that another worker has drained
         await self.gateway.start()
+        if self._used is not None:
+            self._used.resume(self.gateway.clock())
         self._sharing = asyncio.create_task(self._share(), name="workers")
         await self._control.start()
 
@@ -132,6 +139,9 @@ class Worker:
         if self._sharing is not None:
             self._sharing.cancel()
             await asyncio.gather(self._sharing, return_exceptions=True)
+        if self._used is not None:
+            with suppress(OSError):
+                self._used.write(self.gateway.clock(), due=True)
         await self.gateway.close()
 
     def _server(self) -> Server:
