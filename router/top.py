@@ -54,7 +54,13 @@ def drawn(fleet: dict[str, Any]) -> Group:
         f"in flight {fleet['in_flight']}  held {fleet['held']}  last minute: {last['requests']} requests, ",
         f"SLO met {met}, refused {last['refused']}",
     )
-    return Group(heading, *_config(fleet["config"]), _table(fleet["backends"]), *_troubles(fleet["backends"]))
+    return Group(
+        heading,
+        *trials(fleet["trial"], fleet["shadow"]),
+        *_config(fleet["config"]),
+        _table(fleet["backends"]),
+        *_troubles(fleet["backends"]),
+    )
 
 
 def _config(config: dict[str, Any]) -> list[Text]:
@@ -63,11 +69,30 @@ def _config(config: dict[str, Any]) -> list[Text]:
     found = []
     if now:
         found.append(Text(f"config ({now['origin']}): {now['doing']}, {now['share']:.0%} done", "yellow"))
+    if last["why"]:
+        found.append(Text(f"{last['origin']}, {last['version']} serves: {last['why']}", "yellow"))
     if not last["ok"]:
         found.append(
             Text(f"config refused ({last['origin']}); {last['version']} goes on serving:\n{last['error']}", "red")
         )
     return found
+
+
+def trials(canary: dict[str, Any] | None, shadow: dict[str, Any] | None) -> list[str]:
+    """A canary while its trial runs, and a shadow, in a line each."""
+    lines = []
+    if canary is not None:
+        arms = ", ".join(f"{name} {arm['met']} of {arm['requests']}" for name, arm in canary["arms"].items())
+        drop = canary["drop"]
+        spread = (
+            f", a drop of {drop['mean']:.1%} (95 % interval {drop['low']:.1%} to {drop['high']:.1%})" if drop else ""
+        )
+        lines.append(f"canary on trial, requests that met their SLO: {arms}{spread}")
+    if shadow is not None:
+        gains = ", ".join(f"{name.upper()} {_or_dash(ms, '.0f')} ms" for name, ms in shadow["gain_ms"].items())
+        agreement = _or_dash(shadow["agreement"], ".1%")
+        lines.append(f"shadow agrees in {agreement} of {shadow['decisions']} decisions, forecast gain: {gains}")
+    return lines
 
 
 def _troubles(backends: list[dict[str, Any]]) -> list[Text]:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from router.arguments import Stop, WrongUse
+from router.top import trials
 
 ANSWER_S = 600.0  # a reload answers once it is validated
 
@@ -30,6 +31,9 @@ def _status(options: Namespace) -> Iterator[str]:
         yield f"now ({now['origin']}, since {_time(now['since_s'])}): {now['share']:.0%} done, {now['doing']}"
     last = found["last"]
     yield f"last change ({last['origin']}, {_time(last['at_s'])}): {_result(last)}"
+    if last["why"]:
+        yield f"  {last['why']}"
+    yield from trials(found["live"]["canary"], found["live"]["shadow"])
     yield from (f"  {line}" for line in _validation(last["validation"]))
     for version in found["history"]:
         bad = f"; not for automatic rollback: {version['bad']}" if version["bad"] else ""

@@ -98,6 +98,14 @@ def test_a_client_that_left_says_nothing() -> None:
     assert [arm.requests for arm in trial.arms.values()] == [0, 0]
 
 
+def test_what_is_shown_of_a_trial_has_the_interval_of_the_drop() -> None:
+    """None before both arms have ended requests."""
+    trial = Trial(Split(0.5))
+    assert trial.plain()["drop"] is None
+    trial.arms |= {"serving": Arm(70, 56), "canary": Arm(80, 48)}
+    assert trial.plain()["drop"] == {"mean": 0.2, "low": 0.0524, "high": 0.3339}
+
+
 def test_the_bounds_are_those_of_the_literature() -> None:
     """Newcombe 1998, table II, case (a): 56/70 against 48/80, 95 % two-sided: 0.0524 to 0.3339; Wilson for 0 of 20."""
     low, high = difference(Arm(70, 56), Arm(80, 48), 0.025)

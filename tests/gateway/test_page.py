@@ -1,12 +1,16 @@
 """The operator's page in a real browser: traffic, failures, backends and the config on it, and its use by keyboard."""
 
+import io
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from router.gateway.control import page
+from router.top import drawn
 from tests.browser import Tab, browser, found
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import ScriptedEngine, stream
@@ -87,6 +91,63 @@ async def test_traffic_failures_a_dead_engine_and_a_refused_config_are_on_the_pa
 
 
 @needs_browser
+async def test_a_canary_its_verdict_and_a_rollback_are_on_the_page_with_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The trial while it runs; then why it ended, which the log has too."""
+    more = "canary: {routing: round_robin, share: 0.5}, shadow: {routing: round_robin, share: 1.0}"
+    trial = MORE.replace("policy: {", f"policy: {{{more}, ")
+    async with opened(tmp_path, more=trial) as (it, tab, _, _):
+        await it.chat()
+        await tab.until(has("canary on trial, SLO met: ") + " && " + has("shadow agrees in "))
+        console = Console(file=io.StringIO(), width=200)
+        console.print(drawn((await it.get("/admin/fleet")).json()))
+        assert "canary on trial, requests that met their SLO: " in console.file.getvalue()  # type: ignore[attr-defined]
+        with caplog.at_level(logging.WARNING, "headroom"):
+            await it.gateway.reloader.judged(it.gateway.plan, "returned", "canary", "attainment is lower by 9 %")
+        assert "canary returned: attainment is lower by 9 %" in caplog.text
+        await tab.until(has("canary returned") + " && " + has("attainment is lower by 9 %"))
+        assert not await tab.js(has("canary on trial"))
+        await it.client.post("/admin/rollback")
+        await tab.until(has("rollback by an admin call"))
+        await it.client.post("/admin/rollback?to=nosuch")
+        await tab.until(has("Rollback impossible at") + " && " + has("no version 'nosuch' in the history"))
+
+
+FOCUSED = "(document.activeElement.dataset.request ?? document.activeElement.id)"
+
+
+@needs_browser
+async def test_the_list_of_requests_is_walked_by_keyboard(tmp_path: Path) -> None:
+    """One stop of the Tab key; the arrow keys go from row to row, and focus stays where it was when rows are drawn anew
+    or the explanation is closed.
+    """
+    async with opened(tmp_path) as (it, tab, _, _):
+        for number in range(4):
+            await it.chat(headers={"x-request-id": f"r{number}"})
+        await tab.until("document.querySelectorAll('#requests button').length === 4")
+        await tab.js("document.querySelector('#request-id').focus()")
+        rows = await tab.js("[...document.querySelectorAll('#requests button')].map(each => each.dataset.request)")
+        stops = []
+        for key, code in (("Tab", 9), ("Tab", 9), ("ArrowDown", 40), ("End", 35), ("ArrowDown", 40), ("ArrowUp", 38)):
+            await tab.press(key, code)
+            stops.append(await tab.js(FOCUSED))
+        assert stops == ["", rows[0], rows[1], rows[3], rows[3], rows[2]]  # first the region, which scrolls
+        await it.chat(headers={"x-request-id": "r4"})
+        await tab.until("document.querySelectorAll('#requests button').length === 5")
+        assert await tab.js(FOCUSED) == rows[2]
+        await tab.press("Enter", 13)
+        await tab.until("document.querySelector('#explain').open && " + has("first token"))
+        await it.chat(headers={"x-request-id": "r5"})
+        await tab.until("document.querySelectorAll('#requests button').length === 6")
+        await tab.press("Escape", 27)
+        await tab.until(f"{FOCUSED} === {rows[2]!r}")
+        await tab.press("Tab", 9)
+        assert await tab.js("document.activeElement.closest('#requests') === null")
+        assert tab.errors == []
+
+
+@needs_browser
 async def test_a_backend_is_drained_and_undrained_on_its_card(tmp_path: Path) -> None:
     """It gets no more requests, and says so; the audit log has both steps."""
     async with opened(tmp_path) as (it, tab, _, _):
@@ -112,6 +173,19 @@ async def test_the_page_wants_the_admin_key_where_there_is_one(tmp_path: Path) -
             await tab.js("document.querySelector('#login-form button').click()")
             await tab.until(expected)
         assert not await tab.js("document.querySelector('#login').open")
+
+
+@needs_browser
+async def test_who_leaves_the_question_for_the_admin_key_can_come_back_to_it(tmp_path: Path) -> None:
+    """Else the page would load for ever."""
+    async with opened(tmp_path, more=MORE + "admin_key: {key: admin-secret}\n") as (_, tab, _, _):
+        await tab.until("document.querySelector('#login')?.open")
+        await tab.press("Escape", 27)
+        await tab.until(
+            has("Nothing is shown without the admin key.") + " && document.activeElement.closest('#banners')"
+        )
+        await tab.press("Enter", 13)
+        await tab.until("document.querySelector('#login').open")
 
 
 async def test_a_drain_lasts_through_a_reload_and_names_what_it_does_not_find(tmp_path: Path) -> None:

@@ -110,6 +110,10 @@ def view(slot: int, requests: int, ttft_ms: float | None) -> dict[str, Any]:
     lines = {key: [{"age_s": 2 - slot}] for key in ("recent", "failed", "violated")}
     config = {"last": taken, "reloading": {"share": 0.5} if slot == 1 else None}
     more = {"failing_open": ["m"] if slot == 1 else [], "state_fault": None, "client_errors": 1}
+    arms = {name: {"requests": 2 * slot, "met": slot} for name in ("serving", "canary")}
+    more["trial"] = {"arms": arms, "verdict": None} if requests != 1 else None
+    gains = {"gain_ms": {"ttft": 10.0 * slot}, "predicted_met": {"shadow": None}}
+    more["shadow"] = {"decisions": 3 - 2 * slot, "agreement": 1.0 - slot} | gains
     own |= more | {"push": {"peers": ["h.w2", "h.w0"][slot:], "faults": {}}, "config": config}
     return own | {"in_flight": 1, "peers": peers, "last": last, "backends": [backend]} | lines
 
@@ -126,6 +130,11 @@ def test_a_fleet_by_two_workers_counts_each_stream_once() -> None:
     assert seen["push"]["peers"] == ["h.w0"]  # of the worker that receives the changes of the fewest
     assert [line["age_s"] for line in seen["recent"]] == [1, 2]
     assert seen["failed"] == seen["violated"] == seen["recent"]
+    assert seen["trial"]["arms"]["canary"] == {"requests": 2, "met": 1, "attainment": 0.5}
+    assert seen["trial"]["drop"] == {"mean": 0.0, "low": -0.5734, "high": 0.5734}
+    assert seen["shadow"] == {
+        "decisions": 4, "agreement": 0.75, "gain_ms": {"ttft": 2.5}, "predicted_met": {"shadow": None},
+    }  # fmt: skip
     assert seen["config"]["reloading"] == {"share": 0.5}
     assert seen["config"]["last"]["at_s"] == 10.0  # of the worker that validated; the other one followed
     assert backend["load"] == {"prefilling": 0, "decoding": 2, "kv_tokens": 20}
@@ -136,6 +145,15 @@ def test_a_fleet_by_two_workers_counts_each_stream_once() -> None:
     assert backend["last"]["tpot_ms"] is None
     assert backend["last"]["output_tokens_per_s"] == 3.0
     assert [each["up"] for each in seen["workers"].values()] == [True, True, False]
+
+
+def test_of_a_change_that_one_worker_made_by_itself_the_reason_is_shown() -> None:
+    """The others followed it without one."""
+    one, other = (view(slot, 2, None)["config"] for slot in (0, 1))
+    for each in (one, other):
+        each["last"]["validation"] = {"replays": []}
+    other["last"]["why"] = "attainment is lower"
+    assert [views.reloads(each)["last"]["why"] for each in ([one, other], [other, one])] == ["attainment is lower"] * 2
 
 
 def test_a_fleet_has_the_backends_of_every_worker() -> None:

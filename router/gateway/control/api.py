@@ -212,7 +212,7 @@ def _add_calls(app: FastAPI, parts: ControlParts, admin: Any) -> None:
     @app.post("/admin/rollback", dependencies=[admin])
     async def rollback(to: str | None = None) -> JSONResponse:
         """Go back to the version named, or to the last good one; 422 says why not."""
-        outcome = await parts.reloader.rollback(to, "admin call")
+        outcome = await parts.reloader.rollback(to, "rollback by an admin call")
         return JSONResponse(asdict(outcome), 200 if outcome.ok else ConfigError.status)
 
     @app.post("/admin/backends/{name:path}/drain", dependencies=[admin])

@@ -34,7 +34,7 @@ FAILED_SHOWN: Final = 100
 def fleet(parts: ControlParts) -> dict[str, Any]:
     """Everything the fleet page shows."""
     now_s, plan, downs = parts.clock(), parts.plan, parts.downtimes()
-    failing, loads = troubles(parts.core, now_s), parts.core.loads()
+    failing, loads, live = troubles(parts.core, now_s), parts.core.loads(), parts.rollout.plain()
     recent = [log for log in parts.journal.recent() if now_s - log.record.ended_s < RECENT_S]
     by_backend: dict[str, list[RequestRecord]] = defaultdict(list)
     for log in recent:
@@ -47,6 +47,8 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "draining": parts.driver.draining,
         "policy": policy(parts),
         "config": reloads(parts),
+        "trial": live["canary"],
+        "shadow": live["shadow"],
         "in_flight": parts.core.in_flight,
         "held": parts.core.held,
         "failing_open": list(parts.failing_open()),

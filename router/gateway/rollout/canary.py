@@ -5,6 +5,7 @@ hash alone, so that a tenant or a session always gets the same policy. The test 
 sizes, each at a level that makes the chance of a wrong verdict over all looks at most ``1 - confidence``.
 """
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -74,6 +75,10 @@ class Arm:
         """Share that met the SLO; None before the first request."""
         return self.met / self.requests if self.requests else None
 
+    def plain(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "attainment": self.attainment}
+
 
 @dataclass(slots=True)
 class Trial:
@@ -129,14 +134,27 @@ class Trial:
 
     def plain(self) -> dict[str, Any]:
         """Plain JSON values."""
-        arms = {name: {**asdict(arm), "attainment": arm.attainment} for name, arm in self.arms.items()}
+        arms = {name: arm.plain() for name, arm in self.arms.items()}
         return {
             "arms": arms,
+            "drop": drop(self.arms),
             "share": self.split.share,
             "tenants": sorted(self.split.tenants),
             "verdict": self.verdict,
             "why": self.why,
         }
+
+
+def drop(arms: Mapping[str, Arm]) -> dict[str, float] | None:
+    """How much less the canary attains than serving, with the ends of the 95 % interval; None before both have ended
+    requests.
+    """
+    serving, canary = arms["serving"], arms["canary"]
+    if not (serving.requests and canary.requests):
+        return None
+    low, high = difference(serving, canary, 0.025)
+    mean = serving.met / serving.requests - canary.met / canary.requests
+    return {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def difference(serving: Arm, canary: Arm, level: float) -> tuple[float, float]:

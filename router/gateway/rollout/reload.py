@@ -38,7 +38,9 @@ SWITCH_S: Final = 0.0005  # switch interval while a thread reads a config, so th
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """The result of a reload. ``version``: the config that serves now, new or old; ``error``: why it was refused."""
+    """The result of a reload. ``version``: the config that serves now, new or old; ``error``: why it was refused;
+    ``why``: why it was changed, where nobody did: the verdict on a canary, the faults of a policy.
+    """
 
     ok: bool
     version: str
@@ -46,6 +48,7 @@ class Reloaded:
     at_s: float
     error: str = ""
     validation: Validation = UNNEEDED
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +163,15 @@ class Reloader:
             if role == "canary":
                 outcome = "promoted" if verdict == "promoted" else "returned"
                 self._decided[_trial(plan)] = outcome
-                await self._try(f"canary {outcome}", lambda: (settled(plan, outcome), UNNEEDED))
+                await self._changed_by_itself(f"canary {outcome}", why, lambda: (settled(plan, outcome), UNNEEDED))
             elif role == "serving":
                 self.versions.blame(plan.version, why)
-                await self._try("rolled back for its faults", lambda: self._earlier(None))
+                await self._changed_by_itself("rolled back for its faults", why, lambda: self._earlier(None))
+
+    async def _changed_by_itself(self, what: str, why: str, offer: Callable[[], tuple[Plan, Validation]]) -> None:
+        _log.warning("config %s: %s: %s", self.running.version, what, why)
+        await self._try(what, offer)
+        self.last = replace(self.last, why=why)
 
     async def _try(self, origin: str, offer: Callable[[], tuple[Plan, Validation]]) -> Reloaded:
         usual_s = sys.getswitchinterval()

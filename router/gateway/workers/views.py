@@ -7,6 +7,8 @@ among the other routers; here they are taken out again.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from router.gateway.rollout.canary import Arm, drop
+
 View = Mapping[str, Any]
 
 SHOWN: Final = 30
@@ -30,6 +32,8 @@ def fleet(views: Mapping[int, View], ids: Mapping[int, str]) -> dict[str, Any]:
         "ready": any(view["ready"] for view in answered),
         "draining": any(view["draining"] for view in answered),
         "config": reloads([view["config"] for view in answered]),
+        "trial": _trial(view["trial"] for view in answered),
+        "shadow": _shadow(view["shadow"] for view in answered),
         "in_flight": sum(view["in_flight"] for view in answered),
         "held": sum(view["held"] for view in answered),
         "failing_open": sorted({model for view in answered for model in view["failing_open"]}),
@@ -110,12 +114,37 @@ def _names(lists: Iterable[Sequence[View]]) -> list[str]:
 
 
 def reloads(views: Iterable[View]) -> dict[str, Any]:
-    """The reload in progress and the last result: of the worker that validated, as the others follow it unvalidated."""
+    """The reload in progress and the last result: of the worker that validated or judged, as the others follow it."""
     given = list(views)
     newest = max(view["last"]["at_s"] for view in given)
     of_now = [view["last"] for view in given if newest - view["last"]["at_s"] < FOLLOWED_S]
-    last = next((each for each in of_now if each["validation"]["replays"] or not each["ok"]), of_now[0])
+    last = next((each for each in of_now if each["validation"]["replays"] or each["why"] or not each["ok"]), of_now[0])
     return {"last": last, "reloading": next((view["reloading"] for view in given if view["reloading"]), None)}
+
+
+def _trial(trials: Iterable[View | None]) -> View | None:
+    """A canary's trial: the requests of all workers together, each of which judges by its own."""
+    given = [trial for trial in trials if trial is not None]
+    if not given:
+        return None
+    arms = {}
+    for name in given[0]["arms"]:
+        requests, met = (sum(trial["arms"][name][fact] for trial in given) for fact in ("requests", "met"))
+        arms[name] = Arm(requests, met)
+    return dict(given[0]) | {"arms": {name: arm.plain() for name, arm in arms.items()}, "drop": drop(arms)}
+
+
+def _shadow(shadows: Iterable[View | None]) -> View | None:
+    """A shadow's decisions in all workers: the means are weighed by them."""
+    given = [shadow for shadow in shadows if shadow is not None]
+    if not given:
+        return None
+    means = {
+        part: {name: _mean((each[part][name], each["decisions"]) for each in given) for name in given[0][part]}
+        for part in ("gain_ms", "predicted_met")
+    }
+    agreement = _mean(((each["agreement"], each["decisions"]) for each in given), 4)
+    return {"decisions": sum(each["decisions"] for each in given), "agreement": agreement} | means
 
 
 def _push(pushes: Iterable[View | None]) -> View | None:
@@ -161,7 +190,7 @@ def _times(parts: Sequence[View]) -> dict[str, float | None]:
     }
 
 
-def _mean(weighed: Iterable[tuple[float | None, float]]) -> float | None:
+def _mean(weighed: Iterable[tuple[float | None, float]], digits: int = 2) -> float | None:
     pairs = [(value, weight) for value, weight in weighed if value is not None]
     total = sum(weight for _, weight in pairs)
-    return round(sum(value * weight for value, weight in pairs) / total, 2) if total else None
+    return round(sum(value * weight for value, weight in pairs) / total, digits) if total else None

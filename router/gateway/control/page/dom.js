@@ -41,13 +41,24 @@ async function ask(path, method = "GET") {
   return body;
 }
 
-/** Put these in place of the children of *parent*, unless they read the same: focus and selection stay. */
+const PRESS_MS = 1000;
+let pressedAt = -Infinity;
+addEventListener("pointerdown", () => { pressedAt = performance.now(); });
+for (const name of ["pointerup", "pointercancel"]) addEventListener(name, () => { pressedAt = -Infinity; });
+
+const focusable = (parent, key) => parent.querySelector(`[data-focus="${CSS.escape(key)}"]`);
+
+/** Put these in place of the children of *parent*, unless they read the same: focus and selection stay. Not between the
+ * press and the release of a pointer, which would then click nothing. Focus on what is no longer there goes to the title
+ * of the section.
+ */
 function fill(parent, ...children) {
+  if (performance.now() - pressedAt < PRESS_MS) return;
   const made = h("div", {}, ...children);
   if (made.innerHTML !== parent.innerHTML) {
     const focused = parent.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
     parent.replaceChildren(...made.childNodes);
-    if (focused) parent.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus();
+    if (focused) (focusable(parent, focused) ?? parent.closest("section")?.querySelector("h2"))?.focus();
   }
 }
 

@@ -36,7 +36,10 @@ function explanation(request) {
   ];
 }
 
+let opener = "";  // what had the focus: it may have been drawn anew when the dialog is closed
+
 async function explain(id) {
+  opener = document.activeElement.dataset.focus ?? "";
   el("explain-title").textContent = `Request ${id}`;
   el("explain-body").replaceChildren("loading ...");
   if (!el("explain").open) el("explain").showModal();
@@ -44,4 +47,7 @@ async function explain(id) {
   catch (problem) { el("explain-body").replaceChildren(h("p", {className: "bad"}, problem.message)); }
 }
 
-el("request-id").addEventListener("change", event => { if (event.target.value.trim()) explain(event.target.value.trim()); });
+el("explain").addEventListener("close", () => { if (opener) (focusable(document, opener) ?? el("requests-title")).focus(); });
+el("request-id").addEventListener("keydown", event => {
+  if (event.key === "Enter" && event.target.value.trim()) explain(event.target.value.trim());
+});

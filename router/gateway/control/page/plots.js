@@ -51,10 +51,18 @@ const tone = name => getComputedStyle(document.documentElement).getPropertyValue
 const alone = (u, series) => u.data[series].flatMap((value, at, all) =>
   value != null && all[at - 1] == null && all[at + 1] == null ? [at] : []);
 
-function options(lines, unit, range, width) {
+/** The values at one time, or the last ones; as the pointer goes over the plot. */
+function draw_legend(made, slot) {
+  const value = values => slot == null ? last(values) : values?.[slot];
+  fill(made.legend, made.data.lines.map(([name, values], number) => h("li", {className: `c${number % 6 + 1}`}, `${name} ${num(value(values), 1)}`)));
+  const at = slot == null ? "" : clock(made.data.times[slot]);
+  if (made.at.textContent !== at) made.at.textContent = at;
+}
+
+function options(made, lines, range, width) {
   const axis = {stroke: tone("--dim"), grid: {stroke: tone("--grid"), width: 1}, ticks: {stroke: tone("--grid")}, font: "11px system-ui"};
   return {
-    width, height: 150, cursor: {drag: {x: false, y: false}, points: {size: 6}}, legend: {show: false}, padding: [8, 6, 0, 0],
+    width, height: 150, hooks: {setCursor: [u => draw_legend(made, u.cursor.idx)]}, cursor: {drag: {x: false, y: false}, points: {size: 6}}, legend: {show: false}, padding: [8, 6, 0, 0],
     scales: {y: {range: (_, low, high) => range ?? [0, high > 0 ? high * 1.1 : 1]}},
     axes: [axis, {...axis, size: 52, values: (_, ticks) => ticks.map(tick => tick >= 1e4 ? `${tick / 1e3}k` : `${+tick.toFixed(2)}`)}],
     series: [{}, ...lines.map(([label, , dash], number) => ({
@@ -88,7 +96,8 @@ function figure(title, unit) {
   };
   made.details = h("details", {}, h("summary", {}, "as a table"), made.rows);
   made.details.addEventListener("toggle", () => rows(made, unit));
-  made.root = h("figure", {}, h("figcaption", {}, unit ? `${title} (${unit})` : title), made.legend, made.plot, made.details);
+  made.at = h("span", {className: "at", "aria-hidden": "true"});
+  made.root = h("figure", {}, h("figcaption", {}, unit ? `${title} (${unit})` : title, made.at), made.legend, made.plot, made.details);
   return made;
 }
 
@@ -101,7 +110,7 @@ function draw_plot(title, unit, view, times, of, range) {
   plots.set(title, made);
   const lines = of(view).filter(([, values]) => values?.some(value => value != null)).map(([name, values, dash]) => [name, values, dash]);
   made.data = {times, lines};
-  fill(made.legend, lines.map(([name, values], number) => h("li", {className: `c${number % 6 + 1}`}, `${name} ${num(last(values), 1)}`)));
+  draw_legend(made, made.uplot?.cursor.idx);
   made.plot.setAttribute("aria-label", summary(title, unit, lines));
   const names = JSON.stringify(lines.map(([name]) => name));
   if (made.uplot && made.names === names) made.uplot.setData([times, ...lines.map(([, values]) => values)]);
@@ -111,7 +120,7 @@ function draw_plot(title, unit, view, times, of, range) {
     made.names = names;
     made.plot.replaceChildren();
     if (!made.root.isConnected) el("plots").append(made.root);
-    if (lines.length) made.uplot = new uPlot(options(lines, unit, range, made.plot.clientWidth || 360), [times, ...lines.map(([, values]) => values)], made.plot);
+    if (lines.length) made.uplot = new uPlot(options(made, lines, range, made.plot.clientWidth || 360), [times, ...lines.map(([, values]) => values)], made.plot);
     else made.plot.append(h("div", {className: "empty"}, "nothing in this time"));
   }
   rows(made, unit);
