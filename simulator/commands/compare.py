@@ -1,7 +1,7 @@
 """The command ``compare``: policies x pools x rates x seeds, on all cores or a cluster."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rich.console import Console
 from simulator.commands.playing import print_missed_faults, print_notes, worlds
 from simulator.commands.replay import BASELINES, Workload, intervals, plain_intervals, typed
 from simulator.commands.shared import plain_errors, wants_table, write_json
-from simulator.experiment import Case, executor_of, in_parallel, pools_of
+from simulator.experiment import Case, executor_of, in_parallel, interval, pools_of
 from simulator.report.progress import progress
 from simulator.report.table import print_comparison
 
@@ -47,13 +47,24 @@ def run_compare(grid: dict[Key, list[Case]], executor: str, jobs: int, json_file
         flat = iter(in_parallel(every, pool, tell))
     results = {key: [next(flat) for _ in cases] for key, cases in grid.items()}
     print_missed_faults(notes, (result for of_seeds in results.values() for result in of_seeds))
-    rows = {key: intervals(of_seeds) for key, of_seeds in results.items()}
+    rows = {key: intervals(of_seeds) | below_best(key, results) for key, of_seeds in results.items()}
     if wants_table(json_file):
         console = Console()
         print_comparison(console, rows, len(next(iter(grid.values()))))
         console.print(worlds(every), style="dim", highlight=False)
     if json_file is not None:
         write_json(json_file, [_plain(key, grid[key], results[key], rows[key]) for key in grid])
+
+
+def below_best(key: Key, results: Mapping[Key, Sequence[dict[str, Any]]]) -> dict[str, tuple[float, float]]:
+    """How much less attainment a combination has than the best policy of its pool and rate. The same seeds give both
+    the same arrivals, so that the interval is of the differences.
+    """
+    beside = {
+        other: [run["attainment"] or 0.0 for run in runs] for other, runs in results.items() if other[:2] == key[:2]
+    }
+    best = max(beside.values(), key=sum)
+    return {"below_best": interval([there - here for there, here in zip(best, beside[key], strict=True)])}
 
 
 def _plain(

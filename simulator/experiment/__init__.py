@@ -1,7 +1,7 @@
 """Experiments: cases of workload, pool, policy and seed, played one by one or many at once."""
 
 from simulator.experiment.case import Case, bounded, figures, figures_of
-from simulator.experiment.confidence import interval
+from simulator.experiment.confidence import batched, interval
 from simulator.experiment.faults import check_faults
 from simulator.experiment.options import (
     CLAIRVOYANT,
@@ -21,6 +21,7 @@ __all__ = [
     "Case",
     "Source",
     "admission_of",
+    "batched",
     "bounded",
     "check_faults",
     "executor_of",

@@ -47,6 +47,7 @@ def _latency(key: str, statistic: str) -> Callable[[Figures], str]:
 _ROWS: Final[tuple[Row, ...]] = (
     ("requests", lambda run: f"{run['requests']:,}"),
     ("SLO attainment", lambda run: _share(run["attainment"])),
+    ("below the best, +- 95 %", lambda run: _difference_text(*run["below_best"]) if run.get("below_best") else "-"),
     ("goodput", lambda run: _rate(run["goodput_per_s"])),
 )
 _BOUND: Final[Row] = ("bound attained by", lambda run: run.get("strategy", "").removeprefix("clairvoyant:strategy="))
@@ -133,10 +134,12 @@ def print_comparison(console: Console, rows: Mapping[tuple[str, str, str], Sprea
     heading = f"means over {seeds} seeds, +- 95 % confidence" if seeds > 1 else "one seed"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=heading, title_justify="left")
     _head(table, ("pool", "rate", "policy"))
+    table.add_column("below the best", justify="right", no_wrap=True)
     for (pool, rate, policy), spread in rows.items():
         best = max(s["attainment"][0] for key, s in rows.items() if key[:2] == (pool, rate))
         style = "bold" if spread["attainment"][0] == best else None
-        table.add_row(pool, rate, policy, *_cells(spread), style=style)
+        below = "-" if style else spread_text(*spread["below_best"], lambda x: f"{x:.2%}", inf, -inf)
+        table.add_row(pool, rate, policy, *_cells(spread), below, style=style)
     print_whole(console, table, keys=3)
 
 
@@ -151,18 +154,23 @@ def _cells(spread: Spread) -> list[str]:
     return [spread_text(*spread[key], text, 1.0 if key in _SHARES else inf) for key, _, text in _FIGURES]
 
 
-def spread_text(mean: float, half: float, text: Callable[[float], str], most: float = inf) -> str:
-    """A mean with its interval; as a range where a figure of 0 to *most* cannot be as far off to both sides."""
+def spread_text(mean: float, half: float, text: Callable[[float], str], most: float = inf, least: float = 0.0) -> str:
+    """A mean with its interval; as a range where a figure of *least* to *most* cannot be as far off to both sides."""
     if isnan(mean):
         return "-"
-    if mean - half < 0.0 or mean + half > most:
-        return f"{text(mean)} ({text(max(0.0, mean - half))} to {text(min(most, mean + half))})"
+    if mean - half < least or mean + half > most:
+        return f"{text(mean)} ({text(max(least, mean - half))} to {text(min(most, mean + half))})"
     return text(mean) + (f" +-{text(half)}" if half else "")
 
 
 def _interval_text(interval: tuple[float, float], form: str, most: float = inf) -> str:
     mean, half = interval
     return spread_text(mean, half, lambda x: format(x, form), most)
+
+
+def _difference_text(mean: float, half: float | None) -> str:
+    """A difference with its 95 % interval, where it has one."""
+    return f"{mean:.2%}" + ("" if half is None else f" +-{half:.2%}")
 
 
 def print_capacity(console: Console, found: Sequence[Any], goal: float, beyond: float, world: str) -> None:
@@ -201,7 +209,8 @@ def print_diff(
     console.print(
         f"{sums['requests']:,} requests, {sums['routed_differently']:,} routed differently. SLO met by both "
         f"{sums['both_met']:,}, only by {first} {sums['only_first_met']:,}, only by {second} "
-        f"{sums['only_second_met']:,}, by neither {sums['neither_met']:,}.",
+        f"{sums['only_second_met']:,}, by neither {sums['neither_met']:,}. "
+        f"Attainment of {second} less that of {first}: {_difference_text(*sums['attainment_gain'])}.",
         highlight=False,
     )
     flows = list(sums["flows"].items())[:10]

@@ -1,21 +1,18 @@
 """Two policies on the same arrivals: SLO attainment of both, its drop with an interval, in all and by SLO class.
 
-Both played the same requests, so the drop is a mean over pairs. Neighbouring requests share a queue and are not
-independent: the interval is over the means of consecutive batches. Must not depend on policies or how they were played.
+Both played the same requests, so the drop is a mean over pairs. Must not depend on policies or how they were played.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import fmean
 from typing import Any, Final
 
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Slo
-from simulator.experiment.confidence import interval
+from simulator.experiment.confidence import batched
 from simulator.workload.arrivals import Arrival
 
-BATCHES: Final = 20  # of consecutive requests
 CLASSES_MAX: Final = 50  # a trace may have any number
 
 Met = Callable[[str], bool]
@@ -60,18 +57,15 @@ def compared(arrivals: Sequence[Arrival], candidate: Met, current: Met) -> tuple
 
 def _comparison(name: str, arrivals: Sequence[Arrival], candidate: Met, current: Met) -> Comparison:
     pairs = [(candidate(arrival.request.id), current(arrival.request.id)) for arrival in arrivals]
-    drops = [float(then) - float(now) for now, then in pairs]
-    batches = min(BATCHES, len(drops))
-    edges = [number * len(drops) // batches for number in range(batches + 1)]
-    half = interval([fmean(drops[low:high]) for low, high in pairwise(edges)])[1]
+    drop, half = batched([float(then) - float(now) for now, then in pairs])
     return Comparison(
         name,
         _bounds([arrival.request.slo for arrival in arrivals]) if name else "",
         len(pairs),
         fmean(now for now, _ in pairs),
         fmean(then for _, then in pairs),
-        fmean(drops),
-        half if batches > 1 else None,
+        drop,
+        half,
     )
 
 
