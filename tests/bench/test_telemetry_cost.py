@@ -18,12 +18,19 @@ from time import process_time
 import pytest
 
 from router.config.telemetry import Tracing
+from router.core.dispatcher import Dispatcher
+from router.gateway.monitoring.seen_backends import SeenBackends
+from router.gateway.rollout.audit import Audit
+from router.gateway.rollout.policy_rollout import PolicyRollout
 from router.gateway.telemetry.access_log import AccessLog
+from router.gateway.telemetry.demand import DemandWindow
+from router.gateway.telemetry.history import History
+from router.gateway.telemetry.journal import Journal
 from router.gateway.telemetry.line_sink import LineSink
 from router.gateway.telemetry.metrics import Metrics
+from router.gateway.telemetry.request_observers import RequestObservers
 from router.gateway.telemetry.traces import Traces
 from router.gateway.traffic.ports import RequestObserver
-from router.gateway.traffic.request_log import RequestLog
 from router.gateway.traffic.request_trace import TraceSource
 from tests.bench.test_data_plane import END, TOKEN
 from tests.fakes_wire import STREAM_HEAD, chat
@@ -46,21 +53,6 @@ server = HTTPServer(("127.0.0.1", 0), Takes)
 print(server.server_port, flush=True)
 server.serve_forever()
 """
-
-
-class _All:
-    """What observes a request, one after the other."""
-
-    def __init__(self, *observers: RequestObserver) -> None:
-        self._observers = observers
-
-    def ended(self, log: RequestLog) -> None:
-        for each in self._observers:
-            each.ended(log)
-
-    def rejected(self, path: str, status: int, peer: tuple[str, int] | None) -> None:
-        for each in self._observers:
-            each.rejected(path, status, peer)
 
 
 @contextmanager
@@ -93,8 +85,12 @@ class Configured(Bench):
 
     def __init__(self, access: AccessLog | None = None, traces: Traces | None = None, share: float = 0.0) -> None:
         super().__init__()
-        more = [each for each in (access, traces) if each is not None]
-        self.driver._observer = _All(Metrics(self.driver.clock), *more)
+        core, clock = self.driver.core, self.driver.clock
+        assert isinstance(core, Dispatcher)
+        rollout = PolicyRollout(core, Audit(), lambda *_: None)
+        more: list[RequestObserver] = [History(rollout.arm), SeenBackends(core, clock)]  # those of every router
+        more += [each for each in (access, traces) if each is not None]
+        self.driver._observer = RequestObservers(Metrics(clock), DemandWindow(), Journal(), rollout, clock, more)
         self.driver.traces = TraceSource(share) if traces is not None else None
         self.best_us = inf
         self._traces = traces

@@ -67,7 +67,8 @@ async def test_a_request_is_a_span_with_its_decision_and_attempt_under_the_clien
     assert header(engine, "traceparent") == [f"00-{TRACE}-{attempt.span_id}-01"]
     assert header(engine, "tracestate") == ["vendor=x"]
     facts = {
-        "gen_ai.operation.name": "chat", "gen_ai.request.model": "m", "gen_ai.request.stream": True,
+        "gen_ai.operation.name": "chat", "gen_ai.provider.name": "headroom",
+        "gen_ai.request.model": "m", "gen_ai.request.stream": True,
         "gen_ai.conversation.id": "s", "gen_ai.usage.input_tokens": 12, "gen_ai.usage.output_tokens": 2,
         "http.response.status_code": 200, "url.path": "/v1/chat/completions", "client.address": "127.0.0.1",
         "headroom.request_id": "r1", "headroom.outcome": "served", "headroom.backend": "e0", "headroom.attempts": 1,

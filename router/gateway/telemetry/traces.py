@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from router.core.decisions import EndState, RequestRecord, Send
 from router.core.explain import Candidate, Explanation
 from router.core.slo_metrics import SLO_METRICS
-from router.gateway.telemetry.genai import operation
+from router.gateway.telemetry.genai import PROVIDER, operation
 from router.gateway.traffic.request_log import RequestLog
 from router.gateway.traffic.request_trace import OTHER, RequestTrace, TracedAttempt
 from router.version import VERSION
@@ -255,6 +255,7 @@ def _request_attributes(log: RequestLog) -> Attributes:
     request, usage = record.request, record.usage
     given: Mapping[str, str | float | None] = {
         "gen_ai.operation.name": operation(log.path),
+        "gen_ai.provider.name": PROVIDER,
         "gen_ai.request.model": request.requested_model or request.model,
         "gen_ai.response.model": record.served_model if record.backend else None,
         "headroom.fallback_why": record.fallback_why or None,
@@ -269,7 +270,7 @@ def _request_attributes(log: RequestLog) -> Attributes:
         "url.path": log.path,
         "http.response.status_code": log.status or None,
         "client.address": log.peer[0] if log.peer else None,
-        "error.type": record.reason.value if record.reason else None,
+        "error.type": _error(record),
         "headroom.request_id": log.wire_id,
         "headroom.id": request.id,
         "headroom.tenant": request.tenant or None,
@@ -284,6 +285,13 @@ def _request_attributes(log: RequestLog) -> Attributes:
     }
     found = {name: value for name, value in given.items() if value is not None}
     return found | dict(_times(record))
+
+
+def _error(record: RequestRecord) -> str | None:
+    """Why a request was not served; None where it was, or where its client left."""
+    if record.reason is not None:
+        return record.reason.value
+    return record.outcome.value if record.outcome is EndState.BROKEN else None
 
 
 def _times(record: RequestRecord) -> Iterator[tuple[str, float]]:
