@@ -165,17 +165,6 @@ async def test_serve_routes_reloads_on_sighup_and_ends_on_sigterm(tmp_path: Path
                 assert await router.wait() == 0
 
 
-async def test_serve_says_that_its_port_is_taken(tmp_path: Path) -> None:
-    """One clear line, and no success."""
-    path = tmp_path / "r.yaml"
-    async with Pages({}) as taken:
-        write(path, f"listen: {{port: {taken.port}}}\n{GOOD}")
-        async with command("serve", "--config", str(path)) as router, asyncio.timeout(20):
-            _, said = await router.communicate()
-            assert router.returncode
-            assert b"address already in use" in said.lower()
-
-
 async def test_a_rollback_asked_of_something_else_says_so() -> None:
     """A wrong --url is a line, not a traceback."""
     async with Pages({"/admin/rollback": (404, b"<html>not found</html>")}) as other:
