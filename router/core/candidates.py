@@ -70,7 +70,7 @@ class Candidates:
     def fleet(self, flight: Flight, slots: Slots, queue: HeldQueue | None, hold_s_max: float, now_s: float) -> Fleet:
         """These backends for this request; ``queue``: the requests for its model that wait, if any do."""
         hold_s = hold_s_max if flight.hold_until_s == inf else flight.hold_until_s - now_s
-        if not queue:
+        if not self._holding:
             return Fleet(self._ledger, slots, now_s, hold_s=hold_s)
         others, first_rank = self._holding.competitors(queue, flight)
         return Fleet(self._ledger, slots, now_s, others, first_rank, hold_s)
@@ -86,13 +86,15 @@ class Candidates:
         """Those that take a request and that no attempt of it was sent to."""
         slots = self._holding_it(flight.request)
         left = frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
-        if flight.context_exceeded_tokens:
-            left = self._ledger.roster.longer(left, flight.context_exceeded_tokens)
-        return left
+        return self.holding_more(left, flight.context_exceeded_tokens)
+
+    def holding_more(self, slots: Slots, tokens: float) -> Slots:
+        """Those of the slots whose context is longer than so many tokens; all for 0."""
+        return self._ledger.roster.longer(slots, tokens) if tokens else slots
 
     def compete(self, one: Flight, other: Flight) -> bool:
-        """Whether there is a backend that may be sent either of two requests for the same model."""
-        if one.line[0] == other.line[0]:
+        """Whether there is a backend that may be sent either of two requests."""
+        if one.line[0] == other.line[0] and one.request.model == other.request.model:
             return True
         return self._room(one) & self._room(other) != 0
 

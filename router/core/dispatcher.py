@@ -62,6 +62,7 @@ from router.core.types import Request, RequestId, Rng, Usage
 from router.core.unroutable import nobody_takes
 
 NO_USAGE: Final = Usage(0)
+_OTHER_MODEL_AGAIN_S: Final = 0.25  # a request whose model has no backend is offered to other models so often
 
 
 class Dispatcher(FleetEvents):
@@ -88,7 +89,8 @@ class Dispatcher(FleetEvents):
         self._memory: Memory = None
         self._flights: dict[RequestId, Flight] = {}
         self._timers = Timers(self._stands)
-        self._holding = Holding(self._flights, self._timers, self._ask_held, self._compete)
+        beside = self.ledger.roster.beside
+        self._holding = Holding(self._flights, self._timers, self._ask_held, self._compete, beside)
         self._candidates = Candidates(self.ledger, self.belief, self._holding)
         self._fallbacks = Fallbacks(self._candidates, self._holding, self.belief)
         self._watch = FirstByteWatch(self._timers)
@@ -166,8 +168,8 @@ class Dispatcher(FleetEvents):
             if isinstance(answer, Shed):
                 return self._refuse(flight, answer, now_s)
             flight.rank, flight.admitted = answer.rank, True
-        if queue:
-            fleet.ahead = queue.ahead(flight.line, flight.rank)
+        if self._holding:
+            fleet.ahead = queue.ahead(flight.line, flight.rank) if queue else 0
             keeper = self._holding.keeper(queue, flight)
             if fleet.ahead or keeper is not None:
                 until_s = inf if keeper is None else max(keeper.ask_again_s, now_s)
@@ -474,7 +476,28 @@ class Dispatcher(FleetEvents):
                 reason = Reason.ROUTER_EXHAUSTED
             elif told.kind is FailureKind.UNRESOLVED:
                 reason = Reason.NO_BACKEND
-            return self._refuse(flight, Shed(reason, told.why), now_s)
+            return self._unserved(flight, Shed(reason, told.why), told.kind, now_s)
+        flight.line = self._candidates.line(flight)
+        return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
+
+    def _unserved(self, flight: Flight, shed: Shed, kind: FailureKind, now_s: float) -> Sequence[Command]:
+        """No backend of its model is left. What these lack, those of another model may have; what another model's lack,
+        or take for the client's own error, says nothing of its own, which then gets it after all.
+        """
+        if kind not in CLIENTS_OWN or (kind is FailureKind.CLIENT_ERROR and flight.own is None):
+            return self._refuse(flight, shed, now_s)
+        if flight.own is None:
+            flight.unserved = shed
+        commands = self._fall_back(flight, shed.why, now_s) if flight.fallbacks else None
+        if commands is not None:
+            return commands
+        if not flight.return_to_own():
+            return self._refuse(flight, shed, now_s)
+        fleet = self._candidates.untried(flight, self.admission.hold_s_max, now_s)
+        if fleet is None:
+            request, roster = flight.request, self.ledger.roster
+            away = nobody_takes(roster, request, self.belief.prompts, self.models.startable(request.model))
+            return self._refuse(flight, flight.unserved or away, now_s)
         flight.line = self._candidates.line(flight)
         return self._route(flight, fleet, Forecast(flight.request, fleet, self.belief), now_s)
 
@@ -542,7 +565,7 @@ class Dispatcher(FleetEvents):
         forecast = Forecast(flight.request, fleet, self.belief)
         choice = self._choose(flight.request, fleet, forecast)
         if isinstance(choice, Hold):
-            flight.alone = choice.alone
+            self._holding.reserve(flight, choice.alone)
             self._holding.ask_again(flight, choice.until_s)
             return False
         queue.discard(flight.request.id)
@@ -550,13 +573,32 @@ class Dispatcher(FleetEvents):
         return True
 
     def _no_untried(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
-        """With no backend up it goes on waiting; when all have failed it already, it must not block the others."""
+        """With no backend up another model serves it, or it goes on waiting; when all have failed it already, it must
+        not block the others.
+        """
         if not self._candidates.up(flight.request):
-            return False
+            return self._served_by_another(flight, queue, now_s, commands)
         queue.discard(flight.request.id)
         why = flight.why or "no backend that is up takes a prompt so long"
         commands.extend(self._refuse(flight, Shed(Reason.BACKEND_FAILED, why), now_s))
         return True
+
+    def _served_by_another(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
+        """A held request's model has no backend up: others serve those of its queue that allow it, as far as they have
+        room. Whether that one is no longer held.
+        """
+        why = f"no backend of {flight.request.model!r} is up"
+        for request_id in queue:
+            waiting = self._flights[request_id]
+            if not waiting.fallbacks or self._candidates.up(waiting.request):
+                continue
+            sends = self._fall_back(waiting, why, now_s)
+            if sends is None:
+                self._holding.ask_again(flight, now_s + _OTHER_MODEL_AGAIN_S)
+                break
+            queue.discard(request_id)
+            commands.extend(sends)
+        return flight.state is not State.HELD
 
     # -- time --------------------------------------------------------------------------------------------------
 
@@ -702,6 +744,8 @@ class Dispatcher(FleetEvents):
 
     def _refuse(self, flight: Flight, shed: Shed, now_s: float) -> Sequence[Command]:
         if flight.fallbacks and shed.reason in UNSERVED:
+            if flight.own is None:
+                flight.unserved = shed
             commands = self._fall_back(flight, shed.why, now_s)
             if commands is not None:
                 return commands

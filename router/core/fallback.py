@@ -53,9 +53,12 @@ class Fallbacks:
         self._belief = belief
 
     def taking(self, flight: Flight, request: Request) -> Slots:
-        """The backends that take the request, another model's in its place, without those that have failed."""
+        """The backends that take the request, another model's in its place, without those that have failed, and those
+        whose context is no longer than one that was too short for it.
+        """
         slots = self._candidates.taking(request)
-        return frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
+        left = frozen(slots[~np.isin(slots, flight.tried)]) if flight.tried else slots
+        return self._candidates.holding_more(left, flight.context_exceeded_tokens)
 
     def offer(
         self,
@@ -73,12 +76,12 @@ class Fallbacks:
         slots = self.taking(flight, request)
         if not len(slots):
             return None
-        own = flight.request, flight.line
+        own = flight.request, flight.line, flight.rank
         flight.request = request  # who competes with it is judged by that
         try:
             return self._offer(flight, slots, admission, memory, choose, now_s, in_time)
         finally:
-            flight.request, flight.line = own
+            flight.request, flight.line, flight.rank = own
 
     def _offer(
         self,
@@ -100,8 +103,10 @@ class Fallbacks:
             answer, memory = admission.admit(request, fleet, forecast, memory)
             if isinstance(answer, Shed):
                 return None
-            rank = answer.rank
+            rank = flight.rank = answer.rank
         if queue and queue.ahead(flight.line, rank):
+            return None
+        if self._holding.keeper(queue, flight) is not None:
             return None
         choice = choose(request, fleet, forecast)
         if not isinstance(choice, Dispatch):

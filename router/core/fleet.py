@@ -43,9 +43,9 @@ class Fleet:
     """What one decision sees: the backends that may take this request, as arrays aligned with ``slots``.
 
     Arrays are made when first read, so a policy pays only for the facts it reads. ``held`` is the number of other
-    requests for this model that wait at the gateway, ``held_rank`` the rank of the one to be served next (empty when
-    none is held), ``ahead`` how many of them have the same SLO and go before this request, ``hold_s`` for how long the
-    admission policy lets this request wait from now.
+    requests that wait at the gateway for one of these backends, whichever of their models they are for, ``held_rank``
+    the rank of the one to be served next (empty when none is held), ``ahead`` how many of them have the same model and
+    SLO and go before this request, ``hold_s`` for how long the admission policy lets this request wait from now.
 
     Every array is read-only, most of them views of the ledger's memory: writing one raises ValueError.
     """

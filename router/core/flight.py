@@ -5,7 +5,7 @@ from enum import StrEnum
 from math import inf, isfinite, isnan, nan
 from typing import Final
 
-from router.core.decisions import ADMIT, EndState, RequestRecord
+from router.core.decisions import ADMIT, EndState, RequestRecord, Shed
 from router.core.errors import Reason
 from router.core.explain import Note
 from router.core.forecast import Prediction
@@ -136,7 +136,9 @@ class Flight:
 
     ``sent``: the request as the client sent it; ``request``: the same with its SLO in bounds on TTFT, TPOT and E2E
     alone, for the model that is to serve it, which is what is decided by; ``fallbacks``: the models that still may
-    serve it in place of that; ``admitted``: whether the admission policy has let it in.
+    serve it in place of that; ``own``: the same request for its own model while another one is to serve it;
+    ``unserved``: why its own would have been refused, None: it would not; ``admitted``: whether the admission policy
+    has let it in.
     """
 
     __slots__ = (
@@ -155,6 +157,7 @@ class Flight:
         "line",
         "note",
         "open",
+        "own",
         "rank",
         "refusals",
         "request",
@@ -163,6 +166,7 @@ class Flight:
         "sent",
         "state",
         "tried",
+        "unserved",
         "why",
     )
 
@@ -190,6 +194,8 @@ class Flight:
         self.admitted = False
         self.fallbacks: tuple[str, ...] = ()
         self.fallback_why = ""
+        self.own: Request | None = None
+        self.unserved: Shed | None = None
 
     @property
     def model(self) -> str:
@@ -200,6 +206,19 @@ class Flight:
         """Another model is to serve it, else one of the *rest*. Its attempts count anew; backends that failed are not
         tried again.
         """
+        if self.own is None:
+            self.own = self.request
+        self._take_over(request, why, rest)
+
+    def return_to_own(self) -> bool:
+        """Its own model is to serve it after all, for the last time; False: no other one was to."""
+        own, self.own = self.own, None
+        if own is None:
+            return False
+        self._take_over(own, "", ())
+        return True
+
+    def _take_over(self, request: Request, why: str, rest: tuple[str, ...]) -> None:
         self.request, self.fallback_why, self.fallbacks = request, why, rest
         self.line = NO_LINE
         self.refusals = self.attempts

@@ -6,13 +6,15 @@ the dispatcher's, which passes in ``decide``. A request for which the next room 
 alone that some backend of its own could serve. Must not depend on policies, forecasts or backends.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import islice
 from math import inf, log
 from typing import Final
 
 from router.core.decisions import Command
 from router.core.flight import Flight
 from router.core.held_queue import HeldQueue, LineKey, Place, Rank
+from router.core.lifecycle import State
 from router.core.timers import Due, Timers
 from router.core.types import RequestId, Slo
 
@@ -23,17 +25,29 @@ Decide = Callable[[Flight, HeldQueue, float, list[Command]], bool]
 """Decide one held request again, add the commands, and return whether it is no longer held."""
 Competes = Callable[[Flight, Flight], bool]
 """Whether there is a backend that may be sent either of two requests."""
+Beside = Callable[[str], Collection[str]]
+"""The models that some backend of this one serves too."""
 
 
 class Holding:
     """One queue per model. ``flights`` has every held request among others; ``timers`` wake it."""
 
-    def __init__(self, flights: Mapping[RequestId, Flight], timers: Timers, decide: Decide, competes: Competes) -> None:
+    def __init__(
+        self,
+        flights: Mapping[RequestId, Flight],
+        timers: Timers,
+        decide: Decide,
+        competes: Competes,
+        beside: Beside,
+    ) -> None:
         self._flights = flights
         self._timers = timers
         self._decide = decide
         self._competes = competes
+        self._beside = beside
         self._queues: dict[str, HeldQueue] = {}
+        self._reserving: set[RequestId] = set()  # for which the next room is, and some that are held no longer
+        self._freed = 0  # how many of them were decided, and are held no longer
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
@@ -52,9 +66,18 @@ class Holding:
         request = flight.request
         queue = self._queues.setdefault(request.model, HeldQueue())
         flight.line = queue.push(flight.rank, request.id, line)
-        flight.ask_again_s, flight.alone = inf, alone
+        flight.ask_again_s = inf
+        self.reserve(flight, alone)
         self._timers.set(flight.hold_until_s, request.id, 0, Due.ASK_HELD)
         self.ask_again(flight, until_s)
+
+    def reserve(self, flight: Flight, alone: bool) -> None:
+        """Whether the next room belongs to a held request (see ``Hold.alone``)."""
+        flight.alone = alone
+        if alone:
+            self._reserving.add(flight.request.id)
+        elif self._reserving:
+            self._reserving.discard(flight.request.id)
 
     def ask_again(self, flight: Flight, until_s: float) -> None:
         """Set the held request's timer, unless an earlier one is set."""
@@ -76,22 +99,56 @@ class Holding:
         if first is not None:
             self.ask_again(self._flights[first], now_s)
 
-    def keeper(self, queue: HeldQueue, flight: Flight) -> Flight | None:
+    def keeper(self, queue: HeldQueue | None, flight: Flight) -> Flight | None:
         """The held request before this one in rank to which the next room belongs (see ``Hold.alone``), where that
-        could be this one's too.
+        could be this one's too; *queue*: that of its model.
         """
-        for request_id in queue.heads(LOOK_AHEAD):
+        if not self._reserving:
+            return None
+        for request_id in queue.heads(LOOK_AHEAD) if queue is not None else ():
             held = self._flights[request_id]
             if held is flight or held.rank > flight.rank:
-                return None
+                break
             if held.alone and self._competes(held, flight):
                 return held
-        return None
+        return self._keeper_beside(flight)
 
-    def competitors(self, queue: HeldQueue, flight: Flight) -> tuple[int, Rank]:
+    def _keeper_beside(self, flight: Flight) -> Flight | None:
+        """The same among those for other models, which the same backends may serve."""
+        found: Flight | None = None
+        for request_id in tuple(self._reserving):
+            held = self._flights.get(request_id)
+            if held is None or held.state is not State.HELD:
+                self._reserving.discard(request_id)
+            elif (
+                held.request.model != flight.request.model
+                and _is_before(held, flight)
+                and (found is None or _is_before(held, found))
+                and self._competes(held, flight)
+            ):
+                found = held
+        return found
+
+    def competitors(self, queue: HeldQueue | None, flight: Flight) -> tuple[int, Rank]:
         """How many others wait for a backend that this request could go to, and the rank of the first of those that
-        wait, itself included; () where none does.
+        wait, itself included; () where none does. *queue*: that of its model; of those of others a bounded number
+        counts.
         """
+        count, first = self._competitors_in(queue, flight) if queue is not None else (0, ())
+        if len(self._queues) == (queue is not None):
+            return count, first
+        beside = self._beside(flight.request.model)
+        if not beside:
+            return count, first
+        for name in islice(filter(beside.__contains__, self._queues), LOOK_AHEAD):
+            for _, waiting, rank, request_id in self._queues[name].places():
+                if self._competes(self._flights[request_id], flight):
+                    count += waiting
+                    first = rank if not first else min(first, rank)
+        return count, first
+
+    def _competitors_in(self, queue: HeldQueue, flight: Flight) -> tuple[int, Rank]:
+        """The same among those for its model."""
         own = 1 if flight.request.id in queue else 0
         if queue.is_only(flight.line[0]):
             return len(queue) - own, queue.first_rank
@@ -105,21 +162,24 @@ class Holding:
 
     # -- decide again ----------------------------------------------------------------------------------------
 
-    def serve(self, now_s: float, model: str | None, commands: list[Command], beside: Sequence[str] = ()) -> None:
+    def serve(self, now_s: float, model: str | None, commands: list[Command], beside: Collection[str] = ()) -> None:
         """Room may have appeared, for one model or (None) for any: decide the heads of its queue again, until one stays
         held. ``beside``: the models that the backend serves which may have room; of the queue of each but *model* the
         first line alone is decided again, for there may be many. Queues come in the order of their first ranks.
         """
-        for name in self._in_order([*self._queues] if model is None else self._sharing(model, beside)):
-            queue = self._queues[name]
-            if model is None or name == model:
-                self._serve_queue(queue, now_s, commands)
-            else:
-                self._serve_line(self._flights[queue.first].line, queue, now_s, commands)
-            if not queue:
-                del self._queues[name]
+        freed = -1
+        while freed != self._freed:  # what was reserved for one that is held no longer may be others' now
+            freed = self._freed
+            for name in self._in_order([*self._queues] if model is None else self._sharing(model, beside)):
+                queue = self._queues[name]
+                if model is None or name == model:
+                    self._serve_queue(queue, now_s, commands)
+                elif not self._is_kept_beside(self._flights[queue.first]):
+                    self._serve_line(self._flights[queue.first].line, queue, now_s, commands)
+                if not queue:
+                    del self._queues[name]
 
-    def _sharing(self, model: str, beside: Sequence[str]) -> list[str]:
+    def _sharing(self, model: str, beside: Collection[str]) -> list[str]:
         """The model, and those of the others for which requests are held, a bounded number of them."""
         others = [name for name in self._queues if name != model and name in beside]
         return [model, *self._in_order(others)[:LOOK_AHEAD]]
@@ -143,8 +203,12 @@ class Holding:
         else:
             reserved = due.alone or head.alone
             self._serve_line(line, queue, now_s, commands)
-            if reserved and not (head.alone and head.request.id in queue):
-                self._serve_queue(queue, now_s, commands)
+            over = reserved and not (head.alone and head.request.id in queue)
+            if not queue:
+                del self._queues[model]
+            if over:
+                self.serve(now_s, model, commands, self._beside(model))
+            return
         if not queue:
             del self._queues[model]
 
@@ -153,7 +217,7 @@ class Holding:
         keepers: list[Flight] = []
         for request_id in queue.heads(LOOK_AHEAD):
             flight = self._flights.get(request_id)
-            if flight is None or self._is_kept(flight, keepers):
+            if flight is None or self._is_kept(flight, keepers) or self._is_kept_beside(flight):
                 continue
             keeper = self._serve_line(flight.line, queue, now_s, commands)
             if keeper is not None:
@@ -162,6 +226,10 @@ class Holding:
     def _is_kept(self, flight: Flight, keepers: list[Flight]) -> bool:
         """Whether the next room that could be this request's is reserved for another."""
         return any(self._competes(keeper, flight) for keeper in keepers)
+
+    def _is_kept_beside(self, flight: Flight) -> bool:
+        """The same, where that one is for another model."""
+        return bool(self._reserving) and self._keeper_beside(flight) is not None
 
     def _serve_line(self, line: LineKey, queue: HeldQueue, now_s: float, commands: list[Command]) -> Flight | None:
         """Decide the requests of one line, whose first has no keeper, until one stays held; that one where the next
@@ -174,10 +242,21 @@ class Holding:
             if keeper is not None:  # of a rank between the one that was served and this one
                 self.ask_again(flight, keeper.ask_again_s)
                 return None
+            alone = flight.alone
             if not self._decide(flight, queue, now_s, commands):
                 return flight if flight.alone else None
             served = True
+            self._freed += alone
         return None
+
+
+def _is_before(held: Flight, flight: Flight) -> bool:
+    """Whether a held request is before another, for another model; of equal ranks one that comes is behind those that
+    wait, and these have the order of their models' names, as their queues have.
+    """
+    if held.rank != flight.rank:
+        return held.rank < flight.rank
+    return flight.state is not State.HELD or held.request.model < flight.request.model
 
 
 def line_of(slo: Slo, place: Place) -> LineKey:

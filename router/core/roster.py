@@ -46,6 +46,7 @@ class Roster:
         self.first = 0  # of the slots of the last ``span``
         self.version = 0  # another one whenever pools may have changed
         self._replicas: dict[str, int] = {}  # by model
+        self._beside: dict[str, frozenset[str]] = {}  # by model, the others that some backend of it serves
         self.adapters: frozenset[str] = frozenset()  # of all backends
         self._asleep: set[int] = set()  # slots
         self._doubtful: set[int] = set()  # slots that are down, of backends that may be alive
@@ -78,6 +79,16 @@ class Roster:
     def serves(self, model: str) -> bool:
         """Whether any backend, up or not, answers to this model name."""
         return model in self._replicas
+
+    def beside(self, model: str) -> frozenset[str]:
+        """The other models that some backend of this one, up or not, serves too."""
+        found = self._beside.get(model)
+        if found is None:
+            served = [b.models for b in self.backends if b is not None and model in b.models]
+            found = frozenset(other for models in served for other in models if other != model)
+            if model in self._replicas:  # others are not kept: clients send any name
+                self._beside[model] = found
+        return found
 
     def claim(self, name: str) -> int:
         """A slot for a newcomer: the lowest that is free."""
@@ -187,6 +198,7 @@ class Roster:
 
     def _changed(self) -> None:
         self._forget_pools()
+        self._beside.clear()
         self._shortest.clear()
         self._replicas = {}
         for backend in self.backends:

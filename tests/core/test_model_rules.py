@@ -13,7 +13,7 @@ from router.core import Choice, Fleet, Forecast, Rng
 from router.core.decisions import Command, Dispatch, EndState, Hold, Refuse, RequestRecord, Send
 from router.core.dispatcher import Dispatcher
 from router.core.errors import Reason
-from router.core.flight import DispatchLimits, Failure
+from router.core.flight import DispatchLimits, Failure, FailureKind
 from router.core.model_rules import ModelRule, ModelRules, rules_of
 from router.core.record import Recording, replay
 from router.core.types import Load, Request, Slo, Usage
@@ -201,12 +201,87 @@ def test_where_the_other_model_has_no_room_at_once_the_request_waits_for_it() ->
     assert send.fallback_why.startswith("no backend serves 'big'")
 
 
+EXCEEDED = Failure("too long", backend_fault=False, kind=FailureKind.CONTEXT_EXCEEDED, context_tokens_max=4_096)
+BAD = Failure("no pictures", backend_fault=False, retryable=False, kind=FailureKind.CLIENT_ERROR)
+
+
+@pytest.mark.parametrize("failure", [EXCEEDED, BAD])
+def test_what_another_model_cannot_serve_its_own_gets_after_all(failure: Failure) -> None:
+    """The client named the own one: no answer of another is final while that could serve it, if late."""
+    slow = backend("b", models=("big",), slower=100.0)
+    it = pool(slow, backend("s", models=("small",)))
+    first = sent(it.arrived(asks("r", slo=Slo(tpot_s=0.05)), 0.0))
+    assert (first.model, first.backend) == ("small", "s")
+    second = sent(it.failed("r", first.attempt, failure, 0.1))
+    assert (second.backend, second.model, second.fallback_why) == ("b", "", "")
+    done = account(it.ended("r", second.attempt, Usage(3), 1.0))
+    assert (done.outcome, done.model, done.fallback_why) == (EndState.SERVED, "", "")
+
+
+@pytest.mark.parametrize("failure", [EXCEEDED, BAD])
+def test_what_another_model_cannot_serve_is_refused_for_the_reason_of_its_own(failure: Failure) -> None:
+    """It may come again once its own is there; another fallback is tried before, where what one lacks is no mistake."""
+    rules = ModelRules({"big": ModelRule(fallback=("small", "last"))})
+    it = pool(
+        backend("b", models=("big",)), backend("s", models=("small",)), backend("l", models=("last",)), models=rules
+    )
+    it.backend_health("b", False, 0.0)
+    send = sent(it.arrived(asks("r"), 0.0))
+    assert send.model == "small"
+    commands = it.failed("r", send.attempt, failure, 0.1)
+    if failure is EXCEEDED:
+        send = sent(commands)
+        assert (send.model, send.fallback_why) == ("last", "too long")
+        commands = it.failed("r", send.attempt, failure, 0.2)
+    refuse = refused(commands)
+    assert (refuse.reason, refuse.why) == (Reason.NO_BACKEND, "no backend of 'big' that takes it is up and awake")
+    assert refuse.retry_after_s > 0.0
+
+
+def test_a_prompt_that_its_own_engine_finds_too_long_goes_to_a_model_with_a_longer_context() -> None:
+    """As one does that is known to be too long before it is sent; where no model takes it, that is the client's."""
+    own = backend("b", models=("big",), context_tokens_max=4_096)
+    it = pool(own, backend("s", models=("small",), context_tokens_max=8_192))
+    send = sent(it.failed("r", sent(it.arrived(asks("r"), 0.0)).attempt, EXCEEDED, 0.1))
+    assert (send.model, send.fallback_why) == ("small", "too long")
+    longer = replace(EXCEEDED, context_tokens_max=8_192)
+    assert refused(it.failed("r", send.attempt, longer, 0.2)).reason is Reason.CLIENT_ERROR
+    short = pool(own, backend("s", models=("small",), context_tokens_max=4_096))
+    first = sent(short.arrived(asks("r"), 0.0))
+    assert refused(short.failed("r", first.attempt, EXCEEDED, 0.1)).reason is Reason.CLIENT_ERROR
+
+
 class NoRoomForBig:
-    """A policy that holds all requests for big, and sends all others."""
+    """A policy that holds all requests for big, and while it is ``full`` for any model, and sends all others."""
+
+    def __init__(self, full: bool = False) -> None:
+        self.full = full
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """See Routing."""
-        return Hold(fleet.now_s + 0.05, "wait") if request.model == "big" else Dispatch(int(fleet.slots[0]), "go")
+        if self.full or request.model == "big":
+            return Hold(fleet.now_s + 0.05, "wait")
+        return Dispatch(int(fleet.slots[0]), "go")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_requests_that_wait_for_a_model_whose_backends_die_fall_back_then(full: bool) -> None:
+    """At once, or as soon as the other model has room: not when their hold ends. Others wait on."""
+    it, policy = pool(admission={"hold_s_max": 9.0}), NoRoomForBig(full)
+    it.adopt(policy, it.admission)
+    for each in (request("own", model="big"), asks("r"), asks("q")):
+        assert not it.arrived(each, 0.0)
+    commands = list(it.backend_health("b", False, 0.5))
+    if full:
+        assert not commands
+        policy.full = False
+        while it.wake_s < 1.0:
+            commands += it.ticked(it.wake_s)
+    sends = [each for each in commands if isinstance(each, Send)]
+    assert [(each.request_id, each.model) for each in sends] == [("r", "small"), ("q", "small")]
+    assert sends[0].fallback_why == "no backend of 'big' is up"
+    assert (it.held_of("big"), it.held) == (1, 1)
+    assert not it.backend_health("b", True, 1.5)
 
 
 def test_a_hold_that_ends_without_room_ends_at_the_other_model() -> None:
