@@ -9,7 +9,7 @@ from dns import rcode
 from router.config.discover import address_port
 from router.core.errors import ConfigError, SourceFailed
 from router.gateway.config.plan import plan_file
-from router.gateway.sources.dns import DnsRecords
+from router.gateway.sources.dns import EMPTY_S, DnsRecords
 from router.gateway.sources.endpoint import Endpoint
 from tests.dns_server import DnsServer
 from tests.fakes_engine import WholeEngine
@@ -85,10 +85,41 @@ async def test_the_records_are_read_again_when_their_ttl_is_over() -> None:
         server.records[VLLM, "A"] = 0, ["10.0.0.9"]
         assert len(server.asked) == 1
         assert [each.name for each in await anext(sets)] == ["10.0.0.9-8000"]
-        server.records = {}
-        server.names = {VLLM}  # it exists and has no address: there surely is none
-        assert await anext(sets) == ()
         await sets.aclose()
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+async def test_an_answer_without_records_is_believed_once_it_has_been_repeated_for_a_while() -> None:
+    """One such answer, as of a resolver that has just lost its data, must not take the whole pool away."""
+    async with DnsServer() as server:
+        clock = Clock()
+        source = DnsRecords(VLLM, 8000, "http", [server.at], timeout_s=2.0, ttl_s_min=0.01, clock=clock)
+        server.names = {VLLM}
+        assert await first(source) == ()  # of a name that never had any there surely is none
+        server.records[VLLM, "A"] = 0, ["10.0.0.7"]
+        assert len(await first(source)) == 1
+        kept, server.records = server.records, {}
+        for clock.now_s in (100.0, 100.0 + EMPTY_S - 1.0):
+            with pytest.raises(SourceFailed, match=r"had records and has none, which counts after 30 s"):
+                await first(source)
+        server.records = kept  # it was a glitch: what comes later counts anew
+        assert len(await first(source)) == 1
+        server.records, clock.now_s = {}, 200.0
+        for code, failure in ((None, "has none"), (rcode.SERVFAIL, "SERVFAIL")):
+            server.code = code
+            with pytest.raises(SourceFailed, match=failure):
+                await first(source)
+        server.code, clock.now_s = None, 200.0 + EMPTY_S
+        assert await first(source) == ()
+        assert await first(source) == ()
 
 
 async def test_a_set_too_long_for_udp_comes_over_tcp() -> None:

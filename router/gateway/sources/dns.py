@@ -2,12 +2,15 @@
 
 With a port, the addresses of a name: its A records, where it has none its AAAA records, so that a pod with both is one
 backend. Without, its SRV records: each target's addresses, on the record's port. Read again when the least TTL of what
-was read is over. That a name has no such record is believed; that there is no such name may be a typing error or a
-resolver that has just started, and is a failure. Must not be imported unless it is used: dnspython may be missing.
+was read is over. That there is no such name may be a typing error or a resolver that has just started: a failure. That
+a name which had records has none is believed once every answer for ``EMPTY_S`` has said so: one wrong answer must not
+take a whole pool away, and replicas that have really ended are down by their own health checks. Must not be imported
+unless it is used: dnspython may be missing.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from time import monotonic
 from typing import Final
 
 from dns import nameserver, rdatatype
@@ -22,6 +25,7 @@ from router.urls import host_port
 
 TTL_S_MIN: Final = 1.0  # a record with a TTL of 0 is not read without end
 TTL_S_MAX: Final = 300.0
+EMPTY_S: Final = 30.0  # for which HAProxy holds the last good answer by default, where there is none ("hold nx")
 _DNS_PORT: Final = 53
 
 
@@ -36,13 +40,16 @@ class DnsRecords(Source):
         servers: Sequence[tuple[str, int]] = (),
         timeout_s: float = 5.0,
         ttl_s_min: float = TTL_S_MIN,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         """*servers*: addresses with ports; none: those of this machine (``/etc/resolv.conf``), with its search list.
 
         ``timeout_s``: of one question, with all its repetitions.
         """
         self._name, self._port, self._scheme, self._servers = name, port, scheme, servers
-        self._timeout_s, self._ttl_s_min = timeout_s, ttl_s_min
+        self._timeout_s, self._ttl_s_min, self._clock = timeout_s, ttl_s_min, clock
+        self._had = False  # whether the last set that was given has an endpoint
+        self._empty_since_s: float | None = None  # since when every answer is without records
 
     async def sets(self) -> AsyncGenerator[tuple[Endpoint, ...], None]:
         """As often as the TTL says."""
@@ -52,8 +59,22 @@ class DnsRecords(Source):
             found = await (
                 self._of_services(reading) if self._port is None else self._of_addresses(reading, self._port)
             )
+            self._doubt(found)
             yield tuple(sorted(found, key=lambda each: each.name))
             await asyncio.sleep(min(max(reading.ttl_s, self._ttl_s_min), TTL_S_MAX))
+
+    def _doubt(self, found: Sequence[Endpoint]) -> None:
+        """Raises SourceFailed for an answer without records that has not been repeated for long enough."""
+        now_s = self._clock()
+        if found:
+            self._had, self._empty_since_s = True, None
+            return
+        if self._empty_since_s is None:
+            self._empty_since_s = now_s
+        empty_s = now_s - self._empty_since_s
+        if self._had and empty_s < EMPTY_S:
+            raise SourceFailed(f"{self._name} had records and has none, which counts after {EMPTY_S:g} s")
+        self._had = False
 
     def _resolver(self) -> Resolver:
         try:
