@@ -27,7 +27,6 @@ from router.autoscaler.memory import Decided, DecisionAge, ScalingMemory, decide
 from router.autoscaler.metrics import ScalingMetrics
 from router.autoscaler.sharing import shared
 from router.core.errors import ConfigError, StoreGone
-from router.core.policy import Routing
 from router.core.scaling import ScalingDecision
 from router.gateway.config.plan import Plan
 from router.gateway.rollout.audit import Audit
@@ -255,7 +254,7 @@ class Autoscaler:
             self._offered = plan.target, make_target(plan.target)
         return plan
 
-    async def adopt(self, plan: Plan, _: Routing | None = None) -> None:
+    async def adopt(self, plan: Plan, _: Plan | None = None) -> None:
         """Make *plan* the running one, after the round that runs. A target whose options are the same stays."""
         async with self._one_at_a_time:
             if plan.target != self.plan.target:

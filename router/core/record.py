@@ -19,10 +19,10 @@ from router.core.physics import StepCoefficients
 from router.core.text_size import TEXT_SIGMA
 from router.core.types import Backend, EngineReport, Load, Request, RequestId, Usage, slo_from
 
-VERSION: Final = 6  # 1: other names of events and fields; 2: one event for commit and first token
-READABLE: Final = (3, 4, 5, VERSION)
+VERSION: Final = 7  # 1: other names of events and fields; 2: one event for commit and first token
+READABLE: Final = (3, 4, 5, 6, VERSION)
 """3: without the time of a last token, which is the end's then; 4: no peer's changes; 5: no reply that a proxy has from
-another backend, no rules of models, no limit ``late_final``.
+another backend, no rules of models, no limit ``late_final``; 6: no decisions that a guard replaced.
 """
 _REQUEST: Final = tuple(each.name for each in fields(Request))
 _OF_MODELS: Final = ("requested_model", "fallback")  # of a request: where they are empty they are left out
@@ -33,9 +33,16 @@ Event = dict[str, Any]
 class Recording:
     """A dispatcher whose events are written down as they come, each with the commands it was answered with."""
 
-    def __init__(self, core: Dispatcher, write: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        core: Dispatcher,
+        write: Callable[[Event], None],
+        replaced: Callable[[], Sequence[Sequence[int | str]]] = tuple,
+    ) -> None:
+        """``replaced``: which decisions about the event that has just ended were not its policy's own, and why."""
         self._core = core
         self._write = write
+        self._replaced = replaced
 
     def backend_joined(self, backend: Backend, now_s: float) -> Sequence[Command]:
         """See Dispatcher."""
@@ -171,11 +178,13 @@ class Recording:
         return self._core.soonest_s
 
     def _note(self, event: str, now_s: float, commands: Sequence[Command], **arguments: Any) -> Sequence[Command]:
+        replaced = self._replaced()
         self._write(
             {
                 "at_s": now_s if isfinite(now_s) else None,
                 "event": event,
                 **arguments,
+                **({"replaced": replaced} if replaced else {}),
                 "answer": [plain_command(c) for c in commands],
             }
         )

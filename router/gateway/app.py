@@ -21,7 +21,6 @@ from router.config import settings
 from router.core.border import asked_in_time
 from router.core.dispatcher import Dispatcher
 from router.core.errors import ConfigError
-from router.core.policy import Routing
 from router.core.quota import Quotas, Shares
 from router.core.record import Recording
 from router.core.reports import UNATTRIBUTED_TTL_S
@@ -45,6 +44,7 @@ from router.gateway.protocols.target import Target
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.policy_rollout import PolicyRollout
 from router.gateway.rollout.reload import Reloader
+from router.gateway.rollout.replacements import Replacements
 from router.gateway.sources.registry import source_of
 from router.gateway.sources.sources import Sources
 from router.gateway.state import ModelDemand, RouterView, Store
@@ -106,9 +106,11 @@ class Gateway:
         self.clock, self.path, self.identity, self._prepare = clock, path, identity, prepare
         self.router_id = identity.router_id if identity else plan.router_id
         self.metrics, self.demand, self.journal = Metrics(clock), DemandWindow(), Journal()
-        self.core, self.recorder, recorded = _core(plan, identity)
+        self.core, self.recorder, recorded, replacements = _core(plan, identity)
         self.audit = Audit(worker=self.router_id if identity else "")
-        self.rollout = PolicyRollout(self.core, self.audit, self._on_verdict, trials=identity.slots if identity else 1)
+        self.rollout = PolicyRollout(
+            self.core, self.audit, self._on_verdict, trials=identity.slots if identity else 1, replacements=replacements
+        )
         self.access_log = _access_log(plan, self.router_id, clock)
         self.traces = _traces(plan, self.router_id, self.core.explain, clock)
         self.history = History(self.rollout.arm)
@@ -380,17 +382,17 @@ class Gateway:
         self._verdicts.add(task)
         task.add_done_callback(self._verdicts.discard)
 
-    async def adopt(self, plan: Plan, last_good: Routing | None = None) -> None:
+    async def adopt(self, plan: Plan, last_good: Plan | None = None) -> None:
         """Make *plan* the running one: for requests in one step; health checks and scrapes follow.
 
-        *last_good* decides where the plan's own routing fails.
+        The routing of *last_good* decides where the plan's own fails.
         """
         await self._prepare(plan)
         if self.recorder is not None and plan is not self.plan:
-            self.recorder.adopted(_decisions(plan))
+            self.recorder.adopted(_decisions(plan, last_good))
         self.driver.ingress, self.core.models = plan.ingress, plan.ingress.models
         self.quotas.adopt(plan.quotas, self.clock())
-        self.rollout.adopt(plan, last_good)
+        self.rollout.adopt(plan, last_good.routing if last_good is not None else None)
         await self._adopt_backends(plan)
 
     async def _adopt_backends(self, plan: Plan) -> None:
@@ -469,16 +471,19 @@ class Gateway:
 
 def _core(
     plan: Plan, identity: WorkerIdentity | None
-) -> tuple[Dispatcher, recorder.Recorder | None, Dispatcher | Recording]:
-    """A core, its recorder if one is configured, and the core as the driver gets it: recorded or not."""
+) -> tuple[Dispatcher, recorder.Recorder | None, Dispatcher | Recording, Replacements | None]:
+    """A core, its recorder if one is configured, the core as the driver gets it, recorded or not, and where guards note
+    for the record whose decisions they replaced.
+    """
     seed = secrets.randbits(64)
     core = Dispatcher(plan.routing, plan.admission, Random(seed), plan.limits, models=plan.ingress.models)
     record = plan.settings.record
     if record is None:
-        return core, None, core
+        return core, None, core, None
     file = _worker_record(plan, identity) or record.file
     sink = recorder.Recorder(file, record.bytes_max, {"seed": seed, **_decisions(plan)})
-    return core, sink, Recording(core, sink.write)
+    replacements = Replacements()
+    return core, sink, Recording(core, sink.write, replacements.take), replacements
 
 
 def _access_log(plan: Plan, router_id: str, clock: Callable[[], float]) -> AccessLog | None:
@@ -538,10 +543,12 @@ def _driver(
     )
 
 
-def _decisions(plan: Plan) -> dict[str, Any]:
+def _decisions(plan: Plan, last_good: Plan | None = None) -> dict[str, Any]:
     trial = plan.settings.policy.canary
     split = trial.model_dump(mode="json", include={"share", "by", "tenants"}) if trial is not None else None
     named = {role: plan.chosen[role].plain() for role in ("routing", "admission", "canary") if role in plan.chosen}
+    if last_good is not None:
+        named["last_good"] = last_good.chosen["routing"].plain()
     return recorder.decisions(named | ({"split": split} if split else {}), plan.limits, plan.ingress.models)
 
 

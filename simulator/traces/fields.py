@@ -7,6 +7,7 @@ from math import inf
 from textwrap import shorten
 from typing import Any, Final
 
+from router.core.model_rules import ALLOW, DENY
 from router.core.text_size import text_tokens
 from router.core.types import Slo, slo_of
 from simulator.traces.entry import LineParser, Parsed, TraceEntry
@@ -182,6 +183,14 @@ def text_of(record: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str | int):
         raise ValueError(f"{key} must be text, got {type(value).__name__}")  # noqa: TRY004 - a bad line
     return str(value)
+
+
+def fallback_of(record: Mapping[str, Any]) -> str:
+    """Whether another model may serve it: ``allow`` or ``deny``, empty if ``fallback`` is absent. Raises ValueError."""
+    given = text_of(record, "fallback")
+    if given not in ("", ALLOW, DENY):
+        raise ValueError(f"fallback must be {ALLOW} or {DENY}, got {given!r}")
+    return given
 
 
 def flag(record: Mapping[str, Any], key: str) -> bool:

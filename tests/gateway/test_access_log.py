@@ -122,6 +122,16 @@ async def test_the_simulator_reads_the_log_as_a_trace(tmp_path: Path) -> None:
     assert reading.left_out == {"were not served, so that the length of their reply is not known": 2}
 
 
+async def test_whether_another_model_might_serve_a_request_is_logged(tmp_path: Path) -> None:
+    """A replay of the log falls back where the gateway might have; what says nothing of it is left to the rules."""
+    path = tmp_path / "access.log"
+    async with serving(path, "json", [stream("a", usage=USAGE)]) as (made, _):
+        for headers in ({"x-headroom-fallback": "deny"}, {"x-headroom-fallback": "allow"}, {}):
+            await made.chat(headers=headers)
+    assert [each["fallback"] for each in lines(path)] == ["deny", "allow", None]
+    assert [each.fallback for each in read_trace(path).entries] == ["deny", "allow", ""]
+
+
 async def test_a_client_that_leaves_and_an_engine_that_breaks_end_differently(tmp_path: Path) -> None:
     """By the letters that HAProxy has for it."""
     path = tmp_path / "access.log"

@@ -5,6 +5,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import orjson
@@ -51,6 +52,35 @@ async def test_a_recorded_gateway_run_told_to_a_fresh_core_gives_the_same_comman
     events = [orjson.loads(line)["event"] for line in record.read_bytes().splitlines()[1:]]
     assert events.count("arrived") == 40
     assert events.count("adopt") == 1
+    assert list(differences(record)) == []
+
+
+async def test_decisions_that_a_guard_replaced_are_replayed_as_they_were(tmp_path: Path) -> None:
+    """Whether one is late depends on the machine: the record states which were, and who decided then."""
+    record, path = tmp_path / "run.jsonl", tmp_path / "r.yaml"
+    async with (
+        ScriptedEngine([stream("a", "b")]) as engine,
+        Pages(dict(HEALTHY)) as pages,
+    ):
+        lines = [backend(name, engine, pages) for name in "abc"]
+        more = f"record: {{file: {record}}}\nreload: {{validation: {{enabled: false}}}}\n"
+        more += "policy: {canary: {routing: random, share: 0.5}, routing: power_of_two}\n"
+        text = config(*lines, more=more)
+        async with router(path, text) as it:
+            for _ in range(5):
+                await it.chat()
+            ticks = count()
+            it.gateway.rollout._clock = lambda: next(ticks) * 0.006  # more than a decision may take
+            path.write_text(text.replace("power_of_two", "least_work"), encoding="utf-8")
+            assert (await it.client.post("/admin/reload")).status_code == 200
+            for _ in range(12):
+                assert (await it.chat()).status_code == 200
+    header, *events = map(orjson.loads, record.read_bytes().splitlines())
+    assert "last_good" not in header
+    adopted = next(event for event in events if event["event"] == "adopt")
+    assert (adopted["routing"]["name"], adopted["last_good"]["name"]) == ("least_work", "power_of_two")
+    why = {why for event in events for _, why in event.get("replaced", ())}
+    assert {"overran"} <= why <= {"overran", "dropped"}
     assert list(differences(record)) == []
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 import policies
 from router.core import ADMIT, Admit, Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
 from router.core.policy import Admission, Memory, Routing
+from router.gateway.rollout.replacements import DROPPED, INVALID, OVERRAN, RAISED, Replacements
 
 GROSS: Final = 100.0  # times the budget: one such decision is enough
 LATE: Final = (5, 20)  # so many overruns among so many decisions; on a busy machine a few are normal
@@ -37,7 +38,7 @@ class DecisionStats:
 
     decisions: int = 0
     seconds: float = 0.0
-    faults: dict[str, int] = field(default_factory=lambda: {"raised": 0, "overran": 0, "invalid": 0})
+    faults: dict[str, int] = field(default_factory=lambda: {RAISED: 0, OVERRAN: 0, INVALID: 0})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Faults:
         self._late.append(decisions)
         often = len(self._late) == LATE[0] and decisions - self._late[0] < LATE[1]
         gross = took_s > GROSS * self.bounds.budget_s
-        self._count("overran", f"a decision took {took_s * 1e3:.1f} ms", often or gross)
+        self._count(OVERRAN, f"a decision took {took_s * 1e3:.1f} ms", often or gross)
 
     def _count(self, kind: str, why: str, enough: bool) -> None:
         last = enough and not self.dropped
@@ -93,45 +94,51 @@ class Faults:
 class Guarded:
     """A routing policy with a guard; the core calls it like any other."""
 
-    __slots__ = ("_budget_s", "_clock", "_fallback", "_live", "_stats", "faults")
+    __slots__ = ("_budget_s", "_clock", "_fallback", "_live", "_replacements", "_stats", "faults")
 
-    def __init__(self, live: Routing, fallback: Routing, faults: Faults) -> None:
-        """``fallback`` decides where ``live`` does not; ``faults``: of ``live``."""
+    def __init__(
+        self, live: Routing, fallback: Routing, faults: Faults, replacements: Replacements | None = None
+    ) -> None:
+        """``fallback`` decides where ``live`` does not; ``faults``: of ``live``; ``replacements``: where it is noted
+        which decisions are the fallback's (None: nowhere).
+        """
         self._live: Any = live  # its answers are not trusted
-        self._fallback: Any = fallback
+        self._fallback = fallback
+        self._replacements = replacements
         self._stats, self._clock, self._budget_s = faults.stats, faults.clock, faults.bounds.budget_s
         self.faults = faults
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """See Routing."""
         if self.faults.dropped:
-            return self._last_good(request, fleet, forecast, rng)
+            return self._last_good(DROPPED, request, fleet, forecast, rng)
         clock, stats = self._clock, self._stats
         began_s = clock()
         try:
             choice = self._live.choose(request, fleet, forecast, rng)
         except (Exception, SystemExit) as problem:
-            self.faults.add("raised", f"{type(problem).__name__}: {problem}")
-            return self._last_good(request, fleet, forecast, rng)
+            self.faults.add(RAISED, f"{type(problem).__name__}: {problem}")
+            return self._last_good(RAISED, request, fleet, forecast, rng)
         took_s = clock() - began_s
         stats.decisions += 1
         stats.seconds += took_s
         if took_s > self._budget_s:
             self.faults.overran(took_s)
-        elif is_valid(choice, fleet):
+            return self._last_good(OVERRAN, request, fleet, forecast, rng)
+        if is_valid(choice, fleet):
+            if self._replacements is not None:
+                self._replacements.add("")
             return cast("Choice", choice)
-        else:
-            self.faults.add("invalid", f"answered {choice!r}")
-        return self._last_good(request, fleet, forecast, rng)
+        self.faults.add(INVALID, f"answered {choice!r}")
+        return self._last_good(INVALID, request, fleet, forecast, rng)
 
-    def _last_good(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
-        try:
-            choice = self._fallback.choose(request, fleet, forecast, rng)
-            if is_valid(choice, fleet):
-                return cast("Choice", choice)
-        except (Exception, SystemExit) as problem:
-            self.faults.add("raised", f"the last good policy failed too: {type(problem).__name__}: {problem}")
-        return SAFE.choose(request, fleet, forecast, rng)
+    def _last_good(self, why: str, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
+        if self._replacements is not None:
+            self._replacements.add(why)
+        choice, problem = replacement(self._fallback, request, fleet, forecast, rng)
+        if problem:
+            self.faults.add(RAISED, f"the last good policy failed too: {problem}")
+        return choice
 
 
 class GuardedAdmission:
@@ -140,10 +147,11 @@ class GuardedAdmission:
     The memory is stored with the class of the policy that made it, and dropped for a policy of another class.
     """
 
-    __slots__ = ("_clock", "_kind", "_live", "faults", "held_max", "hold_s_max")
+    __slots__ = ("_clock", "_kind", "_live", "_replacements", "faults", "held_max", "hold_s_max")
 
-    def __init__(self, live: Admission, faults: Faults) -> None:
+    def __init__(self, live: Admission, faults: Faults, replacements: Replacements | None = None) -> None:
         self._live: Any = live  # its answers are not trusted
+        self._replacements = replacements
         self._kind, self._clock = type(live), faults.clock
         self.held_max, self.hold_s_max = live.held_max, live.hold_s_max
         self.faults = faults
@@ -151,22 +159,41 @@ class GuardedAdmission:
     def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit | Shed, Memory]:
         """See Admission."""
         if self.faults.dropped:
-            return ADMIT, memory
+            return self._admit(DROPPED), memory
         own = memory[1] if memory is not None and memory[0] is self._kind else None
         began_s = self._clock()
         try:
             answer, after = self._live.admit(request, fleet, forecast, own)
         except (Exception, SystemExit) as problem:
-            self.faults.add("raised", f"admission: {type(problem).__name__}: {problem}")
-            return ADMIT, memory
+            self.faults.add(RAISED, f"admission: {type(problem).__name__}: {problem}")
+            return self._admit(RAISED), memory
         took_s = self._clock() - began_s
         if took_s > self.faults.bounds.budget_s:
             self.faults.overran(took_s)
-        elif type(answer) in (Admit, Shed):
+            return self._admit(OVERRAN), memory
+        if type(answer) in (Admit, Shed):
+            if self._replacements is not None:
+                self._replacements.add("")
             return answer, (self._kind, after)
-        else:
-            self.faults.add("invalid", f"admission: answered {answer!r}")
-        return ADMIT, memory
+        self.faults.add(INVALID, f"admission: answered {answer!r}")
+        return self._admit(INVALID), memory
+
+    def _admit(self, why: str) -> Admit:
+        if self._replacements is not None:
+            self._replacements.add(why)
+        return ADMIT
+
+
+def replacement(last_good: Routing, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> tuple[Choice, str]:
+    """The choice of the last good policy, or where that fails of the one that is safe; and why it failed, if so."""
+    why = ""
+    try:
+        choice: Any = last_good.choose(request, fleet, forecast, rng)
+        if is_valid(choice, fleet):
+            return cast("Choice", choice), ""
+    except (Exception, SystemExit) as problem:
+        why = f"{type(problem).__name__}: {problem}"
+    return SAFE.choose(request, fleet, forecast, rng), why
 
 
 def is_valid(choice: object, fleet: Fleet) -> bool:

@@ -19,6 +19,7 @@ from router.gateway.config.plan import Plan
 from router.gateway.rollout.audit import Audit
 from router.gateway.rollout.canary import Canary, Split, Trial
 from router.gateway.rollout.guard import SAFE, Bounds, DecisionStats, Fault, Faults, Guarded, GuardedAdmission
+from router.gateway.rollout.replacements import Replacements
 from router.gateway.rollout.shadow import Comparison, Shadow
 
 _log = logging.getLogger("headroom")
@@ -39,14 +40,16 @@ class PolicyRollout:
         act: Callable[[Plan, Verdict, Role, str], None],
         clock: Callable[[], float] = perf_counter,
         trials: int = 1,
+        replacements: Replacements | None = None,
     ) -> None:
         """``act`` is called when a role's policy is dropped for its faults, and when its canary's trial has ended.
 
-        ``trials``: run in parallel, one in each worker; the first verdict decides for all.
+        ``trials``: run in parallel, one in each worker; the first verdict decides for all. ``replacements``: where the
+        guards note whose decisions they replaced (None: nowhere).
         """
         self._core, self._audit, self._act, self._clock = core, audit, act, clock
         self.stats: dict[Role, DecisionStats] = {role: DecisionStats() for role in ROLES}
-        self._trials = trials
+        self._trials, self._replacements = trials, replacements
         self._plan: Plan | None = None
         self._shadow: Shadow | None = None
         self._trial: Trial | None = None
@@ -58,12 +61,14 @@ class PolicyRollout:
         bounds = Bounds(given.budget_ms / 1e3, given.faults_max, given.window_s)
         self._plan = plan
         routing = self._serving(plan, last_good or SAFE, bounds)
-        admission = GuardedAdmission(plan.admission, self._faults("serving", "admission", bounds))
+        faults = self._faults("serving", "admission", bounds)
+        admission = GuardedAdmission(plan.admission, faults, self._replacements)
         self._core.limits = plan.limits
         self._core.adopt(routing, admission)
 
     def _serving(self, plan: Plan, last_good: Routing, bounds: Bounds) -> Routing:
-        routing: Routing = Guarded(plan.routing, last_good, self._faults("serving", "routing", bounds))
+        faults = self._faults("serving", "routing", bounds)
+        routing: Routing = Guarded(plan.routing, last_good, faults, self._replacements)
         self._trial, self._shadow = None, None
         trial, shadow = plan.settings.policy.canary, plan.settings.policy.shadow
         if trial is not None and plan.canary is not None:
@@ -71,7 +76,7 @@ class PolicyRollout:
             confidence = 1.0 - (1.0 - trial.confidence) / self._trials  # Bonferroni's
             self._trial = Trial(split, trial.attainment_drop_max, confidence, trial.sample_min, trial.sample_max)
             faults = self._faults("canary", "routing", bounds)
-            routing = Canary(routing, Guarded(plan.canary, plan.routing, faults), split)
+            routing = Canary(routing, Guarded(plan.canary, plan.routing, faults, self._replacements), split)
         if shadow is not None and plan.shadow is not None:
             faults = self._faults("shadow", "routing", bounds)
             routing = self._shadow = Shadow(

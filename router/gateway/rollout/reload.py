@@ -20,7 +20,6 @@ from watchfiles import awatch
 from router.config import references, settings
 from router.config.text import Document, document, read
 from router.core.errors import ConfigError, NotValidated
-from router.core.policy import Routing
 from router.gateway.config.plan import Plan, make
 from router.gateway.config.policy_spec import key
 from router.gateway.rollout.audit import Audit
@@ -78,17 +77,17 @@ class Reloader:
         self,
         path: Path,
         running: Plan,
-        swap: Callable[[Plan, Routing | None], Awaitable[None]],
+        swap: Callable[[Plan, Plan | None], Awaitable[None]],
         observer: ReloadObserver,
         audit: Audit,
         leads: Callable[[], bool] = lambda: True,
         record: Path | None = None,
         stores: bool = True,
     ) -> None:
-        """``swap`` makes a plan the running one, with the last good routing as its fallback; it must not fail for a
-        plan that could be made. ``leads``: whether this worker is the one that takes a changed file; ``record``: the
-        file this worker records to, if not the config's. ``stores``: whether versions go to the config's history_dir;
-        one process in a folder does.
+        """``swap`` makes a plan the running one, with the routing of the last good one where its own fails; it must not
+        fail for a plan that could be made. ``leads``: whether this worker is the one that takes a changed file;
+        ``record``: the file this worker records to, if not the config's. ``stores``: whether versions go to the
+        config's history_dir; one process in a folder does.
         """
         self.path = path
         self.running = running
@@ -261,13 +260,13 @@ class Reloader:
         self._audit.file = plan.settings.reload.audit_file
         self._audit.note("serves", version=plan.version, origin=origin, validation=asdict(validation))
 
-    def _last_good(self, plan: Plan) -> Routing | None:
-        """The routing of the newest good version that differs from the plan's; None when there is none."""
+    def _last_good(self, plan: Plan) -> Plan | None:
+        """The plan of the newest good version whose routing differs from the plan's; None when there is none."""
         own = key(plan.chosen["routing"].plain())
         for version in self.versions:
             earlier: Plan | None = version.plan
             if earlier is not None and not version.bad and key(earlier.chosen["routing"].plain()) != own:
-                return earlier.routing
+                return earlier
         return None
 
     # -- the files ---------------------------------------------------------------------------------------------

@@ -118,6 +118,7 @@ def _fields(stamp: str, router: str, log: RequestLog) -> Fields:
         "session": request.session,
         "model": request.requested_model or request.model,
         "served_model": record.served_model if record.backend else None,
+        "fallback": request.fallback or None,
         "fallback_why": record.fallback_why or None,
         "slo_class": request.slo_class,
         "priority": request.priority,

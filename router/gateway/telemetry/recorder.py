@@ -26,6 +26,8 @@ from router.core.model_rules import NO_RULES, ModelRules, rules_of
 from router.core.record import READABLE, VERSION, Event, replay
 from router.gateway.config.policy_spec import of_plain
 from router.gateway.rollout.canary import Canary, Split
+from router.gateway.rollout.guard import SAFE
+from router.gateway.rollout.replayed import Replaced, ReplayedAdmission, ReplayedRouting
 from router.gateway.telemetry.record_file import RecordFile
 
 _log = logging.getLogger("headroom")
@@ -116,8 +118,9 @@ class Recorder:
 
 
 def decisions(named: Mapping[str, Mapping[str, Any]], limits: DispatchLimits, models: ModelRules = NO_RULES) -> Event:
-    """Who decides within which bounds; ``named``: by role (routing, admission, canary), as ``PolicySpec`` holds
-    it, and under ``split`` whose requests are the canary's; ``models``: which serve others' requests.
+    """Who decides within which bounds; ``named``: by role (routing, admission, canary, and last_good, which decides
+    where routing fails), as ``PolicySpec`` holds it, and under ``split`` whose requests are the canary's; ``models``:
+    which serve others' requests.
     """
     rules = {"models": models.plain()} if models.rules else {}
     return {**named, **rules, "limits": {name: value for name, value in asdict(limits).items() if isfinite(value)}}
@@ -135,27 +138,32 @@ def differences(path: Path) -> Iterator[tuple[int, Event, list[Event]]]:
         raise RecordError(f"{path}:1: expected the header of a record of version {VERSION}, found {found}")
     if first.get("continues"):
         raise RecordError(f"{path}:1: begins in the middle of a run; a replay to the letter needs its start")
-    core = Dispatcher(*_policies(first), Random(first["seed"]), DispatchLimits(**first["limits"]))
+    replaced = Replaced()
+    core = Dispatcher(*_policies(first, replaced), Random(first["seed"]), DispatchLimits(**first["limits"]))
     core.models = rules_of(first.get("models", {}))
     for number, event in lines:
         if event.get("event") == "adopt":
-            core.adopt(*_policies(event))
+            core.adopt(*_policies(event, replaced))
             core.limits = DispatchLimits(**event["limits"])
             core.models = rules_of(event.get("models", {}))
         elif event.get("event") == "gap":
             raise RecordError(f"{path}:{number}: {event['lost']} events were lost here; the replay ends")
         else:
+            replaced.begin(event.get("replaced", ()))
             ((_, answer),) = replay([event], core)
             if answer != event["answer"]:
                 yield number, event, answer
 
 
-def _policies(event: Event) -> tuple[Any, Any]:
-    routing, admission = (of_plain(kind, event[kind]).make() for kind in ("routing", "admission"))
+def _policies(event: Event, replaced: Replaced) -> tuple[Any, Any]:
+    live, admission = (of_plain(kind, event[kind]).make() for kind in ("routing", "admission"))
+    last_good = of_plain("routing", event["last_good"]).make() if "last_good" in event else SAFE
+    routing: Any = ReplayedRouting(live, last_good, replaced)
     if "canary" in event:
         split = Split(**event["split"] | {"tenants": frozenset(event["split"]["tenants"])})
-        routing = Canary(routing, of_plain("routing", event["canary"]).make(), split)
-    return routing, admission
+        canary = ReplayedRouting(of_plain("routing", event["canary"]).make(), live, replaced)
+        routing = Canary(routing, canary, split)
+    return routing, ReplayedAdmission(admission, replaced)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Event]]:

@@ -9,7 +9,17 @@ from typing import Any, Final
 
 from router.core.slo_metrics import SLO_METRICS
 from simulator.traces.entry import LeftOut, Parsed, TraceEntry, TraceFormat
-from simulator.traces.fields import SEQUENCES_MAX, by_record, count, flag, many, scaled_seconds, slo_given, text_of
+from simulator.traces.fields import (
+    SEQUENCES_MAX,
+    by_record,
+    count,
+    fallback_of,
+    flag,
+    many,
+    scaled_seconds,
+    slo_given,
+    text_of,
+)
 
 _EPOCH: Final = datetime(2023, 1, 1, tzinfo=UTC)  # only differences count
 
@@ -31,6 +41,7 @@ def _read(record: Mapping[str, Any]) -> Parsed:
         tenant=text_of(record, "tenant"),
         session=text_of(record, "session"),
         streamed=flag(record, "stream"),
+        fallback=fallback_of(record),
         sequences=min(many(record, "sequences"), SEQUENCES_MAX),
     )
 

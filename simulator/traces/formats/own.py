@@ -12,7 +12,6 @@ Any other key is an error, so that a misspelt SLO is not taken for no SLO.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from router.core.model_rules import ALLOW, DENY
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import Slo
 from router.spelling import suggestion
@@ -21,6 +20,7 @@ from simulator.traces.fields import (
     SEQUENCES_MAX,
     by_record,
     count,
+    fallback_of,
     flag,
     hashes,
     many,
@@ -82,15 +82,8 @@ def _read(record: Mapping[str, Any]) -> TraceEntry:
         streamed=flag(record, "streamed"),
         sequences=prompts * choices,
         prompts=prompts,
-        fallback=_fallback(record),
+        fallback=fallback_of(record),
     )
-
-
-def _fallback(record: Mapping[str, Any]) -> str:
-    given = text_of(record, "fallback")
-    if given not in ("", ALLOW, DENY):
-        raise ValueError(f"fallback must be {ALLOW} or {DENY}, got {given!r}")
-    return given
 
 
 def _slo(record: Mapping[str, Any]) -> Slo | None:
