@@ -57,6 +57,16 @@ TRTLLM = {
     "/v1/models": b'{"object":"list","data":[{"id":"q","object":"model","owned_by":"tensorrt_llm"}]}',
     "/version": b'{"version":"1.0.0"}',
 }
+TGI = {
+    "/info": b'{"model_id":"meta-llama/Llama-3.1-8B-Instruct","max_concurrent_requests":128,"max_total_tokens":8192,'
+    b'"max_batch_total_tokens":65536,"max_batch_prefill_tokens":4096,"max_batch_size":null,"version":"3.0.0"}',
+    "/v1/models": b'{"object":"list","data":[{"id":"meta-llama/Llama-3.1-8B-Instruct","owned_by":"meta"}]}',
+}
+DYNAMO = {
+    "/v1/models": b'{"object":"list","data":[{"id":"mock","owned_by":"nvidia","context_window":0}]}',
+    "/metrics": b'dynamo_frontend_inflight_requests{model="mock"} 0\n'
+    b'dynamo_frontend_model_context_length{model="mock"} 2048\n',
+}
 OTHER = {"/v1/models": b'{"data":[{"id":"mock","owned_by":"nvidia","context_window":4096}]}'}
 
 
@@ -85,6 +95,19 @@ async def read(pages: Pages, **given: str) -> tuple[str, EngineFacts]:
         (LLAMACPP, "llamacpp", EngineFacts(("tiny-lc",), "b5", "/m/t.gguf", 1024, 4096, 4)),
         (TRITON, "triton", EngineFacts(("ensemble",), "2.51.0")),
         (TRTLLM, "tensorrt-llm", EngineFacts(("q",), "1.0.0")),
+        (
+            TGI,
+            "tgi",
+            EngineFacts(
+                ("meta-llama/Llama-3.1-8B-Instruct",),
+                "3.0.0",
+                "meta-llama/Llama-3.1-8B-Instruct",
+                8192,
+                65536,
+                chunk_tokens=4096,
+            ),
+        ),
+        (DYNAMO, "dynamo", EngineFacts(("mock",), context_tokens_max=2048)),
         (OTHER, "openai", EngineFacts(("mock",), context_tokens_max=4096)),
     ],
 )

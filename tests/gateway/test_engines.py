@@ -113,6 +113,13 @@ def test_the_prefix_hit_rate_is_of_what_came_since_the_last_page() -> None:
             b"llamacpp:prompt_tokens_total 60\nllamacpp:prompt_tokens_cached_total 40\n",
             Snapshot("llamacpp", 1, 2, signals={"kv_usage": nan, "prefix_hit_rate": Share(40, 100)}),
         ),
+        (b"tgi_batch_current_size 3\ntgi_queue_size 2\n", Snapshot("tgi", 3, 2)),
+        (
+            b'dynamo_frontend_inflight_requests{model="m"} 7\ndynamo_frontend_inflight_requests{model="other"} 9\n'
+            b'dynamo_frontend_router_queue_pending_requests{model="m",policy_class="default",worker_type="decode"} 2\n',
+            Snapshot("dynamo", 5, 2),
+        ),
+        (b'dynamo_frontend_inflight_requests{model="m"} 7\n', Snapshot("dynamo", 7, 0)),
         (
             b"vllm:num_requests_running what\nvllm:num_requests_waiting 3 1700000000\n",
             Snapshot("vllm", nan, 3, signals={"kv_usage": nan, "prefix_hit_rate": Share(nan, nan)}),
@@ -120,8 +127,10 @@ def test_the_prefix_hit_rate_is_of_what_came_since_the_last_page() -> None:
     ],
 )
 def test_each_engine_is_known_by_its_names(page: bytes, expected: Snapshot) -> None:
-    """SGLang, trtllm-serve, llama.cpp; a sample that is no number is passed over; a timestamp is not the value."""
-    assert same(read_metrics(page), expected)
+    """SGLang, trtllm-serve, llama.cpp, TGI, Dynamo; a sample that is no number is passed over; a timestamp is not the
+    value.
+    """
+    assert same(read_metrics(page, ("m",)), expected)
 
 
 SGLANG = b"""sglang:num_running_reqs{engine_type="unified",model_name="m",pp_rank="0",priority="",tp_rank="0"} 10.0
