@@ -167,6 +167,9 @@ def error_names(payload: bytes) -> frozenset[str]:
     return frozenset(str(value).lower() for value in values if isinstance(value, str | int))
 
 
+_MESSAGES: Final = ("message", "text", "msg")
+
+
 def read_error(payload: bytes) -> tuple[int, str]:
     """Status code (0: none) and message of an error body: OpenAI's, Anthropic's, FastAPI's ``detail``, FastChat's,
     text-generation-inference's, Triton's plain string.
@@ -177,13 +180,13 @@ def read_error(payload: bytes) -> tuple[int, str]:
         return 0, payload[:_MESSAGE_CHARS_MAX].decode("utf-8", "replace") or "(no body)"
     status = next(filter(None, (_stated_status(each) for each in levels if isinstance(each, dict))), 0)
     error = levels[0]
-    message = error.get("message", error.get("text", error)) if isinstance(error, dict) else error
+    message = next((error[key] for key in _MESSAGES if key in error), error) if isinstance(error, dict) else error
     return status, str(message)[:_MESSAGE_CHARS_MAX]
 
 
 def _stated_status(error: Mapping[str, Any]) -> int:
     """The status that an error states: a number, one in digits, or one by the name of its type or code."""
-    for key in ("code", "status_code", "status", "error_code", "type", "error_type"):
+    for key in ("code", "status_code", "http_status_code", "statusCode", "status", "error_code", "type", "error_type"):
         value = error.get(key)
         if isinstance(value, str):
             value = int(value) if value.isascii() and value.isdigit() and len(value) == 3 else value.lower()  # noqa: PLR2004

@@ -38,6 +38,9 @@ FAILED: dict[str, wire.Script] = {
     "vLLM's older form": [reply(BAD.replace(b"400", b"500"))],
     "FastAPI's": [reply(b'{"detail":"gone"}')],
     "its type": [reply(b'{"id":7,"type":"error","message":"gone"}')],
+    "flat, as Dynamo's": [reply(b'{"message":"gone","type":"Internal Server Error","code":500}')],
+    "flat in other words": [reply(b'{"code":503,"msg":"gone"}')],
+    "a page of a proxy": [reply(b"<html><body>sign in</body></html>", content_type="text/html; charset=utf-8")],
     "empty": [reply(b"")],
     "empty in chunks": [CHUNKED + wire.LAST],
     "empty to the end of the connection": [NO_LENGTH, Act.CLOSE],
@@ -60,6 +63,12 @@ async def test_what_is_no_reply_is_tried_elsewhere(name: str) -> None:
         assert got.events()[0] == json.dumps(token("good"))
         record = gate.seen.outcomes[0].record
         assert (record.outcome, record.attempts) == (EndState.SERVED, 2)
+
+
+async def test_json_that_is_stated_to_be_html_is_a_reply() -> None:
+    """As Flask's default has it."""
+    async with pair([reply(b'{"choices":[]}', content_type="text/html; charset=utf-8")]) as (gate, _):
+        assert (await gate.chat(stream=False)).body == b'{"choices":[]}'
 
 
 @pytest.mark.parametrize("streamed", [True, False])

@@ -131,7 +131,9 @@ STRUCTURES: list[dict[str, Any]] = [
     typed("content_block_start", index=0, content_block={"type": "text", "text": ""}),
     typed("content_block_start", index=0, content_block={"type": "thinking", "thinking": "", "signature": ""}),
     typed("ping"),
+    typed("heartbeat", at=3),
     {"text_output": "", "model_name": "m"},
+    {},
 ]
 ERRORS: list[bytes] = [
     b"event: error\n\n",
@@ -157,6 +159,12 @@ ERRORS: list[bytes] = [
     b'data: {"error": "it is "gone""}\n\n',
     b'data: {"error": "gone\nfor good"}\n\n',
     event({**token(""), "error": {"message": "gone"}}),
+    event({"message": "gone", "type": "Internal Server Error", "code": 500}),
+    event({"code": 503, "msg": "gone"}),
+    event({"statusCode": 500, "message": "gone"}),
+    event({"status": "error", "message": "gone"}),
+    event({"success": False, "message": "gone"}),
+    event({"choices": [{"index": 0, "delta": {"content": ""}, "error": {"code": 502, "message": "gone"}}]}),
 ]
 # What a model or a tool may write: none of it is an error, an event or a count.
 WORDS = [
@@ -194,6 +202,20 @@ def test_what_was_generated_is_a_token(document: dict[str, Any]) -> None:
 def test_what_only_surrounds_tokens_is_none(document: dict[str, Any]) -> None:
     """The engine may not have begun with the prompt yet."""
     assert [each.kind for each in read_events(event(document))] == [STRUCTURE]
+
+
+@pytest.mark.parametrize("data", [b"{}", b"null", b'""', b"[]", b"", b'{"at": 3}', b"ping", b"2026-11-28 10:00:00"])
+@pytest.mark.parametrize("name", [b"ping", b"Heartbeat", b"keep-alive", b"keepalive"])
+def test_an_event_that_is_named_a_ping_is_one_whatever_it_holds(name: bytes, data: bytes) -> None:
+    """No model has generated that."""
+    (ping,) = read_events(b"event: %b\ndata: %b\n\n" % (name, data))
+    assert (ping.kind, ping.ping) == (STRUCTURE, True)
+
+
+def test_data_in_which_nothing_is_holds_no_token() -> None:
+    """Of an event without a name too; plain text is one that a server of its own form has generated."""
+    kinds = [read_events(b"data: %b\n\n" % data)[0].kind for data in (b"{}", b"null", b'""', b"[]", b"text")]
+    assert kinds == [STRUCTURE] * 4 + [TOKEN]
 
 
 @pytest.mark.parametrize("raw", ERRORS, ids=repr)
@@ -521,6 +543,18 @@ STATED: dict[str, tuple[list[dict[str, Any]], Usage]] = {
     "the last of several": (
         [{**token("x"), "usage": {"prompt_tokens": 9, "completion_tokens": n}} for n in range(1, 5)] + [STOP],
         Usage(4, 9),
+    ),
+    "in a choice": (
+        [token("x"), {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": USAGE}]}],
+        Usage(5, 19, 16, True),
+    ),
+    "in an object of a server's own": (
+        [token("x"), {**STOP, "x_groq": {"id": "r", "usage": {"prompt_tokens": 9, "completion_tokens": 4}}}],
+        Usage(4, 9),
+    ),
+    "hits and misses of the cache": (
+        [token("x"), {**STOP, "usage": {"prompt_tokens": 9, "completion_tokens": 4, "prompt_cache_hit_tokens": 8}}],
+        Usage(4, 9, 8, True),
     ),
     "too many": (
         [token("x"), STOP, {"choices": [], "usage": {"completion_tokens": 10**9}}],

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.skipif(BUILT is None, reason="the loop in C is not buil
 
 CREATED = token("x") | {"created": 1_790_000_000}
 DELTA = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x"}}
-FORMS: list[dict[str, Any]] = [token("x"), CREATED, DELTA]
+COUNTED = token("x") | {"usage": {"prompt_tokens": 3, "completion_tokens": 9}}
+FORMS: list[dict[str, Any]] = [token("x"), CREATED, DELTA, COUNTED]
 OTHERS = [
     b": ping\n\n",
     event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 9}}),
@@ -175,6 +176,9 @@ PLAIN = chunked(event(token("next")))
         (chunked(event(token("a")) + event(token("b"))), 0),
         (PLAIN + chunked(b": ping\n\n"), 0),
         (chunked(event("[DONE]")), 0),
+        (chunked(event(token("an error"))), 1),
+        *((chunked(event(token("a"))) + chunked(event(token(word))), 0) for word in ("error", "failed", "complete")),
+        (chunked(event(COUNTED)).replace(b"9}}", b"9}]") * 2, 0),
         (b"", -1),
     ],
 )

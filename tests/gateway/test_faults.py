@@ -13,6 +13,7 @@ from router.core.decisions import EndState
 from router.core.errors import Reason
 from router.core.flight import DispatchLimits, FailureKind
 from router.engines import ErrorDialect, find
+from router.gateway.protocols.target import Target
 from router.gateway.traffic import faults
 from tests import fakes_wire as wire
 from tests.fakes import backend, core
@@ -208,6 +209,19 @@ async def test_what_no_other_backend_can_express_is_no_answer_while_one_that_can
     ):
         got = await gate.chat(tools=[{"type": "function", "function": {"name": "f"}}])
         assert (got.status, got.json()["error"]["code"]) == (502, "backend-failed")
+
+
+async def test_a_backend_whose_name_has_no_address_is_ejected_as_one_that_refuses_connections() -> None:
+    """It answers no request either, and seems idle: no health check need fail first. No request fails for it."""
+    nowhere = Target("a", "x" * 64, 8000)  # no DNS label is as long
+    limits = DispatchLimits(failures_max=3, eject_s=60.0)
+    async with ScriptedEngine([stream("ok")]) as good, gateway(nowhere, good.target("b"), core_limits=limits) as gate:
+        for _ in range(8):
+            assert (await gate.chat()).status == 200
+        failures = gate.core.failures["a"]
+        assert failures.ejected
+        assert failures.counts == {FailureKind.UNRESOLVED: 3}
+        assert [outcome.record.attempts for outcome in gate.seen.outcomes].count(2) == 3
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -1,6 +1,7 @@
 """What a server owes its clients: strict heads, bounds, keep-alive, pipelines, errors in the words of each protocol."""
 
 import asyncio
+import gzip
 import json
 
 import pytest
@@ -292,8 +293,9 @@ async def test_a_wrong_method_is_405_with_those_allowed() -> None:
         ("/v1/chat/completions", b'{"model":"m","messages":["hi"]}', "messages[0]"),
         ("/v1/chat/completions", b'{"model":"m","messages":[{"role":"user","content":7}]}', "messages[0].content"),
         ("/v1/chat/completions", b'{"model":"m","stream":"yes","messages":[{"content":"x"}]}', "stream"),
-        ("/v1/chat/completions", b'{"model":"m","max_tokens":"9","messages":[{"content":"x"}]}', "max_tokens"),
-        ("/v1/chat/completions", b'{"model":"m","max_tokens":-1,"messages":[{"content":"x"}]}', "max_tokens"),
+        ("/v1/chat/completions", b'{"model":"m","max_tokens":"many","messages":[{"content":"x"}]}', "max_tokens"),
+        ("/v1/chat/completions", b'{"model":"m","max_tokens":1.5,"messages":[{"content":"x"}]}', "max_tokens"),
+        ("/v1/chat/completions", b'{"model":"m","max_tokens":true,"messages":[{"content":"x"}]}', "max_tokens"),
         ("/v1/completions", b'{"model":"m"}', "prompt"),
         ("/v1/completions", b'{"model":"m","prompt":{}}', "prompt"),
         ("/v1/embeddings", b'{"model":"m"}', "input"),
@@ -310,6 +312,38 @@ async def test_a_bad_body_is_400_naming_the_field(path: str, document: bytes, pa
         client.send(chat(stream=False))
         assert (await client.reply()).status == 200
         assert gate.seen.rejections == [(path, 400)]
+
+
+@pytest.mark.parametrize(("given", "cap"), [("16.0", 16), ('"16"', 16), ("-1", 0), ("0", 0), ("null", 0)])
+async def test_a_cap_is_read_as_engines_read_it(given: str, cap: int) -> None:
+    """Whole floats and digits too; below 0 it is none to some of them, and others refuse it themselves."""
+    body = b'{"model":"m","max_tokens":%b,"messages":[{"role":"user","content":"x"}]}' % given.encode()
+    async with pair([reply(b'{"choices":[]}')]) as (gate, engine):
+        assert (await gate.ask(post("/v1/chat/completions", body))).status == 200
+        assert engine.requests[0].endswith(body)
+        assert gate.seen.outcomes[0].record.request.output_tokens_max == cap
+
+
+async def test_a_byte_order_mark_before_the_body_passes() -> None:
+    """As Python's JSON parser, and so most engines, have it; what is changed in the body is written anew."""
+    body = b'\xef\xbb\xbf{"model":"m","stream":true,"messages":[{"role":"user","content":"x"}]}'
+    async with pair([wire.stream("a", "b")]) as (gate, engine):
+        got = await gate.ask(post("/v1/chat/completions", body))
+        assert (got.status, got.events()[-1]) == (200, "[DONE]")
+        sent = json.loads(engine.requests[0].partition(b"\r\n\r\n")[2].decode("utf-8-sig"))
+        assert sent == json.loads(body.decode("utf-8-sig")) | {"stream_options": {"include_usage": True}}
+
+
+async def test_a_compressed_body_is_415_and_names_the_field() -> None:
+    """It cannot be read here, and what engines would make of it is not ours to find out; identity is no coding."""
+    body = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
+    async with pair([reply(b'{"choices":[]}')]) as (gate, engine):
+        packed = gzip.compress(body)
+        got = await gate.ask(post("/v1/chat/completions", packed, "content-encoding: gzip\r\n"))
+        assert (got.status, got.headers["accept-encoding"]) == (415, "identity")
+        assert "Content-Encoding" in got.json()["error"]["message"]
+        assert not engine.requests
+        assert (await gate.ask(post("/v1/chat/completions", body, "content-encoding: identity\r\n"))).status == 200
 
 
 async def test_an_unknown_model_is_404_naming_those_there_are() -> None:

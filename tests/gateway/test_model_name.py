@@ -67,6 +67,14 @@ def test_a_name_is_written_as_json_is() -> None:
     assert json.loads(ModelName('a "b" ü', Dialect.OPENAI).whole(b'{"model":"x"}')) == {"model": 'a "b" ü'}
 
 
+def test_lines_that_end_with_a_carriage_return_alone_are_lines() -> None:
+    """As streams may have them: none is held until the reply is over."""
+    stream = ModelName("mine", Dialect.OPENAI)
+    assert stream.feed(b'data: {"model":"x"}\r\rdata: {"mo') == b'data: {"model":"mine"}\r\r'
+    assert stream.feed(b'del":"x"}\r') == b'data: {"model":"mine"}\r'
+    assert stream.feed(b"\n") + stream.finish() == b"\n"
+
+
 def test_a_line_without_an_end_is_not_held_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """It passes as it is, and the next one is renamed again."""
     monkeypatch.setattr(model_name, "_LINE_BYTES_MAX", 100)

@@ -255,7 +255,10 @@ async def test_the_first_token_is_the_first_event_that_holds_one() -> None:
         assert record.usage.output_tokens == 1
 
 
-@pytest.mark.parametrize("ping", [b": ping\n\n", b":\n", b'event: ping\ndata: {"type": "ping"}\n\n'])
+@pytest.mark.parametrize(
+    "ping",
+    [b": ping\n\n", b":\n", b'event: ping\ndata: {"type": "ping"}\n\n', b"event: keepalive\ndata: {}\n\n"],
+)
 async def test_pings_go_to_the_client_at_once_and_are_signs_of_life(ping: bytes) -> None:
     """They are neither tokens nor gaps, and the engine is not frozen while they come."""
     again, more = asyncio.Event(), asyncio.Event()
@@ -280,6 +283,42 @@ async def test_pings_go_to_the_client_at_once_and_are_signs_of_life(ping: bytes)
         assert gate.seen.endings == [Ending.SERVED]
         assert gate.seen.outcomes[0].record.usage.output_tokens == 1
         assert sum(gate.driver.upstreams["a"].gaps.counts) == 0
+
+
+@pytest.mark.parametrize("framed", [True, False])
+async def test_blank_lines_before_a_whole_reply_go_to_the_client(framed: bool) -> None:
+    """Servers send them while they work on it, so that nobody takes the connection for dead."""
+    more = asyncio.Event()
+    body = b'{"choices":[{"message":{"content":"x"}}],"usage":{"prompt_tokens":3,"completion_tokens":7}}'
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+    if framed:
+        script = [head + b"transfer-encoding: chunked\r\n\r\n" + chunked(b"\n\n"), more, chunked(body) + wire.LAST]
+    else:
+        script = [head + b"content-length: %d\r\n\r\n\n\n" % (len(body) + 2), more, body]
+    async with pair(script) as (gate, _):
+        client = await gate.client()
+        client.send(chat(stream=False))
+        status, _ = await client.head()
+        assert status == 200
+        if framed:
+            assert await client.reader.readexactly(7) == b"2\r\n\n\n\r\n"
+        else:
+            assert await client.reader.readexactly(2) == b"\n\n"
+        more.set()
+        assert (await client._chunks() if framed else await client._exactly(len(body))) == (body, True)
+        record = gate.seen.outcomes[0].record
+        assert (record.outcome, record.usage.output_tokens) == (Ending.SERVED, 7)
+
+
+async def test_an_error_behind_blank_lines_is_tried_elsewhere() -> None:
+    """They are held back for a moment: what comes behind them may be no reply."""
+    error = b'\n\n{"error":{"message":"busy","code":503}}'
+    async with (
+        ScriptedEngine([reply(error)[:-20], reply(error)[-20:]]) as bad,
+        ScriptedEngine([reply(b'{"choices":[]}')]) as good,
+        wire.gateway(bad.target("a"), good.target("b")) as gate,
+    ):
+        assert (await gate.chat(stream=False)).headers["x-headroom-backend"] == "b"
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])

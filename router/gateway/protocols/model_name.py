@@ -41,13 +41,13 @@ class ModelName:
     def feed(self, data: bytes) -> bytes:
         """More of an event stream; returns the lines that are complete with it."""
         if self._passes:
-            end = data.find(b"\n") + 1
+            end = _first_line_end(data)
             if not end:
                 return data
             self._passes = False
             return data[:end] + self.feed(data[end:])
         data = self._held + data
-        end = data.rfind(b"\n") + 1
+        end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         lines, self._held = data[:end], data[end:]
         if lines.find(_MEMBER) >= 0:
             lines = b"".join([self._line(line) for line in lines.splitlines(keepends=True)])
@@ -78,3 +78,9 @@ class ModelName:
         if span is None or data[span[0] : span[0] + 1] != b'"':
             return data
         return b"%b%b%b" % (data[: span[0]], self._value, data[span[1] :])
+
+
+def _first_line_end(data: bytes) -> int:
+    """Behind the first line end; 0: there is none. A carriage return alone is one too."""
+    ends = [end for end in (data.find(b"\n"), data.find(b"\r")) if end >= 0]
+    return min(ends) + 1 if ends else 0

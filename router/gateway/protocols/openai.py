@@ -30,6 +30,7 @@ from router.gateway.protocols.prompts import (
 
 SEQUENCES_MAX: Final = 16_384  # of one request, as vLLM's VLLM_MAX_N_SEQUENCES; llama.cpp, Dynamo and OpenAI take fewer
 _DIGITS_MAX: Final = 9
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"  # which Python's parser, and so most engines, let pass in front of JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ def named_blocks(text: list[str], model: str, salt: str, blocks_max: int) -> tup
 def parse(body: bytes) -> dict[str, Any]:
     """The body as a JSON object. Raises Rejected with 400 saying where it stops being one."""
     try:
-        document = orjson.loads(body)
+        document = orjson.loads(body.removeprefix(_BYTE_ORDER_MARK))
     except orjson.JSONDecodeError as error:
         raise Rejected(400, f"body is not JSON: {error}") from None
     if not isinstance(document, dict):
@@ -170,9 +171,10 @@ def _output_tokens_max(endpoint: Endpoint, document: Mapping[str, Any]) -> int:
         value = document.get(name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        count = None if isinstance(value, bool) else _whole(value)
+        if count is None:
             raise wrong(name, "a number of tokens", value)
-        return value
+        return max(count, 0)  # -1 is no cap to llama.cpp; an engine that takes none below 0 says so itself
     return 0
 
 
@@ -191,7 +193,8 @@ def _choices(name: str, value: Any) -> int:
 def _whole(value: Any) -> int | None:
     if isinstance(value, str):
         text = value.strip()
-        return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX else None
+        digits = text.removeprefix("-")
+        return int(text) if digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS_MAX else None
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     return int(value) if isinstance(value, int) else None

@@ -94,6 +94,15 @@ static int is_plain(const Stream *stream, const char *text, const char *stop) {
     return memmem(after, (size_t)(line_end - after), "\"error\"", 7) == NULL;
 }
 
+/* Whether one of several events in a read may be an error, the end of a reply or a statement of usage: Meter's
+ * is_suspect. */
+static int is_suspect(const char *data, Py_ssize_t size) {
+    static const char *const words[] = {"rror", "_tokens\"", "failed", "\"detail\"", "omplete", "\"message\"", "\"msg\""};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (memmem(data, (size_t)size, words[i], strlen(words[i])) != NULL) return 1;
+    return 0;
+}
+
 static int hexadecimal(unsigned char digit) {
     if (digit >= '0' && digit <= '9') return digit - '0';
     digit |= 0x20;
@@ -103,7 +112,7 @@ static int hexadecimal(unsigned char digit) {
 /* How many events a read has that begins where a chunk does: 0: whole chunks that hold something else than plain events,
  * -1: not even whole chunks, or the last one of the body. */
 static Py_ssize_t events_in(const Stream *stream, const char *at, Py_ssize_t size) {
-    const char *end = at + size;
+    const char *begin = at, *end = at + size;
     Py_ssize_t count = 0;
     int plain = 1;
     if (size <= SHORT_BYTES) plain = 0;
@@ -124,7 +133,7 @@ static Py_ssize_t events_in(const Stream *stream, const char *at, Py_ssize_t siz
         count++;
         at = stop + 2;
     }
-    return plain ? count : 0;
+    return plain && !(count > 1 && is_suspect(begin, size)) ? count : 0;
 }
 
 /* A read of so many plain events has passed. -1: no memory. */

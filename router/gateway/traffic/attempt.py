@@ -154,8 +154,8 @@ class UpstreamAttempt(Reader):
     def _undialled(self, why: str) -> None:
         if exhausted(self.upstream.dial_error):  # any other backend needs a connection too, but may have an idle one
             self._failed(Failure(why, backend_fault=False, kind=FailureKind.EXHAUSTED))
-        elif isinstance(self.upstream.dial_error, (gaierror, UnicodeError)):  # a matter of names, not of the engine
-            self._failed(Failure(why, backend_fault=False, kind=FailureKind.UNRESOLVED))
+        elif isinstance(self.upstream.dial_error, (gaierror, UnicodeError)):  # no engine has seen the request
+            self._failed(Failure(why, kind=FailureKind.UNRESOLVED))
         else:
             self._failed(Failure(why))
 
@@ -455,18 +455,44 @@ class UpstreamAttempt(Reader):
                 self._write(data if self._frame is None else self._frame(data))
         else:
             self._body += data
+            if self._is_page():
+                self._give_up(f"{self.upstream.target.name} answered with a page of HTML")
+                return
             named = self._name is not None and len(self._body) <= _NAMED_BYTES_MAX
             if self._body and not (named or self.connection.done or self._may_be_error()):
                 self._commit()
+            elif not (named or self.connection.done) and self._timer is None and self._is_blank():
+                self._timer = asyncio.get_running_loop().call_later(_HELD_BACK_S, self._blank_long_enough)
+
+    def _is_page(self) -> bool:
+        """Whether what has come begins a page of a proxy: a log-in, a welcome, an error without its status. Some
+        servers state the same type for what is JSON.
+        """
+        head = self._head
+        assert head is not None
+        return head.page and self.call.endpoint.generates and self._begin().startswith(b"<")
+
+    def _begin(self) -> bytes:
+        """The begin of what has come of a body, without its framing and blanks."""
+        assert self._head is not None
+        begin = self._body[:_BEGIN_BYTES]
+        return (dechunked(begin) if self._head.chunked and not self._decodes else begin).lstrip()
+
+    def _is_blank(self) -> bool:
+        """Whether what has come of a body are line ends and blanks, by which some servers show that they work on it."""
+        return not self._plain_body().strip()
+
+    def _blank_long_enough(self) -> None:
+        """Nothing else for a while: the client gets those, since it may wait for no longer without them."""
+        self._timer = None
+        if not self.over and not self._committed and self._is_blank():
+            self._commit()
 
     def _may_be_error(self) -> bool:
         """Whether what has come of a body may be an error's: what answers for a stream is looked at whole."""
-        head = self._head
-        assert head is not None
         if len(self._body) > _ERROR_BYTES_MAX:
             return False
-        begin = self._body[:_BEGIN_BYTES]
-        begin = (dechunked(begin) if head.chunked and not self._decodes else begin).lstrip()
+        begin = self._begin()
         return (begin[:1] == b"{" and self.call.body.stream) or _ERROR_BEGIN.match(begin) is not None
 
     def _plain_body(self) -> bytes:

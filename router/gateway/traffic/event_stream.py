@@ -197,7 +197,7 @@ class EventStream:
                 continue
             if event.kind == TOKEN:
                 self.meter.begins(now_s, before, text, event.text_bytes, framed=self._framed)
-            elif event.document.get("type") == "ping":
+            elif event.ping:
                 self.pinged = True
             else:
                 self.structured = True

@@ -24,6 +24,10 @@ from router.gateway.traffic.ports import Client, RequestDriver
 
 _SERVER: Final = 500
 _ENGINES: Final = {Reason.BACKEND_FAILED, Reason.CLIENT_ERROR}  # reasons that an engine's answer may stand for
+_PLAIN: Final = frozenset({b"", b"identity"})  # codings of a body that is read as it is
+_COMPRESSED: Final = Problem(  # RFC 9110 15.5.16
+    415, "Content-Encoding: a body that is not compressed is expected", fields=b"accept-encoding: identity\r\n"
+)
 _NO_FIELDS: Final[Mapping[bytes, bytes]] = {}
 _CLIENT_ERRORS: Final = frozenset({FailureKind.CLIENT_ERROR, FailureKind.CONTEXT_EXCEEDED})
 
@@ -94,6 +98,9 @@ class Exchange(Client):
             self._fallback = ingress.fallback(fields, caller)
         except Rejected as error:
             self.problem = answers.rejection(error)
+            return
+        if fields.get(b"content-encoding", b"identity").strip().lower() not in _PLAIN:
+            self.problem = _COMPRESSED
             return
         if applied.clamped:
             self._own_fields += b"x-headroom-slo-clamped: %b\r\n" % ", ".join(applied.clamped).encode()

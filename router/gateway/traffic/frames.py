@@ -17,6 +17,8 @@ DATA: Final = b"\ndata:"  # where an event's payload begins: JSON holds no raw l
 DONE: Final = b"[DONE]"  # the payload that ends an OpenAI stream
 _ERROR_TYPES: Final = frozenset({"error", "response.failed", "response.error", "response.cancelled"})
 _ERROR_NAMES: Final = frozenset(each.encode() for each in _ERROR_TYPES)
+_PING_NAMES: Final = frozenset({"ping", "heartbeat", "keepalive", "keep-alive", "keep_alive"})
+_NOTHING: Final = frozenset({b"{}", b"[]", b'""', b"null"})  # payloads in which nothing is
 _WHOLE_TYPES: Final = frozenset({"response.completed", "response.incomplete"})  # those have the whole reply once more
 LAST_TYPES: Final = _WHOLE_TYPES | {"message_stop"}
 # Of a reply that the engine gave up, as reason of its end or as its status
@@ -30,7 +32,11 @@ LAST: Final = (  # a pattern: one of them names an event that is not parsed (in 
 # Put together by hand (`transformers serve`): no JSON where its message has quotes or several lines.
 _UNESCAPED_ERROR: Final = re.compile(rb'\{\s*"error"\s*:')
 _LONE_CR: Final = re.compile(rb"\r(?!\n|\Z)|(?<=\r)\r\Z")
-_MAY_FAIL: Final = re.compile(rb'rror|"detail"|"abort|"failed"|"cancelled"')
+_MAY_FAIL: Final = re.compile(  # a message that is text is an error's: a reply's is an object
+    rb'rror|"detail"|"abort|"failed"|"cancelled"|"message"\s*:\s*"|"msg"\s*:\s*"|"success"\s*:\s*false'
+)
+_STATUSES: Final = range(400, 600)
+_STATUS_NAMES: Final = ("code", "status", "status_code", "statusCode")
 _NOT_GENERATED: Final = frozenset(
     {"role", "type", "id", "index", "annotations", "provider_specific_fields"}
 )  # of a delta
@@ -42,12 +48,12 @@ class Event:
     """One event as read.
 
     ``document``: its data as a JSON object, empty where it is none; ``last``: the reply is complete with it, but for
-    usage and ``[DONE]``; ``text_bytes``: of generated text as it stands in JSON, -1 for a token whose text is not all
-    that was generated (token ids, log probabilities); ``repeats``: its text has come before, piece by piece, where it
-    came so at all.
+    usage and ``[DONE]``; ``ping``: a sign of life and nothing else; ``text_bytes``: of generated text as it stands in
+    JSON, -1 for a token whose text is not all that was generated (token ids, log probabilities); ``repeats``: its text
+    has come before, piece by piece, where it came so at all.
     """
 
-    __slots__ = ("document", "kind", "last", "payload", "repeats", "text_bytes")
+    __slots__ = ("document", "kind", "last", "payload", "ping", "repeats", "text_bytes")
 
     def __init__(self, name: bytes, payload: bytes) -> None:
         self.payload = payload
@@ -55,6 +61,9 @@ class Event:
         self.kind = STRUCTURE
         self.last = self.repeats = False
         self.text_bytes = 0
+        self.ping = _is_ping(name, self.document)
+        if self.ping:
+            return
         if name in _ERROR_NAMES or _is_error(self.document):
             self.kind = ERROR
         elif self.document:
@@ -65,7 +74,7 @@ class Event:
             self.last = True
         elif _UNESCAPED_ERROR.match(payload):
             self.kind = ERROR
-        elif payload:
+        elif payload and payload not in _NOTHING:
             self.kind, self.text_bytes = TOKEN, len(payload)
 
     def _read(self, name: bytes) -> None:
@@ -166,6 +175,8 @@ class Event:
             return orjson.dumps({"error": response["error"]})
         if document.get("error_code"):  # FastChat
             return orjson.dumps({"error": {"message": document.get("text"), "code": document["error_code"]}})
+        if (of_choice := _choice_error(document)) is not None:
+            return orjson.dumps({"error": of_choice})
         unescaped = None if document else _UNESCAPED_ERROR.match(self.payload)
         if unescaped is not None:
             return orjson.dumps({"error": self.payload[unescaped.end() :].decode("utf-8", "replace").strip(' "}')})
@@ -236,17 +247,49 @@ def _object(payload: bytes) -> Document:
     return document if isinstance(document, dict) else {}
 
 
+def _is_ping(name: bytes, document: Document) -> bool:
+    """Named so, by itself or by its type: whatever it holds, no model has generated that."""
+    if name and name.decode("latin-1").lower() in _PING_NAMES:
+        return True
+    stated = document.get("type")
+    return isinstance(stated, str) and stated.lower() in _PING_NAMES
+
+
 def _is_error(document: Document) -> bool:
-    """OpenAI's, Anthropic's and Triton's errors, those of /v1/responses, LMDeploy's, FastAPI's and FastChat's."""
+    """OpenAI's, Anthropic's and Triton's errors, those of /v1/responses, LMDeploy's, FastAPI's and FastChat's; flat
+    ones, and those of a choice.
+    """
     error = document.get("error")
-    if error or (error == {} and not document.get("choices")):
+    if error or (error == {} and not document.get("choices")) or _choice_error(document) is not None:
         return True
     named = document.get("type")
     if (isinstance(named, str) and named in _ERROR_TYPES) or document.get("object") == "error":
         return True
-    return bool(document.get("error_code")) or (
-        bool(document.get("detail")) and not document.keys() & {"choices", "type"}
+    return (
+        bool(document.get("error_code"))
+        or (
+            not document.keys() & {"choices", "type"}
+            and (bool(document.get("detail")) or document.get("success") is False)
+        )
+        or _is_flat_error(document)
     )
+
+
+def _is_flat_error(document: Document) -> bool:
+    """A message with a status of an error and nothing around both, as Dynamo's frontend and web frameworks write it."""
+    if "choices" in document or not isinstance(document.get("message", document.get("msg")), str):
+        return False
+    stated = [document.get(name) for name in _STATUS_NAMES]
+    return any(each == "error" or (isinstance(each, int) and each in _STATUSES) for each in stated)
+
+
+def _choice_error(document: Document) -> Any:
+    """The error that a choice holds, as OpenRouter writes it; None: none does."""
+    choices = document.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and choice.get("error"):
+            return choice["error"]
+    return None
 
 
 def _failed_reason(document: Document) -> str:

@@ -45,7 +45,8 @@ STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600
 @dataclass(frozen=True, slots=True)
 class Head:
     """An engine's answer up to its body. ``fields``: header lines to forward; ``length`` -1: not stated;
-    ``event_stream``: of events that can be read, which those of a compressed one cannot.
+    ``event_stream``: of events that can be read, which those of a compressed one cannot; ``page``: its type is
+    that of HTML.
 
     ``until_close``: neither a length nor chunks, so the end of the connection is the end of the body.
     """
@@ -55,6 +56,7 @@ class Head:
     chunked: bool
     length: int
     event_stream: bool
+    page: bool = False
 
     @property
     def until_close(self) -> bool:
@@ -79,6 +81,7 @@ def _parsed(head: bytes) -> Head:
     named = [(line.partition(b":")[0].lower(), line) for line in lines[1:] if line]
     dropped = _REWRITTEN | _connection_options(named)
     values = {name: line.partition(b":")[2].strip() for name, line in named}
+    content_type = values.get(b"content-type", b"").lower()
     codings = [line.partition(b":")[2].strip().lower() for name, line in named if name == b"transfer-encoding"]
     if codings not in _CODINGS:
         raise ValueError("expected no transfer coding but chunked")
@@ -87,8 +90,9 @@ def _parsed(head: bytes) -> Head:
         fields=b"".join(line + b"\r\n" for name, line in named if name not in dropped and not name.startswith(_CORS)),
         chunked=codings == [b"chunked"],
         length=int(values.get(b"content-length", b"-1")),
-        event_stream=values.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+        event_stream=content_type.startswith(b"text/event-stream")
         and values.get(b"content-encoding", b"identity").lower() == b"identity",
+        page=content_type.startswith(b"text/html"),
     )
 
 

@@ -85,6 +85,8 @@ def is_suspect(data: bytes) -> bool:
         or data.find(b"failed") >= 0
         or data.find(b'"detail"') >= 0
         or data.find(b"omplete") >= 0
+        or data.find(b'"message"') >= 0
+        or data.find(b'"msg"') >= 0
     )
 
 

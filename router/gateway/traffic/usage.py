@@ -56,7 +56,7 @@ class StatedUsage:
         self._input = _later(_count(usage, "prompt_tokens", "input_tokens"), self._input)
         self._cache_read = _later(_valid(usage.get("cache_read_input_tokens")), self._cache_read)
         self._cache_written = _later(_valid(usage.get("cache_creation_input_tokens")), self._cache_written)
-        self._details = _later(_valid(usage.get("cached_tokens")), self._details)
+        self._details = _later(_count(usage, "cached_tokens", "prompt_cache_hit_tokens"), self._details)
         for name in _DETAILS:
             details = usage.get(name)
             if isinstance(details, dict):
