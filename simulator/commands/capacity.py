@@ -1,29 +1,45 @@
-"""The command ``capacity``: the highest rate at which a policy still attains its goal, by search.
+"""The command ``capacity``: the highest rate at which a policy still attains its goal, by search; or, with
+``--replicas``, the fewest replicas with which it does.
 
-Every policy is searched for under every seed on its own, so that seeds give a confidence interval. Rates are of
-requests offered: requests over the time in which they came.
+Every policy is searched for under every seed on its own, so that seeds give a confidence interval, of differences too.
+Rates are of requests offered: requests over the time in which they came.
 """
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
+from simulator.commands.over_seeds import Key, plain_differences, spreads_between
 from simulator.commands.playing import print_missed_faults, print_notes, worlds
 from simulator.commands.replay import BASELINES, typed
-from simulator.commands.shared import plain_errors, wants_table, write_json
-from simulator.experiment import CLAIRVOYANT, Case, executor_of, interval, pools_of
-from simulator.report.progress import progress
+from simulator.commands.replica_search import KEYS, Search, relative_widths, results_of, run_replicas
+from simulator.commands.shared import plain_errors, seeding_of, wants_table, write_json
+from simulator.experiment import (
+    CLAIRVOYANT,
+    Attained,
+    Case,
+    Seeding,
+    attained,
+    executor_of,
+    interval,
+    pools_of,
+    until_narrow,
+)
+from simulator.report.differences import Differences, print_differences
 from simulator.report.table import print_capacity
-from simulator.run.result_table import ResultTable
-from simulator.world import Fault
 
 _DOUBLINGS: Final = 8
 _LOWEST: Final = 1 / 64
+FIGURES: Final = (
+    ("rate", "rate", lambda x: f"x{x:.3g}"),
+    ("requests_per_s", "requests/s", lambda x: f"{x:.2f}"),
+)
+"""Of which there are differences: name, heading, form."""
+ONE_SEED: Final = Seeding()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +78,26 @@ class Summary:
     found: tuple[Found, ...]
     pool: str = ""
 
+    def values(self, figure: str) -> list[float]:
+        """One figure of ``FIGURES``, a value a seed."""
+        return [getattr(one, figure) for one in self.found]
+
 
 def run(options: Namespace) -> None:
     """Search, print what each policy attains."""
     with plain_errors():
         workload, policies = typed(options), options.policy or BASELINES
+        if options.rate is not None and options.replicas is None:
+            raise ValueError("--rate goes with --replicas: without it, the rate is what is searched for")
         pools = pools_of(options.pool or [None], workload.slos)
+        workload = replace(workload, rate=options.rate or workload.rate)
         cases = [case for pool in pools for case in replace(workload, pool=pool).cases(policies)]
-        _check_paced(cases)
-        run_capacity(
-            cases,
-            options.goal,
-            options.precision,
-            options.json,
-            seeds=options.seeds,
-            beyond=options.beyond or (),
-            executor=options.executor,
-            jobs=options.jobs,
-        )
+        search = Search(options.goal, seeding_of(options), options.executor, options.jobs, options.json)
+        if options.replicas is not None:
+            run_replicas(cases, options.replicas, search)
+        else:
+            _check_paced(cases)
+            run_capacity(cases, options.precision, search, options.beyond or ())
 
 
 def _check_paced(cases: Sequence[Case]) -> None:
@@ -92,51 +110,56 @@ def _check_paced(cases: Sequence[Case]) -> None:
             )
 
 
-def highest(attained: Callable[[float], bool], precision: float) -> float:
-    """The highest rate at which *attained* is true, within *precision* (relative), by doubling and halving from 1; 0:
+def highest(attains: Callable[[float], bool], precision: float) -> float:
+    """The highest rate at which *attains* is true, within *precision* (relative), by doubling and halving from 1; 0:
     none.
     """
     low, high = 1.0, 1.0
-    if attained(1.0):
+    if attains(1.0):
         for _ in range(_DOUBLINGS):
             high = 2 * low
-            if not attained(high):
+            if not attains(high):
                 break
             low = high
     else:
         while low > _LOWEST:
             high, low = low, low / 2
-            if attained(low):
+            if attains(low):
                 break
         else:
             return 0.0
     while high / low > 1 + precision:
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if attained(middle) else (low, middle)
+        low, high = (middle, high) if attains(middle) else (low, middle)
     return low
 
 
-def run_capacity(
-    cases: Sequence[Case],
-    goal: float,
-    precision: float,
-    json_file: Path | None,
-    *,
-    seeds: int = 1,
-    beyond: Sequence[float] = (),
-    executor: str = "processes",
-    jobs: int = 0,
-) -> None:
+def run_capacity(cases: Sequence[Case], precision: float, search: Search, beyond: Sequence[float] = ()) -> None:
     """Search for every policy and seed at once."""
     notes = Console(stderr=True)
     print_notes(notes, cases[0])
-    found = searched(cases, goal, precision, seeds=seeds, beyond=beyond, executor=executor, jobs=jobs)
+    found = searched(
+        cases,
+        search.goal,
+        precision,
+        seeding=search.seeding,
+        beyond=beyond,
+        executor=search.executor,
+        jobs=search.jobs,
+    )
     print_missed_faults(notes, ({"faults_outside": one.faults_outside} for each in found for one in each.found))
-    if wants_table(json_file):
-        print_capacity(Console(), found, goal, max(beyond, default=1.0), worlds(cases))
-    if json_file is not None:
-        facts = {"goal": goal, "precision": precision, "world": worlds(cases)}
-        write_json(json_file, {**facts, "found": [_plain(one) for one in found]})
+    by_seed: dict[Key, dict[str, list[float]]] = {
+        (one.pool, one.policy): {name: one.values(name) for name, _, _ in FIGURES} for one in found
+    }
+    between = spreads_between(by_seed)
+    if wants_table(search.json_file):
+        console = Console()
+        print_capacity(console, found, search.goal, max(beyond, default=1.0))
+        print_differences(console, KEYS, between, FIGURES)
+        console.print(worlds(cases), style="dim", highlight=False)
+    if search.json_file is not None:
+        facts = {"goal": search.goal, "precision": precision, "world": worlds(cases)}
+        write_json(search.json_file, {**facts, "found": [_plain(one, between) for one in found]})
 
 
 def searched(
@@ -144,23 +167,37 @@ def searched(
     goal: float,
     precision: float,
     *,
-    seeds: int = 1,
+    seeding: Seeding = ONE_SEED,
     beyond: Sequence[float] = (),
     executor: str = "processes",
     jobs: int = 0,
 ) -> list[Summary]:
     """One summary a case, in their order."""
-    every = [replace(case, seed=case.seed + n) for case in cases for n in range(seeds)]
-    found: list[Found] = []
-    with executor_of(executor, jobs) as pool, progress(Console(stderr=True), "capacity", len(every)) as tell:
-        for count, search in enumerate([pool.submit(_search, one, goal, precision, tuple(beyond)) for one in every], 1):
-            found.append(search.result())
-            tell(count)
-    each = [found[n * seeds : (n + 1) * seeds] for n in range(len(cases))]
-    return [
-        replace(summary(_bounded(case, of_case, cases, each)), pool=case.pool.name)
-        for case, of_case in zip(cases, each, strict=True)
-    ]
+    each: list[list[Found]] = [[] for _ in cases]
+
+    def summaries() -> list[Summary]:
+        return [
+            replace(summary(_bounded(case, of_case, cases, each)), pool=case.pool.name)
+            for case, of_case in zip(cases, each, strict=True)
+        ]
+
+    with executor_of(executor, jobs) as pool:
+
+        def play(seeds: range) -> None:
+            every = [replace(case, seed=case.seed + n) for case in cases for n in seeds]
+            searches = [pool.submit(_search, one, goal, precision, tuple(beyond)) for one in every]
+            found = iter(results_of(searches, "capacity"))
+            for of_case in each:
+                of_case += [next(found) for _ in seeds]
+
+        until_narrow(seeding, play, lambda: _widths(summaries()))
+    return summaries()
+
+
+def _widths(found: Sequence[Summary]) -> Iterator[float]:
+    """Half widths of every rate, and of every difference of two, as shares of the rates."""
+    rates: dict[Key, list[float]] = {(one.pool, one.policy): one.values("requests_per_s") for one in found}
+    yield from relative_widths(rates)
 
 
 def _bounded(
@@ -194,7 +231,7 @@ def summary(found: Sequence[Found]) -> Summary:
     )
 
 
-def _plain(one: Summary) -> dict[str, Any]:
+def _plain(one: Summary, between: Differences) -> dict[str, Any]:
     runs = [
         {
             "seed": f.seed,
@@ -214,6 +251,7 @@ def _plain(one: Summary) -> dict[str, Any]:
         "rate": rate,
         "requests_per_s": per_s,
         "half_widths": intervals,
+        "differences": plain_differences(KEYS, (one.pool, one.policy), between),
         "runs": runs,
     }
 
@@ -222,14 +260,14 @@ def _search(case: Case, goal: float, precision: float, beyond: tuple[float, ...]
     """One policy's highest rate under one seed."""
 
     @cache
-    def played(rate: float) -> "_Played":
-        return _played(_at(case, rate), goal)
+    def played(rate: float) -> Attained:
+        return attained(_at(case, rate), goal)
 
     rate = highest(lambda rate: played(rate).attainment >= goal, precision)
     if not rate:
         return Found(case.policy, case.seed, 0.0, 0.0, 0.0)
     there = played(rate)
-    goodput = {factor: _played(_at(case, rate * factor), 0.0).goodput_per_s for factor in beyond}
+    goodput = {factor: attained(_at(case, rate * factor), 0.0).goodput_per_s for factor in beyond}
     return Found(
         case.policy,
         case.seed,
@@ -244,35 +282,6 @@ def _search(case: Case, goal: float, precision: float, beyond: tuple[float, ...]
 
 def _at(case: Case, rate: float) -> Case:
     return replace(case, source=replace(case.source, rate=case.source.rate * rate))
-
-
-@dataclass(frozen=True, slots=True)
-class _Played:
-    """One run: its attainment, the requests that came per second, the bound's strategy, faults that never happened."""
-
-    attainment: float
-    requests_per_s: float
-    strategy: str
-    faults_outside: tuple[Fault, ...]
-
-    @property
-    def goodput_per_s(self) -> float:
-        return self.attainment * self.requests_per_s
-
-
-def _played(case: Case, goal: float) -> _Played:
-    """One run; once too many have missed for the goal, it ends there with what it has."""
-    requests = len(case.source.arrivals(case.pool, case.seed))
-
-    def missed(table: ResultTable) -> int:
-        return len(table) - int(table.met().sum())
-
-    run = case.play(stop=lambda table: missed(table) > (1.0 - goal) * requests, enough=goal or 1.0)
-    table = run.table
-    arrived_s = table.column("arrived_s")
-    span_s = float(arrived_s.max() - arrived_s.min()) if len(table) else 0.0
-    per_s = len(table) / span_s if span_s > 0.0 else 0.0
-    return _Played(1.0 - missed(table) / requests, per_s, run.strategy, run.faults_outside)
 
 
 __all__ = ["Found", "Summary", "highest", "highest_of", "run_capacity", "searched", "summary"]

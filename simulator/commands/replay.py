@@ -3,27 +3,24 @@
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isnan
 from pathlib import Path
 from time import process_time
 from typing import Any, Final
 
 from rich.console import Console
 
-from router.core.slo_metrics import SLO_METRICS
+from simulator.commands.over_seeds import Key, Results, between, intervals, plain, plain_differences, played
 from simulator.commands.playing import print_missed_faults, print_notes
-from simulator.commands.shared import plain_errors, wants_table, write_json
+from simulator.commands.shared import plain_errors, seeding_of, wants_table, write_json
 from simulator.experiment import (
     Case,
+    Seeding,
     Source,
     admission_of,
     batched,
     bounded,
     check_faults,
-    executor_of,
     figures_of,
-    in_parallel,
-    interval,
     pool_of,
     rate_of,
     routing_of,
@@ -31,6 +28,7 @@ from simulator.experiment import (
     window_of,
 )
 from simulator.pool import Pool
+from simulator.report.differences import print_differences
 from simulator.report.files import write_chrome_trace, write_requests
 from simulator.report.progress import progress
 from simulator.report.table import print_intervals, print_runs
@@ -107,10 +105,10 @@ def run(options: Namespace) -> None:
     outputs = Outputs(
         json_file=options.json, html=options.html, requests=options.requests, chrome_trace=options.chrome_trace
     )
-    run_replay(cases, options.seeds, options.jobs, outputs)
+    run_replay(cases, seeding_of(options), options.jobs, outputs)
 
 
-def run_replay(cases: Sequence[Case], seeds: int, jobs: int, outputs: Outputs) -> None:
+def run_replay(cases: Sequence[Case], seeding: Seeding, jobs: int, outputs: Outputs) -> None:
     """Play every case, show and write what came of it."""
     notes = Console(stderr=True)
     print_notes(notes, cases[0])
@@ -123,9 +121,12 @@ def run_replay(cases: Sequence[Case], seeds: int, jobs: int, outputs: Outputs) -
         runs[case.policy] = runs.get(result.get("strategy", ""), runs[case.policy])
     _compare(results, runs)
     print_missed_faults(notes, results.values())
-    spreads = _seeded(cases, seeds, jobs, notes) if seeds > 1 else {}
-    _show(cases[0].pool, cases[0].seed, results, spreads, outputs)
-    _write(cases, results, runs, spreads, outputs)
+    seeded: Results = {}
+    if seeding.first > 1:
+        by_policy: dict[Key, Case] = {(case.policy,): case for case in cases}
+        seeded = played(by_policy, seeding, "processes", jobs, notes, "seeds")
+    _show(cases[0].pool, cases[0].seed, results, seeded, outputs)
+    _write(cases, results, runs, seeded, outputs)
 
 
 def _compare(results: dict[str, dict[str, Any]], runs: Mapping[str, RunResult]) -> None:
@@ -151,51 +152,19 @@ def _played(case: Case, notes: Console, sampled: bool) -> tuple[dict[str, Any], 
     span_s = 0.0 if not sampled else _span_s(arrivals)
     with progress(notes, case.policy, len(arrivals)) as tell:
         began_s = process_time()
-        played = case.play(tell, max(1.0, span_s / _SAMPLES) if sampled else 0.0)
-        return figures_of(played, began_s), played
+        run = case.play(tell, max(1.0, span_s / _SAMPLES) if sampled else 0.0)
+        return figures_of(run, began_s), run
 
 
 def _span_s(arrivals: Any) -> float:
     return float(arrivals[-1].request.arrived_s) if isinstance(arrivals, list) else 600.0
 
 
-def _seeded(cases: Sequence[Case], seeds: int, jobs: int, notes: Console) -> dict[str, dict[str, tuple[float, float]]]:
-    """Each policy's figures over *seeds* seeds, as means with 95 % intervals."""
-    more = [replace(case, seed=case.seed + n) for case in cases for n in range(seeds)]
-    with executor_of("processes", jobs) as executor, progress(notes, f"{seeds} seeds", len(more)) as tell:
-        results = in_parallel(more, executor, tell)
-    return {case.policy: intervals(results[n * seeds : (n + 1) * seeds]) for n, case in enumerate(cases)}
-
-
-FIGURES: Final = (
-    ("attainment", ("attainment",)),
-    ("goodput_per_s", ("goodput_per_s",)),
-    *((f"{metric.name}_p99_s", (metric.seconds, "p99")) for metric in SLO_METRICS),
-    ("usd_per_million_output_tokens", ("usd_per_million_output_tokens",)),
-)
-
-
-def intervals(results: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Mean and half width of the main figures over several runs."""
-    return {name: interval([_at(result, path) for result in results]) for name, path in FIGURES}
-
-
-def plain_intervals(spread: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float | None, float | None]]:
-    """The same for JSON, which has no nan: None where a figure is undefined."""
-    return {name: (None, None) if isnan(mean) else (mean, half) for name, (mean, half) in spread.items()}
-
-
-def _at(result: Any, path: tuple[str, ...]) -> float:
-    for key in path:
-        result = result[key]
-    return float("nan") if result is None else float(result)
-
-
 def _show(
     pool: Pool,
     seed: int,
     results: dict[str, dict[str, Any]],
-    spreads: dict[str, dict[str, tuple[float, float]]],
+    seeded: Results,
     outputs: Outputs,
 ) -> None:
     if not wants_table(outputs.json_file):
@@ -203,22 +172,25 @@ def _show(
     count = max(result["requests"] for result in results.values())
     console = Console()
     print_runs(console, results, f"{count:,} requests on pool {pool.name!r}, seed {seed}\n{pool.described()}")
-    if spreads:
-        print_intervals(console, spreads)
+    if seeded:
+        print_intervals(console, {policy: intervals(of_policy) for (policy,), of_policy in seeded.items()})
+        print_differences(console, ("policy",), between(seeded))
 
 
 def _write(
     cases: Sequence[Case],
     results: dict[str, dict[str, Any]],
     runs: dict[str, RunResult],
-    spreads: dict[str, dict[str, tuple[float, float]]],
+    seeded: Results,
     outputs: Outputs,
 ) -> None:
     pool = cases[0].pool
     facts: dict[str, Any] = {"seed": cases[0].seed, "pool": pool.name, "world": pool.described(), "runs": results}
     facts["left_out"] = cases[0].source.left_out()
-    if spreads:
-        facts["intervals"] = {policy: plain_intervals(spread) for policy, spread in spreads.items()}
+    if seeded:
+        facts["intervals"] = {policy: plain(intervals(of_policy)) for (policy,), of_policy in seeded.items()}
+        differences = between(seeded)
+        facts["differences"] = {key[0]: plain_differences(("policy",), key, differences) for key in seeded}
     if outputs.json_file is not None:
         write_json(outputs.json_file, facts)
     if outputs.html is not None:

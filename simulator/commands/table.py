@@ -105,7 +105,9 @@ def _rate(parser: ArgumentParser) -> None:
     parser.add_argument("--rate", default="x1", metavar="xN", help="play the trace N times as fast; default: x1")
 
 
-def _seeds(parser: ArgumentParser, default: int) -> None:
+def _seeds(
+    parser: ArgumentParser, default: int, narrow: str = "attainment and of every difference of two attainments"
+) -> None:
     parser.add_argument(
         "--seeds",
         type=at_least(1),
@@ -114,6 +116,15 @@ def _seeds(parser: ArgumentParser, default: int) -> None:
         help=f"play under N seeds, print 95 %% confidence intervals; default: {default}",
     )
     parser.add_argument(
+    parser.add_argument(
+        "--half-width",
+        type=number_within(0),
+        metavar="X",
+        help=f"play further seeds until every interval of {narrow} is that narrow to either side, such as 0.01",
+    )
+    parser.add_argument(
+        "--seeds-most", type=at_least(3), default=40, metavar="N", help="seeds with --half-width at most; default: 40"
+    )
         "--jobs", type=at_least(0), default=0, metavar="N", help="processes; default: as many as there are cores"
     )
 
@@ -173,7 +184,13 @@ def _capacity(parser: ArgumentParser) -> None:
         metavar="N",
         help="print the goodput left at N times that rate; may be repeated",
     )
-    _seeds(parser, 1)
+    parser.add_argument(
+        "--replicas",
+        metavar="NAME",
+        help="search for the fewest replicas of that backend of the pool instead, at the trace's rate (times --rate)",
+    )
+    parser.add_argument("--rate", metavar="xN", help="with --replicas: play the trace N times as fast; default: x1")
+    _seeds(parser, 3, "the rate (of replicas: their number), and of every difference of two, as a share of it,")
     _executor(parser)
 
 
@@ -265,7 +282,7 @@ PROGRAM = Program(
         Command(
             "capacity",
             "simulator.commands.capacity",
-            "Search for the highest rate at which each policy still attains the goal.",
+            "Search for the highest rate at which each policy still attains the goal, or for the fewest replicas.",
             _capacity,
         ),
         Command(

@@ -109,7 +109,7 @@ def _p99(metric: SloMetric) -> tuple[str, str, Callable[[float], str]]:
 
 
 _SHARES: Final = ("attainment",)  # figures that end at 1
-_FIGURES: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
+FIGURES: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
     ("attainment", "attainment", lambda x: f"{x:.2%}"),
     ("goodput_per_s", "goodput/s", lambda x: f"{x:.2f}"),
     *(_p99(metric) for metric in SLO_METRICS),
@@ -128,30 +128,30 @@ def print_intervals(console: Console, spreads: Mapping[str, Spread]) -> None:
     print_whole(console, table)
 
 
-def print_comparison(console: Console, rows: Mapping[tuple[str, str, str], Spread], seeds: int) -> None:
+def print_comparison(console: Console, rows: Mapping[tuple[str, ...], Spread], seeds: int) -> None:
     """One row a combination; the best attainment of each pool and rate in bold."""
     widen(console, 130)
     heading = f"means over {seeds} seeds, +- 95 % confidence" if seeds > 1 else "one seed"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=heading, title_justify="left")
     _head(table, ("pool", "rate", "policy"))
     table.add_column("below the best", justify="right", no_wrap=True)
-    for (pool, rate, policy), spread in rows.items():
-        best = max(s["attainment"][0] for key, s in rows.items() if key[:2] == (pool, rate))
+    for row, spread in rows.items():
+        best = max(s["attainment"][0] for key, s in rows.items() if key[:2] == row[:2])
         style = "bold" if spread["attainment"][0] == best else None
         below = "-" if style else spread_text(*spread["below_best"], lambda x: f"{x:.2%}", inf, -inf)
-        table.add_row(pool, rate, policy, *_cells(spread), below, style=style)
+        table.add_row(*row, *_cells(spread), below, style=style)
     print_whole(console, table, keys=3)
 
 
 def _head(table: Table, names: tuple[str, ...]) -> None:
     for name in names:
         table.add_column(name, no_wrap=True)
-    for _, title, _ in _FIGURES:
+    for _, title, _ in FIGURES:
         table.add_column(title, justify="right", no_wrap=True)
 
 
 def _cells(spread: Spread) -> list[str]:
-    return [spread_text(*spread[key], text, 1.0 if key in _SHARES else inf) for key, _, text in _FIGURES]
+    return [spread_text(*spread[key], text, 1.0 if key in _SHARES else inf) for key, _, text in FIGURES]
 
 
 def spread_text(mean: float, half: float, text: Callable[[float], str], most: float = inf, least: float = 0.0) -> str:
@@ -163,7 +163,8 @@ def spread_text(mean: float, half: float, text: Callable[[float], str], most: fl
     return text(mean) + (f" +-{text(half)}" if half else "")
 
 
-def _interval_text(interval: tuple[float, float], form: str, most: float = inf) -> str:
+def interval_text(interval: tuple[float, float], form: str, most: float = inf) -> str:
+    """The same, of a mean with its half width and the form of a number."""
     mean, half = interval
     return spread_text(mean, half, lambda x: format(x, form), most)
 
@@ -173,7 +174,7 @@ def _difference_text(mean: float, half: float | None) -> str:
     return f"{mean:.2%}" + ("" if half is None else f" +-{half:.2%}")
 
 
-def print_capacity(console: Console, found: Sequence[Any], goal: float, beyond: float, world: str) -> None:
+def print_capacity(console: Console, found: Sequence[Any], goal: float, beyond: float) -> None:
     """The highest rate of each policy, and the goodput left at *beyond* times that rate (1: not measured)."""
     seeds = len(found[0].found)
     over = f", means over {seeds} seeds, +- 95 % confidence" if seeds > 1 else ""
@@ -192,12 +193,11 @@ def print_capacity(console: Console, found: Sequence[Any], goal: float, beyond: 
     for name in names:
         table.add_column(name, justify="left" if name in {"pool", "policy"} else "right", no_wrap=True)
     for one in sorted(found, key=lambda f: (f.pool, -f.rate[0])):
-        rate = "x" + _interval_text(one.rate, ".3g") if one.rate[0] else "none"
-        left = [_interval_text(one.goodput_left, ".1%", 1.0)] * (beyond > 1.0)
-        facts = (one.policy, rate, _interval_text(one.requests_per_s, ".2f"), f"{one.attainment[0]:.2%}")
+        rate = "x" + interval_text(one.rate, ".3g") if one.rate[0] else "none"
+        left = [interval_text(one.goodput_left, ".1%", 1.0)] * (beyond > 1.0)
+        facts = (one.policy, rate, interval_text(one.requests_per_s, ".2f"), f"{one.attainment[0]:.2%}")
         table.add_row(*[one.pool] * several, *facts, *left)
     print_whole(console, table)
-    console.print(world, style="dim", highlight=False)
 
 
 def print_diff(

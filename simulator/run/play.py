@@ -172,15 +172,26 @@ class Run:
             self._arrive(arrival)
             if not number % _PROGRESS_EVERY and self._report_progress(progress, stop):
                 return
-        while self._under_way():
-            kernel.run_until(kernel.next_s)
-            if progress is not None:
-                progress(len(self.table))
+        if self._run_to_the_end(progress, stop):
+            return
         self._active = False
         while any(engine.replica.running for engine in self.fleet.engines.values()):
             kernel.run_until(kernel.next_s)  # sequences whose clients have left end with their step
         if self.scaler is not None:
             self.scaler.stop()
+
+    def _run_to_the_end(self, progress: Progress | None, stop: Stop | None) -> bool:
+        """Until the last request is over: of loops, most of them. Whether *stop* ended the run before."""
+        kernel, reported = self.kernel, len(self.table)
+        while self._under_way():
+            kernel.run_until(kernel.next_s)
+            if len(self.table) - reported >= _PROGRESS_EVERY:
+                reported = len(self.table)
+                if self._report_progress(progress, stop):
+                    return True
+        if progress is not None:
+            progress(len(self.table))
+        return False
 
     def _report_progress(self, progress: Progress | None, stop: Stop | None) -> bool:
         """Call *progress*, and return whether *stop* ends the run."""

@@ -19,7 +19,7 @@ from time import monotonic
 
 import policies
 from simulator.commands.capacity import Summary, highest_of, searched, summary
-from simulator.experiment import CLAIRVOYANT, Case, Source, interval
+from simulator.experiment import CLAIRVOYANT, Case, Seeding, Source, interval
 from simulator.pool import BUILT_IN, Member, Pool
 from simulator.replica.truth import HiddenFactors
 from simulator.workload.arrivals import parse_slo
@@ -81,9 +81,11 @@ def measured(source: Source, baselines: Sequence[str], asked: Asked) -> dict[str
     cases = {name: Case(source, asked.pool, name, seed=asked.first_seed) for name in (POLICY, *baselines)}
     stale = replace(asked.pool, world=World(routers=4, sync_s=0.1))
     cases[f"{POLICY}, 4 routers 100 ms old"] = Case(source, stale, POLICY, seed=asked.first_seed)
-    found = searched(list(cases.values()), GOAL, asked.precision, seeds=asked.seeds, beyond=OVERLOAD, jobs=asked.jobs)
+    found = searched(
+        list(cases.values()), GOAL, asked.precision, seeding=Seeding(asked.seeds), beyond=OVERLOAD, jobs=asked.jobs
+    )
     bound = Case(source, asked.pool, CLAIRVOYANT, seed=asked.first_seed)
-    known = searched([bound], GOAL, asked.precision, seeds=asked.bound_seeds, jobs=asked.jobs)
+    known = searched([bound], GOAL, asked.precision, seeding=Seeding(asked.bound_seeds), jobs=asked.jobs)
     alike = [one.found for one, case in zip(found, cases.values(), strict=True) if case.same_workload(bound)]
     beside = zip(*alike, strict=True)
     best = [highest_of(own, others) for own, others in zip(known[0].found, beside, strict=False)]

@@ -150,7 +150,7 @@ def two_pools(folder: Path) -> list[str]:
 def test_pools_whose_files_have_one_name_are_kept_apart(tmp_path: Path, command: str) -> None:
     """By their paths; each has results of its own, and its truth is stated."""
     out, pools = tmp_path / "out.json", two_pools(tmp_path)
-    more = {"compare": ["--seeds", "1"], "capacity": ["--precision", "0.5", "--goal", "0.9"]}[command]
+    more = {"compare": ["--seeds", "1"], "capacity": ["--precision", "0.5", "--goal", "0.9", "--seeds", "1"]}[command]
     options = ["--policy", "least_work", "--jobs", "1", "--json", str(out), *more]
     told = run(command, "gen:poisson:rate=1,requests=60", *pools, *options)
     facts = json.loads(out.read_text())
@@ -180,7 +180,18 @@ def test_compare_refuses_an_executor_it_does_not_know() -> None:
 def test_capacity_finds_a_rate_that_holds_and_orders_policies(tmp_path: Path) -> None:
     """A policy that knows its engines carries more than taking turns."""
     out = tmp_path / "out.json"
-    options = ["--policy", "round_robin", "--policy", "slo_headroom", "--precision", "0.2", "--goal", "0.9"]
+    options = [
+        "--policy",
+        "round_robin",
+        "--policy",
+        "slo_headroom",
+        "--precision",
+        "0.2",
+        "--goal",
+        "0.9",
+        "--seeds",
+        "1",
+    ]
     told = run("capacity", "gen:poisson:rate=1,requests=200", *options, "--jobs", "2", "--json", str(out))
     found = {one["policy"]: one["rate"] for one in json.loads(out.read_text())["found"]}
     assert found["slo_headroom"] > found["round_robin"]
