@@ -47,6 +47,7 @@ class Member:
     kv_blocks: int = 0  # 0: what the card's memory holds
     model_tokens_max: int = 131_072
     queue_max: int = 1 << 30
+    queue_tokens_max: int = 1 << 60
     prefix_caching: bool = True
     priority: bool = False
     reserve_prompt: bool | None = (
@@ -64,6 +65,10 @@ class Member:
     labels: Mapping[str, str] = field(default_factory=dict)  # beside card, model, tp and pp, which every replica has
     variant: str = ""  # what scaling counts together; empty: the member alone
     profile: Profile = NO_PROFILE  # corrections of the tables, as `calibrate --profile` writes them
+    kv_precision: str | None = None  # of the KV cache; None: 16 bits
+    adapters: tuple[str, ...] = ()  # further names it answers to, each an adapter (LoRA) of its model
+    adapters_max: int = 0  # of them in one step (vLLM --max-loras); 0: no bound
+    async_scheduling: bool = False
 
     @property
     def kind(self) -> EngineKind:
@@ -75,7 +80,7 @@ class Member:
         """What physics makes of it."""
         on = card(self.card) if isinstance(self.card, str) else self.card
         runs = model(self.model) if isinstance(self.model, str) else self.model
-        return Shape(on, runs, self.tp, self.pp, self.precision, engine=self.kind.prior)
+        return Shape(on, runs, self.tp, self.pp, self.precision, self.kv_precision, self.kind.prior)
 
     @property
     def card_name(self) -> str:
@@ -100,7 +105,7 @@ class Member:
     @property
     def models(self) -> tuple[str, ...]:
         """The names it answers to."""
-        return self.served_as or (self.model_name,)
+        return (*(self.served_as or (self.model_name,)), *self.adapters)
 
     def limits(self) -> EngineLimits:
         """What the engine is started with."""
@@ -120,6 +125,9 @@ class Member:
             self.active_max,
             self.long_prompt_chunk,
             self.long_prompt_adaptive,
+            self.queue_tokens_max,
+            self.adapters_max,
+            self.async_scheduling,
         )
 
     def price(self) -> float:
@@ -182,6 +190,7 @@ class Pool:
             member.variant or member.name,
             {**labels, **member.labels},
             limits.prompt_tokens_max + 1,
+            member.adapters,
         )
         return Site(name, member, limits, backend, truth)
 

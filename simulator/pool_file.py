@@ -48,6 +48,10 @@ class Backend(backend.Backend):
     count: PositiveInt = 1
     block_tokens: PositiveInt = 16
     queue_max: Count = 1 << 30
+    queue_tokens_max: Count = 1 << 60
+    adapters: tuple[Name, ...] = ()
+    adapters_max: Count = 0
+    async_scheduling: bool = False
     prefix_caching: bool = True
     priority: bool = False
     reserve_prompt: bool | None = None
@@ -317,6 +321,7 @@ def _member(given: Backend, engine: Engine) -> Member:
         tp=shape.tp,
         pp=shape.pp,
         precision=given.precision,
+        kv_precision=given.kv_precision,
         engine=given.engine or given.protocol or OPENAI_PROTOCOL,
         count=given.count,
         served_as=tuple(given.models),
@@ -326,6 +331,10 @@ def _member(given: Backend, engine: Engine) -> Member:
         kv_blocks=max(1, given.kv_tokens_max // given.block_tokens) if given.kv_tokens_max else 0,
         model_tokens_max=given.context_tokens_max or _CONTEXT_TOKENS_MAX,
         queue_max=given.queue_max,
+        queue_tokens_max=given.queue_tokens_max,
+        adapters=given.adapters,
+        adapters_max=given.adapters_max,
+        async_scheduling=given.async_scheduling,
         prefix_caching=given.prefix_caching,
         priority=given.priority,
         reserve_prompt=given.reserve_prompt,

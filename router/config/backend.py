@@ -112,6 +112,7 @@ class Backend(Section):
     ``models`` maps the clients' name of a model to the engine's name. ``card`` and ``model`` are names of the
     built-in tables or facts given in place. ``engine`` is the kind of server (a name or alias of ``router.engines``),
     ``protocol`` the API it serves where that is not the kind's own (``triton``: TensorRT-LLM behind Triton).
+    ``kv_precision`` is that of the KV cache where it is not 16 bits (vLLM's --kv-cache-dtype).
     ``context_tokens_max`` is the longest prompt with its reply that the engine takes. ``kv_tokens_max`` and
     ``price_per_hour`` follow from card and model when left out, and so do those of a step's ``coefficients`` (seconds,
     as ``simulator calibrate --record`` prints them; names in ``router.core.step.MEASURABLE``) that were not measured.
@@ -126,6 +127,7 @@ class Backend(Section):
     tp: PositiveInt = 1
     pp: PositiveInt = 1
     precision: Name = "bf16"
+    kv_precision: Name | None = None
     coefficients: dict[str, float] = {}
     seqs_max: PositiveInt = 256
     kv_tokens_max: PositiveInt | None = None
@@ -211,7 +213,7 @@ def _shape(given: Backend, on: Card, runs: Model) -> Shape:
     tp, pp = given.tp, given.pp
     if on is ASSUMED_CARD and given.model_fields_set.isdisjoint({"tp", "pp"}):
         tp, pp = cards_needed(runs, on, given.precision)
-    return Shape(on, runs, tp, pp, given.precision, engine=given.kind.prior)
+    return Shape(on, runs, tp, pp, given.precision, given.kv_precision, given.kind.prior)
 
 
 def card_of(given: CardFacts | None) -> Card:

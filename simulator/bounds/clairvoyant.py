@@ -156,7 +156,7 @@ class _EngineView:
     def accepts(self) -> bool:
         """Whether the engine would accept one more request."""
         replica = self.engine.replica
-        return self.engine.alive and replica.unfinished_max + len(self.assigned) < replica.limits.queue_max
+        return self.engine.alive and not replica.refuses(1 + len(self.assigned))
 
 
 class Clairvoyant:

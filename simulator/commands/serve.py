@@ -27,6 +27,7 @@ def run(options: Namespace) -> None:
         chunk_tokens=options.max_num_batched_tokens,
         model_tokens_max=options.max_model_len,
         queue_max=options.max_num_queued_reqs,
+        queue_tokens_max=options.max_num_queued_tokens,
         block_tokens=options.block_size,
         kv_blocks=options.num_gpu_blocks,
         priority=options.priority,

@@ -236,6 +236,7 @@ def _serve(parser: ArgumentParser) -> None:
     add("--max-model-len", type=int, default=131_072, metavar="N", help="default: 131072")
     add("--max-num-queued-reqs", type=int, default=1 << 30, metavar="N", help="default: no limit")
     add("--block-size", type=int, default=16, metavar="N", help="default: 16")
+    add("--max-num-queued-tokens", type=int, default=1 << 60, metavar="N", help="of prompts; default: no limit")
     add("--num-gpu-blocks", type=int, default=0, metavar="N", help="default: 0, as many as the card holds")
     add("--priority", action="store_true", help="schedule by priority")
     add("--enable-prompt-tokens-details", action="store_true", help="report in usage how much of a prompt was cached")

@@ -117,8 +117,8 @@ class EmulatedEngine:
         return max(1, min(most, max(least, drawn)))
 
     def generate(self, prompt: "Prompt", output_tokens: int, priority: int, reply: Reply) -> Sequence:
-        """Start on a prompt; Busy when as many requests as it takes are unfinished."""
-        if self.replica.unfinished_max >= self.limits.queue_max:
+        """Start on a prompt; Busy when as many requests, or tokens of prompts, as it takes are unfinished."""
+        if self.replica.refuses(1):
             self.rejected += 1
             raise Busy
         self.started += 1

@@ -40,6 +40,7 @@ class ServeOptions:
     chunk_tokens: int
     model_tokens_max: int
     queue_max: int
+    queue_tokens_max: int
     block_tokens: int
     kv_blocks: int
     priority: bool
@@ -67,6 +68,7 @@ def serving_of(options: ServeOptions) -> Serving:
         kv_blocks=options.kv_blocks,
         model_tokens_max=options.model_tokens_max,
         queue_max=options.queue_max,
+        queue_tokens_max=options.queue_tokens_max,
         priority=options.priority,
         engine=options.protocol,
     )

@@ -45,6 +45,7 @@ class Batch:
         self._idle_context = 0  # and how many tokens of _context are theirs
         self._reserved_blocks = 0  # blocks reserved for running sequences, with no_evict
         self._taken = 0  # blocks taken for the first step under way
+        self._ended: list[Sequence] = []  # over, in their room until the next step is decided (async scheduling)
 
     # ---- coming and going ------------------------------------------------------
 
@@ -127,6 +128,8 @@ class Batch:
         held = 0
         for s in self._running:
             held += -(-(s.offset + steps if s.state == DECODE else s.computed) // size)
+        for s in self._ended:
+            held += -(-s.computed // size)
         return held
 
     def _tokens_at_most(self) -> int:
@@ -134,6 +137,8 @@ class Batch:
         limits, most = self.limits, self._context + self.limits.chunk_tokens
         for partial in self._partials:
             most += partial.computed
+        for ended in self._ended:
+            most += ended.computed + self._size
         return most + (len(self._running) + min(len(self._waiting), limits.seqs_max) + 1 + self._watermark) * self._size
 
     def _choose_counting(self) -> None:

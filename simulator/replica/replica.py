@@ -40,7 +40,7 @@ class Replica(ReplicaState):
         token and continue.
         """
         super().__init__(name, truth, limits, clock)
-        self.coalesce = coalesce
+        self.coalesce, self._async = coalesce, limits.async_scheduling
         self._first_token, self._finished, self._tokens = first_token, finished, tokens
         self._drift, self._slowed = Drift(truth), 1.0
         self._factor = self._drift.factor
@@ -117,10 +117,7 @@ class Replica(ReplicaState):
             return
         now_s = self._due_s
         self._deciding = True
-        if self._run:
-            self._settle(now_s)
-        if self._dropped or (self._arrivals and self._arrivals[0][0] <= now_s):
-            self._take_arrivals(now_s)
+        self._settle_and_take(now_s)
         self._deciding = False
         if now_s >= self._drift.until_s:
             self._drift.move(now_s)
@@ -130,7 +127,31 @@ class Replica(ReplicaState):
         elif self._batch:
             self._decode(now_s)
         elif self._arrivals:
-            self._wake(self._arrivals[0][0])
+            self._wake(max(now_s, self._arrivals[0][0]))
+        if self._ended:
+            self._make_way(now_s)
+
+    def _settle_and_take(self, now_s: float) -> None:
+        """Account for the steps that are over, and queue what has arrived: with async scheduling, what had arrived when
+        the step began that is over now, for then the next one was decided.
+        """
+        seen_s = now_s
+        if self._run:
+            if self._async:
+                seen_s = self._started_s
+            self._settle(now_s)
+        if self._dropped or (self._arrivals and self._arrivals[0][0] <= seen_s):
+            self._take_arrivals(seen_s)
+
+    def _make_way(self, now_s: float) -> None:
+        """The next step is decided: sequences that ended before it leave their room; a step that they held up
+        begins.
+        """
+        for sequence in self._ended:
+            self._leave_room(sequence)
+        self._ended.clear()
+        if not self._run and (self._waiting or self._exact or self._partials):
+            self._plan(now_s)
 
     def _take_arrivals(self, now_s: float) -> None:
         """Remove dropped sequences; queue those that have arrived."""
@@ -170,12 +191,18 @@ class Replica(ReplicaState):
 
     def _finish(self, sequence: Sequence) -> None:
         sequence.generated = sequence.output_tokens
+        del self._running[sequence]
+        if self._async:
+            self._ended.append(sequence)
+        else:
+            self._leave_room(sequence)
+        sequence.state = ENDED
+        self._finished(sequence)
+
+    def _leave_room(self, sequence: Sequence) -> None:
         if self._exact:
             self._release(sequence, sequence.computed)
-        sequence.state = ENDED
         self._reserved_blocks -= sequence.reserved_blocks
-        del self._running[sequence]
-        self._finished(sequence)
 
     def _prefilled(self) -> None:
         """The chunks of the step are computed: a sequence without prompt left has its first token and decodes from
@@ -219,7 +246,7 @@ class Replica(ReplicaState):
         elif self._batch:
             self._decode(now_s)
         elif self._arrivals:
-            self._wake(self._arrivals[0][0])
+            self._wake(max(now_s, self._arrivals[0][0]))
 
     def _decode(self, now_s: float) -> None:
         """Plan as many decode-only steps as possible at once."""
@@ -245,7 +272,7 @@ class Replica(ReplicaState):
 
     def _run_length(self) -> int:
         """Steps until a sequence ends or blocks may run short; 0: blocks have to be counted first."""
-        if self._exact and (self._squeezed or not self.coalesce):
+        if self._exact and (self._squeezed or not self.coalesce or self._ended):
             return 1
         k = (self._next_end() if self._stale else self._ends[0][0]) - self.steps
         batch = self._batch
@@ -253,7 +280,7 @@ class Replica(ReplicaState):
             room = self.blocks.total - self.blocks.used + self._taken
             return min(k, self._steps_in(room)) if batch * (k // self._size + 1) > room else k
         uncounted = (self._kv_tokens - self._context) // batch - self._size
-        return min(k if self.coalesce else 1, uncounted)
+        return min(k if self.coalesce and not self._ended else 1, uncounted)
 
     def _cut(self, at_s: float) -> None:
         """An event comes at *at_s*: end the planned steps with the one then under way."""

@@ -10,7 +10,7 @@ order, while there is room for all of their prompt; none in a step that preempte
 routers or policies.
 """
 
-from heapq import heappop
+from heapq import heappop, heappush
 
 from simulator.replica.batch import Batch
 from simulator.replica.sequence import DECODE, ENDED, PREFILL, EngineLimits, Sequence
@@ -36,6 +36,8 @@ class Scheduler(Batch):
         self._taken, self._squeezed = 0, False
         self._step_tokens, self._step_pairs = 0, 0.0
         self._budget = self.limits.chunk_tokens
+        if self._ended:
+            self._budget -= sum([s.ends_itself for s in self._ended])
         self._choose_counting()
         if self._partials or self._waiting:
             self._chunk_max = self._longest_chunk()
@@ -47,7 +49,7 @@ class Scheduler(Batch):
     def _longest_chunk(self) -> int:
         """The most of one prompt in this step: what the limit for long ones says, while anybody else is here."""
         limits = self.limits
-        others = len(self._running) + len(self._waiting) - self._dropped_waiting
+        others = len(self._running) + len(self._ended) + len(self._waiting) - self._dropped_waiting
         if not limits.long_prompt_chunk or others <= 1:
             return limits.chunk_tokens
         fair = limits.chunk_tokens // others if limits.long_prompt_adaptive else 0
@@ -167,20 +169,50 @@ class Scheduler(Batch):
     # ---- those that wait -------------------------------------------------------------
 
     def _admit_waiting(self) -> None:
-        """Waiting sequences join the batch, in order, until one finds no room."""
+        """Waiting sequences join the batch, in order, until one finds no room; those whose adapters find none are
+        passed over.
+        """
         waiting, running = self._waiting, self._running
-        while waiting and self._budget > 0 and len(running) < self._active_max:
+        adapters = self._adapters() if self.limits.adapters_max else None
+        passed: list[tuple[int, int, Sequence]] = []
+        while waiting and self._budget > 0 and len(running) + len(self._ended) < self._active_max:
             sequence = waiting[0][2]
             if sequence.state == ENDED:
                 heappop(waiting)
                 self._dropped_waiting -= 1
                 continue
-            if self._no_evict and not self._reserve_whole(sequence):
-                break
-            if not self._admit(sequence):
-                self._reserved_blocks -= sequence.reserved_blocks
+            if adapters is not None and self._has_no_place(sequence, adapters):
+                passed.append(heappop(waiting))
+                continue
+            if not self._enter(sequence):
                 break
             heappop(waiting)
+            if adapters is not None and sequence.adapter:
+                adapters.add(sequence.adapter)
+        for entry in passed:
+            heappush(waiting, entry)
+
+    def _enter(self, sequence: Sequence) -> bool:
+        """Reserve what *sequence* needs and admit it. False: no room."""
+        if self._no_evict and not self._reserve_whole(sequence):
+            return False
+        if not self._admit(sequence):
+            self._reserved_blocks -= sequence.reserved_blocks
+            return False
+        return True
+
+    def _has_no_place(self, sequence: Sequence, adapters: set[str]) -> bool:
+        """Whether its adapter would be one too many beside these."""
+        return bool(sequence.adapter) and sequence.adapter not in adapters and len(adapters) >= self.limits.adapters_max
+
+    def _adapters(self) -> set[str]:
+        """Those of the running sequences that have tokens in this step."""
+        idle, chunks = self._idle, self._chunks
+        found: set[str] = set()
+        for sequence in self._running:
+            if sequence.adapter and (sequence in chunks or (sequence.state == DECODE and sequence not in idle)):
+                found.add(sequence.adapter)
+        return found
 
     def _reserve_whole(self, sequence: Sequence) -> bool:
         """With no_evict: reserve blocks for prompt and longest reply. False if there is no room beside earlier
@@ -232,7 +264,7 @@ class Scheduler(Batch):
     def _reserve(self, sequence: Sequence, target: int, chunk_max: int) -> int:
         """Take the blocks of a first chunk. Returns the tokens found in the cache; -1: no room."""
         size, blocks = self._size, self.blocks
-        free = blocks.total - blocks.used - (self._watermark if self._running else 0)
+        free = blocks.total - blocks.used - (self._watermark if self._running or self._ended else 0)
         if self._caches and (sequence.prefix or sequence.own is not None):
             units = self._unit_blocks(sequence) if sequence.prefix else sequence.unit_blocks
             found, cached, idle = blocks.find(sequence.prefix, units, sequence.own, (target - 1) // size)

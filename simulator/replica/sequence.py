@@ -12,6 +12,7 @@ WAITING: Final = 1
 PREFILL: Final = 2
 DECODE: Final = 3
 ENDED: Final = 4
+UNLIMITED: Final = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,12 @@ class EngineLimits(Fact):
         num_gpu_blocks, max_model_len, max_num_queued_reqs, enable_prefix_caching, scheduling_policy=priority).
 
     ``queue_max``: unfinished requests, running ones included, above which one more is refused; each choice counts.
+    ``queue_tokens_max``: a request is refused while the prompts of those without a first token have as many tokens
+    (max_num_queued_tokens): all of each prompt, whatever of it is computed or cached, as the API server counts.
+    ``adapters_max``: different adapters in one step (max_loras; 0: no bound); a request for one more waits, and those
+    behind it go ahead. ``async_scheduling``: a step is decided while the one before it runs (async_scheduling), so an
+    arrival is seen a step later, and a sequence leaves its room a step later; one that ends by itself, and not by a cap
+    that it stated, has another token computed until then.
     ``reserve_prompt``: a request is admitted once free blocks could hold all of its prompt, though the first chunk
     takes less (scheduler_reserve_full_isl; engines before it looked at the first chunk). ``watermark``: the share of
     the blocks that stays free beside an admitted request while others run. ``active_max``: sequences that run at most,
@@ -37,7 +44,7 @@ class EngineLimits(Fact):
     block_tokens: int = 16
     kv_blocks: int = 10_000
     model_tokens_max: int = 131_072
-    queue_max: int = 1 << 60
+    queue_max: int = UNLIMITED
     prefix_caching: bool = True
     priority: bool = False
     no_evict: bool = False
@@ -46,6 +53,9 @@ class EngineLimits(Fact):
     active_max: int = 0
     long_prompt_chunk: int = 0
     long_prompt_adaptive: bool = False
+    queue_tokens_max: int = UNLIMITED
+    adapters_max: int = 0
+    async_scheduling: bool = False
 
     def __post_init__(self) -> None:
         """ValueError names what cannot be."""
@@ -73,9 +83,11 @@ class Sequence:
     """
 
     __slots__ = (
+        "adapter",
         "attempt",
         "cached_tokens",
         "computed",
+        "ends_itself",
         "finish_step",
         "generated",
         "holds",
@@ -119,6 +131,8 @@ class Sequence:
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
         self.attempt = attempt
+        self.adapter = ""  # none: the model itself
+        self.ends_itself = False  # by a token that nobody foresaw
         self.priority = priority
         self.state = ARRIVING
         self.order = self.generated = self.preemptions = 0

@@ -10,7 +10,7 @@ from router.core.signals import Share, Value, registered, simulated, value_since
 from router.core.types import EngineReport
 from simulator.replica.clock import Clock
 from simulator.replica.scheduler import Scheduler
-from simulator.replica.sequence import ARRIVING, DECODE, EngineLimits, Sequence
+from simulator.replica.sequence import ARRIVING, DECODE, ENDED, UNLIMITED, EngineLimits, Sequence
 from simulator.replica.truth import Truth
 
 
@@ -58,6 +58,17 @@ class ReplicaState(Scheduler):
     def unfinished_max(self) -> int:
         """An upper bound of all sequences in the engine, cheap: those that run, and ``waiting_max``."""
         return len(self._running) + len(self._waiting) + len(self._arrivals)
+
+    def refuses(self, more: int) -> bool:
+        """Whether the queue has no room for a request of *more* sequences."""
+        limits = self.limits
+        if self.unfinished_max + more > limits.queue_max:
+            return True
+        return limits.queue_tokens_max < UNLIMITED and self._queued_tokens() >= limits.queue_tokens_max
+
+    def _queued_tokens(self) -> int:
+        """Prompt tokens of the sequences that have no first token yet."""
+        return sum([s.prompt_tokens for s in self.sequences() if not s.generated and s.state != ENDED])
 
     @property
     def decoding(self) -> int:

@@ -80,6 +80,7 @@ def multiply(first: EngineSequence, request: Request, output_tokens: int, listen
         tokens = share(request.prompt_tokens, prompt, prompts)
         sibling = EngineSequence(first.id, tokens, length, first.attempt, first.priority)
         sibling.reply_tokens_max = first.reply_tokens_max
+        sibling.adapter = first.adapter
         if each > 1:
             _cached(sibling, first if prompt == 0 else sibling, prompt)
         siblings.append(sibling)

@@ -40,6 +40,7 @@ class SimulatedEngine:
     """A replica behind an API server and a network, with constant delays except for jitter."""
 
     __slots__ = (
+        "_adapters",
         "_api_jitter",
         "_api_s",
         "_api_token_s",
@@ -61,6 +62,7 @@ class SimulatedEngine:
         hidden = site.truth.hidden
         self.name, self.site, self.replica = site.name, site, replica
         self.delay_s = site.member.network_s
+        self._adapters = frozenset(site.member.adapters)
         self.room_tokens = site.limits.prompt_tokens_max + 1
         self.alive, self.joined, self.draining = True, False, False
         self.ordered_s, self.paid_s = ordered_s, 0.0
@@ -93,6 +95,10 @@ class SimulatedEngine:
             request.prefix_block_tokens,
             request.prompt_tokens + arrival.output_tokens if arrival.known_prefix else 0,
         )
+        sequence.ends_itself = length < request.output_tokens_max or not request.output_tokens_max
+        if self._adapters and request.model in self._adapters:
+            sequence.adapter = request.model
+            sequence.prefix = tuple([(request.model, block) for block in sequence.prefix])  # an adapter has its own KV
         if request.output_tokens_max or self.site.limits.no_evict:  # without a cap, all that the engine has room for
             sequence.reply_tokens_max = max(sequence.output_tokens, min(request.output_tokens_max or room, room))
         return sequence
@@ -110,7 +116,7 @@ class SimulatedEngine:
             return REFUSED
         if sequence.prompt_tokens >= self.room_tokens:
             return TOO_LONG
-        if replica.unfinished_max + len(sequence.siblings) >= replica.limits.queue_max:
+        if replica.refuses(1 + len(sequence.siblings)):
             return QUEUE_FULL
         api_s = self._api_s * (1.0 + self._api_jitter * (2.0 * self._draw() - 1.0))
         reached_s = now_s + self.delay_s + api_s + self._api_token_s * sequence.prompt_tokens

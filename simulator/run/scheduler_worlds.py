@@ -7,14 +7,14 @@ routers, policies or step times.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
 from simulator.replica.sequence import EngineLimits, Sequence
-from simulator.traces.fields import seconds, whole
+from simulator.traces.fields import SEQUENCES_MAX, seconds, text_of, whole
 
 _LIMITS: Final = {  # by a world's name: the engine's limit
     "block_tokens": "block_tokens",
@@ -23,17 +23,21 @@ _LIMITS: Final = {  # by a world's name: the engine's limit
     "kv_blocks": "kv_blocks",
     "active_max": "active_max",
     "long_prompt_chunk": "long_prompt_chunk",
+    "queue_max": "queue_max",
+    "queue_tokens_max": "queue_tokens_max",
+    "adapters_max": "adapters_max",
 }
-_FLAGS: Final = ("priority", "prefix_caching", "reserve_prompt", "long_prompt_adaptive")
+_FLAGS: Final = ("priority", "prefix_caching", "reserve_prompt", "long_prompt_adaptive", "async_scheduling")
 _REQUIRED: Final = ("block_tokens", "step_tokens", "seqs_max", "kv_blocks")
 _NAMES: Final = (*_LIMITS, *_FLAGS, "watermark", "prefix", "requests")
-_REQUEST_NAMES: Final = ("id", "at", "prompt", "output", "priority", "group", "depth", "unit")
+_REQUEST_NAMES: Final = ("id", "at", "prompt", "output", "priority", "group", "depth", "unit", "n", "adapter", "eos")
 
 
 @dataclass(frozen=True, slots=True)
 class WorldRequest:
     """A request of a world. ``at``: in steps. Its text begins with *depth* units of *unit* tokens that its group has
-    in common.
+    in common. ``n``: choices, each a sequence of its own over the same prompt. ``adapter``: that of the request, empty
+    for none. ``eos``: the reply ends by itself, and not by its cap.
     """
 
     id: str
@@ -44,14 +48,24 @@ class WorldRequest:
     group: int = 0
     depth: int = 0
     unit: int = 0
+    n: int = 1
+    adapter: str = ""
+    eos: bool = False
 
-    def sequence(self) -> Sequence:
-        """As an engine has it."""
-        prefix = tuple((self.group, n) for n in range(self.depth))
-        known = self.depth * self.unit
-        return Sequence(
-            self.id, self.prompt, self.output, 1, self.priority, prefix, unit_tokens=self.unit, known_tokens=known
-        )
+    def sequences(self) -> list[Sequence]:
+        """As an engine has it: one of that id, or those of its choices, which find each other's prompt in the cache."""
+        prefix: tuple[Hashable, ...] = tuple((self.group, self.adapter, unit) for unit in range(self.depth))
+        known, unit = self.depth * self.unit, self.unit
+        if self.n == 1:
+            return [self._sequence(self.id, prefix, unit, known)]
+        unit = unit or self.prompt
+        prefix += tuple((self.id, number) for number in range(len(prefix), -(-self.prompt // unit)))
+        return [self._sequence(f"{number}_{self.id}", prefix, unit, self.prompt) for number in range(self.n)]
+
+    def _sequence(self, name: str, prefix: tuple[Hashable, ...], unit: int, known: int) -> Sequence:
+        found = Sequence(name, self.prompt, self.output, 1, self.priority, prefix, unit_tokens=unit, known_tokens=known)
+        found.adapter, found.ends_itself = self.adapter, self.eos
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +147,13 @@ def _request(entry: object, limits: EngineLimits) -> WorldRequest:
     if prompt + output > room + 1:
         raise ValueError(f"prompt + output must be at most {room + 1}: kv_blocks hold {room} tokens")
     group = whole(record.get("group", 0), "group", 0)
+    choices = whole(record.get("n", 1), "n")
+    if choices > SEQUENCES_MAX:
+        raise ValueError(f"n must be at most {SEQUENCES_MAX}, got {choices}")
+    eos = _flag(record, "eos") if "eos" in record else False
+    adapter, at = text_of(record, "adapter"), seconds(record["at"], "at")
     return WorldRequest(
-        name, seconds(record["at"], "at"), prompt, output, int(priority), group, depth if unit else 0, unit
+        name, at, prompt, output, int(priority), group, depth if unit else 0, unit, choices, adapter, eos
     )
 
 

@@ -35,7 +35,9 @@ class Step:
 
 @dataclass(slots=True)
 class Walk:
-    """What happened in a world: by request ``first``, ``end`` and ``preemptions``, and the steps (stepwise walks)."""
+    """What happened in a world: by request ``first`` (of any choice), ``end`` (of all) and ``preemptions``, or when it
+    was ``refused``; and the steps (stepwise walks), by sequence: of several choices ``0_ID``, ``1_ID``, ...
+    """
 
     requests: dict[str, dict[str, float]]
     steps: list[Step] = field(default_factory=list)
@@ -87,6 +89,7 @@ class _Walker:
         )
         self._preemptions: dict[str, int] = {}
         self._sequences: list[Sequence] = []
+        self._of: dict[str, str] = {}  # the request of each sequence
 
     def walk(self) -> Walk:
         """Every request, until the last has ended."""
@@ -95,13 +98,18 @@ class _Walker:
             seen = times.seen(request.at) if self._busy() else 0.0
             if self._busy():
                 self._run(seen - 1.0)
+            sequences = request.sequences()
+            if replica.refuses(len(sequences)):
+                self.result.requests[request.id] = {"refused": request.at}
+                continue
             if not self._busy():
                 seen = self.kernel.now_s + 2.0
                 times.start(request.at, seen)
-            sequence = request.sequence()
             self.result.requests[request.id] = {}
-            self._sequences.append(sequence)
-            replica.add(sequence, seen)
+            self._sequences += sequences
+            for sequence in sequences:
+                self._of[sequence.id] = request.id
+                replica.add(sequence, seen)
         self._run(self.kernel.now_s + STEPS_MAX)
         return self.result
 
@@ -145,13 +153,12 @@ class _Walker:
         )
 
     def _first(self, sequence: Sequence) -> None:
-        self.result.requests[sequence.id]["first"] = self.times.of(self.kernel.now_s)
+        self.result.requests[self._of[sequence.id]].setdefault("first", self.times.of(self.kernel.now_s))
 
     def _finished(self, sequence: Sequence) -> None:
-        self.result.requests[sequence.id] |= {
-            "end": self.times.of(self.kernel.now_s),
-            "preemptions": sequence.preemptions,
-        }
+        happened = self.result.requests[self._of[sequence.id]]
+        before = happened.get("preemptions", 0)
+        happened |= {"end": self.times.of(self.kernel.now_s), "preemptions": before + sequence.preemptions}
 
 
 def walk_world(world: SchedulerWorld, coalesce: bool) -> Walk:

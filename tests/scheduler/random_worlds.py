@@ -41,6 +41,8 @@ def options(draw: Random, world: World) -> World:
         given["reserve_prompt"] = False
     if draw.random() < 0.2:
         given["prefix_caching"] = False
+    if draw.random() < 0.3:
+        given["adapters_max"] = draw.randint(1, 3)
     return given
 
 
@@ -49,6 +51,7 @@ def requests(draw: Random, world: World, prompts: int, replies: int) -> list[Wor
     unit = world["block_tokens"] * draw.choice([1, 2, 3]) if draw.random() < 0.5 else 0
     depths = [draw.randint(1, 5) for _ in range(3)]
     urgencies = 3 if world["priority"] else 1
+    choices = draw.random() < 0.25
     gap = draw.choice([0.0, 0.2, 1.0, 4.0])
     at, found = 0.0, []
     for number in range(draw.randint(2, 24)):
@@ -59,6 +62,10 @@ def requests(draw: Random, world: World, prompts: int, replies: int) -> list[Wor
         one["priority"] = draw.randrange(urgencies)
         if unit and (group := draw.randrange(4)) < len(depths) and (depth := min(depths[group], prompt // unit)):
             one |= {"group": group, "depth": depth, "unit": unit}
+        if world.get("adapters_max") and (adapter := draw.randrange(6)):
+            one["adapter"] = f"a{adapter}"
+        if choices and draw.random() < 0.4:
+            one["n"] = draw.randint(2, 4)
         found.append(one)
         at += draw.choice([0.0, gap, gap * draw.random(), 40.0 if draw.random() < 0.1 else 1.0])
     return found

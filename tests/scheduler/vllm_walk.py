@@ -14,10 +14,13 @@ from typing import Any
 os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
 import torch
-from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.config import CacheConfig, DeviceConfig, LoRAConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
@@ -26,6 +29,9 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 STEPS_MAX = 20_000
 SHARED_MAX = 10_000  # token ids of one group
+CHOICES_MAX = 1_000
+END_TOKEN = 1
+STEPS_AHEAD = 2  # that which runs, and the next
 World = dict[str, Any]
 
 
@@ -39,20 +45,27 @@ class Walk:
         self.token = 10 * SHARED_MAX  # the last fresh one
         self.now = 0.0
         self.live: dict[str, Request] = {}
+        self.parents: dict[str, str] = {}  # the request of each choice
+        self.adapters: dict[str, int] = {}
+        self.ends: dict[str, int] = {}  # the tokens of replies that end by themselves
+        self.asynchronous = world.get("async_scheduling", False)
+        self.decided: deque[tuple[SchedulerOutput, list[bool]]] = deque()
         self.requests: dict[str, dict[str, float]] = {}
         self.steps: list[list[Any]] = []
 
     def run(self) -> World:
         """Until the last request has ended."""
-        arrived = 0
         for _ in range(STEPS_MAX):
             while self.coming and self.coming[0]["at"] <= self.now:
-                self.arrive(self.coming.popleft(), arrived)
-                arrived += 1
-            if self.live:
-                self.step()
-            elif self.coming:
+                self.arrive(self.coming.popleft())
+            if self.live and self.decide():
+                continue
+            if self.decided:
+                self.settle(*self.decided.popleft())
+            elif self.coming and not self.live:
                 self.now = self.coming[0]["at"]
+            elif self.live:
+                self.now += 1.0  # a step in which nobody has a token
             else:
                 break
         return {"requests": self.requests, "steps": self.steps}
@@ -62,40 +75,70 @@ class Walk:
         self.token += 1
         return self.token
 
-    def arrive(self, one: World, order: int) -> None:
+    def token_of(self, name: str) -> int:
+        """What the model samples: the end where a reply ends by itself."""
+        request, end = self.live.get(name), self.ends.get(name)
+        if request is not None and end is not None and request.num_output_tokens + 1 == end:
+            return END_TOKEN
+        return self.fresh()
+
+    def adapter(self, name: str) -> LoRARequest | None:
+        """The adapter of that name, numbered as it comes."""
+        if not name:
+            return None
+        number = self.adapters.setdefault(name, len(self.adapters) + 1)
+        return LoRARequest(lora_name=name, lora_int_id=number, lora_path=name)
+
+    def arrive(self, one: World) -> None:
         """A request with its text: what its group shares, then fresh tokens."""
+        order = len(self.requests)
         shared = one.get("depth", 0) * one.get("unit", 0)
         text = [one.get("group", 0) * SHARED_MAX + n for n in range(shared)]
         text += [self.fresh() for _ in range(one["prompt"] - shared)]
-        request = Request(
-            request_id=one["id"],
-            prompt_token_ids=text,
-            sampling_params=SamplingParams(temperature=0, ignore_eos=True, max_tokens=one["output"]),
-            pooling_params=None,
-            mm_features=None,
-            block_hasher=self.hasher,
-            priority=one.get("priority", 0),
-            arrival_time=float(order),
-        )
-        self.scheduler.add_request(request)
-        self.live[one["id"]] = request
         self.requests[one["id"]] = {}
+        choices = one.get("n", 1)
+        for number in range(choices):
+            name = one["id"] if choices == 1 else f"{number}_{one['id']}"  # as vLLM names them
+            request = Request(
+                request_id=name,
+                prompt_token_ids=text,
+                sampling_params=sampling_of(one),
+                pooling_params=None,
+                mm_features=None,
+                block_hasher=self.hasher,
+                priority=one.get("priority", 0),
+                arrival_time=order + number / CHOICES_MAX,
+                lora_request=self.adapter(one.get("adapter", "")),
+            )
+            self.scheduler.add_request(request)
+            self.live[name] = request
+            self.parents[name] = one["id"]
+            if one.get("eos"):
+                self.ends[name] = one["output"]
 
-    def step(self) -> None:
-        """Schedule, let time pass, report the tokens that were sampled."""
+    def decide(self) -> bool:
+        """Schedule a step; whether another is scheduled before time passes, as the engine does beside a running one."""
+        decided = self.scheduler.schedule()
+        if not decided.num_scheduled_tokens:
+            if not self.asynchronous:
+                self.decided.append((decided, []))
+            return False
+        samples = [not self.live[name].is_prefill_chunk for name in decided.num_scheduled_tokens]
+        self.decided.append((decided, samples))
+        return self.asynchronous and len(self.decided) < STEPS_AHEAD
+
+    def settle(self, decided: SchedulerOutput, samples: list[bool]) -> None:
+        """Let the time of a step pass, report the tokens that were sampled in it."""
         scheduler = self.scheduler
-        decided = scheduler.schedule()
         self.now += 1.0
         names = list(decided.num_scheduled_tokens)
         if not names:
             return
         sampled = []
-        for name in names:
-            request = self.live[name]
-            caught_up = request.num_computed_tokens >= request.num_tokens
-            sampled.append([self.fresh()] if caught_up else [])
+        for name, caught_up in zip(names, samples, strict=True):
+            sampled.append([self.token_of(name)] if caught_up else [])
             if caught_up:
-                self.requests[name].setdefault("first", self.now)
+                self.requests[self.parents[name]].setdefault("first", self.now)
         self.steps.append([self.now, dict(decided.num_scheduled_tokens)])
         output = ModelRunnerOutput(
             req_ids=names,
@@ -108,20 +151,30 @@ class Walk:
         scheduler.update_from_output(decided, output)
         for name, request in list(self.live.items()):
             if request.is_finished():
-                self.requests[name] |= {"end": self.now, "preemptions": request.num_preemptions}
+                happened = self.requests[self.parents[name]]
+                before = happened.get("preemptions", 0)
+                happened |= {"end": self.now, "preemptions": before + request.num_preemptions}
                 del self.live[name]
+
+
+def sampling_of(one: World) -> SamplingParams:
+    """A reply of so many tokens: by its cap, or by its end."""
+    if one.get("eos"):
+        return SamplingParams(temperature=0, max_tokens=2 * one["output"] + 8, stop_token_ids=[END_TOKEN])
+    return SamplingParams(temperature=0, ignore_eos=True, max_tokens=one["output"])
 
 
 def scheduler_of(world: World, model: ModelConfig) -> Scheduler:
     """vLLM's scheduler, configured as the world says."""
     size, blocks = world["block_tokens"], world["kv_blocks"] + 1  # the pool keeps a null block
+    asynchronous = world.get("async_scheduling", False)
     scheduling = SchedulerConfig(
         max_num_seqs=world["seqs_max"],
         max_num_batched_tokens=world["step_tokens"],
         max_model_len=model.max_model_len,
         is_encoder_decoder=False,
         enable_chunked_prefill=True,
-        async_scheduling=False,
+        async_scheduling=asynchronous,
         policy="priority" if world.get("priority") else "fcfs",
         scheduler_reserve_full_isl=world.get("reserve_prompt", True),
         long_prefill_token_threshold=world.get("long_prompt_chunk", 0),
@@ -131,14 +184,20 @@ def scheduler_of(world: World, model: ModelConfig) -> Scheduler:
     )
     caching = world.get("prefix_caching", True)
     cache = CacheConfig(block_size=size, cache_dtype="auto", enable_prefix_caching=caching)
+    adapters = world.get("adapters_max", 0)
     config = VllmConfig(
-        scheduler_config=scheduling, model_config=model, cache_config=cache, device_config=DeviceConfig("cpu")
+        scheduler_config=scheduling,
+        model_config=model,
+        cache_config=cache,
+        device_config=DeviceConfig("cpu"),
+        lora_config=LoRAConfig(max_loras=adapters) if adapters else None,
     )
     cache.num_gpu_blocks = blocks
     cache.enable_prefix_caching = caching
     spec = FullAttentionSpec(block_size=size, num_kv_heads=1, head_size=1, dtype=torch.float32)
     groups = [KVCacheGroupSpec(["all"], spec)]
-    return Scheduler(
+    kind = AsyncScheduler if asynchronous else Scheduler
+    return kind(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=groups),
         structured_output_manager=StructuredOutputManager(config),

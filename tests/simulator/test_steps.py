@@ -163,3 +163,65 @@ def test_the_command_prints_a_line_a_step_or_writes_what_happened(tmp_path: Path
     wrong = simulator_command(["steps", str(path), "--world", "1"])
     assert wrong.exit_code == 2
     assert "there are worlds 0 to 0, no world 1" in wrong.stderr
+
+
+# ---- what further options do -------------------------------------------------------------
+
+
+def test_choices_are_sequences_over_one_prompt(tmp_path: Path) -> None:
+    """Those of a request find its whole blocks in the cache, end together as the last does, and count as many."""
+    worlds = [{**SMALL, "kv_blocks": 30, "requests": [request("a", 0, 12, 3, n=3), request("b", 0, 4, 1)]}]
+    (walk,) = walked(tmp_path, worlds)
+    assert walk.steps[0].prefilling == ["0_a:12@0", "1_a:4@8"]
+    assert walk.requests["a"] == {"first": 1.0, "end": 4.0, "preemptions": 0}
+    (quick,) = walked(tmp_path, worlds, True)
+    assert quick.requests == walk.requests
+
+
+def test_a_full_queue_refuses(tmp_path: Path) -> None:
+    """By unfinished requests, each choice one, or by the prompt tokens of those without a first token."""
+    requests = [request("a", 0, 4, 9), request("b", 0.5, 20, 2), request("c", 0.6, 4, 2), request("d", 8.5, 4, 2, n=2)]
+    limits = {**SMALL, "step_tokens": 8, "kv_blocks": 30}
+    (counted,) = walked(tmp_path, [{**limits, "queue_max": 2, "requests": requests}])
+    assert counted.requests["c"] == {"refused": 0.6}
+    assert counted.requests["d"] == {"refused": 8.5}
+    (weighed,) = walked(tmp_path, [{**limits, "queue_tokens_max": 24, "requests": requests}])
+    assert weighed.requests["c"] == {"refused": 0.6}
+    assert "end" in weighed.requests["d"]
+
+
+def test_a_request_for_one_adapter_too_many_is_passed_over(tmp_path: Path) -> None:
+    """Those behind it go ahead where theirs is there; it joins once one of the others has ended."""
+    requests = [
+        request("a", 0, 4, 6, adapter="x"), request("b", 0, 4, 2, adapter="y"), request("c", 0, 4, 2, adapter="x"),
+        request("d", 0, 4, 1),
+    ]  # fmt: skip
+    (walk,) = walked(tmp_path, [{**SMALL, "kv_blocks": 30, "adapters_max": 1, "requests": requests}])
+    assert {name: happened["first"] for name, happened in walk.requests.items()} == {"a": 1, "b": 7, "c": 1, "d": 1}
+    (free,) = walked(tmp_path, [{**SMALL, "kv_blocks": 30, "requests": requests}])
+    assert free.requests["b"]["first"] == 1
+
+
+def test_adapters_share_no_prefix(tmp_path: Path) -> None:
+    """The same text has another KV cache under another adapter."""
+    shared = {"group": 1, "depth": 2, "unit": 4}
+    requests = [request(name, at, 12, 1, adapter=name[0], **shared) for at, name in enumerate(("x1", "x2", "y1"))]
+    (walk,) = walked(tmp_path, [{**SMALL, "kv_blocks": 30, "requests": requests}])
+    assert [step.prefilling for step in walk.steps] == [["x1:12@0"], ["x2:4@8"], ["y1:12@0"]]
+
+
+@pytest.mark.parametrize("coalesce", [False, True], ids=["stepwise", "coalesced"])
+def test_a_step_that_is_decided_ahead_sees_arrivals_and_ends_a_step_later(tmp_path: Path, coalesce: bool) -> None:
+    """Async scheduling: one more step until a request that comes beside others is in, or takes the room of another."""
+    late = [request("a", 0, 4, 5), request("b", 0.5, 4, 1)]
+    full = [request("a", 0, 4, 2), request("b", 0, 4, 9), request("c", 0, 4, 1)]
+    alone = [request("a", 0, 4, 2), request("b", 1.5, 4, 1)]
+    firsts = []
+    for ahead in (False, True):
+        worlds = [
+            {**SMALL, "kv_blocks": 30, "async_scheduling": ahead, "seqs_max": most, "requests": requests}
+            for most, requests in ((4, late), (2, full), (1, alone))
+        ]
+        walks = walked(tmp_path, worlds, coalesce)
+        firsts.append([list(walk.requests.values())[-1]["first"] for walk in walks])
+    assert firsts == [[2, 3, 3], [3, 4, 3]]
