@@ -9,6 +9,7 @@ A user's own file needs only these columns (others may be absent or empty):
     card, model     names or aliases of `router.core.cards` and `router.core.models`
     precision       fp16, bf16, fp8, int8, int4, ...   tp, pp, ep      default 1
     load_kind       static_batch (all at once, in step) or concurrency (closed loop)
+    kv_precision    of the KV cache where it is not 16 bits
     batch_or_concurrency, isl, osl                     sequences, prompt and output tokens
     ttft_ms_mean or ttft_ms_p50                        mean first token, milliseconds
     itl_ms_mean or itl_ms_p50                          mean gap between tokens, milliseconds
@@ -225,7 +226,7 @@ def _shape(row: Row) -> Shape:
         tp,
         1 if engine in _LAYER_SPLIT else int(_first(row, "pp", missing=1)),
         stored,
-        "fp8" if _narrow_kv(row, engine, stored, of) else None,
+        row.get("kv_precision") or ("fp8" if _narrow_kv(row, engine, stored, of) else None),
         engine,
         min(tp, max(1, int(_first(row, "ep", missing=1)))),
     )

@@ -17,13 +17,14 @@ def run(options: Namespace) -> None:
         models = [sized(name) for name in options.model or SIZES]
         cards = [card(name) for name in options.cards] or [each for each in CARDS.values() if each.family != "cpu"]
         precisions = options.precision or list(PRECISIONS)
-        for name in precisions:
+        for name in (*precisions, options.kv_precision or "bf16"):
             precision(name)
-    tables = [(of, fits(of.model, cards, precisions, options.kv_tokens, options.memory_utilization)) for of in models]
+    memory, kv = options.memory_utilization, options.kv_precision
+    tables = [(of, fits(of.model, cards, precisions, options.kv_tokens, memory, kv)) for of in models]
     if wants_table(options.json):
         console = Console()
         for of, rows in tables:
             print_fit(console, of, precisions, rows)
-        print_fit_notes(console, options.kv_tokens)
+        print_fit_notes(console, options.kv_tokens, options.kv_precision)
     if options.json is not None:
         write_json(options.json, [plain_fit(of, precisions, rows) for of, rows in tables])

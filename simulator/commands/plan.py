@@ -2,9 +2,8 @@
 
 import shlex
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 
@@ -26,14 +25,12 @@ from simulator.planning.variants import CONTEXT_TOKENS_MAX, Choices
 from simulator.pool import Member, Pool
 from simulator.report.planning import plain_plan, print_plan
 from simulator.report.progress import progress
-from simulator.workload.arrivals import Arrival
-from simulator.workload.recipe import PREFIX, parse_recipe
+from simulator.workload.recipe import PREFIX, Recipe, parse_recipe
 
 _SPAN_S: Final = 180.0
 _LEAST: Final = 600
 _MOST: Final = 3_000
-_COUNTED: Final = ("poisson", "gamma")
-_LOOPS: Final = ("closed", "sessions", "agents")
+_ROUNDS: Final = 10  # requests of each client of a closed loop
 
 
 def run(options: Namespace) -> int:
@@ -53,8 +50,10 @@ def run(options: Namespace) -> int:
 
         write_page(options.html, found)
     if options.write is not None and found.answers:
-        write(options.write, found.answers[0].mix, load.goals, load.models, _words(options), options.profile)
-        notes.print(f"wrote {options.write / POOL} and {options.write / ROUTER}", highlight=False)
+        for rank, answer in enumerate(found.answers, 1):
+            folder = options.write if rank == 1 else options.write / str(rank)
+            write(folder, answer.mix, load, _words(options), options.profile)
+            notes.print(f"wrote {folder / POOL} and {folder / ROUTER}", highlight=False)
     return 0 if found.answers else 1
 
 
@@ -74,9 +73,9 @@ def _typed(options: Namespace) -> tuple[Choices, Load, Demand]:
     prices = load_prices(options.prices)
     of = model(options.model)
     cards = tuple(card(name) for name in options.cards) or _priced(prices)
-    for name in options.precision:
+    for name in (*options.precision, options.kv_precision or "bf16"):
         precision(name)
-    engines = tuple(find(name).name for name in options.engines)
+    engines = tuple(_engine(name) for name in options.engines)
     choices = Choices(
         of,
         cards,
@@ -87,14 +86,21 @@ def _typed(options: Namespace) -> tuple[Choices, Load, Demand]:
         prices,
         options.cards_most,
         read_profile(options.profile) if options.profile else NO_PROFILE,
+        kv_precision=options.kv_precision,
     )
     stand_in = Pool((Member("a", cards[0], of.name),), goals.classes)  # arrivals need its model and classes alone
     source = _source(options, stand_in)
-    demand = demand_of(_arrivals(source, stand_in, options.seed))
-    if options.rate is not None:
+    demand = demand_of(source.arrivals(stand_in, options.seed))
+    if options.rate is not None and not demand.follows:
         demand = replace(demand, rate_per_s=options.rate)  # what a seed draws differs a little
     choices = replace(choices, longest_tokens=min(demand.longest_tokens, CONTEXT_TOKENS_MAX))
     return choices, Load(source, goals, options.policy, options.admission, demand.models), demand
+
+
+def _engine(text: str) -> str:
+    """Its one name; with a version or an era, as it was typed. Raises UnknownEngine."""
+    kind = find(text)
+    return kind.name if find(kind.name) == kind else text.strip().lower()
 
 
 def _priced(prices: Prices) -> tuple[Card, ...]:
@@ -104,38 +110,42 @@ def _priced(prices: Prices) -> tuple[Card, ...]:
 
 def _source(options: Namespace, stand_in: Pool) -> Source:
     """The traffic at the rate that is asked for, and no more of it than a run needs."""
-    traces = tuple(options.traffic)
-    own_rate = None
-    if traces[0].startswith(PREFIX):
-        traces, own_rate = _generator(traces[0], options)
-    source = Source(traces, limit=options.limit, skip_bad=options.skip_bad)
-    if own_rate is not None:
-        return source if options.rate is None else replace(source, rate=options.rate / own_rate)
+    source = Source(tuple(options.traffic), limit=options.limit, skip_bad=options.skip_bad)
+    if source.traces[0].startswith(PREFIX):
+        recipe = parse_recipe(source.traces[0])
+        source = _generator(source, recipe, options)
+        if recipe.kind != "curve":
+            own_rate = recipe.rate * recipe.requests_each
+            return source if options.rate is None else replace(source, rate=options.rate / own_rate)
     source = replace(source, limit=options.limit or _MOST)
-    native = demand_of(_arrivals(source, stand_in, options.seed)).rate_per_s
+    native = demand_of(source.arrivals(stand_in, options.seed)).rate_per_s
     rate = options.rate or native
     return replace(source, rate=rate / native, limit=options.limit or _count(rate))
 
 
-def _generator(text: str, options: Namespace) -> tuple[tuple[str], float]:
-    """A generator that makes as many requests as a run needs, if it does not state how many; and its own rate."""
-    recipe = parse_recipe(text)
-    if recipe.kind in _LOOPS:
-        raise ValueError(
-            f"--traffic {text!r}: arrivals of gen:{recipe.kind} follow from replies, so a slower pool gets fewer; "
-            "expected a trace or another generator"
-        )
-    if recipe.kind in _COUNTED and "requests=" not in text:
-        joint = "," if ":" in text.removeprefix(PREFIX) else ":"
-        text += f"{joint}requests={options.limit or _count(options.rate or recipe.rate)}"
-    return (text,), recipe.rate
+def _generator(source: Source, recipe: Recipe, options: Namespace) -> Source:
+    """A generator makes as many requests as a run needs, if it does not state how many or how long."""
+    text = source.traces[0]
+    if recipe.kind == "closed" and options.rate is not None:
+        raise ValueError(f"--rate: {text!r} has none, its load is its clients: give clients=")
+    if recipe.kind == "curve" or "requests=" in text or "period=" in text:
+        return source
+    joint = "," if ":" in text.removeprefix(PREFIX) else ":"
+    return replace(source, traces=(f"{text}{joint}requests={options.limit or _needed(recipe, options.rate)}",))
 
 
-def _count(rate: float) -> int:
-    """Requests of three minutes, within bounds."""
-    return int(min(max(_LEAST, rate * _SPAN_S), _MOST))
+def _needed(recipe: Recipe, rate: float | None) -> int:
+    """Requests of three minutes; of loops, once as many have begun as end; of clients, so many rounds; of a day, as
+    many as a run may have.
+    """
+    if recipe.kind == "diurnal":
+        return _MOST
+    if recipe.kind == "closed":
+        return min(max(_LEAST, _ROUNDS * recipe.clients), max(_MOST, 2 * recipe.clients))
+    per_s = rate or recipe.rate * recipe.requests_each
+    return _count(per_s, _SPAN_S + recipe.pauses_s)
 
 
-def _arrivals(source: Source, stand_in: Pool, seed: int) -> Sequence[Arrival]:
-    arrivals: Any = source.arrivals(stand_in, seed)
-    return list(arrivals)
+def _count(rate: float, span_s: float = _SPAN_S) -> int:
+    """Requests of that time, within bounds."""
+    return int(min(max(_LEAST, rate * span_s), _MOST))

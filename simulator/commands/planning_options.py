@@ -5,6 +5,8 @@ from pathlib import Path
 
 from router.arguments import at_least, number_within, output_file
 
+WRITE_HELP = "write the winner there: pool.yaml and router.yaml; the second into its folder 2, and so on"
+
 
 def words(text: str) -> list[str]:
     """The type of an option that is a list: ``a,b,c``."""
@@ -48,6 +50,10 @@ def _profile(parser: ArgumentParser) -> None:
     )
 
 
+def _kv_precision(parser: ArgumentParser) -> None:
+    parser.add_argument("--kv-precision", metavar="NAME", help="of the KV cache, such as fp8; default: 16 bits")
+
+
 def cards(parser: ArgumentParser) -> None:
     """The options of ``cards``."""
     parser.add_argument("names", nargs="*", metavar="CARD", help="only these; default: all")
@@ -79,6 +85,7 @@ def fit(parser: ArgumentParser) -> None:
         metavar="N",
         help="tokens of KV that have to fit beside the weights; default: 4096",
     )
+    _kv_precision(parser)
     _memory(parser)
     _json(parser)
 
@@ -111,6 +118,7 @@ def step(parser: ArgumentParser) -> None:
         metavar="CSV",
         help="show beside it the rows of this file (as `calibrate` reads it) with the same card, model and TP",
     )
+    _kv_precision(parser)
     _profile(parser)
     _json(parser)
 
@@ -135,7 +143,7 @@ def plan(parser: ArgumentParser) -> None:
     add("--no-mixed", action="store_true", help="no pools of two makes")
     add("--jobs", type=at_least(0), default=0, metavar="N", help="processes; default: as many as there are cores")
     add("--html", type=output_file, metavar="FILE", help="write a page there: one file, needs no network")
-    add("--write", type=output_folder, metavar="FOLDER", help="write the winner there: pool.yaml and router.yaml")
+    add("--write", type=output_folder, metavar="FOLDER", help=WRITE_HELP)
     _json(parser)
 
 
@@ -178,6 +186,7 @@ def _chosen_from(parser: ArgumentParser) -> None:
     add("--pp", type=counts, default=[1, 2], metavar="N,...", help="pipeline stages; default: 1,2")
     add("--precision", type=words, default=["fp16", "fp8", "int8"], metavar="NAME,...", help="default: fp16,fp8,int8")
     add("--engines", type=words, default=["vllm"], metavar="NAME,...", help="default: vllm")
+    _kv_precision(parser)
     _profile(parser)
     add("--cards-most", type=at_least(1), default=16, metavar="N", help="of one replica; default: 16")
     _prices(parser)

@@ -19,7 +19,7 @@ from simulator.report.stepping import plain_steps, print_steps
 def run(options: Namespace) -> None:
     """Compute and show it."""
     with plain_errors():
-        precision(options.precision)
+        precision(options.precision), precision(options.kv_precision or "bf16")
         of = Question(
             model(options.model),
             card(options.card),
@@ -28,6 +28,7 @@ def run(options: Namespace) -> None:
             options.batch,
             options.context,
             read_profile(options.profile) if options.profile else NO_PROFILE,
+            options.kv_precision,
         )
         measured = read(options.measurements)[0] if options.measurements else []
         found = steps(of, options.tp, measured)

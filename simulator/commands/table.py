@@ -21,6 +21,7 @@ Columns of the CSV (plain or .gz; a heading, any order, others are ignored; * ne
   card *, model *          names or aliases, as `headroom-simulator cards` and `models` list them
   precision *              fp16, bf16, fp8, int8, int4, awq, fp4, q4_0, ...
   tp, pp, ep               default 1
+  kv_precision             of the KV cache, where it is not 16 bits: fp8, ...
   load_kind *              static_batch (all at once, in step) or concurrency (closed loop)
   batch_or_concurrency *   sequences, or users
   isl, osl                 prompt and output tokens; default 128
@@ -116,7 +117,6 @@ def _seeds(
         help=f"play under N seeds, print 95 %% confidence intervals; default: {default}",
     )
     parser.add_argument(
-    parser.add_argument(
         "--half-width",
         type=number_within(0),
         metavar="X",
@@ -125,6 +125,7 @@ def _seeds(
     parser.add_argument(
         "--seeds-most", type=at_least(3), default=40, metavar="N", help="seeds with --half-width at most; default: 40"
     )
+    parser.add_argument(
         "--jobs", type=at_least(0), default=0, metavar="N", help="processes; default: as many as there are cores"
     )
 
@@ -235,8 +236,8 @@ def _serve(parser: ArgumentParser) -> None:
     add("--max-num-batched-tokens", type=int, default=2048, metavar="N", help="default: 2048")
     add("--max-model-len", type=int, default=131_072, metavar="N", help="default: 131072")
     add("--max-num-queued-reqs", type=int, default=1 << 30, metavar="N", help="default: no limit")
-    add("--block-size", type=int, default=16, metavar="N", help="default: 16")
     add("--max-num-queued-tokens", type=int, default=1 << 60, metavar="N", help="of prompts; default: no limit")
+    add("--block-size", type=int, default=16, metavar="N", help="default: 16")
     add("--num-gpu-blocks", type=int, default=0, metavar="N", help="default: 0, as many as the card holds")
     add("--priority", action="store_true", help="schedule by priority")
     add("--enable-prompt-tokens-details", action="store_true", help="report in usage how much of a prompt was cached")

@@ -17,16 +17,27 @@ REPLICAS_MOST: Final = 256
 _MIXED_AMONG: Final = 8
 _FIXED_MOST: Final = 8
 _MIXES_MOST: Final = 60
+_SPARE: Final = 4
+_SPARE_OF_LOOPS: Final = 16  # where fast replies bring more requests than the slowest that attain, by which it is bound
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """``fixed`` replicas of one bound's variant (0: none) beside a growing number of another's, ``least`` at least."""
+    """``fixed`` replicas of one bound's variant (0: none) beside a growing number of another's, ``least`` at least.
+
+    ``spare``: so many times as many replicas and more do not help, since each has next to nothing to do then.
+    """
 
     grows: Bound
     least: int
     beside: Bound | None = None
     fixed: int = 0
+    spare: int = 4
+
+    @property
+    def most(self) -> int:
+        """Beyond that number more of them do not help."""
+        return min(REPLICAS_MOST, self.spare * self.least + 2)
 
     def mix(self, count: int) -> Mix:
         """Its candidate with *count* of the growing one."""
@@ -39,7 +50,11 @@ class Family:
 def alone(bound: Bound, demand: Demand, share: float) -> Family | None:
     """The family of one make; None where it would need more than ``REPLICAS_MOST``."""
     least = max(1, ceil(demand.rate_per_s * share / bound.whole.rate_per_s - 1e-9))
-    return Family(bound, least) if least <= REPLICAS_MOST else None
+    return Family(bound, least, spare=_spare(demand)) if least <= REPLICAS_MOST else None
+
+
+def _spare(demand: Demand) -> int:
+    return _SPARE_OF_LOOPS if demand.follows else _SPARE
 
 
 def mixed(bounds: Sequence[Bound], demand: Demand, share: float) -> list[Family]:
@@ -74,7 +89,7 @@ def _pairs(bounds: Sequence[Bound], demand: Demand, share: float) -> Iterator[Fa
             for fixed in range(1, min(enough, _FIXED_MOST) + 1):
                 least = _least(grows, beside, fixed, demand, share)
                 if least:
-                    yield Family(grows, least, beside, fixed)
+                    yield Family(grows, least, beside, fixed, _spare(demand))
 
 
 def _least(grows: Bound, beside: Bound, fixed: int, demand: Demand, share: float) -> int:

@@ -3,31 +3,51 @@
 Must not depend on how the answer was found.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from shlex import join
 from typing import Any, Final
 
 import yaml
 
 from router.core.slo_metrics import SLO_METRICS
 from simulator.planning.goals import Goals
+from simulator.planning.starting import commands, rehearsal, replicas
+from simulator.planning.trial import Load
 from simulator.planning.variants import CHUNK_TOKENS, CONTEXT_TOKENS_MAX, SEQS_MAX, Mix, Variant
-from simulator.pool import replica_names
 
 POOL: Final = "pool.yaml"
 ROUTER: Final = "router.yaml"
-_FIRST_PORT: Final = 8_001
+_OTHER_SEED: Final = 1_000
 
 
-def write(folder: Path, mix: Mix, goals: Goals, models: Sequence[str], words: str, profile: Path | None = None) -> None:
+def write(folder: Path, mix: Mix, load: Load, words: str, profile: Path | None = None) -> None:
     """Both files. *words*: the command line that found the answer, for their heading."""
     folder.mkdir(parents=True, exist_ok=True)
     own = {"profile": str(profile.resolve())} if profile is not None else {}
-    heading = f"{mix.label}, ${mix.usd_per_hour:.2f} an hour; found by\n{words}"
-    (folder / POOL).write_text(_comment(heading) + _yaml({**own, **pool(mix, goals, models)}), encoding="utf-8")
-    started = "\n".join(_commands(mix, models))
-    text = f"{heading}\nEach engine is started with (put its address in place of 127.0.0.1):\n{started}"
-    (folder / ROUTER).write_text(_comment(text) + _yaml({**own, **router(mix, goals, models)}), encoding="utf-8")
+    found = f"{mix.label}, ${mix.usd_per_hour:.2f} an hour; found by\n{words}"
+    again = f"Under seeds that the search did not play:\n{replayed(load, folder / POOL)}"
+    made = {**own, **pool(mix, load.goals, load.models)}
+    (folder / POOL).write_text(_comment(f"{found}\n{again}") + _yaml(made), encoding="utf-8")
+    started = "\n".join(commands(mix, load.models))
+    models = ", ".join(dict.fromkeys(variant.model.name for variant, _ in mix.parts))
+    text = (
+        f"{found}\nEach engine is started with (its address in place of 127.0.0.1; $CHECKPOINT: weights of {models}):\n"
+        f"{started}\nWithout the cards, emulated:\n" + "\n".join(rehearsal(mix, load.models))
+    )
+    made = {**own, **router(mix, load.goals, load.models)}
+    (folder / ROUTER).write_text(_comment(text) + _yaml(made), encoding="utf-8")
+
+
+def replayed(load: Load, pool_file: Path) -> str:
+    """The command line that plays the same load on a pool, under other seeds than a search does."""
+    source = load.source
+    words = ["replay", *source.traces, "--pool", str(pool_file), "--policy", load.policy, "--admission", load.admission]
+    if source.rate != 1.0:
+        words += ["--rate", f"x{source.rate:.9g}"]
+    if source.limit is not None:
+        words += ["--limit", str(source.limit)]
+    return "python -m simulator " + join([*words, "--seed", str(_OTHER_SEED), "--seeds", "5"])
 
 
 def pool(mix: Mix, goals: Goals, models: Sequence[str]) -> dict[str, Any]:
@@ -40,7 +60,7 @@ def router(mix: Mix, goals: Goals, models: Sequence[str]) -> dict[str, Any]:
     """What the gateway reads: one backend a replica, each at a port of its own."""
     backends = [
         {"name": name, "url": f"http://127.0.0.1:{port}", **_backend(variant, models)}
-        for port, name, variant in _replicas(mix)
+        for port, name, variant in replicas(mix)
     ]
     classes = {
         each.name: {
@@ -67,31 +87,11 @@ def _backend(variant: Variant, models: Sequence[str]) -> dict[str, Any]:
         "tp": variant.tp,
         "pp": variant.pp,
         "precision": variant.precision,
+        **({"kv_precision": variant.kv_precision} if variant.kv_precision else {}),
         "seqs_max": SEQS_MAX,
         "chunk_tokens": CHUNK_TOKENS,
         "price_per_hour": round(variant.usd_per_hour, 6),
     }
-
-
-def _replicas(mix: Mix) -> Iterator[tuple[int, str, Variant]]:
-    port = _FIRST_PORT
-    for variant, count in mix.parts:
-        for name in replica_names(variant.name, count):
-            yield port, name, variant
-            port += 1
-
-
-def _commands(mix: Mix, models: Sequence[str]) -> Iterator[str]:
-    """How vLLM is started as planned; of another engine, what it has to be."""
-    for port, name, variant in _replicas(mix):
-        if variant.engine == "vllm":
-            yield (
-                f"  {name}: vllm serve {variant.model.name} --served-model-name {' '.join(models)} --port {port} "
-                f"--tensor-parallel-size {variant.tp} --pipeline-parallel-size {variant.pp} "
-                f"--max-num-seqs {SEQS_MAX} --max-num-batched-tokens {CHUNK_TOKENS}  # weights in {variant.precision}"
-            )
-        else:
-            yield f"  {name}: {variant.label}, port {port}, {SEQS_MAX} sequences, {CHUNK_TOKENS} tokens a step"
 
 
 def _yaml(data: dict[str, Any]) -> str:

@@ -79,13 +79,19 @@ def fits(
     precisions: Sequence[str],
     kv_tokens: int = KV_TOKENS,
     memory_utilization: float = 0.9,
+    kv_precision: str | None = None,
 ) -> list[list[Fit]]:
     """One row a card, one cell a precision. Raises ValueError for an unknown precision."""
-    return [[_fit(of, on, stored, kv_tokens, memory_utilization) for stored in precisions] for on in cards]
+
+    def fit(on: Card, stored: str) -> Fit:
+        return _fit(Shape(on, of, precision=stored, kv_precision=kv_precision), kv_tokens, memory_utilization)
+
+    return [[fit(on, stored) for stored in precisions] for on in cards]
 
 
-def _fit(of: Model, on: Card, stored: str, kv_tokens: int, memory_utilization: float) -> Fit:
-    found = smallest(Shape(on, of, precision=stored), kv_tokens, memory_utilization)
+def _fit(alone: Shape, kv_tokens: int, memory_utilization: float) -> Fit:
+    on, stored = alone.card, alone.precision
+    found = smallest(alone, kv_tokens, memory_utilization)
     if found is None:
         return Fit(on, stored, 0, 0, 0, native(on, stored))
     shape, held = found

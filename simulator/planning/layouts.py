@@ -13,7 +13,7 @@ from router.core.errors import DoesNotFit
 from router.core.models import Model
 from router.core.physics import Shape, kv_capacity_tokens
 
-_TP: Final = (1, 2, 4, 8, 16)
+_TP: Final = (1, 2, 4, 8, 16, 32, 64)
 _STAGES_MOST: Final = 64
 
 

@@ -6,6 +6,7 @@ Must not depend on how it is shown.
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from statistics import mean
 from typing import Final
 
 from simulator.planning.demand import Demand
@@ -130,12 +131,18 @@ def _too_many(of: Bound, demand: Demand) -> str:
 
 
 def _answers(found: Search, demand: Demand) -> list[Answer]:
-    tokens_per_hour = demand.rate_per_s * float(demand.output_tokens.mean()) * _HOUR_S
     return [
-        Answer(b.best, _limit(b.family), b.best.mix.usd_per_hour / tokens_per_hour * 1e6)
+        Answer(b.best, _limit(b.family), b.best.mix.usd_per_hour / (_HOUR_S * _tokens_per_s(b.best, demand)) * 1e6)
         for b in found.found
         if b.best is not None
     ]
+
+
+def _tokens_per_s(played: Played, demand: Demand) -> float:
+    """Output tokens: of the load; where that follows from replies, of what came about."""
+    if not demand.follows:
+        return demand.rate_per_s * float(demand.output_tokens.mean())
+    return mean(one.output_tokens / one.span_s for one in played.trials)
 
 
 def _limit(family: Family) -> str:

@@ -14,13 +14,12 @@ from statistics import mean, stdev
 from typing import Final
 
 from simulator.experiment import interval
-from simulator.planning.families import REPLICAS_MOST, Family
+from simulator.planning.families import Family
 from simulator.planning.trial import Load, Trial, seeded, trial
 from simulator.planning.variants import Mix
 
 _ROUND: Final = 4
 _COARSE: Final = 8
-_IDLE: Final = 4
 _DEVIATIONS: Final = 2.0
 _MORE: Final = 1.5  # times as many replicas that leave
 _STUCK: Final = 0.75  # of the gap to the goal or more: others will not close it
@@ -71,12 +70,7 @@ class Bracket:
         if self.high:
             return (self.low + self.high) // 2 if self.high - self.low > 1 else 0
         step = 1 if self.low < _COARSE else ceil(self.low / _COARSE)
-        return self.low + step if self.low + step <= self.most else 0
-
-    @property
-    def most(self) -> int:
-        """The number at which each replica has a quarter of the load that it could serve: more of them do not help."""
-        return min(REPLICAS_MOST, _IDLE * self.family.least + 2)
+        return self.low + step if self.low + step <= self.family.most else 0
 
     @property
     def hopeless(self) -> bool:

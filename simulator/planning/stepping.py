@@ -127,6 +127,7 @@ class Question:
     batch: int
     context_tokens: int
     profile: Profile = NO_PROFILE
+    kv_precision: str | None = None
 
     @property
     def weight_bytes(self) -> float:
@@ -147,7 +148,7 @@ def best(of: Question, found: Sequence[Step]) -> Step | None:
 
 def _step(of: Question, tp: int, measured: Sequence[Measurement]) -> Step:
     try:
-        shape = Shape(of.card, of.model, tp, precision=of.precision, engine=of.engine)
+        shape = Shape(of.card, of.model, tp, 1, of.precision, of.kv_precision, of.engine)
     except DoesNotFit as problem:
         return Step(tp, problem=str(problem))
     if tp > of.card.cards_per_node:

@@ -10,7 +10,7 @@ from simulator.planning.goals import Goals
 from simulator.planning.variants import Mix
 from simulator.pool import Pool
 from simulator.run.result_table import ResultTable
-from simulator.run.summary import spread
+from simulator.run.summary import span, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class Trial:
     """``attained``: the share within each bound, by label. ``requests``: how many ended, fewer where it was broken off
-    because too many had missed.
+    because too many had missed. ``span_s``: first arrival to last end.
     """
 
     seed: int
@@ -51,6 +51,7 @@ class Trial:
     broken_off: bool
     p99_s: dict[str, float | None]
     output_tokens: float
+    span_s: float = 0.0
 
     @property
     def met(self) -> bool:
@@ -66,7 +67,8 @@ def trial(case: Case, goals: Goals) -> Trial:
     def missed(table: ResultTable) -> bool:
         return len(table) - int(table.met().sum()) > missable
 
-    table = case.play(stop=missed).table
+    run = case.play(stop=missed)
+    table = run.table
     attained = goals.attained(table)
     latencies = table.latencies_s()
     return Trial(
@@ -77,6 +79,7 @@ def trial(case: Case, goals: Goals) -> Trial:
         len(table) < requests,
         {metric.name: spread(latencies[metric.name])["p99"] for metric in SLO_METRICS},
         float(table.column("output_tokens").sum()),
+        span(run),
     )
 
 
@@ -92,5 +95,6 @@ def plain(one: Trial) -> dict[str, Any]:
         "attained": one.attained,
         "requests": one.requests,
         "broken_off": one.broken_off,
+        "requests_per_s": one.requests / one.span_s if one.span_s else None,
         "p99_s": one.p99_s,
     }

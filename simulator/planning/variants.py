@@ -27,8 +27,8 @@ CONTEXT_TOKENS_MAX: Final = 131_072
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One replica's make. ``profile``: corrections of its step; ``context_tokens_max``: the longest prompt with its
-    reply that it is started for; ``kv_tokens``: what its cards hold beside the
-    weights.
+    reply that it is started for; ``kv_tokens``: what its cards hold beside the weights, of ``kv_precision`` (None: 16
+    bits).
     """
 
     card: Card
@@ -41,6 +41,7 @@ class Variant:
     profile: Profile = NO_PROFILE
     context_tokens_max: int = CONTEXT_TOKENS_MAX
     kv_tokens: int = 0
+    kv_precision: str | None = None
 
     @property
     def cards(self) -> int:
@@ -55,7 +56,8 @@ class Variant:
     @property
     def shape(self) -> Shape:
         """What physics makes of it. Raises DoesNotFit."""
-        return Shape(self.card, self.model, self.tp, self.pp, self.precision, engine=find(self.engine).prior)
+        prior = find(self.engine).prior
+        return Shape(self.card, self.model, self.tp, self.pp, self.precision, self.kv_precision, prior)
 
     @property
     def prior(self) -> StepCoefficients:
@@ -66,7 +68,7 @@ class Variant:
     def name(self) -> str:
         """Short and distinct: the name of its backends."""
         layout = f"{self.card.name}-tp{self.tp}" + (f"-pp{self.pp}" if self.pp > 1 else "")
-        return f"{layout}-{self.precision}-{self.engine}"
+        return f"{layout}-{self.precision}-{self.engine.replace('@', '-')}"
 
     @property
     def label(self) -> str:
@@ -91,6 +93,7 @@ class Variant:
             price_per_hour=self.usd_per_hour,
             profile=self.profile,
             model_tokens_max=self.context_tokens_max,
+            kv_precision=self.kv_precision,
         )
 
     def backend(self) -> Backend:
@@ -163,6 +166,7 @@ class Choices:
     cards_most: int = 16
     profile: Profile = NO_PROFILE
     longest_tokens: int = CONTEXT_TOKENS_MAX
+    kv_precision: str | None = None
 
     def context(self, engine: str) -> int:
         """What an engine is started for: little more than the longest request, where it reserves that for each."""
@@ -190,7 +194,16 @@ def _every(of: Choices) -> Iterator[Variant]:
                     for stored in of.precisions:
                         for engine in of.engines:
                             yield Variant(
-                                on, of.model, tp, pp, stored, engine, of.prices.of(on), of.profile, of.context(engine)
+                                on,
+                                of.model,
+                                tp,
+                                pp,
+                                stored,
+                                engine,
+                                of.prices.of(on),
+                                of.profile,
+                                of.context(engine),
+                                kv_precision=of.kv_precision,
                             )
 
 

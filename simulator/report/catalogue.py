@@ -12,6 +12,7 @@ from router.core.models import Model
 from router.core.physics import weight_bytes
 from simulator.planning.prices import Price, Prices
 from simulator.report.table import widen
+from simulator.report.whole import print_whole
 
 GRADES = (
     "confidence: A measured or a checked vendor sheet, B one good source, C partly from memory, D a guess; "
@@ -39,7 +40,7 @@ def print_cards(console: Console, cards: Sequence[Card], prices: Prices) -> None
             each.confidence,
             each.source,
         )
-    console.print(table)
+    print_whole(console, table)
     console.print(f"{GRADES}; link: one direction of one card", style="dim", highlight=False)
 
 
@@ -76,7 +77,7 @@ def print_models(console: Console, models: Sequence[Model]) -> None:
             each.confidence,
             each.source,
         )
-    console.print(table)
+    print_whole(console, table)
     console.print(f"{GRADES}; KV of 16-bit elements over all layers", style="dim", highlight=False)
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from router.core.physics import weight_bytes
 from simulator.planning.fitting import Fit, Sized, plain_bytes
 from simulator.report.table import widen
+from simulator.report.whole import print_whole
 
 
 def print_fit(console: Console, of: Sized, precisions: Sequence[str], rows: Sequence[Sequence[Fit]]) -> None:
@@ -23,15 +24,15 @@ def print_fit(console: Console, of: Sized, precisions: Sequence[str], rows: Sequ
         table.add_column(f"{stored.upper()}\n{plain}", no_wrap=True)
     for row in rows:
         table.add_row(row[0].card.name, *(_cell(each) for each in row))
-    console.print(table)
+    print_whole(console, table)
 
 
-def print_fit_notes(console: Console, kv_tokens: int) -> None:
+def print_fit_notes(console: Console, kv_tokens: int, kv_precision: str | None = None) -> None:
     """How the cells are read."""
     console.print(
-        f"cards, TP x PP, tokens of 16-bit KV left (at least {kv_tokens:,}); in the heading parameters x bytes, in the "
-        "cells what an engine holds beside it too.\n* the card does not compute in it: weights are unpacked, memory is "
-        "saved and no time is",
+        f"cards, TP x PP, tokens of {kv_precision or '16-bit'} KV left (at least {kv_tokens:,}); in the heading "
+        "parameters x bytes, in the cells what an engine holds beside it too.\n* the card does not compute in it: "
+        "weights are unpacked, memory is saved and no time is",
         style="dim",
         highlight=False,
     )

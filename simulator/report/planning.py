@@ -11,7 +11,8 @@ from simulator.planning.plan import Answer, Loser, Plan
 from simulator.planning.search import Played
 from simulator.planning.trial import plain
 from simulator.planning.variants import Mix
-from simulator.report.table import widen
+from simulator.report.table import spread_text, widen
+from simulator.report.whole import print_whole
 
 EXAMPLE = "~"
 """Before a sum that holds a price without a source."""
@@ -30,10 +31,16 @@ def heading(found: Plan) -> str:
     )
     ended = "" if found.complete else "; the budget ended it, so something cheaper may be among the undecided"
     return (
-        f"{len(demand):,} requests a run at {demand.rate_per_s:.3g}/s, prompts of {demand.prompt_tokens.mean():,.0f} "
+        f"{len(demand):,} requests a run at {_rate(found)}, prompts of {demand.prompt_tokens.mean():,.0f} "
         f"tokens and replies of {demand.output_tokens.mean():,.0f} on average; {asked}\n"
         f"{found.candidates:,} candidates, {len(found.every)} of them simulated with {found.load.policy}{ended}"
     )
+
+
+def _rate(found: Plan) -> str:
+    if not found.demand.follows:
+        return f"{found.demand.rate_per_s:.3g}/s"
+    return f"{found.demand.rate_per_s:.3g}/s or more (they follow from replies)"
 
 
 def notes(found: Plan) -> list[str]:
@@ -60,9 +67,12 @@ def print_plan(console: Console, found: Plan) -> None:
     """The ranking, the losers, the notes."""
     widen(console, 190)
     console.print(heading(found), highlight=False)
-    console.print(_ranking(found) if found.answers else "nothing attains the SLO", highlight=False)
+    if found.answers:
+        print_whole(console, _ranking(found), keys=2)
+    else:
+        console.print("nothing attains the SLO", highlight=False)
     if found.losers:
-        console.print(_losers(found))
+        print_whole(console, _losers(found))
     for line in notes(found):
         console.print(line, style="dim", highlight=False)
 
@@ -71,7 +81,7 @@ def _ranking(found: Plan) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="attains, the cheapest first", title_justify="left")
     for name in ("", "replicas", "cards", "USD/h", "USD/1M out", "attained", "p99", "binds"):
         right = name in {"cards", "USD/h", "USD/1M out"}
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "replicas")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for rank, answer in enumerate(found.answers, 1):
         table.add_row(*answer_cells(found, rank, answer), style="bold" if rank == 1 else None)
     return table
@@ -92,9 +102,12 @@ def answer_cells(found: Plan, rank: int, answer: Answer) -> tuple[str, ...]:
 
 
 def attained_text(found: Plan, played: Played) -> str:
-    """``TTFT 99.61% +- 0.20%, TPOT ...``."""
+    """``TTFT 99.61% +-0.20%, TPOT ...``."""
     shown = found.load.goals.shown
-    return ", ".join(f"{shown(label)} {mean:.2%} +- {half:.2%}" for label, (mean, half) in played.attained.items())
+    return ", ".join(
+        f"{shown(label)} {spread_text(mean, half, lambda x: f'{x:.2%}', 1.0)}"
+        for label, (mean, half) in played.attained.items()
+    )
 
 
 def p99_text(played: Played) -> str:
@@ -129,6 +142,7 @@ def plain_plan(found: Plan) -> dict[str, Any]:
             "traffic": list(found.load.source.traces),
             "requests": len(demand),
             "rate_per_s": demand.rate_per_s,
+            "follows_from_replies": demand.follows,
             "prompt_tokens": float(demand.prompt_tokens.mean()),
             "output_tokens": float(demand.output_tokens.mean()),
         },

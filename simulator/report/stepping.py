@@ -13,6 +13,7 @@ from simulator.calibration.measurements import Measurement
 from simulator.planning.fitting import plain_bytes
 from simulator.planning.stepping import PARTS, Question, Step, nominal_billions
 from simulator.report.table import widen
+from simulator.report.whole import print_whole
 
 
 def print_steps(console: Console, of: Question, steps: Sequence[Step], best: Step | None) -> None:
@@ -21,7 +22,7 @@ def print_steps(console: Console, of: Question, steps: Sequence[Step], best: Ste
     console.print(_heading(of), highlight=False)
     there = [step for step in steps if not step.problem]
     if there:
-        console.print(_table(of, there, best))
+        print_whole(console, _table(of, there, best))
     for step in steps:
         if step.problem:
             console.print(f"TP {step.tp}: {step.problem}", highlight=False)
@@ -37,7 +38,7 @@ def _heading(of: Question) -> str:
         f"(all that an engine holds: {held / 1e9:.1f} GB)\n"
         f"bandwidth {of.card.bandwidth_bytes_per_s / 1e9:,.0f} GB/s, link {of.card.link} "
         f"{of.card.link_bytes_per_s / 1e9:.0f} GB/s one way, engine {of.engine}, batch {of.batch}, context "
-        f"{of.context_tokens:,} tokens each"
+        f"{of.context_tokens:,} tokens each{f' in {of.kv_precision}' if of.kv_precision else ''}"
     )
 
 
@@ -89,6 +90,7 @@ def plain_steps(of: Question, steps: Sequence[Step], best: Step | None) -> dict[
         "model": of.model.name,
         "card": of.card.name,
         "precision": of.precision,
+        "kv_precision": of.kv_precision,
         "engine": of.engine,
         "batch": of.batch,
         "context_tokens": of.context_tokens,

@@ -1,6 +1,7 @@
 """Prints a table without cutting a cell: in one where the terminal is wide enough, else in parts below each other.
 
-A file or a pipe has no margin: there the console is made as wide as the table.
+A file or a pipe has no margin: there the console is made as wide as the table. Columns that may fold do so before the
+table is parted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,12 +10,13 @@ from rich.console import Console
 from rich.table import Column, Table
 
 _WIDE = 10_000
+_FOLDED = 24  # what is left of a column that folds
 
 
 def print_whole(console: Console, table: Table, keys: int = 1) -> None:
     """Print *table*; its first *keys* columns name the rows and begin each part."""
     needed = _width(console, table)
-    if needed <= console.width:
+    if needed <= console.width or (console.is_terminal and needed - _foldable(table) <= console.width):
         console.print(table)
     elif not console.is_terminal:
         console.width = needed
@@ -22,6 +24,12 @@ def print_whole(console: Console, table: Table, keys: int = 1) -> None:
     else:
         for part in _parts(console, table, keys):
             console.print(part)
+
+
+def _foldable(table: Table) -> int:
+    """How much narrower the table is with its folding columns folded."""
+    folds = [column for column in table.columns if column.overflow == "fold" and not column.no_wrap]
+    return sum(max(0, max(map(len, [str(column.header), *_cells(column)])) - _FOLDED) for column in folds)
 
 
 def _width(console: Console, table: Table) -> int:

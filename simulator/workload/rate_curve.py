@@ -16,6 +16,7 @@ from simulator.traces.fields import seconds
 from simulator.traces.opening import opened
 from simulator.workload.arrival_times import RateCurve
 
+EXAMPLE: Final = "t_s,rate\n0,1.5\n600,3.25\n"
 _TIMES: Final = ("t_s", "timestamp")
 _RATES: Final = ("rate", "rate_rps", "total_rate_rps")
 _ROWS_MIN: Final = 2

@@ -64,6 +64,24 @@ class Recipe:
         )
         self._require(self.kind != "curve" or bool(self.rates), "rates=FILE is missing: the curve of rates")
 
+    @property
+    def requests_each(self) -> float:
+        """Requests that each of those that arrive at ``rate`` comes to, mean: of a conversation, of an agent's task."""
+        if self.kind == "sessions":
+            return self.turns
+        if self.kind != "agents":
+            return 1.0
+        return self.turns * (self.steps + (self.steps - 1) * self.fork * self.branches * self.steps)
+
+    @property
+    def pauses_s(self) -> float:
+        """Time between the requests of one of them in all, mean."""
+        if self.kind == "sessions":
+            return (self.turns - 1) * self.think
+        if self.kind != "agents":
+            return 0.0
+        return (self.turns - 1) * self.think + self.turns * (self.steps - 1) * self.tool
+
     def _require(self, met: bool, expected: str) -> None:
         if not met:
             raise ValueError(f"{PREFIX}{self.kind}: {expected}")

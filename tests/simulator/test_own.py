@@ -17,6 +17,7 @@ from router.core.models import model
 from router.core.physics import Shape, coefficients, decode_step_s, ideal
 from router.core.profile import NO_PROFILE, Profile
 from router.gateway.config.plan import plan_file
+from simulator.calibration.files import read
 from simulator.calibration.fit import COMMITTED, predicted, seen
 from simulator.calibration.measurements import Measurement
 from simulator.calibration.own import ENOUGH, Found, find
@@ -158,6 +159,41 @@ def test_a_gap_below_the_floor_is_left_out_by_line(tmp_path: Path, capsys: pytes
     path = write(tmp_path, rows(10, 1.0)[:1], itl_ms=0.9)
     assert calibrate([str(path)]) == 2
     assert f"{path}:2: 0.9 ms a token is less than the " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ("128,64,2,25,,", "a first token after 2 ms is earlier than the 16.1 ms that reading the weights once takes"),
+        ("8000,64,60,25,,", "a first token after 60 ms is earlier than half of the"),
+        ("128,100,,14,UPPER BOUND,800", "800 ms for 100 tokens is less than the 1.61e+03 ms that reading weights"),
+    ],
+)
+def test_a_row_below_any_floor_is_left_out_by_line(
+    row: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first token before the weights are read or the prompt is computed; a reply faster than its tokens."""
+    path = tmp_path / "mine.csv"
+    heading = (
+        "engine,card,model,precision,load_kind,batch_or_concurrency,isl,osl,ttft_ms_mean,itl_ms_mean,itl_kind,e2e_ms"
+    )
+    good = "128,64,40,25,,"
+    path.write_text("\n".join([heading, *(f"vllm,a30,llama-3-8b,bf16,static_batch,1,{each}" for each in (good, row))]))
+    assert calibrate([str(path)]) == 0
+    said = capsys.readouterr()
+    assert f"{path}:3: {why}" in said.err
+    assert "1 rows used, 1 left out" in said.out
+
+
+def test_a_row_may_state_the_precision_of_its_kv_cache(tmp_path: Path) -> None:
+    """Its shape has it, so its context is half as many bytes; one that is unknown is named."""
+    path = tmp_path / "mine.csv"
+    heading = "engine,card,model,precision,kv_precision,load_kind,batch_or_concurrency,itl_ms_mean"
+    lines = [f"vllm,h100,llama-3-8b,bf16,{each},static_batch,8,9" for each in ("", "fp8", "fp7")]
+    path.write_text("\n".join([heading, *lines]))
+    measured, skipped = read(path)
+    assert [m.shape.kv_precision for m in measured] == [None, "fp8"]
+    assert [(each.line, "fp7" in each.why) for each in skipped] == [(4, True)]
 
 
 def test_few_rows_are_said_to_be_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,22 @@
 """Tables in a terminal: no cell is cut, whatever its width; intervals stay within what a figure can be."""
 
 import io
+import re
+from collections.abc import Callable
 from itertools import product
 
 import pytest
 from rich.console import Console
 
+from router.core.cards import CARDS, card
+from router.core.models import MODELS, model
 from router.core.slo_metrics import SLO_METRICS
+from simulator.planning.fitting import PRECISIONS, fits, sized
+from simulator.planning.prices import Prices
+from simulator.planning.stepping import Question, steps
+from simulator.report.catalogue import print_cards, print_models
+from simulator.report.fitting import print_fit
+from simulator.report.stepping import print_steps
 from simulator.report.table import print_comparison, print_intervals, spread_text
 
 POLICIES = ("round_robin", "least_work", "slo_headroom", "clairvoyant:strategy=lightest")
@@ -40,6 +50,28 @@ def test_no_cell_is_cut(width: int, terminal: bool) -> None:
         assert max(map(len, shown.splitlines())) <= width
     whole = printed(300, True, lambda console: print_intervals(console, {"p": spread(1.0)}))
     assert len([line for line in whole.splitlines() if line.strip().startswith("p ")]) == 1
+
+
+SIZED = sized("72B")
+LISTS: dict[str, Callable[[Console], None]] = {
+    "cards": lambda console: print_cards(console, list(CARDS.values()), Prices()),
+    "models": lambda console: print_models(console, list(MODELS.values())),
+    "fit": lambda console: print_fit(console, SIZED, PRECISIONS, fits(SIZED.model, [card("h20")], PRECISIONS)),
+    "step": lambda console: print_steps(console, STEP, steps(STEP, (1, 2, 4, 8)), None),
+}
+STEP = Question(model("chatglm-6b"), card("a10"), "fp16", "vllm", 1, 512)
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_list_is_cut(name: str, width: int) -> None:
+    """Every cell of a wide terminal is there in a narrow one, columns below each other or folded."""
+    narrow, wide = printed(width, True, LISTS[name]), printed(1_000, True, LISTS[name])
+    assert "\u2026" not in narrow
+    squeezed = "".join(narrow.split())
+    for row in wide.splitlines():
+        for cell in (part for part in re.split(r" {2,}", row.strip()) if len(part) <= 24):
+            assert "".join(cell.split()) in squeezed
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The planner: the cheapest that attains, why others lose, and files that start."""
 
 import json
+import shlex
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -126,7 +127,7 @@ def test_another_choice_never_makes_the_answer_dearer(planned: Plan) -> None:
 def test_the_files_start(planned: Plan, tmp_path: Path) -> None:
     """The pool attains in a replay; the gateway takes the other as its config."""
     best = planned.answers[0]
-    write(tmp_path / "out", best.mix, GOALS, ("llama-3-8b",), "plan ...")
+    write(tmp_path / "out", best.mix, load(), "plan ...")
     pool = load_pool(tmp_path / "out" / "pool.yaml")
     priced = [site.backend.price_per_hour for site in pool.sites(0)]
     assert priced == [site.backend.price_per_hour for site in load().pool(best.mix).sites(0)]
@@ -166,7 +167,7 @@ def test_a_profile_makes_a_plan_and_goes_with_its_files(tmp_path: Path) -> None:
     assert bound(corrected, demand()).whole.rate_per_s < 0.7 * bound(plain, demand()).whole.rate_per_s
     path = tmp_path / "profile.yaml"
     path.write_text(profile_text(slow))
-    write(tmp_path / "out", Mix(((corrected, 1),)), GOALS, ("llama-3-8b",), "plan ...", path)
+    write(tmp_path / "out", Mix(((corrected, 1),)), load(), "plan ...", path)
     [site] = load_pool(tmp_path / "out" / "pool.yaml").sites(0)
     assert site.backend.prior.context_s == pytest.approx(corrected.prior.context_s, rel=1e-3)
     assert load().pool(Mix(((corrected, 1),))).sites(0)[0].backend.prior == corrected.prior
@@ -205,7 +206,7 @@ def test_a_bracket_closes_at_the_smallest_that_attains(least: int, needed: int) 
         count = bracket.next
         bracket.add(count, played(0.01 if count >= needed else -0.9 * 0.5**count))
         runs += 1
-    reached = needed <= bracket.most
+    reached = needed <= family.most
     assert bracket.high == (max(least, needed) if reached else 0)
     assert bracket.hopeless is not reached
     assert runs < 25
@@ -258,6 +259,60 @@ def test_the_command_ranks_and_writes(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "plan.html").read_text()
 
 
+def test_the_winner_and_the_runner_up_are_written_with_the_line_that_plays_them(tmp_path: Path) -> None:
+    """Each attains by that very line, under seeds that the search did not play; engines have their start commands."""
+    won = tmp_path / "won"
+    result = simulator_command([
+        *LINE, "--slo", "ttft=1s@0.9,tpot=80ms@0.9", "--goal", "0.9", "--cards", "l20", "--precision", "fp16",
+        "--tp", "1", "--pp", "1", "--seeds", "1", "--answers", "2", "--engines", "vllm@0.9,sglang",
+        "--no-mixed", "--limit", "100", "--write", str(won),
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for folder in (won, won / "2"):
+        words = next(line for line in (folder / "pool.yaml").read_text().splitlines() if "simulator replay" in line)
+        out = tmp_path / "out.json"
+        played = simulator_command([*shlex.split(words)[4:], "--seeds", "2", "--jobs", "1", "--json", str(out)])
+        assert played.exit_code == 0, played.output
+        assert json.loads(out.read_text())["intervals"]["slo_headroom"]["attainment"][0] > 0.7
+        config = folder / "router.yaml"
+        assert len(plan_file(config, {}).backends) >= 1
+        assert any(line.startswith("#   l20") and " --port 8001" in line for line in config.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("traffic", "more"),
+    [
+        ("gen:closed:clients=20,think=1s,requests=120,prompt=300,output=60", []),
+        ("gen:agents:steps=3,tool=1s,think=2s,requests=120,prompt=300,output=60,system=256", ["--rate", "4"]),
+    ],
+)
+def test_traffic_that_follows_from_replies_is_planned_for(tmp_path: Path, traffic: str, more: list[str]) -> None:
+    """What attains does under every seed, fewer do not; costs are of the tokens that came about."""
+    out = tmp_path / "plan.json"
+    result = simulator_command([
+        "plan", "--model", "llama-3-8b", "--traffic", traffic, *more, "--slo", "ttft=1s@0.95,tpot=60ms@0.95",
+        "--goal", "0.95", "--cards", "l20", "--precision", "fp16", "--tp", "1", "--pp", "1", "--seeds", "1",
+        "--answers", "1", "--jobs", "1", "--json", str(out),
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    facts = json.loads(out.read_text())
+    assert facts["load"]["follows_from_replies"] is True
+    assert "they follow from replies" in result.stdout
+    answer = facts["answers"][0]
+    assert all(run["requests_per_s"] >= 0.8 * facts["load"]["rate_per_s"] for run in answer["runs"])
+    assert answer["usd_per_million_output_tokens"] > 0
+
+
+def test_a_version_of_an_engine_is_planned_with(tmp_path: Path) -> None:
+    """Its step times and its scheduler, in the files too."""
+    older, newer = (variants(replace(choices(card("a10")), engines=(name,)))[0][0] for name in ("vllm@0.4", "vllm"))
+    assert older.prior != newer.prior
+    write(tmp_path, Mix(((older, 1),)), load(), "plan ...")
+    [site] = load_pool(tmp_path / "pool.yaml").sites(0)
+    assert site.backend.prior == older.prior
+    assert not site.limits.reserve_prompt
+
+
 def test_nothing_attains_is_status_1() -> None:
     """With the reason of each."""
     result = simulator_command([*LINE, "--slo", "tpot=1ms", "--cards", "l4", "--precision", "fp16", "--tp", "1"])
@@ -271,7 +326,7 @@ def test_nothing_attains_is_status_1() -> None:
     [
         (["--slo", "ttft=1s", "--cards", "l21"], "no card named 'l21'"),
         (["--slo", "ttft=1s@2"], "expected a share"),
-        (["--slo", "ttft=1s", "--traffic", "gen:closed"], "follow from replies"),
+        (["--slo", "ttft=1s", "--traffic", "gen:closed"], "give clients="),
         (["--slo", "ttft=1s", "--engines", "vlm"], "vlm"),
         (["--slo", "ttft=1s", "--precision", "fp7"], "no precision named 'fp7'"),
         (["--slo", "ttft=1s", "--policy", "none"], "none"),

@@ -133,3 +133,22 @@ def test_what_cannot_be_is_refused(words: list[str]) -> None:
     result = simulator_command(["step", "--model", "chatglm-6b", "--card", "a10", *words])
     assert result.exit_code == 2
     assert words[1] in result.stderr
+
+
+def test_a_kv_cache_of_8_bits_reads_half_and_holds_twice() -> None:
+    """By the command's option too; a precision that is unknown is refused."""
+    plain = Question(model("llama-3-8b"), card("a10"), "fp16", "vllm", 8, 2_000)
+    [full], [half] = steps(plain, (1,)), steps(replace(plain, kv_precision="fp8"), (1,))
+    assert full.parts_s is not None
+    assert half.parts_s is not None
+    assert half.parts_s["KV cache"] < 0.6 * full.parts_s["KV cache"]
+    assert half.kv_tokens > 1.9 * full.kv_tokens
+    line = ["step", "--model", "llama-3-8b", "--card", "a10", "--tp", "1"]
+    assert "tokens each in fp8" in simulator_command([*line, "--kv-precision", "fp8"]).stdout
+    for words in (
+        line,
+        ["fit", "--model", "7B", "--cards", "a10"],
+        ["plan", "--model", "llama-3-8b", "--slo", "ttft=1s"],
+    ):
+        refused = simulator_command([*words, "--kv-precision", "fp7"])
+        assert refused.exit_code == 2
