@@ -71,35 +71,45 @@ static double learn_slot(const Filter *f, double *noise, const double *terms_s, 
 
 /* -- scores --------------------------------------------------------------------------------------------------------- */
 
-static npy_intp ranked_place(const double *scores, npy_intp count, double score) {
+/* By time, and their places by size. */
+typedef struct {
+    double *scores;
+    npy_uint8 *order;
+} Ranked;
+
+static inline npy_intp seen_of(Ranked of) { return (npy_intp)of.scores[SEEN_SCORES]; }
+
+static npy_intp rank_of(Ranked of, npy_intp count, double score) {
     npy_intp low = 0, high = count;
     while (low < high) {
         npy_intp middle = (low + high) / 2;
-        if (scores[RANKED + middle] < score) low = middle + 1;
+        if (of.scores[of.order[middle]] < score) low = middle + 1;
         else high = middle;
     }
     return low;
 }
 
-static void add(double *scores, double score) {
-    npy_intp seen = (npy_intp)scores[SEEN_SCORES], count = least_of(seen, WINDOW);
-    npy_intp place = ranked_place(scores, count, score);
-    npy_intp gap = seen < WINDOW ? count : ranked_place(scores, count, scores[seen % WINDOW]);
-    gap = least_of(gap, WINDOW - 1);
-    double *ranked = scores + RANKED;
-    for (; gap > place; gap--) ranked[gap] = ranked[gap - 1];
-    for (; gap < place - 1; gap++) ranked[gap] = ranked[gap + 1];
-    ranked[gap] = score;
-    scores[seen % WINDOW] = score;
-    scores[SEEN_SCORES] += 1.0;
+static void add(Ranked of, double score) {
+    npy_intp seen = seen_of(of), count = least_of(seen, WINDOW), place = seen % WINDOW, gap = count;
+    npy_intp rank = rank_of(of, count, score);
+    npy_uint8 *order = of.order;
+    if (seen >= WINDOW) {
+        gap = least_of(rank_of(of, count, of.scores[place]), WINDOW - 1);
+        while (gap < WINDOW - 1 && order[gap] != place) gap++;
+    }
+    for (; gap > rank; gap--) order[gap] = order[gap - 1];
+    for (; gap < rank - 1; gap++) order[gap] = order[gap + 1];
+    order[gap] = (npy_uint8)place;
+    of.scores[place] = score;
+    of.scores[SEEN_SCORES] += 1.0;
 }
 
-static double spread_of(const double *scores, npy_intp q, double below) {
-    npy_intp count = least_of((npy_intp)scores[SEEN_SCORES], WINDOW);
-    const double *ranked = scores + RANKED;
-    double rank = ceil((double)(count + 1) * scores[LEVELS + q]), largest = ranked[count - 1], score;
-    if (rank <= (double)count) score = ranked[(npy_intp)max2(rank, 1.0) - 1];
-    else score = largest + BEYOND * (largest - ranked[count / 2]);
+static double spread_of(Ranked of, npy_intp q, double below) {
+    npy_intp count = least_of(seen_of(of), WINDOW);
+    const double *scores = of.scores;
+    double rank = ceil((double)(count + 1) * scores[LEVELS + q]), largest = scores[of.order[count - 1]], score;
+    if (rank <= (double)count) score = scores[of.order[(npy_intp)max2(rank, 1.0) - 1]];
+    else score = largest + BEYOND * (largest - scores[of.order[count / 2]]);
     return max2(score, below);
 }
 
@@ -146,13 +156,17 @@ static double *by_slot(Arguments *all, int axes, int flags, npy_intp width, npy_
     return found.data;
 }
 
-static double *the_scores(Arguments *all, int flags) {
-    Array found = an_array(all, NPY_DOUBLE, 1, flags);
-    demand(all, found.shape[0] == SCORES, "scores: by time, by size, the levels and how many were seen");
-    if (all->failed) return NULL;
-    double *scores = found.data;
-    demand(all, scores[SEEN_SCORES] >= 0.0 && scores[SEEN_SCORES] < 1e15, "scores: fewer than none were seen");
-    return scores;
+static Ranked the_scores(Arguments *all, int flags) {
+    Array scores = an_array(all, NPY_DOUBLE, 1, flags), order = an_array(all, NPY_UINT8, 1, flags);
+    Ranked found = {scores.data, order.data};
+    demand(all, scores.shape[0] == SCORES, "scores: by time, the levels and how many were seen");
+    demand(all, order.shape[0] == WINDOW, "order: the place of each score");
+    if (all->failed) return found;
+    demand(all, found.scores[SEEN_SCORES] >= 0.0 && found.scores[SEEN_SCORES] < 1e15, "scores: fewer than none were seen");
+    int beyond = 0;
+    EACH(rank, WINDOW) beyond |= found.order[rank] >= WINDOW;
+    demand(all, !beyond, "order: a place is beyond the scores");
+    return found;
 }
 
 /* -- loops ---------------------------------------------------------------------------------------------------------- */
@@ -194,21 +208,21 @@ static PyObject *learn(PyObject *module, PyObject *const *given, Py_ssize_t how_
 }
 
 static PyObject *spreads(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
-    Arguments all = arguments("spreads", given, how_many, 2);
-    const double *scores = the_scores(&all, NPY_ARRAY_CARRAY_RO);
+    Arguments all = arguments("spreads", given, how_many, 3);
+    Ranked of = the_scores(&all, NPY_ARRAY_CARRAY_RO);
     Array out = written_to(&all, NPY_DOUBLE, 1);
     demand(&all, out.shape[0] == KEPT_QUANTILES, "out: one for each tracked quantile");
-    if (!all.failed) demand(&all, scores[SEEN_SCORES] >= 1.0, "scores: none was seen");
+    if (!all.failed) demand(&all, of.scores[SEEN_SCORES] >= 1.0, "scores: none was seen");
     if (all.failed) return NULL;
     double least = -Py_HUGE_VAL, *filled = out.data;
-    EACH(q, KEPT_QUANTILES) filled[q] = least = spread_of(scores, q, least);
+    EACH(q, KEPT_QUANTILES) filled[q] = least = spread_of(of, q, least);
     Py_RETURN_NONE;
 }
 
 static PyObject *judge(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
-    Arguments all = arguments("judge", given, how_many, 13);
+    Arguments all = arguments("judge", given, how_many, 15);
     npy_intp end = NPY_MAX_INTP;
-    double *own = the_scores(&all, NPY_ARRAY_CARRAY), *pooled = the_scores(&all, NPY_ARRAY_CARRAY);
+    Ranked own = the_scores(&all, NPY_ARRAY_CARRAY), pooled = the_scores(&all, NPY_ARRAY_CARRAY);
     Array spread = written_to(&all, NPY_DOUBLE, 4), borrows = written_to(&all, NPY_BOOL, 3);
     demand(&all, spread.shape[0] == METRICS && spread.shape[1] == KEPT_QUANTILES && spread.shape[2] == BANDS,
            "spread: by metric, tracked quantile, band and slot");
@@ -228,8 +242,8 @@ static PyObject *judge(PyObject *module, PyObject *const *given, Py_ssize_t how_
     score = min2(SCORE_MOST, max2(-SCORE_MOST, score));
     note(stats + slot * STATS, (npy_int8 *)state.data + slot, metric, score, expected, width, sure);
     add(own, score);
-    adapt(own, score, expected);
-    npy_intp seen = (npy_intp)own[SEEN_SCORES];
+    adapt(own.scores, score, expected);
+    npy_intp seen = seen_of(own);
     if (seen >= FEW && (seen < SETTLED || seen % REFRESH == 0)) {
         npy_intp slots = spread.shape[3];
         double least = -Py_HUGE_VAL, *first = (double *)spread.data + (metric * KEPT_QUANTILES * BANDS + band) * slots + slot;
@@ -238,7 +252,7 @@ static PyObject *judge(PyObject *module, PyObject *const *given, Py_ssize_t how_
     }
     if (seen >= FEW && seen % FEW != 0) Py_RETURN_FALSE;
     add(pooled, score);
-    return PyBool_FromLong(pooled[SEEN_SCORES] >= FEW && (npy_intp)pooled[SEEN_SCORES] % REFRESH == 0);
+    return PyBool_FromLong(seen_of(pooled) >= FEW && seen_of(pooled) % REFRESH == 0);
 }
 
 static PyMethodDef loops[] = {A_LOOP(widen), A_LOOP(learn), A_LOOP(spreads), A_LOOP(judge), {NULL}};

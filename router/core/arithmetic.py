@@ -26,6 +26,14 @@ class Places(Protocol):
     def __len__(self) -> int: ...
 
 
+class Order(Protocol):
+    """The places of numbers by their size, of one axis."""
+
+    def __getitem__(self, rank: int, /) -> int: ...
+    def __setitem__(self, rank: int, place: int, /) -> None: ...
+    def __len__(self) -> int: ...
+
+
 def over(a: float, b: float) -> float:
     """``a / b``; of a division by 0, inf with its sign, or nan."""
     if b != 0.0:

@@ -246,11 +246,13 @@ class Belief:
     def _judge(self, metric: int, slot: int, expected: Expectation, score: float, sure: bool = True) -> None:
         """Count an outcome against its predicted quantiles; ``sure``: its error is one of the model, not of chance."""
         tails, stats, band = self.tails, self.stats, expected.band
-        own, pooled = tails.scores(metric, band, slot)
+        own, own_order, pooled, pooled_order = tails.scores(metric, band, slot)
         width = expected.width if metric == E2E else 1.0
         if loops.judge(
             own,
+            own_order,
             pooled,
+            pooled_order,
             tails.spread,
             tails.borrows,
             stats.rows,

@@ -95,13 +95,12 @@ SEEN: Final = 2  # outcomes
 CHANGES: Final = 3  # found
 WATCH: Final = 4  # columns
 
-# -- scores of one metric, band and backend: a vector -----------------------------------------------------------------
+# -- scores of one metric, band and backend: a vector, and beside it their places by size, a byte each -----------------
 
-WINDOW: Final = 160  # scores that stand for the next one, by time (the 0.99 rank needs 99)
-RANKED: Final = 160  # where the same begin by size
-LEVELS: Final = 320  # where the level that each tracked quantile is read at begins
-SEEN_SCORES: Final = 325
-SCORES: Final = 326  # places
+WINDOW: Final = 160  # scores that stand for the next one, by time (the 0.99 rank needs 99); below 256
+LEVELS: Final = 160  # where the level that each tracked quantile is read at begins
+SEEN_SCORES: Final = 165
+SCORES: Final = 166  # places
 
 # -- how predictions did: a row a slot --------------------------------------------------------------------------------
 

@@ -391,7 +391,7 @@ class Dispatcher(FleetEvents):
             why = f"{why}, after {flight.why}"
         if flight.fallback_why:
             why = f"{why}; {request.model!r} serves it: {flight.fallback_why}"
-        self._note(flight, backend, why, forecast, now_s)
+        self._note(flight, backend, why, forecast, now_s, slot)
         held = self._reserve(request, slot, index, forecast, predicted, now_s)
         attempt = flight.send(backend, held, predicted, now_s)
         if request.prefix:
@@ -449,11 +449,11 @@ class Dispatcher(FleetEvents):
         self._remember(request, slot)
         return self._serve_held(now_s)
 
-    def _note(self, flight: Flight, chosen: str, why: str, forecast: Forecast, now_s: float) -> None:
+    def _note(self, flight: Flight, chosen: str, why: str, forecast: Forecast, now_s: float, slot: int = -1) -> None:
         request = flight.request
         backends, quantile = self.ledger.roster.backends, request.slo.quantile
         flight.note = self._explanations.note(
-            request.id, chosen, why, quantile, forecast, backends, now_s, request.model
+            request.id, chosen, why, quantile, forecast, backends, now_s, request.model, slot
         )
 
     def explain(self, request_id: RequestId) -> Explanation | None:

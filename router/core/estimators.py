@@ -8,7 +8,7 @@ methods. Must not depend on what was predicted, or for which request.
 from math import inf
 from typing import Final
 
-from router.core.arithmetic import Cells, ceil, exp, log, over, root
+from router.core.arithmetic import Cells, Order, ceil, exp, log, over, root
 from router.core.columns import (
     CHANGES,
     CUSUM_ABOVE,
@@ -16,7 +16,6 @@ from router.core.columns import (
     KEPT_QUANTILES,
     LEVELS,
     OFF,
-    RANKED,
     SEEN,
     SEEN_SCORES,
     SPREADS,
@@ -135,56 +134,59 @@ def learn(
 # -- scores ----------------------------------------------------------------------------------------------------------
 
 
-def _place(scores: Cells, count: int, score: float) -> int:
-    """The first place by size, from RANKED on, of those not below a score."""
+def _rank(scores: Cells, order: Order, count: int, score: float) -> int:
+    """The first rank by size of those not below a score."""
     low, high = 0, count
     while low < high:
         middle = (low + high) // 2
-        if scores[RANKED + middle] < score:
+        if scores[order[middle]] < score:
             low = middle + 1
         else:
             high = middle
     return low
 
 
-def _add(scores: Cells, score: float) -> None:
+def _add(scores: Cells, order: Order, score: float) -> None:
     """Insert the newest score; it replaces the oldest once the window is full."""
     seen = int(scores[SEEN_SCORES])
-    count = min(seen, WINDOW)
-    place = _place(scores, count, score)
-    gap = count if seen < WINDOW else _place(scores, count, scores[seen % WINDOW])
-    gap = min(gap, WINDOW - 1)  # of an oldest that is not found in order
-    while gap > place:
-        scores[RANKED + gap] = scores[RANKED + gap - 1]
+    count, place = min(seen, WINDOW), seen % WINDOW
+    rank = _rank(scores, order, count, score)
+    gap = count
+    if seen >= WINDOW:
+        gap = min(_rank(scores, order, count, scores[place]), WINDOW - 1)  # of an oldest that is not found in order
+        while gap < WINDOW - 1 and order[gap] != place:  # of equal ones it may be any
+            gap += 1
+    while gap > rank:
+        order[gap] = order[gap - 1]
         gap -= 1
-    while gap < place - 1:
-        scores[RANKED + gap] = scores[RANKED + gap + 1]
+    while gap < rank - 1:
+        order[gap] = order[gap + 1]
         gap += 1
-    scores[RANKED + gap] = score
-    scores[seen % WINDOW] = score
+    order[gap] = place
+    scores[place] = score
     scores[SEEN_SCORES] += 1.0
 
 
-def _spread(scores: Cells, q: int, below: float) -> float:
+def _spread(scores: Cells, order: Order, q: int, below: float) -> float:
     """The score at the finite-sample rank of one tracked quantile's level, no less than what is ``below``; above the
     largest seen stands a guess that grows with spread.
     """
     count = int(min(scores[SEEN_SCORES], float(WINDOW)))
-    rank, largest = ceil((count + 1) * scores[LEVELS + q]), scores[RANKED + count - 1]
+    rank, largest = ceil((count + 1) * scores[LEVELS + q]), scores[order[count - 1]]
     if rank <= count:
-        score = scores[RANKED + int(max(rank, 1.0)) - 1]
+        score = scores[order[int(max(rank, 1.0)) - 1]]
     else:
-        score = largest + BEYOND * (largest - scores[RANKED + count // 2])
+        score = largest + BEYOND * (largest - scores[order[count // 2]])
     return max(score, below)
 
 
-def spreads(scores: Cells, out: Cells) -> None:
+def spreads(scores: Cells, order: Order, out: Cells) -> None:
     """Fill ``out`` with the spread of each tracked quantile (``_spread``), never falling from one to the next. At least
     one score was seen.
     """
     least = -inf
     for q in range(KEPT_QUANTILES):
-        out[q] = least = _spread(scores, q, least)
+        out[q] = least = _spread(scores, order, q, least)
 
 
 def _adapt(scores: Cells, score: float, expectation: Cells, spreads_at: int) -> None:
@@ -199,23 +201,23 @@ def _adapt(scores: Cells, score: float, expectation: Cells, spreads_at: int) -> 
 
 
 def _score(
-    own: Cells, pooled: Cells, spread: Cells, borrows: Cells, metric: int, band: int, slot: int,
-    score: float, expectation: Cells,
+    own: Cells, own_order: Order, pooled: Cells, pooled_order: Order, spread: Cells, borrows: Cells, metric: int,
+    band: int, slot: int, score: float, expectation: Cells,
 ) -> bool:  # fmt: skip
     """Fold one score into a backend's own and, of the new and now and then of the old, into its pool's; returns whether
     the pool's spreads have to be read anew.
     """
-    _add(own, score)
+    _add(own, own_order, score)
     _adapt(own, score, expectation, SPREADS + KEPT_QUANTILES * metric)
     seen = int(own[SEEN_SCORES])
     if seen >= FEW and (seen < SETTLED or seen % REFRESH == 0):
         least = -inf
         for q in range(KEPT_QUANTILES):
-            spread[metric, q, band, slot] = least = _spread(own, q, least)
+            spread[metric, q, band, slot] = least = _spread(own, own_order, q, least)
         borrows[metric, band, slot] = False
     if seen >= FEW and seen % FEW != 0:
         return False
-    _add(pooled, score)
+    _add(pooled, pooled_order, score)
     return bool(pooled[SEEN_SCORES] >= FEW and int(pooled[SEEN_SCORES]) % REFRESH == 0)
 
 
@@ -251,8 +253,8 @@ def _note(
 
 
 def judge(
-    own: Cells, pooled: Cells, spread: Cells, borrows: Cells, stats: Cells, state: Cells,
-    metric: int, band: int, slot: int, score: float, width: float, expectation: Cells, sure: bool,
+    own: Cells, own_order: Order, pooled: Cells, pooled_order: Order, spread: Cells, borrows: Cells, stats: Cells,
+    state: Cells, metric: int, band: int, slot: int, score: float, width: float, expectation: Cells, sure: bool,
 ) -> bool:  # fmt: skip
     """An outcome ``score`` widths off its prediction, of which ``kernels.expected`` filled ``expectation``: fold it
     into the scores, and count whether it stayed within each spread and, where ``sure``, how large errors are of late;
@@ -260,4 +262,4 @@ def judge(
     """
     score = min(SCORE_MOST, max(-SCORE_MOST, score))
     _note(stats, state, slot, metric, score, expectation, width, sure)
-    return _score(own, pooled, spread, borrows, metric, band, slot, score, expectation)
+    return _score(own, own_order, pooled, pooled_order, spread, borrows, metric, band, slot, score, expectation)

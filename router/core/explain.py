@@ -1,7 +1,9 @@
 """Why a request went where it went: what was predicted for each backend, the choice, and what happened.
 
 Assumes: the forecast that stood at the choice; its arrays are referenced, not copied, and read only for an explanation.
-Must not depend on: how a prediction or a choice is made. Bounded: the oldest choice is forgotten for the newest.
+Of more candidates than ``CANDIDATES_KEPT`` only those with the lowest predicted E2E are kept, and the one chosen: what
+is stored then depends no more on how many backends there are. Must not depend on: how a prediction or a choice is made.
+Bounded: the oldest choice is forgotten for the newest.
 """
 
 from collections import deque
@@ -11,13 +13,17 @@ from itertools import repeat
 from math import nan
 from typing import Final
 
-from router.core.columns import METRICS, TAILS, TTFT
+import numpy as np
+
+from router.core.arrays import Floats, Slots
+from router.core.columns import E2E, METRICS, TAILS, TTFT
 from router.core.decisions import RequestRecord
 from router.core.forecast import Forecast
 from router.core.types import Backend, RequestId
 
 _Backends = tuple[Backend | None, ...]
-CHOICES_KEPT: Final = 512  # choices remembered: a minute of a busy router; 50 MB over a thousand backends
+CHOICES_KEPT: Final = 512  # choices remembered: a minute of a busy router; 2 MB, however many backends there are
+CANDIDATES_KEPT: Final = 32  # of each choice: as many as a person reads
 _NO_FORECAST: Final = (nan,) * METRICS
 
 
@@ -40,7 +46,8 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """``chosen``: the backend of the last attempt ("": none); ``why``: the policy's own words; ``account``: how the
-    request ended (None: it runs); ``model``: the one that the candidates were compared for.
+    request ended (None: it runs); ``model``: the one that the candidates were compared for; ``compared``: how many
+    candidates there were, of which ``candidates`` are the nearest.
     """
 
     request_id: RequestId
@@ -51,13 +58,15 @@ class Explanation:
     candidates: tuple[Candidate, ...]
     account: RequestRecord | None
     model: str = ""
+    compared: int = 0
 
 
 class Note:
     """A choice, by reference; ``account`` once its request is over."""
 
     __slots__ = (
-        "account", "answer", "backends", "chosen", "decided_s", "model", "quantile", "request_id", "slots", "why",
+        "account", "answer", "backends", "chosen", "compared", "decided_s", "model", "quantile", "request_id", "slots",
+        "why",
     )  # fmt: skip
 
     def __init__(
@@ -70,10 +79,16 @@ class Note:
         backends: _Backends,
         forecast: Forecast,
         model: str,
+        slot: int,
     ) -> None:
         self.request_id, self.model = request_id, model
         self.decided_s, self.chosen, self.why, self.quantile = decided_s, chosen, why, quantile
-        self.backends, self.slots, self.answer = backends, forecast.slots, forecast.answer
+        self.backends, self.compared = backends, len(forecast.slots)
+        self.slots, self.answer = forecast.slots, forecast.answer
+        if len(self.slots) > CANDIDATES_KEPT:
+            kept = _nearest(self.answer, self.slots, slot)
+            self.slots = self.slots.take(kept)
+            self.answer = None if self.answer is None else self.answer[: TAILS + METRICS].take(kept, axis=1)
         self.account: RequestRecord | None = None
 
     def candidates(self) -> tuple[Candidate, ...]:
@@ -112,13 +127,16 @@ class Explanations:
         backends: Sequence[Backend | None],
         now_s: float,
         model: str = "",
+        slot: int = -1,
     ) -> Note | None:
-        """A choice was made; a later one about the same request takes its place. None where nothing is stored."""
+        """A choice was made; a later one about the same request takes its place. None where nothing is stored.
+        ``slot``: of the backend chosen (-1: none was).
+        """
         if not self._notes.maxlen:
             return None
         if self._backends is None:
             self._backends = tuple(backends)
-        made = Note(request_id, now_s, chosen, why, quantile, self._backends, forecast, model)
+        made = Note(request_id, now_s, chosen, why, quantile, self._backends, forecast, model, slot)
         self._notes.append(made)
         return made
 
@@ -136,4 +154,20 @@ class Explanations:
             note.candidates(),
             note.account,
             note.model,
+            note.compared,
         )
+
+
+def _nearest(answer: Floats | None, slots: Slots, chosen: int) -> Slots:
+    """The places of the candidates to keep, ascending: of the lowest predicted E2E (of no forecast the first ones), and
+    of the slot that was chosen, if one was.
+    """
+    if answer is None:
+        kept = np.arange(CANDIDATES_KEPT)
+    else:
+        kept = np.sort(np.argpartition(answer[E2E], CANDIDATES_KEPT - 1)[:CANDIDATES_KEPT])
+    place = int(slots.searchsorted(chosen)) if chosen >= 0 else -1
+    if place >= 0 and place not in kept:
+        kept[-1] = place
+        kept.sort()
+    return kept

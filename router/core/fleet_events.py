@@ -7,7 +7,6 @@ of a request. Must not depend on policies, nor on requests in flight.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from router.core import border
@@ -68,7 +67,7 @@ class FleetEvents(ABC):
         known = roster.backends[at] if at is not None else None
         slot = self.ledger.join(plausible, now_s)
         if known != plausible:
-            if known is not None and _adapters_alone(known, plausible):
+            if known is not None and _same_engine(known, plausible):
                 self.belief.serves(slot, plausible)
             else:
                 self.belief.joined(slot, plausible)
@@ -206,6 +205,11 @@ class FleetEvents(ABC):
         """What was learnt, by backend name, as JSON can hold it: what other routers may start from."""
         return {name: self.belief.export(slot) for name, slot in self.ledger.roster.slots}
 
+    def belief_of(self, name: str) -> Mapping[str, Any] | None:
+        """The same of one backend; None for one that is not there."""
+        slot = self.ledger.roster.slot(name)
+        return None if slot is None else self.belief.export(slot)
+
     def adopt_belief(self, name: str, learnt: Mapping[str, Any], now_s: float) -> Sequence[Command]:
         """What another router learnt of a backend: taken over while little was seen of it here.
 
@@ -222,7 +226,15 @@ class FleetEvents(ABC):
         return self._serve_held(now_s)
 
 
-def _adapters_alone(known: Backend, now: Backend) -> bool:
-    """Whether only models beside the first differ: adapters were loaded or unloaded, and the engine is the same."""
-    same = replace(known, models=now.models, adapters=now.adapters, adapter_load_s=now.adapter_load_s) == now
-    return same and known.models[:1] == now.models[:1]
+def _same_engine(known: Backend, now: Backend) -> bool:
+    """Whether nothing differs that predictions start from: what was learnt of an engine outlasts another price, another
+    label, and adapters that were loaded or unloaded.
+    """
+    return (
+        known.prior == now.prior
+        and known.seqs_max == now.seqs_max
+        and known.chunk_tokens == now.chunk_tokens
+        and known.kv_tokens_max == now.kv_tokens_max
+        and known.network_s == now.network_s
+        and known.models[:1] == now.models[:1]
+    )

@@ -135,7 +135,7 @@ class Loads:
         hold while decoding; the bounds are those that later requests have to leave it (inf: none).
         """
         there, cells = self._prefills[slot], self._table.cells
-        self._metering.meters[slot].integrate(now_s, self._metering.prompt_tokens_per_s_each)
+        self._metering.integrate(slot, now_s)
         there.prefilling += sequences
         there.tokens += prompt_tokens
         cells[PREFILLING][slot], cells[PREFILL_TOKENS][slot] = there.prefilling, there.tokens
@@ -161,7 +161,7 @@ class Loads:
         if held.generation != self._table.generation[slot] or held.phase != PREFILLING:
             return
         meter, cells = self._metering.meters[slot], self._table.cells
-        meter.integrate(now_s, self._metering.prompt_tokens_per_s_each)
+        self._metering.integrate(slot, now_s)
         self._end_prefill(held, slot)
         meter.decoding += held.sequences
         meter.context_tokens += held.context_tokens
@@ -178,7 +178,7 @@ class Loads:
         if phase == _RELEASED or held.generation != self._table.generation[slot]:
             return
         meter, cells, there = self._metering.meters[slot], self._table.cells, self._prefills[slot]
-        meter.integrate(now_s, self._metering.prompt_tokens_per_s_each)
+        self._metering.integrate(slot, now_s)
         if phase == PREFILLING:
             self._end_prefill(held, slot)
         else:

@@ -45,12 +45,15 @@ class WorkSnapshot:
 class Meter:
     """The integrals of one slot as of ``integrated_s``, and the load that they grow by from then on.
 
+    ``brought_tokens``: prompt tokens that a request of others had brought by then, as ``Metering`` counts them.
+
     ``decoding`` and ``context_tokens`` are this router's, ``others`` and ``others_tokens`` the sequences that peers and
     unknown senders decode there, and their tokens; ``uncounted``: those of them whose prompts nobody counts. Plain
     numbers: reading an array's would make an object each time.
     """
 
     __slots__ = (
+        "brought_tokens",
         "context_s",
         "context_tokens",
         "decoding",
@@ -65,39 +68,52 @@ class Meter:
     def __init__(self, now_s: float) -> None:
         self.decoding = self.context_tokens = self.others = self.others_tokens = self.uncounted = 0.0
         self.decoding_s = self.context_s = self.prefilled_tokens = 0.0
+        self.brought_tokens = 0.0
         self.integrated_s = now_s
 
-    def integrate(self, now_s: float, prompt_tokens_per_s_each: float) -> None:
-        """Bring the integrals up to now."""
+    def integrate(self, now_s: float, brought_tokens: float) -> None:
+        """Bring the integrals up to now; ``brought_tokens``: by now."""
         passed_s = now_s - self.integrated_s
         if passed_s > 0.0:
             self.decoding_s += (self.decoding + self.others) * passed_s
             self.context_s += (self.context_tokens + self.others_tokens) * passed_s
-            self.prefilled_tokens += self.uncounted * passed_s * prompt_tokens_per_s_each
-            self.integrated_s = now_s
+            self.prefilled_tokens += self.uncounted * (brought_tokens - self.brought_tokens)
+            self.integrated_s, self.brought_tokens = now_s, brought_tokens
 
 
 class Metering:
-    """The meters, by slot, and the rate that a request of others is taken to bring prompts at."""
+    """The meters, by slot, and the rate that a request of others is taken to bring prompts at.
+
+    The rate is one for all slots and changes with every report of an engine. So its integral is kept once, as of
+    ``_measured_s``, and a meter reads it when its own slot changes: a report costs no visit to each of the others.
+    """
 
     def __init__(self, table: SlotTable) -> None:
         self._table = table
         self.meters: list[Meter] = []
         self.prompt_tokens_per_s_each = 0.0  # that each request in flight brings, by this router's own traffic
+        self._measured_s = 0.0  # when that was last measured
+        self._brought_tokens = 0.0  # its integral by then
 
     def start(self, slot: int, now_s: float) -> None:
         """Nothing was done yet by what is now in the slot."""
+        meter = Meter(now_s)
+        meter.brought_tokens = self._brought(now_s)
         if slot == len(self.meters):
-            self.meters.append(Meter(now_s))
+            self.meters.append(meter)
         else:
-            self.meters[slot] = Meter(now_s)
+            self.meters[slot] = meter
 
-    def integrate_all(self, now_s: float) -> None:
-        """The load of others is about to change somewhere: bring all integrals up to now, and measure anew how many
-        prompt tokens a request in flight brings.
+    def _brought(self, now_s: float) -> float:
+        """Prompt tokens that one request of others, in flight all the time, would have brought by now."""
+        return self._brought_tokens + (now_s - self._measured_s) * self.prompt_tokens_per_s_each
+
+    def measure(self, now_s: float) -> None:
+        """The load of others is about to change somewhere: measure anew how many prompt tokens a request in flight
+        brings, from now on.
         """
-        for meter in self.meters:
-            meter.integrate(now_s, self.prompt_tokens_per_s_each)
+        self._brought_tokens = self._brought(now_s)
+        self._measured_s = now_s
         table = self._table
         decoding = float(table.own[DECODING].sum() + table.columns[COUNTED_PEERS].sum())
         rate_at_s = table.columns[RATE_AT_S]
@@ -112,8 +128,8 @@ class Metering:
         cells[RATE_AT_S][slot] = now_s
 
     def integrate(self, slot: int, now_s: float) -> None:
-        """The load of others is about to change in this slot: bring its integrals up to now."""
-        self.meters[slot].integrate(now_s, self.prompt_tokens_per_s_each)
+        """The load in this slot is about to change: bring its integrals up to now."""
+        self.meters[slot].integrate(now_s, self._brought(now_s))
 
     def others_changed(self, slot: int) -> None:
         """The load of others in this slot of the table is another from now on."""
@@ -125,7 +141,7 @@ class Metering:
     def snapshot(self, slot: int, now_s: float) -> WorkSnapshot:
         """What the backend has done so far, as far as this router can count it."""
         meter = self.meters[slot]
-        meter.integrate(now_s, self.prompt_tokens_per_s_each)
+        meter.integrate(now_s, self._brought(now_s))
         return WorkSnapshot(now_s, meter.decoding_s, meter.context_s, meter.prefilled_tokens)
 
     def snapshot_before(self, slot: int, now_s: float, at_s: float, since: WorkSnapshot) -> WorkSnapshot:

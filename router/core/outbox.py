@@ -96,20 +96,24 @@ class Outbox:
             return self.whole()
         if np.array_equal(now, self._sent) and not self._prompts and not self._ejected:
             return None
-        changed = frozenset(np.flatnonzero((now != self._sent).any(axis=0)).tolist())
+        changed: list[int] = np.flatnonzero((now != self._sent).any(axis=0)).tolist()
         self._sent = now
-        work = {name: _work(now, slot) for name, slot in self._roster.slots if slot in changed} if changed else {}
-        return PeerChange(work, False, *self._hints())
+        return PeerChange(self._works(now, changed), False, *self._hints())
 
     def whole(self) -> PeerChange:
         """Everything that this router has in flight or ever sent, as now and then it is sent in any case."""
         now = self._sent = self._rows()
-        used = frozenset(np.flatnonzero(now.any(axis=0)).tolist())
+        used: list[int] = np.flatnonzero(now.any(axis=0)).tolist()
         if self._wholes % NAMED_WHOLES == 0:
             self._named, self._named_before = {}, self._named
         self._wholes += 1
-        work = {name: _work(now, slot) for name, slot in self._roster.slots if slot in used}
-        return PeerChange(work, True, *self._hints())
+        return PeerChange(self._works(now, used), True, *self._hints())
+
+    def _works(self, rows: Floats, slots: list[int]) -> dict[str, Work]:
+        """Of the backends in these slots; one may be free by now."""
+        backends = self._roster.backends
+        there = [(slot, backend) for slot in slots if (backend := backends[slot]) is not None]
+        return {backend.name: _work(rows, slot) for slot, backend in there}
 
 
 def _work(rows: Floats, slot: int) -> Work:

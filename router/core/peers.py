@@ -87,7 +87,7 @@ class Peers:
         self._replace(peer, loads, now_s)
 
     def _replace(self, peer: str, loads: Mapping[str, Load], now_s: float) -> None:
-        self._metering.integrate_all(now_s)
+        self._metering.measure(now_s)
         before = self._loads.get(peer, {})
         named = ((self._roster.slot(name), load) for name, load in loads.items())
         after = {slot: load for slot, load in named if slot is not None}
@@ -95,6 +95,7 @@ class Peers:
         if not loads:
             del self._loads[peer]
         for slot in before.keys() | after.keys():
+            self._metering.integrate(slot, now_s)
             self._add_up(slot)
             self._metering.others_changed(slot)
         self._compare(peer, bool(loads))
@@ -162,7 +163,7 @@ class Peers:
         feed.heard_s = now_s
         there = self._loads.setdefault(peer, {})
         if change.whole:
-            self._metering.integrate_all(now_s)
+            self._metering.measure(now_s)
             for slot in [slot for slot in there if self._roster.name(slot) not in change.work]:
                 self._set(feed, there, slot, _NO_WORK, now_s)
         for name, work in change.work.items():

@@ -71,7 +71,8 @@ class Reports:
         """Set the slot's unattributed load (in the order of ``Load``'s fields), where it is another than before."""
         before = self._table.unattributed[:, slot].tolist()
         if before != list(load):
-            self._metering.integrate_all(now_s)
+            self._metering.measure(now_s)
+            self._metering.integrate(slot, now_s)
             self._table.unattributed[:, slot] = load
             self._metering.others_changed(slot)
 

@@ -5,6 +5,7 @@ backend is a candidate by its facts and its state alone, never by how busy it is
 """
 
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
 from typing import Final
 
 import numpy as np
@@ -45,8 +46,10 @@ class Roster:
         self._spanned: tuple[Slots | None, slice | None] = (None, None)
         self.first = 0  # of the slots of the last ``span``
         self.version = 0  # another one whenever pools may have changed
+        self._free: list[int] = []  # slots, as a heap
         self._replicas: dict[str, int] = {}  # by model
         self._beside: dict[str, frozenset[str]] = {}  # by model, the others that some backend of it serves
+        self._adapted: dict[str, int] = {}  # backends, by adapter
         self.adapters: frozenset[str] = frozenset()  # of all backends
         self._asleep: set[int] = set()  # slots
         self._doubtful: set[int] = set()  # slots that are down, of backends that may be alive
@@ -92,8 +95,8 @@ class Roster:
 
     def claim(self, name: str) -> int:
         """A slot for a newcomer: the lowest that is free."""
-        if None in self.backends:
-            slot = self.backends.index(None)
+        if self._free:
+            slot = heappop(self._free)
         else:
             slot = self._table.add()
             self.backends.append(None)
@@ -106,7 +109,7 @@ class Roster:
 
     def describe(self, slot: int, backend: Backend) -> None:
         """Take over the facts of the backend in a slot."""
-        self.backends[slot] = backend
+        before, self.backends[slot] = self.backends[slot], backend
         self.name_hashes[slot] = hash64(backend.name)
         columns = self._table.columns
         columns[SEQS_MAX, slot] = backend.seqs_max
@@ -115,16 +118,17 @@ class Roster:
         columns[PRICE_PER_S, slot] = backend.price_per_hour / 3600
         columns[NETWORK_S, slot] = backend.network_s
         columns[WEIGHT, slot] = backend.weight
-        self._changed()
+        self._changed(before, backend)
 
     def remove(self, name: str) -> int | None:
         """Forget a backend; the slot that it had, None when there is none of this name."""
         slot = self._slot_of.pop(name, None)
         if slot is not None:
-            self.backends[slot] = None
+            before, self.backends[slot] = self.backends[slot], None
+            heappush(self._free, slot)
             self._asleep.discard(slot)
             self._doubtful.discard(slot)
-            self._changed()
+            self._changed(before, None)
         return slot
 
     def mark_state(
@@ -196,15 +200,17 @@ class Roster:
         self._pools.clear()
         self.version += 1
 
-    def _changed(self) -> None:
+    def _changed(self, before: Backend | None, now: Backend | None) -> None:
+        """One backend came, went or has other facts; the others are not looked at, for a thousand may join in a row."""
         self._forget_pools()
         self._beside.clear()
         self._shortest.clear()
-        self._replicas = {}
-        for backend in self.backends:
-            for model in backend.models if backend else ():
-                self._replicas[model] = self._replicas.get(model, 0) + 1
-        self.adapters = frozenset(name for backend in self.backends if backend for name in backend.adapters)
+        for backend, by in ((before, -1), (now, 1)):
+            if backend is not None:
+                _count(self._replicas, backend.models, by)
+                _count(self._adapted, backend.adapters, by)
+        if self._adapted.keys() != self.adapters:
+            self.adapters = frozenset(self._adapted)
 
     # -- who may be sent a request -----------------------------------------------------------------------------
 
@@ -274,3 +280,13 @@ class Roster:
     def _context_tokens(self, slot: int) -> float:
         backend = self.backends[slot]
         return float(backend.context_tokens_max or _INF) if backend else 0.0
+
+
+def _count(counts: dict[str, int], names: Sequence[str], by: int) -> None:
+    """Add to the count of each name; one that is 0 is left out."""
+    for name in names:
+        left = counts.get(name, 0) + by
+        if left:
+            counts[name] = left
+        else:
+            counts.pop(name, None)

@@ -19,22 +19,22 @@ from numpy.typing import NDArray
 
 from router.core import loops
 from router.core.arrays import Floats, Slots
-from router.core.columns import BANDS, LEVELS, METRICS, SCORES, SEEN_SCORES
+from router.core.columns import BANDS, LEVELS, METRICS, SCORES, SEEN_SCORES, WINDOW
 from router.core.estimators import FEW, QUANTILES
 
 PRIOR_SIGMA: Final = (0.25, 0.25, 1.0)  # before any score: normal; as a data sheet is wrong, E2E in its own widths
 _Z: Final = tuple(NormalDist().inv_cdf(q) for q in QUANTILES)
 _PRIOR: Final = np.multiply.outer(PRIOR_SIGMA, _Z)
+Ranks = NDArray[np.uint8]
+_Scores = tuple[Floats, Ranks]  # by time, and their places by size: a byte each, for a thousand backends have many
 
 
 class Tails:
     """Spreads by metric, quantile, band and slot."""
 
     def __init__(self, capacity: int) -> None:
-        self._pairs: dict[
-            tuple[int, int, int], tuple[Floats, Floats]
-        ] = {}  # metric, band, slot: own scores, the pool's
-        self._pooled: dict[tuple[int, int, str], Floats] = {}
+        self._own: dict[int, list[_Scores | None]] = {}  # by slot, then by metric and band
+        self._pooled: dict[str, list[_Scores | None]] = {}  # by pool
         self._pools: dict[str, Slots] = {}
         self._pool_of: dict[int, str] = {}
         self.spread, self.borrows = _columns(capacity)
@@ -47,36 +47,32 @@ class Tails:
 
     def joined(self, slot: int, pool: str) -> None:
         """Forget what was in the slot; what is there now starts with its pool's spreads."""
-        for key in [key for key in self._pairs if key[2] == slot]:
-            del self._pairs[key]
+        self._own[slot] = [None] * (METRICS * BANDS)
+        pooled = self._pooled.setdefault(pool, [None] * (METRICS * BANDS))
         self._pools.clear()
         self._pool_of[slot] = pool
         self.borrows[:, :, slot] = True
         self.spread[:, :, :, slot] = _PRIOR[:, :, None]
-        for (metric, band, name), scores in self._pooled.items():
-            if name == pool and scores[SEEN_SCORES] >= FEW:
-                self._lend(metric, band, np.array([slot]), scores)
+        for at, scores in enumerate(pooled):
+            if scores is not None and scores[0][SEEN_SCORES] >= FEW:
+                self._lend(at // BANDS, at % BANDS, np.array([slot]), scores)
 
-    def scores(self, metric: int, band: int, slot: int) -> tuple[Floats, Floats]:
-        """A backend's own and its pool's, as ``estimators.judge`` folds one in."""
-        pair = self._pairs.get((metric, band, slot))
-        if pair is None:
-            pool = self._pool_of[slot]
-            pooled = self._pooled.get((metric, band, pool))
-            if pooled is None:
-                pooled = self._pooled[metric, band, pool] = _scores()
-            pair = self._pairs[metric, band, slot] = _scores(), pooled
-        return pair
+    def scores(self, metric: int, band: int, slot: int) -> tuple[Floats, Ranks, Floats, Ranks]:
+        """A backend's own and its pool's, each with its order, as ``estimators.judge`` folds one in."""
+        at = metric * BANDS + band
+        own, pooled = _made(self._own[slot], at), _made(self._pooled[self._pool_of[slot]], at)
+        return own[0], own[1], pooled[0], pooled[1]
 
     def lend(self, metric: int, band: int, slot: int) -> None:
         """The pool of this backend has new scores: backends with few scores of their own get the pool's spreads."""
         slots = self._slots(self._pool_of[slot])
-        self._lend(metric, band, slots[self.borrows[metric, band].take(slots)], self.scores(metric, band, slot)[1])
+        pooled = _made(self._pooled[self._pool_of[slot]], metric * BANDS + band)
+        self._lend(metric, band, slots[self.borrows[metric, band].take(slots)], pooled)
 
-    def _lend(self, metric: int, band: int, slots: Slots, pooled: Floats) -> None:
+    def _lend(self, metric: int, band: int, slots: Slots, pooled: _Scores) -> None:
         """Write the pool's spreads into these slots."""
         spreads = np.empty(len(QUANTILES))
-        loops.spreads(pooled, spreads)
+        loops.spreads(pooled[0], pooled[1], spreads)
         self.spread[metric, :, band, slots] = spreads
 
     def _slots(self, pool: str) -> Slots:
@@ -104,11 +100,13 @@ def _columns(capacity: int) -> tuple[Floats, NDArray[np.bool_]]:
     return spread, np.ones((METRICS, BANDS, capacity), dtype=np.bool_)
 
 
-def _scores() -> Floats:
-    """No scores yet."""
-    made = np.zeros(SCORES)
-    made[LEVELS : LEVELS + len(QUANTILES)] = QUANTILES
-    return made
+def _made(scores: list[_Scores | None], at: int) -> _Scores:
+    """The scores of one metric and band; none were seen where there were none."""
+    found = scores[at]
+    if found is None:
+        found = scores[at] = np.zeros(SCORES), np.zeros(WINDOW, dtype=np.uint8)
+        found[0][LEVELS : LEVELS + len(QUANTILES)] = QUANTILES
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -1,10 +1,13 @@
 """The explanation of a choice, requested afterwards."""
 
+import sys
 from math import isnan
+
+import pytest
 
 from router.core.decisions import EndState, Shed
 from router.core.errors import Reason
-from router.core.explain import CHOICES_KEPT
+from router.core.explain import CANDIDATES_KEPT, CHOICES_KEPT
 from router.core.types import Slo, Usage
 from tests.fakes import backend, core, request, sent
 
@@ -70,3 +73,29 @@ def test_the_oldest_choices_are_forgotten():
     assert it.explain("r0") is None
     assert it.explain(f"r{CHOICES_KEPT}") is not None
     assert it.explain("never") is None
+
+
+@pytest.mark.parametrize("routing", ["slo_headroom", "round_robin"])
+def test_of_many_candidates_the_nearest_and_the_chosen_one_are_kept(routing):
+    """What a choice takes in memory does not grow with the fleet; how many there were is stated."""
+    it = core(*(backend(f"b{n}", slower=1.0 + n) for n in range(200)), routing=routing)
+    for n in range(150):
+        chosen = sent(it.arrived(request(f"r{n}", slo=Slo(ttft_s=900.0)), 0.0)).backend
+        told = it.explain(f"r{n}")
+        assert (len(told.candidates), told.compared) == (CANDIDATES_KEPT, 200)
+        named = [each.backend for each in told.candidates]
+        assert chosen in named
+        assert len(set(named)) == CANDIDATES_KEPT
+        if routing == "slo_headroom" and n == 0:  # with nothing in flight the faster is the nearer
+            assert named == [f"b{near}" for near in range(CANDIDATES_KEPT)]
+    note = it._explanations._notes[-1]
+    held = [each for each in (note.slots, note.answer) if each is not None]
+    assert all(each.base is None for each in held), "a view would keep the whole forecast"
+    assert sum(map(sys.getsizeof, held)) < 3_000
+
+
+def test_few_candidates_are_all_kept():
+    """Up to the bound nothing is left out."""
+    it = core(*(backend(f"b{n}") for n in range(CANDIDATES_KEPT)), routing="slo_headroom")
+    it.arrived(request("r"), 0.0)
+    assert (len(it.explain("r").candidates), it.explain("r").compared) == (CANDIDATES_KEPT, CANDIDATES_KEPT)

@@ -22,7 +22,6 @@ from router.core.columns import (
     PEERS,
     PREFILL_RATE,
     PREFILLING,
-    RANKED,
     RATE_AT_S,
     ROOF_POINTS,
     SCALE,
@@ -204,10 +203,10 @@ def test_scores_are_kept_in_order_and_read_at_their_rank():
     for _ in range(700):
         told.append(round(chance.gauss(0.0, 0.3), 1))
         fold_in(tails, 0, 0, 0, told[-1], current_spreads(tails, 0, 0))
-        kept = tails.scores(0, 0, 0)[0]
+        kept, order, _, _ = tails.scores(0, 0, 0)
         ranked = sorted(told[-WINDOW:])
         count = len(ranked)
-        assert kept[RANKED : RANKED + count].tolist() == ranked
+        assert kept[order[:count]].tolist() == ranked
     ranks = [ceil((count + 1) * level) for level in kept[LEVELS : LEVELS + KEPT_QUANTILES]]
     beyond = ranked[-1] + BEYOND * (ranked[-1] - ranked[count // 2])
     spreads = [ranked[rank - 1] if rank <= count else beyond for rank in ranks]

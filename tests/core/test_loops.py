@@ -21,7 +21,6 @@ from router.core.columns import (
     LOAD,
     METRICS,
     PRIOR,
-    RANKED,
     ROOF_POINTS,
     SCORES,
     SEEN_SCORES,
@@ -218,11 +217,11 @@ def test_what_an_outcome_teaches_factors(seed, kind):
 def test_what_an_outcome_teaches_tails(seed, kind, outcomes, equals):
     """Scores in order, some of them the same, beyond the window; levels, counts and trust."""
     of = Drawn(seed, kind, capacity=3)
-    scores = np.zeros(SCORES)
+    scores, order = np.zeros(SCORES), np.zeros(WINDOW, np.uint8)
     scores[LEVELS : LEVELS + KEPT_QUANTILES] = QUANTILES
     state = [
-        scores, scores, np.zeros((METRICS, KEPT_QUANTILES, BANDS, 3)), np.ones((METRICS, BANDS, 3), np.bool_),
-        np.zeros((3, STATS)), np.zeros(3, np.int8),
+        scores, order, scores, order, np.zeros((METRICS, KEPT_QUANTILES, BANDS, 3)),
+        np.ones((METRICS, BANDS, 3), np.bool_), np.zeros((3, STATS)), np.zeros(3, np.int8),
     ]  # fmt: skip
     mine, theirs = ([each.copy() for each in state] for _ in range(2))
     for _ in range(outcomes):
@@ -237,10 +236,10 @@ def test_what_an_outcome_teaches_tails(seed, kind, outcomes, equals):
         assert ESTIMATORS.judge(*mine, *place, *told, sure) == in_python(estimators.judge)(*theirs, *place, *told, sure)
         for one, other in zip(mine, theirs, strict=True):
             assert equal(one, other).all()
-    assert mine[0][RANKED : RANKED + min(outcomes, WINDOW)].tolist() == sorted(
-        mine[0][: min(outcomes, WINDOW)].tolist()
-    )
-    same(ESTIMATORS, estimators.spreads, mine[0], np.zeros(KEPT_QUANTILES), filled=(1,))
+    count = min(outcomes, WINDOW)
+    assert mine[0][mine[1][:count]].tolist() == sorted(mine[0][:count].tolist())
+    assert sorted(mine[1][:count].tolist()) == list(range(count))
+    same(ESTIMATORS, estimators.spreads, mine[0], mine[1], np.zeros(KEPT_QUANTILES), filled=(2,))
 
 
 @settings(deadline=None, max_examples=60)
@@ -331,4 +330,7 @@ def test_scores_that_none_of_ours_left_are_refused():
         scores = np.zeros(SCORES)
         scores[SEEN_SCORES] = seen
         with pytest.raises(ValueError, match="scores"):
-            ESTIMATORS.spreads(scores, np.zeros(KEPT_QUANTILES))
+            ESTIMATORS.spreads(scores, np.zeros(WINDOW, np.uint8), np.zeros(KEPT_QUANTILES))
+    scores[SEEN_SCORES] = 3.0
+    with pytest.raises(ValueError, match="beyond the scores"):
+        ESTIMATORS.spreads(scores, np.full(WINDOW, WINDOW, np.uint8), np.zeros(KEPT_QUANTILES))

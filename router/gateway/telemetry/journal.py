@@ -94,6 +94,7 @@ def explained(log: RequestLog, choice: Explanation | None = None, *, running: bo
         "output_tokens_estimated": record.usage.estimated,
         "decisions": [_decision(decision) for decision in log.decisions],
         "candidates": [_candidate(each, choice, record) for each in choice.candidates] if choice else None,
+        "compared": choice.compared if choice else None,
         "outcome": RUNNING if running else record.outcome.value,
         "reason": record.reason.value if record.reason else None,
         "status": log.status,

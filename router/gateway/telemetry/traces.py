@@ -206,7 +206,7 @@ class _Writer:
             return {}
         used_s = choice.decided_s - self._record.request.arrived_s
         room = {each.backend: _headroom(each, self._record, used_s) for each in choice.candidates}
-        found: Attributes = {"headroom.candidates": len(room)}
+        found: Attributes = {"headroom.candidates": choice.compared}
         by_name = {each.backend: each for each in choice.candidates}
         others = [name for name in room if name != backend]
         second = max(others, key=lambda name: room[name], default="")

@@ -12,7 +12,8 @@ function candidates(request) {
   if (!request.candidates) return h("p", {className: "dim"}, "The forecasts of this decision are no longer in memory.");
   const least = each => Math.min(...Object.values(each.headroom_ms), Infinity);
   const sorted = [...request.candidates].sort((a, b) => b.chosen - a.chosen || least(b) - least(a));
-  return h("div", {className: "scroll"}, h("table", {}, h("thead", {}, h("tr", {}, ["backend", "TTFT ms", "TPOT ms", "E2E ms", "headroom ms", "why"].map((name, at) =>
+  const left = request.compared - sorted.length;
+  return h("div", {className: "scroll"}, left > 0 && h("p", {className: "dim"}, `The nearest of ${request.compared} backends.`), h("table", {}, h("thead", {}, h("tr", {}, ["backend", "TTFT ms", "TPOT ms", "E2E ms", "headroom ms", "why"].map((name, at) =>
     h("th", {scope: "col", className: at > 0 && at < 5 ? "n" : ""}, name)))),
   h("tbody", {}, sorted.map(each => h("tr", {}, h("th", {scope: "row"}, each.backend, each.chosen ? " ✓" : ""),
     ["ttft", "tpot", "e2e"].map(name => h("td", {className: "n"}, `${num(each[`${name}_ms`], 1)} (${num(each[`${name}_tail_ms`], 1)})`)),
