@@ -462,7 +462,10 @@ class State(Section):
 
 
 class Scrape(Section):
-    """How often the metrics and health of engines are read. ``source: state`` reads what sidecars publish.
+    """How often the metrics and health of engines are read.
+
+    ``source``: who reads the metrics. ``engines``: every router reads every engine; ``routers``: the routers of the
+    pool divide the engines among them, and read the others' readings in the shared state; ``state``: sidecars do.
 
     ``models_s``: how often engines are read for adapters that were loaded or unloaded (``/v1/models``); null: never.
     """
@@ -470,7 +473,7 @@ class Scrape(Section):
     period_s: PositiveFloat = 1.0
     models_s: PositiveFloat | None = 5.0
     timeout_s: PositiveFloat = 2.0
-    source: Literal["engines", "state"] = "engines"
+    source: Literal["engines", "routers", "state"] = "engines"
     down_after: PositiveInt = 2
 
 

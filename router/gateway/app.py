@@ -32,6 +32,7 @@ from router.gateway.config.policy_spec import NOT_VALIDATED
 from router.gateway.discovery.model_lists import ListedEngine, ModelLists
 from router.gateway.discovery.watch import Discovery
 from router.gateway.membership import IDLE, Membership
+from router.gateway.monitoring.division import Division, owns
 from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.health import Engines, HealthChange, engine
 from router.gateway.monitoring.probe import ProbeClient
@@ -123,12 +124,12 @@ class Gateway:
         self.driver = _driver(plan, recorded, observer, self.quotas, clock, dialler)
         self.backends = Membership(self.driver, self.core.loads, self._on_left)
         self.store = store or _store(plan, self.router_id, identity)
-        self.publisher = WorkerPublisher(self.store, self.metrics) if identity else None
+        self._division, self.publisher = Division(self._owns, clock()), self._make_publisher(plan)
         self.engines = Engines(
-            self, self.publisher or self.metrics, ProbeClient, clock, self.scrapes, self.driver.last_read_s
+            self, self.publisher or self.metrics, ProbeClient, clock, self._reads, self.driver.last_read_s
         )
         self.sync, self.changes = self._make_sync(plan), self._exchange(plan)
-        self.beliefs = Beliefs(self.store, self.core.beliefs, self._adopt_belief)
+        self.beliefs = Beliefs(self.store, lambda: self.backends.known, self.core.belief_of, self._adopt_belief)
         self.reloader = Reloader(
             path, plan, self.adopt, self.metrics, self.audit, leads=self.leads, record=_worker_record(plan, identity)
         )
@@ -146,6 +147,11 @@ class Gateway:
         self._watch_metrics()
         watchers = [self._log_failing_open, self._warn_of_dropped_numbers, TroubleLog(self.troubles, clock).sweep]
         self.driver.on_sweep += [self.backends.sweep, self._wake, self._sample, *watchers]
+
+    def _make_publisher(self, plan: Plan) -> WorkerPublisher | None:
+        """What publishes the reports that are read here, where others may read them."""
+        shared = self.identity is not None or plan.redis is not None
+        return WorkerPublisher(self.store, self.metrics, self._shares_scrapes) if shared else None
 
     def _make_sync(self, plan: Plan) -> Sync:
         state = plan.settings.state
@@ -246,15 +252,32 @@ class Gateway:
         return self.identity is None or self.identity.leads(self.sync.peers)
 
     def scrapes(self, name: str) -> bool:
-        """Whether this process reads that engine's metrics."""
-        return self.identity is None or self.identity.scrapes(name, self.sync.peers)
+        """Whether that engine's metrics are this process's to read."""
+        return not self._shares_scrapes() or self._division.mine(name, self.sync.peers)
+
+    def _reads(self, name: str) -> bool:
+        """Whether it reads them now."""
+        report = self.reports.get(name)
+        reported_s = -inf if report is None else report.asked_s
+        return not self._shares_scrapes() or self._division.reads(name, self.sync.peers, reported_s, self.clock())
+
+    def _shares_scrapes(self) -> bool:
+        """Whether several processes divide the engines among them."""
+        return self.identity is not None or self.plan.settings.scrape.source == "routers"
+
+    def _owns(self, name: str, peers: Collection[str]) -> bool:
+        if self.plan.settings.scrape.source == "routers" or self.identity is None:
+            return owns(self.router_id, name, peers)
+        return self.identity.scrapes(name, peers)
 
     def _reported_elsewhere(self) -> tuple[str, ...]:
-        """The backends whose metrics a sidecar or another worker reads."""
-        backends = self.plan.backends
-        if self.plan.settings.scrape.source != "engines":
+        """The backends whose metrics a sidecar, another worker or another router reads."""
+        backends, peers = self.plan.backends, self.sync.peers
+        if self.plan.settings.scrape.source == "state":
             return tuple(backend.name for backend in backends)
-        return tuple(backend.name for backend in backends if not self.scrapes(backend.name))
+        if not self._shares_scrapes():
+            return ()
+        return tuple(backend.name for backend in backends if not self._division.mine(backend.name, peers))
 
     # -- callbacks of engines, the store and the driver --------------------------------------------------------
 
@@ -353,6 +376,7 @@ class Gateway:
 
     def _on_left(self, name: str) -> None:
         self.reports.pop(name, None)
+        self._division.forget(name)
         self.discovery.forget(name)
         self.model_lists.forget(name)
         self.sleepers.forget(name)
@@ -397,13 +421,14 @@ class Gateway:
 
     async def _adopt_backends(self, plan: Plan) -> None:
         """Route to the backends of *plan*, watch their engines, read those that have not reported what they serve."""
+        self._division.clear()  # the config may divide the engines otherwise
         given, keys, certificates = plan.addresses, plan.engine_keys, plan.engine_tls
         targets = (_target(backend, keys.get(backend.name), certificates.get(backend.name)) for backend in given)
-        new = self.backends.update(zip(targets, plan.backends, strict=True))
+        new = await self.backends.update(zip(targets, plan.backends, strict=True))
         if new:
             await self.beliefs.warm(new)
         scrape = plan.settings.scrape
-        scraped = scrape.source == "engines"
+        scraped = scrape.source != "state"
         watched = tuple(
             engine(backend, scraped, keys.get(backend.name, ""), certificates.get(backend.name)) for backend in given
         )
@@ -431,13 +456,16 @@ class Gateway:
 
     async def start(self) -> None:
         """Start everything that runs beside the traffic."""
-        await self.adopt(self.plan)
+        await self.reloader.start()
         self._tasks = [
             asyncio.create_task(self.sync.run(self.clock), name="sync"),
             asyncio.create_task(self.reloader.watch(), name="config watch"),
             asyncio.create_task(self.beliefs.run(), name="beliefs"),
             asyncio.create_task(publish(self._seen, self.store, self.router_id), name="seen backends"),
         ]
+        if self.publisher is not None and self.identity is None:  # a worker publishes with what else it shares
+            publishing = self.publisher.run(lambda: self.plan.settings.scrape.period_s)
+            self._tasks.append(asyncio.create_task(publishing, name="reports"))
         if isinstance(self.store, RedisStore):
             self.monthly_use = MonthlyUse(self.store, self.quotas)
             self._tasks.append(asyncio.create_task(self.monthly_use.run(), name="use of quotas"))

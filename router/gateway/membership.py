@@ -12,6 +12,7 @@ from router.core.types import Backend, Load
 from router.gateway.monitoring.downtime import Downtime
 from router.gateway.protocols.target import Target
 from router.gateway.traffic.driver import Driver
+from router.gateway.turns import in_turns
 
 IDLE: Final = Load()
 
@@ -26,31 +27,38 @@ class Membership:
         self._draining: set[str] = set()
         self._drained_s: dict[str, float] = {}  # by an operator: since when, in seconds since the epoch
 
-    def update(self, backends: Iterable[tuple[Target, Backend]]) -> frozenset[str]:
-        """Make these the backends; the others drain. Returns the new ones, down until their first health check."""
+    async def update(self, backends: Iterable[tuple[Target, Backend]]) -> frozenset[str]:
+        """Make these the backends; the others drain. Returns the new ones, down until their first health check.
+
+        Requests that come meanwhile go to those that are there by then. One update runs at a time.
+        """
         before = frozenset(self._known)
-        driver, core, now_s = self._driver, self._driver.core, self._driver.clock()
+        driver, core, clock = self._driver, self._driver.core, self._driver.clock
         wanted: set[str] = set()
-        for target, backend in backends:
-            name = backend.name
-            wanted.add(name)
-            driver.join(target)
-            known = self._known.get(name)
-            if known != backend:
-                driver.perform(core.backend_joined(backend, now_s))
-            if known is None:
-                driver.perform(core.backend_health(name, False, now_s))
-                if name in self._drained_s:  # before it was there, as where another worker got the call
-                    driver.perform(core.backend_draining(name, True, now_s))
-            self._known[name] = backend
-        for name in self._draining & wanted:
+        async for target, backend in in_turns(backends):
+            wanted.add(backend.name)
+            self._join(target, backend)
+        async for name in in_turns(set(driver.upstreams) - wanted):
+            if name in driver.upstreams:  # it may have drained and left between two turns
+                self._draining.add(name)
+                driver.perform(core.backend_draining(name, True, clock()))
+        self.sweep(clock())
+        return frozenset(self._known) - before
+
+    def _join(self, target: Target, backend: Backend) -> None:
+        driver, core, now_s, name = self._driver, self._driver.core, self._driver.clock(), backend.name
+        driver.join(target)
+        known = self._known.get(name)
+        if known != backend:
+            driver.perform(core.backend_joined(backend, now_s))
+        if known is None:
+            driver.perform(core.backend_health(name, False, now_s))
+            if name in self._drained_s:  # before it was there, as where another worker got the call
+                driver.perform(core.backend_draining(name, True, now_s))
+        self._known[name] = backend
+        if name in self._draining:
             self._draining.discard(name)
             driver.perform(core.backend_draining(name, name in self._drained_s, now_s))
-        for name in set(driver.upstreams) - wanted:
-            self._draining.add(name)
-            driver.perform(core.backend_draining(name, True, now_s))
-        self.sweep(now_s)
-        return frozenset(self._known) - before
 
     def drain(self, name: str, at_s: float) -> None:
         """Send no more requests to a backend, by an operator's wish; streams in flight run on. KeyError: there is none.

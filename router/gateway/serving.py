@@ -43,32 +43,35 @@ def request_limits(listen: settings.Listen) -> ConnectionLimits:
 
 def control_of(gateway: Gateway) -> FastAPI:
     """The control plane of one router."""
-    return control_app(
-        ControlParts(
-            router_id=gateway.router_id,
-            path=gateway.path,
-            clock=gateway.clock,
-            ready=lambda: gateway.ready,
-            core=gateway.core,
-            driver=gateway.driver,
-            engines=gateway.engines,
-            model_lists=gateway.model_lists.lists,
-            downtimes=gateway.downtimes,
-            failing_open=gateway.failing_open,
-            sources=gateway.sources,
-            reports=gateway.reports,
-            store=gateway.store,
-            sync=gateway.sync,
-            changes=gateway.changes,
-            reloader=gateway.reloader,
-            rollout=gateway.rollout,
-            audit=gateway.audit,
-            journal=gateway.journal,
-            history=gateway.history,
-            backends=gateway.backends,
-            metrics=gateway.metrics,
-            scaling=lambda: None if gateway.scaling is None else gateway.scaling(),
-        )
+    return control_app(control_parts(gateway))
+
+
+def control_parts(gateway: Gateway) -> ControlParts:
+    """What the control plane reads and calls."""
+    return ControlParts(
+        router_id=gateway.router_id,
+        path=gateway.path,
+        clock=gateway.clock,
+        ready=lambda: gateway.ready,
+        core=gateway.core,
+        driver=gateway.driver,
+        engines=gateway.engines,
+        model_lists=gateway.model_lists.lists,
+        downtimes=gateway.downtimes,
+        failing_open=gateway.failing_open,
+        sources=gateway.sources,
+        reports=gateway.reports,
+        store=gateway.store,
+        sync=gateway.sync,
+        changes=gateway.changes,
+        reloader=gateway.reloader,
+        rollout=gateway.rollout,
+        audit=gateway.audit,
+        journal=gateway.journal,
+        history=gateway.history,
+        backends=gateway.backends,
+        metrics=gateway.metrics,
+        scaling=lambda: None if gateway.scaling is None else gateway.scaling(),
     )
 
 

@@ -50,9 +50,7 @@ class Sidecar:
         try:
             await self._sources.watch(self._plan)
             await self._watch()
-            while True:
-                await asyncio.sleep(self._plan.settings.scrape.period_s / 2)
-                await self._publisher.publish()
+            await self._publisher.run(lambda: self._plan.settings.scrape.period_s)
         finally:
             await self._sources.close()
             await self._discovery.close()

@@ -21,7 +21,7 @@ def beliefs(core: Dispatcher, store: MemoryStore) -> Beliefs:
     def teach(name: str, learnt: object) -> None:
         core.adopt_belief(name, learnt, 0.0)  # type: ignore[arg-type]
 
-    return Beliefs(store, core.beliefs, teach)
+    return Beliefs(store, lambda: core.beliefs().keys(), core.belief_of, teach)
 
 
 def taught_by_streams(streams: int = 60) -> Dispatcher:

@@ -14,7 +14,17 @@ import pytest
 from router.core.decisions import EndState, RequestRecord
 from router.core.errors import Reason
 from router.core.types import Load, Request, Slo, Usage
-from router.gateway.telemetry.history import ALL, BACKENDS_MAX, BUCKETS, DAY_S, NAMES_MAX, History, Series
+from router.gateway.telemetry.history import (
+    ALL,
+    BACKENDS_MAX,
+    BUCKETS,
+    DAY_S,
+    NAMES_MAX,
+    SAMPLE_S,
+    SAMPLED_AT_ONCE,
+    History,
+    Series,
+)
 from router.gateway.telemetry.history_view import merged, view
 from router.gateway.traffic.request_log import RequestLog
 from tests.fakes_router import HEALTHY, backend, config, router
@@ -158,10 +168,27 @@ def test_a_thousand_backends_and_a_day_fit_into_thirty_megabytes(measured: Calla
     loads = {f"b{number}": Load(decoding=1.0) for number in range(BACKENDS_MAX)}
     for hour in range(24):
         wall.now_s = NOON_S + 3_600.0 * hour
-        history.sample(loads, 0, 1.0)
+        for _ in range(BACKENDS_MAX // SAMPLED_AT_ONCE + 1):
+            history.sample(loads, 0, 1.0)
         for number in range(NAMES_MAX + 1):
             history.ended(log(slo_class=f"c{number}", backend=f"b{number}"))
     assert measured() < BYTES_MAX
+
+
+def test_many_backends_are_sampled_in_parts_and_each_once_in_a_period() -> None:
+    """A thousand slots that end at once would be closed in one piece."""
+    wall = Wall()
+    history = History(wall=wall)
+    loads = {f"b{number}": Load(decoding=2.0) for number in range(BACKENDS_MAX)}
+    calls = BACKENDS_MAX // SAMPLED_AT_ONCE + 1
+    for call in range(calls):
+        history.sample(loads, 0, 1.0)
+        assert len(history.names("backend")) == min(BACKENDS_MAX, (call + 1) * SAMPLED_AT_ONCE)
+        wall.now_s += SAMPLE_S / 10
+    history.sample(loads, 0, 1.0)
+    for name in ("b0", f"b{BACKENDS_MAX - 1}"):
+        assert view(history, "hour", ("backend", name))["counters"]["samples"][-1] == 1.0
+    assert view(history, "hour", ALL)["counters"]["load"][-1] == 2.0 * BACKENDS_MAX
 
 
 @pytest.fixture

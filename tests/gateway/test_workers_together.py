@@ -323,7 +323,7 @@ async def joined(one: Worker) -> None:
     """Its backends are there, without anything that runs beside them."""
     gateway = one.gateway
     pairs = zip(gateway.plan.addresses, gateway.plan.backends, strict=True)
-    gateway.backends.update((Target.of_url(given.name, given.url), backend) for given, backend in pairs)
+    await gateway.backends.update((Target.of_url(given.name, given.url), backend) for given, backend in pairs)
 
 
 def gets_nothing(one: Worker, name: str) -> bool:
@@ -346,7 +346,7 @@ async def test_a_drain_at_one_worker_is_that_of_all_and_of_one_that_starts_later
     for each in (one, other, later):
         assert each.gateway.backends.drained == {"a": 5.0}
         assert gets_nothing(each, "a")
-    one.gateway.backends.update([])
+    await one.gateway.backends.update([])
     for each in (one, other, later):
         each._agree_on_drains()
     assert [sorted(each.gateway.backends.drained) for each in (one, other)] == [[], ["a"]]

@@ -177,6 +177,20 @@ class Plan:
             backends.append(replace(backend, **facts) if before != now else backend)
         return replace(self, backends=tuple(backends), adapters=listed)
 
+    def sharing(self, other: "Plan") -> "Plan":
+        """The same with *other*'s sections and backends in place of equal ones: of a thousand backends of which one has
+        changed, the versions that are kept for a rollback have the rest but once.
+        """
+        given = _shared(self.settings.backends, other.settings.backends)
+        sections = {each.name: each for each in given}
+        return replace(
+            self,
+            settings=self.settings.model_copy(update={"backends": given}),
+            addresses=tuple(sections[each.name] for each in self.addresses),
+            undiscovered=tuple(sections[each.name] for each in self.undiscovered),
+            backends=_shared(self.backends, other.backends),
+        )
+
     def with_patterns(self, patterns: Mapping[str, Backend]) -> "Plan":
         """The same with these replicas as patterns of their variants."""
         return replace(self, patterns=patterns)
@@ -205,6 +219,12 @@ class Plan:
         except ValueError as error:
             raise ConfigError([str(error)]) from None
         return replace(self, **files) if files else self
+
+
+def _shared(these: tuple[Named, ...], others: tuple[Named, ...]) -> tuple[Named, ...]:
+    """These, each as it is among the others where it is equal."""
+    known = {each.name: each for each in others}
+    return tuple(known[each.name] if known.get(each.name) == each else each for each in these)
 
 
 def _others(these: tuple[Named, ...], names: set[str]) -> tuple[Named, ...]:
@@ -395,10 +415,12 @@ class _Work:
     def certificates(self, parsed: Settings, folder: Path) -> dict[str, Any]:
         """``tls`` and ``engine_tls`` of a plan."""
         listen, found = parsed.listen.tls, {}
+        made: dict[tuple[Any, ...], TlsContext] = {}  # backends with the same files have one context, read once
         for index, given in enumerate(parsed.backends):
-            context = self._certified(("backends", index), partial(client_side, given, folder))
+            files = (given.ca, given.client_cert, given.client_key, given.tls_server_name)
+            context = made.get(files) or self._certified(("backends", index), partial(client_side, given, folder))
             if context is not None:
-                found[given.name] = context
+                found[given.name] = made[files] = context
         own = self._certified(("listen", "tls"), partial(server_side, listen, folder)) if listen else None
         if parsed.epp.tls:
             self._certified(("epp", "tls"), partial(server_side, parsed.epp.tls, folder))
@@ -570,7 +592,9 @@ def _outside_their_limits(parsed: Settings) -> Iterator[ConfigProblem]:
 
 
 def _without_state(parsed: Settings) -> Iterator[ConfigProblem]:
-    """Engines announce themselves in the shared state, which must then be one."""
+    """Engines announce themselves in the shared state, and routers what they read of them; it must then be one."""
+    if parsed.scrape.source == "routers" and parsed.state.servers is None:
+        yield ConfigProblem(("scrape", "source"), "routers needs state.redis_url or state.redis")
     for index, given in enumerate(parsed.discover):
         if given.redis is not None and parsed.state.servers is None:
             yield ConfigProblem(("discover", index, "redis"), "needs state.redis_url or state.redis")

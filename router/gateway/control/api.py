@@ -30,6 +30,7 @@ from router.gateway.state.wire import view_plain
 from router.gateway.telemetry import history_view
 from router.gateway.telemetry.history import DIMENSIONS, Window
 from router.gateway.telemetry.journal import explained, listed
+from router.gateway.turns import in_turns
 from router.version import VERSION
 
 _log = logging.getLogger("headroom")
@@ -126,20 +127,21 @@ def _add_metrics(app: FastAPI, parts: ControlParts) -> None:
         """Prometheus's text format; OpenMetrics, with exemplars, while traces are written and where it is accepted."""
         if parts.driver.traces is not None and _OPENMETRICS in request.headers.get("accept", ""):
             return Response(parts.metrics.openmetrics(), media_type=_OPENMETRICS_TYPE)
-        return Response(parts.metrics.text(), media_type=_METRICS_TYPE)
+        return Response(b"".join([each async for each in in_turns(parts.metrics.parts(), 1)]), media_type=_METRICS_TYPE)
 
 
 def _add_views(app: FastAPI, parts: ControlParts, admin: Any) -> None:
     @app.get("/admin/fleet", dependencies=[admin])
-    async def fleet() -> dict[str, Any]:
+    async def fleet() -> Response:
         """Backends, load, forecasts beside measurements, the last requests."""
-        return fleet_view.fleet(parts)
+        return Response(orjson.dumps(await fleet_view.fleet(parts)), media_type="application/json")
 
     @app.get("/admin/history", dependencies=[admin])
     async def history(window: Window = "hour", by: str = "", name: str = "") -> dict[str, Any]:
         """The last ``hour`` or ``day``: of all requests, or of one ``name`` of the dimension ``by``."""
         if by not in {"", *DIMENSIONS}:
             raise HTTPException(422, f"by: expected one of {', '.join(DIMENSIONS)}, got {by[:40]!r}")
+        await history_view.settle(parts.history, by)
         return history_view.view(parts.history, window, (by, name if by else "")) | fleet_view.slos(parts)
 
     @app.get("/admin/config", dependencies=[admin])

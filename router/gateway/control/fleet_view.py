@@ -1,6 +1,7 @@
 """The fleet as JSON for people and dashboards: which backends are up, their load, the accuracy of forecasts.
 
-Reads the router's parts and changes nothing; made anew for every reader, times in milliseconds.
+Reads the router's parts and changes nothing; made anew for every reader, times in milliseconds. Of many backends it is
+made in parts, between which the event loop serves streams.
 """
 
 import os
@@ -16,6 +17,7 @@ from router.core.decisions import EndState, RequestRecord
 from router.core.errors import ConfigError
 from router.core.slo_metrics import SLO_METRICS
 from router.core.types import EngineReport, Load
+from router.gateway.config.plan import Plan
 from router.gateway.control.parts import ControlParts
 from router.gateway.membership import IDLE
 from router.gateway.monitoring.downtime import Downtimes
@@ -25,13 +27,14 @@ from router.gateway.rollout.differences import differences
 from router.gateway.state.changes import Changes
 from router.gateway.telemetry.journal import explained
 from router.gateway.traffic.request_log import RequestLog
+from router.gateway.turns import in_turns
 
 RECENT_S: Final = 60.0
 SHOWN: Final = 30
 FAILED_SHOWN: Final = 100
 
 
-def fleet(parts: ControlParts) -> dict[str, Any]:
+async def fleet(parts: ControlParts) -> dict[str, Any]:
     """Everything the fleet page shows."""
     now_s, plan, downs = parts.clock(), parts.plan, parts.downtimes()
     failing, loads, live = troubles(parts.core, now_s), parts.core.loads(), parts.rollout.plain()
@@ -58,7 +61,7 @@ def fleet(parts: ControlParts) -> dict[str, Any]:
         "last": _counts(log.record for log in recent),
         "backends": [
             _backend(parts, given, by_backend[given["name"]], downs, failing, loads.get(given["name"], IDLE))
-            for given in _backends(parts)
+            async for given in in_turns(_backends(plan))
         ],
         "client_errors": sum(log.record.outcome is EndState.CLIENT_ERROR for log in recent),
         "recent": [_line(log, now_s) for log in islice(parts.journal.recent(), SHOWN)],
@@ -138,11 +141,10 @@ def difference(parts: ControlParts, old: str | None, new: str | None) -> dict[st
     return differences(before, now)
 
 
-def _backends(parts: ControlParts) -> list[dict[str, Any]]:
+def _backends(plan: Plan) -> Iterator[dict[str, Any]]:
     shown = {"name", "url", "models", "tp", "pp", "precision", "seqs_max"}
-    plan = parts.plan
     pairs = zip(plan.addresses, plan.backends, strict=True)
-    return [
+    return (
         given.model_dump(include=shown)
         | {
             "protocol": given.kind.protocol,
@@ -152,7 +154,7 @@ def _backends(parts: ControlParts) -> list[dict[str, Any]]:
         }
         | {"kv_tokens_max": backend.kv_tokens_max, "price_per_hour": backend.price_per_hour}
         for given, backend in pairs
-    ]
+    )
 
 
 def _backend(

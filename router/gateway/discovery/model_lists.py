@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from random import uniform
+from functools import partial
 from typing import Final
 
 from router.config.settings import Backend
@@ -16,10 +16,11 @@ from router.core.errors import Unanswered
 from router.engines import OPENAI_PROTOCOL, ListedModel, model_list
 from router.gateway.config.plan import ListedAdapters
 from router.gateway.monitoring.probe import ProbeClient
+from router.gateway.monitoring.repeating import AT_ONCE, Repeated, start_s
 from router.gateway.tls import TlsContext
+from router.gateway.turns import in_turns
 
 _PATH: Final = "/v1/models"
-_JITTER: Final = 0.1  # of the period, so that routers started together do not ask together
 _NAMED_MOST: Final = 8  # of an engine's models in one line of the log
 _log = logging.getLogger("headroom")
 
@@ -49,7 +50,8 @@ class ModelLists:
         self.lists: dict[str, tuple[ListedModel, ...]] = {}
         self._on_changed, self._on_adapters, self._make_client = on_changed, on_adapters, make_client
         self._clock = clock
-        self._tasks: dict[str, tuple[tuple[ListedEngine, float, float], asyncio.Task[None]]] = {}
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._reading: dict[str, tuple[tuple[ListedEngine, float, float], Repeated]] = {}
 
     def adapters(self, given: Backend) -> ListedAdapters:
         """The adapters that the engine lists of models that are routed to it."""
@@ -64,30 +66,31 @@ class ModelLists:
         if period_s is not None:
             listing = (each for each in engines if each.given.kind.protocol == OPENAI_PROTOCOL)
             wanted = {each.given.name: (each, period_s, timeout_s) for each in listing}
-        for name, (how, _) in tuple(self._tasks.items()):
+        async for name, (how, _) in in_turns(tuple(self._reading.items())):
             if wanted.get(name) != how:
                 await self._end(name)
-        for name, how in wanted.items():
-            if name not in self._tasks:
-                self._tasks[name] = how, asyncio.create_task(self._read(*how), name=f"models of {name}")
+        begun = 0
+        async for name, how in in_turns(tuple(wanted.items())):
+            if name not in self._reading:
+                engine, every_s, within_s = how
+                act = partial(self._read, engine, within_s)
+                self._reading[name] = how, Repeated(act, every_s, f"models of {name}", self._places)
+                self._reading[name][1].start(start_s(begun))
+                begun += 1
 
-    async def _read(self, engine: ListedEngine, period_s: float, timeout_s: float) -> None:
-        given, client = engine.given, self._make_client(timeout_s)
+    async def _read(self, engine: ListedEngine, timeout_s: float) -> None:
+        """Read one list. The connection is not kept: the next reading would come too late for it."""
+        given, client, asked_s = engine.given, self._make_client(timeout_s), self._clock()
         try:
-            while True:
-                asked_s = self._clock()
-                try:
-                    page = await client.get(given.url + _PATH, engine.key, certificates=engine.certificates)
-                except Unanswered:
-                    pass
-                else:
-                    found = model_list(page.body) if page.is_success else ()
-                    await self._take(given, found)
-                    if found:
-                        self._on_adapters(given.name, self.adapters(given).adapters, asked_s)
-                await asyncio.sleep(period_s * uniform(1 - _JITTER, 1 + _JITTER))
+            page = await client.get(given.url + _PATH, engine.key, certificates=engine.certificates)
+        except Unanswered:
+            return
         finally:
             client.close()
+        found = model_list(page.body) if page.is_success else ()
+        await self._take(given, found)
+        if found:
+            self._on_adapters(given.name, self.adapters(given).adapters, asked_s)
 
     async def _take(self, given: Backend, found: tuple[ListedModel, ...]) -> None:
         """What the engine lists now; an empty list is none, since an engine serves one model at least."""
@@ -116,12 +119,9 @@ class ModelLists:
         self.lists.pop(name, None)
 
     async def _end(self, name: str) -> None:
-        _, task = self._tasks.pop(name)
-        if task is not asyncio.current_task():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await self._reading.pop(name)[1].stop()
 
     async def close(self) -> None:
         """Stop reading."""
-        for name in tuple(self._tasks):
+        for name in tuple(self._reading):
             await self._end(name)

@@ -16,6 +16,7 @@ from router.engines import EngineFacts, EngineKind
 from router.gateway.config.plan import Plan
 from router.gateway.discovery.reading import completed, read_engine
 from router.gateway.monitoring.probe import ProbeClient
+from router.gateway.monitoring.repeating import start_s
 from router.gateway.tls import TlsContext
 
 _JITTER: Final = 0.1  # of the period, so that routers started together do not ask together
@@ -62,15 +63,24 @@ class Discovery:
         for name, (given, shown, _) in tuple(self._tasks.items()):
             if configured.get(name) != (given, shown):
                 await self._end(name)
-        for name, (given, shown) in configured.items():
-            if name not in self._tasks:
-                self._untried.add(name)
-                asking = self._ask(given, keys.get(name, ""), shown, period_s, timeout_s)
-                self._tasks[name] = given, shown, asyncio.create_task(asking, name=f"discovery of {name}")
+        new = [name for name in configured if name not in self._tasks]
+        for number, name in enumerate(new):
+            given, shown = configured[name]
+            self._untried.add(name)
+            asking = self._ask(given, keys.get(name, ""), shown, period_s, timeout_s, start_s(number))
+            self._tasks[name] = given, shown, asyncio.create_task(asking, name=f"discovery of {name}")
 
     async def _ask(
-        self, given: Backend, key: str, certificates: TlsContext | None, period_s: float, timeout_s: float
+        self,
+        given: Backend,
+        key: str,
+        certificates: TlsContext | None,
+        period_s: float,
+        timeout_s: float,
+        delay_s: float,
     ) -> None:
+        if delay_s > 0.0:
+            await asyncio.sleep(delay_s)
         client, last = self._make_client(timeout_s), ""
         try:
             while True:

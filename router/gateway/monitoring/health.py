@@ -6,11 +6,10 @@ report. An engine that answers its health check while its streams stand still is
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf, isfinite, nan
-from random import uniform
 from time import localtime, strftime, time
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -22,9 +21,11 @@ from router.engines import RunningAdapters, Snapshot, read_metrics
 from router.engines.facts import document, field
 from router.gateway.monitoring.downtime import Downtime
 from router.gateway.monitoring.probe import Page, ProbeClient
+from router.gateway.monitoring.repeating import AT_ONCE, Repeated, start_s
 from router.gateway.tls import TlsContext
+from router.gateway.turns import in_turns
 
-JITTER: Final = 0.1  # of the period: routers started together shall not probe together
+APART_S: Final = 0.02  # the first scrape from the first check: they have one connection for both, mostly
 _NO_SUCH_PATH: Final = frozenset({404, 405})
 
 
@@ -160,6 +161,7 @@ class Watch:
         self._last_read_s = last_read_s
         self._failures = 0
         self._period_s = 0.0
+        self._acts: tuple[Repeated, ...] = ()
         self._checked_s = nan  # when the last check ended, in seconds since the epoch
         self._failure_now = ""
         self._url = engine.health_url
@@ -198,12 +200,20 @@ class Watch:
             "next_s": round(self._checked_s + self._period_s, 3) if checked else None,
         }
 
-    async def run(self, period_s: float) -> None:
-        """Check and scrape, each about every ``period_s``; cancel to end."""
+    def start(self, period_s: float, delay_s: float, places: asyncio.Semaphore) -> None:
+        """Check and scrape, each about every ``period_s``, for the first time in ``delay_s``; ``places``: as many
+        probes of all engines run at once.
+        """
         self._period_s = period_s
-        async with asyncio.TaskGroup() as both:
-            for each in (self.check, self.scrape):
-                both.create_task(_repeat(each, period_s), name=f"{each.__name__} {self.engine.name}")
+        acts = (("health check of", self.check), ("scrape of", self.scrape))[: 2 if self.engine.scraped else 1]
+        self._acts = tuple(Repeated(act, period_s, f"{what} {self.engine.name}", places) for what, act in acts)
+        for number, each in enumerate(self._acts):
+            each.start(delay_s + number * APART_S)
+
+    async def stop(self) -> None:
+        """Check and scrape no more."""
+        for each in self._acts:
+            await each.stop()
 
     async def check(self) -> None:
         """One health check."""
@@ -299,12 +309,6 @@ class Watch:
                 self._paused, self._paused_url = False, ""
 
 
-async def _repeat(act: Callable[[], Awaitable[None]], period_s: float) -> None:
-    while True:
-        await act()
-        await asyncio.sleep(period_s * uniform(1 - JITTER, 1 + JITTER))
-
-
 class Engines:
     """All engines under watch; ``watch`` may be called again with another set while it runs."""
 
@@ -322,7 +326,8 @@ class Engines:
         self._clock, self._scrapes, self._last_read_s = clock, scrapes, last_read_s
         self._client: ProbeClient | None = None
         self._timeout_s = 0.0
-        self._tasks: dict[str, tuple[tuple[WatchedEngine, float, int], asyncio.Task[None]]] = {}
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._how: dict[str, tuple[WatchedEngine, float, int]] = {}
         self._watches: dict[str, Watch] = {}
 
     @property
@@ -341,22 +346,24 @@ class Engines:
         addresses = {name: watch.engine.health_url for name, watch in self._watches.items()}
         await self._use_timeout(timeout_s)
         wanted = {engine.name: (engine, period_s, down_after) for engine in engines}
-        for name, (how, task) in tuple(self._tasks.items()):
-            if wanted.get(name) != how or task.done():
+        async for name, how in in_turns(tuple(self._how.items())):
+            if wanted.get(name) != how:
                 await self._end(name)
         assert self._client is not None  # made above
         self._client.keep(url for engine in engines for url in engine.urls)
-        for name, how in wanted.items():
-            if name not in self._tasks:
+        begun = 0
+        async for name, how in in_turns(tuple(wanted.items())):
+            if name not in self._how:
                 same = addresses.get(name) == how[0].health_url
-                self._begin(how, known[name] if same else None)
+                self._begin(how, known[name] if same else None, start_s(begun))
+                begun += 1
 
     async def _use_timeout(self, timeout_s: float) -> None:
         if self._client is None or timeout_s != self._timeout_s:
             await self.close()
             self._client, self._timeout_s = self._make_client(timeout_s), timeout_s
 
-    def _begin(self, how: tuple[WatchedEngine, float, int], health: HealthChange | None) -> None:
+    def _begin(self, how: tuple[WatchedEngine, float, int], health: HealthChange | None, delay_s: float) -> None:
         engine, period_s, down_after = how
         assert self._client is not None
         watch = Watch(
@@ -370,18 +377,16 @@ class Engines:
             self._last_read_s,
         )
         watch.health = health
-        self._watches[engine.name] = watch
-        self._tasks[engine.name] = how, asyncio.create_task(watch.run(period_s), name=f"watch {engine.name}")
+        self._watches[engine.name], self._how[engine.name] = watch, how
+        watch.start(period_s, delay_s, self._places)
 
     async def _end(self, name: str) -> None:
-        _, task = self._tasks.pop(name)
-        del self._watches[name]
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        del self._how[name]
+        await self._watches.pop(name).stop()
 
     async def close(self) -> None:
         """Stop all watches."""
-        for name in tuple(self._tasks):
+        for name in tuple(self._how):
             await self._end(name)
         if self._client is not None:
             self._client.close()

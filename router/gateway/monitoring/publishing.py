@@ -4,7 +4,9 @@ Must not depend on requests, or on who reads. Redis away: reports are dropped, n
 nothing; the next is tried as if nothing had been.
 """
 
+import asyncio
 import logging
+from collections.abc import Callable
 from time import monotonic
 
 from router.core.errors import StoreGone
@@ -47,6 +49,12 @@ class Publisher:
         """A page could not be read."""
         _log.warning("engine %s: metrics not read: %s", backend, why)
 
+    async def run(self, period_s: Callable[[], float]) -> None:
+        """Publish twice in each period of scrapes; cancel to end."""
+        while True:
+            await asyncio.sleep(period_s() / 2)
+            await self.publish()
+
     async def publish(self) -> None:
         """Publish what has come since the last time; say once when the store goes and once when it is back."""
         reports, self._reports = self._reports, {}
@@ -66,16 +74,18 @@ class Publisher:
 
 
 class WorkerPublisher(Publisher):
-    """Publishes the reports that one of several workers reads, for the others; *observer* counts its scrapes."""
+    """Publishes the reports that one of several workers or routers reads, for the others."""
 
-    def __init__(self, store: Store, observer: EngineObserver) -> None:
+    def __init__(self, store: Store, observer: EngineObserver, wanted: Callable[[], bool] = lambda: True) -> None:
+        """``observer`` counts the scrapes; ``wanted``: whether others read the reports here."""
         super().__init__(store)
-        self._observer = observer
+        self._observer, self._wanted = observer, wanted
 
     def scraped(self, backend: str, report: EngineReport, took_s: float) -> None:
         """A page was read."""
         self._observer.scraped(backend, report, took_s)
-        self.reported(backend, report)
+        if self._wanted():
+            self.reported(backend, report)
 
     def scrape_failed(self, backend: str, why: str) -> None:
         """A page could not be read."""

@@ -101,6 +101,7 @@ class Reloader:
         self._files = named_files(running.settings, path) + referenced_files(document(running.text, str(path)))
         self._seen = self._texts()  # the texts of the last attempt
         self._decided: dict[str, str] = {}  # outcomes of canary trials
+        self._completions_due = self._completions_done = 0  # calls of ``completed``, and those whose finds serve
         self._one_at_a_time = asyncio.Lock()  # attempts at another config
         self._swapping = asyncio.Lock()  # the running plan is read, changed and written
         audit.file = running.settings.reload.audit_file
@@ -108,6 +109,11 @@ class Reloader:
         observer.reloaded(True, running.version, self.last.at_s)
 
     # -- ways to another config --------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Make the first config the running one; what is discovered meanwhile waits for it."""
+        async with self._swapping:
+            await self._swap(self.running, None)
 
     async def reload(self, origin: str, *, forced: bool = False) -> Reloaded:
         """Take the file as it is now, whole or not at all. *forced*: whatever SLO attainment its policies lose in the
@@ -145,13 +151,20 @@ class Reloader:
     async def completed(self, swap: Callable[[Plan], Awaitable[None]]) -> None:
         """Serve with the backends that were discovered since; *swap* takes them. The config stays the same version.
 
-        A config that is being validated delays it by nothing: that one is completed again before it serves.
+        A config that is being validated delays it by nothing: that one is completed again before it serves. Calls that
+        come while another swaps are one: a thousand engines that answer within a second are not a thousand swaps.
         """
+        self._completions_due += 1
+        own = self._completions_due
         async with self._swapping:
-            plan = self.complete(self.running)
+            if self._completions_done >= own:
+                return
+            taken = self._completions_due
+            plan = await asyncio.to_thread(self.complete, self.running)  # the event loop goes on serving streams
             if plan is not self.running:
                 await swap(plan)
                 self.running = plan
+            self._completions_done = taken
 
     async def judged(self, plan: Plan, verdict: str, role: str, why: str) -> None:
         """React to a policy dropped for its faults, or to the end of a canary's trial; ignored for an old plan."""
@@ -190,7 +203,7 @@ class Reloader:
             sys.setswitchinterval(usual_s)
             self.reloading = None
         async with self._swapping:
-            plan = self.complete(plan)
+            plan = await asyncio.to_thread(self.complete, plan)
             await self._swap(plan, self._last_good(plan))
             self.running = plan
         self.last = Reloaded(True, plan.version, origin, time(), validation=validation)
@@ -232,7 +245,7 @@ class Reloader:
         parsed = text.parse(settings.Settings)
         self._files = named_files(parsed, self.path) + referenced
         self._seen = self._texts()
-        plan = self.complete(make(parsed, text))
+        plan = self.complete(make(parsed, text).sharing(self.running))
         _check_swappable(self.running, plan)
         plan = settled(plan, self._decided[_trial(plan)]) if _trial(plan) in self._decided else plan
         own = None if plan.settings.reload.validation.trace else self._record

@@ -8,7 +8,7 @@ of which it has learnt little.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import orjson
@@ -16,6 +16,7 @@ import orjson
 from router.core.errors import SkipReason, StoreGone
 from router.gateway.state import Store
 from router.gateway.state.skipped import Kind
+from router.gateway.turns import in_turns
 
 _log = logging.getLogger("headroom")
 KEEP_S: Final = 10.0  # what is lost with a router is learnt again in seconds
@@ -29,11 +30,14 @@ class Beliefs:
     def __init__(
         self,
         store: Store,
-        learnt: Callable[[], Mapping[str, Mapping[str, Any]]],
+        known: Callable[[], Collection[str]],
+        learnt: Callable[[str], Mapping[str, Any] | None],
         adopt: Callable[[str, Mapping[str, Any]], None],
     ) -> None:
-        """``learnt``: by backend, as JSON can hold it; ``adopt`` raises ValueError for a belief of another kind."""
-        self._store, self._learnt, self._adopt = store, learnt, adopt
+        """``known``: the backends there are; ``learnt``: of one of them, as JSON can hold it, None: it has left;
+        ``adopt`` raises ValueError for a belief of another kind.
+        """
+        self._store, self._known, self._learnt, self._adopt = store, known, learnt, adopt
         self._unread: dict[str, int] = {}  # backends whose beliefs could not be read yet, and how often that was tried
 
     async def warm(self, backends: frozenset[str]) -> int:
@@ -47,7 +51,7 @@ class Beliefs:
             return 0
         for name in backends:
             self._unread.pop(name, None)
-        return sum(self._adopted(name, stored[name]) for name in sorted(backends & stored.keys()))
+        return sum([self._adopted(name, stored[name]) async for name in in_turns(sorted(backends & stored.keys()))])
 
     def _tried(self, backends: frozenset[str]) -> None:
         for name in backends:
@@ -70,7 +74,10 @@ class Beliefs:
 
     async def keep(self) -> bool:
         """Save the beliefs; False when the store does not answer."""
-        learnt = {name: orjson.dumps(each) for name, each in self._learnt().items() if name not in self._unread}
+        learnt: dict[str, bytes] = {}
+        async for name in in_turns([name for name in self._known() if name not in self._unread]):
+            if (each := self._learnt(name)) is not None:
+                learnt[name] = orjson.dumps(each)
         try:
             await self._store.keep_beliefs(learnt)
         except StoreGone:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from math import isnan
 from typing import Final
 
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from router.core.decisions import EndState, RequestRecord
+from router.gateway.telemetry.exposition import HistogramFamily
 from router.gateway.telemetry.histogram import Histogram, add_histogram
 
 _OPERATIONS: Final = {
@@ -60,7 +61,7 @@ class GenAiMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """The families of the metrics page."""
-        duration = HistogramMetricFamily(
+        duration = HistogramFamily(
             "gen_ai_server_request_duration_seconds",
             "Time from a request's arrival to its end (gen_ai.server.request.duration)",
             labels=[*_LABELS, "error_type"],
@@ -68,12 +69,12 @@ class GenAiMetrics:
         for (kind, model, error), histogram in self._durations.items():
             add_histogram(duration, [kind, PROVIDER, model, error], histogram)
         yield duration
-        first = HistogramMetricFamily(
+        first = HistogramFamily(
             "gen_ai_server_time_to_first_token_seconds",
             "Time from a request's arrival to its first token (gen_ai.server.time_to_first_token)",
             labels=_LABELS,
         )
-        each = HistogramMetricFamily(
+        each = HistogramFamily(
             "gen_ai_server_time_per_output_token_seconds",
             "Mean time per token of a reply after its first (gen_ai.server.time_per_output_token)",
             labels=_LABELS,

@@ -1,12 +1,13 @@
 """Histograms of the metrics page: counted a request, made into text at a scrape. Must not depend on what they count."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from functools import lru_cache
 from math import isnan
 from typing import Final
 
-from prometheus_client.core import Exemplar, HistogramMetricFamily
+from prometheus_client.core import Exemplar
 
+from router.gateway.telemetry.exposition import HistogramFamily
 from router.gateway.traffic.meter import edge_above
 
 NO_EXEMPLARS: Final[Mapping[int, Exemplar]] = {}
@@ -20,10 +21,10 @@ class Histogram:
     __slots__ = ("counts", "edges", "exemplars", "total")
 
     def __init__(self, edges: tuple[float, ...]) -> None:
-        self.edges = tuple(map(float, edges))  # comparing floats is faster than comparing int with float
+        self.edges = _floats(edges)
         self.counts = [0] * (len(edges) + 1)
         self.total = 0.0
-        self.exemplars: dict[int, Exemplar] = {}
+        self.exemplars: Mapping[int, Exemplar] = NO_EXEMPLARS  # most have none
 
     def add(self, value: float) -> None:
         """Count one value; nan, a time that never came, is none."""
@@ -34,27 +35,16 @@ class Histogram:
     def exemplify(self, value: float, trace_id: str) -> None:
         """One value that was counted has a trace."""
         if not isnan(value):
-            self.exemplars[edge_above(self.edges, value)] = Exemplar({"trace_id": trace_id}, value)
+            found = {edge_above(self.edges, value): Exemplar({"trace_id": trace_id}, value)}
+            self.exemplars = {**self.exemplars, **found}
 
 
-def add_histogram(family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram) -> None:
+@lru_cache(maxsize=64)
+def _floats(edges: tuple[float, ...]) -> tuple[float, ...]:
+    """Comparing floats is faster than comparing int with float; thousands of histograms have the same edges."""
+    return tuple(map(float, edges))
+
+
+def add_histogram(family: HistogramFamily, labels: Sequence[str], histogram: Histogram) -> None:
     """Add one histogram to a family."""
-    add_counts(family, labels, histogram.edges, histogram.counts, histogram.total, histogram.exemplars)
-
-
-def add_counts(
-    family: HistogramMetricFamily,
-    labels: Sequence[str],
-    edges: Sequence[float],
-    counts: Sequence[int],
-    total: float,
-    exemplars: Mapping[int, Exemplar] = NO_EXEMPLARS,
-) -> None:
-    """One histogram's cumulative buckets."""
-    names = [*map(str, edges), "+Inf"]
-    sums = zip(names, map(float, accumulate(counts)), strict=True)
-    family.add_metric(
-        labels,
-        [(name, count, exemplars[at]) if at in exemplars else (name, count) for at, (name, count) in enumerate(sums)],
-        total,
-    )
+    family.add(labels, histogram.edges, histogram.counts, histogram.total, histogram.exemplars)

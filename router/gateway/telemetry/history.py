@@ -32,6 +32,7 @@ DIMENSIONS: Final = ("class", "model", "tenant", "backend", "arm")
 ALL: Final[Key] = ("", "")
 OTHER: Final = "other"
 SAMPLE_S: Final = 5.0  # the period of samples of the load
+SAMPLED_AT_ONCE: Final = 256  # backends; of more the others follow with the next calls
 DAY_S: Final = 86_400.0
 _COUNT_MAX: Final = 65_535
 
@@ -82,6 +83,12 @@ class Ring:
         while whole.max() > _COUNT_MAX:
             whole //= 2
         self.cells[at] = whole
+
+    def size(self, last: int) -> tuple[float, float]:
+        """Requests, and the sum of the samples of the load, in the slots up to number *last*."""
+        there = (self.numbers > last - len(self.numbers)) & (self.numbers <= last)
+        sums = self.counters[there].sum(axis=0)
+        return float(sums[_REQUESTS]), float(sums[_AT["load"]])
 
     def read(self, last: int) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
         """Counters and cells of the slots up to number *last*, oldest first; zero where nothing happened."""
@@ -137,6 +144,7 @@ class History:
         self._series: dict[Key, Series] = {ALL: _made(ALL)}
         self._counted = dict.fromkeys(DIMENSIONS, 0)
         self._sampled_s = 0.0
+        self._unsampled: list[str] = []  # backends, in this period
 
     def ended(self, log: RequestLog) -> None:
         """A request that the core routed has ended."""
@@ -160,17 +168,18 @@ class History:
     def sample(self, loads: Mapping[str, Load], held: int, usd_per_hour: float) -> None:
         """Note the load, requests held and cost now; call it about every second."""
         now_s = self.wall()
-        if 0.0 <= now_s - self._sampled_s < SAMPLE_S:
-            return
-        self._sampled_s = now_s
         load, queue, usd, samples = (_AT[name] for name in ("load", "queue", "usd_per_hour", "samples"))
-        total = 0.0
-        for name, each in loads.items():
-            sequences = each.prefilling + each.decoding
-            total += sequences
-            self._of("backend", name, now_s).add(now_s, ((load, sequences), (samples, 1.0)))
-        now = ((load, total), (queue, float(held)), (usd, usd_per_hour), (samples, 1.0))
-        self._series[ALL].add(now_s, now)
+        if not 0.0 <= now_s - self._sampled_s < SAMPLE_S:
+            self._sampled_s, self._unsampled = now_s, list(loads)
+            total = sum([each.prefilling + each.decoding for each in loads.values()])
+            now = ((load, total), (queue, float(held)), (usd, usd_per_hour), (samples, 1.0))
+            self._series[ALL].add(now_s, now)
+        part, self._unsampled = self._unsampled[:SAMPLED_AT_ONCE], self._unsampled[SAMPLED_AT_ONCE:]
+        for name in part:
+            there = loads.get(name)
+            if there is not None:
+                sequences = there.prefilling + there.decoding
+                self._of("backend", name, now_s).add(now_s, ((load, sequences), (samples, 1.0)))
 
     def get(self, key: Key) -> Series | None:
         """A series, with its open slot closed; None where nothing was counted."""
@@ -178,6 +187,10 @@ class History:
         if series is not None:
             series.close()
         return series
+
+    def open_slots(self, dimension: str) -> Iterator[Series]:
+        """The series of a dimension whose open slots a view would close, to be closed in parts before it."""
+        return iter([series for (each, _), series in self._series.items() if each == dimension])
 
     def names(self, dimension: str) -> list[str]:
         """Those that have a series."""

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isnan
 from typing import Any, Final, Protocol
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
@@ -26,8 +26,9 @@ from router.gateway.monitoring.downtime import Downtimes
 from router.gateway.monitoring.troubles import Troubles
 from router.gateway.telemetry import trouble_metrics
 from router.gateway.telemetry.change_metrics import ChangeMetrics
+from router.gateway.telemetry.exposition import HistogramFamily, parts
 from router.gateway.telemetry.genai import GenAiMetrics
-from router.gateway.telemetry.histogram import Histogram, add_counts, add_histogram
+from router.gateway.telemetry.histogram import Histogram, add_histogram
 from router.gateway.telemetry.model_metrics import ModelMetrics
 from router.gateway.telemetry.policy_metrics import PolicyMetrics
 from router.gateway.telemetry.quota_metrics import QuotaMetrics
@@ -180,7 +181,11 @@ class Metrics(Collector):
 
     def text(self) -> bytes:
         """The page, in Prometheus's text format."""
-        return generate_latest(self._registry)
+        return b"".join(self.parts())
+
+    def parts(self) -> Iterator[bytes]:
+        """The same in parts, each of some milliseconds; what is counted between two is in those that follow."""
+        return parts(self._registry.collect())
 
     def openmetrics(self) -> bytes:
         """The page, in OpenMetrics's format, which has exemplars."""
@@ -425,19 +430,19 @@ class Metrics(Collector):
     def _latencies(self) -> Iterator[Metric]:
         labels = ["model", "slo_class", "backend"]
         for index, metric in enumerate(SLO_METRICS):
-            family = HistogramMetricFamily(f"headroom_{metric.name}_seconds", metric.description, labels=labels)
+            family = HistogramFamily(f"headroom_{metric.name}_seconds", metric.description, labels=labels)
             for key, row in self._by_backend():
                 add_histogram(family, key, row.latencies[index])
             yield family
         yield from self._waits.collect()
-        gaps = HistogramMetricFamily("headroom_itl_seconds", "Gaps between the events of streams", labels=["backend"])
+        gaps = HistogramFamily("headroom_itl_seconds", "Gaps between the events of streams", labels=["backend"])
         for backend, seen in self._gaps().items():
-            add_counts(gaps, [backend], GAP_EDGES_S, seen.counts, seen.sum_s)
+            gaps.add([backend], GAP_EDGES_S, seen.counts, seen.sum_s)
         yield gaps
 
     def _forecasts(self) -> Iterator[Metric]:
         for index, metric in enumerate(SLO_METRICS[:BASE]):
-            family = HistogramMetricFamily(
+            family = HistogramFamily(
                 f"headroom_{metric.name}_prediction_ratio",
                 f"Actual over predicted mean {metric.label}, from the send: above 1 the forecast was too low",
                 labels=["backend"],
@@ -447,28 +452,17 @@ class Metrics(Collector):
             yield family
 
     def _accuracy(self) -> Iterator[Metric]:
-        """State, error and coverage of each backend's forecast."""
+        """State, error and coverage of each backend's forecast; each family is there before the next is made."""
+        scores = self._scores()
         state = GaugeMetricFamily(
             "headroom_forecast_state", "1 for the forecast's present state", labels=["backend", "state"]
         )
-        error = GaugeMetricFamily(
-            "headroom_forecast_error_ratio", "Median relative error of recent forecasts", labels=["backend", "metric"]
-        )
-        coverage = GaugeMetricFamily(
-            "headroom_forecast_coverage_ratio",
-            "Share of outcomes within the forecast quantile",
-            labels=["backend", "metric", "quantile"],
-        )
-        for backend, score in self._scores().items():
+        for backend, score in scores.items():
             for name in STATES:
                 state.add_metric([backend, name], float(name == score.state))
-            for metric, accuracy in zip(SLO_METRICS[:BASE], (score.ttft, score.tpot, score.e2e), strict=True):
-                if accuracy.seen:
-                    error.add_metric([backend, metric.name], accuracy.error)
-                for quantile, share in accuracy.coverage.items():
-                    if not isnan(share):
-                        coverage.add_metric([backend, metric.name, f"{quantile:g}"], share)
-        yield from (state, error, coverage, self._dropped_numbers())
+        yield state
+        yield from _errors_and_coverage(scores)
+        yield self._dropped_numbers()
 
     def _dropped_numbers(self) -> Metric:
         family = CounterMetricFamily(
@@ -561,7 +555,7 @@ class Metrics(Collector):
         for (kind, why), count in self._skipped().items():
             skipped.add_metric([kind, why], count)
         yield skipped
-        sync = HistogramMetricFamily("headroom_state_sync_seconds", "One sync with the shared state", labels=[])
+        sync = HistogramFamily("headroom_state_sync_seconds", "One sync with the shared state", labels=[])
         add_histogram(sync, [], self._sync)
         yield sync
         reloads = CounterMetricFamily("headroom_config_reloads", "Config reloads, by result", labels=["result"])
@@ -574,6 +568,28 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "headroom_config_last_good_timestamp_seconds", "When the running config was taken", self._reloaded_s
         )
+
+
+def _errors_and_coverage(scores: Mapping[str, Score]) -> Iterator[Metric]:
+    error = GaugeMetricFamily(
+        "headroom_forecast_error_ratio", "Median relative error of recent forecasts", labels=["backend", "metric"]
+    )
+    coverage = GaugeMetricFamily(
+        "headroom_forecast_coverage_ratio",
+        "Share of outcomes within the forecast quantile",
+        labels=["backend", "metric", "quantile"],
+    )
+    for backend, score in scores.items():
+        for metric, accuracy in zip(SLO_METRICS[:BASE], (score.ttft, score.tpot, score.e2e), strict=True):
+            if accuracy.seen:
+                error.add_metric([backend, metric.name], accuracy.error)
+    yield error
+    for backend, score in scores.items():
+        for metric, accuracy in zip(SLO_METRICS[:BASE], (score.ttft, score.tpot, score.e2e), strict=True):
+            for quantile, share in accuracy.coverage.items():
+                if not isnan(share):
+                    coverage.add_metric([backend, metric.name, f"{quantile:g}"], share)
+    yield coverage
 
 
 def _model(record: RequestRecord) -> str:

@@ -6,11 +6,12 @@ Must not depend on why a request ended as it did.
 from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from router.core.columns import E2E, TTFT
 from router.core.decisions import EndState, RequestRecord
 from router.core.slo_metrics import SLO_METRICS
+from router.gateway.telemetry.exposition import HistogramFamily
 from router.gateway.telemetry.histogram import Histogram, add_histogram
 
 _LABELS: Final = ("model", "slo_class", "outcome")
@@ -36,10 +37,10 @@ class Waits:
 
     def collect(self) -> Iterator[Metric]:
         """The families of the metrics page."""
-        held = HistogramMetricFamily(
+        held = HistogramFamily(
             "headroom_held_seconds", "Time that requests were held at the gateway, of those that were", labels=_LABELS
         )
-        unserved = HistogramMetricFamily(
+        unserved = HistogramFamily(
             "headroom_unserved_seconds", "Arrival to end of requests that were not served", labels=_LABELS
         )
         for family, by_key in ((held, self._held), (unserved, self._unserved)):

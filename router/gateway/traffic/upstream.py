@@ -19,6 +19,7 @@ import httptools
 from router.gateway.descriptors import exhausted
 from router.gateway.pauses import paused_s
 from router.gateway.protocols.target import Target
+from router.gateway.tls import trusted_by_machine
 from router.gateway.traffic.fast_path import NO_SOCKET, FastPath
 from router.gateway.traffic.http import HEAD_END, NO_BODY
 from router.gateway.traffic.keepalive import keep_alive
@@ -328,7 +329,7 @@ class Upstream:
         self._idle: list[Connection] = []
         self._dials: set[asyncio.Task[None]] = set()
         own = target.certificates if target.tls else None
-        self._tls = own.context if own else ssl.create_default_context() if target.tls else None
+        self._tls = own.context if own else trusted_by_machine() if target.tls else None
         self._server_name = (own.server_name if own else "") or None  # None: the host's
 
     def opening(self, method: bytes, path: bytes) -> bytes:
