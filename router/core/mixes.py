@@ -1,7 +1,8 @@
 """The cheapest numbers of replicas that serve the demand: an exact search over counts by branch and bound.
 
 Demand comes in groups: kinds of requests that the same variants can serve. Groups that few variants serve are given
-room first. Variants are few, so that no solver is needed. Must not depend on what demand is or how costs come about.
+room first. Variants are few, so that no solver is needed: what is left of the demand costs at least its linear
+relaxation, which ends most branches early. Must not depend on what demand is or how costs come about.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Final
 
-NODES_MAX: Final = 20_000
+NODES_MAX: Final = 20_000  # of the search: a second or two
+KEPT: Final = 2  # mixes: the best, and the next
 TINY: Final = 1e-9
 
 
@@ -35,11 +37,15 @@ class VariantOption:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaMix:
-    """Replicas by variant, in the order of the options; ``cost`` with orders; ``short``: demand that is left."""
+    """Replicas by variant, in the order of the options; ``cost`` with orders; ``short``: demand that is left;
+    ``stopped_after``: mixes that had been looked at when the search ended at its limit (0: none that is better is
+    left).
+    """
 
     counts: tuple[int, ...]
     cost: float
     short: float
+    stopped_after: int = 0
 
 
 def cheapest_mixes(
@@ -47,17 +53,24 @@ def cheapest_mixes(
 ) -> list[ReplicaMix]:
     """The best mixes, best first: those that leave least demand, then those that cost least. At most two.
 
-    No mix costs more than ``usd_per_hour_max`` an hour, except that no option has less than its least.
+    No mix costs more than ``usd_per_hour_max`` an hour, except that no option has less than its least. They are exact,
+    unless they state that the search stopped.
     """
     ordered = sorted(options, key=_worth)
     search = _Search(ordered, tuple(demand), usd_per_hour_max)
     search.visit((), 0.0)
+    stopped = search.looked_at if search.nodes > NODES_MAX else 0
     places = [ordered.index(option) for option in options]
-    return [ReplicaMix(tuple(mix.counts[place] for place in places), mix.cost, mix.short) for mix in search.best]
+    return [
+        ReplicaMix(tuple(mix.counts[place] for place in places), mix.cost, mix.short, stopped) for mix in search.best
+    ]
 
 
 def uncovered(options: Sequence[VariantOption], counts: Sequence[int], demand: Sequence[float]) -> float:
     """The demand that these replicas leave, in requests a second."""
+    if len(demand) == 1:
+        left = demand[0] - sum(count * option.serves[0] for option, count in zip(options, counts, strict=True))
+        return left if left > TINY else 0.0
     room = [float(count) for count in counts]  # replicas of each variant that are still free
     short = 0.0
     order = sorted(range(len(demand)), key=lambda group: sum(option.serves[group] > 0.0 for option in options))
@@ -73,9 +86,13 @@ def uncovered(options: Sequence[VariantOption], counts: Sequence[int], demand: S
     return short
 
 
-def _others(option: VariantOption, group: int) -> int:
-    """How many other groups a variant serves: one that serves this alone is filled first."""
-    return sum(serves > 0.0 for at, serves in enumerate(option.serves) if at != group)
+def _others(option: VariantOption, group: int) -> tuple[int, float]:
+    """What a variant is worth to other groups: how many it serves, and how much of one in place of this. The variant
+    that is worth least to others is filled first.
+    """
+    others = [serves for at, serves in enumerate(option.serves) if at != group and serves > 0.0]
+    own = option.serves[group]
+    return len(others), max(others) / own if others and own > 0.0 else 0.0
 
 
 def _worth(option: VariantOption) -> float:
@@ -91,6 +108,22 @@ class _Search:
         self.options, self.demand, self.usd_per_hour_max = options, demand, usd_per_hour_max
         self.best: list[ReplicaMix] = []
         self.nodes = 0
+        self.looked_at = 0  # mixes
+        self.values = [self._values(at) for at in range(len(self.options) + 1)]
+
+    def _values(self, at: int) -> tuple[list[float], float]:
+        """Prices of the linear relaxation, where the variants from that place on are left to choose: what a replica of
+        each variant is worth at most, and what all of the demand costs at least.
+        """
+        costs = [
+            min((each.cost / each.serves[group] for each in self.options[at:] if each.serves[group] > 0.0), default=0.0)
+            for group in range(len(self.demand))
+        ]
+        worths = [
+            max((cost * serves for cost, serves in zip(costs, each.serves, strict=True)), default=0.0)
+            for each in self.options
+        ]
+        return worths, sum(cost * rate for cost, rate in zip(costs, self.demand, strict=True))
 
     def visit(self, counts: tuple[int, ...], cost: float) -> None:
         """Try every number of the next variant that may still be among the best."""
@@ -100,8 +133,11 @@ class _Search:
         at = len(counts)
         rest = self.options[at:]
         if not rest:
+            self.looked_at += 1
             short = uncovered(self.options, counts, self.demand)
-            self.best = sorted([*self.best, ReplicaMix(counts, cost, short)], key=lambda mix: (mix.short, mix.cost))[:2]
+            self.best = sorted([*self.best, ReplicaMix(counts, cost, short)], key=lambda mix: (mix.short, mix.cost))[
+                :KEPT
+            ]
             return
         option, most = rest[0], self._most(counts)
         if len(rest) == 1:
@@ -109,7 +145,7 @@ class _Search:
             return
         for count in range(most, option.least - 1, -1):
             price = cost + option.price(count)
-            if not self._hopeless(price):
+            if not self._hopeless((*counts, count), price):
                 self.visit((*counts, count), price)
 
     def _most(self, counts: tuple[int, ...]) -> int:
@@ -142,6 +178,23 @@ class _Search:
             if count <= max(low, min(option.most, self._affordable(counts))):
                 self.visit((*counts, count), cost + option.price(count))
 
-    def _hopeless(self, cost: float) -> bool:
-        """Whether two mixes that leave nothing are cheaper already."""
-        return len(self.best) > 1 and self.best[1].short <= TINY and self.best[1].cost <= cost
+    def _hopeless(self, counts: tuple[int, ...], cost: float) -> bool:
+        """Whether two mixes are known that no mix which begins like this can be better than."""
+        if len(self.best) < KEPT:
+            return False
+        worst = self.best[1]
+        if worst.short <= TINY:
+            worths, whole = self.values[len(counts)]
+            rest = whole - sum(count * worth for count, worth in zip(counts, worths, strict=False))
+            return cost + max(rest, 0.0) >= worst.cost
+        short = self._short(counts)
+        return short > worst.short + TINY or (short > worst.short - TINY and cost >= worst.cost)
+
+    def _short(self, counts: tuple[int, ...]) -> float:
+        """The demand that is left at least, with as many of the other variants as there may be."""
+        most = [*counts, *(option.most for option in self.options[len(counts) :])]
+        by_group = [
+            rate - sum(count * option.serves[group] for count, option in zip(most, self.options, strict=True))
+            for group, rate in enumerate(self.demand)
+        ]
+        return sum(left for left in by_group if left > TINY)

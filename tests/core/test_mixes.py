@@ -5,7 +5,7 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.core.mixes import TINY, VariantOption, cheapest_mixes, uncovered
+from router.core.mixes import NODES_MAX, TINY, VariantOption, cheapest_mixes, uncovered
 
 COUNTS = st.integers(0, 3)
 
@@ -59,3 +59,46 @@ def test_a_budget_bounds_the_mix() -> None:
     (best, *_) = cheapest_mixes((option("a", (1.0,), 1.0, usd=2.0),), (5.0,), 6.5)
     assert best.counts == (3,)
     assert best.short == 2.0
+
+
+@st.composite
+def grouped(draw: st.DrawFn) -> list[VariantOption]:
+    """Up to three variants, for two groups of requests."""
+    serves = st.sampled_from([0.0, 0.7, 1.0, 2.5])
+    return [
+        VariantOption(
+            f"v{number}",
+            (draw(serves), draw(serves)),
+            draw(st.sampled_from([1.0, 2.0, 3.5])),
+            draw(st.sampled_from([0.0, 0.5])),
+            draw(COUNTS),
+            0,
+            draw(st.integers(1, 4)),
+            1.0,
+        )
+        for number in range(draw(st.integers(1, 3)))
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(options=grouped(), rates=st.tuples(*[st.sampled_from([0.0, 0.5, 1.7, 4.0])] * 2))
+def test_no_mix_of_two_groups_that_leaves_nothing_is_cheaper(
+    options: list[VariantOption], rates: tuple[float, ...]
+) -> None:
+    """What ends a branch early loses no mix."""
+    found = cheapest_mixes(options, rates)
+    counts = product(*(range(option.least, option.most + 1) for option in options))
+    whole = [sum(map(VariantOption.price, options, each)) for each in counts if uncovered(options, each, rates) <= TINY]
+    if whole:
+        assert found[0].short <= TINY
+        assert found[0].cost <= min(whole) + 1e-6
+
+
+def test_a_search_that_stops_states_after_how_many_mixes() -> None:
+    """Many variants that cost nearly the same leave little to rule out; a few are compared in full."""
+    many = [VariantOption(f"v{n}", (1.0 + 0.137 * n,), 1.0 + 0.1371 * n, 0.05, n % 3, 0, 64, 1.0) for n in range(6)]
+    (best, *_) = cheapest_mixes(many, (197.3,))
+    assert 0 < best.stopped_after <= NODES_MAX
+    assert best.short == 0.0
+    (best, *_) = cheapest_mixes(many[:2], (97.3,))
+    assert best.stopped_after == 0
