@@ -5,11 +5,12 @@ serves; the numbers of replicas are the cheapest that cover the demand, orders i
 even the upper bound of the forecast leaves them without work, so that noise changes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, inf, isnan, sqrt
+from math import inf, isnan, sqrt
 from typing import Final
 
+from policies.scaling._kinds import ENDED_MIN, RATE_MAX, TINY, kinds_of, shortest, traffic_of
 from policies.scaling._trend import Trend, steady, trend
 from router.core import (
     Backend,
@@ -20,18 +21,13 @@ from router.core import (
     ScaleTo,
     ScalingDecision,
     Supply,
-    Traffic,
     VariantOption,
     capacity,
     cheapest_mixes,
     uncovered,
 )
 
-TOKENS_MAX: Final = 1e8  # of a mean: what is longer is as impossible, and no float overflows
-RATE_MAX: Final = 1e9
-TINY: Final = 1e-9  # requests a second that are rounding
 BUCKETS_MIN: Final = 2  # that a trend is read from
-ENDED_MIN: Final = 50  # requests whose attainment says something
 CHANCE_SIGMA: Final = 2.0  # by which fewer attain than the quantile of their SLOs, for it to be no chance
 LAX_GAIN: Final = 1.5  # times the capacity, for which a class's longest prompts are left out
 USED_MIN: Final = 0.5  # share of the capacity in use below which more replicas help nobody
@@ -46,10 +42,10 @@ HOUR_S: Final = 3600.0
 class Headroom:
     """``load_max``: the share of a replica's capacity to plan for, and ``burst_sigma`` standard deviations of the
     requests in flight on top; ``attainment_goal``: the share of a class's requests that are planned for, those with
-    the shortest prompts. ``replicas_min`` bounds all variants of a model together, ``replicas_max`` each of them;
-    ``step_max`` replicas of a variant are ordered or drained at once. A change has to pay for itself within
-    ``payback_s``; a forecast is ``keep_sigma`` standard errors too low before replicas are drained; numbers older than
-    ``stale_s`` change nothing; a mix costs no more than ``usd_per_hour_max``.
+    the shortest prompts, and of a model's that steps may not take. ``replicas_min`` bounds all variants of a model
+    together, ``replicas_max`` each of them; ``step_max`` replicas of a variant are ordered or drained at once. A change
+    has to pay for itself within ``payback_s``; a forecast is ``keep_sigma`` standard errors too low before replicas are
+    drained; numbers older than ``stale_s`` change nothing; a mix costs no more than ``usd_per_hour_max``.
     """
 
     load_max: float = 1.0
@@ -103,10 +99,11 @@ class _Plan:
         self.names = list(demand.variants)
         self.supply = {name: demand.supply.get(name, Supply()) for name in self.names}
         self.there = [demand.replicas.get(name, 0) for name in self.names]
-        self.kinds = _kinds(demand)
+        self.kinds = kinds_of(demand)
         self.trend = _trend_of(demand)
         self.capacities, self.guaranteed, self.hopeless = self._promised()
         self.groups = self._groups()
+        self.times = self._times()
         self.correction = self._corrected()
         self.options = self._options(self.correction)
 
@@ -118,8 +115,8 @@ class _Plan:
         Prompts so long that replicas would have to stay almost empty for them are left out too, as far as the quantile
         of their SLO allows.
         """
-        strict = self._served(tuple(_shortest(self.kinds, self.policy.attainment_goal)))
-        lax = _shortest(self.kinds, 0.0)
+        strict = self._served(tuple(shortest(self.kinds, self.policy.attainment_goal)))
+        lax = shortest(self.kinds, 0.0)
         if len(lax) == len(strict[1]) + len(strict[2]):
             return strict
         alternative = self._served(tuple(lax))
@@ -149,27 +146,46 @@ class _Plan:
         return max(self.trend.peak(self.ahead_s), 0.0 if isnan(seasonal) else seasonal)
 
     def bound_per_s(self) -> float:
-        """The same, at the upper bound."""
-        return self.expected_per_s() + self.policy.keep_sigma * self.trend.error_per_s
+        """The same, at the upper bound of both forecasts."""
+        sigma, seasonal = self.policy.keep_sigma, self.demand.seasonal_per_s
+        bound = self.expected_per_s() + sigma * self.trend.error_per_s
+        error = self.demand.seasonal_error_per_s
+        return bound if isnan(seasonal) else max(bound, seasonal + sigma * (0.0 if isnan(error) else error))
+
+    def stepped(self, rate_per_s: float) -> float:
+        """A rate with room for steps that nothing foretells: no more than the highest of the last days, and none where
+        so many times the rate would not have been enough.
+        """
+        return max(rate_per_s, min(rate_per_s * self.times, self.demand.highest_per_s))
+
+    def _times(self) -> float:
+        """The fewest times that the plans of the last days would have needed, for no more requests to come beyond them
+        than the goal leaves.
+        """
+        allowed = 1.0 - self.policy.attainment_goal
+        return min((times for times, share in self.demand.beyond if times >= 1.0 and share <= allowed), default=1.0)
+
+    def planned_per_s(self, rate_per_s: float) -> float:
+        """A rate, with the bursts that a replica's queue cannot even out."""
+        whole = sum(kind.requests_per_s for kind in self.kinds)
+        share = sum(kind.requests_per_s for kind in self.guaranteed) / whole if whole else 0.0
+        lives = [each.life_s for each in self.capacities.values() if each.life_s > 0.0]
+        in_flight = rate_per_s * share * (sum(lives) / len(lives) if lives else 1.0)
+        return rate_per_s * (1.0 + self.policy.burst_sigma / sqrt(max(in_flight, 1.0)))
 
     def needs(self, rate_per_s: float) -> list[float]:
-        """By group, requests a second to make room for where so many arrive: with the bursts that a replica's queue
-        cannot even out.
-        """
+        """By group, requests a second to make room for where so many arrive, bursts included."""
         whole = sum(kind.requests_per_s for kind in self.kinds)
         if not whole:
             return [0.0] * len(self.groups)
-        share = sum(kind.requests_per_s for kind in self.guaranteed) / whole
-        lives = [each.life_s for each in self.capacities.values() if each.life_s > 0.0]
-        in_flight = rate_per_s * share * (sum(lives) / len(lives) if lives else 1.0)
-        burst = 1.0 + self.policy.burst_sigma / sqrt(max(in_flight, 1.0))
+        planned = self.planned_per_s(rate_per_s)
         by_group = [sum(self.guaranteed[at].requests_per_s for at in group) for group in self.groups]
-        return [min(rate_per_s * burst * rate / whole, RATE_MAX) for rate in by_group]
+        return [min(planned * rate / whole, RATE_MAX) for rate in by_group]
 
     # ---- supply ------------------------------------------------------------------------
 
     def _capacity(self, name: str, kinds: Sequence[KindDemand]) -> Capacity:
-        traffic = [_traffic(kind) for kind in kinds]
+        traffic = [traffic_of(kind) for kind in kinds]
         return capacity(self.demand.variants[name], traffic, self.supply[name].learnt)
 
     def _groups(self) -> list[list[int]]:
@@ -243,11 +259,10 @@ class _Plan:
 
     def answers(self) -> list[ScaleTo]:
         """One for each variant."""
-        need, keep = self.needs(self.expected_per_s()), self.needs(self.bound_per_s())
+        need, keep = (self.needs(self.stepped(rate)) for rate in (self.expected_per_s(), self.bound_per_s()))
         target, found, reason = self._target(need, keep)
         counts = self._in_steps(self._made_before_broken(target, need), target)
-        runner_up = next((mix for mix in found if mix.counts != counts), None)  # the best one, where it is not chosen
-        decision = self._decision(counts, runner_up, reason)
+        decision = self._decision(counts, found, reason)
         why = decision.described()
         return [self._answer(at, name, counts[at], why, decision) for at, name in enumerate(self.names)]
 
@@ -312,7 +327,8 @@ class _Plan:
 
     # ---- words -------------------------------------------------------------------------
 
-    def _decision(self, counts: tuple[int, ...], runner_up: ReplicaMix | None, reason: str) -> ScalingDecision:
+    def _decision(self, counts: tuple[int, ...], found: Sequence[ReplicaMix], reason: str) -> ScalingDecision:
+        runner_up = next((mix for mix in found if mix.counts != counts), None)  # the best one, where it is not chosen
         whole = sum(kind.requests_per_s for kind in self.kinds)
         hopeless = sum(kind.requests_per_s for kind in self.hopeless)
         if self.hopeless and not self.guaranteed:
@@ -331,6 +347,10 @@ class _Plan:
             self.correction,
             self.demand.seasonal_per_s,
             self.demand.seasonal_error_per_s,
+            self.bound_per_s(),
+            found[0].stopped_after,
+            self.planned_per_s(self.expected_per_s()),
+            self.times,
         )
 
     def _usd_per_hour(self, counts: Sequence[int]) -> float:
@@ -342,54 +362,16 @@ class _Plan:
         return ScaleTo(name, count, why, tuple(replica.name for replica in running[:fewer]), decision)
 
 
-def _kinds(demand: Demand) -> tuple[KindDemand, ...]:
-    if demand.kinds:
-        return tuple(kind for kind in demand.kinds if kind.requests_per_s > 0.0)
-    if demand.requests_per_s <= 0.0:
-        return ()
-    ended = 0 if isnan(demand.attainment) else ENDED_MIN * 2
-    attained = ceil(ended * min(max(demand.attainment, 0.0), 1.0)) if ended else 0
-    tokens = demand.prompt_tokens, demand.output_tokens
-    return (KindDemand("", demand.slo, demand.requests_per_s, *tokens, ended, attained),)
-
-
-def _shortest(kinds: Sequence[KindDemand], goal: float) -> list[KindDemand]:
-    """Of each class the kinds with the shortest prompts that make up the goal, or the quantile of its SLO if less."""
-    kept: list[KindDemand] = []
-    for name in dict.fromkeys(kind.slo_class for kind in kinds):
-        own = sorted((k for k in kinds if k.slo_class == name), key=lambda kind: kind.prompt_tokens)
-        whole, so_far = sum(kind.requests_per_s for kind in own), 0.0
-        for kind in own:
-            if so_far <= max(goal, kind.slo.quantile if not goal else 0.0) * whole * (1.0 - TINY):
-                kept.append(kind)
-            so_far += kind.requests_per_s
-    return kept
-
-
-def _most(capacities: Mapping[str, Capacity]) -> float:
-    return max((each.requests_per_s for each in capacities.values()), default=0.0)
-
-
 def _trend_of(demand: Demand) -> Trend:
     if len(demand.arrivals) < BUCKETS_MIN or demand.bucket_s <= 0.0:
         return steady(min(demand.requests_per_s, RATE_MAX))
     return trend(demand.arrivals, demand.bucket_s)
 
 
-def _traffic(kind: KindDemand) -> Traffic:
-    prompt, output = min(kind.prompt_tokens, TOKENS_MAX), min(max(kind.output_tokens, 1.0), TOKENS_MAX)
-    return Traffic(min(kind.requests_per_s, RATE_MAX), prompt, output, kind.slo, min(max(kind.slo.quantile, 0.5), 0.99))
-
-
 def _price_per_s(backend: Backend) -> float:
     """Of one replica; where nothing has a price, replicas count."""
     price = backend.price_per_hour
     return (price if 0.0 < price < inf else 1.0) / HOUR_S
-
-
-def _cost_per_request(option: VariantOption) -> float:
-    most = max(option.serves, default=0.0)
-    return option.cost / most if most > 0.0 else inf
 
 
 policy = Headroom

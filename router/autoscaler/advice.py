@@ -106,6 +106,7 @@ def _advise_model(
     }
     ahead_s = max(each.start_s for each in supply.values()) + plan.settings.autoscale.period_s
     seasonal = memory.histories.forecast(model, at_s, ahead_s)
+    shortfalls = memory.histories.shortfalls(model)
     serving = sum(running[name] - supply[name].starting for name in patterns)
     seen = replace(
         _demand(plan, model, demand, running, patterns),
@@ -115,9 +116,13 @@ def _advise_model(
         seasonal_error_per_s=seasonal.error_per_s,
         settled_s=memory.settled_s(model, serving, now_s),
         last=memory.decisions.get(model),
+        beyond=shortfalls.beyond(),
+        highest_per_s=shortfalls.highest_per_s,
     )
     answers = plan.scaling.scale(seen)
     decided = next((answer.decision for answer in answers if answer.decision is not None), None)
+    if decided is not None:
+        memory.histories.planned(model, decided.planned_per_s, at_s + ahead_s)
     return [_bounded(plan, model, answer, running.get(answer.variant, 0)) for answer in answers], decided
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 
 from router.core.seasons import NO_FORECAST, RateHistory, SeasonalForecast
+from router.core.shortfalls import Shortfalls
 
 VERSION: Final = 1
 MODELS_MOST: Final = 100  # whose histories are held: some 2,000 slots each
@@ -49,6 +50,17 @@ class ArrivalHistories:
         """What earlier days and weeks let expect from now until then."""
         history = self._histories.get(model)
         return NO_FORECAST if history is None else history.forecast(now_s, now_s + ahead_s)
+
+    def planned(self, model: str, rate_per_s: float, from_s: float) -> None:
+        """From then on there is to be room for so many requests a second."""
+        history = self._histories.get(model)
+        if history is not None:
+            history.shortfalls.planned(rate_per_s, from_s)
+
+    def shortfalls(self, model: str) -> Shortfalls:
+        """What came beyond the plans."""
+        history = self._histories.get(model)
+        return Shortfalls() if history is None else history.shortfalls
 
     # -- through restarts ------------------------------------------------------------------------------------------
 

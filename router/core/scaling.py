@@ -62,10 +62,13 @@ class Supply:
 class ScalingDecision:
     """Why a model gets these replicas. Rates are requests a second; ``capacity`` by variant is of one replica;
     ``usd_per_hour`` of ``mix``; ``runner_up``: the next cheapest mix that would do, empty where there is none;
-    ``error_per_s``: the standard error of the forecast; ``hopeless_per_s``: requests that no variant serves within
+    ``error_per_s``: the standard error of the forecast, and ``bound_per_s`` the rate that replicas are kept for before
+    fewer are wanted (nan: of an earlier release); ``hopeless_per_s``: requests that no variant serves within
     their SLO, which count for nothing; ``correction``: what capacities were multiplied by, because
     replicas that should have sufficed did not; ``seasonal_per_s`` with its ``seasonal_error_per_s``: what earlier days
-    or weeks foretell (nan: nothing).
+    or weeks foretell (nan: nothing); ``stopped_after``: so many mixes had been compared when the search for the
+    cheapest ended at its limit (0: it compared all that could be cheaper); ``planned_per_s``: the rate that there is to
+    be room for; ``times``: how many times the forecast that is, beside its bursts, for steps that nothing foretells.
     """
 
     demand_per_s: float
@@ -81,22 +84,31 @@ class ScalingDecision:
     correction: float = 1.0
     seasonal_per_s: float = nan
     seasonal_error_per_s: float = nan
+    bound_per_s: float = nan
+    stopped_after: int = 0
+    planned_per_s: float = nan
+    times: float = 1.0
 
     def described(self) -> str:
         """In one line."""
+        bound = f", at most {self.bound_per_s:.2f}" if isfinite(self.bound_per_s) else ""
         text = (
-            f"{self.demand_per_s:.2f} req/s, forecast {self.forecast_per_s:.2f} +- {self.error_per_s:.2f}"
+            f"{self.demand_per_s:.2f} req/s, forecast {self.forecast_per_s:.2f} +- {self.error_per_s:.2f}{bound}"
             f"; a replica serves {_listed(self.capacity, '.2f')}"
             f"; {_listed(self.mix, 'd')} at {self.usd_per_hour:.2f} USD/h"
         )
         if isfinite(self.seasonal_per_s):
             text += f", by earlier days {self.seasonal_per_s:.2f} +- {self.seasonal_error_per_s:.2f}"
+        if self.times > 1.0:
+            text += f", {self.times:.2f} times that for steps"
         if self.correction < CORRECTED:
             text += f", corrected by {self.correction:.2f}"
         if self.hopeless_per_s > 0.0:
             text += f"; {self.hopeless_per_s:.2f} req/s that no variant can serve"
         if self.runner_up:
             text += f"; next {_listed(self.runner_up, 'd')} at {self.runner_up_usd_per_hour:.2f} USD/h"
+        if self.stopped_after:
+            text += f"; the cheapest of the {self.stopped_after} mixes compared, at which the search stopped"
         return f"{text}; {self.reason}" if self.reason else text
 
 
@@ -113,7 +125,9 @@ class Demand:
     requests have not ended, ``held`` of them wait at routers; ``supply`` by variant; ``age_s``: how old the newest of
     these numbers is; ``settled_s``: since when as many replicas serve as now; ``period_s``: until the next evaluation;
     ``seasonal_per_s``: the highest rate that the same time of earlier days or weeks lets expect while a replica starts
-    (nan: no history), with its standard error ``seasonal_error_per_s``; ``replicas_min``: of all variants together (0:
+    (nan: no history), with its standard error ``seasonal_error_per_s``; ``beyond``: of so many times the plans of the
+    last days, the share of the requests that came beyond them, and ``highest_per_s`` the highest rate of a minute;
+    ``replicas_min``: of all variants together (0:
     the model may sleep);
     ``last``: the decision before this one (None: none since the start), which holds what a policy has to remember.
     """
@@ -140,6 +154,8 @@ class Demand:
     seasonal_error_per_s: float = nan
     replicas_min: int = 1
     last: ScalingDecision | None = None
+    beyond: tuple[tuple[float, float], ...] = ()
+    highest_per_s: float = 0.0
 
 
 def _listed(by_name: Mapping[str, float], form: str) -> str:

@@ -1,9 +1,10 @@
 """The rate of arrivals as the same time of earlier days and weeks lets expect, with its error.
 
-Rates are kept in slots of ten minutes, two weeks of them. A day ago and a week ago are each a forecast, at the level of
-the last hours; what they missed by during the last day is their error. The better one counts, and of near equals the
-week, which has weekends too. Where neither misses by less than the slot before does, history foretells nothing. Times
-may be of any clock, as long as it is the same one. Must not depend on what is done with a forecast.
+Rates are kept in slots of ten minutes, two weeks of them. Yesterday, the median of the last seven days, and a week ago
+are each a forecast, at the level of the last slot, half hour or two hours; what they missed by during the last day is
+their error. The best one counts, and of near equals the week, which has weekends too. Where none misses by clearly less
+than the slot before does, history foretells nothing. Times may be of any clock, as long as it is the same one. Must not
+depend on what is done with a forecast.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,16 +13,24 @@ from math import inf, isfinite, nan, sqrt
 from statistics import median
 from typing import Any, Final
 
+import numpy as np
+
+from router.core.arrays import Floats
+from router.core.shortfalls import Shortfalls
+
 SLOT_S: Final = 600.0
 DAY: Final = 144  # slots
 WEEK: Final = 7 * DAY
 KEPT: Final = 2 * WEEK
-LEVEL: Final = 12  # slots that the level of today is read from
+LAGS: Final = ((DAY,), tuple(DAY * days for days in range(1, 8)), (WEEK,))  # slots ago: one, or the median of several
+MEDIAN_MIN: Final = 3  # of several
+LEVELS: Final = (1, 3, 12)  # slots that the level of today is read from
 LEVEL_MAX: Final = 2.0  # times as much, or as little, as then
 JUDGED_MIN: Final = DAY // 4  # slots that a lag was tried on, before it is used
 SEEN_MIN: Final = 0.5  # share of a slot that was seen, for its rate to count
 RATE_MAX: Final = 1e9
 NEAR: Final = 2.0  # times the variance: as good
+CLEARLY: Final = 0.9  # times the variance of the slot before: less is no chance, in a day of slots
 CHI_SQUARED_MEDIAN: Final = 0.455  # of one degree of freedom
 VERSION: Final = 1
 
@@ -43,13 +52,27 @@ class _Slot:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Season:
+    """A forecast by so many slots ago, at the ``levels`` that today has by each of them; ``variance`` of its error."""
+
+    lags: tuple[int, ...]
+    levels: tuple[float, ...]
+    variance: float
+
+    def worth(self) -> float:
+        """To sort by: the least is the best."""
+        return self.variance / (NEAR if self.lags == (WEEK,) else 1.0)
+
+
 class RateHistory:
     """The rates of one model."""
 
     def __init__(self) -> None:
+        self.shortfalls = Shortfalls()
         self._slots: dict[int, _Slot] = {}
-        self._judged = -1  # the newest slot that the lags below were judged by
-        self._lags: list[tuple[int, float, float]] = []  # slots ago, level, variance; the better one first
+        self._judged = -1  # the newest slot that the seasons below were judged by
+        self._seasons: list[_Season] = []  # the best first
 
     def add(self, requests: float, seconds: float, now_s: float) -> None:
         """So many requests arrived in the seconds before now, at most a slot's. Numbers that are none are left out."""
@@ -63,6 +86,7 @@ class RateHistory:
                 del self._slots[old]
         slot.requests += requests
         slot.seconds += seconds
+        self.shortfalls.add(requests, seconds, now_s)
 
     def forecast(self, from_s: float, to_s: float) -> SeasonalForecast:
         """The highest rate between two times, the first of which is now."""
@@ -73,37 +97,28 @@ class RateHistory:
         return max(found, key=lambda each: each.rate_per_s if isfinite(each.rate_per_s) else -1.0)
 
     def _expected(self, number: int) -> SeasonalForecast:
-        """By the first lag whose slot is known."""
-        for lag, level, variance in self._lags:
-            rate = level * self._rate(number - lag)
-            if isfinite(rate):
-                return SeasonalForecast(rate, sqrt(variance))
+        """By the best season whose slots are known."""
+        for season in self._seasons:
+            pairs = zip(season.lags, season.levels, strict=True)
+            rates = [rate for lag, level in pairs if isfinite(rate := level * self._rate(number - lag))]
+            if len(rates) >= min(len(season.lags), MEDIAN_MIN):
+                return SeasonalForecast(median(rates), sqrt(season.variance))
         return NO_FORECAST
 
     def _judge(self, now: int) -> None:
-        """What each lag would have foretold of the slots of the last day, from what was known one slot before."""
+        """What each season would have foretold of the slots of the last day, from what was known one slot before."""
         self._judged = now
-        simple = self._variance(now, 1)
-        judged = [(lag, self._level(now, lag), self._variance(now, lag)) for lag in (DAY, WEEK)]
-        known = [each for each in judged if each[2] < simple]
-        self._lags = sorted(known, key=lambda each: each[2] / (NEAR if each[0] == WEEK else 1.0))
-
-    def _variance(self, now: int, lag: int) -> float:
-        """Of what a lag misses by; inf where it was not tried often enough. A median, so that one jump is no rule."""
-        missed = []
-        for number in range(now - DAY, now):
-            foretold = self._rate(number - lag) * (self._level(number, lag) if lag > 1 else 1.0)
-            actual = self._rate(number)
-            if isfinite(foretold) and isfinite(actual):
-                missed.append((actual - foretold) ** 2 + actual / SLOT_S)  # the count itself is chance
-        return median(missed) / CHI_SQUARED_MEDIAN if len(missed) >= JUDGED_MIN else inf
-
-    def _level(self, number: int, lag: int) -> float:
-        """How much more arrived in the slots before than in those a lag before them."""
-        pairs = [(self._rate(at), self._rate(at - lag)) for at in range(number - LEVEL, number)]
-        both = [(now, then) for now, then in pairs if isfinite(now) and isfinite(then)]
-        now, then = sum(pair[0] for pair in both), sum(pair[1] for pair in both)
-        return min(max(now / then, 1.0 / LEVEL_MAX), LEVEL_MAX) if now > 0.0 and then > 0.0 else 1.0
+        rates = np.array([self._rate(number) for number in range(now - KEPT, now + 1)])
+        day = np.arange(KEPT - DAY, KEPT + 1)  # the last of these is the slot of now
+        simple = _variance(rates[day - 1][:-1], rates[day][:-1])
+        found = []
+        for lags in LAGS:
+            for level in LEVELS:
+                levels = [_levels(rates, day, lag, level) for lag in lags]
+                foretold = _medians([rates[day - lag] * by for lag, by in zip(lags, levels, strict=True)])
+                variance = _variance(foretold[:-1], rates[day][:-1])
+                found.append(_Season(lags, tuple(float(by[-1]) for by in levels), variance))
+        self._seasons = sorted((each for each in found if each.variance < CLEARLY * simple), key=_Season.worth)
 
     def _rate(self, number: int) -> float:
         slot = self._slots.get(number)
@@ -114,7 +129,7 @@ class RateHistory:
     def export(self) -> dict[str, Any]:
         """As plain values, for ``adopt``."""
         slots = [[number, slot.requests, slot.seconds] for number, slot in self._slots.items()]
-        return {"version": VERSION, "slot_s": SLOT_S, "slots": slots}
+        return {"version": VERSION, "slot_s": SLOT_S, "slots": slots, "shortfalls": self.shortfalls.export()}
 
     def adopt(self, plain: Mapping[str, Any]) -> None:
         """Take over what ``export`` gave. Raises ValueError for anything else, and changes nothing then."""
@@ -123,8 +138,46 @@ class RateHistory:
         slots = plain.get("slots")
         if not isinstance(slots, Sequence) or len(slots) > KEPT + 1:
             raise ValueError(f"a history of rates has at most {KEPT + 1} slots")
-        self._slots = dict(_slot(each) for each in slots)
+        read, shortfalls = dict(_slot(each) for each in slots), Shortfalls()
+        if "shortfalls" in plain:  # since it was counted
+            shortfalls.adopt(plain["shortfalls"])
+        self._slots, self.shortfalls = read, shortfalls
         self._judged = -1
+
+
+def _levels(rates: Floats, places: Any, lag: int, level: int) -> Floats:
+    """How much more arrived in the slots before each place than in those a lag before them."""
+    now, then = np.zeros(len(places)), np.zeros(len(places))
+    for ago in range(1, level + 1):
+        here, there = rates[places - ago], rates[places - ago - lag]
+        both = np.isfinite(here) & np.isfinite(there)
+        now += np.where(both, here, 0.0)
+        then += np.where(both, there, 0.0)
+    known = (now > 0.0) & (then > 0.0)
+    ratios: Floats = np.where(known, now / np.where(known, then, 1.0), 1.0)
+    return np.clip(ratios, 1.0 / LEVEL_MAX, LEVEL_MAX)
+
+
+def _medians(rates: Sequence[Floats]) -> Floats:
+    """Of what is known at each place; nan where that is too little."""
+    if len(rates) == 1:
+        return rates[0]
+    found = np.sort(np.stack(rates), axis=0)  # what is not known comes last
+    known = np.isfinite(found).sum(axis=0)
+    columns = np.arange(found.shape[1])
+    enough = known >= MEDIAN_MIN
+    middles: Floats = 0.5 * (found[np.maximum(known - 1, 0) // 2, columns] + found[known // 2, columns])
+    return np.where(enough, middles, nan)
+
+
+def _variance(foretold: Floats, actual: Floats) -> float:
+    """Of what a season misses by; inf where it was not tried often enough. A median, so that one jump is no rule."""
+    known = np.isfinite(foretold) & np.isfinite(actual)
+    if known.sum() < JUDGED_MIN:
+        return inf
+    actual = actual[known]
+    missed = (actual - foretold[known]) ** 2 + actual / SLOT_S  # the count itself is chance
+    return float(np.median(missed)) / CHI_SQUARED_MEDIAN
 
 
 def _slot(plain: Any) -> tuple[int, _Slot]:

@@ -95,6 +95,8 @@ class Autoscaler:
             seasonal_error_per_s=seasonal.error_per_s,
             replicas_min=settings.replicas_min,
             last=self._last.get(model),
+            beyond=history.shortfalls.beyond(),
+            highest_per_s=history.shortfalls.highest_per_s,
         )
 
     def _engines(self, variant: str) -> list[SimulatedEngine]:
@@ -136,7 +138,15 @@ class Autoscaler:
             for answer in self._policy.scale(demand) if demand.variants else ():
                 self._last[model] = answer.decision
                 self._scale(answer)
+            self._planned(model)
         self._kernel.at(self._kernel.now_s + self._settings.every_s, self._evaluate)
+
+    def _planned(self, model: str) -> None:
+        """What is ordered now serves after the cold start."""
+        decision, settings = self._last.get(model), self._settings
+        if decision is not None:
+            from_s = self._kernel.now_s + settings.cold_start_s
+            self._history[model].shortfalls.planned(decision.planned_per_s, from_s)
 
     def _scale(self, answer: ScaleTo) -> None:
         there = self._engines(answer.variant)

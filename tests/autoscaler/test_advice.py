@@ -104,7 +104,7 @@ def test_demand_goes_to_the_policy_as_it_arrives_with_what_is_known_of_the_varia
     advise(made, {"m": arriving}, {("m", "small"): Replicas(2, starting=1)})
     (asked,) = policy.asked
     assert asked.kinds == (KindDemand("default", asked.slo, 3.0, 900.0, 150.0, 10, 9),)
-    assert (asked.arrivals, asked.bucket_s, asked.in_flight, asked.period_s) == ((15.0, 16.0), 5.0, 4.0, 15.0)
+    assert (asked.arrivals, asked.bucket_s, asked.in_flight, asked.period_s) == ((15.0, 16.0), 5.0, 4.0, 5.0)
     assert asked.supply["small"] == Supply(90.0, 1, 5, loss_per_hour=0.1, starting=1)
 
 
@@ -119,3 +119,20 @@ def test_a_policy_gets_its_last_decision_and_since_when_as_many_serve() -> None:
         advise(recording, {"m": ASKED}, {("m", "small"): Replicas(ready)}, memory, now_s)
     assert [asked.last for asked in policy.asked] == [decision] * 3
     assert [asked.settled_s for asked in policy.asked] == [10.0, 40.0, 0.0]
+
+
+def test_what_came_beyond_the_plans_goes_to_the_policy() -> None:
+    """Counted from when the replicas that a decision ordered have started."""
+    made, memory = plan(), ScalingMemory()
+    arriving = replace(ASKED, arrivals=(15.0,) * 24, bucket_s=5.0)
+    memory.histories.add("m", arriving.arrivals, 5.0, 1000.0)
+    advise(made, {"m": arriving}, {}, memory, at_s=1000.0)
+    for at_s in range(1020, 1700, 20):
+        memory.histories.add("m", (150.0,) * 4, 5.0, at_s)
+    recording, policy = fixed(made)
+    advise(recording, {"m": arriving}, {}, memory, at_s=1700.0)
+    (asked,) = policy.asked
+    shares, planned_per_s = dict(asked.beyond), memory.decisions["m"].planned_per_s
+    assert asked.highest_per_s == pytest.approx(30.0, rel=0.01)
+    assert 3.0 < planned_per_s < 8.0
+    assert shares[1.0] == pytest.approx((1.0 - planned_per_s / 30.0) * 600.0 / 86_400.0, rel=0.01)

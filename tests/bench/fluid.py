@@ -1,19 +1,23 @@
 """A pool as a fluid, for scaling alone: a week of arrivals in minutes.
 
 A replica has room for as many requests at once, and ends as many a second, as ``capacity`` says of its truth; one that
-finds no room is missed. Waiting, the tails of latencies, routing and learning are left out: good for comparing scalers,
-and no claim by itself. The policy is passed what the simulator passes it, except that of each variant it gets one mean
-replica as its pattern, as if that had been learnt.
+finds no room is missed. Between buckets of Poisson's counts, arrivals and ends are continuous. Waiting, the tails of
+latencies, routing and learning are left out: good for comparing scalers, and no claim by itself. The policy is passed
+what the simulator passes it, except that of each variant it gets one mean replica as its pattern, as if that had been
+learnt. Capacities depend on the proportion of the kinds alone, which is constant here: each is computed once
+(``remembered``).
 """
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import exp, nan
-from typing import Final
+from itertools import accumulate
+from math import exp, log, nan
+from typing import Any, Final
 
 import numpy as np
 
+import policies.scaling.headroom
 from router.core.capacity import Capacity, Traffic, capacity
 from router.core.policy import Scaling
 from router.core.scaling import Demand, KindDemand, ReplicaLoad, ScalingDecision, Supply
@@ -26,6 +30,21 @@ BUCKET_S: Final = 5.0
 RECENT: Final = 24  # buckets that means are taken over
 BUCKETS: Final = 240
 TRUTHS: Final = 8  # replicas of a variant that differ
+REPLICAS: Final = 1024  # of a variant at most
+
+
+_known: dict[tuple[int, tuple[Traffic, ...]], tuple[Backend, Capacity]] = {}  # a backend that is held has its id alone
+
+
+def remembered(backend: Backend, traffic: Sequence[Traffic], learnt: Mapping[str, Any] | None = None) -> Capacity:
+    """``capacity``, computed once for each proportion of the kinds."""
+    if learnt is not None or not traffic:
+        return capacity(backend, traffic, learnt)
+    whole = sum(kind.requests_per_s for kind in traffic) or 1.0
+    kinds = tuple(replace(kind, requests_per_s=round(kind.requests_per_s / whole, 9)) for kind in traffic)
+    if (id(backend), kinds) not in _known:
+        _known[id(backend), kinds] = backend, capacity(backend, kinds)
+    return _known[id(backend), kinds][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,57 +102,85 @@ class FluidWorld:
 
 @dataclass(frozen=True, slots=True)
 class FluidOutcome:
-    """``replicas`` paid for in the mean, ``changes`` of their number; ``missed`` by bucket."""
+    """``replicas`` paid for in the mean; ``log``: each change, as when, which variant, and how many of it from then on;
+    ``missed`` and ``paid`` by bucket.
+    """
 
     attained: float
     replicas: float
     usd: float
-    changes: int
+    log: tuple[tuple[float, str, int], ...]
     missed: tuple[float, ...]
     paid: tuple[int, ...]
 
+    @property
+    def changes(self) -> int:
+        """Of the number of replicas of a variant."""
+        return len(self.log)
 
-@dataclass(slots=True)
+
 class _Side:
     """The replicas of one variant."""
 
-    variant: FluidVariant
-    serving: int = 0
-    starting: list[float] = field(default_factory=list)  # when each serves
-    in_flight: float = 0.0
-    paid_s: float = 0.0
+    __slots__ = ("_decay", "_rooms", "in_flight", "life_s", "paid_s", "serving", "starting", "variant")
+
+    def __init__(self, variant: FluidVariant, serving: int) -> None:
+        self.variant, self.serving = variant, serving
+        self.starting: deque[float] = deque()  # when each serves, the next one first
+        self.in_flight = self.paid_s = 0.0
+        self.life_s = variant.truths[0].life_s or BUCKET_S
+        self._decay = exp(-BUCKET_S / self.life_s)
+        self._rooms = [0.0, *accumulate(variant.truths[at % len(variant.truths)].batch for at in range(REPLICAS))]
 
     @property
     def there(self) -> int:
+        """Those that serve, and those that start."""
         return self.serving + len(self.starting)
 
     def room(self) -> float:
-        return sum(self.truth(number).batch for number in range(self.serving))
-
-    def truth(self, number: int) -> Capacity:
-        return self.variant.truths[number % len(self.variant.truths)]
-
-    def life_s(self) -> float:
-        return self.truth(0).life_s or BUCKET_S
+        """Requests at once."""
+        return self._rooms[self.serving]
 
     def advance(self, now_s: float) -> None:
-        """One bucket: replicas join, replies end, replicas are paid for."""
-        joined = [at_s for at_s in self.starting if at_s <= now_s]
-        self.starting = [at_s for at_s in self.starting if at_s > now_s]
-        self.serving += len(joined)
-        self.in_flight *= exp(-BUCKET_S / self.life_s())
+        """One bucket: replicas join, and are paid for."""
+        while self.starting and self.starting[0] <= now_s:
+            self.starting.popleft()
+            self.serving += 1
         self.paid_s += self.there * BUCKET_S
+
+    def accepts(self) -> float:
+        """How many requests it can take in the next bucket at most."""
+        room = self.room()
+        return max(0.0, room - self.in_flight) + BUCKET_S * room / self.life_s
+
+    def admit(self, count: float) -> float:
+        """One bucket, in which so many arrive, evenly; how many of them find room."""
+        room, life_s, before = self.room(), self.life_s, self.in_flight
+        would = count * life_s / BUCKET_S  # in flight in the end, if that went on
+        self.in_flight = before * self._decay + would * (1.0 - self._decay)
+        if self.in_flight <= room or not count:
+            return count
+        if not room:
+            self.in_flight = before * self._decay
+            return 0.0
+        if before >= room:
+            full_s, free = min(life_s * log(before / room), BUCKET_S), 0.0
+            self.in_flight = max(room, before * self._decay)
+        else:
+            full_s = life_s * log((would - before) / (would - room))
+            free, self.in_flight = full_s * count / BUCKET_S, room
+        return min(count, free + (BUCKET_S - full_s) * room / life_s)
 
     def set(self, count: int, now_s: float, start_s: float) -> bool:
         """As many replicas as that, in time; what starts is cancelled first. Whether that changed anything."""
         before = self.there
-        self.starting += [now_s + start_s] * (count - before)
+        self.starting.extend([now_s + start_s] * (count - before))
         while self.there > count and self.starting:
             self.starting.pop()
         if self.there > count:
             gone = self.there - count
             self.in_flight *= count / self.serving
-            self.paid_s += gone * self.life_s()
+            self.paid_s += gone * self.life_s
             self.serving = count
         return self.there != before
 
@@ -141,14 +188,16 @@ class _Side:
 class Fluid:
     """One world under one scaler."""
 
-    def __init__(self, world: FluidWorld, make: Callable[["Fluid"], Scaling], seed: int) -> None:
-        """At the beginning of time."""
-        self.world, self.now_s = world, 0.0
+    def __init__(
+        self, world: FluidWorld, make: Callable[["Fluid"], Scaling], seed: int, *, measured: bool = True
+    ) -> None:
+        """At the beginning of time. ``measured``: whether the scaler reads more of the demand than what runs."""
+        self.world, self.now_s, self.measured = world, 0.0, measured
         self.sides = {variant.name: _Side(variant, world.first.get(variant.name, 0)) for variant in world.variants}
         self.counts: deque[float] = deque(maxlen=BUCKETS)
         self.missed: list[float] = []
         self.paid: list[int] = []
-        self.changes = 0
+        self.log: list[tuple[float, str, int]] = []  # when, which variant, how many replicas from then on
         self._draw = np.random.default_rng(seed)
         self._settled_s, self._served = 0.0, -1
         self._last: ScalingDecision | None = None
@@ -157,15 +206,24 @@ class Fluid:
 
     def run(self, progress: Callable[[float], None] | None = None) -> FluidOutcome:
         """To the end."""
-        world, arrived, due_s = self.world, 0.0, self.world.period_s
-        while self.now_s < world.until_s:
-            count = float(self._draw.poisson(world.rate(self.now_s) * BUCKET_S))
+        original = policies.scaling.headroom.capacity
+        policies.scaling.headroom.capacity = remembered
+        try:
+            return self._run(progress)
+        finally:
+            policies.scaling.headroom.capacity = original
+
+    def _run(self, progress: Callable[[float], None] | None) -> FluidOutcome:
+        world, due_s = self.world, self.world.period_s
+        starts = np.arange(0.0, world.until_s, BUCKET_S)
+        arrivals = self._draw.poisson([max(world.rate(float(at_s)), 0.0) * BUCKET_S for at_s in starts])
+        for count in map(float, arrivals.tolist()):
             self.now_s += BUCKET_S
             for side in self.sides.values():
                 side.advance(self.now_s)
-            arrived += count
             self.counts.append(count)
-            self._history.add(count, BUCKET_S, self.now_s)
+            if self.measured:
+                self._history.add(count, BUCKET_S, self.now_s)
             self.missed.append(count - self._admit(count))
             self.paid.append(sum(side.there for side in self.sides.values()))
             if self.now_s >= due_s:
@@ -175,23 +233,30 @@ class Fluid:
                     progress(self.now_s / world.until_s)
         usd = sum(side.paid_s * side.variant.usd_per_s for side in self.sides.values())
         replicas = sum(side.paid_s for side in self.sides.values()) / world.until_s
-        attained = 1.0 - sum(self.missed) / max(arrived, 1.0)
-        return FluidOutcome(attained, replicas, usd, self.changes, tuple(self.missed), tuple(self.paid))
+        attained = 1.0 - sum(self.missed) / max(float(arrivals.sum()), 1.0)
+        return FluidOutcome(attained, replicas, usd, tuple(self.log), tuple(self.missed), tuple(self.paid))
 
     def _admit(self, count: float) -> float:
-        free = {name: max(0.0, side.room() - side.in_flight) for name, side in self.sides.items()}
-        whole = sum(free.values())
-        taken = min(count, whole)
-        for name, side in self.sides.items():
-            side.in_flight += taken * free[name] / whole if whole else 0.0
-        return taken
+        accepts = [side.accepts() for side in self.sides.values()]
+        whole = sum(accepts) or 1.0
+        return sum(side.admit(count * part / whole) for side, part in zip(self.sides.values(), accepts, strict=True))
 
     def _evaluate(self) -> None:
         for answer in self._scaling.scale(self._demand()):
             self._last = answer.decision
-            self.changes += self.sides[answer.variant].set(answer.replicas, self.now_s, self.world.start_s)
+            if self.sides[answer.variant].set(answer.replicas, self.now_s, self.world.start_s):
+                self.log.append((self.now_s, answer.variant, answer.replicas))
+        if self._last is not None:
+            self._history.shortfalls.planned(self._last.planned_per_s, self.now_s + self.world.start_s)
 
     def _demand(self) -> Demand:
+        there = {name: side.there for name, side in self.sides.items()}
+        patterns = {name: side.variant.pattern for name, side in self.sides.items()}
+        if not self.measured:
+            return Demand("model", nan, nan, nan, self.world.kinds[0].slo, there, patterns, nan)
+        return self._measured(there, patterns)
+
+    def _measured(self, there: Mapping[str, int], patterns: Mapping[str, Backend]) -> Demand:
         world, serving = self.world, sum(side.serving for side in self.sides.values())
         if serving != self._served:
             self._settled_s, self._served = self.now_s, serving
@@ -219,8 +284,8 @@ class Fluid:
             prompt,
             output,
             min((kind.slo for kind in world.kinds), key=lambda slo: slo.bounds_s()),
-            {name: side.there for name, side in self.sides.items()},
-            {name: side.variant.pattern for name, side in self.sides.items()},
+            there,
+            patterns,
             1.0 - missed / ended if ended else nan,
             kinds if rate else (),
             tuple(self.counts),
@@ -233,6 +298,8 @@ class Fluid:
             seasonal_error_per_s=seasonal.error_per_s,
             replicas_min=world.replicas_min,
             last=self._last,
+            beyond=self._history.shortfalls.beyond(),
+            highest_per_s=self._history.shortfalls.highest_per_s,
         )
 
     def _supply(self, side: _Side) -> Supply:

@@ -2,8 +2,11 @@
 
 ``python -m tests.bench.scaling --world step --seeds 5`` prints attainment, the mean number of replicas paid for, money
 and changes, each as a mean and its 95 % interval over the seeds. The truth of every replica differs from what routers
-and policies start from. ``--fluid`` plays the same worlds as a fluid (``fluid.py``), without routing and learning.
-``python -m tests.bench.scaling_week`` is the week.
+and policies start from. ``instant`` sees the true rate of each moment and nothing of the future: no scaler that reacts
+attains more with as many replicas. ``bound`` orders all replicas at the instant of the first rise and routes by the
+truth of engines and replies: what it misses, no scaler that reacts and no order of service could have saved (world
+``onset`` is the step's first minutes alone, for it takes long). ``--fluid`` plays the same worlds as a fluid
+(``fluid.py``), without routing and learning. ``python -m tests.bench.scaling_week`` is the week.
 """
 
 import argparse
@@ -15,6 +18,7 @@ from typing import Final
 import policies
 from router.core.capacity import Traffic, capacity
 from router.core.policy import Scaling
+from simulator.bounds.clairvoyant import PORTFOLIO, Clairvoyant, Strategy
 from simulator.experiment.confidence import interval
 from simulator.pool import Pool
 from simulator.run.play import Run, RunResult, play
@@ -52,11 +56,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Contender:
-    """Who scales: ``make`` (None: the policy that the world names, or with ``count`` nobody), every ``every_s``."""
+    """Who scales: ``make`` (None: the policy that the world names, or with ``count`` nobody), every ``every_s``; who
+    routes: a clairvoyant ``strategy`` (None: the router).
+    """
 
     make: MakeHere | None = None
     every_s: float = 5.0
     count: int = 0
+    strategy: Strategy | None = None
 
 
 # ---- who scales ----------------------------------------------------------------------
@@ -96,14 +103,31 @@ CONTENDERS: Mapping[str, Contender] = {
 }
 
 
-def planned(per_replica: float) -> Contender:
-    """A replica in time for each so many requests a second."""
+def planned(per_replica: float, *, instant: bool = False) -> Contender:
+    """A replica in time for each so many requests a second, or ``instant``: ordered when they come."""
 
     def make(run: Run, _: Sequence[Arrival], world: BenchWorld) -> Scaling:
-        count = in_time(world.rate, per_replica, world.start_s + 5.0, world.replicas_min, world.replicas_max)
+        ahead_s = 0.0 if instant else world.start_s + 5.0
+        count = in_time(world.rate, per_replica, ahead_s, world.replicas_min, world.replicas_max)
         return Planned(lambda at_s: {world.member.name: count(at_s)}, lambda: run.kernel.now_s)
 
     return Contender(make)
+
+
+def all_at_once(strategy: Strategy) -> Contender:
+    """Every replica from the first rise on."""
+
+    def make(run: Run, _: Sequence[Arrival], world: BenchWorld) -> Scaling:
+        low, counts = world.rate(0.0), {world.member.name: world.replicas_min}
+        most = {world.member.name: world.replicas_max}
+        return Planned(lambda at_s: most if world.rate(at_s) > low else counts, lambda: run.kernel.now_s)
+
+    return Contender(make, strategy=strategy)
+
+
+def bound(world: BenchWorld, seed: int) -> Outcome:
+    """The most that any strategy attains with every replica from the first rise on."""
+    return max((run(world, all_at_once(each), seed)[0] for each in PORTFOLIO if each.sheds), key=lambda o: o.attained)
 
 
 def traffic_of(world: BenchWorld) -> Traffic:
@@ -134,7 +158,8 @@ def run(world: BenchWorld, who: Contender, seed: int) -> tuple[Outcome, RunResul
     pool = Pool((member,), world.classes, world=World(scaling=None if who.count else scaling))
     routing, admission = policies.find("routing", "slo_headroom"), policies.find("admission", "deadline")
     make = None if who.make is None else partial(_made, who.make, arrivals, world)
-    played = play(arrivals, pool, routing, admission, seed, sample_s=5.0, scaling=make)
+    clairvoyant = None if who.strategy is None else partial(Clairvoyant, strategy=who.strategy)
+    played = play(arrivals, pool, routing, admission, seed, sample_s=5.0, scaling=make, clairvoyant=clairvoyant)
     return outcome(played, world.until_s), played
 
 
@@ -153,8 +178,10 @@ def outcome(played: RunResult, until_s: float) -> Outcome:
     return Outcome(attained, paid_s / until_s, int(max(played.timeline.replicas)), changes, paid_s * price)
 
 
-def cheapest_plan(world: BenchWorld, seed: int) -> Contender:
-    """The clairvoyant scaler: the plan with the fewest replicas that attains the goal under this seed."""
+def cheapest_plan(world: BenchWorld, seed: int) -> float:
+    """The clairvoyant scaler: requests a second for each replica, of the plan with the fewest replicas that attains the
+    goal under this seed.
+    """
     sheet = capacity(Pool((world.member,)).sites(seed)[0].backend, [traffic_of(world)]).requests_per_s
     low, high = 0.6 * sheet, 1.4 * sheet
     for _ in range(SEARCHES):
@@ -163,7 +190,7 @@ def cheapest_plan(world: BenchWorld, seed: int) -> Contender:
             low = middle
         else:
             high = middle
-    return planned(low)
+    return low
 
 
 def run_fluid(world: BenchWorld, scaling: Scaling, seed: int) -> Outcome:
@@ -208,8 +235,11 @@ def rows(world: BenchWorld, names: Sequence[str], seeds: int) -> None:
     """Print the table of one world."""
     print(f"\n{world.name}, {seeds} seeds\n{HEAD}", flush=True)
     for name in names:
-        if name == "clairvoyant":
-            who = cheapest_plan(world, 0)
+        if name == "bound":
+            print(line(name, [bound(world, seed) for seed in range(seeds)]), flush=True)
+            continue
+        if name in {"clairvoyant", "instant"}:
+            who = planned(cheapest_plan(world, 0), instant=name == "instant")
         else:
             who = Contender(count=int(name.partition(":")[2])) if name.startswith("static:") else CONTENDERS[name]
         print(line(name, [run(world, who, seed)[0] for seed in range(seeds)]), flush=True)
@@ -219,7 +249,9 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=list(WORLDS), action="append")
-    parser.add_argument("--policy", action="append", help=f"{', '.join(CONTENDERS)}, static:N or clairvoyant")
+    parser.add_argument(
+        "--policy", action="append", help=f"{', '.join(CONTENDERS)}, static:N, instant, bound or clairvoyant"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--fluid", action="store_true")
     parser.add_argument("--others", type=int, default=0, help="so many other ramps and steps, as a fluid")
@@ -228,11 +260,15 @@ def main() -> None:
     for number in range(asked.others):
         world = other(number)
         print(line(world.name, [run_fluid(world, headroom, seed) for seed in range(asked.seeds)]), flush=True)
-    for name in asked.world or ([] if asked.others else WORLDS):
+    for name in asked.world or ([] if asked.others else [name for name in WORLDS if name != "onset"]):
         if asked.fluid:
             print(line(name, [run_fluid(WORLDS[name], headroom, seed) for seed in range(asked.seeds)]), flush=True)
         else:
-            rows(WORLDS[name], asked.policy or [*CONTENDERS, "static:7", "static:8", "clairvoyant"], asked.seeds)
+            rows(
+                WORLDS[name],
+                asked.policy or [*CONTENDERS, "static:7", "static:8", "instant", "clairvoyant"],
+                asked.seeds,
+            )
 
 
 if __name__ == "__main__":

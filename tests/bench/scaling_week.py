@@ -2,8 +2,8 @@
 
 ``python -m tests.bench.scaling_week --workload language/m-small`` reads ServeGen's rates (alibaba/ServeGen, by ten
 minutes; joined by straight lines) and plays them as a fluid (``fluid.py``), every request counted. Static pool and plan
-are the cheapest of their kind that attain the goal: both are searched for by playing the whole week. Progress goes to
-stderr.
+are the cheapest of their kind that attain the goal: both are searched for by playing the whole week. ``--drawn walk``
+plays weeks that are drawn, for no constant may fit the real ones alone. Progress goes to stderr.
 """
 
 import argparse
@@ -11,10 +11,9 @@ import sys
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from math import ceil
 from pathlib import Path
 from typing import Final
-
-import numpy as np
 
 import policies
 from router.core.capacity import Traffic, capacity
@@ -26,16 +25,16 @@ from router.core.types import Slo
 from simulator.experiment.confidence import interval
 from simulator.pool import Member
 from tests.bench.fluid import Fluid, FluidOutcome, FluidVariant, FluidWorld, Kind, variant_of
-from tests.bench.scaling_worlds import RATES, Rate, curve, rate_of
+from tests.bench.scaling_worlds import DAY_S, DRAWN, RATES, Rate, curve, drawn, rate_of
 
 SLO: Final = Slo(ttft_s=1.0, tpot_s=0.06)
 KINDS: Final = (Kind(0.85, 700.0, 200.0, SLO), Kind(0.15, 4000.0, 300.0, SLO))
 CATALOGUE: Final = (Member("l40s", "l40s"), Member("a100", "a100-80g-sxm"), Member("h100", "h100"))
-DAY_S: Final = 86_400.0
 GOAL: Final = 0.99
 SEARCHES: Final = 7
 START_S: Final = 120.0
 PERIOD_S: Final = 30.0
+AHEAD_S: Final = tuple(PERIOD_S * number for number in range(ceil(START_S / PERIOD_S) + 2))
 
 
 class Static:
@@ -57,10 +56,15 @@ class Plan:
 
     def scale(self, demand: Demand) -> Sequence[ScaleTo]:
         """All that is to come is known."""
-        ahead_s = np.arange(0.0, START_S + 2.0 * PERIOD_S, PERIOD_S)
-        most = max(self.of.world.rate(self.of.now_s + float(each)) for each in ahead_s)
-        counts = self.mix(round(most * self.margin, 2))
+        now_s, rate = self.of.now_s, self.of.world.rate
+        most = max(rate(now_s + ahead_s) for ahead_s in AHEAD_S)
+        counts = self.mix(upwards(most * self.margin))
         return [ScaleTo(name, counts[name], "planned") for name in demand.variants]
+
+
+def upwards(rate: float) -> float:
+    """To a tenth of a request a second, so that mixes are few."""
+    return ceil(rate * 10.0) / 10.0
 
 
 def mixes(variants: Sequence[FluidVariant]) -> Callable[[float], Mapping[str, int]]:
@@ -99,10 +103,10 @@ class Week:
         self.seed, self.mean_per_s = seed, mean_per_s
         self.variants = tuple(variant_of(member, KINDS, seed) for member in catalogue)
         self.mix = mixes(self.variants)
-        first = self.mix(round(rate(0.0) * 1.2, 2))
+        first = self.mix(upwards(rate(0.0) * 1.2))
         self.world = FluidWorld(rate, until_s, KINDS, self.variants, START_S, PERIOD_S, 1, 256, first)
 
-    def play(self, make: Callable[[Fluid], Scaling], name: str = "") -> FluidOutcome:
+    def play(self, make: Callable[[Fluid], Scaling], name: str = "", *, measured: bool = True) -> FluidOutcome:
         """Under one scaler."""
         shown = [-1]
 
@@ -111,22 +115,25 @@ class Week:
                 shown[0] = int(share * 20)
                 print(f"\r{name}: {share:.0%} of the week", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)
 
-        return Fluid(self.world, make, self.seed).run(progress)
+        return Fluid(self.world, make, self.seed, measured=measured).run(progress)
 
     def static(self) -> FluidOutcome:
         """The cheapest static pool that attains the goal."""
 
         def play(times: float) -> FluidOutcome:
-            counts = self.mix(round(times * self.mean_per_s, 2))
+            counts = self.mix(upwards(times * self.mean_per_s))
             world = self.world
             fixed = FluidWorld(world.rate, world.until_s, KINDS, self.variants, START_S, DAY_S, 1, 256, counts)
-            return Fluid(fixed, lambda _: Static(counts), self.seed).run()
+            return Fluid(fixed, lambda _: Static(counts), self.seed, measured=False).run()
 
         return cheapest(play, 0.8, 3.5)[1]
 
     def clairvoyant(self) -> FluidOutcome:
         """The cheapest plan that attains it."""
-        return cheapest(lambda margin: self.play(lambda of: Plan(of, self.mix, margin)), 0.7, 1.5)[1]
+        return cheapest(self._planned, 0.7, 1.5)[1]
+
+    def _planned(self, margin: float) -> FluidOutcome:
+        return self.play(lambda of: Plan(of, self.mix, margin), measured=False)
 
 
 def joined(path: Path, workload: str, mean_per_s: float) -> Rate:
@@ -164,24 +171,45 @@ def line(name: str, found: Sequence[FluidOutcome], static: Sequence[FluidOutcome
     )
 
 
+def table(name: str, weeks: Sequence[Week], policy: Scaling) -> None:
+    """Of one workload, a week for each seed."""
+    static = [week.static() for week in weeks]
+    print(f"\n{name}\n{HEAD}\n{line('static', static, static)}", flush=True)
+    clairvoyant = [week.clairvoyant() for week in weeks]
+    print(line("clairvoyant", clairvoyant, static), flush=True)
+    found = [week.play(lambda _: policy, "headroom") for week in weeks]
+    print(line("headroom", found, static), flush=True)
+    mean, half = interval([each.usd / other.usd for each, other in zip(found, clairvoyant, strict=True)])
+    print(f"of clairvoyant's cost: {mean:.3f}" + (f" +-{half:.3f}" if len(weeks) > 1 else ""), flush=True)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", type=Path, default=RATES)
     parser.add_argument("--workload", action="append", help="language/m-large, m-mid or m-small")
+    parser.add_argument("--drawn", action="append", help=f"{', '.join(DRAWN)}: weeks kept aside, another for each seed")
     parser.add_argument("--mean", type=float, default=60.0, help="requests a second")
     parser.add_argument("--days", type=float, default=7.0)
     parser.add_argument("--seeds", type=int, default=1)
     asked = parser.parse_args()
-    headroom = policies.find("scaling", "headroom", {"replicas_max": 256})
-    for workload in asked.workload or ["language/m-large", "language/m-mid", "language/m-small"]:
+    policy, until_s, seeds = (
+        policies.find("scaling", "headroom", {"replicas_max": 256}),
+        asked.days * DAY_S,
+        asked.seeds,
+    )
+    text = f"{asked.days:g} days at {asked.mean:g} requests a second, {seeds} seeds"
+    for workload in asked.workload or (
+        [] if asked.drawn else ["language/m-large", "language/m-mid", "language/m-small"]
+    ):
         rate = joined(asked.rates, workload, asked.mean)
-        weeks = [Week(rate, asked.mean, asked.days * DAY_S, seed, CATALOGUE) for seed in range(asked.seeds)]
-        static = [week.static() for week in weeks]
-        print(f"\n{workload}, {asked.days:g} days at {asked.mean:g} requests a second, {asked.seeds} seeds\n{HEAD}")
-        print(line("static", static, static), flush=True)
-        print(line("clairvoyant", [week.clairvoyant() for week in weeks], static), flush=True)
-        print(line("headroom", [week.play(lambda _: headroom, "headroom") for week in weeks], static), flush=True)
+        table(
+            f"{workload}, {text}", [Week(rate, asked.mean, until_s, seed, CATALOGUE) for seed in range(seeds)], policy
+        )
+    for name in asked.drawn or []:
+        rates = [drawn(name, seed, asked.mean, until_s) for seed in range(seeds)]
+        weeks = [Week(rate, asked.mean, until_s, seed, CATALOGUE) for seed, rate in enumerate(rates)]
+        table(f"{name}, {text}", weeks, policy)
 
 
 if __name__ == "__main__":

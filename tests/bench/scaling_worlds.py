@@ -1,13 +1,14 @@
-"""The worlds in which scalers are compared: llm-d's published setting, others of that kind, and a week of real rates.
+"""The worlds in which scalers are compared: llm-d's published setting, others of that kind, and weeks.
 
-``rate`` is a curve; arrivals are a Poisson process of it. Nothing here depends on who scales.
+``rate`` is a curve; arrivals are a Poisson process of it. Nothing here depends on who scales. The week of real rates is
+the one that a figure is stated of; the weeks that are drawn are kept aside: no constant was chosen by them.
 """
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import cos, log, pi
+from math import cos, exp, log, pi
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -82,6 +83,7 @@ def constant(_: float) -> float:
 WORLDS: Mapping[str, BenchWorld] = {
     "ramp": BenchWorld("ramp", ramp, 10.0, 3600.0, goal=0.995),
     "step": BenchWorld("step", step, 10.0, 4200.0),
+    "onset": BenchWorld("step", step, 10.0, 780.0),  # the same arrivals
     "day": BenchWorld("day", day, 9.0, 14_400.0),
     "constant": BenchWorld("constant", constant, 6.0, 7200.0),
 }
@@ -130,3 +132,76 @@ def rate_of(of: RateCurve, mean_per_s: float) -> Rate:
         rates.append(before)
     scale = mean_per_s / (sum(rates) / len(rates))
     return lambda at_s: scale * rates[min(bisect_right(of.from_s, of.from_s[0] + at_s) - 1, len(rates) - 1)]
+
+
+# ---- weeks that are drawn ------------------------------------------------------------
+
+DAY_S: Final = 86_400.0
+WINDOW_S: Final = 600.0
+
+
+def of_day(at_s: float) -> float:
+    """Between 0.3 and 1.7, the least at four in the morning."""
+    return 1.0 - 0.7 * cos(2.0 * pi * (at_s / DAY_S - 4.0 / 24.0))
+
+
+def office(draw: Random) -> Rate:
+    """Two days in seven have a third of the traffic, and so has a holiday."""
+    holiday = draw.randrange(7, 12)
+    quiet = {*(day for day in range(28) if day % 7 >= 5), holiday}
+    return lambda at_s: of_day(at_s) * (0.33 if int(at_s / DAY_S) in quiet else 1.0)
+
+
+def growth(draw: Random) -> Rate:
+    """A day like the one before, with up to 15 % more."""
+    more = draw.uniform(0.05, 0.15)
+    return lambda at_s: of_day(at_s) * exp(more * at_s / DAY_S)
+
+
+def walk(draw: Random) -> Rate:
+    """Days over which a random walk goes: by 6 % in ten minutes, back to the mean within hours."""
+    level, levels = 0.0, []
+    for _ in range(28 * 144):
+        level = 0.97 * level + draw.gauss(0.0, 0.06)
+        levels.append(level)
+    return lambda at_s: of_day(at_s) * exp(levels[int(at_s / WINDOW_S)])
+
+
+def on_off(draw: Random) -> Rate:
+    """A batch of some hours, whenever it comes, on top of a fifth."""
+    edges, at_s = [], 0.0
+    while at_s < 28 * DAY_S:
+        at_s += draw.uniform(1.0, 6.0) * 3600.0
+        edges.append(at_s)
+    return lambda at_s: 1.8 if bisect_right(edges, at_s) % 2 else 0.2
+
+
+def crowds(draw: Random) -> Rate:
+    """Days with crowds that come within five minutes, at up to three times the rate, and go within the hour."""
+    starts = sorted(draw.uniform(0.0, 28 * DAY_S) for _ in range(84))
+    heights = [draw.uniform(1.5, 3.0) - 1.0 for _ in starts]
+
+    def rate(at_s: float) -> float:
+        first = bisect_right(starts, at_s - 4 * 3600.0)
+        ages = [(at_s - start, height) for start, height in zip(starts[first:], heights[first:], strict=True)]
+        crowd = sum(height * min(age / 300.0, exp(-(age - 300.0) / 1200.0)) for age, height in ages if age > 0.0)
+        return of_day(at_s) * (1.0 + crowd)
+
+    return rate
+
+
+DRAWN: Final[Mapping[str, Callable[[Random], Rate]]] = {
+    "office": office,
+    "growth": growth,
+    "walk": walk,
+    "on-off": on_off,
+    "crowds": crowds,
+}
+
+
+def drawn(name: str, seed: int, mean_per_s: float, until_s: float) -> Rate:
+    """A week that is drawn, at such a mean."""
+    rate = DRAWN[name](Random(f"{name}/{seed}"))
+    middles = [at * WINDOW_S for at in range(int(until_s / WINDOW_S))]
+    scale = mean_per_s * len(middles) / sum(map(rate, middles))
+    return lambda at_s: scale * rate(at_s)

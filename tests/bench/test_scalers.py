@@ -4,7 +4,7 @@ from router.core.scaling import Demand
 from router.core.types import Slo
 from simulator.pool import Member
 from tests.bench.scalers import HorizontalPodAutoscaler, Polled, SloThresholds, in_time
-from tests.bench.scaling import CONTENDERS, cheapest_plan, run
+from tests.bench.scaling import CONTENDERS, cheapest_plan, planned, run
 from tests.bench.scaling_worlds import BenchWorld
 from tests.fakes import backend
 
@@ -82,9 +82,11 @@ def test_each_scaler_plays_a_world_and_the_plan_is_the_cheapest_that_attains() -
     for each in found.values():
         assert 0.0 < each.attained <= 1.0
         assert 1.0 <= each.replicas <= 4.0
-    plan = run(SHORT, cheapest_plan(SHORT, 0), 0)[0]
+    per_replica = cheapest_plan(SHORT, 0)
+    plan = run(SHORT, planned(per_replica), 0)[0]
     assert plan.attained >= SHORT.goal
     assert plan.replicas < 4.0
+    assert run(SHORT, planned(per_replica, instant=True), 0)[0].replicas < plan.replicas
 
 
 def test_thresholds_leave_replicas_alone_between_them() -> None:

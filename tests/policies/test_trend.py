@@ -36,6 +36,23 @@ def test_a_step_is_seen_within_two_buckets() -> None:
         assert found.peak(60.0) < 14.0
 
 
+@pytest.mark.parametrize("buckets", range(1, 9))
+def test_what_was_before_a_rise_does_not_dilute_it(buckets: int) -> None:
+    """From its first bucket on."""
+    found = trend([20.0] * 200 + [60.0] * buckets, 5.0)
+    assert found.rate_per_s == pytest.approx(12.0, rel=0.1)
+
+
+def test_a_bucket_of_a_kind_that_each_hour_has_is_no_step() -> None:
+    """Twelve parts of the counts are compared, 720 times an hour; one that is as far off as no day has, is a step."""
+    draw = Random(0)
+    before = [poisson(50.0, draw) for _ in range(200)]
+    chance = trend([*before, 50.0 + 3.8 * 50.0**0.5], 5.0)
+    assert chance.window_s >= 480.0
+    assert chance.rate_per_s == pytest.approx(10.0, rel=0.05)
+    assert trend([*before, 50.0 + 8.0 * 50.0**0.5], 5.0).rate_per_s == pytest.approx(21.3, rel=0.05)
+
+
 def test_a_ramp_is_carried_on_while_a_replica_starts() -> None:
     """Within bounds."""
     draw = Random(0)
@@ -44,6 +61,28 @@ def test_a_ramp_is_carried_on_while_a_replica_starts() -> None:
     assert found.at(1e9) == 2.0 * found.rate_per_s
     falling = trend([poisson(40.0 - 0.1 * at, draw) for at in range(240)], 5.0)
     assert falling.peak(60.0) == falling.rate_per_s
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_ramp_is_carried_on_a_minute_after_it_began(seed: int) -> None:
+    """A crowd that comes within minutes; what arrived before it began is left out."""
+    draw = Random(seed)
+    counts = [1000.0] * 200 + [1000.0 + 120.0 * at for at in range(12)]
+    found = trend([draw.gauss(mean, mean**0.5) for mean in counts], 5.0)
+    assert found.at(60.0) == pytest.approx((1000.0 + 120.0 * 24) / 5.0, rel=0.2)
+
+
+@pytest.mark.parametrize("first", [150.0, 200.0, 300.0, 350.0])
+@pytest.mark.parametrize("buckets", [4, 5, 6, 8, 11, 16, 22])
+def test_no_line_is_drawn_through_a_step(buckets: int, first: float) -> None:
+    """Nor through the bucket within which it came."""
+    found = trend([100.0] * 200 + [first] + [400.0] * buckets, 5.0)
+    assert found.peak(60.0) == pytest.approx(80.0, rel=0.05)
+
+
+def test_counts_beyond_all_measure_are_as_many_as_can_be() -> None:
+    """No float overflows."""
+    assert trend([1e308] * 50, 5.0).rate_per_s == pytest.approx(2e11)
 
 
 def test_bursts_are_scatter_and_no_steps() -> None:

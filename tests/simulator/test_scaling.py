@@ -139,3 +139,23 @@ def test_a_scaler_that_is_handed_in_decides_in_place_of_the_policy() -> None:
     )
     assert [int(at_s) for at_s, _ in changes(ended)] == [60, 120, 180, 240, 300, 360]
     assert seen[0].fleet.engines == ended.engines
+
+
+def test_requests_beyond_the_plan_are_counted_for_the_policy() -> None:
+    """Ten times as many from one moment to the next: no plan had room for them."""
+
+    class Recording:
+        def __init__(self) -> None:
+            self.seen: list[Demand] = []
+
+        def scale(self, demand: Demand) -> list[ScaleTo]:
+            self.seen.append(demand)
+            return list(policies.find("scaling", "headroom").scale(demand))
+
+    recording, pool = Recording(), Pool((CHEAP,), (CHAT,), world=World(scaling=ONE))
+    entries = [*arrivals(0.5, 0.0, 300.0), *arrivals(5.0, 300.0, 420.0)]
+    routing, admission = policies.find("routing", "slo_headroom"), policies.find("admission", "deadline")
+    play(shape(entries, Shaping(MODEL, (CHAT,)), 0), pool, routing, admission, 0, scaling=lambda _: recording)
+    assert recording.seen[50].beyond[0] == (1.0, 0.0)
+    assert recording.seen[-1].beyond[0][1] > 0.0
+    assert recording.seen[-1].highest_per_s > 4.0
