@@ -562,7 +562,7 @@ class Autoscale(Section):
 
     inside: bool = False
 
-    period_s: PositiveFloat = 15.0
+    period_s: PositiveFloat = 5.0
     port: Port = 8081
     variants: dict[Name, Variant] = {}
     target: Annotated[Target, named("name")] = default(name="advise")
