@@ -157,6 +157,9 @@ def _check_bounds(policy: Any) -> None:
     held_max, hold_s_max = policy.held_max, policy.hold_s_max
     if not isinstance(held_max, int) or held_max < 0:
         raise PolicyRejected(f"held_max is {held_max!r}; expected a count, 0 or more")
+    times = getattr(policy, "rank_times", ())
+    if not isinstance(times, tuple) or not all(isinstance(each, int) and each >= 0 for each in times):
+        raise PolicyRejected(f"rank_times is {times!r}; expected a tuple of places in a rank, such as (1, 2)")
     if not 0 <= hold_s_max < inf:
         raise PolicyRejected(f"hold_s_max is {hold_s_max!r}; expected finite seconds, 0 or more")
 

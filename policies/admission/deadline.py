@@ -1,6 +1,7 @@
 """Everyone may come in; who has to wait is served in the order of priority, then of deadline, up to a bound."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from router.core import Admit, Fleet, Forecast, Memory, Request, Shed
 
@@ -11,6 +12,7 @@ class Deadline:
     ``patience_s``: the deadline of a request that has none, or a later one, so that it is not overtaken for ever.
     """
 
+    rank_times: ClassVar[tuple[int, ...]] = (1, 2)  # the moments in a rank
     held_max: int = 2_048
     hold_s_max: float = 30.0
     patience_s: float = 10.0

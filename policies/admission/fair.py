@@ -16,7 +16,7 @@ should be served. What would be late even on an idle pool is routing's to judge.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Final
+from typing import ClassVar, Final
 from zlib import crc32
 
 from policies.admission._drain import drain_s, retry_after_s
@@ -27,9 +27,11 @@ LANES: Final = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """What is remembered: per lane that is ahead of real time its clock and weight."""
+    """What is remembered: per lane that is ahead of real time its clock, its weight, and by how many seconds this
+    router's own requests have advanced that clock since it is ahead.
+    """
 
-    lanes: Mapping[int, tuple[float, float]]
+    lanes: Mapping[int, tuple[float, float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Fair:
     the deadline of a request that has none; ``early``: refuse at once what the queue will not let through in time.
     """
 
+    rank_times: ClassVar[tuple[int, ...]] = (0, 1)  # the moments in a rank
     weights: Mapping[str, float] = field(default_factory=dict)
     held_max: int = 2_048
     hold_s_max: float = 30.0
@@ -72,10 +75,26 @@ class Fair:
         lanes = {lane: ahead for lane, ahead in memory.lanes.items() if ahead[0] > now_s} if memory else {}
         weight = self.weights.get(request.tenant, 1.0)
         lane = crc32(request.tenant.encode("utf-8", "surrogatepass")) % LANES
-        clock = max(lanes.get(lane, (now_s, weight))[0], now_s)
+        clock, _, own_s = lanes.get(lane, (now_s, weight, 0.0))
         active = weight + sum(ahead[1] for other, ahead in lanes.items() if other != lane)
-        lanes[lane] = clock + _served_s(fleet, forecast) * active / weight, weight
+        served_s = _served_s(fleet, forecast) * active / weight
+        lanes[lane] = clock + served_s, weight, own_s + served_s
         return clock - now_s, Clocks(lanes)
+
+    def advances(self, memory: Clocks | None) -> Mapping[int, tuple[float, float]]:
+        """What other routers are to count as well: by lane, how far its clock was advanced here, and its weight."""
+        return {lane: (own_s, weight) for lane, (_, weight, own_s) in memory.lanes.items() if own_s} if memory else {}
+
+    def advanced(self, memory: Clocks | None, more: Mapping[int, tuple[float, float]], now_s: float) -> Clocks:
+        """The clocks after what other routers have served: a tenant's share is one of the pool, whichever routers its
+        requests come to.
+        """
+        lanes = {lane: ahead for lane, ahead in memory.lanes.items() if ahead[0] > now_s} if memory else {}
+        for lane, (seconds, weight) in more.items():
+            if lane < LANES:
+                clock, known_weight, own_s = lanes.get(lane, (now_s, weight, 0.0))
+                lanes[lane] = clock + seconds, known_weight, own_s
+        return Clocks(lanes)
 
     def _refusal(self, request: Request, fleet: Fleet, forecast: Forecast, rank: float, lead_s: float) -> Shed | None:
         """Why this request need not even wait, if so; only while others do."""

@@ -13,13 +13,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, inf, isnan, log, nan
 from typing import Any, Final
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.core import border, loops
 from router.core.arrays import Floats
-from router.core.columns import BANDS, E2E, EAGER, FULL, LEARNING, PRIOR, SCALE, SHARE, TERMS, TPOT, TTFT
+from router.core.columns import (
+    BANDS,
+    E2E,
+    EAGER,
+    EXPECTATION,
+    FULL,
+    KEPT_QUANTILES,
+    LEARNING,
+    PRIOR,
+    SCALE,
+    SHARE,
+    SPREADS,
+    TERMS,
+    TPOT,
+    TRUSTED,
+    TTFT,
+)
+from router.core.evidence import Outcome, SharedEvidence
 from router.core.lengths import Lengths
 from router.core.metering import WorkSnapshot
 from router.core.prompts import Prompts
@@ -87,6 +105,9 @@ class Belief:
         self.regression = Regression(capacity, kinds=2)
         self.tails = Tails(capacity)
         self.stats = ForecastStats(capacity)
+        self.peers_stats = ForecastStats(capacity)  # how this belief did for what peers measured
+        self.evidence = SharedEvidence()
+        self._sheets: dict[int, int] = {}  # digests of the data sheets, by slot
         self._backends: dict[int, Backend] = {}
         self.assumed: dict[int, int] = {}  # replies that began on new backends whose prior is a guess, by slot
         self.prior = np.zeros((capacity, PRIOR))
@@ -125,6 +146,8 @@ class Belief:
         self.regression.joined(slot, (*p.sigma, STEPS_AHEAD_SIGMA))
         self.tails.joined(slot, backend.models[0] if backend.models else "")
         self.stats.joined(slot)
+        self.peers_stats.joined(slot)
+        self._sheets[slot] = crc32(self.prior[slot].tobytes())
         self.load_band_bias[..., slot] = 1.0
         self.hit[slot] = 0.0
         self.credit[slot], self.finds[slot] = 1.0, nan
@@ -145,7 +168,7 @@ class Belief:
         self.prior[: len(hit)], self.load_band_bias[..., : len(hit)], self.hit[: len(hit)] = prior, bias, hit
         self.credit = np.concatenate((self.credit, np.ones(capacity - len(hit))))
         self.finds = np.concatenate((self.finds, np.full(capacity - len(hit), nan)))
-        for part in (self.roofs, self.regression, self.tails, self.stats):
+        for part in (self.roofs, self.regression, self.tails, self.stats, self.peers_stats):
             part.grow(capacity)
 
     # -- what happened -------------------------------------------------------------------------------------------
@@ -166,6 +189,8 @@ class Belief:
             left = self.regression.update(slot, TTFT, terms, constant_s, actual_s, expected.log_variance)
         self._update_load_band_bias(TTFT, slot, expected.band, left)
         self._judge(TTFT, slot, expected, log(actual_s / predicted_s))
+        if self.evidence.outcomes_left:
+            self._share(TTFT, slot, expected.band, actual_s, constant_s, expected.log_variance, terms)
 
     def tpot(
         self,
@@ -186,6 +211,8 @@ class Belief:
             terms = self._lived(slot, model, steps, since, until)
             left = self.regression.update(slot, TPOT, terms, 0.0, actual_s, STEP_LOG_VARIANCE / steps)
             self._update_load_band_bias(TPOT, slot, expected.band, left)
+            if self.evidence.outcomes_left:
+                self._share(TPOT, slot, expected.band, actual_s, 0.0, STEP_LOG_VARIANCE / steps, terms)
         self._judge(TPOT, slot, expected, log(actual_s / (steps * predicted_s)), sure)
 
     def _lived(self, slot: int, model: str, steps: float, since: WorkSnapshot, until: WorkSnapshot) -> Floats:
@@ -245,9 +272,22 @@ class Belief:
 
     def _judge(self, metric: int, slot: int, expected: Expectation, score: float, sure: bool = True) -> None:
         """Count an outcome against its predicted quantiles; ``sure``: its error is one of the model, not of chance."""
-        tails, stats, band = self.tails, self.stats, expected.band
-        own, own_order, pooled, pooled_order = tails.scores(metric, band, slot)
         width = expected.width if metric == E2E else 1.0
+        self._fold(self.stats, metric, slot, expected.band, score, width, expected.terms_and_spreads, sure)
+
+    def _fold(
+        self,
+        stats: ForecastStats,
+        metric: int,
+        slot: int,
+        band: int,
+        score: float,
+        width: float,
+        expectation: Floats,
+        sure: bool,
+    ) -> None:
+        tails = self.tails
+        own, own_order, pooled, pooled_order = tails.scores(metric, band, slot)
         if loops.judge(
             own,
             own_order,
@@ -262,10 +302,43 @@ class Belief:
             slot,
             score,
             width,
-            expected.terms_and_spreads,
+            expectation,
             sure,
         ):
             tails.lend(metric, band, slot)
+
+    # -- what peers measured -------------------------------------------------------------------------------------
+
+    def _share(
+        self, metric: int, slot: int, band: int, actual_s: float, constant_s: float, log_variance: float, terms: Floats
+    ) -> None:
+        """Peers are to have this outcome too, if the budget of this moment has room for it."""
+        if self.evidence.wants(slot):
+            name, sheet, each = self._backends[slot].name, self._sheets[slot], tuple(terms[:TERMS].tolist())
+            self.evidence.add(slot, Outcome(name, sheet, metric, band, actual_s, constant_s, log_variance, each))
+
+    def learn_from_peer(self, slot: int, seen: Outcome) -> None:
+        """Fold in an outcome that a peer measured, like one of this router's own; passed over where the peer has other
+        facts of the backend. How far off it was is judged by this belief: what the peer expected is not of interest.
+        """
+        if seen.sheet != self._sheets.get(slot):
+            return
+        metric, band, terms = seen.metric, seen.band, np.array(seen.terms)
+        expected_s = float(terms @ self.regression.factor[slot]) + seen.constant_s
+        if not expected_s > 0.0:
+            return
+        off = log(seen.actual_s / expected_s)
+        score = off - log(self.load_band_bias.item(metric, band, slot))
+        if metric != TTFT or band != FULL:  # see first_token
+            off = self.regression.update(slot, metric, terms, seen.constant_s, seen.actual_s, seen.log_variance)
+        self._update_load_band_bias(metric, slot, band, off)
+        expectation, first = np.zeros(EXPECTATION), SPREADS + KEPT_QUANTILES * metric
+        expectation[first : first + KEPT_QUANTILES] = self.tails.spread[metric, :, band, slot]
+        self._fold(self.peers_stats, metric, slot, band, score, 1.0, expectation, True)
+        if metric == TTFT:
+            self.shown(slot)
+            if self.state.item(slot) == LEARNING and self.peers_stats.state.item(slot) == TRUSTED:
+                self.state[slot] = TRUSTED
 
     # -- what it is worth ----------------------------------------------------------------------------------------
 

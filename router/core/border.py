@@ -15,13 +15,17 @@ from typing import Any, Final
 
 import numpy as np
 
+from router.core.advances import ADVANCES_A_MESSAGE
 from router.core.arrays import Floats
+from router.core.border_shared import is_advance, is_line, is_outcome, is_reply
 from router.core.columns import BANDS, KEPT_QUANTILES, METRICS, OFF, TERMS
 from router.core.errors import Implausible
 from router.core.estimators import LOG_FACTOR_MOST, NOISE_MAX, NOISE_MIN
+from router.core.evidence import OUTCOMES_A_MESSAGE, REPLIES_A_MESSAGE
+from router.core.held_lines import LINES_A_MESSAGE
 from router.core.kernels import SPREAD_MOST
 from router.core.lengths import BINS
-from router.core.peer_change import BLOCKS_A_MESSAGE, PeerChange, Work
+from router.core.peer_change import BLOCKS_A_MESSAGE, PARTS_MOST, PeerChange, Work
 from router.core.physics import StepCoefficients
 from router.core.signals import Signal, registered
 from router.core.types import Backend, EngineReport, Load, Request, Usage
@@ -202,13 +206,32 @@ def peer_change(given: PeerChange, peer: str, dropped: DroppedNumbers) -> PeerCh
     blocks = sum(len(prompt.blocks) for prompt in given.prompts)
     if blocks > BLOCKS_A_MESSAGE or len(given.ejected) > BACKENDS_MOST:
         dropped.add(PEER, peer, f"{blocks} blocks and {len(given.ejected)} ejected backends in one message")
-        given = PeerChange(given.work, given.whole)
+        given = replace(given, prompts=(), ejected=())
+    if not 0 <= given.part < given.parts <= PARTS_MOST:
+        dropped.add(PEER, peer, f"part {given.part} of {given.parts}")
+        given = replace(given, whole=False, part=0, parts=1)
+    if given.held is not None or given.outcomes or given.replies or given.advances:
+        given = _shared(given, peer, dropped)
     for work in given.work.values():
         counted = 0.0 <= work.sent_tokens <= COUNTER_MOST and 0.0 <= work.prefilled_tokens <= COUNTER_MOST
         if not counted or not _whole(work.load):
             checked = {name: _work(work, name, peer, dropped) for name, work in given.work.items()}
-            return PeerChange(checked, given.whole, given.prompts, given.ejected)
+            return replace(given, work=checked)
     return given
+
+
+def _shared(given: PeerChange, peer: str, dropped: DroppedNumbers) -> PeerChange:
+    """The same with the lines, outcomes and lengths that are plausible."""
+    held, outcomes, replies = given.held, given.outcomes, given.replies
+    if held is not None:
+        held = tuple([line for line in held[:LINES_A_MESSAGE] if is_line(line)])
+    outcomes = tuple([each for each in outcomes[:OUTCOMES_A_MESSAGE] if is_outcome(each)])
+    replies = tuple([each for each in replies[:REPLIES_A_MESSAGE] if is_reply(each)])
+    advances = tuple([each for each in given.advances[:ADVANCES_A_MESSAGE] if is_advance(each)])
+    sent = len(given.held or ()) + len(given.outcomes) + len(given.replies) + len(given.advances)
+    if len(held or ()) + len(outcomes) + len(replies) + len(advances) < sent:
+        dropped.add(PEER, peer, "a line of held requests, an outcome, a length of a reply or an advance of a lane")
+    return replace(given, held=held, outcomes=outcomes, replies=replies, advances=advances)
 
 
 def _work(work: Work, name: str, peer: str, dropped: DroppedNumbers) -> Work:

@@ -70,9 +70,13 @@ class Candidates:
     def fleet(self, flight: Flight, slots: Slots, queue: HeldQueue | None, hold_s_max: float, now_s: float) -> Fleet:
         """These backends for this request; ``queue``: the requests for its model that wait, if any do."""
         hold_s = hold_s_max if flight.hold_until_s == inf else flight.hold_until_s - now_s
-        if not self._holding:
+        if not self._holding and not self._holding.elsewhere:
             return Fleet(self._ledger, slots, now_s, hold_s=hold_s)
         others, first_rank = self._holding.competitors(queue, flight)
+        if self._holding.elsewhere:
+            model = flight.request.model
+            others += self._holding.elsewhere.count(model)
+            first_rank = min(filter(None, (first_rank, self._holding.elsewhere.first_rank(model))), default=())
         return Fleet(self._ledger, slots, now_s, others, first_rank, hold_s)
 
     def untried(self, flight: Flight, hold_s_max: float, now_s: float) -> Fleet | None:

@@ -7,14 +7,15 @@ in ``fleet_events.py``, what follows when no first byte comes in ``first_byte_wa
 for anything, or depend on any policy by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf, isnan, nan
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from router.core import border
+from router.core.advances import shares
 from router.core.arrays import Slots, frozen
 from router.core.candidates import Candidates
 from router.core.decisions import (
@@ -48,13 +49,14 @@ from router.core.flight import (
     Flight,
 )
 from router.core.forecast import Forecast, Prediction
+from router.core.held_lines import YIELD_S, HeldLine
 from router.core.held_queue import NO_LINE, HeldQueue
 from router.core.holding import Holding
 from router.core.learning import learn_answer, learn_context_exceeded, learn_first_token, learn_reply
 from router.core.lifecycle import Event, State, allows
 from router.core.load import Reservation
 from router.core.model_rules import NO_RULES, UNSERVED, ModelRules
-from router.core.policy import Admission, Memory, Routing
+from router.core.policy import Admission, Memory, Routing, rank_times
 from router.core.refusals import Refusal
 from router.core.slo_bounds import e2e_tpot_bound_s, tpot_bound_s
 from router.core.timers import Due, Timer, Timers
@@ -63,6 +65,7 @@ from router.core.unroutable import nobody_takes
 
 NO_USAGE: Final = Usage(0)
 _OTHER_MODEL_AGAIN_S: Final = 0.25  # a request whose model has no backend is offered to other models so often
+NO_ADVANCES: Final[Mapping[int, tuple[float, float]]] = {}
 
 
 class Dispatcher(FleetEvents):
@@ -87,10 +90,11 @@ class Dispatcher(FleetEvents):
         self.models = models
         self._rng = rng
         self._memory: Memory = None
+        self._shares = shares(admission)
         self._flights: dict[RequestId, Flight] = {}
         self._timers = Timers(self._stands)
-        beside = self.ledger.roster.beside
-        self._holding = Holding(self._flights, self._timers, self._ask_held, self._compete, beside)
+        beside, elsewhere = self.ledger.roster.beside, self._held_elsewhere
+        self._holding = Holding(self._flights, self._timers, self._ask_held, self._compete, beside, elsewhere)
         self._candidates = Candidates(self.ledger, self.belief, self._holding)
         self._fallbacks = Fallbacks(self._candidates, self._holding, self.belief)
         self._watch = FirstByteWatch(self._timers)
@@ -101,7 +105,7 @@ class Dispatcher(FleetEvents):
         """Swap the policies between two requests; nothing in flight is touched."""
         if type(admission) is not type(self.admission):
             self._memory = None  # another kind of policy cannot read it
-        self.routing, self.admission = routing, admission
+        self.routing, self.admission, self._shares = routing, admission, shares(admission)
 
     @property
     def in_flight(self) -> int:
@@ -112,6 +116,11 @@ class Dispatcher(FleetEvents):
     def held(self) -> int:
         """Requests that wait at the gateway."""
         return len(self._holding)
+
+    @property
+    def held_anywhere(self) -> bool:
+        """Whether requests wait here or at a peer: then peers decide by every change of this router's load."""
+        return bool(self._holding) or bool(self._held_elsewhere)
 
     def held_of(self, model: str) -> int:
         """The same, of those for one model."""
@@ -159,7 +168,8 @@ class Dispatcher(FleetEvents):
         """Admit a request that these backends take, and decide about it."""
         request = flight.request
         queue = self._holding.queue(request.model)
-        if queue:
+        elsewhere = self._held_elsewhere.count(request.model)
+        if queue or elsewhere:
             flight.line = self._candidates.line(flight)
         fleet = self._candidates.fleet(flight, slots, queue, self.admission.hold_s_max, now_s)
         forecast = Forecast(request, fleet, self.belief)
@@ -173,7 +183,11 @@ class Dispatcher(FleetEvents):
             keeper = self._holding.keeper(queue, flight)
             if fleet.ahead or keeper is not None:
                 until_s = inf if keeper is None else max(keeper.ask_again_s, now_s)
+                fleet.ahead += self._held_elsewhere.ahead(request.model, flight.line, flight.rank)
                 return self._behind(flight, fleet, forecast, until_s, now_s)
+        if elsewhere and not self._held_elsewhere.is_first(request.model, flight.line, flight.rank):
+            fleet.ahead = self._held_elsewhere.ahead(request.model, flight.line, flight.rank)
+            return self._behind(flight, fleet, forecast, now_s + YIELD_S, now_s)
         return self._route(flight, fleet, forecast, now_s)
 
     def _with_model(self, request: Request, model: str) -> Request:
@@ -566,7 +580,10 @@ class Dispatcher(FleetEvents):
         choice = self._choose(flight.request, fleet, forecast)
         if isinstance(choice, Hold):
             self._holding.reserve(flight, choice.alone)
+            flight.yields_until_s = inf
             self._holding.ask_again(flight, choice.until_s)
+            return False
+        if isinstance(choice, Dispatch) and self._holding.gives_way(flight, now_s):
             return False
         queue.discard(flight.request.id)
         commands.extend(self._perform(flight, choice, fleet, forecast, now_s))
@@ -717,6 +734,22 @@ class Dispatcher(FleetEvents):
             self.ledger.mark_state(slot, ejected=True)
             self._timers.set(now_s + ejected_s, backend, 0, Due.READMIT)
             self.outbox.ejected(backend)
+
+    def _held_lines(self) -> tuple[HeldLine, ...]:
+        times = rank_times(self.admission)
+        return self._holding.lines(times) if times is not None and self._holding else ()
+
+    def _advances_here(self) -> Mapping[int, tuple[float, float]]:
+        if not self._shares:
+            return NO_ADVANCES
+        policy: Any = self.admission
+        here: Mapping[int, tuple[float, float]] = policy.advances(self._memory)
+        return here
+
+    def _on_advances(self, grown: Mapping[int, tuple[float, float]], now_s: float) -> None:
+        if self._shares:
+            policy: Any = self.admission
+            self._memory = policy.advanced(self._memory, grown, now_s)
 
     def _on_ejection_elsewhere(self, backend: str) -> None:
         self._ejection.hinted(backend, self.limits.failures_max)

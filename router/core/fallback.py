@@ -95,7 +95,9 @@ class Fallbacks:
     ) -> Offer | None:
         request = flight.request
         queue = self._holding.queue(request.model)
-        flight.line = self._candidates.line(flight) if queue else NO_LINE
+        elsewhere = self._holding.elsewhere
+        waits = bool(queue) or elsewhere.count(request.model) > 0
+        flight.line = self._candidates.line(flight) if waits else NO_LINE
         fleet = self._candidates.fleet(flight, slots, queue, admission.hold_s_max, now_s)
         forecast = Forecast(request, fleet, self._belief)
         rank = flight.rank
@@ -104,7 +106,8 @@ class Fallbacks:
             if isinstance(answer, Shed):
                 return None
             rank = flight.rank = answer.rank
-        if queue and queue.ahead(flight.line, rank):
+        behind = queue is not None and queue.ahead(flight.line, rank) > 0
+        if behind or (waits and not elsewhere.is_first(request.model, flight.line, rank)):
             return None
         if self._holding.keeper(queue, flight) is not None:
             return None

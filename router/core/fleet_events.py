@@ -7,17 +7,20 @@ of a request. Must not depend on policies, nor on requests in flight.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from router.core import border
+from router.core.advances import Advances
 from router.core.belief import Belief
 from router.core.decisions import Command
 from router.core.ejection import BackendFailures, Ejection
 from router.core.errors import DOUBTFUL, DownReason, Implausible
 from router.core.explain import Explanations
+from router.core.held_lines import HeldLine, PeersHeld
 from router.core.ledger import Ledger
 from router.core.outbox import Outbox
-from router.core.peer_change import PeerChange
+from router.core.peer_change import NO_CHANGE, PeerChange
 from router.core.refusals import Refusal, Refusals
 from router.core.score import TRUSTED_AFTER, Score
 from router.core.types import Backend, EngineReport, Load
@@ -30,6 +33,9 @@ class FleetEvents(ABC):
         """``explained``: the last so many choices are remembered."""
         self.ledger = Ledger()
         self.outbox = Outbox(self.ledger.table, self.ledger.roster)
+        self._held_sent: tuple[HeldLine, ...] = ()
+        self._held_elsewhere = PeersHeld()
+        self._advances = Advances()
         self.belief = Belief()
         self.dropped_numbers = border.DroppedNumbers()
         self._now_s = 0.0
@@ -40,6 +46,18 @@ class FleetEvents(ABC):
     @abstractmethod
     def _serve_held(self, now_s: float, model: str | None = None, slot: int = -1) -> Sequence[Command]:
         """Room may have appeared: for one model and others of the backend in *slot*, or (None) for any."""
+
+    @abstractmethod
+    def _held_lines(self) -> tuple[HeldLine, ...]:
+        """What is held here, for peers."""
+
+    @abstractmethod
+    def _advances_here(self) -> Mapping[int, tuple[float, float]]:
+        """How far this router has advanced the lanes of its admission policy, and their weights."""
+
+    @abstractmethod
+    def _on_advances(self, grown: Mapping[int, tuple[float, float]], now_s: float) -> None:
+        """A peer has advanced lanes by so much more."""
 
     @abstractmethod
     def _on_ejection_elsewhere(self, backend: str) -> None:
@@ -165,6 +183,7 @@ class FleetEvents(ABC):
         """What another router has in flight, by backend name; replaces its last message."""
         now_s = self._time(now_s)
         self.ledger.peers.on_peer_load(peer, border.loads(loads, peer, self.dropped_numbers), now_s)
+        self._held_elsewhere.keep(self.ledger.peers.sending)
         return self._serve_held(now_s)
 
     def on_peer_change(self, peer: str, change: PeerChange, now_s: float) -> Sequence[Command]:
@@ -179,12 +198,49 @@ class FleetEvents(ABC):
         for name in change.ejected:
             if roster.slot(name) is not None:
                 self._on_ejection_elsewhere(name)
-        return self._serve_held(now_s) if change.work else ()
+        self._learn_from(change)
+        grown = self._advances.grown(peer, change.advances) if change.advances or change.whole else {}
+        if grown:
+            self._on_advances(grown, now_s)
+        moved = change.held is not None and self._held_elsewhere.replace(peer, change.held, now_s)
+        return self._serve_held(now_s) if change.work or moved else ()
+
+    def _learn_from(self, change: PeerChange) -> None:
+        """Fold in what a peer measured, of backends and models that are here."""
+        roster = self.ledger.roster
+        for outcome in change.outcomes:
+            slot = roster.slot(outcome.backend)
+            if slot is not None:
+                self.belief.learn_from_peer(slot, outcome)
+        for reply in change.replies:
+            if roster.serves(reply.model):
+                self.belief.lengths.learn_from_peer(reply)
+
+    def own_change(self, now_s: float, *, whole: bool, part: int = 0, parts: int = 1) -> PeerChange | None:
+        """What peers have not been sent of this router (None: nothing), or everything that it has in flight and holds,
+        which may be in parts. To be called by the shell, which sends it at once.
+        """
+        first = whole and part == 0
+        if first:
+            self.belief.evidence.renew(len(self.ledger.peers.sending))
+        change = self.outbox.whole(part, parts) if whole else self.outbox.changes()
+        lines = self._held_lines()
+        held: tuple[HeldLine, ...] | None = None
+        advances = self._advances.to_send(self._advances_here(), whole=first)
+        if first or lines != self._held_sent:
+            self._held_sent, held = lines, tuple([line.later(-now_s) for line in lines])
+        if held is None and not self.belief.evidence and not advances:
+            return change
+        outcomes, replies = self.belief.evidence.take()
+        return replace(change or NO_CHANGE, held=held, outcomes=outcomes, replies=replies, advances=advances)
 
     def forget_silent_peers(self, now_s: float) -> Sequence[Command]:
         """To be called every second or so where peers send their changes: one that fell silent may be gone."""
         now_s = self._time(now_s)
-        return self._serve_held(now_s) if self.ledger.peers.forget_silent(now_s) else ()
+        silent = self.ledger.peers.forget_silent(now_s)
+        gone = self._held_elsewhere.keep(self.ledger.peers.sending)
+        self._advances.keep(self.ledger.peers.sending)
+        return self._serve_held(now_s) if silent or gone else ()
 
     def peer_lost(self, peer: str, now_s: float) -> Sequence[Command]:
         """Another router's lease ran out."""

@@ -168,6 +168,7 @@ class Flight:
         "tried",
         "unserved",
         "why",
+        "yields_until_s",
     )
 
     def __init__(self, request: Request) -> None:
@@ -191,6 +192,7 @@ class Flight:
         self.room = 0  # the slots that it may be sent to, a bit each, as long as ``room_of`` is the same
         self.room_of: tuple[int, tuple[int, ...], float, str] = (-1, (), 0.0, "")
         self.alone = False
+        self.yields_until_s = inf  # while held: when it takes room that a peer's request before it has not taken
         self.admitted = False
         self.fallbacks: tuple[str, ...] = ()
         self.fallback_why = ""

@@ -23,6 +23,7 @@ _Key = tuple[Rank, int, RequestId]
 LINES_MAX: Final = 32  # of one place
 NO_LINE: Final[LineKey] = ((), ())
 _SHARED: Final = (-1.0,)
+RANKS_A_LINE: Final = 8  # that a summary has
 
 
 class HeldQueue:
@@ -122,6 +123,13 @@ class HeldQueue:
             found.append((place, sum([len(waiting) for waiting in lines.values()]), first[0], first[2]))
         return found
 
+    def summaries(self) -> list[tuple[LineKey, int, tuple[Rank, ...], RequestId]]:
+        """Each line: how many wait in it, the ranks of some of them in order, and which is the first."""
+        return [
+            (line, len(waiting), tuple([waiting[place][0] for place in sampled(len(waiting))]), waiting[0][2])
+            for line, waiting in self._lines.items()
+        ]
+
     def is_only(self, place: Place) -> bool:
         """Whether all that wait are in this place."""
         return len(self._places) == 1 and place in self._places
@@ -145,3 +153,10 @@ class HeldQueue:
     def last_rank(self) -> Rank:
         """Its rank."""
         return self._sorted[-1][0]
+
+
+def sampled(count: int) -> list[int]:
+    """The places of the ranks that the summary of a line of so many has."""
+    if count <= RANKS_A_LINE:
+        return list(range(count))
+    return [each * (count - 1) // (RANKS_A_LINE - 1) for each in range(RANKS_A_LINE)]

@@ -3,7 +3,8 @@
 A held request is decided again when room may have appeared and at the time that its policy set, at the end of its hold
 at the latest. The order is that of ``HeldQueue``: ranks, in lines that do not block each other. The decision itself is
 the dispatcher's, which passes in ``decide``. A request for which the next room is reserved stands in the way of those
-alone that some backend of its own could serve. Must not depend on policies, forecasts or backends.
+alone that some backend of its own could serve. What peers hold is part of the same order (``held_lines.py``). Must not
+depend on policies, forecasts or backends.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Final
 
 from router.core.decisions import Command
 from router.core.flight import Flight
+from router.core.held_lines import LOOK_S, YIELD_S, HeldLine, PeersHeld, first_lines
 from router.core.held_queue import HeldQueue, LineKey, Place, Rank
 from router.core.lifecycle import State
 from router.core.timers import Due, Timers
@@ -20,6 +22,7 @@ from router.core.types import RequestId, Slo
 
 BOUND_STEP: Final = 0.05  # of the log of a bound: requests whose bounds are as near as that are served in one line
 BOUND_S_MIN: Final = 1e-9
+SHARED_PLACE: Final = 2  # values in the place of a request that any backend of its model may serve
 LOOK_AHEAD: Final = 16  # lines of held requests, and other models, looked at whenever room may have appeared
 Decide = Callable[[Flight, HeldQueue, float, list[Command]], bool]
 """Decide one held request again, add the commands, and return whether it is no longer held."""
@@ -30,7 +33,9 @@ Beside = Callable[[str], Collection[str]]
 
 
 class Holding:
-    """One queue per model. ``flights`` has every held request among others; ``timers`` wake it."""
+    """One queue per model. ``flights`` has every held request among others; ``timers`` wake it; ``elsewhere``: what
+    peers hold.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class Holding:
         decide: Decide,
         competes: Competes,
         beside: Beside,
+        elsewhere: PeersHeld,
     ) -> None:
         self._flights = flights
         self._timers = timers
@@ -48,6 +54,7 @@ class Holding:
         self._queues: dict[str, HeldQueue] = {}
         self._reserving: set[RequestId] = set()  # for which the next room is, and some that are held no longer
         self._freed = 0  # how many of them were decided, and are held no longer
+        self.elsewhere = elsewhere
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
@@ -66,7 +73,7 @@ class Holding:
         request = flight.request
         queue = self._queues.setdefault(request.model, HeldQueue())
         flight.line = queue.push(flight.rank, request.id, line)
-        flight.ask_again_s = inf
+        flight.ask_again_s = flight.yields_until_s = inf
         self.reserve(flight, alone)
         self._timers.set(flight.hold_until_s, request.id, 0, Due.ASK_HELD)
         self.ask_again(flight, until_s)
@@ -128,6 +135,32 @@ class Holding:
             ):
                 found = held
         return found
+
+    # -- what peers hold ---------------------------------------------------------------------------------------
+
+    def lines(self, times: tuple[int, ...]) -> tuple[HeldLine, ...]:
+        """What is held here, for peers. Lines of requests that some backends have failed, or that a client sends to
+        backends that it names, are this router's own affair.
+        """
+        return first_lines(
+            [
+                HeldLine(model, line[0], line[1], count, ranks, times, self._flights[first].alone)
+                for model, queue in self._queues.items()
+                for line, count, ranks, first in queue.summaries()
+                if len(line[0]) == SHARED_PLACE and len(ranks[0]) == len(ranks[-1])
+            ]
+        )
+
+    def gives_way(self, flight: Flight, now_s: float) -> bool:
+        """Whether the room that a request has is for one that a peer holds; if so it is decided again shortly."""
+        if not self.elsewhere or self.elsewhere.is_first(flight.request.model, flight.line, flight.rank):
+            return False
+        if flight.yields_until_s == inf:
+            flight.yields_until_s = now_s + YIELD_S
+        if now_s >= flight.yields_until_s:
+            return False  # it was there all the time, and nobody took it
+        self.ask_again(flight, flight.yields_until_s)
+        return True
 
     def competitors(self, queue: HeldQueue | None, flight: Flight) -> tuple[int, Rank]:
         """How many others wait for a backend that this request could go to, and the rank of the first of those that
@@ -202,7 +235,7 @@ class Holding:
             self.ask_again(head, keeper.ask_again_s)
         else:
             reserved = due.alone or head.alone
-            self._serve_line(line, queue, now_s, commands)
+            self._serve_line(line, queue, now_s, commands, due=True)
             over = reserved and not (head.alone and head.request.id in queue)
             if not queue:
                 del self._queues[model]
@@ -231,13 +264,18 @@ class Holding:
         """The same, where that one is for another model."""
         return bool(self._reserving) and self._keeper_beside(flight) is not None
 
-    def _serve_line(self, line: LineKey, queue: HeldQueue, now_s: float, commands: list[Command]) -> Flight | None:
+    def _serve_line(
+        self, line: LineKey, queue: HeldQueue, now_s: float, commands: list[Command], due: bool = False
+    ) -> Flight | None:
         """Decide the requests of one line, whose first has no keeper, until one stays held; that one where the next
-        room is reserved for it.
+        room is reserved for it. ``due``: the timer of that line is, so its first is decided whatever peers hold.
         """
         served = False
         while (request_id := queue.first_of(line)) is not None:
             flight = self._flights[request_id]
+            if self.elsewhere and not (due or self.elsewhere.is_first(flight.request.model, line, flight.rank)):
+                self.ask_again(flight, now_s + LOOK_S)
+                return None
             keeper = self.keeper(queue, flight) if served else None
             if keeper is not None:  # of a rank between the one that was served and this one
                 self.ask_again(flight, keeper.ask_again_s)
@@ -245,7 +283,7 @@ class Holding:
             alone = flight.alone
             if not self._decide(flight, queue, now_s, commands):
                 return flight if flight.alone else None
-            served = True
+            served, due = True, False
             self._freed += alone
         return None
 

@@ -9,6 +9,7 @@ from math import inf
 from router.core import border
 from router.core.belief import Belief
 from router.core.border import DroppedNumbers
+from router.core.evidence import ReplyLength
 from router.core.flight import Attempt, Failure, Flight
 from router.core.ledger import Ledger
 from router.core.types import Request, Usage
@@ -52,7 +53,10 @@ def learn_reply(
         return
     tokens = usage.output_tokens / request.sequences  # of each, as far as the engine says
     if not usage.estimated:
-        belief.lengths.update(request.model, request.slo_class, max(1, round(tokens)), request.output_tokens_max)
+        length, cap = max(1, round(tokens)), request.output_tokens_max
+        belief.lengths.update(request.model, request.slo_class, length, cap)
+        if belief.evidence.replies_left:
+            belief.evidence.add_reply(ReplyLength(request.model, request.slo_class, length, cap))
     if held.generation != ledger.table.generation[held.slot]:
         return
     if usage.prompt_tokens > 0:

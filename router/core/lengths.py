@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from router.core.arrays import Floats
+from router.core.evidence import ReplyLength
 
 START_TOKENS: Final = 211.0  # mean reply of production chat: Azure LLM inference trace 2023, conversation
 START_SIGMA: Final = 1.0  # and its spread on the log scale, rounded
@@ -27,6 +28,7 @@ WEIGHT_MAX: Final = 1e6  # of one reply, before all are scaled back
 CAPS_KEPT: Final = 256  # caps whose estimate is cached between two updates
 CURVES_KEPT: Final = 16  # numbers of replies whose longest is cached between two updates
 MEAN_GAIN_MIN: Final = 0.02  # of the newest reply in the mean of a model's
+PEERS_KINDS_MOST: Final = 4_096  # models and classes that are learnt of from peers alone
 NO_WEIGHT: Final = 1e-9  # less weight of replies than this is rounding
 _EDGES: Final = 2.0 ** (np.arange(BINS + 1) / BINS_PER_OCTAVE)
 _ENDS: Final[list[float]] = _EDGES[1:].tolist()  # of each bin
@@ -231,6 +233,11 @@ class Lengths:
         replies.update(output_tokens, cap)
         mean, seen = self._means.get(model, (0.0, 0))
         self._means[model] = mean + max(MEAN_GAIN_MIN, 1.0 / (seen + 1.0)) * (output_tokens - mean), seen + 1
+
+    def learn_from_peer(self, reply: ReplyLength) -> None:
+        """Fold in a reply that another router saw end. Classes are named by peers: a bounded number is kept."""
+        if (reply.model, reply.slo_class) in self._replies or len(self._replies) < PEERS_KINDS_MOST:
+            self.update(reply.model, reply.slo_class, reply.tokens, reply.cap)
 
     def mean_tokens(self, model: str, otherwise: float) -> float:
         """The mean reply of this model lately, over all SLO classes; ``otherwise`` before any was seen."""

@@ -91,23 +91,32 @@ class Outbox:
     def changes(self) -> PeerChange | None:
         """What differs from what was sent last; None: nothing does."""
         now = self._rows()
-        if now.shape != self._sent.shape:
-            self._sent = now
-            return self.whole()
+        self._fit(now)
         if np.array_equal(now, self._sent) and not self._prompts and not self._ejected:
             return None
         changed: list[int] = np.flatnonzero((now != self._sent).any(axis=0)).tolist()
         self._sent = now
         return PeerChange(self._works(now, changed), False, *self._hints())
 
-    def whole(self) -> PeerChange:
-        """Everything that this router has in flight or ever sent, as now and then it is sent in any case."""
-        now = self._sent = self._rows()
-        used: list[int] = np.flatnonzero(now.any(axis=0)).tolist()
-        if self._wholes % NAMED_WHOLES == 0:
-            self._named, self._named_before = {}, self._named
-        self._wholes += 1
-        return PeerChange(self._works(now, used), True, *self._hints())
+    def _fit(self, now: Floats) -> None:
+        """Make room for the slots that there are by now; nothing of those was sent."""
+        more = now.shape[1] - self._sent.shape[1]
+        if more > 0:
+            self._sent = np.pad(self._sent, ((0, 0), (0, more)))
+
+    def whole(self, part: int = 0, parts: int = 1) -> PeerChange:
+        """Everything that this router has in flight or ever sent, as now and then it is sent in any case; of several
+        parts, what that part names.
+        """
+        now, named = self._rows(), self._roster.in_part(part, parts)
+        self._fit(now)
+        self._sent[:, named] = now[:, named]
+        used: list[int] = np.flatnonzero(now.any(axis=0) & named).tolist()
+        if part == 0:
+            if self._wholes % NAMED_WHOLES == 0:
+                self._named, self._named_before = {}, self._named
+            self._wholes += 1
+        return PeerChange(self._works(now, used), True, *self._hints(), part, parts)
 
     def _works(self, rows: Floats, slots: list[int]) -> dict[str, Work]:
         """Of the backends in these slots; one may be free by now."""

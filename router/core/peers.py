@@ -7,7 +7,7 @@ nothing is added for it; one that falls silent is known by what it publishes aga
 travel.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import numpy as np
@@ -26,7 +26,7 @@ from router.core.columns import (
     PREFILLING,
 )
 from router.core.metering import Metering
-from router.core.peer_change import BEAT_S, PeerChange, Work
+from router.core.peer_change import BEAT_S, PARTS_MOST, PeerChange, Work
 from router.core.roster import Roster
 from router.core.slot_table import SlotTable
 from router.core.types import Load
@@ -46,7 +46,7 @@ class _Feed:
     def __init__(self, lost: bool) -> None:
         self.works: dict[int, Work] = {}
         self.heard_s = 0.0
-        self.compared = False  # with a whole message: from then on a counter that was not named is 0
+        self.compared: set[tuple[int, int]] = set()  # parts of whole messages: a counter that none named was 0 then
         self.lost = lost
 
 
@@ -162,17 +162,30 @@ class Peers:
             self._compare(peer, False)
         feed.heard_s = now_s
         there = self._loads.setdefault(peer, {})
+        part, parts = change.part, change.parts
         if change.whole:
             self._metering.measure(now_s)
-            for slot in [slot for slot in there if self._roster.name(slot) not in change.work]:
+            named = self._roster.in_part(part, parts)
+            for slot in [slot for slot in there if named[slot] and self._roster.name(slot) not in change.work]:
                 self._set(feed, there, slot, _NO_WORK, now_s)
         for name, work in change.work.items():
             at = self._roster.slot(name)
             if at is not None:
                 self._set(feed, there, at, work, now_s)
-        if change.whole and not feed.compared:
-            feed.compared = True  # only now: what the peer had sent before this message was not sent now
-            feed.works = dict.fromkeys((slot for _, slot in self._roster.slots), _NO_WORK) | feed.works
+        if change.whole and (part, parts) not in feed.compared:
+            self._compare_from_now(feed, part, parts)
+
+    def _compare_from_now(self, feed: _Feed, part: int, parts: int) -> None:
+        """What comes later is compared with a whole message, or this part of it. Only now: what the peer had sent
+        before this message was not sent now.
+        """
+        if len(feed.compared) >= PARTS_MOST:
+            feed.compared.clear()
+        feed.compared.add((part, parts))
+        named = self._roster.in_part(part, parts)
+        for _, slot in self._roster.slots:
+            if named[slot] and slot not in feed.works:
+                feed.works[slot] = _NO_WORK
 
     def _set(self, feed: _Feed, there: dict[int, Load], slot: int, work: Work, now_s: float) -> None:
         before = feed.works.get(slot)
@@ -193,6 +206,11 @@ class Peers:
         if prefilled_tokens > 0.0:
             self._metering.meters[slot].prefilled_tokens += min(prefilled_tokens, GROWTH_MOST)
             self._table.cells[FIRST_TOKEN_S][slot] = now_s
+
+    @property
+    def sending(self) -> Collection[str]:
+        """The peers that send their changes at once."""
+        return self._feeds.keys()
 
     def forget_silent(self, now_s: float) -> bool:
         """Peers that have sent nothing for ``SILENT_S`` are known by what they publish from now on, and those that

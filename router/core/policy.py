@@ -14,7 +14,7 @@ from router.core.forecast import Forecast
 from router.core.scaling import Demand
 from router.core.types import Request, Rng
 
-__all__ = ["Admission", "Demand", "Memory", "Routing", "Scaling"]
+__all__ = ["Admission", "Demand", "Memory", "Routing", "Scaling", "rank_times"]
 
 Memory = Any  # whatever an admission policy hands back; the dispatcher keeps it and never looks inside
 
@@ -46,6 +46,15 @@ class Admission(Protocol):
         ``memory`` is what the last call handed back, None at first; it is a value, never changed in place.
         """
         ...
+
+
+def rank_times(admission: object) -> tuple[int, ...] | None:
+    """The places in an admission policy's ranks that are moments, which routers need to compare what they hold: its
+    clocks are those of several hosts. None where the policy does not state it (``rank_times``, which is optional): each
+    router's held requests are a queue of their own then.
+    """
+    stated = getattr(admission, "rank_times", None)
+    return stated if isinstance(stated, tuple) else None
 
 
 class Scaling(Protocol):

@@ -7,13 +7,16 @@ No file is opened here; the gateway's recorder and the simulator's reader do tha
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from typing import Any, Final
 
+from router.core.advances import Advance
 from router.core.decisions import Command, RequestRecord
 from router.core.dispatcher import NO_USAGE, Dispatcher
 from router.core.errors import DownReason
+from router.core.evidence import Outcome, ReplyLength
 from router.core.flight import Failure, FailureKind
+from router.core.held_lines import HeldLine
 from router.core.peer_change import PeerChange, SentPrompt, Work
 from router.core.physics import StepCoefficients
 from router.core.text_size import TEXT_SIGMA
@@ -22,7 +25,8 @@ from router.core.types import Backend, EngineReport, Load, Request, RequestId, U
 VERSION: Final = 7  # 1: other names of events and fields; 2: one event for commit and first token
 READABLE: Final = (3, 4, 5, 6, VERSION)
 """3: without the time of a last token, which is the end's then; 4: no peer's changes; 5: no reply that a proxy has from
-another backend, no rules of models, no limit ``late_final``; 6: no decisions that a guard replaced.
+another backend, no rules of models, no limit ``late_final``; 6: no decisions that a guard replaced, peers' changes
+without what they hold and measured.
 """
 _REQUEST: Final = tuple(each.name for each in fields(Request))
 _OF_MODELS: Final = ("requested_model", "fallback")  # of a request: where they are empty they are left out
@@ -293,7 +297,26 @@ def change_of(plain: Event) -> PeerChange:
     """The change of an ``on_peer_change``."""
     work = {name: Work(**{**each, "load": Load(**each["load"])}) for name, each in plain["work"].items()}
     prompts = [SentPrompt(**{**each, "blocks": tuple(each["blocks"])}) for each in plain["prompts"]]
-    return PeerChange(work, plain["whole"], tuple(prompts), tuple(plain["ejected"]))
+    held, part, parts = plain.get("held"), plain.get("part", 0), plain.get("parts", 1)
+    return PeerChange(
+        work,
+        plain["whole"],
+        tuple(prompts),
+        tuple(plain["ejected"]),
+        part,
+        parts,
+        None if held is None else tuple([_held_line(each) for each in held]),
+        tuple([Outcome(**{**each, "terms": tuple(each["terms"])}) for each in plain.get("outcomes", ())]),
+        tuple([ReplyLength(**each) for each in plain.get("replies", ())]),
+        tuple([Advance(**each) for each in plain.get("advances", ())]),
+    )
+
+
+def _held_line(plain: Event) -> HeldLine:
+    bounds = [inf if each is None else each for each in plain["bounds"]]
+    ranks = [tuple(rank) for rank in plain["ranks"]]
+    named = {"place": tuple(plain["place"]), "bounds": tuple(bounds), "ranks": tuple(ranks)}
+    return HeldLine(**{**plain, **named, "times": tuple(plain["times"])})
 
 
 _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {

@@ -93,6 +93,11 @@ class Roster:
                 self._beside[model] = found
         return found
 
+    def in_part(self, part: int, parts: int) -> NDArray[np.bool_]:
+        """By slot, whether its backend is named by that part of a peer's whole message: see ``peer_change.part_of``."""
+        found: NDArray[np.bool_] = self.name_hashes % np.uint64(parts) == np.uint64(part)
+        return found
+
     def claim(self, name: str) -> int:
         """A slot for a newcomer: the lowest that is free."""
         if self._free:

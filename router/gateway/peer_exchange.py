@@ -27,10 +27,14 @@ class _Source:
     """The core's side of the exchange."""
 
     def __init__(self, core: Dispatcher, driver: Driver, clock: Callable[[], float]) -> None:
-        self._outbox, self._driver, self._clock = core.outbox, driver, clock
+        self._core, self._driver, self._clock = core, driver, clock
 
-    def own_changes(self, whole: bool) -> PeerChange | None:
-        return self._outbox.whole() if whole else self._outbox.changes()
+    def own_changes(self, whole: bool, part: int, parts: int) -> PeerChange | None:
+        return self._core.own_change(self._clock(), whole=whole, part=part, parts=parts)
+
+    @property
+    def waited_for(self) -> bool:
+        return self._core.held_anywhere
 
     def on_peer_change(self, peer: str, change: PeerChange) -> None:
         self._driver.perform(self._driver.core.on_peer_change(peer, change, self._clock()))

@@ -140,13 +140,13 @@ class Run:
         for number in range(world.routers):
             draw = Random(f"{self.seed}/router/{number}")
             core = Dispatcher(routing, admission, draw, limits, explained=0, models=self.pool.models)
-            self.routers.append(SimulatedRouter(f"router-{number}", core, kernel, self.fleet.engines, self._on_end))
+            self.routers.append(self.router(f"router-{number}", core))
         self.fleet.routers = list(self.routers)
         for site in self.pool.sites(self.seed):
             self.fleet.start(site)
         self.fleet.schedule(world.faults)
         if world.routers > 1:
-            Sharing(self.routers, kernel, world)
+            self.sharing()
         if world.scrape_s:
             for router in self.routers:
                 Scraper(router, self.fleet, world.scrape_s, self)
@@ -154,6 +154,14 @@ class Run:
             named = world.scaling.policy, world.scaling.parameters
             policy = policies.find("scaling", *named) if scaling is None else scaling(self)
             self.scaler = Autoscaler(kernel, self.fleet, self.routers, world.scaling, policy)
+
+    def router(self, name: str, core: Dispatcher) -> SimulatedRouter:
+        """A router of this run."""
+        return SimulatedRouter(name, core, self.kernel, self.fleet.engines, self._on_end)
+
+    def sharing(self) -> Sharing:
+        """What the routers of this run share."""
+        return Sharing(self.routers, self.kernel, self.world)
 
     @property
     def active(self) -> bool:

@@ -50,13 +50,16 @@ class Sharing:
     def _push(self, router: SimulatedRouter) -> None:
         """Send the others what changed at a router, and now and then all of it."""
         now_s = self._kernel.now_s
-        if now_s - self._whole_s[router.name] >= WHOLE_S:
+        whole = now_s - self._whole_s[router.name] >= WHOLE_S
+        if whole:
             self._whole_s[router.name] = now_s
-            change: PeerChange | None = router.core.outbox.whole()
-        else:
-            change = router.core.outbox.changes()
+        change = router.core.own_change(now_s, whole=whole)
         if change is not None:
-            self._kernel.at(now_s + self._push_s, self._deliver, (router, change))
+            self._kernel.at(now_s + self._push_s, self._deliver, (router, self.passed(change)))
+
+    def passed(self, change: PeerChange) -> PeerChange:
+        """What of a change reaches the others: all of it."""
+        return change
 
     def _deliver(self, sent: tuple[SimulatedRouter, PeerChange]) -> None:
         sender, change = sent

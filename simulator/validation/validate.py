@@ -25,7 +25,7 @@ from router.core import Admit, Choice, Fleet, Forecast, Request, Rng, Shed, Slo
 from router.core.errors import PolicyRejected
 from router.core.flight import DispatchLimits
 from router.core.model_rules import NO_RULES, ModelRules, rules_of
-from router.core.policy import Memory
+from router.core.policy import Memory, rank_times
 from router.core.record import backend_of
 from router.core.types import Backend, slo_from
 from simulator.pool import Member, Pool, Site
@@ -127,6 +127,11 @@ class TimedPolicy:
         """See Admission."""
         hold_s: float = self._policy.hold_s_max
         return hold_s
+
+    @property
+    def rank_times(self) -> tuple[int, ...] | None:
+        """See ``router.core.policy.rank_times``."""
+        return rank_times(self._policy)
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """See Routing."""

@@ -248,7 +248,9 @@ def test_nothing_is_sent_where_nothing_changed():
     assert here.outbox.changes() == PeerChange({"b": Work(Load(), 10.0)})
     for number in range(40):  # the table grows
         here.ledger.join(backend(f"more-{number}"), 0.0)
-    assert here.outbox.changes() == PeerChange({"b": Work(Load(), 10.0)}, whole=True)
+    assert here.outbox.changes() is None
+    here.ledger.load.reserve(30, 10.0, 20.0, 0.05, 0.0)
+    assert list(here.outbox.changes().work) == [here.ledger.roster.name(30)]
 
 
 def test_room_at_a_peer_serves_who_waits_here():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import policies
 from router.core import ADMIT, Choice, Dispatch, Fleet, Forecast, Hold, Reason, Shed, decisions
 from router.core.dispatcher import Dispatcher
 from router.gateway.rollout.guard import Bounds, DecisionStats, Fault, Faults, Guarded, GuardedAdmission, is_valid
@@ -165,6 +166,44 @@ def test_an_admission_policy_that_fails_lets_through() -> None:
     assert (answer, kept, books.faults["raised"]) == (ADMIT, memory, 1)
     (answer, _), books = one(Odd, lambda m: (None, 1), memory)
     assert (answer, books.faults["invalid"]) == (ADMIT, 1)
+
+
+class Sharing:
+    """An admission policy that shares what it counts, and may fail at it."""
+
+    held_max, hold_s_max, rank_times = 5, 1.0, (0,)
+
+    def __init__(self, factor: float | None) -> None:
+        self.factor = factor
+
+    def admit(self, request: Any, fleet: Any, forecast: Any, memory: Any) -> Any:
+        return ADMIT, (memory or 0.0) + 1.0
+
+    def advances(self, memory: Any) -> dict[int, tuple[float, float]]:
+        return {1: (memory * self.factor, 1.0)}
+
+    def advanced(self, memory: Any, more: Any, now_s: float) -> Any:
+        return (memory or 0.0) + more[1][0] * self.factor
+
+
+def test_what_an_admission_policy_shares_passes_the_guard() -> None:
+    """A policy that fails at it shares nothing and keeps its memory; so does one that has nothing to share."""
+
+    def guarded(policy: Any) -> tuple[GuardedAdmission, DecisionStats]:
+        seen = DecisionStats()
+        return GuardedAdmission(policy, Faults(Bounds(), seen, lambda: 0.0, lambda fault: None)), seen
+
+    net, _ = guarded(Sharing(2.0))
+    memory = net.advanced(None, {1: (3.0, 1.0)}, 0.0)
+    assert (net.rank_times, dict(net.advances(memory))) == ((0,), {1: (12.0, 1.0)})
+    assert net.advances(None) == net.advances((Answers, 1.0)) == {}
+    net, seen = guarded(Sharing(None))
+    assert net.advances((Sharing, 1.0)) == {}
+    assert net.advanced((Sharing, 1.0), {1: (3.0, 1.0)}, 0.0) == (Sharing, 1.0)
+    assert seen.faults["raised"] == 2
+    net, _ = guarded(policies.find("admission", "deadline"))
+    assert net.advances(("any", 1.0)) == {}
+    assert net.advanced(("any", 1.0), {1: (3.0, 1.0)}, 0.0) == ("any", 1.0)
 
 
 def test_a_choice_is_valid_for_candidates_alone() -> None:

@@ -103,11 +103,15 @@ class Router:
         self.held: list[Any] = []
         self.task: asyncio.Task[None] | None = None
 
-    def own_changes(self, whole: bool) -> PeerChange | None:
-        return self.core.outbox.whole() if whole else self.core.outbox.changes()
+    def own_changes(self, whole: bool, part: int, parts: int) -> PeerChange | None:
+        return self.core.own_change(self.clock(), whole=whole, part=part, parts=parts)
 
     def on_peer_change(self, peer: str, change: PeerChange) -> None:
         self.core.on_peer_change(peer, change, self.clock())
+
+    @property
+    def waited_for(self) -> bool:
+        return self.core.held_anywhere
 
     def forget_silent_peers(self) -> None:
         self.core.forget_silent_peers(self.clock())

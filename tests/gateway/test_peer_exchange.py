@@ -6,19 +6,23 @@ from contextlib import asynccontextmanager
 from math import inf, log2, nan
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.decisions import Command, Send
 from router.core.errors import SkipReason, StoreGone, Unreadable
+from router.core.evidence import Outcome, ReplyLength
+from router.core.held_lines import HeldLine
 from router.core.peer_change import BEAT_S, WHOLE_S, PeerChange, SentPrompt, Work
 from router.core.peers import SILENT_S
 from router.core.types import Load
 from router.gateway.app import Gateway
 from router.gateway.config.plan import plan_file
-from router.gateway.state.change_wire import BYTES_MOST, Envelope, decoded, encoded
+from router.gateway.state.change_wire import BYTES_MOST, Envelope, decoded, encoded, messages
 from router.gateway.state.changes import (
     BURST,
     GAP_MOST,
@@ -41,6 +45,15 @@ CHANGE = PeerChange(
     (SentPrompt("a", (1, 2, (1 << 63) - 1), 16),),
     ("b",),
 )
+SHARED = PeerChange(
+    {},
+    True,
+    part=1,
+    parts=2,
+    held=(HeldLine("m", (0.0, "chat"), (3.0, inf, inf, 0.9), 2, ((1.0, -2.5), (1.0, 7.0)), (1,), True),),
+    outcomes=(Outcome("a", 7, 0, 1, 0.3, 0.001, 0.02, (0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.2)),),
+    replies=(ReplyLength("m", "chat", 200, 512),),
+)
 SENT: Sequence[Command] = (Send("r", "a", 1, "", nan, inf),)
 NOTHING: Sequence[Command] = ()
 
@@ -52,8 +65,9 @@ class Source:
         self.next: list[PeerChange] = []
         self.got: list[tuple[str, PeerChange]] = []
         self.swept = 0
+        self.waited_for = False
 
-    def own_changes(self, whole: bool) -> PeerChange | None:
+    def own_changes(self, whole: bool, part: int, parts: int) -> PeerChange | None:
         if whole:
             return PeerChange({}, whole=True)
         return self.next.pop(0) if self.next else None
@@ -109,6 +123,49 @@ def test_a_change_comes_back_as_it_was() -> None:
     """Every field, and what a later release adds is passed over."""
     assert decoded(message(7)) == Envelope("peer", 1, 7, CHANGE)
     assert decoded(message(7).replace(b'"format"', b'"more":[1],"format"')) == Envelope("peer", 1, 7, CHANGE)
+    assert decoded(message(7, change=SHARED)) == Envelope("peer", 1, 7, SHARED)
+
+
+def test_a_change_of_a_release_before_holds_and_measures_nothing() -> None:
+    """It states neither what it holds, which is then as it was, nor parts."""
+    taken = decoded(message(7)).change
+    assert (taken.held, taken.part, taken.parts, taken.outcomes, taken.replies) == (None, 0, 1, (), ())
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("part", [[1], [1, 2, 3], ["a", 2], [-1, 2], 7]),
+        (
+            "held",
+            [7, {}, [[]], [["m"]], [["m", [0.0], [], 1, [[1.0]] * 99, [], False]], [["", [], [], 1, [[1.0]], [], 1]]],
+        ),
+        (
+            "outcomes",
+            [7, [[]], [["a", -1, 0, 0, 1.0, 0.0, 0.0, []]], [["a", 1, 0, 0, 1.0, 0.0, 0.0, [0.0] * 99]], [1] * 99],
+        ),
+        ("replies", [7, [["m", "c", 1.5, 0]], [["m", "", 1, 0]], [["m", "c", 1, 0]] * 99]),
+    ],
+)
+def test_what_is_held_or_measured_in_another_form_is_skipped(key: str, wrong: list[Any]) -> None:
+    """The message as a whole: a later one states it again."""
+    for each in wrong:
+        plain = orjson.loads(message(7, change=SHARED))
+        plain[key] = each
+        with pytest.raises(Unreadable):
+            decoded(orjson.dumps(plain))
+
+
+def test_thousands_of_backends_travel_in_messages_that_a_datagram_holds() -> None:
+    """However long their names are: 200 kB is what a datagram may have where nobody has set more."""
+    for length, count in ((20, 5_000), (256, 1_000)):
+        rows = {f"{number:0>{length}}": Work(Load(*[1.0 / 3.0] * 6), 1e9 / 7, 1e9 / 9) for number in range(count)}
+        prompts = (SentPrompt("a", tuple(range(1 << 62, (1 << 62) + 8_192)), 16),)
+        parts = list(messages(PeerChange(rows, True, prompts)))
+        raw = [encoded(Envelope("peer", 1, number, part)) for number, part in enumerate(parts)]
+        assert max(map(len, raw)) < 150_000
+        assert sum(len(decoded(each).change.work) for each in raw) == count
+    assert list(messages(CHANGE)) == [CHANGE]
 
 
 GARBAGE = [

@@ -7,13 +7,14 @@ what validation did not show.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import policies
 from router.core import ADMIT, Admit, Choice, Dispatch, Fleet, Forecast, Hold, Reason, Request, Rng, Shed
-from router.core.policy import Admission, Memory, Routing
+from router.core.advances import shares
+from router.core.policy import Admission, Memory, Routing, rank_times
 from router.gateway.rollout.replacements import DROPPED, INVALID, OVERRAN, RAISED, Replacements
 
 GROSS: Final = 100.0  # times the budget: one such decision is enough
@@ -147,13 +148,14 @@ class GuardedAdmission:
     The memory is stored with the class of the policy that made it, and dropped for a policy of another class.
     """
 
-    __slots__ = ("_clock", "_kind", "_live", "_replacements", "faults", "held_max", "hold_s_max")
+    __slots__ = ("_clock", "_kind", "_live", "_replacements", "faults", "held_max", "hold_s_max", "rank_times")
 
     def __init__(self, live: Admission, faults: Faults, replacements: Replacements | None = None) -> None:
         self._live: Any = live  # its answers are not trusted
         self._replacements = replacements
         self._kind, self._clock = type(live), faults.clock
         self.held_max, self.hold_s_max = live.held_max, live.hold_s_max
+        self.rank_times = rank_times(live)
         self.faults = faults
 
     def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit | Shed, Memory]:
@@ -182,6 +184,27 @@ class GuardedAdmission:
         if self._replacements is not None:
             self._replacements.add(why)
         return ADMIT
+
+    def advances(self, memory: Memory) -> Mapping[int, tuple[float, float]]:
+        """See ``router.core.advances.shares``; of a policy that does not share or fails at it, nothing."""
+        if memory is None or memory[0] is not self._kind or not shares(self._live):
+            return {}
+        try:
+            return dict(self._live.advances(memory[1]))
+        except (Exception, SystemExit) as problem:
+            self.faults.add(RAISED, f"admission: {type(problem).__name__}: {problem}")
+        return {}
+
+    def advanced(self, memory: Memory, more: Mapping[int, tuple[float, float]], now_s: float) -> Memory:
+        """Likewise; the memory stays as it is then."""
+        if not shares(self._live):
+            return memory
+        own = memory[1] if memory is not None and memory[0] is self._kind else None
+        try:
+            return self._kind, self._live.advanced(own, more, now_s)
+        except (Exception, SystemExit) as problem:
+            self.faults.add(RAISED, f"admission: {type(problem).__name__}: {problem}")
+        return memory
 
 
 def replacement(last_good: Routing, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> tuple[Choice, str]:

@@ -1,11 +1,12 @@
 """Sends this router's changes to its peers as they happen, and passes on theirs.
 
 The changes of some events are gathered for a moment and sent as one message. A send to a backend waits for the shortest
-moment, since peers decide by it; the rest is gathered for longer. How many messages a router reads a second has a bound
-that grows with the logarithm of the number of peers: a burst may exceed it for a moment, and a constant load is
-gathered for longer. Messages may be lost, late or repeated: each replaces what an earlier one stated, an old one is
-dropped, and one with everything, every second or so, heals the rest. Where no channel works, peers are known by their
-views in the store, as without it.
+moment, since peers decide by it, and so does everything while requests are held; the rest is gathered for longer. How
+many messages a router reads a second has a bound that grows with the logarithm of the number of peers: a burst may
+exceed it for a moment, and a constant load is gathered for longer. Messages may be lost, late or repeated: each
+replaces what an earlier one stated, an old one is dropped, and one with everything, every second or so, heals the rest.
+It comes in parts where it is large, each as things are when it is sent. Where no channel works, peers are known by
+their views in the store, as without it.
 
 Must not depend on how messages travel, nor on what a load means.
 """
@@ -19,14 +20,16 @@ from typing import Final, Protocol
 
 from router.core.decisions import Command, Send
 from router.core.errors import SkipReason, StoreGone, Unreadable
-from router.core.peer_change import BEAT_S, WHOLE_S, PeerChange
+from router.core.peer_change import BEAT_S, PARTS_MOST, WHOLE_S, PeerChange
 from router.core.peers import SILENT_S
-from router.gateway.state.change_wire import Envelope, decoded, encoded
+from router.gateway.state.change_wire import Envelope, decoded, encoded, messages
 from router.gateway.state.skipped import Kind, SkippedValues
 
 READS_A_S: Final = 150.0  # messages that a router reads from one peer; as many more with each doubling of the peers
 BURST: Final = 32  # messages that may be sent sooner than that
 ROWS_A_S: Final = 5_000.0  # backends of whole messages that a router reads: above it they are sent less often
+ROWS_A_PART: Final = 128  # backends in a part of a whole message
+PART_S: Final = 0.01  # between two parts of a whole message
 GATHER_S: Final = 0.01  # for how long changes are gathered that no decision of a peer is urgent for
 PEERS_MOST: Final = 1_024
 PEER_KEPT_S: Final = 60.0  # how long the place of a silent peer in the order of its messages is kept
@@ -60,8 +63,12 @@ class Channel(Protocol):
 class ChangeSource(Protocol):
     """Where changes come from and go to."""
 
-    def own_changes(self, whole: bool) -> PeerChange | None:
-        """What changed here since the last call (None: nothing), or everything."""
+    def own_changes(self, whole: bool, part: int, parts: int) -> PeerChange | None:
+        """What changed here since the last call (None: nothing), or everything, in so many parts."""
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether a request waits for such a change, here or at a peer."""
 
     def on_peer_change(self, peer: str, change: PeerChange) -> None:
         """What changed at a peer."""
@@ -111,7 +118,8 @@ class Changes:
         self._peers: dict[str, _Peer] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._urgent = True  # nothing is sent sooner than is planned; true as well while nothing can be sent
-        self._whole_s, self._whole_rows = -inf, 0  # of the last whole message
+        self._whole_s, self._whole_rows = -inf, 0  # of the last whole message: when it began, backends in it
+        self._part, self._parts = 0, 0  # of it: the next part, and how many there are
         self._beat_number = 0  # of the last message at the last beat
         self._full_s = -inf  # when as many messages will have been due as were sent
         self._faults: dict[str, str] = {}  # by channel
@@ -163,7 +171,7 @@ class Changes:
         """Something may have changed here, with these commands: send it in a moment."""
         if self._urgent:
             return
-        urgent = any(isinstance(command, Send) for command in commands)
+        urgent = any(isinstance(command, Send) for command in commands) or self._source.waited_for
         if urgent or self._timer is None:
             self._urgent = urgent
             self._send_in(self._push_s if urgent else max(self._push_s, GATHER_S))
@@ -177,31 +185,47 @@ class Changes:
     def _flush(self) -> None:
         self._timer, self._urgent = None, False
         if self._peers:  # else nobody is there, as far as is known: they get it with the next whole message
-            change = self._source.own_changes(False)
+            change = self._source.own_changes(False, 0, 1)
             if change is not None:
                 self._send(change)
 
     def _send(self, change: PeerChange) -> None:
-        self._number += 1
-        self._full_s = max(self._full_s, self._clock()) + self.interval_s
-        message = encoded(Envelope(self._router_id, self._life, self._number, change))
-        for channel in self._channels:
-            channel.send(message)
+        for part in messages(change):
+            self._number += 1
+            self._full_s = max(self._full_s, self._clock()) + self.interval_s
+            message = encoded(Envelope(self._router_id, self._life, self._number, part))
+            for channel in self._channels:
+                channel.send(message)
 
     async def _beats(self) -> None:
+        beat_s = -inf
         while True:
-            self._beat()
-            await asyncio.sleep(BEAT_S)
+            if self._clock() - beat_s >= BEAT_S - _JITTER_S:
+                beat_s = self._clock()
+                self._beat()
+            elif self._part < self._parts:
+                self._send_part()
+            await asyncio.sleep(PART_S if self._part < self._parts else BEAT_S)
+
+    def _send_part(self) -> None:
+        """The next part of a whole message, as things are now: one at a time, as sockets hold a few of them only."""
+        part, parts = self._part, self._parts
+        whole = self._source.own_changes(True, part, parts) or PeerChange({}, whole=True, part=part, parts=parts)
+        self._part += 1
+        self._whole_rows += len(whole.work)
+        self._send(whole)
 
     def _beat(self) -> None:
         """Send everything now and then, and something at each beat; see whether peers fell silent."""
         now_s = self._clock()
         for name in [name for name, peer in self._peers.items() if now_s - peer.heard_s > PEER_KEPT_S]:
             del self._peers[name]
-        if now_s - self._whole_s >= max(WHOLE_S, len(self._peers) * self._whole_rows / ROWS_A_S) - _JITTER_S:
-            whole = self._source.own_changes(True) or PeerChange({}, whole=True)
-            self._whole_s, self._whole_rows = now_s, len(whole.work)
-            self._send(whole)
+        if self._part < self._parts:
+            self._send_part()
+        elif now_s - self._whole_s >= max(WHOLE_S, len(self._peers) * self._whole_rows / ROWS_A_S) - _JITTER_S:
+            self._part, self._parts = 0, min(max(1, -(-self._whole_rows // ROWS_A_PART)), PARTS_MOST)
+            self._whole_s, self._whole_rows = now_s, 0
+            self._send_part()
         elif self._number == self._beat_number:
             self._send(PeerChange({}))
         self._beat_number = self._number

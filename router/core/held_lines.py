@@ -1,0 +1,129 @@
+"""What routers hold, so that all of it is one queue in effect: a summary of each line, and who goes before whom.
+
+Each router sends its peers how many wait in each of its lines and the ranks of some of them. A request gives way to a
+peer's that is before it in the same line, or for which a peer reserves the next room: then room goes to the first of
+all, whichever router holds that, and newcomers anywhere wait behind it. Giving way has an end: where the room that a
+request gives up is still there ``YIELD_S`` later, the other router does not take it (it is gone, cut off, or decides
+otherwise), and the request goes. So nothing starves for a message that was lost.
+
+Clocks of two hosts have nothing in common, so moments travel as seconds from the sending on. Must not depend on
+requests, policies or backends.
+"""
+
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from router.core.held_queue import LineKey, Place, Rank
+from router.core.types import Fact
+
+LINES_A_MESSAGE: Final = 64  # those whose first has the lowest rank
+RANK_MOST: Final = 8  # numbers in a rank
+YIELD_S: Final = 0.02  # several times what a change takes to a peer and back
+LOOK_S: Final = 0.05  # after which one that gave way is decided anew in any case
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLine(Fact):
+    """A line of held requests for ``model``: ``count`` of them, and the ranks of the first, of the last and of some
+    between, evenly spaced. ``times``: the places in a rank that are moments; ``alone``: the next room is reserved for
+    the first.
+    """
+
+    model: str
+    place: Place
+    bounds: tuple[float, ...]
+    count: int
+    ranks: tuple[Rank, ...]
+    times: tuple[int, ...] = ()
+    alone: bool = False
+
+    def later(self, seconds: float) -> "HeldLine":
+        """The same with its moments by another clock."""
+        if not self.times:
+            return self
+        return replace(self, ranks=tuple([_later(rank, self.times, seconds) for rank in self.ranks]))
+
+    def before(self, rank: Rank) -> int:
+        """How many of them are before that rank, as far as the ranks tell."""
+        if len(rank) != len(self.ranks[0]):
+            return 0  # another policy's
+        lower = bisect_left(self.ranks, rank)
+        return -(-self.count * lower // len(self.ranks))
+
+
+def _later(rank: Rank, times: tuple[int, ...], seconds: float) -> Rank:
+    return tuple([each + seconds if place in times else each for place, each in enumerate(rank)])
+
+
+def first_lines(lines: Sequence[HeldLine]) -> tuple[HeldLine, ...]:
+    """As many as one message may have, by the rank of their first."""
+    if len(lines) <= LINES_A_MESSAGE:
+        return tuple(lines)
+    return tuple(sorted(lines, key=lambda line: (line.ranks[0], line.model))[:LINES_A_MESSAGE])
+
+
+class PeersHeld:
+    """What peers hold: the lines of each, in this router's time."""
+
+    __slots__ = ("_by_line", "_by_peer", "_counts", "_first", "_reserving")
+
+    def __init__(self) -> None:
+        self._by_peer: dict[str, tuple[HeldLine, ...]] = {}
+        self._by_line: dict[tuple[str, LineKey], list[HeldLine]] = {}
+        self._counts: dict[str, int] = {}  # by model
+        self._first: dict[str, Rank] = {}  # by model
+        self._reserving: dict[str, list[HeldLine]] = {}  # by model
+
+    def __bool__(self) -> bool:
+        return bool(self._by_peer)
+
+    def replace(self, peer: str, lines: Sequence[HeldLine], now_s: float) -> bool:
+        """What a peer holds from now on, as it came; whether that is another thing than before."""
+        before = self._by_peer.pop(peer, ())
+        if lines:
+            self._by_peer[peer] = tuple([line.later(now_s) for line in lines])
+        if before or lines:
+            self._add_up()
+        return bool(before or lines)
+
+    def _add_up(self) -> None:
+        self._by_line, self._counts, self._first, self._reserving = {}, {}, {}, {}
+        for lines in self._by_peer.values():
+            for line in lines:
+                self._by_line.setdefault((line.model, (line.place, line.bounds)), []).append(line)
+                self._counts[line.model] = self._counts.get(line.model, 0) + line.count
+                self._first[line.model] = min(line.ranks[0], self._first.get(line.model, line.ranks[0]))
+                if line.alone:
+                    self._reserving.setdefault(line.model, []).append(line)
+
+    def keep(self, peers: Collection[str]) -> bool:
+        """Forget what all but these peers hold; whether any held something."""
+        gone = [peer for peer in self._by_peer if peer not in peers]
+        for peer in gone:
+            del self._by_peer[peer]
+        if gone:
+            self._add_up()
+        return bool(gone)
+
+    def count(self, model: str) -> int:
+        """How many requests for a model peers hold."""
+        return self._counts.get(model, 0)
+
+    def first_rank(self, model: str) -> Rank:
+        """The rank of the first of those; () where there is none."""
+        return self._first.get(model, ())
+
+    def ahead(self, model: str, line: LineKey, rank: Rank) -> int:
+        """How many of those are in this line and before that rank."""
+        lines = self._by_line.get((model, line))
+        return sum([each.before(rank) for each in lines]) if lines else 0
+
+    def is_first(self, model: str, line: LineKey, rank: Rank) -> bool:
+        """Whether no peer's request goes before one of that rank in this line."""
+        if not self._counts.get(model):
+            return True
+        if self.ahead(model, line, rank):
+            return False
+        return not any(each.before(rank) for each in self._reserving.get(model, ()))
