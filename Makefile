@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 UV := $(VENV)/uv/bin/uv
 TEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 LOOPS := $(addprefix router/core/,columns.py kernels.py estimators.py hashing.py) policies/routing/_headroom.py
+unexport PYTHONDONTWRITEBYTECODE  # each process that a test starts would compile every module once more
 .DEFAULT_GOAL := help
 .PHONY: help env run fast test check format bench real chart docs wheel clean
 
