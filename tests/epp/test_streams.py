@@ -371,23 +371,22 @@ async def test_a_name_whose_address_is_gone_is_looked_up_at_once() -> None:
         await until(lambda: addresses._by_host["localhost"] != "10.9.9.9")
 
 
-async def test_a_name_without_an_address_is_no_fault_of_its_backend() -> None:
-    """Another backend is chosen, since nothing was sent; without one the answer is 503."""
+async def test_a_name_without_an_address_counts_against_its_backend() -> None:
+    """Another backend is chosen, and the nameless one is ejected as if it refused connections; alone, it gets 503."""
     nameless = Target("a", "nobody.invalid", 9001)
     async with proxy(targets=[nameless, Target("b", "10.0.0.1", 9002)]) as gate:
         for _ in range(6):
             one = gate.exchange()
             await one.chat()
             assert (await one.destination())[0] == "10.0.0.1:9002"
-        assert gate.core.failures["a"].in_a_row == 0
-        assert not gate.core.failures["a"].ejected
+        assert gate.core.failures["a"].ejected
     async with proxy(targets=[nameless]) as gate:
         for _ in range(4):
             one = gate.exchange()
             await one.chat()
             status, _, document = await one.immediate()
             assert (status, document["error"]["code"]) == (503, "no-backend")
-        assert gate.core.failures["a"].in_a_row == 0
+        assert gate.core.failures["a"].in_a_row > 0
 
 
 async def test_a_backend_that_has_no_form_for_a_request_leaves_it_to_another() -> None:

@@ -1,5 +1,6 @@
 """The bytes that a router holds in all: counted, bounded, and let go in every end of a request."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -79,6 +80,54 @@ async def test_an_idle_connection_does_not_keep_its_last_request() -> None:
         (connection,) = gate.state.connections
         exchange = connection.cycle
         assert (exchange._call, exchange._bodies, exchange._headers, exchange.fields) == (None, [], (), {})
+
+
+async def test_a_stream_does_not_keep_the_body_that_it_answers() -> None:
+    """From its first token on no other engine is tried: neither the body nor what was parsed of it is held."""
+    more, buffers = asyncio.Event(), Buffers()
+    script = [
+        wire.STREAM_HEAD + chunked(event(token("a"))),
+        more,
+        chunked(event(token("b")), event("[DONE]")) + wire.LAST,
+    ]
+    streamed = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "x" * 60_000}]})
+    async with pair(script, buffers=buffers) as (gate, _):
+        client = await gate.client()
+        client.send(post("/v1/chat/completions", streamed.encode()))
+        await client.reader.readuntil(chunked(event(token("a"))))
+        assert buffers.bodies == 0
+        (connection,) = gate.state.connections
+        call = connection.active._call
+        assert (call.body.body, call.body.document, call.forwarded) == (b"", None, b"")
+        assert call.body.size_bytes == len(streamed)
+        more.set()
+        await client.reader.readuntil(wire.LAST)
+
+
+async def test_a_connection_has_neither_queue_nor_event_before_it_needs_one() -> None:
+    """Requests that wait for their turn, and replies that wait for their client."""
+    async with pair([stream("a")]) as (gate, _):
+        client = await gate.client()
+        client.send(chat())
+        assert (await client.reply()).status == 200
+        (connection,) = gate.state.connections
+        other = await gate.client()
+        await until(lambda: len(gate.state.connections) == 2)
+        (second,) = gate.state.connections - {connection}
+        assert connection.pipeline is second.pipeline
+        client.send(chat() * 3)
+        assert [(await client.reply()).status for _ in range(3)] == [200] * 3
+        assert connection.pipeline is not second.pipeline
+        assert not second.pipeline
+        flow = connection.flow
+        flow.pause_writing()
+        waiting = asyncio.create_task(flow.drain())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        flow.resume_writing()
+        await waiting
+        await flow.drain()
+        other.close()
 
 
 async def test_a_fault_in_the_body_of_a_pipelined_request_is_answered_in_its_turn() -> None:

@@ -58,7 +58,7 @@ class Endpoint:
 
 
 class RequestBody:
-    """A request's body as read, never changed: ``document`` is the body parsed, None where only its size counts.
+    """A request's body as read: ``document`` is the body parsed, None where only its size (``size_bytes``) counts.
 
     ``prompt_tokens`` is what the prompt is estimated at, ``prompt_sigma`` the error of that, ``sequences``, ``prompts``
     and ``prompt_tokens_longest`` what several prompts or choices make of it (see ``Request``); the prompt begins with
@@ -80,6 +80,7 @@ class RequestBody:
         "prompt_tokens_longest",
         "prompts",
         "sequences",
+        "size_bytes",
         "stream",
     )  # fmt: skip
 
@@ -105,6 +106,7 @@ class RequestBody:
         self.model = model
         self.stream = stream
         self.body = body
+        self.size_bytes = len(body)
         self.document = document
         self.prompt_tokens = prompt_tokens
         self.prompt_sigma = prompt_sigma
@@ -114,6 +116,10 @@ class RequestBody:
         self.sequences = sequences
         self.prompts = prompts
         self.prompt_tokens_longest = prompt_tokens_longest
+
+    def let_go(self) -> None:
+        """Hold neither the body nor what was parsed of it: the rest stays."""
+        self.body, self.document = b"", None
 
 
 def read(endpoint: Endpoint, path: bytes, body: bytes, prefix_blocks_max: int = 0) -> RequestBody:

@@ -77,6 +77,11 @@ class Call:
         self.head_only = head_only
         self.trace = trace
 
+    def let_go(self) -> None:
+        """It is sent to no engine any more: what it was sent as is held no longer."""
+        self.body.let_go()
+        self.forwarded = b""
+
     @property
     def must_end(self) -> bool:
         """Whether a complete reply has an event that says so: a finish reason, ``[DONE]``, the last of its kinds."""

@@ -7,6 +7,7 @@ requests go to a RequestDriver (ports.py), each as one of uvicorn's cycles witho
 import asyncio
 import logging
 import socket
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from router.gateway.protocols import answers, triton
 from router.gateway.protocols.answers import Dialect, Problem
 from router.gateway.protocols.openai import ENDPOINTS, Endpoint
 from router.gateway.traffic import request_head
+from router.gateway.traffic.flow import Flow
 from router.gateway.traffic.http import STATUS_LINES
 from router.gateway.traffic.http_exchange import HttpExchange
 from router.gateway.traffic.ports import RequestDriver
@@ -37,6 +39,7 @@ _FRAMING_RATIO: Final = 8  # bytes of a body's framing for one of the body: a ch
 _PROBE_S: Final = 0.02  # from the first byte of an early status line to the second; then four times as long each
 _FRAMING_TOO_LARGE: Final = Problem(400, "chunk extensions and trailers: too many bytes of them")
 _TOO_MANY: Final = Problem(503, "too many connections", fields=b"retry-after: 1\r\n")
+_NO_PIPELINE: Final[deque[tuple[RequestResponseCycle, ASGI3Application]]] = deque(maxlen=0)
 _ESTABLISHED: Final = 1  # TCP_ESTABLISHED of linux/tcp.h
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -73,6 +76,7 @@ class ClientConnection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.pipeline = _NO_PIPELINE  # one for all until a request has to wait: a deque takes 0.7 KiB
         self.driver = driver
         self.limits = limits
         self._target = b""
@@ -97,6 +101,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
+        self.flow = Flow(self.transport)
         descriptor = self._descriptor()
         if self.scheme != "https":
             self._socket = descriptor
@@ -272,6 +277,7 @@ class ClientConnection(HttpToolsProtocol):
         if before is None or before.response_complete:
             self._turn(exchange)
         else:  # its turn comes when those before it are answered
+            self._open_pipeline()
             self.pipeline.appendleft((self.cycle, self.app))
             if (
                 len(self.pipeline) >= _PIPELINE_MAX and not self._closing
@@ -318,6 +324,10 @@ class ClientConnection(HttpToolsProtocol):
             else:
                 self._linger()
         self.on_response_complete()
+
+    def _open_pipeline(self) -> None:
+        if self.pipeline is _NO_PIPELINE:
+            self.pipeline = deque()
 
     def _drop_pipeline(self) -> None:
         """The requests behind the active one are not answered."""
@@ -370,6 +380,7 @@ class ClientConnection(HttpToolsProtocol):
         super().on_message_begin()
         self.url, self.expect_100_continue = self._target, self._expects_continue
         self.headers.extend(self._fields)
+        self._open_pipeline()
         super().on_headers_complete()
         cycle = self.cycle
         cycle.transport = cast("asyncio.Transport", _AppTransport(self.transport, partial(self._app_closes, cycle)))

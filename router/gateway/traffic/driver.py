@@ -100,6 +100,8 @@ class _InFlight(ReplySink):
             self.client.serves(winner.model, winner.fallback_why)
         frame = self.client.open(head, body, translation, winner.upstream.wire_name, winner.predicted_ttft_s)
         self.driver.committed(self.call.request.id, attempt)
+        self.call.let_go()  # no other engine is tried: a stream may take minutes, and a prompt megabytes
+        self.client.release()
         return frame
 
     def first_token(self, attempt: int) -> None:
@@ -546,7 +548,7 @@ def _log_of(request: _InFlight, record: RequestRecord) -> RequestLog:
         request.decisions,
         call.class_slo,
         client.peer,
-        len(call.body.body),
+        call.body.size_bytes,
         winner.meter.reply_bytes if winner is not None else client.answer_bytes,
         call.trace,
     )

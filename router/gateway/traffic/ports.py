@@ -63,6 +63,10 @@ class Client(ABC):
         """
 
     @abstractmethod
+    def release(self) -> None:
+        """The body of its request is held no longer."""
+
+    @abstractmethod
     def finish(self) -> None:
         """The reply is complete and sent."""
 
