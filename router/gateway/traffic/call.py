@@ -50,7 +50,7 @@ class Call:
     request: Final[Request]
     class_slo: Final[Slo]
     wire_id: Final[bytes]
-    forwarded: Final[bytes]
+    forwarded: bytes
     http10: Final[bool]
     head_only: Final[bool]
     trace: Final[RequestTrace | None]
