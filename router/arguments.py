@@ -16,6 +16,7 @@ from typing import NamedTuple, NoReturn
 from router import stop_signals
 from router.compiled import refuse_stale
 from router.spelling import suggestion
+from router.urls import http_url
 
 WRONG_USE = 2  # the exit status
 _NAME_WIDTH = 16
@@ -104,6 +105,14 @@ def number_within(least: float, most: float = float("inf")) -> Callable[[str], f
         return value
 
     return number
+
+
+def address(text: str) -> str:
+    """The type of an option that is the address of a server."""
+    try:
+        return http_url(text)
+    except ValueError as problem:
+        raise ArgumentTypeError(str(problem)) from None
 
 
 def port(text: str) -> int:

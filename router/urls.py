@@ -1,9 +1,13 @@
 """What a URL of a config has to be. Must not depend on anything of the project."""
 
+import re
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 _LABEL_MAX: Final = 63  # characters between two dots of a host name (RFC 1035)
+_OF_A_REQUEST: Final = re.compile(
+    r"(/v1(/(chat/)?completions|/models|/embeddings|/responses|/messages)?|/health|/metrics)$"
+)
 
 
 def host_port(host: str, port: int | str) -> str:
@@ -35,8 +39,9 @@ def base_url(text: str) -> str:
     url = page_url(text)
     parts = urlsplit(url)
     _refuse(parts, ("query",))
-    if parts.path.endswith("/v1"):  # as clients of OpenAI's API have it
-        raise ValueError(f"expected the address without /v1, which each path begins with: {url.removesuffix('/v1')}")
+    if (end := _OF_A_REQUEST.search(parts.path)) is not None:  # as clients of OpenAI's API have it, or an example
+        shown = url.removesuffix(end[0])
+        raise ValueError(f"expected the address without {end[0]}, since each request brings its path: {shown}")
     return url
 
 

@@ -44,6 +44,17 @@ CONFIGS = [
         of(GOOD, ":9", ":9/v1"),
         ["r.yaml:2", "backends[0].url", "expected the address without /v1", "http://127.0.0.1:9"],
     ),
+    (
+        "a path of an example",
+        of(GOOD, ":9", ":9/v1/chat/completions"),
+        ["r.yaml:2", "backends[0].url", "expected the address without /v1/chat/completions", "http://127.0.0.1:9"],
+    ),
+    ("the page of a check", of(GOOD, ":9", ":9/health"), ["r.yaml:2", "expected the address without /health"]),
+    (
+        "a collector's port for gRPC",
+        GOOD + "tracing: {endpoint: 'http://c:4317'}\n",
+        ["r.yaml:3", "tracing.endpoint", "port 4317", "usually 4318"],
+    ),
     ("an unknown engine", of(GOOD, "card:", "engine: vlm, card:"), ["r.yaml:2", "engine", "did you mean 'vllm'?"]),
     ("an unknown card", of(GOOD, "l4", "h1000"), ["r.yaml:2", "backends[0].card", "did you mean"]),
     (
@@ -129,6 +140,8 @@ COMMANDS: list[tuple[str, Callable[[list[str]], Result], str, list[str]]] = [
         "rollback --url http://127.0.0.1:1",
         ["127.0.0.1:1", "does not answer"],
     ),
+    ("a router without a scheme", router_command, "top --url 127.0.0.1:8080", ["--url", "http://host:port"]),
+    ("three versions", router_command, "policy diff a b c", ["two versions, no more"]),
     (
         "a folder that is not there",
         simulator_command,

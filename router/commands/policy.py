@@ -12,12 +12,15 @@ from router.arguments import Stop, WrongUse
 from router.top import trials
 
 ANSWER_S = 600.0  # a reload answers once it is validated
+_SIDES = ("from", "to")
 
 
 def run(options: Namespace) -> None:
     """Print what the gateway answers."""
     if options.action != "diff" and options.versions:
         raise WrongUse(f"policy {options.action} takes no version", "headroom policy")
+    if len(options.versions) > len(_SIDES):
+        raise WrongUse("policy diff compares two versions, no more", "headroom policy")
     if options.force and options.action != "reload":
         raise WrongUse("--force goes with `policy reload`", "headroom policy")
     texts = {"status": _status, "diff": _diff, "reload": _reload}[options.action](options)
@@ -71,11 +74,11 @@ def _figures(replay: Mapping[str, Any]) -> str:
 
 
 def _diff(options: Namespace) -> Iterator[str]:
-    names = dict(zip(("from", "to"), options.versions, strict=False))
+    names = dict(zip(_SIDES, options.versions, strict=False))
     found = _answer(options, "GET", "/admin/policy/diff", names)
     yield f"from {found['from']} to {found['to']}"
     for each in found["keys"]:
-        before, now = (_value(each[side]) for side in ("from", "to"))
+        before, now = (_value(each[side]) for side in _SIDES)
         yield f"{each['key']}: {before} -> {now}"
     yield from (text.rstrip("\n") for text in found["files"].values())
     if not (found["keys"] or found["files"]):

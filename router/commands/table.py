@@ -4,7 +4,7 @@ import os
 from argparse import ArgumentParser
 from pathlib import Path
 
-from router.arguments import Command, Program, at_least, number_within, port
+from router.arguments import Command, Program, address, at_least, number_within, port
 from router.version import version
 
 GATEWAY_URL = "http://127.0.0.1:8080"
@@ -29,7 +29,7 @@ def _key(parser: ArgumentParser) -> None:
 
 
 def _url(parser: ArgumentParser) -> None:
-    parser.add_argument("--url", default=GATEWAY_URL, help=f"a running gateway; default: {GATEWAY_URL}")
+    parser.add_argument("--url", type=address, default=GATEWAY_URL, help=f"a running gateway; default: {GATEWAY_URL}")
     _key(parser)
 
 

@@ -1,12 +1,14 @@
 """The sections of a config about logs and traces, as frozen, validated values. Must not depend on what writes them."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from router.config.section import HttpUrl, Name, Section
+
+_GRPC_PORT: Final = 4317
 
 
 def _off(value: Any) -> Any:
@@ -41,6 +43,17 @@ class Tracing(Section):
     sample: Annotated[float, Field(ge=0, le=1)] = 0.01
     clients_decide: bool = True
     service: Name = "headroom"
+
+    @field_validator("endpoint")
+    @classmethod
+    def _speaks_http(cls, endpoint: str) -> str:
+        parts = urlsplit(endpoint)
+        if parts.port == _GRPC_PORT and not parts.path.strip("/"):
+            raise ValueError(
+                f"port {_GRPC_PORT} is a collector's for gRPC; expected that for HTTP, usually 4318 (with a path, such "
+                "as /v1/traces, any port is taken)"
+            )
+        return endpoint
 
     @property
     def url(self) -> str:

@@ -64,6 +64,7 @@ from router.gateway.telemetry.history import History
 from router.gateway.telemetry.journal import Journal
 from router.gateway.telemetry.line_sink import LineSink
 from router.gateway.telemetry.metrics import Metrics
+from router.gateway.telemetry.refusal_log import RefusalLog
 from router.gateway.telemetry.request_observers import RequestObservers
 from router.gateway.telemetry.span_writer import Explain, SpanWriter
 from router.gateway.tls import TlsContext
@@ -114,9 +115,9 @@ class Gateway:
         )
         self.access_log = _access_log(plan, self.router_id, clock)
         self.traces = _traces(plan, self.router_id, self.core.explain, clock)
-        self.history = History(self.rollout.arm)
+        self.history, self._refusals = History(self.rollout.arm), RefusalLog()
         self.seen_backends, self.sleepers = SeenBackends(self.core, clock), Sleepers()
-        more: list[RequestObserver] = [self.history, self.seen_backends]
+        more: list[RequestObserver] = [self.history, self.seen_backends, self._refusals]
         more += [each for each in (self.access_log, self.traces) if each is not None]
         observer = RequestObservers(self.metrics, self.demand, self.journal, self.rollout, clock, more)
         self.quotas = Quotas()
@@ -146,7 +147,7 @@ class Gateway:
         self._warned: set[tuple[str, str]] = set()  # sources and senders whose dropped numbers were logged
         self._watch_metrics()
         watchers = [self._log_failing_open, self._warn_of_dropped_numbers, TroubleLog(self.troubles, clock).sweep]
-        self.driver.on_sweep += [self.backends.sweep, self._wake, self._sample, *watchers]
+        self.driver.on_sweep += [self.backends.sweep, self._wake, self._sample, self._refusals.sweep, *watchers]
 
     def _make_publisher(self, plan: Plan) -> WorkerPublisher | None:
         """What publishes the reports that are read here, where others may read them."""

@@ -28,6 +28,7 @@ from router.gateway.telemetry.history import History
 from router.gateway.telemetry.journal import Journal
 from router.gateway.telemetry.line_sink import LineSink
 from router.gateway.telemetry.metrics import Metrics
+from router.gateway.telemetry.refusal_log import RefusalLog
 from router.gateway.telemetry.request_observers import RequestObservers
 from router.gateway.telemetry.traces import Traces
 from router.gateway.traffic.ports import RequestObserver
@@ -88,7 +89,11 @@ class Configured(Bench):
         core, clock = self.driver.core, self.driver.clock
         assert isinstance(core, Dispatcher)
         rollout = PolicyRollout(core, Audit(), lambda *_: None)
-        more: list[RequestObserver] = [History(rollout.arm), SeenBackends(core, clock)]  # those of every router
+        more: list[RequestObserver] = [
+            History(rollout.arm),
+            SeenBackends(core, clock),
+            RefusalLog(),
+        ]  # those of every router
         more += [each for each in (access, traces) if each is not None]
         self.driver._observer = RequestObservers(Metrics(clock), DemandWindow(), Journal(), rollout, clock, more)
         self.driver.traces = TraceSource(share) if traces is not None else None

@@ -229,16 +229,40 @@ def test_models_that_clients_make_up_are_no_series() -> None:
 
 def test_groups_of_longer_slots_are_drawn_at_their_times() -> None:
     """Backends have slots of two minutes where all requests have slots of one: the page draws both on one axis."""
-    page = Path(__file__).parents[2] / "router/gateway/control/page/plots.js"
-    text = page.read_text(encoding="utf-8")
+    text = PLOTS.read_text(encoding="utf-8")
     onto = text[text.index("function onto(") :].partition("\n}\n")[0] + "\n}\n"
     call = """
     const whole = {first: 97, slot_s: 60, slots: 6};
     const view = {first: 49, slot_s: 120, groups: {a: {load: [1, 2, 3]}}};
     console.log(JSON.stringify(onto(view, whole)));
     """
+    assert printed(onto + call) == {"a": {"load": [0, 1, 1, 2, 2, 3]}}
+
+
+def test_a_slot_that_has_begun_has_its_rate_and_one_without_a_sample_has_no_mean() -> None:
+    """Else each line would end in a drop, and cost would be 0 before the router began."""
+    text = PLOTS.read_text(encoding="utf-8")
+    parts = text[text.index("const none =") : text.index("/** Lines of one latency")]
+    call = """
+    const view = {slots: 3, slot_s: 60, first: 10, now_s: 12 * 60 + 6};
+    const early = {...view, now_s: 12 * 60 + 1};
+    const rates = [per_s([60, 120, 12], view), per_s([60, 120, 10], early), per_s(undefined, view)];
+    const loads = [sampled({samples: [0, 2], load: [0, 3]}, "load"), sampled({}, "load") ?? "none"];
+    console.log(JSON.stringify([rates, ...loads]));
+    """
+    rates, load, nothing = printed(parts + call)
+    assert rates == [[1, 2, 2], [1, 2, 2], [0, 0, 0]]
+    assert (load, nothing) == ([None, 3], "none")
+    wall = Wall()
+    assert view(History(wall=wall), "hour", ALL)["now_s"] == wall.now_s
+
+
+PLOTS = Path(__file__).parents[2] / "router/gateway/control/page/plots.js"
+
+
+def printed(script: str) -> Any:
+    """What a script prints as JSON, by Node."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
-    done = subprocess.run([node, "-e", onto + call], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == {"a": {"load": [0, 1, 1, 2, 2, 3]}}
+    return json.loads(subprocess.run([node, "-e", script], capture_output=True, text=True, check=True).stdout)

@@ -19,6 +19,12 @@ from router.gateway.rollout.replacements import DROPPED, INVALID, OVERRAN, RAISE
 
 GROSS: Final = 100.0  # times the budget: one such decision is enough
 LATE: Final = (5, 20)  # so many overruns among so many decisions; on a busy machine a few are normal
+_DID: Final = {
+    RAISED: "raised an exception",
+    OVERRAN: "took too long",
+    INVALID: "gave no valid answer",
+    DROPPED: "is dropped",
+}
 SAFE: Final[Routing] = policies.find("routing", "least_request")
 
 
@@ -83,7 +89,9 @@ class Faults:
         self._late.append(decisions)
         often = len(self._late) == LATE[0] and decisions - self._late[0] < LATE[1]
         gross = took_s > GROSS * self.bounds.budget_s
-        self._count(OVERRAN, f"a decision took {took_s * 1e3:.1f} ms", often or gross)
+        budget_ms = self.bounds.budget_s * 1e3
+        why = f"a decision took {took_s * 1e3:.1f} ms, and policy.guard.budget_ms is {budget_ms:g}"
+        self._count(OVERRAN, why, often or gross)
 
     def _count(self, kind: str, why: str, enough: bool) -> None:
         last = enough and not self.dropped
@@ -136,7 +144,7 @@ class Guarded:
     def _last_good(self, why: str, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         if self._replacements is not None:
             self._replacements.add(why)
-        choice, problem = replacement(self._fallback, request, fleet, forecast, rng)
+        choice, problem = replacement(why, self._fallback, request, fleet, forecast, rng)
         if problem:
             self.faults.add(RAISED, f"the last good policy failed too: {problem}")
         return choice
@@ -207,16 +215,28 @@ class GuardedAdmission:
         return memory
 
 
-def replacement(last_good: Routing, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> tuple[Choice, str]:
-    """The choice of the last good policy, or where that fails of the one that is safe; and why it failed, if so."""
-    why = ""
+def replacement(
+    why: str, last_good: Routing, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng
+) -> tuple[Choice, str]:
+    """The choice of the last good policy, or where that fails of the one that is safe; and why it failed, if so.
+
+    *why*: the live policy's decision is replaced; the choice states it.
+    """
+    failed = ""
     try:
         choice: Any = last_good.choose(request, fleet, forecast, rng)
         if is_valid(choice, fleet):
-            return cast("Choice", choice), ""
+            return _noted(cast("Choice", choice), why), ""
     except (Exception, SystemExit) as problem:
-        why = f"{type(problem).__name__}: {problem}"
-    return SAFE.choose(request, fleet, forecast, rng), why
+        failed = f"{type(problem).__name__}: {problem}"
+    return _noted(SAFE.choose(request, fleet, forecast, rng), why), failed
+
+
+def _noted(choice: Choice, why: str) -> Choice:
+    """The choice of another policy, whose reason is not the live one's."""
+    if isinstance(choice, Dispatch):
+        return Dispatch(choice.slot, f"{choice.why} (by the last good policy: the live one {_DID.get(why, why)})")
+    return choice
 
 
 def is_valid(choice: object, fleet: Fleet) -> bool:

@@ -178,11 +178,16 @@ class Reloader:
                 await self._changed_by_itself(f"canary {outcome}", why, lambda: (settled(plan, outcome), UNNEEDED))
             elif role == "serving":
                 self.versions.blame(plan.version, why)
-                await self._changed_by_itself("rolled back for its faults", why, lambda: self._earlier(None))
+                await self._changed_by_itself(
+                    "rolled back for its faults", f"the serving policy is dropped: {why}", lambda: self._earlier(None)
+                )
 
     async def _changed_by_itself(self, what: str, why: str, offer: Callable[[], tuple[Plan, Validation]]) -> None:
         _log.warning("config %s: %s: %s", self.running.version, what, why)
-        await self._try(what, offer)
+        outcome = await self._try(what, offer)
+        if not outcome.ok:
+            why += "; the last good policy, else least_request, decides until another config is taken"
+            _log.error("config %s: %s", self.running.version, why)
         self.last = replace(self.last, why=why)
 
     async def _try(self, origin: str, offer: Callable[[], tuple[Plan, Validation]]) -> Reloaded:

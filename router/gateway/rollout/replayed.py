@@ -44,7 +44,7 @@ class ReplayedRouting:
         if why != DROPPED:
             with suppress(Exception, SystemExit):  # it had drawn its random numbers
                 self._live.choose(request, fleet, forecast, rng)
-        return replacement(self._last_good, request, fleet, forecast, rng)[0]
+        return replacement(why, self._last_good, request, fleet, forecast, rng)[0]
 
 
 class ReplayedAdmission:

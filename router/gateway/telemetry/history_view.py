@@ -27,7 +27,7 @@ from router.gateway.turns import in_turns
 QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 GROUPS_MAX: Final = 16
 _GAUGES: Final = ("load", "queue", "usd_per_hour")  # sums over ``samples`` in a ring, means here
-_OF_GROUPS: Final = ("requests", "met", "refused", "failed", "load")
+_OF_GROUPS: Final = ("requests", "met", "refused", "failed", "load", "samples")
 _NOTHING: Final[Mapping[str, Any]] = {"counters": {}, "cells": {}}
 
 
@@ -51,6 +51,7 @@ def view(history: History, window: Window, key: Key) -> dict[str, Any]:
         "slot_s": shape.slot_s,
         "first": last - len(shape.numbers) + 1,
         "slots": len(shape.numbers),
+        "now_s": round(history.wall(), 3),  # the last slot has only begun
         **(_NOTHING if series is None else _plain(_ring(series, window), last)),
         "groups": _groups(history, window, key[0]),
         "names": {dimension: sorted(history.names(dimension)) for dimension in DIMENSIONS},

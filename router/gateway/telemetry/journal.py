@@ -166,7 +166,7 @@ def _headroom_s(candidate: Candidate, record: RequestRecord) -> dict[str, float]
 
 
 def _why_not(headroom_s: Mapping[str, float], quantile: float) -> str:
-    missed = [f"{name.upper()} by {-1e3 * each_s:.4g} ms" for name, each_s in headroom_s.items() if each_s < 0.0]
+    missed = [f"{name.upper()} by {-1e3 * each_s:,.1f} ms" for name, each_s in headroom_s.items() if each_s < 0.0]
     if missed:
         return f"forecast at quantile {quantile:g} exceeds the bound of {', '.join(missed)}"
     if not headroom_s:

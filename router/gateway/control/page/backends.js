@@ -14,7 +14,8 @@ function check(b) {
   if (!c) return null;
   if (c.at_s == null) return h("div", {className: "facts"}, `no health check of ${c.url} has ended yet`);
   if (!c.failure) return b.down.length ? h("div", {className: "facts"}, `last health check passed at ${clock(c.at_s)}`) : null;
-  return h("div", {className: "facts bad"}, `last health check ${clock(c.at_s)}: ${c.failure} at ${c.url}, ${c.in_a_row} in a row; next one ${clock(c.next_s)}`);
+  const got = b.down.some(d => d.why === `${c.failure} at ${c.url}`) ? "the same" : `${c.failure} at ${c.url}`;
+  return h("div", {className: "facts bad"}, `last health check ${clock(c.at_s)}: ${got}, ${c.in_a_row} in a row; next one ${clock(c.next_s)}`);
 }
 
 function failures(b) {

@@ -16,8 +16,10 @@ function h(tag, properties = {}, ...children) {
 
 const num = (value, digits = 0) => value == null ? "–" : Number(value).toFixed(digits);
 const share = (part, whole) => whole ? (100 * part / whole).toFixed(part === whole ? 0 : 1) + " %" : "–";
-const clock = seconds => new Date(1e3 * seconds).toLocaleTimeString();
-const day = seconds => new Date(1e3 * seconds).toLocaleString();
+const H24 = {hourCycle: "h23"};  // as logs have it
+const clock = seconds => new Date(1e3 * seconds).toLocaleTimeString(undefined, H24);
+const minute = seconds => new Date(1e3 * seconds).toLocaleTimeString(undefined, {...H24, hour: "2-digit", minute: "2-digit"});
+const day = seconds => new Date(1e3 * seconds).toLocaleString(undefined, H24);
 const ago = seconds => seconds < 60 ? `${num(seconds)} s` : seconds < 3600 ? `${num(seconds / 60)} min` : `${num(seconds / 3600, 1)} h`;
 
 /** The colour of a forecast beside what was measured. */

@@ -37,7 +37,7 @@ function banners(f) {
   if (now) banner("warn-banner", h("b", {}, "Config: "), `${now.doing} (${now.origin}, since ${clock(now.since_s)}) `,
     h("progress", {max: 1, value: now.share, "aria-label": "validation"}), ` ${num(10 * now.share) * 10} %; the running one goes on serving`);
   const back = /roll/.test(last.origin);
-  if (!last.ok) banner("", h("b", {}, `${back ? "Rollback impossible" : "Config refused"} at ${clock(last.at_s)} (${last.origin}); version ${last.version} goes on serving`), h("pre", {}, last.error));
+  if (!last.ok) banner("", h("b", {}, `${back ? "Rollback impossible" : "Config refused"} at ${clock(last.at_s)} (${last.origin}); version ${last.version} goes on serving`), h("pre", {}, [last.why, last.error].filter(Boolean).join("\n")));
   else if (back || last.why) banner("warn-banner", h("b", {}, `Version ${last.version} serves since ${clock(last.at_s)}: ${last.origin}`), last.why && h("pre", {}, last.why));
   if (f.failing_open.length) banner("", `No backend of ${f.failing_open.join(", ")} is up: those that are down are tried.`);
   for (const [channel, why] of Object.entries(f.push?.faults ?? {})) banner("warn-banner", `Changes of peers do not come over ${channel} (${why}): their load is known by their views.`);

@@ -7,7 +7,13 @@ let drawnFor = "";
 const ratio = (parts, wholes, factor = 1) =>
   wholes?.map((whole, slot) => whole ? factor * (parts?.[slot] ?? 0) / whole : null);
 const none = view => Array(view.slots).fill(0);
-const per_s = (values, view) => (values ?? none(view)).map(value => value / view.slot_s);
+const RATE_S = 5;
+
+/** Seconds of a slot that have passed: the last one has only begun. */
+const passed_s = (view, slot) => slot < view.slots - 1 ? view.slot_s : Math.min(Math.max(view.now_s - (view.first + slot) * view.slot_s, RATE_S), view.slot_s);
+const per_s = (values, view) => (values ?? none(view)).map((value, slot) => value / passed_s(view, slot));
+/** A mean of samples: there is none where nothing was sampled, such as before the router began. */
+const sampled = (counters, name) => counters.samples?.map((samples, slot) => samples ? counters[name]?.[slot] ?? 0 : null);
 
 /** Lines of one latency: named percentiles, and the SLO's bound where the view has one. */
 function latency(view, metric) {
@@ -33,11 +39,11 @@ const PLOTS = [
   ["TTFT", "ms", v => latency(v, "ttft")],
   ["TPOT", "ms", v => latency(v, "tpot")],
   ["E2E", "ms", v => latency(v, "e2e")],
-  ["In flight", "", v => v.by === "backend" && !v.name ? groups(v, c => c.load ?? none(v))
-    : [["in flight", v.counters.load], ["held now", v.counters.queue]]],
+  ["In flight", "", v => v.by === "backend" && !v.name ? groups(v, c => sampled(c, "load"))
+    : [["in flight", sampled(v.counters, "load")], ["held now", sampled(v.counters, "queue")]]],
   ["Held", "/s", v => [["requests held", per_s(v.counters.held, v)]]],
   ["Not served, by reason", "/s", v => REASONS.filter(name => v.counters[name]).slice(0, 6).map(name => [name, per_s(v.counters[name], v)])],
-  ["Cost", "$/h", v => [["fleet", v.counters.usd_per_hour]]],
+  ["Cost", "$/h", v => [["fleet", sampled(v.counters, "usd_per_hour")]]],
   ["Forecast of TTFT: typical error", "%", v => [["error", v.counters.predicted?.map((n, i) =>
     n ? 100 * (Math.exp((v.counters.error?.[i] ?? 0) / n) - 1) : null)]]],
   ["Forecast of TTFT: within its quantile", "%", v => [["actual", ratio(v.counters.covered, v.counters.predicted, 100)],
@@ -62,9 +68,9 @@ function draw_legend(made, slot) {
 function options(made, lines, range, width) {
   const axis = {stroke: tone("--dim"), grid: {stroke: tone("--grid"), width: 1}, ticks: {stroke: tone("--grid")}, font: "11px system-ui"};
   return {
-    width, height: 150, hooks: {setCursor: [u => draw_legend(made, u.cursor.idx)]}, cursor: {drag: {x: false, y: false}, points: {size: 6}}, legend: {show: false}, padding: [8, 6, 0, 0],
+    width, height: 150, hooks: {setCursor: [u => draw_legend(made, u.cursor.idx)]}, cursor: {drag: {x: false, y: false}, points: {size: 6}}, legend: {show: false}, padding: [8, 18, 0, 0],
     scales: {y: {range: (_, low, high) => range ?? [0, high > 0 ? high * 1.1 : 1]}},
-    axes: [axis, {...axis, size: 52, values: (_, ticks) => ticks.map(tick => tick >= 1e4 ? `${tick / 1e3}k` : `${+tick.toFixed(2)}`)}],
+    axes: [{...axis, size: 28, values: (_, ticks) => ticks.map(minute)}, {...axis, size: 52, values: (_, ticks) => ticks.map(tick => tick >= 1e4 ? `${tick / 1e3}k` : `${+tick.toFixed(2)}`)}],
     series: [{}, ...lines.map(([label, , dash], number) => ({
       label, stroke: colour(number), width: dash ? 1.5 : 2, dash: dash ? [6, 4] : undefined, spanGaps: false, points: {show: true, size: 5, filter: alone}}))],
   };
