@@ -276,17 +276,18 @@ def most_gained(
     It gains the probability that every bound of the request is met. It costs each other reply there what that reply's
     probability falls by for the time that the send adds; and the prompts that come before the queue is empty again what
     theirs falls by for its own prompt. Their slopes are not known: this request's own stand for them. ``in_time``:
-    probability that the reply ends in time, and its slope; ``tails``: at the quantile 0.9; ``sharing``: see
-    ``Forecast.reply_sharing``.
+    probability that the reply ends in time, and its slope (no columns: it has all the time); ``tails``: at the quantile
+    0.9; ``sharing``: see ``Forecast.reply_sharing``.
     """
-    best = 0
+    best, bounded = 0, in_time.shape[1] > 0
     for i in range(len(slots)):
         first_s, mean_s = rows[TTFT, i], rows[TPOT, i]
         bound_s = _bound_s(columns, slots[i], e2e_s < inf)
         weights[GAIN, i] = -inf
         if safety * mean_s > min(bound_s, tpot_s):
             continue
-        chance, slope, others, queue = in_time[0, i], sharing * in_time[1, i], 0.0, 0.0
+        chance, slope = (in_time[0, i], sharing * in_time[1, i]) if bounded else (1.0, 0.0)
+        others = queue = 0.0
         sigma = _sigma(mean_s, _usable_tpot_s(mean_s, tails[TPOT, i], states[i]))
         if tpot_s < inf:
             at = log(over(tpot_s, safety * mean_s)) / sigma

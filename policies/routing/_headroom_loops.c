@@ -216,7 +216,10 @@ static PyObject *most_gained(PyObject *module, PyObject *const *given, Py_ssize_
     npy_intp count = w.count;
     const double *tails = the_rows(&all, METRICS, &count, "tails: one row for each metric");
     const double *rest = the_rows(&all, METRICS, &count, "rest: one row for each metric");
-    const double *in_time = the_rows(&all, 2, &count, "in_time: two rows");
+    Array ends = read_from(&all, NPY_DOUBLE, 2);
+    npy_intp bounded = ends.shape[1];
+    demand(&all, ends.shape[0] == 2 && (bounded == count || bounded == 0), "in_time: two rows, of each candidate or none");
+    const double *in_time = ends.data;
     const npy_int8 *states = the_states(&all, count);
     the_candidates(&all, &w);
     double sharing = a_float(&all);
@@ -227,7 +230,8 @@ static PyObject *most_gained(PyObject *module, PyObject *const *given, Py_ssize_
         double first_s = row(&w, TTFT, i), tpot_s = row(&w, TPOT, i), bound = bound_s(&w, i);
         weigh_as(&w, GAIN, i, -Py_HUGE_VAL);
         if (safety * tpot_s > min2(bound, w.tpot_s)) continue;
-        double chance = in_time[i], slope = sharing * in_time[count + i], others = 0.0, queue = 0.0;
+        double chance = 1.0, slope = 0.0, others = 0.0, queue = 0.0;
+        if (bounded) chance = in_time[i], slope = sharing * in_time[count + i];
         double sigma = sigma_of(tpot_s, usable_tpot_s(tpot_s, tails[TPOT * count + i], states[i]));
         if (w.tpot_s < Py_HUGE_VAL) {
             double at = log(w.tpot_s / (safety * tpot_s)) / sigma, met = normal(at);

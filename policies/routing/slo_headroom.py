@@ -70,6 +70,7 @@ GAIN_NEAR: Final = 0.05  # gains this close are equal
 SPARE: Final = 1.5  # times what an idle backend takes: one that takes no more has capacity to spare
 RETRY_S_MIN: Final = 1.0  # Retry-After counts whole seconds
 _NO_PRICE: Final = np.empty(0)
+_NO_END: Final = np.empty((2, 0))  # by which a reply would have to be complete
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +203,10 @@ class SloHeadroom:
 
     def _most_gained(self, request: Request, fleet: Fleet, forecast: Forecast, waited_s: float, weights: Floats) -> int:
         """Fill GAIN of ``weights``; the candidate where it is most."""
-        slo = request.slo
-        left_s = slo.e2e_s - waited_s - forecast.ttft_s
-        tokens = np.maximum(1.0 + left_s / forecast.tpot_s, 0.0)
+        slo, in_time = request.slo, _NO_END
+        if slo.e2e_s < inf:
+            left_s = slo.e2e_s - waited_s - forecast.ttft_s
+            in_time = forecast.in_time(np.maximum(1.0 + left_s / forecast.tpot_s, 0.0))
         return _loops.most_gained(
             slo.ttft_s,
             slo.tpot_s,
@@ -214,7 +216,7 @@ class SloHeadroom:
             forecast.rows,
             forecast.tails_s(0.9),
             forecast.rest,
-            forecast.in_time(tokens),
+            in_time,
             forecast.state,
             fleet.columns,
             fleet.slots,

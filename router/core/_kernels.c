@@ -256,11 +256,13 @@ static void demand_unreported(Arguments *all, Array unreported, npy_intp count) 
 /* -- loops ---------------------------------------------------------------------------------------------------------- */
 
 static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
-    Arguments all = arguments("predicted", given, how_many, 24);
+    Arguments all = arguments("predicted", given, how_many, 26);
     npy_intp end, count;
     Facts f = the_columns(&all, &end);
     Array unreported = read_from(&all, NPY_DOUBLE, 2), hit = read_from(&all, NPY_DOUBLE, 1);
-    if (hit.shape[0] > 0) end = least_of(end, hit.shape[0]);
+    Array resident = read_from(&all, NPY_DOUBLE, 1);
+    double counted = a_float(&all);
+    end = least_of(end, hit.shape[0]);
     the_physics(&all, &f, &end);
     Array load_bias = the_load_bias(&all, &end), spread = the_spread(&all, &end);
     const npy_intp *slots = the_slots(&all, end, &count);
@@ -277,19 +279,21 @@ static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t 
     Array out = written_to(&all, NPY_DOUBLE, 2);
     npy_intp unreported_rows = unreported.shape[0], bins = alive.shape[0];
     demand_unreported(&all, unreported, count);
+    demand(&all, resident.shape[0] == 0 || resident.shape[0] == count, "resident: one for each slot, or none");
     demand(&all, share == 0.0 || row + 1 < KEPT_QUANTILES, "row: there is no next tracked quantile");
     demand(&all, bins != 1, "alive: at least two bins, or none");
     demand(&all, out.shape[0] == FORECAST && out.shape[1] == count, "rows: one for each of a forecast, a column a slot");
     if (all.failed) return NULL;
 
     double *rows = out.data;
-    const double *hits = hit.shape[0] > 0 ? hit.data : NULL, *biases = load_bias.data;
+    const double *hits = hit.data, *residents = resident.shape[0] > 0 ? resident.data : NULL, *biases = load_bias.data;
     npy_intp bias_end = load_bias.shape[2];
     double after = max2(output_tokens - 1.0, 0.0);
     gather(&f, slots, count, unreported.data, unreported_rows, rows + LOADS * count);
     EACH(i, count) {
         npy_intp slot = slots[i];
-        if (hits != NULL) rows[CACHED * count + i] = work.prompt_tokens * hits[slot];
+        rows[CACHED * count + i] =
+            residents != NULL ? residents[i] * hits[slot] * counted : work.prompt_tokens * hits[slot];
         Engine e = engine(&f, rows, count, slot, i, work.prompt_tokens, sequences);
         Ahead a = ahead_of(&f, &e, &work);
         int full = a.waiting > 0.0, band = full ? FULL : e.queued > 0.0;
@@ -316,6 +320,32 @@ static PyObject *predicted(PyObject *module, PyObject *const *given, Py_ssize_t 
         rows[EXPECTED_TPOT_VIOLATIONS * count + i] = violations;
     }
     fill_tails(rows, count, spread.data, spread.shape[3], slots, row, share, e2e_width, rows + TAILS * count);
+    Py_RETURN_NONE;
+}
+
+static PyObject *resident(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
+    Arguments all = arguments("resident", given, how_many, 6);
+    npy_intp bytes, count, length;
+    const unsigned char *held = some_bytes(&all, &bytes);
+    PyObject *runs = a_list(&all, &length);
+    const npy_intp *slots = the_slots(&all, NPY_MAX_INTP, &count);
+    double block_tokens = a_float(&all), tokens_most = a_float(&all);
+    Array filled = written_to(&all, NPY_DOUBLE, 1);
+    demand(&all, length > 0, "runs: at least one");
+    demand(&all, filled.shape[0] == count, "out: a place for each slot");
+    if (all.failed) return NULL;
+    npy_intp width = bytes / length;
+    double *out = filled.data;
+    EACH(i, count) out[i] = 0.0;
+    EACH(run, length) {
+        double blocks = PyFloat_AsDouble(PyList_GET_ITEM(runs, run));
+        if (blocks == -1.0 && PyErr_Occurred() != NULL) return NULL;
+        EACH(i, count) {
+            npy_intp place = slots[i] >> 3;
+            if (place < width && (held[run * width + place] >> (slots[i] & 7) & 1)) out[i] += blocks;
+        }
+    }
+    EACH(i, count) out[i] = min2(out[i] * block_tokens, tokens_most);
     Py_RETURN_NONE;
 }
 
@@ -389,7 +419,7 @@ static PyObject *in_time(PyObject *module, PyObject *const *given, Py_ssize_t ho
 }
 
 static PyObject *at_rest(PyObject *module, PyObject *const *given, Py_ssize_t how_many) {
-    Arguments all = arguments("at_rest", given, how_many, 11);
+    Arguments all = arguments("at_rest", given, how_many, 12);
     npy_intp end, count;
     Facts f = the_columns(&all, &end);
     the_physics(&all, &f, &end);
@@ -400,20 +430,24 @@ static PyObject *at_rest(PyObject *module, PyObject *const *given, Py_ssize_t ho
     double output_tokens = work.mean_output_tokens = a_float(&all);
     work.held_tokens = a_float(&all);
     double sequences = a_float(&all);
-    Array out = written_to(&all, NPY_DOUBLE, 2);
-    demand(&all, out.shape[0] == FORECAST && out.shape[1] == count, "rows: one for each of a forecast, a column a slot");
+    Array forecast = read_from(&all, NPY_DOUBLE, 2), filled = written_to(&all, NPY_DOUBLE, 2);
+    demand(&all, forecast.shape[0] == FORECAST && forecast.shape[1] == count,
+           "rows: one for each of a forecast, a column a slot");
+    demand(&all, filled.shape[0] == METRICS && filled.shape[1] == count, "out: one row for each metric, a column a slot");
     if (all.failed) return NULL;
-    double *rows = out.data, after = max2(output_tokens - 1.0, 0.0);
+    const double *cached = (double *)forecast.data + CACHED * count;
+    double *out = filled.data, after = max2(output_tokens - 1.0, 0.0), idle[FORECAST] = {0.0};
     EACH(i, count) {
         npy_intp slot = slots[i];
         const double *bias = (double *)load_bias.data + slot;
-        Engine e = engine(&f, rows, count, slot, i, work.prompt_tokens, sequences);
+        idle[CACHED] = cached[i];
+        Engine e = engine(&f, idle, 1, slot, 0, work.prompt_tokens, sequences);
         Ahead a = ahead_of(&f, &e, &work);
         double ttft_s = first_token_s(&f, &e, &a) * bias[TTFT * BANDS * load_bias.shape[2]];
         double tpot_s = step_of_life_s(&f, &e, work.held_tokens) * bias[TPOT * BANDS * load_bias.shape[2]];
-        rows[TTFT * count + i] = ttft_s;
-        rows[TPOT * count + i] = tpot_s;
-        rows[E2E * count + i] = ttft_s + after * tpot_s;
+        out[TTFT * count + i] = ttft_s;
+        out[TPOT * count + i] = tpot_s;
+        out[E2E * count + i] = ttft_s + after * tpot_s;
     }
     Py_RETURN_NONE;
 }
@@ -481,8 +515,8 @@ static PyObject *lived(PyObject *module, PyObject *const *given, Py_ssize_t how_
 }
 
 static PyMethodDef loops[] = {
-    A_LOOP(predicted), A_LOOP(loads), A_LOOP(prefill_rates), A_LOOP(tails), A_LOOP(in_time), A_LOOP(at_rest), A_LOOP(expected), A_LOOP(lived),
-    {NULL},
+    A_LOOP(predicted), A_LOOP(resident), A_LOOP(loads), A_LOOP(prefill_rates), A_LOOP(tails), A_LOOP(in_time),
+    A_LOOP(at_rest), A_LOOP(expected), A_LOOP(lived), {NULL},
 };
 
 A_MODULE(_kernels, loops)

@@ -88,6 +88,34 @@ static inline Array written_to(Arguments *all, int type, int axes) {
     return an_array(all, type, axes, NPY_ARRAY_CARRAY);
 }
 
+/* The bytes of a bytes object, and how many they are. */
+static inline const unsigned char *some_bytes(Arguments *all, npy_intp *count) {
+    *count = 0;
+    if (all->failed) return NULL;
+    PyObject *given = all->given[all->at++];
+    if (PyBytes_CheckExact(given)) {
+        *count = PyBytes_GET_SIZE(given);
+        return (const unsigned char *)PyBytes_AS_STRING(given);
+    }
+    all->failed = 1;
+    PyErr_Format(PyExc_TypeError, "%s: argument %d is not bytes", all->loop, all->at);
+    return NULL;
+}
+
+/* A list, and how many items it has. */
+static inline PyObject *a_list(Arguments *all, npy_intp *count) {
+    *count = 0;
+    if (all->failed) return NULL;
+    PyObject *given = all->given[all->at++];
+    if (PyList_CheckExact(given)) {
+        *count = PyList_GET_SIZE(given);
+        return given;
+    }
+    all->failed = 1;
+    PyErr_Format(PyExc_TypeError, "%s: argument %d is not a list", all->loop, all->at);
+    return NULL;
+}
+
 static inline void demand(Arguments *all, int holds, const char *what) {
     if (all->failed || holds) return;
     all->failed = 1;

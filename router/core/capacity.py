@@ -249,6 +249,8 @@ class _Replica:
             self._ledger.table.shown,
             np.empty((0, 0)),
             belief.hit,
+            np.empty(0),
+            1.0,
             belief.prior,
             belief.regression.factor,
             belief.roofs.rows,

@@ -151,9 +151,8 @@ class Forecast:
             if self._rows is not None:
                 self._cached = self._rows[CACHED]
             elif self._request.prefix:
-                self._resident = self._fleet.cached_tokens(self._request)
-                counted = self.prompt_tokens / max(self._request.prompt_tokens, 1)  # over estimated
-                self._cached = frozen(self._resident * self._fleet.of(self._belief.credit) * counted)
+                found = self._sent_before() * self._fleet.of(self._belief.credit)
+                self._cached = frozen(found * self._counted)
             else:
                 self._cached = frozen(self.prompt_tokens * self._fleet.of(self._belief.hit))
         return self._cached
@@ -167,15 +166,26 @@ class Forecast:
         """The same for one candidate."""
         if self._cached is None and not self._request.prefix:
             return self.prompt_tokens * (1.0 - self._belief.hit.item(self._fleet.slots.item(index)))
+        if self._rows is not None:
+            return self.prompt_tokens - float(self._rows.item(CACHED, index))
         return self.prompt_tokens - float(self.cached_tokens[index])
+
+    @property
+    def _counted(self) -> float:
+        """The tokens of the prompt over what they are estimated at."""
+        return self.prompt_tokens / max(self._request.prompt_tokens, 1)
+
+    def _sent_before(self) -> Floats:
+        """The leading tokens of the prompt, as estimated, that each candidate was sent before."""
+        if self._resident is None:
+            self._resident = self._fleet.cached_tokens(self._request)
+        return self._resident
 
     def resident_share_at(self, index: int) -> float:
         """The share of the prompt that one candidate was sent before and should still hold, whether or not it finds it
         (0: the request does not say its prefix).
         """
-        if self._resident is None:  # what is cached was not read, or the request has no prefix
-            self._resident = self._fleet.cached_tokens(self._request)
-        return self._resident.item(index) / max(self._request.prompt_tokens, 1)
+        return self._sent_before().item(index) / max(self._request.prompt_tokens, 1)
 
     # -- means ---------------------------------------------------------------------------------------------------
 
@@ -189,13 +199,11 @@ class Forecast:
     def _predicted(self, alive: Floats) -> Floats:
         """Fill the rows, EXPECTED_TPOT_VIOLATIONS only with the share of replies that reach each length."""
         fleet, belief, request, reply = self._fleet, self._belief, self._request, self._reply
-        rows, hit = self._rows, belief.hit
+        rows, named = self._rows, len(request.prefix) > 0
         if rows is None:
             rows = np.empty((FORECAST, len(fleet.slots)))
         else:
             rows.setflags(write=True)
-        if request.prefix:
-            rows[CACHED], hit = self.cached_tokens, _NOTHING
         unreported_peer_load = fleet.unreported_peer_load
         row, share = between(request.slo.quantile)
         self._width = hypot(self._longest.spread, WIDTH_MIN)
@@ -203,7 +211,9 @@ class Forecast:
         loops.predicted(
             fleet.columns,
             NONE_UNREPORTED if unreported_peer_load is None else unreported_peer_load,
-            hit,
+            belief.credit if named else belief.hit,
+            self._sent_before() if named else _NOTHING,
+            self._counted,
             belief.prior,
             belief.regression.factor,
             belief.roofs.rows,
@@ -290,8 +300,7 @@ class Forecast:
         return self._at_rest(np.ones_like(belief.regression.factor), np.ones_like(belief.load_band_bias))
 
     def _at_rest(self, factor: Floats, load_band_bias: Floats) -> Floats:
-        rows, belief = np.zeros((FORECAST, len(self._fleet.slots))), self._belief
-        rows[CACHED] = self.rows[CACHED]
+        rest, belief = np.empty((METRICS, len(self._fleet.slots))), self._belief
         loops.at_rest(
             self._fleet.columns,
             belief.prior,
@@ -303,11 +312,12 @@ class Forecast:
             self._longest.tokens,
             self.tokens,
             float(self._request.sequences),
-            rows,
+            self.rows,
+            rest,
         )
         if self._adapter_load_s is not None:
-            rows[[TTFT, E2E]] += self._adapter_load_s
-        return frozen(rows[:METRICS])
+            rest[[TTFT, E2E]] += self._adapter_load_s
+        return frozen(rest)
 
     # -- the reply's length ---------------------------------------------------------------------------------------
 

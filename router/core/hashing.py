@@ -4,7 +4,7 @@ Python's own ``hash`` of text is salted by process, so policies may not use it.
 """
 
 from hashlib import blake2b
-from typing import Final, Protocol
+from typing import Final
 
 BLOCK_WORDS: Final = 128  # of 8 bytes each
 MULTIPLIER: Final = 0x9E3779B97F4A7C15  # odd, its bits evenly spread: 2**64 over the golden ratio
@@ -12,26 +12,20 @@ SHIFT: Final = 32
 _BITS: Final = 2**64 - 1
 
 
-class Words(Protocol):
-    """Whole numbers of 64 bits, in an array or the memoryview of one."""
-
-    def __getitem__(self, place: int, /) -> int: ...
-    def __setitem__(self, place: int, number: int, /) -> None: ...
-    def __len__(self) -> int: ...
-
-
 def hash64(text: str) -> int:
     """64 bits of BLAKE2b."""
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def chain(words: Words, seed: int, hashes: Words) -> None:
-    """Fill ``hashes``, one for each ``BLOCK_WORDS`` words and all before them, below 2**63: other readers of a record
-    have no larger number. ``_hashing.c`` has the same loop in C.
+def chain(data: bytes, blocks: int, seed: int) -> tuple[int, ...]:
+    """Hashes of so many blocks at the begin of the data, one for each ``BLOCK_WORDS`` words and all before them, below
+    2**63: other readers of a record have no larger number. ``_hashing.c`` has the same loop in C.
     """
-    so_far = seed
-    for block in range(len(hashes)):
+    words = memoryview(data)[: 8 * BLOCK_WORDS * blocks].cast("Q")
+    so_far, hashes = seed, []
+    for block in range(blocks):
         for at in range(block * BLOCK_WORDS, block * BLOCK_WORDS + BLOCK_WORDS):
             so_far = ((so_far ^ words[at]) * MULTIPLIER) & _BITS
             so_far ^= so_far >> SHIFT
-        hashes[block] = so_far >> 1
+        hashes.append(so_far >> 1)
+    return tuple(hashes)

@@ -5,9 +5,10 @@ run. What is changed here has to be changed there. Believes the model that ``for
 is handed; must not know where those come from, nor any policy.
 """
 
+from collections.abc import Sequence
 from math import inf
 from math import log as ln
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from router.core.columns import (
     FIRST,
     FIRST_TOKEN_S,
     FIXED,
+    FORECAST,
     FULL,
     IMPOSED_DELAY_S,
     KEPT_QUANTILES,
@@ -269,6 +271,23 @@ def prefill_rates(
         out[i] = _tokens_per_s(columns, slots[i], work)
 
 
+def resident(
+    held: bytes, runs: Sequence[float], slots: Places, block_tokens: float, tokens_most: float, out: Cells
+) -> None:
+    """Fill ``out`` with the leading tokens of a prompt that each candidate was sent before, ``tokens_most`` at most.
+
+    A run is of successive blocks that the same slots hold: ``runs`` has how many blocks each is, at least one, and
+    ``held`` has, one run after the other, the slots that hold it and all before it, a bit each, the lowest first.
+    """
+    width = len(held) // len(runs)
+    for i in range(len(slots)):
+        place, blocks = slots[i] >> 3, 0.0
+        for run in range(len(runs)):
+            if place < width and held[run * width + place] >> (slots[i] & 7) & 1:
+                blocks += runs[run]
+        out[i] = min(blocks * block_tokens, tokens_most)
+
+
 def loads(columns: Cells, slots: Places, unreported: Cells, out: Cells) -> None:
     """Fill ``out``, rows as the fields of ``Load``, with the load of each candidate: this router's own, its peers',
     what is unattributed, and what peers have not reported yet. ``unreported``: empty for none.
@@ -361,18 +380,19 @@ def _expected_violations(
 
 
 def predicted(
-    columns: Cells, unreported: Cells, hit: Cells, prior: Cells, factor: Cells, roofs: Cells, load_bias: Cells,
-    spread: Cells, slots: Places, now_s: float, prompt_tokens: float, mean_prompt_tokens: float, output_tokens: float,
-    mean_output_tokens: float, held_tokens: float, sequences: float, tau_s: float, peer_tokens_per_s: float, row: int,
-    share: float, e2e_width: float, alive: Cells, per_octave: float, rows: Cells,
+    columns: Cells, unreported: Cells, hit: Cells, resident: Cells, counted: float, prior: Cells, factor: Cells,
+    roofs: Cells, load_bias: Cells, spread: Cells, slots: Places, now_s: float, prompt_tokens: float,
+    mean_prompt_tokens: float, output_tokens: float, mean_output_tokens: float, held_tokens: float, sequences: float,
+    tau_s: float, peer_tokens_per_s: float, row: int, share: float, e2e_width: float, alive: Cells, per_octave: float,
+    rows: Cells,
 ) -> None:  # fmt: skip
     """Fill ``rows``, one column a candidate: TTFT, TPOT and E2E (seconds), the band of its load, the same three at a
-    quantile (``tails``), CACHED unless it is filled already, its load and, where ``alive`` is given,
-    EXPECTED_TPOT_VIOLATIONS.
+    quantile (``tails``), CACHED, its load and, where ``alive`` is given, EXPECTED_TPOT_VIOLATIONS.
 
     ``output_tokens``: of the longest of the request's ``sequences``; ``held_tokens``: of all of them. ``columns``: the
-    ledger's; ``unreported``: ``Ledger.unreported_peer_load``, empty for none; ``hit``: by slot, the share of a prompt
-    that is cached, empty where CACHED is filled; ``prior``, ``factor``, ``roofs``: one row a slot; ``load_bias`` and
+    ledger's; ``unreported``: ``Ledger.unreported_peer_load``, empty for none; ``hit``: by slot, the share that is
+    cached, of the whole prompt, or of the ``resident`` tokens that each candidate was sent before (empty: not known),
+    which ``counted`` makes of those estimated; ``prior``, ``factor``, ``roofs``: one row a slot; ``load_bias`` and
     ``spread``: by metric, band and slot; ``tau_s`` and ``peer_tokens_per_s``: see ``_tokens_per_s``; ``alive``: of
     replies, the share that reaches each bin, ``per_octave`` of them from one power of two to the next (empty:
     EXPECTED_TPOT_VIOLATIONS is not filled).
@@ -381,8 +401,7 @@ def predicted(
     work = _Work(now_s, prompt_tokens, mean_prompt_tokens, mean_output_tokens, held_tokens, tau_s, peer_tokens_per_s)
     for i in range(len(slots)):
         slot = slots[i]
-        if len(hit) > 0:
-            rows[CACHED, i] = prompt_tokens * hit[slot]
+        rows[CACHED, i] = resident[i] * hit[slot] * counted if len(resident) > 0 else prompt_tokens * hit[slot]
         e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens, sequences)
         ahead = _ahead(columns, prior, roofs, e, work)
         full = ahead.waiting > 0.0
@@ -411,19 +430,21 @@ def predicted(
 
 def at_rest(
     columns: Cells, prior: Cells, factor: Cells, roofs: Cells, load_bias: Cells, slots: Places, prompt_tokens: float,
-    output_tokens: float, held_tokens: float, sequences: float, rows: Cells,
+    output_tokens: float, held_tokens: float, sequences: float, rows: Cells, out: Cells,
 ) -> None:  # fmt: skip
-    """Fill TTFT, TPOT and E2E of ``rows`` as they would be with nothing else in flight: what waiting could lead to at
-    best. ``rows``: as ``predicted`` filled them but for the load, which is 0.
+    """Fill ``out`` (metrics x candidates) with TTFT, TPOT and E2E as they would be with nothing else in flight: what
+    waiting could lead to at best. ``rows``: as ``predicted`` filled them, of which CACHED is read.
     """
     work = _Work(0.0, prompt_tokens, prompt_tokens, output_tokens, held_tokens)
+    idle = cast("Cells", np.zeros((FORECAST, 1)).data)
     for i in range(len(slots)):
         slot = slots[i]
-        e = _engine(columns, rows, prior, factor, roofs, slot, i, prompt_tokens, sequences)
+        idle[CACHED, 0] = rows[CACHED, i]
+        e = _engine(columns, idle, prior, factor, roofs, slot, 0, prompt_tokens, sequences)
         ahead = _ahead(columns, prior, roofs, e, work)
-        rows[TTFT, i] = _first_token_s(columns, e, ahead) * load_bias[TTFT, 0, slot]
-        rows[TPOT, i] = _step_of_life_s(columns, prior, factor, roofs, e, held_tokens) * load_bias[TPOT, 0, slot]
-        rows[E2E, i] = rows[TTFT, i] + max(output_tokens - 1.0, 0.0) * rows[TPOT, i]
+        out[TTFT, i] = _first_token_s(columns, e, ahead) * load_bias[TTFT, 0, slot]
+        out[TPOT, i] = _step_of_life_s(columns, prior, factor, roofs, e, held_tokens) * load_bias[TPOT, 0, slot]
+        out[E2E, i] = out[TTFT, i] + max(output_tokens - 1.0, 0.0) * out[TPOT, i]
 
 
 def expected(

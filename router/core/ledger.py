@@ -79,13 +79,10 @@ class Ledger:
 
         At least one token is always computed: an engine needs the last one's output to go on from.
         """
-        blocks = self.prefixes.matched(request.prefix, self.table.capacity) if request.prefix else None
-        if blocks is None:
-            return frozen(np.zeros(len(slots)))
-        tokens: Floats = blocks[slots]
-        tokens *= request.prefix_block_tokens
-        np.minimum(tokens, max(request.prompt_tokens - 1.0, 0.0), out=tokens)
-        return frozen(tokens)
+        most, tokens = max(request.prompt_tokens - 1.0, 0.0), None
+        if request.prefix:
+            tokens = self.prefixes.matched(request.prefix, slots, float(request.prefix_block_tokens), most)
+        return frozen(np.zeros(len(slots)) if tokens is None else tokens)
 
     def adapter_load_s(self, slots: Slots, model: str) -> Floats | None:
         """What each slot takes to load the adapter that the model is, 0 where it is ready; None: it takes none any

@@ -10,6 +10,7 @@ _ESTIMATORS: Final = extension("router.core._estimators")
 _HASHING: Final = extension("router.core._hashing")
 
 predicted = fastest(_KERNELS, kernels.predicted)
+resident = fastest(_KERNELS, kernels.resident)
 loads = fastest(_KERNELS, kernels.loads) if _KERNELS else kernels.loads  # which is no loop, but numpy's sums
 prefill_rates = fastest(_KERNELS, kernels.prefill_rates)
 tails = fastest(_KERNELS, kernels.tails)

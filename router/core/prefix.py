@@ -7,10 +7,13 @@ bounded by what the engine's KV cache can hold, and what rests on it must stay h
 
 from collections.abc import Sequence
 from itertools import islice
+from math import inf
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+
+from router.core import loops
+from router.core.arrays import Floats, Slots
 
 BLOCKS_MAX: Final = 1 << 19  # of all backends together: at up to 240 bytes each, 126 MB
 BLOCKS_EACH_MIN: Final = 64  # that a backend keeps in any case: one long prompt
@@ -74,8 +77,12 @@ class PrefixIndex:
         else:
             del self._holders[block]
 
-    def matched(self, prefix: Sequence[int], slots: int) -> NDArray[np.float64] | None:
-        """Leading blocks of ``prefix`` that each of the first ``slots`` slots holds; None where none holds any."""
+    def matched(
+        self, prefix: Sequence[int], slots: Slots, block_tokens: float = 1.0, tokens_most: float = inf
+    ) -> Floats | None:
+        """Leading tokens of ``prefix``, ``tokens_most`` at most, that each of the slots holds, of which a block has so
+        many; None where no slot at all holds any.
+        """
         masks: list[int] = []  # who still held all so far, each time that this changed
         runs: list[float] = []  # for how many blocks it was so
         alive = -1
@@ -92,8 +99,8 @@ class PrefixIndex:
                 alive = both
         if not masks:
             return None
-        width = (slots + 7) // 8
-        held = np.frombuffer(b"".join([mask.to_bytes(width, "little") for mask in masks]), np.uint8)
-        bits = np.unpackbits(held.reshape(len(masks), width), axis=1, count=slots, bitorder="little")
-        depths: NDArray[np.float64] = np.array(runs) @ bits
-        return depths
+        width = (masks[0].bit_length() + 7) >> 3  # who holds a later block holds the first
+        held = b"".join([mask.to_bytes(width, "little") for mask in masks])
+        tokens = np.empty(len(slots))
+        loops.resident(held, runs, slots, block_tokens, tokens_most, tokens)
+        return tokens

@@ -142,17 +142,17 @@ def test_what_is_predicted(seed, count, kind, share):
     same(KERNELS, kernels.loads, columns, slots, unreported, np.empty((LOAD, count)), filled=(3,))
     rates = (of.number(), of.number(most=9.0), of.number())
     same(KERNELS, kernels.prefill_rates, columns, slots, *rates, np.empty(count), filled=(5,))
-    hit = of.numbers(of.capacity, most=1.0) if of.index(2) else np.empty(0)
+    hit, resident = of.numbers(of.capacity, most=1.0), of.numbers(count, most=4000.0) if of.index(2) else np.empty(0)
     alive = of.alive() if of.index(3) else np.empty(0)
     physics = (of.prior(), of.numbers(of.capacity, TERMS, most=2.0), of.numbers(of.capacity, ROOF_POINTS, most=0.1))
     same(
         KERNELS, kernels.predicted,
-        columns, unreported, hit, *physics, of.numbers(2, BANDS, of.capacity, most=2.0),
+        columns, unreported, hit, resident, of.number(most=2.0), *physics, of.numbers(2, BANDS, of.capacity, most=2.0),
         of.numbers(METRICS, KEPT_QUANTILES, BANDS, of.capacity, most=2.0), slots, of.number(), of.number(most=4000.0),
         of.number(most=4000.0), of.number(most=400.0), of.number(most=400.0), of.number(most=4000.0),
         of.number(least=1.0, most=9.0), of.number(most=9.0), of.number(), of.index(KEPT_QUANTILES - 1), share,
         of.number(most=2.0), alive, 4.0, of.rows(count),
-        filled=(23,),
+        filled=(25,),
     )  # fmt: skip
 
 
@@ -179,7 +179,8 @@ def test_what_follows_from_a_forecast(seed, count, kind, share):
         *asked,
         of.number(most=9.0),
         rows,
-        filled=(10,),
+        np.zeros((METRICS, count)),
+        filled=(11,),
     )
     for i, slot in enumerate(slots.tolist()):
         same(
@@ -261,18 +262,30 @@ def test_what_headroom_weighs(seed, count, kind, priced):
     same(HEADROOM, _headroom.longest_reply, *bounds, rest, filled=())
     numbers = tuple(of.number(most=most) for most in (300.0, 300.0, 1.0, 2.0, 9.0, 3.0))
     same(HEADROOM, _headroom.room_in_s, *bounds, *numbers, rows, rest, columns, slots, weights, filled=())
-    tails, in_time = of.numbers(METRICS, count, most=3.0), of.numbers(2, count, most=1.0)
+    tails, in_time = of.numbers(METRICS, count, most=3.0), of.numbers(2, count if of.index(2) else 0, most=1.0)
     same(
         HEADROOM, _headroom.most_gained, *bounds, of.number(most=1.0), of.number(most=2.0), rows, tails, rest, in_time,
         states, columns, slots, of.number(most=4.0), weights, filled=(13,),
     )  # fmt: skip
 
 
+@given(seed=seeds, count=counts, masks=st.lists(st.integers(1, 2**70), min_size=1, max_size=4))
+def test_what_of_a_prompt_is_resident(seed, count, masks):
+    """Of runs that slots hold, within the width of what holds them and beyond it, up to the most."""
+    of = Drawn(seed, PLAIN, capacity=90)
+    width = (max(mask.bit_length() for mask in masks) + 7) // 8
+    held, runs = b"".join(mask.to_bytes(width, "little") for mask in masks), [float(1 + of.index(9)) for _ in masks]
+    given = (held, runs, of.slots(count), of.number(), of.number(most=500.0), np.empty(count))
+    same(KERNELS, kernels.resident, *given, filled=(5,))
+
+
 @given(seed=seeds, blocks=counts)
 def test_hashes_of_blocks(seed, blocks):
-    """The same below 2**63."""
-    words = np.random.default_rng(seed).integers(2**64, size=blocks * BLOCK_WORDS + 3, dtype=np.uint64)
-    same(HASHING, hashing.chain, words, seed, np.zeros(blocks, np.uint64), filled=(2,))
+    """The same below 2**63; of data that has no so many blocks none."""
+    data = np.random.default_rng(seed).bytes(blocks * BLOCK_WORDS * 8 + 3)
+    assert HASHING.chain(data, blocks, seed) == hashing.chain(data, blocks, seed)
+    with pytest.raises(ValueError, match="chain: data"):
+        HASHING.chain(data, blocks + 1, seed)
 
 
 def tails_of(**more):

@@ -273,7 +273,7 @@ def prompt(number: str, *blocks: int):
 
 def holders(it, *blocks: int) -> list[float]:
     """How many leading blocks each backend should hold, as ``it`` sees it."""
-    matched = it.ledger.prefixes.matched(blocks, len(it.ledger.table.generation))
+    matched = it.ledger.prefixes.matched(blocks, np.arange(len(it.ledger.table.generation)))
     return [] if matched is None else matched.tolist()
 
 

@@ -17,7 +17,7 @@ PROMPT = {"prompt_tokens": 400, "prefix": (1, 2, 3, 4), "prefix_block_tokens": 1
 
 def matched(index, *prefix):
     """Leading blocks by slot, of those that hold any."""
-    depths = index.matched(prefix, 1000)
+    depths = index.matched(prefix, np.arange(1000))
     return {} if depths is None else {slot: int(depths[slot]) for slot in np.flatnonzero(depths).tolist()}
 
 

@@ -13,8 +13,6 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
-import numpy as np
-
 from router.core import loops
 from router.core.hashing import BLOCK_WORDS
 
@@ -32,10 +30,7 @@ def blocks_of(pieces: Sequence[str], model: str, salt: str, blocks_max: int) -> 
     count = min(len(data) // BLOCK_BYTES, blocks_max)
     if not count:
         return NO_BLOCKS
-    words = np.frombuffer(data, np.uint64, count * BLOCK_WORDS)
-    hashes = np.empty(count, np.uint64)
-    loops.chain(words, _seed(model, salt), hashes)
-    return tuple(hashes.tolist()), BLOCK_BYTES * len(text) / len(data)
+    return loops.chain(data, count, _seed(model, salt)), BLOCK_BYTES * len(text) / len(data)
 
 
 def _seed(model: str, salt: str) -> int:
