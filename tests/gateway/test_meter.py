@@ -1,15 +1,17 @@
 """Counting what passes, wherever the reads are cut."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.types import Usage
+from router.gateway.traffic.event_stream import EventStream
 from router.gateway.traffic.frames import LAST_TYPES
 from router.gateway.traffic.http import dechunked, parse_head
-from router.gateway.traffic.meter import GAP_EDGES_S, Gaps, Meter, ends_reply
+from router.gateway.traffic.meter import GAP_EDGES_S, Gaps, Meter, ends_reply, opening_of
 from router.gateway.traffic.usage import TextDensity
 from tests.fakes_wire import chunked, event, token
 
@@ -53,6 +55,52 @@ def test_gaps_fall_into_their_buckets() -> None:
     assert filled == {0.001: 1, 0.015: 1, 0.5: 1}
     assert meter.gap_max_s == pytest.approx(0.5)
     assert (meter.last_s, meter.heard_s) == (0.512, 9.0)
+
+
+_OPENING = re.compile(  # what ``opening_of`` finds, as one expression, which goes over the event byte by byte
+    rb"event: ?[\w.]*delta\r?\ndata: ?"
+    rb'|data: ?\{[^\n]{0,512}?(?:"choices"\s*:\s*\[\s*\{|"type"\s*:\s*"[\w.]*delta")'
+)
+_PIECES = st.sampled_from(
+    [
+        b"data:", b"data: ", b"{", b"event: ", b"content_block_delta", b"\n", b"\r\n", b'"choices"', b": [ {", b":[{",
+        b'"type"', b'"type": "', b"response.delta", b'"', b"x" * 250, b"y" * 11, b" ", b'"id":"chatcmpl-1",',
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(_PIECES, max_size=14).map(b"".join), st.integers(0, 9))
+def test_how_an_event_with_a_token_opens_is_found_as_by_one_expression(data: bytes, at: int) -> None:
+    """The first of the keys within 512 bytes and in the same line, or the name of the event."""
+    found = _OPENING.match(data, at)
+    assert opening_of(data, at) == (found[0] if found is not None else b"")
+
+
+@given(
+    st.lists(st.sampled_from([" token", "", "two words", '"', "\n"]), min_size=1, max_size=5),
+    st.sampled_from([None, "stop", "length"]),
+    st.booleans(),
+    st.integers(0, 6),
+)
+def test_what_was_read_of_the_first_token_is_not_read_again(
+    texts: list[str], finish: str | None, framed: bool, cap: int
+) -> None:
+    """An estimate of a short reply is the same whether its first event is parsed again or not."""
+    events = [event(token(text)) for text in texts]
+    if finish is not None:
+        events.append(event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}))
+    meters = []
+    for known in (True, False):
+        meter = Meter(Gaps())
+        stream = EventStream(meter, framed=framed, sized=False, must_end=False, strips_usage=False, several=False)
+        for each in [*events, event("[DONE]")]:
+            stream.feed(chunked(each) if framed else each, 0.0, done=False)
+        if not known:
+            meter._first = 0
+        meters.append(meter)
+    one, other = (each.usage(0.0, cap=cap) for each in meters)
+    assert one == other
+    assert meters[0].text_bytes == meters[1].text_bytes
 
 
 @given(st.lists(st.binary(min_size=1, max_size=50), max_size=5), st.binary(min_size=1, max_size=50))

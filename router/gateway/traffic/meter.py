@@ -36,10 +36,12 @@ _FAILED_FINISH: Final = re.compile(FAILED_FINISH)
 _CAPPED: Final = re.compile(rb'"(?:finish_reason|stop_reason|reason)"\s*:\s*"(?:length|max_tokens|max_output_tokens)"')
 _NEXT_DONE: Final = b"\n" + _DONE
 _COUNTS: Final = b'_tokens"'
-_OPENING: Final = re.compile(  # of an event with a token, up to what no other event has
-    rb"event: ?[\w.]*delta\r?\ndata: ?"
-    rb'|data: ?\{[^\n]{0,512}?(?:"choices"\s*:\s*\[\s*\{|"type"\s*:\s*"[\w.]*delta")'
-)
+# How an event with a token opens, up to what no other event has: named, or an object with one of these keys
+_NAMED: Final = re.compile(rb"event: ?[\w.]*delta\r?\ndata: ?")
+_OBJECT: Final = re.compile(rb"data: ?\{")
+_KEY: Final = re.compile(rb'"(?:choices"\s*:\s*\[\s*\{|type"\s*:\s*"[\w.]*delta")')
+_BEFORE_KEY_MOST: Final = 512
+_KEY_BYTES_MOST: Final = 1024
 _SIZE_LINE_BYTES: Final = 12
 _EVENT_END_BYTES: Final = 5  # from its last line end on, at most: that, a blank line and its chunk's
 _DONE_END_BYTES: Final = 7  # ], two line ends, that of its chunk
@@ -88,6 +90,22 @@ def is_suspect(data: bytes) -> bool:
         or data.find(b'"message"') >= 0
         or data.find(b'"msg"') >= 0
     )
+
+
+def opening_of(data: bytes, at: int = 0) -> bytes:
+    """How the event at *at* opens, up to what only an event with a token has; empty: it is not known to have one.
+
+    The key is searched for, and no expression is stretched to it byte by byte, which takes ten times as long.
+    """
+    begun = _OBJECT.match(data, at)
+    if begun is None:
+        named = _NAMED.match(data, at)
+        return named[0] if named is not None else b""
+    first = begun.end()
+    key = _KEY.search(data, first, first + _BEFORE_KEY_MOST + _KEY_BYTES_MOST)
+    if key is None or key.start() - first > _BEFORE_KEY_MOST or data.find(b"\n", first, key.start()) >= 0:
+        return b""
+    return data[at : key.end()]
 
 
 def data_lines(text: bytes) -> int:
@@ -147,7 +165,7 @@ class Meter:
     """
 
     __slots__ = (
-        "_at", "_before", "_before_s", "_body_bytes", "_end", "_end_at", "_envelope", "_framing", "_joined",
+        "_at", "_before", "_before_s", "_body_bytes", "_end", "_end_at", "_envelope", "_first", "_framing", "_joined",
         "_joined_at", "_last", "_lead", "_opening", "_search", "_stated_at", "beside_bytes", "events", "first_s",
         "gap_max_s", "gaps", "heard_s", "last_s", "started", "stated",
     )  # fmt: skip
@@ -174,6 +192,7 @@ class Meter:
         self._end_at = 1
         self._lead = 0  # events before the first token
         self._envelope = -1  # bytes of an event beside its text; -1: unknown
+        self._first = 0  # hash of the line that the first event with a token is, where it is one
         self._framing = 0
         self._body_bytes = 0  # since the first token
         self.beside_bytes = 0
@@ -189,11 +208,11 @@ class Meter:
         self._lead = self.events + lead
         self._framing = ((len(event).bit_length() + 3) >> 2) + 4 if framed else 0  # of a chunk that holds one event
         self._envelope = len(event) - text_bytes if text_bytes >= 0 else -1
+        if event.startswith(DATA[1:]) and event.find(b"\n") == len(event) - 2:
+            self._first = hash(event[:-2])
         self._body_bytes = -len(before) - lead * self._framing
         self.beside_bytes -= self._body_bytes
-        opening = _OPENING.match(event)
-        if opening is not None:
-            self._opening = opening[0]
+        self._opening = opening_of(event) or self._opening
         self._learn_end(event, len(b"\r\n") if framed else 0)
 
     def passes(self, data: bytes, now_s: float) -> bool:
@@ -247,10 +266,10 @@ class Meter:
         count = data_lines(data)
         at = data.find(b"event:", 0, _SIZE_LINE_BYTES + len(b"event:"))
         at = at if at >= 0 else data.find(b"data:", 0, _SIZE_LINE_BYTES + len(b"data:"))
-        opening = _OPENING.match(data, at) if at >= 0 else None
-        other = at >= 0 and opening is None and self._opening != _UNKNOWN  # than events with a token are
-        if opening is not None:
-            self._opening, self._at = opening[0], at
+        opening = opening_of(data, at) if at >= 0 else b""
+        other = at >= 0 and not opening and self._opening != _UNKNOWN  # than events with a token are
+        if opening:
+            self._opening, self._at = opening, at
             if count == 1:
                 self._learn_end(data, 0)
         if (other or ends_with_done(data)) and not has_token(_without_framing(data)):
@@ -470,7 +489,8 @@ class Meter:
             sequence is not None or self._plausible(output, whole=whole)
         ):
             tail = tail or self._tail
-            if len(_CAPPED.findall(tail)) != sequences:
+            may_cap = tail.find(b'"length"') >= 0 or tail.find(b'"max_') >= 0  # each match has one of these
+            if not may_cap or len(_CAPPED.findall(tail)) != sequences:
                 cap = 0  # they did not all end because they have as many as were asked for
             output, least = self._estimate(tail, bytes_per_token, cap, whole=whole and generates)
             estimated = output > 0 and not (stated.output < 0 and self._one_each(tail, least))
@@ -513,15 +533,20 @@ class Meter:
         parts = tail.split(DATA)[1:]
         frames, last_bytes, text_bytes = self.events - self._lead, 0, 0
         typical = frames  # of those, the ones that are as long as the first but for their text
+        short = len(parts) >= self.events  # all of the reply is here
         for part in reversed(parts):
-            tokens = [each for each in read_events(DATA[1:] + part.partition(b"\n")[0]) if each.kind == TOKEN]
-            if len(parts) < self.events and not all(each.last for each in tokens):
-                break  # else it is a short reply, all of which is here
+            line = DATA[1:] + part.partition(b"\n")[0]
+            if short and self._envelope >= 0 and hash(line) == self._first:
+                text_bytes += len(line) + len(b"\n\n") - self._envelope
+            else:
+                tokens = [each for each in read_events(line) if each.kind == TOKEN]
+                if not short and not all(each.last for each in tokens):
+                    break
+                frames -= 0 if tokens else 1
+                text_bytes += max(sum(each.text_bytes for each in tokens), 0)
             typical -= 1
-            frames -= 0 if tokens else 1
             last_bytes += len(DATA) + len(part) + self._framing
-            text_bytes += max(sum(each.text_bytes for each in tokens), 0)
-        if len(parts) >= self.events:
+        if short:
             frames += self._lead
         elif self._envelope >= 0:
             text_bytes += max(self._body_bytes - last_bytes - typical * (self._envelope + self._framing), 0)
