@@ -136,7 +136,7 @@ class DemandMeter:
         counts = kind.at(int(now_s / BUCKET_S))
         counts.ended += 1
         counts.shed += record.outcome is EndState.REFUSED
-        if record.judged and request.slo == kind.slo:
+        if record.judged and (request.slo is kind.slo or request.slo == kind.slo):
             counts.judged += 1
             counts.attained += record.slo_met
         if record.outcome is EndState.SERVED and record.usage.output_tokens > 0:

@@ -60,6 +60,10 @@ class Slo(Fact):
     refuse_infeasible: bool = False
     derived_s: tuple[float, ...] = ()
 
+    def __hash__(self) -> int:
+        """As a dataclass's own, which is never compiled: what counts by SLO looks one up for each request."""
+        return hash((self.ttft_s, self.tpot_s, self.e2e_s, self.quantile, self.refuse_infeasible, self.derived_s))
+
     def met(self, ttft_s: float, tpot_s: float, e2e_s: float, prompt_tokens: float, output_tokens: float) -> bool:
         """Whether what happened is within every bound (nan, a time that never came, is within none that is finite).
 

@@ -29,6 +29,16 @@ def test_the_time_per_token_that_bounds_leave(slo, predicted, expected):
     assert e2e_tpot_bound_s(asked, ttft_s, tpot_s, output_tokens=101.0) == pytest.approx(expected[1])
 
 
+def test_slos_that_are_equal_are_one_key():
+    """Whatever made them; each of the fields tells them apart."""
+    base = (2.0, 0.1, 60.0, 0.9, False, ())
+    others = [(1.0,), (2.0, 0.2), (2.0, 0.1, 61.0), (*base[:3], 0.5), (*base[:4], True), (*base[:5], (1.0,))]
+    counts = {Slo(*base): 1} | {Slo(*given): 2 for given in others}
+    assert len(counts) == 1 + len(others)
+    assert counts[Slo(*base)] == 1
+    assert hash(Slo(*base)) == hash(Slo(*base))
+
+
 def bounds(it):
     """The tightest TPOT bound in force on each backend, as a decision reads it."""
     return Fleet(it.ledger, it.ledger.roster.pool("m"), 0.0).tpot_bound_s.tolist()

@@ -4,7 +4,7 @@ Both get the phases of one ext-proc stream in their order. Must not depend on gR
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,7 +42,7 @@ class RequestHead:
     method: bytes
     path: bytes
     headers: Sequence[Field]
-    fields: Mapping[bytes, bytes]
+    fields: dict[bytes, bytes]
     among: tuple[str, ...] | None = None
 
 

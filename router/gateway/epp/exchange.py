@@ -3,7 +3,7 @@
 Must not depend on gRPC or on the form of its messages: ``Replies`` has that.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from router.core.types import RequestId
@@ -61,7 +61,7 @@ class PickerExchange(Exchange):
         endpoint: Endpoint,
         path: bytes,
         headers: Sequence[tuple[bytes, bytes]],
-        fields: Mapping[bytes, bytes],
+        fields: dict[bytes, bytes],
     ) -> None:
         """*on_call* gets the id of its call before the driver gets the call."""
         super().__init__(driver, endpoint, path, headers, fields)

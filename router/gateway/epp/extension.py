@@ -27,7 +27,7 @@ _CLASS: Final = b"x-slo-class"
 _TENANT: Final = b"x-llm-d-inference-fairness-id"
 
 
-def as_ours(fields: Mapping[bytes, bytes], classes: Collection[str]) -> Mapping[bytes, bytes]:
+def as_ours(fields: dict[bytes, bytes], classes: Collection[str]) -> dict[bytes, bytes]:
     """The fields of a request with those of the extension under the names that this router reads."""
     if OF_GATEWAYS.isdisjoint(fields):
         return fields

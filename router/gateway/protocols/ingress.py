@@ -17,7 +17,7 @@ from router.core.types import NO_SLO, Slo, slo_of
 from router.gateway.protocols.cors import Cors
 from router.spelling import suggestion
 
-Headers = Mapping[bytes, bytes]
+Headers = dict[bytes, bytes]
 
 # header -> index in SLO_METRICS; where an alias and our own name are sent, our own wins, which comes later
 _SLO_HEADERS: Final = (

@@ -3,7 +3,6 @@
 Must not depend on backends. Only fields that the gateway uses are checked; the engine judges the rest.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -172,7 +171,7 @@ def parse(body: bytes) -> dict[str, Any]:
     return document
 
 
-def _output_tokens_max(endpoint: Endpoint, document: Mapping[str, Any]) -> int:
+def _output_tokens_max(endpoint: Endpoint, document: dict[str, Any]) -> int:
     for name in endpoint.output:
         value = document.get(name)
         if value is None:

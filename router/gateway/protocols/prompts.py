@@ -3,7 +3,7 @@
 Must not depend on backends. Only fields that the gateway uses are checked; the engine judges the rest.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import ceil
 from typing import Any, Final
 
@@ -79,7 +79,7 @@ class PromptSize:
         self.sigma = weighted / tokens if tokens > 0.0 else 0.0
 
 
-def chat(document: Mapping[str, Any]) -> Pieces:
+def chat(document: dict[str, Any]) -> Pieces:
     """Messages as templates put them: tools after the system's message, or first where there is none."""
     messages = document.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -101,7 +101,7 @@ def chat(document: Mapping[str, Any]) -> Pieces:
     return pieces + tools + _formats(document)
 
 
-def _role(message: Mapping[str, Any]) -> int:
+def _role(message: dict[str, Any]) -> int:
     role = message.get("role")
     return _ROLES.get(role, _OTHER_ROLE) if isinstance(role, str) else _OTHER_ROLE
 
@@ -132,7 +132,7 @@ def _walked_tokens(value: Any) -> float:
     return tokens
 
 
-def _formats(document: Mapping[str, Any]) -> Pieces:
+def _formats(document: dict[str, Any]) -> Pieces:
     """What a reply has to fit, behind everything else: of known size, but perhaps not in the prompt."""
     found: Pieces = []
     for name in _FORMATS:
@@ -162,7 +162,7 @@ def _content(content: Any, name: str, *, nested: bool = False) -> Pieces:
     return pieces
 
 
-def _part(part: Mapping[str, Any], name: str, nested: bool) -> Pieces:
+def _part(part: dict[str, Any], name: str, nested: bool) -> Pieces:
     """One part of a message: text, Anthropic's tool parts and documents, or content of which only the size counts.
     ``nested``: it stands in another part already, which is as deep as they go.
     """
@@ -182,7 +182,7 @@ def _part(part: Mapping[str, Any], name: str, nested: bool) -> Pieces:
             return _unread(part, name, nested)
 
 
-def _unread(part: Mapping[str, Any], name: str, nested: bool) -> Pieces:
+def _unread(part: dict[str, Any], name: str, nested: bool) -> Pieces:
     """Content of which only the size counts; Anthropic's documents of text, which are sources of many kinds."""
     sized = media.of_part(part)
     if sized is not None:
@@ -194,13 +194,13 @@ def _unread(part: Mapping[str, Any], name: str, nested: bool) -> Pieces:
     return [*_as_text(part.get("title")), *_content(source.get(key), f"{name}.source.{key}", nested=True)]
 
 
-def anthropic(document: Mapping[str, Any]) -> Pieces:
+def anthropic(document: dict[str, Any]) -> Pieces:
     """``system`` first, whatever its place in the body."""
     system = _content(document.get("system"), "system")
     return [_SYSTEM, *system, *chat(document)] if system else chat(document)
 
 
-def completion(document: Mapping[str, Any]) -> Pieces:
+def completion(document: dict[str, Any]) -> Pieces:
     """The prompt, and what it has to lead to."""
     if "prompt" not in document and "prompt_embeds" not in document:
         raise wrong("prompt", "text, token ids, or a list of either", None, missing=True)
@@ -242,7 +242,7 @@ def _item(item: Any, name: str) -> Pieces:
     return _content(item["content"], name) if "content" in item else _part(item, name, nested=False)
 
 
-def embedding(document: Mapping[str, Any]) -> Pieces:
+def embedding(document: dict[str, Any]) -> Pieces:
     """``input``, or a conversation."""
     if "messages" in document:
         return chat(document)
@@ -251,17 +251,17 @@ def embedding(document: Mapping[str, Any]) -> Pieces:
     return _texts_or_ids(document["input"], "input")
 
 
-def tokenized(document: Mapping[str, Any]) -> Pieces:
+def tokenized(document: dict[str, Any]) -> Pieces:
     """``prompt``, or a conversation."""
     return chat(document) if "messages" in document else _any(document, "prompt")
 
 
-def detokenized(document: Mapping[str, Any]) -> Pieces:
+def detokenized(document: dict[str, Any]) -> Pieces:
     """``tokens``."""
     return _any(document, "tokens")
 
 
-def responses(document: Mapping[str, Any]) -> Pieces:
+def responses(document: dict[str, Any]) -> Pieces:
     """``instructions`` and tools, then the items of ``input``."""
     given = document.get("input")
     if given is None:
@@ -281,7 +281,7 @@ def responses(document: Mapping[str, Any]) -> Pieces:
     return [*pieces, *(_perhaps(shape) if shape else []), *_formats(document)]
 
 
-def _response_item(item: Mapping[str, Any], name: str) -> Pieces:
+def _response_item(item: dict[str, Any], name: str) -> Pieces:
     """A message, a call of a function or what it gave back."""
     pieces: Pieces = [_role(item), *_content(item.get("content"), f"{name}.content")]
     if item.get("type") == "function_call":
@@ -291,7 +291,7 @@ def _response_item(item: Mapping[str, Any], name: str) -> Pieces:
     return pieces + (_content(output, f"{name}.output") if isinstance(output, list) else _as_text(output))
 
 
-def ranked(document: Mapping[str, Any]) -> Pieces:
+def ranked(document: dict[str, Any]) -> Pieces:
     """A query and the documents that it is compared with. A cross-encoder reads the query again with each of them."""
     queries = _any(document, "query", "text_1", "queries", "data_1")
     documents = _any(document, "documents", "text_2", "items", "data_2")
@@ -304,7 +304,7 @@ def ranked(document: Mapping[str, Any]) -> Pieces:
     return [*pieces, query]
 
 
-def _any(document: Mapping[str, Any], *names: str) -> Pieces:
+def _any(document: dict[str, Any], *names: str) -> Pieces:
     """Text under any of these names, none of them required: the engine checks its own fields."""
     found: Pieces = []
     for name in names:
@@ -328,4 +328,4 @@ def kind_of(value: Any) -> str:
     return kinds.get(type(value), "text" if isinstance(value, str) else "an object")
 
 
-Finder = Callable[[Mapping[str, Any]], Pieces]
+Finder = Callable[[dict[str, Any]], Pieces]

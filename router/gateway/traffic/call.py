@@ -3,7 +3,7 @@
 Must not depend on sockets, the core's decisions or the state of a reply.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import orjson
@@ -135,7 +135,7 @@ def read_call(
     endpoint: Endpoint,
     path: bytes,
     headers: Sequence[tuple[bytes, bytes]],
-    fields: Mapping[bytes, bytes],
+    fields: dict[bytes, bytes],
     body: bytes,
     applied: AppliedSlo,
     tenant: str,
@@ -186,7 +186,7 @@ def read_call(
 
 
 def _forwarded(
-    headers: Sequence[tuple[bytes, bytes]], fields: Mapping[bytes, bytes], replaced: frozenset[bytes] | None
+    headers: Sequence[tuple[bytes, bytes]], fields: dict[bytes, bytes], replaced: frozenset[bytes] | None
 ) -> bytes:
     dropped: frozenset[bytes] = _NOT_FORWARDED
     if replaced is not None:

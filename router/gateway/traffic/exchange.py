@@ -5,7 +5,7 @@ backends, attempts, or how messages are found on a connection: it calls a Reques
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import isfinite
 from typing import Final
 
@@ -28,7 +28,7 @@ _PLAIN: Final = frozenset({b"", b"identity"})  # codings of a body that is read 
 _COMPRESSED: Final = Problem(  # RFC 9110 15.5.16
     415, "Content-Encoding: a body that is not compressed is expected", fields=b"accept-encoding: identity\r\n"
 )
-_NO_FIELDS: Final[Mapping[bytes, bytes]] = {}
+_NO_FIELDS: Final[dict[bytes, bytes]] = {}
 _CLIENT_ERRORS: Final = frozenset({FailureKind.CLIENT_ERROR, FailureKind.CONTEXT_EXCEEDED})
 
 
@@ -54,7 +54,7 @@ class Exchange(Client):
         endpoint: Endpoint,
         path: bytes,
         headers: Sequence[tuple[bytes, bytes]],
-        fields: Mapping[bytes, bytes],
+        fields: dict[bytes, bytes],
     ) -> None:
         self.driver = driver
         self.endpoint = endpoint

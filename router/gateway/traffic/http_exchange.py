@@ -5,7 +5,7 @@ cycles, without a task.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -39,7 +39,7 @@ class HttpExchange(Exchange):
         endpoint: Endpoint,
         path: bytes,
         headers: Sequence[tuple[bytes, bytes]],
-        fields: Mapping[bytes, bytes],
+        fields: dict[bytes, bytes],
         socket: int = -1,
     ) -> None:
         """*socket*: the descriptor of the transport's socket, if that takes an answer's bytes as they are."""

@@ -4,7 +4,7 @@ Must not depend on sockets, or on what a path stands for.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from router.gateway.protocols.answers import Problem
@@ -39,7 +39,7 @@ def problem(
     method: bytes,
     target: bytes | None,
     version: str,
-    named: Mapping[bytes, bytes],
+    named: dict[bytes, bytes],
     fields: Fields,
     read_bytes: int,
     bytes_max: int,
