@@ -119,7 +119,7 @@ def test_keys_are_described_as_in_the_example() -> None:
     assert found["scrape.down_after"].startswith("failed health checks in a row; a time-out counts only")
     text = reference.config()
     assert "| `idle_s` | number > 0 | `4.0` | vLLM closes idle connections after 5 s |" in text
-    assert "| `source` | `engines`, `state` | `engines` |" in text
+    assert "| `source` | `engines`, `routers`, `state` | `engines` |" in text
 
 
 def test_the_reference_has_every_metric() -> None:
