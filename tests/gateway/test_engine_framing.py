@@ -33,7 +33,7 @@ SIZED = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
 @asynccontextmanager
 async def behind(*scripts: wire.Script) -> AsyncIterator[tuple[Gateway, ScriptedEngine, Client, asyncio.Transport]]:
     """A client that has not read its first reply, and the gateway's side of its connection, where that reply waits."""
-    async with pair([reply(b"x" * 8_000_000)], *scripts) as (gate, engine):
+    async with pair([reply(b'{"x":"' + b"x" * 8_000_000 + b'"}')], *scripts) as (gate, engine):
         client = await gate.client()
         await until(lambda: gate.state.connections)
         (connection,) = gate.state.connections

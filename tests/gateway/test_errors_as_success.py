@@ -1,5 +1,6 @@
 """A reply with a status of success that is none: an error in JSON, nothing at all, one that the engine gave up."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ from router.core.decisions import EndState
 from router.core.errors import Reason
 from tests import fakes_wire as wire
 from tests.fakes_wire import Act, ScriptedEngine, chunked, event, gateway, pair, post, reply, stream, token
+from tests.waiting import until
 
 BUSY = b'{"error":{"message":"busy","type":"Service Unavailable","param":null,"code":503}}'
 BAD = b'{"object":"error","message":"n is too large","type":"BadRequestError","code":400}'
@@ -41,6 +43,11 @@ FAILED: dict[str, wire.Script] = {
     "flat, as Dynamo's": [reply(b'{"message":"gone","type":"Internal Server Error","code":500}')],
     "flat in other words": [reply(b'{"code":503,"msg":"gone"}')],
     "a page of a proxy": [reply(b"<html><body>sign in</body></html>", content_type="text/html; charset=utf-8")],
+    "a message alone": [reply(b'{"message":"Internal server error"}')],
+    "text": [reply(b"Internal Server Error", content_type="text/plain")],
+    "null": [reply(b"null")],
+    "a list": [reply(b"[]")],
+    "DeepSeek's": [of_stream(finish(None, role="assistant"), finish("insufficient_system_resource"), DONE)],
     "empty": [reply(b"")],
     "empty in chunks": [CHUNKED + wire.LAST],
     "empty to the end of the connection": [NO_LENGTH, Act.CLOSE],
@@ -63,6 +70,28 @@ async def test_what_is_no_reply_is_tried_elsewhere(name: str) -> None:
         assert got.events()[0] == json.dumps(token("good"))
         record = gate.seen.outcomes[0].record
         assert (record.outcome, record.attempts) == (EndState.SERVED, 2)
+
+
+@pytest.mark.parametrize("content_type", [b"", b"content-type: text/plain\r\n"])
+async def test_events_whose_type_is_not_stated_are_events(content_type: bytes) -> None:
+    """As where a server was written without a framework: their tokens are counted, and an error is one."""
+    head = b"HTTP/1.1 200 OK\r\n%btransfer-encoding: chunked\r\n\r\n" % content_type
+    tokens = [event(token(text)) for text in ("a", "b", "c")]
+    whole = head + chunked(*tokens, DONE) + wire.LAST
+    cut = len(head) + 5  # in its first word
+    later = asyncio.Event()
+    error = head + chunked(event(BUSY.decode()), DONE) + wire.LAST
+    async with pair([whole], [whole[:cut], later, whole[cut:]], [error]) as (gate, engine):
+        for number in range(2):
+            asking = asyncio.create_task(gate.chat())
+            await until(lambda: len(engine.requests) > number)  # noqa: B023 - waited for here
+            if number:
+                later.set()
+            assert (await asking).body == b"".join(tokens) + DONE
+            record = gate.seen.outcomes[number].record
+            assert (record.outcome, record.usage.output_tokens) == (EndState.SERVED, 3)
+            assert record.first_token_s == record.first_token_s
+        assert (await gate.chat()).status == 503
 
 
 async def test_json_that_is_stated_to_be_html_is_a_reply() -> None:

@@ -164,6 +164,10 @@ ERRORS: list[bytes] = [
     event({"statusCode": 500, "message": "gone"}),
     event({"status": "error", "message": "gone"}),
     event({"success": False, "message": "gone"}),
+    event({"message": "gone", "type": "internal_error"}),
+    event({"exception": "RuntimeError", "message": "gone"}),
+    event({"errors": [{"message": "gone"}]}),
+    b'event: exception\ndata: {"message": "gone"}\n\n',
     event({"choices": [{"index": 0, "delta": {"content": ""}, "error": {"code": 502, "message": "gone"}}]}),
 ]
 # What a model or a tool may write: none of it is an error, an event or a count.
@@ -556,6 +560,10 @@ STATED: dict[str, tuple[list[dict[str, Any]], Usage]] = {
         [token("x"), {**STOP, "usage": {"prompt_tokens": 9, "completion_tokens": 4, "prompt_cache_hit_tokens": 8}}],
         Usage(4, 9, 8, True),
     ),
+    "as floats": (
+        [token("x"), {**STOP, "usage": {"prompt_tokens": 9.0, "completion_tokens": 4.0}}],
+        Usage(4, 9),
+    ),
     "too many": (
         [token("x"), STOP, {"choices": [], "usage": {"completion_tokens": 10**9}}],
         Usage(1, estimated=True, output_tokens_least=1),
@@ -730,3 +738,23 @@ def test_the_last_token_is_found_however_its_reads_are_cut(at: list[int], name: 
     first, last = (next(n for n, so_far in enumerate(come) if so_far >= end) for end in (len(tokens[0]), size))
     found = last_token_s([*reads, b""])
     assert isnan(found) if first == last else found == last
+
+
+@pytest.mark.parametrize(
+    "raw", [b"data: Traceback (most recent call last):\n\n", b"data: [ERROR] gone\n\n", b"data: <html>\n\n"]
+)
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_is_no_json_among_events_that_are_is_an_error(raw: bytes, begun: bool) -> None:
+    """No client could read it as anything else."""
+    stream = passed([event(token("x")), raw, event("[DONE]")] if begun else [raw, event("[DONE]")])
+    assert stream.error is not None
+    assert orjson.loads(stream.error)["error"]["message"] == raw[6:].decode().strip()
+
+
+def test_chunks_of_one_byte_each_are_no_text() -> None:
+    """Their framing does not count where tokens are estimated by bytes."""
+    raw = b"".join([event(token("x"))] * 40 + [event(STOP), event("[DONE]")])
+    meter = Meter(Gaps())
+    stream = EventStream(meter, framed=True, sized=False, must_end=True, strips_usage=False, several=False)
+    stream.feed(b"".join(chunked(raw[at : at + 1]) for at in range(len(raw))) + LAST, 1.0, done=True)
+    assert meter.usage(0.0).output_tokens == 40

@@ -29,6 +29,7 @@ from router.gateway.protocols.prompts import (
 
 SEQUENCES_MAX: Final = 16_384  # of one request, as vLLM's VLLM_MAX_N_SEQUENCES; llama.cpp, Dynamo and OpenAI take fewer
 _DIGITS_MAX: Final = 9
+_TOKENS_MOST: Final = 2**31 - 1  # a larger cap is none
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"  # which Python's parser, and so most engines, let pass in front of JSON
 
 
@@ -179,7 +180,9 @@ def _output_tokens_max(endpoint: Endpoint, document: dict[str, Any]) -> int:
         count = None if isinstance(value, bool) else _whole(value)
         if count is None:
             raise wrong(name, "a number of tokens", value)
-        return max(count, 0)  # -1 is no cap to llama.cpp; an engine that takes none below 0 says so itself
+        return min(
+            max(count, 0), _TOKENS_MOST
+        )  # -1 is no cap to llama.cpp; an engine that takes none below 0 says so itself
     return 0
 
 

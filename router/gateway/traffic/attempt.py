@@ -43,6 +43,7 @@ _PARTING_S: Final = 0.1  # a busy engine takes so long to find that its client h
 _NOT_PARTING: Final = -1
 
 _BEGIN_BYTES: Final = 128
+_EVENT_BEGINS: Final = (b"data:", b"event:", b"id:", b":")
 _ERROR_BEGIN: Final = re.compile(  # of an error, or of so much of one that more has to come
     rb'\{\s*(?:"(?:error|detail|message|(?:object|type)"\s*:\s*(?:"error|"?\w{0,4}\Z))|"?\w{0,9}\Z)|\Z'
 )
@@ -365,18 +366,21 @@ class UpstreamAttempt(Reader):
         elif self._translation is not None:
             self._phase = _TRANSLATED
         elif head.event_stream:
-            self._phase = _EVENTS
-            self._stream = EventStream(
-                self.meter,
-                framed=head.chunked and not self._decodes,
-                sized=head.length >= 0,
-                must_end=self.call.must_end and not self.call.head_only,
-                strips_usage=self._asks_usage,
-                several=self.call.request.sequences > 1,
-            )
+            self._expect_events(head)
         else:
             self._phase = _WHOLE
         self._take_other(parts[1])
+
+    def _expect_events(self, head: Head) -> None:
+        self._phase = _EVENTS
+        self._stream = EventStream(
+            self.meter,
+            framed=head.chunked and not self._decodes,
+            sized=head.length >= 0,
+            must_end=self.call.must_end and not self.call.head_only,
+            strips_usage=self._asks_usage,
+            several=self.call.request.sequences > 1,
+        )
 
     def _hold(self, data: bytes) -> None:
         """Keep what may not go to the client yet."""
@@ -455,8 +459,7 @@ class UpstreamAttempt(Reader):
                 self._write(data if self._frame is None else self._frame(data))
         else:
             self._body += data
-            if self._is_page():
-                self._give_up(f"{self.upstream.target.name} answered with a page of HTML")
+            if self._begins_as_no_reply():
                 return
             named = self._name is not None and len(self._body) <= _NAMED_BYTES_MAX
             if self._body and not (named or self.connection.done or self._may_be_error()):
@@ -464,13 +467,27 @@ class UpstreamAttempt(Reader):
             elif not (named or self.connection.done) and self._timer is None and self._is_blank():
                 self._timer = asyncio.get_running_loop().call_later(_HELD_BACK_S, self._blank_long_enough)
 
-    def _is_page(self) -> bool:
-        """Whether what has come begins a page of a proxy: a log-in, a welcome, an error without its status. Some
-        servers state the same type for what is JSON.
+    def _begins_as_no_reply(self) -> bool:
+        """Whether the body is not what its head states: events, whose type the engine has left out, or nothing that an
+        API gives, such as a page of a proxy (a log-in, an error without its status); or that is not certain yet.
         """
-        head = self._head
+        head, begin = self._head, self._begin()
         assert head is not None
-        return head.page and self.call.endpoint.generates and self._begin().startswith(b"<")
+        assert self.connection is not None
+        if not (self.call.endpoint.states_end and head.plain and begin) or begin.startswith(b"{"):
+            return False
+        streamed, more = self.call.body.stream, not self.connection.done
+        if streamed and more and any(each.startswith(begin) for each in _EVENT_BEGINS):
+            return True
+        if not (streamed and begin.startswith(_EVENT_BEGINS)):
+            self._give_up(f"{self.upstream.target.name} answered {head.status} with what is no JSON")
+            return True
+        self._head = replace(head, event_stream=True)
+        self.meter = Meter(self.upstream.gaps)  # which has taken it for a body that is none
+        self._expect_events(head)
+        data, self._body = self._body, b""
+        self._pass_events(data, done=not more)
+        return True
 
     def _begin(self) -> bytes:
         """The begin of what has come of a body, without its framing and blanks."""

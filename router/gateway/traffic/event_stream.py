@@ -17,6 +17,7 @@ from router.gateway.traffic.frames import (
     Event,
     failed_finish,
     has_token,
+    plain_error,
     read_events,
     with_line_feeds,
 )
@@ -103,7 +104,7 @@ class EventStream:
         self._token = False
         whole = len(text) if done else _whole_in(view)
         removals: list[Removal] = []
-        examines = not counts or self._inside or self._several or is_suspect(text)
+        examines = not counts or self._inside or self._several or is_suspect(text) or text.find(b"{") < 0
         if examines:
             whole = self._examine(view, whole, now_s, removals)
             if self.error is not None:
@@ -158,7 +159,7 @@ class EventStream:
             if self._inside:  # the end of one that was too long to wait for it
                 self._inside = False
                 self._skim(span)
-            elif event and (not self.meter.started or self._several or is_suspect(event)):
+            elif event and (not self.meter.started or self._several or is_suspect(event) or event.find(b"{") < 0):
                 instead = self._read(event, now_s, view.data[:begin])
                 if self.error is not None:
                     return begin
@@ -186,6 +187,9 @@ class EventStream:
         for event in read_events(text):
             if event.kind == ERROR:
                 self.error = event.error
+                return None
+            if event.kind == TOKEN and self._must_end and not event.document:
+                self.error = plain_error(event.payload)
                 return None
             self.ended = self._ends_with(event)
             usage = event.usage

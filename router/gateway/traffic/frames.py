@@ -16,14 +16,21 @@ ERROR: Final = 2
 DATA: Final = b"\ndata:"  # where an event's payload begins: JSON holds no raw line feed
 DONE: Final = b"[DONE]"  # the payload that ends an OpenAI stream
 _ERROR_TYPES: Final = frozenset({"error", "response.failed", "response.error", "response.cancelled"})
-_ERROR_NAMES: Final = frozenset(each.encode() for each in _ERROR_TYPES)
+_ERROR_NAMES: Final = frozenset(each.encode() for each in _ERROR_TYPES) | {
+    b"exception",
+    b"failure",
+    b"failed",
+    b"fatal",
+}
 _PING_NAMES: Final = frozenset({"ping", "heartbeat", "keepalive", "keep-alive", "keep_alive"})
 _NOTHING: Final = frozenset({b"{}", b"[]", b'""', b"null"})  # payloads in which nothing is
 _WHOLE_TYPES: Final = frozenset({"response.completed", "response.incomplete"})  # those have the whole reply once more
 LAST_TYPES: Final = _WHOLE_TYPES | {"message_stop"}
 # Of a reply that the engine gave up, as reason of its end or as its status
-_FAILED: Final = frozenset({"error", "abort", "aborted", "failed", "cancelled"})
-FAILED_FINISH: Final = rb'"finish_reason"\s*:\s*"(abort(?:ed)?|cancelled)"'  # those that no other sign shows
+_FAILED: Final = frozenset({"error", "abort", "aborted", "failed", "cancelled", "insufficient_system_resource"})
+FAILED_FINISH: Final = (  # those that no other sign shows; the last is DeepSeek's
+    rb'"finish_reason"\s*:\s*"(abort(?:ed)?|cancelled|insufficient_system_resource)"'
+)
 LAST: Final = (  # a pattern: one of them names an event that is not parsed (in text its quotes would be escaped)
     rb'(?:"type"\s*:\s*"|(?m:^)event: ?)(?:'
     + b"|".join(re.escape(name).encode() for name in sorted(LAST_TYPES))
@@ -37,6 +44,9 @@ _MAY_FAIL: Final = re.compile(  # a message that is text is an error's: a reply'
 )
 _STATUSES: Final = range(400, 600)
 _STATUS_NAMES: Final = ("code", "status", "status_code", "statusCode")
+_AROUND_MESSAGE: Final = frozenset(  # what an error has beside its message where it states no status
+    {"message", "msg", "type", "exception", "request_id", "requestId", "trace", "traceback", "path", "timestamp"}
+)
 _NOT_GENERATED: Final = frozenset(
     {"role", "type", "id", "index", "annotations", "provider_specific_fields"}
 )  # of a delta
@@ -189,6 +199,11 @@ def failed_finish(reason: str) -> bytes:
     return orjson.dumps({"error": {"message": f"the engine gave the reply up: {reason}", "code": 500}})
 
 
+def plain_error(payload: bytes) -> bytes:
+    """The same of an event that is no JSON among those that are: a traceback, a page, a line of a log."""
+    return orjson.dumps({"error": {"message": payload.decode("utf-8", "replace"), "code": 500}})
+
+
 def error_of_whole(body: bytes) -> bytes | None:
     """The error that a whole reply is, in a form that ErrorDialect reads; None: it is none."""
     if _MAY_FAIL.search(body) is None:
@@ -276,11 +291,15 @@ def _is_error(document: Document) -> bool:
 
 
 def _is_flat_error(document: Document) -> bool:
-    """A message with a status of an error and nothing around both, as Dynamo's frontend and web frameworks write it."""
-    if "choices" in document or not isinstance(document.get("message", document.get("msg")), str):
+    """A message and perhaps a status with nothing around them, as Dynamo's frontend and web frameworks write it."""
+    if document.get("errors") and "choices" not in document:
+        return True
+    if not isinstance(document.get("message", document.get("msg")), str) or "choices" in document:
         return False
     stated = [document.get(name) for name in _STATUS_NAMES]
-    return any(each == "error" or (isinstance(each, int) and each in _STATUSES) for each in stated)
+    return document.keys() <= _AROUND_MESSAGE or any(
+        each == "error" or (isinstance(each, int) and each in _STATUSES) for each in stated
+    )
 
 
 def _choice_error(document: Document) -> Any:

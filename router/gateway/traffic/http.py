@@ -45,8 +45,8 @@ STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600
 @dataclass(frozen=True, slots=True)
 class Head:
     """An engine's answer up to its body. ``fields``: header lines to forward; ``length`` -1: not stated;
-    ``event_stream``: of events that can be read, which those of a compressed one cannot; ``page``: its type is
-    that of HTML.
+    ``event_stream``: of events that can be read, which those of a compressed one cannot; ``plain``: it
+    is not compressed.
 
     ``until_close``: neither a length nor chunks, so the end of the connection is the end of the body.
     """
@@ -56,7 +56,7 @@ class Head:
     chunked: bool
     length: int
     event_stream: bool
-    page: bool = False
+    plain: bool = True
 
     @property
     def until_close(self) -> bool:
@@ -81,7 +81,7 @@ def _parsed(head: bytes) -> Head:
     named = [(line.partition(b":")[0].lower(), line) for line in lines[1:] if line]
     dropped = _REWRITTEN | _connection_options(named)
     values = {name: line.partition(b":")[2].strip() for name, line in named}
-    content_type = values.get(b"content-type", b"").lower()
+    plain = values.get(b"content-encoding", b"identity").lower() == b"identity"
     codings = [line.partition(b":")[2].strip().lower() for name, line in named if name == b"transfer-encoding"]
     if codings not in _CODINGS:
         raise ValueError("expected no transfer coding but chunked")
@@ -90,9 +90,8 @@ def _parsed(head: bytes) -> Head:
         fields=b"".join(line + b"\r\n" for name, line in named if name not in dropped and not name.startswith(_CORS)),
         chunked=codings == [b"chunked"],
         length=int(values.get(b"content-length", b"-1")),
-        event_stream=content_type.startswith(b"text/event-stream")
-        and values.get(b"content-encoding", b"identity").lower() == b"identity",
-        page=content_type.startswith(b"text/html"),
+        event_stream=plain and values.get(b"content-type", b"").lower().startswith(b"text/event-stream"),
+        plain=plain,
     )
 
 

@@ -166,8 +166,8 @@ class Meter:
 
     __slots__ = (
         "_at", "_before", "_before_s", "_body_bytes", "_end", "_end_at", "_envelope", "_first", "_framing", "_joined",
-        "_joined_at", "_last", "_lead", "_opening", "_search", "_stated_at", "beside_bytes", "events", "first_s",
-        "gap_max_s", "gaps", "heard_s", "last_s", "started", "stated",
+        "_joined_at", "_last", "_lead", "_opening", "_reframed", "_search", "_stated_at", "beside_bytes", "events",
+        "first_s", "gap_max_s", "gaps", "heard_s", "last_s", "started", "stated",
     )  # fmt: skip
 
     def __init__(self, gaps: Gaps) -> None:
@@ -195,6 +195,7 @@ class Meter:
         self._first = 0  # hash of the line that the first event with a token is, where it is one
         self._framing = 0
         self._body_bytes = 0  # since the first token
+        self._reframed = 0  # of those, of framing beside that of one chunk an event
         self.beside_bytes = 0
 
     def begins(self, now_s: float, before: bytes, event: bytes, text_bytes: int, *, framed: bool) -> None:
@@ -268,6 +269,8 @@ class Meter:
         at = at if at >= 0 else data.find(b"data:", 0, _SIZE_LINE_BYTES + len(b"data:"))
         opening = opening_of(data, at) if at >= 0 else b""
         other = at >= 0 and not opening and self._opening != _UNKNOWN  # than events with a token are
+        if other and data.find(b"{") < 0:
+            return -1
         if opening:
             self._opening, self._at = opening, at
             if count == 1:
@@ -300,6 +303,8 @@ class Meter:
             self._settle()
         if self.started:
             self._body_bytes += len(out)
+            if self._framing:
+                self._reframed += max(len(out) - len(text) - count * self._framing, 0)
         else:
             self.beside_bytes += len(out)
         if out:
@@ -451,7 +456,7 @@ class Meter:
         there is no such one.
         """
         for part in (text, self._last, self._before):
-            if part.find(b'"abort') >= 0 or part.find(b'"cancelled"') >= 0:
+            if part.find(b'"abort') >= 0 or part.find(b'"cancelled"') >= 0 or part.find(b'"insufficient_') >= 0:
                 found = _FAILED_FINISH.search(self._tail + text)
                 return found[1].decode() if found is not None else ""
         return ""
@@ -549,7 +554,8 @@ class Meter:
         if short:
             frames += self._lead
         elif self._envelope >= 0:
-            text_bytes += max(self._body_bytes - last_bytes - typical * (self._envelope + self._framing), 0)
+            body_bytes = self._body_bytes - self._reframed
+            text_bytes += max(body_bytes - last_bytes - typical * (self._envelope + self._framing), 0)
         return max(frames, 1), text_bytes if self._envelope >= 0 else 0
 
     @property

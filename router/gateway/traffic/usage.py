@@ -32,6 +32,8 @@ def _count(usage: dict[str, Any], name: str, other: str) -> int:
 
 
 def _valid(value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        return int(value) if 0.0 <= value < _MOST else _NONE
     whole = isinstance(value, int) and not isinstance(value, bool)
     return value if whole and 0 <= value < _MOST else _NONE
 
