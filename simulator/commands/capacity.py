@@ -106,7 +106,7 @@ def _check_paced(cases: Sequence[Case]) -> None:
         if not getattr(case.source.arrivals(case.pool, case.seed), "paced", True):
             raise ValueError(
                 "capacity searches for a rate, and here every request follows from an end or begins at once: "
-                "compare numbers of clients with replay instead (gen:closed:clients=...)"
+                "search for the replicas that it needs instead (--replicas NAME)"
             )
 
 

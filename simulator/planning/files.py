@@ -32,7 +32,8 @@ def write(folder: Path, mix: Mix, load: Load, words: str, profile: Path | None =
     started = "\n".join(commands(mix, load.models))
     models = ", ".join(dict.fromkeys(variant.model.name for variant, _ in mix.parts))
     text = (
-        f"{found}\nEach engine is started with (its address in place of 127.0.0.1; $CHECKPOINT: weights of {models}):\n"
+        f"{found}\nThe gateway: python -m router serve --config {folder / ROUTER}\n"
+        f"Each engine is started with (its address in place of 127.0.0.1; $CHECKPOINT: weights of {models}):\n"
         f"{started}\nWithout the cards, emulated:\n" + "\n".join(rehearsal(mix, load.models))
     )
     made = {**own, **router(mix, load.goals, load.models)}

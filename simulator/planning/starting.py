@@ -43,7 +43,8 @@ def rehearsal(mix: Mix, models: Sequence[str]) -> Iterator[str]:
         yield (
             f"  python -m simulator serve --name {name} --port {port} --card {variant.card.name} --tp {variant.tp} "
             f"--pp {variant.pp} --precision {variant.precision} --model {variant.model.name} "
-            f"--model-name {quote(models[0])} --protocol {_emulated(variant)}"
+            f"--model-name {quote(models[0])} --protocol {_emulated(variant)} "
+            f"--max-model-len {variant.context_tokens_max}"
         )
 
 

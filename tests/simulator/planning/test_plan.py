@@ -265,7 +265,7 @@ def test_the_winner_and_the_runner_up_are_written_with_the_line_that_plays_them(
     result = simulator_command([
         *LINE, "--slo", "ttft=1s@0.9,tpot=80ms@0.9", "--goal", "0.9", "--cards", "l20", "--precision", "fp16",
         "--tp", "1", "--pp", "1", "--seeds", "1", "--answers", "2", "--engines", "vllm@0.9,sglang",
-        "--no-mixed", "--limit", "100", "--write", str(won),
+        "--no-mixed", "--limit", "60", "--write", str(won),
     ])  # fmt: skip
     assert result.exit_code == 0, result.output
     for folder in (won, won / "2"):
@@ -273,7 +273,7 @@ def test_the_winner_and_the_runner_up_are_written_with_the_line_that_plays_them(
         out = tmp_path / "out.json"
         played = simulator_command([*shlex.split(words)[4:], "--seeds", "2", "--jobs", "1", "--json", str(out)])
         assert played.exit_code == 0, played.output
-        assert json.loads(out.read_text())["intervals"]["slo_headroom"]["attainment"][0] > 0.7
+        assert json.loads(out.read_text())["intervals"]["slo_headroom"]["attainment"][0] > 0.6
         config = folder / "router.yaml"
         assert len(plan_file(config, {}).backends) >= 1
         assert any(line.startswith("#   l20") and " --port 8001" in line for line in config.read_text().splitlines())
@@ -282,8 +282,8 @@ def test_the_winner_and_the_runner_up_are_written_with_the_line_that_plays_them(
 @pytest.mark.parametrize(
     ("traffic", "more"),
     [
-        ("gen:closed:clients=20,think=1s,requests=120,prompt=300,output=60", []),
-        ("gen:agents:steps=3,tool=1s,think=2s,requests=120,prompt=300,output=60,system=256", ["--rate", "4"]),
+        ("gen:closed:clients=20,think=1s,requests=80,prompt=300,output=60", []),
+        ("gen:agents:steps=3,tool=1s,think=2s,requests=80,prompt=300,output=60,system=256", ["--rate", "4"]),
     ],
 )
 def test_traffic_that_follows_from_replies_is_planned_for(tmp_path: Path, traffic: str, more: list[str]) -> None:
