@@ -148,6 +148,19 @@ async def test_the_list_of_requests_is_walked_by_keyboard(tmp_path: Path) -> Non
 
 
 @needs_browser
+async def test_plots_follow_the_theme_of_the_system_also_while_the_router_is_away(tmp_path: Path) -> None:
+    """They are drawn of what was read last."""
+    async with opened(tmp_path) as (_, tab, _, _):
+        await tab.theme("light")
+        await tab.until("document.querySelectorAll('.uplot').length > 3")
+        await tab.js("ask = () => Promise.reject(new Error('the router is away'))")
+        await tab.theme("dark")
+        await tab.until("tone('--s1') === '#4cc9c1' && plots.get('TTFT').uplot.series[1].stroke() === tone('--s1')")
+        await tab.until(has("the router is away"))
+        assert tab.errors == []
+
+
+@needs_browser
 async def test_a_backend_is_drained_and_undrained_on_its_card(tmp_path: Path) -> None:
     """It gets no more requests, and says so; the audit log has both steps."""
     async with opened(tmp_path) as (it, tab, _, _):

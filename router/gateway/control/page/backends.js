@@ -62,7 +62,7 @@ function draw_backends(all) {
   const found = all.filter(b => words(b).includes(wanted)).map((b, at) => [trouble(b), at, b]).sort((a, b) => b[0] - a[0] || a[1] - b[1]);
   fill(el("backends"), found.slice(0, cards).map(([, , b]) => card(b)));
   const down = all.filter(b => b.down.length).length;
-  const said = `${all.length} backends, ${down} down` + (found.length < all.length ? `, ${found.length} found` : "");
+  const said = `${all.length} backend${all.length === 1 ? "" : "s"}, ${down} down` + (found.length < all.length ? `, ${found.length} found` : "");
   if (el("backend-count").textContent !== said) el("backend-count").textContent = said;
   el("more-backends").hidden = found.length <= cards;
 }

@@ -38,8 +38,8 @@ async function ask(path, method = "GET") {
   const key = sessionStorage.getItem("headroom-admin-key");
   const answer = await fetch(path, {method, headers: key ? {authorization: `Bearer ${key}`} : {}});
   if (answer.status === 401) throw new NeedsKey(key ? "The router refused this key." : "");
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error?.message ?? body.error ?? `status ${answer.status}`);
+  const body = await answer.json().catch(() => null);  // what a proxy answers need not be JSON
+  if (!answer.ok || !body) throw new Error(body?.error?.message ?? body?.error ?? `${path}: status ${answer.status}`);
   return body;
 }
 

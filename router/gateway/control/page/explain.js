@@ -17,7 +17,7 @@ function candidates(request) {
     h("th", {scope: "col", className: at > 0 && at < 5 ? "n" : ""}, name)))),
   h("tbody", {}, sorted.map(each => h("tr", {}, h("th", {scope: "row"}, each.backend, each.chosen ? " ✓" : ""),
     ["ttft", "tpot", "e2e"].map(name => h("td", {className: "n"}, `${num(each[`${name}_ms`], 1)} (${num(each[`${name}_tail_ms`], 1)})`)),
-    h("td", {className: `n ${least(each) < 0 ? "bad" : ""}`}, Object.entries(each.headroom_ms).map(([name, ms]) => `${name.toUpperCase()} ${num(ms)}`).join(", ") || "–"),
+    h("td", {className: `n ${least(each) < 0 ? "bad" : ""}`}, Object.entries(each.headroom_ms).map(([name, ms]) => `${name.toUpperCase()} ${num(ms, 1)}`).join(", ") || "–"),
     h("td", {className: "wrap"}, each.why))))));
 }
 

@@ -2,7 +2,7 @@
 "use strict";
 const plots = new Map();
 let shown = {window: "hour", by: "", name: ""};
-let drawnFor = "";
+let drawnFor = "", drawn = null;
 
 const ratio = (parts, wholes, factor = 1) =>
   wholes?.map((whole, slot) => whole ? factor * (parts?.[slot] ?? 0) / whole : null);
@@ -60,7 +60,7 @@ const alone = (u, series) => u.data[series].flatMap((value, at, all) =>
 /** The values at one time, or the last ones; as the pointer goes over the plot. */
 function draw_legend(made, slot) {
   const value = values => slot == null ? last(values) : values?.[slot];
-  fill(made.legend, made.data.lines.map(([name, values], number) => h("li", {className: `c${number % 6 + 1}`}, `${name} ${num(value(values), 1)}`)));
+  fill(made.legend, made.data.lines.map(([name, values], number) => h("li", {className: `c${number % 6 + 1}`}, `${name} ${num(value(values), Math.abs(value(values)) < 10 ? 2 : 1)}`)));
   const at = slot == null ? "" : clock(made.data.times[slot]);
   if (made.at.textContent !== at) made.at.textContent = at;
 }
@@ -143,6 +143,7 @@ function choose(select, values, now) {
 }
 
 function draw_history(view) {
+  drawn = view;
   choose(el("by"), [["", "all requests"], ["class", "SLO class"], ["model", "model"], ["tenant", "tenant"], ["backend", "backend"], ["arm", "canary"]], shown.by);
   el("name-label").hidden = !shown.by;
   if (shown.by) choose(el("name"), [["", `each ${el("by").selectedOptions[0].label}`], ...view.names[shown.by].map(name => [name, name])], shown.name);
@@ -173,19 +174,23 @@ async function history_now() {
   draw_history(whole);
 }
 
+/** With other colours or another width: of what was read last, whether the router answers or not. */
 function redraw_plots() {
   for (const made of plots.values()) made.names = null;
-  history_now().catch(() => {});
+  if (drawn) draw_history(drawn);
 }
+
+/** What was chosen is drawn at once, or with the next round where the router does not answer. */
+const chosen = () => history_now().catch(() => {});
 
 el("windows").addEventListener("click", event => {
   if (!event.target.dataset.window) return;
   pressed(el("windows"), event.target);
   shown.window = event.target.dataset.window;
-  history_now();
+  chosen();
 });
-el("by").addEventListener("change", () => { shown = {...shown, by: el("by").value, name: ""}; history_now(); });
-el("name").addEventListener("change", () => { shown.name = el("name").value; history_now(); });
+el("by").addEventListener("change", () => { shown = {...shown, by: el("by").value, name: ""}; chosen(); });
+el("name").addEventListener("change", () => { shown.name = el("name").value; chosen(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw_plots);
 let resizing = 0;
 addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(redraw_plots, 200); });
