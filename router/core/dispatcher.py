@@ -18,6 +18,7 @@ from router.core import border
 from router.core.advances import shares
 from router.core.arrays import Slots, frozen
 from router.core.candidates import Candidates
+from router.core.columns import TTFT
 from router.core.decisions import (
     Abort,
     Break,
@@ -49,7 +50,7 @@ from router.core.flight import (
     Flight,
 )
 from router.core.forecast import Forecast, Prediction
-from router.core.held_lines import YIELD_S, HeldLine
+from router.core.held_lines import SETTLE_S, YIELD_S, HeldLine, settles
 from router.core.held_queue import NO_LINE, HeldQueue
 from router.core.holding import Holding
 from router.core.learning import learn_answer, learn_context_exceeded, learn_first_token, learn_reply
@@ -185,10 +186,23 @@ class Dispatcher(FleetEvents):
                 until_s = inf if keeper is None else max(keeper.ask_again_s, now_s)
                 fleet.ahead += self._held_elsewhere.ahead(request.model, flight.line, flight.rank)
                 return self._behind(flight, fleet, forecast, until_s, now_s)
-        if elsewhere and not self._held_elsewhere.is_first(request.model, flight.line, flight.rank):
+        if elsewhere and not self._holding.is_first(flight):
             fleet.ahead = self._held_elsewhere.ahead(request.model, flight.line, flight.rank)
             return self._behind(flight, fleet, forecast, now_s + YIELD_S, now_s)
+        if self.ledger.peers.sending and self._settles(flight, queue, forecast):
+            flight.settled_s = now_s + SETTLE_S
+            return self._hold(flight, Hold(flight.settled_s, "routers decide one after another"), now_s)
         return self._route(flight, fleet, forecast, now_s)
+
+    def _settles(self, flight: Flight, queue: HeldQueue | None, forecast: Forecast) -> bool:
+        """Whether peers are to know of a new request before it is decided."""
+        slo, admission = flight.request.slo, self.admission
+        bound_s = min(slo.ttft_s, slo.e2e_s)
+        if bound_s == inf or flight.attempts or flight.held_s or rank_times(admission) is None:
+            return False
+        if admission.hold_s_max <= YIELD_S or (len(queue) if queue is not None else 0) >= admission.held_max:
+            return False
+        return settles(bound_s, float(forecast.rest[TTFT].min()))
 
     def _with_model(self, request: Request, model: str) -> Request:
         """The request as the client sent it, for another model."""

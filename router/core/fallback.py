@@ -95,8 +95,7 @@ class Fallbacks:
     ) -> Offer | None:
         request = flight.request
         queue = self._holding.queue(request.model)
-        elsewhere = self._holding.elsewhere
-        waits = bool(queue) or elsewhere.count(request.model) > 0
+        waits = bool(queue) or self._holding.elsewhere.count(request.model) > 0
         flight.line = self._candidates.line(flight) if waits else NO_LINE
         fleet = self._candidates.fleet(flight, slots, queue, admission.hold_s_max, now_s)
         forecast = Forecast(request, fleet, self._belief)
@@ -107,7 +106,7 @@ class Fallbacks:
                 return None
             rank = flight.rank = answer.rank
         behind = queue is not None and queue.ahead(flight.line, rank) > 0
-        if behind or (waits and not elsewhere.is_first(request.model, flight.line, rank)):
+        if behind or (waits and not self._holding.is_first(flight)):
             return None
         if self._holding.keeper(queue, flight) is not None:
             return None

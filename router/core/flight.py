@@ -164,6 +164,7 @@ class Flight:
         "room",
         "room_of",
         "sent",
+        "settled_s",
         "state",
         "tried",
         "unserved",
@@ -192,6 +193,7 @@ class Flight:
         self.room = 0  # the slots that it may be sent to, a bit each, as long as ``room_of`` is the same
         self.room_of: tuple[int, tuple[int, ...], float, str] = (-1, (), 0.0, "")
         self.alone = False
+        self.settled_s = 0.0  # before it peers may not have heard of it, nor may it be decided
         self.yields_until_s = inf  # while held: when it takes room that a peer's request before it has not taken
         self.admitted = False
         self.fallbacks: tuple[str, ...] = ()

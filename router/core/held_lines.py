@@ -6,6 +6,10 @@ all, whichever router holds that, and newcomers anywhere wait behind it. Giving 
 request gives up is still there ``YIELD_S`` later, the other router does not take it (it is gone, cut off, or decides
 otherwise), and the request goes. So nothing starves for a message that was lost.
 
+The same order parts routers that decide at once. Of a burst that meets several of them each sees the same room, and all
+send their prompts there, however fast news travel. So a request whose prompt takes a good part of its TTFT SLO is held
+for ``SETTLE_S`` first: by then each router knows of all that came, and they are decided one after another.
+
 Clocks of two hosts have nothing in common, so moments travel as seconds from the sending on. Must not depend on
 requests, policies or backends.
 """
@@ -13,14 +17,21 @@ requests, policies or backends.
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Final
 
+from router.core.hashing import hash64
 from router.core.held_queue import LineKey, Place, Rank
-from router.core.types import Fact
+from router.core.types import Fact, RequestId
 
 LINES_A_MESSAGE: Final = 64  # those whose first has the lowest rank
 RANK_MOST: Final = 8  # numbers in a rank
 YIELD_S: Final = 0.02  # several times what a change takes to a peer and back
+SAME_MOMENT_S: Final = 0.005  # twice what a change takes to a peer
+TICKET_SHIFT: Final = 11
+SETTLE_S: Final = 0.003  # in which peers hear of a request, and it of theirs
+SETTLE_SHARE_MOST: Final = 0.01  # of its TTFT SLO, that a request may spend on that
+PROMPT_SHARE_MIN: Final = 0.15  # of its TTFT SLO that a prompt takes on an idle backend, where it is worth that
 LOOK_S: Final = 0.05  # after which one that gave way is decided anew in any case
 
 
@@ -28,7 +39,7 @@ LOOK_S: Final = 0.05  # after which one that gave way is decided anew in any cas
 class HeldLine(Fact):
     """A line of held requests for ``model``: ``count`` of them, and the ranks of the first, of the last and of some
     between, evenly spaced. ``times``: the places in a rank that are moments; ``alone``: the next room is reserved for
-    the first.
+    the first; ``ticket``: of the first, a number by which all routers order what comes at the same moment.
     """
 
     model: str
@@ -38,12 +49,25 @@ class HeldLine(Fact):
     ranks: tuple[Rank, ...]
     times: tuple[int, ...] = ()
     alone: bool = False
+    ticket: int = 0
 
     def later(self, seconds: float) -> "HeldLine":
         """The same with its moments by another clock."""
         if not self.times:
             return self
         return replace(self, ranks=tuple([_later(rank, self.times, seconds) for rank in self.ranks]))
+
+    def goes_before(self, rank: Rank, ticket: int) -> bool:
+        """Whether the first of them is before a request. Moments arrive as late as the message that states them, so
+        those that are near each other are one.
+        """
+        first = self.ranks[0]
+        if len(rank) != len(first):
+            return False  # another policy's
+        for place, (one, other) in enumerate(zip(first, rank, strict=True)):
+            if abs(one - other) > (SAME_MOMENT_S if place in self.times else 0.0):
+                return one < other
+        return self.ticket < ticket
 
     def before(self, rank: Rank) -> int:
         """How many of them are before that rank, as far as the ranks tell."""
@@ -62,6 +86,18 @@ def first_lines(lines: Sequence[HeldLine]) -> tuple[HeldLine, ...]:
     if len(lines) <= LINES_A_MESSAGE:
         return tuple(lines)
     return tuple(sorted(lines, key=lambda line: (line.ranks[0], line.model))[:LINES_A_MESSAGE])
+
+
+def ticket_of(request_id: RequestId) -> int:
+    """Below 2**53: other readers of a record have no larger number."""
+    return hash64(request_id) >> TICKET_SHIFT
+
+
+def settles(bound_s: float, prompt_s: float) -> bool:
+    """Whether to let routers know of a request before it is decided: it has so long for its first token, and its prompt
+    takes so long on an idle backend.
+    """
+    return SETTLE_S <= SETTLE_SHARE_MOST * bound_s < inf and prompt_s >= PROMPT_SHARE_MIN * bound_s
 
 
 class PeersHeld:
@@ -120,10 +156,9 @@ class PeersHeld:
         lines = self._by_line.get((model, line))
         return sum([each.before(rank) for each in lines]) if lines else 0
 
-    def is_first(self, model: str, line: LineKey, rank: Rank) -> bool:
-        """Whether no peer's request goes before one of that rank in this line."""
+    def is_first(self, model: str, line: LineKey, rank: Rank, ticket: int = 0) -> bool:
+        """Whether no peer's request goes before one of that rank and ticket in this line."""
         if not self._counts.get(model):
             return True
-        if self.ahead(model, line, rank):
-            return False
-        return not any(each.before(rank) for each in self._reserving.get(model, ()))
+        before = (*self._by_line.get((model, line), ()), *self._reserving.get(model, ()))
+        return not any(each.goes_before(rank, ticket) for each in before)

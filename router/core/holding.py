@@ -14,7 +14,7 @@ from typing import Final
 
 from router.core.decisions import Command
 from router.core.flight import Flight
-from router.core.held_lines import LOOK_S, YIELD_S, HeldLine, PeersHeld, first_lines
+from router.core.held_lines import LOOK_S, YIELD_S, HeldLine, PeersHeld, first_lines, ticket_of
 from router.core.held_queue import HeldQueue, LineKey, Place, Rank
 from router.core.lifecycle import State
 from router.core.timers import Due, Timers
@@ -144,16 +144,23 @@ class Holding:
         """
         return first_lines(
             [
-                HeldLine(model, line[0], line[1], count, ranks, times, self._flights[first].alone)
+                HeldLine(model, line[0], line[1], count, ranks, times, self._flights[first].alone, ticket_of(first))
                 for model, queue in self._queues.items()
                 for line, count, ranks, first in queue.summaries()
                 if len(line[0]) == SHARED_PLACE and len(ranks[0]) == len(ranks[-1])
             ]
         )
 
+    def is_first(self, flight: Flight) -> bool:
+        """Whether no peer's request goes before this one."""
+        request, elsewhere = flight.request, self.elsewhere
+        if not elsewhere.count(request.model):
+            return True
+        return elsewhere.is_first(request.model, flight.line, flight.rank, ticket_of(request.id))
+
     def gives_way(self, flight: Flight, now_s: float) -> bool:
         """Whether the room that a request has is for one that a peer holds; if so it is decided again shortly."""
-        if not self.elsewhere or self.elsewhere.is_first(flight.request.model, flight.line, flight.rank):
+        if self.is_first(flight):
             return False
         if flight.yields_until_s == inf:
             flight.yields_until_s = now_s + YIELD_S
@@ -273,8 +280,8 @@ class Holding:
         served = False
         while (request_id := queue.first_of(line)) is not None:
             flight = self._flights[request_id]
-            if self.elsewhere and not (due or self.elsewhere.is_first(flight.request.model, line, flight.rank)):
-                self.ask_again(flight, now_s + LOOK_S)
+            if now_s < flight.settled_s or not (due or self.is_first(flight)):
+                self.ask_again(flight, flight.settled_s if now_s < flight.settled_s else now_s + LOOK_S)
                 return None
             keeper = self.keeper(queue, flight) if served else None
             if keeper is not None:  # of a rank between the one that was served and this one

@@ -14,10 +14,11 @@ import policies
 from router.core import border
 from router.core.decisions import Dispatch, Hold, RequestRecord, Send
 from router.core.dispatcher import Dispatcher
-from router.core.held_lines import LINES_A_MESSAGE, YIELD_S, HeldLine, PeersHeld, first_lines
+from router.core.held_lines import LINES_A_MESSAGE, SETTLE_S, YIELD_S, HeldLine, PeersHeld, first_lines
 from router.core.held_queue import RANKS_A_LINE, HeldQueue
 from router.core.peer_change import WHOLE_S, PeerChange
 from router.core.types import Slo, Usage
+from tests import fakes
 from tests.fakes import backend, request
 
 LINE = ((0.0, ""), (1.0, inf, inf, 0.9))
@@ -93,6 +94,20 @@ def test_lines_of_other_bounds_models_and_policies_are_in_nobodys_way():
     assert held.is_first("m", other, (1.0,))
 
 
+def test_requests_of_one_moment_have_the_same_order_everywhere():
+    """By a number of each: the moments that a message states are later by what it took."""
+    first = HeldLine("m", *LINE, 1, ((0.0, 5.001),), (1,), ticket=7)
+    for rank, ticket, before in (
+        ((0.0, 5.0), 8, True),
+        ((0.0, 5.0), 6, False),
+        ((0.0, 5.2), 6, True),
+        ((0.0, 4.9), 8, False),
+        ((1.0, 4.9), 6, True),  # a priority is no moment
+        ((0.0, 5.0, 0.0), 8, False),
+    ):
+        assert first.goes_before(rank, ticket) == before
+
+
 def test_moments_travel_between_clocks():
     """As seconds from the sending on; what is no moment, such as a priority, stays."""
     sent = HeldLine("m", *LINE, 1, ((2.0, 105.0, 101.0),), (1, 2)).later(-100.0)
@@ -150,19 +165,24 @@ class Routers:
 
     number: int
     fate: object = lambda: HOP_S
+    backends: str = "a"
+    routing: object = field(default_factory=OneAtATime)
+    seed: int = 0
     now_s: float = 0.0
     dead: set[int] = field(default_factory=set)
     sends: list[tuple[float, str]] = field(default_factory=list)
     over: list[str] = field(default_factory=list)
+    chosen: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         self.cores = [
-            Dispatcher(OneAtATime(), policies.find("admission", "deadline", None), Random(n))
+            Dispatcher(self.routing, policies.find("admission", "deadline", None), Random(10 * self.seed + n))
             for n in range(self.number)
         ]
         self._heap, self._order, self._numbers, self._last = [], count(), count(), {}
         for number, core in enumerate(self.cores):
-            core.backend_joined(backend(), 0.0)
+            for name in self.backends:
+                core.backend_joined(backend(name), 0.0)
             self.at(0.0, self._whole, number)
             self.at(0.1, self._sweep, number)
 
@@ -175,14 +195,15 @@ class Routers:
             act(*args)
         self.now_s = until_s
 
-    def arrive(self, number, name, ttft_s=5.0):
-        asked = request(name, arrived_s=self.now_s, slo=Slo(ttft_s=ttft_s))
+    def arrive(self, number, name, ttft_s=5.0, prompt_tokens=100):
+        asked = request(name, arrived_s=self.now_s, slo=Slo(ttft_s=ttft_s), prompt_tokens=prompt_tokens)
         self._perform(number, self.cores[number].arrived(asked, self.now_s))
 
     def _perform(self, number, commands):
         for command in commands:
             if isinstance(command, Send):
                 self.sends.append((self.now_s, command.request_id))
+                self.chosen.append(command.backend)
                 self.at(self.now_s + SERVICE_S, self._end, number, command)
             elif isinstance(command, RequestRecord):
                 self.over.append(command.request.id)
@@ -237,6 +258,47 @@ def test_room_goes_to_the_first_of_all_whoever_holds_it():
     assert [name for _, name in it.sends] == [f"r{number}" for number in range(9)]
     assert all(later - sooner < SERVICE_S + 3 * HOP_S for (sooner, _), (later, _) in pairwise(it.sends))
     assert sorted(it.over) == sorted(f"r{number}" for number in range(9))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_burst_over_several_routers_is_spread_as_by_one(seed):
+    """Long prompts that come at once: each goes to a backend of its own, a few milliseconds later. Short ones, and
+    those before a router without peers, wait for nothing.
+    """
+    routing = policies.find("routing", "slo_headroom")
+    it = Routers(4, backends="abcd", routing=routing, seed=seed)
+    it.run(0.4)
+    for number in range(4):
+        it.arrive(number, f"long{number}", ttft_s=1.0, prompt_tokens=4_000)
+    assert it.chosen == []
+    it.run(0.4 + 10 * SETTLE_S)
+    assert sorted(it.chosen) == list("abcd")
+    assert all(when_s <= 0.4 + 4 * SETTLE_S for when_s, _ in it.sends)
+    it.run(1.4)
+    it.arrive(0, "short", ttft_s=1.0)
+    assert it.sends[-1] == (1.4, "short")
+    alone = Routers(1, routing=routing, seed=seed)
+    alone.arrive(0, "long", ttft_s=1.0, prompt_tokens=4_000)
+    assert alone.sends == [(0.0, "long")]
+
+
+@pytest.mark.parametrize(
+    ("admission", "bound_s", "sent"),
+    [
+        ({}, 1.0, False),
+        ({}, 0.2, True),
+        ({}, inf, True),
+        ({"hold_s_max": 0.0}, 1.0, True),
+        ({"held_max": 0}, 1.0, True),
+    ],
+)
+def test_a_request_settles_only_where_it_may_be_held_and_has_the_time(admission, bound_s, sent):
+    """Else it is decided at once, as before."""
+    it = fakes.core(backend(), routing="least_request", admission=admission)
+    it.on_peer_change("peer", PeerChange({}, whole=True), 0.0)
+    commands = it.arrived(request("long", slo=Slo(ttft_s=bound_s), prompt_tokens=8_000), 0.0)
+    assert any(isinstance(each, Send) for each in commands) == sent
+    assert it.held == (not sent)
 
 
 def test_a_router_that_dies_with_held_requests_holds_up_nobody_for_long():
