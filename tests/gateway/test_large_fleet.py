@@ -21,7 +21,7 @@ from router.gateway.config.plan import Plan, plan_file
 from router.gateway.control import fleet_view
 from router.gateway.monitoring.health import Engines
 from router.gateway.monitoring.probe import ProbeClient
-from router.gateway.monitoring.repeating import STARTS_A_S, Repeated, start_s
+from router.gateway.monitoring.repeating import A_TURN, STARTS_A_S, Places, Repeated, start_s
 from router.gateway.protocols.target import Target
 from router.gateway.serving import control_parts
 from router.gateway.state.beliefs import Beliefs
@@ -177,7 +177,7 @@ def test_acts_that_are_started_together_begin_one_after_another() -> None:
 
 async def test_no_more_acts_run_at_once_than_there_are_places() -> None:
     """The others wait, and have their turn."""
-    places, go_on, running, seen = asyncio.Semaphore(3), asyncio.Event(), 0, []
+    places, go_on, running, seen = Places(3), asyncio.Event(), 0, []
 
     async def act() -> None:
         nonlocal running
@@ -200,6 +200,32 @@ async def test_no_more_acts_run_at_once_than_there_are_places() -> None:
         await each.stop()
 
 
+async def test_acts_that_are_due_at_once_begin_a_few_in_each_turn() -> None:
+    """As after a pause of the process, which has every timer due."""
+    places, begun, turns = Places(), [0], Turns()
+    for _ in range(5 * A_TURN):
+        places.begin(lambda: begun.append(turns.count))
+    counting = asyncio.create_task(turns.run())
+    await until(lambda: len(begun) > 5 * A_TURN)
+    counting.cancel()
+    assert max(begun.count(turn) for turn in set(begun[1:])) <= A_TURN + 1
+
+
+async def test_an_act_that_is_stopped_while_it_is_due_is_not_done() -> None:
+    """Its backend has left."""
+    done: list[int] = []
+
+    async def act() -> None:
+        done.append(1)
+
+    one = Repeated(act, 60.0, "act", Places())
+    one.start(0.0)
+    await one.stop()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not done
+
+
 async def test_an_act_that_fails_by_a_fault_is_logged_and_done_again(caplog: pytest.LogCaptureFixture) -> None:
     """An engine whose check met a fault once would otherwise never be checked again."""
     done = 0
@@ -210,7 +236,7 @@ async def test_an_act_that_fails_by_a_fault_is_logged_and_done_again(caplog: pyt
         if done == 1:
             raise ZeroDivisionError
 
-    one = Repeated(act, 0.001, "check of a", asyncio.Semaphore(1))
+    one = Repeated(act, 0.001, "check of a", Places(1))
     with caplog.at_level(logging.ERROR, "headroom"):
         one.start(0.0)
         await until(lambda: done >= 3)
@@ -227,7 +253,7 @@ async def test_an_act_may_end_its_own_repetition() -> None:
         done += 1
         await one.stop()
 
-    one = Repeated(act, 0.001, "act", asyncio.Semaphore(1))
+    one = Repeated(act, 0.001, "act", Places(1))
     one.start(0.0)
     await until(lambda: done)
     for _ in range(20):

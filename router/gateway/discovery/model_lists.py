@@ -4,7 +4,6 @@ What an engine listed last stays when it does not answer: whether it serves is f
 depend on what serves at the moment: ``on_changed`` is called whenever a list has changed.
 """
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from router.core.errors import Unanswered
 from router.engines import OPENAI_PROTOCOL, ListedModel, model_list
 from router.gateway.config.plan import ListedAdapters
 from router.gateway.monitoring.probe import ProbeClient
-from router.gateway.monitoring.repeating import AT_ONCE, Repeated, start_s
+from router.gateway.monitoring.repeating import Places, Repeated, start_s
 from router.gateway.tls import TlsContext
 from router.gateway.turns import in_turns
 
@@ -50,7 +49,7 @@ class ModelLists:
         self.lists: dict[str, tuple[ListedModel, ...]] = {}
         self._on_changed, self._on_adapters, self._make_client = on_changed, on_adapters, make_client
         self._clock = clock
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._places = Places()
         self._reading: dict[str, tuple[tuple[ListedEngine, float, float], Repeated]] = {}
 
     def adapters(self, given: Backend) -> ListedAdapters:

@@ -5,7 +5,6 @@ last report just grows old; and a slow health check delays no scrape. Must not d
 report. An engine that answers its health check while its streams stand still is detected by the relay, not here.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from router.engines import RunningAdapters, Snapshot, read_metrics
 from router.engines.facts import document, field
 from router.gateway.monitoring.downtime import Downtime
 from router.gateway.monitoring.probe import Page, ProbeClient
-from router.gateway.monitoring.repeating import AT_ONCE, Repeated, start_s
+from router.gateway.monitoring.repeating import Places, Repeated, start_s
 from router.gateway.tls import TlsContext
 from router.gateway.turns import in_turns
 
@@ -200,7 +199,7 @@ class Watch:
             "next_s": round(self._checked_s + self._period_s, 3) if checked else None,
         }
 
-    def start(self, period_s: float, delay_s: float, places: asyncio.Semaphore) -> None:
+    def start(self, period_s: float, delay_s: float, places: Places) -> None:
         """Check and scrape, each about every ``period_s``, for the first time in ``delay_s``; ``places``: as many
         probes of all engines run at once.
         """
@@ -326,7 +325,7 @@ class Engines:
         self._clock, self._scrapes, self._last_read_s = clock, scrapes, last_read_s
         self._client: ProbeClient | None = None
         self._timeout_s = 0.0
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._places = Places()
         self._how: dict[str, tuple[WatchedEngine, float, int]] = {}
         self._watches: dict[str, Watch] = {}
 
