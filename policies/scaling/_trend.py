@@ -108,9 +108,12 @@ def _above(found: Floats, mean: Floats) -> Floats:
 
 
 def _even(counts: Floats, expected: Floats, level: float, scatter: float) -> bool:
-    """Whether the newest parts of a window, and each quarter of it, are what its line lets expect."""
+    """Whether the newest and the oldest parts of a window, and each quarter of it, are what its line lets expect.
+
+    What is left of a rate before a step, at the beginning of a long window, makes a slope of it that is none.
+    """
     size, quarter = len(counts), max(1, len(counts) // 4)
-    ends = [(size - part, size) for part in WINDOWS if part <= size // 2]
+    ends = [each for part in WINDOWS if part <= size // 2 for each in ((size - part, size), (0, part))]
     parts = [*ends, *((start, start + quarter) for start in range(0, size - quarter + 1, quarter))]
     starts, stops = [start for start, _ in parts], [end for _, end in parts]
     sums, means = np.concatenate(([0.0], np.cumsum(counts))), np.concatenate(([0.0], np.cumsum(expected)))

@@ -99,6 +99,18 @@ def a_step_is_answered_within_half_a_minute(seed: int) -> str:
     return "" if there >= min(needed, REPLICAS_MAX) else f"{low:.1f} to {high:.1f}: {there} of {needed:.1f} replicas"
 
 
+def a_step_long_ago_changes_nothing(seed: int) -> str:
+    """From a quarter of an hour after it on, the load is as constant as any."""
+    world = drawn(seed)
+    low = world.serves_per_s * world.draw.uniform(1.0, 4.0)
+    high = low * world.draw.uniform(1.5, 6.0)
+    found = world.play(
+        lambda at_s: low if at_s < KNOWN_S else high, 3.0 * KNOWN_S + LEFT_S, round(low / world.serves_per_s) + 1
+    )
+    late = [f"{at_s:.0f} s: {count}" for at_s, _, count in found.log if at_s > KNOWN_S + LEFT_S]
+    return f"{low:.1f} to {high:.1f}: {', '.join(late)}" if len(late) > 1 else ""
+
+
 def no_replica_is_held_for_nobody(seed: int) -> str:
     """A quarter of an hour after the last request the least is left; where a trickle is left, what that needs."""
     world = drawn(seed)
@@ -129,6 +141,7 @@ LAWS: Final[Mapping[str, Callable[[int], str]]] = {
     for law in (
         constant_load_changes_at_most_once_an_hour,
         a_step_is_answered_within_half_a_minute,
+        a_step_long_ago_changes_nothing,
         no_replica_is_held_for_nobody,
         a_steady_state_attains_and_costs_no_more_than_it_needs,
     )

@@ -80,6 +80,14 @@ def test_no_line_is_drawn_through_a_step(buckets: int, first: float) -> None:
     assert found.peak(60.0) == pytest.approx(80.0, rel=0.05)
 
 
+@pytest.mark.parametrize("first", [10.0, 90.0])
+@pytest.mark.parametrize("buckets", range(24, 200, 8))
+def test_a_step_long_ago_is_no_slope(buckets: int, first: float) -> None:
+    """However much of the time before it is left in a window: a replica was ordered for it, and cancelled."""
+    found = trend([first] * 200 + [50.0] * buckets, 5.0)
+    assert found.peak(60.0) == pytest.approx(10.0, rel=0.03)
+
+
 def test_counts_beyond_all_measure_are_as_many_as_can_be() -> None:
     """No float overflows."""
     assert trend([1e308] * 50, 5.0).rate_per_s == pytest.approx(2e11)
