@@ -144,13 +144,20 @@ class Replica(ReplicaState):
             self._take_arrivals(seen_s)
 
     def _make_way(self, now_s: float) -> None:
-        """The next step is decided: sequences that ended before it leave their room; a step that they held up
-        begins.
+        """The next step is decided: sequences that ended before it leave their room. A step that they held up begins,
+        or one that computes no more than a token after an end that nobody foresaw.
         """
+        wasted = sum([sequence.ends_itself for sequence in self._ended])
         for sequence in self._ended:
             self._leave_room(sequence)
         self._ended.clear()
-        if not self._run and (self._waiting or self._exact or self._partials):
+        if self._run:
+            return
+        if wasted:
+            self._stride_s, self._growth_s = self.step_s(wasted, 0.0, 0, 0.0), 0.0
+            self._started_s, self._run = now_s, 1
+            self._wake(now_s + self._stride_s)
+        elif self._waiting or self._exact or self._partials:
             self._plan(now_s)
 
     def _take_arrivals(self, now_s: float) -> None:

@@ -225,3 +225,15 @@ def test_a_step_that_is_decided_ahead_sees_arrivals_and_ends_a_step_later(tmp_pa
         walks = walked(tmp_path, worlds, coalesce)
         firsts.append([list(walk.requests.values())[-1]["first"] for walk in walks])
     assert firsts == [[2, 3, 3], [3, 4, 3]]
+
+
+@pytest.mark.parametrize("coalesce", [False, True], ids=["stepwise", "coalesced"])
+def test_an_end_that_nobody_foresaw_costs_a_step(tmp_path: Path, coalesce: bool) -> None:
+    """Async scheduling: its next token is under way already, and the request behind it begins a step later."""
+    firsts = []
+    for eos in (False, True):
+        requests = [request("a", 0, 4, 3, eos=eos), request("b", 0, 4, 1)]
+        (walk,) = walked(tmp_path, [{**SMALL, "seqs_max": 1, "async_scheduling": True, "requests": requests}], coalesce)
+        assert walk.requests["a"]["end"] == 3
+        firsts.append(walk.requests["b"]["first"])
+    assert firsts == [4, 5]
