@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.fakes_router import HEALTHY, Router, backend, config, router, write
 from tests.fakes_wire import LAST, STREAM_HEAD, ScriptedEngine, chunked, event, stream, token
@@ -174,3 +175,20 @@ async def test_a_hundred_reloads_half_of_them_bad_leave_one_config_and_every_req
             assert outcomes == [True, False] * 50
             assert set(statuses) == {200}
             assert {b.name for b in it.gateway.plan.backends} == {"b"}
+
+
+async def test_what_decides_is_stated_where_a_policy_is_dropped_and_there_is_nothing_to_roll_back_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The config serves on, but its policy does not: in the log, and beside the last result."""
+    async with (
+        ScriptedEngine([stream("a")]) as engine,
+        Pages(dict(HEALTHY)) as pages,
+        router(tmp_path / "r.yaml", config(backend("a", engine, pages))) as it,
+    ):
+        reloader = it.gateway.reloader
+        await reloader.judged(it.gateway.plan, "dropped", "serving", "a decision took 50 ms")
+        assert (reloader.last.ok, reloader.last.version) == (False, it.gateway.plan.version)
+        for word in ("the serving policy is dropped: a decision took 50 ms", "else least_request, decides until"):
+            assert word in reloader.last.why
+            assert word in caplog.text
