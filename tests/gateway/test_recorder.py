@@ -119,6 +119,22 @@ def test_the_two_files_of_a_record_stay_within_its_bound(tmp_path: Path) -> None
         list(differences(path))
 
 
+def test_a_header_states_the_policies_before_the_first_event_of_its_file(tmp_path: Path) -> None:
+    """Also where policies are swapped before anything is written; nothing stays of a role that has ended."""
+    path = tmp_path / "run.jsonl"
+    sink = recorder(path, bytes_max=4096)
+    sink.write({"event": "ticked", "at_s": 0.0, "answer": []})
+    sink.adopted(DECISIONS | {"canary": {"name": "random", "parameters": {}}})
+    sink.adopted(DECISIONS | {"last_good": {"name": "least_work", "parameters": {}}})
+    for number in range(50):
+        sink.write({"event": "ticked", "at_s": float(number), "answer": []})
+    sink.close()
+    headers = [orjson.loads(each.read_bytes().splitlines()[0]) for each in (tmp_path / "run.jsonl.1", path)]
+    assert [header["continues"] for header in headers] == [False, True]
+    assert [sorted(header.keys() & {"canary", "last_good"}) for header in headers] == [[], ["last_good"]]
+    assert {header["seed"] for header in headers} == {7}
+
+
 def test_events_that_were_lost_are_said_to_be(tmp_path: Path) -> None:
     """A replay stops at the gap rather than call the rest a difference."""
     path = tmp_path / "run.jsonl"

@@ -20,8 +20,8 @@ class RecordFile:
     """
 
     def __init__(self, path: Path, bytes_max: int, header: Callable[[bool], bytes]) -> None:
-        """``header``: the first line of a file; True: of one that continues another. Raises OSError when the file
-        cannot be opened, for which a full disk is no reason.
+        """``header``: the first line of a file, made when the first of its other lines is taken; True: of one that
+        continues another. Raises OSError when the file cannot be opened, for which a full disk is no reason.
         """
         self.lines = 0
         self._path = path
@@ -36,15 +36,18 @@ class RecordFile:
         """Write them. Raises OSError; ``lines`` says how many are written."""
         self._follow()
         batch: list[bytes] = []
+        header = b""
         room = self._half_bytes - self._size
         for line in lines:
+            if not batch and not self._size:
+                header = self._header(self._continues)
             batch.append(line)
             room -= len(line)
             if room < 0:
-                self._write(batch)
+                self._write(header, batch)
                 self._rotate()
                 batch, room = [], self._half_bytes - self._size
-        self._write(batch)
+        self._write(header, batch)
 
     def close(self) -> None:
         """Nothing more is written."""
@@ -82,9 +85,9 @@ class RecordFile:
         self._path.replace(self._path.with_name(self._path.name + ".1"))
         self._open()
 
-    def _write(self, batch: list[bytes]) -> None:
+    def _write(self, header: bytes, batch: list[bytes]) -> None:
         if batch and not self._size:
-            self._put(self._header(self._continues))
+            self._put(header)
         self._put(b"".join(batch))
         self.lines += len(batch)
 

@@ -69,7 +69,6 @@ class Recorder:
 
     def adopted(self, decisions: Event) -> None:
         """The policies were swapped between two requests."""
-        self._header = {**self._header, **decisions}
         self.write({"event": "adopt", **decisions})
 
     def close(self) -> None:
@@ -96,9 +95,11 @@ class Recorder:
         before, failed = self._file.lines, None
         try:
             if gap or events:
-                self._file.append(chain(gap, map(_line, events)))
+                self._file.append(chain(gap, self._lines(events)))
         except OSError as error:
             failed = error
+            for event in events:  # of a swap that could not be written too
+                self._follow(event)
         written = self._file.lines - before
         if written and gap:
             self._missing, written = 0, written - 1
@@ -108,6 +109,17 @@ class Recorder:
         self._counted = overflowed
         if gap or events:
             self._log_change(failed)
+
+    def _lines(self, events: list[Event]) -> Iterator[bytes]:
+        """Each event as a line. A header states the policies at its place: a swap may be in the same flush."""
+        for event in events:
+            yield _line(event)
+            self._follow(event)
+
+    def _follow(self, event: Event) -> None:
+        if event["event"] == "adopt":
+            decided = {name: value for name, value in event.items() if name != "event"}
+            self._header = {"seed": self._header["seed"], **decided}
 
     def _log_change(self, failed: OSError | None) -> None:
         if failed is not None and not self._failing:
