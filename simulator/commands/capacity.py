@@ -17,7 +17,8 @@ from simulator.commands.over_seeds import Key, plain_differences, spreads_betwee
 from simulator.commands.playing import print_missed_faults, print_notes, worlds
 from simulator.commands.replay import BASELINES, typed
 from simulator.commands.replica_search import KEYS, Search, relative_widths, results_of, run_replicas
-from simulator.commands.shared import plain_errors, seeding_of, wants_table, write_json
+from simulator.commands.seeding import seeding_of
+from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import (
     CLAIRVOYANT,
     Attained,

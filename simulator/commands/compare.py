@@ -14,7 +14,8 @@ from rich.console import Console
 from simulator.commands.over_seeds import Key, Spread, between, intervals, plain, plain_differences, played
 from simulator.commands.playing import print_missed_faults, print_notes, worlds
 from simulator.commands.replay import BASELINES, Workload, typed
-from simulator.commands.shared import plain_errors, seeding_of, wants_table, write_json
+from simulator.commands.seeding import seeding_of
+from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import Case, Seeding, interval, pools_of
 from simulator.report.differences import Differences, print_differences
 from simulator.report.table import print_comparison

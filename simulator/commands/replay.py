@@ -11,7 +11,8 @@ from rich.console import Console
 
 from simulator.commands.over_seeds import Key, Results, between, intervals, plain, plain_differences, played
 from simulator.commands.playing import print_missed_faults, print_notes
-from simulator.commands.shared import plain_errors, seeding_of, wants_table, write_json
+from simulator.commands.seeding import seeding_of
+from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import (
     Case,
     Seeding,

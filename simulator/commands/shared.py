@@ -2,14 +2,11 @@
 
 import json
 import sys
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import inf
 from pathlib import Path
 
 from router.arguments import WRONG_USE, Stop
-from simulator.experiment import Seeding
 
 
 @contextmanager
@@ -33,8 +30,3 @@ def write_json(path: Path, facts: object) -> None:
         sys.stdout.write(text)
     else:
         path.write_text(text, encoding="utf-8")
-
-
-def seeding_of(options: Namespace) -> Seeding:
-    """The seeds that a command line describes."""
-    return Seeding(options.seeds, inf if options.half_width is None else options.half_width, options.seeds_most)

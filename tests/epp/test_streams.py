@@ -448,8 +448,8 @@ async def test_half_an_event_is_ended_by_a_reset() -> None:
         one = gate.exchange()
         await one.chat(stream=False)
         await one.destination()
-        await one.reply_head(200, {"content-type": "text/plain"})
-        await one.reply_body(b"half of ")
+        await one.reply_head(200, {"content-type": "application/json"})
+        await one.reply_body(b'{"choices": [{"half of ')
         await one.next()
         await one.piece()
         now[0] = 6.0
