@@ -76,7 +76,7 @@ async def test_what_is_no_reply_is_tried_elsewhere(name: str) -> None:
 async def test_events_whose_type_is_not_stated_are_events(content_type: bytes) -> None:
     """As where a server was written without a framework: their tokens are counted, and an error is one."""
     head = b"HTTP/1.1 200 OK\r\n%btransfer-encoding: chunked\r\n\r\n" % content_type
-    tokens = [event(token(text)) for text in ("a", "b", "c")]
+    tokens = [b"retry: 3000\n\n", *(event(token(text)) for text in ("a", "b", "c"))]
     whole = head + chunked(*tokens, DONE) + wire.LAST
     cut = len(head) + 5  # in its first word
     later = asyncio.Event()
@@ -98,6 +98,17 @@ async def test_json_that_is_stated_to_be_html_is_a_reply() -> None:
     """As Flask's default has it."""
     async with pair([reply(b'{"choices":[]}', content_type="text/html; charset=utf-8")]) as (gate, _):
         assert (await gate.chat(stream=False)).body == b'{"choices":[]}'
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4])
+async def test_a_byte_order_mark_may_stand_before_a_reply(cut: int) -> None:
+    """As servers on .NET write it: the bytes pass as they came."""
+    body = b'\xef\xbb\xbf{"choices":[]}'
+    framed = CHUNKED + chunked(body[:cut], body[cut:]) + wire.LAST
+    async with pair([reply(body)], [framed]) as (gate, _):
+        for _ in range(2):
+            assert (await gate.chat(stream=False)).body == body
+        assert gate.seen.endings == [EndState.SERVED] * 2
 
 
 @pytest.mark.parametrize("streamed", [True, False])

@@ -751,6 +751,32 @@ def test_what_is_no_json_among_events_that_are_is_an_error(raw: bytes, begun: bo
     assert orjson.loads(stream.error)["error"]["message"] == raw[6:].decode().strip()
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'data: {"choices":[{"index":0,"delta":{"content":"y"},"logprobs":{"content":[{"logprob":-Infinity}]}}]}\n\n',
+        b'data: {"choices":[{"index":0,"delta":{"content":"the error: \\ud83d"}}]}\n\n',
+        b'data: {"choices":[{"index":0,"delta":{"content":"the error: \xf0\x9f"}}]}\n\n',
+        b"data: { }\n\n",
+    ],
+)
+@pytest.mark.parametrize("begun", [True, False])
+def test_json_that_is_read_by_parsers_of_clients_alone_is_no_error(raw: bytes, begun: bool) -> None:
+    """Numbers of Python's that JSON has not, an emoji that is sent in two halves: the bytes pass as they came."""
+    body = b"".join([event(token("x"))] * begun + [raw, event(token("z")), event(STOP), event("[DONE]")])
+    found = passed([body[:-20], body[-20:]])
+    assert (found.error, found.cut_short, found.body) == (None, False, body)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("several", [True, False])
+def test_what_follows_a_complete_reply_breaks_it_no_more(together: bool, several: bool) -> None:
+    """As where a server has an end of its own, or logs into its output when all has been said."""
+    reads = [event(token("x")), event(STOP), b"data: bye\n\n", event("[DONE]"), b"data: bye\n\n"]
+    found = passed([b"".join(reads)] if together else reads, several=several)
+    assert (found.error, found.cut_short, found.body) == (None, False, b"".join(reads))
+
+
 def test_chunks_of_one_byte_each_are_no_text() -> None:
     """Their framing does not count where tokens are estimated by bytes."""
     raw = b"".join([event(token("x"))] * 40 + [event(STOP), event("[DONE]")])

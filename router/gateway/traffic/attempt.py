@@ -43,7 +43,8 @@ _PARTING_S: Final = 0.1  # a busy engine takes so long to find that its client h
 _NOT_PARTING: Final = -1
 
 _BEGIN_BYTES: Final = 128
-_EVENT_BEGINS: Final = (b"data:", b"event:", b"id:", b":")
+_BLANKS: Final = b" \t\r\n\xef\xbb\xbf"  # before a body; the last three are a byte order mark
+_EVENT_BEGINS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
 _ERROR_BEGIN: Final = re.compile(  # of an error, or of so much of one that more has to come
     rb'\{\s*(?:"(?:error|detail|message|(?:object|type)"\s*:\s*(?:"error|"?\w{0,4}\Z))|"?\w{0,9}\Z)|\Z'
 )
@@ -482,6 +483,7 @@ class UpstreamAttempt(Reader):
         if not (streamed and begin.startswith(_EVENT_BEGINS)):
             self._give_up(f"{self.upstream.target.name} answered {head.status} with what is no JSON")
             return True
+        self._cancel_timer()  # of blanks
         self._head = replace(head, event_stream=True)
         self.meter = Meter(self.upstream.gaps)  # which has taken it for a body that is none
         self._expect_events(head)
@@ -493,7 +495,7 @@ class UpstreamAttempt(Reader):
         """The begin of what has come of a body, without its framing and blanks."""
         assert self._head is not None
         begin = self._body[:_BEGIN_BYTES]
-        return (dechunked(begin) if self._head.chunked and not self._decodes else begin).lstrip()
+        return (dechunked(begin) if self._head.chunked and not self._decodes else begin).lstrip(_BLANKS)
 
     def _is_blank(self) -> bool:
         """Whether what has come of a body are line ends and blanks, by which some servers show that they work on it."""

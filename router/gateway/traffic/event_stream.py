@@ -17,6 +17,7 @@ from router.gateway.traffic.frames import (
     Event,
     failed_finish,
     has_token,
+    is_json,
     plain_error,
     read_events,
     with_line_feeds,
@@ -145,9 +146,12 @@ class EventStream:
         if reason:
             self.error = failed_finish(reason)
             return view.last_chunk
-        said = self.ended or (not self._several and (ends_reply(view.data) or self.meter.saw_end))
-        self.cut_short = self._must_end and not said
+        self.cut_short = self._must_end and not self._has_ended(view.data)
         return view.last_chunk if self.cut_short else len(view.raw)
+
+    def _has_ended(self, text: bytes) -> bool:
+        """Whether the reply is complete by now; *text*: what of it has come and was not passed yet."""
+        return self.ended or (not self._several and (ends_reply(text) or self.meter.saw_end))
 
     def _examine(self, view: ChunkView, end: int, now_s: float, removals: list[Removal]) -> int:
         """Read the events up to *end*; returns how far they may pass: to that of an error, if there is one."""
@@ -188,7 +192,7 @@ class EventStream:
             if event.kind == ERROR:
                 self.error = event.error
                 return None
-            if event.kind == TOKEN and self._must_end and not event.document:
+            if event.kind == TOKEN and not event.document and self._is_foreign(event, before):
                 self.error = plain_error(event.payload)
                 return None
             self.ended = self._ends_with(event)
@@ -207,6 +211,12 @@ class EventStream:
                 self.structured = True
         self.pinged = self.pinged or text[:1] == b":" or text.find(b"\n:") >= 0
         return instead
+
+    def _is_foreign(self, event: Event, before: bytes) -> bool:
+        """Whether an event that is not read as an object breaks the reply: it is no JSON, and the reply is not complete
+        without it.
+        """
+        return self._must_end and not is_json(event.payload) and not self._has_ended(before)
 
     def _ends_with(self, event: Event) -> bool:
         """Whether the reply is complete with this event: one of several choices that has finished is not all of it."""

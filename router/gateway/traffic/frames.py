@@ -4,6 +4,7 @@ The forms of all dialects are distinguished by their fields: nothing depends on 
 Must not depend on how a body is framed, or on what becomes of an event.
 """
 
+import json
 import re
 from typing import Any, Final
 
@@ -202,6 +203,17 @@ def failed_finish(reason: str) -> bytes:
 def plain_error(payload: bytes) -> bytes:
     """The same of an event that is no JSON among those that are: a traceback, a page, a line of a log."""
     return orjson.dumps({"error": {"message": payload.decode("utf-8", "replace"), "code": 500}})
+
+
+def is_json(payload: bytes) -> bool:
+    """Whether a client's parser may read it: Python's takes NaN and Infinity too, JavaScript's half of a surrogate
+    pair, and engines that are written in these languages send them. orjson takes neither.
+    """
+    try:
+        json.loads(payload.decode("utf-8", "replace"), strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def error_of_whole(body: bytes) -> bytes | None:
