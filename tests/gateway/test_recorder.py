@@ -6,15 +6,27 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from math import inf
 from pathlib import Path
+from random import Random
+from zlib import crc32
 
 import orjson
 import pytest
 
+import policies
+from policies.admission.fair import LANES
+from router.core.advances import Advance
+from router.core.dispatcher import Dispatcher
 from router.core.errors import RecordError
 from router.core.flight import DispatchLimits
-from router.core.record import READABLE, VERSION
+from router.core.held_lines import SETTLE_S, HeldLine
+from router.core.peer_change import PeerChange
+from router.core.record import READABLE, VERSION, Recording
+from router.core.types import Slo
+from router.gateway.rollout.guard import Bounds, DecisionStats, Faults, GuardedAdmission
 from router.gateway.telemetry.recorder import Recorder, decisions, differences
+from tests import fakes
 from tests.fakes_router import HEALTHY, backend, config, router
 from tests.fakes_wire import ScriptedEngine, stream
 from tests.pages import Pages
@@ -82,6 +94,28 @@ async def test_decisions_that_a_guard_replaced_are_replayed_as_they_were(tmp_pat
     why = {why for event in events for _, why in event.get("replaced", ())}
     assert {"overran"} <= why <= {"overran", "dropped"}
     assert list(differences(record)) == []
+
+
+def test_what_follows_from_peers_is_replayed(tmp_path: Path) -> None:
+    """A long prompt is decided once peers know of it; a tenant's lead over its share is that of all routers."""
+    path, bounds = tmp_path / "run.jsonl", Slo(ttft_s=1.0)
+    named = {"routing": {"name": "least_work", "parameters": {}}, "admission": {"name": "fair", "parameters": {}}}
+    sink = Recorder(path, 1 << 20, {"seed": 7, **decisions(named, DispatchLimits())})
+    fair = policies.find("admission", "fair")
+    guarded = GuardedAdmission(fair, Faults(Bounds(), DecisionStats(), lambda: 0.0, lambda fault: None))
+    core = Dispatcher(policies.find("routing", "least_work"), guarded, Random(7))
+    it = Recording(core, sink.write)
+    for name in "ab":
+        it.backend_joined(fakes.backend(name), 0.0)
+    lane = crc32(b"greedy") % LANES
+    it.on_peer_change("peer", PeerChange({}, whole=True, advances=(Advance(lane, 1.0, 1.0),)), 0.1)
+    assert not it.arrived(fakes.request("long", prompt_tokens=4_000, arrived_s=0.2, slo=bounds), 0.2)
+    assert fakes.sent(it.ticked(0.2 + SETTLE_S)).request_id == "long"
+    held = HeldLine("m", (0.0, ""), (0.0, inf, inf, 0.9), 1, ((9.0, 0.0),), (0, 1))
+    it.on_peer_change("peer", PeerChange({}, held=(held,), advances=(Advance(lane, 101.0, 1.0),)), 0.3)
+    assert fakes.refused(it.arrived(fakes.request("r", arrived_s=0.4, tenant="greedy"), 0.4)).reason == "unfair-share"
+    sink.close()
+    assert list(differences(path)) == []
 
 
 async def test_a_core_that_decides_otherwise_is_told_apart(tmp_path: Path) -> None:

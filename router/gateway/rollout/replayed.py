@@ -3,11 +3,13 @@
 Must not depend on how a record is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from router.core import ADMIT, Admit, Choice, Fleet, Forecast, Request, Rng, Shed
-from router.core.policy import Admission, Memory, Routing
+from router.core.advances import shares
+from router.core.policy import Admission, Memory, Routing, rank_times
 from router.gateway.rollout.guard import replacement
 from router.gateway.rollout.replacements import DROPPED
 
@@ -48,17 +50,31 @@ class ReplayedRouting:
 
 
 class ReplayedAdmission:
-    """An admission policy, in whose place requests were admitted."""
+    """An admission policy, in whose place requests were admitted. What it shares with peers, it takes from them."""
 
     def __init__(self, live: Admission, replaced: Replaced) -> None:
-        self._live, self._replaced = live, replaced
+        self._live: Any = live
+        self._replaced = replaced
         self.held_max, self.hold_s_max = live.held_max, live.hold_s_max
+        self.rank_times = rank_times(live)
 
     def admit(self, request: Request, fleet: Fleet, forecast: Forecast, memory: Memory) -> tuple[Admit | Shed, Memory]:
         """See Admission."""
         if self._replaced.next():
             return ADMIT, memory
-        kind = type(self._live)
-        own = memory[1] if memory is not None and memory[0] is kind else None
-        answer, after = self._live.admit(request, fleet, forecast, own)
-        return answer, (kind, after)
+        answer, after = self._live.admit(request, fleet, forecast, self._own(memory))
+        return answer, (type(self._live), after)
+
+    def advances(self, memory: Memory) -> Mapping[int, tuple[float, float]]:
+        """See ``router.core.advances.shares``; a replay sends nothing."""
+        return {}
+
+    def advanced(self, memory: Memory, more: Mapping[int, tuple[float, float]], now_s: float) -> Memory:
+        """Likewise; where the policy fails at it, as it did then, the memory stays as it is."""
+        if shares(self._live):
+            with suppress(Exception, SystemExit):
+                return type(self._live), self._live.advanced(self._own(memory), more, now_s)
+        return memory
+
+    def _own(self, memory: Memory) -> Memory:
+        return memory[1] if memory is not None and memory[0] is type(self._live) else None
