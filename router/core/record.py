@@ -306,17 +306,27 @@ def change_of(plain: Event) -> PeerChange:
         part,
         parts,
         None if held is None else tuple([_held_line(each) for each in held]),
-        tuple([Outcome(**{**each, "terms": tuple(each["terms"])}) for each in plain.get("outcomes", ())]),
+        tuple(
+            [Outcome(**{**_OUTCOME, **each, "terms": _numbers(each["terms"])}) for each in plain.get("outcomes", ())]
+        ),
         tuple([ReplyLength(**each) for each in plain.get("replies", ())]),
-        tuple([Advance(**each) for each in plain.get("advances", ())]),
+        tuple([Advance(**{**_ADVANCE, **each}) for each in plain.get("advances", ())]),
     )
 
 
 def _held_line(plain: Event) -> HeldLine:
-    bounds = [inf if each is None else each for each in plain["bounds"]]
-    ranks = [tuple(rank) for rank in plain["ranks"]]
-    named = {"place": tuple(plain["place"]), "bounds": tuple(bounds), "ranks": tuple(ranks)}
+    ranks = tuple([_numbers(rank) for rank in plain["ranks"]])
+    named = {"place": _numbers(plain["place"]), "bounds": _numbers(plain["bounds"]), "ranks": ranks}
     return HeldLine(**{**plain, **named, "times": tuple(plain["times"])})
+
+
+def _numbers(plain: Sequence[Any]) -> tuple[Any, ...]:
+    """Of a peer's, with inf where a record has none: a bound that is none, or what the border drops again."""
+    return tuple([inf if each is None else each for each in plain])
+
+
+_OUTCOME: Final = dict.fromkeys(("actual_s", "constant_s", "log_variance"), inf)  # likewise
+_ADVANCE: Final = dict.fromkeys(("total_s", "weight"), inf)
 
 
 _DECODE: Final[Mapping[str, Callable[[Event], tuple[Any, ...]]]] = {

@@ -3,14 +3,20 @@
 import json
 import pickle
 import random
+from dataclasses import replace
 from math import inf, nan
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.core.advances import Advance
+from router.core.columns import TERMS
 from router.core.decisions import Send
+from router.core.evidence import Outcome
 from router.core.flight import DispatchLimits, Failure
+from router.core.held_lines import HeldLine
+from router.core.peer_change import PeerChange
 from router.core.record import Recording, replay, request_of
 from router.core.types import EngineReport, Load, Slo, Usage
 from tests.fakes import backend, core, request
@@ -108,6 +114,25 @@ def test_numbers_that_the_core_dropped_are_dropped_again():
         assert json.loads(json.dumps(commands)) == event["answer"], event
     assert len(events) == 7
     assert again.ledger.table.peers[:, 0].tolist() == [2.0, 0.0, 3.0, 0.0]
+
+
+def test_what_peers_sent_and_the_core_dropped_is_dropped_again():
+    """Each value of a peer's that is none, beside one that is: the same are counted."""
+    lines = []
+    first = core(backend("a"))
+    it = Recording(first, lambda event: lines.append(json.dumps(event, allow_nan=False)))
+    line, terms = HeldLine("m", (0.0, ""), (1.0, inf), 1, ((5.0,),)), (0.01,) * TERMS
+    change = PeerChange(
+        {},
+        held=(line, replace(line, ranks=((inf,),))),
+        outcomes=(Outcome("a", 1, 0, 0, 1.0, 0.0, 0.0, (inf, *terms[1:])), Outcome("a", 1, 0, 0, inf, nan, inf, terms)),
+        advances=(Advance(1, nan, 1.0), Advance(1, 1.0, inf)),
+    )
+    it.on_peer_change("peer", change, 1.0)
+    again = core(backend("a"))
+    assert [commands for _, commands in replay(map(json.loads, lines), again)] == [[]]
+    assert again.dropped_numbers.by_source == first.dropped_numbers.by_source
+    assert again._held_elsewhere.count("m") == first._held_elsewhere.count("m") == 1
 
 
 def test_an_unknown_event_is_named():
