@@ -99,6 +99,7 @@ class Dispatcher(FleetEvents):
         self._candidates = Candidates(self.ledger, self.belief, self._holding)
         self._fallbacks = Fallbacks(self._candidates, self._holding, self.belief)
         self._watch = FirstByteWatch(self._timers)
+        self._offered: set[str] = set()  # models whose held requests this event has offered to other models
 
     # -- policies, and how many requests there are -------------------------------------------------------------
 
@@ -581,6 +582,7 @@ class Dispatcher(FleetEvents):
         if not self._holding:
             return ()
         commands: list[Command] = []
+        self._offered.clear()
         backend = self.ledger.roster.backends[slot] if slot >= 0 else None
         self._holding.serve(now_s, model, commands, backend.models if backend is not None else ())
         return commands
@@ -616,9 +618,13 @@ class Dispatcher(FleetEvents):
 
     def _served_by_another(self, flight: Flight, queue: HeldQueue, now_s: float, commands: list[Command]) -> bool:
         """A held request's model has no backend up: others serve those of its queue that allow it, as far as they have
-        room. Whether that one is no longer held.
+        room, once in an event, whichever of its lines comes first. Whether that one is no longer held.
         """
-        why = f"no backend of {flight.request.model!r} is up"
+        model = flight.request.model
+        if model in self._offered:
+            return False
+        self._offered.add(model)
+        why = f"no backend of {model!r} is up"
         for request_id in queue:
             waiting = self._flights[request_id]
             if not waiting.fallbacks or self._candidates.up(waiting.request):
@@ -705,6 +711,7 @@ class Dispatcher(FleetEvents):
             queue.discard(flight.request.id)
             waited = Shed(Reason.HOLD_EXPIRED, f"held {now_s - flight.request.arrived_s:.2f} s without room")
             commands.extend(self._refuse(flight, waited, now_s))
+        self._offered.clear()
         self._holding.serve_due(flight, model, line, now_s, commands)
         return commands
 

@@ -16,7 +16,7 @@ from router.core.errors import Reason
 from router.core.flight import DispatchLimits, Failure, FailureKind
 from router.core.model_rules import ModelRule, ModelRules, rules_of
 from router.core.record import Recording, replay
-from router.core.types import Load, Request, Slo, Usage
+from router.core.types import EngineReport, Load, Request, Slo, Usage
 from tests.fakes import account, backend, core, refused, request, sent
 
 SPLIT = ModelRules({"big": ModelRule((("big-a", 0.9), ("big-b", 0.1)))})
@@ -255,10 +255,11 @@ class NoRoomForBig:
     """A policy that holds all requests for big, and while it is ``full`` for any model, and sends all others."""
 
     def __init__(self, full: bool = False) -> None:
-        self.full = full
+        self.full, self.decisions = full, 0
 
     def choose(self, request: Request, fleet: Fleet, forecast: Forecast, rng: Rng) -> Choice:
         """See Routing."""
+        self.decisions += 1
         if self.full or request.model == "big":
             return Hold(fleet.now_s + 0.05, "wait")
         return Dispatch(int(fleet.slots[0]), "go")
@@ -282,6 +283,21 @@ def test_requests_that_wait_for_a_model_whose_backends_die_fall_back_then(full: 
     assert sends[0].fallback_why == "no backend of 'big' is up"
     assert (it.held_of("big"), it.held) == (1, 1)
     assert not it.backend_health("b", True, 1.5)
+
+
+def test_those_who_wait_for_a_model_without_backends_are_offered_to_another_once_an_event() -> None:
+    """However many bounds they have, and so lines: else each event costs as many forecasts as there are lines."""
+    it, policy = pool(admission={"hold_s_max": 9.0}), NoRoomForBig(full=True)
+    it.adopt(policy, it.admission)
+    for number in range(8):
+        it.arrived(asks(f"r{number}", slo=Slo(e2e_s=10.0 * 2.0**number)), 0.0)
+    it.backend_health("b", False, 0.5)
+    before = policy.decisions
+    it.reported("s", EngineReport(0.6), 0.6)
+    assert policy.decisions == before + 1
+    policy.full = False
+    sends = [each for each in it.reported("s", EngineReport(0.7), 0.7) if isinstance(each, Send)]
+    assert (len(sends), it.held) == (8, 0)
 
 
 def test_a_hold_that_ends_without_room_ends_at_the_other_model() -> None:
