@@ -10,6 +10,7 @@ import pytest
 from router.core.decisions import EndState as Ending
 from router.core.flight import DispatchLimits
 from router.core.types import Usage
+from router.gateway.traffic.attempt import _HELD_BACK_S
 from router.gateway.traffic.driver import StreamLimits
 from tests import fakes_wire as wire
 from tests.fakes_wire import (
@@ -308,6 +309,21 @@ async def test_blank_lines_before_a_whole_reply_go_to_the_client(framed: bool) -
         assert (await client._chunks() if framed else await client._exactly(len(body))) == (body, True)
         record = gate.seen.outcomes[0].record
         assert (record.outcome, record.usage.output_tokens) == (Ending.SERVED, 7)
+
+
+@pytest.mark.parametrize("framing", [b"transfer-encoding: chunked\r\n", b"content-length: 14\r\n"])
+async def test_a_head_alone_commits_nothing(framing: bytes) -> None:
+    """An engine that sends it long before a whole reply may fail meanwhile, and has more time than one that is silent
+    in the middle of a reply.
+    """
+    head, dies = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n%b\r\n" % framing, asyncio.Event()
+    async with (
+        ScriptedEngine([head, dies, Act.CLOSE]) as bad,
+        ScriptedEngine([reply(b'{"choices":[]}')]) as good,
+        gateway(bad.target("a"), good.target("b")) as gate,
+    ):
+        asyncio.get_running_loop().call_later(1.2 * _HELD_BACK_S, dies.set)
+        assert (await gate.chat(stream=False)).headers["x-headroom-backend"] == "b"
 
 
 async def test_an_error_behind_blank_lines_is_tried_elsewhere() -> None:

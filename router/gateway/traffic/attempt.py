@@ -498,8 +498,11 @@ class UpstreamAttempt(Reader):
         return (dechunked(begin) if self._head.chunked and not self._decodes else begin).lstrip(_BLANKS)
 
     def _is_blank(self) -> bool:
-        """Whether what has come of a body are line ends and blanks, by which some servers show that they work on it."""
-        return not self._plain_body().strip()
+        """Whether what has come of a body are line ends and blanks, by which some servers show that they work on it. A
+        head alone does not: many send it first, and a reply of which nothing has come can be tried elsewhere.
+        """
+        body = self._plain_body()
+        return bool(body) and not body.strip()
 
     def _blank_long_enough(self) -> None:
         """Nothing else for a while: the client gets those, since it may wait for no longer without them."""
