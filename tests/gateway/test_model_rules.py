@@ -92,6 +92,26 @@ async def test_a_fallback_is_said_in_headers_reply_explanation_log_and_metrics(t
         assert (line["model"], line["served_model"], line["backend"]) == ("big", "small", "y")
 
 
+async def test_a_prompt_that_no_model_takes_is_refused_with_the_answer_of_the_one_that_was_named(
+    tmp_path: Path,
+) -> None:
+    """A fallback has another context, of which the client knows nothing."""
+    said = "This model's maximum context length is %d tokens. However, you requested 9000 tokens."
+    errors = [
+        {"object": "error", "message": said % tokens, "type": "BadRequestError", "code": 400} for tokens in (4096, 8192)
+    ]
+    answers = [reply(json.dumps(each).encode(), 400) for each in errors]
+    async with ScriptedEngine([answers[0]]) as x, ScriptedEngine([answers[1]]) as y, Pages(HEALTHY) as pages:
+        lines = [backend(name, engine, pages) for name, engine in (("x", x), ("y", y))]
+        models = ("big", "small")
+        named = [line.replace("[m]", f"[{model}]") for line, model in zip(lines, models, strict=True)]
+        async with router(tmp_path / "r.yaml", config(*named, more=MODELS)) as it:
+            await until(lambda: all(watch.up for watch in it.gateway.engines.watches.values()))
+            got = await it.chat(body={"model": "big"}, headers={"x-headroom-fallback": "allow"})
+        assert (len(x.requests), len(y.requests)) == (1, 1)
+        assert (got.status_code, got.json()) == (400, errors[0])
+
+
 async def test_a_split_is_served_under_the_name_that_the_client_used(tmp_path: Path) -> None:
     """A session by one model; a header states which; ``/v1/models`` has the name; demand is of the models."""
     async with two(tmp_path, SPLIT, "big-a", "big-b") as both:

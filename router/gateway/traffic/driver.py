@@ -63,11 +63,13 @@ class _InFlight(ReplySink):
 
     ``attempts``: all that were started, each ``over`` or open; ``winner``: the one whose reply the client gets;
     ``engine_error``: the last attempt's, where its engine answered with one; of the last engine that could have served
-    the request where there was such (``faulted``).
+    the request where there was such (``faulted``). ``own_error``: of the last engine of its own model, and why the
+    attempt failed: another model's says nothing of that.
     """
 
     __slots__ = (
-        "attempts", "call", "client", "decisions", "driver", "engine_error", "fault_error", "faulted", "winner",
+        "attempts", "call", "client", "decisions", "driver", "engine_error", "fault_error", "faulted", "own_error",
+        "winner",
     )  # fmt: skip
 
     def __init__(self, driver: "Driver", call: Call, client: Client) -> None:
@@ -78,6 +80,7 @@ class _InFlight(ReplySink):
         self.winner: UpstreamAttempt | None = None
         self.engine_error: EngineError | None = None
         self.fault_error: EngineError | None = None
+        self.own_error: tuple[str, EngineError | None] = ("", None)
         self.faulted = False
         self.decisions: list[Send | Refuse] = []
 
@@ -122,9 +125,17 @@ class _InFlight(ReplySink):
         if failure.kind not in LACKING:
             self.faulted, self.fault_error = True, shown
         self.engine_error = self.fault_error if self.faulted else shown
+        sent = self.find(attempt)
+        if sent is not None and not sent.fallback_why:
+            self.own_error = failure.why, self.engine_error
         if self.call.trace is not None:
             self.call.trace.failed(attempt, failure, self.driver.clock())
         self.driver.failed(self.call.request.id, attempt, failure, self.usage_so_far(), self.last_token_s())
+
+    def refusal_error(self, why: str) -> EngineError | None:
+        """The engine's error that stands for a refusal with this reason."""
+        own, error = self.own_error
+        return error if why and why == own else self.engine_error
 
     def late_tokens(self, backend: str, tokens: int, *, estimated: bool) -> None:
         self.driver.late_tokens(self.call.request, backend, tokens, estimated=estimated)
@@ -343,7 +354,7 @@ class Driver(RequestDriver):
             self._send(command, request)
         elif isinstance(command, Refuse):
             request.decisions.append(command)
-            request.client.refuse(command, request.engine_error)
+            request.client.refuse(command, request.refusal_error(command.why))
         elif isinstance(command, Abort):
             attempt = request.find(command.attempt)
             if attempt is not None:
