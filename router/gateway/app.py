@@ -408,7 +408,8 @@ class Gateway:
         task.add_done_callback(self._verdicts.discard)
 
     async def adopt(self, plan: Plan, last_good: Plan | None = None) -> None:
-        """Make *plan* the running one: for requests in one step; health checks and scrapes follow.
+        """Make *plan* the running one: ingress, models, quotas and policies in one step, then its backends, of many
+        some in each turn of the event loop; health checks and scrapes follow.
 
         The routing of *last_good* decides where the plan's own fails.
         """
