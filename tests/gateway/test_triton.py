@@ -68,6 +68,26 @@ async def test_a_chat_stream_of_triton_reads_as_openais() -> None:
         assert gate.seen.outcomes[0].record.usage.output_tokens == 3
 
 
+async def test_a_stream_does_not_keep_the_request_as_translated() -> None:
+    """It has the whole prompt, like the body that the client sent."""
+    more = asyncio.Event()
+    begun = wire.STREAM_HEAD + chunked(frame("a"))
+    async with (
+        ScriptedEngine([begun, more, chunked(frame("b")) + wire.LAST]) as engine,
+        gateway(engine.target(engine=TRITON)) as gate,
+    ):
+        client = await gate.client()
+        client.send(chat())
+        await client.head()
+        (request,) = gate.driver._in_flight.values()
+        assert request.winner is not None
+        assert request.winner._translation is not None
+        assert request.winner._translation.body == b""
+        more.set()
+        await client.reader.readuntil(wire.LAST)
+        assert gate.seen.outcomes[0].record.usage.output_tokens == 2
+
+
 LENGTHS: dict[str, tuple[list[tuple[str, object]], Usage]] = {
     "of each frame": ([("a", 1), ("b", 1), ("c", 1)], Usage(3)),
     "of each frame, some of which have several": ([("a", 1), ("b", 2), ("c", 1)], Usage(4)),

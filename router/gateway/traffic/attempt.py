@@ -433,6 +433,8 @@ class UpstreamAttempt(Reader):
         if self._name is not None:
             head, body = self._named(self._name, head, body)
         self._frame = self._sink.open(self.number, head, body, self._translation)
+        if self._translation is not None:
+            self._translation.body = b""  # it is sent no more, as the call's own
 
     def _named(self, name: ModelName, head: Head, body: bytes) -> tuple[Head, bytes]:
         """Head and first bytes of a reply in which the model is renamed: its length and framing are others then."""
