@@ -35,11 +35,12 @@ def shares(admission: object) -> bool:
 class Advances:
     """What was sent last, and the last totals of each peer."""
 
-    __slots__ = ("_of_peers", "_sent")
+    __slots__ = ("_of_peers", "_sent", "_whole")
 
     def __init__(self) -> None:
         self._sent: dict[int, float] = {}
         self._of_peers: dict[str, dict[int, float]] = {}
+        self._whole: set[str] = set()  # peers that have stated all their lanes once: one that comes later began at 0
 
     def to_send(self, now: Mapping[int, tuple[float, float]], *, whole: bool) -> tuple[Advance, ...]:
         """The lanes that were advanced since they were sent, or all; no more than a message may have."""
@@ -54,25 +55,27 @@ class Advances:
             self._sent = {lane: total_s for lane, total_s in self._sent.items() if lane in now}
         return tuple(changed)
 
-    def grown(self, peer: str, totals: Sequence[Advance]) -> dict[int, tuple[float, float]]:
-        """By how much a peer advanced lanes since its last message, and their weights. A total that is lower than
-        before is one that began anew.
+    def grown(self, peer: str, totals: Sequence[Advance], *, whole: bool) -> dict[int, tuple[float, float]]:
+        """By how much a peer advanced lanes since its last message, and their weights; *whole*: those are all its
+        lanes. A total that is lower than before is one that began anew; of one that is stated for the first time it is
+        not known since when it grows, before all were.
         """
-        known = self._of_peers.get(peer)
-        if known is None:
-            self._of_peers[peer] = {each.lane: each.total_s for each in totals}
-            return {}
+        known, first = self._of_peers.setdefault(peer, {}), peer not in self._whole
+        if whole and len(totals) < ADVANCES_A_MESSAGE:
+            self._whole.add(peer)
         grown: dict[int, tuple[float, float]] = {}
         for each in totals:
-            before_s = known.get(each.lane, 0.0)
+            if each.lane not in known and len(known) >= LANES_MOST:
+                continue
+            before_s = known.get(each.lane, each.total_s if first else 0.0)
             seconds = each.total_s - before_s if each.total_s >= before_s else each.total_s
             if seconds > 0.0:
                 grown[each.lane] = min(seconds, GROWTH_S_MOST), each.weight
-            if each.lane in known or len(known) < LANES_MOST:
-                known[each.lane] = each.total_s
+            known[each.lane] = each.total_s
         return grown
 
     def keep(self, peers: Collection[str]) -> None:
         """Forget all but these peers."""
         for peer in [peer for peer in self._of_peers if peer not in peers]:
             del self._of_peers[peer]
+            self._whole.discard(peer)

@@ -199,7 +199,8 @@ class FleetEvents(ABC):
             if roster.slot(name) is not None:
                 self._on_ejection_elsewhere(name)
         self._learn_from(change)
-        grown = self._advances.grown(peer, change.advances) if change.advances or change.whole else {}
+        whole = change.whole and change.part == 0
+        grown = self._advances.grown(peer, change.advances, whole=whole) if change.advances or whole else {}
         if grown:
             self._on_advances(grown, now_s)
         moved = change.held is not None and self._held_elsewhere.replace(peer, change.held, now_s)

@@ -4,7 +4,7 @@ import pytest
 
 import policies
 from policies._worlds import World, scene
-from router.core.advances import ADVANCES_A_MESSAGE, GROWTH_S_MOST, Advance, Advances
+from router.core.advances import ADVANCES_A_MESSAGE, GROWTH_S_MOST, LANES_MOST, Advance, Advances
 from router.core.types import Load
 from tests.fakes import backend, request
 
@@ -28,7 +28,7 @@ class Router:
         totals = self.exchange.to_send(self.policy.advances(self.memory), whole=whole)
         for other in routers:
             if other is not self:
-                grown = other.exchange.grown(self.name, totals)
+                grown = other.exchange.grown(self.name, totals, whole=whole)
                 if grown:
                     other.memory = other.policy.advanced(other.memory, grown, now_s)
 
@@ -63,13 +63,35 @@ def test_routers_that_share_rank_as_one_router_does():
 def test_totals_count_once_whatever_is_lost_or_comes_twice():
     """What counts is growth; a router that begins anew counts from there, and a stranger's past does not count."""
     it = Advances()
-    assert it.grown("a", [Advance(1, 100.0, 1.0)]) == {}
-    assert it.grown("a", [Advance(1, 103.0, 1.0), Advance(2, 4.0, 2.0)]) == {1: (3.0, 1.0), 2: (4.0, 2.0)}
-    assert it.grown("a", [Advance(1, 103.0, 1.0)]) == {}
-    assert it.grown("a", [Advance(1, 2.0, 1.0)]) == {1: (2.0, 1.0)}
-    assert it.grown("a", [Advance(1, 1e9, 1.0)]) == {1: (GROWTH_S_MOST, 1.0)}
+    assert it.grown("a", [Advance(1, 100.0, 1.0)], whole=True) == {}
+    changed = [Advance(1, 103.0, 1.0), Advance(2, 4.0, 2.0)]
+    assert it.grown("a", changed, whole=False) == {1: (3.0, 1.0), 2: (4.0, 2.0)}
+    assert it.grown("a", [Advance(1, 103.0, 1.0)], whole=True) == {}
+    assert it.grown("a", [Advance(1, 2.0, 1.0)], whole=False) == {1: (2.0, 1.0)}
+    assert it.grown("a", [Advance(1, 1e9, 1.0)], whole=False) == {1: (GROWTH_S_MOST, 1.0)}
     it.keep(())
-    assert it.grown("a", [Advance(1, 7.0, 1.0)]) == {}
+    assert it.grown("a", [Advance(1, 7.0, 1.0)], whole=True) == {}
+
+
+def test_what_a_router_counted_before_it_was_known_counts_nowhere_else():
+    """The first message that comes of a peer is seldom one of all its lanes, and that may have no room for all."""
+    it = Advances()
+    assert it.grown("a", [Advance(1, 900.0, 1.0)], whole=False) == {}
+    assert it.grown("a", [Advance(1, 901.0, 1.0), Advance(2, 3_000.0, 1.0)], whole=False) == {1: (1.0, 1.0)}
+    assert it.grown("a", [Advance(2, 3_001.0, 1.0), Advance(3, 50.0, 1.0)], whole=True) == {2: (1.0, 1.0)}
+    assert it.grown("a", [Advance(3, 51.0, 1.0), Advance(4, 5.0, 1.0)], whole=False) == {3: (1.0, 1.0), 4: (5.0, 1.0)}
+    full = [Advance(lane, 9.0, 1.0) for lane in range(ADVANCES_A_MESSAGE)]
+    assert it.grown("b", full, whole=True) == {}
+    assert it.grown("b", [Advance(ADVANCES_A_MESSAGE, 9.0, 1.0)], whole=False) == {}
+
+
+def test_lanes_beyond_those_that_are_remembered_count_nothing():
+    """They would count anew with each message."""
+    it = Advances()
+    it.grown("a", [Advance(lane, 1.0, 1.0) for lane in range(LANES_MOST)], whole=False)
+    it.grown("a", [], whole=True)
+    for total_s in (1.0, 2.0):
+        assert it.grown("a", [Advance(LANES_MOST, total_s, 1.0)], whole=False) == {}
 
 
 def test_a_message_has_a_bounded_number_of_lanes_and_the_rest_follows():
