@@ -313,7 +313,7 @@ class Belief:
         self, metric: int, slot: int, band: int, actual_s: float, constant_s: float, log_variance: float, terms: Floats
     ) -> None:
         """Peers are to have this outcome too, if the budget of this moment has room for it."""
-        if self.evidence.wants(slot):
+        if self.evidence.has_room(slot):
             name, sheet, each = self._backends[slot].name, self._sheets[slot], tuple(terms[:TERMS].tolist())
             self.evidence.add(slot, Outcome(name, sheet, metric, band, actual_s, constant_s, log_variance, each))
 

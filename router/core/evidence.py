@@ -63,7 +63,7 @@ class SharedEvidence:
         self.outcomes_left = OUTCOMES_A_PERIOD // peers if peers else 0
         self.replies_left = REPLIES_A_PERIOD // peers if peers else 0
 
-    def wants(self, slot: int) -> bool:
+    def has_room(self, slot: int) -> bool:
         """Whether an outcome of the backend in a slot would be sent."""
         return self.outcomes_left > 0 and self._by_slot.get(slot, 0) < OUTCOMES_A_BACKEND
 

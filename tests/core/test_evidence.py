@@ -122,7 +122,7 @@ def test_what_is_sent_has_a_budget_whatever_the_traffic():
     box.renew(2)
     outcome, reply = Outcome("a", 1, TTFT, 0, 1.0, 0.0, 0.0, TERMS_S), ReplyLength("m", "chat", 10, 0)
     for slot in range(1000):
-        if box.wants(slot):
+        if box.has_room(slot):
             box.add(slot, outcome)
         box.add_reply(reply)
     messages = []
