@@ -343,7 +343,10 @@ async def test_a_compressed_body_is_415_and_names_the_field() -> None:
         assert (got.status, got.headers["accept-encoding"]) == (415, "identity")
         assert "Content-Encoding" in got.json()["error"]["message"]
         assert not engine.requests
-        assert (await gate.ask(post("/v1/chat/completions", body, "content-encoding: identity\r\n"))).status == 200
+        for coding in ("identity", "", "utf-8", "UTF-8, identity"):  # as some clients name the charset
+            assert (await gate.ask(post("/v1/chat/completions", body, f"content-encoding: {coding}\r\n"))).status == 200
+        for coding in ("GZIP", "identity, br"):
+            assert (await gate.ask(post("/v1/chat/completions", body, f"content-encoding: {coding}\r\n"))).status == 415
 
 
 async def test_an_unknown_model_is_404_naming_those_there_are() -> None:

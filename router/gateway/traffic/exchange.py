@@ -24,7 +24,9 @@ from router.gateway.traffic.ports import Client, RequestDriver
 
 _SERVER: Final = 500
 _ENGINES: Final = {Reason.BACKEND_FAILED, Reason.CLIENT_ERROR}  # reasons that an engine's answer may stand for
-_PLAIN: Final = frozenset({b"", b"identity"})  # codings of a body that is read as it is
+_COMPRESSIONS: Final = frozenset(  # clients name other things too, such as a charset, which say nothing of the bytes
+    {b"gzip", b"x-gzip", b"compress", b"x-compress", b"deflate", b"br", b"zstd"}
+)
 _COMPRESSED: Final = Problem(  # RFC 9110 15.5.16
     415, "Content-Encoding: a body that is not compressed is expected", fields=b"accept-encoding: identity\r\n"
 )
@@ -99,7 +101,7 @@ class Exchange(Client):
         except Rejected as error:
             self.problem = answers.rejection(error)
             return
-        if fields.get(b"content-encoding", b"identity").strip().lower() not in _PLAIN:
+        if b"content-encoding" in fields and _is_compressed(fields[b"content-encoding"]):
             self.problem = _COMPRESSED
             return
         if applied.clamped:
@@ -268,3 +270,7 @@ class Exchange(Client):
         self.response_complete = True
         self.release()
         self._call, self._headers, self.fields = None, (), _NO_FIELDS
+
+
+def _is_compressed(codings: bytes) -> bool:
+    return not _COMPRESSIONS.isdisjoint([each.strip() for each in codings.lower().split(b",")])
