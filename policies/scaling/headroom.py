@@ -45,7 +45,8 @@ class Headroom:
     the shortest prompts, and of a model's that steps may not take. ``replicas_min`` bounds all variants of a model
     together, ``replicas_max`` each of them; ``step_max`` replicas of a variant are ordered or drained at once. A change
     has to pay for itself within ``payback_s``; a forecast is ``keep_sigma`` standard errors too low before replicas are
-    drained; numbers older than ``stale_s`` change nothing; a mix costs no more than ``usd_per_hour_max``.
+    drained; numbers older than ``stale_s`` change nothing; a mix costs no more than ``usd_per_hour_max``, also while
+    others take the place of replicas that serve.
     """
 
     load_max: float = 1.0
@@ -232,7 +233,8 @@ class _Plan:
         quantiles of their SLOs, until one more is needed; what was so learnt fades.
         """
         last = self.demand.last.correction if self.demand.last is not None else 1.0
-        correction = min(1.0, last + (1.0 - last) * min(self.demand.period_s / CORRECTION_S, 1.0))
+        faded = last + (1.0 - last) * min(self.demand.period_s / CORRECTION_S, 1.0)
+        correction = min(1.0, max(CORRECTION_MIN, faded))  # the last decision may have been read from outside
         if not self._misses(correction):
             return correction
         need = self.needs(self.expected_per_s())
@@ -267,9 +269,12 @@ class _Plan:
         return [self._answer(at, name, counts[at], why, decision) for at, name in enumerate(self.names)]
 
     def _may_stay(self) -> bool:
-        """Whether what there is keeps the bounds."""
+        """Whether what there is keeps the bounds and the budget."""
         there = tuple(self.there)
-        return self._bounded(there) == there and self._at_least(there) == there
+        return self._bounded(there) == there and self._at_least(there) == there and not self._too_dear(there)
+
+    def _too_dear(self, counts: Sequence[int]) -> bool:
+        return self._usd_per_hour(counts) > self.policy.usd_per_hour_max * (1.0 + TINY)
 
     def _target(self, need: list[float], keep: list[float]) -> tuple[tuple[int, ...], Sequence[ReplicaMix], str]:
         """The mix to come to, the cheapest ones that would do, and why."""
@@ -278,6 +283,8 @@ class _Plan:
         counts = self._at_least(found[0].counts)
         if counts == tuple(self.there):
             return counts, found, "they serve what is expected"
+        if self._too_dear(self.there):
+            return counts, found, "the replicas cost more than the budget"
         if not covered:
             return counts, found, "more is expected than the replicas serve"
         if self._costs(counts) >= self._costs(self.there):
@@ -310,13 +317,26 @@ class _Plan:
         return counts
 
     def _made_before_broken(self, target: tuple[int, ...], need: list[float]) -> tuple[int, ...]:
-        """No replica that serves goes before those that take its place serve, nor while requests are held."""
+        """No replica that serves goes before those that take its place serve, nor while requests are held; as far as
+        the budget has room for both.
+        """
         ready = [there - self.supply[name].starting for there, name in zip(self.there, self.names, strict=True)]
         left = [min(now, wanted) for now, wanted in zip(ready, target, strict=True)]
         fewer = any(wanted < there for wanted, there in zip(target, self.there, strict=True))
         if not fewer or (self.demand.held <= 0.0 and uncovered(self.options, left, need) <= TINY):
             return target
-        return tuple(max(wanted, there) for wanted, there in zip(target, self.there, strict=True))
+        return self._affordable([max(wanted, there) for wanted, there in zip(target, self.there, strict=True)], target)
+
+    def _affordable(self, counts: list[int], target: tuple[int, ...]) -> tuple[int, ...]:
+        """Within the budget, unless the target is not: of those that come fewer, and where what is there alone costs
+        too much, fewer of those that go; of the dearest first.
+        """
+        by_price = sorted(range(len(counts)), key=lambda at: -self.options[at].usd_per_hour)
+        for least in (self.there, target):
+            for at in by_price:
+                while counts[at] > least[at] and self._too_dear(counts):
+                    counts[at] -= 1
+        return tuple(counts)
 
     def _in_steps(self, counts: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
         step = self.policy.step_max
@@ -331,11 +351,12 @@ class _Plan:
         runner_up = next((mix for mix in found if mix.counts != counts), None)  # the best one, where it is not chosen
         whole = sum(kind.requests_per_s for kind in self.kinds)
         hopeless = sum(kind.requests_per_s for kind in self.hopeless)
+        expected = self.expected_per_s()
         if self.hopeless and not self.guaranteed:
             reason = "no variant can meet this SLO, with any number of replicas"
         return ScalingDecision(
             whole,
-            self.expected_per_s(),
+            expected,
             self.trend.error_per_s,
             hopeless,
             {name: self.capacities[name].requests_per_s for name in self.names},
@@ -349,8 +370,8 @@ class _Plan:
             self.demand.seasonal_error_per_s,
             self.bound_per_s(),
             found[0].stopped_after,
-            self.planned_per_s(self.expected_per_s()),
-            self.times,
+            self.planned_per_s(expected),
+            self.stepped(expected) / expected if expected > 0.0 else 1.0,
         )
 
     def _usd_per_hour(self, counts: Sequence[int]) -> float:

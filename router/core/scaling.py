@@ -67,8 +67,9 @@ class ScalingDecision:
     their SLO, which count for nothing; ``correction``: what capacities were multiplied by, because
     replicas that should have sufficed did not; ``seasonal_per_s`` with its ``seasonal_error_per_s``: what earlier days
     or weeks foretell (nan: nothing); ``stopped_after``: so many mixes had been compared when the search for the
-    cheapest ended at its limit (0: it compared all that could be cheaper); ``planned_per_s``: the rate that there is to
-    be room for; ``times``: how many times the forecast that is, beside its bursts, for steps that nothing foretells.
+    cheapest ended at its limit (0: it compared all that could be cheaper); ``planned_per_s``: the forecast with its
+    bursts, beyond which a step is one that nothing foretold; ``times``: for so many times the forecast there is to be
+    room, because of such steps.
     """
 
     demand_per_s: float
@@ -100,7 +101,7 @@ class ScalingDecision:
         if isfinite(self.seasonal_per_s):
             text += f", by earlier days {self.seasonal_per_s:.2f} +- {self.seasonal_error_per_s:.2f}"
         if self.times > 1.0:
-            text += f", {self.times:.2f} times that for steps"
+            text += f", planned for {self.times:.2f} times the forecast because of steps"
         if self.correction < CORRECTED:
             text += f", corrected by {self.correction:.2f}"
         if self.hopeless_per_s > 0.0:

@@ -143,7 +143,10 @@ def test_steps_that_nothing_foretold_are_planned_for_as_often_as_the_goal_leaves
     (answer,) = HEADROOM.scale(demand(**one, beyond=often, highest_per_s=90.0))
     assert (answer.decision.times, answer.decision.forecast_per_s) == (4.0, 10.0)
     assert 10.0 < answer.decision.planned_per_s < 15.0
-    assert "4.00 times that for steps" in answer.why
+    assert "planned for 4.00 times the forecast because of steps" in answer.why
+    (capped,) = HEADROOM.scale(demand(**one, beyond=often, highest_per_s=12.0))
+    assert capped.decision.times == pytest.approx(1.2)
+    assert "planned for 1.20 times" in capped.why
 
 
 def test_a_decision_states_where_the_search_for_the_cheapest_mix_stopped():
@@ -204,6 +207,46 @@ def test_no_mix_costs_more_than_the_budget():
     facts = demand(requests_per_s=1000.0, replicas={"small": 0, "big": 0})
     assert sum(answer.replicas * facts.variants[answer.variant].price_per_hour for answer in frugal.scale(facts)) <= 5.0
     assert max(answer.replicas for answer in HEADROOM.scale(facts)) == 8
+
+
+@pytest.mark.parametrize("replicas", [{"small": 0, "big": 4}, {"small": 12, "big": 0}, {"small": 3, "big": 1}])
+@pytest.mark.parametrize("held", [0.0, 1.0])
+def test_replicas_that_cost_more_than_the_budget_are_given_back(replicas, held):
+    """Also where the load needs them, and while others are to take their place: it comes to rest within the budget."""
+    frugal = policies.find("scaling", "headroom", {"usd_per_hour_max": 5.0})
+    for _ in range(6):
+        facts = demand(requests_per_s=60.0, replicas=replicas, held=held)
+        answers = frugal.scale(facts)
+        before, replicas = replicas, {answer.variant: answer.replicas for answer in answers}
+    assert replicas == before
+    assert 3.0 <= replicas["small"] * 1.0 + replicas["big"] * 3.0 <= 5.0
+
+
+def test_a_budget_that_was_lowered_is_the_reason_for_fewer():
+    """And not that fewer would do."""
+    frugal = policies.find("scaling", "headroom", {"usd_per_hour_max": 3.0})
+    (answer,) = frugal.scale(demand(requests_per_s=40.0, replicas={"small": 6}, variants={"small": SMALL}))
+    assert answer.replicas == 3
+    assert "the replicas cost more than the budget" in answer.why
+
+
+def test_others_take_the_place_of_replicas_as_far_as_the_budget_has_room_for_both():
+    """What serves stays until they do."""
+    running = {"small": 0, "big": 2}
+    least = {"requests_per_s": 10.0, "replicas": running, "settled_s": 900.0}
+    assert wanted(**least) == {"small": 2, "big": 2}
+    frugal = policies.find("scaling", "headroom", {"usd_per_hour_max": 7.0})
+    assert {each.variant: each.replicas for each in frugal.scale(demand(**least))} == {"small": 1, "big": 2}
+
+
+@pytest.mark.parametrize("correction", [-3.0, 0.0, 1e-300, nan, inf])
+def test_a_correction_that_cannot_be_costs_no_replicas(correction):
+    """The decision before may have been read from a store."""
+    (usual,) = HEADROOM.scale(demand(variants={"small": SMALL}, replicas={}))
+    last = replace(usual.decision, correction=correction)
+    (answer,) = HEADROOM.scale(demand(variants={"small": SMALL}, replicas={}, last=last))
+    assert answer.replicas <= 2 * usual.replicas
+    assert 0.5 <= answer.decision.correction <= 1.0
 
 
 def test_replicas_that_miss_what_they_should_attain_lower_the_capacity_for_a_while():
