@@ -28,15 +28,18 @@ class Shortfalls:
     __slots__ = ("_beyond", "_highest_per_s", "_plans", "_requests", "_seconds", "_span")
 
     def __init__(self) -> None:
-        self._plans: deque[tuple[float, float]] = deque(maxlen=PLANS_MAX)  # from when on, requests a second
+        self._plans: deque[tuple[float, float]] = deque()  # from when on, requests a second
         self._span = (0.0, 0.0, 0.0)  # seconds, requests and planned requests that are not counted yet
         self._beyond = [0.0] * len(TIMES)
         self._requests = self._seconds = self._highest_per_s = 0.0
 
     def planned(self, rate_per_s: float, from_s: float) -> None:
         """From then on there is room for so many requests a second. What is no number is left out."""
-        if 0.0 <= rate_per_s <= REQUESTS_MAX and isfinite(from_s):
-            self._plans.append((from_s, rate_per_s))
+        if not (0.0 <= rate_per_s <= REQUESTS_MAX and isfinite(from_s)):
+            return
+        if len(self._plans) >= PLANS_MAX:  # of slow starts: every second one does, and the oldest has to stay
+            self._plans = deque(tuple(self._plans)[::2])
+        self._plans.append((from_s, rate_per_s))
 
     def add(self, requests: float, seconds: float, now_s: float) -> None:
         """So many arrived in the seconds before now; before the first plan had started, nothing is counted."""
@@ -82,6 +85,9 @@ class Shortfalls:
         """Take over what ``export`` gave. Raises ValueError for anything else, and changes nothing then."""
         if not isinstance(plain, Sequence) or len(plain) != HEAD + len(TIMES) or not all(map(_is_amount, plain)):
             raise ValueError(f"what exceeded the plans of a model must be {HEAD + len(TIMES)} numbers of 0 or more")
+        seconds, requests, *_ = plain
+        if requests > 0.0 and not seconds >= SPAN_S / 2.0:  # what is counted spans more, and hardly fades
+            raise ValueError("what exceeded the plans of a model must have the seconds in which its requests arrived")
         self._seconds, self._requests, self._highest_per_s, *self._beyond = map(float, plain)
 
 

@@ -44,6 +44,16 @@ def test_a_plan_counts_from_when_it_has_started() -> None:
     assert dict(found.beyond())[1.0] == pytest.approx((300.0 - 60.0) / (600.0 * BEFORE_S / 120.0), rel=0.01)
 
 
+def test_plans_count_also_where_replicas_start_slowly() -> None:
+    """A plan of every second, each from half an hour later on: more than are kept, and one of about then counts."""
+    found = Shortfalls()
+    for now_s in range(3_600):
+        found.planned(1.0 if now_s < 900 else 5.0, now_s + 1_800.0)
+        found.add(3.0, 1.0, float(now_s))
+    shares = dict(found.beyond())
+    assert shares[1.0] == pytest.approx(900.0 * 2.0 / (1_800.0 * 3.0 * BEFORE_S / 1_800.0), rel=0.1)
+
+
 def test_bursts_within_a_minute_are_no_shortfall() -> None:
     """A plan has room for them."""
     found = watched(*[(4.0, 5.0), (0.0, 5.0)] * 60)
@@ -72,7 +82,18 @@ def test_they_outlive_a_restart_with_the_history_of_rates() -> None:
     assert again.shortfalls.beyond() == ()
 
 
-@pytest.mark.parametrize("plain", [None, [], [1.0] * 3, [float("nan")] * (3 + len(TIMES)), ["1"] * (3 + len(TIMES))])
+@pytest.mark.parametrize(
+    "plain",
+    [
+        None,
+        [],
+        [1.0] * 3,
+        [float("nan")] * (3 + len(TIMES)),
+        ["1"] * (3 + len(TIMES)),
+        [0.0] + [9.0] * (2 + len(TIMES)),
+        [5e-324] + [9.0] * (2 + len(TIMES)),
+    ],
+)
 def test_what_is_no_export_is_refused_and_changes_nothing(plain: Any) -> None:
     """Alone, and within a history of rates."""
     found = watched((2.0, 600.0), (10.0, 60.0))
