@@ -26,7 +26,7 @@ REPLICAS_MAX: Final = 200
 KNOWN_S: Final = 1800.0  # until a constant rate is known for one
 REACTION_S: Final = 30.0  # beside the start of a replica
 CLEAR_SIGMA: Final = 7.5  # standard errors by which the counts of a step differ from those before
-LEFT_S: Final = 900.0  # after the last request, until no replica is left that nobody needs
+LEFT_S: Final = 900.0  # after the last request, until no replica is left that the traffic does not need
 SHARE: Final = 0.9  # of what is needed: the rest is a chance of counts
 
 
@@ -111,7 +111,7 @@ def a_step_long_ago_changes_nothing(seed: int) -> str:
     return f"{low:.1f} to {high:.1f}: {', '.join(late)}" if len(late) > 1 else ""
 
 
-def no_replica_is_held_for_nobody(seed: int) -> str:
+def no_replica_is_held_without_traffic(seed: int) -> str:
     """A quarter of an hour after the last request the least is left; where a trickle is left, what that needs."""
     world = drawn(seed)
     high = world.serves_per_s * world.draw.uniform(1.0, 12.0)
@@ -142,7 +142,7 @@ LAWS: Final[Mapping[str, Callable[[int], str]]] = {
         constant_load_changes_at_most_once_an_hour,
         a_step_is_answered_within_half_a_minute,
         a_step_long_ago_changes_nothing,
-        no_replica_is_held_for_nobody,
+        no_replica_is_held_without_traffic,
         a_steady_state_attains_and_costs_no_more_than_it_needs,
     )
 }

@@ -6,7 +6,7 @@ from tests.bench.scaling_laws import (
     a_steady_state_attains_and_costs_no_more_than_it_needs,
     a_step_is_answered_within_half_a_minute,
     constant_load_changes_at_most_once_an_hour,
-    no_replica_is_held_for_nobody,
+    no_replica_is_held_without_traffic,
 )
 
 
@@ -23,9 +23,9 @@ def test_a_step_is_answered_within_half_a_minute(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_no_replica_is_held_for_nobody(seed: int) -> None:
+def test_no_replica_is_held_without_traffic(seed: int) -> None:
     """Once the requests have ended."""
-    assert not no_replica_is_held_for_nobody(seed)
+    assert not no_replica_is_held_without_traffic(seed)
 
 
 @pytest.mark.parametrize("seed", range(1))
