@@ -23,8 +23,13 @@ def http_url(text: str) -> str:
     except ValueError:  # a port that is no number, or half an IPv6 address
         good = False
     if not good or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError(f"expected http://host:port, not {text!r}")
+        raise ValueError(f"expected http://host:port, not {_without_password(text)!r}")
     return text.rstrip("/")
+
+
+def shown_url(text: str) -> str:
+    """A URL for the log: without a password, and without its query, which may have a key."""
+    return _without_password(text.partition("?")[0].partition("#")[0])
 
 
 def page_url(text: str) -> str:

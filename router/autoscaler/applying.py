@@ -13,7 +13,7 @@ from router.autoscaler.metrics import ScalingMetrics
 from router.gateway.rollout.audit import Audit
 from router.targets import Advice, Applied, Outcome, Target
 
-ROUNDS_APART_MAX: Final = 16  # of two attempts at one change: four minutes at the usual period
+ROUNDS_APART_MAX: Final = 16  # of two attempts at one change: some 80 s at the usual period
 
 _log = logging.getLogger("headroom")
 

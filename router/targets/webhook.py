@@ -20,7 +20,7 @@ import httpx
 from pydantic import AfterValidator, Field
 
 from router.targets.target import Advice, Applied, Outcome, Target, TargetSpec
-from router.urls import http_url
+from router.urls import http_url, shown_url
 
 _log = logging.getLogger("headroom")
 
@@ -98,7 +98,8 @@ class Webhook(Target):
 
     async def _post(self, advice: Advice, key: str) -> str:
         """One attempt; what went wrong, or an empty text. Only the status of the answer is read."""
-        url, body = self._spec.url, json.dumps({**asdict(advice), "idempotency_key": key}).encode()
+        url, shown = self._spec.url, shown_url(self._spec.url)
+        body = json.dumps({**asdict(advice), "idempotency_key": key}).encode()
         headers = {"idempotency-key": key, "content-type": "application/json"}
         if self._secret:
             headers["headroom-signature"] = signature(self._secret, int(self._clock()), body)
@@ -107,9 +108,9 @@ class Webhook(Target):
                 asyncio.timeout(self._spec.timeout_s),  # httpx bounds each read, and so no answer that drips
                 self._client.stream("POST", url, content=body, headers=headers) as answer,
             ):
-                return "" if answer.is_success else f"{url} answered {answer.status_code}"
+                return "" if answer.is_success else f"{shown} answered {answer.status_code}"
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            return f"{url}: {type(error).__name__}: {error}".rstrip(": ")
+            return f"{shown}: {type(error).__name__}: {error}".rstrip(": ")
 
     async def close(self) -> None:
         """Close the connections."""

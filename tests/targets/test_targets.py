@@ -23,6 +23,7 @@ from router.gateway.rollout.audit import Audit
 from router.gateway.state import ModelDemand, RouterView
 from router.targets import Advice, Applied, Outcome, names, spec_of
 from router.targets.webhook import Webhook, WebhookSpec
+from router.urls import http_url
 
 CONFIG = """
 backends:
@@ -195,6 +196,21 @@ async def test_a_receiver_that_is_silent_or_gone_is_a_failure_in_bounded_time() 
         assert "Timeout" in (await target.apply(ADVICE)).reason
     async with webhook(it.url) as target:
         assert "ConnectError" in (await target.apply(ADVICE)).reason
+
+
+async def test_what_went_wrong_is_stated_without_the_secrets_of_the_url() -> None:
+    """It is in the log, in the audit log and on a page."""
+    async with receiver() as it:
+        it.status = 403
+        async with webhook(it.url.replace("http://", "http://user:hush@") + "?key=hush") as target:
+            assert (await target.apply(ADVICE)).reason == f"{it.url} answered 403"
+            assert "/replicas?key=hush" in it.heads[0]
+    async with webhook(it.url.replace("http://", "http://user:hush@") + "?key=hush") as target:
+        gone = (await target.apply(ADVICE)).reason
+    assert gone.startswith(f"{it.url}: ConnectError")
+    assert "hush" not in gone
+    with pytest.raises(ValueError, match="expected http://host:port, not 'http://h:0'"):
+        http_url("http://user:hush@h:0")
 
 
 async def test_the_loop_gives_each_advice_to_the_target_and_counts_the_outcomes(
