@@ -271,6 +271,23 @@ async def test_an_engine_that_lists_no_models_is_announced_by_its_labels() -> No
         assert (found["url"], found["labels"]) == ("http://pod:8000", {"models": "m", "engine": "openai"})
 
 
+async def test_a_tool_that_finds_no_card_is_run_once_before_an_engine_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs holds an engine up for one time limit, not two."""
+    tool, runs = tmp_path / "nvidia-smi", tmp_path / "runs"
+    tool.write_text(f"#!/bin/sh\necho run >> {runs}\nexit 9\n")
+    tool.chmod(0o700)
+    async with RedisServer() as server, WholeEngine() as engine:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        it = Announced("one", f"http://{engine.at}", "http://pod:8000", ttl_s=0.5)
+        running = asyncio.create_task(Registrar(it, RedisServers.of_urls(server.url)).run())
+        await until_async(lambda: server.do("HEXISTS", KEY, "one"))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert runs.read_text() == "run\n"
+
+
 @pytest.mark.parametrize(
     ("label", "fault"),
     [

@@ -83,11 +83,11 @@ class Registrar:
 
     async def _read(self, client: ProbeClient) -> None:
         """The engine's facts, again and again; those of the last answer stay while there is none."""
-        card, last = await card_here(), ""
+        card = last = ""
         while True:
             try:
                 found = await self._reported(client)
-                card = card or await card_here()  # a driver may have been ready later than this process
+                card = card or await card_here()  # again each time: a driver may be ready later than the engine
                 self._facts = found | ({"card": card} if card else {})
                 last = ""
             except Unanswered as why:
