@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 ENGINES = {"engines": [{"service": "vllm"}]}
 SCALED = ENGINES | {"autoscaler": {"enabled": True}}
 WORKLOADS = [{"variant": "v", "name": "llama"}]
+KUBERNETES = {"name": "kubernetes", "workloads": WORKLOADS}
 OWN_SCHEMAS = {"ServiceMonitor", "PrometheusRule"}  # of the Prometheus operator, not of Kubernetes
 OLDEST, NEWEST = "1.30", "1.37"
 VARIATIONS = [
@@ -122,6 +123,12 @@ def test_what_the_config_gives_is_over_what_the_chart_makes(tmp_path, monkeypatc
             "two targets",
         ),
         (ENGINES | {"autoscaler": {"workloads": WORKLOADS}}, "no use without autoscaler.enabled"),
+        (SCALED | {"config": {"autoscale": {"target": KUBERNETES}}}, "kubernetes has its rights"),
+        (ENGINES | {"config": {"autoscale": {"inside": True, "target": KUBERNETES}}}, "kubernetes has its rights"),
+        (
+            ENGINES | {"config": {"autoscale": {"inside": True, "election": {"by": "kubernetes"}}}},
+            "no rights to a Lease",
+        ),
     ],
 )
 def test_values_that_cannot_be_are_refused(values, why):
@@ -378,7 +385,7 @@ def test_no_process_is_root_or_writes_to_its_image():
 
 
 def test_a_change_of_the_config_restarts_routers_only_where_a_reload_cannot_take_it():
-    """The annotation of the pods changes with listen, upstream, state and record alone."""
+    """The annotation of the pods changes with listen, upstream, state and record, and with the autoscaler inside."""
 
     def checksum(config):
         return pods(rendered(ENGINES | {"config": config}))["headroom"]["metadata"]["annotations"]["checksum/restart"]
@@ -387,6 +394,22 @@ def test_a_change_of_the_config_restarts_routers_only_where_a_reload_cannot_take
     assert checksum({"slo_classes": {"default": {"ttft_ms": 1}}, "policy": {"routing": "least_work"}}) == base
     for section in ({"listen": {"drain_s": 1}}, {"upstream": {"stall_s": 1}}, {"state": {"pool": "b"}}):
         assert checksum(section) != base
+    inside = [checksum({"autoscale": {"inside": True, "election": {"lease_s": each}}}) for each in (15, 30)]
+    assert len({base, *inside}) == 3
+    assert checksum({"autoscale": {"inside": True, "period_s": 9, "election": {"lease_s": 15}}}) == inside[0]
+
+
+def test_an_autoscaler_is_started_again_where_its_lease_is_kept_otherwise():
+    """The election and the file of its memory cannot change while it runs; its period can."""
+
+    def annotations(config):
+        manifests = rendered(SCALED | {"config": {"autoscale": config}})
+        return pods(manifests)["headroom-autoscaler"]["metadata"]["annotations"]
+
+    base = annotations({"period_s": 9})
+    assert annotations({"period_s": 5}) == base
+    assert annotations({"election": {"by": "kubernetes"}}) != base
+    assert annotations({"memory_file": "/tmp/memory.json"}) != base
 
 
 async def test_the_rights_of_discovery_are_those_that_it_uses():

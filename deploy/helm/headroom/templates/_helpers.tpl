@@ -202,6 +202,16 @@ pods are selected. Not what is read at a url, with other rights. */}}
 {{- else if .Values.autoscaler.workloads -}}
 {{- fail "autoscaler.workloads has no use without autoscaler.enabled: true" -}}
 {{- end -}}
+{{- $inside := dig "autoscale" "inside" false $config -}}
+{{- $target := dig "autoscale" "target" "" $config -}}
+{{- if and (or .Values.autoscaler.enabled $inside) (kindIs "map" $target) -}}
+{{- if and (eq (toString $target.name) "kubernetes") (not $target.url) -}}
+{{- fail "config.autoscale.target: kubernetes has its rights in this chart by autoscaler.workloads: give these" -}}
+{{- end -}}
+{{- end -}}
+{{- if and $inside (eq (toString (dig "autoscale" "election" "by" "" $config)) "kubernetes") -}}
+{{- fail "config.autoscale.election: routers of this chart have no rights to a Lease: give by: state, or autoscaler.enabled" -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Whether engines announce themselves: "true" or nothing. */}}
@@ -212,7 +222,17 @@ pods are selected. Not what is read at a url, with other rights. */}}
 {{/* Changes exactly when a change of the config needs a restart: it is reloaded in place otherwise. */}}
 {{- define "headroom.restartChecksum" -}}
 {{- $config := include "headroom.config" . | fromYaml -}}
-{{- pick $config "listen" "upstream" "state" "record" | toJson | sha256sum -}}
+{{- $fixed := pick $config "listen" "upstream" "state" "record" -}}
+{{- if dig "autoscale" "inside" false $config -}}
+{{- $_ := set $fixed "autoscale" (pick $config.autoscale "inside" "election" "memory_file") -}}
+{{- end -}}
+{{- $fixed | toJson | sha256sum -}}
+{{- end -}}
+
+{{/* The same for the autoscaler as a process of its own, beside what restarts routers. */}}
+{{- define "headroom.electionChecksum" -}}
+{{- $config := include "headroom.config" . | fromYaml -}}
+{{- pick (default (dict) $config.autoscale) "election" "memory_file" | toJson | sha256sum -}}
 {{- end -}}
 
 {{/* group/version/plural of a workload of the autoscaler */}}
