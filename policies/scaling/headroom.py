@@ -7,7 +7,7 @@ even the upper bound of the forecast leaves them without work, so that noise cha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isnan, sqrt
+from math import inf, isnan, nan, sqrt
 from typing import Final
 
 from policies.scaling._kinds import ENDED_MIN, RATE_MAX, TINY, kinds_of, shortest, traffic_of
@@ -363,7 +363,7 @@ class _Plan:
             dict(zip(self.names, counts, strict=True)),
             self._usd_per_hour(counts),
             dict(zip(self.names, runner_up.counts, strict=True)) if runner_up is not None else {},
-            self._usd_per_hour(runner_up.counts) if runner_up is not None else 0.0,
+            self._usd_per_hour(runner_up.counts) if runner_up is not None else nan,
             reason,
             self.correction,
             self.demand.seasonal_per_s,

@@ -61,10 +61,10 @@ class Supply:
 @dataclass(frozen=True, slots=True)
 class ScalingDecision:
     """Why a model gets these replicas. Rates are requests a second; ``capacity`` by variant is of one replica;
-    ``usd_per_hour`` of ``mix``; ``runner_up``: the next cheapest mix that would do, empty where there is none;
-    ``error_per_s``: the standard error of the forecast, and ``bound_per_s`` the rate that replicas are kept for before
-    fewer are wanted (nan: of an earlier release); ``hopeless_per_s``: requests that no variant serves within
-    their SLO, which count for nothing; ``correction``: what capacities were multiplied by, because
+    ``usd_per_hour`` of ``mix``; ``runner_up``: the next cheapest mix that would do, empty where there is none (its cost
+    is nan then); ``error_per_s``: the standard error of the forecast, and ``bound_per_s`` the rate that replicas are
+    kept for before fewer are wanted (nan: of an earlier release); ``hopeless_per_s``: requests that no variant serves
+    within their SLO, which count for nothing; ``correction``: what capacities were multiplied by, because
     replicas that should have sufficed did not; ``seasonal_per_s`` with its ``seasonal_error_per_s``: what earlier days
     or weeks foretell (nan: nothing); ``stopped_after``: so many mixes had been compared when the search for the
     cheapest ended at its limit (0: it compared all that could be cheaper); ``planned_per_s``: the forecast with its

@@ -1,7 +1,7 @@
 """The scaling policy answers whatever a window held: nothing at all, numbers that are none, variants that are gone."""
 
 from dataclasses import replace
-from math import exp, inf, nan
+from math import exp, inf, isnan, nan
 from random import Random
 
 import pytest
@@ -180,6 +180,14 @@ def test_the_runner_up_is_no_mix_that_was_chosen(rate, replicas):
     supply = {"small": starting, "big": starting}
     for answer in HEADROOM.scale(demand(requests_per_s=rate, replicas=replicas, supply=supply)):
         assert answer.decision.runner_up != answer.decision.mix
+
+
+def test_without_a_runner_up_there_is_no_cost_of_one():
+    """It is not free."""
+    frugal = policies.find("scaling", "headroom", {"usd_per_hour_max": 3.0})
+    (answer,) = frugal.scale(demand(requests_per_s=40.0, replicas={}, variants={"small": SMALL}))
+    assert answer.decision.runner_up == {}
+    assert isnan(answer.decision.runner_up_usd_per_hour)
 
 
 def test_replicas_with_the_least_in_flight_are_drained_first():
