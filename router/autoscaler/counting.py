@@ -161,11 +161,12 @@ class Counting:
         up = sum(each.up for each in backends.values())
         down = {name for name, each in backends.items() if not each.up}
         self._down_s = {key: since_s for key, since_s in self._down_s.items() if key[0] != place or key[1] in down} | {
-            (place, name): self._down_s.get((place, name), now_s) for name in down
+            (place, name): min(self._down_s.get((place, name), now_s), now_s)  # the clock may have been set back
+            for name in down
         }
         patience_s = max(DOWN_S_MIN, 2.0 * start_s)
         starting = sum(now_s - self._down_s[place, name] < patience_s for name in down)
-        order = memory.orders.get(place)
+        order = memory.order(place, now_s)
         if order is not None and now_s - order.at_s < max(ORDER_S_MIN, ORDER_STARTS * start_s):
             starting = max(starting, min(order.replicas, UNBOUNDED) - up)
         return Replicas(up, starting)

@@ -81,6 +81,13 @@ class ScalingMemory:
         self.orders[place] = Order(replicas, now_s)
         self.starts.ordered(place, replicas - max(running, before.replicas if before is not None else 0), now_s)
 
+    def order(self, place: Place, now_s: float) -> Order | None:
+        """The last one; one that is later than now, as after the clock was set back, counts as one of now."""
+        found = self.orders.get(place)
+        if found is not None and found.at_s > now_s:
+            found = self.orders[place] = Order(found.replicas, now_s)
+        return found
+
     # -- through restarts ------------------------------------------------------------------------------------------
 
     def written(self, decided: Decided) -> bytes:

@@ -131,6 +131,22 @@ async def test_what_was_ordered_starts_until_it_is_there_or_too_late() -> None:
     assert await count(201.0, 5) == Replicas(5)
 
 
+async def test_a_clock_that_is_set_back_keeps_nothing_starting_for_long() -> None:
+    """Neither what was ordered nor what is down: it counts as from then."""
+    counting, memory = Counting(), ScalingMemory()
+    views = {"r1": having(small({"a": nan}, ("b",)))}
+
+    async def starting(now_s: float) -> int:
+        found = await counting.counts(plan(), ["m"], Blind(), views, memory, now_s)
+        return found.existing[SMALL].starting
+
+    memory.ordered(SMALL, 5, 1, 10_000.0)
+    assert await starting(10_000.0) == 4
+    assert await starting(1_000.0) == 4
+    assert await starting(1_121.0) == 4
+    assert await starting(1_181.0) == 0
+
+
 async def test_what_runs_on_each_replica_is_of_all_routers() -> None:
     """For the choice of which to drain; a load that is no number counts as none."""
     seen = small({"a": nan, "b": nan}, ("c",))
