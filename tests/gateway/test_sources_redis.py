@@ -274,7 +274,7 @@ async def test_an_engine_that_lists_no_models_is_announced_by_its_labels() -> No
 async def test_a_tool_that_finds_no_card_is_run_once_before_an_engine_is_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that hangs holds an engine up for one time limit, not two."""
+    """One that hangs holds an engine up for one time limit, not two; later it is run less and less often."""
     tool, runs = tmp_path / "nvidia-smi", tmp_path / "runs"
     tool.write_text(f"#!/bin/sh\necho run >> {runs}\nexit 9\n")
     tool.chmod(0o700)
@@ -283,9 +283,17 @@ async def test_a_tool_that_finds_no_card_is_run_once_before_an_engine_is_announc
         it = Announced("one", f"http://{engine.at}", "http://pod:8000", ttl_s=0.5)
         running = asyncio.create_task(Registrar(it, RedisServers.of_urls(server.url)).run())
         await until_async(lambda: server.do("HEXISTS", KEY, "one"))
+        assert runs.read_text() == "run\n"
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-    assert runs.read_text() == "run\n"
+        monkeypatch.setattr("router.gateway.registration.registrar.READ_S", 0.001)
+        client, before = ProbeClient(5.0), len(engine.asked)
+        reading = asyncio.create_task(Registrar(it, RedisServers.of_urls(server.url))._read(client))
+        await until(lambda: engine.asked[before:].count("/v1/models") > 30)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        client.close()
+    assert len(runs.read_text().splitlines()) <= 10
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from router.gateway.state.servers import RedisServers
 
 RENEWALS: Final = 3  # in a lease: one may be lost
 READ_S: Final = 60.0  # an engine that was started again has other facts
+LOOKS_APART_MAX: Final = 64  # readings
 TIMEOUT_S: Final = 2.0
 _FAILING: Final = 500  # from this status on; one that has no such path serves all the same
 _HASH_LEASES: Final = 60  # after so many without any renewal the hash goes, with all that is in it
@@ -82,12 +83,18 @@ class Registrar:
             await self._link.close()
 
     async def _read(self, client: ProbeClient) -> None:
-        """The engine's facts, again and again; those of the last answer stay while there is none."""
-        card = last = ""
+        """The engine's facts, again and again; those of the last answer stay while there is none.
+
+        A card that was not found is looked for again, for its driver may be ready later, but less and less often: a
+        tool that hangs in a driver cannot be ended, and stays.
+        """
+        card, last, readings = "", "", 0
         while True:
             try:
                 found = await self._reported(client)
-                card = card or await card_here()  # again each time: a driver may be ready later than the engine
+                readings += 1
+                if not card and (readings.bit_count() == 1 or readings % LOOKS_APART_MAX == 0):
+                    card = await card_here()
                 self._facts = found | ({"card": card} if card else {})
                 last = ""
             except Unanswered as why:
