@@ -4,7 +4,7 @@ Every row is played under the same seeds, so each difference of two rows has an 
 """
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from simulator.commands.playing import print_missed_faults, print_notes, worlds
 from simulator.commands.replay import BASELINES, Workload, typed
 from simulator.commands.seeding import seeding_of
 from simulator.commands.shared import plain_errors, wants_table, write_json
-from simulator.experiment import Case, Seeding, interval, pools_of
+from simulator.experiment import Case, Seeding, pools_of
 from simulator.report.differences import Differences, print_differences
 from simulator.report.table import print_comparison
 
@@ -49,7 +49,7 @@ def run_compare(grid: dict[Key, Case], seeding: Seeding, executor: str, jobs: in
     print_notes(notes, next(iter(grid.values())))
     results = played(grid, seeding, executor, jobs, notes, "compare")
     print_missed_faults(notes, (result for of_seeds in results.values() for result in of_seeds))
-    rows = {key: intervals(of_seeds) | below_best(key, results) for key, of_seeds in results.items()}
+    rows = {key: intervals(of_seeds) for key, of_seeds in results.items()}
     differences = between(results)
     if wants_table(json_file):
         console = Console()
@@ -58,17 +58,6 @@ def run_compare(grid: dict[Key, Case], seeding: Seeding, executor: str, jobs: in
         console.print(worlds(grid.values()), style="dim", highlight=False)
     if json_file is not None:
         write_json(json_file, [_plain(key, grid[key], results[key], rows[key], differences) for key in grid])
-
-
-def below_best(key: Key, results: Mapping[Key, Sequence[dict[str, Any]]]) -> dict[str, tuple[float, float]]:
-    """How much less attainment a combination has than the best policy of its pool and rate. The same seeds give both
-    the same arrivals, so that the interval is of the differences.
-    """
-    beside = {
-        other: [run["attainment"] or 0.0 for run in runs] for other, runs in results.items() if other[:2] == key[:2]
-    }
-    best = max(beside.values(), key=sum)
-    return {"below_best": interval([there - here for there, here in zip(best, beside[key], strict=True)])}
 
 
 def _plain(

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
 from time import process_time
 from typing import Any, Final
@@ -22,6 +23,7 @@ from simulator.experiment import (
     bounded,
     check_faults,
     figures_of,
+    pairs,
     pool_of,
     rate_of,
     routing_of,
@@ -29,15 +31,16 @@ from simulator.experiment import (
     window_of,
 )
 from simulator.pool import Pool
-from simulator.report.differences import print_differences
+from simulator.report.differences import Differences, print_differences
 from simulator.report.files import write_chrome_trace, write_requests
 from simulator.report.progress import progress
-from simulator.report.table import print_intervals, print_runs
+from simulator.report.table import FIGURES, print_intervals, print_runs
 from simulator.run.play import RunResult
 from simulator.traces.opening import lasting
 from simulator.workload.recipe import PREFIX
 
 BASELINES: Final = ("round_robin", "least_work", "slo_headroom")
+POLICY: Final = ("policy",)  # what rows differ in
 _SAMPLES: Final = 300
 
 
@@ -120,28 +123,28 @@ def run_replay(cases: Sequence[Case], seeding: Seeding, jobs: int, outputs: Outp
     for case, result in zip(cases, bounded(cases, list(results.values())), strict=True):
         results[case.policy] = result
         runs[case.policy] = runs.get(result.get("strategy", ""), runs[case.policy])
-    _compare(results, runs)
     print_missed_faults(notes, results.values())
     seeded: Results = {}
     if seeding.first > 1:
         by_policy: dict[Key, Case] = {(case.policy,): case for case in cases}
         seeded = played(by_policy, seeding, "processes", jobs, notes, "seeds")
-    _show(cases[0].pool, cases[0].seed, results, seeded, outputs)
-    _write(cases, results, runs, seeded, outputs)
+    differences = between(seeded) if seeded else over_requests({name: _met(run) for name, run in runs.items()})
+    _show(cases[0].pool, cases[0].seed, results, seeded, differences, outputs)
+    _write(cases, results, runs, seeded, differences, outputs)
 
 
-def _compare(results: dict[str, dict[str, Any]], runs: Mapping[str, RunResult]) -> None:
-    """Note of each policy how much less attainment it has than the best of them, with the half width of the 95 %
-    interval: over the same requests, pair by pair. Nothing where there is one policy alone.
+def over_requests(met: Mapping[str, Mapping[str, bool]]) -> Differences:
+    """Of every two policies, the attainment of the second minus that of the first, over the requests of one run that
+    both have, pair by pair. *met*: by policy and request.
     """
-    if len(results) == 1:
-        return
-    best = max(results, key=lambda name: results[name]["attainment"] or 0.0)
-    met = _met(runs[best])
-    for name in results.keys() - {best}:
-        here = _met(runs[name])
-        pairs = [float(there) - float(here[request]) for request, there in met.items() if request in here]
-        results[name] |= {"below_best": batched(pairs)} if pairs else {}
+    found: dict[tuple[Key, Key], dict[str, tuple[float, float]]] = {}
+    for (first,), (second,) in pairs([(name,) for name in met]):
+        there, here = met[first], met[second]
+        both = [float(here[request]) - float(of_first) for request, of_first in there.items() if request in here]
+        if both:
+            mean, half = batched(both)
+            found[(first,), (second,)] = {"attainment": (mean, nan if half is None else half)}
+    return found
 
 
 def _met(run: RunResult) -> dict[str, bool]:
@@ -166,6 +169,7 @@ def _show(
     seed: int,
     results: dict[str, dict[str, Any]],
     seeded: Results,
+    differences: Differences,
     outputs: Outputs,
 ) -> None:
     if not wants_table(outputs.json_file):
@@ -175,7 +179,9 @@ def _show(
     print_runs(console, results, f"{count:,} requests on pool {pool.name!r}, seed {seed}\n{pool.described()}")
     if seeded:
         print_intervals(console, {policy: intervals(of_policy) for (policy,), of_policy in seeded.items()})
-        print_differences(console, ("policy",), between(seeded))
+        print_differences(console, POLICY, differences)
+    else:
+        print_differences(console, POLICY, differences, FIGURES[:1], "over the same requests, ")
 
 
 def _write(
@@ -183,6 +189,7 @@ def _write(
     results: dict[str, dict[str, Any]],
     runs: dict[str, RunResult],
     seeded: Results,
+    differences: Differences,
     outputs: Outputs,
 ) -> None:
     pool = cases[0].pool
@@ -190,8 +197,7 @@ def _write(
     facts["left_out"] = cases[0].source.left_out()
     if seeded:
         facts["intervals"] = {policy: plain(intervals(of_policy)) for (policy,), of_policy in seeded.items()}
-        differences = between(seeded)
-        facts["differences"] = {key[0]: plain_differences(("policy",), key, differences) for key in seeded}
+    facts["differences"] = {name: plain_differences(POLICY, (name,), differences) for name in results}
     if outputs.json_file is not None:
         write_json(outputs.json_file, facts)
     if outputs.html is not None:

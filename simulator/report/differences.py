@@ -25,13 +25,17 @@ def print_differences(
     keys: Sequence[str],
     between: Differences,
     figures: Sequence[tuple[str, str, Callable[[float], str]]] = FIGURES,
+    over: str = "",
 ) -> None:
-    """One row a pair of rows, which differ in one of *keys*; of very many pairs those with a first row of its kind."""
+    """One row a pair of rows, which differ in one of *keys*; of very many pairs those with a first row of its kind.
+
+    *over*: what the intervals are over, if not over seeds, for the heading.
+    """
     if not between:
         return
     widen(console, 130)
     shown = _shown(between)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=_title(between), title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=_title(between, over), title_justify="left")
     fixed = [n for n in range(len(keys)) if len({pair[0][n] for pair in between} | {p[1][n] for p in between}) > 1]
     for n in fixed:
         table.add_column(keys[n], no_wrap=True)
@@ -45,11 +49,11 @@ def print_differences(
         console.print(f"{len(between) - len(shown)} further differences stand in --json", style="dim", highlight=False)
 
 
-def _title(between: Differences) -> str:
+def _title(between: Differences, over: str) -> str:
     halves = [half for of_figures in between.values() for _, half in of_figures.values()]
     if all(isnan(half) for half in halves):
         return "differences, second minus first; one seed has no interval: give --seeds"
-    return f"differences, second minus first, +- 95 % confidence ({CLEAR}: without 0)"
+    return f"differences, second minus first, {over}+- 95 % confidence ({CLEAR}: without 0)"
 
 
 def _shown(between: Differences) -> list[tuple[Key, Key]]:

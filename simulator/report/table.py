@@ -47,7 +47,6 @@ def _latency(key: str, statistic: str) -> Callable[[Figures], str]:
 _ROWS: Final[tuple[Row, ...]] = (
     ("requests", lambda run: f"{run['requests']:,}"),
     ("SLO attainment", lambda run: _share(run["attainment"])),
-    ("below the best, +- 95 %", lambda run: _difference_text(*run["below_best"]) if run.get("below_best") else "-"),
     ("goodput", lambda run: _rate(run["goodput_per_s"])),
 )
 _BOUND: Final[Row] = ("bound attained by", lambda run: run.get("strategy", "").removeprefix("clairvoyant:strategy="))
@@ -134,12 +133,10 @@ def print_comparison(console: Console, rows: Mapping[tuple[str, ...], Spread], s
     heading = f"means over {seeds} seeds, +- 95 % confidence" if seeds > 1 else "one seed"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=heading, title_justify="left")
     _head(table, ("pool", "rate", "policy"))
-    table.add_column("below the best", justify="right", no_wrap=True)
     for row, spread in rows.items():
         best = max(s["attainment"][0] for key, s in rows.items() if key[:2] == row[:2])
         style = "bold" if spread["attainment"][0] == best else None
-        below = "-" if style else spread_text(*spread["below_best"], lambda x: f"{x:.2%}", inf, -inf)
-        table.add_row(*row, *_cells(spread), below, style=style)
+        table.add_row(*row, *_cells(spread), style=style)
     print_whole(console, table, keys=3)
 
 
@@ -154,12 +151,12 @@ def _cells(spread: Spread) -> list[str]:
     return [spread_text(*spread[key], text, 1.0 if key in _SHARES else inf) for key, _, text in FIGURES]
 
 
-def spread_text(mean: float, half: float, text: Callable[[float], str], most: float = inf, least: float = 0.0) -> str:
-    """A mean with its interval; as a range where a figure of *least* to *most* cannot be as far off to both sides."""
+def spread_text(mean: float, half: float, text: Callable[[float], str], most: float = inf) -> str:
+    """A mean with its interval; as a range where a figure of 0 to *most* cannot be as far off to both sides."""
     if isnan(mean):
         return "-"
-    if mean - half < least or mean + half > most:
-        return f"{text(mean)} ({text(max(least, mean - half))} to {text(min(most, mean + half))})"
+    if mean - half < 0.0 or mean + half > most:
+        return f"{text(mean)} ({text(max(0.0, mean - half))} to {text(min(most, mean + half))})"
     return text(mean) + (f" +-{text(half)}" if half else "")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from simulator.commands.capacity import Found, highest, highest_of
-from simulator.commands.compare import below_best
 from simulator.experiment import Case, Source, batched, interval
 from simulator.pool import BUILT_IN
 from tests.commands import simulator_command
@@ -118,18 +117,6 @@ def test_compare_makes_one_row_a_combination(tmp_path: Path) -> None:
     assert all(len(row["runs"]) == 2 for row in rows)
     assert {row["pool"] for row in rows} == {"small", "other"}
     assert "x2" in told
-    assert "below the best" in told
-
-
-def test_a_policy_is_compared_with_the_best_of_its_pool_and_rate_seed_by_seed() -> None:
-    """The arrivals of a seed are the same for all, so that the interval is of the difference."""
-    shares = {"good": (0.9, 0.7), "worse": (0.8, 0.5), "none": (None, None)}
-    results = {("p", "x1", name): [{"attainment": each} for each in both] for name, both in shares.items()}
-    results["p", "x2", "worse"] = [{"attainment": 0.1}]
-    below = {key[1:]: below_best(key, results)["below_best"] for key in results}
-    assert below["x1", "worse"] == pytest.approx((0.15, 12.706 * 0.05))
-    assert below["x1", "good"] == below["x2", "worse"] == (0.0, 0.0)
-    assert below["x1", "none"][0] == pytest.approx(0.8)
 
 
 def two_pools(folder: Path) -> list[str]:
@@ -263,21 +250,6 @@ def test_diff_needs_two_policies() -> None:
     """Not one, not three."""
     result = simulator_command(["diff", GEN, "--policy", "least_work"])
     assert (result.exit_code, "give --policy twice" in result.stderr) == (2, True)
-
-
-def test_replay_states_how_far_each_policy_is_below_the_best_of_them(tmp_path: Path) -> None:
-    """With an interval over the same requests; the best has none, nor has a policy alone."""
-    out = tmp_path / "out.json"
-    told = run("replay", GEN, "--policy", "round_robin", "--policy", "slo_headroom", "--json", str(out))
-    runs = json.loads(out.read_text())["runs"]
-    (worse,) = [name for name, facts in runs.items() if "below_best" in facts]
-    (best,) = runs.keys() - {worse}
-    mean, half = runs[worse]["below_best"]
-    assert mean == pytest.approx(runs[best]["attainment"] - runs[worse]["attainment"])
-    assert half >= 0.0
-    assert f"{mean:.2%} +-{half:.2%}" in told
-    run("replay", GEN, "--policy", "round_robin", "--json", str(out))
-    assert "below_best" not in json.loads(out.read_text())["runs"]["round_robin"]
 
 
 def test_the_interval_of_a_run_is_of_batches() -> None:

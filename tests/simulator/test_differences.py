@@ -10,6 +10,7 @@ from random import Random
 import pytest
 from rich.console import Console
 
+from simulator.commands.replay import over_requests
 from simulator.commands.replica_search import fewest, grown
 from simulator.experiment import Seeding, difference, differences, interval, is_clear, pairs, until_narrow
 from simulator.pool import BUILT_IN, Member, Pool
@@ -154,6 +155,33 @@ def test_compare_plays_seeds_until_intervals_are_narrow(tmp_path: Path) -> None:
     shown = run(*options, "--seeds", "1", "--json", str(out))
     assert "one seed has no interval" in shown
     assert json.loads(out.read_text())[1]["differences"][0]["attainment"][1] is None
+
+
+def test_replay_of_one_seed_has_differences_over_its_requests(tmp_path: Path) -> None:
+    """Pair by pair, of every two policies; of a policy alone there is none."""
+    out = tmp_path / "out.json"
+    policies = [word for name in ("round_robin", "least_work") for word in ("--policy", name)]
+    shown = run("replay", "gen:poisson:rate=8,requests=60", *policies, "--json", str(out))
+    facts = json.loads(out.read_text())
+    first, second = (facts["runs"][name]["attainment"] for name in ("round_robin", "least_work"))
+    [against] = facts["differences"]["least_work"]
+    mean, half = against["attainment"]
+    assert against["minus"] == {"policy": "round_robin"}
+    assert mean == pytest.approx(second - first)
+    assert "differences, second minus first, over the same requests" in " ".join(shown.split())
+    assert difference_text(mean, half, percent) in shown
+    run("replay", "gen:poisson:rate=8,requests=60", *policies[:2], "--json", str(out))
+    assert json.loads(out.read_text())["differences"] == {"round_robin": []}
+
+
+def test_requests_are_compared_pair_by_pair() -> None:
+    """Only those that both have; a single one has no interval."""
+    met = {"a": {"1": True, "2": False, "3": True}, "b": {"1": True, "2": True}, "c": {"3": False}, "d": {"4": True}}
+    found = {(first[0], second[0]): spread["attainment"] for (first, second), spread in over_requests(met).items()}
+    assert found["a", "b"] == pytest.approx((0.5, 12.706 * 0.5))
+    assert found["a", "c"][0] == -1.0
+    assert isnan(found["a", "c"][1])
+    assert set(found) == {("a", "b"), ("a", "c")}
 
 
 def test_replay_has_differences_of_its_policies(tmp_path: Path) -> None:
