@@ -50,7 +50,8 @@ def _profile(parser: ArgumentParser) -> None:
     )
 
 
-def _kv_precision(parser: ArgumentParser) -> None:
+def kv_precision(parser: ArgumentParser) -> None:
+    """The option of all that computes KV."""
     parser.add_argument("--kv-precision", metavar="NAME", help="of the KV cache, such as fp8; default: 16 bits")
 
 
@@ -85,7 +86,7 @@ def fit(parser: ArgumentParser) -> None:
         metavar="N",
         help="tokens of KV that have to fit beside the weights; default: 4096",
     )
-    _kv_precision(parser)
+    kv_precision(parser)
     _memory(parser)
     _json(parser)
 
@@ -118,7 +119,7 @@ def step(parser: ArgumentParser) -> None:
         metavar="CSV",
         help="show beside it the rows of this file (as `calibrate` reads it) with the same card, model and TP",
     )
-    _kv_precision(parser)
+    kv_precision(parser)
     _profile(parser)
     _json(parser)
 
@@ -186,7 +187,7 @@ def _chosen_from(parser: ArgumentParser) -> None:
     add("--pp", type=counts, default=[1, 2], metavar="N,...", help="pipeline stages; default: 1,2")
     add("--precision", type=words, default=["fp16", "fp8", "int8"], metavar="NAME,...", help="default: fp16,fp8,int8")
     add("--engines", type=words, default=["vllm"], metavar="NAME,...", help="default: vllm")
-    _kv_precision(parser)
+    kv_precision(parser)
     _profile(parser)
     add("--cards-most", type=at_least(1), default=16, metavar="N", help="of one replica; default: 16")
     _prices(parser)

@@ -15,6 +15,7 @@ def run(options: Namespace) -> None:
         tp=options.tp,
         pp=options.pp,
         precision=options.precision,
+        kv_precision=options.kv_precision,
         protocol=options.protocol,
         host=options.host,
         model_name=options.model_name,

@@ -215,6 +215,7 @@ def _serve(parser: ArgumentParser) -> None:
     add("--tp", type=at_least(1), default=1, metavar="N", help="cards that share each layer; default: 1")
     add("--pp", type=at_least(1), default=1, metavar="N", help="pipeline stages; default: 1")
     add("--precision", default="bf16", metavar="NAME", help="of the weights; default: bf16")
+    planning_options.kv_precision(parser)
     add("--name", default="", metavar="NAME", help="of the replica: a replay draws the same model error for this name")
     add("--seed", type=int, default=0, metavar="N", help="of the model error; default: 0")
     add(

@@ -28,6 +28,7 @@ class ServeOptions:
     tp: int
     pp: int
     precision: str
+    kv_precision: str | None
     protocol: str
     host: str
     model_name: str
@@ -62,6 +63,7 @@ def serving_of(options: ServeOptions) -> Serving:
         tp=options.tp,
         pp=options.pp,
         precision=options.precision,
+        kv_precision=options.kv_precision,
         seqs_max=options.seqs_max,
         chunk_tokens=options.chunk_tokens,
         block_tokens=options.block_tokens,

@@ -5,7 +5,7 @@ Must not depend on how the answer was found.
 
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import join
+from shlex import join, quote
 from typing import Any, Final
 
 import yaml
@@ -32,7 +32,7 @@ def write(folder: Path, mix: Mix, load: Load, words: str, profile: Path | None =
     started = "\n".join(commands(mix, load.models))
     models = ", ".join(dict.fromkeys(variant.model.name for variant, _ in mix.parts))
     text = (
-        f"{found}\nThe gateway: python -m router serve --config {folder / ROUTER}\n"
+        f"{found}\nThe gateway: python -m router serve --config {quote(str(folder / ROUTER))}\n"
         f"Each engine is started with (its address in place of 127.0.0.1; $CHECKPOINT: weights of {models}):\n"
         f"{started}\nWithout the cards, emulated:\n" + "\n".join(rehearsal(mix, load.models))
     )
@@ -48,6 +48,8 @@ def replayed(load: Load, pool_file: Path) -> str:
         words += ["--rate", f"x{source.rate:.9g}"]
     if source.limit is not None:
         words += ["--limit", str(source.limit)]
+    if source.skip_bad:
+        words += ["--skip-bad"]
     return "python -m simulator " + join([*words, "--seed", str(_OTHER_SEED), "--seeds", "5"])
 
 

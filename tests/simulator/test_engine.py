@@ -305,6 +305,7 @@ async def test_what_is_not_http_is_refused() -> None:
         (["--card", "a11"], "a10"),
         (["--card", "t4", "--model", "llama-3-70b"], "left for KV"),
         (["--card", "a10", "--protocol", "grpc"], "unknown engine"),
+        (["--card", "a10", "--kv-precision", "fp7"], "no precision named 'fp7'"),
         (["--card", "a10", "--tp", "2", "--speedup", "0"], "--speedup must be above 0"),
     ],
 )

@@ -20,7 +20,7 @@ from simulator.calibration.profile_file import profile_text
 from simulator.experiment import Source
 from simulator.planning.demand import Demand, demand_of
 from simulator.planning.families import Family
-from simulator.planning.files import write
+from simulator.planning.files import replayed, write
 from simulator.planning.fluid import bound
 from simulator.planning.goals import goals_of
 from simulator.planning.plan import Effort, Plan, frontier, plan
@@ -311,6 +311,33 @@ def test_a_version_of_an_engine_is_planned_with(tmp_path: Path) -> None:
     [site] = load_pool(tmp_path / "pool.yaml").sites(0)
     assert site.backend.prior == older.prior
     assert not site.limits.reserve_prompt
+
+
+@pytest.mark.parametrize(
+    ("engine", "kv_precision", "words"),
+    [
+        ("vllm", "fp8", " --kv-cache-dtype fp8"),
+        ("sglang", "fp8", " --kv-cache-dtype fp8_e4m3"),  # its flag has no fp8
+        ("vllm", "int8", "  # KV in int8"),  # and no engine's has int8
+        ("tensorrt-llm", "fp8", "  # KV in fp8"),
+    ],
+)
+def test_engines_are_started_with_the_precision_of_kv_that_was_planned(
+    tmp_path: Path, engine: str, kv_precision: str, words: str
+) -> None:
+    """By a flag in the engine's own words, else it is named; the emulated engine in its place has it too."""
+    of = replace(choices(card("a10")), engines=(engine,), kv_precision=kv_precision)
+    write(tmp_path, Mix(((variants(of)[0][0], 1),)), load(), "plan ...")
+    lines = (tmp_path / "router.yaml").read_text().splitlines()
+    assert next(line for line in lines if "--port 8001" in line and "simulator" not in line).endswith(words)
+    assert f" --kv-precision {kv_precision} " in next(line for line in lines if "simulator serve" in line)
+
+
+def test_bad_lines_are_skipped_in_the_replay_of_a_plan_too() -> None:
+    """The line that plays it again has what the plan was made with."""
+    skipping = replace(load(), source=replace(SOURCE, skip_bad=True))
+    assert "--skip-bad" in replayed(skipping, Path("pool.yaml"))
+    assert "--skip-bad" not in replayed(load(), Path("pool.yaml"))
 
 
 def test_nothing_attains_is_status_1() -> None:
