@@ -29,12 +29,13 @@ def attained(case: Case, goal: float) -> Attained:
     """Play *case*; once too many have missed for *goal*, it ends there with what it has."""
     requests = len(case.source.arrivals(case.pool, case.seed))
 
-    def missed(table: ResultTable) -> int:
-        return len(table) - int(table.met().sum())
+    def most(table: ResultTable) -> float:
+        """Where all that have not ended meet theirs."""
+        return (requests - len(table) + int(table.met().sum())) / requests
 
-    run = case.play(stop=lambda table: missed(table) > (1.0 - goal) * requests, enough=goal or 1.0)
+    run = case.play(stop=lambda table: most(table) < goal, enough=goal or 1.0)
     table = run.table
     arrived_s = table.column("arrived_s")
     span_s = float(arrived_s.max() - arrived_s.min()) if len(table) else 0.0
     per_s = len(table) / span_s if span_s > 0.0 else 0.0
-    return Attained(1.0 - missed(table) / requests, per_s, run.strategy, run.faults_outside)
+    return Attained(most(table), per_s, run.strategy, run.faults_outside)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from router.core.slo_metrics import SLO_METRICS
 from simulator.experiment import Case, Source
@@ -11,6 +11,8 @@ from simulator.planning.variants import Mix
 from simulator.pool import Pool
 from simulator.run.result_table import ResultTable
 from simulator.run.summary import span, spread
+
+_ROUNDING: Final = 1e-6  # 1.0 - 0.9 is less than 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Trial:
 def trial(case: Case, goals: Goals) -> Trial:
     """Play it, until it is over or too many requests have missed."""
     requests = len(case.source.arrivals(case.pool, case.seed))
-    missable = goals.allowed_misses * requests
+    missable = goals.allowed_misses * requests + _ROUNDING
 
     def missed(table: ResultTable) -> bool:
         return len(table) - int(table.met().sum()) > missable
