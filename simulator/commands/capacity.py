@@ -33,6 +33,7 @@ from simulator.experiment import (
 from simulator.report.differences import Differences, print_differences
 from simulator.report.table import print_capacity
 
+PRECISION: Final = 0.02
 _DOUBLINGS: Final = 8
 _LOWEST: Final = 1 / 64
 FIGURES: Final = (
@@ -88,8 +89,7 @@ def run(options: Namespace) -> None:
     """Search, print what each policy attains."""
     with plain_errors():
         workload, policies = typed(options), options.policy or BASELINES
-        if options.rate is not None and options.replicas is None:
-            raise ValueError("--rate goes with --replicas: without it, the rate is what is searched for")
+        _check_together(options)
         pools = pools_of(options.pool or [None], workload.slos)
         workload = replace(workload, rate=options.rate or workload.rate)
         cases = [case for pool in pools for case in replace(workload, pool=pool).cases(policies)]
@@ -98,7 +98,16 @@ def run(options: Namespace) -> None:
             run_replicas(cases, options.replicas, search)
         else:
             _check_paced(cases)
-            run_capacity(cases, options.precision, search, options.beyond or ())
+            run_capacity(cases, options.precision or PRECISION, search, options.beyond or ())
+
+
+def _check_together(options: Namespace) -> None:
+    """Raises ValueError for an option of the other search."""
+    if options.replicas is None and options.rate is not None:
+        raise ValueError("--rate goes with --replicas: without it, the rate is what is searched for")
+    for name in ("precision", "beyond"):
+        if options.replicas is not None and getattr(options, name) is not None:
+            raise ValueError(f"--{name} is of the search for a rate, and --replicas searches for replicas")
 
 
 def _check_paced(cases: Sequence[Case]) -> None:

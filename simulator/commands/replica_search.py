@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cache
-from math import nan
+from math import inf, isnan, nan
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -20,6 +20,7 @@ from simulator.commands.over_seeds import plain, plain_differences, spreads_betw
 from simulator.commands.playing import print_missed_faults, print_notes, worlds
 from simulator.commands.shared import wants_table, write_json
 from simulator.experiment import (
+    CLAIRVOYANT,
     Attained,
     Case,
     Seeding,
@@ -140,10 +141,27 @@ def _searched(cases: Sequence[Case], name: str, search: Search) -> dict[tuple[st
                 of_case += [next(results) for _ in seeds]
 
         def widths() -> Iterator[float]:
-            return relative_widths({key: _values(each, "replicas") for key, each in found.items()})
+            return relative_widths({key: _values(each, "replicas") for key, each in bounded(found).items()})
 
         until_narrow(search.seeding, play, widths)
-    return found
+    return bounded(found)
+
+
+def bounded(found: Mapping[tuple[str, ...], list[Fewest]]) -> dict[tuple[str, ...], list[Fewest]]:
+    """*found*, with the clairvoyant bound, seed by seed, at the fewest that any policy needed on its pool."""
+    return {
+        (pool, policy): each
+        if policy != CLAIRVOYANT
+        else _fewest_of([of for key, of in found.items() if key[0] == pool])
+        for (pool, policy), each in found.items()
+    }
+
+
+def _fewest_of(rows: Sequence[Sequence[Fewest]]) -> list[Fewest]:
+    return [
+        min(of_seed, key=lambda one: inf if isnan(one.replicas) else one.replicas)
+        for of_seed in zip(*rows, strict=True)
+    ]
 
 
 def results_of(searches: Sequence["Future[Value]"], label: str) -> list[Value]:
@@ -162,7 +180,7 @@ def relative_widths(values: Mapping[tuple[str, ...], Sequence[float]]) -> Iterat
     yield from (half / mean for mean, half in means.values() if mean > 0.0)
     for (a, b), (_, half) in differences(values).items():
         mean = max(means[a][0], means[b][0])
-        if mean > 0.0:
+        if mean > 0.0 and not isnan(half):  # of what attains under no number there is none
             yield half / mean
 
 

@@ -174,7 +174,6 @@ def _capacity(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         type=number_within(0.001),
-        default=0.02,
         metavar="SHARE",
         help="relative precision of the rate found; default: 0.02",
     )

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterable
-from math import inf, isnan
+from math import inf, isnan, nan
 from pathlib import Path
 from random import Random
 
@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from simulator.commands.replay import over_requests
-from simulator.commands.replica_search import fewest, grown
+from simulator.commands.replica_search import Fewest, bounded, fewest, grown, relative_widths
 from simulator.experiment import Seeding, difference, differences, interval, is_clear, pairs, until_narrow
 from simulator.pool import BUILT_IN, Member, Pool
 from simulator.report.differences import difference_text, print_differences
@@ -257,5 +257,29 @@ def test_capacity_searches_for_replicas(tmp_path: Path) -> None:
         counts.append(found["replicas"][0])
     run("capacity", "gen:poisson:rate=2,requests=40", "--rate", "x8", "--replicas", "a", *options, "--seeds", "2")
     assert json.loads(out.read_text())["found"][0]["replicas"][0] > counts[0]
-    refused = simulator_command(["capacity", "gen:closed", "--rate", "x2"])
-    assert (refused.exit_code, "--rate goes with --replicas" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--rate", "x2"], "--rate goes with --replicas"),
+        (["--replicas", "a", "--precision", "0.1"], "--precision is of the search for a rate"),
+        (["--replicas", "a", "--beyond", "1.2"], "--beyond is of the search for a rate"),
+    ],
+)
+def test_an_option_of_the_other_search_is_refused(options: list[str], expected: str) -> None:
+    """It would change nothing."""
+    refused = simulator_command(["capacity", "gen:closed", *options])
+    assert (refused.exit_code, expected in refused.stderr) == (2, True)
+
+
+def test_the_bound_needs_no_more_replicas_than_a_policy() -> None:
+    """Seed by seed, on the same pool; a policy that attains under no number is none to go by."""
+    needed = {("p", "clairvoyant"): (3, nan, 2), ("p", "good"): (2, 4, 5), ("p", "bad"): (nan, nan, nan),
+              ("q", "good"): (1, 1, 1)}  # fmt: skip
+    found = {key: [Fewest(n, float(each), each, 1.0) for n, each in enumerate(row)] for key, row in needed.items()}
+    within = bounded(found)
+    assert [one.replicas for one in within["p", "clairvoyant"]] == [2, 4, 2]
+    assert within["p", "good"] == found["p", "good"]
+    widths = list(relative_widths({key: [one.replicas for one in row] for key, row in within.items()}))
+    assert not any(isnan(width) for width in widths)
