@@ -123,7 +123,7 @@ def _seeds(
         help=f"play further seeds until every interval of {narrow} is that narrow to either side, such as 0.01",
     )
     parser.add_argument(
-        "--seeds-most", type=at_least(3), default=40, metavar="N", help="seeds with --half-width at most; default: 40"
+        "--seeds-most", type=at_least(5), default=40, metavar="N", help="seeds with --half-width at most; default: 40"
     )
     parser.add_argument(
         "--jobs", type=at_least(0), default=0, metavar="N", help="processes; default: as many as there are cores"
