@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from random import Random
 from statistics import fmean, quantiles
-from time import perf_counter, thread_time
+from time import perf_counter
 from typing import Any, Final, TextIO
 
 import policies
@@ -28,6 +28,7 @@ from router.core.model_rules import NO_RULES, ModelRules, rules_of
 from router.core.policy import Memory, rank_times
 from router.core.record import backend_of
 from router.core.types import Backend, slo_from
+from router.thread_usage import Usage, own_s, usage
 from simulator.pool import Member, Pool, Site
 from simulator.replica.sequence import EngineLimits
 from simulator.replica.truth import true_of
@@ -91,17 +92,6 @@ def job_of(plain: Mapping[str, Any]) -> Job:
     return Job(**{**plain, "backends": tuple(backend_of(each) for each in plain["backends"])})
 
 
-if sys.platform == "linux":
-    import resource
-
-    def _waits() -> int:
-        """Voluntary context switches of this thread: a decision during which it grows has waited."""
-        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-
-else:  # unknown: every decision counts as one that waited and is timed by the wall clock
-    _waits = count().__next__
-
-
 class TimedPolicy:
     """A policy with every decision timed and audited for side effects (``auditing.py``).
 
@@ -149,12 +139,12 @@ class TimedPolicy:
         return answer
 
     @staticmethod
-    def _now() -> tuple[float, float, int]:
-        return perf_counter(), thread_time(), _waits()
+    def _now() -> tuple[float, Usage]:
+        return perf_counter(), usage()
 
-    def _note(self, began: tuple[float, float, int]) -> None:
-        wall_s, work_s, waits = (now - then for now, then in zip(self._now(), began, strict=True))
-        took_s = wall_s if waits else work_s
+    def _note(self, began: tuple[float, Usage]) -> None:
+        began_s, before = began
+        took_s = own_s(perf_counter() - began_s, before, usage())
         self.took_s.append(took_s)
         if took_s > HARD_FACTOR * self._budget_s:
             self._hard_overruns += 1

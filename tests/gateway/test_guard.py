@@ -17,18 +17,26 @@ WRONG_KIND = "invalid" if decisions.__file__.endswith(".py") else "raised"
 
 
 class Answers:
-    """A policy with scripted decisions; ``clock`` moves by ``takes_s`` with each decision."""
+    """A policy with scripted decisions; ``clock`` moves by ``takes_s`` with each decision, and so does its CPU time,
+    unless it ``waits`` (it sleeps) or is ``starved`` (the machine runs something else).
+    """
 
     def __init__(self, answer: Callable[[Any], Choice], takes_s: float = 0.0) -> None:
         self.answer, self.takes_s = answer, takes_s
         self.now_s, self.asked = 0.0, 0
+        self.ran_s, self.waited, self.waits, self.starved = 0.0, 0, False, False
 
     def clock(self) -> float:
         return self.now_s
 
+    def used(self) -> tuple[float, int]:
+        return self.ran_s, self.waited
+
     def choose(self, request: Any, fleet: Any, forecast: Any, rng: Any) -> Choice:
         self.asked += 1
         self.now_s += self.takes_s
+        self.ran_s += 0.0 if self.waits or self.starved else self.takes_s
+        self.waited += self.waits
         return self.answer(fleet)
 
 
@@ -48,7 +56,8 @@ def guarded(
     """A core whose routing is *live*, guarded, with *last_good* (always slot 1) as fallback."""
     core, books, on_fault = fakes.core(fakes.backend("a"), fakes.backend("b")), DecisionStats(), []
     safe = last_good or Answers(to_slot(1))
-    core.adopt(Guarded(live, safe, Faults(bounds or Bounds(), books, live.clock, on_fault.append)), core.admission)
+    faults = Faults(bounds or Bounds(), books, live.clock, on_fault.append, live.used)
+    core.adopt(Guarded(live, safe, faults), core.admission)
     return core, books, on_fault
 
 
@@ -116,14 +125,42 @@ def test_a_policy_that_is_often_late_is_dropped_and_one_that_seldom_is_is_not() 
         assert any(fault.last for fault in on_fault) is (live is often)
 
 
-def test_one_decision_of_a_second_is_the_last() -> None:
-    """One decision of a hundred budgets drops the policy, as every request waited for it."""
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_second_decision_of_a_second_is_the_last(waits: bool) -> None:
+    """One of a hundred budgets drops a policy that has overrun before, as every request waited for it: whether it
+    computes or waits. Of the first it is not known whether the machine stood still.
+    """
     live = Answers(to_slot(0), takes_s=1.0)
+    live.waits = waits
     core, _, on_fault = guarded(live)
-    for _ in range(3):
+    for _ in range(4):
         core.arrived(fakes.request(), 0.0)
-    assert live.asked == 1
-    assert on_fault[0].last
+    assert live.asked == 2
+    assert [fault.last for fault in on_fault] == [False, True]
+
+
+@pytest.mark.parametrize("takes_s", [0.006, 1.0])
+def test_a_busy_machine_drops_no_policy(takes_s: float) -> None:
+    """Each decision that came too late is replaced and counted; the policy neither computed nor waited for so long."""
+    live = Answers(to_slot(0), takes_s)
+    live.starved = True
+    core, books, on_fault = guarded(live)
+    for _ in range(50):
+        assert fakes.sent(core.arrived(fakes.request(), 0.0)).backend == "b"
+    assert (live.asked, books.faults["overran"]) == (50, 50)
+    assert not any(fault.last for fault in on_fault)
+    assert "the machine is busy" in on_fault[-1].why
+
+
+def test_a_policy_that_sleeps_a_little_each_time_is_dropped() -> None:
+    """It computes nothing, and its waits are its own: five overruns, as of one that computes too long."""
+    live = Answers(to_slot(0), takes_s=0.006)
+    live.waits = True
+    core, _, on_fault = guarded(live)
+    for _ in range(10):
+        core.arrived(fakes.request(), 0.0)
+    assert live.asked == 5
+    assert on_fault[-1].last
 
 
 def test_when_the_last_good_policy_fails_too_the_request_is_still_served() -> None:

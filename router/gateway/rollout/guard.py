@@ -3,7 +3,8 @@
 Must not depend on what a policy decides, or why. The last good policy decides such a request instead; if that fails
 too, the backend with the fewest requests gets it. Faults are counted, and a policy with too many is dropped. A running
 decision cannot be interrupted: an overrun is seen when it is over. Validation keeps slow policies out; the guard is for
-what validation did not show.
+what validation did not show. Time that the machine took for something else drops no policy: after an overrun, what the
+thread used is read around each decision, which costs as much as the rest of the guard.
 """
 
 from collections import deque
@@ -16,8 +17,10 @@ from router.core import ADMIT, Admit, Choice, Dispatch, Fleet, Forecast, Hold, R
 from router.core.advances import shares
 from router.core.policy import Admission, Memory, Routing, rank_times
 from router.gateway.rollout.replacements import DROPPED, INVALID, OVERRAN, RAISED, Replacements
+from router.thread_usage import Usage, own_s, usage
 
-GROSS: Final = 100.0  # times the budget: one such decision is enough
+GROSS: Final = 100.0  # times the budget: one such decision is enough, after another overrun
+READ: Final = 10_000  # decisions after an overrun around which it is read what the thread used
 LATE: Final = (5, 20)  # so many overruns among so many decisions; on a busy machine a few are normal
 _DID: Final = {
     RAISED: "raised an exception",
@@ -31,7 +34,8 @@ SAFE: Final[Routing] = policies.find("routing", "least_request")
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """Limits of a live policy: ``budget_s`` a decision; ``faults_max`` exceptions or invalid answers within
-    ``window_s`` drop it. Overruns drop it when they are frequent (``LATE``) or gross (``GROSS``).
+    ``window_s`` drop it. Overruns drop it when they are frequent (``LATE``) or gross (``GROSS``), by what the policy
+    itself computed or waited for.
     """
 
     budget_s: float = 0.005
@@ -63,15 +67,21 @@ class Faults:
     ``bounds``, ``stats`` and ``clock`` are those that the policy's decisions are measured by.
     """
 
-    __slots__ = ("_late", "_lately", "_on_fault", "bounds", "clock", "dropped", "stats")
+    __slots__ = ("_late", "_lately", "_on_fault", "_read_to", "_usage", "bounds", "clock", "dropped", "stats")
 
     def __init__(
-        self, bounds: Bounds, stats: DecisionStats, clock: Callable[[], float], on_fault: Callable[[Fault], None]
+        self,
+        bounds: Bounds,
+        stats: DecisionStats,
+        clock: Callable[[], float],
+        on_fault: Callable[[Fault], None],
+        used: Callable[[], Usage] = usage,
     ) -> None:
         """``clock``: monotonic seconds, fine enough for microseconds. ``on_fault`` is called with each fault while the
-        core decides: it must only note or schedule.
+        core decides: it must only note or schedule. ``used``: what this thread has used.
         """
         self.bounds, self.stats, self.clock, self._on_fault = bounds, stats, clock, on_fault
+        self._usage, self._read_to = used, 0
         self._lately: deque[float] = deque(maxlen=bounds.faults_max)
         self._late: deque[int] = deque(maxlen=LATE[0])
         self.dropped = False
@@ -83,14 +93,25 @@ class Faults:
         many = len(self._lately) == self.bounds.faults_max and now_s - self._lately[0] <= self.bounds.window_s
         self._count(kind, why, many)
 
-    def overran(self, took_s: float) -> None:
-        """Count a decision that took too long."""
+    def used(self) -> Usage | None:
+        """Before a decision: what the thread has used; None for a policy that has not overrun lately."""
+        return self._usage() if self.stats.decisions < self._read_to else None
+
+    def overran(self, took_s: float, before: Usage | None) -> None:
+        """Count a decision that took too long. *before*: what ``used`` was when it began; None: it counts in whole, but
+        does not drop the policy alone.
+        """
+        budget_s, self._read_to = self.bounds.budget_s, self.stats.decisions + READ
+        own = took_s if before is None else own_s(took_s, before, self._usage())
+        why = f"a decision took {took_s * 1e3:.1f} ms, and policy.guard.budget_ms is {budget_s * 1e3:g}"
+        if own <= budget_s:
+            why = f"{why}; it ran for {own * 1e3:.1f} ms of them and waited for nothing: the machine is busy"
+            self._count(OVERRAN, why, enough=False)
+            return
         decisions = self.stats.decisions
         self._late.append(decisions)
         often = len(self._late) == LATE[0] and decisions - self._late[0] < LATE[1]
-        gross = took_s > GROSS * self.bounds.budget_s
-        budget_ms = self.bounds.budget_s * 1e3
-        why = f"a decision took {took_s * 1e3:.1f} ms, and policy.guard.budget_ms is {budget_ms:g}"
+        gross = before is not None and own > GROSS * budget_s
         self._count(OVERRAN, why, often or gross)
 
     def _count(self, kind: str, why: str, enough: bool) -> None:
@@ -122,6 +143,7 @@ class Guarded:
         if self.faults.dropped:
             return self._last_good(DROPPED, request, fleet, forecast, rng)
         clock, stats = self._clock, self._stats
+        before = self.faults.used()
         began_s = clock()
         try:
             choice = self._live.choose(request, fleet, forecast, rng)
@@ -132,7 +154,7 @@ class Guarded:
         stats.decisions += 1
         stats.seconds += took_s
         if took_s > self._budget_s:
-            self.faults.overran(took_s)
+            self.faults.overran(took_s, before)
             return self._last_good(OVERRAN, request, fleet, forecast, rng)
         if is_valid(choice, fleet):
             if self._replacements is not None:
@@ -171,6 +193,7 @@ class GuardedAdmission:
         if self.faults.dropped:
             return self._admit(DROPPED), memory
         own = memory[1] if memory is not None and memory[0] is self._kind else None
+        before = self.faults.used()
         began_s = self._clock()
         try:
             answer, after = self._live.admit(request, fleet, forecast, own)
@@ -179,7 +202,7 @@ class GuardedAdmission:
             return self._admit(RAISED), memory
         took_s = self._clock() - began_s
         if took_s > self.faults.bounds.budget_s:
-            self.faults.overran(took_s)
+            self.faults.overran(took_s, before)
             return self._admit(OVERRAN), memory
         if type(answer) in (Admit, Shed):
             if self._replacements is not None:

@@ -69,6 +69,7 @@ class Shadow:
 
     def _decide(self, choice: Choice, request: Request, fleet: Fleet) -> None:
         forecast, faults, clock = Forecast(request, fleet, self._belief), self._faults, self._faults.clock
+        before = faults.used()
         began_s = clock()
         try:
             other = self._candidate.choose(request, fleet, forecast, self._draw)
@@ -79,7 +80,7 @@ class Shadow:
         faults.stats.decisions += 1
         faults.stats.seconds += took_s
         if took_s > faults.bounds.budget_s:
-            faults.overran(took_s)
+            faults.overran(took_s, before)
         if not is_valid(other, fleet):
             faults.add("invalid", f"answered {other!r}")
             return
