@@ -81,6 +81,7 @@ def multiply(first: EngineSequence, request: Request, output_tokens: int, listen
         sibling = EngineSequence(first.id, tokens, length, first.attempt, first.priority)
         sibling.reply_tokens_max = first.reply_tokens_max
         sibling.adapter = first.adapter
+        sibling.ends_itself = first.ends_itself or length < first.output_tokens
         if each > 1:
             _cached(sibling, first if prompt == 0 else sibling, prompt)
         siblings.append(sibling)

@@ -95,7 +95,7 @@ class SimulatedEngine:
             request.prefix_block_tokens,
             request.prompt_tokens + arrival.output_tokens if arrival.known_prefix else 0,
         )
-        sequence.ends_itself = length < request.output_tokens_max or not request.output_tokens_max
+        sequence.ends_itself = length < min(request.output_tokens_max or room, room)
         if self._adapters and request.model in self._adapters:
             sequence.adapter = request.model
             sequence.prefix = tuple([(request.model, block) for block in sequence.prefix])  # an adapter has its own KV

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,9 @@ from router.core.errors import ConfigError
 from simulator.experiment import Case, Source
 from simulator.pool import Member, Pool
 from simulator.pool_file import load_pool
+from simulator.replica.sequence import Sequence
+from simulator.run.choices import multiply
+from tests import fakes
 
 LINE = "backends:\n  - {{name: a, card: l4, model: llama-3-8b{}}}\n"
 
@@ -38,6 +42,20 @@ def test_a_queue_of_prompt_tokens_is_bounded() -> None:
     )
     assert open_.served().all()
     assert 5 <= bounded.served().sum() < 40
+
+
+def test_of_several_choices_each_ends_by_itself_unless_the_cap_ends_it() -> None:
+    """With async scheduling such an end costs a token more, of every choice."""
+    listener: Any = None
+    for foreseen, output, expected in (
+        (False, 15, [True, True]),
+        (True, 15, [False, False]),
+        (True, 14, [False, True]),
+    ):
+        first = Sequence("a", 10, 5, 1)
+        first.ends_itself = not foreseen
+        multiply(first, fakes.request(sequences=3), output, listener)
+        assert [each.ends_itself for each in first.siblings] == expected
 
 
 def test_adapters_are_names_that_a_backend_serves(tmp_path: Path) -> None:
