@@ -1,7 +1,7 @@
 """The command ``plan``: the cheapest cards, layout, precision and engine that attain an SLO under a load."""
 
 import shlex
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from typing import Final
 
@@ -13,6 +13,7 @@ from router.core.coefficients import precision
 from router.core.models import model
 from router.core.profile import NO_PROFILE
 from router.engines import find
+from simulator.commands import planning_options
 from simulator.commands.shared import plain_errors, wants_table, write_json
 from simulator.experiment import Source, admission_of, executor_of, routing_of
 from simulator.planning.demand import Demand, demand_of
@@ -31,6 +32,11 @@ _SPAN_S: Final = 180.0
 _LEAST: Final = 600
 _MOST: Final = 3_000
 _ROUNDS: Final = 10  # requests of each client of a closed loop
+_DECIDE: Final = (
+    "rate", "limit", "skip_bad", "goal", "cards", "tp", "pp", "precision", "kv_precision", "engines", "cards_most",
+    "prices", "profile", "no_mixed", "policy", "admission", "seed", "seeds", "answers", "budget",
+)  # fmt: skip
+"""Options that decide the answer, beside model, traffic and SLO."""
 
 
 def run(options: Namespace) -> int:
@@ -52,18 +58,29 @@ def run(options: Namespace) -> int:
     if options.write is not None and found.answers:
         for rank, answer in enumerate(found.answers, 1):
             folder = options.write if rank == 1 else options.write / str(rank)
-            write(folder, answer.mix, load, _words(options), options.profile)
+            write(folder, answer.mix, load, words(options), options.profile)
             notes.print(f"wrote {folder / POOL} and {folder / ROUTER}", highlight=False)
     return 0 if found.answers else 1
 
 
-def _words(options: Namespace) -> str:
+def words(options: Namespace) -> str:
     """The command line, shortened to what decides the answer."""
     given = ["plan", "--model", options.model, "--traffic", *options.traffic]
     given += [word for slo in options.slo for word in ("--slo", slo)]
-    if options.rate is not None:
-        given += ["--rate", f"{options.rate:g}"]
+    defaults = ArgumentParser()
+    planning_options.plan(defaults)
+    for name in _DECIDE:
+        value = getattr(options, name)
+        if value != defaults.get_default(name):
+            given += [f"--{name.replace('_', '-')}", *_texts(value)]
     return "python -m simulator " + shlex.join(given)
+
+
+def _texts(value: object) -> list[str]:
+    """As it is typed behind its option; nothing behind a flag."""
+    if value is True:
+        return []
+    return [",".join(map(str, value))] if isinstance(value, list) else [str(value)]
 
 
 def _typed(options: Namespace) -> tuple[Choices, Load, Demand]:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from argparse import ArgumentParser
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -17,6 +18,8 @@ from router.core.models import model
 from router.core.profile import TERMS, Profile, tables_version
 from router.gateway.config.plan import plan_file
 from simulator.calibration.profile_file import profile_text
+from simulator.commands import planning_options
+from simulator.commands.plan import words
 from simulator.experiment import Source
 from simulator.planning.demand import Demand, demand_of
 from simulator.planning.families import Family
@@ -331,6 +334,23 @@ def test_engines_are_started_with_the_precision_of_kv_that_was_planned(
     lines = (tmp_path / "router.yaml").read_text().splitlines()
     assert next(line for line in lines if "--port 8001" in line and "simulator" not in line).endswith(words)
     assert f" --kv-precision {kv_precision} " in next(line for line in lines if "simulator serve" in line)
+
+
+def test_the_line_that_found_an_answer_has_all_that_decided_it() -> None:
+    """Typed again it is the same command, but for where results go."""
+    parser = ArgumentParser()
+    planning_options.plan(parser)
+    typed = [
+        "--model", "llama-3-8b", "--traffic", "a b.csv", "c.csv", "--slo", "chat@0.5:ttft=1s@0.9", "--slo",
+        "b@0.5:e2e=9s", "--rate", "12.345678", "--limit", "90", "--skip-bad", "--goal", "0.9", "--cards", "l20,a10",
+        "--tp", "1,2", "--pp", "1", "--precision", "fp8", "--kv-precision", "fp8", "--engines", "vllm@0.9,sglang",
+        "--cards-most", "4", "--prices", "p.yaml", "--profile", "q.yaml", "--no-mixed", "--policy", "least_work",
+        "--admission", "deadline:held_max=9", "--seed", "3", "--seeds", "2", "--answers", "1", "--budget", "900",
+    ]  # fmt: skip
+    for given in (typed, typed[:7]):
+        options = parser.parse_args(given)
+        assert parser.parse_args(shlex.split(words(options))[4:]) == options
+    assert words(options).endswith("--slo chat@0.5:ttft=1s@0.9")
 
 
 def test_bad_lines_are_skipped_in_the_replay_of_a_plan_too() -> None:
