@@ -65,7 +65,7 @@ def demand_of(workload: Sequence[Arrival] | Workload) -> Demand:
     slos = [r.slo.in_base(r.prompt_tokens, n) for r, n in zip(requests, outputs, strict=True)]
     rate_per_s = (len(requests) - 1) / span_s
     return Demand(
-        min(rate_per_s, _later_rate(arrivals)) if follows else rate_per_s,
+        min(rate_per_s, _later_rate(arrivals), _rate_to_the_end(arrivals)) if follows else rate_per_s,
         _numbers([request.prompt_tokens for request in requests]),
         _numbers(_fresh(arrivals)),
         _numbers(outputs),
@@ -96,6 +96,14 @@ def _later_rate(arrivals: Sequence[Arrival]) -> float:
     first_s, last_s = arrivals[0].request.arrived_s, arrivals[-1].request.arrived_s
     middle_s = (first_s + last_s) / 2
     return sum(arrival.request.arrived_s > middle_s for arrival in arrivals) / (last_s - middle_s)
+
+
+def _rate_to_the_end(arrivals: Sequence[Arrival]) -> float:
+    """Requests per second until the last reply is over: of clients in step, who send in bursts, each burst has its time
+    then, also the last one.
+    """
+    ends_s = max(arrival.request.arrived_s + _allowed_s(arrival) for arrival in arrivals)
+    return len(arrivals) / (ends_s - arrivals[0].request.arrived_s)
 
 
 def _numbers(values: Sequence[float]) -> Floats:

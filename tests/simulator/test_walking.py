@@ -42,6 +42,12 @@ def test_the_rate_of_a_loop_is_that_of_the_slowest_replies_that_attain() -> None
     assert demand.rate_per_s == pytest.approx(5.0, rel=0.1)
 
 
+def test_clients_in_step_are_no_higher_rate() -> None:
+    """Ten bursts in ten times the time of a reply, however few they are: a bound must not exceed what comes about."""
+    recipe = parse_recipe("gen:closed:clients=10,requests=100,prompt=100,output=21")
+    assert demand_of(generate(recipe, HOW, 0)).rate_per_s == pytest.approx(5.0)
+
+
 @pytest.mark.parametrize("kind", ["sessions:turns=3,think=1s", "agents:turns=2,steps=3,think=1s,tool=1s,fork=0.3"])
 def test_a_conversation_or_a_task_comes_to_so_many_requests(kind: str) -> None:
     """On average, forks included: the rate of all requests follows from the rate at which they begin."""
