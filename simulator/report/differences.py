@@ -8,8 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from simulator.experiment import is_clear
-from simulator.report.table import FIGURES, widen
+from simulator.report.table import CLEAR, FIGURES, difference_text, widen
 from simulator.report.whole import print_whole
 
 Key = tuple[str, ...]
@@ -17,7 +16,6 @@ Differences = Mapping[tuple[Key, Key], Mapping[str, tuple[float, float]]]
 """By the first and the second row: each figure of the second minus that of the first, with its half width."""
 
 _SHOWN_MOST: Final = 40
-CLEAR: Final = "*"
 
 
 def print_differences(
@@ -80,13 +78,3 @@ def _group(first: Key, second: Key) -> tuple[int, Key]:
 def _place(pair: tuple[Key, Key], n: int) -> str:
     first, second = pair
     return first[n] if first[n] == second[n] else f"{first[n]} -> {second[n]}"
-
-
-def difference_text(mean: float, half: float, text: Callable[[float], str]) -> str:
-    """``+1.20% +-0.40% *``: signed, with its interval, marked where that leaves out 0."""
-    if isnan(mean):
-        return "-"
-    signed = f"{'-' if mean < 0 else '+'}{text(abs(mean))}"
-    if isnan(half):
-        return signed
-    return f"{signed} +-{text(half)}{' ' + CLEAR if is_clear(mean, half) else ''}"

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from router.core.slo_metrics import SLO_METRICS, SloMetric
+from simulator.experiment import is_clear
 from simulator.report.whole import print_whole
 
 
@@ -108,6 +109,7 @@ def _p99(metric: SloMetric) -> tuple[str, str, Callable[[float], str]]:
 
 
 _SHARES: Final = ("attainment",)  # figures that end at 1
+CLEAR: Final = "*"  # of a difference whose interval leaves out 0
 FIGURES: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
     ("attainment", "attainment", lambda x: f"{x:.2%}"),
     ("goodput_per_s", "goodput/s", lambda x: f"{x:.2f}"),
@@ -166,9 +168,14 @@ def interval_text(interval: tuple[float, float], form: str, most: float = inf) -
     return spread_text(mean, half, lambda x: format(x, form), most)
 
 
-def _difference_text(mean: float, half: float | None) -> str:
-    """A difference with its 95 % interval, where it has one."""
-    return f"{mean:.2%}" + ("" if half is None else f" +-{half:.2%}")
+def difference_text(mean: float, half: float | None, text: Callable[[float], str]) -> str:
+    """``+1.20% +-0.40% *``: signed, with its interval where it has one, marked where that leaves out 0."""
+    if isnan(mean):
+        return "-"
+    signed = f"{'-' if mean < 0 else '+'}{text(abs(mean))}"
+    if half is None or isnan(half):
+        return signed
+    return f"{signed} +-{text(half)}{' ' + CLEAR if is_clear(mean, half) else ''}"
 
 
 def print_capacity(console: Console, found: Sequence[Any], goal: float, beyond: float) -> None:
@@ -203,11 +210,13 @@ def print_diff(
     """Counts, flows, and the requests that changed most."""
     widen(console, 110)
     first, second = names
+    mean, half = sums["attainment_gain"]
+    gain = difference_text(mean, half, lambda x: f"{x:.2%}")
     console.print(
         f"{sums['requests']:,} requests, {sums['routed_differently']:,} routed differently. SLO met by both "
         f"{sums['both_met']:,}, only by {first} {sums['only_first_met']:,}, only by {second} "
         f"{sums['only_second_met']:,}, by neither {sums['neither_met']:,}. "
-        f"Attainment of {second} less that of {first}: {_difference_text(*sums['attainment_gain'])}.",
+        f"Attainment of {second} less that of {first}: {gain} ({CLEAR}: without 0).",
         highlight=False,
     )
     flows = list(sums["flows"].items())[:10]

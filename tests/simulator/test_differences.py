@@ -14,7 +14,8 @@ from simulator.commands.replay import over_requests
 from simulator.commands.replica_search import Fewest, bounded, fewest, grown, relative_widths
 from simulator.experiment import Seeding, difference, differences, interval, is_clear, pairs, until_narrow
 from simulator.pool import BUILT_IN, Member, Pool
-from simulator.report.differences import difference_text, print_differences
+from simulator.report.differences import print_differences
+from simulator.report.table import difference_text
 from simulator.world import Fault, World
 from tests.commands import simulator_command
 
