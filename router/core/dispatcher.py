@@ -94,8 +94,10 @@ class Dispatcher(FleetEvents):
         self._shares = shares(admission)
         self._flights: dict[RequestId, Flight] = {}
         self._timers = Timers(self._stands)
-        beside, elsewhere = self.ledger.roster.beside, self._held_elsewhere
-        self._holding = Holding(self._flights, self._timers, self._ask_held, self._compete, beside, elsewhere)
+        roster, elsewhere = self.ledger.roster, self._held_elsewhere
+        self._holding = Holding(
+            self._flights, self._timers, self._ask_held, self._compete, roster.beside, roster.pool_digest, elsewhere
+        )
         self._candidates = Candidates(self.ledger, self.belief, self._holding)
         self._fallbacks = Fallbacks(self._candidates, self._holding, self.belief)
         self._watch = FirstByteWatch(self._timers)

@@ -2,7 +2,8 @@
 
 Each router sends its peers how many wait in each of its lines and the ranks of some of them. A request gives way to a
 peer's that is before it in the same line, or for which a peer reserves the next room: then room goes to the first of
-all, whichever router holds that, and newcomers anywhere wait behind it. Giving way has an end: where the room that a
+all, whichever router holds that, and newcomers anywhere wait behind it. That holds among routers that find the same
+backends up: room is not kept for one that may be unable to use it. Giving way has an end: where the room that a
 request gives up is still there ``YIELD_S`` later, the other router does not take it (it is gone, cut off, or decides
 otherwise), and the request goes. So nothing starves for a message that was lost.
 
@@ -39,7 +40,8 @@ LOOK_S: Final = 0.05  # after which one that gave way is decided anew in any cas
 class HeldLine(Fact):
     """A line of held requests for ``model``: ``count`` of them, and the ranks of the first, of the last and of some
     between, evenly spaced. ``times``: the places in a rank that are moments; ``alone``: the next room is reserved for
-    the first; ``ticket``: of the first, a number by which all routers order what comes at the same moment.
+    the first; ``ticket``: of the first, a number by which all routers order what comes at the same moment; ``pool``: of
+    the backends that its router may send it to now (see ``Roster.pool_digest``), 0: not stated.
     """
 
     model: str
@@ -50,6 +52,7 @@ class HeldLine(Fact):
     times: tuple[int, ...] = ()
     alone: bool = False
     ticket: int = 0
+    pool: int = 0
 
     def later(self, seconds: float) -> "HeldLine":
         """The same with its moments by another clock."""
@@ -156,9 +159,12 @@ class PeersHeld:
         lines = self._by_line.get((model, line))
         return sum([each.before(rank) for each in lines]) if lines else 0
 
-    def is_first(self, model: str, line: LineKey, rank: Rank, ticket: int = 0) -> bool:
-        """Whether no peer's request goes before one of that rank and ticket in this line."""
+    def is_first(self, model: str, line: LineKey, rank: Rank, ticket: int = 0, pool: int = 0) -> bool:
+        """Whether no peer's request goes before one of that rank and ticket in this line. One that its router may not
+        send to the same backends, such as those that it alone cannot reach, is in nobody's way: the room may be where
+        it cannot go.
+        """
         if not self._counts.get(model):
             return True
         before = (*self._by_line.get((model, line), ()), *self._reserving.get(model, ()))
-        return not any(each.goes_before(rank, ticket) for each in before)
+        return not any(each.goes_before(rank, ticket) for each in before if each.pool in (0, pool))

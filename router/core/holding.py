@@ -30,6 +30,8 @@ Competes = Callable[[Flight, Flight], bool]
 """Whether there is a backend that may be sent either of two requests."""
 Beside = Callable[[str], Collection[str]]
 """The models that some backend of this one serves too."""
+PoolDigest = Callable[[str], int]
+"""A number by which routers see whether they may send a model's requests to the same backends; 0: to none."""
 
 
 class Holding:
@@ -44,6 +46,7 @@ class Holding:
         decide: Decide,
         competes: Competes,
         beside: Beside,
+        pool: PoolDigest,
         elsewhere: PeersHeld,
     ) -> None:
         self._flights = flights
@@ -51,6 +54,7 @@ class Holding:
         self._decide = decide
         self._competes = competes
         self._beside = beside
+        self._pool = pool
         self._queues: dict[str, HeldQueue] = {}
         self._reserving: set[RequestId] = set()  # for which the next room is, and some that are held no longer
         self._freed = 0  # how many of them were decided, and are held no longer
@@ -140,12 +144,15 @@ class Holding:
 
     def lines(self, times: tuple[int, ...]) -> tuple[HeldLine, ...]:
         """What is held here, for peers. Lines of requests that some backends have failed, or that a client sends to
-        backends that it names, are this router's own affair.
+        backends that it names, are this router's own affair, and so is what it may send nowhere now.
         """
         return first_lines(
             [
-                HeldLine(model, line[0], line[1], count, ranks, times, self._flights[first].alone, ticket_of(first))
+                HeldLine(
+                    model, line[0], line[1], count, ranks, times, self._flights[first].alone, ticket_of(first), pool
+                )
                 for model, queue in self._queues.items()
+                if (pool := self._pool(model))
                 for line, count, ranks, first in queue.summaries()
                 if len(line[0]) == SHARED_PLACE and len(ranks[0]) == len(ranks[-1])
             ]
@@ -156,7 +163,8 @@ class Holding:
         request, elsewhere = flight.request, self.elsewhere
         if not elsewhere.count(request.model):
             return True
-        return elsewhere.is_first(request.model, flight.line, flight.rank, ticket_of(request.id))
+        pool = self._pool(request.model)
+        return elsewhere.is_first(request.model, flight.line, flight.rank, ticket_of(request.id), pool)
 
     def gives_way(self, flight: Flight, now_s: float) -> bool:
         """Whether the room that a request has is for one that a peer holds; if so it is decided again shortly."""

@@ -28,6 +28,7 @@ from router.core.slot_table import SlotTable
 from router.core.types import Backend, Request
 
 _INF: Final = float("inf")
+_DIGEST_SHIFT: Final = 11
 _NONE: Final = frozen(np.array([], dtype=np.intp))
 
 
@@ -240,6 +241,12 @@ class Roster:
             slots = self._pools[model] = frozen(np.array(chosen, dtype=np.intp))
             self._shortest[model] = min(map(self._context_tokens, chosen), default=_INF)
         return slots
+
+    def pool_digest(self, model: str) -> int:
+        """A number that routers have in common where their pools of a model have the same backends; 0: it is empty.
+        Below 2**53: other readers of a record have no larger number.
+        """
+        return int(np.bitwise_xor.reduce(self.name_hashes[self.pool(model)])) >> _DIGEST_SHIFT
 
     def taking(self, request: Request, least: float, most: float) -> Slots:
         """Those of the pool whose context holds the prompt, with its whole reply where there are such. Empty: the

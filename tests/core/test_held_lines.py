@@ -14,6 +14,7 @@ import policies
 from router.core import border
 from router.core.decisions import Dispatch, Hold, RequestRecord, Send
 from router.core.dispatcher import Dispatcher
+from router.core.errors import DownReason
 from router.core.held_lines import LINES_A_MESSAGE, SETTLE_S, YIELD_S, HeldLine, PeersHeld, first_lines
 from router.core.held_queue import RANKS_A_LINE, HeldQueue
 from router.core.peer_change import WHOLE_S, PeerChange
@@ -92,6 +93,9 @@ def test_lines_of_other_bounds_models_and_policies_are_in_nobodys_way():
     held.replace("a", [line(1.0, alone=True)], 0.0)
     assert not held.is_first("m", other, (5.0,))
     assert held.is_first("m", other, (1.0,))
+    held.replace("a", [line(1.0, alone=True, pool=7)], 0.0)
+    assert not held.is_first("m", other, (5.0,), pool=7)
+    assert held.is_first("m", other, (5.0,), pool=8)
 
 
 def test_requests_of_one_moment_have_the_same_order_everywhere():
@@ -313,6 +317,48 @@ def test_a_router_that_dies_with_held_requests_holds_up_nobody_for_long():
     assert [name for _, name in it.sends] == ["running", "waits"]
     assert it.sends[1][0] - it.sends[0][0] < SERVICE_S + 0.05 + 2 * YIELD_S
     assert not it.cores[1].held_anywhere
+
+
+class FirstIdle:
+    """Sends to the first backend that is idle."""
+
+    def choose(self, request, fleet, forecast, rng):
+        idle = fleet.slots[fleet.requests < 1.0].tolist()
+        return Dispatch(idle[0], "idle") if idle else Hold(fleet.now_s + 0.05, "busy")
+
+
+def test_room_is_not_kept_for_a_router_that_may_not_use_it():
+    """It alone finds a backend down, and holds for the other one: meanwhile others use what it cannot."""
+    it = Routers(2, backends="ab", routing=FirstIdle())
+    it.run(0.4)
+    it._perform(0, it.cores[0].backend_health("b", False, it.now_s, DownReason.REFUSED))
+    for number, (router, name) in enumerate([(1, "first"), (0, "held"), (1, "second"), (1, "third")]):
+        it.run(0.5 + number * 0.01)
+        it.arrive(router, name)
+    it.run(1.0)
+    (first, second, *rest), free_s = it.sends, 0.5 + SERVICE_S
+    assert [first, second] == [(0.5, "first"), (0.52, "second")]
+    assert it.chosen[:2] == ["a", "b"]
+    assert sorted(name for _, name in rest) == ["held", "third"]
+    assert free_s <= rest[0][0] <= free_s + 2 * HOP_S
+
+
+def test_room_is_not_kept_for_a_router_that_reaches_no_backend():
+    """It may hold requests for as long as it finds all of them down, and their deadlines are the earliest."""
+    it = Routers(2)
+    it.run(0.5)
+    for name in ("sent", "held"):
+        it.arrive(0, name)
+    it._perform(0, it.cores[0].backend_health("a", False, it.now_s, DownReason.REFUSED))
+    it.run(0.5 + 2 * SERVICE_S)
+    due = [it.now_s + number * 1.5 * SERVICE_S for number in range(5)]
+    for number, when_s in enumerate(due):
+        it.run(when_s)
+        it.arrive(1, f"other{number}")
+    it.run(it.now_s + 1.5 * SERVICE_S)
+    assert it.sends[1:] == [(when_s, f"other{number}") for number, when_s in enumerate(due)]
+    it._perform(0, it.cores[0].backend_health("a", True, it.now_s))
+    assert it.sends[-1] == (it.now_s, "held")
 
 
 ARRIVALS = st.lists(

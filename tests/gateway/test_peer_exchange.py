@@ -50,7 +50,7 @@ SHARED = PeerChange(
     True,
     part=1,
     parts=2,
-    held=(HeldLine("m", (0.0, "chat"), (3.0, inf, inf, 0.9), 2, ((1.0, -2.5), (1.0, 7.0)), (1,), True, 9),),
+    held=(HeldLine("m", (0.0, "chat"), (3.0, inf, inf, 0.9), 2, ((1.0, -2.5), (1.0, 7.0)), (1,), True, 9, 5),),
     outcomes=(Outcome("a", 7, 0, 1, 0.3, 0.001, 0.02, (0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.2)),),
     replies=(ReplyLength("m", "chat", 200, 512),),
 )

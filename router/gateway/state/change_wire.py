@@ -143,7 +143,9 @@ def _few(given: Any, most: int) -> list[Any]:
     return given
 
 
-def _held(model: Any, place: Any, bounds: Any, count: Any, ranks: Any, times: Any, alone: Any, ticket: Any) -> HeldLine:
+def _held(
+    model: Any, place: Any, bounds: Any, count: Any, ranks: Any, times: Any, alone: Any, ticket: Any, pool: Any = 0
+) -> HeldLine:
     return HeldLine(
         _name(model),
         tuple([each if isinstance(each, str) else border.number(each) for each in _few(place, PLACE_MOST)]),
@@ -153,6 +155,7 @@ def _held(model: Any, place: Any, bounds: Any, count: Any, ranks: Any, times: An
         tuple([_count(each) for each in _few(times, RANK_MOST)]),
         alone is True,
         _count(ticket),
+        _count(pool),
     )
 
 
