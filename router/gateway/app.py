@@ -478,9 +478,11 @@ class Gateway:
 
     async def close(self) -> None:
         """Stop it; the server has drained by now."""
-        for task in self._tasks:
+        tasks = (*self._tasks, *self._verdicts)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.reloader.close()
         if self.changes is not None:
             await self.changes.close()
         await self.sources.close()

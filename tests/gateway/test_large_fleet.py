@@ -149,6 +149,36 @@ async def test_engines_that_are_found_at_once_are_taken_in_few_swaps(tmp_path: P
     assert len(swapped) - 1 <= 3
 
 
+async def test_what_a_swap_begins_ends_with_the_gateway(tmp_path: Path) -> None:
+    """A swap of many backends has many parts, and a stop may come between two of them; none begins after it."""
+    gateway, begun, go_on = made(tmp_path, 2), asyncio.Event(), asyncio.Event()
+    await gateway.start()
+    gateway.reloader.complete = lambda plan: replace(plan, version="found")
+
+    async def swap(plan: Plan) -> None:
+        begun.set()
+        await go_on.wait()
+        await gateway._adopt_backends(plan)
+
+    swapping = asyncio.create_task(gateway.reloader.completed(swap))
+    await begun.wait()
+    closing = asyncio.create_task(gateway.close())
+    await until(lambda: all(task.done() for task in gateway._tasks))
+    late = asyncio.create_task(gateway.reloader.completed(swap))
+    for _ in range(50):  # turns, in which a close that did not wait would be over
+        await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    assert swapping.done()
+    assert gateway.plan.version == "found"
+    assert not gateway.engines.watches
+    assert not gateway.model_lists._reading
+    gateway.reloader.complete = lambda plan: replace(plan, version="late")
+    await gateway.close()
+    assert gateway.plan.version == "found"
+    late.cancel()
+
+
 async def test_beliefs_are_kept_and_restored_in_parts() -> None:
     """What a thousand backends have taught is megabytes; one may leave meanwhile."""
     backends = [fakes.backend(f"b{n}") for n in range(MANY)]

@@ -104,6 +104,7 @@ class Reloader:
         self._completions_due = self._completions_done = 0  # calls of ``completed``, and those whose finds serve
         self._one_at_a_time = asyncio.Lock()  # attempts at another config
         self._swapping = asyncio.Lock()  # the running plan is read, changed and written
+        self._closed = False
         audit.file = running.settings.reload.audit_file
         self._keep(running, "start", UNNEEDED)
         observer.reloaded(True, running.version, self.last.at_s)
@@ -114,6 +115,14 @@ class Reloader:
         """Make the first config the running one; what is discovered meanwhile waits for it."""
         async with self._swapping:
             await self._swap(self.running, None)
+
+    async def close(self) -> None:
+        """No plan becomes the running one from now on; a swap that is under way ends first, for it begins what the
+        gateway is about to end.
+        """
+        if not self._closed:
+            self._closed = True
+            await self._swapping.acquire()
 
     async def reload(self, origin: str, *, forced: bool = False) -> Reloaded:
         """Take the file as it is now, whole or not at all. *forced*: whatever SLO attainment its policies lose in the
