@@ -10,6 +10,9 @@ import pytest
 from router.core.types import Request
 from router.engines import ListedModel, model_list
 from router.gateway.app import Gateway
+from router.gateway.config.plan import plan_file
+from router.gateway.discovery.model_lists import ModelLists
+from router.gateway.monitoring.probe import ProbeClient
 from tests import fakes
 from tests.fakes_router import HEALTHY, Router, backend, config, router
 from tests.fakes_wire import ScriptedEngine, reply, stream
@@ -142,6 +145,31 @@ async def test_an_adapter_of_a_model_that_is_not_routed_is_none_of_ours(tmp_path
             assert (await it.get("/v1/models/n")).json()["root"] == "/l/named"
             assert (await it.chat(body={"model": "mine"})).status_code == 200
             assert engine.asked == ["mine"]
+
+
+async def test_a_list_whose_reading_ends_before_it_serves_is_taken_again(tmp_path: Path) -> None:
+    """As where a reload, for which it waits, gives the backend another key: the next reading finds the same list."""
+    path = tmp_path / "r.yaml"
+    facts = "{name: a, url: 'http://127.0.0.1:9', models: [base], card: l4, model: qwen3-4b}"
+    path.write_text(f"listen: {{port: 0}}\nbackends: [{facts}]\n", encoding="utf-8")
+    given, waiting, swapped = plan_file(path).addresses[0], asyncio.Event(), asyncio.Event()
+
+    async def changed() -> None:
+        waiting.set()
+        await swapped.wait()
+
+    lists = ModelLists(changed, lambda *_: None, ProbeClient, lambda: 0.0)
+    found = (ListedModel("base"), ListedModel("lora", parent="base"))
+    reading = asyncio.create_task(lists._take(given, found))
+    await waiting.wait()
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    waiting.clear()
+    swapped.set()
+    for served in (False, True):
+        await lists._take(given, found)
+        assert waiting.is_set() is not served
+        waiting.clear()
 
 
 @pytest.mark.parametrize(("engine_kind", "warns"), [("vllm", True), ("llamacpp", False)])

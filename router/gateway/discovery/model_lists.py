@@ -51,6 +51,7 @@ class ModelLists:
         self._clock = clock
         self._places = Places()
         self._reading: dict[str, tuple[tuple[ListedEngine, float, float], Repeated]] = {}
+        self._unserved: set[str] = set()  # whose lists have changed; what serves may not have them yet
 
     def adapters(self, given: Backend) -> ListedAdapters:
         """The adapters that the engine lists of models that are routed to it."""
@@ -93,7 +94,7 @@ class ModelLists:
 
     async def _take(self, given: Backend, found: tuple[ListedModel, ...]) -> None:
         """What the engine lists now; an empty list is none, since an engine serves one model at least."""
-        if not found or found == self.lists.get(given.name):
+        if not found or (found == self.lists.get(given.name) and given.name not in self._unserved):
             return
         before = self.adapters(given)
         self.lists[given.name] = found
@@ -111,11 +112,15 @@ class ModelLists:
             if names:
                 _log.info("backend %s: adapters %s: %s", given.name, what, ", ".join(sorted(names)))
         if now != before:
-            await self._on_changed()
+            self._unserved.add(given.name)
+        if given.name in self._unserved:
+            await self._on_changed()  # a reading that ends before that leaves it to the next one
+            self._unserved.discard(given.name)
 
     def forget(self, name: str) -> None:
         """A backend has left: its list is dropped."""
         self.lists.pop(name, None)
+        self._unserved.discard(name)
 
     async def _end(self, name: str) -> None:
         await self._reading.pop(name)[1].stop()
