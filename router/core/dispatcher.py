@@ -192,12 +192,12 @@ class Dispatcher(FleetEvents):
         if elsewhere and not self._holding.is_first(flight):
             fleet.ahead = self._held_elsewhere.ahead(request.model, flight.line, flight.rank)
             return self._behind(flight, fleet, forecast, now_s + YIELD_S, now_s)
-        if self.ledger.peers.sending and self._settles(flight, queue, forecast):
+        if self.ledger.peers.sending and self._settles(flight, queue, fleet, forecast):
             flight.settled_s = now_s + SETTLE_S
             return self._hold(flight, Hold(flight.settled_s, "routers decide one after another"), now_s)
         return self._route(flight, fleet, forecast, now_s)
 
-    def _settles(self, flight: Flight, queue: HeldQueue | None, forecast: Forecast) -> bool:
+    def _settles(self, flight: Flight, queue: HeldQueue | None, fleet: Fleet, forecast: Forecast) -> bool:
         """Whether peers are to know of a new request before it is decided."""
         slo, admission = flight.request.slo, self.admission
         bound_s = min(slo.ttft_s, slo.e2e_s)
@@ -205,7 +205,11 @@ class Dispatcher(FleetEvents):
             return False
         if admission.hold_s_max <= YIELD_S or (len(queue) if queue is not None else 0) >= admission.held_max:
             return False
-        return settles(bound_s, float(forecast.rest[TTFT].min()))
+        if not settles(bound_s, inf):
+            return False
+        one = fleet.among(frozen(fleet.slots[:1]))  # where a prompt is short there, it takes no forecast of all others
+        one_s = Forecast(flight.request, one, self.belief).rest.item(TTFT, 0)
+        return settles(bound_s, one_s) and settles(bound_s, float(forecast.rest[TTFT].min()))
 
     def _with_model(self, request: Request, model: str) -> Request:
         """The request as the client sent it, for another model."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count, pairwise
-from math import inf
+from math import inf, isnan
 from random import Random
 
 import pytest
@@ -303,6 +303,16 @@ def test_a_request_settles_only_where_it_may_be_held_and_has_the_time(admission,
     commands = it.arrived(request("long", slo=Slo(ttft_s=bound_s), prompt_tokens=8_000), 0.0)
     assert any(isinstance(each, Send) for each in commands) == sent
     assert it.held == (not sent)
+
+
+def test_a_short_prompt_takes_no_forecast_of_all_backends_for_being_decided_at_once():
+    """Of a thousand of them that would be most of a decision, for a policy that reads none."""
+    it = fakes.core(backend("a"), backend("b", slower=0.5), routing="round_robin")
+    it.on_peer_change("peer", PeerChange({}, whole=True), 0.0)
+    (send,) = it.arrived(request("short", slo=Slo(ttft_s=1.0), prompt_tokens=100), 0.0)
+    assert isnan(send.predicted_ttft_s)
+    it.arrived(request("long", slo=Slo(ttft_s=1.0), prompt_tokens=16_000), 0.0)
+    assert it.held == 1
 
 
 def test_a_router_that_dies_with_held_requests_holds_up_nobody_for_long():
