@@ -189,21 +189,25 @@ class Dispatcher(FleetEvents):
                 until_s = inf if keeper is None else max(keeper.ask_again_s, now_s)
                 fleet.ahead += self._held_elsewhere.ahead(request.model, flight.line, flight.rank)
                 return self._behind(flight, fleet, forecast, until_s, now_s)
-        if elsewhere and not self._holding.is_first(flight):
+        may_wait = self._may_wait(queue)
+        if may_wait and elsewhere and not self._holding.is_first(flight):
             fleet.ahead = self._held_elsewhere.ahead(request.model, flight.line, flight.rank)
             return self._behind(flight, fleet, forecast, now_s + YIELD_S, now_s)
-        if self.ledger.peers.sending and self._settles(flight, queue, fleet, forecast):
+        if may_wait and self.ledger.peers.sending and self._settles(flight, fleet, forecast):
             flight.settled_s = now_s + SETTLE_S
             return self._hold(flight, Hold(flight.settled_s, "routers decide one after another"), now_s)
         return self._route(flight, fleet, forecast, now_s)
 
-    def _settles(self, flight: Flight, queue: HeldQueue | None, fleet: Fleet, forecast: Forecast) -> bool:
+    def _may_wait(self, queue: HeldQueue | None) -> bool:
+        """Whether a request may be held for the sake of peers, rather than be refused for that."""
+        admission = self.admission
+        return admission.hold_s_max > YIELD_S and (len(queue) if queue is not None else 0) < admission.held_max
+
+    def _settles(self, flight: Flight, fleet: Fleet, forecast: Forecast) -> bool:
         """Whether peers are to know of a new request before it is decided."""
-        slo, admission = flight.request.slo, self.admission
+        slo = flight.request.slo
         bound_s = min(slo.ttft_s, slo.e2e_s)
-        if bound_s == inf or flight.attempts or flight.held_s or rank_times(admission) is None:
-            return False
-        if admission.hold_s_max <= YIELD_S or (len(queue) if queue is not None else 0) >= admission.held_max:
+        if bound_s == inf or flight.attempts or flight.held_s or rank_times(self.admission) is None:
             return False
         if not settles(bound_s, inf):
             return False

@@ -166,9 +166,13 @@ class Holding:
         pool = self._pool(request.model)
         return elsewhere.is_first(request.model, flight.line, flight.rank, ticket_of(request.id), pool)
 
+    def _is_behind_peers(self, flight: Flight, now_s: float) -> bool:
+        """Whether a held request is behind a peer's. Not where its hold ends before it would have given way."""
+        return flight.hold_until_s > now_s + YIELD_S and not self.is_first(flight)
+
     def gives_way(self, flight: Flight, now_s: float) -> bool:
         """Whether the room that a request has is for one that a peer holds; if so it is decided again shortly."""
-        if self.is_first(flight):
+        if not self._is_behind_peers(flight, now_s):
             return False
         if flight.yields_until_s == inf:
             flight.yields_until_s = now_s + YIELD_S
@@ -288,8 +292,11 @@ class Holding:
         served = False
         while (request_id := queue.first_of(line)) is not None:
             flight = self._flights[request_id]
-            if now_s < flight.settled_s or not (due or self.is_first(flight)):
-                self.ask_again(flight, flight.settled_s if now_s < flight.settled_s else now_s + LOOK_S)
+            if now_s < flight.settled_s:
+                self.ask_again(flight, flight.settled_s)
+                return None
+            if not due and self._is_behind_peers(flight, now_s):
+                self.ask_again(flight, min(now_s + LOOK_S, flight.hold_until_s - YIELD_S))
                 return None
             keeper = self.keeper(queue, flight) if served else None
             if keeper is not None:  # of a rank between the one that was served and this one

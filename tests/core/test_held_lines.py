@@ -17,6 +17,7 @@ from router.core.dispatcher import Dispatcher
 from router.core.errors import DownReason
 from router.core.held_lines import LINES_A_MESSAGE, SETTLE_S, YIELD_S, HeldLine, PeersHeld, first_lines
 from router.core.held_queue import RANKS_A_LINE, HeldQueue
+from router.core.holding import line_of
 from router.core.peer_change import WHOLE_S, PeerChange
 from router.core.types import Slo, Usage
 from tests import fakes
@@ -30,6 +31,11 @@ HOP_S = 0.001
 def line(*ranks, model="m", **facts):
     """A line of requests with these ranks, each a number."""
     return HeldLine(model, *LINE, len(ranks), tuple([(float(rank),) for rank in ranks]), **facts)
+
+
+def before_all(model):
+    """A peer's request in the line of those with a TTFT SLO of 5 s, long before them."""
+    return HeldLine(model, *line_of(Slo(ttft_s=5.0), (0.0, "")), 1, ((0.0, -50.0, -50.0),))
 
 
 def pushed(ranks):
@@ -313,6 +319,31 @@ def test_a_short_prompt_takes_no_forecast_of_all_backends_for_being_decided_at_o
     assert isnan(send.predicted_ttft_s)
     it.arrived(request("long", slo=Slo(ttft_s=1.0), prompt_tokens=16_000), 0.0)
     assert it.held == 1
+
+
+@pytest.mark.parametrize("admission", [{"hold_s_max": 0.01}, {"held_max": 0}])
+def test_what_may_not_be_held_does_not_give_way(admission):
+    """It would be refused for a peer's sake, with room for it."""
+    it = fakes.core(backend(), routing="round_robin", admission=admission)
+    it.on_peer_change("peer", PeerChange({}, held=(before_all("m"),)), 0.0)
+    (send,) = it.arrived(request("r", slo=Slo(ttft_s=5.0)), 0.0)
+    assert isinstance(send, Send)
+
+
+@pytest.mark.parametrize("free_s", [0.93, 0.951, 0.972, 0.99])
+def test_a_request_whose_hold_is_about_to_end_does_not_give_way(free_s):
+    """It would be refused while room is there."""
+    it = fakes.core(backend(), routing="round_robin", admission={"hold_s_max": 1.0})
+    it.routing = OneAtATime()
+    it.arrived(request("running", slo=Slo(ttft_s=5.0)), 0.0)
+    it.arrived(request("held", slo=Slo(ttft_s=5.0)), 0.0)
+    while it.wake_s < free_s:
+        it.ticked(it.wake_s)
+    it.on_peer_change("peer", PeerChange({}, held=(before_all("m"),)), free_s)
+    commands = list(it.client_left("running", free_s))
+    while it.wake_s <= 1.0:
+        commands += it.ticked(it.wake_s)
+    assert [each.request_id for each in commands if isinstance(each, Send)] == ["held"]
 
 
 def test_a_router_that_dies_with_held_requests_holds_up_nobody_for_long():
