@@ -75,8 +75,8 @@ class Candidates:
         others, first_rank = self._holding.competitors(queue, flight)
         if self._holding.elsewhere:
             model = flight.request.model
-            others += self._holding.elsewhere.count(model)
-            first_rank = min(filter(None, (first_rank, self._holding.elsewhere.first_rank(model))), default=())
+            others += self._holding.held_elsewhere(model)
+            first_rank = min(filter(None, (first_rank, self._holding.first_elsewhere(model))), default=())
         return Fleet(self._ledger, slots, now_s, others, first_rank, hold_s)
 
     def untried(self, flight: Flight, hold_s_max: float, now_s: float) -> Fleet | None:

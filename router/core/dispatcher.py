@@ -172,7 +172,7 @@ class Dispatcher(FleetEvents):
         """Admit a request that these backends take, and decide about it."""
         request = flight.request
         queue = self._holding.queue(request.model)
-        elsewhere = self._held_elsewhere.count(request.model)
+        elsewhere = self._holding.held_elsewhere(request.model)
         if queue or elsewhere:
             flight.line = self._candidates.line(flight)
         fleet = self._candidates.fleet(flight, slots, queue, self.admission.hold_s_max, now_s)
@@ -187,11 +187,11 @@ class Dispatcher(FleetEvents):
             keeper = self._holding.keeper(queue, flight)
             if fleet.ahead or keeper is not None:
                 until_s = inf if keeper is None else max(keeper.ask_again_s, now_s)
-                fleet.ahead += self._held_elsewhere.ahead(request.model, flight.line, flight.rank)
+                fleet.ahead += self._holding.ahead_elsewhere(flight)
                 return self._behind(flight, fleet, forecast, until_s, now_s)
         may_wait = self._may_wait(queue)
         if may_wait and elsewhere and not self._holding.is_first(flight):
-            fleet.ahead = self._held_elsewhere.ahead(request.model, flight.line, flight.rank)
+            fleet.ahead = self._holding.ahead_elsewhere(flight)
             return self._behind(flight, fleet, forecast, now_s + YIELD_S, now_s)
         if may_wait and self.ledger.peers.sending and self._settles(flight, fleet, forecast):
             flight.settled_s = now_s + SETTLE_S

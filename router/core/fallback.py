@@ -95,7 +95,7 @@ class Fallbacks:
     ) -> Offer | None:
         request = flight.request
         queue = self._holding.queue(request.model)
-        waits = bool(queue) or self._holding.elsewhere.count(request.model) > 0
+        waits = bool(queue) or self._holding.held_elsewhere(request.model) > 0
         flight.line = self._candidates.line(flight) if waits else NO_LINE
         fleet = self._candidates.fleet(flight, slots, queue, admission.hold_s_max, now_s)
         forecast = Forecast(request, fleet, self._belief)

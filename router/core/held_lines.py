@@ -111,8 +111,8 @@ class PeersHeld:
     def __init__(self) -> None:
         self._by_peer: dict[str, tuple[HeldLine, ...]] = {}
         self._by_line: dict[tuple[str, LineKey], list[HeldLine]] = {}
-        self._counts: dict[str, int] = {}  # by model
-        self._first: dict[str, Rank] = {}  # by model
+        self._counts: dict[tuple[str, int], int] = {}  # by model and pool
+        self._first: dict[tuple[str, int], Rank] = {}  # likewise
         self._reserving: dict[str, list[HeldLine]] = {}  # by model
 
     def __bool__(self) -> bool:
@@ -132,8 +132,9 @@ class PeersHeld:
         for lines in self._by_peer.values():
             for line in lines:
                 self._by_line.setdefault((line.model, (line.place, line.bounds)), []).append(line)
-                self._counts[line.model] = self._counts.get(line.model, 0) + line.count
-                self._first[line.model] = min(line.ranks[0], self._first.get(line.model, line.ranks[0]))
+                of = line.model, line.pool
+                self._counts[of] = self._counts.get(of, 0) + line.count
+                self._first[of] = min(line.ranks[0], self._first.get(of, line.ranks[0]))
                 if line.alone:
                     self._reserving.setdefault(line.model, []).append(line)
 
@@ -146,25 +147,25 @@ class PeersHeld:
             self._add_up()
         return bool(gone)
 
-    def count(self, model: str) -> int:
-        """How many requests for a model peers hold."""
-        return self._counts.get(model, 0)
+    # A request is in the way of those that may be sent to the same backends (``pool``: of this router, now). Where its
+    # own router alone cannot reach some, the room may be where it cannot go.
 
-    def first_rank(self, model: str) -> Rank:
+    def count(self, model: str, pool: int = 0) -> int:
+        """How many requests for a model peers hold for the same backends."""
+        return sum([self._counts.get((model, each), 0) for each in {0, pool}])
+
+    def first_rank(self, model: str, pool: int = 0) -> Rank:
         """The rank of the first of those; () where there is none."""
-        return self._first.get(model, ())
+        return min([self._first[model, each] for each in {0, pool} if (model, each) in self._first], default=())
 
-    def ahead(self, model: str, line: LineKey, rank: Rank) -> int:
+    def ahead(self, model: str, line: LineKey, rank: Rank, pool: int = 0) -> int:
         """How many of those are in this line and before that rank."""
-        lines = self._by_line.get((model, line))
-        return sum([each.before(rank) for each in lines]) if lines else 0
+        lines = self._by_line.get((model, line), ())
+        return sum([each.before(rank) for each in lines if each.pool in (0, pool)])
 
     def is_first(self, model: str, line: LineKey, rank: Rank, ticket: int = 0, pool: int = 0) -> bool:
-        """Whether no peer's request goes before one of that rank and ticket in this line. One that its router may not
-        send to the same backends, such as those that it alone cannot reach, is in nobody's way: the room may be where
-        it cannot go.
-        """
-        if not self._counts.get(model):
+        """Whether none of those goes before one of that rank and ticket in this line."""
+        if not self.count(model, pool):
             return True
         before = (*self._by_line.get((model, line), ()), *self._reserving.get(model, ()))
         return not any(each.goes_before(rank, ticket) for each in before if each.pool in (0, pool))

@@ -158,10 +158,23 @@ class Holding:
             ]
         )
 
+    def held_elsewhere(self, model: str) -> int:
+        """How many requests for a model peers hold for the backends that this router may send them to."""
+        return self.elsewhere.count(model, self._pool(model)) if self.elsewhere else 0
+
+    def first_elsewhere(self, model: str) -> Rank:
+        """The rank of the first of those; () where there is none."""
+        return self.elsewhere.first_rank(model, self._pool(model)) if self.elsewhere else ()
+
+    def ahead_elsewhere(self, flight: Flight) -> int:
+        """How many of those are in the line of a request and before it."""
+        model = flight.request.model
+        return self.elsewhere.ahead(model, flight.line, flight.rank, self._pool(model)) if self.elsewhere else 0
+
     def is_first(self, flight: Flight) -> bool:
         """Whether no peer's request goes before this one."""
         request, elsewhere = flight.request, self.elsewhere
-        if not elsewhere.count(request.model):
+        if not elsewhere:
             return True
         pool = self._pool(request.model)
         return elsewhere.is_first(request.model, flight.line, flight.rank, ticket_of(request.id), pool)

@@ -43,6 +43,7 @@ class Roster:
         self._slot_of: dict[str, int] = {}
         self.backends: list[Backend | None] = []
         self._pools: dict[str, Slots] = {}
+        self._pool_digests: dict[str, int] = {}
         self._shortest: dict[str, float] = {}  # context of any backend in each pool, tokens
         self._spanned: tuple[Slots | None, slice | None] = (None, None)
         self.first = 0  # of the slots of the last ``span``
@@ -204,6 +205,7 @@ class Roster:
 
     def _forget_pools(self) -> None:
         self._pools.clear()
+        self._pool_digests.clear()
         self.version += 1
 
     def _changed(self, before: Backend | None, now: Backend | None) -> None:
@@ -246,7 +248,14 @@ class Roster:
         """A number that routers have in common where their pools of a model have the same backends; 0: it is empty.
         Below 2**53: other readers of a record have no larger number.
         """
-        return int(np.bitwise_xor.reduce(self.name_hashes[self.pool(model)])) >> _DIGEST_SHIFT
+        digest = self._pool_digests.get(model)
+        if digest is None:
+            slots = self.pool(model)
+            if not len(slots):
+                return 0
+            found = int(np.bitwise_xor.reduce(self.name_hashes[slots])) >> _DIGEST_SHIFT
+            digest = self._pool_digests[model] = found
+        return digest
 
     def taking(self, request: Request, least: float, most: float) -> Slots:
         """Those of the pool whose context holds the prompt, with its whole reply where there are such. Empty: the

@@ -100,8 +100,10 @@ def test_lines_of_other_bounds_models_and_policies_are_in_nobodys_way():
     assert not held.is_first("m", other, (5.0,))
     assert held.is_first("m", other, (1.0,))
     held.replace("a", [line(1.0, alone=True, pool=7)], 0.0)
-    assert not held.is_first("m", other, (5.0,), pool=7)
-    assert held.is_first("m", other, (5.0,), pool=8)
+    for pool, ranks in ((7, [1.0]), (8, [])):
+        assert held.is_first("m", other, (5.0,), pool=pool) == (not ranks)
+        assert held.count("m", pool) == held.ahead("m", LINE, (5.0,), pool) == len(ranks)
+        assert held.first_rank("m", pool) == tuple(ranks)
 
 
 def test_requests_of_one_moment_have_the_same_order_everywhere():
@@ -382,6 +384,21 @@ def test_room_is_not_kept_for_a_router_that_may_not_use_it():
     assert it.chosen[:2] == ["a", "b"]
     assert sorted(name for _, name in rest) == ["held", "third"]
     assert free_s <= rest[0][0] <= free_s + 2 * HOP_S
+
+
+def test_what_a_router_holds_that_may_use_no_room_here_refuses_nobody():
+    """Where many wait in front, the policy fair refuses at once; those of a router that finds other backends up do not
+    wait in front.
+    """
+    lines = [HeldLine("m", *line_of(Slo(ttft_s=1.0), (0.0, "")), 1_000, ((-9.0, -9.0),), pool=7)]
+    fair = policies.find("admission", "fair")
+    it = Dispatcher(policies.find("routing", "least_request"), fair, Random(1))
+    it.backend_joined(backend(), 0.0)
+    it.arrived(request("running"), 0.0)
+    it.first_token("running", 1, 0.1)
+    it.on_peer_change("peer", PeerChange({}, held=tuple(lines)), 0.1)
+    (send,) = it.arrived(request("r", arrived_s=0.1, slo=Slo(ttft_s=1.0)), 0.1)
+    assert isinstance(send, Send)
 
 
 def test_room_is_not_kept_for_a_router_that_reaches_no_backend():
