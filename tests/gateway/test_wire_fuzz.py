@@ -317,8 +317,8 @@ async def test_clients_that_leave_at_random_leak_nothing() -> None:
         await until(lambda: gate.core.in_flight == 0 and not gate.state.connections)
         assert not gate.driver._in_flight
         assert len(gate.seen.outcomes) == len({outcome.record.request.id for outcome in gate.seen.outcomes})
-        for upstream in gate.driver.upstreams.values():
-            assert all(connection.reader is None for connection in upstream.open)
+        for upstream in gate.driver.upstreams.values():  # what an engine sends after an abort is read for a moment
+            await until(lambda: all(connection.reader is None for connection in upstream.open))  # noqa: B023
         await engine.stop()
     gc.collect()
     await until(lambda: sockets() <= before)
