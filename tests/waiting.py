@@ -13,8 +13,8 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def until_async(condition: Callable[[], Awaitable[object]]) -> None:
-    """The same for a condition that itself asks somebody."""
+async def until_async(condition: Callable[[], Awaitable[object]], every_s: float = 0.005) -> None:
+    """The same for a condition that has to be requested, so often."""
     async with asyncio.timeout(WITHIN_S):
         while not await condition():  # noqa: ASYNC110 - any condition, not one event
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(every_s)

@@ -21,6 +21,7 @@ from router.engines.prometheus import ScrapedPage, Snapshot
 OPENAI_PROTOCOL: Final = "openai"
 MODELS_PATH: Final = "/v1/models"
 _MESSAGE_CHARS_MAX: Final = 2_000
+_MESSAGES: Final = ("message", "text", "msg")  # the keys of an error's
 _STATUSES: Final = range(400, 600)
 
 
@@ -165,9 +166,6 @@ def error_names(payload: bytes) -> frozenset[str]:
         return frozenset()
     values = (error.get(key) for key in ("param", "type", "code"))
     return frozenset(str(value).lower() for value in values if isinstance(value, str | int))
-
-
-_MESSAGES: Final = ("message", "text", "msg")
 
 
 def read_error(payload: bytes) -> tuple[int, str]:

@@ -21,11 +21,10 @@ import yaml
 
 from tests.bench.fault_run import children
 from tests.bench.paced import END, HEAD, PAGE, TOKEN, chunk
-from tests.bench.test_reload_load import process, up
+from tests.bench.test_reload_load import process, until_up
 from tests.redis_server import free_port
 
 GAP_S = 1.0
-START_S = 120.0
 SETTLE_S = 3.0
 AT_ONCE = 50
 WARM = 400  # requests until pools, tables and caches have their size
@@ -155,9 +154,7 @@ async def measured(idle: int, streams: int, workers: int, holders: int) -> dict[
         gateway = await stack.enter_async_context(
             process("-m", "router", "serve", "--config", str(path), *more, stdout=DEVNULL, stderr=DEVNULL)
         )
-        async with asyncio.timeout(START_S):
-            while not await up(f"http://127.0.0.1:{port}/readyz"):  # noqa: ASYNC110 - another process's
-                await asyncio.sleep(0.1)
+        await until_up(f"http://127.0.0.1:{port}/readyz")
         share = (str(port), str(idle // holders), str(streams // holders))
         clients = [
             await stack.enter_async_context(

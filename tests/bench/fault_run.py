@@ -28,9 +28,10 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.bench.soak import START_S, WARM_S, World, fewest_files, memory_mib, visited
-from tests.bench.test_reload_load import process, up
+from tests.bench.soak import WARM_S, World, fewest_files, memory_mib, visited
+from tests.bench.test_reload_load import process, until_up, up
 from tests.redis_server import free_port
+from tests.waiting import until_async
 
 WORKERS = 2
 TOKENS_OFF_MAX = 0.01
@@ -75,9 +76,7 @@ class Engine:
         named = ("--model", "qwen2.5-7b", "--card", "l20", "--model-name", MODEL, "--protocol", self.protocol)
         command = ("-m", "simulator", "serve", *named, "--port", str(self.port), "--speedup", "2")
         self.running = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=DEVNULL, stderr=DEVNULL)
-        async with asyncio.timeout(START_S):
-            while not await up(f"{self.url}/{'v2/health/ready' if self.protocol == 'triton' else 'health'}"):  # noqa: ASYNC110 - another process's
-                await asyncio.sleep(0.1)
+        await until_up(f"{self.url}/{'v2/health/ready' if self.protocol == 'triton' else 'health'}")
 
     async def tokens(self) -> float:
         """Output tokens that it counted in this life."""
@@ -271,10 +270,12 @@ async def scene(folder: Path, chance: Random) -> AsyncIterator[Scene]:
         command = ("-m", "router", "serve", "--config", str(config), "--workers", str(WORKERS))
         gateway = await stack.enter_async_context(process(*command, stdout=DEVNULL, stderr=DEVNULL))
         url = f"http://127.0.0.1:{port}"
-        async with asyncio.timeout(START_S):
-            while not await up(f"{url}/readyz"):
-                assert gateway.returncode is None, config.read_text(encoding="utf-8")
-                await asyncio.sleep(0.1)
+
+        async def ready() -> bool:
+            assert gateway.returncode is None, config.read_text(encoding="utf-8")
+            return await up(f"{url}/readyz")
+
+        await until_async(ready, 0.1)
         lost = dict.fromkeys(("steady", "killed", "frozen", "liar"), 0.0)
         yield Scene(engines, liar, config, document, gateway, url, chance, lost_tokens=lost)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from tests.bench.test_reload_load import up
+from tests.bench.test_reload_load import until_up
 from tests.browser import Tab, browser, found
 from tests.policy_files import policy_file
 from tests.redis_server import free_port
@@ -32,7 +32,6 @@ ENGINES = {
     "a10x2": ("--card", "a10", "--tp", "2", "--max-num-seqs", "24"),
     "h20": ("--card", "h20", "--max-num-seqs", "24"),
 }
-START_S = 180.0
 STEP_S = 600.0  # the longest that a step may take to be seen
 WAIT_S = 0.2
 PAGE_S = 30.0  # the page reads once a second
@@ -125,9 +124,7 @@ async def engine(name: str, port: int) -> Process:
     made = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "simulator", "serve", *words, stdout=DEVNULL, stderr=DEVNULL
     )
-    async with asyncio.timeout(START_S):
-        while not await up(f"http://127.0.0.1:{port}/health"):  # noqa: ASYNC110 - another process's
-            await asyncio.sleep(WAIT_S)
+    await until_up(f"http://127.0.0.1:{port}/health")
     return made
 
 
@@ -148,9 +145,7 @@ async def scene(folder: Path, shots: Path | None) -> AsyncIterator[Scene]:
             sys.executable, "-m", "router", "serve", "--config", str(path), stdout=DEVNULL, stderr=log, env=os.environ
         )
         made = Scene(f"http://127.0.0.1:{port}", folder, shots, processes, ports)
-        async with asyncio.timeout(START_S):
-            while not await up(f"{made.url}/readyz"):  # noqa: ASYNC110 - another process's
-                await asyncio.sleep(WAIT_S)
+        await until_up(f"{made.url}/readyz")
         if found() is not None:
             chromium = await stack.enter_async_context(browser(folder / "profile"))
             made.tab = await chromium.tab()

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +26,7 @@ from router.core.types import Slo
 from simulator.workload.arrivals import Arrival, Shaping, SloClass
 from simulator.workload.generators import generate, parse_recipe
 from tests.bench.parity import asks_of
-from tests.bench.test_reload_load import process, up
+from tests.bench.test_reload_load import process, until_up
 from tests.redis_server import RedisServer, free_port, server_binary
 from tests.streams import Seen, open_loop
 from tests.waiting import until_async
@@ -78,7 +77,7 @@ async def gateways(mode: str, config: Mapping[str, Any], folder: Path) -> AsyncI
             await stack.enter_async_context(process("-m", "router", *words, **_QUIET))
             ports.append(port)
         for port in ports:
-            await until_async(partial(up, f"http://127.0.0.1:{port}/readyz"))
+            await until_up(f"http://127.0.0.1:{port}/readyz")
         yield Gateways(tuple(ports), tuple([pid for port in ports for pid in await _pids(port, workers)]))
 
 

@@ -26,7 +26,7 @@ from simulator.run.play import play
 from simulator.workload.arrivals import Arrival, Shaping, SloClass
 from simulator.workload.generators import generate, parse_recipe
 from simulator.world import World
-from tests.bench.test_reload_load import process, up
+from tests.bench.test_reload_load import process, until_up
 from tests.redis_server import free_port
 from tests.streams import Ask, Seen, open_loop
 
@@ -107,9 +107,7 @@ async def live(arrivals: Sequence[Arrival], policy: str, seed: int, folder: Path
         )
         quiet = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.DEVNULL}
         await stack.enter_async_context(process("-m", "router", "serve", "--config", str(path), **quiet))
-        async with asyncio.timeout(120):
-            while not await up(f"http://127.0.0.1:{port}/readyz"):  # noqa: ASYNC110 - another process's
-                await asyncio.sleep(0.1)
+        await until_up(f"http://127.0.0.1:{port}/readyz")
         return await open_loop(port, asks_of(arrivals))
 
 

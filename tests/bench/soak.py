@@ -25,12 +25,11 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.bench.test_reload_load import process, up
+from tests.bench.test_reload_load import process, until_up
 from tests.redis_server import free_port
 
 CLIENTS = 32
 WARM_S = 8.0  # until tables, pools and caches have their size
-START_S = 120.0  # three Pythons on a busy machine
 SETTLE_S = 8.0  # twice what an idle connection to an engine is kept
 END = b"0\r\n\r\n"
 QUIET = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.DEVNULL}
@@ -199,9 +198,7 @@ async def gateway(folder: Path, more: Sequence[str]) -> Any:
         path = folder / "soak.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         serving = await stack.enter_async_context(process("-m", "router", "serve", "--config", str(path), **QUIET))
-        async with asyncio.timeout(START_S):
-            while not await up(f"http://127.0.0.1:{port}/readyz"):  # noqa: ASYNC110 - another process's
-                await asyncio.sleep(0.1)
+        await until_up(f"http://127.0.0.1:{port}/readyz")
         yield serving, port, sorted({model for each in backends for model in each["models"]})
 
 

@@ -47,6 +47,11 @@ async def up(url: str) -> bool:
     return False
 
 
+async def until_up(url: str) -> None:
+    """Wait until it answers 200: seldom enough that what starts has the processor."""
+    await until_async(lambda: up(url), 0.1)
+
+
 def told(seen: list[list[float]], from_s: float, to_s: float) -> dict[str, float]:
     """Milliseconds of the requests sent in a stretch."""
     took = sorted(ms for at_s, ms in seen if from_s <= at_s < to_s)
@@ -69,7 +74,7 @@ async def test_no_request_is_lost_or_slowed_by_reloads(tmp_path: Path) -> None:
         process(*paced, "engine", str(engine)),
         process("-m", "router", "serve", "--config", str(path), stderr=asyncio.subprocess.DEVNULL),
     ):
-        await until_async(lambda: up(f"{url}/readyz"))
+        await until_up(f"{url}/readyz")
         async with process(
             *paced, "client", str(port), str(RATE), str(QUIET_S + BUSY_S), stdout=asyncio.subprocess.PIPE
         ) as client:

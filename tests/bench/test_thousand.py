@@ -30,6 +30,7 @@ from router.gateway.serving import server_of
 from router.gateway.telemetry.history import History
 from router.gateway.telemetry.metrics import Metrics
 from tests.bench.figures import Decisions
+from tests.bench.soak import memory_mib
 from tests.bench.test_reload_load import process
 from tests.bench.thousand import BACKENDS, config, pauses
 from tests.gateway.test_history import Wall, log
@@ -212,15 +213,9 @@ async def steady(gateway: Gateway) -> None:
     shown("checks and scrapes of 1,000 engines each second", f"{share:.0%} of a core, pause {pause_ms:.0f} ms", "-")
 
 
-def resident_kb(pid: int) -> int:
-    """Of a process."""
-    fields = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").split("\n")
-    return int(next(line for line in fields if line.startswith("VmRSS")).split()[1])
-
-
 async def served(
     tmp_path: Path, engines: int, backends: int, rate: float, seconds: float
-) -> tuple[int, dict[str, Any]]:
+) -> tuple[float, dict[str, Any]]:
     """Resident memory of a router after load, and what its client saw."""
     port, path = free_port(), tmp_path / f"{backends}.yaml"
     path.write_text(config(engines, backends=backends, port=port), encoding="utf-8")
@@ -237,7 +232,7 @@ async def served(
         paced = ("-m", "tests.bench.paced", "client", str(port), str(rate), str(seconds))
         async with process(*paced, stdout=asyncio.subprocess.PIPE) as asking:
             out, _ = await asking.communicate()
-        return resident_kb(router.pid), json.loads(out)
+        return memory_mib(router.pid) * 1024, json.loads(out)
 
 
 async def test_memory_and_load_of_a_process(tmp_path: Path) -> None:

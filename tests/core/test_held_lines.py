@@ -71,7 +71,7 @@ def test_a_summary_tells_how_many_are_before_a_rank(ranks, mine):
     st.sampled_from([(), ("a",), ("a", "b")]),
 )
 def test_the_last_word_of_each_peer_counts_once(messages, mine, kept):
-    """However often a peer sends what it holds, and whoever is forgotten: it is as if each had sent its last alone."""
+    """However often peers send what they hold, and whichever are forgotten: as if each had sent its last alone."""
     held, last = PeersHeld(), {}
     for peer, ranks in messages:
         held.replace(peer, [line(*sorted(ranks))] if ranks else [], 0.0)
@@ -163,7 +163,7 @@ def test_a_line_that_cannot_be_is_dropped_and_counted(wrong):
 
 
 class OneAtATime:
-    """Sends to the one backend while nothing is in flight there, whoever sent it."""
+    """Sends to the one backend while nothing is in flight there, its own or a peer's."""
 
     def choose(self, request, fleet, forecast, rng):
         if fleet.requests.item(0) < 1.0:

@@ -180,9 +180,8 @@ def _output_tokens_max(endpoint: Endpoint, document: dict[str, Any]) -> int:
         count = None if isinstance(value, bool) else _whole(value)
         if count is None:
             raise wrong(name, "a number of tokens", value)
-        return min(
-            max(count, 0), _TOKENS_MOST
-        )  # -1 is no cap to llama.cpp; an engine that takes none below 0 says so itself
+        # -1 is no cap to llama.cpp; an engine that takes none below 0 refuses it itself.
+        return min(max(count, 0), _TOKENS_MOST)
     return 0
 
 
